@@ -1,0 +1,70 @@
+"""The exceptions of the package. Nothing else lives here.
+
+GvisorKernelError
+├── SettingError          a setting has a value that is not accepted
+├── SandboxError          a sandbox could not be had, or ended by itself
+│   ├── RuntimeMissing    the program that makes sandboxes is absent or unusable
+│   ├── LaunchError       a sandbox did not start
+│   └── IsolationError    a sandbox started, but is not what was demanded; it was ended
+├── KernelspecError       a kernelspec could not be installed, found or removed
+└── StateError            the directories of this user's sandboxes cannot be used
+
+Every error is a fact with its values, and a hint: what the reader can do about it. Jupyter
+shows ``str(error)`` to a person, so it holds both.
+"""
+
+from __future__ import annotations
+
+
+class GvisorKernelError(Exception):
+    """What went wrong (``fact``), what to do (``hint``), and evidence (``detail``, may be empty)."""
+
+    def __init__(self, fact: str, hint: str = "", detail: str = "") -> None:
+        self.fact = fact
+        self.hint = hint
+        self.detail = detail.strip()
+        super().__init__(fact)
+
+    def __str__(self) -> str:
+        parts = [self.fact]
+        if self.hint:
+            parts.append(f"What to do: {self.hint}")
+        if self.detail:
+            parts.append(self.detail)
+        return "\n".join(parts)
+
+
+class SettingError(GvisorKernelError):
+    """A setting has a value that is not accepted."""
+
+    def __init__(self, setting: str, value: object, accepted: str) -> None:
+        self.setting = setting
+        self.value = value
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = shown[:200] + "…"
+        super().__init__(f"The setting {setting} is {shown}.", f"set it to {accepted}.")
+
+
+class SandboxError(GvisorKernelError):
+    """A sandbox could not be had, or ended by itself."""
+
+
+class RuntimeMissing(SandboxError):
+    """The program that makes sandboxes is absent or unusable."""
+
+
+class LaunchError(SandboxError):
+    """A sandbox did not start; ``detail`` has the last lines that it wrote."""
+
+
+class IsolationError(SandboxError):
+    """A sandbox is not what was demanded. It has been ended before this is raised."""
+
+
+class KernelspecError(GvisorKernelError):
+    """A kernelspec could not be installed, found or removed."""
+
+
+class StateError(GvisorKernelError):
+    """The directories that hold this user's sandboxes cannot be used."""
