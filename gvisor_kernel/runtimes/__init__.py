@@ -1,0 +1,1 @@
+"""The programs that make sandboxes, behind one small interface (``base``)."""

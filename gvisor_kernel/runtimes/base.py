@@ -1,0 +1,113 @@
+"""What every runtime offers: a Runtime starts a Sandbox, and a Sandbox is one byte stream.
+
+Interfaces only. How a sandbox is made stands in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvisor_kernel.config import SandboxSpec
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Who wants a sandbox, and where: the facts that are not settings.
+
+    ``kernel_name`` is the kernelspec's name, ``folder`` the notebook's folder (absolute),
+    ``python`` the host's path of the interpreter that the kernel runs with (image ``host``),
+    ``environment`` the server's environment: only the names that the spec lists are taken.
+    """
+
+    kernel_name: str
+    kernel_id: str
+    folder: Path
+    python: str
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MountView:
+    """A host path and where a kernel sees it."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+class Sandbox(ABC):
+    """A running sandbox. Its methods never raise on one that is dead already."""
+
+    identity: str
+    """``container_<ULID>--<name>--<hash>``."""
+    directory: Path
+    """This sandbox's private state directory (0700)."""
+    log_path: Path
+    """The log that ``gvisor-kernel logs`` shows."""
+    transcripts: Path | None
+    """Where the bridge records; seen read-only at /mnt/transcripts. None: not recorded."""
+    link_in: int
+    """File descriptor, non-blocking: the host writes, PID 1 reads on stdin."""
+    link_out: int
+    """File descriptor, non-blocking: PID 1 writes on stdout, the host reads."""
+    exit_fd: int
+    """Becomes readable when the sandbox's own process on the host has ended (a pidfd)."""
+    mounts: tuple[MountView, ...]
+    kernel_environment: dict[str, str]
+    """The whole environment of the kernel process."""
+    python: str
+    """The interpreter's path inside."""
+    workdir: str
+    """The kernel's working directory inside."""
+
+    @abstractmethod
+    def poll(self) -> int | None:
+        """The exit status of the sandbox's process, or None while it runs. Does not block."""
+
+    @abstractmethod
+    def memory_used(self) -> int | None:
+        """Bytes of memory that the sandbox holds now; None when it is gone. Microseconds."""
+
+    @abstractmethod
+    def stderr_tail(self) -> str:
+        """The last lines (at most 4 KiB, printable) that runtime and PID 1 wrote to stderr."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End every process of the sandbox at once. Does not wait, thread-safe, never raises."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Kill, wait, and remove all that the sandbox had: processes, cgroup, mounts, files.
+
+        Blocks (bounded: seconds), idempotent, thread-safe, never raises: what could not be removed is
+        logged and left to the sweep. Also closes the file descriptors above.
+        """
+
+
+class Runtime(ABC):
+    """Starts sandboxes and finds those that a dead owner left."""
+
+    name: str
+
+    @abstractmethod
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+        """Start a sandbox whose PID 1 is the guest. Blocks; called in a worker thread.
+
+        Returns as soon as the link's two ends exist and the runtime's process lives; whether
+        the guest answers is the bridge's to wait for. Raises RuntimeMissing, LaunchError,
+        IsolationError, SettingError or StateError, with nothing left behind.
+        """
+
+    @abstractmethod
+    def verify(self, sandbox: Sandbox) -> None:
+        """Check from outside that ``sandbox`` is a gVisor sandbox as demanded (after hello).
+
+        Raises IsolationError after ending it.
+        """
+
+    @abstractmethod
+    def sweep(self) -> list[str]:
+        """Remove what dead owners left of this user's sandboxes; the identities, for a log."""
