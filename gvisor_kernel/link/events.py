@@ -1,0 +1,251 @@
+"""What a connection reports and what it is asked to send: frozen data, nothing else.
+
+Each class reads and writes its own payload; a payload from the other side is checked whole
+before an event exists.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any, Union
+
+from gvisor_kernel.link.errors import RemoteProtocolError
+from gvisor_kernel.link.frames import Channel, LogSource
+
+PROTOCOL = "gvisor-kernel-link"
+VERSION = 1
+
+_RUN_STATUS = struct.Struct(">Ii")
+_RUN_SIGNAL = struct.Struct(">IB")
+_RUN = struct.Struct(">I")
+_TOKEN = struct.Struct(">Q")
+_STATS = struct.Struct(">IIQ")
+CREDIT = struct.Struct(">I")
+
+
+def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
+    if len(payload) != layout.size:
+        raise RemoteProtocolError(
+            f"A {name} payload has {len(payload)} bytes; {layout.size} belong there."
+        )
+    return layout.unpack(payload)
+
+
+def _object(payload: bytes, name: str) -> dict[str, Any]:
+    """A JSON object. RecursionError: brackets nested by the thousand; ValueError: all else."""
+    try:
+        value = json.loads(payload.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError(f"A {name} payload is not JSON.") from None
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"A {name} payload is not an object.")
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"{name} is not text.")
+    return value
+
+
+def _number(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise RemoteProtocolError(f"{name} is not a number from 0 to 2^32-1.")
+    return value
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first frame of each side. ``version`` is the highest that the sender speaks.
+
+    ``facts``: text about the sender (its release, its Python); shown to people, never acted on.
+    """
+
+    version: int = VERSION
+    facts: tuple[tuple[str, str], ...] = ()
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {"protocol": PROTOCOL, "version": self.version, "facts": dict(self.facts)}
+        ).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Hello:
+        body = _object(payload, "HELLO")
+        if body.get("protocol") != PROTOCOL:
+            raise RemoteProtocolError("A HELLO names another protocol.")
+        facts = body.get("facts", {})
+        if not isinstance(facts, dict):
+            raise RemoteProtocolError("The facts of a HELLO are not an object.")
+        pairs = tuple((key, _text(value, "A fact of a HELLO")) for key, value in facts.items())
+        return cls(_number(body.get("version"), "The version of a HELLO"), pairs)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Host to guest: start kernel number ``run``.
+
+    ``argv`` may hold ``{connection_file}``. ``key`` signs the kernel's messages inside.
+    """
+
+    run: int
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    cwd: str
+    key: str
+    signature_scheme: str = "hmac-sha256"
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {
+                "run": self.run,
+                "argv": list(self.argv),
+                "environment": dict(self.environment),
+                "cwd": self.cwd,
+                "key": self.key,
+                "signature_scheme": self.signature_scheme,
+            }
+        ).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Start:
+        body = _object(payload, "START")
+        argv, environment = body.get("argv"), body.get("environment")
+        if not isinstance(argv, list) or not argv or not isinstance(environment, dict):
+            raise RemoteProtocolError("A START lacks its argv or its environment.")
+        return cls(
+            run=_number(body.get("run"), "The run of a START"),
+            argv=tuple(_text(word, "A word of a START's argv") for word in argv),
+            environment=tuple(
+                (name, _text(value, "A value of a START's environment"))
+                for name, value in environment.items()
+            ),
+            cwd=_text(body.get("cwd"), "The cwd of a START"),
+            key=_text(body.get("key"), "The key of a START"),
+            signature_scheme=_text(body.get("signature_scheme"), "The scheme of a START"),
+        )
+
+    def __repr__(self) -> str:
+        return f"Start(run={self.run}, argv={self.argv!r}, cwd={self.cwd!r}, key=…)"
+
+
+@dataclass(frozen=True)
+class Started:
+    """Guest to host: the process of kernel number ``run`` exists."""
+
+    run: int
+
+    def encode(self) -> bytes:
+        return _RUN.pack(self.run)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Started:
+        return cls(*_unpack(_RUN, payload, "STARTED"))
+
+
+@dataclass(frozen=True)
+class Message:
+    """A whole message of a kernel's channel. ``size`` is what it counts against the window."""
+
+    channel: Channel
+    parts: list[bytes]
+    size: int
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Host to guest: send ``signum`` to the process group of kernel number ``run``."""
+
+    run: int
+    signum: int
+
+    def encode(self) -> bytes:
+        return _RUN_SIGNAL.pack(self.run, self.signum)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Signal:
+        run, signum = _unpack(_RUN_SIGNAL, payload, "SIGNAL")
+        if not 0 < signum <= 64:
+            raise RemoteProtocolError(f"There is no signal {signum}.")
+        return cls(run, signum)
+
+
+@dataclass(frozen=True)
+class Exited:
+    """Guest to host: kernel number ``run`` ended; its last messages came before this.
+
+    ``status`` as in ``subprocess``: the exit status, or minus the signal that ended it.
+    """
+
+    run: int
+    status: int
+
+    def encode(self) -> bytes:
+        return _RUN_STATUS.pack(self.run, self.status)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Exited:
+        run, status = _unpack(_RUN_STATUS, payload, "EXIT")
+        if not -64 <= status <= 255:
+            raise RemoteProtocolError(f"There is no exit status {status}.")
+        return cls(run, status)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Guest to host: what it counts inside. Shown to people, never acted on."""
+
+    processes: int
+    threads: int
+    memory: int
+
+    def encode(self) -> bytes:
+        return _STATS.pack(self.processes, self.threads, self.memory)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Stats:
+        return cls(*_unpack(_STATS, payload, "STATS"))
+
+
+@dataclass(frozen=True)
+class Log:
+    """Guest to host: text for the kernel's log. Any text at all: the reader must clean it."""
+
+    source: LogSource
+    text: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Are you there? The answer is a Pong with the same token, which the connection queues."""
+
+    token: int
+
+    def encode(self) -> bytes:
+        return _TOKEN.pack(self.token)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Ping:
+        return cls(*_unpack(_TOKEN, payload, "PING"))
+
+
+@dataclass(frozen=True)
+class Pong:
+    token: int
+
+    def encode(self) -> bytes:
+        return _TOKEN.pack(self.token)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Pong:
+        return cls(*_unpack(_TOKEN, payload, "PONG"))
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Host to guest: end every process and the sandbox with it."""
+
+
+Event = Union[Hello, Start, Started, Message, Signal, Exited, Stats, Log, Ping, Pong, Stop]

@@ -1,0 +1,186 @@
+"""Frames: their layout, their limits, reading and writing them. No meaning, no state of a run.
+
+A frame is a header of 8 bytes and a payload::
+
+    type u8 | channel u8 | flags u8 | zero u8 | payload length u32, big endian
+
+A frame is at most 32 KiB with its header: so small that a heartbeat passes a 500 MB output
+after a few microseconds, so large that the header costs nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
+
+HEADER = struct.Struct(">BBBBI")
+MAX_FRAME = 32 * 1024
+MAX_PAYLOAD = MAX_FRAME - HEADER.size
+
+FLAG_LAST = 0x01
+"""On DATA: this fragment ends its message."""
+
+
+class FrameType(enum.IntEnum):
+    HELLO = 1
+    START = 2
+    STARTED = 3
+    DATA = 4
+    CREDIT = 5
+    SIGNAL = 6
+    EXIT = 7
+    STATS = 8
+    LOG = 9
+    PING = 10
+    PONG = 11
+    STOP = 12
+
+
+class Channel(enum.IntEnum):
+    """The kernel's channels; the value is the byte on the wire. NONE: the frame has no channel."""
+
+    NONE = 0
+    SHELL = 1
+    IOPUB = 2
+    STDIN = 3
+    CONTROL = 4
+    HB = 5
+
+
+class LogSource(enum.IntEnum):
+    """Who wrote a log line; stands in the channel byte of a LOG frame."""
+
+    GUEST = 0
+    STDOUT = 1
+    STDERR = 2
+
+
+DATA_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Channel.IOPUB)
+"""In the order in which waiting frames are sent: what must never wait comes first."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it was read. ``channel`` is a Channel or, on LOG, a LogSource."""
+
+    type: FrameType
+    channel: int
+    flags: int
+    payload: bytes
+
+    def __str__(self) -> str:
+        where = f" {Channel(self.channel).name.lower()}" if self.channel else ""
+        last = " last" if self.flags & FLAG_LAST else ""
+        return f"<{self.type.name}{where}{last} {len(self.payload)} bytes>"
+
+
+def encode_frame(kind: FrameType, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
+    """The bytes of one frame. Raises LocalProtocolError when the payload is too long."""
+    if len(payload) > MAX_PAYLOAD:
+        raise LocalProtocolError(
+            f"A {kind.name} payload of {len(payload)} bytes is over the {MAX_PAYLOAD} of a frame."
+        )
+    return HEADER.pack(kind, channel, flags, 0, len(payload)) + payload
+
+
+_TYPES = {int(kind): kind for kind in FrameType}
+_LAST_CHANNEL = max(Channel)
+_CHANNELLED = frozenset((FrameType.DATA, FrameType.CREDIT))
+
+
+class FrameReader:
+    """Cuts a byte stream into frames, however it arrives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._start = 0
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what was read. Holds at most one call's data and one frame, if drained each time."""
+        if self._start:
+            del self._buffer[: self._start]
+            self._start = 0
+        self._buffer += data
+
+    @property
+    def pending(self) -> int:
+        """Bytes that are no whole frame yet."""
+        return len(self._buffer) - self._start
+
+    def next_frame(self) -> Frame | None:
+        """The next whole frame, or None. Raises RemoteProtocolError on anything malformed."""
+        available = len(self._buffer) - self._start
+        if available < HEADER.size:
+            return None
+        number, channel, flags, zero, length = HEADER.unpack_from(self._buffer, self._start)
+        kind = _TYPES.get(number)
+        if kind is None:
+            raise RemoteProtocolError(f"Unknown frame type {number}.")
+        if length > MAX_PAYLOAD:
+            raise RemoteProtocolError(
+                f"A {kind.name} frame announces {length} bytes; the limit is {MAX_PAYLOAD}."
+            )
+        if zero or flags & ~FLAG_LAST or (flags and kind is not FrameType.DATA):
+            raise RemoteProtocolError(f"A {kind.name} frame has unknown flags.")
+        if kind in _CHANNELLED:
+            if not 0 < channel <= _LAST_CHANNEL:
+                raise RemoteProtocolError(f"A {kind.name} frame names the channel {channel}.")
+        elif channel and (kind is not FrameType.LOG or channel > LogSource.STDERR):
+            raise RemoteProtocolError(f"A {kind.name} frame names the channel {channel}.")
+        if available < HEADER.size + length:
+            return None
+        begin = self._start + HEADER.size
+        self._start = begin + length
+        with memoryview(self._buffer) as view:
+            payload = bytes(view[begin : self._start])
+        return Frame(kind, channel, flags, payload)
+
+
+# -- messages of several parts -------------------------------------------------------------------
+
+MAX_MESSAGE = 256 * 1024 * 1024
+"""Bytes of one message. A kernel's largest honest output (a picture, a table of buffers) fits;
+what the receiver must hold while it comes in stays bounded."""
+MAX_PARTS = 4096
+"""Parts of one message: identities, the delimiter, the signature, four dicts, the buffers."""
+
+_COUNT = struct.Struct(">H")
+_LENGTH = struct.Struct(">I")
+
+
+def pack_message(parts: list[bytes]) -> list[bytes]:
+    """A message's parts as the pieces that a series of DATA frames carries, uncopied.
+
+    Raises LocalProtocolError when it is over MAX_PARTS or MAX_MESSAGE.
+    """
+    if not 0 < len(parts) <= MAX_PARTS:
+        raise LocalProtocolError(f"A message has {len(parts)} parts; 1 to {MAX_PARTS} are allowed.")
+    head = _COUNT.pack(len(parts)) + b"".join([_LENGTH.pack(len(part)) for part in parts])
+    size = len(head) + sum(map(len, parts))
+    if size > MAX_MESSAGE:
+        raise LocalProtocolError(f"A message of {size} bytes is over the limit of {MAX_MESSAGE}.")
+    return [head, *parts]
+
+
+def unpack_message(data: bytearray) -> list[bytes]:
+    """The parts of a whole message. Raises RemoteProtocolError unless every byte fits."""
+    if len(data) < _COUNT.size:
+        raise RemoteProtocolError("A message is too short to count its parts.")
+    (count,) = _COUNT.unpack_from(data)
+    if not 0 < count <= MAX_PARTS:
+        raise RemoteProtocolError(f"A message announces {count} parts.")
+    offset = _COUNT.size + count * _LENGTH.size
+    if len(data) < offset:
+        raise RemoteProtocolError("A message is too short for the lengths of its parts.")
+    lengths = struct.unpack_from(f">{count}I", data, _COUNT.size)
+    if offset + sum(lengths) != len(data):
+        raise RemoteProtocolError("The lengths of a message's parts do not add up to its size.")
+    parts = []
+    with memoryview(data) as view:
+        for length in lengths:
+            parts.append(bytes(view[offset : offset + length]))
+            offset += length
+    return parts

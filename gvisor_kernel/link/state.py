@@ -1,0 +1,76 @@
+"""Who may send what, and when: two tables and nothing else.
+
+A connection is OPENING until the other side's HELLO, then IDLE; RUNNING between START and EXIT;
+CLOSED after STOP, or once either side broke a rule.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from gvisor_kernel.link.frames import FrameType
+
+
+class Role(enum.Enum):
+    HOST = "host"
+    GUEST = "guest"
+
+
+class State(enum.Enum):
+    OPENING = "opening"
+    IDLE = "idle"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+SENDERS = {
+    Role.HOST: frozenset(
+        {
+            FrameType.HELLO,
+            FrameType.START,
+            FrameType.DATA,
+            FrameType.CREDIT,
+            FrameType.SIGNAL,
+            FrameType.PING,
+            FrameType.PONG,
+            FrameType.STOP,
+        }
+    ),
+    Role.GUEST: frozenset(
+        {
+            FrameType.HELLO,
+            FrameType.STARTED,
+            FrameType.DATA,
+            FrameType.CREDIT,
+            FrameType.EXIT,
+            FrameType.STATS,
+            FrameType.LOG,
+            FrameType.PING,
+            FrameType.PONG,
+        }
+    ),
+}
+"""The frames that each side may send at all."""
+
+ALWAYS = frozenset(
+    {FrameType.CREDIT, FrameType.STATS, FrameType.LOG, FrameType.PING, FrameType.PONG}
+)
+
+TRANSITIONS = {
+    (State.OPENING, FrameType.HELLO): State.IDLE,
+    (State.IDLE, FrameType.START): State.RUNNING,
+    (State.IDLE, FrameType.STOP): State.CLOSED,
+    (State.RUNNING, FrameType.STARTED): State.RUNNING,
+    (State.RUNNING, FrameType.DATA): State.RUNNING,
+    (State.RUNNING, FrameType.SIGNAL): State.RUNNING,
+    (State.RUNNING, FrameType.EXIT): State.IDLE,
+    (State.RUNNING, FrameType.STOP): State.CLOSED,
+}
+"""(state, frame) -> state, whichever side sends it. What is in neither table breaks the rules.
+
+One exception: what the host sent before it learned of an EXIT (DATA, SIGNAL) reaches an IDLE
+guest, which drops it.
+"""
+
+LATE = frozenset({FrameType.DATA, FrameType.SIGNAL})
+"""What an IDLE guest drops."""
