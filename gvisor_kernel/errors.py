@@ -2,6 +2,7 @@
 
 GvisorKernelError
 ├── SettingError          a setting has a value that is not accepted
+│   └── UnknownSetting    there is no setting of that name
 ├── SandboxError          a sandbox could not be had, or ended by itself
 │   ├── RuntimeMissing    the program that makes sandboxes is absent or unusable
 │   ├── LaunchError       a sandbox did not start
@@ -15,9 +16,12 @@ shows ``str(error)`` to a person, so it holds both.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GvisorKernelError(Exception):
-    """What went wrong (``fact``), what to do (``hint``), and evidence (``detail``, may be empty)."""
+    """What went wrong (``fact``), what to do (``hint``), evidence (``detail``, may be empty)."""
 
     def __init__(self, fact: str, hint: str = "", detail: str = "") -> None:
         self.fact = fact
@@ -40,10 +44,22 @@ class SettingError(GvisorKernelError):
     def __init__(self, setting: str, value: object, accepted: str) -> None:
         self.setting = setting
         self.value = value
-        shown = repr(value)
-        if len(shown) > 200:
-            shown = shown[:200] + "…"
-        super().__init__(f"The setting {setting} is {shown}.", f"set it to {accepted}.")
+        self.shown = repr(value)
+        if len(self.shown) > 200:
+            self.shown = self.shown[:200] + "…"
+        super().__init__(f"The setting {setting} is {self.shown}.", f"set it to {accepted}.")
+
+
+class UnknownSetting(SettingError):
+    """A kernelspec or Jupyter's configuration names a setting that does not exist."""
+
+    def __init__(self, setting: str, value: object, known: Iterable[str]) -> None:
+        known = sorted(known)
+        super().__init__(setting, value, "nothing")
+        self.fact = f"There is no setting {setting!r} (it has the value {self.shown})."
+        close = difflib.get_close_matches(setting, known, 1)
+        ask = f"did you mean {close[0]!r}? " if close else ""
+        self.hint = f"{ask}The settings are {', '.join(known)}."
 
 
 class SandboxError(GvisorKernelError):

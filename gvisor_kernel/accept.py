@@ -1,0 +1,263 @@
+"""What values of settings are accepted: sizes, choices, names, paths. Settings live in config.py.
+
+One function for each kind of value: it takes the setting's name (for the message) and the value
+as it was written, and returns it as SandboxSpec holds it, or raises SettingError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import pwd
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from gvisor_kernel.errors import SettingError
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+SIZE_MOST = 2**60
+
+OWN_TARGETS = (
+    "/container_info.json",
+    "/dev",
+    "/etc",
+    "/home/user",
+    "/mnt/skills",
+    "/mnt/transcripts",
+    "/mnt/user-data",
+    "/opt/gvisor-kernel",
+    "/proc",
+    "/run",
+    "/sys",
+    "/tmp",  # noqa: S108 - the name inside
+    "/usr",
+    "/workspace",
+    *("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"),
+)
+"""What the sandbox lays out itself: no extra mount at, below or above these."""
+
+NOT_A_SOURCE = ("/dev", "/proc", "/sys")
+NOT_WRITABLE = (
+    *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"),
+    *NOT_A_SOURCE,
+)
+"""Host folders whose contents would let a sandbox out if it could write them."""
+
+OWN_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
+
+
+def accept_choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
+    shown = " or ".join(f'"{choice}"' for choice in choices)
+
+    def accept(name: str, value: object) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        raise SettingError(name, value, shown)
+
+    return accept
+
+
+def accept_whole(least: int, most: int) -> Callable[[str, object], int]:
+    def accept(name: str, value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return value
+        raise SettingError(name, value, f"a whole number from {least} to {most}")
+
+    return accept
+
+
+def accept_seconds(name: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 3600:
+        return float(value)
+    raise SettingError(name, value, "a number of seconds from 1 to 3600")
+
+
+def accept_flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SettingError(name, value, "true or false")
+
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1024, "M": MIB, "G": GIB, "T": 1024 * GIB}
+
+
+def accept_size(least: int) -> Callable[[str, object], int]:
+    def accept(name: str, value: object) -> int:
+        size = -1
+        if isinstance(value, int) and not isinstance(value, bool):
+            size = value
+        elif isinstance(value, str) and len(value) < 40:
+            match = _SIZE.fullmatch(value.strip())
+            if match:
+                size = int(float(match[1]) * _UNITS[(match[2] or "").upper()])
+        if least <= size <= SIZE_MOST:
+            return size
+        raise SettingError(
+            name, value, f'a number of bytes, or such as "4G" or "512M"; at least {least // MIB}M'
+        )
+
+    return accept
+
+
+def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(
+        isinstance(item, str) and item and "\0" not in item for item in value
+    ):
+        return tuple(value)
+    raise SettingError(name, value, accepted)
+
+
+def accept_command(name: str, value: object) -> tuple[str, ...]:
+    accepted = 'a list of strings, one of them with "{connection_file}" in it, or an empty list'
+    command = accept_strings(name, value, accepted)
+    if command and not any("{connection_file}" in word for word in command):
+        raise SettingError(name, value, accepted)
+    return command
+
+
+def accept_environment(name: str, value: object) -> tuple[str, ...]:
+    accepted = (
+        "a list of names of environment variables, none of them KERNEL_* or "
+        + ", ".join(OWN_VARIABLES[:-1])
+        + f" or {OWN_VARIABLES[-1]}"
+    )
+    names = accept_strings(name, value, accepted)
+    for i, item in enumerate(names):
+        if (
+            not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", item, re.ASCII)
+            or item in OWN_VARIABLES
+            or item.startswith("KERNEL_")
+        ):
+            raise SettingError(f"{name}[{i}]", item, accepted)
+    return tuple(dict.fromkeys(names))
+
+
+# Paths.
+
+
+def is_plain_path(value: object) -> bool:
+    """Whether ``value`` is text that can be a path in a mount table, without ``..``."""
+    return (
+        isinstance(value, str)
+        and value != ""
+        and value.isprintable()
+        and len(os.fsencode(value)) < 1024
+        and ".." not in value.split("/")
+    )
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether ``path`` is ``folder`` or below it; both absolute and normalised."""
+    return folder == "/" or path == folder or path.startswith(folder + "/")
+
+
+def homes() -> set[str]:
+    """The real paths of this user's home directory, by environment and by account."""
+    found = {os.path.realpath(Path("~").expanduser())}
+    with contextlib.suppress(KeyError):  # a uid without an account, as containers have
+        found.add(os.path.realpath(pwd.getpwuid(os.getuid()).pw_dir))
+    return found - {"/"} or {"/nonexistent"}
+
+
+def is_writable_allowed(path: str) -> bool:
+    """Whether a sandbox may write the host's ``path`` (real) without being let out by that."""
+    return (
+        path != "/"
+        and not any(is_within(path, folder) for folder in NOT_WRITABLE)
+        and not any(is_within(home, path) for home in homes())
+    )
+
+
+def accept_uploads(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    accepted = (
+        "a path below the notebook's folder, the absolute path of a folder that exists "
+        '(both without ".."), or None'
+    )
+    if not isinstance(value, str) or not is_plain_path(value):
+        raise SettingError(name, value, accepted)
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path would also normalise
+    if not path.startswith("/"):
+        return posixpath.normpath(path)
+    real = os.path.realpath(path)
+    if not Path(real).is_dir() or any(is_within(real, folder) for folder in NOT_A_SOURCE):
+        raise SettingError(name, value, accepted)
+    return real
+
+
+def accept_outputs(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    accepted = (
+        'a path below the notebook\'s folder (not "."), an absolute path that is neither a folder '
+        'of the system nor a home directory (both without ".."), or None'
+    )
+    if not isinstance(value, str) or not is_plain_path(value):
+        raise SettingError(name, value, accepted)
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path would also normalise
+    if not path.startswith("/"):
+        path = posixpath.normpath(path)
+        if path == ".":
+            raise SettingError(name, value, accepted)
+        return path
+    real = os.path.realpath(path)
+    if not is_writable_allowed(real) or (Path(real).exists() and not Path(real).is_dir()):
+        raise SettingError(name, value, accepted)
+    return real
+
+
+def accept_skills(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    accepted = 'the absolute path of a folder with "public" or "examples" in it, or None'
+    if isinstance(value, str) and is_plain_path(value):
+        path = Path(value).expanduser()
+        if path.is_absolute() and any((path / part).is_dir() for part in ("public", "examples")):
+            return os.path.realpath(path)
+    raise SettingError(name, value, accepted)
+
+
+def accept_source(name: str, value: object, read_only: bool) -> str:
+    accepted = 'the absolute path, without "..", of a folder or file that exists'
+    if not isinstance(value, str) or not is_plain_path(value):
+        raise SettingError(name, value, accepted)
+    path = Path(value).expanduser()
+    try:
+        real = os.path.realpath(path, strict=True)
+        mode = Path(real).stat().st_mode
+    except OSError as error:
+        raise SettingError(name, value, f"{accepted} ({error.strerror})") from error
+    if not path.is_absolute() or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise SettingError(name, value, accepted)
+    if real == "/" or any(is_within(real, folder) for folder in NOT_A_SOURCE):
+        raise SettingError(name, value, f"{accepted}, but not / or in {', '.join(NOT_A_SOURCE)}")
+    if not read_only and not is_writable_allowed(real):
+        raise SettingError(
+            name, value, "a path that is no system folder and no home, or let it be read-only"
+        )
+    return real
+
+
+def accept_target(name: str, value: object) -> str:
+    if (
+        isinstance(value, str)
+        and is_plain_path(value)
+        and value.startswith("/")
+        and ":" not in value
+        and "," not in value
+    ):
+        target = "/" + posixpath.normpath(value).lstrip("/")
+        if not any(is_within(target, own) or is_within(own, target) for own in OWN_TARGETS):
+            return target
+    raise SettingError(
+        name,
+        value,
+        'an absolute path without "..", such as "/mnt/data", that is not at, below or above '
+        + ", ".join(OWN_TARGETS),
+    )
