@@ -1,0 +1,47 @@
+"""The system calls that Python 3.9 has no names for. Thin: each raises OSError, decides nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+CLONE_NEWUSER = 0x10000000
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+LAST_CAPABILITY = 63
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str, options: str) -> None:
+    """mount(2) without flags."""
+    result = _libc.mount(
+        source.encode(),
+        target.encode(),
+        kind.encode(),
+        ctypes.c_ulong(0),
+        options.encode(),
+    )
+    _check(result, f"mount {kind} on {target}")
+
+
+def unshare_user() -> None:
+    """Move the calling process into a new user namespace; its maps are for its parent to write."""
+    _check(_libc.unshare(CLONE_NEWUSER), "unshare a user namespace")
+
+
+def drop_bounding_capabilities() -> None:
+    """Empty the bounding set, so that no program started from here can gain a capability."""
+    for capability in range(LAST_CAPABILITY + 1):
+        if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            return  # EINVAL: one past the last capability that this kernel knows
+
+
+def forbid_new_privileges() -> None:
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
