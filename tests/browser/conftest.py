@@ -1,0 +1,88 @@
+"""One JupyterLab and one browser for the tests of this folder.
+
+``GK_TEST_KERNEL`` names another kernelspec than ``gvisor-python``, to debug the tests themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+
+from .lab import LabPage, LabServer, browser
+
+ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
+KERNEL = os.environ.get("GK_TEST_KERNEL", "gvisor-python")
+WRONG_SETTING = "Python 3 (gVisor, wrong setting)"
+
+
+@pytest.fixture(scope="session")
+def programs() -> tuple[str, str]:
+    """The browser and its driver."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if chromium is None or chromedriver is None:
+        pytest.skip("no browser: install the packages chromium and chromium-driver")
+    return chromium, chromedriver
+
+
+@pytest.fixture(scope="session")
+def display_name() -> str:
+    """The name under which the kernel stands in the launcher."""
+    return str(KernelSpecManager().get_kernel_spec(KERNEL).display_name)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots are left for a person to look at."""
+    try:
+        ARTIFACTS.mkdir(exist_ok=True)
+        (ARTIFACTS / "browser.log").touch()
+    except OSError:  # the checkout belongs to somebody else
+        return tmp_path_factory.mktemp("artifacts")
+    return ARTIFACTS
+
+
+@pytest.fixture(scope="session")
+def server(
+    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, artifacts: Path
+) -> Iterator[LabServer]:
+    server = LabServer(tmp_path_factory.mktemp("lab"), artifacts / "jupyterlab.log")
+    server.add_kernelspec(
+        "gvisor-wrong-setting",
+        {
+            "argv": [
+                *(sys.executable, "-m", "gvisor_kernel", "launch"),
+                *("--kernel", "gvisor-wrong-setting", "-f", "{connection_file}"),
+            ],
+            "display_name": WRONG_SETTING,
+            "language": "python",
+            "metadata": {
+                "kernel_provisioner": {
+                    "provisioner_name": "gvisor-provisioner",
+                    "config": {"memory_limit": "lots"},
+                }
+            },
+        },
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def lab(
+    programs: tuple[str, str], server: LabServer, tmp_path: Path, artifacts: Path
+) -> Iterator[LabPage]:
+    """JupyterLab's page with the launcher open."""
+    with browser(*programs, profile=tmp_path / "profile") as driver:
+        page = LabPage(driver, server, artifacts)
+        page.open()
+        yield page

@@ -1,0 +1,271 @@
+"""JupyterLab as a person meets it: a server process, and the page in headless Chromium.
+
+``LabServer`` and ``LabPage`` know how JupyterLab starts and what its page is made of; what is
+expected of a kernel stands in the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions as ec
+from selenium.webdriver.support.ui import WebDriverWait
+
+BROWSER_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # Chromium refuses root otherwise; it visits our own server and nothing else
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1100",
+    "--force-device-scale-factor=1",
+)
+START_SECONDS = 60
+WAIT_SECONDS = 60
+
+
+class LabServer:
+    """A JupyterLab of its own: configuration, data and runtime files all lie in ``base``."""
+
+    def __init__(self, base: Path, log_path: Path) -> None:
+        self.base = base
+        self.folder = base / "notebooks"
+        self.data = base / "data"
+        self.log_path = log_path
+        self.url = ""
+        self.token = secrets.token_hex(16)
+        self._process: subprocess.Popen[str] | None = None
+        self._running = threading.Event()
+        self._reader: threading.Thread | None = None
+
+    def add_kernelspec(self, name: str, spec: dict[str, Any]) -> None:
+        folder = self.data / "kernels" / name
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(spec))
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        page_config = self.base / "config" / "labconfig" / "page_config.json"
+        page_config.parent.mkdir(parents=True)
+        # The news question would lie over the launcher.
+        page_config.write_text(
+            json.dumps(
+                {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+            )
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=50",
+                f"--ServerApp.root_dir={self.folder}",
+                f"--IdentityProvider.token={self.token}",
+                "--LabApp.extension_manager=readonly",
+                *(["--allow-root"] if os.geteuid() == 0 else []),
+            ],
+            env=os.environ
+            | {
+                "JUPYTER_CONFIG_DIR": str(self.base / "config"),
+                "JUPYTER_DATA_DIR": str(self.data),
+                "JUPYTER_RUNTIME_DIR": str(self.base / "runtime"),
+                "JUPYTERLAB_SETTINGS_DIR": str(self.base / "settings"),
+                "JUPYTERLAB_WORKSPACES_DIR": str(self.base / "workspaces"),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, name="jupyterlab-log", daemon=True)
+        self._reader.start()
+        if not self._running.wait(START_SECONDS) or not self.url:
+            self.stop()
+            raise RuntimeError(
+                f"JupyterLab did not start within {START_SECONDS} s:\n{self.log_tail()}"
+            )
+
+    def _read_log(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        with self.log_path.open("w") as log, self._process.stdout as lines:
+            for line in lines:
+                log.write(line)
+                log.flush()
+                # The port may be another than asked for; the line after "is running at" says it.
+                if not self.url and (match := re.search(r"http://127\.0\.0\.1:\d+/", line)):
+                    self.url = match[0]
+                    self._running.set()
+        self._running.set()
+
+    def log_tail(self) -> str:
+        return self.log_path.read_text()[-4000:] if self.log_path.exists() else ""
+
+    def stop(self) -> None:
+        """SIGTERM lets the server shut its kernels down; SIGKILL after 20 s."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._reader is not None:
+            self._reader.join(10)
+
+
+@contextlib.contextmanager
+def browser(chromium: str, chromedriver: str, profile: Path) -> Iterator[webdriver.Chrome]:
+    """Headless Chromium with a fresh profile."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in BROWSER_FLAGS:
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={profile}")
+    service = webdriver.ChromeService(
+        executable_path=chromedriver,
+        service_args=["--log-level=WARNING"],
+        log_output=subprocess.DEVNULL,
+    )
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        driver.set_page_load_timeout(WAIT_SECONDS)
+        yield driver
+    finally:
+        driver.quit()
+
+
+class LabPage:
+    """What a person does and sees on JupyterLab's page."""
+
+    def __init__(self, driver: webdriver.Chrome, server: LabServer, artifacts: Path) -> None:
+        self.driver = driver
+        self.server = server
+        self.artifacts = artifacts
+
+    def find(self, css: str, seconds: float = WAIT_SECONDS) -> WebElement:
+        """The visible element ``css``, waited for; a screenshot is left where it never comes."""
+        try:
+            return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
+                ec.visibility_of_element_located((By.CSS_SELECTOR, css)), f"{css} never appeared"
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
+    def screenshot(self, name: str) -> Path:
+        path = self.artifacts / f"{name}.png"
+        self.driver.save_screenshot(str(path))
+        return path
+
+    def open(self) -> None:
+        """A fresh workspace with the launcher, as after the first start."""
+        self.driver.get(
+            f"{self.server.url}lab/workspaces/auto-test?reset&token={self.server.token}"
+        )
+        self.find(".jp-Launcher")
+
+    def pick_kernel(self, display_name: str) -> None:
+        """Click the kernel's card under "Notebook" in the launcher."""
+        self.find(f'.jp-LauncherCard[data-category="Notebook"][title="{display_name}"]').click()
+
+    def dialog(self) -> str:
+        """The text of the dialog that JupyterLab shows."""
+        return self.find(".jp-Dialog-content").text
+
+    def wait_for_kernel(self, display_name: str) -> None:
+        """Until the status bar says that the kernel is connected and idle.
+
+        The indicator of the notebook's toolbar says idle already before the kernel is there.
+        """
+        wanted = f"{display_name} | Idle"
+        try:
+            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+                ec.text_to_be_present_in_element((By.ID, "jp-bottom-panel"), wanted),
+                f"the status bar never said {wanted!r}",
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
+    def run(self, source: str) -> None:
+        """Type ``source`` into the selected cell and press Shift+Enter."""
+        self.find(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
+        # Inserted at once: typed key by key, the editor would close brackets and indent by itself.
+        self.driver.execute_cdp_cmd("Input.insertText", {"text": source})
+        ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(
+            Keys.SHIFT
+        ).perform()
+
+    def output(self, number: int) -> WebElement:
+        """The output area of the cell whose prompt has become ``[number]:``."""
+        cell = (
+            f"//*[contains(@class,'jp-CodeCell')]"
+            f"[.//*[contains(@class,'jp-InputPrompt') and normalize-space()='[{number}]:']]"
+        )
+        try:
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+                ec.presence_of_element_located(
+                    (By.XPATH, f"{cell}//*[contains(@class,'jp-OutputArea-child')]/..")
+                ),
+                f"the cell [{number}] never showed an output",
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
+    def wait_for_colours(self, image: WebElement, count: int) -> None:
+        """Until the browser has drawn ``image`` with at least so many colours: not blank."""
+        WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            lambda _: self.colours(image) >= count, "the picture stayed blank"
+        )
+
+    def colours(self, image: WebElement) -> int:
+        """How many different colours the browser drew of ``image``: 0 if it could not load it."""
+        return int(
+            self.driver.execute_script(
+                """
+                const image = arguments[0];
+                if (!image.complete || image.naturalWidth === 0) return 0;
+                const canvas = document.createElement("canvas");
+                canvas.width = image.naturalWidth;
+                canvas.height = image.naturalHeight;
+                const context = canvas.getContext("2d");
+                context.drawImage(image, 0, 0);
+                const words = new Uint32Array(
+                    context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+                return new Set(words).size;
+                """,
+                image,
+            )
+        )
