@@ -1,0 +1,10 @@
+"""``python -m gvisor_kernel``: the command line, also what an installed kernelspec starts."""
+
+from __future__ import annotations
+
+import sys
+
+from gvisor_kernel.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

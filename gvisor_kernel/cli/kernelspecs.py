@@ -1,0 +1,86 @@
+"""``install`` and ``uninstall``: the kernel in Jupyter's picker."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from pathlib import Path
+
+from gvisor_kernel.cli.output import printable
+from gvisor_kernel.errors import GvisorKernelError, KernelspecError
+from gvisor_kernel.kernelspecs import (
+    find_destination,
+    find_kernelspecs,
+    install_kernelspec,
+    is_searched,
+    remove_kernelspec,
+)
+
+
+def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:
+    """(user, prefix) as asked for; None when nothing was asked for."""
+    if arguments.user:
+        return True, None
+    if arguments.sys_prefix:
+        return False, sys.prefix
+    if arguments.prefix is not None:
+        return False, arguments.prefix
+    return None
+
+
+def default_place() -> tuple[bool, str | None]:
+    """(user, prefix) for an install that does not say where."""
+    if sys.prefix != sys.base_prefix or Path(sys.prefix, "conda-meta").is_dir():
+        return False, sys.prefix
+    return os.geteuid() != 0, None
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """``name=value``; the value may be a Python literal, and is else text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise GvisorKernelError(
+            f"--set {text} names no value.", "write it as --set memory_limit=16G."
+        )
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def run_install(arguments: argparse.Namespace) -> int:
+    user, prefix = choose_place(arguments) or default_place()
+    kernelspec = install_kernelspec(
+        user=user,
+        prefix=prefix,
+        name=arguments.name,
+        display_name=arguments.display_name,
+        settings=dict(parse_setting(text) for text in arguments.settings),
+    )
+    print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
+    if not is_searched(kernelspec.directory.parent):
+        print(f"Jupyter finds it with JUPYTER_PATH={kernelspec.directory.parent.parent}")
+        return 0
+    first = next(spec for spec in find_kernelspecs() if spec.name == kernelspec.name)
+    if first.directory != kernelspec.directory:
+        print(f"Jupyter looks in {first.directory} before it, and uses that one.")
+    print("Check this machine with: gvisor-kernel doctor")
+    return 0
+
+
+def run_uninstall(arguments: argparse.Namespace) -> int:
+    place = choose_place(arguments)
+    folder = find_destination(*place) if place else None
+    found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]
+    if not found:
+        where = folder or "Jupyter's folders"
+        raise KernelspecError(
+            f"There is no kernelspec {arguments.name!r} of gvisor-kernel in {where}.",
+            'see what there is with "jupyter kernelspec list".',
+        )
+    for kernelspec in found:
+        remove_kernelspec(kernelspec)
+        print(f"Removed {kernelspec.directory}")
+    return 0
