@@ -1,0 +1,66 @@
+"""What every test gets: a private world, warnings as errors, and a search for leftovers.
+
+``GK_TEST_KERNEL`` names another kernelspec than ``gvisor-python``; ``python3``, the ordinary local
+kernel, is there to debug the tests themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from . import leaks
+from .world import World
+
+WORLD = pytest.StashKey[World]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before test modules are imported, as those read the environment."""
+    if config.getini("filterwarnings")[:1] != ["error"] or config.option.pythonwarnings:
+        raise pytest.UsageError("Warnings are errors here: do not pass -W, fix or filter by name.")
+    config.stash[WORLD] = World.create()
+    config.stash[WORLD].install()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if WORLD in config.stash:
+        config.stash[WORLD].remove()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what this machine could not do: nothing is skipped silently."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        if isinstance(report.longrepr, tuple):
+            reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
+        else:  # a subtest
+            reasons[str(report.longrepr)] += 1
+    if reasons:
+        terminalreporter.section("not tested on this machine")
+        for reason, count in sorted(reasons.items()):
+            terminalreporter.write_line(f"{count} × {reason}")
+
+
+@pytest.fixture(scope="session")
+def world(pytestconfig: pytest.Config) -> World:
+    return pytestconfig.stash[WORLD]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_by_the_run(world: World) -> Iterator[None]:
+    before = leaks.everything(world)
+    yield
+    left = leaks.left_since(before, lambda: leaks.everything(world))
+    assert not left, "left behind by the test run:\n" + "\n".join(sorted(left))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_by_the_module(world: World) -> Iterator[None]:
+    """Sandboxes only: a server or a browser may serve several modules."""
+    before = leaks.everything(world, leaks.SANDBOX)
+    yield
+    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    assert not left, "left behind by this module:\n" + "\n".join(sorted(left))

@@ -1,0 +1,1 @@
+"""Kernels driven through Jupyter's own front ends and clients."""

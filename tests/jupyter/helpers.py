@@ -1,0 +1,209 @@
+"""How the tests of this folder start kernels and talk to them.
+
+What is expected of a kernel stands in the tests. Every wait ends at a deadline, with a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty
+from typing import Any
+
+from jupyter_client import BlockingKernelClient, KernelManager
+from traitlets.config import Config
+
+from ..world import DEFAULT_KERNEL
+
+KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
+SANDBOXED = KERNEL == DEFAULT_KERNEL
+SECONDS = 60.0
+"""How long an answer may take on a busy machine before a test fails."""
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """All that came back for one request: its reply, and its messages on iopub in order."""
+
+    reply: Message
+    outputs: list[Message] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        return str(self.reply["content"]["status"])
+
+    @property
+    def text(self) -> str:
+        """What the code printed."""
+        return "".join(
+            m["content"]["text"]
+            for m in self.outputs
+            if m["msg_type"] == "stream" and m["content"]["name"] == "stdout"
+        )
+
+    @property
+    def result(self) -> str:
+        """The text of the last expression."""
+        return next(
+            m["content"]["data"]["text/plain"]
+            for m in self.outputs
+            if m["msg_type"] == "execute_result"
+        )
+
+    @property
+    def error(self) -> str:
+        """The name of the exception, or an empty text."""
+        return str(self.reply["content"].get("ename", ""))
+
+    def of_type(self, message_type: str) -> list[Message]:
+        return [m for m in self.outputs if m["msg_type"] == message_type]
+
+
+@contextmanager
+def running_kernel(
+    kernel_name: str = KERNEL,
+    *,
+    prepare: Callable[[KernelManager], object] = lambda manager: None,
+    settings: dict[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
+    **traits: Any,
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    """A kernel that answers, and a client of it; shut down at the end.
+
+    ``prepare`` sees the manager before the start, ``settings`` are the provisioner's, ``start``
+    is for ``start_kernel``, ``traits`` for the manager's constructor.
+    """
+    config = Config({"GVisorProvisioner": settings or {}})
+    manager = KernelManager(kernel_name=kernel_name, config=config, **traits)
+    prepare(manager)
+    manager.start_kernel(**(start or {}))
+    try:
+        with connected(manager) as client:
+            yield manager, client
+    finally:
+        manager.shutdown_kernel()
+
+
+@contextmanager
+def connected(manager: KernelManager) -> Iterator[BlockingKernelClient]:
+    """A client of the manager's kernel, once that answers."""
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=SECONDS)
+        yield client
+    finally:
+        client.stop_channels()
+
+
+def execute(client: BlockingKernelClient, code: str, seconds: float = SECONDS) -> Answer:
+    """Run ``code`` and wait until the kernel is idle again and has replied."""
+    return finish(client, client.execute(code), seconds)
+
+
+def finish(
+    client: BlockingKernelClient,
+    msg_id: str,
+    seconds: float = SECONDS,
+    *,
+    channel: str = "shell",
+) -> Answer:
+    """Wait for all that belongs to a request which is already under way."""
+    deadline = time.monotonic() + seconds
+    outputs: list[Message] = []
+    while True:
+        message = next_message(client, "iopub", deadline, f"idle for {msg_id}, got {outputs}")
+        if message["parent_header"].get("msg_id") != msg_id:
+            continue
+        outputs.append(message)
+        if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+            return Answer(reply_to(client, msg_id, seconds, channel=channel), outputs)
+
+
+def reply_to(
+    client: BlockingKernelClient, msg_id: str, seconds: float = SECONDS, *, channel: str = "shell"
+) -> Message:
+    """The reply to a request; replies to others are dropped."""
+    deadline = time.monotonic() + seconds
+    while True:
+        message = next_message(client, channel, deadline, f"a reply to {msg_id}")
+        if message["parent_header"].get("msg_id") == msg_id:
+            return message
+
+
+def wait_for(
+    client: BlockingKernelClient,
+    condition: Callable[[Message], bool],
+    what: str,
+    seconds: float = SECONDS,
+) -> Message:
+    """The first message on iopub from now on that fulfils ``condition``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        message = next_message(client, "iopub", deadline, what)
+        if condition(message):
+            return message
+
+
+def wait_for_text(client: BlockingKernelClient, text: str) -> None:
+    """Wait until a cell has printed ``text``."""
+    seen = ""
+
+    def printed(message: Message) -> bool:
+        nonlocal seen
+        if message["msg_type"] == "stream":
+            seen += message["content"]["text"]
+        return text in seen
+
+    wait_for(client, printed, f"the output {text!r}")
+
+
+def next_message(client: BlockingKernelClient, channel: str, deadline: float, what: str) -> Message:
+    try:
+        message: Message = getattr(client, f"get_{channel}_msg")(
+            timeout=max(0.0, deadline - time.monotonic())
+        )
+    except Empty:
+        raise AssertionError(f"Waited in vain on {channel} for {what}.") from None
+    return message
+
+
+def send(
+    client: BlockingKernelClient,
+    message_type: str,
+    content: dict[str, Any] | None = None,
+    *,
+    channel: str = "control",
+    header: dict[str, Any] | None = None,
+    buffers: list[bytes] | None = None,
+) -> str:
+    """Send a message that the client has no method for; its msg_id."""
+    message = client.session.msg(message_type, content or {})
+    message["header"].update(header or {})
+    socket = getattr(client, f"{channel}_channel").socket
+    sent = client.session.send(socket, message, buffers=buffers)
+    return str(sent["header"]["msg_id"])
+
+
+def ask(
+    client: BlockingKernelClient, message_type: str, content: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of the reply to a request on the control channel."""
+    msg_id = send(client, message_type, content)
+    content = reply_to(client, msg_id, channel="control")["content"]
+    assert isinstance(content, dict)
+    return content
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
+    """Look for what announces itself by no event, such as a process of another's that ends."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"Waited in vain for {what}."
+        time.sleep(0.02)
+    return found

@@ -1,0 +1,114 @@
+"""What a test run left behind: processes, cgroups, mounts, files. It looks, and removes nothing.
+
+Other runs of this project may be going on beside this one, so a thing is only blamed on this run
+when its world's folder stands in the thing's name, argv or environment; a cgroup, which has no
+room for that, when it is new and stays empty, or holds a process of this run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .world import World
+
+GRACE_SECONDS = 10.0
+"""Everything is to be gone this long after its owner."""
+
+Things = frozenset[str]
+
+OURS = re.compile(r"gvisor[-_]kernel")
+SANDBOX = re.compile(r"runsc|gvisor_kernel|ipykernel|unshare")
+HARMLESS = re.compile(r"multiprocessing\.(resource_tracker|forkserver)")
+
+
+def processes(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
+    """Processes of this run that have ``only`` in their argv, and dead children not waited for."""
+    mark = os.fsencode(world.base)
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        if pid == os.getpid():
+            continue
+        argv = _read(folder / "cmdline")
+        shown = argv.replace(b"\0", b" ").decode(errors="replace").strip()
+        if not argv:  # a zombie or a kernel thread
+            stat = _read(folder / "stat").decode(errors="replace")
+            name, _, rest = stat.rpartition(")")
+            if rest.split()[:2] == ["Z", str(os.getpid())]:
+                found.add(f"zombie {name})")
+        elif (mark in argv or mark in _read(folder / "environ")) and only.search(shown):
+            if not HARMLESS.search(shown):
+                found.add(f"process {pid} {shown[:200]}")
+    return frozenset(found)
+
+
+def cgroups(world: World) -> Things:
+    return frozenset(
+        f"cgroup {folder}" for folder in _cgroup_folders(Path("/sys/fs/cgroup")) if _is_ours(folder)
+    )
+
+
+def mounts(world: World) -> Things:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return frozenset(f"mount {line}" for line in lines if str(world.base) in line)
+
+
+def files(world: World) -> Things:
+    """Directories of sandboxes, sockets and connection files."""
+    found = {path for folder in (world.runtime, world.run) for path in folder.iterdir()}
+    found |= {path for path in world.temporary.iterdir() if not path.name.startswith("pytest-of-")}
+    found |= set(world.state.glob("gvisor-kernel/sandboxes/*"))
+    return frozenset(f"file {path}" for path in found)
+
+
+def everything(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
+    return processes(world, only) | cgroups(world) | mounts(world) | files(world)
+
+
+def left_since(before: Things, look: Callable[[], Things]) -> Things:
+    """What ``look`` still finds, and did not before, when the time of grace is over."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (left := look() - before) and time.monotonic() < deadline:
+        left = _blamable(left)
+        if not left:
+            break
+        time.sleep(0.05)  # processes of others end without telling us
+    return _blamable(left)
+
+
+def _blamable(things: Things) -> Things:
+    return frozenset(
+        thing for thing in things if not thing.startswith("cgroup ") or _is_blamable(thing)
+    )
+
+
+def _is_blamable(thing: str) -> bool:
+    """Whether a cgroup is not in use by somebody else's sandbox."""
+    folder = Path(thing.removeprefix("cgroup "))
+    if not folder.is_dir():
+        return False
+    for path in (folder, *folder.rglob("*")):
+        if path.name == "cgroup.procs" and _read(path).strip():
+            return False  # a living process: this run's are found by processes()
+    return True
+
+
+def _is_ours(folder: Path) -> bool:
+    return bool(OURS.search(str(folder)))
+
+
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    for path, folders, _ in os.walk(root, onerror=lambda _: None):
+        for name in folders:
+            yield Path(path, name)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # gone, or not this user's
+        return b""
