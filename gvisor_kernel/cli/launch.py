@@ -8,4 +8,5 @@ import argparse
 def run_launch(arguments: argparse.Namespace) -> int:
     from gvisor_kernel.launch import run_launcher
 
-    return run_launcher(arguments.connection_file, arguments.kernel)
+    status: int = run_launcher(arguments.connection_file, arguments.kernel)
+    return status

@@ -1,0 +1,89 @@
+"""Programs and functions that may hang, with an end that is certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended: its status (None: it did not end in time), and all that it wrote."""
+
+    status: int | None
+    output: str
+
+
+def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> Outcome:
+    """Run a program without input, for at most ``seconds``; raises OSError if it cannot start.
+
+    After the time is up it is killed with its process group, and with every process that has
+    ``mark`` among its arguments: what a sandbox program starts leaves the group.
+    """
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        return Outcome(process.returncode, output.decode(errors="replace").strip())
+    except subprocess.TimeoutExpired:
+        return Outcome(None, "")
+    finally:
+        if process.returncode is None:
+            kill_all(process.pid, mark)
+            # Somebody may still hold the pipe; the program itself is gone or cannot be killed.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=2)
+        if process.stdout:
+            process.stdout.close()
+
+
+def kill_all(group: int, mark: str) -> None:
+    """Kill a process group, and every process with ``mark`` in one of its arguments."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    if not mark:
+        return
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and any(mark in word for word in process.cmdline()):
+                process.kill()
+
+
+def call_within(seconds: float, function: Callable[[], T]) -> T:
+    """The result of ``function``, or TimeoutError; it then goes on in a thread that nobody awaits.
+
+    For what may hang in the kernel (a file system that does not answer), where no other end
+    can be forced.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(function())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return result[0]

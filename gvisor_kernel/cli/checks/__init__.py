@@ -1,0 +1,54 @@
+"""What ``doctor`` looks at. Each check is a function that returns a Check; nothing is printed.
+
+``CHECKS`` lists them all and bounds each in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gvisor_kernel.cli.bounded import call_within
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.host import (
+    check_cgroups,
+    check_platform,
+    check_runsc,
+    check_seccomp,
+    check_userns,
+)
+from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
+from gvisor_kernel.errors import GvisorKernelError
+
+CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
+    ("runsc", 10, check_runsc),
+    ("platform", 20, check_platform),
+    ("user namespaces", 10, check_userns),
+    ("seccomp", 5, check_seccomp),
+    ("cgroups", 5, check_cgroups),
+    ("python", 20, check_pythons),
+    ("provisioner", 5, check_provisioner),
+    ("kernelspecs", 5, check_kernelspecs),
+)
+"""The name, how many seconds it may take, and the function."""
+
+
+def run_check(
+    name: str, seconds: float, function: Callable[[], Check | list[Check]]
+) -> list[Check]:
+    """The result of a check, whatever becomes of it: a hang and a bug are results too."""
+    try:
+        result = call_within(seconds, function)
+    except TimeoutError as error:
+        return [Check(name, "failed", str(error), "look for a disk that does not answer: df")]
+    except GvisorKernelError as error:
+        return [Check(name, "failed", error.fact, error.hint)]
+    except Exception as error:
+        return [
+            Check(
+                name,
+                "failed",
+                f"the check itself failed: {type(error).__name__}: {error}",
+                "please report this",
+            )
+        ]
+    return result if isinstance(result, list) else [result]

@@ -1,0 +1,230 @@
+"""Checks of the machine: runsc, its platform, and what the host's kernel lets this user do.
+
+They look at the machine itself, not at what it says of itself, wherever that can be done: the
+platform check starts a sandbox.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from gvisor_kernel.cli.bounded import run_command
+from gvisor_kernel.cli.checks.base import Check
+
+INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
+RUNSC_TESTED = "20240729"
+"""The oldest release that the project's tests run with."""
+
+
+# The program and the platform.
+
+
+def find_runsc() -> str | None:
+    """The path of runsc, also where root's PATH of an ordinary user lacks it."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which("runsc", path=f"{path}:/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin")
+
+
+def find_runsc_version() -> str | None:
+    """The release that runsc names, such as 20240729.0; None if there is none to ask."""
+    runsc = find_runsc()
+    if runsc is None:
+        return None
+    outcome = run_command([runsc, "--version"], 5)
+    match = re.search(r"runsc version (?:release-)?(\S+)", outcome.output)
+    if outcome.status != 0 or match is None:
+        return None
+    return match[1].removeprefix("0.0~")
+
+
+def check_runsc() -> Check:
+    runsc = find_runsc()
+    if runsc is None:
+        return Check("runsc", "failed", "runsc is not installed", INSTALL_RUNSC)
+    version = find_runsc_version()
+    if version is None:
+        return Check(
+            "runsc", "failed", f"{runsc} does not answer to --version", f"{runsc} --version"
+        )
+    fact = f"{runsc}, release {version}"
+    if version[:8].isdigit() and version[:8] < RUNSC_TESTED:
+        return Check("runsc", "warning", f"{fact}, is older than what is tested", INSTALL_RUNSC)
+    return Check("runsc", "ok", fact)
+
+
+def check_platform() -> Check:
+    """Start a sandbox of runsc's own making and ask it for its kernel. Never kvm: it can hang."""
+    runsc = find_runsc()
+    if runsc is None:
+        return Check("platform", "failed", "no sandbox can start without runsc", INSTALL_RUNSC)
+    with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
+        argv = ["unshare", "-Ur", runsc, "--root", root, "--network=none", "--ignore-cgroups"]
+        argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
+        try:
+            outcome = run_command(argv, 15, mark=root)
+        except OSError as error:
+            return Check(
+                "platform",
+                "failed",
+                f"unshare: {error.strerror}",
+                "sudo apt-get install util-linux",
+            )
+    retry = f"unshare -Ur {shlex.quote(runsc)} --network=none --ignore-cgroups do /bin/true"
+    if outcome.status is None:
+        return Check("platform", "failed", "a systrap sandbox did not start within 15 s", retry)
+    last = outcome.output.splitlines()[-1] if outcome.output else "no output"
+    if outcome.status != 0:
+        return Check(
+            "platform",
+            "failed",
+            f"a systrap sandbox ended with status {outcome.status}: {last[:300]}",
+            retry,
+        )
+    if last == f"Linux {platform.release()}":
+        return Check(
+            "platform", "failed", "what runsc started is not gVisor's kernel", INSTALL_RUNSC
+        )
+    return Check("platform", "ok", f"a systrap sandbox started, and says it is {last}")
+
+
+# What the host's kernel lets us do.
+
+
+def read_sysctl(name: str) -> str | None:
+    """A value below /proc/sys, or None where this kernel has no such name."""
+    try:
+        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
+    except OSError:
+        return None
+
+
+def sysctl_fix(name: str, value: int) -> str:
+    return (
+        f"echo '{name} = {value}' | sudo tee -a /etc/sysctl.d/60-gvisor-kernel.conf"
+        " && sudo sysctl --system"
+    )
+
+
+CONTAINER_FIX = (
+    "start the container so that it may make user namespaces, for example: docker run"
+    " --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+    " --security-opt systempaths=unconfined …"
+)
+
+
+def is_container() -> bool:
+    """Whether this looks like the inside of a container."""
+    return (
+        any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+        or "container" in os.environ
+        or Path("/run/systemd/container").exists()
+    )
+
+
+def check_userns() -> Check:
+    try:
+        outcome = run_command(["unshare", "-Ur", "/bin/true"], 5)
+    except OSError as error:
+        return Check(
+            "user namespaces",
+            "failed",
+            f"unshare: {error.strerror}",
+            "sudo apt-get install util-linux",
+        )
+    if outcome.status == 0:
+        return Check("user namespaces", "ok", "this user may make them")
+    fact, fix = explain_userns(read_sysctl, is_container(), read_status("Seccomp"))
+    said = outcome.output.splitlines()[-1][:200] if outcome.output else "no answer within 5 s"
+    return Check("user namespaces", "failed", f"{fact} ({said})", fix)
+
+
+def explain_userns(
+    sysctl: Callable[[str], str | None], container: bool, seccomp: str | None
+) -> tuple[str, str]:
+    """What most likely forbids user namespaces, and how to allow them."""
+    if sysctl("user.max_user_namespaces") == "0":
+        name = "user.max_user_namespaces"
+        return f"forbidden by {name} = 0", sysctl_fix(name, 15000)
+    if sysctl("kernel.unprivileged_userns_clone") == "0":
+        name = "kernel.unprivileged_userns_clone"
+        return f"forbidden by {name} = 0", sysctl_fix(name, 1)
+    if container:
+        why = "a seccomp filter" if seccomp == "2" else "its security profile"
+        return f"forbidden to this container by {why}", CONTAINER_FIX
+    if sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1":
+        name = "kernel.apparmor_restrict_unprivileged_userns"
+        return f"forbidden by AppArmor: {name} = 1", sysctl_fix(name, 0)
+    if seccomp == "2":
+        return "forbidden by a seccomp filter on this process", "run this outside that filter"
+    return "forbidden, by what is not known", "unshare -Ur true   # and ask your administrator"
+
+
+def read_status(name: str) -> str | None:
+    """A field of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return None
+
+
+def check_seccomp() -> Check:
+    """gVisor's systrap and the sentry's own confinement both need seccomp filters."""
+    actions = (read_sysctl("kernel.seccomp.actions_avail") or "").split()
+    missing = [action for action in ("trap", "errno", "kill_process") if action not in actions]
+    if missing:
+        return Check(
+            "seccomp",
+            "failed",
+            f"this kernel's seccomp filters lack {', '.join(missing)}",
+            "use a kernel built with CONFIG_SECCOMP_FILTER, as all distributions have",
+        )
+    return Check("seccomp", "ok", f"filters available on Linux {platform.release()}")
+
+
+def check_cgroups(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Check:
+    """Which cgroups there are, and whether this process may make groups with limits."""
+    lines = own.read_text().splitlines() if own.exists() else []
+    unified = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    if (root / "cgroup.controllers").exists():
+        folder = root / unified.lstrip("/")
+        try:
+            controllers = set((folder / "cgroup.controllers").read_text().split())
+        except OSError:
+            controllers = set()
+        missing = {"memory", "pids", "cpu"} - controllers
+        if os.access(folder, os.W_OK) and not missing:
+            return Check("cgroups", "ok", "v2, delegated: all limits hold in the kernel")
+        lacking = f"without {', '.join(sorted(missing))}" if missing else "not writable"
+        return Check(
+            "cgroups",
+            "warning",
+            f"v2, {lacking} for this user: memory and disk limits hold, cpu_shares do not",
+            "sudo systemctl set-property user@$(id -u).service Delegate='cpu memory pids'"
+            "   # then log in again",
+        )
+    if (root / "memory").is_dir():
+        folders = [root / name for name in ("memory", "pids", "cpu")]
+        if all(os.access(folder, os.W_OK) for folder in folders):
+            return Check("cgroups", "ok", "v1, writable: all limits hold in the kernel")
+        return Check(
+            "cgroups",
+            "warning",
+            "v1, not writable for this user: memory and disk limits hold, cpu_shares do not",
+            "boot with cgroup v2, which can be delegated to users",
+        )
+    return Check(
+        "cgroups",
+        "warning",
+        f"none at {root}: memory and disk limits hold, cpu_shares do not",
+        "none is needed; to have them, mount cgroup2 there",
+    )

@@ -1,0 +1,122 @@
+"""Checks of Jupyter's side: the kernel's interpreter, the kernelspecs, the provisioner."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from importlib import metadata
+
+from gvisor_kernel.cli.bounded import run_command
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.config import SandboxSettings
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.kernelspecs import PROVISIONER, Kernelspec, find_kernelspecs
+
+PYTHON_LEAST = (3, 9)
+
+PYTHON_PROBE = """
+import json, sys
+found = {"version": list(sys.version_info[:3])}
+for name in ("ipykernel", "zmq"):
+    try:
+        found[name] = __import__(name).__version__
+    except ImportError:
+        found[name] = None
+print(json.dumps(found))
+"""
+
+
+def check_python(interpreter: str = sys.executable) -> Check:
+    """The kernel's interpreter, asked in the way in which the sandbox starts it."""
+    quoted = shlex.quote(interpreter)
+    try:
+        outcome = run_command([interpreter, "-I", "-c", PYTHON_PROBE], 8)
+        found = json.loads(outcome.output.splitlines()[-1])
+        version = tuple(found["version"])
+    except OSError as error:
+        return Check(
+            "python", "failed", f"{interpreter}: {error.strerror}", "gvisor-kernel install"
+        )
+    except (ValueError, LookupError, TypeError):
+        return Check(
+            "python",
+            "failed",
+            f"{interpreter} does not answer",
+            f"{quoted} -I -c 'import ipykernel'",
+        )
+    shown = ".".join(str(part) for part in version)
+    if version < PYTHON_LEAST:
+        return Check(
+            "python", "failed", f"{interpreter} is Python {shown}", "use Python 3.9 or newer"
+        )
+    missing = [name for name in ("ipykernel", "zmq") if found[name] is None]
+    if missing:
+        packages = " ".join("pyzmq" if name == "zmq" else name for name in missing)
+        return Check(
+            "python",
+            "failed",
+            f"{interpreter} (Python {shown}) cannot import {' and '.join(missing)}",
+            f"{quoted} -m pip install {packages}",
+        )
+    return Check(
+        "python",
+        "ok",
+        f"{interpreter}: Python {shown}, ipykernel {found['ipykernel']}, pyzmq {found['zmq']}",
+    )
+
+
+def check_pythons() -> list[Check]:
+    """Each interpreter that a kernelspec of ours starts, or else the one that runs this."""
+    interpreters = dict.fromkeys(
+        spec.interpreter for spec in find_kernelspecs() if spec.interpreter is not None
+    )
+    return [check_python(interpreter) for interpreter in interpreters or [sys.executable]]
+
+
+def check_kernelspecs() -> list[Check]:
+    kernelspecs = find_kernelspecs()
+    if not kernelspecs:
+        return [
+            Check(
+                "kernelspecs",
+                "failed",
+                "Jupyter does not list a gVisor kernel",
+                "gvisor-kernel install",
+            )
+        ]
+    return [check_kernelspec(kernelspec) for kernelspec in kernelspecs]
+
+
+def check_kernelspec(kernelspec: Kernelspec) -> Check:
+    name = f"kernelspec {kernelspec.name}"
+    folder = kernelspec.directory
+    if kernelspec.interpreter is None:
+        missing = kernelspec.argv[0] if kernelspec.argv else "nothing"
+        return Check(
+            name,
+            "failed",
+            f"{folder} starts {missing}, which is not there",
+            f"gvisor-kernel install --name {shlex.quote(kernelspec.name)}   # or uninstall",
+        )
+    try:
+        SandboxSettings(**kernelspec.settings).sandbox_spec()
+    except GvisorKernelError as error:
+        return Check(name, "failed", f"{folder}: {error.fact}", f"in its kernel.json, {error.hint}")
+    return Check(name, "ok", f'"{kernelspec.display_name}" in {folder}')
+
+
+def check_provisioner() -> Check:
+    found = [
+        entry
+        for entry in metadata.entry_points(group="jupyter_client.kernel_provisioners")
+        if entry.name == PROVISIONER
+    ]
+    if not found:
+        return Check(
+            "provisioner",
+            "failed",
+            f"this environment ({sys.prefix}) does not register {PROVISIONER}",
+            f"{shlex.quote(sys.executable)} -m pip install gvisor-kernel",
+        )
+    return Check("provisioner", "ok", f"{PROVISIONER} is registered in {sys.prefix}")

@@ -1,0 +1,33 @@
+"""``doctor``: one line a check, and what to do where it is not well."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from gvisor_kernel.cli.checks import CHECKS, run_check
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.output import make_console, print_json, printable
+
+WORDS = {"ok": "OK", "warning": "WARN", "failed": "FAIL"}
+STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    results: list[Check] = []
+    console = make_console()
+    with make_console(stderr=True).status("") as progress:
+        for name, seconds, function in CHECKS:
+            progress.update(f"Checking {name} …")
+            found = run_check(name, seconds, function)
+            results += found
+            if not arguments.json:
+                for check in found:
+                    console.print(f"{WORDS[check.state]:<5}", style=STYLES[check.state], end="")
+                    console.print(printable(f"{check.name}: {check.fact}"), soft_wrap=True)
+                    if check.fix:
+                        console.print(f"      → {printable(check.fix)}", soft_wrap=True)
+    failed = any(check.state == "failed" for check in results)
+    if arguments.json:
+        print_json({"ok": not failed, "checks": [asdict(check) for check in results]})
+    return int(failed)

@@ -1,0 +1,21 @@
+"""``version``: what a bug report should name."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib import metadata
+
+from gvisor_kernel import __version__
+from gvisor_kernel.cli.checks.host import find_runsc_version
+
+LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
+
+
+def run_version(arguments: argparse.Namespace) -> int:
+    print(f"gvisor-kernel {__version__}")
+    print(f"runsc {find_runsc_version() or 'not found'}")
+    print(f"python {platform.python_version()} on Linux {platform.release()}")
+    for library in LIBRARIES:
+        print(f"{library} {metadata.version(library)}")
+    return 0
