@@ -1,0 +1,299 @@
+"""The five ZMQ sockets that clients connect to. Messages are opaque here but for subscriptions.
+
+Nothing blocks and nothing is dropped in silence: a socket that cannot take a message now keeps it
+until it can. How much may wait is the link's matter: its credit comes back only once a message
+has left here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.link import Channel
+
+log = logging.getLogger(__name__)
+
+SOCKET_TYPES = {
+    Channel.SHELL: zmq.ROUTER,
+    Channel.IOPUB: zmq.XPUB,
+    Channel.STDIN: zmq.ROUTER,
+    Channel.CONTROL: zmq.ROUTER,
+    Channel.HB: zmq.ROUTER,
+}
+IOPUB_HIGH_WATER = 4
+"""Messages that libzmq may hold for one subscriber. ZMQ counts messages, not bytes, so a small
+number is what bounds bytes: a stalled client costs four messages, and then the kernel waits."""
+REPLY_HIGH_WATER = 1000
+"""Replies that libzmq may hold for one client, on the other sockets."""
+PATIENCE = 10.0
+"""Seconds that one client which does not read may hold up all others; then it loses messages
+until it reads again. A client that is alone is waited for without end."""
+BATCH = 32
+"""Messages taken from one socket before the loop has its turn."""
+MAX_SOCKET_PATH = 107
+"""Bytes in a Unix socket's path (sun_path less its NUL)."""
+
+Taken = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where clients connect: as in a connection file. Ports of 0 are chosen at bind."""
+
+    transport: str
+    ip: str
+    ports: dict[Channel, int] = field(default_factory=dict)
+    curve_publickey: bytes | None = None
+    curve_secretkey: bytes | None = None
+
+
+class ClientSockets:
+    """Bound from construction to ``close``. Lives on the bridge's loop.
+
+    ``on_message(channel, parts)`` is called for what a client sent, while ``may_take(channel)``;
+    ``on_subscribe(topic)`` for each new subscription to iopub.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        base: Path,
+        on_message: Callable[[Channel, list[bytes]], None],
+        may_take: Callable[[Channel], bool],
+        on_subscribe: Callable[[bytes], None],
+    ) -> None:
+        """Raises LaunchError when the sockets cannot be bound."""
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
+        self._may_take = may_take
+        self._on_subscribe = on_subscribe
+        self._waiting: dict[Channel, deque[tuple[list[bytes], Taken | None]]] = {}
+        self._blocked_since: dict[Channel, float] = {}
+        self._subscriptions = 0
+        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._directory: Path | None = None
+        self._closed = False
+        try:
+            for channel, kind in SOCKET_TYPES.items():
+                self._sockets[channel] = self._make_socket(context, channel, kind, address)
+                self._waiting[channel] = deque()
+            self.address = self._bind(address, base)
+        except (zmq.ZMQError, OSError) as error:
+            self.close()
+            raise LaunchError(
+                f"The kernel's {address.transport} sockets cannot be opened at "
+                f"{address.ip or base}: {error}.",
+                "check that the address is this machine's, that the ports are free and that the "
+                "directory can be written.",
+            ) from error
+        for channel, socket in self._sockets.items():
+            self._loop.add_reader(socket.fileno(), self._pump, channel)
+            self._loop.call_soon(self._pump, channel)
+
+    @staticmethod
+    def _make_socket(
+        context: zmq.Context[zmq.Socket[bytes]], channel: Channel, kind: int, address: Address
+    ) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = context.socket(kind)
+        socket.linger = 1000
+        if kind == zmq.XPUB:
+            socket.sndhwm = IOPUB_HIGH_WATER
+            socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+            socket.setsockopt(zmq.XPUB_NODROP, 1)
+        else:
+            socket.sndhwm = REPLY_HIGH_WATER
+            socket.rcvhwm = REPLY_HIGH_WATER
+            # Two clients of one manager share an identity; without handover the second is mute.
+            socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if address.curve_secretkey is not None:
+            socket.curve_server = True
+            socket.curve_secretkey = address.curve_secretkey
+            socket.curve_publickey = address.curve_publickey
+        return socket
+
+    # -- addresses -------------------------------------------------------------------------------
+
+    def _bind(self, address: Address, base: Path) -> Address:
+        ports = dict(address.ports)
+        if address.transport == "tcp":
+            for channel, socket in self._sockets.items():
+                wanted = ports.get(channel, 0)
+                socket.bind(f"tcp://{address.ip}:{wanted or '*'}")
+                endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+                assert isinstance(endpoint, bytes)
+                ports[channel] = int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+            ip = address.ip
+        else:
+            self._directory = base / secrets.token_hex(4)
+            self._directory.mkdir(mode=0o700)
+            ip = address.ip or f"{self._directory}/k"
+            if len(f"{self._directory}/k-99".encode()) > MAX_SOCKET_PATH:
+                raise OSError(f"the path {self._directory} is too long for a socket")
+            for channel, socket in self._sockets.items():
+                ports[channel] = ports.get(channel) or int(channel)
+                socket.bind(f"ipc://{self._directory}/l-{int(channel)}")
+        bound_address = Address(
+            address.transport, ip, ports, address.curve_publickey, address.curve_secretkey
+        )
+        self._expose(bound_address)
+        return bound_address
+
+    def _expose(self, address: Address) -> None:
+        """Give the ipc sockets the names that clients know.
+
+        Links to the real sockets: a manager unlinks the names at each restart, and the sockets,
+        with their connections, stay.
+        """
+        if self._directory is None:
+            return
+        for channel, port in address.ports.items():
+            name = Path(f"{address.ip}-{port}")
+            if not name.is_symlink():
+                name.symlink_to(self._directory / f"l-{int(channel)}")
+
+    def expose(self) -> None:
+        """Make sure that clients can connect (again). Raises LaunchError."""
+        try:
+            self._expose(self.address)
+        except OSError as error:
+            raise LaunchError(f"The kernel's sockets cannot be named: {error}.") from error
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, channel: Channel, parts: list[bytes], taken: Taken | None = None) -> None:
+        """Send to the client that ``parts`` names, or publish; ``taken`` is called once it left."""
+        if self._closed:
+            if taken is not None:
+                taken()
+            return
+        self._waiting[channel].append((parts, taken))
+        if len(self._waiting[channel]) == 1:
+            self._pump(channel)
+
+    def waiting(self) -> int:
+        """Messages that no client has taken yet."""
+        return sum(map(len, self._waiting.values()))
+
+    def _send_waiting(self, channel: Channel) -> None:
+        socket, waiting = self._sockets[channel], self._waiting[channel]
+        while waiting:
+            parts, taken = waiting[0]
+            try:
+                socket.send_multipart(parts, zmq.NOBLOCK)
+            except zmq.Again:
+                if self._give_up_on_stalled(channel):
+                    continue
+                return
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:  # the client has left: nobody to tell
+                    log.warning("A message on %s was not sent: %s", channel.name.lower(), error)
+            self._blocked_since.pop(channel, None)
+            waiting.popleft()
+            if taken is not None:
+                taken()
+
+    def _give_up_on_stalled(self, channel: Channel) -> bool:
+        """Whether the waiting message may be tried again at once, because a stalled peer lost it.
+
+        On iopub one lossy send makes libzmq pass the stalled subscriber by until it reads again.
+        On the others the message itself is for the stalled client, and is dropped.
+        """
+        now = time.monotonic()
+        since = self._blocked_since.setdefault(channel, now)
+        if now - since < PATIENCE or (channel is Channel.IOPUB and self._subscriptions < 2):
+            self._loop.call_later(0.5, self._pump, channel)
+            return False
+        self._blocked_since[channel] = now
+        parts, taken = self._waiting[channel].popleft()
+        if channel is Channel.IOPUB:
+            socket = self._sockets[channel]
+            socket.setsockopt(zmq.XPUB_NODROP, 0)
+            with suppress(zmq.ZMQError):
+                socket.send_multipart(parts, zmq.NOBLOCK)
+            socket.setsockopt(zmq.XPUB_NODROP, 1)
+        log.warning("A client does not read %s; it loses messages.", channel.name.lower())
+        if taken is not None:
+            taken()
+        return True
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Look again at the sockets: ``may_take`` may have changed."""
+        for channel in self._sockets:
+            self._pump(channel)
+
+    def _pump(self, channel: Channel) -> None:
+        if not self._closed:
+            self._use(channel)
+
+    def _use(self, channel: Channel) -> None:
+        """Send and receive what can be, and come back if more is there.
+
+        A ZMQ descriptor tells of changes, not of states: after each use EVENTS is asked again.
+        """
+        socket = self._sockets[channel]
+        left = BATCH
+        self._send_waiting(channel)
+        while left and self._may_take(channel) and self._readable(socket):
+            left -= 1
+            try:
+                parts = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if channel is Channel.IOPUB:
+                self._take_subscription(parts[0])
+            else:
+                self._on_message(channel, parts)
+        if not socket.closed and self._readable(socket) and self._may_take(channel):
+            self._loop.call_soon(self._pump, channel)
+
+    @staticmethod
+    def _readable(socket: zmq.Socket[bytes]) -> bool:
+        events = socket.getsockopt(zmq.EVENTS)
+        return bool(isinstance(events, int) and events & zmq.POLLIN)
+
+    def _take_subscription(self, frame: bytes) -> None:
+        if frame[:1] == b"\1":
+            self._subscriptions += 1
+            self._on_subscribe(frame[1:])
+        elif frame[:1] == b"\0":
+            self._subscriptions -= 1
+
+    def close(self) -> None:
+        """Close all; what waits is dropped. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for socket in self._sockets.values():
+            with suppress(zmq.ZMQError, ValueError, OSError):
+                self._loop.remove_reader(socket.fileno())
+            socket.close()
+        for waiting in self._waiting.values():
+            while waiting:
+                taken = waiting.popleft()[1]
+                if taken is not None:
+                    taken()
+        if self._directory is not None:
+            address = getattr(self, "address", None)
+            if address is not None:
+                for port in address.ports.values():
+                    with suppress(OSError):
+                        Path(f"{address.ip}-{port}").unlink(missing_ok=True)
+            with suppress(OSError):
+                for name in self._directory.iterdir():
+                    name.unlink(missing_ok=True)
+                self._directory.rmdir()

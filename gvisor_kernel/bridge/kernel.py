@@ -1,0 +1,519 @@
+"""One kernel, seen from both sides: clients on ZMQ, a sandbox on a link. On the bridge's loop.
+
+A message's way, in one pass: ``_from_client`` checks and signs what a client sent and hands it to
+the link; ``_from_kernel`` does the same the other way. Everything else here is birth and death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from gvisor_kernel.bridge.clients import Address, ClientSockets
+from gvisor_kernel.bridge.journal import KernelLog, Transcript
+from gvisor_kernel.bridge.memory import (
+    ASK_SECONDS,
+    OVERRUN,
+    format_size,
+    seconds_to_next_look,
+)
+from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink
+from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.link import (
+    Channel,
+    Event,
+    Exited,
+    Hello,
+    LocalProtocolError,
+    Log,
+    Message,
+    Signal,
+    Start,
+    Started,
+    Stats,
+)
+from gvisor_kernel.link.state import State
+
+log = logging.getLogger(__name__)
+
+TO_KERNEL_ABOVE = 1024 * 1024
+"""Bytes waiting for the kernel on one channel; above, its clients' socket is not read."""
+WAITING_MESSAGES = 1000
+WAITING_BYTES = 16 * 1024 * 1024
+"""What clients may send ahead while a sandbox starts; above, their sockets are not read."""
+TOLD_PENDING = 1000
+"""Requests whose headers are kept, to tell in the right cell why a kernel died."""
+FLUSH_SECONDS = 2.0
+"""How long clients may take to read a dead kernel's last messages before its exit is reported."""
+LONELY_SECONDS = 60.0
+"""How long a sandbox whose kernel died is kept for a restart."""
+ENDED_STATUS = -9
+"""The exit status of a kernel whose sandbox ended without telling one."""
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """What the bridge has to know of a kernel. ``key`` is the host key, for clients alone."""
+
+    name: str
+    key: bytes
+    signature_scheme: str
+    memory_limit: int
+
+
+class KernelBridge:
+    """From ``Bridge.open_kernel`` to ``close``; across restarts, which keep its sockets.
+
+    The attributes ``exit_status`` and ``alive`` may be read from any thread; everything else is
+    called on the bridge's loop (``Bridge.call``).
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        identity: KernelIdentity,
+        address: Address,
+        base: Path,
+        close_sandbox: Callable[[LinkedSandbox], None],
+    ) -> None:
+        """Raises LaunchError when the sockets cannot be opened; see ClientSockets."""
+        self.identity = identity
+        self.exit_status: int | None = None
+        """None while a kernel runs or starts; see ``subprocess`` for the numbers."""
+        self.facts: dict[str, str] = {}
+        """What the guest said of itself before any kernel ran; for people."""
+        self.stats: Stats | None = None
+        self._loop = asyncio.get_running_loop()
+        self._close_sandbox = close_sandbox
+        self._host = Signer(identity.key, identity.signature_scheme)
+        self._inner = Signer(secrets.token_hex(32).encode())
+        self._sandbox: LinkedSandbox | None = None
+        self._link: SandboxLink | None = None
+        self._log: KernelLog | None = None
+        self._transcript: Transcript | None = None
+        self._waiting: deque[tuple[Channel, WireMessage | list[bytes]]] = deque()
+        self._waiting_bytes = 0
+        self._pending: dict[str, bytes] = {}
+        self._run = 0
+        self._started: asyncio.Future[None] | None = None
+        self._greeted: asyncio.Future[Hello] | None = None
+        self._exited = asyncio.Event()
+        self._death: str | None = None
+        self._asked_to_end = False
+        self._keep_sandbox = True
+        self._watch: asyncio.TimerHandle | None = None
+        self._lonely: asyncio.TimerHandle | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._clients = ClientSockets(
+            context, address, base, self._from_client, self._may_take, self._welcome
+        )
+
+    # -- what the provisioner asks ---------------------------------------------------------------
+
+    @property
+    def address(self) -> Address:
+        return self._clients.address
+
+    @property
+    def sandbox(self) -> LinkedSandbox | None:
+        """The sandbox, while its link stands."""
+        return self._sandbox if self._link is not None and not self._link.ended else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a kernel runs or starts."""
+        return self._link is not None and self.exit_status is None
+
+    async def attach(
+        self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None, timeout: float
+    ) -> Hello:
+        """Take over ``sandbox`` and wait ``timeout`` seconds for its guest.
+
+        Raises LaunchError, with the sandbox ended and closed.
+        """
+        self._log = KernelLog(log_path)
+        self._transcript = Transcript(transcripts) if transcripts is not None else None
+        self._sandbox = sandbox
+        self._death = None
+        self.exit_status = None
+        self._exited.clear()
+        self._keep_sandbox = True
+        self._greeted = self._loop.create_future()
+        self._link = SandboxLink(sandbox, self._on_event, self._on_link_end, self._on_room)
+        try:
+            async with asyncio.timeout(timeout):
+                hello = await self._greeted
+        except TimeoutError:
+            self._link.end(f"no answer within start_timeout, {timeout:g} s")
+            raise self._launch_error(
+                f"The sandbox of {self.identity.name} did not answer within {timeout:g} s.",
+                "raise the setting start_timeout, or see what holds it up with: "
+                "gvisor-kernel doctor",
+            ) from None
+        finally:
+            self._greeted = None
+        self.facts = dict(hello.facts)
+        self._note(f"sandbox is up: {self.facts}")
+        self._look_at_memory()
+        return hello
+
+    async def start_kernel(
+        self, argv: list[str], environment: dict[str, str], cwd: str, timeout: float
+    ) -> None:
+        """Start a kernel in the attached sandbox; returns once its process exists.
+
+        Raises LaunchError. What clients sent meanwhile is delivered.
+        """
+        if self._link is None or self._link.ended:
+            raise self._launch_error("The sandbox ended before its kernel was started.")
+        await self._finished()
+        if self._lonely is not None:
+            self._lonely.cancel()
+        self._run += 1
+        self._death = None
+        self._asked_to_end = False
+        self._keep_sandbox = True
+        self.exit_status = None
+        self._exited.clear()
+        self._pending.clear()
+        key = secrets.token_hex(32)
+        self._inner = Signer(key.encode())
+        self._clients.expose()
+        self._started = self._loop.create_future()
+        start = Start(self._run, tuple(argv), tuple(environment.items()), cwd, key)
+        try:
+            self._link.connection.send(start)
+            self._deliver_waiting()
+            self._link.flush()
+            async with asyncio.timeout(timeout):
+                await self._started
+        except LocalProtocolError as error:
+            raise self._launch_error(
+                f"The kernel cannot be started: {error}",
+                "pass fewer or shorter environment variables (setting environment).",
+            ) from error
+        except TimeoutError:
+            self._link.end("the kernel did not start in time")
+            raise self._launch_error(
+                f"The kernel's process did not start within {timeout:g} s.",
+                "raise the setting start_timeout.",
+            ) from None
+        finally:
+            self._started = None
+        self._clients.resume()
+
+    def signal(self, signum: int) -> None:
+        """Signal the kernel's process group. Quiet when there is none."""
+        link = self._link
+        if link is None or link.ended or link.connection.state is not State.RUNNING:
+            return
+        if signum in (signal.SIGKILL, signal.SIGTERM):
+            self._asked_to_end = True
+        with suppress(LocalProtocolError):
+            link.connection.send(Signal(self._run, signum))
+        link.flush()
+
+    def expect_end(self, restart: bool) -> None:
+        """A shutdown was requested: the next exit is no accident."""
+        self._asked_to_end = True
+        self._keep_sandbox = restart
+
+    async def kill(self) -> None:
+        """End the kernel now; its sandbox too, should PID 1 not see to it."""
+        self.signal(signal.SIGKILL)
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                await self._exited.wait()
+        except TimeoutError:
+            if self._link is not None:
+                self._link.end("PID 1 did not end the kernel")
+        await self._finished()
+
+    async def end_sandbox(self) -> None:
+        """End the sandbox and remove what it had; the sockets stay. Idempotent."""
+        if self._lonely is not None:
+            self._lonely.cancel()
+            self._lonely = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._asked_to_end = True
+        sandbox, self._sandbox = self._sandbox, None
+        if self._link is not None:
+            self._link.end("it was closed")
+        await self._finished()
+        if sandbox is not None:
+            await self._loop.run_in_executor(None, self._close_sandbox, sandbox)
+        for file in (self._log, self._transcript):
+            if file is not None:
+                file.close()
+        self._log = self._transcript = None
+
+    async def detach(self) -> LinkedSandbox | None:
+        """Kill the sandbox and close the sockets; the caller closes the sandbox."""
+        sandbox, self._sandbox = self._sandbox, None
+        self._asked_to_end = True
+        if self._link is not None:
+            self._link.end("this process ends")
+        self._clients.close()
+        return sandbox
+
+    async def close(self) -> None:
+        """End the sandbox and close the sockets. Idempotent."""
+        await self.end_sandbox()
+        self._clients.close()
+
+    # -- from clients ----------------------------------------------------------------------------
+
+    def _may_take(self, channel: Channel) -> bool:
+        if channel is Channel.IOPUB:
+            return True
+        if self._running():
+            assert self._link is not None
+            return self._link.connection.queued(channel) < TO_KERNEL_ABOVE
+        return len(self._waiting) < WAITING_MESSAGES and self._waiting_bytes < WAITING_BYTES
+
+    def _running(self) -> bool:
+        link = self._link
+        return link is not None and not link.ended and link.connection.state is State.RUNNING
+
+    def _from_client(self, channel: Channel, parts: list[bytes]) -> None:
+        """Check what a client sent and pass it on, or keep it for the kernel that is starting."""
+        if channel is Channel.HB:
+            self._to_kernel(channel, parts)
+            return
+        try:
+            message = split_message(parts)
+            self._host.check(message)
+            kind, message_id = message.kind, message.id
+        except WireError as error:
+            self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
+            return
+        if channel is Channel.CONTROL and kind == "shutdown_request":
+            if not self._running():
+                return  # meant for the kernel that has ended, not for the next one
+            self.expect_end(restart=b"true" in message.content)
+        if kind == "execute_request" and len(self._pending) < TOLD_PENDING:
+            self._pending[message_id] = message.header
+        if self._transcript is not None:
+            with suppress(WireError):
+                self._transcript.record("request", message)
+        self._to_kernel(channel, message)
+
+    def _to_kernel(self, channel: Channel, message: WireMessage | list[bytes]) -> None:
+        if not self._running():
+            parts = message if isinstance(message, list) else self._inner.sign(message)
+            self._waiting.append((channel, message))
+            self._waiting_bytes += sum(map(len, parts))
+            return
+        assert self._link is not None
+        parts = message if isinstance(message, list) else self._inner.sign(message)
+        try:
+            self._link.connection.send_message(channel, parts)
+        except LocalProtocolError as error:
+            self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
+        self._link.flush()
+
+    def _deliver_waiting(self) -> None:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        for channel, message in waiting:
+            self._to_kernel(channel, message)
+
+    def _on_room(self) -> None:
+        """The link has taken bytes: clients' sockets may be read again."""
+        self._clients.resume()
+
+    def _welcome(self, topic: bytes) -> None:
+        """Tell a new subscriber that it is connected (JEP 65): no output is missed from here on."""
+        content = {"subscription": topic.decode("utf-8", "replace")}
+        self._publish(new_message("iopub_welcome", content, b"{}", topic))
+
+    def _publish(self, message: WireMessage) -> None:
+        self._clients.send(Channel.IOPUB, self._host.sign(message))
+
+    # -- from the sandbox ------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Message):
+            self._from_kernel(event)
+        elif isinstance(event, Hello):
+            if self._greeted is not None and not self._greeted.done():
+                self._greeted.set_result(event)
+        elif isinstance(event, Started):
+            if self._started is not None and not self._started.done():
+                self._started.set_result(None)
+        elif isinstance(event, Exited):
+            self._kernel_ended(event.status)
+        elif isinstance(event, Stats):
+            self.stats = event
+        elif isinstance(event, Log) and self._log is not None:
+            self._log.write(event.source.name.lower(), event.text)
+
+    def _from_kernel(self, message: Message) -> None:
+        """Check what the kernel sent, sign it, send it; then give the credit back."""
+        link = self._link
+        assert link is not None
+
+        def taken() -> None:
+            link.connection.consumed(message)
+            link.flush()
+
+        channel = message.channel
+        if channel is Channel.HB:
+            self._clients.send(channel, message.parts, taken)
+            return
+        try:
+            checked = split_message(message.parts)
+            self._inner.check(checked)
+            self._take_note(channel, checked)
+            wanted = checked.kind != "iopub_welcome"
+        except WireError as error:
+            self._note(f"the kernel's message on {channel.name.lower()} was dropped: {error}")
+            wanted = False
+        if wanted:
+            self._clients.send(channel, self._host.sign(checked), taken)
+        else:
+            taken()
+
+    def _take_note(self, channel: Channel, message: WireMessage) -> None:
+        if channel is Channel.SHELL:
+            self._pending.pop(message.parent_id, None)
+        if self._transcript is not None and channel is not Channel.CONTROL:
+            self._transcript.record("reply" if channel is Channel.SHELL else "output", message)
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def _on_link_end(self, reason: str) -> None:
+        self._note(f"the link ended: {reason}")
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(
+                self._launch_error(f"The sandbox of {self.identity.name} ended at once: {reason}.")
+            )
+            self.exit_status = ENDED_STATUS
+            return
+        if self._death is None:
+            self._death = f"The kernel's sandbox is gone: {reason}."
+        if self.exit_status is None and self._finishing is None:
+            self._kernel_ended(ENDED_STATUS)
+
+    def _kernel_ended(self, status: int) -> None:
+        if self._finishing is None:
+            self._finishing = self._loop.create_task(self._finish(status))
+
+    async def _finish(self, status: int) -> None:
+        """Tell why a kernel died, let its last messages out, then report its exit."""
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(
+                self._launch_error(
+                    f"The kernel of {self.identity.name} did not start (exit status {status})."
+                )
+            )
+        self._note(f"the kernel ended with status {status}")
+        reason = self._death
+        if reason is None and not self._asked_to_end:
+            reason = f"The kernel ended by itself, {_describe_status(status)}."
+        if reason is not None:
+            self._tell(reason)
+        self._pending.clear()
+        deadline = self._loop.time() + FLUSH_SECONDS
+        while self._clients.waiting() and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        if self._transcript is not None:
+            self._transcript.flush()
+        self.exit_status = status
+        self._exited.set()
+        self._finishing = None
+        if self._sandbox is not None:
+            wait = LONELY_SECONDS if self._keep_sandbox else 0.0
+            self._lonely = self._loop.call_later(wait, self._end_lonely)
+
+    def _end_lonely(self) -> None:
+        if self.exit_status is not None:
+            task = self._loop.create_task(self.end_sandbox())
+            task.add_done_callback(lambda done: done.exception())
+
+    async def _finished(self) -> None:
+        if self._finishing is not None:
+            await asyncio.shield(self._finishing)
+
+    def _tell(self, reason: str) -> None:
+        """Show ``reason`` in the cell that was running, as an error of its own."""
+        log.warning("%s: %s", self.identity.name, reason)
+        if not self._pending:
+            return
+        parent = next(iter(self._pending.values()))
+        content = {
+            "ename": "KernelDied",
+            "evalue": reason,
+            "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {reason}"],
+        }
+        self._publish(new_message("error", content, parent, b"error"))
+        self._publish(new_message("status", {"execution_state": "idle"}, parent, b"status"))
+
+    def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
+        tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""
+        if not hint and not tail:
+            hint = "check this machine with: gvisor-kernel doctor"
+        return LaunchError(fact, hint, tail)
+
+    def _note(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write("bridge", text)
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def _look_at_memory(self) -> None:
+        """Compare the sandbox's memory with its limit; called again and again."""
+        link, sandbox = self._link, self._sandbox
+        if link is None or link.ended or sandbox is None:
+            return
+        used, limit = sandbox.memory_used(), self.identity.memory_limit
+        if used is None:
+            self._watch = self._loop.call_later(0.1, self._look_at_memory)
+            return
+        if used > limit:
+            self._over_memory(used, link)
+        wait = seconds_to_next_look(used, limit)
+        self._watch = self._loop.call_later(wait, self._look_at_memory)
+
+    def _over_memory(self, used: int, link: SandboxLink) -> None:
+        limit = self.identity.memory_limit
+        first = self._death is None
+        self._death = (
+            f"The kernel used {format_size(used)} of memory; its limit is {format_size(limit)}. "
+            "It was ended. To allow more, raise the setting memory_limit (for instance "
+            f'c.GVisorProvisioner.memory_limit = "{format_size(2 * limit)}" in Jupyter\'s '
+            "configuration, or memory_limit in the kernelspec), and restart the kernel."
+        )
+        if used > limit + OVERRUN or not self._running():
+            link.end("it was over its memory limit")
+        elif first:
+            self.signal(signal.SIGKILL)
+            run = self._run
+            self._loop.call_later(ASK_SECONDS, self._end_if_still_over, run)
+
+    def _end_if_still_over(self, run: int) -> None:
+        sandbox, link = self._sandbox, self._link
+        if sandbox is None or link is None or link.ended:
+            return
+        used = sandbox.memory_used()
+        if used is not None and used > self.identity.memory_limit:
+            link.end("it stayed over its memory limit")
+
+
+def _describe_status(status: int) -> str:
+    if status >= 0:
+        return f"with exit status {status}"
+    with suppress(ValueError):
+        return f"by signal {signal.Signals(-status).name}"
+    return f"by signal {-status}"

@@ -1,0 +1,179 @@
+"""The host's end of one link: its descriptors on the loop, its liveness. Events go to its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from gvisor_kernel import __version__
+from gvisor_kernel.link import (
+    Connection,
+    Event,
+    Hello,
+    LocalProtocolError,
+    Ping,
+    RemoteProtocolError,
+)
+from gvisor_kernel.link.state import Role, State
+
+READ_SIZE = 256 * 1024
+READS_A_TURN = 4
+PING_SECONDS = 5.0
+WAIT_SECONDS = 10.0
+MISSED_WAITS = 6
+"""Waits in a row without a byte before a sandbox counts as dead. Waits, not time: while the
+machine sleeps the loop counts none."""
+
+
+class LinkedSandbox(Protocol):
+    """What the bridge needs of a sandbox; every runtime's Sandbox has it."""
+
+    link_in: int
+    link_out: int
+    exit_fd: int
+
+    def poll(self) -> int | None: ...
+    def memory_used(self) -> int | None: ...
+    def stderr_tail(self) -> str: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class SandboxLink:
+    """Reads and writes one link until it ends; then calls ``on_end(reason)`` once."""
+
+    def __init__(
+        self,
+        sandbox: LinkedSandbox,
+        on_event: Callable[[Event], None],
+        on_end: Callable[[str], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self.connection = Connection(Role.HOST, Hello(facts=(("release", __version__),)))
+        self.ended = False
+        self._sandbox = sandbox
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        self._on_end = on_end
+        self._on_room = on_room
+        self._pending = memoryview(b"")
+        self._writing = False
+        self._heard = True
+        self._missed = 0
+        self._token = 0
+        self._loop.add_reader(sandbox.link_out, self._read)
+        self._loop.add_reader(sandbox.exit_fd, self._exited)
+        self._timers = [
+            self._loop.call_later(PING_SECONDS, self._ping),
+            self._loop.call_later(WAIT_SECONDS, self._count_wait),
+        ]
+        self.flush()
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        for _ in range(READS_A_TURN):
+            if self.ended or not self._read_once():
+                break
+        self.flush()
+
+    def _read_once(self) -> bool:
+        """Whether there may be more to read."""
+        try:
+            data = os.read(self._sandbox.link_out, READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.end(f"the link cannot be read: {error}")
+            return False
+        if not data:
+            self.end("the sandbox ended")
+            return False
+        self._heard = True
+        try:
+            self.connection.receive_data(data)
+        except RemoteProtocolError as error:
+            self.end(f"the sandbox broke the rules of the link: {error}")
+            return False
+        while not self.ended:
+            event = self.connection.next_event()
+            if event is None:
+                break
+            self._on_event(event)
+        return True
+
+    def _exited(self) -> None:
+        """The runtime's process is gone: take what is still in the pipe, then end."""
+        self._loop.remove_reader(self._sandbox.exit_fd)
+        while not self.ended and self._read_once():
+            pass
+        self.end("the sandbox's process ended")
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what the connection has, now or as soon as the pipe takes it."""
+        if self.ended:
+            return
+        while True:
+            if not self._pending:
+                self._pending = memoryview(self.connection.data_to_send(READ_SIZE))
+                if not self._pending:
+                    self._watch_writable(False)
+                    return
+            try:
+                written = os.write(self._sandbox.link_in, self._pending)
+            except BlockingIOError:
+                self._watch_writable(True)
+                return
+            except OSError:  # EPIPE: the reading side tells the reason
+                self._watch_writable(False)
+                return
+            self._pending = self._pending[written:]
+
+    def _watch_writable(self, wanted: bool) -> None:
+        if wanted != self._writing:
+            self._writing = wanted
+            if wanted:
+                self._loop.add_writer(self._sandbox.link_in, self._write_more)
+            else:
+                self._loop.remove_writer(self._sandbox.link_in)
+
+    def _write_more(self) -> None:
+        self.flush()
+        self._on_room()
+
+    # -- liveness --------------------------------------------------------------------------------
+
+    def _ping(self) -> None:
+        if self.connection.state not in (State.OPENING, State.CLOSED):
+            self._token += 1
+            with suppress(LocalProtocolError):
+                self.connection.send(Ping(self._token))
+            self.flush()
+        self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
+
+    def _count_wait(self) -> None:
+        self._missed = 0 if self._heard else self._missed + 1
+        self._heard = False
+        if self._missed >= MISSED_WAITS:
+            self.end(f"the sandbox was silent for {MISSED_WAITS * WAIT_SECONDS:.0f} s")
+            return
+        self._timers[1] = self._loop.call_later(WAIT_SECONDS, self._count_wait)
+
+    def end(self, reason: str) -> None:
+        """Stop reading and writing, kill the sandbox, tell the owner. Idempotent."""
+        if self.ended:
+            return
+        self.ended = True
+        for timer in self._timers:
+            timer.cancel()
+        self._watch_writable(False)
+        for fd in (self._sandbox.link_out, self._sandbox.exit_fd):
+            if fd >= 0:
+                self._loop.remove_reader(fd)
+        self._sandbox.kill()
+        self._on_end(reason)

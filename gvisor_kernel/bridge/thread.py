@@ -1,0 +1,95 @@
+"""The bridge's own thread and loop: one a process, started with its first kernel.
+
+A manager of Jupyter's may have no running loop between two calls; nothing of ours may live there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import os
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zmq
+
+from gvisor_kernel.bridge.clients import Address
+from gvisor_kernel.bridge.kernel import KernelBridge, KernelIdentity
+from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+
+T = TypeVar("T")
+
+EXIT_SECONDS = 10.0
+"""How long the end of this process waits for its sandboxes to be removed."""
+
+
+class Bridge:
+    """Use ``Bridge.instance()``. Its methods may be called from any thread."""
+
+    _instance: Bridge | None = None
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._kernels: set[KernelBridge] = set()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 65536)
+        self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(self.executor)
+        self._thread = threading.Thread(target=self._run, name="gvisor-kernel-bridge", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def instance(cls) -> Bridge:
+        """This process's bridge; a forked child gets one of its own."""
+        with cls._lock:
+            if cls._instance is None or cls._instance._pid != os.getpid():
+                cls._instance = cls()
+                atexit.register(cls._instance.stop)
+            return cls._instance
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run ``work`` on the bridge's loop; the future may be awaited with asyncio.wrap_future."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def open_kernel(
+        self, identity: KernelIdentity, address: Address, base: Path
+    ) -> KernelBridge:
+        """A kernel's client sockets, bound, without a sandbox yet. On the loop; LaunchError."""
+        kernel = KernelBridge(self._context, identity, address, base, LinkedSandbox.close)
+        self._kernels.add(kernel)
+        return kernel
+
+    async def close_kernel(self, kernel: KernelBridge) -> None:
+        """Close ``kernel`` and forget it. On the loop; idempotent."""
+        await kernel.close()
+        self._kernels.discard(kernel)
+
+    async def _detach_all(self) -> list[LinkedSandbox]:
+        sandboxes = [await kernel.detach() for kernel in self._kernels]
+        return [sandbox for sandbox in sandboxes if sandbox is not None]
+
+    def stop(self) -> None:
+        """End every kernel; called when the process exits.
+
+        Sandboxes are closed here and not on the executor: by now Python lets it start nothing.
+        """
+        if self._pid != os.getpid() or not self._thread.is_alive():
+            return
+        sandboxes: list[LinkedSandbox] = []
+        with suppress(concurrent.futures.TimeoutError, RuntimeError):
+            sandboxes = self.call(self._detach_all()).result(EXIT_SECONDS)
+        for sandbox in sandboxes:
+            sandbox.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(EXIT_SECONDS)
+        self._context.destroy(linger=200)
