@@ -1,7 +1,4 @@
-"""One JupyterLab and one browser for the tests of this folder.
-
-``GK_TEST_KERNEL`` names another kernelspec than ``gvisor-python``, to debug the tests themselves.
-"""
+"""One JupyterLab for the tests of this folder, and a browser for each."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ from pathlib import Path
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
+from ..world import DEFAULT_KERNEL, World
 from .lab import LabPage, LabServer, browser
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
-KERNEL = os.environ.get("GK_TEST_KERNEL", "gvisor-python")
+KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
 WRONG_SETTING = "Python 3 (gVisor, wrong setting)"
 
 
@@ -48,12 +46,15 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ARTIFACTS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its kernels are gone when the module is done
 def server(
-    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, artifacts: Path
+    world: World,
+    programs: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    artifacts: Path,
 ) -> Iterator[LabServer]:
     server = LabServer(tmp_path_factory.mktemp("lab"), artifacts / "jupyterlab.log")
-    server.add_kernelspec(
+    world.add_kernelspec(
         "gvisor-wrong-setting",
         {
             "argv": [

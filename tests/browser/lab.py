@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
@@ -47,23 +46,17 @@ WAIT_SECONDS = 60
 
 
 class LabServer:
-    """A JupyterLab of its own: configuration, data and runtime files all lie in ``base``."""
+    """A JupyterLab with the test world's kernelspecs and a configuration of its own in ``base``."""
 
     def __init__(self, base: Path, log_path: Path) -> None:
         self.base = base
         self.folder = base / "notebooks"
-        self.data = base / "data"
         self.log_path = log_path
         self.url = ""
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
         self._running = threading.Event()
         self._reader: threading.Thread | None = None
-
-    def add_kernelspec(self, name: str, spec: dict[str, Any]) -> None:
-        folder = self.data / "kernels" / name
-        folder.mkdir(parents=True)
-        (folder / "kernel.json").write_text(json.dumps(spec))
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,13 +83,12 @@ class LabServer:
                 f"--ServerApp.root_dir={self.folder}",
                 f"--IdentityProvider.token={self.token}",
                 "--LabApp.extension_manager=readonly",
+                f"--ServerApp.cookie_secret_file={self.base / 'cookie'}",
                 *(["--allow-root"] if os.geteuid() == 0 else []),
             ],
             env=os.environ
             | {
                 "JUPYTER_CONFIG_DIR": str(self.base / "config"),
-                "JUPYTER_DATA_DIR": str(self.data),
-                "JUPYTER_RUNTIME_DIR": str(self.base / "runtime"),
                 "JUPYTERLAB_SETTINGS_DIR": str(self.base / "settings"),
                 "JUPYTERLAB_WORKSPACES_DIR": str(self.base / "workspaces"),
             },
@@ -152,10 +144,12 @@ def browser(chromium: str, chromedriver: str, profile: Path) -> Iterator[webdriv
     for flag in BROWSER_FLAGS:
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
+    profile.mkdir(mode=0o700)
     service = webdriver.ChromeService(
         executable_path=chromedriver,
         service_args=["--log-level=WARNING"],
         log_output=subprocess.DEVNULL,
+        env=os.environ | {"XDG_RUNTIME_DIR": str(profile)},  # dconf leaves files there
     )
     driver = webdriver.Chrome(options=options, service=service)
     try:
