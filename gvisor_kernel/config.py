@@ -199,21 +199,19 @@ class SandboxSettings(Configurable):
     _unknown: dict[str, object]
 
     def __init__(self, **kwargs: AnyValue) -> None:
-        known = self.trait_names(config=True)
-        self._unknown = {}
-        for name in set(kwargs) - _CONSTRUCTOR:
-            value = kwargs.pop(name)
-            # Set before Jupyter's configuration is loaded, which then wins.
-            if name in known:
-                setattr(self, name, value)
-            else:
-                self._unknown[name] = value
+        stanza = {name: kwargs.pop(name) for name in set(kwargs) - _CONSTRUCTOR}
         if not isinstance(kwargs.get("config"), Config | None):
-            self._unknown["config"] = kwargs.pop("config")
+            stanza["config"] = kwargs.pop("config")
         super().__init__(**kwargs)
-        for name, value in self._find_my_config(self.config).items():
-            if name not in known and not isinstance(value, Config):
-                self._unknown[name] = value
+        configured = self._find_my_config(self.config)
+        known = self.trait_names(config=True)
+        self._unknown = {
+            name: value
+            for name, value in (*stanza.items(), *configured.items())
+            if name not in known and not isinstance(value, Config)
+        }
+        for name in set(stanza) & set(known) - set(configured):
+            setattr(self, name, stanza[name])
 
     def sandbox_spec(self) -> SandboxSpec:
         """The settings as they stand now; raises SettingError for the first wrong one."""

@@ -1,0 +1,280 @@
+"""Settings: who wins, what is accepted, and that a wrong value is a sentence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets.config import Config
+
+from gvisor_kernel.accept import GIB, MIB
+from gvisor_kernel.config import SETTINGS, ExtraMount, SandboxSettings, SandboxSpec
+from gvisor_kernel.errors import SettingError, UnknownSetting
+
+
+class GVisorProvisioner(KernelProvisionerBase, SandboxSettings):
+    """The settings in the place where they live, without the rest of a provisioner."""
+
+
+GVisorProvisioner.__abstractmethods__ = frozenset()
+
+
+def spec(config: Config | None = None, **stanza: Any) -> SandboxSpec:
+    """What a kernelspec with ``stanza`` gives, built as jupyter_client's factory does."""
+    return GVisorProvisioner(
+        kernel_id="k", kernel_spec=None, parent=None, config=config, **stanza
+    ).sandbox_spec()
+
+
+def test_an_empty_config_is_the_defaults() -> None:
+    assert spec() == SandboxSpec()
+
+
+def test_the_constructor_passes_on_what_is_not_a_setting() -> None:
+    assert GVisorProvisioner(kernel_id="abc", memory_limit="1G").kernel_id == "abc"
+
+
+def test_the_kernelspec_stands_over_the_default() -> None:
+    assert spec(memory_limit="1G").memory_limit == GIB
+
+
+def test_jupyter_config_stands_over_the_kernelspec() -> None:
+    config = Config()
+    config.GVisorProvisioner.memory_limit = "2G"
+    config.GVisorProvisioner.transcripts = False
+    found = spec(config, memory_limit="64G", transcripts=True, cpu_shares=7)
+    assert (found.memory_limit, found.transcripts, found.cpu_shares) == (2 * GIB, False, 7)
+
+
+def test_what_jupyter_config_appends_replaces_the_kernelspec_and_leaks_into_no_other() -> None:
+    config = Config()
+    config.GVisorProvisioner.environment.append("B")
+    assert spec(config, environment=["A"]).environment == ("B",)
+    assert spec(config).environment == ("B",)
+
+
+def test_values_from_a_command_line() -> None:
+    from traitlets.config.loader import DeferredConfigString
+
+    config = Config()
+    config.GVisorProvisioner.memory_limit = DeferredConfigString("1G")
+    config.GVisorProvisioner.cpu_shares = DeferredConfigString("2")
+    config.GVisorProvisioner.uploads = DeferredConfigString("None")
+    config.GVisorProvisioner.environment = DeferredConfigString("['A']")
+    found = spec(config)
+    assert (found.memory_limit, found.cpu_shares) == (GIB, 2)
+    assert (found.uploads, found.environment) == (None, ("A",))
+
+
+def test_instances_share_no_list() -> None:
+    GVisorProvisioner().mounts.append("broken")
+    assert spec().mounts == ()
+
+
+def test_a_client_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETTINGS:
+        monkeypatch.setenv(f"KERNEL_{name.upper()}", "1")
+        monkeypatch.setenv(f"GVISOR_KERNEL_{name.upper()}", "1")
+    assert spec() == SandboxSpec()
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (512 * MIB, 512 * MIB),
+        ("4G", 4 * GIB),
+        ("512M", 512 * MIB),
+        ("4GiB", 4 * GIB),
+        ("4 gb", 4 * GIB),
+        ("1.5g", 3 * GIB // 2),
+        ("1T", 1024 * GIB),
+        ("1048576K", GIB),
+        ("1073741824", GIB),
+        ("1073741824B", GIB),
+    ],
+)
+def test_sizes(value: object, size: int) -> None:
+    assert spec(memory_limit=value).memory_limit == size
+
+
+WRONG: list[tuple[str, object]] = [
+    *(("memory_limit", value) for value in ("4 apples", "", "-1G", "1e9", 0, -5, 1.5, None, True)),
+    *(("memory_limit", value) for value in (1024, "127M", 2**61, "9" * 500, [4], "4G\n5", "٤G")),
+    *(("disk_limit", value) for value in ("lots", 4096, b"4G")),
+    *(("cpu_shares", value) for value in (1, 262145, "1024", 10.0, False)),
+    *(("pids_limit", value) for value in (0, 63, 10**9, None)),
+    *(("start_timeout", value) for value in (0, -1, 3601, "60", None, True, float("nan"))),
+    *(("transcripts", value) for value in (1, 0, "yes", None)),
+    *(("runtime", value) for value in ("docker-in-docker", "", None, ["runsc"])),
+    *(("image", value) for value in ("", "ubuntu", 3)),
+    *(("restart", value) for value in ("always", None)),
+    *(("transport", value) for value in ("inproc", 4)),
+    *(("uploads", value) for value in ("", "../x", "a/../../b", "/nonexistent", "/proc", "a\0b")),
+    *(("uploads", value) for value in (3, ["."], "a\nb", "/etc/passwd", "/dev/shm")),
+    *(("outputs", value) for value in ("", ".", "./", "../x", "/", "/etc", "/etc/x", "/usr/local")),
+    *(("outputs", value) for value in ("/dev/shm/x", "~", "/home/../etc", "/etc/passwd", 1)),
+    *(("skills", value) for value in ("", "relative", "/nonexistent", "/etc", 1)),
+    *(("environment", value) for value in ("PATH", ["A=b"], [""], [3], None, ["A", "B\n"])),
+    *(("environment", value) for value in (["KERNEL_USERNAME"], ["HOME"], ["É"], {"A": "b"})),
+    *(("command", value) for value in ("python", ["python"], [3], None, ["", "{connection_file}"])),
+    *(("command", value) for value in (["a\0", "{connection_file}"],)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_value_names_setting_value_and_what_is_accepted(name: str, value: object) -> None:
+    with pytest.raises(SettingError) as caught:
+        spec(**{name: value})
+    text = str(caught.value)
+    assert name in text
+    assert "What to do: set it to" in text
+    assert caught.value.setting.startswith(name)
+    assert len(text) < 1200
+
+
+def test_every_setting_has_a_wrong_value() -> None:
+    assert {name for name, _ in WRONG} | {"mounts"} == set(SETTINGS)
+
+
+def test_an_unknown_name_is_an_error_with_a_suggestion() -> None:
+    with pytest.raises(UnknownSetting, match=r"(?s)memroy_limit.*did you mean 'memory_limit'"):
+        spec(memroy_limit="1G")
+
+
+@pytest.mark.parametrize("name", ["network", "provisioner_name", "_unknown", "sandbox_spec"])
+def test_other_names_of_the_class_are_no_settings(name: str) -> None:
+    with pytest.raises(UnknownSetting, match=name):
+        spec(**{name: "x"})
+
+
+def test_a_kernelspec_cannot_pose_as_jupyter_config() -> None:
+    settings = GVisorProvisioner(config={"GVisorProvisioner": {"memory_limit": "64G"}})
+    with pytest.raises(UnknownSetting, match="config"):
+        settings.sandbox_spec()
+
+
+def test_an_unknown_name_in_jupyter_config_is_an_error_too() -> None:
+    config = Config()
+    config.GVisorProvisioner.memory_limits = "1G"
+    with pytest.raises(UnknownSetting, match="memory_limits"):
+        spec(config)
+
+
+def test_folders_are_normalised(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert spec(uploads="./data//x/").uploads == "data/x"
+    assert spec(uploads=str(tmp_path / "link")).uploads == str(tmp_path / "real")
+    assert spec(outputs=str(tmp_path / "link")).outputs == str(tmp_path / "real")
+    assert spec(outputs=str(tmp_path / "new")).outputs == str(tmp_path / "new")
+    assert spec(uploads=None, outputs=None).outputs is None
+
+
+def test_a_home_is_never_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "people" / "ann"
+    home.mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    for path in (home, tmp_path / "people", tmp_path / "alias"):
+        with pytest.raises(SettingError):
+            spec(outputs=str(path))
+        with pytest.raises(SettingError):
+            spec(mounts=[{"source": str(path), "target": "/data", "read_only": False}])
+    assert spec(outputs="~/results").outputs == str(home / "results")
+    assert spec(uploads="~").uploads == str(home)
+
+
+def test_skills(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir()
+    assert spec(skills=str(tmp_path)).skills == str(tmp_path)
+
+
+def test_mounts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    mounts = spec(
+        mounts=[
+            {"source": str(tmp_path), "target": "/mnt/data/"},
+            {"source": str(tmp_path / "link"), "target": "/data/x", "read_only": False},
+        ]
+    ).mounts
+    assert mounts == (
+        ExtraMount(str(tmp_path), "/mnt/data", True),
+        ExtraMount(str(tmp_path / "file"), "/data/x", False),
+    )
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("", "relative", "/", "//", "/mnt", "/a/../etc", "/a\nb", "/a\0b", "/proc", "/proc/self"),
+        *("/sys/x", "/dev", "/usr/local/lib", "/etc/passwd", "/opt/gvisor-kernel/x", "/opt"),
+        *("/workspace/x", "/mnt/user-data/uploads/x", "/mnt/user-data", "/mnt/skills/public"),
+        *(
+            "/mnt/transcripts",
+            "/container_info.json",
+            "/tmp/x",
+            "/home",
+            "/lib64",
+            "/a,rw",
+            "//etc",
+        ),
+        3,
+        None,
+    ],
+)
+def test_wrong_targets(tmp_path: Path, target: object) -> None:
+    with pytest.raises(SettingError) as caught:
+        spec(mounts=[{"source": str(tmp_path), "target": target}])
+    assert caught.value.setting == "mounts[0].target"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "relative",
+        "/nonexistent",
+        "/",
+        "/proc/self",
+        "/sys",
+        "/dev/null",
+        "/etc/../etc",
+        3,
+        None,
+    ],
+)
+def test_wrong_sources(source: object) -> None:
+    with pytest.raises(SettingError) as caught:
+        spec(mounts=[{"source": source, "target": "/data"}])
+    assert caught.value.setting == "mounts[0].source"
+
+
+def test_a_socket_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SettingError):
+        spec(mounts=[{"source": str(tmp_path / "fifo"), "target": "/data"}])
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        "/data",
+        {"source": "/etc", "target": "/data"},
+        ["/data:/data"],
+        [{}],
+        [{"source": "/etc"}],
+        [{"source": "/etc", "target": "/data", "readonly": True}],
+        [{"source": "/etc", "target": "/data", "read_only": "no"}],
+        [{"source": "/etc", "target": "/data", "read_only": False}],
+        [{"source": "/etc", "target": "/data"}, {"source": "/usr", "target": "/data"}],
+        [{"source": "/etc", "target": "/data"}, {"source": "/usr", "target": "/data/x"}],
+        [{"source": "/etc", "target": "/data/x"}, {"source": "/usr", "target": "/data"}],
+    ],
+)
+def test_the_schema_of_mounts_is_strict(mounts: object) -> None:
+    with pytest.raises(SettingError, match="mounts"):
+        spec(mounts=mounts)
