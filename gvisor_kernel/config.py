@@ -19,8 +19,8 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.accept import (
-    GIB,
-    MIB,
+    GIB as GIB,
+    MIB as MIB,
     accept_choice,
     accept_command,
     accept_environment,

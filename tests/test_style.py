@@ -1,0 +1,147 @@
+"""How the code reads, and who may import whom: the linters, and the table of the architecture."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .world import PROJECT
+
+PACKAGE = PROJECT / "gvisor_kernel"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "kernelspecs_data" not in path.parts)
+
+ALL = {
+    *("accept", "bridge", "config", "errors", "images", "kernelspecs", "launch", "link"),
+    *("provisioner", "runtimes", "skills", "snapshots", "spec"),
+}
+MAY_IMPORT = {
+    "link": set[str](),
+    "guest": {"link"},
+    "errors": set[str](),
+    "accept": {"errors"},
+    "config": {"accept", "errors"},
+    "spec": {"config", "errors"},
+    "runtimes": {"spec", "config", "errors"},
+    "bridge": {"link", "errors"},
+    "snapshots": {"runtimes", "spec", "config", "errors"},
+    "kernelspecs": {"config", "errors"},
+    "images": {"config", "errors"},
+    "skills": {"config", "errors"},
+    "provisioner": ALL,
+    "launch": ALL,
+    "cli": ALL,
+    "__main__": {"cli"},
+    "__init__": set[str](),
+}
+"""Parts of the package (a module or folder directly in it) and what each may import of it."""
+
+STANDARD_LIBRARY_ONLY = {"link", "errors", "guest"}
+IN_THE_SANDBOX = {"zmq", "ipykernel"}
+"""Of the image's own Python: the guest imports them there, in the mode that needs them."""
+
+JUPYTER_CLIENT = {"provisioner", "launch", "kernelspecs", "bridge"}
+
+
+def run(*argv: str) -> None:
+    """A linter's complaint is the failure's text."""
+    result = subprocess.run(
+        [sys.executable, "-m", *argv], cwd=PROJECT, capture_output=True, text=True, timeout=150
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_ruff_check() -> None:
+    run("ruff", "check", "--no-cache", ".")
+
+
+def test_ruff_format() -> None:
+    run("ruff", "format", "--no-cache", "--check", ".")
+
+
+@pytest.mark.timeout(170)
+def test_mypy_strict() -> None:
+    run("mypy", "--strict", "gvisor_kernel")
+
+
+def part_of(path: Path) -> str:
+    """The part of the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Each imported module by its full name; of ``from a import b``, ``a.b``. Typing's too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(PROJECT).parts[: -node.level]
+                base = ".".join((*package, base)).rstrip(".")
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def parts_imported(path: Path) -> Iterator[tuple[int, str]]:
+    for line, name in imports(path):
+        words = name.split(".")
+        if words[0] == "gvisor_kernel" and len(words) > 1 and words[1] != "__version__":
+            yield line, words[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+class TestModule:
+    def test_imports_only_what_its_part_may(self, path: Path) -> None:
+        part = part_of(path)
+        assert part in MAY_IMPORT, f"{part} is not in the table of docs/architecture.md and here"
+        wrong = [
+            f"line {line}: {other}"
+            for line, other in parts_imported(path)
+            if other not in MAY_IMPORT[part] | {part}
+        ]
+        assert not wrong, f"{part} may import {MAY_IMPORT[part] or 'nothing of the package'}"
+
+    def test_imports_no_library_where_there_is_none(self, path: Path) -> None:
+        part = part_of(path)
+        for line, name in imports(path):
+            library = name.split(".")[0]
+            if part in STANDARD_LIBRARY_ONLY and library not in sys.stdlib_module_names:
+                allowed = {"gvisor_kernel"} | (IN_THE_SANDBOX if part == "guest" else set())
+                assert library in allowed, f"line {line}: {name}"
+            if library == "jupyter_client":
+                assert part in JUPYTER_CLIENT, f"line {line}: {name}"
+            if library == "jupyter_client" and part == "bridge":
+                assert name.startswith("jupyter_client.session"), f"line {line}: {name}"
+
+    def test_only_the_command_line_and_the_guest_end_a_process(self, path: Path) -> None:
+        if part_of(path) in {"cli", "guest", "__main__"}:
+            return
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in {"sys.exit", "os._exit", "exit", "quit"}
+            if isinstance(node, ast.Name):
+                assert node.id != "SystemExit", f"line {node.lineno}"
+
+    def test_says_what_lives_there(self, path: Path) -> None:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, "a module starts with what lives there"
+        assert path.read_text().startswith(('"""', 'r"""'))
+
+    def test_is_short_enough_to_read(self, path: Path) -> None:
+        assert len(path.read_text().splitlines()) < 600, "split it by noun"
+
+
+def test_tests_say_what_they_test() -> None:
+    for path in (PROJECT / "tests").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_the_guest_is_written_for_the_oldest_python_it_runs_on() -> None:
+    for path in MODULES:
+        if part_of(path) in {"guest", "link"}:
+            ast.parse(path.read_text(), feature_version=(3, 9))
