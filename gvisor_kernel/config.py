@@ -19,8 +19,8 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.accept import (
-    GIB as GIB,
-    MIB as MIB,
+    GIB,
+    MIB,
     accept_choice,
     accept_command,
     accept_environment,
@@ -36,6 +36,17 @@ from gvisor_kernel.accept import (
     is_within,
 )
 from gvisor_kernel.errors import SettingError, UnknownSetting
+
+__all__ = [
+    "ACCEPT",
+    "DEFAULTS",
+    "GIB",
+    "MIB",
+    "SETTINGS",
+    "ExtraMount",
+    "SandboxSettings",
+    "SandboxSpec",
+]
 
 RUNTIMES = ("runsc",)
 IMAGES = ("host",)
