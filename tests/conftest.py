@@ -41,7 +41,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         terminalreporter.section("not tested on this machine")
         for reason, count in sorted(reasons.items()):
-            terminalreporter.write_line(f"{count} × {reason}")
+            terminalreporter.write_line(f"{count} x {reason}")
 
 
 @pytest.fixture(scope="session")

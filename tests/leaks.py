@@ -22,6 +22,8 @@ Things = frozenset[str]
 
 OURS = re.compile(r"gvisor[-_]kernel")
 SANDBOX = re.compile(r"runsc|gvisor_kernel|ipykernel|unshare")
+NOT_OURS = re.compile(r"pytest-of-|ipykernel_|\.?org\.chromium")
+"""In the folder for temporary files: an unsandboxed ipykernel leaves the cells it debugged."""
 HARMLESS = re.compile(r"multiprocessing\.(resource_tracker|forkserver)")
 
 
@@ -40,9 +42,12 @@ def processes(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
             name, _, rest = stat.rpartition(")")
             if rest.split()[:2] == ["Z", str(os.getpid())]:
                 found.add(f"zombie {name})")
-        elif (mark in argv or mark in _read(folder / "environ")) and only.search(shown):
-            if not HARMLESS.search(shown):
-                found.add(f"process {pid} {shown[:200]}")
+        elif (
+            (mark in argv or mark in _read(folder / "environ"))
+            and only.search(shown)
+            and not HARMLESS.search(shown)
+        ):
+            found.add(f"process {pid} {shown[:200]}")
     return frozenset(found)
 
 
@@ -60,7 +65,7 @@ def mounts(world: World) -> Things:
 def files(world: World) -> Things:
     """Directories of sandboxes, sockets and connection files."""
     found = {path for folder in (world.runtime, world.run) for path in folder.iterdir()}
-    found |= {path for path in world.temporary.iterdir() if not path.name.startswith("pytest-of-")}
+    found |= {path for path in world.temporary.iterdir() if not NOT_OURS.match(path.name)}
     found |= set(world.state.glob("gvisor-kernel/sandboxes/*"))
     return frozenset(f"file {path}" for path in found)
 

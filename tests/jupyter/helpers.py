@@ -14,6 +14,7 @@ from queue import Empty
 from typing import Any
 
 from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client.session import Session
 from traitlets.config import Config
 
 from ..world import DEFAULT_KERNEL
@@ -91,8 +92,12 @@ def running_kernel(
 
 @contextmanager
 def connected(manager: KernelManager) -> Iterator[BlockingKernelClient]:
-    """A client of the manager's kernel, once that answers."""
-    client = manager.client()
+    """A client of the manager's kernel, once that answers.
+
+    With a session of its own, as Jupyter's server makes them: clients of one session share an
+    identity, and the kernel answers the last of them.
+    """
+    client = manager.client(session=Session(key=manager.session.key))
     client.start_channels()
     try:
         client.wait_for_ready(timeout=SECONDS)
@@ -117,7 +122,7 @@ def finish(
     deadline = time.monotonic() + seconds
     outputs: list[Message] = []
     while True:
-        message = next_message(client, "iopub", deadline, f"idle for {msg_id}, got {outputs}")
+        message = next_message(client, "iopub", deadline, f"the end of {msg_id}")
         if message["parent_header"].get("msg_id") != msg_id:
             continue
         outputs.append(message)
