@@ -9,9 +9,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-import psutil
+from gvisor_kernel.runtimes.processes import kill_if, read_argv
 
 T = TypeVar("T")
 
@@ -58,10 +59,13 @@ def kill_all(group: int, mark: str) -> None:
         os.killpg(group, signal.SIGKILL)
     if not mark:
         return
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and any(mark in word for word in process.cmdline()):
-                process.kill()
+
+    def is_marked(pid: int) -> bool:
+        return pid != os.getpid() and any(mark in word for word in read_argv(pid))
+
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            kill_if(int(entry.name), is_marked)
 
 
 def call_within(seconds: float, function: Callable[[], T]) -> T:

@@ -1,0 +1,148 @@
+"""install and uninstall: what Jupyter then lists, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.kernelspecs import find_kernelspecs, find_template, read_kernelspec
+
+from ..world import PROJECT
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory of Jupyter with nothing in it; the user's, for this test."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("JUPYTER_NO_CONFIG", "1")
+    return tmp_path / "data"
+
+
+def test_jupyter_lists_what_was_installed(data_dir: Path) -> None:
+    assert main(["install", "--user", "--name", "gk-one", "--display-name", "One"]) == 0
+    spec = KernelSpecManager().get_kernel_spec("gk-one")
+    assert Path(spec.resource_dir) == data_dir / "kernels/gk-one"
+    assert spec.display_name == "One"
+    assert spec.argv == [
+        *(sys.executable, "-P", "-m", "gvisor_kernel", "launch"),
+        *("--kernel", "gk-one", "-f", "{connection_file}"),
+    ]
+    assert spec.metadata["kernel_provisioner"] == {
+        "provisioner_name": "gvisor-provisioner",
+        "config": {},
+    }
+    logos = {path.name for path in Path(spec.resource_dir).glob("logo-*")}
+    assert logos == {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}
+
+
+def test_uninstall_takes_it_away(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["install", "--user", "--name", "gk-one"])
+    assert main(["uninstall", "--name", "gk-one"]) == 0
+    assert not (data_dir / "kernels/gk-one").exists()
+    assert main(["uninstall", "--name", "gk-one"]) == 1
+    assert "There is no kernelspec 'gk-one'" in capsys.readouterr().err
+
+
+def test_install_again_replaces(data_dir: Path) -> None:
+    main(["install", "--user", "--name", "gk-one", "--set", "memory_limit=1G"])
+    main(
+        ["install", "--user", "--name", "gk-one", "--set", "uploads=None", "--set", "cpu_shares=9"]
+    )
+    assert read_kernelspec(data_dir / "kernels/gk-one").settings == {
+        "uploads": None,
+        "cpu_shares": 9,
+    }
+
+
+@pytest.mark.parametrize("setting", ["memory_limit=1 apple", "memroy_limit=1G", "memory_limit"])
+def test_a_wrong_setting_installs_nothing(
+    data_dir: Path, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["install", "--user", "--set", setting]) == 1
+    assert setting.partition("=")[0] in capsys.readouterr().err
+    assert not data_dir.exists()
+
+
+def test_prefix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["install", "--prefix", str(tmp_path)]) == 0
+    assert f"JUPYTER_PATH={tmp_path}/share/jupyter" in capsys.readouterr().out
+    directory = tmp_path / "share/jupyter/kernels/gvisor-python"
+    assert find_kernelspecs(directory.parent) == [read_kernelspec(directory)]
+    assert main(["uninstall", "--prefix", str(tmp_path)]) == 0
+    assert not directory.exists()
+
+
+def test_what_others_installed_is_left_alone(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = data_dir / "kernels/gk-one"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text('{"argv": ["python3"], "display_name": "x", "metadata": {}}')
+    assert main(["install", "--user", "--name", "gk-one"]) == 1
+    assert main(["uninstall", "--user", "--name", "gk-one"]) == 1
+    assert "is not a kernelspec of gvisor-kernel" in capsys.readouterr().err
+    assert (other / "kernel.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "A B", "", "a/b"])
+def test_names_that_are_none(data_dir: Path, name: str) -> None:
+    assert main(["install", "--user", "--name", name]) == 1
+    assert not data_dir.exists()
+
+
+def test_others_may_read_it_whatever_the_umask(data_dir: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        main(["install", "--user", "--name", "gk-one"])
+    finally:
+        os.umask(before)
+    directory = data_dir / "kernels/gk-one"
+    assert directory.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o644}
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "share").write_text("a file, which is in the way for root too")
+    assert main(["install", "--prefix", str(tmp_path)]) == 1
+    assert "--user" in capsys.readouterr().err
+
+
+def test_an_interpreter_that_is_gone_is_noticed(data_dir: Path) -> None:
+    main(["install", "--user", "--name", "gk-one"])
+    path = data_dir / "kernels/gk-one/kernel.json"
+    path.write_text(path.read_text().replace(sys.executable, "/nonexistent/python"))
+    assert read_kernelspec(path.parent).interpreter is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"argv": 3}', '{"metadata": []}', '{"metadata": null}', "\udcff"]
+)
+def test_a_broken_kernel_json_is_nobody_s(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kernel.json").write_bytes(os.fsencode(text))
+    with pytest.raises(KernelspecError):
+        read_kernelspec(tmp_path)
+
+
+def test_the_template_is_the_one_of_the_repository() -> None:
+    assert find_template() == PROJECT / "kernelspecs/gvisor-python"
+    assert json.loads((find_template() / "kernel.json").read_text())["argv"][0] == "python3"
+
+
+def test_the_installed_argv_imports_nothing_from_the_notebook_s_folder(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    main(["install", "--user", "--name", "gk-one"])
+    for name in ("argparse", "gvisor_kernel", "shutil"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('code of the sandbox ran')")
+    argv = [*read_kernelspec(data_dir / "kernels/gk-one").argv[:5], "--help"]
+    result = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 0, result.stderr
+    assert "run one kernel in a sandbox" in result.stdout.lower()

@@ -1,0 +1,115 @@
+"""The command as a program: its help, its exit statuses, how fast a launch is on its way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gvisor_kernel import __version__
+from gvisor_kernel.cli.main import main, make_parser
+from gvisor_kernel.cli.output import describe_age, describe_size, printable
+
+COMMANDS = (
+    *("install", "uninstall", "doctor", "list", "logs", "kill", "prune", "launch", "version"),
+)
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gvisor_kernel", *argv],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def test_help_lists_every_command_and_the_exit_statuses() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert f"\n    {command}" in result.stdout
+    assert "exit status:" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: gvisor-kernel {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["nonsense"], ["logs"], ["install", "--user", "--sys-prefix"], ["launch"]]
+)
+def test_wrong_arguments_are_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"gvisor-kernel {__version__}\nrunsc ")
+    assert "\npyzmq " in out
+
+
+def test_launch_pays_for_no_other_command() -> None:
+    code = (
+        "import sys; from gvisor_kernel.cli.main import make_parser;"
+        "import gvisor_kernel.cli.launch;"
+        "make_parser().parse_args(['launch', '-f', 'x']);"
+        "print({'rich', 'jupyter_client', 'psutil', 'zmq', 'asyncio', 'json'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert result.stdout == "set()\n", result.stderr
+
+
+def test_a_reader_that_leaves_is_no_failure() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "gvisor_kernel", "version"],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+    finally:
+        os.close(write)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_arguments_of_launch() -> None:
+    arguments = make_parser().parse_args(["launch", "--kernel", "n", "-f", "c.json"])
+    assert (arguments.kernel, arguments.connection_file) == ("n", "c.json")
+
+
+def test_text_of_a_sandbox_cannot_steer_a_terminal() -> None:
+    text = "a\tb\n\x1b[2J\x9b31m\x07\r\x08\x7f\u202egpj\u200b\udcff é 漢 🙂"
+    shown = printable(text)
+    assert shown.startswith(
+        "a\tb\n\\x1b[2J\\x9b31m\\x07\\r\\x08\\x7f\\u202egpj\\u200b\\udcff é 漢 🙂"
+    )
+    assert all(char.isprintable() or char in "\n\t" for char in shown)
+
+
+def test_sizes_and_ages_for_people() -> None:
+    assert [describe_size(n) for n in (0, 1023, 2048, 512 * 2**20, 4 * 2**30, 2**41)] == [
+        *("0 B", "1023 B", "2 KiB", "512 MiB", "4.0 GiB", "2048.0 GiB"),
+    ]
+    assert [describe_age(n) for n in (-1, 59, 60, 7200, 200000)] == [
+        *("0 s", "59 s", "1 min", "2 h", "2 d"),
+    ]

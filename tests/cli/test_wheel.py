@@ -1,0 +1,85 @@
+"""An installed wheel, without the repository: the kernelspec is there, and the command works."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from ..world import PROJECT
+
+LOGOS = {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel in it; its other packages are this environment's."""
+    base = tmp_path_factory.mktemp("wheel")
+
+    def run(*argv: object) -> None:
+        result = subprocess.run(
+            [str(word) for word in argv], cwd=PROJECT, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", base / "dist")
+    (wheel,) = (base / "dist").iterdir()
+    venv = base / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    pip = [sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "-q"]
+    run(*pip, "--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", wheel)
+    # A path in a .pth file is searched last, and .pth files found there are not read: what is
+    # installed editable in this environment stays out.
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return venv
+
+
+def run_in(environment: Path, *argv: str) -> str:
+    result = subprocess.run(
+        [environment / "bin" / argv[0], *argv[1:]],
+        cwd=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_wheel_brings_the_kernelspec(environment: Path) -> None:
+    kernelspec = environment / "share/jupyter/kernels/gvisor-python"
+    assert {path.name for path in kernelspec.iterdir()} == {"kernel.json"} | LOGOS
+    document = json.loads((kernelspec / "kernel.json").read_text())
+    assert document["metadata"]["kernel_provisioner"]["provisioner_name"] == "gvisor-provisioner"
+
+
+def test_it_is_the_wheel_that_is_imported(environment: Path) -> None:
+    where = run_in(environment, "python", "-c", "import gvisor_kernel as g; print(g.__file__)")
+    assert where.startswith(str(environment))
+
+
+@pytest.mark.parametrize("command", ["gvisor-kernel", "jupyter-gvisor"])
+def test_the_commands_are_there(environment: Path, command: str) -> None:
+    assert "Jupyter kernels that run inside" in run_in(environment, command, "--help")
+
+
+def test_install_and_uninstall_work_without_the_repository(environment: Path) -> None:
+    run_in(environment, "gvisor-kernel", "install", "--sys-prefix", "--name", "gk-wheel")
+    kernelspec = environment / "share/jupyter/kernels/gk-wheel"
+    assert {path.name for path in kernelspec.iterdir()} == {"kernel.json"} | LOGOS
+    argv = json.loads((kernelspec / "kernel.json").read_text())["argv"]
+    assert argv[0] == str(environment / "bin/python")
+    run_in(environment, "gvisor-kernel", "uninstall", "--sys-prefix", "--name", "gk-wheel")
+    assert not kernelspec.exists()
+
+
+def test_the_wheel_is_typed_and_complete(environment: Path) -> None:
+    (package,) = environment.glob("lib/python*/site-packages/gvisor_kernel")
+    assert (package / "py.typed").exists()
+    for path in (PROJECT / "gvisor_kernel").rglob("*.py"):
+        assert (package / path.relative_to(PROJECT / "gvisor_kernel")).exists()
