@@ -11,7 +11,6 @@ import logging
 import secrets
 import signal
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,6 @@ class KernelBridge:
         identity: KernelIdentity,
         address: Address,
         base: Path,
-        close_sandbox: Callable[[LinkedSandbox], None],
     ) -> None:
         """Raises LaunchError when the sockets cannot be opened; see ClientSockets."""
         self.identity = identity
@@ -94,7 +92,6 @@ class KernelBridge:
         """What the guest said of itself before any kernel ran; for people."""
         self.stats: Stats | None = None
         self._loop = asyncio.get_running_loop()
-        self._close_sandbox = close_sandbox
         self._host = Signer(identity.key, identity.signature_scheme)
         self._inner = Signer(secrets.token_hex(32).encode())
         self._sandbox: LinkedSandbox | None = None
@@ -253,7 +250,7 @@ class KernelBridge:
             self._link.end("it was closed")
         await self._finished()
         if sandbox is not None:
-            await self._loop.run_in_executor(None, self._close_sandbox, sandbox)
+            await self._loop.run_in_executor(None, sandbox.close)
         for file in (self._log, self._transcript):
             if file is not None:
                 file.close()

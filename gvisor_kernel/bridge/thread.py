@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import zmq
 
 from gvisor_kernel.bridge.clients import Address
+from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, sweep_bases
 from gvisor_kernel.bridge.kernel import KernelBridge, KernelIdentity
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 
@@ -36,6 +37,7 @@ class Bridge:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._kernels: set[KernelBridge] = set()
+        self._bases: dict[Path, Path] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65536)
         self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
@@ -62,10 +64,16 @@ class Bridge:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def open_kernel(
-        self, identity: KernelIdentity, address: Address, base: Path
+        self, identity: KernelIdentity, address: Address, root: Path
     ) -> KernelBridge:
-        """A kernel's client sockets, bound, without a sandbox yet. On the loop; LaunchError."""
-        kernel = KernelBridge(self._context, identity, address, base, LinkedSandbox.close)
+        """A kernel's client sockets, bound, without a sandbox yet. On the loop.
+
+        ``root`` is a private directory for Unix sockets. Raises LaunchError, StateError.
+        """
+        if root not in self._bases:
+            sweep_bases(root)
+            self._bases[root] = make_base(root)
+        kernel = KernelBridge(self._context, identity, address, self._bases[root])
         self._kernels.add(kernel)
         return kernel
 
@@ -93,3 +101,5 @@ class Bridge:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(EXIT_SECONDS)
         self._context.destroy(linger=200)
+        for root in self._bases:
+            remove_base(root, owner_name(os.getpid()) or "")

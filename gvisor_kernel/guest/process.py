@@ -146,7 +146,9 @@ def _become_kernel(
 
 
 def kill_everything() -> None:
-    """SIGKILL to every process of the sandbox but PID 1."""
+    """SIGKILL to every process of the sandbox but PID 1. Does nothing unless called by PID 1."""
+    if os.getpid() != 1:  # started outside a sandbox by mistake: it would end a whole machine
+        return
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
 

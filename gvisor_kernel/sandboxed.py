@@ -1,0 +1,208 @@
+"""One sandboxed kernel: a runtime's sandbox and the bridge's sockets, brought together.
+
+Used by the provisioner and by the launcher, which differ only in who asks. Every method may be
+awaited on any loop: the work is done on the bridge's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gvisor_kernel.bridge import Address, Bridge, KernelBridge, KernelIdentity
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.state import state_root
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+IPYKERNEL = ("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}")
+"""As ipykernel's own kernelspec has it: frozen modules would hide lines from the debugger."""
+
+VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """All that decides what is started: settings, place, keys, addresses, program.
+
+    ``argv`` empty: ipykernel of the sandbox's interpreter. ``environment`` is added to the
+    sandbox's own.
+    """
+
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: KernelIdentity
+    address: Address
+    argv: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class SandboxedKernel:
+    """At most one kernel at a time, in at most one sandbox; both may be renewed by ``launch``."""
+
+    def __init__(self) -> None:
+        self._bridge = Bridge.instance()
+        self._kernel: KernelBridge | None = None
+        self._sandbox: Sandbox | None = None
+        self._plan: KernelPlan | None = None
+
+    # -- state, from any thread ------------------------------------------------------------------
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while the kernel lives; 0 when there is none."""
+        if self._kernel is None:
+            return 0
+        return None if self._kernel.alive else (self._kernel.exit_status or 0)
+
+    @property
+    def address(self) -> Address | None:
+        return self._kernel.address if self._kernel is not None else None
+
+    @property
+    def sandbox(self) -> Sandbox | None:
+        return self._sandbox
+
+    def host_path(self, path: str) -> Path | None:
+        """The host's path of a file that the kernel calls ``path``, where it is mounted.
+
+        None for all else, also for what leads out of its mount (a link planted inside).
+        """
+        if self._sandbox is None or "\0" in path:
+            return None
+        inside = Path(self._sandbox.workdir, path)
+        if ".." in inside.parts:
+            return None
+        views = list(self._sandbox.mounts)
+        views += [
+            MountView(view.source, self._sandbox.workdir, True)
+            for view in views
+            if view.target == VIEWED_IN_WORKSPACE
+        ]
+        for view in views:
+            if inside.is_relative_to(view.target):
+                try:
+                    root = Path(view.source).resolve(strict=True)
+                    found = (root / inside.relative_to(view.target)).resolve(strict=True)
+                except (OSError, RuntimeError):
+                    continue
+                if found.is_relative_to(root):
+                    return found
+        return None
+
+    # -- actions, from any loop ------------------------------------------------------------------
+
+    async def launch(self, plan: KernelPlan) -> Address:
+        """Start a kernel by ``plan``; returns where clients connect.
+
+        In the sandbox of the last one, where that stands, was made by an equal plan and may be
+        kept. Raises what ``Runtime.start`` raises; nothing is left behind then.
+        """
+        return await self._on_bridge(self._launch(plan))
+
+    async def signal(self, signum: int) -> None:
+        """Signal the kernel and its children; quiet when there are none."""
+        if self._kernel is not None:
+            await self._on_bridge(self._signal(self._kernel, signum))
+
+    async def kill(self) -> None:
+        """End the kernel at once; quiet when there is none."""
+        if self._kernel is not None:
+            await self._on_bridge(self._kernel.kill())
+
+    async def expect_end(self, restart: bool) -> None:
+        """A shutdown was requested by a client's message: the exit to come is no accident."""
+        if self._kernel is not None:
+            await self._on_bridge(self._expect_end(self._kernel, restart))
+
+    async def end_sandbox(self) -> None:
+        """End the sandbox; clients' sockets stay for the next launch. Idempotent."""
+        self._sandbox = None
+        if self._kernel is not None:
+            await self._on_bridge(self._kernel.end_sandbox())
+
+    async def close(self) -> None:
+        """End all and remove all. Idempotent."""
+        kernel, self._kernel, self._sandbox = self._kernel, None, None
+        if kernel is not None:
+            await self._on_bridge(self._bridge.close_kernel(kernel))
+
+    # -- on the bridge's loop --------------------------------------------------------------------
+
+    async def _on_bridge(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(self._bridge.call(work))
+
+    @staticmethod
+    async def _signal(kernel: KernelBridge, signum: int) -> None:
+        kernel.signal(signum)
+
+    @staticmethod
+    async def _expect_end(kernel: KernelBridge, restart: bool) -> None:
+        kernel.expect_end(restart)
+
+    async def _launch(self, plan: KernelPlan) -> Address:
+        if self._kernel is not None and self._kernel.identity != plan.identity:
+            await self._bridge.close_kernel(self._kernel)
+            self._kernel = None
+        if self._kernel is None:
+            root = state_root() / "sockets"
+            self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
+        kernel = self._kernel
+        try:
+            if not self._may_reuse(kernel, plan):
+                await kernel.end_sandbox()
+                self._sandbox = await self._new_sandbox(kernel, plan)
+                self._plan = plan
+            sandbox = self._sandbox
+            assert sandbox is not None
+            argv = list(plan.argv) or [sandbox.python, *IPYKERNEL]
+            environment = {**sandbox.kernel_environment, **plan.environment}
+            await kernel.start_kernel(argv, environment, sandbox.workdir, plan.spec.start_timeout)
+        except BaseException:
+            self._kernel = self._sandbox = None
+            await asyncio.shield(self._bridge.close_kernel(kernel))
+            raise
+        return kernel.address
+
+    def _may_reuse(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
+        return (
+            self._plan is not None
+            and plan.spec.restart == "kernel"
+            and kernel.sandbox is not None
+            and kernel.sandbox is self._sandbox
+            and (plan.spec, plan.request) == (self._plan.spec, self._plan.request)
+        )
+
+    async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
+        runtime = get_runtime(plan.spec.runtime)
+        sandbox = await self._start(runtime, plan)
+        await kernel.attach(sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, runtime.verify, sandbox)
+        return sandbox
+
+    @staticmethod
+    async def _start(runtime: Runtime, plan: KernelPlan) -> Sandbox:
+        """``runtime.start`` in a worker; should nobody wait for it any more, it is undone."""
+        loop = asyncio.get_running_loop()
+        starting = loop.run_in_executor(None, runtime.start, plan.spec, plan.request)
+
+        def undo(done: asyncio.Future[Sandbox]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                loop.run_in_executor(None, done.result().close)
+
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(undo)
+            raise
+        except RuntimeError as error:  # the executor: this process is ending
+            raise LaunchError(f"No kernel can be started any more: {error}.") from error
