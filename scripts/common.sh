@@ -1,0 +1,114 @@
+# What scripts/demo and scripts/test share: programs of the distribution, and an environment.
+# Sourced by them; does nothing by itself.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+say() { printf '==> %s\n' "$*"; }
+
+die() {
+    printf '\n%s: %s\n' "${0##*/}" "$1" >&2
+    shift
+    for line in "$@"; do printf '    %s\n' "$line" >&2; done
+    exit 1
+}
+
+# suits PYTHON: whether it is new enough and can make virtual environments.
+suits() {
+    "$1" -I -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+# Sets PYTHON to an interpreter that suits, empty if there is none; one that is set must suit.
+find_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        suits "$PYTHON" || die "PYTHON is $PYTHON, which is not Python 3.11 or newer with venv"
+        return
+    fi
+    for candidate in python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11; do
+        if suits "$candidate"; then
+            PYTHON="$(command -v "$candidate")"
+            return
+        fi
+    done
+    PYTHON=""
+}
+
+# missing_packages PROGRAM=PACKAGE…: the packages whose programs are not there, one a line.
+missing_packages() {
+    local pair
+    for pair in "$@"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%=*}" >/dev/null 2>&1 || echo "${pair#*=}"
+    done
+}
+
+# need_packages PACKAGE…: install them as root; otherwise say what to install, and stop.
+need_packages() {
+    [ $# -gt 0 ] || return 0
+    local install="apt-get update && apt-get install -y --no-install-recommends $*"
+    if ! command -v apt-get >/dev/null 2>&1; then
+        die "this is missing: $*" \
+            "Install it with the package manager of this system (the names are Debian's)." \
+            "runsc, where the system has none: https://gvisor.dev/docs/user_guide/install/"
+    fi
+    if [ "$(id -u)" -ne 0 ]; then
+        die "this is missing, and only root may install it: $*" \
+            "Paste this line, then run ${0##*/} again:" "" \
+            "sudo sh -c '$install'"
+    fi
+    say "Installing $* with apt-get"
+    local log
+    log="$(mktemp)"
+    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1 </dev/null; then
+        tail -n 15 "$log" >&2
+        rm -f "$log"
+        die "apt-get could not install: $*" \
+            "Its last lines stand above. To try by hand:" "" "$install" "" \
+            "runsc, where the distribution has none: https://gvisor.dev/docs/user_guide/install/"
+    fi
+    rm -f "$log"
+}
+
+# need_python: sets PYTHON, installing the distribution's where none suits.
+need_python() {
+    find_python
+    [ -z "$PYTHON" ] || return 0
+    need_packages python3-venv
+    find_python
+    [ -n "$PYTHON" ] || die "no Python of version 3.11 or newer with the venv module was found" \
+        "Set PYTHON to one:  PYTHON=/path/to/python3 $0"
+}
+
+# Sets VENV: .venv of the checkout, or a cache directory where the checkout is somebody else's.
+find_venv() {
+    VENV="$ROOT/.venv"
+    if [ ! -O "$ROOT" ] || [ ! -w "$ROOT" ] || { [ -e "$VENV" ] && [ ! -O "$VENV" ]; }; then
+        local key
+        key="$(printf '%s' "$ROOT" | cksum | cut -d ' ' -f 1)"
+        VENV="${XDG_CACHE_HOME:-$HOME/.cache}/gvisor-kernel/venv-$key"
+        mkdir -p "${VENV%/*}"
+    fi
+}
+
+# need_environment NAME REQUIREMENT…: VENV has the project (as it is in the checkout) and these.
+# Takes a fraction of a second where nothing has changed since the last time.
+need_environment() {
+    local name="$1" stamp wanted
+    shift
+    find_venv
+    stamp="$VENV/.gvisor-kernel-$name"
+    wanted="$(printf '%s\n' "$ROOT" "$*" && cat "$ROOT/pyproject.toml" "$ROOT"/kernelspecs/*/*.json)"
+    if [ -x "$VENV/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] \
+            && "$VENV/bin/python" -I -c 'import gvisor_kernel' 2>/dev/null; then
+        return
+    fi
+    if ! "$VENV/bin/python" -I -m pip --version >/dev/null 2>&1; then
+        say "Making an environment in $VENV with $PYTHON"
+        "$PYTHON" -m venv --clear "$VENV" || die "the environment could not be made"
+    fi
+    say "Installing Python packages into $VENV (a minute or two the first time)"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" \
+        || die "pip could not install what is needed" \
+            "Its message stands above. To begin anew:  rm -rf $VENV"
+    printf '%s\n' "$wanted" >"$stamp"
+}
