@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO, Any
 from gvisor_kernel.bridge.wire import WireMessage
 
 LOG_SIZE = 1024 * 1024
+RECENT_LINES = 20
 TRANSCRIPT_SIZE = 8 * 1024 * 1024
 TRANSCRIPT_FILES = 4
 """transcript.jsonl and the three before it; the oldest goes."""
@@ -88,19 +90,32 @@ class RotatedFile:
             self._file = None
 
 
+def clean_lines(text: str) -> list[str]:
+    """The lines of ``text``, of any origin, with every control character escaped."""
+    return [
+        "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+        for line in text.splitlines()
+    ]
+
+
 class KernelLog:
     """Text for ``gvisor-kernel logs``: a line has a time, who wrote it, and what."""
 
     def __init__(self, path: Path) -> None:
         self._file = RotatedFile(path, LOG_SIZE, files=2)
+        self.recent: deque[str] = deque(maxlen=RECENT_LINES)
+        """The last lines from inside, clean: what an error shows a person."""
 
     def write(self, source: str, text: str) -> None:
         """Record ``text``, of any origin: control characters are escaped, lines are marked."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        for line in text.splitlines():
-            clean = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+        for clean in clean_lines(text):
             self._file.write(f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace"))
         self._file.flush()
+
+    def remember(self, text: str) -> None:
+        """Keep the last lines of ``text`` for an error's detail."""
+        self.recent.extend(line[:500] for line in clean_lines(text))
 
     def close(self) -> None:
         self._file.close()

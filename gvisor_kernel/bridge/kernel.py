@@ -355,6 +355,7 @@ class KernelBridge:
             self.stats = event
         elif isinstance(event, Log) and self._log is not None:
             self._log.write(event.source.name.lower(), event.text)
+            self._log.remember(event.text)
 
     def _from_kernel(self, message: Message) -> None:
         """Check what the kernel sent, sign it, send it; then give the credit back."""
@@ -459,6 +460,8 @@ class KernelBridge:
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""
+        if self._log is not None:
+            tail = "\n".join([*self._log.recent, tail])
         if not hint and not tail:
             hint = "check this machine with: gvisor-kernel doctor"
         return LaunchError(fact, hint, tail)
