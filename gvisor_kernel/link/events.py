@@ -7,6 +7,7 @@ before an event exists.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any, Union
@@ -23,6 +24,7 @@ _RUN = struct.Struct(">I")
 _TOKEN = struct.Struct(">Q")
 _STATS = struct.Struct(">IIQ")
 CREDIT = struct.Struct(">I")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
@@ -58,7 +60,7 @@ def _number(value: object, name: str) -> int:
 
 @dataclass(frozen=True)
 class Hello:
-    """The first frame of each side. ``version`` is the highest that the sender speaks.
+    """The first frame of each side. Both must speak the same version.
 
     ``facts``: text about the sender (its release, its Python); shown to people, never acted on.
     """
@@ -80,6 +82,8 @@ class Hello:
         if not isinstance(facts, dict):
             raise RemoteProtocolError("The facts of a HELLO are not an object.")
         pairs = tuple((key, _text(value, "A fact of a HELLO")) for key, value in facts.items())
+        if any(_SURROGATE.search(text) for pair in pairs for text in pair):
+            raise RemoteProtocolError("A fact of a HELLO cannot be written as UTF-8.")
         return cls(_number(body.get("version"), "The version of a HELLO"), pairs)
 
 
@@ -152,6 +156,9 @@ class Message:
     channel: Channel
     parts: list[bytes]
     size: int
+
+    def __repr__(self) -> str:
+        return f"<Message {self.channel.name.lower()} {len(self.parts)} parts {self.size} bytes>"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple, Union
 
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 
@@ -62,8 +62,7 @@ DATA_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Chan
 """In the order in which waiting frames are sent: what must never wait comes first."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame as it was read. ``channel`` is a Channel or, on LOG, a LogSource."""
 
     type: FrameType
@@ -72,9 +71,16 @@ class Frame:
     payload: bytes
 
     def __str__(self) -> str:
-        where = f" {Channel(self.channel).name.lower()}" if self.channel else ""
+        where = ""
+        if self.type is FrameType.LOG:
+            where = f" {LogSource(self.channel).name.lower()}"
+        elif self.channel:
+            where = f" {Channel(self.channel).name.lower()}"
         last = " last" if self.flags & FLAG_LAST else ""
         return f"<{self.type.name}{where}{last} {len(self.payload)} bytes>"
+
+    def __repr__(self) -> str:
+        return str(self)  # a payload may be a key
 
 
 def encode_frame(kind: FrameType, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
@@ -95,15 +101,14 @@ class FrameReader:
     """Cuts a byte stream into frames, however it arrives."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
         self._start = 0
 
     def receive_data(self, data: bytes) -> None:
         """Take what was read. Holds at most one call's data and one frame, if drained each time."""
-        if self._start:
-            del self._buffer[: self._start]
-            self._start = 0
-        self._buffer += data
+        rest = self._buffer[self._start :]
+        self._buffer = rest + data if rest else bytes(data)
+        self._start = 0
 
     @property
     def pending(self) -> int:
@@ -114,6 +119,8 @@ class FrameReader:
         """The next whole frame, or None. Raises RemoteProtocolError on anything malformed."""
         available = len(self._buffer) - self._start
         if available < HEADER.size:
+            if not available:
+                self._buffer, self._start = b"", 0
             return None
         number, channel, flags, zero, length = HEADER.unpack_from(self._buffer, self._start)
         kind = _TYPES.get(number)
@@ -134,9 +141,7 @@ class FrameReader:
             return None
         begin = self._start + HEADER.size
         self._start = begin + length
-        with memoryview(self._buffer) as view:
-            payload = bytes(view[begin : self._start])
-        return Frame(kind, channel, flags, payload)
+        return Frame(kind, channel, flags, self._buffer[begin : self._start])
 
 
 # -- messages of several parts -------------------------------------------------------------------
@@ -165,7 +170,7 @@ def pack_message(parts: list[bytes]) -> list[bytes]:
     return [head, *parts]
 
 
-def unpack_message(data: bytearray) -> list[bytes]:
+def unpack_message(data: Union[bytes, bytearray]) -> list[bytes]:
     """The parts of a whole message. Raises RemoteProtocolError unless every byte fits."""
     if len(data) < _COUNT.size:
         raise RemoteProtocolError("A message is too short to count its parts.")
@@ -178,9 +183,10 @@ def unpack_message(data: bytearray) -> list[bytes]:
     lengths = struct.unpack_from(f">{count}I", data, _COUNT.size)
     if offset + sum(lengths) != len(data):
         raise RemoteProtocolError("The lengths of a message's parts do not add up to its size.")
+    # A slice of bytes is its only copy; that of a bytearray would be one too many.
+    source = data if isinstance(data, bytes) else memoryview(data)
     parts = []
-    with memoryview(data) as view:
-        for length in lengths:
-            parts.append(bytes(view[offset : offset + length]))
-            offset += length
+    for length in lengths:
+        parts.append(bytes(source[offset : offset + length]))
+        offset += length
     return parts

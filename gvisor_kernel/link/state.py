@@ -1,7 +1,7 @@
 """Who may send what, and when: two tables and nothing else.
 
 A connection is OPENING until the other side's HELLO, then IDLE; RUNNING between START and EXIT;
-CLOSED after STOP, or once either side broke a rule.
+CLOSED after STOP, or once the other side broke a rule. Each side sends its HELLO without waiting.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ SENDERS = {
 ALWAYS = frozenset(
     {FrameType.CREDIT, FrameType.STATS, FrameType.LOG, FrameType.PING, FrameType.PONG}
 )
+"""What changes no state, and may come while IDLE and while RUNNING."""
 
 TRANSITIONS = {
     (State.OPENING, FrameType.HELLO): State.IDLE,
+    (State.OPENING, FrameType.STOP): State.CLOSED,
     (State.IDLE, FrameType.START): State.RUNNING,
     (State.IDLE, FrameType.STOP): State.CLOSED,
     (State.RUNNING, FrameType.STARTED): State.RUNNING,
@@ -68,9 +70,10 @@ TRANSITIONS = {
 }
 """(state, frame) -> state, whichever side sends it. What is in neither table breaks the rules.
 
-One exception: what the host sent before it learned of an EXIT (DATA, SIGNAL) reaches an IDLE
-guest, which drops it.
+Two exceptions, for what was on its way while the state changed. What the host sent before it
+learned of an EXIT (DATA, SIGNAL) reaches an IDLE guest, which drops it. And whatever comes after
+a STOP is dropped by both.
 """
 
 LATE = frozenset({FrameType.DATA, FrameType.SIGNAL})
-"""What an IDLE guest drops."""
+"""What a guest drops while it is IDLE after a run."""
