@@ -1,5 +1,6 @@
 """Runs notebooks/tour.ipynb in a sandbox, prints what each cell proved, and how long it took.
 
+The notebook's folder is the checkout, or the one that is given as an argument.
 Every cell of the notebook asserts what it prints, so a claim that does not hold stops the tour.
 """
 
@@ -57,7 +58,7 @@ def run(folder: Path) -> None:
 
 
 def main() -> int:
-    folder = find_folder()
+    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else find_folder()
     plot = folder / "outputs" / PLOT
     plot.unlink(missing_ok=True)
     try:

@@ -1,0 +1,71 @@
+"""The two commands of the README: what they say when something is missing, and the tour."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .world import PROJECT
+
+TOOLS = ("bash", "cat", "cksum", "cut", "dirname", "id", "mkdir", "mktemp", "python3", "unshare")
+
+
+def run(*argv: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"PATH": str(path)} if path else {})
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A PATH with the tools of any system, and none that we need installed."""
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found, tool
+        (tmp_path / tool).symlink_to(found)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", ["demo", "test"])
+def test_help(script: str) -> None:
+    done = run(PROJECT / "scripts" / script, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: scripts/{script}")
+
+
+@pytest.mark.parametrize("script", ["demo", "test"])
+def test_a_user_without_runsc_gets_a_line_to_paste(bare: Path, script: str) -> None:
+    (bare / "apt-get").symlink_to("/bin/false")  # there, and not to be called
+    done = run("unshare", "--user", PROJECT / "scripts" / script, path=bare)
+    assert done.returncode == 1
+    line = "sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends runsc'"
+    assert line in done.stderr
+    assert "run " + script + " again" in done.stderr
+
+
+def test_a_system_without_apt_gets_the_names(bare: Path) -> None:
+    done = run("unshare", "--user", PROJECT / "scripts" / "demo", path=bare)
+    assert done.returncode == 1
+    assert "this is missing: runsc" in done.stderr
+    assert "gvisor.dev" in done.stderr
+
+
+def test_a_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON", "/bin/false")
+    done = run(PROJECT / "scripts" / "demo")
+    assert done.returncode == 1
+    assert "PYTHON is /bin/false" in done.stderr
+
+
+def test_the_tour(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("1,2\n")
+    done = run(sys.executable, PROJECT / "scripts" / "tour.py", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kernel: Linux 4.4.0" in done.stdout
+    assert (tmp_path / "outputs" / "tour.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "data.csv").read_text() == "1,2\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.csv", "outputs"]
