@@ -1,1 +1,7 @@
-"""The programs that make sandboxes, behind one small interface (``base``)."""
+"""Runtimes: how a sandbox is made on this host. ``get_runtime`` is the way in."""
+
+from __future__ import annotations
+
+from gvisor_kernel.runtimes.registry import get_runtime
+
+__all__ = ["get_runtime"]

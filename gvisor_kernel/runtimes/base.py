@@ -82,8 +82,8 @@ class Sandbox(ABC):
     def close(self) -> None:
         """Kill, wait, and remove all that the sandbox had: processes, cgroup, mounts, files.
 
-        Blocks (bounded: seconds), idempotent, thread-safe, never raises: what could not be removed is
-        logged and left to the sweep. Also closes the file descriptors above.
+        Blocks (bounded: seconds), idempotent, thread-safe, never raises: what could not be removed
+        is logged and left to the sweep. Also closes the file descriptors above.
         """
 
 

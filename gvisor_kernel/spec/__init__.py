@@ -1,1 +1,1 @@
-"""From a SandboxSpec to a plan that a runtime carries out: pure functions only, no effects."""
+"""Pure functions that turn settings and facts into what a sandbox is made of. No effects here."""

@@ -1,0 +1,184 @@
+"""What of the host a sandbox is shown: the mounts of the host image, found and put together.
+
+Looks at the host, and makes the outputs folder and the empty ones; mounts nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import gvisor_kernel
+from gvisor_kernel.config import DEFAULTS, SandboxSpec
+from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.rootfs import find_etc_binds
+from gvisor_kernel.runtimes.world import World, is_too_wide
+from gvisor_kernel.spec import layout
+from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
+
+log = logging.getLogger(__name__)
+
+GUEST_PARTS = ("__init__.py", "link", "guest")
+OWN_PLACES = (
+    layout.WORKSPACE,
+    "/mnt/user-data",
+    "/mnt/skills",
+    layout.TRANSCRIPTS,
+    layout.RUN,
+    layout.GUEST,
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The folder that a kernel may write; None: one in the sandbox's memory."""
+
+    path: str | None
+    made: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Files and directories of one sandbox, below its state directory."""
+
+    directory: Path
+
+    @property
+    def info(self) -> Path:
+        return self.directory / "container_info.json"
+
+    @property
+    def empty(self) -> Path:
+        return self.directory / "empty"
+
+    @property
+    def transcripts(self) -> Path:
+        return self.directory / "transcripts"
+
+    @property
+    def rootfs(self) -> Path:
+        return self.directory / "rootfs"
+
+    @property
+    def bundle(self) -> Path:
+        return self.directory / "bundle"
+
+    @property
+    def runsc(self) -> Path:
+        return self.directory / "runsc"
+
+    @property
+    def meminfo(self) -> Path:
+        return self.directory / "meminfo"
+
+    @property
+    def panic_log(self) -> Path:
+        return self.directory / "panic.log"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "kernel.log"
+
+
+def find_uploads(spec: SandboxSpec, request: LaunchRequest) -> str | None:
+    """The folder of uploads, None for an empty one. Raises SettingError.
+
+    The default shows a notebook's folder, but never a whole home or more: that takes a setting.
+    """
+    if spec.uploads is None:
+        return None
+    path = os.path.realpath(request.folder / spec.uploads)
+    if spec.uploads == DEFAULTS.uploads and is_too_wide(path):
+        log.info("The notebook's folder holds a home, so uploads is empty")
+        return None
+    if not Path(path).is_dir():
+        raise SettingError("uploads", spec.uploads, f"a folder that exists; {path} does not")
+    return path
+
+
+def find_outputs(spec: SandboxSpec, request: LaunchRequest) -> Outputs:
+    """The folder of outputs, made if need be. Raises SettingError.
+
+    Where the default one cannot be made, outputs are gone afterwards, and the log says so.
+    """
+    if spec.outputs is None:
+        return Outputs(None)
+    path = Path(os.path.realpath(request.folder / spec.outputs))
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():
+            return Outputs(str(path))
+        raise SettingError("outputs", spec.outputs, f"a folder; {path} is none") from None
+    except OSError as error:
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("%s cannot be made (%s): outputs are not kept", path, error.strerror)
+            return Outputs(None)
+        raise SettingError(
+            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
+        ) from error
+    parent = path.parent.stat()
+    if os.geteuid() == 0 and (parent.st_uid, parent.st_gid) != (0, 0):
+        os.chown(path, parent.st_uid, parent.st_gid)  # it belongs to whom the folder belongs to
+    return Outputs(str(path), made=True)
+
+
+def plan_mounts(
+    spec: SandboxSpec, world: World, places: Places, uploads: str | None, outputs: Outputs
+) -> tuple[Mount, ...]:
+    """Every mount of a sandbox of the host image, in order. Raises LaunchError, SettingError."""
+    empty = str(places.empty)
+    skills = dict.fromkeys(("public", "examples"), empty)
+    if spec.skills is not None:
+        for name in skills:
+            if Path(spec.skills, name).is_dir():
+                skills[name] = os.path.realpath(Path(spec.skills, name))
+    transcripts = str(places.transcripts) if spec.transcripts else empty
+    mounts: list[Mount] = [
+        Bind(str(places.info), layout.CONTAINER_INFO),
+        Bind(skills["public"], layout.SKILLS_PUBLIC, foreign=True),
+        Bind(skills["examples"], layout.SKILLS_EXAMPLES, foreign=True),
+        Tmpfs(layout.OUTPUTS, spec.disk_limit)
+        if outputs.path is None
+        else Bind(outputs.path, layout.OUTPUTS, read_only=False, foreign=True),
+        Bind(uploads or empty, layout.UPLOADS, foreign=True),
+        Bind(transcripts, layout.TRANSCRIPTS, foreign=True),
+    ]
+    mounts += layout.scratch_mounts(spec)
+    mounts += find_etc_binds()
+    mounts += [_show_root(root) for root in world.roots]
+    package = Path(gvisor_kernel.__file__).parent
+    mounts += [
+        Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}") for part in GUEST_PARTS
+    ]
+    for extra in layout.extra_binds(spec):
+        _check_extra(extra, world)
+        mounts.append(extra)
+    return layout.order_mounts(mounts)
+
+
+def _show_root(root: str) -> Bind:
+    for place in OWN_PLACES:
+        if is_within(root, place):
+            raise LaunchError(
+                f"The kernel's Python needs {root}, but {place} is the sandbox's own.",
+                "let the Python environment, and packages that are installed as editable, lie"
+                " somewhere else.",
+            )
+    # What everybody may read is shown as it is; a private environment as its owner sees it.
+    mode = Path(root).stat().st_mode
+    private = mode & 0o004 == 0 or (Path(root).is_dir() and mode & 0o001 == 0)
+    return Bind(root, root, foreign=private)
+
+
+def _check_extra(extra: Bind, world: World) -> None:
+    if not Path(extra.source).exists():
+        raise SettingError("mounts", extra.source, "a list whose sources exist")
+    for root in world.roots:
+        if is_within(extra.target, root) or is_within(root, extra.target):
+            raise SettingError(
+                "mounts", extra.target, f"a list whose targets keep off {root}, which Python needs"
+            )

@@ -1,0 +1,173 @@
+"""Processes of the host: who is who, and ending exactly those that are meant.
+
+A pid is never trusted alone, since it may be somebody else's by now. A process is held by a pidfd,
+opened before it is looked at: if it ends between the look and the signal, the signal goes nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SANDBOX_NAME = "runsc-sandbox"
+GOFER_NAME = "runsc-gofer"
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process: its pid, and when it started, in clock ticks since the host did."""
+
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True)
+class Posture:
+    """What the host's kernel says of a process: how far it is locked in."""
+
+    pid: int
+    name: str
+    uids: frozenset[int]
+    seccomp: int
+    namespaces: dict[str, str]
+
+
+def read_start_time(pid: int) -> int | None:
+    """When ``pid`` started; None where there is no such process, or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The process that is ``pid`` now."""
+    started = read_start_time(pid)
+    return None if started is None else ProcessId(pid, started)
+
+
+def is_alive(process: ProcessId) -> bool:
+    return read_start_time(process.pid) == process.started
+
+
+def read_argv(pid: int) -> list[str]:
+    """The argument list of ``pid``; empty for what is gone, a zombie, or has none."""
+    try:
+        content = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return os.fsdecode(content).split("\0")[:-1]
+
+
+def read_children(pid: int) -> list[int]:
+    """The children of ``pid``; empty also where the kernel does not tell."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                text = (thread / "children").read_text()
+                children.extend(map(int, text.split()))
+    return children
+
+
+def find_with_argument(argument: str) -> Iterator[int]:
+    """The pids whose argument list holds ``argument``."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and argument in read_argv(int(entry.name)):
+            yield int(entry.name)
+
+
+@contextlib.contextmanager
+def open_process(pid: int) -> Iterator[int | None]:
+    """A pidfd of ``pid``, or None if there is no such process."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def kill_if(pid: int, is_meant: Callable[[int], bool]) -> bool:
+    """SIGKILL ``pid`` if ``is_meant(pid)``. Whether a signal was sent."""
+    with open_process(pid) as fd:
+        if fd is None or not is_meant(pid):
+            return False
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            return True
+    return False
+
+
+def kill_with_argument(argument: str) -> list[int]:
+    """SIGKILL every process whose argument list holds ``argument``; the pids that got it."""
+
+    def is_meant(pid: int) -> bool:
+        return pid != os.getpid() and argument in read_argv(pid)
+
+    return [pid for pid in find_with_argument(argument) if kill_if(pid, is_meant)]
+
+
+def kill_all(processes: Iterable[ProcessId]) -> None:
+    """SIGKILL those of ``processes`` that are still who they were."""
+    for process in processes:
+        kill_if(process.pid, lambda pid, p=process: is_alive(p))  # type: ignore[misc]
+
+
+def wait_until_gone(pids: Iterable[int], deadline: float) -> bool:
+    """Wait until no process is any of ``pids`` or ``time.monotonic()`` is ``deadline``.
+
+    A pid that is taken by a new process meanwhile is waited for as well; nothing worse.
+    """
+    poller = select.poll()
+    fds: set[int] = set()
+    try:
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                fd = os.pidfd_open(pid)
+                fds.add(fd)
+                poller.register(fd, select.POLLIN)
+        waiting = set(fds)
+        while waiting:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            for fd, _ in poller.poll(left * 1000):
+                poller.unregister(fd)
+                waiting.discard(fd)
+        return True
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def read_posture(pid: int) -> Posture | None:
+    """How far ``pid`` is locked in; None when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        namespaces = {
+            name: str(Path(f"/proc/{pid}/ns/{name}").readlink())
+            for name in ("user", "mnt", "net", "ipc", "uts")
+        }
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    argv = read_argv(pid)
+    return Posture(
+        pid=pid,
+        name=argv[0] if argv else "",
+        uids=frozenset(map(int, fields["Uid"].split())),
+        seccomp=int(fields.get("Seccomp", "0")),
+        namespaces=namespaces,
+    )

@@ -1,0 +1,97 @@
+"""The root file system of image ``host``: directories, links and a small ``/etc``, on disk.
+
+Made anew for each sandbox, in its state directory; all that is large is mounted over it. The
+sandbox sees it through an overlay in memory, and never writes to it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gvisor_kernel.spec import etc
+from gvisor_kernel.spec.layout import SYSTEM_DIRECTORIES, WORKSPACE, Bind, Mount, is_within
+
+COPY_LIMIT = 4 * 1024 * 1024
+"""A file of /etc that is larger is not copied: none of those that are meant comes near."""
+
+
+def find_etc_binds(host_etc: Path = Path("/etc")) -> list[Bind]:
+    """The directories of the host's ``/etc`` that are shown as they are."""
+    names = [*etc.DIRECTORIES]
+    for pattern in etc.DIRECTORY_PATTERNS:
+        names.extend(path.name for path in host_etc.glob(pattern))
+    binds = []
+    for name in names:
+        path = host_etc / name
+        if path.is_dir():
+            binds.append(Bind(os.path.realpath(path), f"/etc/{name}"))
+    return binds
+
+
+def write_rootfs(
+    rootfs: Path,
+    *,
+    container_id: str,
+    links: Iterable[tuple[str, str]],
+    mounts: Sequence[Mount],
+    owner: int | None,
+    host_etc: Path = Path("/etc"),
+) -> None:
+    """Make ``rootfs`` with a place for every mount. ``owner``: the uid and gid that it gets.
+
+    A mount's place that lies inside another mount is that one's affair, unless the other is a
+    tmpfs or shows a directory of ours.
+    """
+    rootfs.mkdir(mode=0o755)
+    for directory in (*SYSTEM_DIRECTORIES, WORKSPACE):
+        _inside(rootfs, directory).mkdir(mode=0o755, parents=True, exist_ok=True)
+    _write_etc(_inside(rootfs, "/etc"), container_id, host_etc)
+    binds = [mount for mount in mounts if isinstance(mount, Bind)]
+    for mount in mounts:
+        if any(other is not mount and is_within(mount.target, other.target) for other in binds):
+            continue
+        place = _inside(rootfs, mount.target)
+        if isinstance(mount, Bind) and not Path(mount.source).is_dir():
+            place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            place.touch()
+        else:
+            place.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for link, target in links:
+        place = _inside(rootfs, link)
+        if not os.path.lexists(place):
+            place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            place.symlink_to(target)
+    if owner is not None:
+        for folder, _, files in os.walk(rootfs):
+            os.chown(folder, owner, owner)
+            for name in files:
+                os.lchown(os.path.join(folder, name), owner, owner)  # noqa: PTH118
+
+
+def _inside(rootfs: Path, path: str) -> Path:
+    return rootfs / path.lstrip("/")
+
+
+def _write_etc(directory: Path, container_id: str, host_etc: Path) -> None:
+    for name in (*etc.COPIED, *etc.SINGLE_FILES):
+        _copy(host_etc / name, directory / name)
+    for name, content in etc.FILES.items():
+        (directory / name).write_text(content)
+    (directory / "machine-id").write_text(etc.machine_id(container_id) + "\n")
+    (directory / "mtab").symlink_to("/proc/self/mounts")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a link of ``/etc``, if it is there and readable."""
+    try:
+        if source.is_symlink() and not os.path.realpath(source).startswith("/etc/"):
+            target.symlink_to(source.readlink())
+        elif source.is_file() and source.stat().st_size <= COPY_LIMIT:
+            target.parent.mkdir(mode=0o755, exist_ok=True)
+            shutil.copyfile(source, target)
+            target.chmod(0o644)
+    except OSError:
+        pass  # a program that needs it will say so

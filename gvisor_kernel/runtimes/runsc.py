@@ -1,0 +1,305 @@
+"""The runtime ``runsc``: gVisor on this host, for root and for ordinary users.
+
+Root's sandboxes have a user namespace and private mounts of their own (``staging``), and cgroups
+where these can be made. An ordinary user's run in ``unshare -Ur``, with the user's own rights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gvisor_kernel
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.runtimes import lifeline, state
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
+from gvisor_kernel.runtimes.plan import (
+    Outputs,
+    Places,
+    find_outputs,
+    find_uploads,
+    plan_mounts,
+)
+from gvisor_kernel.runtimes.posture import check_posture
+from gvisor_kernel.runtimes.processes import ProcessId
+from gvisor_kernel.runtimes.rootfs import write_rootfs
+from gvisor_kernel.runtimes.runsc_cli import Runsc, find_runsc, prelude_argv, run_argv, user_argv
+from gvisor_kernel.runtimes.runsc_sandbox import Ends, RunscSandbox
+from gvisor_kernel.runtimes.staging import Stage, choose_stage, run_staged
+from gvisor_kernel.runtimes.state import Record
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.sweep import remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.world import World, find_world
+from gvisor_kernel.spec.environment import image_paths, kernel_environment
+from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.info import finalize_info
+from gvisor_kernel.spec.layout import WORKSPACE, Bind, Mount, is_within
+from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
+from gvisor_kernel.spec.oci import SUBUID_BASE, finalize_config, guest_argv
+
+log = logging.getLogger(__name__)
+
+PIPE_SIZE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that was found out and decided before anything is started."""
+
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: Identity
+    runsc: Runsc
+    world: World
+    places: Places
+    mounts: tuple[Mount, ...]
+    outputs: Outputs
+
+
+class RunscRuntime(Runtime):
+    """Sandboxes by the runsc that is installed on this host."""
+
+    name = "runsc"
+
+    def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
+        """``init_argv``: another PID 1 than the guest, for tests of this runtime alone."""
+        self._init_argv = init_argv
+        self._swept = False
+        self._sweeping = threading.Lock()
+
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+        runsc = find_runsc()
+        world = find_world(request.python)
+        self._sweep_once()
+        identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
+        uploads = find_uploads(spec, request)
+        owner = state.this_process()
+        with state.locked():
+            places = Places(state.make_directory(identity.container_id))
+            try:
+                outputs = find_outputs(spec, request)
+                record = _first_record(spec, request, identity, outputs, owner)
+                state.write_record(places.directory, record)
+            except BaseException:
+                state.remove_directory(places.directory)
+                raise
+        lifeline.hold(owner)
+        try:
+            for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
+                directory.mkdir(mode=0o755)
+            mounts = plan_mounts(spec, world, places, uploads, outputs)
+            plan = _Plan(spec, request, identity, runsc, world, places, mounts, outputs)
+            cgroup = make_cgroup(identity.container_id, host_limits(spec))
+            if cgroup.directories:
+                record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
+                state.write_record(places.directory, record)
+            return self._start(plan, record, cgroup)
+        except OSError as error:
+            self._undo(places, record)
+            raise LaunchError(
+                f"A sandbox could not be prepared: {error}.",
+                "`gvisor-kernel doctor` looks for the cause.",
+            ) from error
+        except BaseException:
+            self._undo(places, record)
+            raise
+
+    def verify(self, sandbox: Sandbox) -> None:
+        assert isinstance(sandbox, RunscSandbox)
+        try:
+            check_posture(sandbox)
+            sandbox.record_processes()
+        except IsolationError:
+            sandbox.close()
+            raise
+
+    def sweep(self) -> list[str]:
+        return sweep_orphans()
+
+    def _sweep_once(self) -> None:
+        """What a dead owner left, the first start of a process removes."""
+        with self._sweeping:
+            if self._swept:
+                return
+            self._swept = True
+        try:
+            for identity in sweep_orphans():
+                log.info("Removed %s, whose owner is gone", identity)
+        except GvisorKernelError as error:
+            log.warning("%s", error)
+
+    @staticmethod
+    def _undo(places: Places, record: Record) -> None:
+        current = state.read_record(places.directory) or record
+        remove_sandbox(places.directory, current)
+        lifeline.release()
+
+    def _start(self, plan: _Plan, record: Record, cgroup: Cgroup) -> RunscSandbox:
+        places = plan.places
+        as_root = os.geteuid() == 0
+        file_size = None if cgroup.bounds_memory else file_size_limit(plan.spec)
+        _write_files(plan, record.created, as_root=as_root)
+        binds = [mount for mount in plan.mounts if isinstance(mount, Bind)]
+        stage = choose_stage([plan.runsc.path, str(places.directory)]) if as_root else None
+        config = finalize_config(
+            plan.spec,
+            args=self._init_argv or guest_argv(plan.world.python),
+            rootfs=str(places.rootfs) if stage is None else stage.path(len(binds)),
+            mounts=plan.mounts if stage is None else _restage(plan.mounts, binds, stage),
+            map_users=as_root,
+            file_size=file_size,
+        )
+        (places.bundle / "config.json").write_text(json.dumps(config))
+        argv = run_argv(
+            plan.runsc,
+            root=str(places.runsc),
+            bundle=str(places.bundle),
+            container_id=plan.identity.container_id,
+            panic_log=str(places.panic_log),
+            disk_limit=plan.spec.disk_limit,
+        )
+        ends = _make_pipes()
+        try:
+            if stage is None:
+                argv = user_argv(
+                    argv, cgroup=cgroup, file_size=file_size, meminfo=str(places.meminfo)
+                )
+                process = _spawn(argv, ends, places)
+            else:
+                argv = prelude_argv(argv, cgroup=cgroup, file_size=file_size)
+                staged = [*binds, Bind(str(places.rootfs), "/")]
+                process = run_staged(
+                    stage, staged, places.meminfo, lambda: _spawn(argv, ends, places)
+                )
+        except BaseException:
+            ends.close_host()
+            raise
+        finally:
+            ends.close_guest()
+        return RunscSandbox(
+            process=process,
+            ends=ends,
+            stderr=StderrLog(ends.stderr, places.log),
+            record=record,
+            places=places,
+            mounts=tuple(MountView(b.source, b.target, b.read_only) for b in binds),
+            kernel_environment=_kernel_environment(plan),
+            python=plan.world.python,
+            workdir=WORKSPACE,
+            has_transcripts=plan.spec.transcripts,
+        )
+
+
+def _first_record(
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    identity: Identity,
+    outputs: Outputs,
+    owner: ProcessId,
+) -> Record:
+    return Record(
+        identity=str(identity),
+        container_id=identity.container_id,
+        kernel_name=request.kernel_name,
+        kernel_id=request.kernel_id,
+        folder=str(request.folder),
+        created=time.time(),
+        memory_limit=spec.memory_limit,
+        owner=owner,
+        machine=state.this_machine(),
+        outputs=outputs.path,
+        made_outputs=outputs.made,
+    )
+
+
+def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
+    """The files of the sandbox that the runtime, or the kernel, reads."""
+    places = plan.places
+    info = finalize_info(
+        plan.identity,
+        plan.spec,
+        kernel_name=plan.request.kernel_name,
+        created=created,
+        versions={
+            "gvisor-kernel": gvisor_kernel.__version__,
+            "runsc": plan.runsc.version,
+            "python": plan.world.version,
+        },
+        mounts=plan.mounts,
+    )
+    places.info.write_text(info)
+    places.info.chmod(0o644)
+    places.meminfo.write_text(meminfo(plan.spec))
+    write_rootfs(
+        places.rootfs,
+        container_id=plan.identity.container_id,
+        links=plan.world.links,
+        mounts=plan.mounts,
+        owner=SUBUID_BASE if as_root else None,
+    )
+
+
+def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> list[Mount]:
+    """``mounts`` with the sources that they have in the private namespace."""
+    places = {bind.target: stage.path(index) for index, bind in enumerate(binds)}
+    return [
+        replace(mount, source=places[mount.target]) if isinstance(mount, Bind) else mount
+        for mount in mounts
+    ]
+
+
+def _kernel_environment(plan: _Plan) -> dict[str, str]:
+    shown = [mount.target for mount in plan.mounts if isinstance(mount, Bind)]
+    present = {
+        path
+        for path in image_paths()
+        if Path(path).exists() and any(is_within(path, target) for target in shown)
+    }
+    return kernel_environment(
+        bin_directories=[plan.world.bin_directory],
+        present=present,
+        user_base=plan.world.user_base,
+        names=plan.spec.environment,
+        server=plan.request.environment,
+    )
+
+
+def _make_pipes() -> Ends:
+    guest_in, link_in = os.pipe2(os.O_CLOEXEC)
+    link_out, guest_out = os.pipe2(os.O_CLOEXEC)
+    stderr, guest_stderr = os.pipe2(os.O_CLOEXEC)
+    for fd in (link_in, link_out):
+        with suppress(OSError):  # beyond the user's share of pipe memory: smaller, not wrong
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        os.set_blocking(fd, False)
+    return Ends(link_in, link_out, stderr, (guest_in, guest_out, guest_stderr))
+
+
+def _spawn(argv: Sequence[str], ends: Ends, places: Places) -> subprocess.Popen[bytes]:
+    stdin, stdout, stderr = ends.guest
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd=places.directory,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"The program {argv[0]} is not installed.",
+            "install util-linux, which has it: `sudo apt-get install util-linux`.",
+        ) from error

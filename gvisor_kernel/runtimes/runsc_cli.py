@@ -1,0 +1,148 @@
+"""The program ``runsc``: where it is, what it can do, and the command lines that it gets.
+
+Every question to it has a hard timeout. A flag is used where the program lists it, never because
+a version number says that it should be there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.cgroups import Cgroup
+
+ANSWER_SECONDS = 10.0
+EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"
+INSTALL = (
+    "install it: `sudo apt-get install runsc` on Debian and Ubuntu, or"
+    " https://gvisor.dev/docs/user_guide/install/."
+)
+NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgroups"})
+
+
+@dataclass(frozen=True)
+class Runsc:
+    """An installed runsc."""
+
+    path: str
+    version: str
+    flags: frozenset[str]
+    sizes_overlay: bool
+    """Whether ``--overlay2`` takes a size."""
+
+
+_known: dict[tuple[str, int, int], Runsc] = {}
+_lock = threading.Lock()
+
+
+def find_runsc() -> Runsc:
+    """The runsc of this host. Raises RuntimeMissing."""
+    path = shutil.which("runsc", path=os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH)
+    if path is None:
+        raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
+    path = os.path.realpath(path)
+    status = Path(path).stat()
+    key = (path, status.st_mtime_ns, status.st_size)
+    with _lock:
+        if key not in _known:
+            _known[key] = _ask(path)
+        return _known[key]
+
+
+def _ask(path: str) -> Runsc:
+    version_text, flags_text = _answers(path, ("--version",), ("flags",))
+    match = re.search(r"runsc version (?:release-)?(\S+)", version_text)
+    if match is None:
+        raise RuntimeMissing(
+            f"{path} does not say which version it is.", INSTALL, version_text[-1000:]
+        )
+    flags = frozenset(re.findall(r"^\s*--?([A-Za-z][\w-]*)", flags_text, re.MULTILINE))
+    missing = NEEDED_FLAGS - flags
+    if missing:
+        raise RuntimeMissing(
+            f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
+            f"it is too old: {INSTALL}",
+        )
+    overlay = re.search(r"^\s*--?overlay2\b.*(?:\n\s+.*)?", flags_text, re.MULTILINE)
+    return Runsc(path, match[1], flags, overlay is not None and "size=" in overlay[0])
+
+
+def _answers(path: str, *questions: Sequence[str]) -> list[str]:
+    """What runsc prints for each of ``questions``, asked at the same time."""
+    children = []
+    try:
+        for question in questions:
+            children.append(
+                subprocess.Popen(
+                    [path, *question],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={"PATH": os.defpath},
+                    cwd="/",
+                )
+            )
+        return [
+            child.communicate(timeout=ANSWER_SECONDS)[0].decode(errors="replace")
+            for child in children
+        ]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeMissing(f"{path} does not answer: {error}.", INSTALL) from error
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def run_argv(
+    runsc: Runsc, *, root: str, bundle: str, container_id: str, panic_log: str, disk_limit: int
+) -> list[str]:
+    """The command that runs the sandbox of ``bundle``, in the foreground.
+
+    The panic log is worth having, and also takes the file descriptor that makes those of the
+    mounts begin at 5.
+    """
+    overlay = "root:memory" + (f",size={disk_limit}" if runsc.sizes_overlay else "")
+    argv = [
+        runsc.path,
+        f"--root={root}",
+        "--network=none",
+        "--platform=systrap",
+        f"--overlay2={overlay}",
+        "--ignore-cgroups",
+    ]
+    if "panic-log" in runsc.flags:
+        argv.append(f"--panic-log={panic_log}")
+    return [*argv, "run", f"--bundle={bundle}", container_id]
+
+
+def prelude_argv(argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None) -> list[str]:
+    """``argv`` behind a shell that enters ``cgroup``, sets limits, and becomes it."""
+    return ["/bin/sh", "-c", _prelude(cgroup, file_size, None), "gvisor-kernel", *argv]
+
+
+def user_argv(
+    argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None, meminfo: str
+) -> list[str]:
+    """Likewise, in a user namespace where an ordinary user is root."""
+    script = _prelude(cgroup, file_size, meminfo)
+    return ["unshare", "-Urm", "/bin/sh", "-c", script, "gvisor-kernel", *argv]
+
+
+def _prelude(cgroup: Cgroup, file_size: int | None, meminfo: str | None) -> str:
+    lines = ["set -e", "umask 022", "ulimit -c 0"]
+    lines += [f"echo $$ > {shlex.quote(str(d / 'cgroup.procs'))}" for d in cgroup.directories]
+    if file_size is not None:
+        lines.append(f"ulimit -f {file_size // 512}")  # POSIX: in blocks of 512 bytes
+    if meminfo is not None:
+        lines.append(f"mount --bind {shlex.quote(meminfo)} /proc/meminfo 2>/dev/null || :")
+    lines.append('exec "$@"')
+    return "\n".join(lines)

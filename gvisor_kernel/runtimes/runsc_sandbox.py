@@ -1,0 +1,209 @@
+"""A running sandbox of runsc: its streams, its processes, and their end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gvisor_kernel.runtimes import lifeline, processes, state
+from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.runtimes.plan import Places
+from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.runtimes.state import Record
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.sweep import END_SECONDS, kill_sandbox, remove_sandbox, root_argument
+
+log = logging.getLogger(__name__)
+
+MEMORY_FILE = "/memfd:runsc-memory"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The host's ends of a sandbox's three pipes, and the sandbox's own, until it has them."""
+
+    link_in: int
+    link_out: int
+    stderr: int
+    guest: tuple[int, int, int]
+
+    def close_guest(self) -> None:
+        for fd in self.guest:
+            os.close(fd)
+
+    def close_host(self) -> None:
+        for fd in (self.link_in, self.link_out, self.stderr):
+            os.close(fd)
+
+
+class RunscSandbox(Sandbox):
+    """What ``RunscRuntime.start`` returns. The process is runsc in the foreground: it ends with
+    the sandbox, and with the status of PID 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        process: subprocess.Popen[bytes],
+        ends: Ends,
+        stderr: StderrLog,
+        record: Record,
+        places: Places,
+        mounts: tuple[MountView, ...],
+        kernel_environment: Mapping[str, str],
+        python: str,
+        workdir: str,
+        has_transcripts: bool,
+    ) -> None:
+        self.identity = record.identity
+        self.directory = places.directory
+        self.log_path = places.log
+        self.transcripts = places.transcripts if has_transcripts else None
+        self.link_in = ends.link_in
+        self.link_out = ends.link_out
+        self.exit_fd = os.pidfd_open(process.pid)
+        self.mounts = mounts
+        self.kernel_environment = dict(kernel_environment)
+        self.python = python
+        self.workdir = workdir
+        self._process = process
+        self._stderr = stderr
+        self._record = record
+        self._groups = tuple(map(Path, record.cgroups))
+        self._memory: _MemoryFile | None = None
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def memory_used(self) -> int | None:
+        if self._closed:
+            return None
+        memory = self._memory
+        if memory is None:
+            if self.poll() is not None:
+                return None
+            memory = self._find_memory()
+            if memory is None:
+                return 0  # still starting: nothing is in it yet
+            self._memory = memory
+        return memory.read()
+
+    def stderr_tail(self) -> str:
+        if self.poll() is not None:
+            self._stderr.wait(0.2)  # its last words are in the pipe
+        return self._stderr.tail()
+
+    def kill(self) -> None:
+        if not self._closed:
+            kill_sandbox(self.directory, self._groups)
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            if not remove_sandbox(self.directory, self._record):
+                log.warning("Something of %s is left to the next sweep", self.identity)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+            self._stderr.wait(END_SECONDS)
+            self._closed = True
+            for fd in (self.link_in, self.link_out, self.exit_fd):
+                with suppress(OSError):
+                    os.close(fd)
+            memory, self._memory = self._memory, None
+            if memory is not None:
+                memory.close()
+            lifeline.release()
+
+    # -- for the runtime -------------------------------------------------------------------------
+
+    @property
+    def process_id(self) -> int:
+        """The pid of runsc in the foreground."""
+        return self._process.pid
+
+    def find_process(self, name: str) -> int | None:
+        """The pid of runsc's process called ``name`` (sentry or gofer), if it lives."""
+        mark = root_argument(self.directory)
+        children = processes.read_children(self._process.pid)
+        for pid in children or processes.find_with_argument(mark):
+            argv = processes.read_argv(pid)
+            if argv[:1] == [name] and mark in argv:
+                return pid
+        return None
+
+    def record_processes(self) -> None:
+        """Write into the record which processes of the host the sandbox has."""
+        found = {
+            "runsc": processes.identify(self._process.pid),
+            "sentry": self._identify(SANDBOX_NAME),
+            "gofer": self._identify(GOFER_NAME),
+        }
+        known = {name: process for name, process in found.items() if process is not None}
+        with self._closing:
+            if not self._closed:
+                self._record = replace(self._record, processes=known)
+                with suppress(OSError):
+                    state.write_record(self.directory, self._record)
+
+    def _identify(self, name: str) -> processes.ProcessId | None:
+        pid = self.find_process(name)
+        return None if pid is None else processes.identify(pid)
+
+    def _find_memory(self) -> _MemoryFile | None:
+        pid = self.find_process(SANDBOX_NAME)
+        return None if pid is None else _MemoryFile.find(pid)
+
+
+class _MemoryFile:
+    """The sentry's memory file, looked at through /proc, not opened: that would keep it alive.
+
+    The directory ``/proc/<pid>/fd`` is held open. It belongs to that one process for ever, also
+    when the pid is another's.
+    """
+
+    def __init__(self, directory: int, name: str, inode: tuple[int, int]) -> None:
+        self._directory = directory
+        self._name = name
+        self._inode = inode
+        self._lock = threading.Lock()
+
+    @classmethod
+    def find(cls, pid: int) -> _MemoryFile | None:
+        try:
+            directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with suppress(OSError):
+            for name in os.listdir(directory):  # noqa: PTH208 - an open directory
+                with suppress(OSError):
+                    if os.readlink(name, dir_fd=directory).startswith(MEMORY_FILE):
+                        status = os.stat(name, dir_fd=directory)
+                        return cls(directory, name, (status.st_dev, status.st_ino))
+        os.close(directory)
+        return None
+
+    def read(self) -> int | None:
+        with self._lock:
+            if self._directory < 0:
+                return None
+            try:
+                status = os.stat(self._name, dir_fd=self._directory)
+            except OSError:
+                return None
+        if (status.st_dev, status.st_ino) != self._inode:
+            return None
+        return status.st_blocks * 512
+
+    def close(self) -> None:
+        with self._lock:
+            os.close(self._directory)
+            self._directory = -1

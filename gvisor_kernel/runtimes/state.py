@@ -1,0 +1,169 @@
+"""The state directories of this user's sandboxes, and the records in them.
+
+One directory a sandbox, below ``sandboxes/``, private to the user. The record says whose it is;
+``is_orphan`` decides whether that owner is gone. Nothing here ends a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from gvisor_kernel.errors import StateError
+from gvisor_kernel.runtimes.processes import ProcessId, identify, is_alive
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a pid means something: one boot of one host, and one pid namespace on it."""
+
+    host: str
+    boot: str
+    pid_namespace: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a sandbox from outside, for ``list``, ``kill`` and the sweep."""
+
+    identity: str
+    container_id: str
+    kernel_name: str
+    kernel_id: str
+    folder: str
+    created: float
+    memory_limit: int
+    owner: ProcessId
+    machine: Machine
+    outputs: str | None = None
+    made_outputs: bool = False
+    cgroups: tuple[str, ...] = ()
+    processes: dict[str, ProcessId] = field(default_factory=dict)
+
+
+@cache
+def this_machine() -> Machine:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return Machine(socket.gethostname(), boot, str(Path("/proc/self/ns/pid").readlink()))
+
+
+def state_root() -> Path:
+    """The directory of all of this user's sandboxes, made if need be. Raises StateError."""
+    root = user_state_path("gvisor-kernel")
+    fix = "let it be a directory of yours alone (mode 0700), or set XDG_STATE_HOME to another one."
+    try:
+        sandboxes = root / "sandboxes"
+        sandboxes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = root.stat()
+        if status.st_uid != os.geteuid():
+            raise StateError(f"The state directory {root} belongs to uid {status.st_uid}.", fix)
+        if status.st_mode & 0o077:
+            root.chmod(0o700)
+    except OSError as error:
+        raise StateError(
+            f"The state directory {root} cannot be used: {error.strerror}.", fix
+        ) from error
+    return root
+
+
+def make_directory(container_id: str) -> Path:
+    """A new directory for one sandbox. Raises StateError."""
+    path = state_root() / "sandboxes" / container_id
+    try:
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise StateError(
+            f"The directory {path} cannot be made: {error.strerror}.",
+            "look whether the disk is full or read-only; XDG_STATE_HOME names another place.",
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Keeps this user's other processes out while folders come and go. Raises StateError."""
+    path = state_root() / "lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(f"The file {path} cannot be opened: {error.strerror}.") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Replace the record in one step, so that a reader never sees half of it."""
+    temporary = directory / f"{RECORD}.new"
+    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    temporary.replace(directory / RECORD)
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record in ``directory``; None where there is none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads((directory / RECORD).read_text())
+        content["owner"] = ProcessId(**content["owner"])
+        content["machine"] = Machine(**content["machine"])
+        content["cgroups"] = tuple(content["cgroups"])
+        content["processes"] = {
+            name: ProcessId(**process) for name, process in content["processes"].items()
+        }
+        return Record(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def sandbox_directories() -> list[Path]:
+    """The directories of this user's sandboxes, oldest first. Raises StateError."""
+    return sorted(path for path in (state_root() / "sandboxes").iterdir() if path.is_dir())
+
+
+def find_sandboxes() -> list[tuple[Path, Record]]:
+    """Every sandbox of this user that has a record, oldest first. Raises StateError."""
+    found = ((path, read_record(path)) for path in sandbox_directories())
+    return [(path, record) for path, record in found if record is not None]
+
+
+def this_process() -> ProcessId:
+    process = identify(os.getpid())
+    assert process is not None  # it asks itself
+    return process
+
+
+def is_orphan(record: Record) -> bool:
+    """Whether the owner is known to be gone.
+
+    A home may be shared by machines and containers, and the owner of a sandbox on another one
+    cannot be seen: such a record is left alone, unless it is of an earlier boot of this host.
+    """
+    here = this_machine()
+    if record.machine.boot != here.boot:
+        return record.machine.host == here.host
+    if record.machine.pid_namespace != here.pid_namespace:
+        return False
+    return not is_alive(record.owner)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a sandbox's directory and all in it; what cannot be removed stays for the sweep."""
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""What a sandbox's processes write to stderr: drained, bounded, made printable, remembered."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+TAIL_BYTES = 4096
+FILE_BYTES = 1024 * 1024
+"""No more than this goes into the file: a kernel that prints for ever fills no disk."""
+
+
+class StderrLog:
+    """Reads a pipe to its end in a thread of its own, which nothing has to stop.
+
+    The thread takes over ``fd``. Text is appended to ``path``.
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+        self._tail = b""
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(
+            target=self._drain, name="gvisor-kernel-stderr", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until the last writer is gone, or ``seconds`` have passed."""
+        self._thread.join(seconds)
+
+    def tail(self) -> str:
+        """The last lines, at most TAIL_BYTES, without anything but printable text."""
+        with self._lock:
+            content = self._tail
+        text = content[-TAIL_BYTES:].decode(errors="replace")
+        if len(content) > TAIL_BYTES and "\n" in text:
+            text = text.partition("\n")[2]
+        return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+    def _drain(self) -> None:
+        written = 0
+        with os.fdopen(self._fd, "rb", buffering=0) as stream:
+            while True:
+                try:
+                    content = stream.read(65536)
+                except OSError:
+                    return
+                if not content:
+                    return
+                with self._lock:
+                    self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
+                if written < FILE_BYTES:
+                    written += len(content)
+                    self._append(content)
+
+    def _append(self, content: bytes) -> None:
+        with suppress(OSError):  # the directory is being removed, or the disk is full
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                os.write(fd, content)
+            finally:
+                os.close(fd)

@@ -1,0 +1,275 @@
+"""What the host's Python environment consists of: what image ``host`` has to show of it.
+
+Read-only looking. Nothing of a home is shown but what the interpreter imports from.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import pwd
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.spec.layout import is_within
+
+PROBE_SECONDS = 10.0
+PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
+"""What is shown of a prefix that is itself someone's home, or above it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """An interpreter and the paths that it imports from, as they are called on the host.
+
+    ``roots``: real directories and files to show at their own paths, none inside another.
+    ``links``: symbolic links on the way to them, and what they point to.
+    """
+
+    python: str
+    version: str
+    bin_directory: str
+    roots: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    user_base: str | None
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """What an interpreter says of itself."""
+
+    version: str
+    prefixes: tuple[str, ...]
+    site_directories: tuple[str, ...]
+    user_site: str | None
+    user_base: str | None
+
+
+_PROBE = """
+import json, site, sys, sysconfig
+user = site.ENABLE_USER_SITE
+print(json.dumps({
+    "version": "%d.%d.%d" % sys.version_info[:3],
+    "prefixes": [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix],
+    "site_directories": site.getsitepackages() + [sysconfig.get_path(n) for n in
+                        ("stdlib", "platstdlib", "purelib", "platlib")],
+    "user_site": site.getusersitepackages() if user else None,
+    "user_base": site.getuserbase() if user else None,
+}))
+"""
+
+_probed: dict[tuple[str, int], Interpreter] = {}
+
+
+def ask_interpreter(python: str) -> Interpreter:
+    """What ``python`` says of itself: in this process if it is the one, else in one of its own.
+
+    Raises LaunchError.
+    """
+    if python == sys.executable:
+        user = bool(site.ENABLE_USER_SITE)
+        paths = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
+        return Interpreter(
+            version="{}.{}.{}".format(*sys.version_info),
+            prefixes=(sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix),
+            site_directories=(*site.getsitepackages(), *paths),
+            user_site=site.getusersitepackages() if user else None,
+            user_base=site.getuserbase() if user else None,
+        )
+    try:
+        key = (python, Path(python).stat().st_mtime_ns)
+        if key not in _probed:
+            _probed[key] = _probe(python)
+        return _probed[key]
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise LaunchError(
+            f"The interpreter {python} does not answer: {error}.",
+            f"see whether `{python} -c pass` works; install the kernelspec again with the"
+            " interpreter that it is to run.",
+        ) from error
+
+
+def _probe(python: str) -> Interpreter:
+    keep = ("HOME", "PATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH")
+    environment = {name: os.environ[name] for name in keep if name in os.environ}
+    answer = subprocess.run(
+        [python, "-c", _PROBE],
+        env=environment,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PROBE_SECONDS,
+        check=True,
+    ).stdout
+    content = json.loads(answer.splitlines()[-1])
+    return Interpreter(
+        version=content["version"],
+        prefixes=tuple(content["prefixes"]),
+        site_directories=tuple(content["site_directories"]),
+        user_site=content["user_site"],
+        user_base=content["user_base"],
+    )
+
+
+def find_world(python: str) -> World:
+    """Everything that ``python`` needs to run as it does on the host. Raises LaunchError."""
+    interpreter = ask_interpreter(python)
+    paths: list[str] = ["/usr"]
+    # Where /usr is not merged these are directories, and needed as such.
+    paths += [p for p in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if _exists(p)]
+    for prefix in interpreter.prefixes:
+        paths.extend(_show_prefix(prefix))
+    paths += [path for path in interpreter.site_directories if _exists(path)]
+    site_directories = dict.fromkeys(interpreter.site_directories)
+    user_base = None
+    if interpreter.user_site is not None and _exists(interpreter.user_site):
+        user_base = interpreter.user_base
+        paths.append(interpreter.user_site)
+        site_directories[interpreter.user_site] = None
+    paths += [path for path in find_editable(site_directories) if not is_too_wide(path)]
+    real_python = os.path.realpath(python)
+    if not any(is_within(real_python, os.path.realpath(path)) for path in paths):
+        paths.extend(_show_prefix(str(Path(real_python).parent.parent)))
+    paths.append(python)
+    links: dict[str, str] = {}
+    reals: list[str] = []
+    for path in paths:
+        crossed, real = follow(path)
+        links.update(crossed)
+        reals.append(real)
+    roots = outermost(reals)
+    visible = {
+        link: target
+        for link, target in links.items()
+        if not any(is_within(link, root) for root in roots)
+    }
+    return World(
+        python=python,
+        version=interpreter.version,
+        bin_directory=str(Path(python).parent),
+        roots=roots,
+        links=tuple(sorted(visible.items())),
+        user_base=user_base,
+    )
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(path)
+
+
+def is_too_wide(path: str) -> bool:
+    """Whether showing ``path`` would show a whole home, or more."""
+    real = os.path.realpath(path)
+    return any(is_within(os.path.realpath(home), real) for home in _homes())
+
+
+def _homes() -> Iterator[str]:
+    yield from ("/root", "/home", os.path.expanduser("~"))  # noqa: PTH111 - never raises
+    with contextlib.suppress(KeyError):
+        yield pwd.getpwuid(os.geteuid()).pw_dir
+
+
+def _show_prefix(prefix: str) -> Iterator[str]:
+    if is_within(prefix, "/usr"):
+        return
+    if not is_too_wide(prefix):
+        yield prefix
+        return
+    for part in PREFIX_PARTS:
+        path = os.path.join(prefix, part)  # noqa: PTH118 - text, as the interpreter spells it
+        if prefix != "/" and _exists(path):
+            yield path
+
+
+def follow(path: str) -> tuple[dict[str, str], str]:
+    """The symbolic links that are crossed on the way to ``path``, and where it really is."""
+    links: dict[str, str] = {}
+    current = "/"
+    parts = [part for part in reversed(path.split("/")) if part]
+    while parts:
+        part = parts.pop()
+        if part == ".":
+            continue
+        if part == "..":
+            current = str(Path(current).parent)
+            continue
+        step = current.rstrip("/") + "/" + part
+        if step not in links and Path(step).is_symlink():
+            target = str(Path(step).readlink())
+            links[step] = target
+            if target.startswith("/"):
+                current = "/"
+            parts.extend(part for part in reversed(target.split("/")) if part)
+        else:
+            current = step
+    return links, current
+
+
+def outermost(paths: Iterable[str]) -> tuple[str, ...]:
+    """``paths`` that exist, without those that are inside another of them."""
+    kept: list[str] = []
+    for path in sorted(set(paths), key=lambda path: path.split("/")):
+        if _exists(path) and not any(is_within(path, root) for root in kept):
+            kept.append(path)
+    return tuple(kept)
+
+
+def find_editable(site_directories: Iterable[str]) -> list[str]:
+    """Where packages that are installed "editable" really are, by the files that say so."""
+    found: list[str] = []
+    for directory in site_directories:
+        try:
+            names = sorted(path.name for path in Path(directory).iterdir())
+        except OSError:
+            continue
+        for name in names:
+            path = Path(directory, name)
+            if name.endswith(".pth"):
+                found.extend(read_pth(path))
+            elif name.startswith("__editable__") and name.endswith("_finder.py"):
+                found.extend(read_finder(path))
+    return found
+
+
+def read_pth(path: Path) -> Iterator[str]:
+    """The directories outside that a ``.pth`` file adds to the import path."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        text = line.strip()
+        if text and not text.startswith(("#", "import ", "import\t")):
+            directory = os.path.normpath(path.parent / text)
+            if Path(directory).exists():
+                yield directory
+
+
+def read_finder(path: Path) -> Iterator[str]:
+    """The packages that setuptools' import hook of an editable install maps."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (OSError, ValueError, SyntaxError):
+        return
+    for node in tree.body:
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        value = getattr(node, "value", None)
+        if names & {"MAPPING", "NAMESPACES"} and value is not None:
+            for constant in ast.walk(value):
+                if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+                    for candidate in (constant.value, f"{constant.value}.py"):
+                        if candidate.startswith("/") and Path(candidate).exists():
+                            yield candidate

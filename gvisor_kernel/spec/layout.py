@@ -1,0 +1,107 @@
+"""Where things are inside a sandbox, and the order in which they are mounted.
+
+The six mounts of the file layout come first and in this order, so that the runtime's file
+descriptors for them are the same in every sandbox. Everything else follows, parents before
+children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from gvisor_kernel.accept import MIB
+from gvisor_kernel.config import SandboxSpec
+
+CONTAINER_INFO = "/container_info.json"
+SKILLS_PUBLIC = "/mnt/skills/public"
+SKILLS_EXAMPLES = "/mnt/skills/examples"
+OUTPUTS = "/mnt/user-data/outputs"
+UPLOADS = "/mnt/user-data/uploads"
+TRANSCRIPTS = "/mnt/transcripts"
+LAYOUT = (CONTAINER_INFO, SKILLS_PUBLIC, SKILLS_EXAMPLES, OUTPUTS, UPLOADS, TRANSCRIPTS)
+"""The mounts of the file layout, in the order of their file descriptors."""
+
+WORKSPACE = "/workspace"
+HOME = "/home/user"
+RUN = "/run/gvisor-kernel"
+WORKSPACE_UPPER = "/run/gvisor-kernel/workspace"
+GUEST = "/opt/gvisor-kernel"
+
+SYSTEM_DIRECTORIES = (
+    *("/dev", "/proc", "/sys", "/etc", "/tmp"),  # noqa: S108 - inside the sandbox
+    *("/run", "/mnt", "/home", "/root", "/opt", "/var/tmp"),  # noqa: S108
+)
+"""Directories that every sandbox has, mounted over or not."""
+
+RUN_SIZE = 64 * MIB
+RUN_KERNEL_SIZE = 16 * MIB
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path seen at ``target``.
+
+    ``foreign``: the files there belong to a person, and are to look like the kernel's own
+    inside; otherwise owners that the sandbox does not know stay unknown.
+    """
+
+    source: str
+    target: str
+    read_only: bool = True
+    foreign: bool = False
+
+    def describe(self) -> str:
+        return f"{self.source} -> {self.target} ({'ro' if self.read_only else 'rw'})"
+
+
+@dataclass(frozen=True)
+class Tmpfs:
+    """An empty, size-limited directory in the sandbox's memory."""
+
+    target: str
+    size: int
+    mode: int = 0o755
+
+    def describe(self) -> str:
+        return f"tmpfs -> {self.target} ({self.size} bytes)"
+
+
+Mount = Bind | Tmpfs
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether ``path`` is ``directory`` or below it. Text only: nothing is resolved."""
+    return PurePosixPath(path).is_relative_to(directory)
+
+
+def order_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+    """The layout's mounts in the layout's order, then the others, parents before children.
+
+    Of two mounts on one target the later one wins.
+    """
+    by_target = {mount.target: mount for mount in mounts}
+    first = [by_target.pop(target) for target in LAYOUT if target in by_target]
+    rest = sorted(by_target.values(), key=lambda mount: PurePosixPath(mount.target).parts)
+    return (*first, *rest)
+
+
+def scratch_mounts(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
+    """The directories that a kernel may fill, each bounded."""
+    shared_memory = min(spec.disk_limit, spec.memory_limit // 2)
+    return (
+        Tmpfs("/tmp", spec.disk_limit, 0o1777),  # noqa: S108 - inside the sandbox
+        Tmpfs("/dev/shm", shared_memory, 0o1777),  # noqa: S108 - inside the sandbox
+        Tmpfs(HOME, spec.disk_limit),
+        Tmpfs("/run", RUN_SIZE),
+        Tmpfs(RUN, RUN_KERNEL_SIZE),
+        Tmpfs(WORKSPACE_UPPER, spec.disk_limit, 0o700),
+    )
+
+
+def extra_binds(spec: SandboxSpec) -> tuple[Bind, ...]:
+    """The mounts that a person asked for; that their targets are free, the settings have seen."""
+    return tuple(
+        Bind(mount.source, mount.target, mount.read_only, foreign=True) for mount in spec.mounts
+    )

@@ -1,0 +1,74 @@
+"""What a sandbox may use, in the units of those who enforce it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gvisor_kernel.accept import GIB, MIB
+from gvisor_kernel.config import SandboxSpec
+
+MEMORY_BACKSTOP = 192 * MIB
+"""The kernel's hard limit lies this far above the one that the memory watch holds: room for the
+runtime's own memory, and for what a fast program takes between two looks."""
+
+PIDS_RUNTIME = 192
+"""Host tasks beside the sandbox's own: the runtime's threads and one stub for each process."""
+
+FILE_CHUNK = GIB
+"""The runtime grows its memory file by this much, so a bound on it is a multiple of this."""
+
+OPEN_FILES = 65536
+
+
+@dataclass(frozen=True)
+class HostLimits:
+    """Limits as a cgroup of the host holds them."""
+
+    memory: int
+    cpu_shares: int
+    pids: int
+
+    @property
+    def cpu_weight(self) -> int:
+        """``cpu_shares`` on the scale of cgroup v2: 2…262144 becomes 1…10000."""
+        shares = min(max(self.cpu_shares, 2), 262144)
+        return 1 + ((shares - 2) * 9999) // 262142
+
+
+def host_limits(spec: SandboxSpec) -> HostLimits:
+    """The cgroup of a sandbox. Each process inside may cost two tasks on the host."""
+    return HostLimits(
+        memory=spec.memory_limit + MEMORY_BACKSTOP,
+        cpu_shares=spec.cpu_shares,
+        pids=2 * spec.pids_limit + PIDS_RUNTIME,
+    )
+
+
+def file_size_limit(spec: SandboxSpec) -> int:
+    """RLIMIT_FSIZE of the runtime where there is no cgroup: it bounds the memory file, in bytes.
+
+    Also the largest file that a kernel can write into outputs then.
+    """
+    chunks = -(-(spec.memory_limit + MEMORY_BACKSTOP) // FILE_CHUNK)
+    return chunks * FILE_CHUNK
+
+
+def guest_rlimits(spec: SandboxSpec, file_size: int | None) -> list[dict[str, int | str]]:
+    """The ``rlimits`` of PID 1, which its children inherit.
+
+    ``file_size`` is the runtime's own bound, if it has one: a program that meets it inside gets
+    an error, where the runtime itself would die.
+    """
+    values = {
+        "RLIMIT_NPROC": spec.pids_limit,
+        "RLIMIT_NOFILE": OPEN_FILES,
+        "RLIMIT_CORE": 0,
+    }
+    if file_size is not None:
+        values["RLIMIT_FSIZE"] = file_size
+    return [{"type": name, "soft": value, "hard": value} for name, value in values.items()]
+
+
+def meminfo(spec: SandboxSpec) -> str:
+    """What the runtime reads as the machine's memory, and shows inside as MemTotal."""
+    return f"MemTotal: {spec.memory_limit // 1024} kB\n"

@@ -1,0 +1,116 @@
+"""The OCI runtime specification (``config.json``) of a sandbox, for root and for users.
+
+PID 1 is uid 0 inside, with just the capabilities that it needs to mount the workspace and to
+start the kernel as somebody else. Started by root, the sandbox has a user namespace of its own,
+so that no process of it is the host's root; an ordinary user's sandbox is in one already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
+from gvisor_kernel.spec.etc import HOSTNAME
+from gvisor_kernel.spec.layout import GUEST, LAYOUT, Bind, Mount, Tmpfs, order_mounts
+from gvisor_kernel.spec.limits import guest_rlimits
+
+SUBUID_BASE = 100000
+SUBUID_COUNT = 65536
+"""The host's uids and gids of a sandbox that root starts: 0 inside is SUBUID_BASE outside."""
+
+CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_KILL")
+
+_NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
+
+
+def guest_argv(python: str) -> tuple[str, ...]:
+    """PID 1: the guest, by the image's own interpreter, isolated from its environment."""
+    return (
+        python,
+        "-I",
+        "-c",
+        f"import sys; sys.path.insert(0, '{GUEST}'); "
+        "from gvisor_kernel.guest.main import main; main()",
+    )
+
+
+def describe_mount(mount: Mount) -> dict[str, Any]:
+    """One entry of ``mounts``."""
+    match mount:
+        case Bind():
+            access = "ro" if mount.read_only else "rw"
+            options = ["rbind", access, "nosuid", "nodev"]
+            return {
+                "destination": mount.target,
+                "type": "bind",
+                "source": mount.source,
+                "options": options,
+            }
+        case Tmpfs():
+            return {
+                "destination": mount.target,
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "nodev", f"size={mount.size}", f"mode={mount.mode:04o}"],
+            }
+
+
+def system_mounts() -> list[dict[str, Any]]:
+    """The kernel's own file systems, which take no file descriptor of the host."""
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=0755"]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
+    ]
+
+
+def finalize_config(
+    spec: SandboxSpec,
+    *,
+    args: Sequence[str],
+    rootfs: str,
+    mounts: Iterable[Mount],
+    map_users: bool,
+    file_size: int | None,
+) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    The sources of ``mounts`` are paths as the runtime reaches them. ``map_users``: root starts
+    the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE, if it has one.
+    """
+    namespaces = [{"type": name} for name in _NAMESPACES]
+    linux: dict[str, Any] = {
+        "namespaces": namespaces,
+        "resources": {"memory": {"limit": spec.memory_limit}},
+    }
+    if map_users:
+        mapping = [{"containerID": 0, "hostID": SUBUID_BASE, "size": SUBUID_COUNT}]
+        namespaces.append({"type": "user"})
+        linux["uidMappings"] = mapping
+        linux["gidMappings"] = mapping
+    ordered = order_mounts(mounts)
+    layout = [mount for mount in ordered if mount.target in LAYOUT]
+    others = [mount for mount in ordered if mount.target not in LAYOUT]
+    capabilities = {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")}
+    return {
+        "ociVersion": "1.0.0",
+        "hostname": HOSTNAME,
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": list(args),
+            "env": list(INIT_ENVIRONMENT),
+            "cwd": "/",
+            "capabilities": capabilities,
+            "noNewPrivileges": True,
+            "rlimits": guest_rlimits(spec, file_size),
+        },
+        "root": {"path": rootfs, "readonly": False},
+        "mounts": [
+            *map(describe_mount, layout),
+            *system_mounts(),
+            *map(describe_mount, others),
+        ],
+        "linux": linux,
+    }
