@@ -1,0 +1,145 @@
+"""Connections brought to a state, frames as raw bytes, and a wire between two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gvisor_kernel.link import (
+    Channel,
+    Connection,
+    Event,
+    Exited,
+    Hello,
+    LogSource,
+    Message,
+    Ping,
+    Pong,
+    Signal,
+    Start,
+    Started,
+    Stats,
+    connection,
+    frames,
+)
+from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType, pack_message
+from gvisor_kernel.link.state import Role, State
+
+OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
+START = Start(1, ("python3", "-m", "x"), (("HOME", "/home/user"),), "/workspace", "secret")
+
+
+def raw(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0, zero: int = 0) -> bytes:
+    """A frame with nothing checked."""
+    return HEADER.pack(kind, channel, flags, zero, len(payload)) + payload
+
+
+def data(channel: Channel, parts: list[bytes]) -> bytes:
+    """A message in one DATA frame."""
+    return raw(FrameType.DATA, b"".join(pack_message(parts)), channel, FLAG_LAST)
+
+
+def credit(channel: Channel, amount: int) -> bytes:
+    return raw(FrameType.CREDIT, amount.to_bytes(4, "big"), channel)
+
+
+VALID = {
+    FrameType.HELLO: raw(FrameType.HELLO, Hello().encode()),
+    FrameType.START: raw(FrameType.START, START.encode()),
+    FrameType.STARTED: raw(FrameType.STARTED, Started(1).encode()),
+    FrameType.DATA: data(Channel.SHELL, [b"x"]),
+    FrameType.CREDIT: credit(Channel.SHELL, 0),
+    FrameType.SIGNAL: raw(FrameType.SIGNAL, Signal(1, 2).encode()),
+    FrameType.EXIT: raw(FrameType.EXIT, Exited(1, 0).encode()),
+    FrameType.STATS: raw(FrameType.STATS, Stats(1, 2, 3).encode()),
+    FrameType.LOG: raw(FrameType.LOG, b"text", LogSource.STDERR),
+    FrameType.PING: raw(FrameType.PING, Ping(7).encode()),
+    FrameType.PONG: raw(FrameType.PONG, Pong(7).encode()),
+    FrameType.STOP: raw(FrameType.STOP),
+}
+"""A frame of each type, as run 1 would have it."""
+
+
+def brought_to(role: Role, state: State, after_run: bool = False) -> Connection:
+    """An end in ``state``, with nothing to send and no event left; ``after_run``: IDLE again."""
+    end = Connection(role, Hello())
+    if state is not State.OPENING:
+        end.receive_data(VALID[FrameType.HELLO])
+    if state is State.RUNNING or after_run:
+        if role is Role.HOST:
+            end.send(START)
+        else:
+            end.receive_data(VALID[FrameType.START])
+    if after_run:
+        if role is Role.HOST:
+            end.receive_data(VALID[FrameType.EXIT])
+        else:
+            end.send(Exited(1, 0))
+    if state is State.CLOSED:
+        if role is Role.HOST:
+            end.send_stop()
+        else:
+            end.receive_data(VALID[FrameType.STOP])
+    while end.data_to_send() or end.next_event():
+        pass
+    assert end.state is state
+    return end
+
+
+def joined() -> tuple[Connection, Connection]:
+    """Host and guest with run 1 on and nothing under way."""
+    return brought_to(Role.HOST, State.RUNNING), brought_to(Role.GUEST, State.RUNNING)
+
+
+def events(end: Connection) -> list[Event]:
+    """All events that wait; messages stay held."""
+    return list(iter(end.next_event, None))
+
+
+def taken(end: Connection) -> list[Message]:
+    """The messages among all events that wait, consumed."""
+    messages = [event for event in events(end) if isinstance(event, Message)]
+    for message in messages:
+        end.consumed(message)
+    return messages
+
+
+def carried(host: Connection, guest: Connection) -> tuple[list[Message], list[Message]]:
+    """Move bytes both ways and consume messages until neither end has more: what each received."""
+    to_host: list[Message] = []
+    to_guest: list[Message] = []
+    while True:
+        down, up = host.data_to_send(), guest.data_to_send()
+        if not down and not up:
+            return to_host, to_guest
+        guest.receive_data(down)
+        host.receive_data(up)
+        to_guest += taken(guest)
+        to_host += taken(host)
+
+
+@contextmanager
+def small_limits(
+    window: int = 4096, step: int = 1024, cost: int = 64, payload: int = 512, message: int = 65536
+) -> Iterator[None]:
+    """The same code with limits that a test reaches at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "WINDOW", window)
+        patch.setattr(connection, "CREDIT_STEP", step)
+        patch.setattr(connection, "FRAME_COST", cost)
+        patch.setattr(connection, "MAX_PAYLOAD", payload)
+        patch.setattr(connection, "JOINED", payload)
+        patch.setattr(connection, "MAX_MESSAGE", message)
+        patch.setattr(frames, "MAX_MESSAGE", message)
+        yield
+
+
+def whole(feed: Callable[[bytes], object], stream: bytes) -> None:
+    feed(stream)
+
+
+def byte_by_byte(feed: Callable[[bytes], object], stream: bytes) -> None:
+    for index in range(len(stream)):
+        feed(stream[index : index + 1])

@@ -1,0 +1,260 @@
+"""Events and their payloads: each comes back as it was, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import pytest
+
+from gvisor_kernel.link import (
+    Channel,
+    Connection,
+    Exited,
+    Hello,
+    LocalProtocolError,
+    Log,
+    LogSource,
+    Message,
+    Ping,
+    Pong,
+    RemoteProtocolError,
+    Signal,
+    Start,
+    Started,
+    Stats,
+)
+from gvisor_kernel.link.frames import MAX_PAYLOAD, FrameType
+from gvisor_kernel.link.state import Role, State
+
+from .helpers import START, brought_to, events, joined, raw
+
+ODD_TEXT = 'tab\t quote" nul\0 ü \U0001f600 \udc80'
+"""What may stand in an environment: a byte that is not UTF-8 shows as a lone surrogate."""
+
+WRITTEN = [
+    Hello(),
+    Hello(1, (("release", "1.2"), ("", ""), ("python", "3.9 ü\0"))),
+    START,
+    Start(0, ("",), (), "", ""),
+    Start(2**32 - 1, (ODD_TEXT,), ((ODD_TEXT, ODD_TEXT),), ODD_TEXT, ODD_TEXT, "hmac-sha512"),
+    Started(0),
+    Started(2**32 - 1),
+    Signal(1, 1),
+    Signal(1, 64),
+    Exited(1, 0),
+    Exited(1, 255),
+    Exited(1, -64),
+    Stats(0, 0, 0),
+    Stats(2**32 - 1, 2**32 - 1, 2**64 - 1),
+    Ping(0),
+    Ping(2**64 - 1),
+    Pong(2**64 - 1),
+]
+
+
+@pytest.mark.parametrize("event", WRITTEN, ids=repr)
+def test_a_payload_is_read_as_it_was_written(event: Hello | Start | Stats) -> None:
+    assert type(event).decode(event.encode()) == event
+
+
+def test_the_layouts() -> None:
+    assert Started(1).encode().hex() == "00000001"
+    assert Signal(1, 2).encode().hex() == "0000000102"
+    assert Exited(1, -9).encode().hex() == "00000001fffffff7"
+    assert Stats(1, 2, 3).encode().hex() == "00000001000000020000000000000003"
+    assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
+    assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
+        "protocol": "gvisor-kernel-link",
+        "version": 1,
+        "facts": {"a": "b"},
+    }
+    assert json.loads(START.encode()) == {
+        "run": 1,
+        "argv": ["python3", "-m", "x"],
+        "environment": {"HOME": "/home/user"},
+        "cwd": "/workspace",
+        "key": "secret",
+        "signature_scheme": "hmac-sha256",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [(Started, 4), (Signal, 5), (Exited, 8), (Stats, 16), (Ping, 8), (Pong, 8)]
+)
+def test_a_binary_payload_has_one_length(kind: type[Started], size: int) -> None:
+    for wrong in {0, size - 1, size + 1, MAX_PAYLOAD}:
+        with pytest.raises(RemoteProtocolError, match=f"has {wrong} bytes; {size} belong"):
+            kind.decode(bytes(wrong))
+
+
+@pytest.mark.parametrize("number", [0, 65, 255])
+def test_there_are_64_signals(number: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="no signal"):
+        Signal.decode(b"\0\0\0\1" + bytes([number]))
+
+
+@pytest.mark.parametrize("status", [256, -65, 2**31 - 1, -(2**31)])
+def test_there_are_256_statuses_and_64_signals_that_end(status: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="no exit status"):
+        Exited.decode(b"\0\0\0\1" + status.to_bytes(4, "big", signed=True))
+
+
+def changed(payload: bytes, **values: object) -> bytes:
+    """A JSON payload with other values; ``...`` takes one away."""
+    body = {**json.loads(payload), **values}
+    return json.dumps({key: value for key, value in body.items() if value is not ...}).encode()
+
+
+NOT_OBJECTS = [
+    b"",
+    b"\xff",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"1",
+    b"{",
+    b"{} {}",
+    b"\xef\xbb\xbf{}",
+    "{}".encode("utf-16"),
+    b"[" * MAX_PAYLOAD,
+    b'{"a":' * (MAX_PAYLOAD // 5),
+    b"9" * MAX_PAYLOAD,
+]
+NOT_NUMBERS: list[object] = [..., None, "1", 1.0, True, -1, 2**32, [], float("inf"), float("nan")]
+NOT_TEXT: list[object] = [..., None, 1, [], {}, ["x"]]
+
+
+@pytest.mark.parametrize("kind", [Hello, Start])
+@pytest.mark.parametrize("payload", NOT_OBJECTS, ids=lambda payload: repr(payload[:8]))
+def test_what_is_no_object_is_refused(kind: type[Hello], payload: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        kind.decode(payload)
+
+
+def each(name: str, values: Iterable[object]) -> list[dict[str, object]]:
+    return [{name: value} for value in values]
+
+
+WRONG_STARTS = [
+    *each("run", NOT_NUMBERS),
+    *each("cwd", NOT_TEXT),
+    *each("key", NOT_TEXT),
+    *each("signature_scheme", NOT_TEXT),
+    *each("argv", (..., None, [], {}, "python3", [1], ["x", None])),
+    *each("environment", (..., None, [], "A=1", {"A": 1}, {"A": None})),
+]
+WRONG_HELLOS = [
+    *each("version", NOT_NUMBERS),
+    *each("protocol", (..., None, "", "jupyter", 1)),
+    *each("facts", (None, [], "x", {"a": 1}, {"a": None}, {"a": ["b"]})),
+    *each("facts", ({"a": "\ud800"}, {"\udfff": "b"})),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_STARTS, ids=repr)
+def test_a_start_is_checked_whole(wrong: dict[str, object]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        Start.decode(changed(START.encode(), **wrong))
+
+
+@pytest.mark.parametrize("wrong", WRONG_HELLOS, ids=repr)
+def test_a_hello_is_checked_whole(wrong: dict[str, object]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        Hello.decode(changed(Hello().encode(), **wrong))
+
+
+def test_what_a_later_version_adds_to_an_object_is_passed_over() -> None:
+    assert Hello.decode(changed(Hello().encode(), extra=[1])) == Hello()
+    assert Start.decode(changed(START.encode(), extra={})) == START
+
+
+@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("role", Role)
+def test_another_version_is_refused_by_name(role: Role, version: int) -> None:
+    end = Connection(role, Hello())
+    with pytest.raises(RemoteProtocolError, match=f"speaks version {version} .* this side 1"):
+        end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
+
+
+def test_a_stop_and_a_credit_have_their_lengths() -> None:
+    for stream in (
+        raw(FrameType.STOP, b"x"),
+        raw(FrameType.CREDIT, bytes(3), Channel.HB),
+        raw(FrameType.CREDIT, bytes(5), Channel.HB),
+    ):
+        with pytest.raises(RemoteProtocolError):
+            brought_to(Role.GUEST, State.IDLE).receive_data(stream)
+
+
+ANY_LOG = [b"", b"\xff\xfe\0", b"\xed\xa0\x80", b"\x1b[2J\r\n\a", bytes(range(256)), b"\xf0\x9f"]
+
+
+@pytest.mark.parametrize("text", ANY_LOG, ids=repr)
+@pytest.mark.parametrize("source", LogSource)
+def test_a_log_is_text_whatever_its_bytes(source: LogSource, text: bytes) -> None:
+    host = brought_to(Role.HOST, State.IDLE)
+    host.receive_data(raw(FrameType.LOG, text, source))
+    (log,) = events(host)
+    assert isinstance(log, Log)
+    assert log.source is source
+    assert log.text.encode("utf-8") == text.decode("utf-8", "replace").encode("utf-8")
+
+
+def test_a_log_is_cut_to_one_frame() -> None:
+    host, guest = joined()
+    guest.send_log(LogSource.STDOUT, "ü" * MAX_PAYLOAD)
+    guest.send_log(LogSource.STDERR, "lone \ud800")
+    host.receive_data(guest.data_to_send())
+    first, second = events(host)
+    assert first == Log(LogSource.STDOUT, "ü" * (MAX_PAYLOAD // 2))
+    assert second == Log(LogSource.STDERR, "lone ?")
+
+
+REFUSED_HERE = [
+    (Role.HOST, Signal(1, 0)),
+    (Role.HOST, Signal(1, 65)),
+    (Role.HOST, Signal(1, 256)),
+    (Role.HOST, Signal(2, 15)),
+    (Role.HOST, Ping(-1)),
+    (Role.GUEST, Exited(1, 256)),
+    (Role.GUEST, Exited(1, -65)),
+    (Role.GUEST, Exited(2, 0)),
+    (Role.GUEST, Started(2)),
+    (Role.GUEST, Stats(-1, 0, 0)),
+    (Role.GUEST, Stats(0, 0, 2**64)),
+]
+
+
+@pytest.mark.parametrize(("role", "event"), REFUSED_HERE, ids=repr)
+def test_what_the_other_side_would_refuse_is_not_sent(role: Role, event: Ping) -> None:
+    end = brought_to(role, State.RUNNING)
+    with pytest.raises(LocalProtocolError):
+        end.send(event)
+    assert end.state is State.RUNNING
+    assert end.run == 1
+    assert end.data_to_send() == b""
+
+
+NOT_STARTS = {
+    "no argv": Start(1, (), (), "/", "k"),
+    "no number": Start(-1, ("x",), (), "/", "k"),
+    "too long": Start(1, ("x" * MAX_PAYLOAD,), (), "/", "k"),
+}
+
+
+@pytest.mark.parametrize("start", NOT_STARTS.values(), ids=NOT_STARTS.keys())
+def test_a_start_that_cannot_be_sent_starts_nothing(start: Start) -> None:
+    host = brought_to(Role.HOST, State.IDLE)
+    with pytest.raises(LocalProtocolError):
+        host.send(start)
+    assert host.state is State.IDLE
+    assert host.run is None
+    assert host.data_to_send() == b""
+
+
+def test_no_event_prints_a_secret_or_a_body() -> None:
+    assert "secret" not in repr(START)
+    assert "/home/user" not in repr(START)
+    message = Message(Channel.IOPUB, [b"body"], 266)
+    assert repr(message) == "<Message iopub 1 parts 266 bytes>"

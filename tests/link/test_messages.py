@@ -1,0 +1,75 @@
+"""Messages of several parts: packed and unpacked, their limits, and every way not to add up."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
+from gvisor_kernel.link.frames import MAX_MESSAGE, MAX_PARTS, pack_message, unpack_message
+
+MESSAGES = {
+    "one empty part": [b""],
+    "many empty parts": [b""] * 300,
+    "empty parts around one": [b"", b"x", b"", b""],
+    "bytes of each kind": [bytes(range(256)), b"\0" * 9, b"<IDS|MSG>"],
+    "as many parts as allowed": [b"ab"] * MAX_PARTS,
+    "a large part": [b"head", bytes(3_000_000)],
+}
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("parts", MESSAGES.values(), ids=MESSAGES.keys())
+def test_parts_come_out_as_they_went_in(
+    parts: list[bytes], kind: type[bytes] | type[bytearray]
+) -> None:
+    unpacked = unpack_message(kind(b"".join(pack_message(parts))))
+    assert unpacked == parts
+    assert all(type(part) is bytes for part in unpacked)
+
+
+def test_the_layout() -> None:
+    packed = b"".join(pack_message([b"ab", b"", b"c"]))
+    assert packed == bytes.fromhex("0003 00000002 00000000 00000001") + b"abc"
+
+
+def test_packing_copies_no_part() -> None:
+    part = bytes(1_000_000)
+    assert pack_message([b"x", part])[2] is part
+
+
+@pytest.mark.parametrize("count", [0, MAX_PARTS + 1])
+def test_too_few_and_too_many_parts(count: int) -> None:
+    with pytest.raises(LocalProtocolError, match=f"has {count} parts"):
+        pack_message([b""] * count)
+    with pytest.raises(RemoteProtocolError, match=f"announces {count} parts"):
+        unpack_message(struct.pack(">H", count) + bytes(4 * count))
+
+
+def test_the_largest_message() -> None:
+    largest = bytes(MAX_MESSAGE - 6)  # with the count and one length; never touched, so cheap
+    assert len(pack_message([largest])) == 2
+    with pytest.raises(LocalProtocolError, match=str(MAX_MESSAGE + 4)):
+        pack_message([largest, b""])
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"\0",
+        b"\0\1",
+        b"\0\1\0\0\0",
+        b"\0\1\0\0\0\1",
+        b"\0\1\0\0\0\0x",
+        b"\0\2\0\0\0\1\0\0\0\1x",
+        b"\0\1\xff\xff\xff\xff",
+        b"\x10\0" + b"\xff" * 4 * 4096,
+    ],
+    ids=lambda packed: packed[:12].hex() or "nothing",
+)
+def test_what_does_not_add_up_is_refused(packed: bytes) -> None:
+    for kind in (bytes, bytearray):
+        with pytest.raises(RemoteProtocolError):
+            unpack_message(kind(packed))

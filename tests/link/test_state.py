@@ -1,0 +1,296 @@
+"""Who may send what, and when: each frame in each state, received and sent, by both roles.
+
+The tables here are written out, not taken from ``state.py``, so that a change there is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gvisor_kernel.link import (
+    Channel,
+    Connection,
+    Exited,
+    Hello,
+    LocalProtocolError,
+    LogSource,
+    Ping,
+    Pong,
+    RemoteProtocolError,
+    Signal,
+    Started,
+    Stats,
+    Stop,
+)
+from gvisor_kernel.link.frames import FLAG_LAST, FrameType, encode_frame
+from gvisor_kernel.link.state import Role, State
+
+from .helpers import OTHER, START, VALID, brought_to, carried, data, events, joined, raw
+
+F = FrameType
+SITUATIONS = {
+    "opening": (State.OPENING, False),
+    "idle": (State.IDLE, False),
+    "idle after a run": (State.IDLE, True),
+    "running": (State.RUNNING, False),
+    "closed": (State.CLOSED, False),
+}
+DROPPED = "dropped"
+CALM = {F.CREDIT, F.PING, F.PONG}
+"""Either side's, while idle and while running, to no effect on the state."""
+
+RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
+    "opening": {F.HELLO: State.IDLE},
+    "idle": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
+    "idle after a run": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
+    "running": {
+        **dict.fromkeys(CALM | {F.STATS, F.LOG, F.STARTED, F.DATA}, State.RUNNING),
+        F.EXIT: State.IDLE,
+    },
+    "closed": dict.fromkeys(FrameType, DROPPED),
+}
+RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
+    "opening": {F.HELLO: State.IDLE, F.STOP: State.CLOSED},
+    "idle": {
+        **dict.fromkeys(CALM, State.IDLE),
+        F.START: State.RUNNING,
+        F.STOP: State.CLOSED,
+    },
+    "idle after a run": {
+        **dict.fromkeys(CALM, State.IDLE),
+        **dict.fromkeys({F.DATA, F.SIGNAL}, DROPPED),
+        F.START: State.RUNNING,
+        F.STOP: State.CLOSED,
+    },
+    "running": {
+        **dict.fromkeys(CALM | {F.DATA, F.SIGNAL}, State.RUNNING),
+        F.STOP: State.CLOSED,
+    },
+    "closed": dict.fromkeys(FrameType, DROPPED),
+}
+RECEIVED = {Role.HOST: RECEIVED_BY_HOST, Role.GUEST: RECEIVED_BY_GUEST}
+SILENT = {F.CREDIT}
+"""What is taken without an event."""
+
+
+@pytest.mark.parametrize("kind", FrameType, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
+def test_receiving_each_frame_in_each_state(role: Role, situation: str, kind: FrameType) -> None:
+    before, after_run = SITUATIONS[situation]
+    end = brought_to(role, before, after_run)
+    expected = RECEIVED[role][situation].get(kind)
+    if expected is None:
+        with pytest.raises(RemoteProtocolError):
+            end.receive_data(VALID[kind])
+        assert end.state is State.CLOSED
+        assert events(end) == []
+    elif expected is DROPPED:
+        end.receive_data(VALID[kind])
+        assert end.state is before
+        assert events(end) == []
+    else:
+        end.receive_data(VALID[kind])
+        assert end.state is expected
+        assert len(events(end)) == (kind not in SILENT)
+
+
+def restart(end: Connection) -> None:
+    end.send(START)
+
+
+SEND: dict[FrameType, Callable[[Connection], None]] = {
+    F.START: restart,
+    F.STARTED: lambda end: end.send(Started(1)),
+    F.DATA: lambda end: end.send_message(Channel.SHELL, [b"x"]),
+    F.SIGNAL: lambda end: end.send(Signal(1, 2)),
+    F.EXIT: lambda end: end.send(Exited(1, 0)),
+    F.STATS: lambda end: end.send(Stats(1, 2, 3)),
+    F.LOG: lambda end: end.send_log(LogSource.STDERR, "text"),
+    F.PING: lambda end: end.send(Ping(7)),
+    F.STOP: Connection.send_stop,
+}
+"""What an owner can send. HELLO, CREDIT and PONG the connection sends by itself."""
+
+SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
+    "opening": {F.STOP: State.CLOSED},
+    "idle": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
+    "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
+    "running": {
+        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING}, State.RUNNING),
+        F.STOP: State.CLOSED,
+    },
+    "closed": {},
+}
+SENT_BY_GUEST: dict[str, dict[FrameType, State]] = {
+    "opening": {F.LOG: State.OPENING},
+    "idle": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
+    "idle after a run": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
+    "running": {
+        **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING}, State.RUNNING),
+        F.EXIT: State.IDLE,
+    },
+    "closed": {F.LOG: State.CLOSED},
+}
+SENT = {Role.HOST: SENT_BY_HOST, Role.GUEST: SENT_BY_GUEST}
+
+
+@pytest.mark.parametrize("kind", SEND, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
+def test_sending_each_frame_in_each_state(role: Role, situation: str, kind: FrameType) -> None:
+    before, after_run = SITUATIONS[situation]
+    end = brought_to(role, before, after_run)
+    expected = SENT[role][situation].get(kind)
+    if expected is not None:
+        SEND[kind](end)
+        assert end.state is expected
+        assert end.data_to_send() == VALID[kind]
+        return
+    if (role, situation, kind) == (Role.HOST, "closed", F.STOP):
+        SEND[kind](end)  # once is enough: the second does nothing
+    else:
+        with pytest.raises(LocalProtocolError):
+            SEND[kind](end)
+    assert end.state is before
+    assert end.data_to_send() == b""
+
+
+@pytest.mark.parametrize("role", Role)
+def test_hello_is_the_first_frame_and_waits_for_nothing(role: Role) -> None:
+    end = Connection(role, Hello(facts=(("a", "b"),)))
+    other = Connection(OTHER[role], Hello())
+    other.receive_data(end.data_to_send())
+    assert events(other) == [Hello(facts=(("a", "b"),))]
+    assert (end.state, other.state) == (State.OPENING, State.IDLE)
+
+
+def test_no_state_lets_a_side_send_what_is_the_other_s() -> None:
+    """The tables above, against the list of who may send what at all."""
+
+    def accepted(role: Role) -> set[FrameType]:
+        rows = RECEIVED[role].values()
+        return {kind for row in rows for kind, after in row.items() if after != DROPPED}
+
+    assert accepted(Role.HOST) == set(FrameType) - {F.START, F.SIGNAL, F.STOP}
+    assert accepted(Role.GUEST) == set(FrameType) - {F.STARTED, F.EXIT, F.STATS, F.LOG}
+
+
+@pytest.mark.parametrize("kind", [F.STARTED, F.EXIT])
+def test_another_run_s_frame_breaks_the_rules_for_a_host(kind: FrameType) -> None:
+    host = brought_to(Role.HOST, State.RUNNING)
+    event = Started(2) if kind is F.STARTED else Exited(2, 0)
+    with pytest.raises(RemoteProtocolError, match=r"Run 2 .* run 1"):
+        host.receive_data(raw(kind, event.encode()))
+
+
+@pytest.mark.parametrize("after_run", [False, True])
+def test_another_run_s_signal_breaks_the_rules_for_a_guest(after_run: bool) -> None:
+    guest = brought_to(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
+    with pytest.raises(RemoteProtocolError):
+        guest.receive_data(raw(F.SIGNAL, Signal(2, 15).encode()))
+
+
+def test_late_frames_are_checked_before_they_are_dropped() -> None:
+    for stream in (
+        raw(F.SIGNAL, b"\0\0\0\1\0"),
+        raw(F.DATA, b"", Channel.SHELL, FLAG_LAST),
+    ):
+        with pytest.raises(RemoteProtocolError):
+            brought_to(Role.GUEST, State.IDLE, after_run=True).receive_data(stream)
+
+
+def test_what_crosses_an_exit_is_dropped_and_costs_no_credit() -> None:
+    host, guest = joined()
+    host.send_message(Channel.SHELL, [bytes(100_000)])
+    host.send(Signal(1, 2))
+    guest.send(Exited(1, -15))
+    guest.receive_data(host.data_to_send())
+    assert events(guest) == []
+    host.receive_data(guest.data_to_send())
+    assert events(host) == [Exited(1, -15)]
+    host.send(START)
+    for size in (900_000, 5_000_000):  # both need the whole window again
+        host.send_message(Channel.SHELL, [bytes(size)])
+    _, to_guest = carried(host, guest)
+    assert [len(message.parts[0]) for message in to_guest] == [900_000, 5_000_000]
+
+
+def test_what_crosses_a_stop_is_dropped_by_the_host() -> None:
+    host, guest = joined()
+    guest.send_message(Channel.IOPUB, [b"late"])
+    guest.send(Exited(1, 0))
+    guest.send_log(LogSource.GUEST, "late")
+    host.send_stop()
+    host.receive_data(guest.data_to_send())
+    assert events(host) == []
+    host.receive_data(b"\xff" * 100)  # not even read
+
+
+def test_stop_is_the_last_frame() -> None:
+    host = brought_to(Role.HOST, State.RUNNING)
+    host.send_message(Channel.SHELL, [bytes(5_000_000)])
+    host.send(Signal(1, 2))
+    host.send_stop()
+    assert host.queued() == 0
+    assert host.data_to_send() == raw(F.SIGNAL, Signal(1, 2).encode()) + VALID[F.STOP]
+    host.receive_data(VALID[F.PING] + data(Channel.HB, [b"x"]) * 5)
+    assert host.data_to_send() == b""
+
+
+def test_a_guest_learns_of_a_stop_before_anything_else() -> None:
+    """What came before it can no longer be answered."""
+    guest = brought_to(Role.GUEST, State.IDLE)
+    before = VALID[F.START] + VALID[F.PING] + VALID[F.DATA]
+    guest.receive_data(before + VALID[F.STOP] + VALID[F.DATA] + b"\xff" * 20)
+    assert events(guest) == [Stop()]
+    assert guest.data_to_send() == b""
+
+
+@pytest.mark.parametrize("role", Role)
+def test_after_broken_rules_every_call_with_data_says_so_again(role: Role) -> None:
+    end = brought_to(role, State.RUNNING)
+    end.receive_data(VALID[F.PING])
+    with pytest.raises(RemoteProtocolError) as first:
+        end.receive_data(VALID[F.PONG] + b"\xff" * 8)
+    assert end.state is State.CLOSED
+    assert events(end) == [Ping(7), Pong(7)]  # what was right before it is still there
+    for stream in (b"", VALID[F.PING], b"\xff"):
+        with pytest.raises(RemoteProtocolError) as again:
+            end.receive_data(stream)
+        assert again.value is first.value
+    assert events(end) == []
+    with pytest.raises(LocalProtocolError):
+        end.send_message(Channel.SHELL, [b"x"])
+    with pytest.raises(LocalProtocolError):
+        end.send(Ping(1))
+
+
+def test_a_broken_guest_may_still_say_why() -> None:
+    guest = brought_to(Role.GUEST, State.RUNNING)
+    guest.send_message(Channel.IOPUB, [b"x"])
+    with pytest.raises(RemoteProtocolError):
+        guest.receive_data(b"\xff" * 8)
+    guest.send_log(LogSource.GUEST, "why")
+    assert guest.data_to_send() == raw(F.LOG, b"why")
+
+
+def test_pings_are_answered_with_their_token() -> None:
+    host, guest = joined()
+    host.send(Ping(2**64 - 1))
+    guest.send(Ping(0))
+    guest.receive_data(host.data_to_send())
+    host.receive_data(guest.data_to_send())
+    guest.receive_data(host.data_to_send())
+    assert events(guest) == [Ping(2**64 - 1), Pong(0)]
+    assert events(host) == [Ping(0), Pong(2**64 - 1)]
+
+
+def test_a_flood_of_pings_is_answered_in_part_and_not_kept() -> None:
+    host = brought_to(Role.HOST, State.IDLE)
+    host.receive_data(b"".join(encode_frame(F.PING, Ping(n).encode()) for n in range(10_000)))
+    answer = host.data_to_send()
+    assert len(answer) == 64 * 16
+    assert answer.endswith(encode_frame(F.PONG, Pong(9_999).encode()))
