@@ -42,6 +42,7 @@ __all__ = [
     "DEFAULTS",
     "GIB",
     "MIB",
+    "RUNTIMES",
     "SETTINGS",
     "ExtraMount",
     "SandboxSettings",

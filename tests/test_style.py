@@ -17,7 +17,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "kernelspecs_data" no
 
 ALL = {
     *("accept", "bridge", "config", "errors", "images", "kernelspecs", "launch", "link"),
-    *("provisioner", "runtimes", "skills", "snapshots", "spec"),
+    *("provisioner", "runtimes", "sandboxed", "skills", "snapshots", "spec"),
 }
 MAY_IMPORT = {
     "link": set[str](),
@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "images": {"config", "errors"},
     "skills": {"config", "errors"},
     "provisioner": ALL,
+    "sandboxed": ALL,
     "launch": ALL,
     "cli": ALL,
     "__main__": {"cli"},

@@ -46,11 +46,11 @@ def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> Outcome:
     finally:
         if process.returncode is None:
             kill_all(process.pid, mark)
-            # Somebody may still hold the pipe; the program itself is gone or cannot be killed.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=2)
         if process.stdout:
             process.stdout.close()
+        # It is gone by now, or in the kernel where nothing can end it: do not wait for that.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
 
 
 def kill_all(group: int, mark: str) -> None:

@@ -125,20 +125,25 @@ def make_parser() -> argparse.ArgumentParser:
         "doctor",
         "doctor:run_doctor",
         "check that sandboxes can start here, and say what to do where not",
-        "Exit status 1 if a check failed; warnings leave it 0. No check takes longer than 20 s.",
+        "Exit status 1 if a check failed; warnings leave it 0. No check takes longer than 40 s.",
     )
     add_json(doctor)
 
     listing = add("list", "sandboxes:run_list", "list the running sandboxes of this user")
     add_json(listing)
 
-    logs = add("logs", "sandboxes:run_logs", "show the log of a sandbox")
+    logs = add("logs", "logs:run_logs", "show the log of a sandbox")
     add_id(logs)
     logs.add_argument(
         "-f", "--follow", action="store_true", help="go on until the sandbox has ended"
     )
 
-    kill = add("kill", "sandboxes:run_kill", "end a sandbox and all that runs in it, at once")
+    kill = add(
+        "kill",
+        "sandboxes:run_kill",
+        "end a sandbox and all that runs in it, at once",
+        "To Jupyter the kernel has died; it may start a fresh one.",
+    )
     add_id(kill)
 
     add(

@@ -7,14 +7,18 @@ import platform
 from importlib import metadata
 
 from gvisor_kernel import __version__
-from gvisor_kernel.cli.checks.host import find_runsc_version
+from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
 LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
 
 
 def run_version(arguments: argparse.Namespace) -> int:
     print(f"gvisor-kernel {__version__}")
-    print(f"runsc {find_runsc_version() or 'not found'}")
+    try:
+        print(f"runsc {find_runsc().version}")
+    except RuntimeMissing as error:
+        print(f"runsc: {error.fact}")
     print(f"python {platform.python_version()} on Linux {platform.release()}")
     for library in LIBRARIES:
         print(f"{library} {metadata.version(library)}")

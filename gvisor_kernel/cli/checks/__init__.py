@@ -17,6 +17,8 @@ from gvisor_kernel.cli.checks.host import (
     check_userns,
 )
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
+from gvisor_kernel.cli.checks.sandbox import check_sandbox
+from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.errors import GvisorKernelError
 
 CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
@@ -28,6 +30,9 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("python", 20, check_pythons),
     ("provisioner", 5, check_provisioner),
     ("kernelspecs", 5, check_kernelspecs),
+    ("state directory", 5, check_state),
+    ("leftovers", 5, check_leftovers),
+    ("sandbox", 40, check_sandbox),
 )
 """The name, how many seconds it may take, and the function."""
 

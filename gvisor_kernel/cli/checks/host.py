@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
 INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
 RUNSC_TESTED = "20240729"
@@ -26,34 +26,13 @@ RUNSC_TESTED = "20240729"
 # The program and the platform.
 
 
-def find_runsc() -> str | None:
-    """The path of runsc, also where root's PATH of an ordinary user lacks it."""
-    path = os.environ.get("PATH", os.defpath)
-    return shutil.which("runsc", path=f"{path}:/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin")
-
-
-def find_runsc_version() -> str | None:
-    """The release that runsc names, such as 20240729.0; None if there is none to ask."""
-    runsc = find_runsc()
-    if runsc is None:
-        return None
-    outcome = run_command([runsc, "--version"], 5)
-    match = re.search(r"runsc version (?:release-)?(\S+)", outcome.output)
-    if outcome.status != 0 or match is None:
-        return None
-    return match[1].removeprefix("0.0~")
-
-
 def check_runsc() -> Check:
-    runsc = find_runsc()
-    if runsc is None:
-        return Check("runsc", "failed", "runsc is not installed", INSTALL_RUNSC)
-    version = find_runsc_version()
-    if version is None:
-        return Check(
-            "runsc", "failed", f"{runsc} does not answer to --version", f"{runsc} --version"
-        )
-    fact = f"{runsc}, release {version}"
+    try:
+        runsc = find_runsc()
+    except RuntimeMissing as error:
+        return Check("runsc", "failed", error.fact.rstrip("."), INSTALL_RUNSC)
+    version = runsc.version.removeprefix("0.0~")
+    fact = f"{runsc.path}, release {version}"
     if version[:8].isdigit() and version[:8] < RUNSC_TESTED:
         return Check("runsc", "warning", f"{fact}, is older than what is tested", INSTALL_RUNSC)
     return Check("runsc", "ok", fact)
@@ -61,8 +40,9 @@ def check_runsc() -> Check:
 
 def check_platform() -> Check:
     """Start a sandbox of runsc's own making and ask it for its kernel. Never kvm: it can hang."""
-    runsc = find_runsc()
-    if runsc is None:
+    try:
+        runsc = find_runsc().path
+    except RuntimeMissing:
         return Check("platform", "failed", "no sandbox can start without runsc", INSTALL_RUNSC)
     with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
         argv = ["unshare", "-Ur", runsc, "--root", root, "--network=none", "--ignore-cgroups"]
@@ -130,7 +110,7 @@ def is_container() -> bool:
 
 def check_userns() -> Check:
     try:
-        outcome = run_command(["unshare", "-Ur", "/bin/true"], 5)
+        outcome = run_command(["unshare", "-Urm", "/bin/true"], 5)
     except OSError as error:
         return Check(
             "user namespaces",
@@ -163,7 +143,7 @@ def explain_userns(
         return f"forbidden by AppArmor: {name} = 1", sysctl_fix(name, 0)
     if seccomp == "2":
         return "forbidden by a seccomp filter on this process", "run this outside that filter"
-    return "forbidden, by what is not known", "unshare -Ur true   # and ask your administrator"
+    return "forbidden, by what is not known", "unshare -Urm true   # and ask your administrator"
 
 
 def read_status(name: str) -> str | None:

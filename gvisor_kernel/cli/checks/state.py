@@ -1,0 +1,50 @@
+"""Checks of this user's state: the directories that sandboxes are kept in, and leftovers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.output import describe_size
+from gvisor_kernel.runtimes.state import find_sandboxes, is_orphan, state_root
+
+SPACE_LEAST = 256 * 1024 * 1024
+"""Logs and transcripts of a few kernels."""
+
+
+def check_state() -> Check:
+    root = state_root()
+    try:
+        with tempfile.TemporaryFile(dir=root / "sandboxes") as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        return Check(
+            "state directory",
+            "failed",
+            f"{root} cannot be written: {error.strerror}",
+            "make room there, or: export XDG_STATE_HOME=/another/place",
+        )
+    free = shutil.disk_usage(root).free
+    if free < SPACE_LEAST:
+        return Check(
+            "state directory",
+            "warning",
+            f"{root} has {describe_size(free)} left",
+            "make room there, or: export XDG_STATE_HOME=/another/place",
+        )
+    return Check("state directory", "ok", f"{root}, writable, {describe_size(free)} left")
+
+
+def check_leftovers() -> Check:
+    sandboxes = find_sandboxes()
+    orphans = [record.identity for _, record in sandboxes if is_orphan(record)]
+    if orphans:
+        more = "" if len(orphans) == 1 else f" and {len(orphans) - 1} more"
+        return Check(
+            "leftovers",
+            "warning",
+            f"the owner of {orphans[0]}{more} is gone",
+            "gvisor-kernel prune",
+        )
+    return Check("leftovers", "ok", f"none beside {len(sandboxes)} sandboxes in use")

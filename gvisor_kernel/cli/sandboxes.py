@@ -1,0 +1,190 @@
+"""``list``, ``kill``, ``prune``: the sandboxes of this user, whoever started them.
+
+What is known of a sandbox is the record that its owner wrote on the host, and what the host's
+kernel says of its processes. Nothing is taken from inside one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gvisor_kernel.cli.output import (
+    describe_age,
+    describe_size,
+    make_console,
+    print_json,
+    printable,
+)
+from gvisor_kernel.config import RUNTIMES
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.processes import is_alive
+from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
+from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
+
+State = Literal["starting", "running", "ended", "orphaned", "elsewhere"]
+"""``ended``: its owner lives, and is about to remove it. ``elsewhere``: another machine, or a
+container, has it, and shares this state directory."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A sandbox as ``list`` shows it. ``memory_used`` is None where nothing runs or may be read."""
+
+    directory: Path
+    record: Record
+    state: State
+    memory_used: int | None
+
+    @property
+    def id(self) -> str:
+        return self.record.container_id
+
+
+def find_all() -> list[Listed]:
+    """Every sandbox of this user, oldest first. Raises StateError."""
+    return [
+        Listed(directory, record, find_state(record), read_memory(record))
+        for directory, record in find_sandboxes()
+        # A record is about its own directory; one that says otherwise was not written by us.
+        if record.container_id == directory.name
+    ]
+
+
+def find_state(record: Record) -> State:
+    if is_orphan(record):
+        return "orphaned"
+    if record.machine != this_machine():
+        return "elsewhere"
+    if not record.processes:
+        return "starting"
+    return "running" if any(map(is_alive, record.processes.values())) else "ended"
+
+
+def read_memory(record: Record) -> int | None:
+    """Bytes that a sandbox holds: the size in use of the sentry's memory file."""
+    if record.machine != this_machine():
+        return None
+    for process in record.processes.values():
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+                if str(entry.readlink()).startswith("/memfd:runsc-memory") and is_alive(process):
+                    return entry.stat().st_blocks * 512
+    return None
+
+
+def find_one(text: str) -> Listed:
+    """The sandbox that ``text`` means: an id, an identity, or the beginning of just one."""
+    found = [
+        sandbox
+        for sandbox in find_all()
+        if sandbox.id.startswith(text.lower())
+        or sandbox.record.identity.lower().startswith(text.lower())
+    ]
+    exact = [s for s in found if text.lower() in (s.id, s.record.identity.lower())]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if found:
+        raise GvisorKernelError(
+            f"{text!r} is the beginning of {len(found)} sandboxes' ids.",
+            f"give more of it: {', '.join(sandbox.id for sandbox in found[:4])}",
+        )
+    raise GvisorKernelError(f"There is no sandbox {text!r}.", "see: gvisor-kernel list")
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    sandboxes = find_all()
+    if arguments.json:
+        print_json([describe(sandbox) for sandbox in sandboxes])
+        return 0
+    if not sandboxes:
+        print("No sandboxes.")
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("ID", "NAME", "STATE"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("MEMORY", justify="right", no_wrap=True)
+    table.add_column("AGE", justify="right", no_wrap=True)
+    table.add_column("FOLDER", overflow="fold")
+    for sandbox in sandboxes:
+        record, used = sandbox.record, sandbox.memory_used
+        shown = "?" if used is None else describe_size(used)
+        cells = (
+            sandbox.id,
+            record.kernel_name,
+            sandbox.state,
+            f"{shown} / {describe_size(record.memory_limit)}",
+            describe_age(time.time() - record.created),
+            record.folder,
+        )
+        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in cells))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = 1000  # one line a sandbox, for programs that read lines
+    console.print(table)
+    return 0
+
+
+def describe(sandbox: Listed) -> dict[str, object]:
+    """A sandbox in ``list --json``. Times are seconds, sizes bytes."""
+    record = sandbox.record
+    return {
+        "id": sandbox.id,
+        "identity": record.identity,
+        "name": record.kernel_name,
+        "kernel_id": record.kernel_id,
+        "state": sandbox.state,
+        "memory_used": sandbox.memory_used,
+        "memory_limit": record.memory_limit,
+        "created": record.created,
+        "age": max(time.time() - record.created, 0),
+        "folder": record.folder,
+        "owner_pid": record.owner.pid,
+    }
+
+
+def run_kill(arguments: argparse.Namespace) -> int:
+    sandbox = find_one(arguments.id)
+    if sandbox.state == "elsewhere":
+        raise GvisorKernelError(
+            f"The sandbox {sandbox.id} runs on {sandbox.record.machine.host}, or in a container.",
+            "run this there.",
+        )
+    groups = [Path(group) for group in sandbox.record.cgroups]
+    # A living owner removes the rest itself, as it does when a sandbox crashes.
+    ended = (
+        remove_sandbox(sandbox.directory, sandbox.record)
+        if sandbox.state == "orphaned"
+        else end_sandbox(sandbox.directory, groups)
+    )
+    if not ended:
+        raise GvisorKernelError(
+            f"Not everything of the sandbox {sandbox.id} could be ended.",
+            f"see what it is: ps -ef | grep {sandbox.id}",
+        )
+    print(f"Ended {sandbox.record.identity}")
+    return 0
+
+
+def run_prune(arguments: argparse.Namespace) -> int:
+    with make_console(stderr=True).status("Removing what is left of sandboxes …"):
+        removed = [name for runtime in RUNTIMES for name in get_runtime(runtime).sweep()]
+    for identity in removed:
+        print(f"Removed {printable(identity)}")
+    left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
+    if left:
+        raise GvisorKernelError(
+            f"Not everything of {', '.join(left)} could be removed.",
+            "run this again as the user, root perhaps, whose processes and cgroups they are.",
+        )
+    if not removed:
+        print("Nothing to remove.")
+    return 0

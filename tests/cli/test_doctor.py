@@ -1,0 +1,267 @@
+"""doctor: what it finds wrong, that it never hangs, and that this machine is well."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.cli import doctor
+from gvisor_kernel.cli.bounded import call_within, run_command
+from gvisor_kernel.cli.checks import CHECKS, run_check
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.host import (
+    check_cgroups,
+    check_platform,
+    check_runsc,
+    check_userns,
+    explain_userns,
+)
+from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_python
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes.processes import find_with_argument
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Jupyter with no kernelspecs but those that a test puts there."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    for name in ("ENV_JUPYTER_PATH", "SYSTEM_JUPYTER_PATH"):
+        monkeypatch.setattr(f"jupyter_core.paths.{name}", [])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Puts a shell script in front of the real program of a name."""
+
+    def make(name: str, script: str) -> Path:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+        return path
+
+    return make
+
+
+def test_this_machine_is_well(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["install", "--user"])
+    capsys.readouterr()
+    status = main(["doctor", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [check for check in document["checks"] if check["state"] == "failed"] == []
+    assert (status, document["ok"]) == (0, True)
+
+
+def test_json_and_lines_say_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = (
+        ("a", 1.0, lambda: Check("a", "ok", "fine [bold]as it is[/bold]")),
+        ("b", 1.0, lambda: [Check("b", "warning", "so so", "sudo do-this")]),
+        ("c", 1.0, lambda: Check("c", "failed", "bad \x1b[2J", "sudo do-that")),
+    )
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "OK   a: fine [bold]as it is[/bold]",
+        "WARN b: so so",
+        "      → sudo do-this",
+        "FAIL c: bad \\x1b[2J",
+        "      → sudo do-that",
+    ]
+    assert main(["doctor", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is False
+    assert document["checks"][1] == {
+        "name": "b",
+        "state": "warning",
+        "fact": "so so",
+        "fix": "sudo do-this",
+    }
+    monkeypatch.setattr(doctor, "CHECKS", checks[:2])
+    assert main(["doctor"]) == 0
+
+
+def test_a_check_that_hangs_or_breaks_is_a_finding() -> None:
+    forever = threading.Event()
+    (check,) = run_check("x", 0.05, lambda: forever.wait() and Check("x", "ok", ""))  # type: ignore[arg-type,return-value]
+    forever.set()
+    assert (check.state, check.fact) == ("failed", "no answer within 0.05 s")
+
+    def broken() -> Check:
+        raise ValueError("bug")
+
+    (check,) = run_check("x", 1, broken)
+    assert "ValueError: bug" in check.fact
+
+    def refused() -> Check:
+        raise LaunchError("It is so.", "do this")
+
+    assert run_check("x", 1, refused) == [Check("x", "failed", "It is so.", "do this")]
+
+
+def test_every_check_is_bounded() -> None:
+    assert all(0 < seconds <= 40 for _, seconds, _ in CHECKS)
+
+
+def test_a_command_that_hangs_is_killed_with_what_left_its_group(tmp_path: Path) -> None:
+    mark = f"{tmp_path}/mark"
+    sleeper = f"{sys.executable} -Sc 'import signal; signal.pause()' {mark}"
+    started = time.monotonic()
+    outcome = run_command(["sh", "-c", f"setsid {sleeper} & {sleeper}"], 0.5, mark=mark)
+    assert outcome.status is None
+    assert time.monotonic() - started < 5
+    assert not list(find_with_argument(mark))
+
+
+def test_a_command_that_ends_is_reported_whole() -> None:
+    outcome = run_command(["sh", "-c", "echo out; echo err >&2; exit 3"], 5)
+    assert (outcome.status, outcome.output) == (3, "out\nerr")
+    with pytest.raises(FileNotFoundError):
+        run_command(["/nonexistent/program"], 5)
+
+
+def test_call_within_hands_on_results_and_exceptions() -> None:
+    assert call_within(5, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        call_within(5, lambda: 1 // 0)
+
+
+def test_runsc_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
+    check = check_runsc()
+    assert check.state == "failed"
+    assert "apt-get install runsc" in check.fix
+    assert check_platform().state == "failed"
+
+
+def test_the_platform_really_starts() -> None:
+    check = check_platform()
+    assert check.state == "ok", check
+    assert "Linux 4.4.0" in check.fact
+
+
+def test_a_platform_that_does_not_start(fake_program) -> None:  # type: ignore[no-untyped-def]
+    fake_program("unshare", "echo 'unshare: unshare failed: Operation not permitted'; exit 1")
+    check = check_platform()
+    assert check.state == "failed"
+    assert "Operation not permitted" in check.fact
+    assert check.fix.startswith("unshare -Ur ")
+
+
+def test_a_runsc_that_runs_things_outside_a_sandbox_is_found(fake_program) -> None:  # type: ignore[no-untyped-def]
+    fake_program("unshare", "uname -sr")
+    assert check_platform().fact == "what runsc started is not gVisor's kernel"
+
+
+@pytest.mark.parametrize(
+    ("sysctls", "container", "seccomp", "fact", "fix"),
+    [
+        ({"user.max_user_namespaces": "0"}, False, "0", "max_user", "max_user_namespaces = 15000"),
+        ({"kernel.unprivileged_userns_clone": "0"}, False, "0", "_clone = 0", "_clone = 1"),
+        (
+            {"kernel.apparmor_restrict_unprivileged_userns": "1"},
+            *(False, "0", "AppArmor", "restrict_unprivileged_userns = 0"),
+        ),
+        ({}, True, "2", "to this container by a seccomp filter", "seccomp=unconfined"),
+        ({}, True, "0", "security profile", "apparmor=unconfined"),
+        ({}, False, "2", "seccomp filter on this process", "outside"),
+        ({}, False, "0", "not known", "administrator"),
+    ],
+)
+def test_what_forbids_user_namespaces(
+    sysctls: dict[str, str], container: bool, seccomp: str, fact: str, fix: str
+) -> None:
+    found = explain_userns(sysctls.get, container, seccomp)
+    assert fact in found[0]
+    assert fix in found[1]
+
+
+def test_user_namespaces(fake_program) -> None:  # type: ignore[no-untyped-def]
+    assert check_userns().state == "ok"
+    fake_program("unshare", "echo 'unshare: unshare failed: No space left on device'; exit 1")
+    check = check_userns()
+    assert check.state == "failed"
+    assert "No space left" in check.fact
+
+
+def test_cgroups(tmp_path: Path) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    root.mkdir()
+    own.write_text("1:memory:/x\n0::/user.slice/me\n")
+    assert check_cgroups(root, own).fact.startswith("none at")
+    (root / "memory").mkdir()
+    assert check_cgroups(root, own).fact.startswith("v1, not writable")
+    for name in ("pids", "cpu"):
+        (root / name).mkdir()
+    assert check_cgroups(root, own).fact.startswith("v1, writable")
+    (root / "cgroup.controllers").write_text("cpu memory pids\n")
+    (root / "user.slice/me").mkdir(parents=True)
+    (root / "user.slice/me/cgroup.controllers").write_text("memory pids\n")
+    check = check_cgroups(root, own)
+    assert check.state == "warning"
+    assert check.fact.startswith("v2, without cpu")
+    assert "Delegate" in check.fix
+    (root / "user.slice/me/cgroup.controllers").write_text("cpu io memory pids\n")
+    assert check_cgroups(root, own).state == "ok"
+
+
+def test_python() -> None:
+    check = check_python(sys.executable)
+    assert check.state == "ok"
+    assert "ipykernel" in check.fact
+
+
+def test_python_without_ipykernel(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True)
+    check = check_python(str(tmp_path / "v/bin/python"))
+    assert check.state == "failed"
+    assert "cannot import ipykernel and zmq" in check.fact
+    assert check.fix == f"{tmp_path}/v/bin/python -m pip install ipykernel pyzmq"
+
+
+def test_pythons_that_are_none(tmp_path: Path) -> None:
+    assert check_python("/nonexistent/python").fact.endswith("No such file or directory")
+    assert check_python("/bin/true").fact == "/bin/true does not answer"
+
+
+def test_kernelspecs(data_dir: Path) -> None:
+    (check,) = check_kernelspecs()
+    assert (check.state, check.fix) == ("failed", "gvisor-kernel install")
+    main(["install", "--user", "--name", "gk-doctor"])
+    (check,) = check_kernelspecs()
+    assert check.state == "ok"
+    path = data_dir / "kernels/gk-doctor/kernel.json"
+    good = path.read_text()
+    path.write_text(good.replace('"config": {}', '"config": {"memory_limit": "much"}'))
+    (check,) = check_kernelspecs()
+    assert check.state == "failed"
+    assert "memory_limit is 'much'" in check.fact
+    path.write_text(good.replace(sys.executable, "/nonexistent/python"))
+    (check,) = check_kernelspecs()
+    assert check.fact.endswith("starts /nonexistent/python, which is not there")
+    assert check.fix.startswith("gvisor-kernel install --name gk-doctor")
+
+
+def test_interrupting_it_is_no_traceback() -> None:
+    code = (
+        "import os, signal, sys; from gvisor_kernel.cli import doctor, main;"
+        "doctor.CHECKS = (('x', 9, lambda: 0 if os.kill(os.getpid(), signal.SIGINT) else 0),);"
+        "sys.exit(main.main(['doctor']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20
+    )
+    assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "")
