@@ -1,0 +1,276 @@
+"""list, logs, kill, prune: with a real kernel, and with what a dead owner leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gvisor_kernel.cli import logs
+from gvisor_kernel.cli.checks.state import check_leftovers, check_state
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.cli.sandboxes import find_one
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes.processes import ProcessId, identify, is_alive
+from gvisor_kernel.runtimes.state import (
+    Machine,
+    Record,
+    make_directory,
+    this_machine,
+    this_process,
+    write_record,
+)
+
+from ..jupyter.helpers import SANDBOXED, running_kernel
+
+Captured = pytest.CaptureFixture[str]
+
+
+def ended_process() -> ProcessId:
+    """A process that existed, and does no more."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        found = identify(process.pid)
+        process.kill()
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory without any sandbox."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "gvisor-kernel/sandboxes"
+
+
+def make_record(container_id: str, **changes: object) -> Record:
+    """A sandbox that this process would own; ``changes`` say what is different."""
+    content: dict[str, object] = {
+        "identity": f"container_{container_id.upper()}--made-up--0123456789ab",
+        "container_id": container_id,
+        "kernel_name": "made-up",
+        "kernel_id": "some-kernel",
+        "folder": "/some/folder",
+        "created": time.time() - 90,
+        "memory_limit": 2**30,
+        "owner": this_process(),
+        "machine": this_machine(),
+        **changes,
+    }
+    record = Record(**content)  # type: ignore[arg-type]
+    write_record(make_directory(container_id), record)
+    return record
+
+
+def listed(capsys: Captured) -> list[dict[str, object]]:
+    capsys.readouterr()
+    assert main(["list", "--json"]) == 0
+    return list(json.loads(capsys.readouterr().out))
+
+
+@pytest.fixture(scope="module")
+def kernel(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    with running_kernel(start={"cwd": str(tmp_path_factory.mktemp("notebook"))}) as pair:
+        yield pair
+
+
+@pytest.fixture
+def id(kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured) -> str:
+    """The sandbox of that kernel, the only one of this process."""
+    (found,) = [s for s in listed(capsys) if s["owner_pid"] == os.getpid()]
+    return str(found["id"])
+
+
+@pytest.mark.skipif(not SANDBOXED, reason="the kernel under test has no sandbox")
+class TestRealKernel:
+    def test_list_shows_it(self, id: str, capsys: Captured) -> None:
+        (found,) = [s for s in listed(capsys) if s["id"] == id]
+        assert found["state"] == "running"
+        assert found["name"] == "gvisor-python"
+        assert found["memory_limit"] == 4 * 2**30
+        assert 10 * 2**20 < int(str(found["memory_used"])) < 2**30
+        assert str(found["folder"]).rpartition("/")[2].startswith("notebook")
+        assert main(["list"]) == 0
+        header, *lines = capsys.readouterr().out.splitlines()
+        assert header.split() == ["ID", "NAME", "STATE", "MEMORY", "AGE", "FOLDER"]
+        assert [line for line in lines if line.startswith(id) and " running " in line]
+
+    def test_logs_cannot_steer_the_terminal(
+        self, id: str, kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured
+    ) -> None:
+        log = find_one(id).directory / logs.LOG_NAME
+        kernel[1].execute_interactive(
+            "import os; _ = os.write(2, b'\\x1b]0;owned\\x07 from inside\\n')", timeout=30
+        )
+        wait_for(lambda: "from inside" in log.read_text())
+        assert main(["logs", id]) == 0
+        out = capsys.readouterr().out
+        assert "\\x1b]0;owned\\x07 from inside" in out
+        assert "\x1b" not in out
+
+    def test_kill_ends_it_and_jupyter_notices(
+        self, id: str, kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured
+    ) -> None:
+        follower = threading.Thread(target=main, args=(["logs", "-f", id],))
+        follower.start()
+        assert main(["kill", id[:-1]]) == 0
+        wait_for(lambda: not kernel[0].is_alive())
+        follower.join(timeout=10)
+        assert not follower.is_alive()
+        assert f"Ended container_{id.upper()}" in capsys.readouterr().out
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Until ``condition``, which nothing announces to this process."""
+    deadline = time.monotonic() + seconds
+    tick = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        tick.wait(0.02)
+
+
+def test_without_any(state: Path, capsys: Captured) -> None:
+    assert listed(capsys) == []
+    assert main(["list"]) == 0
+    assert main(["prune"]) == 0
+    assert capsys.readouterr().out == "No sandboxes.\nNothing to remove.\n"
+    for command in ("logs", "kill"):
+        assert main([command, "01abc"]) == 1
+        assert "There is no sandbox '01abc'" in capsys.readouterr().err
+
+
+def test_states(state: Path, capsys: Captured) -> None:
+    gone = ended_process()
+    here = this_machine()
+    make_record("01a", processes={})
+    make_record("01b", processes={"runsc": this_process()})
+    make_record("01c", processes={"runsc": gone})
+    make_record("01d", owner=gone)
+    make_record("01e", machine=Machine("other", "boot", "pid:[1]"), owner=gone)
+    make_record("01f", machine=Machine(here.host, "an earlier boot", "pid:[1]"), owner=gone)
+    found = {str(s["id"]): s["state"] for s in listed(capsys)}
+    assert found == {
+        "01a": "starting",
+        "01b": "running",
+        "01c": "ended",
+        "01d": "orphaned",
+        "01e": "elsewhere",
+        "01f": "orphaned",
+    }
+
+
+def test_a_record_about_another_directory_is_not_shown(state: Path, capsys: Captured) -> None:
+    record = make_record("01a")
+    directory = make_directory("01b")
+    write_record(directory, record)
+    (make_directory("01c") / "record.json").write_text("{")
+    assert [s["id"] for s in listed(capsys)] == ["01a"]
+
+
+def test_names_cannot_steer_the_terminal(state: Path, capsys: Captured) -> None:
+    make_record("01a", folder="/x\x1b[2J\n/y", kernel_name="[red]n\u202e")
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "/x\\x1b[2J\\n/y" in out
+    assert "[red]n\\u202e" in out
+
+
+def test_prune_removes_what_a_dead_owner_left_and_nothing_else(
+    state: Path, capsys: Captured
+) -> None:
+    make_record("01a")
+    record = make_record("01b", owner=ended_process())
+    make_record("01c", machine=Machine("other", "boot", "pid:[1]"), owner=ended_process())
+    assert check_leftovers().state == "warning"
+    assert record.identity in check_leftovers().fact
+    assert main(["prune"]) == 0
+    assert capsys.readouterr().out == f"Removed {record.identity}\n"
+    assert {path.name for path in state.iterdir()} == {"01a", "01c"}
+    assert check_leftovers().state == "ok"
+
+
+def test_kill_of_an_orphan_removes_it(state: Path) -> None:
+    make_record("01b", owner=ended_process())
+    assert main(["kill", "01b"]) == 0
+    assert not (state / "01b").exists()
+
+
+def test_kill_leaves_other_machines_alone(state: Path, capsys: Captured) -> None:
+    make_record("01a", machine=Machine("other", "boot", "pid:[1]"))
+    assert main(["kill", "01a"]) == 1
+    assert "runs on other" in capsys.readouterr().err
+
+
+def test_kill_touches_no_process_that_the_record_merely_names(state: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        process = identify(bystander.pid)
+        assert process is not None
+        make_record("01a", processes={"runsc": process})
+        assert main(["kill", "01a"]) == 0
+        assert is_alive(process)
+        bystander.kill()
+
+
+def test_an_id_may_be_shortened_unless_it_means_two(state: Path) -> None:
+    make_record("01abc")
+    make_record("01abd")
+    assert find_one("01ABC").id == "01abc"
+    assert find_one("container_01abd").id == "01abd"
+    with pytest.raises(GvisorKernelError, match="beginning of 2 sandboxes"):
+        find_one("01ab")
+    make_record("01ab")
+    assert find_one("01ab").id == "01ab"
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
+def test_a_log_that_is_not_a_file_is_not_read(state: Path, kind: str, capsys: Captured) -> None:
+    make_record("01a")
+    log = state / "01a" / logs.LOG_NAME
+    if kind == "symlink":
+        log.symlink_to("/etc/passwd")
+    elif kind == "fifo":
+        os.mkfifo(log)
+    else:
+        log.mkdir()
+    assert main(["logs", "01a"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "has no log yet" in captured.err
+
+
+def test_logs_read_the_older_part_first(state: Path, capsys: Captured) -> None:
+    make_record("01a")
+    (state / "01a" / f"{logs.LOG_NAME}.1").write_text("old\n")
+    (state / "01a" / logs.LOG_NAME).write_bytes(b"new \xff\x1b\n")
+    assert main(["logs", "01a"]) == 0
+    assert capsys.readouterr().out == "old\nnew \\xff\\x1b\n"
+
+
+def test_following_goes_on_across_a_rotation_and_ends_with_the_sandbox(state: Path) -> None:
+    make_record("01a", processes={"runsc": this_process()})
+    log = state / "01a" / logs.LOG_NAME
+    log.write_text("one\n")
+    following = logs.follow(log, find_one("01a"))
+    assert next(following) == "one\n"
+    with log.open("a") as file:
+        file.write("two\n")
+    assert next(following) == "two\n"
+    log.rename(log.with_name(f"{log.name}.1"))
+    log.write_text("three\n")
+    assert next(following) == "three\n"
+    (state / "01a" / "record.json").unlink()
+    assert list(following) == []
+
+
+def test_the_state_directory(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_state().state == "ok"
+    monkeypatch.setattr("gvisor_kernel.cli.checks.state.SPACE_LEAST", 2**62)
+    assert check_state().state == "warning"
