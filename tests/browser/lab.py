@@ -11,13 +11,14 @@ import json
 import os
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
@@ -122,18 +123,34 @@ class LabServer:
     def log_tail(self) -> str:
         return self.log_path.read_text()[-4000:] if self.log_path.exists() else ""
 
+    def request(self, method: str, path: str) -> Any:
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            self.url + path, method=method, headers={"Authorization": f"token {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+            body = reply.read()
+        return json.loads(body) if body else None
+
     def stop(self) -> None:
-        """SIGTERM lets the server shut its kernels down; SIGKILL after 20 s."""
+        """Shut the kernels down, then kill the server.
+
+        SIGTERM would hang after a failed start, whatever the kernel: jupyter_client 8.10 keeps its
+        id among the pending ones, and shutdown_all raises for it.
+        """
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
+            if self.url:
+                for session in self.request("GET", "api/sessions"):
+                    self.request("DELETE", f"api/sessions/{session['id']}")
+        finally:
             self._process.kill()
             self._process.wait()
-        if self._reader is not None:
-            self._reader.join(10)
+            if self._reader is not None:
+                self._reader.join(10)
+            for file in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*"):
+                if str(self._process.pid) in file.name:
+                    file.unlink()
 
 
 @contextlib.contextmanager
