@@ -251,7 +251,10 @@ class Connection:
             if frame.payload:
                 raise RemoteProtocolError("A STOP has a payload.")
             self._close()
-            self._events.clear()  # nothing before it matters any more, and nothing can be answered
+            for event in self._events:  # none matters any more, and none can be answered
+                if isinstance(event, Message):
+                    self.consumed(event)
+            self._events.clear()
             self._events.append(Stop())
         self.state = after
 

@@ -246,6 +246,7 @@ def test_a_guest_learns_of_a_stop_before_anything_else() -> None:
     before = VALID[F.START] + VALID[F.PING] + VALID[F.DATA]
     guest.receive_data(before + VALID[F.STOP] + VALID[F.DATA] + b"\xff" * 20)
     assert events(guest) == [Stop()]
+    assert guest.held(Channel.SHELL) == 0
     assert guest.data_to_send() == b""
 
 

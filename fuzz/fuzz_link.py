@@ -1,0 +1,124 @@
+"""Feed the link what a hostile end may send; see README.md in this folder.
+
+``check`` holds what must be true of any bytes at all. It needs nothing but the project, and the
+tests call it too; only ``main`` needs atheris.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import replace
+
+from gvisor_kernel.link import (
+    Connection,
+    Event,
+    Exited,
+    Hello,
+    LocalProtocolError,
+    Message,
+    RemoteProtocolError,
+    Signal,
+    Start,
+)
+from gvisor_kernel.link.connection import WINDOW
+from gvisor_kernel.link.frames import DATA_CHANNELS, MAX_FRAME, MAX_MESSAGE, FrameType, encode_frame
+from gvisor_kernel.link.state import Role, State
+
+START = Start(1, ("x",), (), "/", "k")
+PEER_HELLO = encode_frame(FrameType.HELLO, Hello().encode())
+
+
+def prepared(situation: int) -> Connection:
+    """An end in one of six situations, taken from the low bits of the input's first byte."""
+    role = Role.GUEST if situation & 1 else Role.HOST
+    end = Connection(role, Hello())
+    stage = situation >> 1 & 3
+    if stage >= 1:
+        end.receive_data(PEER_HELLO)
+    if stage >= 2:
+        if role is Role.HOST:
+            end.send(START)
+        else:
+            end.receive_data(encode_frame(FrameType.START, START.encode()))
+    if stage == 3 and role is Role.GUEST:
+        end.send(Exited(1, 0))
+    return end
+
+
+def pieces(stream: bytes, size: int) -> list[bytes]:
+    return [stream[index : index + size] for index in range(0, len(stream), size)]
+
+
+def events(end: Connection) -> list[Event]:
+    return list(iter(end.next_event, None))
+
+
+def judged(end: Connection, stream: list[bytes]) -> tuple[list[Event], str | None, State]:
+    """All events, the error's text, the state. Anything but the protocol's error is a finding."""
+    error = None
+    try:
+        for piece in stream:
+            end.receive_data(piece)
+    except RemoteProtocolError as broken:
+        error = str(broken)
+        assert end.state is State.CLOSED
+    return events(end), error, end.state
+
+
+def answer(end: Connection, event: Event) -> None:
+    """A kernel that SIGKILL ends, and an owner that starts the next one."""
+    if end.run is not None:
+        with suppress(LocalProtocolError):  # the state may be ahead of the event
+            if isinstance(event, Signal) and event.signum == 9:
+                end.send(Exited(end.run, -9))
+            elif isinstance(event, Exited):
+                end.send(replace(START, run=end.run + 1))
+
+
+def live(end: Connection, stream: list[bytes], consume: int) -> None:
+    """As an owner uses it: events between reads, some messages consumed late, output written."""
+    held: list[Message] = []
+    for piece in stream:
+        with suppress(RemoteProtocolError):
+            end.receive_data(piece)
+        for event in events(end):
+            repr(event)
+            if isinstance(event, Message):
+                held.append(event)
+            answer(end, event)
+        for channel in DATA_CHANNELS:
+            assert 0 <= end.held(channel) <= WINDOW + MAX_MESSAGE
+        while len(held) > consume:
+            end.consumed(held.pop(0))
+        with suppress(LocalProtocolError):  # not while it has no kernel
+            end.send_message(DATA_CHANNELS[len(piece) % 5], [piece, b""])
+        for output in iter(end.data_to_send, b""):
+            assert len(output) < 256 * 1024 + 2 * MAX_FRAME
+    while held:
+        end.consumed(held.pop())
+    assert all(end.held(channel) == 0 for channel in DATA_CHANNELS)
+
+
+def check(data: bytes) -> None:
+    """No bytes raise anything but RemoteProtocolError, and how they are cut makes no difference."""
+    if not data:
+        return
+    first, stream = data[0], data[1:]
+    size = (first >> 3 & 7) * 5 + 1
+    whole = judged(prepared(first), [stream])
+    assert judged(prepared(first), pieces(stream, 1)) == whole
+    assert judged(prepared(first), pieces(stream, size)) == whole
+    live(prepared(first), pieces(stream, size), consume=first >> 6)
+
+
+def main() -> None:
+    import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    atheris.instrument_all()
+    atheris.Setup(sys.argv, check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
