@@ -6,6 +6,7 @@ Every cell of the notebook asserts what it prints, so a claim that does not hold
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -73,11 +74,12 @@ def main() -> int:
         print(f"\nThe tour left no plot at {plot}.", file=sys.stderr)
         return 1
     environment = Path(sys.executable).parent
+    root = "--allow-root " if os.geteuid() == 0 else ""
     print(
         f"\nThe plot:               {plot}\n"
         f"The notebook as it ran: {plot.with_name('tour.ipynb')}\n\n"
         'To pick "Python 3 (gVisor)" in JupyterLab:\n'
-        f"    {environment}/pip install jupyterlab && {environment}/jupyter lab {folder}"
+        f"    {environment}/pip install jupyterlab && {environment}/jupyter lab {root}{folder}"
     )
     return 0
 
