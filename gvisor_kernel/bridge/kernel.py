@@ -182,7 +182,6 @@ class KernelBridge:
         self._keep_sandbox = True
         self.exit_status = None
         self._exited.clear()
-        self._pending.clear()
         key = secrets.token_hex(32)
         self._inner = Signer(key.encode())
         self._clients.expose()
@@ -321,6 +320,17 @@ class KernelBridge:
             self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
         self._link.flush()
 
+    def _drop_executions(self) -> None:
+        """Cells sent to a kernel that has died are not for the next one to run."""
+        kept = [
+            (channel, message)
+            for channel, message in self._waiting
+            if isinstance(message, list) or message.kind != "execute_request"
+        ]
+        self._waiting, self._waiting_bytes = deque(), 0
+        for channel, message in kept:
+            self._to_kernel(channel, message)
+
     def _deliver_waiting(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         for channel, message in waiting:
@@ -423,6 +433,7 @@ class KernelBridge:
         if reason is not None:
             self._tell(reason)
         self._pending.clear()
+        self._drop_executions()
         deadline = self._loop.time() + FLUSH_SECONDS
         while self._clients.waiting() and self._loop.time() < deadline:
             await asyncio.sleep(0.01)

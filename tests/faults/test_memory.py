@@ -1,0 +1,78 @@
+"""The memory limit: the kernel ends, the cell says why, the host stays unharmed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from ..jupyter.helpers import execute, running_kernel, wait_for, wait_until
+
+MIB = 1024 * 1024
+LIMIT = 512 * MIB
+SLACK = 256 * MIB
+
+HOGS = {
+    "one big allocation": "x = bytearray(8 << 30)",
+    "many small ones": "x = []\nwhile True: x.append(bytearray(100_000))",
+    "pages touched as fast as can be": (
+        "import mmap\nm = mmap.mmap(-1, 8 << 30)\nfor i in range(0, 8 << 30, 4096): m[i] = 1"
+    ),
+    "a file in memory": (
+        "f = open('/tmp/hog', 'wb')\nwhile True: f.write(b'x' * (1 << 20)); f.flush()"
+    ),
+    "children": (
+        "import subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', 'x = b\"x\" * (8 << 30)'])\n"
+        "subprocess.run([sys.executable, '-c', 'x = []\\nwhile True: x.append(\"x\" * 10**6)'])"
+    ),
+}
+
+
+class Peak:
+    """The most memory that a sandbox was seen to hold."""
+
+    def __init__(self, sandbox: Any) -> None:
+        self.bytes = 0
+        self._sandbox = sandbox
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self.bytes = max(self.bytes, self._sandbox.memory_used() or 0)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("hog", HOGS)
+def test_kernel_over_its_limit(hog: str) -> None:
+    settings = {"memory_limit": LIMIT, "disk_limit": 2048 * MIB}
+    with running_kernel(settings=settings) as (manager, client):
+        with Peak(manager.provisioner._kernel.sandbox) as peak:
+            msg_id = client.execute(HOGS[hog])
+            message = wait_for(
+                client,
+                lambda m: m["msg_type"] == "error" and m["parent_header"].get("msg_id") == msg_id,
+                "the error output",
+            )
+            wait_until(lambda: not manager.is_alive(), "the kernel's end")
+        assert "512 MiB" in message["content"]["evalue"]
+        assert "memory_limit" in message["content"]["evalue"]
+        assert LIMIT < peak.bytes < LIMIT + SLACK
+        manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=60)
+        assert execute(client, "6 * 7").result == "42"
+
+
+def test_below_the_limit_nothing_happens() -> None:
+    with running_kernel(settings={"memory_limit": LIMIT}) as (_, client):
+        answer = execute(client, "x = b'x' * (200 << 20); x = None; x = b'y' * (200 << 20); len(x)")
+        assert answer.result == str(200 << 20)

@@ -1,0 +1,130 @@
+"""Whatever is killed, nothing of ours stays, and other kernels do not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.runtimes import state
+from gvisor_kernel.runtimes.processes import is_alive
+
+from .. import leaks
+from ..jupyter.helpers import execute, running_kernel, wait_for, wait_until
+from ..world import PROJECT, World
+
+PARTS = ("runsc", "sentry", "gofer")
+
+
+@contextmanager
+def holder(count: int, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Another process with ``count`` busy kernels; killed at the end, if it still lives."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.holder", str(count), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def record_of(identity: str) -> Any:
+    """The record of a sandbox once it names every process of it."""
+
+    def find() -> Any:
+        for _, record in state.find_sandboxes():
+            if record.identity == identity and set(record.processes) >= set(PARTS):
+                return record
+        return None
+
+    return wait_until(find, f"a whole record of {identity}")
+
+
+@pytest.fixture(scope="module")
+def survivor() -> Iterator[Any]:
+    """A kernel of this process that must not notice anything."""
+    with running_kernel() as (_, client):
+        assert execute(client, "survived = 1").status == "ok"
+        yield client
+        answer = execute(client, "survived += 1; survived")
+        assert answer.result == "2"
+
+
+def test_server_killed(survivor: Any, world: World, tmp_path: Path) -> None:
+    """kill -9 of the process that owns the kernels, and with it of the bridge."""
+    before = leaks.everything(world)
+    with holder(2, tmp_path) as (process, identities):
+        records = [record_of(identity) for identity in identities]
+        assert all(is_alive(p) for record in records for p in record.processes.values())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        left = leaks.left_since(before, lambda: leaks.everything(world))
+        assert not {thing for thing in left if not thing.startswith("file ")}
+        with running_kernel():
+            pass  # "at the next start at the latest"
+        assert not leaks.left_since(before, lambda: leaks.everything(world))
+    assert execute(survivor, "survived").result == "1"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> None:
+    """kill -9 of runsc, of the sentry, of the gofer: the kernel has died, and Jupyter is told."""
+    with running_kernel() as (manager, client):
+        sandbox = manager.provisioner._kernel.sandbox
+        record = record_of(sandbox.identity)
+        busy = client.execute("import time; time.sleep(1000)")
+        wait_until(lambda: manager.is_alive(), "the kernel to live")
+        os.kill(record.processes[part].pid, signal.SIGKILL)
+        wait_until(lambda: not manager.is_alive(), f"the death of the kernel after its {part}")
+        wait_until(
+            lambda: not any(is_alive(p) for p in record.processes.values()),
+            "the end of every process of the sandbox",
+            leaks.GRACE_SECONDS,
+        )
+        died = _error_of(client, busy)
+        assert died["ename"] == "KernelDied"
+        assert "sandbox" in died["evalue"]
+        manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=60)
+        assert execute(client, "6 * 7").result == "42"
+    assert execute(survivor, "survived").result == "1"
+
+
+def test_kernel_killed(survivor: Any, world: World) -> None:
+    """The kernel ends by itself: its sandbox stays for a restart, with its files."""
+    with running_kernel() as (manager, client):
+        execute(client, "open('kept', 'w').write('x')")
+        identity = manager.provisioner._kernel.sandbox.identity
+        dying = client.execute("import os; os.kill(os.getpid(), 9)")
+        wait_until(lambda: not manager.is_alive(), "the death of the kernel")
+        assert "SIGKILL" in _error_of(client, dying)["evalue"]
+        manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=60)
+        assert manager.provisioner._kernel.sandbox.identity == identity
+        assert execute(client, "import os; os.path.exists('kept')").result == "True"
+    assert execute(survivor, "survived").result == "1"
+
+
+def _error_of(client: Any, msg_id: str) -> dict[str, Any]:
+    """The content of the error output of a cell whose kernel has died."""
+    message = wait_for(
+        client,
+        lambda m: m["msg_type"] == "error" and m["parent_header"].get("msg_id") == msg_id,
+        "an error output that says why the kernel died",
+    )
+    content: dict[str, Any] = message["content"]
+    return content
