@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gvisor_kernel.runtimes.processes import kill_if, read_argv
+from gvisor_kernel.runtimes.processes import kill_if, read_argv, wait_until_gone
 
 T = TypeVar("T")
 
@@ -63,9 +64,15 @@ def kill_all(group: int, mark: str) -> None:
     def is_marked(pid: int) -> bool:
         return pid != os.getpid() and any(mark in word for word in read_argv(pid))
 
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            kill_if(int(entry.name), is_marked)
+    deadline = time.monotonic() + 2
+    # More than once: a process may be about to become one with the mark.
+    while killed := [pid for pid in find_processes() if kill_if(pid, is_marked)]:
+        if not wait_until_gone(killed, deadline):
+            return
+
+
+def find_processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
 
 
 def call_within(seconds: float, function: Callable[[], T]) -> T:

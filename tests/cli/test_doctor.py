@@ -120,9 +120,9 @@ def test_a_command_that_hangs_is_killed_with_what_left_its_group(tmp_path: Path)
     mark = f"{tmp_path}/mark"
     sleeper = f"{sys.executable} -Sc 'import signal; signal.pause()' {mark}"
     started = time.monotonic()
-    outcome = run_command(["sh", "-c", f"setsid {sleeper} & {sleeper}"], 0.5, mark=mark)
+    outcome = run_command(["sh", "-c", f"setsid {sleeper} & {sleeper}"], 1.5, mark=mark)
     assert outcome.status is None
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 8
     assert not list(find_with_argument(mark))
 
 
