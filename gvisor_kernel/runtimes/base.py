@@ -108,6 +108,10 @@ class Runtime(ABC):
         Raises IsolationError after ending it.
         """
 
+    def advise(self, words: str) -> str:
+        """What a person can do about a sandbox that ended while it started, writing ``words``."""
+        return ""
+
     @abstractmethod
     def sweep(self) -> list[str]:
         """Remove what dead owners left of this user's sandboxes; the identities, for a log."""

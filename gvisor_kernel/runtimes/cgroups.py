@@ -20,6 +20,7 @@ from gvisor_kernel.spec.limits import HostLimits
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "gvisor-kernel"
 CONTROLLERS = ("memory", "cpu", "pids")
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Cgroup:
 
 def make_cgroup(name: str, limits: HostLimits, *, root: Path = ROOT) -> Cgroup:
     """A cgroup ``name`` with ``limits``, as far as this user may; without directories if not."""
-    if (root / "cgroup.controllers").exists():
-        return _make_v2(name, limits, root)
-    if os.geteuid() == 0:
-        return _make_v1(name, limits, root)
+    make = _make_v2 if (root / "cgroup.controllers").exists() else _make_v1
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):  # PARENT went away with another sandbox
+            return make(name, limits, root)
     return Cgroup()
 
 
@@ -49,16 +50,22 @@ def _make_v1(name: str, limits: HostLimits, root: Path) -> Cgroup:
         "cpu": {"cpu.shares": limits.cpu_shares},
         "pids": {"pids.max": limits.pids},
     }
-    directories = []
-    controllers = set()
+    if os.geteuid() != 0:
+        return Cgroup()
+    made: dict[str, Path] = {}
     for controller, values in settings.items():
         directory = root / controller / PARENT / name
         if not (root / controller / "cgroup.procs").exists():
             continue
-        if _make_directory(directory, values):
-            directories.append(directory)
-            controllers.add(controller)
-    return Cgroup(tuple(directories), frozenset(controllers))
+        try:
+            with contextlib.suppress(FileExistsError):
+                directory.parent.mkdir()
+            if _make_directory(directory, values):
+                made[controller] = directory
+        except FileNotFoundError:
+            remove_cgroup(made.values(), 0)
+            raise
+    return Cgroup(tuple(made.values()), frozenset(made))
 
 
 def _make_v2(name: str, limits: HostLimits, root: Path) -> Cgroup:
@@ -72,10 +79,11 @@ def _make_v2(name: str, limits: HostLimits, root: Path) -> Cgroup:
         return Cgroup()
     controllers = _read_words(parent / "cgroup.subtree_control") & set(CONTROLLERS)
     wanted = {file: value for name in controllers for file, value in values[name].items()}
-    if "memory" in controllers:
-        wanted["memory.oom.group"] = 1
     directory = parent / name
     if not controllers or not _make_directory(directory, wanted):
+        if parent.name == PARENT:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
         return Cgroup()
     return Cgroup((directory,), frozenset(controllers))
 
@@ -96,14 +104,12 @@ def _find_parent_v2(root: Path) -> Path | None:
             _enable_controllers(directory)
         return parent
     current = root / _own_path_v2().lstrip("/")
-    best = None
     while current != root and os.access(current / "cgroup.procs", os.W_OK):
         delegated = _read_words(current / "cgroup.subtree_control") & set(CONTROLLERS)
         if os.access(current, os.W_OK) and delegated:
-            best = current
-            break
+            return current
         current = current.parent
-    return best
+    return None
 
 
 def _own_path_v2() -> str:
@@ -128,9 +134,14 @@ def _read_words(path: Path) -> set[str]:
 
 
 def _make_directory(directory: Path, values: dict[str, int]) -> bool:
-    """Make ``directory`` with ``values`` in its files, or nothing."""
+    """Make ``directory`` with ``values`` in its files, or nothing.
+
+    Raises FileNotFoundError where the parent is gone.
+    """
     try:
-        directory.mkdir(parents=True)
+        directory.mkdir()
+    except FileNotFoundError:
+        raise
     except OSError:
         return False
     try:

@@ -22,6 +22,7 @@ from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
 log = logging.getLogger(__name__)
 
 GUEST_PARTS = ("__init__.py", "link", "guest")
+SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 OWN_PLACES = (
     layout.WORKSPACE,
     "/mnt/user-data",
@@ -38,6 +39,8 @@ class Outputs:
 
     path: str | None
     made: bool = False
+    lent_by: tuple[int, int] | None = None
+    """Its owner, where the sandbox has to own it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def plan_mounts(
         Bind(skills["examples"], layout.SKILLS_EXAMPLES, foreign=True),
         Tmpfs(layout.OUTPUTS, spec.disk_limit)
         if outputs.path is None
-        else Bind(outputs.path, layout.OUTPUTS, read_only=False, foreign=True),
+        else Bind(outputs.path, layout.OUTPUTS, read_only=False, foreign=outputs.lent_by is None),
         Bind(uploads or empty, layout.UPLOADS, foreign=True),
         Bind(transcripts, layout.TRANSCRIPTS, foreign=True),
     ]
@@ -152,7 +155,8 @@ def plan_mounts(
     mounts += [_show_root(root) for root in world.roots]
     package = Path(gvisor_kernel.__file__).parent
     mounts += [
-        Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}") for part in GUEST_PARTS
+        Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)
+        for part in GUEST_PARTS
     ]
     for extra in layout.extra_binds(spec):
         _check_extra(extra, world)
@@ -168,10 +172,8 @@ def _show_root(root: str) -> Bind:
                 "let the Python environment, and packages that are installed as editable, lie"
                 " somewhere else.",
             )
-    # What everybody may read is shown as it is; a private environment as its owner sees it.
-    mode = Path(root).stat().st_mode
-    private = mode & 0o004 == 0 or (Path(root).is_dir() and mode & 0o001 == 0)
-    return Bind(root, root, foreign=private)
+    # The system's files are shown as everybody may read them, a person's as that person may.
+    return Bind(root, root, foreign=not any(is_within(root, system) for system in SYSTEM_ROOTS))
 
 
 def _check_extra(extra: Bind, world: World) -> None:

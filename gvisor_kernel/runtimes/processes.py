@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,19 +110,17 @@ def kill_if(pid: int, is_meant: Callable[[int], bool]) -> bool:
     return False
 
 
-def kill_with_argument(argument: str) -> list[int]:
-    """SIGKILL every process whose argument list holds ``argument``; the pids that got it."""
+def kill_with_argument(argument: str, names: Collection[str] | None = None) -> list[int]:
+    """SIGKILL every process whose argument list holds ``argument``; the pids that got it.
+
+    ``names``: only those that are called one of these.
+    """
 
     def is_meant(pid: int) -> bool:
-        return pid != os.getpid() and argument in read_argv(pid)
+        argv = read_argv(pid)
+        return argument in argv and (names is None or argv[0] in names)
 
     return [pid for pid in find_with_argument(argument) if kill_if(pid, is_meant)]
-
-
-def kill_all(processes: Iterable[ProcessId]) -> None:
-    """SIGKILL those of ``processes`` that are still who they were."""
-    for process in processes:
-        kill_if(process.pid, lambda pid, p=process: is_alive(p))  # type: ignore[misc]
 
 
 def wait_until_gone(pids: Iterable[int], deadline: float) -> bool:

@@ -24,6 +24,7 @@ from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
+from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.plan import (
     Outputs,
     Places,
@@ -36,7 +37,12 @@ from gvisor_kernel.runtimes.processes import ProcessId
 from gvisor_kernel.runtimes.rootfs import write_rootfs
 from gvisor_kernel.runtimes.runsc_cli import Runsc, find_runsc, prelude_argv, run_argv, user_argv
 from gvisor_kernel.runtimes.runsc_sandbox import Ends, RunscSandbox
-from gvisor_kernel.runtimes.staging import Stage, choose_stage, run_staged
+from gvisor_kernel.runtimes.staging import (
+    Stage,
+    can_map_owner,
+    choose_stage,
+    run_staged,
+)
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import remove_sandbox, sweep_orphans
@@ -88,7 +94,7 @@ class RunscRuntime(Runtime):
         with state.locked():
             places = Places(state.make_directory(identity.container_id))
             try:
-                outputs = find_outputs(spec, request)
+                outputs = _lend(find_outputs(spec, request))
                 record = _first_record(spec, request, identity, outputs, owner)
                 state.write_record(places.directory, record)
             except BaseException:
@@ -123,6 +129,9 @@ class RunscRuntime(Runtime):
         except IsolationError:
             sandbox.close()
             raise
+
+    def advise(self, words: str) -> str:
+        return find_hint(words)
 
     def sweep(self) -> list[str]:
         return sweep_orphans()
@@ -201,6 +210,22 @@ class RunscRuntime(Runtime):
         )
 
 
+def _lend(outputs: Outputs) -> Outputs:
+    """``outputs`` given to the sandbox's root, where root cannot let its owner look like that.
+
+    It is given back with the record; see ``sweep.give_back``.
+    """
+    if outputs.path is None or os.geteuid() != 0 or can_map_owner(outputs.path):
+        return outputs
+    status = Path(outputs.path).stat()
+    owner = (status.st_uid, status.st_gid)
+    if status.st_uid == SUBUID_BASE:  # another sandbox has it already
+        users = (record for _, record in state.find_sandboxes() if record.outputs == outputs.path)
+        owner = next((record.lent_by for record in users if record.lent_by is not None), owner)
+    os.chown(outputs.path, SUBUID_BASE, SUBUID_BASE)
+    return replace(outputs, lent_by=owner)
+
+
 def _first_record(
     spec: SandboxSpec,
     request: LaunchRequest,
@@ -220,6 +245,7 @@ def _first_record(
         machine=state.this_machine(),
         outputs=outputs.path,
         made_outputs=outputs.made,
+        lent_by=outputs.lent_by,
     )
 
 

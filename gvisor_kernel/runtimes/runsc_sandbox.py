@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes import lifeline, processes, state
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.plan import Places
@@ -98,7 +99,7 @@ class RunscSandbox(Sandbox):
 
     def stderr_tail(self) -> str:
         if self.poll() is not None:
-            self._stderr.wait(0.2)  # its last words are in the pipe
+            self._stderr.wait(0.1)  # its last words are in the pipe
         return self._stderr.tail()
 
     def kill(self) -> None:
@@ -109,7 +110,9 @@ class RunscSandbox(Sandbox):
         with self._closing:
             if self._closed:
                 return
-            if not remove_sandbox(self.directory, self._record):
+            # Another sandbox may have left its duties to this one, in the record.
+            record = state.read_record(self.directory) or self._record
+            if not remove_sandbox(self.directory, record):
                 log.warning("Something of %s is left to the next sweep", self.identity)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
@@ -148,11 +151,10 @@ class RunscSandbox(Sandbox):
             "gofer": self._identify(GOFER_NAME),
         }
         known = {name: process for name, process in found.items() if process is not None}
-        with self._closing:
+        with self._closing, suppress(OSError, StateError), state.locked():
             if not self._closed:
-                self._record = replace(self._record, processes=known)
-                with suppress(OSError):
-                    state.write_record(self.directory, self._record)
+                record = state.read_record(self.directory) or self._record
+                state.write_record(self.directory, replace(record, processes=known))
 
     def _identify(self, name: str) -> processes.ProcessId | None:
         pid = self.find_process(name)

@@ -170,10 +170,23 @@ def _clone_tree(bind: Bind) -> int:
     return tree
 
 
+def can_map_owner(path: str) -> bool:
+    """Whether the file system of ``path`` can show its owner as somebody else.
+
+    False also where the mount cannot be made at all: the start says why.
+    """
+    try:
+        os.close(_clone_tree(Bind(path, "/", read_only=False, foreign=True)))
+    except LaunchError:
+        return False
+    return True
+
+
 def _map_owner(tree: int, bind: Bind) -> None:
     """Let the owner of ``bind.source`` be the sandbox's root there, and the other way round."""
     status = Path(bind.source).stat()
     namespace = _owner_namespace(status.st_uid, status.st_gid)
+    reason: str | None = None
     for recursive in (True, False):  # a file system mounted below may not be able to
         try:
             _set_attributes(tree, _MOUNT_ATTR_IDMAP, namespace, recursive=recursive)
@@ -186,7 +199,7 @@ def _map_owner(tree: int, bind: Bind) -> None:
         raise LaunchError(
             f"The file system of {bind.source} cannot map owners ({reason}), so the sandbox"
             " could not write there.",
-            "choose a folder on ext4, xfs, btrfs or tmpfs, or set this one to None; or run"
+            "choose a folder on ext4, xfs, btrfs or tmpfs, or let it be read-only; or run"
             " Jupyter as an ordinary user, who needs no mapping.",
         )
     # Read-only: what everybody may read can be read.

@@ -51,6 +51,8 @@ class Record:
     machine: Machine
     outputs: str | None = None
     made_outputs: bool = False
+    lent_by: tuple[int, int] | None = None
+    """The uid and gid that get what is in outputs, when the sandbox has ended."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
 
@@ -125,6 +127,9 @@ def read_record(directory: Path) -> Record | None:
         content["owner"] = ProcessId(**content["owner"])
         content["machine"] = Machine(**content["machine"])
         content["cgroups"] = tuple(content["cgroups"])
+        if content["lent_by"] is not None:
+            uid, gid = content["lent_by"]
+            content["lent_by"] = (int(uid), int(gid))
         content["processes"] = {
             name: ProcessId(**process) for name, process in content["processes"].items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,10 +12,14 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes import cgroups, processes, state
+from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.state import Record
+from gvisor_kernel.spec.oci import SUBUID_BASE, SUBUID_COUNT
 
 log = logging.getLogger(__name__)
 
+FOREGROUND_SECONDS = 1.0
+"""What runsc in the foreground is given to notice that its sandbox is gone."""
 END_SECONDS = 5.0
 """A killed process that is not gone after this is stuck in the host's kernel."""
 
@@ -24,18 +29,30 @@ def root_argument(directory: Path) -> str:
     return f"--root={directory / 'runsc'}"
 
 
-def kill_sandbox(directory: Path, groups: Sequence[Path]) -> list[int]:
-    """SIGKILL every process of a sandbox; the pids that got it. Does not wait, never raises."""
-    killed = list(cgroups.kill_cgroup(groups))
+def kill_sandbox(directory: Path, groups: Sequence[Path], *, wholly: bool = False) -> list[int]:
+    """SIGKILL the processes of a sandbox; the pids that got it. Does not wait, never raises.
+
+    Sentry and gofer if there are any, as runsc in the foreground then ends by itself, and takes
+    its dead children with it. ``wholly``, or where there are none: every process.
+    """
+    argument = root_argument(directory)
+    killed: list[int] = []
     with suppress(OSError):
-        killed += processes.kill_with_argument(root_argument(directory))
+        if not wholly:
+            killed = processes.kill_with_argument(argument, (SANDBOX_NAME, GOFER_NAME))
+        if not killed:
+            killed = processes.kill_with_argument(argument)
+            killed += cgroups.kill_cgroup(groups)
     return killed
 
 
 def end_sandbox(directory: Path, groups: Sequence[Path]) -> bool:
     """Kill and wait until nothing is left that could be killed. Bounded; never raises."""
     deadline = time.monotonic() + END_SECONDS
-    while killed := kill_sandbox(directory, groups):
+    if kill_sandbox(directory, groups):
+        remaining = processes.find_with_argument(root_argument(directory))
+        processes.wait_until_gone(remaining, time.monotonic() + FOREGROUND_SECONDS)
+    while killed := kill_sandbox(directory, groups, wholly=True):
         if not processes.wait_until_gone(killed, deadline):
             log.warning("Processes of %s do not end: %s", directory.name, killed)
             return False
@@ -52,8 +69,8 @@ def remove_sandbox(directory: Path, record: Record | None) -> bool:
         return False
     try:
         with state.locked():
-            if record is not None and record.made_outputs and record.outputs is not None:
-                _remove_outputs(Path(record.outputs), directory)
+            if record is not None and record.outputs is not None:
+                _finish_outputs(Path(record.outputs), record, directory)
             state.remove_directory(directory)
     except StateError as error:
         log.warning("%s", error)
@@ -61,16 +78,38 @@ def remove_sandbox(directory: Path, record: Record | None) -> bool:
     return not directory.exists()
 
 
-def _remove_outputs(outputs: Path, directory: Path) -> None:
-    """Remove an outputs folder that we made, unless there is something in it or it is in use."""
-    for other, record in state.find_sandboxes():
-        if other != directory and record.outputs == str(outputs):
-            # Whoever closes last removes it.
-            if not record.made_outputs:
-                state.write_record(other, replace(record, made_outputs=True))
+def _finish_outputs(outputs: Path, record: Record, directory: Path) -> None:
+    """Give back an outputs folder that was lent, remove one that was made and is still empty.
+
+    While another sandbox has the same one, all of this is left to that other.
+    """
+    for other, theirs in state.find_sandboxes():
+        if other != directory and theirs.outputs == str(outputs):
+            made = theirs.made_outputs or record.made_outputs
+            heir = replace(theirs, made_outputs=made, lent_by=theirs.lent_by or record.lent_by)
+            if heir != theirs:
+                state.write_record(other, heir)
             return
+    if record.lent_by is not None:
+        give_back(outputs, record.lent_by)
+    if record.made_outputs:
+        with suppress(OSError):
+            outputs.rmdir()
+
+
+def give_back(outputs: Path, owner: tuple[int, int]) -> None:
+    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Follows no link."""
+    for _, folders, files, fd in os.fwalk(outputs, onerror=lambda _: None, follow_symlinks=False):
+        for name in (*folders, *files):
+            _give_entry(name, owner, fd)
+    _give_entry(str(outputs), owner, None)
+
+
+def _give_entry(path: str, owner: tuple[int, int], directory: int | None) -> None:
     with suppress(OSError):
-        outputs.rmdir()
+        status = os.stat(path, dir_fd=directory, follow_symlinks=False)
+        if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:
+            os.chown(path, *owner, dir_fd=directory, follow_symlinks=False)
 
 
 def sweep_orphans() -> list[str]:

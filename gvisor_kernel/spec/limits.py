@@ -11,7 +11,7 @@ MEMORY_BACKSTOP = 192 * MIB
 """The kernel's hard limit lies this far above the one that the memory watch holds: room for the
 runtime's own memory, and for what a fast program takes between two looks."""
 
-PIDS_RUNTIME = 192
+PIDS_RUNTIME = 256
 """Host tasks beside the sandbox's own: the runtime's threads and one stub for each process."""
 
 FILE_CHUNK = GIB

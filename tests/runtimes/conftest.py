@@ -1,0 +1,76 @@
+"""Sandboxes of the runtime under test, closed again whatever happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
+from gvisor_kernel.runtimes.runsc import RunscRuntime
+
+from .standin import Conversation, standin_argv
+
+Start = Callable[..., Conversation]
+
+AS_ROOT = os.geteuid() == 0
+root_only = pytest.mark.skipif(not AS_ROOT, reason="only root has sandboxes of other users")
+
+
+def make_request(folder: Path, **changes: str) -> LaunchRequest:
+    return LaunchRequest(
+        kernel_name="gvisor-python",
+        kernel_id="11111111-2222-3333-4444-555555555555",
+        folder=folder,
+        python=changes.get("python", sys.executable),
+        environment={"SECRET": "s3cret", "WANTED": "w"},
+    )
+
+
+@pytest.fixture(scope="module")
+def runtime() -> RunscRuntime:
+    return RunscRuntime(init_argv=standin_argv(sys.executable))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A notebook's folder."""
+    path = tmp_path / "notebook"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(runtime: RunscRuntime, folder: Path) -> Iterator[Start]:
+    """Start a sandbox, in ``folder`` unless told otherwise, with settings by name."""
+    sandboxes: list[Sandbox] = []
+
+    def start_one(where: Path | None = None, **settings: object) -> Conversation:
+        spec = SandboxSpec(**settings)  # type: ignore[arg-type]
+        sandbox = runtime.start(spec, make_request(where or folder))
+        sandboxes.append(sandbox)
+        return Conversation(sandbox)
+
+    yield start_one
+    for sandbox in sandboxes:
+        sandbox.close()
+
+
+@pytest.fixture(scope="module")
+def shared(
+    runtime: RunscRuntime, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Conversation]:
+    """One sandbox with default settings, for tests that only look."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "data.csv").write_text("a,b\n")
+    (folder / "private.txt").write_text("mine")
+    (folder / "private.txt").chmod(0o600)
+    sandbox = runtime.start(SandboxSpec(environment=("WANTED",)), make_request(folder))
+    try:
+        yield Conversation(sandbox)
+    finally:
+        sandbox.close()

@@ -1,0 +1,237 @@
+"""What a sandbox of the host image looks like from inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config import ExtraMount
+from gvisor_kernel.errors import SettingError
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
+
+from .conftest import AS_ROOT, Start, root_only
+from .standin import Conversation, Failed
+
+
+def read_mounts(shared: Conversation) -> dict[str, list[str]]:
+    lines = shared.ask("read('/proc/mounts')").splitlines()
+    return {line.split()[1]: line.split()[3].split(",") for line in lines}
+
+
+def test_the_layouts_file_descriptors_are_5_to_10(shared: Conversation) -> None:
+    mounts = read_mounts(shared)
+    found = {target: mounts[target] for target in LAYOUT}
+    for number, target in enumerate(LAYOUT, start=5):
+        assert f"rfdno={number}" in found[target]
+        assert ("rw" if target == OUTPUTS else "ro") in found[target]
+
+
+def test_every_other_bind_is_read_only(shared: Conversation) -> None:
+    for target, options in read_mounts(shared).items():
+        if any(option.startswith("rfdno=") for option in options) and target != OUTPUTS:
+            assert "ro" in options, target
+
+
+def test_scratch_is_bounded(shared: Conversation) -> None:
+    mounts = read_mounts(shared)
+    for target in ("/tmp", "/home/user", "/run/gvisor-kernel/workspace"):
+        assert f"size={2 * 1024**3}" in mounts[target]
+
+
+def test_it_is_gvisor_without_a_network(shared: Conversation) -> None:
+    assert shared.ask("os.uname().release") != os.uname().release
+    assert [name for _, name in shared.ask("__import__('socket').if_nameindex()")] == ["lo"]
+    with pytest.raises(Failed, match="FileNotFound"):
+        shared.ask("read('/etc/resolv.conf')")
+
+
+def test_the_machine_has_as_much_memory_as_the_limit(shared: Conversation) -> None:
+    assert re.match(r"MemTotal:\s+4194304 kB", shared.ask("read('/proc/meminfo')"))
+
+
+def test_nothing_says_where_on_the_host_it_is(shared: Conversation) -> None:
+    host = str(shared.sandbox.directory)
+    for path in ("/proc/mounts", "/proc/self/mountinfo", "/container_info.json"):
+        assert host not in shared.ask(f"read({path!r})")
+    environment = shared.ask("read('/proc/1/environ')").split("\0")
+    assert {entry.partition("=")[0] for entry in environment if entry} <= {"PATH", "LANG", "HOME"}
+    names = [line.split(":")[0] for line in shared.ask("read('/etc/passwd')").splitlines()]
+    assert names == ["root", "user", "nobody"]
+
+
+def test_it_knows_who_it_is(shared: Conversation) -> None:
+    info = json.loads(shared.ask("read('/container_info.json')"))
+    assert info["identity"] == shared.sandbox.identity
+    assert info["versions"]["python"] == "{}.{}.{}".format(*sys.version_info)
+
+
+def test_the_python_is_the_hosts(shared: Conversation) -> None:
+    assert shared.sandbox.python == sys.executable
+    assert shared.ask("sys.prefix") == sys.prefix
+    assert shared.ask("__import__('ssl').create_default_context() and 1") == 1
+    import traitlets
+
+    found = "__import__('importlib.util').util.find_spec('traitlets').origin"
+    if "PYTHONPATH" not in os.environ:
+        assert shared.ask(found) == traitlets.__file__
+
+
+def test_the_guest_package_is_there_and_only_it(shared: Conversation) -> None:
+    names = shared.ask("sorted(os.listdir('/opt/gvisor-kernel/gvisor_kernel'))")
+    assert names == ["__init__.py", "guest", "link"]
+
+
+def test_the_kernels_environment_is_a_list_of_what_may(shared: Conversation) -> None:
+    environment = shared.sandbox.kernel_environment
+    assert environment["WANTED"] == "w"
+    assert "SECRET" not in environment
+    assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
+
+
+def test_uploads_are_the_owners_files_and_read_only(shared: Conversation) -> None:
+    assert shared.ask("read('/mnt/user-data/uploads/data.csv')") == "a,b\n"
+    assert shared.ask("read('/mnt/user-data/uploads/private.txt')") == "mine"
+    with pytest.raises(Failed, match="Read-only"):
+        shared.ask("open('/mnt/user-data/uploads/new', 'w')")
+
+
+def test_what_is_written_to_the_root_does_not_reach_the_host(shared: Conversation) -> None:
+    shared.ask("open('/etc/written', 'w').close()")
+    assert not (shared.sandbox.directory / "rootfs" / "etc" / "written").exists()
+
+
+def test_the_hosts_system_cannot_be_written(shared: Conversation) -> None:
+    with pytest.raises(Failed, match=r"Read-only|PermissionError"):
+        shared.ask("open('/usr/bin/written', 'w')")
+
+
+def test_paths_are_known_to_the_host(shared: Conversation) -> None:
+    views = {view.target: view for view in shared.sandbox.mounts}
+    assert set(LAYOUT) <= set(views)
+    assert views["/mnt/transcripts"].source == str(shared.sandbox.transcripts)
+    assert not views[OUTPUTS].read_only
+
+
+def test_outputs_belong_to_the_folders_owner(start: Start, folder: Path) -> None:
+    if AS_ROOT:
+        os.chown(folder, 12345, 12346)
+    inside = start()
+    inside.ask("open('/mnt/user-data/outputs/plot.png', 'w').write('x')")
+    written = folder / "outputs" / "plot.png"
+    assert written.read_text() == "x"
+    owner = folder.stat()
+    assert (written.stat().st_uid, written.stat().st_gid) == (owner.st_uid, owner.st_gid)
+    inside.sandbox.close()
+    assert written.exists()
+
+
+def test_empty_outputs_are_removed_by_the_last_that_has_them(start: Start, folder: Path) -> None:
+    first, second = start(), start()
+    outputs = folder / "outputs"
+    first.sandbox.close()
+    assert outputs.is_dir()
+    second.sandbox.close()
+    assert not outputs.exists()
+
+
+def test_outputs_that_were_there_stay(start: Start, folder: Path) -> None:
+    (folder / "outputs").mkdir()
+    start().sandbox.close()
+    assert (folder / "outputs").is_dir()
+
+
+@root_only
+def test_a_file_system_that_cannot_map_owners_lends_and_gets_back(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gvisor_kernel.runtimes.runsc.can_map_owner", lambda path: False)
+    os.chown(folder, 12345, 12346)
+    first, second = start(), start()
+    for number, inside in enumerate((first, second)):
+        inside.ask(f"os.makedirs('/mnt/user-data/outputs/{number}/deep')")
+        inside.ask(f"os.symlink('/etc/shadow', '/mnt/user-data/outputs/{number}/link')")
+    first.sandbox.close()
+    second.ask("open('/mnt/user-data/outputs/late', 'w').close()")
+    second.sandbox.close()
+    found = [folder / "outputs", *(folder / "outputs").rglob("*")]
+    assert len(found) == 8
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in found} == {(12345, 12346)}
+    assert Path("/etc/shadow").stat().st_uid == 0
+
+
+def test_without_folders_of_the_host(start: Start, folder: Path) -> None:
+    (folder / "data.csv").touch()
+    inside = start(uploads=None, outputs=None, transcripts=False)
+    assert inside.ask("os.listdir('/mnt/user-data/uploads')") == []
+    assert inside.ask("open('/mnt/user-data/outputs/x', 'w').write('x')") == 1
+    assert list(folder.iterdir()) == [folder / "data.csv"]
+    assert inside.sandbox.transcripts is None
+
+
+def test_a_home_is_not_shown_unless_a_setting_says_so(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = folder / "ada"
+    home.mkdir()
+    (home / ".netrc").touch()
+    monkeypatch.setenv("HOME", str(home))
+    for where in (home, folder):
+        inside = start(where, outputs=None)
+        assert inside.ask("os.listdir('/mnt/user-data/uploads')") == []
+    inside = start(home, uploads=str(home), outputs=None)
+    assert inside.ask("os.listdir('/mnt/user-data/uploads')") == [".netrc"]
+
+
+def test_uploads_that_do_not_exist_are_an_error_that_names_them(start: Start) -> None:
+    with pytest.raises(SettingError, match=r"uploads.*'no/such'"):
+        start(uploads="no/such")
+
+
+def test_extra_mounts(start: Start, tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "file"
+    data.mkdir()
+    file.write_text("content")
+    inside = start(
+        mounts=(
+            ExtraMount(str(data), "/mnt/data/deep", read_only=False),
+            ExtraMount(str(file), "/srv/file"),
+        )
+    )
+    inside.ask("open('/mnt/data/deep/new', 'w').write('x')")
+    assert (data / "new").read_text() == "x"
+    assert inside.ask("read('/srv/file')") == "content"
+    with pytest.raises(Failed, match="Read-only"):
+        inside.ask("open('/srv/file', 'w')")
+    assert MountView(str(data), "/mnt/data/deep", False) in inside.sandbox.mounts
+
+
+def test_an_extra_mount_keeps_off_the_interpreter(start: Start, tmp_path: Path) -> None:
+    root = find_world(sys.executable).roots[0]
+    with pytest.raises(SettingError, match=re.escape(root)):
+        start(mounts=(ExtraMount(str(tmp_path), f"{root}/x"),))
+
+
+def test_skills_are_shown(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "skills" / "public").mkdir(parents=True)
+    (tmp_path / "skills" / "public" / "a.skill").touch()
+    inside = start(skills=str(tmp_path / "skills"))
+    assert inside.ask("os.listdir('/mnt/skills/public')") == ["a.skill"]
+    assert inside.ask("os.listdir('/mnt/skills/examples')") == []
+
+
+def test_transcripts_are_read_and_not_written(start: Start) -> None:
+    inside = start()
+    transcripts = inside.sandbox.transcripts
+    assert transcripts is not None
+    (transcripts / "transcript.jsonl").write_text("{}\n")
+    (transcripts / "transcript.jsonl").chmod(0o600)
+    assert inside.ask("read('/mnt/transcripts/transcript.jsonl')") == "{}\n"
+    with pytest.raises(Failed, match="Read-only"):
+        inside.ask("open('/mnt/transcripts/x', 'w')")

@@ -1,0 +1,273 @@
+"""What the host sees of a sandbox: how it is locked in, what it may use, and its traces."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.accept import MIB
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import IsolationError, LaunchError, SettingError
+from gvisor_kernel.runtimes import get_runtime, lifeline, posture, processes, state
+from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME, Posture
+from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
+
+from .conftest import AS_ROOT, Start, make_request
+from .standin import Conversation
+
+
+def wait_for_end(sandbox: RunscSandbox, seconds: float = 10) -> None:
+    assert select.select([sandbox.exit_fd], [], [], seconds)[0], "the sandbox does not end"
+
+
+def find_process(sandbox: object, name: str) -> int:
+    assert isinstance(sandbox, RunscSandbox)
+    pid = sandbox.find_process(name)
+    assert pid is not None
+    return pid
+
+
+def traces() -> set[Path]:
+    """Directories and cgroups of sandboxes of this user."""
+    found = set(state.sandbox_directories())
+    for folder, _, _ in os.walk("/sys/fs/cgroup", onerror=lambda _: None):
+        if Path(folder).parent.name == "gvisor-kernel":
+            found.add(Path(folder))
+    return found
+
+
+def descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a Path would add its own
+
+
+def test_a_sandbox_is_locked_in(runtime: RunscRuntime, start: Start) -> None:
+    inside = start()
+    inside.ask("1")
+    runtime.verify(inside.sandbox)
+    for name in (SANDBOX_NAME, GOFER_NAME):
+        seen = processes.read_posture(find_process(inside.sandbox, name))
+        assert seen is not None
+        assert 0 not in seen.uids
+        assert seen.seccomp == 2
+    record = state.read_record(inside.sandbox.directory)
+    assert record is not None
+    assert set(record.processes) == {"runsc", "sentry", "gofer"}
+    assert all(processes.is_alive(process) for process in record.processes.values())
+
+
+def test_every_fault_is_named() -> None:
+    own = Posture(1, "x", frozenset({0}), 0, dict.fromkeys(posture.NAMESPACES, "host"))
+    assert posture.find_faults(own, own) == [
+        "it is root on the host",
+        "it has no seccomp filter",
+        *(f"it shares the host's {name} namespace" for name in posture.NAMESPACES),
+    ]
+
+
+def test_what_is_not_isolated_is_ended(
+    runtime: RunscRuntime, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posture, "SECCOMP_FILTER", 3)
+    inside = start()
+    inside.ask("1")
+    with pytest.raises(IsolationError, match="no seccomp filter"):
+        runtime.verify(inside.sandbox)
+    assert inside.sandbox.poll() is not None
+    assert not inside.sandbox.directory.exists()
+
+
+def test_the_state_is_nobody_elses(shared: Conversation) -> None:
+    for path in (shared.sandbox.directory, state.state_root()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert path.stat().st_uid == os.geteuid()
+
+
+def test_the_hosts_mount_table_does_not_change(start: Start) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    start().ask("1")
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_memory_is_what_the_sandbox_holds(start: Start) -> None:
+    inside = start()
+    inside.ask("1")
+    before = inside.sandbox.memory_used()
+    assert before is not None
+    assert 0 < before < 100 * MIB
+    inside.ask("run('block = bytes(1) * (64 << 20); block = bytearray(b\"x\" * (64 << 20))')")
+    full = inside.sandbox.memory_used()
+    assert full is not None
+    assert full > before + 60 * MIB
+    inside.sandbox.close()
+    assert inside.sandbox.memory_used() is None
+
+
+def test_limits_are_set(start: Start) -> None:
+    inside = start(memory_limit=512 * MIB, pids_limit=100, cpu_shares=300)
+    inside.ask("1")
+    assert isinstance(inside.sandbox, RunscSandbox)
+    limits = Path(f"/proc/{inside.sandbox.process_id}/limits").read_text()
+    sentry = find_process(inside.sandbox, SANDBOX_NAME)
+    record = state.read_record(inside.sandbox.directory)
+    assert record is not None
+    groups = {Path(group).parts[4]: Path(group) for group in record.cgroups}
+    if not groups:
+        assert "Max file size             1073741824" in limits
+        assert inside.ask("__import__('resource').getrlimit(1)") == [1 << 30, 1 << 30]
+    elif "memory" in groups:  # version 1
+        assert AS_ROOT
+        assert (groups["memory"] / "memory.limit_in_bytes").read_text() == f"{704 * MIB}\n"
+        assert (groups["cpu"] / "cpu.shares").read_text() == "300\n"
+        assert int((groups["pids"] / "pids.max").read_text()) > 200
+        assert str(sentry) in (groups["memory"] / "cgroup.procs").read_text().split()
+    else:
+        group = Path(record.cgroups[0])
+        assert (group / "memory.max").read_text() == f"{704 * MIB}\n"
+        assert str(sentry) in (group / "cgroup.procs").read_text().split()
+    assert inside.ask("__import__('resource').getrlimit(6)") == [100, 100]
+
+
+def test_the_link_is_fast_and_does_not_block(shared: Conversation) -> None:
+    import fcntl
+
+    for fd in (shared.sandbox.link_in, shared.sandbox.link_out):
+        assert not os.get_blocking(fd)
+        assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) == 1024 * 1024
+
+
+def test_the_end_of_the_link_ends_the_sandbox(start: Start) -> None:
+    inside = start()
+    inside.ask("1")
+    with open("/dev/null") as null:  # the number stays taken, as close() will close it
+        os.dup2(null.fileno(), inside.sandbox.link_in)
+    assert isinstance(inside.sandbox, RunscSandbox)
+    wait_for_end(inside.sandbox)
+    assert inside.sandbox.poll() == 0
+    assert inside.sandbox.memory_used() is None
+    inside.sandbox.kill()
+
+
+def test_the_exit_status_and_last_words_are_known(start: Start) -> None:
+    inside = start()
+    inside.tell("os.write(2, b'\\x1b[31mlast\\0 words\\n' * 1000) and os._exit(7)")
+    assert isinstance(inside.sandbox, RunscSandbox)
+    wait_for_end(inside.sandbox)
+    assert inside.sandbox.poll() == 7
+    tail = inside.sandbox.stderr_tail()
+    assert tail.endswith("[31mlast words\n")
+    assert len(tail) <= 4096
+    assert "\x1b" not in tail
+    assert b"last" in inside.sandbox.log_path.read_bytes()
+
+
+def test_close_leaves_nothing(start: Start) -> None:
+    before, held = traces(), lifeline._held
+    inside = start()
+    inside.ask("1")
+    pids = [find_process(inside.sandbox, name) for name in (SANDBOX_NAME, GOFER_NAME)]
+    groups = traces() - before
+    assert groups
+    inside.sandbox.close()
+    assert traces() == before
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # nor a zombie
+    assert lifeline._held == held
+    inside.sandbox.close()
+    inside.sandbox.kill()
+    assert inside.sandbox.memory_used() is None
+
+
+def test_close_while_it_starts(start: Start) -> None:
+    before = traces()
+    start().sandbox.close()
+    assert traces() == before
+
+
+def test_no_descriptor_is_kept(start: Start) -> None:
+    start().sandbox.close()  # what is made once a process
+    before = descriptors()
+    start().sandbox.close()
+    assert descriptors() == before
+
+
+def test_kill_does_not_wait_and_ends_all(start: Start) -> None:
+    inside = start()
+    inside.ask("1")
+    inside.sandbox.kill()
+    assert isinstance(inside.sandbox, RunscSandbox)
+    wait_for_end(inside.sandbox, 5)
+
+
+@pytest.mark.parametrize("name", ["runsc", SANDBOX_NAME, GOFER_NAME])
+def test_a_process_of_the_sandbox_is_killed(name: str, start: Start) -> None:
+    """Whichever it is: the end is noticed, nothing is left, and others go on."""
+    before = traces()
+    other, inside = start(), start()
+    inside.ask("1")
+    other.ask("1")
+    assert isinstance(inside.sandbox, RunscSandbox)
+    pids = {n: find_process(inside.sandbox, n) for n in (SANDBOX_NAME, GOFER_NAME)}
+    pids["runsc"] = inside.sandbox.process_id
+    os.kill(pids[name], 9)
+    wait_for_end(inside.sandbox)
+    inside.sandbox.close()
+    assert not any(processes.read_start_time(pid) for pid in pids.values())
+    assert other.ask("1") == 1
+    other.sandbox.close()
+    assert traces() == before
+
+
+def test_a_program_that_is_not_there(folder: Path) -> None:
+    before = traces()
+    runtime = RunscRuntime(init_argv=["/no/such/program"])
+    sandbox = runtime.start(SandboxSpec(), make_request(folder))
+    try:
+        assert isinstance(sandbox, RunscSandbox)
+        wait_for_end(sandbox)
+        assert sandbox.poll() not in (None, 0)
+        assert "/no/such/program" in sandbox.stderr_tail()
+        assert "interpreter" in runtime.advise(sandbox.stderr_tail())
+        with pytest.raises(IsolationError):
+            runtime.verify(sandbox)
+    finally:
+        sandbox.close()
+    assert traces() == before
+    assert list(folder.iterdir()) == []
+
+
+def test_an_interpreter_that_is_not_there(runtime: RunscRuntime, folder: Path) -> None:
+    before = traces()
+    with pytest.raises(LaunchError, match="/no/such/python"):
+        runtime.start(SandboxSpec(), make_request(folder, python="/no/such/python"))
+    assert traces() == before
+
+
+@pytest.mark.parametrize("step", ["write_rootfs", "make_cgroup", "_spawn", "plan_mounts"])
+def test_a_start_that_fails_half_way_leaves_nothing(
+    step: str, runtime: RunscRuntime, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = traces()
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    runtime.start(SandboxSpec(), make_request(folder)).close()
+    opened, held = descriptors(), lifeline._held
+    monkeypatch.setattr(f"gvisor_kernel.runtimes.runsc.{step}", fail)
+    with pytest.raises(LaunchError, match="No space left"):
+        runtime.start(SandboxSpec(), make_request(folder))
+    assert traces() == before
+    assert list(folder.iterdir()) == []
+    assert descriptors() == opened
+    assert lifeline._held == held
+
+
+def test_the_registry_knows_no_unsandboxed_runtime() -> None:
+    assert get_runtime("runsc") is get_runtime("runsc")
+    for name in ("", "fake", "local"):
+        with pytest.raises(SettingError, match="runtime"):
+            get_runtime(name)

@@ -1,0 +1,1 @@
+"""Settings and facts become specifications: pure functions, no sandbox."""

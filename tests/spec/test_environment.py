@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from gvisor_kernel.spec.environment import image_paths, kernel_environment
+
+
+def make(**changes: object) -> dict[str, str]:
+    arguments: dict[str, object] = {
+        "bin_directories": ["/venv/bin"],
+        "present": (),
+        "user_base": None,
+        "names": (),
+        "server": {"SECRET": "s", "LANG": "de_DE", "REGION": "r"},
+    }
+    return kernel_environment(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_the_table_and_nothing_else() -> None:
+    assert make() == {
+        "IS_SANDBOX": "yes",
+        "HOME": "/home/user",
+        "LANG": "C.UTF-8",
+        "PATH": "/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "PYTHONUNBUFFERED": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
+
+
+def test_a_named_variable_is_taken_and_an_absent_one_is_not() -> None:
+    environment = make(names=("REGION", "ABSENT"))
+    assert environment["REGION"] == "r"
+    assert not {"ABSENT", "SECRET"} & set(environment)
+
+
+def test_a_named_variable_cannot_replace_the_table() -> None:
+    assert make(names=("LANG",))["LANG"] == "C.UTF-8"
+
+
+def test_a_directory_is_in_the_path_once() -> None:
+    path = make(bin_directories=["/usr/bin"])["PATH"].split(":")
+    assert path[0] == "/usr/bin"
+    assert len(path) == len(set(path))
+
+
+def test_what_the_image_has_is_named() -> None:
+    environment = make(present=image_paths())
+    assert environment["JAVA_HOME"] == "/usr/lib/jvm/default-java"
+    assert environment["NODE_PATH"] == "/usr/local/lib/node_modules"
+    assert environment["SSL_CERT_FILE"] == "/etc/ssl/certs/ca-certificates.crt"
+
+
+def test_user_packages_are_found_where_they_are() -> None:
+    assert make(user_base="/home/ada/.local")["PYTHONUSERBASE"] == "/home/ada/.local"

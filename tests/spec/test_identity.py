@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.spec.identity import finalize_name, hash_spec, new_identity, parse_identity
+
+
+def test_an_identity_is_read_back_as_it_was() -> None:
+    identity = new_identity("Python 3 (gVisor)", SandboxSpec(), "a fact")
+    assert str(identity) == f"container_{identity.ulid}--python-3-gvisor--{identity.hash}"
+    assert parse_identity(str(identity)) == identity
+    assert identity.container_id == identity.ulid.lower()
+
+
+def test_no_two_sandboxes_are_the_same() -> None:
+    ids = {new_identity("k", SandboxSpec()).container_id for _ in range(1000)}
+    assert len(ids) == 1000
+
+
+def test_the_hash_follows_settings_and_facts() -> None:
+    spec = SandboxSpec()
+    assert hash_spec(spec, "x") == hash_spec(SandboxSpec(), "x")
+    assert hash_spec(spec, "x") != hash_spec(spec, "y")
+    assert hash_spec(spec, "x") != hash_spec(SandboxSpec(pids_limit=100), "x")
+
+
+@pytest.mark.parametrize(
+    ("kernel_name", "name"),
+    [
+        ("gvisor-python", "gvisor-python"),
+        ("../../etc", "etc"),
+        ("a--b", "a-b"),
+        ("Ünïcode", "n-code"),
+        ("", "kernel"),
+        ("--", "kernel"),
+        ("x" * 300, "x" * 40),
+    ],
+)
+def test_a_name_is_safe_in_paths(kernel_name: str, name: str) -> None:
+    assert finalize_name(kernel_name) == name
+
+
+@pytest.mark.parametrize("text", ["", "container_x--y--z", "container_" + "0" * 26 + "--k--12345"])
+def test_other_text_is_no_identity(text: str) -> None:
+    assert parse_identity(text) is None

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from gvisor_kernel.accept import GIB, MIB
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.spec.limits import (
+    HostLimits,
+    file_size_limit,
+    guest_rlimits,
+    host_limits,
+    meminfo,
+)
+
+
+@pytest.mark.parametrize(
+    ("shares", "weight"), [(2, 1), (1024, 39), (262144, 10000), (0, 1), (10**9, 10000)]
+)
+def test_shares_on_the_scale_of_cgroup_v2(shares: int, weight: int) -> None:
+    assert HostLimits(memory=0, cpu_shares=shares, pids=0).cpu_weight == weight
+
+
+def test_the_host_limits_leave_room_for_the_runtime() -> None:
+    limits = host_limits(SandboxSpec(memory_limit=GIB, pids_limit=100, cpu_shares=7))
+    assert limits.memory == GIB + 192 * MIB
+    assert limits.cpu_shares == 7
+    assert limits.pids > 2 * 100
+
+
+@pytest.mark.parametrize(
+    ("memory", "size"), [(128 * MIB, GIB), (GIB, 2 * GIB), (4 * GIB, 5 * GIB), (900 * MIB, 2 * GIB)]
+)
+def test_the_memory_file_is_bounded_in_whole_chunks(memory: int, size: int) -> None:
+    assert file_size_limit(SandboxSpec(memory_limit=memory)) == size
+
+
+def test_a_program_meets_the_limit_on_files_before_the_runtime_does() -> None:
+    by_type = {r["type"]: r for r in guest_rlimits(SandboxSpec(pids_limit=99), GIB)}
+    assert by_type["RLIMIT_FSIZE"]["hard"] == GIB
+    assert by_type["RLIMIT_NPROC"]["hard"] == 99
+    assert "RLIMIT_FSIZE" not in {r["type"] for r in guest_rlimits(SandboxSpec(), None)}
+
+
+def test_the_memory_shown_is_the_limit() -> None:
+    assert meminfo(SandboxSpec(memory_limit=4 * GIB)) == "MemTotal: 4194304 kB\n"
