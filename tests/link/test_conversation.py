@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gvisor_kernel.link import (
     Channel,
@@ -68,6 +68,18 @@ class Conversation(RuleBasedStateMachine):
             self.everything_arrives()
         finally:
             self.limits.__exit__(None, None, None)
+
+    @initialize(greeted=st.booleans(), running=st.booleans())
+    def begin(self, greeted: bool, running: bool) -> None:
+        """Most of what there is to see needs a kernel; the way to one is walked at times."""
+        if greeted or running:
+            for role in Role:
+                self.write(role, 5000)
+                self.read(OTHER[role], 5000)
+        if running:
+            self.start()
+            self.write(Role.HOST, 5000)
+            self.read(Role.GUEST, 5000)
 
     # -- owners ----------------------------------------------------------------------------------
 
@@ -133,6 +145,8 @@ class Conversation(RuleBasedStateMachine):
         wire, end = self.wires[role], self.ends[role]
         end.receive_data(bytes(wire[:size]))
         del wire[:size]
+        if role is Role.HOST:  # it begins the runs, and only once nothing of the last can come
+            self.run_seen[role] = end.run or 0
         for event in iter(end.next_event, None):
             if isinstance(event, Message):
                 self.held[role].append(event)
@@ -143,8 +157,6 @@ class Conversation(RuleBasedStateMachine):
                 self.seen[role].append(event)
             else:
                 assert isinstance(event, (Hello, Started, Exited, Signal, Pong))
-        if role is Role.HOST:  # a host's run is over, or on, as soon as it says so
-            self.run_seen[role] = end.run or 0
 
     # -- what must be true -----------------------------------------------------------------------
 
