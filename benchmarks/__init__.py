@@ -1,0 +1,1 @@
+"""How fast a sandboxed kernel is, beside a local one: ``python -m benchmarks``."""
