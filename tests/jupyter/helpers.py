@@ -87,7 +87,8 @@ def running_kernel(
         with connected(manager) as client:
             yield manager, client
     finally:
-        manager.shutdown_kernel()
+        if manager.has_kernel:
+            manager.shutdown_kernel()
 
 
 @contextmanager

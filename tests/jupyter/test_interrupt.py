@@ -1,0 +1,78 @@
+"""Interrupts, by signal and by message: Python code, blocking C code, child processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from .helpers import execute, finish, running_kernel, wait_for_text
+
+RUNNING = "print('running', flush=True); import time; time.sleep(0.2)\n"
+"""The pause: ipykernel now and then loses an interrupt that comes while it flushes an output."""
+LOOP = RUNNING + "while True: pass"
+SLEEP = RUNNING + "time.sleep(600)"
+REGEX = RUNNING + "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
+LOCK = RUNNING + "import threading; threading.Event().wait()"
+COROUTINE = RUNNING + "import asyncio; await asyncio.sleep(600)"
+CHILD = (
+    """
+import subprocess
+child = subprocess.Popen(["sleep", "600"])
+"""
+    + RUNNING
+    + "child.wait()"
+)
+SHELL = "!echo running; sleep 600"
+
+CODES = {
+    "python": LOOP,
+    "sleep": SLEEP,
+    "regular expression": REGEX,
+    "lock": LOCK,
+    "coroutine": COROUTINE,
+    "child process": CHILD,
+    "shell escape": SHELL,
+}
+
+
+@pytest.fixture(scope="module", params=["signal", "message"])
+def interruptible(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    def set_mode(manager: KernelManager) -> None:
+        assert manager.kernel_spec is not None
+        manager.kernel_spec.interrupt_mode = request.param
+
+    folder = str(tmp_path_factory.mktemp("interrupt"))
+    with running_kernel(prepare=set_mode, start={"cwd": folder}) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())
+def test_interrupt(interruptible: tuple[KernelManager, BlockingKernelClient], code: str) -> None:
+    manager, client = interruptible
+    msg_id = client.execute(code)
+    wait_for_text(client, "running")
+    manager.interrupt_kernel()
+    answer = finish(client, msg_id)
+    if code is SHELL:  # IPython reports how the command ended, and goes on
+        assert answer.status == "ok"
+    else:
+        # IPython calls an interrupted coroutine cancelled.
+        assert answer.error in ("KeyboardInterrupt", "CancelledError"), answer.reply["content"]
+    if code is CHILD:
+        assert execute(client, "print(child.wait(60))").text == "-2\n"
+    assert execute(client, "40 + 2").result == "42"
+
+
+def test_interrupts_of_an_idle_kernel_do_no_harm(
+    interruptible: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    manager, client = interruptible
+    for _ in range(3):
+        manager.interrupt_kernel()
+    for _ in range(3):  # an interrupt takes its way beside the request, and may come after it
+        assert execute(client, "40 + 2").error in ("", "KeyboardInterrupt")
+    assert execute(client, "40 + 2").result == "42"

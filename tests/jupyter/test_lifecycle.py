@@ -1,0 +1,288 @@
+"""A kernel's life as jupyter_client leads it: start, restart, crash, shutdown, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client import (
+    AsyncKernelManager,
+    AsyncMultiKernelManager,
+    KernelManager,
+    MultiKernelManager,
+)
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_core.utils import ensure_event_loop
+from traitlets.config import Config
+
+from .. import leaks
+from ..world import World
+from .helpers import (
+    KERNEL,
+    SANDBOXED,
+    SECONDS,
+    connected,
+    execute,
+    finish,
+    running_kernel,
+    wait_for_text,
+    wait_until,
+)
+
+FORK = "import subprocess; child = subprocess.Popen(['sleep', '600'])"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_by_the_test(world: World, folder: Path) -> Iterator[None]:
+    before = leaks.everything(world, leaks.SANDBOX)
+    yield
+    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    assert not left, "left behind:\n" + "\n".join(sorted(left))
+
+
+def test_shutdown_is_polite(folder: Path) -> None:
+    """What the kernel registered with atexit runs, and its connection file is gone."""
+    with running_kernel() as (manager, client):
+        connection_file = Path(manager.connection_file)
+        assert connection_file.exists()
+        path = "/mnt/user-data/outputs" if SANDBOXED else "outputs"
+        (folder / "outputs").mkdir(exist_ok=True)
+        code = f"import atexit; atexit.register(lambda: open('{path}/bye', 'w').close())"
+        assert execute(client, code).status == "ok"
+    assert not manager.is_alive()
+    assert not connection_file.exists()
+    assert (folder / "outputs" / "bye").exists()
+
+
+def test_shutdown_now_while_busy_with_children() -> None:
+    with running_kernel() as (manager, client):
+        execute(client, FORK)
+        client.execute("print('busy')\nwhile True: pass")
+        wait_for_text(client, "busy")
+        manager.shutdown_kernel(now=True)
+        assert not manager.is_alive()
+
+
+def test_shutdown_of_a_kernel_that_ignores_it() -> None:
+    """Neither the message nor SIGINT nor SIGTERM reaches it; the kill does."""
+    code = """
+import signal
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+print('deaf', flush=True)
+while True: pass
+"""
+
+    def be_quick(manager: KernelManager) -> None:
+        manager.shutdown_wait_time = 1.0
+
+    with running_kernel(prepare=be_quick) as (manager, client):
+        client.execute(code)
+        wait_for_text(client, "deaf")
+    assert not manager.is_alive()
+
+
+def test_calls_to_a_dead_kernel_do_not_raise() -> None:
+    with running_kernel() as (manager, client):
+        client.execute("import os; os._exit(3)")
+        wait_until(lambda: not manager.is_alive(), "the end of the kernel", 10)
+        manager.interrupt_kernel()
+        manager.signal_kernel(signal.SIGTERM)
+        manager.signal_kernel(signal.SIGKILL)
+        manager.request_shutdown()
+        manager.finish_shutdown()
+        for _ in range(2):
+            manager.cleanup_resources()
+        assert not manager.is_alive()
+
+
+def test_shutdown_before_the_kernel_answers() -> None:
+    manager = KernelManager(kernel_name=KERNEL)
+    manager.start_kernel()
+    manager.shutdown_kernel(now=True)
+    assert not manager.is_alive()
+
+
+def test_restart() -> None:
+    """The namespace is new, the client's connection stays; and so do files in the sandbox."""
+    with running_kernel() as (manager, client):
+        execute(client, "x = 1; open('/tmp/kept-' + str(__import__('os').getuid()), 'w').close()")
+        session, connection = manager.session.key, manager.get_connection_info()
+        manager.restart_kernel()
+        client.wait_for_ready(timeout=SECONDS)
+        assert execute(client, "x").error == "NameError"
+        assert (manager.session.key, manager.get_connection_info()) == (session, connection)
+        code = "import os; os.remove('/tmp/kept-' + str(os.getuid()))"
+        assert execute(client, code).status == "ok"
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["polite", "now"])
+def test_restart_while_busy(now: bool) -> None:
+    with running_kernel() as (manager, client):
+        execute(client, FORK)
+        client.execute("print('busy')\nwhile True: pass")
+        wait_for_text(client, "busy")
+        manager.restart_kernel(now=now)
+        client.wait_for_ready(timeout=SECONDS)
+        assert execute(client, "40 + 2").result == "42"
+
+
+def test_requests_made_during_a_restart_are_answered() -> None:
+    """As Jupyter's server does: one kernel_info_request, and then it waits."""
+    with running_kernel() as (manager, client):
+        manager.restart_kernel()
+        assert finish(client, client.kernel_info()).status == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_thirty_restarts_grow_nothing(world: World) -> None:
+    def size(manager: KernelManager) -> dict[str, int]:
+        return {
+            "processes": len(leaks.processes(world, leaks.SANDBOX)),
+            "fds": len(os.listdir("/proc/self/fd")),
+            "threads": threading.active_count(),
+            "mounts": len(leaks.mounts(world)),
+            "files": len(leaks.files(world)),
+            "cgroups": len(leaks.cgroups(world)),
+        }
+
+    with running_kernel() as (manager, client):
+        for i in range(30):
+            manager.restart_kernel(now=i % 2 == 1)
+            client.wait_for_ready(timeout=SECONDS)
+            if i == 1:
+                before = size(manager)
+        assert execute(client, "40 + 2").result == "42"
+        after = wait_until(
+            lambda: ((now := size(manager)) == before and now) or None, f"again {before}", 10
+        )
+        assert after == before
+
+
+@pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_crash_is_noticed(how: str) -> None:
+    with running_kernel() as (manager, client):
+        client.execute(f"import os; {how}")
+        wait_until(lambda: not manager.is_alive(), "the manager to see the crash", 10)
+
+
+@pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_crashed_kernel_is_restarted(how: str) -> None:
+    """jupyter_client's restarter brings a fresh kernel, which the same client can use."""
+
+    async def crash() -> None:
+        # The second is for crashes soon after a start, which are taken for a fight over ports.
+        restarter = {"time_to_dead": 0.2, "random_ports_until_alive": False}
+        config = Config({"KernelRestarter": restarter})
+        manager = AsyncIOLoopKernelManager(kernel_name=KERNEL, config=config, autorestart=True)
+        restarted = asyncio.Event()
+        await manager.start_kernel()
+        manager.add_restart_callback(restarted.set)
+        client = await ready(manager)
+        try:
+            client.execute(f"import os; {how}")
+            await asyncio.wait_for(restarted.wait(), SECONDS)
+            await client.wait_for_ready(timeout=SECONDS)
+            reply = await client.execute("1", reply=True, timeout=SECONDS)
+            assert reply["content"]["status"] == "ok"
+            assert reply["content"]["execution_count"] == 1
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel()
+
+    asyncio.run(crash())
+
+
+async def ready(manager: AsyncKernelManager) -> AsyncKernelClient:
+    client: AsyncKernelClient = manager.client()
+    client.start_channels()
+    await client.wait_for_ready(timeout=SECONDS)
+    return client
+
+
+async def double(manager: AsyncKernelManager, number: int) -> int:
+    """Have the kernel compute, and read the result from iopub."""
+    client = await ready(manager)
+    try:
+        msg_id = client.execute(f"{number} * 2")
+        while True:
+            message = await client.get_iopub_msg(timeout=SECONDS)
+            if message["parent_header"].get("msg_id") != msg_id:
+                continue
+            if message["msg_type"] == "execute_result":
+                return int(message["content"]["data"]["text/plain"])
+    finally:
+        client.stop_channels()
+
+
+@pytest.mark.slow
+def test_twenty_kernels_at_once() -> None:
+    async def run() -> list[int]:
+        kernels = AsyncMultiKernelManager(default_kernel_name=KERNEL)
+
+        async def one(number: int) -> int:
+            kernel_id = await kernels.start_kernel(kernel_id=str(uuid.uuid4()))
+            return await double(kernels.get_kernel(kernel_id), number)
+
+        try:
+            return await asyncio.gather(*(one(i) for i in range(20)))
+        finally:
+            await kernels.shutdown_all(now=True)
+
+    assert asyncio.run(run()) == [2 * i for i in range(20)]
+
+
+def test_sync_multi_kernel_manager() -> None:
+    kernels = MultiKernelManager(default_kernel_name=KERNEL)
+    try:
+        ids = [kernels.start_kernel() for _ in range(2)]
+        for number, kernel_id in enumerate(ids):
+            with connected(kernels.get_kernel(kernel_id)) as client:
+                assert execute(client, f"print({number})").text == f"{number}\n"
+        kernels.shutdown_kernel(ids[0])
+        with connected(kernels.get_kernel(ids[1])) as client:
+            assert execute(client, "40 + 2").result == "42"
+    finally:
+        kernels.shutdown_all(now=True)
+
+
+def test_managers_of_several_loops_and_threads() -> None:
+    """A kernel outlives the loop that started it, and each thread may have its own."""
+
+    async def start() -> AsyncKernelManager:
+        manager = AsyncKernelManager(kernel_name=KERNEL)
+        await manager.start_kernel()
+        return manager
+
+    async def use_and_stop(manager: AsyncKernelManager) -> int:
+        number = await double(manager, 21)
+        await manager.shutdown_kernel()
+        return number
+
+    manager = asyncio.run(start())
+    results: list[int] = []
+
+    def in_a_thread() -> None:
+        try:
+            with running_kernel() as (_, client):
+                results.append(int(execute(client, "1 + 1").result))
+        finally:
+            ensure_event_loop().close()  # jupyter_core makes one for each thread
+
+    threads = [threading.Thread(target=in_a_thread) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert asyncio.run(use_and_stop(manager)) == 42
+    finally:
+        for thread in threads:
+            thread.join()
+    assert results == [2, 2]

@@ -1,0 +1,71 @@
+"""How a client reaches the kernel: ipc and tcp, in the clear and with CURVE."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from queue import Empty
+
+import pytest
+from jupyter_client import BlockingKernelClient
+
+from .helpers import SANDBOXED, execute, running_kernel
+
+
+def test_by_default_sockets_of_this_user_only() -> None:
+    if not SANDBOXED:
+        pytest.skip("the local kernel takes tcp by default")
+    with running_kernel() as (manager, client):
+        info = manager.get_connection_info()
+        assert info["transport"] == "ipc"
+        folder = Path(info["ip"]).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert execute(client, "40 + 2").result == "42"
+    assert not list(folder.glob("*-[0-9]")) or not folder.exists()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_transport_of_the_manager(transport: str) -> None:
+    with running_kernel(transport=transport) as (manager, client):
+        info = manager.get_connection_info()
+        assert info["transport"] == transport
+        assert json.loads(Path(manager.connection_file).read_text())["transport"] == transport
+        if transport == "tcp":
+            assert info["ip"] == "127.0.0.1"
+        assert execute(client, "40 + 2").result == "42"
+        manager.restart_kernel()
+        client.wait_for_ready(timeout=60)
+        assert execute(client, "40 + 3").result == "43"
+
+
+def test_transport_of_the_settings() -> None:
+    if not SANDBOXED:
+        pytest.skip("the local kernel has no settings")
+    with running_kernel(settings={"transport": "tcp"}) as (manager, client):
+        assert manager.get_connection_info()["transport"] == "tcp"
+        assert execute(client, "40 + 2").result == "42"
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_curve(transport: str) -> None:
+    """With encryption required, who has the key of the messages but not CURVE's is not heard."""
+    with running_kernel(transport=transport, transport_encryption="required") as (manager, client):
+        assert manager.get_connection_info()["curve_publickey"]
+        assert execute(client, "40 + 2").result == "42"
+
+        info = manager.get_connection_info(session=True)
+        clear = {k: v for k, v in info.items() if not k.startswith("curve_")}
+        stranger = BlockingKernelClient(**clear)
+        stranger.start_channels(hb=False)
+        try:
+            stranger.execute("intruder = 1")
+            with pytest.raises(Empty):
+                stranger.get_shell_msg(timeout=1)
+        finally:
+            stranger.stop_channels()
+        assert execute(client, "print('intruder' in globals())").text == "False\n"
+
+        manager.restart_kernel()
+        client.wait_for_ready(timeout=60)
+        assert execute(client, "40 + 3").result == "43"
