@@ -15,7 +15,7 @@ import resource
 import signal
 from typing import Dict, List, NoReturn, Optional, Tuple
 
-from gvisor_kernel.guest import linux
+from gvisor_kernel.guest import linux, seccomp
 from gvisor_kernel.link import LogSource
 
 KERNEL_ID = 1000
@@ -124,6 +124,7 @@ def _become_kernel(
             os._exit(127)
         linux.drop_bounding_capabilities()
         linux.forbid_new_privileges()
+        seccomp.install()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.umask(0o022)
         null = os.open(os.devnull, os.O_RDONLY)
