@@ -152,7 +152,8 @@ def plan_mounts(
     ]
     mounts += layout.scratch_mounts(spec)
     mounts += find_etc_binds()
-    mounts += [_show_root(root) for root in world.roots]
+    mounts += [_show(root, root) for root in world.roots]
+    mounts += [_show(real, path) for path, real in world.aliases]
     package = Path(gvisor_kernel.__file__).parent
     mounts += [
         Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)
@@ -164,16 +165,16 @@ def plan_mounts(
     return layout.order_mounts(mounts)
 
 
-def _show_root(root: str) -> Bind:
+def _show(root: str, path: str) -> Bind:
     for place in OWN_PLACES:
-        if is_within(root, place):
+        if is_within(path, place):
             raise LaunchError(
-                f"The kernel's Python needs {root}, but {place} is the sandbox's own.",
+                f"The kernel's Python needs {path}, but {place} is the sandbox's own.",
                 "let the Python environment, and packages that are installed as editable, lie"
                 " somewhere else.",
             )
     # The system's files are shown as everybody may read them, a person's as that person may.
-    return Bind(root, root, foreign=not any(is_within(root, system) for system in SYSTEM_ROOTS))
+    return Bind(root, path, foreign=not any(is_within(root, system) for system in SYSTEM_ROOTS))
 
 
 def _check_extra(extra: Bind, world: World) -> None:

@@ -175,14 +175,19 @@ class RunscRuntime(Runtime):
             root=str(places.runsc),
             bundle=str(places.bundle),
             container_id=plan.identity.container_id,
-            panic_log=str(places.panic_log),
+            panic_log=str(places.runsc / "panic.log"),
             disk_limit=plan.spec.disk_limit,
         )
         ends = _make_pipes()
         try:
             if stage is None:
+                writable = [bind.source for bind in binds if not bind.read_only]
                 argv = user_argv(
-                    argv, cgroup=cgroup, file_size=file_size, meminfo=str(places.meminfo)
+                    argv,
+                    cgroup=cgroup,
+                    file_size=file_size,
+                    meminfo=str(places.meminfo),
+                    writable=[str(places.runsc), *writable],
                 )
                 process = _spawn(argv, ends, places)
             else:

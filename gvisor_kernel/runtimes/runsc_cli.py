@@ -126,23 +126,42 @@ def run_argv(
 
 def prelude_argv(argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None) -> list[str]:
     """``argv`` behind a shell that enters ``cgroup``, sets limits, and becomes it."""
-    return ["/bin/sh", "-c", _prelude(cgroup, file_size, None), "gvisor-kernel", *argv]
+    return ["/bin/sh", "-c", _prelude(cgroup, file_size, []), "gvisor-kernel", *argv]
 
 
 def user_argv(
-    argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None, meminfo: str
+    argv: Sequence[str],
+    *,
+    cgroup: Cgroup,
+    file_size: int | None,
+    meminfo: str,
+    writable: Sequence[str],
 ) -> list[str]:
-    """Likewise, in a user namespace where an ordinary user is root."""
-    script = _prelude(cgroup, file_size, meminfo)
+    """Likewise, in a user namespace where an ordinary user is root.
+
+    The whole of the host is read-only there but for ``writable``. The sandbox's own read-only
+    mounts are no substitute: code inside can remount them in a namespace of its own, and runsc
+    of 2024 truncates a file on a read-only mount before it refuses to open it.
+    """
+    script = _prelude(cgroup, file_size, [*_bind(meminfo, "/proc/meminfo"), *_close(writable)])
     return ["unshare", "-Urm", "/bin/sh", "-c", script, "gvisor-kernel", *argv]
 
 
-def _prelude(cgroup: Cgroup, file_size: int | None, meminfo: str | None) -> str:
+def _prelude(cgroup: Cgroup, file_size: int | None, mounts: Sequence[str]) -> str:
     lines = ["set -e", "umask 022", "ulimit -c 0"]
     lines += [f"echo $$ > {shlex.quote(str(d / 'cgroup.procs'))}" for d in cgroup.directories]
     if file_size is not None:
         lines.append(f"ulimit -f {file_size // 512}")  # POSIX: in blocks of 512 bytes
-    if meminfo is not None:
-        lines.append(f"mount --bind {shlex.quote(meminfo)} /proc/meminfo 2>/dev/null || :")
-    lines.append('exec "$@"')
-    return "\n".join(lines)
+    return "\n".join([*lines, *mounts, 'exec "$@"'])
+
+
+def _bind(source: str, target: str) -> list[str]:
+    return [f"mount --bind {shlex.quote(source)} {target} 2>/dev/null || :"]
+
+
+def _close(writable: Sequence[str]) -> list[str]:
+    """Make every mount read-only, and then single places writable again."""
+    lines = ["mount -n -o remount,bind,ro=recursive /", "mount -n -o remount,bind,rw /proc"]
+    for path in map(shlex.quote, writable):
+        lines += [f"mount -n --bind {path} {path}", f"mount -n -o remount,bind,rw {path}"]
+    return lines

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.spec.layout import is_within
+from gvisor_kernel.spec.layout import SCRATCH, is_within
 
 PROBE_SECONDS = 10.0
 PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
@@ -31,7 +31,8 @@ class World:
     """An interpreter and the paths that it imports from, as they are called on the host.
 
     ``roots``: real directories and files to show at their own paths, none inside another.
-    ``links``: symbolic links on the way to them, and what they point to.
+    ``links``: symbolic links on the way to them, and what they point to. ``aliases``: paths that
+    are to show a real one, as a link on the way lies where the sandbox has an empty directory.
     """
 
     python: str
@@ -39,6 +40,7 @@ class World:
     bin_directory: str
     roots: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
+    aliases: tuple[tuple[str, str], ...]
     user_base: str | None
 
 
@@ -141,22 +143,28 @@ def find_world(python: str) -> World:
     paths.append(python)
     links: dict[str, str] = {}
     reals: list[str] = []
+    spelled: dict[str, str] = {}
     for path in paths:
         crossed, real = follow(path)
         links.update(crossed)
         reals.append(real)
+        if any(is_within(link, scratch) for link in crossed for scratch in SCRATCH):
+            spelled[path] = real
     roots = outermost(reals)
+    shown = (*roots, *SCRATCH)
     visible = {
         link: target
         for link, target in links.items()
-        if not any(is_within(link, root) for root in roots)
+        if not any(is_within(link, directory) for directory in shown)
     }
+    hidden = [path for path in spelled if not any(is_within(path, root) for root in roots)]
     return World(
         python=python,
         version=interpreter.version,
         bin_directory=str(Path(python).parent),
         roots=roots,
         links=tuple(sorted(visible.items())),
+        aliases=tuple((path, spelled[path]) for path in outermost(hidden)),
         user_base=user_base,
     )
 

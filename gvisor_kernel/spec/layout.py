@@ -35,6 +35,9 @@ SYSTEM_DIRECTORIES = (
 )
 """Directories that every sandbox has, mounted over or not."""
 
+SCRATCH = ("/tmp", "/dev/shm", HOME, "/run")  # noqa: S108 - inside the sandbox
+"""Empty at first in every sandbox: what the host has there is not seen, unless mounted into it."""
+
 RUN_SIZE = 64 * MIB
 RUN_KERNEL_SIZE = 16 * MIB
 

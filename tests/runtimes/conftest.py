@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
 from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.spec.identity import Identity, new_identity
 
 from .standin import Conversation, standin_argv
 
@@ -19,6 +21,22 @@ Start = Callable[..., Conversation]
 
 AS_ROOT = os.geteuid() == 0
 root_only = pytest.mark.skipif(not AS_ROOT, reason="only root has sandboxes of other users")
+
+
+STARTED: set[str] = set()
+"""The container ids that runtimes of this process took."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def note_what_is_started() -> Iterator[None]:
+    def note(*arguments: Any) -> Identity:
+        identity = new_identity(*arguments)
+        STARTED.add(identity.container_id)
+        return identity
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gvisor_kernel.runtimes.runsc.new_identity", note)
+        yield
 
 
 def make_request(folder: Path, **changes: str) -> LaunchRequest:

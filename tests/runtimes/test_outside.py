@@ -17,7 +17,7 @@ from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME, Posture
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
 
-from .conftest import AS_ROOT, Start, make_request
+from .conftest import AS_ROOT, STARTED, Start, make_request
 from .standin import Conversation
 
 
@@ -33,10 +33,10 @@ def find_process(sandbox: object, name: str) -> int:
 
 
 def traces() -> set[Path]:
-    """Directories and cgroups of sandboxes of this user."""
+    """Directories and cgroups of the sandboxes of this test run, not of others beside it."""
     found = set(state.sandbox_directories())
     for folder, _, _ in os.walk("/sys/fs/cgroup", onerror=lambda _: None):
-        if Path(folder).parent.name == "gvisor-kernel":
+        if Path(folder).name in STARTED:
             found.add(Path(folder))
     return found
 

@@ -1,0 +1,73 @@
+"""Cgroups of version 2, whose files are made up here; real ones are in the tests of sandboxes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.runtimes import cgroups
+from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
+from gvisor_kernel.spec.limits import HostLimits
+
+LIMITS = HostLimits(memory=1000, cpu_shares=1024, pids=50)
+
+
+def make_tree(root: Path, path: str, controllers: str) -> Path:
+    folder = root / path
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "cgroup.controllers").write_text("cpu memory pids\n")
+    (folder / "cgroup.procs").touch()
+    (folder / "cgroup.subtree_control").write_text(controllers)
+    return folder
+
+
+@pytest.fixture
+def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_delegated_cgroup_is_found_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slice_ = make_tree(tmp_path, "user.slice/app.slice", "memory pids\n")
+    make_tree(tmp_path, "user.slice/app.slice/jupyter.scope", "")
+    monkeypatch.setattr(cgroups, "_own_path_v2", lambda: "/user.slice/app.slice/jupyter.scope")
+    made = make_cgroup("name", LIMITS, root=tmp_path)
+    assert made.directories == (slice_ / "name",)
+    assert made.bounds_memory
+    assert {p.name: p.read_text() for p in (slice_ / "name").iterdir()} == {
+        "memory.max": "1000",
+        "pids.max": "50",
+    }
+
+
+@pytest.mark.usefixtures("as_user")
+def test_nothing_delegated_is_no_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path, "session.scope", "")
+    monkeypatch.setattr(cgroups, "_own_path_v2", lambda: "/session.scope")
+    assert make_cgroup("name", LIMITS, root=tmp_path) == Cgroup()
+    assert not list(tmp_path.rglob("name"))
+
+
+def test_version_1_without_controllers_is_no_cgroup(tmp_path: Path) -> None:
+    assert make_cgroup("name", LIMITS, root=tmp_path) == Cgroup()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_what_is_gone_or_never_goes(tmp_path: Path) -> None:
+    assert cgroups.remove_cgroup([tmp_path / "gone"], time.monotonic())
+    (tmp_path / "busy" / "child").mkdir(parents=True)
+    assert not cgroups.remove_cgroup([tmp_path / "busy"], time.monotonic() + 0.02)
+
+
+def test_killing_looks_twice(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("4194303\n")  # nobody
+    assert cgroups.kill_cgroup([tmp_path, tmp_path / "gone"]) == []
+
+
+def test_oom_kills_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    assert cgroups.count_oom_kills([tmp_path / "gone", tmp_path]) == 2
+    assert cgroups.count_oom_kills([]) == 0

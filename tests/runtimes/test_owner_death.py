@@ -1,0 +1,202 @@
+"""Nothing outlives its owner, however that ends, and nobody else's is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.runtimes import lifeline, state, sweep
+from gvisor_kernel.runtimes.processes import ProcessId, is_alive
+from gvisor_kernel.runtimes.runsc import RunscRuntime
+
+from .conftest import Start, root_only
+from .standin import Conversation
+
+GONE_SECONDS = 10.0
+STRANGER = 54321
+PROJECT = Path(__file__).parents[2]
+
+
+class Owner:
+    """A process with a sandbox of its own; what ends with it is held by pidfds."""
+
+    def __init__(self, folder: Path, argv: list[str], **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [*argv, "-m", "tests.runtimes.owner", str(folder)],
+            stdout=subprocess.PIPE,
+            cwd=PROJECT,
+            **options,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the owner could not start a sandbox"
+        self.report: dict[str, Any] = json.loads(line)
+        self.directory = Path(self.report["directory"])
+        self.groups = [Path(group) for group in self.report["record"]["cgroups"]]
+        self.processes = {
+            name: ProcessId(**process)
+            for name, process in self.report["record"]["processes"].items()
+        }
+        pids = [process.pid for process in self.processes.values()]
+        self.fds = [os.pidfd_open(pid) for pid in (*pids, self.report["lifeline"])]
+
+    def wait_until_all_is_gone(self) -> None:
+        """The processes, and at last the lifeline, which removes everything before it ends."""
+        deadline = time.monotonic() + GONE_SECONDS
+        for fd in self.fds:
+            left = max(deadline - time.monotonic(), 0)
+            assert select.select([fd], [], [], left)[0], "a process is left"
+        assert not self.directory.exists()
+        assert not [group for group in self.groups if group.exists()]
+
+    def close(self) -> None:
+        self.process.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.process.wait()
+        for fd in self.fds:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def owning(folder: Path, argv: list[str] | None = None, **options: Any) -> Iterator[Owner]:
+    owner = Owner(folder, argv or [sys.executable], **options)
+    try:
+        yield owner
+    finally:
+        owner.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_the_owner_is_killed(number: int, folder: Path, shared: Conversation) -> None:
+    with owning(folder) as owner:
+        owner.process.send_signal(number)
+        owner.process.wait()
+        owner.wait_until_all_is_gone()
+    assert (folder / "outputs" / "kept").read_text() == "x"
+    assert shared.ask("1") == 1
+    assert shared.sandbox.poll() is None
+
+
+def test_runsc_is_killed_and_then_the_owner(folder: Path) -> None:
+    with owning(folder) as owner:
+        os.kill(owner.processes["runsc"].pid, signal.SIGKILL)
+        owner.process.kill()
+        owner.process.wait()
+        owner.wait_until_all_is_gone()
+
+
+def test_owner_and_lifeline_are_killed(folder: Path, runtime: RunscRuntime) -> None:
+    """Then the next start, of whomever, removes what is left."""
+    with owning(folder) as owner:
+        os.kill(owner.report["lifeline"], signal.SIGKILL)
+        owner.process.kill()
+        owner.process.wait()
+        assert owner.directory.exists()
+        assert owner.report["record"]["identity"] in runtime.sweep()
+        owner.wait_until_all_is_gone()
+
+
+def test_a_sweep_takes_no_living_owners(folder: Path, runtime: RunscRuntime) -> None:
+    with owning(folder) as owner:
+        assert owner.report["record"]["identity"] not in runtime.sweep()
+        assert all(is_alive(process) for process in owner.processes.values())
+        owner.process.kill()
+        owner.process.wait()
+        owner.wait_until_all_is_gone()
+
+
+def test_a_sweep_removes_what_a_crash_left_half_made(runtime: RunscRuntime) -> None:
+    directory = state.make_directory("0half0made0")
+    (directory / "rootfs").mkdir()
+    assert runtime.sweep() == ["0half0made0"]
+    assert not directory.exists()
+
+
+def test_an_owner_is_known_by_more_than_its_pid(shared: Conversation) -> None:
+    record = state.read_record(shared.sandbox.directory)
+    assert record is not None
+    assert not state.is_orphan(record)
+    later = replace(record, owner=replace(record.owner, started=record.owner.started + 1))
+    assert state.is_orphan(later)
+    here = record.machine
+    assert state.is_orphan(replace(record, machine=replace(here, boot="an earlier one")))
+    for other in (
+        replace(here, boot="another", host="elsewhere"),
+        replace(here, pid_namespace="pid:[1]"),
+    ):
+        # Whether that one lives cannot be seen from here.
+        assert not state.is_orphan(replace(later, machine=other))
+
+
+def test_a_forked_child_does_not_hold_the_owners_lifeline(start: Start) -> None:
+    start().ask("1")
+    assert lifeline._process is not None
+    assert lifeline._process.stdin is not None
+    number = lifeline._process.stdin.fileno()
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # To fork while threads run is not what Python recommends; users do it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.fstat(number)
+                os.write(writer, b"open")
+            except OSError:
+                os.write(writer, b"closed")
+            finally:
+                os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100) == b"closed"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_giving_back_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    before = Path("/etc/hostname").stat().st_uid
+    sweep.give_back(tmp_path, (os.getuid(), os.getgid()))
+    assert Path("/etc/hostname").stat().st_uid == before
+
+
+@root_only
+def test_an_ordinary_user_has_the_same(shared: Conversation) -> None:
+    """With the distribution's Python and no name in /etc/passwd."""
+    python = shutil.which("python3", path="/usr/bin")
+    if python is None:
+        pytest.skip("the distribution has no python3")
+    paths = os.pathsep.join([str(PROJECT), *(p for p in sys.path if p.endswith("-packages"))])
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="gk-user-") as home:
+        os.chown(home, STRANGER, STRANGER)
+        folder = Path(home, "notebook")
+        folder.mkdir()
+        os.chown(folder, STRANGER, STRANGER)
+        environment = {"HOME": home, "PATH": os.defpath, "PYTHONPATH": paths}
+        argv = [python, "-B"]
+        options = {"user": STRANGER, "group": STRANGER, "extra_groups": [], "env": environment}
+        with owning(folder, argv, **options) as owner:
+            assert owner.report["uid"] == STRANGER
+            assert owner.report["uid_inside"] == 0
+            assert owner.report["owner_of_outputs"] == STRANGER
+            assert owner.directory.is_relative_to(home)
+            owner.process.kill()
+            owner.process.wait()
+            owner.wait_until_all_is_gone()
+        assert (folder / "outputs" / "kept").exists()

@@ -1,0 +1,133 @@
+"""What is found of a Python environment: prefixes, links on the way, editable installs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes import world as worlds
+from gvisor_kernel.runtimes.world import (
+    ask_interpreter,
+    find_editable,
+    find_world,
+    follow,
+    is_too_wide,
+    outermost,
+)
+
+from .conftest import Start, make_request
+from .standin import Conversation, standin_argv
+
+
+def test_this_interpreter_is_covered() -> None:
+    world = find_world(sys.executable)
+    assert "/usr" in world.roots
+    for path in (sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), os.__file__):
+        real = os.path.realpath(path)
+        assert any(Path(real).is_relative_to(root) for root in world.roots), path
+
+
+def test_no_root_is_inside_another() -> None:
+    roots = find_world(sys.executable).roots
+    assert roots == outermost(roots)
+
+
+def test_an_interpreter_says_of_itself_what_another_process_says_of_it() -> None:
+    worlds._probed.clear()
+    asked = worlds._probe(sys.executable)
+    known = ask_interpreter(sys.executable)
+    assert asked.version == known.version
+    assert asked.prefixes == known.prefixes
+    assert set(asked.site_directories) == set(known.site_directories)
+
+
+def test_an_interpreter_that_fails_is_an_error_that_names_it(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(LaunchError, match=str(broken)):
+        find_world(str(broken))
+
+
+def test_links_are_followed_one_by_one(tmp_path: Path) -> None:
+    base = Path(os.path.realpath(tmp_path))
+    (base / "versions" / "3.12.1").mkdir(parents=True)
+    (base / "versions" / "3.12").symlink_to("3.12.1")
+    (base / "current").symlink_to(base / "versions" / "3.12")
+    links, real = follow(f"{base}/current/./bin/../lib")
+    assert real == f"{base}/versions/3.12.1/lib"
+    assert links == {
+        f"{base}/current": f"{base}/versions/3.12",
+        f"{base}/versions/3.12": "3.12.1",
+    }
+
+
+def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    follow(str(tmp_path / "a" / "c"))
+
+
+def test_editable_installs_are_found(tmp_path: Path) -> None:
+    packages, source, mapped = (tmp_path / name for name in ("site", "src", "mapped"))
+    for path in (packages, source, mapped):
+        path.mkdir()
+    (mapped / "module.py").touch()
+    (packages / "project.pth").write_text(f"# a comment\nimport os\n{source}\n/no/such/place\n")
+    (packages / "__editable___x_finder.py").write_text(
+        f"MAPPING: dict[str, str] = {{'a': {str(mapped)!r}, 'b': {str(mapped / 'module')!r}}}\n"
+        "raise SystemExit('this is read, not run')\n"
+    )
+    (packages / "__editable___bad_finder.py").write_text("MAPPING = {")
+    found = find_editable([str(packages), "/no/such/directory"])
+    assert sorted(found) == sorted([str(source), str(mapped), str(mapped / "module.py")])
+
+
+def test_a_home_and_what_holds_it_are_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/srv/people/ada")
+    for path in ("/", "/home", "/root", "/srv", "/srv/people", "/srv/people/ada"):
+        assert is_too_wide(path), path
+    for path in ("/usr", "/srv/people/ada/venv", "/srv/people/bob", "/home/ada"):
+        assert not is_too_wide(path), path
+
+
+def test_of_a_prefix_that_is_a_home_only_python_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("bin", "lib", ".ssh", "Documents"):
+        (tmp_path / name).mkdir()
+    assert list(worlds._show_prefix(str(tmp_path))) == [f"{tmp_path}/bin", f"{tmp_path}/lib"]
+
+
+def test_a_virtual_environment_behind_links_works_inside(start: Start, tmp_path: Path) -> None:
+    """A private directory, a link to the environment, a package that is installed as editable."""
+    from gvisor_kernel.config import SandboxSpec
+    from gvisor_kernel.runtimes.runsc import RunscRuntime
+
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    real = private / "env-1"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(real)], check=True)
+    (private / "env").symlink_to("env-1")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "mine.py").write_text("value = 42\n")
+    (packages,) = real.glob("lib/python*/site-packages")
+    (packages / "mine.pth").write_text(f"{tmp_path / 'source'}\n")
+    python = str(private / "env" / "bin" / "python")
+    sandbox = RunscRuntime(init_argv=standin_argv(python)).start(
+        SandboxSpec(outputs=None), make_request(tmp_path, python=python)
+    )
+    try:
+        inside = Conversation(sandbox)
+        assert inside.ask("sys.executable") == python
+        assert inside.ask("__import__('mine').value") == 42
+        assert inside.ask(f"os.listdir({str(private)!r})") == ["env", "env-1"]
+        assert inside.ask(f"os.access({str(private / 'env' / 'lib')!r}, os.R_OK)")
+    finally:
+        sandbox.close()
