@@ -166,9 +166,12 @@ class SandboxedKernel:
             argv = list(plan.argv) or [sandbox.python, *IPYKERNEL]
             environment = {**sandbox.kernel_environment, **plan.environment}
             await kernel.start_kernel(argv, environment, sandbox.workdir, plan.spec.start_timeout)
-        except BaseException:
+        except BaseException as error:
             self._kernel = self._sandbox = None
             await asyncio.shield(self._bridge.close_kernel(kernel))
+            if isinstance(error, LaunchError) and not error.hint:
+                hint = get_runtime(plan.spec.runtime).advise(error.detail)
+                raise type(error)(error.fact, hint, error.detail) from error
             raise
         return kernel.address
 
