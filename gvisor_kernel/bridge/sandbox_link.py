@@ -20,7 +20,6 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.state import Role, State
 
 READ_SIZE = 256 * 1024
-READS_A_TURN = 4
 PING_SECONDS = 5.0
 WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
@@ -75,9 +74,8 @@ class SandboxLink:
     # -- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        for _ in range(READS_A_TURN):
-            if self.ended or not self._read_once():
-                break
+        """One read a turn: other kernels share this loop, and credit must go back soon."""
+        self._read_once()
         self.flush()
 
     def _read_once(self) -> bool:

@@ -96,11 +96,17 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until HostGone is raised."""
+        heard = time.monotonic()
         missed = 0
         while True:
             self._flush()
             ready = self._wait()
-            missed = 0 if self.link_in in ready else missed + (not ready)
+            now = time.monotonic()
+            if self.link_in in ready:
+                heard, missed = now, 0
+            elif now - heard >= WAIT_MS / 1000:
+                # However long it was: a machine that slept missed one wait.
+                heard, missed = now, missed + 1
             if missed >= MISSED_WAITS:
                 raise HostGone("the host has been silent")
             if self.link_in in ready:
