@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,38 @@ def call(name, *arguments):
     if getattr(libc, name)(*arguments) == -1:
         raise OSError(ctypes.get_errno(), name)
 '''
+
+REMOUNT = r"""
+import ctypes, json, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+NEWUSER, NEWNS, REMOUNT, BIND = 0x10000000, 0x00020000, 32, 4096
+assert libc.unshare(NEWUSER | NEWNS) == 0
+for target in [line.split()[1] for line in open("/proc/mounts")]:
+    for flags in (REMOUNT, REMOUNT | BIND):
+        libc.mount(b"none", target.encode(), b"none", flags, None)
+
+done = []
+def attempt(what, action):
+    try:
+        action()
+    except OSError:
+        return
+    done.append(what)
+
+files, folders = json.loads(sys.argv[1])
+for path in files:
+    for mode in ("a", "r+"):  # nothing is written: some of these are the host's Python
+        attempt(mode + " " + path, lambda: open(path, mode))
+attempt("truncate", lambda: open("/mnt/user-data/uploads/data.csv", "w"))
+for folder in folders:
+    attempt("plant a file in " + folder, lambda: open(folder + "/planted", "w"))
+    attempt("plant a folder in " + folder, lambda: os.mkdir(folder + "/planted"))
+for kind in ("ext4", "btrfs", "9p", "erofs"):
+    for source in ("/dev/vda", "/dev/sda", "none"):
+        if libc.mount(source.encode(), b"/mnt", kind.encode(), 0, None) == 0:
+            done.append("mount " + kind)
+print(json.dumps(done))
+"""
 
 Cell = Callable[[str], Any]
 
@@ -118,28 +151,35 @@ def test_it_becomes_nobody_else(cell: Cell) -> None:
     assert [what for what, error in found.items() if error is None] == []
 
 
-def test_a_namespace_of_its_own_gives_it_nothing(cell: Cell) -> None:
-    """Capabilities that a user namespace gives hold for what is made in it, and not outside."""
-    found = cell('''
-        code = """
-        import ctypes, os, socket
-        libc = ctypes.CDLL(None, use_errno=True)
-        made = libc.unshare(0x10000000 | 0x00020000 | 0x40000000) == 0
-        for source in (b"/dev/vda", b"/dev/sda", b"none"):
-            for kind in (b"ext4", b"btrfs", b"9p", b"erofs"):
-                assert libc.mount(source, b"/mnt", kind, 0, None) == -1
-        libc.mount(None, b"/mnt/user-data/uploads", None, 32 | 4096, None)
-        try:
-            open("/mnt/user-data/uploads/planted", "w")
-        except OSError:
-            print("kept out")
-        """
-        import textwrap
-        found = subprocess.run([sys.executable, "-c", textwrap.dedent(code)],
-                               capture_output=True, text=True).stdout.split()
-        found = [" ".join(found)]
-    ''')
-    assert found == ["kept out"]
+def test_a_namespace_of_its_own_opens_no_mount(cell: Cell, folder: Path) -> None:
+    """In a user namespace of its own code may remount things writable: the host refuses still."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [
+        "/mnt/user-data/uploads/data.csv",
+        "/container_info.json",
+        "/opt/gvisor-kernel/gvisor_kernel/__init__.py",
+        json.__file__,
+    ]
+    folders = ["/mnt/user-data/uploads", "/mnt/transcripts", "/mnt/skills/public", sys.prefix]
+    arguments = json.dumps([files, folders])
+    found = cell(f"""
+        attack = [sys.executable, "-c", {REMOUNT!r}, {arguments!r}]
+        found = json.loads(subprocess.check_output(attack))
+    """)
+    assert found == []
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_refused_write_leaves_the_file_whole(cell: Cell, folder: Path) -> None:
+    """runsc of 2024 truncates a file of a read-only mount, and only then refuses to open it."""
+    found = cell("""
+        found = [
+            refused(lambda: open("/mnt/user-data/uploads/data.csv", "w")),
+            refused(lambda: os.truncate("/mnt/user-data/uploads/data.csv", 0)),
+        ]
+    """)
+    assert found == ["EROFS", "EROFS"]
+    assert (folder / "data.csv").read_text() == "1,2\n"
 
 
 def test_there_is_no_network(cell: Cell) -> None:
