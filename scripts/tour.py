@@ -55,7 +55,10 @@ def run(folder: Path) -> None:
                 print(f"    {took:4.1f} s  {line}" if number == 0 else f"            {line}")
             sys.stdout.flush()
     print(f"    {time.perf_counter() - began:4.1f} s  all of it, with the kernel's end")
-    nbformat.write(notebook, folder / "outputs" / "tour.ipynb")
+    ran = folder / "outputs" / "tour.ipynb"
+    ran.unlink(missing_ok=True)
+    with ran.open("x") as file:  # what lies in outputs, links too, a kernel may have put there
+        nbformat.write(notebook, file)
 
 
 def main() -> int:

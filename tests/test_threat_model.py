@@ -1,0 +1,24 @@
+"""Every promise of docs/threat-model.md names a test that exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from .world import PROJECT
+
+NAMED = re.findall(
+    r"`(tests/[\w/]+\.py)::(\w+)`", (PROJECT / "docs" / "threat-model.md").read_text()
+)
+
+
+def test_promises_name_tests() -> None:
+    assert len(NAMED) > 10
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED, ids=lambda value: str(value).split("/")[-1])
+def test_exists(file: str, name: str) -> None:
+    tree = ast.parse((PROJECT / file).read_text())
+    assert name in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
