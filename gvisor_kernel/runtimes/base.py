@@ -70,6 +70,10 @@ class Sandbox(ABC):
     def memory_used(self) -> int | None:
         """Bytes of memory that the sandbox holds now; None when it is gone. Microseconds."""
 
+    def memory_kills(self) -> int:
+        """How often the host's kernel ended a process in here for want of memory, if it tells."""
+        return 0
+
     @abstractmethod
     def stderr_tail(self) -> str:
         """The last lines (at most 4 KiB, printable) that runtime and PID 1 wrote to stderr."""

@@ -16,6 +16,10 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
         "install util-linux, which has unshare: `sudo apt-get install util-linux`.",
     ),
     (
+        re.compile(r"^mount: ", re.M),
+        "util-linux 2.39 or newer is needed for read-only mounts: see `mount --version`.",
+    ),
+    (
         re.compile(r"cgroup", re.I),
         "see whether /sys/fs/cgroup is mounted and writable; `gvisor-kernel doctor` says more.",
     ),

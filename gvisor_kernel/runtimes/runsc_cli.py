@@ -144,7 +144,16 @@ def user_argv(
     of 2024 truncates a file on a read-only mount before it refuses to open it.
     """
     script = _prelude(cgroup, file_size, [*_bind(meminfo, "/proc/meminfo"), *_close(writable)])
-    return ["unshare", "-Urm", "/bin/sh", "-c", script, "gvisor-kernel", *argv]
+    return [
+        "unshare",
+        "-Urm",
+        "--propagation=slave",
+        "/bin/sh",
+        "-c",
+        script,
+        "gvisor-kernel",
+        *argv,
+    ]
 
 
 def _prelude(cgroup: Cgroup, file_size: int | None, mounts: Sequence[str]) -> str:
@@ -163,5 +172,5 @@ def _close(writable: Sequence[str]) -> list[str]:
     """Make every mount read-only, and then single places writable again."""
     lines = ["mount -n -o remount,bind,ro=recursive /", "mount -n -o remount,bind,rw /proc"]
     for path in map(shlex.quote, writable):
-        lines += [f"mount -n --bind {path} {path}", f"mount -n -o remount,bind,rw {path}"]
+        lines += [f"mount -n --rbind {path} {path}", f"mount -n -o remount,bind,rw {path}"]
     return lines

@@ -14,6 +14,7 @@ from pathlib import Path
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes import lifeline, processes, state
 from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.runtimes.cgroups import count_oom_kills
 from gvisor_kernel.runtimes.plan import Places
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.state import Record
@@ -96,6 +97,9 @@ class RunscSandbox(Sandbox):
                 return 0  # still starting: nothing is in it yet
             self._memory = memory
         return memory.read()
+
+    def memory_kills(self) -> int:
+        return count_oom_kills(self._groups)
 
     def stderr_tail(self) -> str:
         if self.poll() is not None:

@@ -32,8 +32,8 @@ COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
 below it is bound before that, so nothing is lost but the name."""
 
 _CLONE_NEWNS = 0x00020000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_MS_NOSUID, _MS_NODEV = 2, 4
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # on all architectures
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
@@ -110,7 +110,8 @@ def run_staged(
 def _stage(stage: Stage, binds: Sequence[Bind], meminfo: Path) -> None:
     try:
         _check(_libc.unshare(_CLONE_NEWNS), "unshare", "the mount namespace")
-        _mount("none", "/", None, _MS_REC | _MS_PRIVATE, None)
+        # What the host unmounts goes here as well; what is mounted here is not seen there.
+        _mount("none", "/", None, _MS_REC | _MS_SLAVE, None)
     except OSError as error:
         raise LaunchError(
             f"A private mount namespace cannot be made: {error.strerror}.",

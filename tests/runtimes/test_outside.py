@@ -271,3 +271,21 @@ def test_the_registry_knows_no_unsandboxed_runtime() -> None:
     for name in ("", "fake", "local"):
         with pytest.raises(SettingError, match="runtime"):
             get_runtime(name)
+
+
+def test_the_hosts_limit_is_the_last_resort(start: Start) -> None:
+    """Without the bridge's watch, a sandbox that takes all it can stays near its limit."""
+    inside = start(memory_limit=128 * MIB)
+    inside.ask("1")
+    used: list[int | None] = [0]
+    inside.tell("[bytearray(b'x' * (16 << 20)) for _ in range(200)] and 1")
+    assert isinstance(inside.sandbox, RunscSandbox)
+    while not select.select([inside.sandbox.exit_fd, inside.sandbox.link_out], [], [], 0.01)[0]:
+        used.append(inside.sandbox.memory_used())
+    assert max(filter(None, used)) <= 1024 * MIB
+    assert inside.sandbox.poll() != 0
+    record = state.read_record(inside.sandbox.directory)
+    assert record is not None
+    if record.cgroups:
+        assert max(filter(None, used)) <= 320 * MIB
+        assert inside.sandbox.memory_kills() > 0
