@@ -150,8 +150,7 @@ class RunscRuntime(Runtime):
 
     @staticmethod
     def _undo(places: Places, record: Record) -> None:
-        current = state.read_record(places.directory) or record
-        remove_sandbox(places.directory, current)
+        remove_sandbox(places.directory, record)
         lifeline.release()
 
     def _start(self, plan: _Plan, record: Record, cgroup: Cgroup) -> RunscSandbox:

@@ -114,9 +114,7 @@ class RunscSandbox(Sandbox):
         with self._closing:
             if self._closed:
                 return
-            # Another sandbox may have left its duties to this one, in the record.
-            record = state.read_record(self.directory) or self._record
-            if not remove_sandbox(self.directory, record):
+            if not remove_sandbox(self.directory, self._record):
                 log.warning("Something of %s is left to the next sweep", self.identity)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)

@@ -69,6 +69,8 @@ def remove_sandbox(directory: Path, record: Record | None) -> bool:
         return False
     try:
         with state.locked():
+            # Another sandbox may have left its duties to this one meanwhile.
+            record = state.read_record(directory) or record
             if record is not None and record.outputs is not None:
                 _finish_outputs(Path(record.outputs), record, directory)
             state.remove_directory(directory)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,13 @@ def test_empty_outputs_are_removed_by_the_last_that_has_them(start: Start, folde
     assert outputs.is_dir()
     second.sandbox.close()
     assert not outputs.exists()
+
+
+def test_sandboxes_that_end_together_remove_their_outputs(start: Start, folder: Path) -> None:
+    sandboxes = [start().sandbox for _ in range(4)]
+    with ThreadPoolExecutor(len(sandboxes)) as pool:
+        list(pool.map(lambda sandbox: sandbox.close(), sandboxes))
+    assert not (folder / "outputs").exists()
 
 
 def test_outputs_that_were_there_stay(start: Start, folder: Path) -> None:
