@@ -1,3 +1,5 @@
+"""Last words of a failed sandbox become advice."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The kernel's environment is a table and what a setting names."""
+
 from __future__ import annotations
 
 from gvisor_kernel.spec.environment import image_paths, kernel_environment

@@ -1,3 +1,5 @@
+"""Identities: unique, readable back, safe in paths."""
+
 from __future__ import annotations
 
 import pytest

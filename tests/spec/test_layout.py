@@ -1,3 +1,5 @@
+"""The order of mounts, and what bounds them."""
+
 from __future__ import annotations
 
 from gvisor_kernel.config import DEFAULTS, ExtraMount, SandboxSpec

@@ -1,3 +1,5 @@
+"""Limits in the units of those who enforce them."""
+
 from __future__ import annotations
 
 import pytest

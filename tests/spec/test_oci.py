@@ -1,3 +1,5 @@
+"""The runtime's configuration and /container_info.json, as data."""
+
 from __future__ import annotations
 
 import json
