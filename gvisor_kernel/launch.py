@@ -108,6 +108,7 @@ def run_launcher(connection_file: str, kernel_name: str) -> int:
 async def _serve(plan: KernelPlan) -> int:
     loop = asyncio.get_running_loop()
     kernel = SandboxedKernel()
+    parent = os.getppid()
     stopping = asyncio.Event()
     interrupts: set[asyncio.Task[None]] = set()
 
@@ -129,6 +130,8 @@ async def _serve(plan: KernelPlan) -> int:
         launching.result()
         while (status := kernel.exit_status) is None and not stopping.is_set():
             await asyncio.wait({stopped}, timeout=0.1)
+            if os.environ.get("JPY_PARENT_PID") and os.getppid() != parent:
+                break  # as ipykernel does: a kernel ends with its front end
         if status is None:
             return 128 + signal.SIGTERM
         return status if status >= 0 else 128 - status

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, KernelIdentity
+from gvisor_kernel.bridge.kernel import close_sandbox
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes import get_runtime
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 
 IPYKERNEL = ("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}")
 """As ipykernel's own kernelspec has it: frozen modules would hide lines from the debugger."""
+
+LAUNCHER = ("-m", "ipykernel_launcher")
+ROOMY_LAUNCHER = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
+"""Does the same, a hundred times faster at unlucky moments; see there."""
 
 VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
 
@@ -45,6 +51,14 @@ class KernelPlan:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def with_room(argv: list[str]) -> list[str]:
+    """``argv`` with guest/python_kernel.py in the place of ``-m ipykernel_launcher``."""
+    for at in range(1, len(argv) - 1):
+        if tuple(argv[at : at + 2]) == LAUNCHER:
+            return [*argv[:at], ROOMY_LAUNCHER, *argv[at + 2 :]]
+    return argv
+
+
 class SandboxedKernel:
     """At most one kernel at a time, in at most one sandbox; both may be renewed by ``launch``."""
 
@@ -53,14 +67,18 @@ class SandboxedKernel:
         self._kernel: KernelBridge | None = None
         self._sandbox: Sandbox | None = None
         self._plan: KernelPlan | None = None
+        self._launching: asyncio.Task[Any] | None = None
+        self._undoing: set[asyncio.Task[None]] = set()
 
     # -- state, from any thread ------------------------------------------------------------------
 
     @property
     def exit_status(self) -> int | None:
-        """None while the kernel lives; 0 when there is none."""
+        """None while the kernel lives; 0 when there is none, or when it is another process's."""
         if self._kernel is None:
             return 0
+        if self._bridge.ended:
+            return self._kernel.exit_status or 0
         return None if self._kernel.alive else (self._kernel.exit_status or 0)
 
     @property
@@ -98,42 +116,45 @@ class SandboxedKernel:
                     return found
         return None
 
-    # -- actions, from any loop ------------------------------------------------------------------
+    # -- actions, from any loop; quiet once this process's bridge has ended ------------------------
 
     async def launch(self, plan: KernelPlan) -> Address:
         """Start a kernel by ``plan``; returns where clients connect.
 
         In the sandbox of the last one, where that stands, was made by an equal plan and may be
-        kept. Raises what ``Runtime.start`` raises; nothing is left behind then.
+        kept. Raises what ``Runtime.start`` raises; nothing is left behind then, nor when this is
+        cancelled: ``close`` waits until all is undone.
         """
+        if self._bridge.ended:
+            raise LaunchError("No kernel can be started any more: this process ends.")
         return await self._on_bridge(self._launch(plan))
 
     async def signal(self, signum: int) -> None:
         """Signal the kernel and its children; quiet when there are none."""
-        if self._kernel is not None:
+        if self._kernel is not None and not self._bridge.ended:
             await self._on_bridge(self._signal(self._kernel, signum))
 
     async def kill(self) -> None:
         """End the kernel at once; quiet when there is none."""
-        if self._kernel is not None:
+        if self._kernel is not None and not self._bridge.ended:
             await self._on_bridge(self._kernel.kill())
 
     async def expect_end(self, restart: bool) -> None:
         """A shutdown was requested by a client's message: the exit to come is no accident."""
-        if self._kernel is not None:
+        if self._kernel is not None and not self._bridge.ended:
             await self._on_bridge(self._expect_end(self._kernel, restart))
 
     async def end_sandbox(self) -> None:
         """End the sandbox; clients' sockets stay for the next launch. Idempotent."""
         self._sandbox = None
-        if self._kernel is not None:
+        if self._kernel is not None and not self._bridge.ended:
             await self._on_bridge(self._kernel.end_sandbox())
 
     async def close(self) -> None:
         """End all and remove all. Idempotent."""
-        kernel, self._kernel, self._sandbox = self._kernel, None, None
-        if kernel is not None:
-            await self._on_bridge(self._bridge.close_kernel(kernel))
+        if not self._bridge.ended:
+            await self._on_bridge(self._close())
+        self._kernel = self._sandbox = None
 
     # -- on the bridge's loop --------------------------------------------------------------------
 
@@ -148,7 +169,25 @@ class SandboxedKernel:
     async def _expect_end(kernel: KernelBridge, restart: bool) -> None:
         kernel.expect_end(restart)
 
+    async def _close(self) -> None:
+        launching = self._launching
+        if launching is not None:
+            launching.cancel()
+            await asyncio.wait({launching})
+        if self._undoing:
+            await asyncio.wait(self._undoing)
+        kernel, self._kernel, self._sandbox = self._kernel, None, None
+        if kernel is not None:
+            await self._bridge.close_kernel(kernel)
+
     async def _launch(self, plan: KernelPlan) -> Address:
+        self._launching = asyncio.current_task()
+        try:
+            return await self._launch_or_undo(plan)
+        finally:
+            self._launching = None
+
+    async def _launch_or_undo(self, plan: KernelPlan) -> Address:
         if self._kernel is not None and self._kernel.identity != plan.identity:
             await self._bridge.close_kernel(self._kernel)
             self._kernel = None
@@ -157,13 +196,14 @@ class SandboxedKernel:
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
         kernel = self._kernel
         try:
+            await kernel.settle()
             if not self._may_reuse(kernel, plan):
                 await kernel.end_sandbox()
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 self._plan = plan
             sandbox = self._sandbox
             assert sandbox is not None
-            argv = list(plan.argv) or [sandbox.python, *IPYKERNEL]
+            argv = with_room(list(plan.argv) or [sandbox.python, *IPYKERNEL])
             environment = {**sandbox.kernel_environment, **plan.environment}
             await kernel.start_kernel(argv, environment, sandbox.workdir, plan.spec.start_timeout)
         except BaseException as error:
@@ -192,20 +232,22 @@ class SandboxedKernel:
         await loop.run_in_executor(None, runtime.verify, sandbox)
         return sandbox
 
-    @staticmethod
-    async def _start(runtime: Runtime, plan: KernelPlan) -> Sandbox:
-        """``runtime.start`` in a worker; should nobody wait for it any more, it is undone."""
+    async def _start(self, runtime: Runtime, plan: KernelPlan) -> Sandbox:
+        """``runtime.start`` in a worker; when this is cancelled, what it started is closed."""
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(None, runtime.start, plan.spec, plan.request)
-
-        def undo(done: asyncio.Future[Sandbox]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                loop.run_in_executor(None, done.result().close)
-
+        try:
+            starting = loop.run_in_executor(None, runtime.start, plan.spec, plan.request)
+        except RuntimeError as error:  # the executor: this process is ending
+            raise LaunchError(f"No kernel can be started any more: {error}.") from error
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            starting.add_done_callback(undo)
+            undoing = loop.create_task(self._undo(starting))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
             raise
-        except RuntimeError as error:  # the executor: this process is ending
-            raise LaunchError(f"No kernel can be started any more: {error}.") from error
+
+    @staticmethod
+    async def _undo(starting: asyncio.Future[Sandbox]) -> None:
+        with suppress(Exception):  # then nothing was started
+            await close_sandbox(await starting)

@@ -41,6 +41,9 @@ PATIENCE = 10.0
 until it reads again. A client that is alone is waited for without end."""
 BATCH = 32
 """Messages taken from one socket before the loop has its turn."""
+WELCOMES_WAITING = 1000
+"""Messages waiting on iopub above which no subscription is taken: each adds a welcome, and a
+client that subscribes need not have signed anything."""
 MAX_SOCKET_PATH = 107
 """Bytes in a Unix socket's path (sun_path less its NUL)."""
 
@@ -81,6 +84,8 @@ class ClientSockets:
         self._on_subscribe = on_subscribe
         self._waiting: dict[Channel, deque[tuple[list[bytes], Taken | None]]] = {}
         self._blocked_since: dict[Channel, float] = {}
+        self._coming: dict[Channel, asyncio.Handle] = {}
+        """The next look at a socket that is due without its descriptor; at most one each."""
         self._subscriptions = 0
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._directory: Path | None = None
@@ -160,9 +165,12 @@ class ClientSockets:
         if self._directory is None:
             return
         for channel, port in address.ports.items():
-            name = Path(f"{address.ip}-{port}")
-            if not name.is_symlink():
-                name.symlink_to(self._directory / f"l-{int(channel)}")
+            name, target = Path(f"{address.ip}-{port}"), self._directory / f"l-{int(channel)}"
+            if name.is_symlink():
+                if name.readlink() == target:
+                    continue
+                name.unlink()  # of a kernel before this one, whose process was killed
+            name.symlink_to(target)
 
     def expose(self) -> None:
         """Make sure that clients can connect (again). Raises LaunchError."""
@@ -181,7 +189,8 @@ class ClientSockets:
             return
         self._waiting[channel].append((parts, taken))
         if len(self._waiting[channel]) == 1:
-            self._pump(channel)
+            self._send_waiting(channel)
+            self._look_again(channel)
 
     def waiting(self) -> int:
         """Messages that no client has taken yet."""
@@ -214,7 +223,8 @@ class ClientSockets:
         now = time.monotonic()
         since = self._blocked_since.setdefault(channel, now)
         if now - since < PATIENCE or (channel is Channel.IOPUB and self._subscriptions < 2):
-            self._loop.call_later(0.5, self._pump, channel)
+            if channel not in self._coming:
+                self._coming[channel] = self._loop.call_later(0.5, self._come_back, channel)
             return False
         self._blocked_since[channel] = now
         parts, taken = self._waiting[channel].popleft()
@@ -236,6 +246,10 @@ class ClientSockets:
         for channel in self._sockets:
             self._pump(channel)
 
+    def _come_back(self, channel: Channel) -> None:
+        self._coming.pop(channel, None)
+        self._pump(channel)
+
     def _pump(self, channel: Channel) -> None:
         if not self._closed:
             self._use(channel)
@@ -248,7 +262,7 @@ class ClientSockets:
         socket = self._sockets[channel]
         left = BATCH
         self._send_waiting(channel)
-        while left and self._may_take(channel) and self._readable(socket):
+        while left and self._takes(channel) and self._readable(socket):
             left -= 1
             try:
                 parts = socket.recv_multipart(zmq.NOBLOCK)
@@ -258,8 +272,21 @@ class ClientSockets:
                 self._take_subscription(parts[0])
             else:
                 self._on_message(channel, parts)
-        if not socket.closed and self._readable(socket) and self._may_take(channel):
-            self._loop.call_soon(self._pump, channel)
+        self._look_again(channel)
+
+    def _takes(self, channel: Channel) -> bool:
+        if channel is Channel.IOPUB:
+            return len(self._waiting[channel]) < WELCOMES_WAITING
+        return self._may_take(channel)
+
+    def _look_again(self, channel: Channel) -> None:
+        """A socket that still has something to read does not tell so a second time."""
+        if self._closed or not self._takes(channel) or not self._readable(self._sockets[channel]):
+            return
+        coming = self._coming.pop(channel, None)
+        if coming is not None:
+            coming.cancel()
+        self._coming[channel] = self._loop.call_soon(self._come_back, channel)
 
     @staticmethod
     def _readable(socket: zmq.Socket[bytes]) -> bool:
@@ -278,6 +305,8 @@ class ClientSockets:
         if self._closed:
             return
         self._closed = True
+        for handle in self._coming.values():
+            handle.cancel()
         for socket in self._sockets.values():
             with suppress(zmq.ZMQError, ValueError, OSError):
                 self._loop.remove_reader(socket.fileno())
@@ -291,8 +320,10 @@ class ClientSockets:
             address = getattr(self, "address", None)
             if address is not None:
                 for port in address.ports.values():
+                    name = Path(f"{address.ip}-{port}")
                     with suppress(OSError):
-                        Path(f"{address.ip}-{port}").unlink(missing_ok=True)
+                        if name.readlink().parent == self._directory:
+                            name.unlink()
             with suppress(OSError):
                 for name in self._directory.iterdir():
                     name.unlink(missing_ok=True)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 
+SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes an unpredictable, private name in it
+SHORT_PREFIX = "gvk-"
+
 LONGEST_BASE = 107 - len("/12345678/l-65535")
 """Bytes a base may have, so that a kernel's directory and socket fit below it."""
 
@@ -38,7 +41,7 @@ def make_base(root: Path) -> Path:
         if len(os.fsencode(base)) <= LONGEST_BASE:
             base.mkdir(mode=0o700, exist_ok=True)
         elif not base.is_symlink():
-            base.symlink_to(tempfile.mkdtemp(prefix="gvk-"))
+            base.symlink_to(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir=SHORT_ROOT))
         resolved = base.resolve(strict=True)
         if resolved.stat().st_uid != os.geteuid():
             raise PermissionError(f"{resolved} belongs to another user")
@@ -56,7 +59,7 @@ def remove_base(root: Path, name: str) -> None:
     with suppress(OSError):
         if base.is_symlink():
             target = base.readlink()
-            if target.parent == Path(tempfile.gettempdir()) and target.name.startswith("gvk-"):
+            if target.parent == SHORT_ROOT and target.name.startswith(SHORT_PREFIX):
                 shutil.rmtree(target, ignore_errors=True)
             base.unlink()
         else:

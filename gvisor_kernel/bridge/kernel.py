@@ -56,6 +56,9 @@ FLUSH_SECONDS = 2.0
 """How long clients may take to read a dead kernel's last messages before its exit is reported."""
 LONELY_SECONDS = 60.0
 """How long a sandbox whose kernel died is kept for a restart."""
+KILL_SECONDS = 6.0
+"""How long PID 1 has to report a kernel that was to be killed, its last messages included; then
+its sandbox is ended too, and with it the files in there."""
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without telling one."""
 
@@ -111,6 +114,8 @@ class KernelBridge:
         self._watch: asyncio.TimerHandle | None = None
         self._lonely: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._detached = False
         self._clients = ClientSockets(
             context, address, base, self._from_client, self._may_take, self._welcome
         )
@@ -145,6 +150,8 @@ class KernelBridge:
         self.exit_status = None
         self._exited.clear()
         self._keep_sandbox = True
+        if self._detached:
+            raise LaunchError("No kernel can be started any more: this process ends.")
         self._greeted = self._loop.create_future()
         self._link = SandboxLink(sandbox, self._on_event, self._on_link_end, self._on_room)
         try:
@@ -169,13 +176,10 @@ class KernelBridge:
     ) -> None:
         """Start a kernel in the attached sandbox; returns once its process exists.
 
-        Raises LaunchError. What clients sent meanwhile is delivered.
+        Called after ``settle``. Raises LaunchError. What clients sent meanwhile is delivered.
         """
         if self._link is None or self._link.ended:
             raise self._launch_error("The sandbox ended before its kernel was started.")
-        await self._finished()
-        if self._lonely is not None:
-            self._lonely.cancel()
         self._run += 1
         self._death = None
         self._asked_to_end = False
@@ -228,40 +232,62 @@ class KernelBridge:
         """End the kernel now; its sandbox too, should PID 1 not see to it."""
         self.signal(signal.SIGKILL)
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(KILL_SECONDS):
                 await self._exited.wait()
         except TimeoutError:
             if self._link is not None:
                 self._link.end("PID 1 did not end the kernel")
         await self._finished()
 
-    async def end_sandbox(self) -> None:
-        """End the sandbox and remove what it had; the sockets stay. Idempotent."""
+    async def settle(self) -> None:
+        """Let an end that is under way be done; a sandbox that still stands then is kept."""
+        await self._finished()
         if self._lonely is not None:
             self._lonely.cancel()
-            self._lonely = None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        self._asked_to_end = True
-        sandbox, self._sandbox = self._sandbox, None
-        if self._link is not None:
-            self._link.end("it was closed")
-        await self._finished()
-        if sandbox is not None:
-            await self._loop.run_in_executor(None, sandbox.close)
-        for file in (self._log, self._transcript):
-            if file is not None:
-                file.close()
-        self._log = self._transcript = None
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def end_sandbox(self) -> None:
+        """End the sandbox and remove what it had; the sockets stay. Idempotent.
+
+        Whoever calls this while it is under way waits for the same end.
+        """
+        await asyncio.shield(self._begin_end())
+
+    def _begin_end(self) -> asyncio.Task[None]:
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._end_sandbox())
+        return self._ending
+
+    async def _end_sandbox(self) -> None:
+        try:
+            self._asked_to_end = True
+            if self._link is not None:
+                self._link.end("it was closed")
+            await self._finished()
+            for timer in (self._lonely, self._watch):
+                if timer is not None:
+                    timer.cancel()
+            sandbox, self._sandbox = self._sandbox, None
+            if sandbox is not None:
+                await close_sandbox(sandbox)
+            for file in (self._log, self._transcript):
+                if file is not None:
+                    file.close()
+            self._log = self._transcript = None
+        finally:
+            self._ending = None
 
     async def detach(self) -> LinkedSandbox | None:
-        """Kill the sandbox and close the sockets; the caller closes the sandbox."""
+        """Kill the sandbox and close the sockets for good; the caller closes the sandbox."""
+        self._detached = True
         sandbox, self._sandbox = self._sandbox, None
         self._asked_to_end = True
         if self._link is not None:
             self._link.end("this process ends")
         self._clients.close()
+        if self.exit_status is None:
+            self.exit_status = ENDED_STATUS
         return sandbox
 
     async def close(self) -> None:
@@ -420,6 +446,17 @@ class KernelBridge:
 
     async def _finish(self, status: int) -> None:
         """Tell why a kernel died, let its last messages out, then report its exit."""
+        try:
+            await self._let_out(status)
+        finally:
+            self.exit_status = status
+            self._exited.set()
+            self._finishing = None
+            if self._sandbox is not None:
+                wait = LONELY_SECONDS if self._keep_sandbox else 0.0
+                self._lonely = self._loop.call_later(wait, self._end_lonely)
+
+    async def _let_out(self, status: int) -> None:
         if self._started is not None and not self._started.done():
             self._started.set_exception(
                 self._launch_error(
@@ -439,17 +476,10 @@ class KernelBridge:
             await asyncio.sleep(0.01)
         if self._transcript is not None:
             self._transcript.flush()
-        self.exit_status = status
-        self._exited.set()
-        self._finishing = None
-        if self._sandbox is not None:
-            wait = LONELY_SECONDS if self._keep_sandbox else 0.0
-            self._lonely = self._loop.call_later(wait, self._end_lonely)
 
     def _end_lonely(self) -> None:
         if self.exit_status is not None:
-            task = self._loop.create_task(self.end_sandbox())
-            task.add_done_callback(lambda done: done.exception())
+            self._begin_end()
 
     async def _finished(self) -> None:
         if self._finishing is not None:
@@ -520,6 +550,14 @@ class KernelBridge:
         used = sandbox.memory_used()
         if used is not None and used > self.identity.memory_limit:
             link.end("it stayed over its memory limit")
+
+
+async def close_sandbox(sandbox: LinkedSandbox) -> None:
+    """``sandbox.close`` in a worker; here, when this process ends and has no workers any more."""
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, sandbox.close)
+    except RuntimeError:
+        sandbox.close()
 
 
 def _describe_status(status: int) -> str:

@@ -20,6 +20,8 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.state import Role, State
 
 READ_SIZE = 256 * 1024
+LAST_READS = 64
+"""Reads after the end of the sandbox's process: far more than a pipe holds, should one write on."""
 PING_SECONDS = 5.0
 WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
@@ -106,8 +108,9 @@ class SandboxLink:
     def _exited(self) -> None:
         """The runtime's process is gone: take what is still in the pipe, then end."""
         self._loop.remove_reader(self._sandbox.exit_fd)
-        while not self.ended and self._read_once():
-            pass
+        for _ in range(LAST_READS):
+            if self.ended or not self._read_once():
+                break
         self.end("the sandbox's process ended")
 
     # -- writing ---------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Bridge:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+        self._stopped = False
         self._kernels: set[KernelBridge] = set()
         self._bases: dict[Path, Path] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -58,6 +59,14 @@ class Bridge:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+
+    @property
+    def ended(self) -> bool:
+        """Its kernels have ended with it, or belong to the process that this one was forked from.
+
+        Nothing is to be called any more then: nobody would answer.
+        """
+        return self._stopped or self._pid != os.getpid()
 
     def call(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run ``work`` on the bridge's loop; the future may be awaited with asyncio.wrap_future."""
@@ -83,7 +92,7 @@ class Bridge:
         self._kernels.discard(kernel)
 
     async def _detach_all(self) -> list[LinkedSandbox]:
-        sandboxes = [await kernel.detach() for kernel in self._kernels]
+        sandboxes = [await kernel.detach() for kernel in tuple(self._kernels)]
         return [sandbox for sandbox in sandboxes if sandbox is not None]
 
     def stop(self) -> None:
@@ -91,11 +100,12 @@ class Bridge:
 
         Sandboxes are closed here and not on the executor: by now Python lets it start nothing.
         """
-        if self._pid != os.getpid() or not self._thread.is_alive():
+        if self.ended:
             return
         sandboxes: list[LinkedSandbox] = []
         with suppress(concurrent.futures.TimeoutError, RuntimeError):
             sandboxes = self.call(self._detach_all()).result(EXIT_SECONDS)
+        self._stopped = True
         for sandbox in sandboxes:
             sandbox.close()
         self._loop.call_soon_threadsafe(self._loop.stop)

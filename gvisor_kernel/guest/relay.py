@@ -73,10 +73,17 @@ class Relay:
         """Every connection that was there is closed: the kernel's last bytes have been read."""
         return not any(self.open.values())
 
-    def send(self, channel: Channel, parts: List[bytes]) -> None:
-        """Hand a message to the kernel. Never blocks, never drops while the kernel lives."""
+    def send(self, channel: Channel, parts: List[bytes]) -> bool:
+        """Hand a message to the kernel. Never blocks, never drops while the kernel lives.
+
+        False when the kernel broke ZMQ's rules: libzmq then gives its connection up for good.
+        """
         if channel is not Channel.IOPUB:
-            self.sockets[channel].send_multipart(parts, zmq.NOBLOCK, copy=False)
+            try:
+                self.sockets[channel].send_multipart(parts, zmq.NOBLOCK, copy=False)
+            except zmq.ZMQError:
+                return False
+        return True
 
     def receive(self) -> Iterator[Tuple[Channel, List[bytes]]]:
         """What the kernel sent, at most BATCH messages a channel."""

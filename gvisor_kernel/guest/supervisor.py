@@ -40,6 +40,8 @@ STOP_ABOVE = 64 * 1024 * 1024
 RESUME_BELOW = 16 * 1024 * 1024
 """Output that waits for the host: above the one the kernel is stopped, below the other resumed.
 So a slow client slows its kernel and loses nothing."""
+SIGNAL_GRACE = 0.5
+"""Seconds that a kernel may run after a signal though its output waits: to notice it."""
 DRAIN_SECONDS = 3.0
 """How long the last messages of a dead kernel may take to leave, before its exit is told."""
 LOG_BURST = 256 * 1024
@@ -85,6 +87,7 @@ class Supervisor:
         self._pending = memoryview(b"")
         self._held: Deque[Message] = deque()
         self._stopped = False
+        self._runs_until = 0.0
         self._drain_until: Optional[float] = None
         self._budget = LogBudget()
         os.set_blocking(link_out, False)
@@ -215,6 +218,7 @@ class Supervisor:
             process.kill_everything()
             return
         self.kernel.signal_group(signum)
+        self._runs_until = time.monotonic() + SIGNAL_GRACE
         if self._stopped:  # it has to run to notice; it is stopped again if it goes on printing
             self._resume()
 
@@ -227,7 +231,11 @@ class Supervisor:
         """Tell a kernel's exit once its last messages are out, or had time enough."""
         if self._drain_until is None or self.kernel is None:
             return
-        drained = (self.relay is None or self.relay.finished) and not self.connection.queued()
+        drained = (
+            (self.relay is None or self.relay.finished)
+            and not self.kernel.output
+            and not self.connection.queued()
+        )
         if not drained and time.monotonic() < self._drain_until:
             return
         assert self.connection.run is not None
@@ -253,17 +261,19 @@ class Supervisor:
         if self.relay.listening:
             while self._held:
                 message = self._held.popleft()
-                self.relay.send(message.channel, message.parts)
+                if not self.relay.send(message.channel, message.parts):
+                    self._complain(f"The kernel does not speak on {message.channel.name}.\n")
                 self.connection.consumed(message)
         for channel, parts in self.relay.receive():
             try:
                 self.connection.send_message(channel, parts)
             except LocalProtocolError as error:
-                self._log(f"A message on {channel.name.lower()} was dropped. {error}\n")
+                self._complain(f"A message on {channel.name.lower()} was dropped. {error}\n")
         waiting = self.connection.queued(Channel.IOPUB)
         if self.kernel is not None and waiting > STOP_ABOVE and not self._stopped:
-            self.kernel.signal_group(signal.SIGSTOP)
-            self._stopped = True
+            if time.monotonic() >= self._runs_until:
+                self.kernel.signal_group(signal.SIGSTOP)
+                self._stopped = True
         elif self._stopped and waiting < RESUME_BELOW:
             self._resume()
 
@@ -289,6 +299,11 @@ class Supervisor:
                     self._log(f"{self._budget.dropped} bytes of output were not logged.\n")
                     self._budget.dropped = 0
                 self.connection.send_log(source, data.decode("utf-8", "replace"))
+
+    def _complain(self, text: str) -> None:
+        """Of what a kernel causes, no more than of what it writes itself."""
+        if self._budget.take(len(text)):
+            self._log(text)
 
     def _log(self, text: str) -> None:
         self.connection.send_log(LogSource.GUEST, text)

@@ -127,7 +127,7 @@ class RunscRuntime(Runtime):
             check_posture(sandbox)
             sandbox.record_processes()
         except IsolationError:
-            sandbox.close()
+            sandbox.kill()  # not closed: the bridge's loop still watches its descriptors
             raise
 
     def advise(self, words: str) -> str:
