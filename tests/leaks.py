@@ -22,8 +22,8 @@ Things = frozenset[str]
 
 OURS = re.compile(r"gvisor[-_]kernel")
 SANDBOX = re.compile(r"runsc|gvisor_kernel|ipykernel|unshare")
-NOT_OURS = re.compile(r"pytest-of-|ipykernel_|\.?org\.chromium")
-"""In the folder for temporary files: an unsandboxed ipykernel leaves the cells it debugged."""
+NOT_OURS = re.compile(r"pytest-of-|ipykernel_|jupyter_cookie_secret$|\.?org\.chromium")
+"""Files that others leave: an unsandboxed ipykernel, for one, the cells that it debugged."""
 HARMLESS = re.compile(r"multiprocessing\.(resource_tracker|forkserver)")
 
 
@@ -65,9 +65,9 @@ def mounts(world: World) -> Things:
 def files(world: World) -> Things:
     """Directories of sandboxes, sockets and connection files."""
     found = {path for folder in (world.runtime, world.run) for path in folder.iterdir()}
-    found |= {path for path in world.temporary.iterdir() if not NOT_OURS.match(path.name)}
+    found |= set(world.temporary.iterdir())
     found |= set(world.state.glob("gvisor-kernel/sandboxes/*"))
-    return frozenset(f"file {path}" for path in found)
+    return frozenset(f"file {path}" for path in found if not NOT_OURS.match(path.name))
 
 
 def everything(world: World, only: re.Pattern[str] = re.compile("")) -> Things:

@@ -70,17 +70,17 @@ def running_kernel(
     kernel_name: str = KERNEL,
     *,
     prepare: Callable[[KernelManager], object] = lambda manager: None,
+    config: Config | None = None,
     settings: dict[str, Any] | None = None,
     start: dict[str, Any] | None = None,
-    **traits: Any,
 ) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """A kernel that answers, and a client of it; shut down at the end.
 
-    ``prepare`` sees the manager before the start, ``settings`` are the provisioner's, ``start``
-    is for ``start_kernel``, ``traits`` for the manager's constructor.
+    ``prepare`` sees the manager before the start, ``config`` is Jupyter's, ``settings`` are the
+    provisioner's part of it, ``start`` is for ``start_kernel``.
     """
-    config = Config({"GVisorProvisioner": settings or {}})
-    manager = KernelManager(kernel_name=kernel_name, config=config, **traits)
+    config = Config({"GVisorProvisioner": settings or {}}) if config is None else config
+    manager = KernelManager(kernel_name=kernel_name, config=config)
     prepare(manager)
     manager.start_kernel(**(start or {}))
     try:

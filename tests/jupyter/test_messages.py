@@ -141,12 +141,28 @@ def test_control_is_answered_while_the_kernel_floods_iopub(client: BlockingKerne
     assert len(finish(client, msg_id).text) > 0
 
 
+FLOOD = """
+kernel = get_ipython().kernel
+def flood(parent=kernel.get_parent()):
+    for i in range(3000):
+        content = {"data": {"text/plain": str(i)}, "metadata": {}, "transient": {}}
+        kernel.session.send(kernel.iopub_socket, "display_data", content, parent=parent)
+kernel.iopub_thread.schedule(flood)
+"""
+
+
 def test_no_output_is_lost(client: BlockingKernelClient) -> None:
-    """More messages than any default high-water mark, and all of them in order."""
-    answer = execute(
-        client, "from IPython.display import display\nfor i in range(3000): display(i)"
-    )
-    numbers = [m["content"]["data"]["text/plain"] for m in answer.of_type("display_data")]
+    """A burst of more messages than any default high-water mark, read when all are sent."""
+    msg_id = client.execute(FLOOD)
+    reply = reply_to(client, msg_id)
+    assert reply["content"]["status"] == "ok"
+    numbers: list[str] = []
+    while True:
+        message = wait_for(client, lambda m: m["parent_header"].get("msg_id") == msg_id, "a number")
+        if message["msg_type"] == "display_data":
+            numbers.append(message["content"]["data"]["text/plain"])
+        elif message["content"].get("execution_state") == "idle":
+            break
     assert numbers == [str(i) for i in range(3000)]
 
 

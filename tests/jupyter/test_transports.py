@@ -9,6 +9,7 @@ from queue import Empty
 
 import pytest
 from jupyter_client import BlockingKernelClient
+from traitlets.config import Config
 
 from .helpers import SANDBOXED, execute, running_kernel
 
@@ -27,7 +28,9 @@ def test_by_default_sockets_of_this_user_only() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_transport_of_the_manager(transport: str) -> None:
-    with running_kernel(transport=transport) as (manager, client):
+    """As configuration sets it; that a trait was given its own default, tcp, nobody can see."""
+    config = Config({"KernelManager": {"transport": transport}})
+    with running_kernel(config=config) as (manager, client):
         info = manager.get_connection_info()
         assert info["transport"] == transport
         assert json.loads(Path(manager.connection_file).read_text())["transport"] == transport
@@ -50,7 +53,9 @@ def test_transport_of_the_settings() -> None:
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_curve(transport: str) -> None:
     """With encryption required, who has the key of the messages but not CURVE's is not heard."""
-    with running_kernel(transport=transport, transport_encryption="required") as (manager, client):
+    config = Config({"KernelManager": {"transport": transport, "transport_encryption": "required"}})
+    with running_kernel(config=config) as (manager, client):
+        assert manager.get_connection_info()["transport"] == transport
         assert manager.get_connection_info()["curve_publickey"]
         assert execute(client, "40 + 2").result == "42"
 

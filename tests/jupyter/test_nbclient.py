@@ -1,0 +1,134 @@
+"""nbclient's own tests, every kernel of theirs in a sandbox, through Jupyter's default provisioner.
+
+They come from nbclient's source distribution, of the version that is installed. It is fetched once
+into a cache outside of the repository's files (``GK_TEST_CACHE``, else ``.cache``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from ..world import PROJECT, World
+from .helpers import SANDBOXED
+
+NEEDED = ("nbclient", "nbconvert", "testpath", "xmltodict", "ipywidgets")
+SHARED_FOLDER = ("test_parallel_notebooks", "test_async_parallel_notebooks")
+"""Two kernels that meet in a folder of the host, which no setting-less sandbox has."""
+
+PYTEST = (
+    *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"),
+    *("-o", "addopts=", "-o", "log_cli=false", "-o", "markers=flaky: not retried here"),
+    *("-W", "default", "--durations=5", "-rfE"),
+)
+
+
+@pytest.fixture(scope="module")
+def sources(world: World) -> Path:
+    """The unpacked source distribution."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"nbclient's tests need {', '.join(missing)}: pip install gvisor-kernel[test]")
+    name = f"nbclient-{version('nbclient')}"
+    cache = Path(os.environ.get("GK_TEST_CACHE", PROJECT / ".cache"))
+    archive = cache / f"{name}.tar.gz"
+    if not archive.exists():
+        folder = world.base / "download"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                *("--no-build-isolation", "--no-binary", "nbclient", "--dest", str(folder)),
+                f"nbclient=={version('nbclient')}",
+            ],
+            env=world.outer,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"{name} could not be downloaded: {done.stderr.strip().splitlines()[-1]}")
+        archive = folder / archive.name
+        try:
+            cache.mkdir(exist_ok=True)
+            archive = archive.rename(cache / archive.name)
+        except OSError:
+            pass  # somebody else's checkout, or another file system: used where it is
+    unpacked = world.base / "nbclient"
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter="data")
+    return unpacked / name
+
+
+def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        [*PYTEST, f"--basetemp={folder}", "tests/test_client.py", *arguments],
+        cwd=sources,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=560,
+    )
+    said = done.stdout[-20_000:] + done.stderr[-4_000:]
+    assert done.returncode == 0, said
+    passed = re.search(r"(\d+) passed", said)
+    assert passed, said
+    print(said)
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all(sources: Path, tmp_path: Path) -> None:
+    environment = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "gvisor-provisioner"} if SANDBOXED else {}
+    said = run(
+        sources,
+        tmp_path / "t",
+        environment,
+        *(f"--deselect=tests/test_client.py::{name}" for name in SHARED_FOLDER),
+    )
+    assert "skipped" not in said
+    assert int(re.findall(r"(\d+) passed", said)[-1]) > 80
+
+
+def test_those_that_share_a_folder(
+    sources: Path, tmp_path: Path, world: World
+) -> None:
+    """With a kernelspec ``python3`` whose settings mount the folder and pass its name."""
+    meeting = Path("/var/tmp") / f"{world.base.name}-meeting"
+    variable = "NBEXECUTE_TEST_PARALLEL_TMPDIR"
+    mount = {"source": str(meeting), "target": str(meeting), "read_only": False}
+    stanza = {
+        "provisioner_name": "gvisor-provisioner",
+        "config": {"mounts": [mount], "environment": [variable]},
+    }
+    spec = {
+        "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
+        "metadata": {"kernel_provisioner": stanza} if SANDBOXED else {},
+    }
+    data = tmp_path / "data"
+    (data / "kernels" / "python3").mkdir(parents=True)
+    (data / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    meeting.mkdir(mode=0o700)
+    try:
+        run(
+            sources,
+            meeting / "t",
+            {"JUPYTER_DATA_DIR": str(data)},
+            "-k",
+            " or ".join(SHARED_FOLDER),
+        )
+    finally:
+        shutil.rmtree(meeting)
