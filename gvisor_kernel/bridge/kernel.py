@@ -59,6 +59,8 @@ LONELY_SECONDS = 60.0
 KILL_SECONDS = 6.0
 """How long PID 1 has to report a kernel that was to be killed, its last messages included; then
 its sandbox is ended too, and with it the files in there."""
+NEARLY_FULL = 0.8
+"""Of the memory limit: so much used, and a death by signal is put down to it."""
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without telling one."""
 
@@ -109,6 +111,7 @@ class KernelBridge:
         self._greeted: asyncio.Future[Hello] | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
+        self._used = 0
         self._asked_to_end = False
         self._keep_sandbox = True
         self._watch: asyncio.TimerHandle | None = None
@@ -467,10 +470,13 @@ class KernelBridge:
         reason = self._death
         if reason is None and not self._asked_to_end:
             reason = f"The kernel ended by itself, {_describe_status(status)}."
+            if self._ended_for_memory(status):
+                reason = self._memory_reason(self._used)
         if reason is not None:
             self._tell(reason)
         self._pending.clear()
         self._drop_executions()
+        await self._settle_memory()
         deadline = self._loop.time() + FLUSH_SECONDS
         while self._clients.waiting() and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
@@ -522,34 +528,51 @@ class KernelBridge:
         if used is None:
             self._watch = self._loop.call_later(0.1, self._look_at_memory)
             return
-        if used > limit:
-            self._over_memory(used, link)
+        self._used = used
+        if used > limit + OVERRUN:
+            self._death = self._memory_reason(used)
+            link.end("it was over its memory limit")
+            return
+        if used > limit and self._running() and self._death is None:
+            self._death = self._memory_reason(used)
+            self.signal(signal.SIGKILL)
+            self._loop.call_later(ASK_SECONDS, self._end_if_still_over, self._run)
         wait = seconds_to_next_look(used, limit)
         self._watch = self._loop.call_later(wait, self._look_at_memory)
 
-    def _over_memory(self, used: int, link: SandboxLink) -> None:
+    def _memory_reason(self, used: int) -> str:
         limit = self.identity.memory_limit
-        first = self._death is None
-        self._death = (
+        return (
             f"The kernel used {format_size(used)} of memory; its limit is {format_size(limit)}. "
             "It was ended. To allow more, raise the setting memory_limit (for instance "
             f'c.GVisorProvisioner.memory_limit = "{format_size(2 * limit)}" in Jupyter\'s '
             "configuration, or memory_limit in the kernelspec), and restart the kernel."
         )
-        if used > limit + OVERRUN or not self._running():
-            link.end("it was over its memory limit")
-        elif first:
-            self.signal(signal.SIGKILL)
-            run = self._run
-            self._loop.call_later(ASK_SECONDS, self._end_if_still_over, run)
+
+    def _ended_for_memory(self, status: int) -> bool:
+        """Whether an unexplained death was the host's or the runtime's own bound on memory."""
+        killed = status in (-signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV)
+        return killed and self._used > NEARLY_FULL * self.identity.memory_limit
+
+    async def _settle_memory(self) -> None:
+        """After a death for memory: what a dead kernel held is freed soon, what it left in files
+        is not, and would end the next kernel. Then the sandbox ends with it.
+        """
+        link, sandbox = self._link, self._sandbox
+        deadline = self._loop.time() + ASK_SECONDS
+        while self._death is not None and link is not None and not link.ended:
+            used = sandbox.memory_used() if sandbox is not None else None
+            if used is None or used < NEARLY_FULL * self.identity.memory_limit:
+                return
+            if self._loop.time() > deadline:
+                link.end("its files alone nearly fill its memory limit")
+            await asyncio.sleep(0.01)
 
     def _end_if_still_over(self, run: int) -> None:
-        sandbox, link = self._sandbox, self._link
-        if sandbox is None or link is None or link.ended:
-            return
-        used = sandbox.memory_used()
-        if used is not None and used > self.identity.memory_limit:
-            link.end("it stayed over its memory limit")
+        """PID 1 had its time to end kernel number ``run``."""
+        link = self._link
+        if link is not None and not link.ended and self._run == run and self._running():
+            link.end("PID 1 did not end a kernel over its memory limit")
 
 
 async def close_sandbox(sandbox: LinkedSandbox) -> None:

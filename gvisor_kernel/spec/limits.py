@@ -47,9 +47,11 @@ def host_limits(spec: SandboxSpec) -> HostLimits:
 def file_size_limit(spec: SandboxSpec) -> int:
     """RLIMIT_FSIZE of the runtime where there is no cgroup: it bounds the memory file, in bytes.
 
-    Also the largest file that a kernel can write into outputs then.
+    Also the largest file that a kernel can write into outputs then. One chunk more than the
+    memory needs: the runtime leaves holes in its file, and a program that meets the end of it
+    dies by SIGBUS, long before its memory is used up.
     """
-    chunks = -(-(spec.memory_limit + MEMORY_BACKSTOP) // FILE_CHUNK)
+    chunks = 1 - (-(spec.memory_limit + MEMORY_BACKSTOP) // FILE_CHUNK)
     return chunks * FILE_CHUNK
 
 

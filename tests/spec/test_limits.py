@@ -30,7 +30,8 @@ def test_the_host_limits_leave_room_for_the_runtime() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "size"), [(128 * MIB, GIB), (GIB, 2 * GIB), (4 * GIB, 5 * GIB), (900 * MIB, 2 * GIB)]
+    ("memory", "size"),
+    [(128 * MIB, 2 * GIB), (GIB, 3 * GIB), (4 * GIB, 6 * GIB), (900 * MIB, 3 * GIB)],
 )
 def test_the_memory_file_is_bounded_in_whole_chunks(memory: int, size: int) -> None:
     assert file_size_limit(SandboxSpec(memory_limit=memory)) == size
