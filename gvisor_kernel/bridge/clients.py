@@ -41,6 +41,9 @@ PATIENCE = 10.0
 until it reads again. A client that is alone is waited for without end."""
 BATCH = 32
 """Messages taken from one socket before the loop has its turn."""
+SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
+"""Seconds until a message that no client took is tried again, should nothing else tell of room:
+as long as it has waited already."""
 WELCOMES_WAITING = 1000
 """Messages waiting on iopub above which no subscription is taken: each adds a welcome, and a
 client that subscribes need not have signed anything."""
@@ -224,7 +227,8 @@ class ClientSockets:
         since = self._blocked_since.setdefault(channel, now)
         if now - since < PATIENCE or (channel is Channel.IOPUB and self._subscriptions < 2):
             if channel not in self._coming:
-                self._coming[channel] = self._loop.call_later(0.5, self._come_back, channel)
+                wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, now - since))
+                self._coming[channel] = self._loop.call_later(wait, self._come_back, channel)
             return False
         self._blocked_since[channel] = now
         parts, taken = self._waiting[channel].popleft()
@@ -280,8 +284,17 @@ class ClientSockets:
         return self._may_take(channel)
 
     def _look_again(self, channel: Channel) -> None:
-        """A socket that still has something to read does not tell so a second time."""
-        if self._closed or not self._takes(channel) or not self._readable(self._sockets[channel]):
+        """A socket that still has something to read does not tell so a second time.
+
+        Nor of room: to ask for EVENTS also takes in that a queue has room again, and then its
+        descriptor stays quiet. So what waits is tried after that.
+        """
+        if self._closed:
+            return
+        readable = self._readable(self._sockets[channel])
+        if self._waiting[channel]:
+            self._send_waiting(channel)
+        if not readable or not self._takes(channel):
             return
         coming = self._coming.pop(channel, None)
         if coming is not None:

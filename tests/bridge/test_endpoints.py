@@ -1,0 +1,86 @@
+"""Where the Unix sockets of kernels lie, and what dead processes leave."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.bridge import endpoints
+from gvisor_kernel.errors import StateError
+
+from ..world import World
+
+
+def dead_name() -> str:
+    """What a process that has ended was called."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        name = endpoints.owner_name(process.pid)
+        process.communicate()
+    assert name is not None
+    assert endpoints.owner_name(process.pid) != name
+    return name
+
+
+def test_a_private_directory_for_each_process(world: World) -> None:
+    root = world.run / "sockets"
+    base = endpoints.make_base(root)
+    assert stat.S_IMODE(base.stat().st_mode) == 0o700
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    assert base == root / (endpoints.owner_name(os.getpid()) or "")
+    assert endpoints.make_base(root) == base
+    endpoints.remove_base(root, base.name)
+    root.rmdir()
+
+
+def test_a_path_too_long_for_a_socket_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever TMPDIR points, which may be as long."""
+    root = tmp_path / ("long" * 25)
+    monkeypatch.setenv("TMPDIR", str(root))
+    base = endpoints.make_base(root)
+    try:
+        assert len(os.fsencode(base)) <= endpoints.LONGEST_BASE
+        assert stat.S_IMODE(base.stat().st_mode) == 0o700
+        assert endpoints.make_base(root) == base
+    finally:
+        endpoints.remove_base(root, endpoints.owner_name(os.getpid()) or "")
+    assert not base.exists()
+    assert not list(root.iterdir())
+
+
+def test_the_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
+    mine = tmp_path / (endpoints.owner_name(os.getpid()) or "")
+    (mine / "0001").mkdir(parents=True)
+    for name in (dead_name(), f"{os.getpid()}-1", "4194999-12"):
+        (tmp_path / name / "0002").mkdir(parents=True)
+        (tmp_path / name / "0002" / "l-1").touch()
+    (tmp_path / "something-else").mkdir()
+    endpoints.sweep_bases(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, "something-else"}
+    assert (mine / "0001").exists()
+    endpoints.sweep_bases(tmp_path / "nowhere")
+
+
+def test_the_sweep_follows_no_link_but_its_own(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    root = tmp_path / "sockets"
+    root.mkdir()
+    (root / dead_name()).symlink_to(precious)
+    endpoints.sweep_bases(root)
+    assert not list(root.iterdir())
+    assert (precious / "file").exists()
+
+
+def test_a_root_that_cannot_be_used_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="sockets cannot be used") as error:
+        endpoints.make_base(tmp_path / "file")
+    assert error.value.hint

@@ -1,0 +1,123 @@
+"""The log and the transcript of a kernel: bounded, in order, and not to be forged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.bridge import journal
+from gvisor_kernel.bridge.journal import KernelLog, Transcript
+from gvisor_kernel.bridge.wire import WireMessage, new_message
+
+PARENT = json.dumps({"msg_id": "the-request"}).encode()
+
+
+def entries(directory: Path) -> list[dict[str, Any]]:
+    """All that was recorded, oldest first."""
+    files = sorted(directory.glob("transcript.jsonl*"), key=lambda p: p.name, reverse=True)
+    files = [f for f in files if f.suffix != ".jsonl"] + [directory / "transcript.jsonl"]
+    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
+
+
+def message(kind: str, **content: Any) -> WireMessage:
+    return new_message(kind, content, PARENT, b"")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[31mred\x1b[0m",
+        "\x1b]0;title\x07",
+        "\x9b31m",
+        "\rover",
+        "\x00",
+        "\u202egnp.exe",
+        "\ud800",
+        "a\x0bb\x0cc\x1cd\x85e\u2028f",
+    ],
+)
+def test_the_log_escapes_what_moves_a_terminal(text: str, tmp_path: Path) -> None:
+    log = KernelLog(tmp_path / "log")
+    log.write("stdout", text)
+    log.remember(text)
+    log.close()
+    written = (tmp_path / "log").read_text()
+    assert written.endswith("\n")
+    assert all(c.isprintable() for line in written.split("\n") for c in line)
+    assert all(c.isprintable() for line in log.recent for c in line)
+
+
+def test_text_forges_no_line_of_the_log(tmp_path: Path) -> None:
+    log = KernelLog(tmp_path / "log")
+    log.write("stdout", "x\n2026-01-01T00:00:00.000000Z bridge: all is well\n")
+    log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.split(" ", 2)[1] for line in lines] == ["stdout:", "stdout:"]
+
+
+def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LOG_SIZE", 10_000)
+    log = KernelLog(tmp_path / "log")
+    for number in range(2000):
+        log.write("stdout", f"line {number}")
+        log.remember("x" * 10_000)
+    log.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000
+    assert "line 1999" in (tmp_path / "log").read_text()
+    assert sum(map(len, log.recent)) <= journal.RECENT_LINES * 500
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    (tmp_path / "log").symlink_to(tmp_path / "target")
+    log = KernelLog(tmp_path / "log")
+    log.write("stdout", "text")
+    log.close()
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_the_transcript_rotates_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "TRANSCRIPT_SIZE", 10_000)
+    transcript = Transcript(tmp_path)
+    for number in range(150):
+        transcript.record("output", message("stream", name="stdout", text=str(number)))
+    transcript.close()
+    files = list(tmp_path.iterdir())
+    assert 1 < len(files) <= journal.TRANSCRIPT_FILES
+    assert all(file.stat().st_size <= 10_000 for file in files)
+    recorded = [int(entry["content"]["text"]) for entry in entries(tmp_path)]
+    assert recorded == list(range(150 - len(recorded), 150))
+
+
+def test_the_transcript_leaves_out_passwords_and_large_content(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path)
+    transcript.record("request", message("input_reply", value="secret"))
+    transcript.record("output", message("display_data", data="x" * 100_000))
+    transcript.record("reply", message("execute_reply", status="ok"))
+    large, reply = entries(tmp_path)  # a reply is on disk at once
+    transcript.close()
+    assert "content" not in large
+    assert large["size"] > 100_000
+    assert (reply["event"], reply["id"]) == ("reply", "the-request")
+
+
+def test_content_that_is_no_json_is_counted(tmp_path: Path) -> None:
+    good = message("stream")
+    transcript = Transcript(tmp_path)
+    for content in (b"\xff\xfe", b"[" * 10_000, b"1" * 10_000):
+        transcript.record(
+            "output", WireMessage([], b"", good.header, good.parent, b"{}", content, [])
+        )
+    transcript.close()
+    assert [entry["size"] for entry in entries(tmp_path)] == [2, 10_000, 10_000]
+
+
+def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path / "nowhere")
+    transcript.record("output", message("stream"))
+    transcript.flush()
+    transcript.close()

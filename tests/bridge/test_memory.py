@@ -1,0 +1,41 @@
+"""When the bridge looks at a sandbox's memory, and how it names a size."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gvisor_kernel.bridge.memory import (
+    FASTEST_GROWTH,
+    LOOK_SECONDS,
+    SHORTEST_LOOK,
+    format_size,
+    seconds_to_next_look,
+)
+
+MIB = 1024**2
+SIZES = st.integers(0, 1 << 45)
+
+
+@given(SIZES, SIZES)
+def test_no_look_comes_much_too_late(used: int, limit: int) -> None:
+    wait = seconds_to_next_look(used, limit)
+    assert SHORTEST_LOOK <= wait <= LOOK_SECONDS
+    if used <= limit:
+        assert used + wait * FASTEST_GROWTH <= limit + SHORTEST_LOOK * FASTEST_GROWTH + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (300 * MIB, "300 MiB"),
+        (1536 * MIB, "1.5 GiB"),
+        (4 << 30, "4 GiB"),
+    ],
+)
+def test_a_size_as_a_person_reads_it(size: int, text: str) -> None:
+    assert format_size(size) == text

@@ -1,0 +1,124 @@
+"""The end of the process that owns kernels, and of one that it forked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .. import leaks
+from ..jupyter.helpers import SANDBOXED, execute, running_kernel
+from ..world import PROJECT, World
+
+pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no bridge")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_by_the_test(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    before = leaks.everything(world, leaks.SANDBOX)
+    yield
+    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    assert not left, "left behind:\n" + "\n".join(sorted(left))
+
+
+def run_program(text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
+
+
+def test_a_forked_child_leaves_its_parents_kernels_alone() -> None:
+    """Whether it ends at once, or calls what it inherited: that does nothing, and does not hang."""
+    with running_kernel() as (manager, client):
+        assert execute(client, "kept = 1").status == "ok"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                provisioner = manager.provisioner
+                for call in (provisioner.kill(), provisioner.wait(), provisioner.cleanup()):
+                    try:
+                        call.send(None)
+                    except StopIteration:
+                        continue
+                    os._exit(1)
+                provisioner._kernel._bridge.stop()
+                os._exit(0)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert execute(client, "kept").result == "1"
+
+
+def test_a_process_that_ends_without_a_shutdown() -> None:
+    done = run_program("""
+from jupyter_client import KernelManager
+manager = KernelManager(kernel_name="gvisor-python")
+manager.start_kernel()
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_shutdown_after_the_bridge_has_ended() -> None:
+    """A handler registered before the first kernel runs after the bridge's own (nbclient does)."""
+    done = run_program("""
+import atexit
+from jupyter_client import KernelManager
+manager = KernelManager(kernel_name="gvisor-python")
+def end():
+    manager.shutdown_kernel(now=True)
+    print("ended")
+atexit.register(end)
+manager.start_kernel()
+""")
+    assert done.stdout == "ended\n", done.stderr
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
+def test_a_start_that_is_cancelled(delay: float) -> None:
+    """In the middle of whatever is going on then, and the process ends straight after."""
+    done = run_program(f"""
+import asyncio
+from jupyter_client import AsyncKernelManager
+async def main():
+    manager = AsyncKernelManager(kernel_name="gvisor-python")
+    starting = asyncio.ensure_future(manager.start_kernel())
+    await asyncio.wait({{starting}}, timeout={delay})
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await manager.shutdown_kernel(now=True)
+asyncio.run(main())
+print("ended")
+""")
+    assert done.stdout.endswith("ended\n"), done.stderr
+
+
+def test_two_shutdowns_at_once() -> None:
+    done = run_program("""
+import asyncio
+from jupyter_client import AsyncKernelManager
+async def main():
+    manager = AsyncKernelManager(kernel_name="gvisor-python")
+    await manager.start_kernel()
+    provisioner = manager.provisioner
+    await asyncio.gather(
+        *(provisioner.kill() for _ in range(2)), *(provisioner.cleanup() for _ in range(3))
+    )
+    assert await provisioner.poll() is not None
+    await manager.shutdown_kernel(now=True)
+asyncio.run(main())
+print("ended")
+""")
+    assert done.stdout == "ended\n", done.stderr
