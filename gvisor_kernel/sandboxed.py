@@ -196,6 +196,9 @@ class SandboxedKernel:
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
         kernel = self._kernel
         try:
+            if kernel.alive:  # started twice without an end between, as managers allow
+                kernel.expect_end(restart=True)
+                await kernel.kill()
             await kernel.settle()
             if not self._may_reuse(kernel, plan):
                 await kernel.end_sandbox()

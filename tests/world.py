@@ -55,6 +55,7 @@ class World:
             "IPYTHONDIR": str(self.base / "home" / ".ipython"),
             "JUPYTER_CONFIG_DIR": str(self.base / "c"),
             "JUPYTER_DATA_DIR": str(self.base / "d"),
+            "JUPYTER_PREFER_ENV_PATH": "0",  # else what an environment has installed would win
             "JUPYTER_RUNTIME_DIR": str(self.runtime),
             "MPLCONFIGDIR": str(self.base / "home" / "mpl"),
             "PYTHONUSERBASE": site.getuserbase(),  # else packages there would follow HOME

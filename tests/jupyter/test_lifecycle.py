@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +122,17 @@ def test_restart() -> None:
         assert execute(client, code).status == "ok"
 
 
+def test_a_second_start_replaces_the_kernel() -> None:
+    """jupyter_client allows it; nbclient's tests do it."""
+    if not SANDBOXED:
+        pytest.skip("the local provisioner forgets the first kernel, and leaves it running")
+    with running_kernel() as (manager, client):
+        execute(client, "x = 1")
+        manager.start_kernel()
+        with connected(manager) as other:
+            assert execute(other, "x").error == "NameError"
+
+
 @pytest.mark.parametrize("now", [False, True], ids=["polite", "now"])
 def test_restart_while_busy(now: bool) -> None:
     with running_kernel() as (manager, client):
@@ -161,10 +170,9 @@ def test_thirty_restarts_grow_nothing(world: World) -> None:
             if i == 1:
                 before = size()
         assert execute(client, "40 + 2").result == "42"
-        after = wait_until(
-            lambda: ((now := size(manager)) == before and now) or None, f"again {before}", 10
-        )
-        assert after == before
+        with suppress(AssertionError):  # what ends by itself may take a moment
+            wait_until(lambda: size() == before, f"again {before}", 5)
+        assert size() == before
 
 
 @pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])

@@ -118,7 +118,9 @@ def test_a_notebook_is_where_its_kernel_looks(server: JupyterServer) -> None:
             page.execute("print(open('data.txt').read())")
             page.wait_for_text("of the notebook")
             if SANDBOXED:
-                page.execute("open('/mnt/user-data/outputs/o', 'w').write('kept'); print('written')")
+                page.execute(
+                    "open('/mnt/user-data/outputs/o', 'w').write('kept'); print('written')"
+                )
                 page.wait_for_text("written")
     finally:
         server.ask("DELETE", f"sessions/{session['id']}")
