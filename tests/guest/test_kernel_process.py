@@ -1,0 +1,247 @@
+"""PID 1 and kernels that misbehave towards it, in real sandboxes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from jupyter_client import KernelManager
+from jupyter_client.session import Session
+
+from ..jupyter.helpers import (
+    KERNEL,
+    SANDBOXED,
+    SECONDS,
+    execute,
+    finish,
+    next_message,
+    running_kernel,
+    wait_for_text,
+    wait_until,
+)
+
+pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no PID 1 of ours")
+
+MIB = 1024 * 1024
+STOP = "import os, time; print('now', flush=True); time.sleep(0.5); os.kill(os.getpid(), 19)"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "notebooks"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+def restart(manager: Any, client: Any) -> None:
+    """Restart the kernel, and see that it is in the same sandbox, alone."""
+    identity = manager.provisioner._kernel.sandbox.identity
+    manager.restart_kernel(now=True)
+    client.wait_for_ready(timeout=SECONDS)
+    assert manager.provisioner._kernel.sandbox.identity == identity
+    code = "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()))"
+    inside = execute(client, code).text
+    assert len(inside.split(",")) == 2, inside
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import os; os.close(1); os.close(2)", id="closes its output"),
+        pytest.param(
+            "import os\nfor _ in range(50):\n    if os.fork() == 0: os._exit(0)", id="makes zombies"
+        ),
+        pytest.param(
+            "import subprocess\n"
+            "for _ in range(20): subprocess.run(['sh', '-c', 'setsid sleep 600 &'])",
+            id="leaves orphans in sessions of their own",
+        ),
+        pytest.param(
+            "import os\nx = os.open('/dev/stderr', os.O_WRONLY)\n"
+            "for _ in range(2000): os.write(x, b'x' * 4095 + b'\\n')",
+            id="floods stderr",
+        ),
+    ],
+)
+def test_a_kernel_that_misbehaves_goes_on_and_is_restarted(code: str) -> None:
+    with running_kernel() as (manager, client):
+        assert execute(client, code).status == "ok"
+        assert execute(client, "6 * 7").result == "42"
+        restart(manager, client)
+
+
+def test_a_kernel_that_stops_itself() -> None:
+    with running_kernel() as (manager, client):
+        client.execute(STOP)
+        wait_for_text(client, "now")
+        restart(manager, client)
+        client.execute(STOP)
+        wait_for_text(client, "now")
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_kernel_that_breaks_its_own_sockets() -> None:
+    """It closes them and answers PID 1 with bytes that are no ZMQ."""
+    code = """
+import glob, os, socket, threading, time
+listeners = []
+for path in glob.glob('/run/gvisor-kernel/kernel/*/s-*'):
+    os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    listeners.append(listener)
+def answer(listener):
+    while True:
+        listener.accept()[0].sendall(b'garbage' * 10000)
+for listener in listeners:
+    threading.Thread(target=answer, args=(listener,), daemon=True).start()
+print('ready', flush=True)
+time.sleep(0.5)
+os.closerange(3, 256)
+time.sleep(600)
+"""
+    with running_kernel() as (manager, client):
+        client.execute(code)
+        wait_for_text(client, "ready")
+        for _ in range(3):
+            client.execute("1")
+            client.kernel_info()
+        restart(manager, client)
+
+
+def test_forged_messages_are_dropped_and_break_nothing() -> None:
+    """Published by a kernel that bypasses its own session: no key, no message, another topic."""
+    code = """
+import zmq
+socket = get_ipython().kernel.iopub_socket
+forged = [
+    [b'x'], [b'x'] * 100, [b'<IDS|MSG>'], [b'<IDS|MSG>'] * 6,
+    [b'stream', b'<IDS|MSG>', b'0' * 64, b'{}', b'{}', b'{}', b'{"text": "forged"}'],
+    [b'stream', b'<IDS|MSG>', b'', b'[' * 50000, b'{}', b'{}', b'{}'],
+    [b'', b'<IDS|MSG>', b'', b'\\xff', b'\\xff', b'\\xff', b'\\xff'],
+    [b'x'] * 5000,
+]
+for parts in forged * 20:
+    socket.send_multipart(parts)
+"""
+    with running_kernel() as (_, client):
+        answer = execute(client, code)
+        assert answer.status == "ok"
+        assert answer.of_type("stream") == []
+        assert execute(client, "6 * 7").result == "42"
+
+
+def test_a_kernel_that_is_deaf_to_sigterm() -> None:
+    with running_kernel() as (manager, client):
+        execute(client, "import signal; x = signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+        manager.signal_kernel(signal.SIGTERM)
+        assert execute(client, "6 * 7").result == "42"
+        restart(manager, client)
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_nothing_slows_the_kernel_and_loses_nothing() -> None:
+    """200 MB in messages of 1 MB: neither dropped in PID 1 nor kept in this process."""
+    count = 200
+    code = f"""
+import time
+begin = time.monotonic()
+for i in range({count}):
+    print(str(i) + ' ' * 1000000, flush=True)
+    if i == 0:
+        open('/mnt/user-data/outputs/started', 'w').close()
+open('/mnt/user-data/outputs/done', 'w').write(str(time.monotonic() - begin))
+"""
+    with stalling_client() as (_, client):
+        execute(client, "1")
+        gc.collect()
+        before = resident()
+        msg_id = client.execute(code)
+        outputs = Path("outputs")
+        wait_until(lambda: (outputs / "started").exists(), "the first output")
+        peak, deadline = 0, time.monotonic() + 6
+        while time.monotonic() < deadline:  # nothing tells how much is *not* sent
+            peak = max(peak, resident())
+            time.sleep(0.1)
+        assert not (outputs / "done").exists(), "the kernel was not stopped"
+        assert peak - before < 64 * MIB
+        got: list[int] = []
+        end = time.monotonic() + SECONDS
+        while len(got) < count:
+            message = next_message(client, "iopub", end, f"all output; {len(got)} came")
+            if message["parent_header"].get("msg_id") != msg_id:
+                continue
+            if message["msg_type"] == "stream":
+                got += [int(line) for line in message["content"]["text"].split()]
+        assert got == list(range(count))
+        assert finish(client, msg_id).status == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupt", "shutdown", "shutdown now"])
+def test_a_kernel_that_is_stopped_still_obeys(how: str) -> None:
+    code = """
+open('/mnt/user-data/outputs/started', 'w').close()
+try:
+    while True: print('x' * 1000000, flush=True)
+except KeyboardInterrupt:
+    open('/mnt/user-data/outputs/interrupted', 'w').close()
+"""
+    with stalling_client() as (manager, client):
+        manager.shutdown_wait_time = 2.0
+        client.execute(code)
+        wait_until(Path("outputs/started").exists, "the first output")
+        wait_until(lambda: state_inside_is_stopped(manager), "the kernel to be stopped", 20)
+        if how == "interrupt":
+            manager.interrupt_kernel()
+            wait_until(Path("outputs/interrupted").exists, "the interrupt", 20)
+            return
+        manager.shutdown_kernel(now=how == "shutdown now")
+        assert not manager.is_alive()
+
+
+def state_inside_is_stopped(manager: Any) -> bool:
+    """The sandbox's memory has not grown for a second, so the kernel prints no more."""
+    sandbox = manager.provisioner._kernel.sandbox
+    before = sandbox.memory_used()
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        if sandbox.memory_used() != before:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@contextmanager
+def stalling_client() -> Iterator[tuple[KernelManager, Any]]:
+    """A kernel whose only client holds next to nothing in its own queue: its stall is felt."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.setsockopt(zmq.RCVHWM, 2)
+    manager = KernelManager(kernel_name=KERNEL)
+    manager.start_kernel()
+    client = manager.client(session=Session(key=manager.session.key), context=context)
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=SECONDS)
+        yield manager, client
+    finally:
+        client.stop_channels()
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
+        context.destroy(linger=0)
+
+
+def resident() -> int:
+    """Bytes of this process: client, server and bridge in one."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
