@@ -8,6 +8,7 @@ twice.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 import sys
@@ -52,10 +53,11 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Called first at each start and restart; raises SettingError before anything is made.
 
-        ``kwargs`` has ``env`` (the server's whole environment, of which only what the setting
-        ``environment`` names is used), ``cwd``, ``extra_arguments``. The result must have ``cmd``.
+        ``kwargs`` has ``env`` (the server's whole environment, or this process's where a manager
+        passes none; only what the setting ``environment`` names is used), ``cwd``,
+        ``extra_arguments``. The result must have ``cmd``.
         """
-        environment = dict(kwargs.pop("env", {}))
+        environment = dict(kwargs.pop("env", os.environ))
         extra_arguments = list(kwargs.pop("extra_arguments", []))
         try:
             self._plan = self._make_plan(

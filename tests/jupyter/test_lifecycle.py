@@ -170,9 +170,10 @@ def test_thirty_restarts_grow_nothing(world: World) -> None:
             if i == 1:
                 before = size()
         assert execute(client, "40 + 2").result == "42"
-        with suppress(AssertionError):  # what ends by itself may take a moment
-            wait_until(lambda: size() == before, f"again {before}", 5)
-        assert size() == before
+        # A socket or two may be connecting just now; a leak would be of 28 at least.
+        grown = {name: count - before[name] for name, count in size().items()}
+        assert all(count < 5 for count in grown.values()), grown
+        assert grown["processes"] <= 0, grown
 
 
 @pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])

@@ -146,12 +146,10 @@ def test_failed_start_is_told(world: World, server: JupyterServer) -> None:
             },
         },
     )
-    answer = requests.post(
-        f"{server.url}/api/kernels",
-        headers={"Authorization": f"token {server.token}"},
-        json={"name": "gvisor-wrong"},
-        timeout=60,
-    )
-    assert answer.status_code == 500
-    assert "memory_limit" in answer.text
-    assert "What to do" in answer.text
+    kernel = {"name": "gvisor-wrong"}
+    with pytest.raises(requests.HTTPError) as error:
+        server.ask("POST", "sessions", path="n.ipynb", type="notebook", name="n", kernel=kernel)
+    said = error.value.response.json()["message"]
+    assert "memory_limit" in said
+    assert "What to do" in said
+    assert server.ask("GET", "kernels") == []

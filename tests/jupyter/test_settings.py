@@ -94,6 +94,17 @@ print(json.dumps([info, dict(os.environ)]))
     assert "GK_SECRET" not in inside
 
 
+def test_variables_come_from_this_process_where_a_manager_passes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GK_PASSED", "yes")
+    monkeypatch.setenv("GK_SECRET", "no")
+    with running_kernel(settings={"environment": ["GK_PASSED"]}) as (_, client):
+        said = execute(client, "import os; print({k: v for k, v in os.environ.items()})").text
+    assert "'GK_PASSED': 'yes'" in said
+    assert "GK_SECRET" not in said
+
+
 def find_numbers(value: Any) -> set[int]:
     if isinstance(value, dict):
         value = list(value.values())
