@@ -1,0 +1,118 @@
+"""Runs the tests of sandboxes once more, as an ordinary user: ``python tests/run_as_user.py``.
+
+For root only. Makes a user without any rights, gives it a copy of this checkout and an
+environment of the distribution's Python (root's own may lie in a home that nobody may enter),
+runs pytest as that user, and removes the user with all that it had. Arguments go to pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PYTHON = "/usr/bin/python3"
+CACHE = Path("/var/cache/gvisor-kernel-tests")
+FOLDERS = ("faults", "runtimes", "jupyter", "security", "bridge", "guest", "test_launch.py", "cli")
+"""What differs for a user. The rest is pure, or concerns the sources, and ran as root."""
+CHOSEN = ("-m", "not slow and not browser")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"
+)
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", flush=True)
+
+
+def make_environment() -> Path:
+    """A virtual environment with all that the tests need, kept from run to run; its Python."""
+    wanted = (PROJECT / "pyproject.toml").read_bytes() + subprocess.check_output([PYTHON, "-VV"])
+    folder = CACHE / hashlib.sha256(wanted).hexdigest()[:16]
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        say(f"Making an environment of {PYTHON} for the user in {folder}")
+        shutil.rmtree(CACHE, ignore_errors=True)
+        CACHE.mkdir(mode=0o755, parents=True)
+        subprocess.run([PYTHON, "-m", "venv", folder], check=True)
+        install(python, f"{PROJECT}[test]")
+        (folder / "complete").touch()
+    install(python, "--no-deps", "--force-reinstall", "--no-build-isolation", str(PROJECT))
+    return python
+
+
+def install(python: Path, *what: str) -> None:
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--root-user-action=ignore", *what], check=True, umask=0o022)
+
+
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[pwd.struct_passwd]:
+    """A new user with a home; gone at the end, with every process that it still has."""
+    name = f"gku-{secrets.token_hex(3)}"
+    subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)
+    user = pwd.getpwnam(name)
+    try:
+        yield user
+    finally:
+        end_processes(user.pw_uid)
+        # The message that there is no mail spool to remove is of no use to anyone.
+        subprocess.run(["userdel", "--remove", name], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(user.pw_dir, ignore_errors=True)
+
+
+def end_processes(uid: int) -> None:
+    """SIGKILL until no process of ``uid`` is left that is not dead already."""
+    for _ in range(100):
+        found = False
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                if folder.stat().st_uid == uid and state != "Z":
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+
+
+def main(arguments: list[str]) -> int:
+    if os.geteuid() != 0:
+        print("Only root can run the tests as another user; run pytest itself.", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the user is removed then
+    python = make_environment()
+    with ordinary_user() as user:
+        copy = Path(user.pw_dir, "gvisor-kernel")
+        shutil.copytree(PROJECT, copy, ignore=LEFT_OUT, symlinks=True)
+        for path in (copy, *copy.rglob("*")):
+            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        chosen = [*CHOSEN, *(f"tests/{name}" for name in FOLDERS)]
+        done = subprocess.run(
+            [python, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or chosen)],
+            cwd=copy,
+            env={
+                "HOME": user.pw_dir,
+                "USER": user.pw_name,
+                "LANG": "C.UTF-8",
+                "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
+            },
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            start_new_session=True,
+            check=False,
+        )
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
