@@ -472,6 +472,11 @@ class KernelBridge:
             reason = f"The kernel ended by itself, {_describe_status(status)}."
             if self._ended_for_memory(status):
                 reason = self._memory_reason(self._used)
+            elif status == -signal.SIGBUS:
+                reason += (
+                    " So ends, among others, a program that maps more shared memory than "
+                    f"memory_limit, {format_size(self.identity.memory_limit)}, has room for."
+                )
         if reason is not None:
             self._tell(reason)
         self._pending.clear()
