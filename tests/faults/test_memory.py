@@ -17,7 +17,8 @@ HOGS = {
     "one big allocation": "x = bytearray(8 << 30)",
     "many small ones": "x = []\nwhile True: x.append(bytearray(100_000))",
     "pages touched as fast as can be": (
-        "import mmap\nm = mmap.mmap(-1, 8 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\nfor i in range(0, 8 << 30, 4096): m[i] = 1"
+        "import mmap\nm = mmap.mmap(-1, 8 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "for i in range(0, 8 << 30, 4096): m[i] = 1"
     ),
     "a file in memory": (
         "f = open('/tmp/hog', 'wb')\nwhile True: f.write(b'x' * (1 << 20)); f.flush()"
