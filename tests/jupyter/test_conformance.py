@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jupyter_kernel_test
 
-from .helpers import KERNEL
+from .helpers import KERNEL, SECONDS
 
 
 class TestKernel(jupyter_kernel_test.KernelTests):
@@ -45,3 +45,10 @@ class TestKernel(jupyter_kernel_test.KernelTests):
 class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):
     kernel_name = KERNEL
     support_iopub_welcome = True
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        # The welcome comes before the kernel is up, and a client that is stopped as soon as that
+        # may find its heartbeat not yet begun, and then never stopping (jupyter_client 8.10).
+        cls.kc.wait_for_ready(timeout=SECONDS)
+        super().tearDownClass()
