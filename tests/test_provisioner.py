@@ -1,0 +1,78 @@
+"""The provisioner's hooks that no front end's test comes by: paths, facts, a fresh sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from jupyter_client import KernelManager
+
+from gvisor_kernel.provisioner import GVisorProvisioner
+
+from .jupyter.helpers import execute, running_kernel
+
+
+def provisioner_of(manager: KernelManager) -> GVisorProvisioner:
+    assert isinstance(manager.provisioner, GVisorProvisioner)
+    return manager.provisioner
+
+
+def test_resolve_path(tmp_path: Path) -> None:
+    """Files that are mounted have a host path; nothing else has, whatever is planted."""
+    (tmp_path / "data.csv").write_text("1\n")
+    with running_kernel(start={"cwd": str(tmp_path)}) as (manager, client):
+        code = "import os\nopen('/mnt/user-data/outputs/made', 'w').close()\n"
+        code += "os.symlink('/etc/passwd', '/mnt/user-data/outputs/planted')\n"
+        code += "os.symlink('/', '/mnt/user-data/outputs/root')\nopen('new', 'w').close()"
+        assert execute(client, code).status == "ok"
+        resolve = provisioner_of(manager).resolve_path
+        assert resolve("data.csv") == str(tmp_path / "data.csv")
+        assert resolve("/workspace/data.csv") == str(tmp_path / "data.csv")
+        assert resolve("/mnt/user-data/uploads/data.csv") == str(tmp_path / "data.csv")
+        made = str(tmp_path / "outputs" / "made")
+        assert resolve("/mnt/user-data/outputs/made") == made
+        for path in (
+            "/mnt/user-data/outputs/planted",
+            "/mnt/user-data/outputs/root/etc/passwd",
+            "/mnt/user-data/outputs/../../../etc/passwd",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "new",  # copy-on-write: it is in the sandbox alone
+            "data.csv\0",
+            "",
+        ):
+            assert resolve(path) in (None, str(tmp_path)), path
+    assert provisioner_of(manager).resolve_path("data.csv") is None
+
+
+def test_info_goes_out_and_in() -> None:
+    with running_kernel() as (manager, _):
+        provisioner = provisioner_of(manager)
+        info: dict[str, Any] = asyncio.run(provisioner.get_provisioner_info())
+        assert info["kernel_id"] == manager.kernel_id
+        assert info["sandbox"].startswith("container_")
+        assert info["connection_info"]["key"] == manager.session.key
+        other = GVisorProvisioner(
+            kernel_id="", kernel_spec=provisioner.kernel_spec, parent=manager, config=None
+        )
+        asyncio.run(other.load_provisioner_info(info))
+        assert other.connection_info == info["connection_info"]
+        assert other.kernel_id == manager.kernel_id
+        assert not other.has_process
+
+
+def test_restart_of_the_whole_sandbox(tmp_path: Path) -> None:
+    settings = {"restart": "sandbox"}
+    with running_kernel(settings=settings, start={"cwd": str(tmp_path)}) as (manager, client):
+        first = asyncio.run(provisioner_of(manager).get_provisioner_info())["sandbox"]
+        code = "open('scratch', 'w').close(); open('/mnt/user-data/outputs/kept', 'w').close()"
+        execute(client, code)
+        manager.restart_kernel()
+        client.wait_for_ready(timeout=60)
+        listing = "sorted(os.listdir('.') + os.listdir('/mnt/user-data/outputs'))"
+        answer = execute(client, "import os; " + listing)
+        assert answer.result == "['kept', 'outputs']"
+        second = asyncio.run(provisioner_of(manager).get_provisioner_info())["sandbox"]
+        assert second != first
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["kept"]

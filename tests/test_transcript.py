@@ -1,0 +1,46 @@
+"""The transcript as its two readers find it: the host's file, and the kernel's view of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .jupyter.helpers import execute, running_kernel
+
+READ = """
+import json
+lines = open("/mnt/transcripts/transcript.jsonl").read().splitlines()
+[json.loads(line)["content"]["code"] for line in lines if '"execute_request"' in line][:3]
+"""
+
+
+def test_a_conversation_is_recorded() -> None:
+    with running_kernel() as (manager, client):
+        sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+        execute(client, "print('hello')")
+        execute(client, "print('x' * 100_000)")
+        execute(client, "1 / 0")
+        inside = execute(client, READ)
+        assert inside.result == repr(["print('hello')", "print('x' * 100_000)", "1 / 0"])
+        text = (sandbox.transcripts / "transcript.jsonl").read_text()
+    entries = [json.loads(line) for line in text.splitlines()]
+    requests = [entry for entry in entries if entry["event"] == "request"]
+    hello, large, error = (
+        [entry for entry in entries if entry["id"] == request["id"]] for request in requests[:3]
+    )
+    assert [entry["event"] for entry in hello] == ["request", "output", "reply"]
+    assert hello[1]["content"]["text"] == "hello\n"
+    assert hello[2]["content"]["status"] == "ok"
+    printed = [entry for entry in large if entry["event"] == "output"]
+    assert all("content" not in entry for entry in printed), "large outputs stand by their size"
+    assert sum(entry["size"] for entry in printed) > 100_000
+    assert {entry["type"] for entry in error} == {"execute_request", "error", "execute_reply"}
+    assert [entry["time"] for entry in entries] == sorted(entry["time"] for entry in entries)
+
+
+def test_none_where_none_is_wanted() -> None:
+    with running_kernel(settings={"transcripts": False}) as (manager, client):
+        sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+        assert sandbox.transcripts is None
+        answer = execute(client, "import os; os.listdir('/mnt/transcripts')")
+        assert answer.result == "[]"
