@@ -74,10 +74,18 @@ def sources(world: World) -> Path:
 
 
 def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """nbclient's tests, with a folder of their own for the connection files that they leave."""
+    temporary = folder.with_name("tmp")
+    temporary.mkdir()
     done = subprocess.run(
         [*PYTEST, f"--basetemp={folder}", *arguments],
         cwd=sources,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
+        env={
+            **os.environ,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "TMPDIR": str(temporary),
+            **environment,
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
