@@ -15,7 +15,8 @@ LOOP = RUNNING + "while True: pass"
 SLEEP = RUNNING + "time.sleep(600)"
 REGEX = RUNNING + "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
 LOCK = RUNNING + "import threading; threading.Event().wait()"
-COROUTINE = RUNNING + "import asyncio; await asyncio.sleep(600)"
+# ipykernel does not wake its loop for an interrupt (tornado's add_callback from a signal handler).
+COROUTINE = RUNNING + "import asyncio\nwhile True: await asyncio.sleep(0.05)"
 CHILD = (
     """
 import subprocess
