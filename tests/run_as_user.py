@@ -22,7 +22,10 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 PYTHON = "/usr/bin/python3"
 CACHE = Path("/var/cache/gvisor-kernel-tests")
-FOLDERS = ("faults", "runtimes", "jupyter", "security", "bridge", "guest", "test_launch.py", "cli")
+FOLDERS = (
+    *("faults", "runtimes", "jupyter", "security", "bridge", "guest", "cli"),
+    *("test_launch.py", "test_provisioner.py", "test_transcript.py"),
+)
 """What differs for a user. The rest is pure, or concerns the sources, and ran as root."""
 CHOSEN = ("-m", "not slow and not browser")
 LEFT_OUT = shutil.ignore_patterns(
