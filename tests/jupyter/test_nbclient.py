@@ -105,9 +105,11 @@ def test_all(sources: Path, tmp_path: Path) -> None:
     environment = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "gvisor-provisioner"} if SANDBOXED else {}
 
     def run_half(number: int, which: str) -> str:
+        folder = tmp_path / str(number)
+        folder.mkdir()
         return run(
             sources,
-            tmp_path / str(number),
+            folder / "t",
             environment,
             "tests/test_client.py",
             *("-k", which),
