@@ -203,7 +203,8 @@ class KernelBridge:
         except LocalProtocolError as error:
             raise self._launch_error(
                 f"The kernel cannot be started: {error}",
-                "pass fewer or shorter environment variables (setting environment).",
+                "where it is too long: pass fewer or shorter variables (setting environment, or "
+                "env in the kernelspec). Else restart the kernel.",
             ) from error
         except TimeoutError:
             self._link.end("the kernel did not start in time")
