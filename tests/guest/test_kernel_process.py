@@ -53,6 +53,7 @@ def restart(manager: Any, client: Any) -> None:
     assert len(inside.split(",")) == 2, inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
