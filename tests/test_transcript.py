@@ -28,12 +28,15 @@ def test_a_conversation_is_recorded() -> None:
     hello, large, error = (
         [entry for entry in entries if entry["id"] == request["id"]] for request in requests[:3]
     )
-    assert [entry["event"] for entry in hello] == ["request", "output", "reply"]
-    assert hello[1]["content"]["text"] == "hello\n"
-    assert hello[2]["content"]["status"] == "ok"
+    # Output and reply come on channels of their own: which passes first is not promised.
+    assert hello[0]["event"] == "request"
+    assert [entry["content"]["status"] for entry in hello if entry["event"] == "reply"] == ["ok"]
+    said = [entry["content"]["text"] for entry in hello if entry["event"] == "output"]
+    assert "".join(said) == "hello\n"
+    # The newline may come alone, small enough to be kept; the large text stands by its size.
     printed = [entry for entry in large if entry["event"] == "output"]
-    assert all("content" not in entry for entry in printed), "large outputs stand by their size"
-    assert sum(entry["size"] for entry in printed) > 100_000
+    assert sum(entry["size"] for entry in printed if "content" not in entry) >= 100_000
+    assert all("x" not in entry["content"]["text"] for entry in printed if "content" in entry)
     assert {entry["type"] for entry in error} == {"execute_request", "error", "execute_reply"}
     assert [entry["time"] for entry in entries] == sorted(entry["time"] for entry in entries)
 
