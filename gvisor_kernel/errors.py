@@ -6,8 +6,10 @@ GvisorKernelError
 ├── SandboxError          a sandbox could not be had, or ended by itself
 │   ├── RuntimeMissing    the program that makes sandboxes is absent or unusable
 │   ├── LaunchError       a sandbox did not start
+│   ├── SnapshotError     an image of a sandbox could not be made, or not be used
 │   └── IsolationError    a sandbox started, but is not what was demanded; it was ended
 ├── KernelspecError       a kernelspec could not be installed, found or removed
+├── SkillError            a skill's folder or package is not one, or cannot be had
 └── StateError            the directories of this user's sandboxes cannot be used
 
 Every error is a fact with its values, and a hint: what the reader can do about it. Jupyter
@@ -74,12 +76,20 @@ class LaunchError(SandboxError):
     """A sandbox did not start; ``detail`` has the last lines that it wrote."""
 
 
+class SnapshotError(SandboxError):
+    """An image of a sandbox could not be made or used. A start without one may well succeed."""
+
+
 class IsolationError(SandboxError):
     """A sandbox is not what was demanded. It has been ended before this is raised."""
 
 
 class KernelspecError(GvisorKernelError):
     """A kernelspec could not be installed, found or removed."""
+
+
+class SkillError(GvisorKernelError):
+    """A skill's folder or package is not one, or could not be installed, found or removed."""
 
 
 class StateError(GvisorKernelError):

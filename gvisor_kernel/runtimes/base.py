@@ -64,7 +64,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def poll(self) -> int | None:
-        """The exit status of the sandbox's process, or None while it runs. Does not block."""
+        """None while the sandbox's process runs, else a number without meaning. Does not block."""
 
     @abstractmethod
     def memory_used(self) -> int | None:
@@ -97,12 +97,28 @@ class Runtime(ABC):
     name: str
 
     @abstractmethod
-    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+    ) -> Sandbox:
         """Start a sandbox whose PID 1 is the guest. Blocks; called in a worker thread.
 
         Returns as soon as the link's two ends exist and the runtime's process lives; whether
         the guest answers is the bridge's to wait for. Raises RuntimeMissing, LaunchError,
         IsolationError, SettingError or StateError, with nothing left behind.
+
+        ``image``: a directory that ``checkpoint`` has filled. The sandbox goes on from there,
+        with the mounts, limits and place of ``spec`` and ``request``; what a restored process
+        sees of the time between is the guest's to put right. Raises SnapshotError where the
+        image cannot be restored.
+        """
+
+    @abstractmethod
+    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
+        """Write the image of ``sandbox`` into ``directory``, which is empty, and end it. Blocks.
+
+        The image holds the sandbox's memory: whoever reads it reads that. What waits unread in
+        the link towards the guest becomes part of it. ``sandbox`` is still to be closed, by the
+        caller, also after an error. Raises SnapshotError, after at most ``seconds``.
         """
 
     @abstractmethod

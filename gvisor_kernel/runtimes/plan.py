@@ -74,6 +74,10 @@ class Places:
         return self.directory / "runsc"
 
     @property
+    def pid_file(self) -> Path:
+        return self.runsc / "sentry.pid"
+
+    @property
     def meminfo(self) -> Path:
         return self.directory / "meminfo"
 

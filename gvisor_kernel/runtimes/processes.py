@@ -150,6 +150,12 @@ def wait_until_gone(pids: Iterable[int], deadline: float) -> bool:
             os.close(fd)
 
 
+def reap(pid: int) -> None:
+    """Forget a dead process that was left to this one: where this is the init of a container."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
 def read_posture(pid: int) -> Posture | None:
     """How far ``pid`` is locked in; None when it is gone."""
     try:

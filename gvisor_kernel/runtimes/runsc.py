@@ -6,15 +6,12 @@ where these can be made. An ordinary user's run in ``unshare -Ur``, with the use
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
+from gvisor_kernel.runtimes.checkpoint import write_image
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.plan import (
     Outputs,
@@ -35,14 +33,21 @@ from gvisor_kernel.runtimes.plan import (
 from gvisor_kernel.runtimes.posture import check_posture
 from gvisor_kernel.runtimes.processes import ProcessId
 from gvisor_kernel.runtimes.rootfs import write_rootfs
-from gvisor_kernel.runtimes.runsc_cli import Runsc, find_runsc, prelude_argv, run_argv, user_argv
-from gvisor_kernel.runtimes.runsc_sandbox import Ends, RunscSandbox
+from gvisor_kernel.runtimes.runsc_cli import (
+    Runsc,
+    find_runsc,
+    prelude_argv,
+    start_argv,
+    user_argv,
+)
+from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.staging import (
     Stage,
     can_map_owner,
     choose_stage,
     run_staged,
 )
+from gvisor_kernel.runtimes.starting import make_pipes, spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import remove_sandbox, sweep_orphans
@@ -55,8 +60,6 @@ from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
 from gvisor_kernel.spec.oci import SUBUID_BASE, finalize_config, guest_argv
 
 log = logging.getLogger(__name__)
-
-PIPE_SIZE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class RunscRuntime(Runtime):
         self._swept = False
         self._sweeping = threading.Lock()
 
-    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+    ) -> Sandbox:
         runsc = find_runsc()
         world = find_world(request.python)
         self._sweep_once()
@@ -110,7 +115,7 @@ class RunscRuntime(Runtime):
             if cgroup.directories:
                 record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
                 state.write_record(places.directory, record)
-            return self._start(plan, record, cgroup)
+            return self._start(plan, record, cgroup, image)
         except OSError as error:
             self._undo(places, record)
             raise LaunchError(
@@ -129,6 +134,10 @@ class RunscRuntime(Runtime):
         except IsolationError:
             sandbox.kill()  # not closed: the bridge's loop still watches its descriptors
             raise
+
+    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
+        assert isinstance(sandbox, RunscSandbox)
+        write_image(find_runsc(), sandbox, directory, seconds)
 
     def advise(self, words: str) -> str:
         return find_hint(words)
@@ -153,7 +162,9 @@ class RunscRuntime(Runtime):
         remove_sandbox(places.directory, record)
         lifeline.release()
 
-    def _start(self, plan: _Plan, record: Record, cgroup: Cgroup) -> RunscSandbox:
+    def _start(
+        self, plan: _Plan, record: Record, cgroup: Cgroup, image: Path | None
+    ) -> RunscSandbox:
         places = plan.places
         as_root = os.geteuid() == 0
         file_size = None if cgroup.bounds_memory else file_size_limit(plan.spec)
@@ -169,15 +180,17 @@ class RunscRuntime(Runtime):
             file_size=file_size,
         )
         (places.bundle / "config.json").write_text(json.dumps(config))
-        argv = run_argv(
+        argv = start_argv(
             plan.runsc,
             root=str(places.runsc),
             bundle=str(places.bundle),
             container_id=plan.identity.container_id,
             panic_log=str(places.runsc / "panic.log"),
+            pid_file=str(places.pid_file),
             disk_limit=plan.spec.disk_limit,
+            image=None if image is None else str(image),
         )
-        ends = _make_pipes()
+        ends = make_pipes()
         try:
             if stage is None:
                 writable = [bind.source for bind in binds if not bind.read_only]
@@ -188,22 +201,30 @@ class RunscRuntime(Runtime):
                     meminfo=str(places.meminfo),
                     writable=[str(places.runsc), *writable],
                 )
-                process = _spawn(argv, ends, places)
+                process = spawn(argv, ends, places)
             else:
                 argv = prelude_argv(argv, cgroup=cgroup, file_size=file_size)
                 staged = [*binds, Bind(str(places.rootfs), "/")]
                 process = run_staged(
-                    stage, staged, places.meminfo, lambda: _spawn(argv, ends, places)
+                    stage, staged, places.meminfo, lambda: spawn(argv, ends, places)
                 )
         except BaseException:
             ends.close_host()
             raise
         finally:
             ends.close_guest()
+        stderr = StderrLog(ends.stderr, places.log)
+        try:
+            sentry = wait_for_sentry(
+                process, places, stderr, plan.spec.start_timeout, restores=image is not None
+            )
+        except BaseException:
+            ends.close_link()
+            raise
         return RunscSandbox(
-            process=process,
+            sentry=sentry,
             ends=ends,
-            stderr=StderrLog(ends.stderr, places.log),
+            stderr=stderr,
             record=record,
             places=places,
             mounts=tuple(MountView(b.source, b.target, b.read_only) for b in binds),
@@ -303,33 +324,3 @@ def _kernel_environment(plan: _Plan) -> dict[str, str]:
         names=plan.spec.environment,
         server=plan.request.environment,
     )
-
-
-def _make_pipes() -> Ends:
-    guest_in, link_in = os.pipe2(os.O_CLOEXEC)
-    link_out, guest_out = os.pipe2(os.O_CLOEXEC)
-    stderr, guest_stderr = os.pipe2(os.O_CLOEXEC)
-    for fd in (link_in, link_out):
-        with suppress(OSError):  # beyond the user's share of pipe memory: smaller, not wrong
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        os.set_blocking(fd, False)
-    return Ends(link_in, link_out, stderr, (guest_in, guest_out, guest_stderr))
-
-
-def _spawn(argv: Sequence[str], ends: Ends, places: Places) -> subprocess.Popen[bytes]:
-    stdin, stdout, stderr = ends.guest
-    try:
-        return subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-            cwd=places.directory,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise LaunchError(
-            f"The program {argv[0]} is not installed.",
-            "install util-linux, which has it: `sudo apt-get install util-linux`.",
-        ) from error

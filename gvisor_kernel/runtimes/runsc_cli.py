@@ -37,9 +37,12 @@ class Runsc:
     flags: frozenset[str]
     sizes_overlay: bool
     """Whether ``--overlay2`` takes a size."""
+    fingerprint: str = ""
+    """Differs from that of any other file that was at ``path`` before."""
 
 
 _known: dict[tuple[str, int, int], Runsc] = {}
+_commands: dict[tuple[Runsc, str], frozenset[str]] = {}
 _lock = threading.Lock()
 
 
@@ -53,18 +56,31 @@ def find_runsc() -> Runsc:
     key = (path, status.st_mtime_ns, status.st_size)
     with _lock:
         if key not in _known:
-            _known[key] = _ask(path)
+            _known[key] = _ask(path, f"{status.st_mtime_ns}-{status.st_size}")
         return _known[key]
 
 
-def _ask(path: str) -> Runsc:
+def command_flags(runsc: Runsc, command: str) -> frozenset[str]:
+    """The flags that ``runsc COMMAND`` has. Raises RuntimeMissing."""
+    with _lock:
+        if (runsc, command) not in _commands:
+            (text,) = _answers(runsc.path, (command, "--help"))
+            _commands[runsc, command] = _find_flags(text)
+        return _commands[runsc, command]
+
+
+def _find_flags(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"^\s*--?([A-Za-z][\w-]*)", text, re.MULTILINE))
+
+
+def _ask(path: str, fingerprint: str) -> Runsc:
     version_text, flags_text = _answers(path, ("--version",), ("flags",))
     match = re.search(r"runsc version (?:release-)?(\S+)", version_text)
     if match is None:
         raise RuntimeMissing(
             f"{path} does not say which version it is.", INSTALL, version_text[-1000:]
         )
-    flags = frozenset(re.findall(r"^\s*--?([A-Za-z][\w-]*)", flags_text, re.MULTILINE))
+    flags = _find_flags(flags_text)
     missing = NEEDED_FLAGS - flags
     if missing:
         raise RuntimeMissing(
@@ -72,7 +88,8 @@ def _ask(path: str) -> Runsc:
             f"it is too old: {INSTALL}",
         )
     overlay = re.search(r"^\s*--?overlay2\b.*(?:\n\s+.*)?", flags_text, re.MULTILINE)
-    return Runsc(path, match[1], flags, overlay is not None and "size=" in overlay[0])
+    sizes_overlay = overlay is not None and "size=" in overlay[0]
+    return Runsc(path, match[1], flags, sizes_overlay, fingerprint)
 
 
 def _answers(path: str, *questions: Sequence[str]) -> list[str]:
@@ -102,26 +119,67 @@ def _answers(path: str, *questions: Sequence[str]) -> list[str]:
             child.communicate()
 
 
-def run_argv(
-    runsc: Runsc, *, root: str, bundle: str, container_id: str, panic_log: str, disk_limit: int
+def start_argv(
+    runsc: Runsc,
+    *,
+    root: str,
+    bundle: str,
+    container_id: str,
+    panic_log: str,
+    pid_file: str,
+    disk_limit: int,
+    image: str | None,
 ) -> list[str]:
-    """The command that runs the sandbox of ``bundle``, in the foreground.
+    """The command that starts the sandbox of ``bundle`` and ends as soon as that runs.
 
-    The panic log is worth having, and also takes the file descriptor that makes those of the
-    mounts begin at 5.
+    ``image``: restore from there. ``pid_file`` gets the sentry's pid. The panic log is worth
+    having, and also takes the file descriptor that makes those of the mounts begin at 5.
     """
-    overlay = "root:memory" + (f",size={disk_limit}" if runsc.sizes_overlay else "")
     argv = [
         runsc.path,
         f"--root={root}",
+        *sandbox_flags(runsc, disk_limit),
+    ]
+    if "panic-log" in runsc.flags:
+        argv.append(f"--panic-log={panic_log}")
+    command = ["run"] if image is None else ["restore", f"--image-path={image}"]
+    return [
+        *argv,
+        *command,
+        "--detach",
+        f"--bundle={bundle}",
+        f"--pid-file={pid_file}",
+        container_id,
+    ]
+
+
+def sandbox_flags(runsc: Runsc, disk_limit: int) -> tuple[str, ...]:
+    """The flags that shape a sandbox. A restored one needs those that its image was made with."""
+    overlay = "root:memory" + (f",size={disk_limit}" if runsc.sizes_overlay else "")
+    return (
         "--network=none",
         "--platform=systrap",
         f"--overlay2={overlay}",
         "--ignore-cgroups",
-    ]
-    if "panic-log" in runsc.flags:
-        argv.append(f"--panic-log={panic_log}")
-    return [*argv, "run", f"--bundle={bundle}", container_id]
+    )
+
+
+def checkpoint_argv(
+    runsc: Runsc, *, root: str, container_id: str, image: str, direct: bool
+) -> list[str]:
+    """The command that writes a sandbox's image into the directory ``image`` and ends it.
+
+    ``direct``: past the page cache, where this runsc can.
+    """
+    flags = command_flags(runsc, "checkpoint")
+    argv = [runsc.path, f"--root={root}", "checkpoint", f"--image-path={image}"]
+    if "compression" in flags:
+        argv.append("--compression=none")
+    if direct and "direct" in flags:
+        argv.append("--direct")
+    if os.geteuid() != 0:
+        argv = ["unshare", "-Ur", *argv]
+    return [*argv, container_id]
 
 
 def prelude_argv(argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.errors import StateError
@@ -17,6 +16,7 @@ from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.cgroups import count_oom_kills
 from gvisor_kernel.runtimes.plan import Places
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.runtimes.starting import Ends, Sentry, is_readable
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import END_SECONDS, kill_sandbox, remove_sandbox, root_argument
@@ -26,33 +26,13 @@ log = logging.getLogger(__name__)
 MEMORY_FILE = "/memfd:runsc-memory"
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The host's ends of a sandbox's three pipes, and the sandbox's own, until it has them."""
-
-    link_in: int
-    link_out: int
-    stderr: int
-    guest: tuple[int, int, int]
-
-    def close_guest(self) -> None:
-        for fd in self.guest:
-            os.close(fd)
-
-    def close_host(self) -> None:
-        for fd in (self.link_in, self.link_out, self.stderr):
-            os.close(fd)
-
-
 class RunscSandbox(Sandbox):
-    """What ``RunscRuntime.start`` returns. The process is runsc in the foreground: it ends with
-    the sandbox, and with the status of PID 1.
-    """
+    """What ``RunscRuntime.start`` returns. Its process is the sentry, which ends with PID 1."""
 
     def __init__(
         self,
         *,
-        process: subprocess.Popen[bytes],
+        sentry: Sentry,
         ends: Ends,
         stderr: StderrLog,
         record: Record,
@@ -69,21 +49,27 @@ class RunscSandbox(Sandbox):
         self.transcripts = places.transcripts if has_transcripts else None
         self.link_in = ends.link_in
         self.link_out = ends.link_out
-        self.exit_fd = os.pidfd_open(process.pid)
+        self.exit_fd = sentry.fd
         self.mounts = mounts
         self.kernel_environment = dict(kernel_environment)
         self.python = python
         self.workdir = workdir
-        self._process = process
+        self._sentry = sentry.pid
+        self._ended = False
+        self._descriptors = threading.Lock()
         self._stderr = stderr
         self._record = record
+        self.container_id = record.container_id
+        self.runsc_root = places.runsc
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: _MemoryFile | None = None
         self._closing = threading.Lock()
         self._closed = False
 
     def poll(self) -> int | None:
-        return self._process.poll()
+        with self._descriptors:
+            self._ended = self._ended or is_readable(self.exit_fd)
+        return 0 if self._ended else None
 
     def memory_used(self) -> int | None:
         if self._closed:
@@ -114,15 +100,19 @@ class RunscSandbox(Sandbox):
         with self._closing:
             if self._closed:
                 return
+            gofer = self.find_process(GOFER_NAME)
             if not remove_sandbox(self.directory, self._record):
                 log.warning("Something of %s is left to the next sweep", self.identity)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
             self._stderr.wait(END_SECONDS)
             self._closed = True
-            for fd in (self.link_in, self.link_out, self.exit_fd):
-                with suppress(OSError):
-                    os.close(fd)
+            with self._descriptors:
+                self._ended = True
+                for fd in (self.link_in, self.link_out, self.exit_fd):
+                    with suppress(OSError):
+                        os.close(fd)
+            for pid in (self._sentry, gofer):
+                if pid is not None:
+                    processes.reap(pid)
             memory, self._memory = self._memory, None
             if memory is not None:
                 memory.close()
@@ -130,16 +120,11 @@ class RunscSandbox(Sandbox):
 
     # -- for the runtime -------------------------------------------------------------------------
 
-    @property
-    def process_id(self) -> int:
-        """The pid of runsc in the foreground."""
-        return self._process.pid
-
     def find_process(self, name: str) -> int | None:
-        """The pid of runsc's process called ``name`` (sentry or gofer), if it lives."""
+        """The pid of the sandbox's process called ``name`` (sentry or gofer), if it lives."""
         mark = root_argument(self.directory)
-        children = processes.read_children(self._process.pid)
-        for pid in children or processes.find_with_argument(mark):
+        pids = [self._sentry] if name == SANDBOX_NAME else processes.find_with_argument(mark)
+        for pid in pids:
             argv = processes.read_argv(pid)
             if argv[:1] == [name] and mark in argv:
                 return pid
@@ -148,7 +133,6 @@ class RunscSandbox(Sandbox):
     def record_processes(self) -> None:
         """Write into the record which processes of the host the sandbox has."""
         found = {
-            "runsc": processes.identify(self._process.pid),
             "sentry": self._identify(SANDBOX_NAME),
             "gofer": self._identify(GOFER_NAME),
         }

@@ -93,9 +93,10 @@ def test_the_owner_is_killed(number: int, folder: Path, shared: Conversation) ->
     assert shared.sandbox.poll() is None
 
 
-def test_runsc_is_killed_and_then_the_owner(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["sentry", "gofer"])
+def test_a_process_is_killed_and_then_the_owner(name: str, folder: Path) -> None:
     with owning(folder) as owner:
-        os.kill(owner.processes["runsc"].pid, signal.SIGKILL)
+        os.kill(owner.processes[name].pid, signal.SIGKILL)
         owner.process.kill()
         owner.process.wait()
         owner.wait_until_all_is_gone()

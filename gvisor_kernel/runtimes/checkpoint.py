@@ -1,0 +1,67 @@
+"""Writing the image of a running sandbox of runsc."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes.runsc_cli import Runsc, checkpoint_argv
+from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
+from gvisor_kernel.runtimes.starting import is_readable
+
+END_SECONDS = 5.0
+
+
+def write_image(runsc: Runsc, sandbox: RunscSandbox, directory: Path, seconds: float) -> None:
+    """See ``Runtime.checkpoint``."""
+    argv = checkpoint_argv(
+        runsc,
+        root=str(sandbox.runsc_root),
+        container_id=sandbox.container_id,
+        image=str(directory),
+        direct=can_write_directly(directory),
+    )
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd=sandbox.directory,
+            umask=0o077,
+            timeout=seconds,
+            start_new_session=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SnapshotError(
+            f"The image of a kernel was not written within {seconds:g} s."
+        ) from error
+    except OSError as error:
+        raise SnapshotError(f"{argv[0]} cannot be run: {error.strerror}.") from error
+    if done.returncode != 0:
+        raise SnapshotError(
+            f"The image of a kernel could not be written: runsc ended with status"
+            f" {done.returncode}.",
+            "kernels start without one, more slowly; see whether the disk is full.",
+            done.stderr.decode(errors="replace")[-2000:],
+        )
+    if not is_readable(sandbox.exit_fd, END_SECONDS):
+        raise SnapshotError("The sandbox went on although its image was written.")
+
+
+def can_write_directly(directory: Path) -> bool:
+    """Whether the file system of ``directory`` takes O_DIRECT, as not all do."""
+    probe = directory / "probe"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return True
