@@ -16,9 +16,11 @@ from gvisor_kernel.spec.etc import HOSTNAME
 from gvisor_kernel.spec.layout import GUEST, LAYOUT, Bind, Mount, Tmpfs, order_mounts
 from gvisor_kernel.spec.limits import guest_rlimits
 
-SUBUID_BASE = 100000
+SUBUID_BASE = 700_000_000
 SUBUID_COUNT = 65536
-"""The host's uids and gids of a sandbox that root starts: 0 inside is SUBUID_BASE outside."""
+"""The host's uids and gids of a sandbox that root starts: 0 inside is SUBUID_BASE outside. Above
+what useradd gives users for containers of their own (100000 to 600100000): whoever has a uid may
+signal its processes. Below the 10^9 that a system container has."""
 
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_KILL")
 
@@ -41,7 +43,8 @@ def describe_mount(mount: Mount) -> dict[str, Any]:
     match mount:
         case Bind():
             access = "ro" if mount.read_only else "rw"
-            options = ["rbind", access, "nosuid", "nodev"]
+            # Private: what the host mounts below the source later is not for the sandbox.
+            options = ["rbind", access, "nosuid", "nodev", "rprivate"]
             return {
                 "destination": mount.target,
                 "type": "bind",
