@@ -24,6 +24,7 @@ from gvisor_kernel.runtimes.sweep import END_SECONDS, kill_sandbox, remove_sandb
 log = logging.getLogger(__name__)
 
 MEMORY_FILE = "/memfd:runsc-memory"
+PAGE_SIZE = os.sysconf("SC_PAGESIZE")
 
 
 class RunscSandbox(Sandbox):
@@ -155,7 +156,8 @@ class _MemoryFile:
     """The sentry's memory file, looked at through /proc, not opened: that would keep it alive.
 
     The directory ``/proc/<pid>/fd`` is held open. It belongs to that one process for ever, also
-    when the pid is another's.
+    when the pid is another's. The sentry's own memory counts as well: names of files, what stands
+    in pipes and sockets, and the like is there, and a program makes as much of it as it wants.
     """
 
     def __init__(self, directory: int, name: str, inode: tuple[int, int]) -> None:
@@ -185,11 +187,23 @@ class _MemoryFile:
                 return None
             try:
                 status = os.stat(self._name, dir_fd=self._directory)
+                own = self._read_own()
             except OSError:
                 return None
         if (status.st_dev, status.st_ino) != self._inode:
             return None
-        return status.st_blocks * 512
+        return status.st_blocks * 512 + own
+
+    def _read_own(self) -> int:
+        """Bytes of anonymous memory: what is resident, without files and memory files."""
+        fd = os.open("../statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            _, resident, shared, *_ = os.read(fd, 256).split()
+        except ValueError:  # it has ended meanwhile
+            return 0
+        finally:
+            os.close(fd)
+        return max(int(resident) - int(shared), 0) * PAGE_SIZE
 
     def close(self) -> None:
         with self._lock:
