@@ -3,8 +3,9 @@
 This is the only module that reads settings. What a client sends (``KERNEL_*``) is not read.
 
 Values are kept as they came and judged in ``SandboxSettings.sandbox_spec()``, so that a wrong
-one is one kind of error, in words, wherever it was written. Who wins, last one first: Jupyter's
-configuration (the administrator), the kernelspec, the default.
+one is one kind of error, in words, wherever it was written. Who wins, first one first: Jupyter's
+configuration (the administrator), the kernelspec, the default. Of a limit that is in both, the
+lower value holds: a kernelspec may ask for less than it is allowed.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class SandboxSpec:
 
 DEFAULTS = SandboxSpec()
 SETTINGS = tuple(field.name for field in fields(SandboxSpec))
+LIMITS = frozenset({"memory_limit", "cpu_shares", "pids_limit", "disk_limit"})
+"""Where Jupyter's configuration has one of these, a kernelspec can lower it, and nothing else."""
 
 
 class Setting(Any):
@@ -209,6 +212,8 @@ class SandboxSettings(Configurable):
     )
 
     _unknown: dict[str, object]
+    _lower: dict[str, object]
+    """Limits of the kernelspec, where the configuration has them as well."""
 
     def __init__(self, **kwargs: AnyValue) -> None:
         stanza = {name: kwargs.pop(name) for name in set(kwargs) - _CONSTRUCTOR}
@@ -222,6 +227,7 @@ class SandboxSettings(Configurable):
             for name, value in (*stanza.items(), *configured.items())
             if name not in known and not isinstance(value, Config)
         }
+        self._lower = {name: stanza[name] for name in LIMITS & set(stanza) & set(configured)}
         for name in set(stanza) & set(known) - set(configured):
             setattr(self, name, stanza[name])
 
@@ -229,7 +235,10 @@ class SandboxSettings(Configurable):
         """The settings as they stand now; raises SettingError for the first wrong one."""
         for name, value in self._unknown.items():
             raise UnknownSetting(name, value, SETTINGS)
-        return SandboxSpec(**{name: ACCEPT[name](name, getattr(self, name)) for name in SETTINGS})
+        values = {name: ACCEPT[name](name, getattr(self, name)) for name in SETTINGS}
+        for name, value in self._lower.items():
+            values[name] = min(values[name], ACCEPT[name](name, value))
+        return SandboxSpec(**values)
 
 
 _CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec", "log", "parent"})
