@@ -81,7 +81,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             request=LaunchRequest(
                 kernel_name=name,
                 kernel_id=self.kernel_id or "",
-                folder=Path(cwd).absolute() if cwd else Path.cwd(),
+                folder=choose_folder(cwd, manager),
                 python=python,
                 environment=passed,
             ),
@@ -227,6 +227,22 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         """The host's path of what the kernel calls ``path``: for mounted files alone."""
         found = self._kernel.host_path(path) if self._kernel is not None else None
         return str(found) if found is not None else None
+
+
+def choose_folder(cwd: Any, manager: Any) -> Path:
+    """The notebook's folder. Where a server's client names it, it is below the server's root.
+
+    ``../..`` in a request would else show the kernel any folder that the server's user can read.
+    Raises LaunchError.
+    """
+    root = getattr(getattr(manager, "parent", None), "root_dir", "")
+    folder = Path(os.path.abspath(cwd or root or Path.cwd()))  # noqa: PTH100 - also drops ".."
+    if root and not folder.is_relative_to(os.path.abspath(root)):  # noqa: PTH100
+        raise LaunchError(
+            f"The kernel's folder {folder} is not below the server's root, {root}.",
+            "start it from a notebook of this server; or let root_dir hold that folder.",
+        )
+    return folder
 
 
 def choose_program(

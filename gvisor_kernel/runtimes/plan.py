@@ -5,17 +5,21 @@ Looks at the host, and makes the outputs folder and the empty ones; mounts nothi
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from platformdirs import user_data_path, user_state_path
+
 import gvisor_kernel
+from gvisor_kernel.accept import NOT_A_SOURCE, is_writable_allowed
 from gvisor_kernel.config import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.rootfs import find_etc_binds
-from gvisor_kernel.runtimes.world import World, is_too_wide
+from gvisor_kernel.runtimes.world import World, follow, is_too_wide
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
 
@@ -93,17 +97,69 @@ class Places:
 def find_uploads(spec: SandboxSpec, request: LaunchRequest) -> str | None:
     """The folder of uploads, None for an empty one. Raises SettingError.
 
-    The default shows a notebook's folder, but never a whole home or more: that takes a setting.
+    The default shows a notebook's folder, but never a whole home or more, nor where keys of
+    kernels are: that takes a setting.
     """
     if spec.uploads is None:
         return None
     path = os.path.realpath(request.folder / spec.uploads)
-    if spec.uploads == DEFAULTS.uploads and is_too_wide(path):
-        log.info("The notebook's folder holds a home, so uploads is empty")
+    if spec.uploads == DEFAULTS.uploads and (is_too_wide(path) or is_private(path)):
+        log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
         return None
-    if not Path(path).is_dir():
-        raise SettingError("uploads", spec.uploads, f"a folder that exists; {path} does not")
+    if not Path(spec.uploads).is_absolute():
+        _check_below("uploads", spec.uploads, path, request.folder)
+    if not Path(path).is_dir() or any(is_within(path, place) for place in NOT_A_SOURCE):
+        raise SettingError(
+            "uploads", spec.uploads, f"a folder of files that exists; {path} is none"
+        )
     return path
+
+
+def is_private(path: str) -> bool:
+    """Whether ``path`` is or holds, or is below, what has the keys of kernels and of Jupyter."""
+    places = (os.path.realpath(user_state_path("gvisor-kernel")), _runtime_directory())
+    return any(is_within(place, path) or is_within(path, place) for place in places)
+
+
+def _runtime_directory() -> str:
+    """Where Jupyter's servers write their tokens, and managers the connection files."""
+    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
+    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
+
+
+def check_folder(spec: SandboxSpec, request: LaunchRequest) -> None:
+    """Refuse a notebook's folder that is reached through a link which a kernel may have planted.
+
+    What a kernel leaves in outputs is not to decide what a later one is shown. Raises LaunchError.
+    """
+    if spec.outputs is None:
+        return
+    links, real = follow(str(request.folder))
+    absolute = spec.outputs.startswith("/")
+    for link in links:
+        planted = (
+            is_within(link, spec.outputs) and link != spec.outputs
+            if absolute
+            else f"/{spec.outputs}/" in link
+        )
+        if planted:
+            raise LaunchError(
+                f"The notebook's folder {request.folder} is reached through the link {link},"
+                " which lies in a folder of outputs: a kernel may have made it.",
+                f"if you know the link, open the notebook where it really is, {real}.",
+            )
+
+
+def _check_below(name: str, value: str, path: str, folder: Path) -> None:
+    """Raise SettingError where a relative setting leads out of the notebook's folder by a link."""
+    real = os.path.realpath(folder)
+    if not is_within(path, real):
+        raise SettingError(
+            name,
+            value,
+            f"a folder below the notebook's; {folder / value} leads to {path} by a link. Write"
+            " that path itself if it is meant",
+        )
 
 
 def find_outputs(spec: SandboxSpec, request: LaunchRequest) -> Outputs:
@@ -114,7 +170,11 @@ def find_outputs(spec: SandboxSpec, request: LaunchRequest) -> Outputs:
     if spec.outputs is None:
         return Outputs(None)
     path = Path(os.path.realpath(request.folder / spec.outputs))
+    if not Path(spec.outputs).is_absolute():
+        _check_below("outputs", spec.outputs, str(path), request.folder)
     try:
+        if not is_writable_allowed(str(path)):
+            raise PermissionError(errno.EPERM, "it is a folder of the system, or holds a home")
         path.mkdir()
     except FileExistsError:
         if path.is_dir():
@@ -184,8 +244,10 @@ def _show(root: str, path: str) -> Bind:
 def _check_extra(extra: Bind, world: World) -> None:
     if not Path(extra.source).exists():
         raise SettingError("mounts", extra.source, "a list whose sources exist")
-    for root in world.roots:
-        if is_within(extra.target, root) or is_within(root, extra.target):
+    links = (link for link, _ in world.links)
+    aliases = (path for path, _ in world.aliases)
+    for path in (*world.roots, *links, *aliases):
+        if is_within(extra.target, path) or is_within(path, extra.target):
             raise SettingError(
-                "mounts", extra.target, f"a list whose targets keep off {root}, which Python needs"
+                "mounts", extra.target, f"a list whose targets keep off {path}, which Python needs"
             )

@@ -26,6 +26,7 @@ from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.plan import (
     Outputs,
     Places,
+    check_folder,
     find_outputs,
     find_uploads,
     plan_mounts,
@@ -94,6 +95,7 @@ class RunscRuntime(Runtime):
         world = find_world(request.python)
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
+        check_folder(spec, request)
         uploads = find_uploads(spec, request)
         owner = state.this_process()
         with state.locked():
