@@ -20,6 +20,8 @@ from gvisor_kernel.errors import SettingError
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 SIZE_MOST = 2**60
+STRINGS_MOST = 16 * 1024
+"""Characters of a list of words, as ASCII: it travels in one piece with the start of a kernel."""
 
 OWN_TARGETS = (
     "/container_info.json",
@@ -82,7 +84,7 @@ def accept_flag(name: str, value: object) -> bool:
     raise SettingError(name, value, "true or false")
 
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 1024, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
 
@@ -105,11 +107,18 @@ def accept_size(least: int) -> Callable[[str, object], int]:
 
 
 def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
-    if isinstance(value, list | tuple) and all(
-        isinstance(item, str) and item and "\0" not in item for item in value
+    if (
+        isinstance(value, list | tuple)
+        and all(isinstance(item, str) and item and is_text(item) for item in value)
+        and sum(len(ascii(item)) for item in value) <= STRINGS_MOST
     ):
         return tuple(value)
     raise SettingError(name, value, accepted)
+
+
+def is_text(value: str) -> bool:
+    """Whether ``value`` can be an argument of a program: no NUL, no half of a character."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def accept_command(name: str, value: object) -> tuple[str, ...]:
@@ -156,6 +165,22 @@ def is_within(path: str, folder: str) -> bool:
     return folder == "/" or path == folder or path.startswith(folder + "/")
 
 
+def is_directory(path: str) -> bool:
+    """Whether ``path`` is a directory that this user reaches. Raises nothing, however odd it is."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and closed folders
+
+
+def is_free(path: str) -> bool:
+    """Whether nothing is at ``path``, as far as this user can see, and something could be."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def homes() -> set[str]:
     """The real paths of this user's home directory, by environment and by account."""
     found = {os.path.realpath(Path("~").expanduser())}
@@ -186,7 +211,7 @@ def accept_uploads(name: str, value: object) -> str | None:
     if not path.startswith("/"):
         return posixpath.normpath(path)
     real = os.path.realpath(path)
-    if not Path(real).is_dir() or any(is_within(real, folder) for folder in NOT_A_SOURCE):
+    if not is_directory(real) or any(is_within(real, folder) for folder in NOT_A_SOURCE):
         raise SettingError(name, value, accepted)
     return real
 
@@ -207,7 +232,7 @@ def accept_outputs(name: str, value: object) -> str | None:
             raise SettingError(name, value, accepted)
         return path
     real = os.path.realpath(path)
-    if not is_writable_allowed(real) or (Path(real).exists() and not Path(real).is_dir()):
+    if not is_writable_allowed(real) or not (is_directory(real) or is_free(real)):
         raise SettingError(name, value, accepted)
     return real
 
@@ -217,9 +242,15 @@ def accept_skills(name: str, value: object) -> str | None:
         return None
     accepted = 'the absolute path of a folder with "public" or "examples" in it, or None'
     if isinstance(value, str) and is_plain_path(value):
-        path = Path(value).expanduser()
-        if path.is_absolute() and any((path / part).is_dir() for part in ("public", "examples")):
-            return os.path.realpath(path)
+        path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
+        real = os.path.realpath(path)
+        found = any(is_directory(f"{real}/{part}") for part in ("public", "examples"))
+        if (
+            found
+            and path.startswith("/")
+            and not any(is_within(real, place) for place in NOT_A_SOURCE)
+        ):
+            return real
     raise SettingError(name, value, accepted)
 
 
@@ -227,13 +258,13 @@ def accept_source(name: str, value: object, read_only: bool) -> str:
     accepted = 'the absolute path, without "..", of a folder or file that exists'
     if not isinstance(value, str) or not is_plain_path(value):
         raise SettingError(name, value, accepted)
-    path = Path(value).expanduser()
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
     try:
         real = os.path.realpath(path, strict=True)
         mode = Path(real).stat().st_mode
     except OSError as error:
         raise SettingError(name, value, f"{accepted} ({error.strerror})") from error
-    if not path.is_absolute() or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+    if not path.startswith("/") or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise SettingError(name, value, accepted)
     if real == "/" or any(is_within(real, folder) for folder in NOT_A_SOURCE):
         raise SettingError(name, value, f"{accepted}, but not / or in {', '.join(NOT_A_SOURCE)}")

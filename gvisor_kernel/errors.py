@@ -46,7 +46,10 @@ class SettingError(GvisorKernelError):
     def __init__(self, setting: str, value: object, accepted: str) -> None:
         self.setting = setting
         self.value = value
-        self.shown = repr(value)
+        try:
+            self.shown = repr(value)
+        except (ValueError, RecursionError):  # a number of many thousand digits, a deep nest
+            self.shown = f"a {type(value).__name__} too large to be shown"
         if len(self.shown) > 200:
             self.shown = self.shown[:200] + "…"
         super().__init__(f"The setting {setting} is {self.shown}.", f"set it to {accepted}.")

@@ -17,6 +17,9 @@ PIDS_RUNTIME = 256
 FILE_CHUNK = GIB
 """The runtime grows its memory file by this much, so a bound on it is a multiple of this."""
 
+PIDS_MOST = 4194304
+"""More than this the kernel of a 64-bit host does not take, nor has."""
+
 OPEN_FILES = 65536
 
 
@@ -40,7 +43,7 @@ def host_limits(spec: SandboxSpec) -> HostLimits:
     return HostLimits(
         memory=spec.memory_limit + MEMORY_BACKSTOP,
         cpu_shares=spec.cpu_shares,
-        pids=2 * spec.pids_limit + PIDS_RUNTIME,
+        pids=min(2 * spec.pids_limit + PIDS_RUNTIME, PIDS_MOST),
     )
 
 
