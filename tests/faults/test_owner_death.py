@@ -21,7 +21,7 @@ from .. import leaks
 from ..jupyter.helpers import execute, running_kernel, wait_for, wait_until
 from ..world import PROJECT, World
 
-PARTS = ("runsc", "sentry", "gofer")
+PARTS = ("sentry", "gofer")
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def test_server_killed(survivor: Any, world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> None:
-    """kill -9 of runsc, of the sentry, of the gofer: the kernel has died, and Jupyter is told."""
+    """kill -9 of the sentry, of the gofer: the kernel has died, and Jupyter is told."""
     with running_kernel() as (manager, client):
         sandbox = manager.provisioner._kernel.sandbox
         record = record_of(sandbox.identity)
