@@ -1,128 +1,150 @@
-"""``python -m benchmarks [--rounds N] [--output DIR]``: measure, interleaved, and write results.
+"""``python -m benchmarks``: measure, interleaved, and write results, tables and plots.
 
-Each round measures every variant once, in turn, so that a slow minute of the machine falls on
-all of them. Results: ``results.json`` and ``results.md`` with medians and ratios to the local
-kernel, which runs on the same Python over the same transport (ipc).
+Results go into a folder: results.json, results.md, and a PNG for each group of figures. As root
+an ordinary user is made for the variants of one, and removed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import dataclasses
+import pwd
 import os
-import platform
-import statistics
+import signal
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
-from jupyter_client.manager import KernelManager
-from jupyter_client.provisioning.factory import KernelProvisionerFactory
-
-from benchmarks import figures
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
-
-IDLE_SECONDS = 10.0
-Samples = dict[str, dict[str, list[float]]]
+from benchmarks import figures, machine, plots, processes, profiles, report
+from benchmarks.peers.engine import Engine, EngineError
+from benchmarks.results import Results
+from benchmarks.schedule import FULL, QUICK, QUICK_VARIANTS, Plan, Schedule
+from benchmarks.variants import VARIANTS, choose
+from benchmarks.workers import Workers, may_run, ordinary_user
 
 
-def manager_of(provisioner: str) -> Callable[[], KernelManager]:
-    def prepare() -> KernelManager:
-        factory = KernelProvisionerFactory.instance()
-        factory.default_provisioner_name = provisioner
-        return KernelManager(kernel_name="python3", transport="ipc")
-
-    return prepare
-
-
-VARIANTS = {
-    "local": manager_of("local-provisioner"),
-    "gvisor cold, relay": manager_of("gvisor-provisioner"),
-}
-
-
-def measure(rounds: int) -> Samples:
-    samples: Samples = {name: defaultdict(list) for name in VARIANTS}
-    for number in range(rounds):
-        for name, prepare in VARIANTS.items():
-            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            for figure, value in figures.measure_start(prepare).items():
-                samples[name][figure].append(value)
-        for name, prepare in VARIANTS.items():
-            others = figures.descendants()
-            with figures.started(prepare) as (manager, client):
-                kernel = figures.descendants() - others
-                samples[name]["memory of an idle kernel, MiB"].append(figures.memory_mib(kernel))
-                before = figures.cpu_seconds(kernel)
-                time.sleep(IDLE_SECONDS)
-                used = figures.cpu_seconds(kernel) - before
-                samples[name]["idle CPU, % of a core"].append(100 * used / IDLE_SECONDS)
-                for figure, values in figures.measure_kernel(manager, client).items():
-                    samples[name][figure].extend(values)
-    return samples
-
-
-def describe_machine() -> dict[str, Any]:
-    found = find_runsc()
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpus": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 1024**3),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "user": "root" if os.geteuid() == 0 else "ordinary",
-        "runsc": getattr(found, "version", str(found)),
-        "load": [round(value, 2) for value in os.getloadavg()],
-        **{name: version(name) for name in ("gvisor-kernel", "ipykernel", "jupyter-client")},
-    }
-
-
-def quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def table(samples: Samples) -> str:
-    """Medians, p90 where there are many samples, and the ratio to the first variant."""
-    base, *others = samples
-    lines = [
-        f"| figure | {base} | " + " | ".join(f"{name} | ratio" for name in others) + " |",
-        "|---|" + "---|" * (1 + 2 * len(others)),
-    ]
-    for figure, values in samples[base].items():
-        for label, share in (("", 0.5), *([(", p90", 0.9)] if len(values) >= 20 else [])):
-            reference = quantile(values, share)
-            cells = [f"{reference:.4g}"]
-            for name in others:
-                value = quantile(samples[name][figure], share)
-                cells += [f"{value:.4g}", f"{value / reference:.2f}" if reference else "-"]
-            lines.append(f"| {figure}{label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
-    arguments = parser.parse_args()
-    os.environ["JUPYTER_PLATFORM_DIRS"] = "1"
-    begin = describe_machine()
-    samples = measure(arguments.rounds)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    result = {"machine": begin, "load_at_end": list(os.getloadavg()), "samples": samples}
-    (arguments.output / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = table(samples)
-    (arguments.output / "results.md").write_text(text)
-    print(json.dumps(begin, indent=1))
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer variants and rounds: about 4 minutes")
+    add("--variants", default="", help="names with *, joined by ';' (see --list)")
+    add("--figures", default="", help=f"some of: {', '.join(figures.NAMES)}")
+    add("--rounds", type=int, help="rounds of every figure that has more than one")
+    add("--output", type=Path, default=Path("benchmark-results"), help="folder for the results")
+    add("--list", action="store_true", help="name variants and figures, measure nothing")
+    add("--profile", choices=sorted(profiles.PROFILES), help="where the time goes, for --variants")
+    add("--from", dest="source", type=Path, help="make tables and plots of a results.json")
+    add("--write-docs", action="store_true", help="put the tables into docs/performance.md")
+    add("--debug", action="store_true", help="show the workers' logs at the end")
+    return parser.parse_args(arguments)
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    plan = QUICK if arguments.quick else FULL
+    rounds = dict(plan.rounds)
+    if arguments.figures:
+        wanted = set(arguments.figures.replace(",", " ").split())
+        unknown = wanted - set(figures.NAMES)
+        if unknown:
+            raise SystemExit(f"no figure is called {min(unknown)!r}: {', '.join(figures.NAMES)}")
+        rounds = {name: count for name, count in rounds.items() if name in wanted}
+    if arguments.rounds is not None:
+        single = {"stalled", "idle", "memory"}
+        rounds = {n: min(c, 1) if n in single else arguments.rounds for n, c in rounds.items()}
+    return dataclasses.replace(plan, rounds=rounds)
+
+
+@contextlib.contextmanager
+def who_runs_users() -> Iterator[tuple[pwd.struct_passwd | None, str]]:
+    """The ordinary user, or None and why there is none."""
+    if os.geteuid() != 0:
+        yield None, ""  # whoever runs this is one
+        return
+    with ordinary_user() as user:
+        reason = may_run(user)
+        yield (user, "") if reason is None else (None, reason)
+
+
+@contextlib.contextmanager
+def all_workers(engine: Engine | EngineError) -> Iterator[Workers]:
+    """The workers and their folder; gone at the end, with everything that they had."""
+    environment = {}
+    if isinstance(engine, Engine):
+        environment = {
+            "GP_RESPONSE_IP": engine.host_address,
+            "KERNEL_USERNAME": "benchmark",  # root is not welcome to gateway-provisioners
+        }
+    with who_runs_users() as (user, no_user), tempfile.TemporaryDirectory(prefix="gkb-") as name:
+        base = Path(name)
+        base.chmod(0o755)
+        workers = Workers(base, user, no_user, environment)
+        try:
+            yield workers
+        finally:
+            workers.end()
+            if isinstance(engine, Engine):
+                engine.remove_containers()
+
+
+def find_engine() -> Engine | EngineError:
+    try:
+        return Engine()
+    except EngineError as error:
+        return error
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(results: Results, output: Path, *, docs: bool) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    results.write(output / "results.json")
+    text = report.render(results)
+    (output / "results.md").write_text(text)
+    plots.draw(results, output)
+    if docs:
+        report.write_docs(results, machine.PROJECT / "docs" / "performance.md")
     print(text)
-    spread = statistics.median(samples["local"]["CPU-bound cell"])
-    print(f"(CPU-bound cell, local, median {spread:.3f} s: compare runs by ratios only)")
+    print(f"results.json, results.md and plots are in {output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    if arguments.list:
+        print("\n".join([*(v.name for v in VARIANTS), "", "figures: " + ", ".join(figures.NAMES)]))
+        return
+    if arguments.source is not None:
+        write(Results.read(arguments.source), arguments.output, docs=arguments.write_docs)
+        return
+    patterns = [each.strip() for each in arguments.variants.split(";") if each.strip()]
+    if not patterns and arguments.quick:
+        patterns = list(QUICK_VARIANTS)
+    try:
+        variants = choose(patterns)
+    except ValueError as error:
+        raise SystemExit(f"{error}; --list names all") from error
+    # So that everything is taken down, as at Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    processes.adopt_orphans()
+    engine = find_engine()
+    results = Results(machine.describe_machine())
+    with all_workers(engine) as workers:
+        plan = make_plan(arguments)
+        schedule = Schedule(variants, plan, workers, engine, results, say)
+        try:
+            if arguments.profile is not None:
+                print(profiles.PROFILES[arguments.profile](schedule, variants))
+                return
+            schedule.run()
+        finally:
+            if arguments.debug:
+                for log in workers.logs():
+                    say(f"--- {log.name}\n{log.read_text(errors='replace')[-5000:]}")
+    results.machine["load_at_end"] = machine.load()
+    write(results, arguments.output, docs=arguments.write_docs)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,60 @@
-"""What is measured: each figure takes a started kernel, or starts one, and returns samples.
+"""What is measured: each function takes a kernel, or starts one, and returns samples by figure.
 
-Seconds unless the name says otherwise. No statistics and no printing here.
+Seconds unless the name says otherwise. They run in a worker's process, beside the manager whose
+kernels they measure. No statistics and no printing here.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty
 from typing import Any
 
-import psutil
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
+SECONDS = 120.0
+"""The longest that anything may take."""
 IMPORTS = "import numpy, pandas, matplotlib.pyplot"
 PRINTS = "for i in range(100_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
-SECONDS = 120.0
+ENDLESS = "print('running', flush=True)\nwhile True: pass"
+GIGABYTE = "for _ in range(1000): print('x' * 1_000_000)"
+
+INFO = "start to kernel_info reply"
+FIRST = "start to first execute reply"
+IMPORTED = f"start to `{IMPORTS}` done"
+SHUTDOWN = "shutdown"
+TRIP = "round trip of 1+1"
+PRINT_TRIP = "round trip of print"
+TRIP_ALONE = "round trip of 1+1, before neighbours come"
+TRIP_CROWDED = "round trip of 1+1, 30 idle neighbours"
+INTERRUPT = "time to interrupt"
+OUTPUT_1 = "1 MB of output"
+OUTPUT_10 = "10 MB of output"
+OUTPUT_100 = "100 MB of output"
+SMALL_PRINTS = "100,000 small prints"
+STATS = "100,000 stat calls"
+CPU_BOUND = "CPU-bound cell"
+MEMORY = "memory per idle kernel, {} of them, MiB"
+BRIDGE_MEMORY = "memory of the manager's process per kernel, MiB"
+IDLE_CPU = "idle CPU of the kernel's processes, % of a core"
+IDLE_BRIDGE_CPU = "idle CPU of the manager's process, % of a core"
+STALLED = "more memory in the bridge, 1 GB to a stalled client, MiB"
+
+Samples = dict[str, list[float]]
+Kernel = tuple[KernelManager, BlockingKernelClient]
+
+
+class Failed(Exception):
+    """A kernel did not do what it was asked; the text says what."""
 
 
 def ignore(_: dict[str, Any]) -> None:
@@ -26,108 +62,260 @@ def ignore(_: dict[str, Any]) -> None:
 
 
 def run(client: BlockingKernelClient, code: str) -> float:
-    """Seconds from sending ``code`` to its reply and idle."""
+    """Seconds from sending ``code`` until its reply and its idle have come."""
     begin = time.perf_counter()
     reply = client.execute_interactive(code, timeout=SECONDS, output_hook=ignore)
-    if reply["content"]["status"] != "ok":
-        raise RuntimeError(f"{code!r} failed: {reply['content']}")
-    return time.perf_counter() - begin
+    took = time.perf_counter() - begin
+    check(reply, code)
+    return took
+
+
+def check(reply: dict[str, Any], code: str) -> None:
+    if reply["content"].get("status") != "ok":
+        raise Failed(f"{code!r} failed: {str(reply['content'])[:500]}")
+
+
+def shell_reply(client: BlockingKernelClient, request: str, seconds: float) -> dict[str, Any]:
+    """The reply to ``request``; raises Empty."""
+    deadline = time.monotonic() + seconds
+    while True:
+        message: dict[str, Any] = client.get_shell_msg(
+            timeout=max(deadline - time.monotonic(), 0.001)
+        )
+        if message["parent_header"].get("msg_id") == request:
+            return message
+
+
+def await_info(manager: KernelManager, client: BlockingKernelClient, resend: float) -> None:
+    """Until the kernel answers a kernel_info_request, which is sent again if need be.
+
+    jupyter_client's own wait_for_ready sleeps 0.2 s at its end, which would blur every start.
+    """
+    deadline = time.monotonic() + SECONDS
+    asked = set()
+    while True:
+        asked.add(client.kernel_info())
+        until = time.monotonic() + resend
+        while (left := until - time.monotonic()) > 0:
+            try:
+                message = client.get_shell_msg(timeout=left)
+            except Empty:
+                break
+            if message["parent_header"].get("msg_id") in asked:
+                return
+        if time.monotonic() > deadline:
+            raise Failed(f"no answer to kernel_info_request within {SECONDS:.0f} s")
+        if not manager.is_alive():
+            raise Failed("the kernel died while it started")
+
+
+def execute(client: BlockingKernelClient, code: str) -> None:
+    """Until the reply to ``code``; its output is not waited for."""
+    request = client.execute(code)
+    try:
+        check(shell_reply(client, request, SECONDS), code)
+    except Empty:
+        raise Failed(f"no reply to {code!r} within {SECONDS:.0f} s") from None
+
+
+def await_iopub(client: BlockingKernelClient) -> None:
+    """Until output arrives: a subscription takes its time, and what was sent before is lost."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        request = client.kernel_info()
+        try:
+            shell_reply(client, request, 1.0)
+            while True:
+                message = client.get_iopub_msg(timeout=0.5)
+                if (
+                    message["parent_header"].get("msg_id") == request
+                    and message["content"].get("execution_state") == "idle"
+                ):
+                    return
+        except Empty:
+            continue
+    raise Failed("no output arrived")
+
+
+def begin_kernel(manager: KernelManager, resend: float) -> BlockingKernelClient:
+    """A kernel that is up and whose client gets its output."""
+    manager.start_kernel()
+    client: BlockingKernelClient = manager.client()
+    client.start_channels()
+    try:
+        await_info(manager, client, resend)
+        await_iopub(client)
+        run(client, "1+1")
+    except BaseException:
+        end_kernel((manager, client))
+        raise
+    return client
+
+
+def end_kernel(kernel: Kernel) -> None:
+    manager, client = kernel
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
 
 
 @contextmanager
-def started(prepare: Callable[[], KernelManager]) -> Iterator[tuple[KernelManager, Any]]:
+def started(prepare: Callable[[], KernelManager], resend: float = 1.0) -> Iterator[Kernel]:
     """A kernel that has run one cell; shut down at the end."""
     manager = prepare()
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
+    kernel = (manager, begin_kernel(manager, resend))
     try:
-        client.wait_for_ready(timeout=SECONDS)
-        run(client, "1+1")
-        yield manager, client
+        yield kernel
     finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+        end_kernel(kernel)
 
 
-def measure_start(prepare: Callable[[], KernelManager]) -> dict[str, float]:
-    """One start, from ``start_kernel`` on: to kernel_info, to the first cell, to the imports."""
-    begin = time.perf_counter()
+# -- figures of a start ----------------------------------------------------------------------------
+
+
+def measure_start(prepare: Callable[[], KernelManager], resend: float = 1.0) -> Samples:
+    """One start, from ``start_kernel`` on, and the kernel's shutdown as a server would do it."""
     manager = prepare()
+    begin = time.perf_counter()
     manager.start_kernel()
-    client = manager.client()
+    client: BlockingKernelClient = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=SECONDS)
+        await_info(manager, client, resend)
         info = time.perf_counter() - begin
-        run(client, "1+1")
-        execute = time.perf_counter() - begin
-        run(client, IMPORTS)
-        imports = time.perf_counter() - begin
-        begin = time.perf_counter()
+        execute(client, "1+1")
+        first = time.perf_counter() - begin
+        execute(client, IMPORTS)
+        imported = time.perf_counter() - begin
     finally:
+        begin = time.perf_counter()
         client.stop_channels()
         manager.shutdown_kernel()
+        shutdown = time.perf_counter() - begin
+    return {INFO: [info], FIRST: [first], IMPORTED: [imported], SHUTDOWN: [shutdown]}
+
+
+# -- figures of a running kernel -------------------------------------------------------------------
+
+
+def measure_trips(kernel: Kernel, count: int = 40) -> Samples:
+    client = kernel[1]
     return {
-        "start to kernel_info": info,
-        "start to first execute": execute,
-        f"start to {IMPORTS}": imports,
-        "shutdown": time.perf_counter() - begin,
+        TRIP: [run(client, "1+1") for _ in range(count)],
+        PRINT_TRIP: [run(client, "print(1)") for _ in range(count)],
     }
 
 
-def measure_kernel(manager: KernelManager, client: BlockingKernelClient) -> dict[str, list[float]]:
-    """One round of everything that a running kernel is measured by."""
+def measure_interrupt(kernel: Kernel, count: int = 3) -> Samples:
+    return {INTERRUPT: [interrupt_once(*kernel) for _ in range(count)]}
+
+
+def measure_output(kernel: Kernel) -> Samples:
+    client = kernel[1]
     return {
-        "round trip of 1+1": [run(client, "1+1") for _ in range(30)],
-        "round trip of print": [run(client, "print(1)") for _ in range(30)],
-        "1 MB of output": [run(client, "print('x' * 10**6)")],
-        "10 MB of output": [run(client, "print('x' * 10**7)")],
-        "100 MB of output": [run(client, "print('x' * 10**8)")],
-        "100,000 small prints": [run(client, PRINTS)],
-        "100,000 stat calls": [run(client, SYSCALLS)],
-        "CPU-bound cell": [run(client, CPU)],
-        "time to interrupt": [measure_interrupt(manager, client) for _ in range(3)],
+        OUTPUT_1: [run(client, "print('x' * 10**6)") for _ in range(3)],
+        OUTPUT_10: [run(client, "print('x' * 10**7)")],
     }
 
 
-def measure_interrupt(manager: KernelManager, client: BlockingKernelClient) -> float:
+def measure_large(kernel: Kernel) -> Samples:
+    return {OUTPUT_100: [run(kernel[1], "print('x' * 10**8)")]}
+
+
+def measure_prints(kernel: Kernel) -> Samples:
+    return {SMALL_PRINTS: [run(kernel[1], PRINTS)]}
+
+
+def measure_compute(kernel: Kernel) -> Samples:
+    return {STATS: [run(kernel[1], SYSCALLS)], CPU_BOUND: [run(kernel[1], CPU)]}
+
+
+def interrupt_once(manager: KernelManager, client: BlockingKernelClient) -> float:
     """Seconds from ``interrupt_kernel`` to the reply of an endless loop."""
-    running = client.execute("print('running', flush=True)\nwhile True: pass")
+    request = client.execute(ENDLESS)
+    deadline = time.monotonic() + SECONDS
     while True:
-        message = client.get_iopub_msg(timeout=SECONDS)
-        if message["msg_type"] == "stream" and message["parent_header"].get("msg_id") == running:
+        try:
+            message = client.get_iopub_msg(timeout=max(deadline - time.monotonic(), 0.001))
+        except Empty:
+            raise Failed("an endless loop did not begin") from None
+        if message["msg_type"] == "stream" and message["parent_header"].get("msg_id") == request:
             break
     begin = time.perf_counter()
     manager.interrupt_kernel()
-    while client.get_shell_msg(timeout=SECONDS)["parent_header"].get("msg_id") != running:
-        pass
+    try:
+        shell_reply(client, request, 30.0)
+    except Empty:
+        raise Failed("an endless loop was not interrupted within 30 s") from None
     return time.perf_counter() - begin
 
 
-def descendants() -> set[psutil.Process]:
-    """The processes below this one: the kernels', and what keeps their sandboxes."""
-    return set(psutil.Process().children(recursive=True))
+def measure_stalled(
+    prepare: Callable[[], KernelManager], folder: Path, resend: float = 1.0, seconds: float = 10.0
+) -> Samples:
+    """How much this process grows while a kernel prints 1 GB to a client that reads nothing.
+
+    The client stands still for ``seconds`` and then reads all; the largest size in all that time
+    counts. This process only sends the request.
+    """
+    manager = prepare()
+    manager.start_kernel()
+    client: BlockingKernelClient = manager.client()
+    client.start_channels(iopub=False)
+    try:
+        await_info(manager, client, resend)
+        execute(client, "1+1")
+        info = {k: v for k, v in manager.get_connection_info(session=False).items() if k != "key"}
+        (folder / "stalled.json").write_text(json.dumps(info))
+        argv = [sys.executable, "-P", str(Path(__file__).with_name("stalled.py"))]
+        with subprocess.Popen(
+            [*argv, str(folder / "stalled.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as reader:
+            assert reader.stdin is not None and reader.stdout is not None
+            try:
+                while reader.stdout.readline() != "subscribed\n":  # it asks for proof that it is
+                    execute(client, "1+1")
+                before = memory_status("VmRSS")
+                Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+                request = client.execute(GIGABYTE)
+                time.sleep(seconds)
+                reader.stdin.write("read\n")
+                reader.stdin.flush()
+                check(shell_reply(client, request, SECONDS), GIGABYTE)
+                more = memory_status("VmHWM") - before
+                taken = int(reader.stdout.readline())
+            except Empty:
+                raise Failed("1 GB of output did not end") from None
+            finally:
+                reader.kill()
+        if taken < 10**9:
+            raise Failed(f"only {taken} bytes of 1 GB arrived")
+    finally:
+        end_kernel((manager, client))
+    return {STALLED: [more / 1024]}
 
 
-def memory_mib(processes: set[psutil.Process]) -> float:
-    """Proportional memory of ``processes`` in MiB: what is shared counts once."""
-    total = 0
-    for process in processes:
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total / 1024**2
+def memory_status(name: str) -> int:
+    """A line of this process's status, in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise KeyError(name)
 
 
-def cpu_seconds(processes: set[psutil.Process]) -> float:
-    """CPU time that ``processes`` have used so far."""
-    total = 0.0
-    for process in processes:
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system
-    return total
+OF_A_START: dict[str, Callable[..., Samples]] = {"start": measure_start, "stalled": measure_stalled}
+OF_A_KERNEL: dict[str, Callable[..., Samples]] = {
+    "trips": measure_trips,
+    "interrupt": measure_interrupt,
+    "output": measure_output,
+    "large": measure_large,
+    "prints": measure_prints,
+    "compute": measure_compute,
+}
+OF_MANY = {
+    "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",
+    "idle": "CPU time of idle kernels",
+}
+NAMES = ("start", *OF_A_KERNEL, "stalled", *OF_MANY)

@@ -1,0 +1,1 @@
+"""What the kernels of others need: a Docker engine that is up, and an image made on this host."""

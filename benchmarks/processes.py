@@ -1,0 +1,122 @@
+"""Memory and CPU time of groups of processes, seen from the host.
+
+A kernel's processes are those that appeared below this process when it was started. So that a
+process whose parent has gone is still found there, this process takes such orphans in
+(``adopt_orphans``); it then has to bury them, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ (\S+) (\d+) *(.*)$")
+
+
+def adopt_orphans() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def bury_orphans(own: Iterable[int]) -> None:
+    """Wait for dead children that were adopted; ``own`` are waited for by who started them."""
+    keep = set(own)
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() == psutil.STATUS_ZOMBIE and process.pid not in keep:
+                os.waitpid(process.pid, os.WNOHANG)
+
+
+def descendants(pid: int | None = None) -> set[psutil.Process]:
+    """All processes below ``pid`` (None: this process)."""
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: what the processes hold privately or share, and what memory files hold.
+
+    ``unseen``: how many processes could not be looked at.
+    """
+
+    processes: int
+    files: int
+    unseen: int
+
+    @property
+    def mib(self) -> float:
+        return (self.processes + self.files) / 1024**2
+
+
+def memory(processes: Iterable[psutil.Process]) -> Memory:
+    """Proportional memory (PSS) of ``processes``, and memory files whole, each counted once.
+
+    A sandbox's memory lies in a file without a name that the sentry and its stubs map piecewise.
+    PSS would count only the pages that happen to be mapped, so such mappings are left out, and
+    the blocks of the file are added.
+    """
+    total = unseen = 0
+    files: dict[tuple[int, int], int] = {}
+    for process in processes:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+            try:
+                opened = dict(_memory_files(process.pid))
+                mappings = list(read_smaps(Path(f"/proc/{process.pid}/smaps").read_text()))
+            except PermissionError:
+                unseen += 1
+                continue
+            files.update(opened)
+            inodes = {inode for _, inode in opened}
+            for name, inode, pss in mappings:
+                if not (name.startswith("/memfd:") and inode in inodes):
+                    total += pss
+    return Memory(total, sum(files.values()), unseen)
+
+
+def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """(device, inode) and bytes of each memory file that ``pid`` has open."""
+    folder = f"/proc/{pid}/fd"
+    for name in os.listdir(folder):  # noqa: PTH208 - names, not paths
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"{folder}/{name}").startswith("/memfd:"):
+                status = os.stat(f"{folder}/{name}")
+                yield (status.st_dev, status.st_ino), status.st_blocks * 512
+
+
+def read_smaps(text: str) -> Iterator[tuple[str, int, int]]:
+    """Name, inode and PSS in bytes of each mapping."""
+    name, inode = "", 0
+    for line in text.splitlines():
+        if line.startswith("Pss:"):
+            yield name, inode, int(line.split()[1]) * 1024
+        elif found := MAPPING.match(line):
+            name, inode = found[3], int(found[2])
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """CPU time that ``processes`` have used so far, in fine steps."""
+    total = 0
+    for process in processes:
+        for _, _, spent in thread_times(process.pid):
+            total += spent
+    return total / 1e9
+
+
+def thread_times(pid: int) -> Iterator[tuple[int, str, int]]:
+    """Thread id, name and nanoseconds of CPU time of each thread of ``pid``."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            spent = int((task / "schedstat").read_text().split()[0])
+            yield int(task.name), (task / "comm").read_text().strip(), spent

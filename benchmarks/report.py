@@ -1,0 +1,282 @@
+"""Results as Markdown: a table for each group of figures, one against the targets, the notes.
+
+``docs/performance.md`` keeps them between two markers; what stands around is written by people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import figures
+from benchmarks.results import Results
+from benchmarks.variants import BASELINE
+
+BEGIN = "<!-- results: written by `python -m benchmarks --write-docs` -->"
+END = "<!-- end of results -->"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantile of a figure, shown in ``unit`` (a value times ``scale``)."""
+
+    figure: str
+    title: str
+    share: float = 0.5
+    unit: str = "s"
+
+    @property
+    def scale(self) -> float:
+        return 1000.0 if self.unit == "ms" else 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    title: str
+    code: str
+    columns: tuple[Column, ...]
+
+
+def quantiles(figure: str, title: str) -> tuple[Column, ...]:
+    return tuple(
+        Column(figure, f"{title}, {name}", share, "ms")
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+    )
+
+
+GROUPS = (
+    Group(
+        "Starting and ending",
+        "start",
+        (
+            Column(figures.INFO, "to kernel_info reply"),
+            Column(figures.FIRST, "to first execute reply"),
+            Column(figures.IMPORTED, "to numpy, pandas, pyplot imported"),
+            Column(figures.SHUTDOWN, "shutdown"),
+        ),
+    ),
+    Group(
+        "Round trips",
+        "trips",
+        (*quantiles(figures.TRIP, "`1+1`"), *quantiles(figures.PRINT_TRIP, "`print(1)`")),
+    ),
+    Group(
+        "Output",
+        "output",
+        (
+            Column(figures.OUTPUT_1, "1 MB", unit="ms"),
+            Column(figures.OUTPUT_10, "10 MB", unit="ms"),
+            Column(figures.OUTPUT_100, "100 MB"),
+            Column(figures.SMALL_PRINTS, "100,000 small prints"),
+        ),
+    ),
+    Group(
+        "Work",
+        "work",
+        (
+            Column(figures.CPU_BOUND, "CPU-bound cell"),
+            Column(figures.STATS, "100,000 `os.stat`"),
+            Column(figures.INTERRUPT, "time to interrupt", unit="ms"),
+        ),
+    ),
+    Group(
+        "Memory and idling",
+        "idle",
+        (
+            *(
+                Column(figures.MEMORY.format(count), f"memory each, {count} idle", unit="MiB")
+                for count in (1, 10, 30)
+            ),
+            Column(figures.BRIDGE_MEMORY, "manager's memory a kernel", unit="MiB"),
+            Column(figures.IDLE_CPU, "idle CPU", unit="% of a core"),
+            Column(figures.IDLE_BRIDGE_CPU, "manager's idle CPU a kernel", unit="% of a core"),
+            Column(figures.STALLED, "bridge's growth, 1 GB to a stalled client", unit="MiB"),
+        ),
+    ),
+    Group(
+        "Neighbours",
+        "neighbours",
+        (
+            Column(figures.TRIP_ALONE, "`1+1` alone, p50", unit="ms"),
+            Column(figures.TRIP_CROWDED, "`1+1` with 30 idle neighbours, p50", unit="ms"),
+            Column(figures.TRIP_CROWDED, "the same, p90", 0.9, "ms"),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit for a figure. ``variants``: names with {mode} and {who}, the first measured counts.
+
+    ``base``: a figure of the same variant to divide by; empty: the baseline's same figure;
+    None: the value itself counts, in ``unit``.
+    """
+
+    title: str
+    figure: str
+    variants: tuple[str, ...]
+    limit: float
+    share: float = 0.5
+    base: str | None = ""
+    unit: str = ""
+    modes: tuple[str, ...] = ("direct", "relay")
+
+    def reached(self, results: Results, mode: str, who: str) -> float | None:
+        if mode not in self.modes:
+            return None
+        for pattern in self.variants:
+            name = pattern.format(mode=mode, who=who)
+            value = results.value(self.figure, name, self.share)
+            if value is None:
+                continue
+            if self.base is None:
+                return value
+            if self.base:
+                alone = results.value(self.base, name, self.share)
+                return value / alone if alone else None
+            return results.ratio(self.figure, name, self.share)
+        return None
+
+
+ANY = ("snapshot, {mode}, {who}", "cold, {mode}, {who}")
+TARGETS = (
+    Target("start to first execute, snapshot", figures.FIRST, ANY[:1], 0.60),
+    Target(
+        "start to imports done, preload", figures.IMPORTED, ("snapshot+preload, {mode}, {who}",), 0.3
+    ),
+    Target("cold start to first execute", figures.FIRST, ANY[1:], 2.5),
+    Target("`1+1`, direct, p50", figures.TRIP, ANY, 1.2, modes=("direct",)),
+    Target("`1+1`, direct, p90", figures.TRIP, ANY, 1.5, 0.9, modes=("direct",)),
+    Target("`1+1`, relay, p50", figures.TRIP, ANY, 3.0, modes=("relay",)),
+    Target("100 MB of output", figures.OUTPUT_100, ANY, 2.0),
+    Target(
+        "`1+1` with 30 idle neighbours, over alone, p50",
+        figures.TRIP_CROWDED,
+        ANY,
+        1.1,
+        base=figures.TRIP_ALONE,
+    ),
+    Target("memory of an idle kernel", figures.MEMORY.format(1), ANY, 2.0),
+    Target("idle CPU", figures.IDLE_CPU, ANY, 0.2, base=None, unit="% of a core"),
+    Target("bridge's growth, 1 GB stalled", figures.STALLED, ANY, 64, base=None, unit="MiB"),
+)
+COLUMNS = tuple((mode, who) for who in ("root", "user") for mode in ("direct", "relay"))
+
+
+def number(value: float) -> str:
+    """Three figures that count, without an exponent."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.3f}".rstrip("0").rstrip(".") or "0"
+
+
+def render(results: Results) -> str:
+    parts = [describe(results), targets_table(results)]
+    parts += [group_table(results, group) for group in GROUPS]
+    parts.append(notes(results))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def describe(results: Results) -> str:
+    machine, run = results.machine, results.run
+    versions = ("runsc", "ipykernel", "jupyter-client", "pyzmq", "numpy", "pandas", "matplotlib")
+    peers = ("dockernel", "gateway-provisioners", "docker")
+    listed = [f"{name} {machine[name]}" for name in (*versions, *peers) if name in machine]
+    rounds = ", ".join(f"{name} {count}" for name, count in run.get("rounds", {}).items() if count)
+    return "\n".join(
+        [
+            f"Measured {machine['when']} at commit {machine['commit']}, in "
+            f"{run.get('seconds', 0) / 60:.0f} minutes, all variants interleaved.",
+            "",
+            f"- Machine: {machine['cpus']} × {machine['cpu']}, {machine['memory_gib']} GiB, "
+            f"{machine['system']}, Linux {machine['kernel']}",
+            f"- Load (1, 5, 15 min): {machine['load']} at the start, "
+            f"{machine.get('load_at_end', '?')} at the end",
+            f"- Python {machine['python']}, {', '.join(listed)}",
+            f"- Rounds: {rounds}",
+        ]
+    )
+
+
+def targets_table(results: Results) -> str:
+    lines = [
+        "### Targets",
+        "",
+        "Medians unless it says otherwise; ratios to the local kernel unless a unit is named.",
+        "",
+        "| | target | " + " | ".join(f"{mode}, {who}" for mode, who in COLUMNS) + " |",
+        "|---|---|" + "---|" * len(COLUMNS),
+    ]
+    shown = False
+    for target in TARGETS:
+        cells = []
+        for mode, who in COLUMNS:
+            value = target.reached(results, mode, who)
+            shown = shown or value is not None
+            mark = "" if value is None else " ✓" if value <= target.limit else " ✗"
+            cells.append("–" if value is None else number(value) + mark)
+        limit = f"≤ {number(target.limit)} {target.unit}".rstrip()
+        lines.append(f"| {target.title} | {limit} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if shown else ""
+
+
+def group_table(results: Results, group: Group) -> str:
+    columns = [column for column in group.columns if results.samples.get(column.figure)]
+    if not columns:
+        return ""
+    lines = [
+        f"### {group.title}",
+        "",
+        "| | " + " | ".join(f"{column.title}, {column.unit}" for column in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for variant in results.variants:
+        if variant in results.absent:
+            lines.append(f"| {variant} | " + " | ".join("absent" for _ in columns) + " |")
+        elif any(results.values(column.figure, variant) for column in columns):
+            cells = (cell(results, column, variant) for column in columns)
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(results: Results, column: Column, variant: str) -> str:
+    """The value, and in parentheses its ratio to the baseline's."""
+    value = results.value(column.figure, variant, column.share)
+    if value is None:
+        return "–"
+    shown = number(value * column.scale)
+    ratio = results.ratio(column.figure, variant, column.share)
+    return shown if ratio is None or variant == BASELINE else f"{shown} ({ratio:.2f})"
+
+
+def notes(results: Results) -> str:
+    lines = list(_notes(results))
+    return "\n".join(["### What could not be had, and what failed", "", *lines]) if lines else ""
+
+
+def _notes(results: Results) -> Iterator[str]:
+    for variant, reason in results.absent.items():
+        yield f"- {variant}: absent. {shorten(reason)}"
+    for variant, figure, reason in results.failures:
+        yield f"- {variant}: {figure}: {shorten(reason)}"
+    for variant, facts in results.facts.items():
+        left = facts.get("containers left after a shutdown")
+        if left:
+            yield f"- {variant}: left {left} containers behind after shutdowns (removed each time)."
+
+
+def shorten(reason: str, limit: int = 300) -> str:
+    text = " ".join(reason.split()).replace("|", "\\|")
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def write_docs(results: Results, path: Path) -> None:
+    """Replace what stands between the markers of ``path``. Raises ValueError without markers."""
+    text = path.read_text()
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"{path} has not the markers {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n\n{render(results).rstrip()}\n\n{END}{after}")

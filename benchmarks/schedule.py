@@ -1,0 +1,334 @@
+"""In which order things are measured: every variant once a round, in turn, each round begun anew.
+
+So a slow minute of the machine falls on all variants. What fails is written down and the rest goes
+on; a variant that cannot even be warmed up is absent, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from benchmarks import figures, processes
+from benchmarks.peers.engine import IMAGE, Engine, EngineError
+from benchmarks.results import Results
+from benchmarks.variants import BASELINE, Variant, kernelspec
+from benchmarks.workers import WorkerError, WorkerProcess, Workers
+
+SETTLE_SECONDS = 2.0
+"""From a kernel's last cell until it counts as idle."""
+SNAPSHOT_SECONDS = 60.0
+FACTS = """
+import json, os, platform, sys, threading
+print(json.dumps({
+    "system": platform.release(), "python": platform.python_version(), "uid": os.getuid(),
+    "threads": threading.active_count(), "module": type(get_ipython().kernel).__module__}))
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that
+    are measured with many kernels at once, and ``counts`` how many those are."""
+
+    rounds: dict[str, int]
+    crowd: tuple[str, ...] = ()
+    counts: tuple[int, ...] = (1, 10, 30)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    idle_seconds: float = 20.0
+    stall_seconds: float = 10.0
+
+
+FULL = Plan(
+    rounds={
+        **{"start": 5, "trips": 3, "interrupt": 3, "output": 2, "compute": 2},
+        **{"large": 2, "prints": 2, "stalled": 1, "memory": 1, "idle": 1},
+    },
+    crowd=(
+        BASELINE,
+        *(f"snapshot, {mode}, root" for mode in ("relay", "direct")),
+        "snapshot, direct, user",
+        "dockernel, runc",
+    ),
+)
+QUICK = Plan(
+    rounds={
+        **{"start": 2, "trips": 1, "interrupt": 1, "output": 1, "compute": 1},
+        **{"large": 1, "prints": 1, "stalled": 1, "memory": 1, "idle": 1},
+    },
+    crowd=(BASELINE, "snapshot, direct, root"),
+    counts=(1, 10),
+    options={"trips": {"count": 30}},
+    stall_seconds=5.0,
+)
+QUICK_VARIANTS = (
+    *("cold, *, root", "snapshot, *, root", "snapshot+preload, direct, root"),
+    *("snapshot, direct, user", "dockernel, *", "gateway-provisioners, runc"),
+)
+
+
+class Schedule:
+    """One run. ``say`` takes lines for whoever watches."""
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        plan: Plan,
+        workers: Workers,
+        engine: Engine | EngineError,
+        results: Results,
+        say: Callable[[str], None],
+    ) -> None:
+        self._variants = list(variants)
+        self._plan = plan
+        self._workers = workers
+        self._engine = engine
+        self._results = results
+        self._say = say
+        self._defined: set[tuple[int, str]] = set()
+        self._begin = time.monotonic()
+
+    def run(self) -> None:
+        self._results.variants = [variant.name for variant in self._variants]
+        self._results.run = {"rounds": self._plan.rounds, "counts": self._plan.counts}
+        self._prepare()
+        for number in range(self._rounds("start")):
+            for variant in self._turn(number, "start"):
+                self._measure(variant, "start", "start")
+        self._kernels()
+        if self._rounds("stalled"):
+            for variant in self._turn(0, "stalled"):
+                if variant.kind == "ours":
+                    self._measure(
+                        variant, "stalled", "stalled", seconds=self._plan.stall_seconds
+                    )
+        if self._rounds("idle"):
+            self._idle()
+        if self._rounds("memory"):
+            for variant in self._turn(0, "memory"):
+                if variant.name in self._plan.crowd:
+                    self._crowd(variant)
+        self._results.run["seconds"] = round(time.monotonic() - self._begin)
+
+    # -- the parts of a run ----------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Start every variant once, unmeasured: caches are warm then, and snapshots are made."""
+        for variant in self._variants:
+            self._tell(f"warming up: {variant.name}")
+            reason = self._reason_against(variant)
+            if reason is None:
+                try:
+                    self._ask(variant, "start")
+                    self._ask(variant, "open", count=1)
+                    self._results.facts[variant.name] = {
+                        "kernel": self._ask(variant, "run", cell=FACTS).strip()
+                    }
+                    self._close(variant)
+                    if variant.snapshot:
+                        self._await_snapshot(variant)
+                except WorkerError as error:
+                    reason = str(error)
+                    self._close(variant)
+            if reason is not None:
+                self._tell(f"absent: {variant.name}: {reason}")
+                self._results.absent[variant.name] = reason
+        self._variants = [v for v in self._variants if v.name not in self._results.absent]
+
+    def _kernels(self) -> None:
+        """The figures of one running kernel: a fresh one each round."""
+        wanted = [name for name in figures.OF_A_KERNEL if self._rounds(name)]
+        for number in range(max((self._rounds(name) for name in wanted), default=0)):
+            now = [name for name in wanted if self._rounds(name) > number]
+            for variant in self._turn(number, ", ".join(now)):
+                if self._open(variant, 1) is None:
+                    continue
+                for name in now:
+                    options = self._plan.options.get(name, {})
+                    if not self._measure(variant, name, "measure", figure=name, **options):
+                        break  # the kernel may be in any state
+                self._close(variant)
+
+    def _idle(self) -> None:
+        """One kernel of each variant, all at the same time: none is asked to do anything."""
+        groups = {}
+        for variant in self._turn(0, "idle"):
+            group = self._open(variant, 1)
+            if group is not None:
+                groups[variant.name] = group
+                time.sleep(SETTLE_SECONDS)
+                self._remember(variant, figures.MEMORY.format(1), processes.memory(group), 1)
+        shared = [v for v in self._variants if v.name in groups and v.kind != "dockernel"]
+        managers = {v.worker: {self._worker(v).process.pid} for v in shared}
+        self._tell(f"idle for {self._plan.idle_seconds:.0f} s")
+        before = {name: processes.cpu_seconds(group) for name, group in groups.items()}
+        manager_before = {name: self._cpu(pids) for name, pids in managers.items()}
+        time.sleep(self._plan.idle_seconds)
+        for name, group in groups.items():
+            used = processes.cpu_seconds(group) - before[name]
+            percent = 100 * used / self._plan.idle_seconds
+            self._results.add(name, {figures.IDLE_CPU: [percent]})
+        for worker, pids in managers.items():
+            used = self._cpu(pids) - manager_before[worker]
+            names = [v.name for v in shared if v.worker == worker]
+            percent = 100 * used / self._plan.idle_seconds / len(names)
+            for name in names:
+                self._results.add(name, {figures.IDLE_BRIDGE_CPU: [percent]})
+        for variant in self._variants:
+            self._close(variant)
+
+    def _crowd(self, variant: Variant) -> None:
+        """Many kernels of one variant: their memory, and what one of them still answers."""
+        group: set[psutil.Process] = set()
+        sizes = {}
+        count = 0
+        for wanted in self._plan.counts:
+            self._tell(f"{wanted} kernels: {variant.name}")
+            more = self._open(variant, wanted - count)
+            if more is None:
+                self._close(variant)
+                return
+            group |= more
+            count = wanted
+            time.sleep(SETTLE_SECONDS)
+            self._remember(variant, figures.MEMORY.format(wanted), processes.memory(group), wanted)
+            manager = self._worker(variant).process.pid
+            sizes[wanted] = processes.memory([psutil.Process(manager)]).mib
+            if wanted == 1:
+                self._trips(variant, figures.TRIP_ALONE)
+        if count > 1:
+            per_kernel = (sizes[count] - sizes[1]) / (count - 1)
+            self._results.add(variant.name, {figures.BRIDGE_MEMORY: [per_kernel]})
+        if count == 30 and self._open(variant, 1) is not None:
+            self._trips(variant, figures.TRIP_CROWDED)
+        self._close(variant)
+
+    def _trips(self, variant: Variant, figure: str) -> None:
+        try:
+            samples = self._ask(variant, "measure", figure="trips", count=60)
+            self._results.add(variant.name, {figure: samples[figures.TRIP]})
+        except WorkerError as error:
+            self._fail(variant, figure, error)
+
+    # -- one variant -----------------------------------------------------------------------------
+
+    def _reason_against(self, variant: Variant) -> str | None:
+        if variant.other_user and self._workers.no_user:
+            return self._workers.no_user
+        if variant.kind == "ours" and not variant.other_user and os.geteuid() != 0:
+            return "only root can measure what root gets"
+        if not variant.oci_runtime:
+            return None
+        if isinstance(self._engine, EngineError):
+            return str(self._engine)
+        try:
+            self._engine.require(variant.oci_runtime)
+        except EngineError as error:
+            return str(error)
+        return None
+
+    def _await_snapshot(self, variant: Variant) -> None:
+        """Until a start uses a snapshot; raises WorkerError when none is made."""
+        self._ask(variant, "await_snapshot", seconds=SNAPSHOT_SECONDS + 10, wait=SNAPSHOT_SECONDS)
+
+    def _worker(self, variant: Variant) -> WorkerProcess:
+        worker = self._workers.get(variant.worker)
+        key = (worker.process.pid, variant.code)
+        if key not in self._defined:
+            worker.ask(
+                "define",
+                code=variant.code,
+                spec=kernelspec(variant, IMAGE),
+                transport=variant.transport,
+                resend=variant.resend,
+            )
+            self._defined.add(key)
+        return worker
+
+    def _ask(self, variant: Variant, do: str, seconds: float = 300.0, **arguments: Any) -> Any:
+        return self._worker(variant).ask(do, seconds, code=variant.code, **arguments)
+
+    def _measure(self, variant: Variant, figure: str, do: str, **arguments: Any) -> bool:
+        try:
+            self._results.add(variant.name, self._ask(variant, do, **arguments))
+        except WorkerError as error:
+            self._fail(variant, figure, error)
+            return False
+        finally:
+            if do != "measure":
+                self._clean(variant)
+        return True
+
+    def _open(self, variant: Variant, count: int) -> set[psutil.Process] | None:
+        """The processes of ``count`` kernels more; None when they did not start."""
+        try:
+            self._worker(variant)  # not to be counted as a kernel's process
+            before, contained = processes.descendants(), self._containers()
+            self._ask(variant, "open", count=count)
+        except WorkerError as error:
+            self._fail(variant, "open", error)
+            self._close(variant)
+            return None
+        group = processes.descendants() - before
+        for name, members in self._containers().items():
+            if name not in contained:
+                group |= members
+        return group
+
+    def _close(self, variant: Variant) -> None:
+        if self._workers.running(variant.worker):
+            try:
+                self._ask(variant, "close")
+            except WorkerError as error:
+                self._fail(variant, "close", error)
+        self._clean(variant)
+
+    def _clean(self, variant: Variant) -> None:
+        """Bury what was adopted; remove containers that a peer left."""
+        processes.bury_orphans(self._workers.pids())
+        if variant.oci_runtime and isinstance(self._engine, Engine):
+            left = self._engine.remove_containers()
+            if left:
+                facts = self._results.facts.setdefault(variant.name, {})
+                facts["containers left after a shutdown"] = (
+                    facts.get("containers left after a shutdown", 0) + left
+                )
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _rounds(self, figure: str) -> int:
+        return self._plan.rounds.get(figure, 0)
+
+    def _turn(self, number: int, what: str) -> list[Variant]:
+        """The variants in this round's order; every round begins with another one."""
+        self._tell(f"round {number + 1}: {what}")
+        at = number * 5 % max(len(self._variants), 1)
+        return self._variants[at:] + self._variants[:at]
+
+    def _containers(self) -> dict[str, set[psutil.Process]]:
+        return self._engine.containers() if isinstance(self._engine, Engine) else {}
+
+    @staticmethod
+    def _cpu(pids: set[int]) -> float:
+        return processes.cpu_seconds([psutil.Process(pid) for pid in pids])
+
+    def _remember(
+        self, variant: Variant, figure: str, memory: processes.Memory, count: int
+    ) -> None:
+        if memory.unseen:
+            reason = f"{memory.unseen} processes may not be looked at by this user"
+            self._results.failures.append((variant.name, figure, reason))
+        else:
+            self._results.add(variant.name, {figure: [memory.mib / count]})
+
+    def _fail(self, variant: Variant, figure: str, error: Exception) -> None:
+        self._tell(f"failed: {variant.name}: {figure}: {error}")
+        self._results.failures.append((variant.name, figure, str(error)))
+
+    def _tell(self, text: str) -> None:
+        self._say(f"{time.monotonic() - self._begin:6.0f} s  {text}")

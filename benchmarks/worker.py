@@ -1,0 +1,136 @@
+"""The process that has the kernels: reads commands on stdin, answers on stdout, a JSON line each.
+
+``{"do": NAME, …}`` is answered by ``{"value": …}`` or ``{"error": "…"}``. The process's own stdout
+and stderr go to its log, so that nothing else gets between the answers. It ends when its input
+does, with all its kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.manager import KernelManager
+
+from benchmarks import figures
+
+LONGEST_ERROR = 1500
+
+
+class Worker:
+    """Its public methods are the commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kernels: dict[str, list[figures.Kernel]] = {}
+        self._variants: dict[str, dict[str, Any]] = {}
+
+    def define(self, code: str, spec: dict[str, Any], transport: str, resend: float) -> None:
+        """Make the kernelspec ``code``."""
+        path = self._folder / "jupyter" / "kernels" / code
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "kernel.json").write_text(json.dumps(spec))
+        self._variants[code] = {"transport": transport, "resend": resend}
+
+    def start(self, code: str) -> figures.Samples:
+        return figures.measure_start(self._prepare(code), self._resend(code))
+
+    def stalled(self, code: str, seconds: float) -> figures.Samples:
+        prepare = self._prepare(code)
+        return figures.measure_stalled(prepare, self._folder, self._resend(code), seconds)
+
+    def open(self, code: str, count: int) -> None:
+        """Start ``count`` kernels more, and keep them."""
+        kernels = self._kernels.setdefault(code, [])
+        for _ in range(count):
+            manager = self._prepare(code)()
+            kernels.append((manager, figures.begin_kernel(manager, self._resend(code))))
+
+    def measure(self, code: str, figure: str, **options: Any) -> figures.Samples:
+        """A figure of the first kernel that is open."""
+        return figures.OF_A_KERNEL[figure](self._kernels[code][0], **options)
+
+    def run(self, code: str, cell: str) -> str:
+        """What ``cell`` prints in the first kernel that is open."""
+        parts: list[str] = []
+
+        def keep(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                parts.append(message["content"]["text"])
+
+        client = self._kernels[code][0][1]
+        reply = client.execute_interactive(cell, timeout=figures.SECONDS, output_hook=keep)
+        figures.check(reply, cell)
+        return "".join(parts)
+
+    def connection_file(self, code: str) -> str:
+        """Of the first kernel that is open, written anew: a provisioner may have changed it."""
+        manager = self._kernels[code][0][0]
+        path = self._folder / f"{code}.json"
+        info = manager.get_connection_info()
+        info["key"] = info["key"].decode()
+        path.write_text(json.dumps(info))
+        return str(path)
+
+    def await_snapshot(self, code: str, wait: float) -> None:
+        """Until this variant's image has been made. Raises Failed after ``wait`` seconds."""
+        raise figures.Failed("this release makes no snapshots")
+
+    def close(self, code: str) -> None:
+        """End every kernel of ``code``."""
+        for kernel in self._kernels.pop(code, []):
+            with contextlib.suppress(Exception):
+                figures.end_kernel(kernel)
+
+    def close_all(self) -> None:
+        for code in list(self._kernels):
+            self.close(code)
+
+    def _prepare(self, code: str) -> Callable[[], KernelManager]:
+        transport = self._variants[code]["transport"]
+        return lambda: KernelManager(kernel_name=code, transport=transport)
+
+    def _resend(self, code: str) -> float:
+        return float(self._variants[code]["resend"])
+
+
+def serve(worker: Worker, requests: Any, answers: Any) -> None:
+    for line in requests:
+        request = json.loads(line)
+        try:
+            value = getattr(worker, request.pop("do"))(**request)
+            answer = {"value": value}
+        except Exception as error:
+            traceback.print_exc()
+            text = str(error) if isinstance(error, figures.Failed) else explain(error)
+            answer = {"error": text[:LONGEST_ERROR]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def main(folder: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    requests = os.fdopen(os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    worker = Worker(Path(folder))
+    try:
+        serve(worker, requests, answers)
+    finally:
+        worker.close_all()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
