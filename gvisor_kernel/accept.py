@@ -13,6 +13,7 @@ import pwd
 import re
 import stat
 from collections.abc import Callable
+from keyword import iskeyword
 from pathlib import Path
 
 from gvisor_kernel.errors import SettingError
@@ -20,6 +21,7 @@ from gvisor_kernel.errors import SettingError
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 SIZE_MOST = 2**60
+MODULES_MOST = 100
 STRINGS_MOST = 16 * 1024
 """Characters of a list of words, as ASCII: it travels in one piece with the start of a kernel."""
 
@@ -127,6 +129,18 @@ def accept_command(name: str, value: object) -> tuple[str, ...]:
     if command and not any("{connection_file}" in word for word in command):
         raise SettingError(name, value, accepted)
     return command
+
+
+def accept_modules(name: str, value: object) -> tuple[str, ...]:
+    accepted = 'a list of at most 100 names of Python modules, such as "numpy" or "os.path"'
+    names = accept_strings(name, value, accepted)
+    if len(names) > MODULES_MOST:
+        raise SettingError(name, value, accepted)
+    for i, item in enumerate(names):
+        parts = item.split(".")
+        if len(item) > 200 or not all(p.isidentifier() and not iskeyword(p) for p in parts):
+            raise SettingError(f"{name}[{i}]", item, accepted)
+    return tuple(dict.fromkeys(names))
 
 
 def accept_environment(name: str, value: object) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from gvisor_kernel.accept import (
     accept_command,
     accept_environment,
     accept_flag,
+    accept_modules,
     accept_outputs,
     accept_seconds,
     accept_size,
@@ -54,6 +55,8 @@ RUNTIMES = ("runsc",)
 IMAGES = ("host",)
 RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
+KERNEL_MODES = ("auto", "relay")
+SNAPSHOTS = ("auto", "off")
 
 MEMORY_LEAST = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
@@ -78,6 +81,7 @@ class SandboxSpec:
     ``uploads``, ``outputs``: an absolute path, a path relative to the notebook's folder, or
     None for "nothing of the host". ``skills``: a directory with ``public`` and ``examples``.
     ``command``: the kernel's argv with ``{connection_file}``, empty for ipykernel.
+    ``preload``: modules that are imported before an image of the kernel is taken.
     """
 
     runtime: str = "runsc"
@@ -96,6 +100,10 @@ class SandboxSpec:
     restart: str = "kernel"
     transport: str = "auto"
     command: tuple[str, ...] = ()
+    kernel_mode: str = "auto"
+    snapshot: str = "auto"
+    preload: tuple[str, ...] = ()
+    idle_stop: bool = True
 
 
 DEFAULTS = SandboxSpec()
@@ -210,6 +218,26 @@ class SandboxSettings(Configurable):
         help="""The kernel's argv inside the sandbox, with "{connection_file}" in it; empty:
         ipykernel of the image's Python.""",
     )
+    kernel_mode = Setting(
+        DEFAULTS.kernel_mode,
+        help="""How messages reach the kernel's process inside. "auto": straight, where it is a
+        kernel of the ipykernel family; else, and with "relay" always, over a relay that any
+        Jupyter kernel understands.""",
+    )
+    snapshot = Setting(
+        DEFAULTS.snapshot,
+        help="""Whether kernels start from an image of one that ran before. "auto": yes; the
+        image is made in the background after a start without one. "off": never.""",
+    )
+    preload = ListSetting(
+        help="""Names of Python modules that are imported before the image is taken, so that
+        importing them costs a new kernel nothing. They cost their memory in each kernel.""",
+    )
+    idle_stop = Setting(
+        DEFAULTS.idle_stop,
+        help="""Whether the sandbox of an idle kernel is stopped, so that it uses no CPU at all,
+        until it is asked something. One with a busy thread or a timer of its own is not.""",
+    )
 
     _unknown: dict[str, object]
     _lower: dict[str, object]
@@ -295,4 +323,8 @@ ACCEPT: Mapping[str, Callable[[str, object], AnyValue]] = {
     "restart": accept_choice(RESTARTS),
     "transport": accept_choice(TRANSPORTS),
     "command": accept_command,
+    "kernel_mode": accept_choice(KERNEL_MODES),
+    "snapshot": accept_choice(SNAPSHOTS),
+    "preload": accept_modules,
+    "idle_stop": accept_flag,
 }

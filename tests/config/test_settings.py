@@ -121,6 +121,11 @@ WRONG: list[tuple[str, object]] = [
     *(("environment", value) for value in (["KERNEL_USERNAME"], ["HOME"], ["É"], {"A": "b"})),
     *(("command", value) for value in ("python", ["python"], [3], None, ["", "{connection_file}"])),
     *(("command", value) for value in (["a\0", "{connection_file}"],)),
+    *(("kernel_mode", value) for value in ("direct", "", None, True)),
+    *(("snapshot", value) for value in ("on", False, None)),
+    *(("preload", value) for value in ("numpy", ["a b"], ["a."], ["import"], [""], [3], None)),
+    *(("preload", value) for value in (["os; print"], ["a-b"], ["x" * 201], ["a"] * 101)),
+    *(("idle_stop", value) for value in (1, "yes", None)),
 ]
 
 
