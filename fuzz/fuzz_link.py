@@ -21,7 +21,7 @@ from gvisor_kernel.link import (
     Signal,
     Start,
 )
-from gvisor_kernel.link.connection import WINDOW
+from gvisor_kernel.link.flow import WINDOW
 from gvisor_kernel.link.frames import DATA_CHANNELS, MAX_FRAME, MAX_MESSAGE, FrameType, encode_frame
 from gvisor_kernel.link.state import Role, State
 

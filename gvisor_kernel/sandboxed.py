@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 IPYKERNEL = ("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}")
 """As ipykernel's own kernelspec has it: frozen modules would hide lines from the debugger."""
 
-LAUNCHER = ("-m", "ipykernel_launcher")
-ROOMY_LAUNCHER = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
-"""Does the same, a hundred times faster at unlucky moments; see there."""
+PYTHON_KERNEL = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
+"""Does what ``python -m`` does, a hundred times faster at unlucky moments, and lets the kernel
+speak frames itself; see there."""
+LINK = ("--link", "{link}")
 
 VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
 
@@ -51,11 +52,19 @@ class KernelPlan:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def with_room(argv: list[str]) -> list[str]:
-    """``argv`` with guest/python_kernel.py in the place of ``-m ipykernel_launcher``."""
+def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
+    """``argv`` with guest/python_kernel.py in the place of ``-m``, if it runs a Python module.
+
+    In ``kernel_mode`` "auto" the kernel is offered the link; PID 1 puts its number for "{link}".
+    """
+    if "python" not in Path(argv[0]).name:
+        return argv
     for at in range(1, len(argv) - 1):
-        if tuple(argv[at : at + 2]) == LAUNCHER:
-            return [*argv[:at], ROOMY_LAUNCHER, *argv[at + 2 :]]
+        if argv[at] == "-m":
+            link = LINK if kernel_mode == "auto" else ()
+            return [*argv[:at], PYTHON_KERNEL, *link, *argv[at + 1 :]]
+        if not argv[at].startswith("-"):
+            break
     return argv
 
 
@@ -206,7 +215,8 @@ class SandboxedKernel:
                 self._plan = plan
             sandbox = self._sandbox
             assert sandbox is not None
-            argv = with_room(list(plan.argv) or [sandbox.python, *IPYKERNEL])
+            mode = getattr(plan.spec, "kernel_mode", "auto")
+            argv = prepare_argv(list(plan.argv) or [sandbox.python, *IPYKERNEL], mode)
             environment = {**sandbox.kernel_environment, **plan.environment}
             await kernel.start_kernel(argv, environment, sandbox.workdir, plan.spec.start_timeout)
         except BaseException as error:

@@ -7,24 +7,11 @@ import platform
 import sys
 
 import gvisor_kernel
-from gvisor_kernel.guest import linux, process
+from gvisor_kernel.guest import process
 from gvisor_kernel.guest.supervisor import HostGone, Supervisor
+from gvisor_kernel.guest.workspace import mount_workspace
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
-
-UPLOADS = "/mnt/user-data/uploads"
-WORKSPACE = "/workspace"
-SCRATCH = "/run/gvisor-kernel/workspace"
-"""A tmpfs of the disk limit's size: what is written to /workspace goes here."""
-
-
-def mount_workspace() -> None:
-    """Show the uploads in /workspace, copy-on-write."""
-    upper, work = f"{SCRATCH}/upper", f"{SCRATCH}/work"
-    os.makedirs(upper, exist_ok=True)
-    os.makedirs(work, exist_ok=True)
-    options = f"lowerdir={UPLOADS},upperdir={upper},workdir={work}"
-    linux.mount("overlay", WORKSPACE, "overlay", options)
 
 
 def hello() -> Hello:

@@ -21,6 +21,9 @@ from gvisor_kernel.link import LogSource
 KERNEL_ID = 1000
 """The uid and gid that the kernel sees as its own."""
 
+LINK_FD = 3
+"""Where a kernel that may speak frames itself finds its socket."""
+
 _SYNC = b"."
 
 
@@ -47,9 +50,12 @@ class KernelProcess:
         os.close(fd)
 
 
-def start_kernel(argv: List[str], environment: Dict[str, str], cwd: str) -> KernelProcess:
+def start_kernel(
+    argv: List[str], environment: Dict[str, str], cwd: str, link: Optional[int] = None
+) -> KernelProcess:
     """Start ``argv`` in its own session and user namespace. Raises StartError.
 
+    ``link``: a descriptor that the program gets as LINK_FD; the caller's stays open.
     Returns once the program runs: an exec that fails is reported here, not as an exit status.
     """
     unshared_read, unshared_write = os.pipe()
@@ -65,6 +71,7 @@ def start_kernel(argv: List[str], environment: Dict[str, str], cwd: str) -> Kern
             cwd,
             (unshared_write, mapped_read, failure_write),
             (stdout_write, stderr_write),
+            link,
         )
     for fd in (unshared_write, mapped_read, failure_write, stdout_write, stderr_write):
         os.close(fd)
@@ -113,6 +120,7 @@ def _become_kernel(
     cwd: str,
     pipes: Tuple[int, int, int],
     output: Tuple[int, int],
+    link: Optional[int],
 ) -> NoReturn:
     """In the child: never returns, whatever happens."""
     unshared, mapped, failure = pipes
@@ -130,10 +138,15 @@ def _become_kernel(
         null = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, output[0]), (2, output[1])):
             os.dup2(source, target)
+        if link is not None:
+            if failure == LINK_FD:
+                failure = os.dup(failure)
+                os.set_inheritable(failure, False)
+            os.dup2(link, LINK_FD)
         # The failure pipe stays open until exec closes it (close-on-exec); nothing else does.
         for name in os.listdir("/proc/self/fd"):
             fd = int(name)
-            if fd > 2 and fd != failure:
+            if fd > 2 and fd != failure and (link is None or fd != LINK_FD):
                 try:
                     os.close(fd)
                 except OSError as error:

@@ -8,28 +8,38 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import time
 from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
-from gvisor_kernel.guest.connection_file import write_connection_file
-from gvisor_kernel.guest.process import KernelProcess, StartError
+from gvisor_kernel.guest.connection_file import socket_prefix, write_connection_file
+from gvisor_kernel.guest.counts import count_processes
+from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
+from gvisor_kernel.guest.log_budget import LogBudget
+from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.guest.workspace import refresh_workspace
 from gvisor_kernel.link import (
     Channel,
     Connection,
+    Diverted,
     Exited,
     LinkError,
     LocalProtocolError,
     LogSource,
     Message,
     Ping,
+    RemoteProtocolError,
+    Resume,
+    Resumed,
     Signal,
     Start,
     Started,
-    Stats,
     Stop,
 )
+from gvisor_kernel.link.frames import FrameType, encode_frame
+from gvisor_kernel.link.state import State
 
 READ_SIZE = 256 * 1024
 WAIT_MS = 10_000
@@ -44,34 +54,19 @@ SIGNAL_GRACE = 0.5
 """Seconds that a kernel may run after a signal though its output waits: to notice it."""
 DRAIN_SECONDS = 3.0
 """How long the last messages of a dead kernel may take to leave, before its exit is told."""
-LOG_BURST = 256 * 1024
-LOG_PER_SECOND = 32 * 1024
-"""Of what the kernel writes to stdout and stderr outside of Jupyter, this much is forwarded."""
+DIRECT_AHEAD = 8 * 1024 * 1024
+"""Bytes of a kernel's own frames that wait for the host; above, no more are taken from it. More
+than its credit allows, so only a kernel that breaks the rules gets there."""
+UNDECIDED_MS = 50
+"""How often to look whether a kernel that has not spoken listens on ZMQ instead."""
+LINK_WORD = "{link}"
+"""In a START's argv: stands for the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127
 """The status of a kernel whose program could not be started, as a shell gives it."""
 
 
 class HostGone(Exception):
     """The link ended, broke, fell silent, or said stop: end the sandbox."""
-
-
-class LogBudget:
-    """How many bytes of log may pass now: a bucket that fills with time."""
-
-    def __init__(self) -> None:
-        self._left = float(LOG_BURST)
-        self._at = time.monotonic()
-        self.dropped = 0
-
-    def take(self, size: int) -> bool:
-        now = time.monotonic()
-        self._left = min(float(LOG_BURST), self._left + (now - self._at) * LOG_PER_SECOND)
-        self._at = now
-        if self._left < size:
-            self.dropped += size
-            return False
-        self._left -= size
-        return True
 
 
 class Supervisor:
@@ -83,6 +78,8 @@ class Supervisor:
         self.link_out = link_out
         self.kernel: Optional[KernelProcess] = None
         self.relay: Any = None
+        self.socket: Optional[KernelSocket] = None
+        self._diverted: List[Diverted] = []
         self._context: Any = None
         self._pending = memoryview(b"")
         self._held: Deque[Message] = deque()
@@ -121,6 +118,8 @@ class Supervisor:
                 self._pass_output(ready)
             if self.relay is not None:
                 self._pass_messages()
+            elif self.socket is not None:
+                self._pass_frames(ready)
             self._finish_exit()
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -133,9 +132,19 @@ class Supervisor:
         if self.kernel is not None:
             wanted.extend((fd, select.POLLIN) for fd in self.kernel.output)
         timeout = WAIT_MS if self._drain_until is None else 50
+        if self.socket is not None:
+            if not self.socket.closed and self.connection.queued() < DIRECT_AHEAD:
+                wanted.append((self.socket.fileno(), select.POLLIN))
+            if self.socket.wants_to_write:
+                wanted.append((self.socket.fileno(), select.POLLOUT))
+            if self.socket.facts is None:
+                timeout = UNDECIDED_MS
         if self.relay is None:
             poller = select.poll()
+            masks: Dict[int, int] = {}
             for fd, events in wanted:
+                masks[fd] = masks.get(fd, 0) | events
+            for fd, events in masks.items():
                 poller.register(fd, events)
             return dict(poller.poll(timeout))
         import zmq
@@ -143,8 +152,8 @@ class Supervisor:
         zmq_poller = zmq.Poller()
         for fd, events in wanted:
             zmq_poller.register(fd, zmq.POLLIN if events == select.POLLIN else zmq.POLLOUT)
-        for socket in (*self.relay.sockets.values(), *self.relay.monitors.values()):
-            zmq_poller.register(socket, zmq.POLLIN)
+        for zmq_socket in (*self.relay.sockets.values(), *self.relay.monitors.values()):
+            zmq_poller.register(zmq_socket, zmq.POLLIN)
         return dict(zmq_poller.poll(timeout))
 
     # -- the link --------------------------------------------------------------------------------
@@ -172,14 +181,21 @@ class Supervisor:
             self.connection.receive_data(data)
         except LinkError as error:
             raise HostGone(f"the host broke the rules of the link: {error}") from error
+        self._take_events()
+
+    def _take_events(self) -> None:
         while True:
             event = self.connection.next_event()
             if event is None:
                 return
             if isinstance(event, Message):
                 self._held.append(event)
+            elif isinstance(event, Diverted):
+                self._divert(event)
             elif isinstance(event, Start):
                 self._start(event)
+            elif isinstance(event, Resume):
+                self._resume(event)
             elif isinstance(event, Signal):
                 self._signal(event.signum)
             elif isinstance(event, Ping):
@@ -191,17 +207,25 @@ class Supervisor:
 
     def _start(self, start: Start) -> None:
         self._drop_held()
+        argv = list(start.argv)
+        own = kernels = None
+        if LINK_WORD in argv:
+            own, kernels = socket.socketpair()
+            argv = [str(LINK_FD) if word == LINK_WORD else word for word in argv]
+        self.connection.diverts = kernels is not None
         try:
             path = write_connection_file(start.run, start.key, start.signature_scheme)
-            argv = [word.replace("{connection_file}", path) for word in start.argv]
-            self.kernel = process.start_kernel(argv, dict(start.environment), start.cwd)
-            # pyzmq is imported only now: the kernel's interpreter starts meanwhile.
-            import zmq
-
-            from gvisor_kernel.guest.relay import Relay
-
-            self._context = self._context or zmq.Context()
-            self.relay = Relay(self._context, start.run)
+            argv = [word.replace("{connection_file}", path) for word in argv]
+            self.kernel = process.start_kernel(
+                argv,
+                dict(start.environment),
+                start.cwd,
+                kernels.fileno() if kernels is not None else None,
+            )
+            if own is not None:
+                self.socket = KernelSocket(own)
+            else:
+                self._use_relay()
         except (OSError, ImportError, StartError) as error:
             self._log(f"{error}\n")
             if self.kernel is not None:
@@ -209,7 +233,30 @@ class Supervisor:
                 return
             self.connection.send(Exited(start.run, CANNOT_START))
             return
+        finally:
+            if kernels is not None:
+                kernels.close()
         self.connection.send(Started(start.run))
+
+    def _resume(self, resume: Resume) -> None:
+        """Restored from an image: another host is at the other end, other folders are mounted."""
+        self._drop_held()
+        refresh_workspace()
+        if self.socket is not None:
+            self.socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
+            self.socket.flush()
+        else:
+            self.connection.send(Resumed(resume.run))
+
+    def _use_relay(self) -> None:
+        """Talk ZMQ to the kernel. pyzmq is imported only now: many kernels need none of it."""
+        import zmq
+
+        from gvisor_kernel.guest.relay import Relay
+
+        assert self.connection.run is not None
+        self._context = self._context or zmq.Context()
+        self.relay = Relay(self._context, self.connection.run)
 
     def _signal(self, signum: int) -> None:
         if self.kernel is None:
@@ -220,7 +267,7 @@ class Supervisor:
         self.kernel.signal_group(signum)
         self._runs_until = time.monotonic() + SIGNAL_GRACE
         if self._stopped:  # it has to run to notice; it is stopped again if it goes on printing
-            self._resume()
+            self._let_run()
 
     def _reap(self) -> None:
         if process.reap(self.kernel) and self._drain_until is None:
@@ -233,6 +280,7 @@ class Supervisor:
             return
         drained = (
             (self.relay is None or self.relay.finished)
+            and (self.socket is None or self.socket.closed)
             and not self.kernel.output
             and not self.connection.queued()
         )
@@ -243,9 +291,10 @@ class Supervisor:
         self.connection.send(Exited(self.connection.run, self.kernel.status))
         for fd in tuple(self.kernel.output):
             self.kernel.close_output(fd)
-        if self.relay is not None:
-            self.relay.close()
-        self.kernel = self.relay = self._drain_until = None
+        for way in (self.relay, self.socket):
+            if way is not None:
+                way.close()
+        self.kernel = self.relay = self.socket = self._drain_until = None
         self._stopped = False
         self._drop_held()
 
@@ -253,6 +302,73 @@ class Supervisor:
         """Messages that no kernel will take."""
         while self._held:
             self.connection.consumed(self._held.popleft())
+        self._diverted.clear()
+
+    # -- frames of a kernel that speaks them itself ------------------------------------------------
+
+    def _divert(self, event: Diverted) -> None:
+        if self.socket is not None and self.socket.direct:
+            self.socket.put(event.frame)
+        else:  # until the kernel has said what it speaks
+            self._diverted.append(event)
+
+    def _pass_frames(self, ready: Dict[Any, int]) -> None:
+        assert self.socket is not None
+        undecided, resuming = self.socket.facts is None, self.socket.resuming
+        if ready.get(self.socket.fileno(), 0) & ~select.POLLOUT:
+            try:
+                frames = self.socket.read()
+            except RemoteProtocolError as error:
+                self._complain(f"The kernel broke the rules of its link, and is killed. {error}\n")
+                self.socket.closed = True
+                if self.kernel is not None:
+                    self.kernel.signal_group(signal.SIGKILL)
+                return
+            if resuming and not self.socket.resuming and self.connection.run is not None:
+                self.connection.send(Resumed(self.connection.run))
+            if frames and self.connection.state is State.RUNNING:
+                self.connection.divert(frames)
+        if undecided and not self._decide():
+            return
+        if self.socket.direct:
+            self._answer_heartbeats()
+        self.socket.flush()
+
+    def _decide(self) -> bool:
+        """Take the relay for a kernel that asks for it, or listens on ZMQ; False then."""
+        assert self.socket is not None
+        assert self.connection.run is not None
+        if self.socket.direct:
+            for event in self._diverted:
+                self.socket.put(event.frame)
+            self._diverted.clear()
+            return True
+        if self.socket.facts is not None:
+            self._log(f"This kernel gets the relay: {self.socket.facts[RELAY]}.\n")
+        elif not os.path.exists(f"{socket_prefix(self.connection.run)}-{int(Channel.SHELL)}"):
+            return True
+        self.socket.close()
+        self.socket = None
+        try:
+            self._use_relay()
+        except (OSError, ImportError) as error:
+            self._log(f"{error}\n")
+            if self.kernel is not None:
+                self.kernel.signal_group(signal.SIGKILL)
+            return False
+        self.connection.diverts = False
+        for event in self._diverted:
+            self.connection.receive_data(event.frame)
+        self._diverted.clear()
+        self._take_events()
+        return False
+
+    def _answer_heartbeats(self) -> None:
+        """In the kernel's place: they tell that its process exists."""
+        while self._held:
+            message = self._held.popleft()
+            self.connection.send_message(message.channel, message.parts)
+            self.connection.consumed(message)
 
     # -- what the kernel says --------------------------------------------------------------------
 
@@ -275,9 +391,9 @@ class Supervisor:
                 self.kernel.signal_group(signal.SIGSTOP)
                 self._stopped = True
         elif self._stopped and waiting < RESUME_BELOW:
-            self._resume()
+            self._let_run()
 
-    def _resume(self) -> None:
+    def _let_run(self) -> None:
         if self.kernel is not None:
             self.kernel.signal_group(signal.SIGCONT)
         self._stopped = False
@@ -307,20 +423,3 @@ class Supervisor:
 
     def _log(self, text: str) -> None:
         self.connection.send_log(LogSource.GUEST, text)
-
-
-def count_processes() -> Stats:
-    """Processes, threads and resident bytes of the sandbox, PID 1 included."""
-    processes = threads = pages = 0
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            threads += int(fields[17])
-            pages += int(fields[21])
-        except (OSError, IndexError, ValueError):
-            continue  # it ended meanwhile
-        processes += 1
-    return Stats(processes, threads, pages * os.sysconf("SC_PAGE_SIZE"))

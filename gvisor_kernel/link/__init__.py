@@ -9,6 +9,7 @@ docs/protocol.md.
 from gvisor_kernel.link.connection import Connection
 from gvisor_kernel.link.errors import LinkError, LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
+    Diverted,
     Event,
     Exited,
     Hello,
@@ -16,6 +17,8 @@ from gvisor_kernel.link.events import (
     Message,
     Ping,
     Pong,
+    Resume,
+    Resumed,
     Signal,
     Start,
     Started,
@@ -27,6 +30,7 @@ from gvisor_kernel.link.frames import Channel, LogSource
 __all__ = [
     "Channel",
     "Connection",
+    "Diverted",
     "Event",
     "Exited",
     "Hello",
@@ -38,6 +42,8 @@ __all__ = [
     "Ping",
     "Pong",
     "RemoteProtocolError",
+    "Resume",
+    "Resumed",
     "Signal",
     "Start",
     "Started",

@@ -16,7 +16,7 @@ from gvisor_kernel.link.errors import RemoteProtocolError
 from gvisor_kernel.link.frames import Channel, LogSource
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 1
+VERSION = 2
 
 _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")
@@ -150,12 +150,82 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """Host to guest, restored from an image of kernel number ``run``: you are somebody else now.
+
+    ``key`` signs the kernel's messages from here on, where a kernel can change its key; else the
+    key of its START stays. ``environment`` is set over what the image has, ``seed`` is 64 random
+    bytes in hexadecimal, for what would else be the same in every copy.
+    """
+
+    run: int
+    environment: tuple[tuple[str, str], ...]
+    cwd: str
+    key: str
+    seed: str
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {
+                "run": self.run,
+                "environment": dict(self.environment),
+                "cwd": self.cwd,
+                "key": self.key,
+                "seed": self.seed,
+            }
+        ).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Resume:
+        body = _object(payload, "RESUME")
+        environment = body.get("environment")
+        if not isinstance(environment, dict):
+            raise RemoteProtocolError("A RESUME lacks its environment.")
+        return cls(
+            run=_number(body.get("run"), "The run of a RESUME"),
+            environment=tuple(
+                (name, _text(value, "A value of a RESUME's environment"))
+                for name, value in environment.items()
+            ),
+            cwd=_text(body.get("cwd"), "The cwd of a RESUME"),
+            key=_text(body.get("key"), "The key of a RESUME"),
+            seed=_text(body.get("seed"), "The seed of a RESUME"),
+        )
+
+    def __repr__(self) -> str:
+        return f"Resume(run={self.run}, cwd={self.cwd!r}, key=…, seed=…)"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Guest to host: kernel number ``run`` is ready, with nothing left of the image's life."""
+
+    run: int
+
+    def encode(self) -> bytes:
+        return _RUN.pack(self.run)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Resumed:
+        return cls(*_unpack(_RUN, payload, "RESUMED"))
+
+
+@dataclass(frozen=True)
+class Diverted:
+    """A DATA or CREDIT frame, unread: for the kernel, which speaks frames itself."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True)
 class Message:
-    """A whole message of a kernel's channel. ``size`` is what it counts against the window."""
+    """A whole message of a kernel's channel. ``size`` is what it counts in its channel's
+    window, ``generation`` which windows those are: each run has fresh ones."""
 
     channel: Channel
     parts: list[bytes]
     size: int
+    generation: int
 
     def __repr__(self) -> str:
         return f"<Message {self.channel.name.lower()} {len(self.parts)} parts {self.size} bytes>"
@@ -255,4 +325,19 @@ class Stop:
     """Host to guest: end every process and the sandbox with it."""
 
 
-Event = Union[Hello, Start, Started, Message, Signal, Exited, Stats, Log, Ping, Pong, Stop]
+Event = Union[
+    Hello,
+    Start,
+    Started,
+    Resume,
+    Resumed,
+    Message,
+    Diverted,
+    Signal,
+    Exited,
+    Stats,
+    Log,
+    Ping,
+    Pong,
+    Stop,
+]

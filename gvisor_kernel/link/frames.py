@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Container
 from typing import NamedTuple, Union
 
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
@@ -37,6 +38,8 @@ class FrameType(enum.IntEnum):
     PING = 10
     PONG = 11
     STOP = 12
+    RESUME = 13
+    RESUMED = 14
 
 
 class Channel(enum.IntEnum):
@@ -60,6 +63,10 @@ class LogSource(enum.IntEnum):
 
 DATA_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Channel.IOPUB)
 """In the order in which waiting frames are sent: what must never wait comes first."""
+
+DIRECT_CHANNELS = DATA_CHANNELS[1:]
+"""Those of a kernel that speaks frames itself. Its heartbeat PID 1 answers: it tells that the
+kernel's process exists, as ipykernel's own does, whatever holds the interpreter."""
 
 
 class Frame(NamedTuple):
@@ -95,6 +102,24 @@ def encode_frame(kind: FrameType, payload: bytes = b"", channel: int = 0, flags:
 _TYPES = {int(kind): kind for kind in FrameType}
 _LAST_CHANNEL = max(Channel)
 _CHANNELLED = frozenset((FrameType.DATA, FrameType.CREDIT))
+
+
+def whole_frames(data: bytes | bytearray | memoryview, allowed: Container[tuple[int, int]]) -> int:
+    """How many bytes of ``data`` are whole frames, each of an ``allowed`` (type, channel).
+
+    Nothing else is looked at. Raises RemoteProtocolError for another frame.
+    """
+    offset, end = 0, len(data)
+    while end - offset >= HEADER.size:
+        kind, channel, _, _, length = HEADER.unpack_from(data, offset)
+        if (kind, channel) not in allowed or length > MAX_PAYLOAD:
+            raise RemoteProtocolError(
+                f"A frame of type {kind} with {length} bytes on channel {channel} may not pass."
+            )
+        if end - offset < HEADER.size + length:
+            break
+        offset += HEADER.size + length
+    return offset
 
 
 class FrameReader:

@@ -2,6 +2,7 @@
 
 A connection is OPENING until the other side's HELLO, then IDLE; RUNNING between START and EXIT;
 CLOSED after STOP, or once the other side broke a rule. Each side sends its HELLO without waiting.
+The host of a guest that was restored from an image in the middle of a run begins by RESUMING.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class State(enum.Enum):
     OPENING = "opening"
     IDLE = "idle"
     RUNNING = "running"
+    RESUMING = "resuming"
     CLOSED = "closed"
 
 
@@ -34,6 +36,7 @@ SENDERS = {
             FrameType.PING,
             FrameType.PONG,
             FrameType.STOP,
+            FrameType.RESUME,
         }
     ),
     Role.GUEST: frozenset(
@@ -47,15 +50,14 @@ SENDERS = {
             FrameType.LOG,
             FrameType.PING,
             FrameType.PONG,
+            FrameType.RESUMED,
         }
     ),
 }
 """The frames that each side may send at all."""
 
-ALWAYS = frozenset(
-    {FrameType.CREDIT, FrameType.STATS, FrameType.LOG, FrameType.PING, FrameType.PONG}
-)
-"""What changes no state, and may come while IDLE and while RUNNING."""
+ALWAYS = frozenset({FrameType.STATS, FrameType.LOG, FrameType.PING, FrameType.PONG})
+"""What changes no state, and may come in every state but OPENING and CLOSED."""
 
 TRANSITIONS = {
     (State.OPENING, FrameType.HELLO): State.IDLE,
@@ -64,16 +66,28 @@ TRANSITIONS = {
     (State.IDLE, FrameType.STOP): State.CLOSED,
     (State.RUNNING, FrameType.STARTED): State.RUNNING,
     (State.RUNNING, FrameType.DATA): State.RUNNING,
+    (State.RUNNING, FrameType.CREDIT): State.RUNNING,
     (State.RUNNING, FrameType.SIGNAL): State.RUNNING,
+    (State.RUNNING, FrameType.RESUME): State.RESUMING,
     (State.RUNNING, FrameType.EXIT): State.IDLE,
     (State.RUNNING, FrameType.STOP): State.CLOSED,
+    (State.RESUMING, FrameType.RESUMED): State.RUNNING,
+    (State.RESUMING, FrameType.DATA): State.RESUMING,
+    (State.RESUMING, FrameType.CREDIT): State.RESUMING,
+    (State.RESUMING, FrameType.SIGNAL): State.RESUMING,
+    (State.RESUMING, FrameType.EXIT): State.IDLE,
+    (State.RESUMING, FrameType.STOP): State.CLOSED,
 }
 """(state, frame) -> state, whichever side sends it. What is in neither table breaks the rules.
 
-Two exceptions, for what was on its way while the state changed. What the host sent before it
-learned of an EXIT (DATA, SIGNAL) reaches an IDLE guest, which drops it. And whatever comes after
-a STOP is dropped by both.
+Three exceptions, for what was on its way while the state changed. What the host sent before it
+learned of an EXIT (DATA, CREDIT, SIGNAL) reaches an IDLE guest, which drops it. What a guest wrote
+before it was told to resume (STALE) reaches a RESUMING host, which drops it. And whatever comes
+after a STOP is dropped by both.
 """
 
-LATE = frozenset({FrameType.DATA, FrameType.SIGNAL})
+LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL})
 """What a guest drops while it is IDLE after a run."""
+
+STALE = frozenset({FrameType.DATA, FrameType.CREDIT})
+"""What a host drops while it is RESUMING."""

@@ -17,11 +17,13 @@ from gvisor_kernel.link import (
     Message,
     Ping,
     Pong,
+    Resume,
+    Resumed,
     Signal,
     Start,
     Started,
     Stats,
-    connection,
+    flow,
     frames,
 )
 from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType, pack_message
@@ -29,6 +31,7 @@ from gvisor_kernel.link.state import Role, State
 
 OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
 START = Start(1, ("python3", "-m", "x"), (("HOME", "/home/user"),), "/workspace", "secret")
+RESUME = Resume(1, (("HOME", "/home/user"),), "/workspace", "secret", "00" * 64)
 
 
 def raw(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0, zero: int = 0) -> bytes:
@@ -58,16 +61,22 @@ VALID = {
     FrameType.PING: raw(FrameType.PING, Ping(7).encode()),
     FrameType.PONG: raw(FrameType.PONG, Pong(7).encode()),
     FrameType.STOP: raw(FrameType.STOP),
+    FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
+    FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1).encode()),
 }
 """A frame of each type, as run 1 would have it."""
 
 
 def brought_to(role: Role, state: State, after_run: bool = False) -> Connection:
     """An end in ``state``, with nothing to send and no event left; ``after_run``: IDLE again."""
+    if state is State.RESUMING and role is Role.HOST:
+        end = Connection(role, Hello(), RESUME)
+        assert end.data_to_send() == VALID[FrameType.RESUME]
+        return end
     end = Connection(role, Hello())
     if state is not State.OPENING:
         end.receive_data(VALID[FrameType.HELLO])
-    if state is State.RUNNING or after_run:
+    if state in (State.RUNNING, State.RESUMING) or after_run:
         if role is Role.HOST:
             end.send(START)
         else:
@@ -77,6 +86,8 @@ def brought_to(role: Role, state: State, after_run: bool = False) -> Connection:
             end.receive_data(VALID[FrameType.EXIT])
         else:
             end.send(Exited(1, 0))
+    if state is State.RESUMING:
+        end.receive_data(VALID[FrameType.RESUME])
     if state is State.CLOSED:
         if role is Role.HOST:
             end.send_stop()
@@ -126,12 +137,12 @@ def small_limits(
 ) -> Iterator[None]:
     """The same code with limits that a test reaches at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "WINDOW", window)
-        patch.setattr(connection, "CREDIT_STEP", step)
-        patch.setattr(connection, "FRAME_COST", cost)
-        patch.setattr(connection, "MAX_PAYLOAD", payload)
-        patch.setattr(connection, "JOINED", payload)
-        patch.setattr(connection, "MAX_MESSAGE", message)
+        patch.setattr(flow, "WINDOW", window)
+        patch.setattr(flow, "CREDIT_STEP", step)
+        patch.setattr(flow, "FRAME_COST", cost)
+        patch.setattr(flow, "MAX_PAYLOAD", payload)
+        patch.setattr(flow, "JOINED", payload)
+        patch.setattr(flow, "MAX_MESSAGE", message)
         patch.setattr(frames, "MAX_MESSAGE", message)
         yield
 

@@ -167,7 +167,7 @@ class Conversation(RuleBasedStateMachine):
                 assert end.held(channel) == sum(
                     message.size for message in self.held[role] if message.channel is channel
                 )
-                half = len(end._inflow[channel].partial)
+                half = end._flow.partial(channel)
                 assert end.held(channel) + half <= WINDOW + MESSAGE
 
     @invariant()

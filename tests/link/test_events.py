@@ -19,6 +19,8 @@ from gvisor_kernel.link import (
     Ping,
     Pong,
     RemoteProtocolError,
+    Resume,
+    Resumed,
     Signal,
     Start,
     Started,
@@ -27,7 +29,7 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.frames import MAX_PAYLOAD, FrameType
 from gvisor_kernel.link.state import Role, State
 
-from .helpers import START, brought_to, events, joined, raw
+from .helpers import RESUME, START, brought_to, events, joined, raw
 
 ODD_TEXT = 'tab\t quote" nul\0 ü \U0001f600 \udc80'
 """What may stand in an environment: a byte that is not UTF-8 shows as a lone surrogate."""
@@ -40,6 +42,9 @@ WRITTEN = [
     Start(2**32 - 1, (ODD_TEXT,), ((ODD_TEXT, ODD_TEXT),), ODD_TEXT, ODD_TEXT, "hmac-sha512"),
     Started(0),
     Started(2**32 - 1),
+    RESUME,
+    Resume(2**32 - 1, ((ODD_TEXT, ODD_TEXT),), ODD_TEXT, "", "00"),
+    Resumed(7),
     Signal(1, 1),
     Signal(1, 64),
     Exited(1, 0),
@@ -66,7 +71,7 @@ def test_the_layouts() -> None:
     assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
     assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
         "protocol": "gvisor-kernel-link",
-        "version": 1,
+        "version": 2,
         "facts": {"a": "b"},
     }
     assert json.loads(START.encode()) == {
@@ -167,13 +172,21 @@ def test_a_hello_is_checked_whole(wrong: dict[str, object]) -> None:
 def test_what_a_later_version_adds_to_an_object_is_passed_over() -> None:
     assert Hello.decode(changed(Hello().encode(), extra=[1])) == Hello()
     assert Start.decode(changed(START.encode(), extra={})) == START
+    assert Resume.decode(changed(RESUME.encode(), extra=None)) == RESUME
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("key", ["run", "environment", "cwd", "key", "seed"])
+@pytest.mark.parametrize("wrong", [None, [], -1, {"a": 1}], ids=repr)
+def test_a_resume_is_checked_whole(key: str, wrong: object) -> None:
+    with pytest.raises(RemoteProtocolError):
+        Resume.decode(changed(RESUME.encode(), **{key: wrong}))
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, 2**32 - 1])
 @pytest.mark.parametrize("role", Role)
 def test_another_version_is_refused_by_name(role: Role, version: int) -> None:
     end = Connection(role, Hello())
-    with pytest.raises(RemoteProtocolError, match=f"speaks version {version} .* this side 1"):
+    with pytest.raises(RemoteProtocolError, match=f"speaks version {version} .* this side 2"):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 
 
@@ -256,5 +269,7 @@ def test_a_start_that_cannot_be_sent_starts_nothing(start: Start) -> None:
 def test_no_event_prints_a_secret_or_a_body() -> None:
     assert "secret" not in repr(START)
     assert "/home/user" not in repr(START)
-    message = Message(Channel.IOPUB, [b"body"], 266)
+    assert "secret" not in repr(RESUME)
+    assert "0000" not in repr(RESUME)
+    message = Message(Channel.IOPUB, [b"body"], 266, 1)
     assert repr(message) == "<Message iopub 1 parts 266 bytes>"

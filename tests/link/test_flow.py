@@ -18,7 +18,7 @@ from gvisor_kernel.link import (
     RemoteProtocolError,
     Started,
 )
-from gvisor_kernel.link.connection import CREDIT_STEP, FRAME_COST, WINDOW
+from gvisor_kernel.link.flow import CREDIT_STEP, FRAME_COST, WINDOW
 from gvisor_kernel.link.frames import (
     DATA_CHANNELS,
     FLAG_LAST,
@@ -280,7 +280,7 @@ def flood(end: Connection, frame: bytes) -> int:
             end.receive_data(frame)
         except RemoteProtocolError:
             return most
-        most = max(most, end.held(Channel.IOPUB) + len(end._inflow[Channel.IOPUB].partial))
+        most = max(most, end.held(Channel.IOPUB) + end._flow.partial(Channel.IOPUB))
         end.data_to_send()
     raise AssertionError(f"there is no bound: {most} bytes are held")
 
@@ -357,7 +357,7 @@ def test_a_message_over_the_limit_breaks_the_rules_before_it_is_held() -> None:
             guest.data_to_send()
         with pytest.raises(RemoteProtocolError, match="limit of 65536"):
             guest.receive_data(raw(FrameType.DATA, b"x", Channel.SHELL, FLAG_LAST))
-        assert len(guest._inflow[Channel.SHELL].partial) == 0
+        assert guest._flow.partial(Channel.SHELL) == 0
 
 
 def test_a_message_may_be_consumed_once() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from gvisor_kernel.bridge import sandbox_link
 from gvisor_kernel.guest import supervisor
-from gvisor_kernel.link import Channel, LogSource, connection, events, frames
+from gvisor_kernel.link import Channel, LogSource, connection, events, flow, frames
 from gvisor_kernel.link.frames import DATA_CHANNELS, FrameType, pack_message
-from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, TRANSITIONS, Role, State
+from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
 
 from ..world import PROJECT
 from .helpers import VALID, data
@@ -73,8 +73,10 @@ def test_every_transition() -> None:
 def test_what_changes_no_state_and_what_may_be_late() -> None:
     (calm,) = re.findall(r"([A-Z, ]+ and PONG) change no state", TEXT)
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", calm)} == ALWAYS
-    (late,) = re.findall(r"\*\*([A-Z]+ and [A-Z]+) at an idle guest, after a run", TEXT)
+    (late,) = re.findall(r"\*\*([A-Z, ]+ and [A-Z]+) at an idle guest, after a run", TEXT)
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", late)} == LATE
+    (stale,) = re.findall(r"\*\*([A-Z]+ and [A-Z]+) at a resuming host", TEXT)
+    assert {FrameType[name] for name in re.findall(r"[A-Z]+", stale)} == STALE
     for name in State:
         assert f"*{name.value}*" in TEXT
 
@@ -82,9 +84,11 @@ def test_what_changes_no_state_and_what_may_be_late() -> None:
 def test_every_limit() -> None:
     documented = {row[0].strip("`"): number(row[1]) for row in table("name", "value")}
     for name, value in documented.items():
-        module = frames if hasattr(frames, name) else connection
+        module = next(m for m in (frames, flow, connection) if hasattr(m, name))
         assert getattr(module, name) == value, name
-    limits = {name for name in vars(frames) | vars(connection) if name.startswith("MAX_")}
+    limits = {
+        name for name in vars(frames) | vars(connection) | vars(flow) if name.startswith("MAX_")
+    }
     assert set(documented) == limits | {"WINDOW", "FRAME_COST", "CREDIT_STEP", "PONGS_KEPT"}
 
 

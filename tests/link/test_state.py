@@ -19,6 +19,7 @@ from gvisor_kernel.link import (
     Ping,
     Pong,
     RemoteProtocolError,
+    Resumed,
     Signal,
     Started,
     Stats,
@@ -35,18 +36,25 @@ SITUATIONS = {
     "idle": (State.IDLE, False),
     "idle after a run": (State.IDLE, True),
     "running": (State.RUNNING, False),
+    "resuming": (State.RESUMING, False),
     "closed": (State.CLOSED, False),
 }
 DROPPED = "dropped"
-CALM = {F.CREDIT, F.PING, F.PONG}
-"""Either side's, while idle and while running, to no effect on the state."""
+CALM = {F.PING, F.PONG}
+"""Either side's, while idle, running and resuming, to no effect on the state."""
 
 RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
     "opening": {F.HELLO: State.IDLE},
     "idle": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
     "idle after a run": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
     "running": {
-        **dict.fromkeys(CALM | {F.STATS, F.LOG, F.STARTED, F.DATA}, State.RUNNING),
+        **dict.fromkeys(CALM | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT}, State.RUNNING),
+        F.EXIT: State.IDLE,
+    },
+    "resuming": {
+        **dict.fromkeys(CALM | {F.STATS, F.LOG}, State.RESUMING),
+        **dict.fromkeys({F.DATA, F.CREDIT}, DROPPED),
+        F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
     },
     "closed": dict.fromkeys(FrameType, DROPPED),
@@ -60,12 +68,17 @@ RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
     },
     "idle after a run": {
         **dict.fromkeys(CALM, State.IDLE),
-        **dict.fromkeys({F.DATA, F.SIGNAL}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL}, DROPPED),
         F.START: State.RUNNING,
         F.STOP: State.CLOSED,
     },
     "running": {
-        **dict.fromkeys(CALM | {F.DATA, F.SIGNAL}, State.RUNNING),
+        **dict.fromkeys(CALM | {F.DATA, F.CREDIT, F.SIGNAL}, State.RUNNING),
+        F.RESUME: State.RESUMING,
+        F.STOP: State.CLOSED,
+    },
+    "resuming": {
+        **dict.fromkeys(CALM | {F.DATA, F.CREDIT, F.SIGNAL}, State.RESUMING),
         F.STOP: State.CLOSED,
     },
     "closed": dict.fromkeys(FrameType, DROPPED),
@@ -110,9 +123,10 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.STATS: lambda end: end.send(Stats(1, 2, 3)),
     F.LOG: lambda end: end.send_log(LogSource.STDERR, "text"),
     F.PING: lambda end: end.send(Ping(7)),
+    F.RESUMED: lambda end: end.send(Resumed(1)),
     F.STOP: Connection.send_stop,
 }
-"""What an owner can send. HELLO, CREDIT and PONG the connection sends by itself."""
+"""What an owner can send. HELLO, RESUME, CREDIT and PONG the connection sends by itself."""
 
 SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "opening": {F.STOP: State.CLOSED},
@@ -120,6 +134,10 @@ SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "running": {
         **dict.fromkeys({F.DATA, F.SIGNAL, F.PING}, State.RUNNING),
+        F.STOP: State.CLOSED,
+    },
+    "resuming": {
+        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING}, State.RESUMING),
         F.STOP: State.CLOSED,
     },
     "closed": {},
@@ -130,6 +148,11 @@ SENT_BY_GUEST: dict[str, dict[FrameType, State]] = {
     "idle after a run": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
     "running": {
         **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING}, State.RUNNING),
+        F.EXIT: State.IDLE,
+    },
+    "resuming": {
+        **dict.fromkeys({F.DATA, F.STATS, F.LOG, F.PING}, State.RESUMING),
+        F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
     },
     "closed": {F.LOG: State.CLOSED},
@@ -147,7 +170,8 @@ def test_sending_each_frame_in_each_state(role: Role, situation: str, kind: Fram
     if expected is not None:
         SEND[kind](end)
         assert end.state is expected
-        assert end.data_to_send() == VALID[kind]
+        waits = kind is F.DATA and role is Role.GUEST and before is State.RESUMING
+        assert end.data_to_send() == (b"" if waits else VALID[kind])
         return
     if (role, situation, kind) == (Role.HOST, "closed", F.STOP):
         SEND[kind](end)  # once is enough: the second does nothing
@@ -174,8 +198,8 @@ def test_no_state_lets_a_side_send_what_is_the_other_s() -> None:
         rows = RECEIVED[role].values()
         return {kind for row in rows for kind, after in row.items() if after != DROPPED}
 
-    assert accepted(Role.HOST) == set(FrameType) - {F.START, F.SIGNAL, F.STOP}
-    assert accepted(Role.GUEST) == set(FrameType) - {F.STARTED, F.EXIT, F.STATS, F.LOG}
+    assert accepted(Role.HOST) == set(FrameType) - {F.START, F.SIGNAL, F.STOP, F.RESUME}
+    assert accepted(Role.GUEST) == set(FrameType) - {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED}
 
 
 @pytest.mark.parametrize("kind", [F.STARTED, F.EXIT])

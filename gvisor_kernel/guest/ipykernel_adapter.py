@@ -1,0 +1,202 @@
+"""Lets a kernel of the ipykernel family speak frames, at as few and as narrow points as there are.
+
+Its ROUTER and XPUB sockets are bound to ``inproc`` addresses. What arrives on the link goes in by
+DEALER sockets; what the kernel sends to one of those leaves by the link instead. All else is
+ipykernel's own and stays: identities, threads, subshells, the debugger's socket to the shell
+channel, the output of forked children.
+
+The points, the same in ipykernel 6.29 to 7.4 (docs/architecture.md names the versions tested):
+
+- ``IPKernelApp._bind_socket(socket, port)``: binds one of the application's four sockets,
+- ``IPKernelApp.init_heartbeat()``: would start a thread and a socket; PID 1 answers instead,
+- ``IPKernelApp.init_io()``: after it ``sys.stdout`` and ``sys.stderr`` are ``OutStream``,
+- ``IPKernelApp.start()``: starts the kernel, and then serves,
+- ``IPKernelApp.close()``: closes the sockets, at exit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import partial
+from typing import Any, Dict, List, Optional
+
+import zmq
+
+from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
+from gvisor_kernel.guest.direct import DirectLink
+from gvisor_kernel.guest.resume import rename_kernel, reseed, settle_in
+from gvisor_kernel.link import Channel, Hello, Message, Resume
+
+POINTS: Dict[str, List[str]] = {
+    "_bind_socket": ["self", "s", "port"],
+    "init_heartbeat": ["self"],
+    "init_io": ["self"],
+    "start": ["self"],
+    "close": ["self"],
+}
+SOCKETS = {
+    "shell_socket": Channel.SHELL,
+    "stdin_socket": Channel.STDIN,
+    "control_socket": Channel.CONTROL,
+    "iopub_socket": Channel.IOPUB,
+}
+IDENTITY = b"gvisor-kernel-link"
+"""Of the DEALER sockets, on all channels: a kernel sends its input_request to the identity that
+sent the execute_request."""
+
+
+def find_obstacle(application: Any) -> Optional[str]:
+    """Why the class ``application`` cannot be adapted; None when all points are as expected."""
+    for name, parameters in POINTS.items():
+        method = getattr(application, name, None)
+        if method is None:
+            return f"{application.__name__} has no {name}"
+        found = list(inspect.signature(method).parameters)
+        if found != parameters:
+            return f"{application.__name__}.{name} takes {found}, not {parameters}"
+    return None
+
+
+class Adapter:
+    """Between one IPKernelApp and one DirectLink."""
+
+    def __init__(self, link: DirectLink, facts: Hello) -> None:
+        self.link = link
+        link.on_message = self.deliver
+        self.facts = facts
+        self.flushes_by_itself = True
+        """Both output streams know by themselves whether there is something to flush."""
+        self._dealers: Dict[Channel, zmq.Socket[bytes]] = {}
+        self._to_main: Optional[shortcuts.ToMain] = None
+
+    def bind(self, application: Any, kernel_socket: Any, port: int) -> int:
+        """Instead of ``_bind_socket``."""
+        channel = next(
+            channel
+            for name, channel in SOCKETS.items()
+            if getattr(application, name, None) is kernel_socket
+        )
+        address = f"inproc://gvisor-kernel-{channel.name.lower()}"
+        kernel_socket.rcvhwm = 0
+        kernel_socket.bind(address)
+        if channel is not Channel.IOPUB:
+            dealer = kernel_socket.context.socket(zmq.DEALER)
+            dealer.linger = 0
+            dealer.sndhwm = 0
+            dealer.setsockopt(zmq.IDENTITY, IDENTITY)
+            dealer.connect(address)
+            self._dealers[channel] = dealer
+        self._lead_out(kernel_socket, channel)
+        return port
+
+    def _lead_out(self, kernel_socket: Any, channel: Channel) -> None:
+        """Let what ``kernel_socket`` sends to the link's identity, or publishes, go to the link."""
+        send_inproc = kernel_socket.send_multipart
+        link = self.link
+
+        def send_multipart(
+            parts: Any, flags: int = 0, copy: bool = True, track: bool = False, **kwargs: Any
+        ) -> Any:
+            taken = [_as_bytes(part) for part in parts]
+            if channel is not Channel.IOPUB:
+                if taken[0] != IDENTITY:
+                    return send_inproc(parts, flags=flags, copy=copy, track=track, **kwargs)
+                del taken[0]
+            link.send(channel, taken)
+            return zmq.MessageTracker() if track and not copy else None
+
+        kernel_socket.send_multipart = send_multipart
+
+    def deliver(self, message: Message) -> None:
+        """Hand a message to the kernel's own sockets. In the link's reading thread."""
+        to_main = self._to_main if message.channel is Channel.SHELL else None
+        if to_main is not None and to_main.deliver(message.parts):
+            return
+        dealer = self._dealers.get(message.channel)
+        if dealer is not None:
+            try:
+                dealer.send_multipart(message.parts, copy=False)
+            except zmq.ZMQError:  # the kernel is closing its sockets
+                return
+
+    def begin(self, application: Any) -> None:
+        """The kernel listens: take the shorter ways, and open the link."""
+        kernel = application.kernel
+        if self.flushes_by_itself:
+            kernel._execute_sleep = 0
+        shortcuts.reply_at_once(kernel, self._lead_out)
+        self._to_main = shortcuts.ToMain(kernel, IDENTITY)
+        self.link.on_resume(partial(become_another, application))
+        self.link.start(self.facts)
+
+    def close_dealers(self) -> None:
+        """Before the context is terminated, which waits for every socket."""
+        for dealer in self._dealers.values():
+            dealer.close()
+        self._dealers.clear()
+
+    def slow_down(self, stream: Any) -> None:
+        """Let whoever writes output wait while the host is far behind."""
+        write, link = stream.write, self.link
+
+        def patient_write(text: str) -> Any:
+            link.wait_for_room()
+            return write(text)
+
+        stream.write = patient_write
+
+
+def _as_bytes(part: Any) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    return bytes(part.buffer if isinstance(part, zmq.Frame) else part)
+
+
+def adapt(application: Any, adapter: Adapter) -> None:
+    """Change the points of the class ``application``; see the top."""
+    start, close, init_io = application.start, application.close, application.init_io
+
+    def adapted_bind(self: Any, s: Any, port: int) -> int:
+        return adapter.bind(self, s, port)
+
+    def adapted_heartbeat(self: Any) -> None:
+        return None
+
+    def adapted_init_io(self: Any) -> None:
+        init_io(self)
+        shortcuts.publish_at_once(self.iopub_thread, adapter.link)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "pub_thread"):
+                adapter.slow_down(stream)
+                adapter.flushes_by_itself &= shortcuts.flush_what_is_there(stream)
+
+    def adapted_start(self: Any) -> None:
+        if self.subapp is None:
+            begin = self.kernel.start
+
+            def begin_with_link() -> None:
+                begin()
+                adapter.begin(self)
+
+            self.kernel.start = begin_with_link
+        start(self)
+
+    def adapted_close(self: Any) -> None:
+        adapter.link.stop_reading()
+        adapter.close_dealers()
+        close(self)
+        adapter.link.drain()
+
+    application._bind_socket = adapted_bind
+    application.init_heartbeat = adapted_heartbeat
+    application.init_io = adapted_init_io
+    application.start = adapted_start
+    application.close = adapted_close
+
+
+def become_another(application: Any, resume: Resume) -> None:
+    """Restored from an image; see ``resume``. In the link's reading thread."""
+    reseed(bytes.fromhex(resume.seed))
+    settle_in(resume)
+    rename_kernel(application, resume)

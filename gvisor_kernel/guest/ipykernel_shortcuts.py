@@ -1,0 +1,129 @@
+"""Shorter ways through ipykernel, for a kernel that speaks frames itself.
+
+A message that ipykernel hands from thread to thread costs 20 µs a step on Linux and 150 µs inside
+gVisor. Nothing here changes what is sent, or in which order; each shortcut is taken only where
+this ipykernel has what it needs, and else the message goes ipykernel's own way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, List
+
+import zmq
+
+from gvisor_kernel.guest.direct import DirectLink
+from gvisor_kernel.link import Channel
+
+CAPTURE_WAIT = 0.0005
+CAPTURE_LOOKS = 20
+"""Output of other programs that is still in the pipe to ipykernel's thread: looked at so often."""
+
+
+def publish_at_once(iopub_thread: Any, link: DirectLink) -> None:
+    """iopub messages leave from the thread that makes them, not by way of the IOPub thread.
+
+    Output of ``print`` is collected there as ever. In a forked child nothing changes.
+    """
+    publish, master = iopub_thread.send_multipart, os.getpid()
+
+    def send_multipart(parts: Any, *args: Any, **kwargs: Any) -> None:
+        if os.getpid() != master or iopub_thread.closed:
+            publish(parts, *args, **kwargs)
+            return
+        if iopub_thread.thread is not None and iopub_thread.thread.ident != threading.get_ident():
+            link.wait_for_room()
+        iopub_thread.socket.send_multipart(parts)
+
+    iopub_thread.send_multipart = send_multipart
+
+
+def flush_what_is_there(stream: Any) -> bool:
+    """``flush`` asks the IOPub thread only if something was written. False where it cannot know.
+
+    It also waits for what other programs wrote to the stream's descriptor and ipykernel has not
+    read yet; so ipykernel need not sleep for that.
+    """
+    if not all(hasattr(stream, name) for name in ("_buffers", "_flush", "_fid", "flush")):
+        return False
+    ask, send = stream.flush, stream._flush
+    state = {"sending": 0}
+
+    def _flush() -> None:
+        state["sending"] += 1
+        try:
+            send()
+        finally:
+            state["sending"] -= 1
+
+    def flush() -> None:
+        for _ in range(CAPTURE_LOOKS):
+            if not _unread(stream._fid):
+                break
+            time.sleep(CAPTURE_WAIT)
+        # In this order: what is no longer in the buffers was taken by somebody who is sending.
+        if stream._buffers or state["sending"] or stream.closed:
+            ask()
+
+    stream._flush, stream.flush = _flush, flush
+    return True
+
+
+def _unread(fd: Any) -> int:
+    """Bytes that wait in a pipe."""
+    if fd is None:
+        return 0
+    try:
+        answer = fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0")
+    except OSError:
+        return 0
+    return int(struct.unpack("i", answer)[0])
+
+
+def reply_at_once(kernel: Any, lead_out: Callable[[Any, Channel], None]) -> None:
+    """Replies leave from the main thread, not by way of the shell channel's (ipykernel 7)."""
+    thread = getattr(kernel, "shell_channel_thread", None)
+    pair: Any = getattr(getattr(thread, "manager", None), "_main_to_shell_channel", None)
+    if hasattr(pair, "from_socket"):
+        lead_out(pair.from_socket, Channel.SHELL)
+
+
+class ToMain:
+    """Requests go to the main thread at once, not by way of the shell channel's (ipykernel 7).
+
+    While the kernel has a subshell, or a GUI's loop that watches its sockets, they do not; once
+    it had a subshell, never again, so that no request overtakes another.
+    """
+
+    def __init__(self, kernel: Any, identity: bytes) -> None:
+        self._kernel: Any = kernel
+        self._identity = zmq.Frame(identity)
+        self._manager: Any = getattr(getattr(kernel, "shell_channel_thread", None), "manager", None)
+        self._loop = kernel.io_loop.asyncio_loop
+        self._usable = all(
+            hasattr(self._manager, name) for name in ("_shell_channel_to_main", "_cache")
+        )
+
+    def deliver(self, parts: List[bytes]) -> bool:
+        """Whether the request went this way. In the link's reading thread."""
+        if self._usable and self._manager._cache:
+            self._usable = False
+        if not self._usable or self._kernel.eventloop is not None:
+            return False
+        frames = [self._identity, *map(zmq.Frame, parts)]
+        try:
+            self._loop.call_soon_threadsafe(self._handle, frames)
+        except RuntimeError:  # the loop is closed: the kernel ends
+            return True
+        return True
+
+    def _handle(self, frames: List[Any]) -> None:
+        """As the stream does that reads the main thread's socket."""
+        stream = self._manager._shell_channel_to_main.to_stream
+        stream._run_callback(stream._recv_callback, frames)

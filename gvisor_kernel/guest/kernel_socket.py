@@ -1,0 +1,150 @@
+"""PID 1's end of the socket on which a kernel speaks frames itself. Frames pass here unread.
+
+PID 1 stays in between, so that whatever the kernel does, the link never carries half a frame of
+it, and a signal, an exit or a sign of life never waits for the kernel's interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+from typing import Deque, Dict, Optional
+
+from gvisor_kernel.link import Hello, RemoteProtocolError
+from gvisor_kernel.link.frames import (
+    DIRECT_CHANNELS,
+    FrameReader,
+    FrameType,
+    whole_frames,
+)
+
+READ_SIZE = 256 * 1024
+BUFFER = 1024 * 1024
+"""Bytes that the sandbox's kernel is asked to keep in each direction."""
+RELAY = "relay"
+"""The fact in a kernel's HELLO that asks for the relay, with the reason."""
+
+FROM_KERNEL = {(int(FrameType.DATA), int(channel)) for channel in DIRECT_CHANNELS} | {
+    (int(FrameType.CREDIT), int(channel)) for channel in DIRECT_CHANNELS
+}
+"""What passes."""
+
+
+class KernelSocket:
+    """Between PID 1 and one kernel, from the kernel's start to its end."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._waiting: Deque[memoryview] = deque()
+        self._received = bytearray()
+        self.facts: Optional[Dict[str, str]] = None
+        """What the kernel said of itself; None until it has spoken."""
+        self.resuming = False
+        """A RESUME was passed on, and its RESUMED has not come."""
+        self.closed = False
+        """The kernel's end is closed: nothing comes any more."""
+        end.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def direct(self) -> bool:
+        """The kernel speaks frames."""
+        return self.facts is not None and RELAY not in self.facts
+
+    # -- to the kernel ---------------------------------------------------------------------------
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, frame: bytes) -> None:
+        """Pass a frame on, as soon as the kernel takes it."""
+        self._waiting.append(memoryview(frame))
+
+    def resume(self, frame: bytes) -> None:
+        """Pass a RESUME on. Until the kernel's RESUMED, what it sends is dropped."""
+        self._waiting.clear()
+        self.resuming = True
+        self.put(frame)
+
+    def flush(self) -> None:
+        """Write what may be written without waiting; for a kernel that reads no more, nothing."""
+        while self._waiting:
+            try:
+                sent = self._socket.send(self._waiting[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._waiting.clear()
+                return
+            if sent < len(self._waiting[0]):
+                self._waiting[0] = self._waiting[0][sent:]
+                return
+            self._waiting.popleft()
+
+    # -- from the kernel -------------------------------------------------------------------------
+
+    def read(self) -> bytes:
+        """Read once; whole frames to pass on, maybe none.
+
+        Raises RemoteProtocolError when the kernel sent anything else.
+        """
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self.closed = True
+            return b""
+        if self.facts is None:
+            return self._greet(data)
+        return self._cut(data)
+
+    def _greet(self, data: bytes) -> bytes:
+        reader = FrameReader()
+        reader.receive_data(bytes(self._received) + data)
+        frame = reader.next_frame()
+        if frame is None:
+            self._received += data
+            return b""
+        if frame.type is not FrameType.HELLO:
+            raise RemoteProtocolError(f"The kernel's first frame is a {frame.type.name}.")
+        self.facts = dict(Hello.decode(frame.payload).facts)
+        rest = (bytes(self._received) + data)[-reader.pending :] if reader.pending else b""
+        self._received = bytearray()
+        return self._cut(rest) if rest else b""
+
+    def _cut(self, data: bytes) -> bytes:
+        if self._received:
+            self._received += data
+            data = bytes(self._received)
+        if self.resuming:
+            return self._find_resumed(data)
+        whole = whole_frames(data, FROM_KERNEL)
+        self._received = bytearray(data[whole:])
+        return data[:whole] if whole < len(data) else data
+
+    def _find_resumed(self, data: bytes) -> bytes:
+        reader = FrameReader()
+        reader.receive_data(data)
+        self._received = bytearray()
+        while True:
+            frame = reader.next_frame()
+            rest = data[-reader.pending :] if reader.pending else b""
+            if frame is None:
+                self._received = bytearray(rest)
+                return b""
+            if frame.type is FrameType.RESUMED:
+                self.resuming = False
+                return self._cut(rest) if rest else b""
+
+    def close(self) -> None:
+        self._socket.close()
