@@ -51,6 +51,9 @@ NOT_WRITABLE = (
 )
 """Host folders whose contents would let a sandbox out if it could write them."""
 
+INSTALLED_SKILLS = "installed"
+"""The value of ``skills`` that means this user's, with those that come with the package."""
+
 OWN_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
 
 
@@ -254,7 +257,12 @@ def accept_outputs(name: str, value: object) -> str | None:
 def accept_skills(name: str, value: object) -> str | None:
     if value is None:
         return None
-    accepted = 'the absolute path of a folder with "public" or "examples" in it, or None'
+    if value == INSTALLED_SKILLS:
+        return INSTALLED_SKILLS
+    accepted = (
+        f'"{INSTALLED_SKILLS}", the absolute path of a folder with "public" or "examples" in it,'
+        " or None"
+    )
     if isinstance(value, str) and is_plain_path(value):
         path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
         real = os.path.realpath(path)

@@ -21,6 +21,7 @@ from traitlets.config import Config, Configurable
 
 from gvisor_kernel.accept import (
     GIB,
+    INSTALLED_SKILLS,
     MIB,
     accept_choice,
     accept_command,
@@ -43,6 +44,7 @@ __all__ = [
     "ACCEPT",
     "DEFAULTS",
     "GIB",
+    "INSTALLED_SKILLS",
     "MIB",
     "RUNTIMES",
     "SETTINGS",
@@ -79,7 +81,8 @@ class SandboxSpec:
     """What was asked of a sandbox: validated, without any state of the host.
 
     ``uploads``, ``outputs``: an absolute path, a path relative to the notebook's folder, or
-    None for "nothing of the host". ``skills``: a directory with ``public`` and ``examples``.
+    None for "nothing of the host". ``skills``: a directory with ``public`` and ``examples``, None,
+    or INSTALLED_SKILLS for this user's.
     ``command``: the kernel's argv with ``{connection_file}``, empty for ipykernel.
     ``preload``: modules that are imported before an image of the kernel is taken.
     """
@@ -92,7 +95,7 @@ class SandboxSpec:
     disk_limit: int = 2 * GIB
     uploads: str | None = "."
     outputs: str | None = "outputs"
-    skills: str | None = None
+    skills: str | None = INSTALLED_SKILLS
     transcripts: bool = True
     mounts: tuple[ExtraMount, ...] = ()
     environment: tuple[str, ...] = ()
@@ -183,8 +186,9 @@ class SandboxSettings(Configurable):
     )
     skills = Setting(
         DEFAULTS.skills,
-        help="""A folder with "public" and "examples" in it, seen read-only at /mnt/skills; an
-        absolute path, or None for none.""",
+        help="""The skills seen read-only at /mnt/skills. "installed": those that come with
+        gvisor-kernel, and those that "gvisor-kernel skills install" has added. Or the absolute
+        path of a folder with "public" and "examples" in it, or None for none.""",
     )
     transcripts = Setting(
         DEFAULTS.transcripts,

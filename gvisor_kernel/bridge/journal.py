@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gvisor_kernel.bridge.wire import WireMessage
 
@@ -22,49 +21,57 @@ RECENT_LINES = 20
 TRANSCRIPT_SIZE = 8 * 1024 * 1024
 TRANSCRIPT_FILES = 4
 """transcript.jsonl and the three before it; the oldest goes."""
+RECORDED_REQUEST = 512 * 1024
 RECORDED_CONTENT = 16 * 1024
-"""Content of more bytes is recorded by its size alone."""
-RECORDED_KINDS = frozenset(
-    {
-        "execute_request",
-        "execute_reply",
-        "stream",
-        "display_data",
-        "update_display_data",
-        "execute_result",
-        "error",
-        "input_request",
-    }
-)
-"""What a person would call the conversation. ``input_reply`` is left out: it may be a password."""
+"""Content of more bytes, of a request and of anything else, is recorded by its size alone."""
+RECORDED_KINDS = {
+    "request": frozenset({"execute_request"}),
+    "reply": frozenset({"execute_reply"}),
+    "output": frozenset(
+        {
+            "stream",
+            "display_data",
+            "update_display_data",
+            "execute_result",
+            "error",
+            "input_request",
+        }
+    ),
+}
+"""What a person would call the conversation. By who says it, so that no output of a kernel looks
+like a request. ``input_reply`` is left out: it may be a password."""
 
 
 class RotatedFile:
-    """Lines into one file, moved aside at ``size`` bytes. A full disk stops it alone."""
+    """Lines into one file, moved aside at ``size`` bytes. Each is in the file at once, and whole.
+
+    A line that cannot be written, on a full disk for one, is left out; nothing else happens.
+    """
 
     def __init__(self, path: Path, size: int, files: int) -> None:
         self._path = path
         self._size = size
         self._files = files
-        self._file: IO[bytes] | None = None
+        self._descriptor: int | None = None
         self._length = 0
 
     def write(self, line: bytes) -> None:
         with suppress(OSError):
-            if self._file is None:
-                self._open()
-            assert self._file is not None
+            descriptor = self._descriptor if self._descriptor is not None else self._open()
             if self._length + len(line) > self._size and self._length:
                 self._rotate()
-                self._open()
-            self._file.write(line)
-            self._length += len(line)
+                descriptor = self._open()
+            written = os.write(descriptor, line)
+            if written < len(line):
+                os.ftruncate(descriptor, self._length)  # half a line would spoil the next
+                return
+            self._length += written
 
-    def _open(self) -> None:
+    def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self._path, flags, 0o644)
-        self._file = open(descriptor, "ab", buffering=64 * 1024)  # noqa: SIM115
-        self._length = os.fstat(descriptor).st_size
+        self._descriptor = os.open(self._path, flags, 0o644)
+        self._length = os.fstat(self._descriptor).st_size
+        return self._descriptor
 
     def _rotate(self) -> None:
         self.close()
@@ -78,16 +85,11 @@ class RotatedFile:
             with suppress(FileNotFoundError):
                 newer.replace(older)
 
-    def flush(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.flush()
-
     def close(self) -> None:
-        if self._file is not None:
+        if self._descriptor is not None:
             with suppress(OSError):
-                self._file.close()
-            self._file = None
+                os.close(self._descriptor)
+            self._descriptor = None
 
 
 def clean_lines(text: str) -> list[str]:
@@ -111,7 +113,6 @@ class KernelLog:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         for clean in clean_lines(text):
             self._file.write(f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace"))
-        self._file.flush()
 
     def remember(self, text: str) -> None:
         """Keep the last lines of ``text`` for an error's detail."""
@@ -122,40 +123,41 @@ class KernelLog:
 
 
 class Transcript:
-    """What a kernel was asked and answered: JSON lines, in the order in which it passed here."""
+    """What a kernel was asked and answered: JSON lines, in the order in which it passed here.
+
+    Entries are counted (``n``): one that is missing, because the disk was full or it was moved
+    out by newer ones, leaves a gap. An entry is in the file before its message is passed on.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._file = RotatedFile(
             directory / "transcript.jsonl", TRANSCRIPT_SIZE, files=TRANSCRIPT_FILES
         )
-        self._flushed = time.monotonic()
+        self._count = 0
 
     def record(self, event: str, message: WireMessage) -> None:
         """Record ``message`` (checked before) as a request, an output or a reply."""
         kind = message.kind
-        if kind not in RECORDED_KINDS:
+        if kind not in RECORDED_KINDS[event]:
             return
+        self._count += 1
         entry: dict[str, Any] = {
+            "n": self._count,
             "time": datetime.now(UTC).isoformat(),
             "event": event,
             "type": kind,
             "id": message.id if event == "request" else message.parent_id,
         }
         size = len(message.content) + sum(map(len, message.buffers))
-        if size <= RECORDED_CONTENT:
+        line: str | None = None
+        if size <= (RECORDED_REQUEST if event == "request" else RECORDED_CONTENT):
             with suppress(ValueError, RecursionError):
-                entry["content"] = json.loads(message.content)
-        if "content" not in entry:
-            entry["size"] = size
-        with suppress(ValueError, RecursionError):
-            self._file.write(json.dumps(entry).encode() + b"\n")
-        now = time.monotonic()
-        if event == "reply" or now - self._flushed > 1.0:
-            self.flush()
+                content = json.loads(message.content)
+                line = json.dumps({**entry, "content": content}, allow_nan=False)
+        self._file.write((line or json.dumps({**entry, "size": size})).encode() + b"\n")
 
     def flush(self) -> None:
-        self._file.flush()
-        self._flushed = time.monotonic()
+        """Nothing waits to be written: each entry is in the file at once."""
 
     def close(self) -> None:
         self._file.close()

@@ -11,10 +11,14 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Add: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 DESCRIPTION = """\
 Jupyter kernels that run inside gVisor sandboxes.
@@ -26,7 +30,8 @@ nbclient and papermill. These commands set that up and look after what runs.
 EPILOG = """\
 exit status:
   0    done
-  1    it failed, and standard error says why; doctor: a check failed; logs, kill: no such sandbox
+  1    it failed, and standard error says why; doctor: a check failed; logs, kill and
+       transcript: no such sandbox; skills: refused
   2    the arguments are wrong
   130  interrupted
   launch exits with the status of the kernel.
@@ -78,18 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gvisor-kernel {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def add(name: str, run: str, help: str, more: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=more,
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
-        )
-        command.set_defaults(run=f"gvisor_kernel.cli.{run}")
-        return command
+    add = make_add(commands)
 
     install = add("install", "kernelspecs:run_install", "add the kernel to Jupyter", PLACES)
     add_place(install)
@@ -169,8 +163,65 @@ def make_parser() -> argparse.ArgumentParser:
         help="the kernelspec whose settings apply (default: %(default)s)",
     )
 
+    transcript = add(
+        "transcript",
+        "transcripts:run_transcript",
+        "show what the kernel of a sandbox was asked and answered",
+        "A transcript goes with its sandbox; keep one with: transcript --raw ID > FILE",
+    )
+    add_id(transcript)
+    transcript.add_argument(
+        "--raw", action="store_true", help="as it was recorded: one JSON object a line"
+    )
+
+    skills = add("skills", "skills:run_list", "pack, check, install, list and remove skills")
+    add_skills(skills)
+
     add("version", "version:run_version", "print the versions of gvisor-kernel and of runsc")
     return parser
+
+
+def make_add(commands: Subparsers) -> Add:
+    """A function that adds a command: its name, what runs it, one line of help, and more of it."""
+
+    def add(name: str, run: str, help: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=more,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=f"gvisor_kernel.cli.{run}")
+        return command
+
+    return add
+
+
+def add_skills(skills: argparse.ArgumentParser) -> None:
+    add = make_add(skills.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    pack = add("pack", "skills:run_pack", "make a package of the skill in a folder")
+    pack.add_argument("directory", metavar="DIR", help="the folder with its SKILL.md")
+    pack.add_argument(
+        "-o", "--output", metavar="FILE", help="the package (default: NAME.skill, here)"
+    )
+    check = add("check", "skills:run_check", "say whether a package is one, and what is in it")
+    check.add_argument("file", metavar="FILE")
+    install = add(
+        "install",
+        "skills:run_install",
+        "install a package for the kernels that start from now on",
+        "In place of FILE, the name of a skill that came with gvisor-kernel puts that one back.",
+    )
+    install.add_argument("file", metavar="FILE")
+    install.add_argument(
+        "--examples", action="store_true", help="among the examples rather than the public ones"
+    )
+    listing = add("list", "skills:run_list", "list the skills that kernels see")
+    add_json(listing)
+    remove = add("remove", "skills:run_remove", "take a skill away")
+    remove.add_argument("name", metavar="NAME")
 
 
 def add_place(command: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """What of the host a sandbox is shown: the mounts of the host image, found and put together.
 
-Looks at the host, and makes the outputs folder and the empty ones; mounts nothing.
+Looks at the host, and makes the outputs folder and the empty ones, and the user's of skills;
+mounts nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from platformdirs import user_data_path, user_state_path
 
 import gvisor_kernel
 from gvisor_kernel.accept import NOT_A_SOURCE, is_writable_allowed
-from gvisor_kernel.config import DEFAULTS, SandboxSpec
+from gvisor_kernel.config import DEFAULTS, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.rootfs import find_etc_binds
 from gvisor_kernel.runtimes.world import World, follow, is_too_wide
+from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
 
@@ -193,16 +195,27 @@ def find_outputs(spec: SandboxSpec, request: LaunchRequest) -> Outputs:
     return Outputs(str(path), made=True)
 
 
+def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
+    """Whether ``find_outputs`` would find or make a folder of the host. Makes nothing."""
+    if spec.outputs is None:
+        return False
+    path = Path(os.path.realpath(request.folder / spec.outputs))
+    return path.is_dir() or (
+        is_writable_allowed(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
+    )
+
+
 def plan_mounts(
     spec: SandboxSpec, world: World, places: Places, uploads: str | None, outputs: Outputs
 ) -> tuple[Mount, ...]:
     """Every mount of a sandbox of the host image, in order. Raises LaunchError, SettingError."""
     empty = str(places.empty)
     skills = dict.fromkeys(("public", "examples"), empty)
-    if spec.skills is not None:
+    folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
+    if folder is not None:
         for name in skills:
-            if Path(spec.skills, name).is_dir():
-                skills[name] = os.path.realpath(Path(spec.skills, name))
+            if Path(folder, name).is_dir():
+                skills[name] = os.path.realpath(Path(folder, name))
     transcripts = str(places.transcripts) if spec.transcripts else empty
     mounts: list[Mount] = [
         Bind(str(places.info), layout.CONTAINER_INFO),

@@ -1,0 +1,174 @@
+"""``skills``: pack, check, install, list and remove what kernels see at /mnt/skills.
+
+They work on this user's skills, or on the folder that Jupyter's configuration names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from gvisor_kernel.cli.output import describe_size, make_console, print_json, printable
+from gvisor_kernel.config import INSTALLED_SKILLS
+from gvisor_kernel.errors import SkillError
+from gvisor_kernel.skills import (
+    SUFFIX,
+    Installed,
+    Skill,
+    SkillStore,
+    pack_skill,
+    read_folder,
+    read_package,
+    shipped_skills,
+)
+from gvisor_kernel.spec import layout
+
+SEEN = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
+
+
+def open_store() -> SkillStore:
+    """The skills that the next kernel sees. Raises SkillError, SettingError."""
+    from jupyter_core.application import JupyterApp
+
+    from gvisor_kernel.provisioner import GVisorProvisioner
+
+    class Configuration(JupyterApp):
+        """Jupyter's configuration files, as a server reads them."""
+
+        name = "jupyter-server"
+        config_file_name = "jupyter_server_config"
+
+    application = Configuration()
+    application.load_config_file()
+    setting = (
+        GVisorProvisioner(kernel_id="", kernel_spec=None, parent=None, config=application.config)
+        .sandbox_spec()
+        .skills
+    )
+    if setting is None:
+        raise SkillError(
+            "Jupyter's configuration sets skills to None: kernels see none.",
+            f'let c.GVisorProvisioner.skills be "{INSTALLED_SKILLS}" or a folder.',
+        )
+    if setting != INSTALLED_SKILLS:
+        return SkillStore(Path(setting), keeps_shipped=False)
+    store = SkillStore.of_user()
+    with contextlib.suppress(SkillError):  # what is wrong, the command itself will find and say
+        store.refresh()
+    return store
+
+
+def run_pack(arguments: argparse.Namespace) -> int:
+    directory = Path(arguments.directory)
+    skill = read_folder(directory)
+    output = Path(arguments.output or f"{skill.name}{SUFFIX}")
+    if output.resolve().is_relative_to(directory.resolve()):
+        raise SkillError(
+            f"{output} would lie in the folder that it is made of.",
+            "name another place with -o.",
+        )
+    write_whole(output, pack_skill(skill))
+    print(f"Packed {printable(str(output))}: {describe(skill)}")
+    for name in skill.left_out[:20]:
+        print(f"Left out {printable(name)}")
+    return 0
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step, also in place of a link. Raises SkillError."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(file.fileno(), 0o666 & ~umask)
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise SkillError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def describe(skill: Skill) -> str:
+    count = len(skill.files)
+    return f'the skill "{skill.name}", {count} files, {describe_size(skill.size)}'
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    skill = read_package(Path(arguments.file))
+    print(f"{printable(arguments.file)} is in order: {describe(skill)}")
+    print(skill.description)
+    for name in sorted(skill.files):
+        print(f"  {name}")
+    return 0
+
+
+def run_install(arguments: argparse.Namespace) -> int:
+    path, store = Path(arguments.file), open_store()
+    name = str(arguments.file)
+    if not path.exists() and store.keeps_shipped and name in shipped_skills():
+        store.restore(name)
+        print(f"{name} is again the one that came with gvisor-kernel.")
+        return 0
+    skill = read_package(path)
+    folder = "examples" if arguments.examples else "public"
+    replaced = store.install(skill, folder)
+    print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
+    print(f"Kernels that start from now on see it at {SEEN[folder]}/{skill.name}")
+    return 0
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    store = open_store()
+    skills = store.list()
+    if arguments.json:
+        print_json([describe_installed(skill) for skill in skills])
+        return 0
+    if not skills:
+        print(f"No skills in {printable(str(store.folder))}.")
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("NAME", "FOLDER", "FROM"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("DESCRIPTION", overflow="fold")
+    for skill in skills:
+        cells = (
+            skill.name,
+            skill.folder,
+            "gvisor-kernel" if skill.shipped else "you",
+            f"not usable: {skill.problem}" if skill.problem else skill.description,
+        )
+        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in cells))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = 2000  # one line a skill, for programs that read lines
+    console.print(table)
+    return 0
+
+
+def describe_installed(skill: Installed) -> dict[str, object]:
+    """A skill in ``skills list --json``."""
+    return {
+        "name": skill.name,
+        "folder": skill.folder,
+        "seen_at": f"{SEEN[skill.folder]}/{skill.name}",
+        "directory": str(skill.directory),
+        "shipped": skill.shipped,
+        "description": skill.description,
+        "problem": skill.problem or None,
+    }
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    removed = open_store().remove(arguments.name)
+    print(f"Removed {printable(str(removed))}")
+    return 0

@@ -1,0 +1,213 @@
+"""What a skill is: SKILL.md with its front matter, and what may lie beside it. Folder or package.
+
+A skill is read whole before anything is done with it. ``pack_skill`` gives the same bytes for the
+same content on every machine: sorted, undated, and stored as it is, since compressors differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gvisor_kernel.errors import SkillError
+from gvisor_kernel.skills.archive import (
+    ENTRIES_MOST,
+    PACKED_MOST,
+    File,
+    check_names,
+    read_archive,
+    show,
+)
+
+SUFFIX = ".skill"
+DOCUMENT = "SKILL.md"
+ROOT_FILES = (DOCUMENT, "LICENSE.txt")
+ROOT_FOLDERS = ("scripts", "reference")
+DOCUMENT_MOST = 256 * 1024
+DESCRIPTION_MOST = 1024
+NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+NAME_MOST = 64
+LEFT_OUT = ("__pycache__",)
+"""Besides names that begin with a dot; what editors, systems and Python leave in folders."""
+
+HINT = "see docs/skills.md for what a skill is made of."
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A skill that was found to be one. ``left_out``: what its folder had besides."""
+
+    name: str
+    description: str
+    files: Mapping[str, File] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(len(file.content) for file in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """The same for the same content."""
+        return hashlib.sha256(pack_skill(self)).hexdigest()
+
+
+def read_package(path: Path) -> Skill:
+    """The skill in a ``.skill`` file. Raises SkillError: with the first reason that is found."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise SkillError(f"{path} is not an ordinary file.", HINT)
+            data = file.read(PACKED_MOST + 1)
+    except OSError as error:
+        raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        return make_skill(read_archive(data))
+    except SkillError as error:
+        raise SkillError(f"{path} is no skill that can be used: {error.fact}.", HINT) from error
+
+
+def read_folder(path: Path) -> Skill:
+    """The skill in a folder. Raises SkillError; follows no link, also while others write there."""
+    files: dict[str, File] = {}
+    left_out: list[str] = []
+    try:
+        for name, content in _walk(path, left_out):
+            files[name] = content
+            if len(files) > ENTRIES_MOST:
+                raise SkillError(f"it has more than {ENTRIES_MOST} files")
+            if sum(len(file.content) for file in files.values()) > PACKED_MOST:
+                raise SkillError(f"its files have more than {PACKED_MOST} bytes together")
+        check_names(sorted(files))
+        return make_skill(files, tuple(sorted(left_out)))
+    except OSError as error:
+        raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
+    except SkillError as error:
+        raise SkillError(f"{path} is no skill that can be used: {error.fact}.", HINT) from error
+
+
+def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
+    # The folder may be one that a kernel can write: every step is by descriptor, along no link.
+    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for folder, folders, names, descriptor in os.fwalk(".", onerror=_raise, dir_fd=top):
+            prefix = "" if folder == "." else folder.removeprefix("./") + "/"
+            for name in [n for n in (*folders, *names) if n.startswith(".") or n in LEFT_OUT]:
+                left_out.append(prefix + name)
+                (folders if name in folders else names).remove(name)
+            for name in (*folders, *names):
+                kind = stat.S_IFMT(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode)
+                if kind not in (stat.S_IFREG, stat.S_IFDIR):
+                    raise SkillError(f"{show(prefix + name)} is a link, or no ordinary file")
+            for name in names:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                with open(os.open(name, flags, dir_fd=descriptor), "rb") as file:
+                    mode = os.fstat(file.fileno()).st_mode
+                    if not stat.S_ISREG(mode):
+                        raise SkillError(f"{show(prefix + name)} is no ordinary file")
+                    yield prefix + name, File(file.read(PACKED_MOST + 1), bool(mode & 0o100))
+    finally:
+        os.close(top)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def make_skill(files: Mapping[str, File], left_out: tuple[str, ...] = ()) -> Skill:
+    """A skill of these files. Raises SkillError when they are none."""
+    if DOCUMENT not in files:
+        raise SkillError(f"it has no {DOCUMENT}")
+    for name in files:
+        folder, slash, _ = name.partition("/")
+        if not (folder in ROOT_FOLDERS if slash else name in ROOT_FILES):
+            raise SkillError(
+                f"{show(name)} has no place in a skill, which has {', '.join(ROOT_FILES)},"
+                f" {' and '.join(f'{folder}/' for folder in ROOT_FOLDERS)}"
+            )
+    document = files[DOCUMENT].content
+    if len(document) > DOCUMENT_MOST:
+        raise SkillError(f"{DOCUMENT} has {len(document)} bytes, more than {DOCUMENT_MOST}")
+    try:
+        text = document.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SkillError(f"{DOCUMENT} is not UTF-8") from None
+    front = read_front_matter(text)
+    for key in ("name", "description"):
+        if not front.get(key):
+            raise SkillError(f"the front matter of {DOCUMENT} has no {key}")
+    name, description = front["name"], front["description"]
+    if len(name) > NAME_MOST or not NAME.fullmatch(name):
+        raise SkillError(
+            f"its name is {show(name)}; use at most {NAME_MOST} lower-case letters, digits and"
+            " single hyphens between them"
+        )
+    if len(description) > DESCRIPTION_MOST or not description.isprintable():
+        raise SkillError(
+            f"its description has {len(description)} characters; use at most {DESCRIPTION_MOST},"
+            " and none that control a terminal"
+        )
+    return Skill(name, description, files, left_out)
+
+
+def read_front_matter(text: str) -> dict[str, str]:
+    """The keys and texts between the two lines ``---`` at the top. Raises SkillError.
+
+    The part of YAML that such files use: ``key: text``, quoted or not, and lines indented below a
+    key that go on with it. Nested values are read as text and mean nothing here.
+    """
+    lines = text.splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        raise SkillError(f"{DOCUMENT} does not begin with a line ---")
+    try:
+        end = next(i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---")
+    except StopIteration:
+        raise SkillError(f"the front matter of {DOCUMENT} has no second line ---") from None
+    found: dict[str, list[str]] = {}
+    key = ""
+    for line in lines[1:end]:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line[0] in " \t-" and key:
+            found[key].append(line.strip())
+            continue
+        key, colon, value = line.partition(":")
+        key = key.strip()
+        if not colon or not key:
+            raise SkillError(f"a line in the front matter of {DOCUMENT} is not 'key: text'")
+        if key in found:
+            raise SkillError(f"the front matter of {DOCUMENT} has {show(key)} twice")
+        found[key] = [value.strip()]
+    return {key: _unquote(parts) for key, parts in found.items()}
+
+
+def _unquote(parts: list[str]) -> str:
+    if parts[0] in (">", "|", ">-", "|-", ">+", "|+"):
+        parts = parts[1:]
+    text = " ".join(part for part in parts if part)
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        return re.sub(r'\\(["\\])', r"\1", text[1:-1])
+    if len(text) >= 2 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    return text
+
+
+def pack_skill(skill: Skill) -> bytes:
+    """The ``.skill`` file of a skill: the same bytes for the same content, everywhere."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(skill.files):
+            file = skill.files[name]
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system = 3
+            info.external_attr = (stat.S_IFREG | (0o755 if file.executable else 0o644)) << 16
+            archive.writestr(info, file.content)
+    return packed.getvalue()

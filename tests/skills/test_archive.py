@@ -1,0 +1,342 @@
+"""Packages of strangers: each attack is refused whole, with its reason, and nothing is written."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import SkillError
+from gvisor_kernel.skills import archive
+from gvisor_kernel.skills.archive import read_archive
+
+DOCUMENT = b"---\nname: a-skill\ndescription: For tests.\n---\n"
+Edit = Callable[[bytearray], None]
+
+
+def info(name: str, mode: int = 0, **fields: object) -> zipfile.ZipInfo:
+    """An entry whose name is written as it is."""
+    made = zipfile.ZipInfo("x", (2026, 1, 1, 0, 0, 0))
+    made.filename = name
+    made.create_system = 3
+    made.external_attr = mode << 16
+    for key, value in fields.items():
+        setattr(made, key, value)
+    return made
+
+
+def archive_of(
+    *entries: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED
+) -> bytearray:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression) as out:
+        out.writestr("SKILL.md", DOCUMENT)
+        for name, content in entries:
+            out.writestr(name, content)
+    return bytearray(packed.getvalue())
+
+
+def edited(data: bytearray, edit: Edit) -> bytearray:
+    edit(data)
+    return data
+
+
+def directory_at(data: bytearray, number: int = 0) -> int:
+    """Where the ``number``-th entry of the directory begins."""
+    position = -1
+    for _ in range(number + 1):
+        position = data.index(b"PK\1\2", position + 1)
+    return position
+
+
+def set_both(data: bytearray, offset: int, form: str, value: int) -> None:
+    """Change a field of the last entry, in the directory and in front of its content."""
+    last = data.rindex(b"PK\1\2")
+    struct.pack_into(form, data, last + offset, value)
+    (local,) = struct.unpack_from("<I", data, last + 42)
+    struct.pack_into(form, data, local + offset - 2, value)
+
+
+def replaced(data: bytearray, old: bytes, new: bytes) -> bytearray:
+    assert data.count(old) >= 1
+    return bytearray(bytes(data).replace(old, new))
+
+
+def overlapping() -> bytearray:
+    """Two names for the same content: how small archives become huge ones."""
+    data = archive_of(("scripts/a", b"x" * 99), ("scripts/b", b"x" * 99))
+    first, second = directory_at(data, 1), directory_at(data, 2)
+    data[second + 42 : second + 46] = data[first + 42 : first + 46]
+    return replaced(data, b"scripts/b", b"scripts/a")
+
+
+def overlapping_in_part() -> bytearray:
+    """The first content reaches over the second entry."""
+    data = archive_of(("scripts/a", b"x" * 99), ("scripts/b", b"x" * 99))
+    first = directory_at(data, 1)
+    (local,) = struct.unpack_from("<I", data, first + 42)
+    for at in (first + 20, first + 24, local + 18, local + 22):
+        struct.pack_into("<I", data, at, 150)
+    return data
+
+
+def many_entries(count: int = 100_000) -> bytearray:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", strict_timestamps=False) as out:
+        for number in range(1000):
+            out.writestr(f"scripts/{number}", b"")
+    data = bytearray(packed.getvalue())
+    begin = directory_at(data)
+    directory = data[begin:-22] * (count // 1000)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0, 0, len(directory), begin, 0)
+    return data[:begin] + directory + end
+
+
+def counted(data: bytearray, count: int) -> bytearray:
+    struct.pack_into("<HH", data, len(data) - 14, count, count)
+    return data
+
+
+def bomb(size: int) -> bytearray:
+    return archive_of(("scripts/zeros", bytes(size)), compression=zipfile.ZIP_DEFLATED)
+
+
+def many_bombs() -> bytearray:
+    """No entry is over its ratio, all together are over the size."""
+    content = bytes(archive.RATIO_FROM)
+    entries = [(f"scripts/{number}", content) for number in range(70)]
+    return archive_of(*entries, compression=zipfile.ZIP_DEFLATED)
+
+
+def quine_like() -> bytearray:
+    """Its content is longer than it says: the rest would come out when unpacked."""
+    data = archive_of(("scripts/a", b"x" * 5000), compression=zipfile.ZIP_DEFLATED)
+    return edited(data, lambda d: set_both(d, 24, "<I", 10))
+
+
+def with_comment() -> bytearray:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as out:
+        out.writestr("SKILL.md", DOCUMENT)
+        out.comment = b"PK\5\6" + bytes(18)
+    return bytearray(packed.getvalue())
+
+
+def duplicate() -> bytearray:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        return archive_of(("scripts/a", b"1"), ("scripts/a", b"2"))
+
+
+def named(name: str) -> Callable[[], bytearray]:
+    return lambda: archive_of((info(name), b"x"))
+
+
+def raw_name(raw: bytes, flags: int = 0) -> Callable[[], bytearray]:
+    def make() -> bytearray:
+        data = archive_of((info("scripts/" + "n" * len(raw)), b"x"))
+        data = replaced(data, b"scripts/" + b"n" * len(raw), b"scripts/" + raw)
+        return edited(data, lambda d: set_both(d, 8, "<H", flags))
+
+    return make
+
+
+def twice(first: str, second: str) -> Callable[[], bytearray]:
+    return lambda: archive_of((info(first), b"x"), (info(second), b"x"))
+
+
+def of_mode(mode: int, name: str = "scripts/a") -> Callable[[], bytearray]:
+    return lambda: archive_of((info(name, mode), b"/etc/passwd"))
+
+
+ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
+    "traversal": (named("../evil"), "leads out"),
+    "traversal below": (named("scripts/../../evil"), "leads out"),
+    "absolute": (named("/etc/cron.d/evil"), "absolute"),
+    "backslash": (named("scripts\\..\\evil"), "backslash"),
+    "drive letter": (named("C:/evil"), "colon"),
+    "stream": (named("SKILL.md:hidden"), "colon"),
+    "dot": (named("scripts/./a"), "empty part"),
+    "empty part": (named("scripts//a"), "empty part"),
+    "no name": (named(""), "without a name"),
+    "trailing dot": (named("scripts/a."), "oddly"),
+    "newline": (named("scripts/a\nb"), "control"),
+    "NUL": (raw_name(b"a\0b"), "control"),
+    "escape": (named("scripts/\x1b[2J"), "control"),
+    "bidirectional": (named("scripts/\u202egpj.exe"), "control"),
+    "invalid UTF-8": (raw_name(b"\xff\xfe", 0x800), "not marked as UTF-8"),
+    "unmarked name": (raw_name(b"\xe9"), "not marked as UTF-8"),
+    "long name": (named("scripts/" + "a" * 300), "200 bytes"),
+    "long path": (named("scripts/" + "a/" * 250 + "b"), "too long or too deep"),
+    "deep": (named("scripts" + "/a" * 11), "too deep"),
+    "duplicate": (duplicate, "two entries named"),
+    "duplicate by case": (twice("scripts/A", "scripts/a"), "same name to some"),
+    "folders by case": (twice("Scripts/a", "scripts/b"), "same name to some"),
+    "duplicate by sharp s": (twice("scripts/stra\xdfe", "scripts/STRASSE"), "same name to some"),
+    "duplicate by accent": (twice("scripts/\xe9", "scripts/e\u0301"), "same name to some"),
+    "file and folder": (twice("scripts/a", "scripts/a/b"), "a file and a folder"),
+    "symbolic link": (of_mode(stat.S_IFLNK | 0o777), "symbolic link"),
+    "pipe": (of_mode(stat.S_IFIFO), "device, a pipe"),
+    "device": (of_mode(stat.S_IFCHR), "device, a pipe"),
+    "socket": (of_mode(stat.S_IFSOCK), "device, a pipe"),
+    "folder with content": (of_mode(stat.S_IFDIR, "scripts/a/"), "a file and a folder"),
+    "folder as a file": (of_mode(stat.S_IFDIR), "a file and a folder"),
+    "bomb by ratio": (lambda: bomb(50 * 2**20), "more than 100 times"),
+    "bomb by size": (many_bombs, "together, more than"),
+    "bomb by overlap": (overlapping, "two entries named"),
+    "bomb by overlap in part": (overlapping_in_part, "overlaps"),
+    "10^5 entries": (lambda: counted(many_entries(), 65534), "entries, more than"),
+    "10^5 entries, uncounted": (lambda: counted(many_entries(), 1), "more than it counts"),
+    "lying size": (quine_like, "another size"),
+    "lying size, stored": (
+        lambda: edited(archive_of(("scripts/a", b"x" * 9)), lambda d: set_both(d, 24, "<I", 5)),
+        "another size",
+    ),
+    "lying checksum": (
+        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 16, "<I", 1)),
+        "checksum",
+    ),
+    "two sizes": (
+        lambda: edited(
+            archive_of(("scripts/a", b"x")),
+            lambda d: struct.pack_into("<I", d, d.rindex(b"PK\1\2") + 24, 2),
+        ),
+        "one thing in the directory",
+    ),
+    "two names": (
+        lambda: edited(
+            archive_of(("scripts/a", b"x")),
+            lambda d: d.__setitem__(
+                slice(d.index(b"scripts/a"), d.index(b"scripts/a") + 9), b"../evil/a"
+            ),
+        ),
+        "one thing in the directory",
+    ),
+    "encrypted": (
+        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 8, "<H", 1)),
+        "encrypted",
+    ),
+    "strange method": (
+        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 10, "<H", 99)),
+        "unusual way",
+    ),
+    "ZIP64": (
+        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 24, "<I", 2**32 - 1)),
+        "ZIP64",
+    ),
+    "several disks": (
+        lambda: edited(archive_of(), lambda d: struct.pack_into("<H", d, len(d) - 18, 1)),
+        "several files",
+    ),
+    "comment": (with_comment, "comment"),
+    "something before": (lambda: b"#!/bin/sh\n" + archive_of(), "no ZIP archive"),
+    "something after": (lambda: archive_of() + b"x", "after its end"),
+    "cut off": (lambda: archive_of(("scripts/a", b"x" * 999))[:-30], "cut off"),
+    "damaged": (
+        lambda: edited(
+            archive_of(("scripts/a", b"abc" * 99), compression=zipfile.ZIP_DEFLATED),
+            lambda d: d.__setitem__(
+                slice(d.index(b"scripts/a") + 9, d.index(b"scripts/a") + 13), b"\xff" * 4
+            ),
+        ),
+        "damaged",
+    ),
+    "empty": (lambda: b"", "no ZIP archive"),
+    "no ZIP": (lambda: b"PK" + bytes(99), "no ZIP archive"),
+    "nothing in it": (lambda: b"PK\5\6" + bytes(18), "no SKILL.md"),
+    "other places": (named("bin/a"), "has no place in a skill"),
+    "hidden file": (named(".bashrc"), "has no place in a skill"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_refused_whole(
+    attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    make, reason = ATTACKS[attack]
+    package = tmp_path / "hostile.skill"
+    package.write_bytes(make())
+    assert main(["skills", "list"]) == 0
+    before = sorted(tmp_path.rglob("*"))
+    started = time.monotonic()
+    for command in ("check", "install"):
+        capsys.readouterr()
+        assert main(["skills", command, str(package)]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "is no skill that can be used" in err
+        assert reason in err
+        assert all(char.isprintable() or char == "\n" for char in err)
+    assert time.monotonic() - started < 5
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_ordinary_programs_write_is_read() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        out.mkdir("scripts")
+        out.writestr("SKILL.md", DOCUMENT)
+        out.writestr(info("scripts/run", stat.S_IFREG | 0o755), b"x" * 5000)
+        out.writestr("reference/\xfcber.md", "\xfc".encode())
+    files = read_archive(packed.getvalue())
+    assert list(files) == ["SKILL.md", "scripts/run", "reference/\xfcber.md"]
+    assert files["scripts/run"].content == b"x" * 5000
+    assert [name for name, file in files.items() if file.executable] == ["scripts/run"]
+
+
+def test_sizes_behind_the_content_are_read() -> None:
+    """As programs write that do not know the size beforehand."""
+
+    class Stream(io.RawIOBase):
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> int:
+            self.data += bytes(data)  # type: ignore[call-overload]
+            return len(bytes(data))  # type: ignore[call-overload]
+
+    stream = Stream()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as out:  # type: ignore[arg-type]
+        out.writestr("SKILL.md", DOCUMENT)
+    assert read_archive(stream.data)["SKILL.md"].content == DOCUMENT
+
+
+VALID = bytes(archive_of(("scripts/a", b"abc" * 50), compression=zipfile.ZIP_DEFLATED))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_change_is_refused_or_harmless(data: st.DataObject) -> None:
+    changed = bytearray(VALID)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        changed[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([len(changed)] * 9 + [len(changed) // 2]))
+    try:
+        files = read_archive(bytes(changed[:cut]))
+    except SkillError:
+        return
+    for name, file in files.items():
+        assert ".." not in name.split("/")
+        assert not name.startswith("/")
+        assert zlib.crc32(file.content) in {zlib.crc32(DOCUMENT), zlib.crc32(b"abc" * 50)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(SkillError):
+        read_archive(b"PK" + data)
