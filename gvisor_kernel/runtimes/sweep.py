@@ -100,11 +100,55 @@ def _finish_outputs(outputs: Path, record: Record, directory: Path) -> None:
 
 
 def give_back(outputs: Path, owner: tuple[int, int]) -> None:
-    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Follows no link."""
-    for _, folders, files, fd in os.fwalk(outputs, onerror=lambda _: None, follow_symlinks=False):
-        for name in (*folders, *files):
-            _give_entry(name, owner, fd)
+    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Never raises.
+
+    Follows no link, and folders to any depth: a kernel has made them, as deep as it liked.
+    """
     _give_entry(str(outputs), owner, None)
+    with suppress(OSError):
+        fd = os.open(outputs, _FOLDER)
+        try:
+            above = [(_identity(fd), _give_folder(fd, owner))]
+            while above:
+                _, folders = above[-1]
+                step = folders.pop() if folders else ".."
+                if step == "..":
+                    above.pop()
+                    if not above:
+                        return
+                try:
+                    reached = os.open(step, _FOLDER, dir_fd=fd)
+                except OSError:
+                    if step == "..":
+                        raise
+                    continue
+                os.close(fd)
+                fd = reached
+                if step != "..":
+                    above.append((_identity(fd), _give_folder(fd, owner)))
+                elif _identity(fd) != above[-1][0]:
+                    return  # moved meanwhile: who knows what is above it now
+        finally:
+            os.close(fd)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _give_folder(fd: int, owner: tuple[int, int]) -> list[str]:
+    """Give what is in the open folder; the folders in it."""
+    folders: list[str] = []
+    with suppress(OSError), os.scandir(fd) as entries:
+        for entry in entries:
+            _give_entry(entry.name, owner, fd)
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+    return folders
 
 
 def _give_entry(path: str, owner: tuple[int, int], directory: int | None) -> None:
