@@ -1,0 +1,64 @@
+"""One kernel that attacks, one beside it, for each wall; and what is looked at after an attack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..jupyter.helpers import SANDBOXED
+from .inside import SECRET, Host, Kernel, Neighbour, attacker, neighbour
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not SANDBOXED:
+        here = Path(__file__).parent
+        skip = pytest.mark.skip(reason="GK_TEST_KERNEL names a kernel that is not in a sandbox")
+        for item in items:
+            if item.path.is_relative_to(here):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the host: notebooks of attacker and neighbour, and a secret beside them."""
+    ground = tmp_path_factory.mktemp("ground")
+    for name in ("notebooks", "neighbour", "private"):
+        (ground / name).mkdir()
+    (ground / "notebooks" / "data.csv").write_text("1,2\n")
+    (ground / "private" / "secret").write_text(SECRET)
+    return ground
+
+
+@pytest.fixture(scope="module")
+def wall_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of a wall's kernel: the module's SETTINGS, if it has some."""
+    settings: dict[str, Any] = getattr(request.module, "SETTINGS", {})
+    return settings
+
+
+@pytest.fixture(scope="module")
+def kernel(ground: Path, wall_settings: dict[str, Any]) -> Iterator[Kernel]:
+    server = os.environ | {"GK_SECRET_TOKEN": SECRET, "KERNEL_USERNAME": "mallory"}
+    with attacker(ground / "notebooks", wall_settings, env=server) as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def beside(ground: Path) -> Iterator[Neighbour]:
+    with neighbour(ground / "neighbour") as beside:
+        yield beside
+
+
+@pytest.fixture
+def unharmed(ground: Path, beside: Neighbour) -> Iterator[None]:
+    """After the attack: the host's files are as they were, and the neighbour has not noticed."""
+    outputs = ground / "notebooks" / "outputs"
+    host = Host((ground,), left_out=(outputs,))
+    before = host.look()
+    yield
+    assert host.look() == before
+    beside.check()
