@@ -1,0 +1,535 @@
+"""Files: of the host a kernel changes what is in outputs, and reads what it is shown; no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.runtimes.plan import check_folder, find_outputs, find_uploads
+from gvisor_kernel.runtimes.state import state_root
+from gvisor_kernel.runtimes.sweep import give_back
+from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
+
+from ..jupyter.helpers import running_kernel
+from ..runtimes.conftest import make_request
+from .inside import SECRET, Kernel, attacker
+
+pytestmark = pytest.mark.usefixtures("unharmed")
+
+READ_ONLY = [target for target in LAYOUT if target != OUTPUTS]
+HIDDEN = (
+    *("/root/.ssh", "/root/.bashrc", "/etc/shadow", "/etc/ssh", "/etc/hosts.allow"),
+    *("/etc/resolv.conf", "/etc/sudoers", "/etc/cron.d", "/var/log", "/var/lib", "/boot", "/srv"),
+    *("/run/docker.sock", "/var/run/docker.sock", "/run/dbus", "/run/user", "/lost+found"),
+)
+
+CHANGE = '''
+OF_A_FILE = {
+    "write", "append", "truncate", "open to truncate", "rename", "rename out", "rename in", "swap",
+    "hard link out", "remove", "mode", "owner", "times", "attribute", "hole", "shared memory",
+}
+
+def changes(top):
+    """What of all that changes a file system succeeds below top, a folder or a file."""
+    top = Path(top)
+    folder = top.is_dir()
+    one = next((p for p in top.iterdir() if p.is_file()), top / "none") if folder else top
+    new = top / "planted" if folder else Path(str(top) + ".planted")
+    at = os.open(top if folder else top.parent, os.O_RDONLY)
+    attempts = {
+        "write": lambda: open(one, "r+b").write(b"x"),
+        "append": lambda: open(one, "ab").write(b"x"),
+        "truncate": lambda: os.truncate(one, 0),
+        "open to truncate": lambda: open(one, "w"),
+        "create": lambda: open(new, "x"),
+        "create below an open folder": lambda: os.open(
+            "planted", os.O_CREAT | os.O_WRONLY, dir_fd=at),
+        "create without a name": lambda: os.open(new.parent, os.O_TMPFILE | os.O_RDWR),
+        "folder": lambda: new.mkdir(),
+        "symbolic link": lambda: new.symlink_to("/etc/passwd"),
+        "hard link in": lambda: os.link("/etc/passwd", new),
+        "hard link out": lambda: os.link(one, "/mnt/user-data/outputs/taken"),
+        "hard link of a link": lambda: os.link(one, new, follow_symlinks=False),
+        "rename": lambda: one.rename(new),
+        "rename out": lambda: one.rename("/mnt/user-data/outputs/taken"),
+        "rename in": lambda: os.rename("/workspace/moved", new),
+        "swap": lambda: call("renameat2", -100, bytes(one), -100, b"/workspace/moved", 2),
+        "remove": lambda: one.unlink(),
+        "remove the folder": lambda: top.rmdir(),
+        "mode": lambda: one.chmod(0o777),
+        "owner": lambda: os.chown(one, 1000, 1000),
+        "times": lambda: os.utime(one, (0, 0)),
+        "attribute": lambda: os.setxattr(one, "user.x", b"1"),
+        "pipe": lambda: os.mkfifo(new),
+        "socket": lambda: socket.socket(socket.AF_UNIX).bind(str(new)),
+        "device": lambda: os.mknod(new, stat.S_IFBLK | 0o666, 0x800),
+        "hole": lambda: os.posix_fallocate(os.open(one, os.O_RDWR), 0, 1),
+        "shared memory": lambda: __import__("mmap").mmap(os.open(one, os.O_RDWR), 1),
+    }
+    Path("/workspace/moved").write_text("x")
+    if not folder:  # beside it is the sandbox's own root, where it makes what it likes
+        attempts = {name: action for name, action in attempts.items() if name in OF_A_FILE}
+    done = [name for name, action in attempts.items() if refused(action) is None]
+    os.close(at)
+    return done
+'''
+
+
+@pytest.mark.parametrize(
+    "way", ["", "/proc/self/root", "/proc/thread-self/root", "/mnt/user-data/outputs/../../.."]
+)
+def test_change_what_is_read_only(kernel: Kernel, way: str) -> None:
+    """Straight, and by other names of the same place."""
+    targets = [*READ_ONLY, "/opt/gvisor-kernel/gvisor_kernel/link", "/usr/lib", sys.prefix]
+    found = kernel.run(f"{CHANGE}\nfound = {{t: changes({way!r} + t) for t in {targets!r}}}")
+    assert {target: done for target, done in found.items() if done} == {}
+    assert not (kernel.folder / "outputs" / "taken").exists()
+
+
+def test_change_what_is_read_only_by_a_link(kernel: Kernel) -> None:
+    found = kernel.run(f"""
+        {CHANGE.replace(chr(10), chr(10) + "        ")}
+        os.symlink("/mnt/user-data/uploads", "/workspace/way")
+        found = changes("/workspace/way")
+        os.unlink("/workspace/way")
+    """)
+    assert set(found) <= {"remove the folder"}  # that is the link's own name
+
+
+REMOUNT = """
+for target in [line.split()[1] for line in open("/proc/mounts")]:
+    for flags in (32, 32 | 4096):
+        libc.mount(b"none", target.encode(), b"none", flags, None)
+done = []
+def attempt(what, action):
+    if refused(action) is None:
+        done.append(what)
+files, folders = json.loads(sys.argv[1])
+for path in files:
+    for mode in ("a", "r+"):  # nothing is written: some of these are the host's Python
+        attempt(mode + " " + path, lambda: open(path, mode))
+attempt("truncate", lambda: open("/mnt/user-data/uploads/data.csv", "w"))
+for folder in folders:
+    attempt("plant a file in " + folder, lambda: open(folder + "/planted", "w"))
+    attempt("plant a folder in " + folder, lambda: os.mkdir(folder + "/planted"))
+for kind in ("ext4", "btrfs", "9p", "erofs"):
+    for source in ("/dev/vda", "/dev/sda", "none"):
+        if libc.mount(source.encode(), b"/mnt", kind.encode(), 0, None) == 0:
+            done.append("mount " + kind)
+print(json.dumps(done))
+"""
+
+
+def test_remount_in_a_namespace(kernel: Kernel) -> None:
+    """There code may remount things writable: the host refuses still."""
+    files = [
+        "/mnt/user-data/uploads/data.csv",
+        "/container_info.json",
+        "/opt/gvisor-kernel/gvisor_kernel/__init__.py",
+        json.__file__,
+    ]
+    folders = ["/mnt/user-data/uploads", "/mnt/transcripts", "/mnt/skills/public", sys.prefix]
+    code = f"found = as_root_of_a_namespace({REMOUNT!r}, {files!r}, {folders!r})"
+    assert kernel.run(code) == []
+
+
+def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
+    """runsc of 2024 truncates a file of a read-only mount, and only then refuses to open it."""
+    found = kernel.run("""
+        found = [
+            refused(lambda: open("/mnt/user-data/uploads/data.csv", "w")),
+            refused(lambda: os.truncate("/mnt/user-data/uploads/data.csv", 0)),
+        ]
+    """)
+    assert found == ["EROFS", "EROFS"]
+    assert (kernel.folder / "data.csv").read_text() == "1,2\n"
+
+
+def test_the_workspace_is_a_copy(kernel: Kernel) -> None:
+    """What is changed, removed and made there is not so in the notebook's folder."""
+    kernel.run("""
+        Path("/workspace/new").write_text("x")
+        Path("/workspace/data.csv").write_text("overwritten")
+        os.remove("/workspace/data.csv")
+        os.mkdir("/workspace/outputs/more") if os.path.isdir("/workspace/outputs") else None
+        found = None
+    """)
+    assert (kernel.folder / "data.csv").read_text() == "1,2\n"
+    assert not (kernel.folder / "new").exists()
+    assert not (kernel.folder / "outputs" / "more").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something on the host")
+def test_a_mount_made_later(ground: Path) -> None:
+    """What the host mounts below a shown folder afterwards is neither seen nor written inside."""
+    base = ground.parent / "volume"
+    base.mkdir(exist_ok=True)
+    mount(base, shared=True)
+    try:
+        places = [base / "later", base / "outputs" / "later"]
+        for place in places:
+            place.mkdir(parents=True)
+        with attacker(base) as kernel:
+            for place in places:
+                mount(place)
+                place.chmod(0o777)
+                (place / "secret").write_text(SECRET)
+            code = (
+                REMOUNT.split("done = []")[0]
+                + """
+places = json.loads(sys.argv[1])[0]
+found = {place: os.listdir(place) for place in places}
+for place in places:
+    refused(lambda: open(place + "/planted", "w"))
+print(json.dumps(found))
+"""
+            )
+            inside = [
+                *("/mnt/user-data/uploads/later", "/mnt/user-data/outputs/later"),
+                *("/mnt/user-data/uploads/outputs/later", "/workspace/later"),
+            ]
+            found = kernel.run(f"found = as_root_of_a_namespace({code!r}, {inside!r})")
+            assert set(map(tuple, found.values())) == {()}
+            assert [names_in(place) for place in places] == [["secret"], ["secret"]]
+            for place in places:
+                subprocess.run(["umount", place], check=True)  # nor is it busy
+    finally:
+        subprocess.run(["umount", "--recursive", "--lazy", base], check=True)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def mount(place: Path, shared: bool = False) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "gk", place], check=True)
+    if shared:
+        subprocess.run(["mount", "--make-shared", place], check=True)
+
+
+# What is not shown.
+
+
+def test_read_what_is_not_shown(kernel: Kernel, ground: Path, tmp_path: Path) -> None:
+    hidden = [
+        *HIDDEN,
+        *(str(ground / name) for name in ("private/secret", "neighbour")),
+        *(str(kernel.sandbox.directory), str(state_root()), str(tmp_path), str(Path.home())),
+        "/proc/1/root/etc/passwd",
+    ]
+    found = kernel.run(f"""
+        found = [path for path in {hidden!r}
+                 if refused(lambda: os.listdir(path) if os.path.isdir(path) else open(path).read(1))
+                 is None and (not os.path.isdir(path) or os.listdir(path))]
+    """)
+    assert found == []
+
+
+def test_climb_out(kernel: Kernel, ground: Path) -> None:
+    """By ``..``, by folders that are held open, by moving them away from below."""
+    secret = str((ground / "private" / "secret").relative_to("/"))
+    found = kernel.run(f"""
+        found = []
+        for top in {[*READ_ONLY[1:], OUTPUTS, "/workspace", "/tmp"]!r}:
+            up = top + "/.." * 20
+            if os.stat(up).st_ino != os.stat("/").st_ino:
+                found.append(up)
+            if refused(lambda: open(up + "/" + {secret!r})) is None:
+                found.append(up + "/secret")
+        outputs = "/mnt/user-data/outputs"
+        os.makedirs(outputs + "/a/b")
+        held = os.open(outputs + "/a/b", os.O_RDONLY)
+        os.rename(outputs + "/a/b", outputs + "/b")
+        os.rmdir(outputs + "/a")
+        for depth in range(1, 20):
+            path = "../" * depth + {secret!r}
+            if refused(lambda: os.open(path, os.O_RDONLY, dir_fd=held)) is None:
+                found.append(depth)
+        os.close(held)
+        os.rmdir(outputs + "/b")
+    """)
+    assert found == []
+
+
+def test_links_in_outputs_do_not_lead_out(kernel: Kernel, ground: Path) -> None:
+    """A link that the kernel makes is followed inside, where the host's files are not."""
+    found = kernel.run(f"""
+        outputs = Path("/mnt/user-data/outputs")
+        links = {{"up": "../../private/secret", "absolute": {str(ground / "private/secret")!r},
+                  "shadow": "/etc/shadow", "root": "/"}}
+        found = []
+        for name, target in links.items():
+            (outputs / name).symlink_to(target)
+            if name != "root" and refused(lambda: (outputs / name).read_text()) is None:
+                found.append(name)
+        by_root = outputs / "root" / {str(ground / "private/secret")[1:]!r}
+        if refused(lambda: by_root.read_text()) is None:
+            found.append("root")
+        for name in links:
+            (outputs / name).unlink()
+    """)
+    assert found == []
+
+
+# What is left in outputs.
+
+
+@pytest.fixture
+def outputs(kernel: Kernel) -> Iterator[Path]:
+    """The folder on the host, empty before and after."""
+    path = kernel.folder / "outputs"
+    yield path
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None:
+    """What it writes into outputs belongs to the folder's owner: a set-uid file would be theirs."""
+    found = kernel.run("""
+        outputs = "/mnt/user-data/outputs/"
+        Path(outputs, "program").write_text("#!/bin/sh")
+        os.mkdir(outputs + "d")
+        program = os.open(outputs + "program", os.O_RDWR)
+        at = os.open(outputs, os.O_RDONLY)
+        TMPFILE = getattr(os, "O_TMPFILE", 0)
+        found = {
+            "chmod u+s": refused(lambda: os.chmod(outputs + "program", 0o4755)),
+            "chmod g+s": refused(lambda: os.chmod(outputs + "program", 0o2755)),
+            "chmod of a folder": refused(lambda: os.chmod(outputs + "d", 0o6755)),
+            "fchmod": refused(lambda: os.fchmod(program, 0o4755)),
+            "fchmodat": refused(lambda: os.chmod("program", 0o4755, dir_fd=at)),
+            "open": refused(lambda: os.open(outputs + "a", os.O_CREAT | os.O_WRONLY, 0o4755)),
+            "open, libc": refused(lambda: call("open", (outputs + "b").encode(), 0o101, 0o4755)),
+            "O_TMPFILE": refused(lambda: os.open(outputs, TMPFILE | os.O_RDWR, 0o4755)),
+            "creat": refused(lambda: call("creat", (outputs + "c").encode(), 0o4755)),
+            "mkdir": refused(lambda: call("mkdir", (outputs + "m").encode(), 0o6755)),
+            "mknod": refused(lambda: os.mknod(outputs + "e", stat.S_IFREG | 0o4755)),
+            "mkfifo": refused(lambda: call("mkfifo", (outputs + "p").encode(), 0o6755)),
+            "open, by number": refused(
+                lambda: call("syscall", 2, (outputs + "f").encode(), 0o101, 0o4755)),
+            "fchmodat2": refused(
+                lambda: call("syscall", 452, -100, (outputs + "program").encode(), 0o4755, 0)),
+            "openat2": refused(
+                lambda: call("syscall", 437, -100, (outputs + "g").encode(),
+                             b"\\x41" + b"\\0" * 7 + b"\\xed\\x09" + b"\\0" * 14, 24)),
+        }
+        os.close(at)
+        os.chmod(outputs + "program", 0o1755)
+        os.fchmod(program, 0o700)
+        os.close(program)
+        assert subprocess.run(["cp", "-p", "/usr/bin/env", outputs + "copy"]).returncode == 0
+    """)
+    allowed = {"mkdir"}  # which drops the bits, as it should
+    assert [what for what, error in found.items() if error is None and what not in allowed] == []
+    modes = {path: path.lstat().st_mode for path in outputs.rglob("*")}
+    assert {path.name for path in modes} == {"program", "d", "copy", "m"}
+    assert not [path for path, mode in modes.items() if mode & 0o6000]
+
+
+def test_odd_files_in_outputs(kernel: Kernel, outputs: Path) -> None:
+    """Neither devices nor pipes nor sockets, at which a program of the host could hang."""
+    kernel.run("""
+        outputs = "/mnt/user-data/outputs/"
+        found = {
+            "pipe": refused(lambda: os.mkfifo(outputs + "pipe")),
+            "socket": refused(lambda: socket.socket(socket.AF_UNIX).bind(outputs + "socket")),
+            "block": refused(lambda: os.mknod(outputs + "block", stat.S_IFBLK | 0o666, 0x800)),
+            "character": refused(lambda: os.mknod(outputs + "null", stat.S_IFCHR | 0o666, 0x103)),
+        }
+    """)
+    odd = [p.name for p in outputs.iterdir() if not stat.S_ISREG(p.lstat().st_mode)]
+    assert odd == []
+
+
+def test_files_belong_to_the_folders_owner(kernel: Kernel, outputs: Path) -> None:
+    kernel.run("""
+        os.makedirs("/mnt/user-data/outputs/a/b")
+        Path("/mnt/user-data/outputs/a/b/c").write_text("x")
+        os.symlink("x", "/mnt/user-data/outputs/a/l")
+        found = None
+    """)
+    owner = kernel.folder.stat()
+    found = {(p.lstat().st_uid, p.lstat().st_gid) for p in outputs.rglob("*")}
+    assert found == {(owner.st_uid, owner.st_gid)}
+
+
+def test_odd_names_in_outputs(kernel: Kernel, outputs: Path) -> None:
+    """They are the same names outside, in the one place where the kernel may make some."""
+    names = [
+        *(
+            b"line\nfeed",
+            b"\x1b[31mred",
+            b"\xff\xfe",
+            b"\xed\xa0\x80",
+            b"-rf",
+            b"--help",
+            b"~",
+            b"*",
+        ),
+        *(b"a" * 255, b" ", b"\t", b"$(id)", b"%s%n", "\u202egpj.exe".encode()),
+    ]
+    kernel.run(f"""
+        for name in {names!r}:
+            with open(b"/mnt/user-data/outputs/" + name, "wb") as file:
+                file.write(name)
+        found = None
+    """)
+    assert {os.fsencode(path.name): path.read_bytes() for path in outputs.iterdir()} == {
+        name: name for name in names
+    }
+    found = kernel.run("""
+        found = [refused(lambda: open(b"/mnt/user-data/outputs/" + name, "w"))
+                 for name in (b"a" * 256, b"../up", b"x/../../../up", b"a/b")]
+    """)
+    assert None not in found[:1] + found[3:]
+    assert sorted(path.name for path in kernel.folder.iterdir()) == ["data.csv", "outputs"]
+
+
+def test_a_huge_sparse_file_in_outputs(kernel: Kernel, outputs: Path) -> None:
+    """It takes no room on the host's disk."""
+    kernel.run("""
+        found = refused(lambda: os.truncate(
+            os.open("/mnt/user-data/outputs/huge", os.O_CREAT | os.O_RDWR), 1 << 40))
+    """)
+    for path in outputs.iterdir():
+        assert path.stat().st_blocks < 1000
+
+
+def test_deep_folders_in_outputs(tmp_path: Path) -> None:
+    """What the host does with outputs afterwards, it does at any depth, and follows no link."""
+    top = tmp_path / "outputs"
+    top.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (top / "link").symlink_to("../elsewhere")
+    at = os.open(top, os.O_RDONLY)
+    try:
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=at)
+            below = os.open("d", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = below
+        os.close(os.open("last", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+        give_back(top, (os.geteuid(), os.getegid()))
+    finally:
+        os.close(at)
+        subprocess.run(["rm", "-rf", top], check=True)
+
+
+# Links that decide what a later kernel is shown.
+
+
+def test_a_planted_link_named_outputs(ground: Path, tmp_path: Path) -> None:
+    """A notebook in a folder where a kernel, or a cloned repository, has left ``outputs -> …``."""
+    (tmp_path / "outputs").symlink_to(ground / "private")
+    request = make_request(tmp_path)
+    with pytest.raises(SettingError, match="leads to") as caught:
+        find_outputs(SandboxSpec(), request)
+    assert str(ground / "private") in str(caught.value)
+    with pytest.raises(SettingError, match="leads to"):
+        find_outputs(SandboxSpec(outputs="outputs/deeper"), request)
+    assert names_in(ground / "private") == ["secret"]
+
+
+def test_a_planted_link_to_the_system(tmp_path: Path) -> None:
+    for target in ("/etc", "/usr/lib", "/proc", "/", "/root"):
+        (tmp_path / "outputs").symlink_to(target)
+        with pytest.raises(SettingError):
+            find_outputs(SandboxSpec(), make_request(tmp_path))
+        (tmp_path / "outputs").unlink()
+
+
+def test_a_link_to_a_sibling_is_no_way_out(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "outputs").symlink_to("results")
+    found = find_outputs(SandboxSpec(), make_request(tmp_path))
+    assert found.path == str(tmp_path / "results")
+
+
+def test_a_planted_link_named_by_uploads(ground: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(ground / "private")
+    with pytest.raises(SettingError, match="leads to"):
+        find_uploads(SandboxSpec(uploads="data"), make_request(tmp_path))
+
+
+def test_a_planted_link_as_the_notebooks_folder(ground: Path, tmp_path: Path) -> None:
+    """``outputs/more -> …``, opened in a file browser, and a notebook started there."""
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "more").symlink_to(ground / "private")
+    request = make_request(tmp_path / "outputs" / "more")
+    with pytest.raises(LaunchError, match="outputs/more"):
+        check_folder(SandboxSpec(), request)
+    with pytest.raises(LaunchError, match="outputs/more"):
+        check_folder(SandboxSpec(outputs=str(tmp_path / "outputs")), request)
+    (tmp_path / "mine").symlink_to(ground / "private")  # a person's own link is theirs to follow
+    check_folder(SandboxSpec(), make_request(tmp_path / "mine"))
+
+
+def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None:
+    (tmp_path / "outputs").symlink_to(ground / "private")
+    with (
+        pytest.raises(SettingError, match="leads to"),
+        running_kernel(start={"cwd": str(tmp_path)}),
+    ):
+        pass
+    assert names_in(ground / "private") == ["secret"]
+
+
+def test_a_planted_link_and_resolve_path(kernel: Kernel, outputs: Path, ground: Path) -> None:
+    """What asks where a file of the kernel's is on the host is not led out of outputs."""
+    kernel.run(f"""
+        os.symlink({str(ground / "private")!r}, "/mnt/user-data/outputs/way")
+        os.symlink({str(ground / "private/secret")!r}, "/mnt/user-data/outputs/secret")
+        found = None
+    """)
+    resolve = kernel.manager.provisioner.resolve_path  # type: ignore[union-attr]
+    assert resolve("/mnt/user-data/outputs/way/secret") is None
+    assert resolve("/mnt/user-data/outputs/secret") is None
+    assert resolve("/mnt/user-data/outputs/../../etc/passwd") is None
+
+
+def test_the_folder_of_jupyters_own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tokens and connection files are is no folder to be shown by default."""
+    runtime = tmp_path / "jupyter" / "runtime"
+    runtime.mkdir(parents=True)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
+    for folder in (runtime, runtime.parent, tmp_path, state_root(), state_root().parent):
+        assert find_uploads(SandboxSpec(), make_request(folder)) is None
+
+
+# Room.
+
+
+def test_a_full_disk_limit(ground: Path) -> None:
+    """ENOSPC inside, in each place; the neighbour writes on, and so does the host."""
+    folder = ground.parent / "small"
+    folder.mkdir(exist_ok=True)
+    settings = {"disk_limit": "16M", "memory_limit": "400M", "outputs": None}
+    with attacker(folder, settings) as kernel:
+        found = kernel.run("""
+            found = {}
+            for place in ("/workspace", "/tmp", "/home/user", "/mnt/user-data/outputs"):
+                written = 0
+                try:
+                    with open(place + "/full", "wb", buffering=0) as file:
+                        while written < 64 << 20:
+                            written += file.write(b"x" * (1 << 20))
+                except OSError as error:
+                    found[place] = [errno.errorcode[error.errno], written]
+                os.unlink(place + "/full")
+            Path("/tmp/after").write_text("there is room again")
+        """)
+    assert set(found) == {"/workspace", "/tmp", "/home/user", "/mnt/user-data/outputs"}
+    for error, written in found.values():
+        assert error == "ENOSPC"
+        assert written <= 17 << 20
+    assert list(folder.iterdir()) == []
