@@ -91,6 +91,7 @@ class Schedule:
         self._results = results
         self._say = say
         self._defined: set[tuple[int, str]] = set()
+        self._opened: set[str] = set()
         self._begin = time.monotonic()
 
     def run(self) -> None:
@@ -105,7 +106,7 @@ class Schedule:
             for variant in self._turn(0, "stalled"):
                 if variant.kind == "ours":
                     self._measure(
-                        variant, "stalled", "stalled", seconds=self._plan.stall_seconds
+                        variant, "stalled", "stalled", stall=self._plan.stall_seconds
                     )
         if self._rounds("idle"):
             self._idle()
@@ -125,6 +126,7 @@ class Schedule:
             if reason is None:
                 try:
                     self._ask(variant, "start")
+                    self._opened.add(variant.code)
                     self._ask(variant, "open", count=1)
                     self._results.facts[variant.name] = {
                         "kernel": self._ask(variant, "run", cell=FACTS).strip()
@@ -253,11 +255,11 @@ class Schedule:
     def _ask(self, variant: Variant, do: str, seconds: float = 300.0, **arguments: Any) -> Any:
         return self._worker(variant).ask(do, seconds, code=variant.code, **arguments)
 
-    def _measure(self, variant: Variant, figure: str, do: str, **arguments: Any) -> bool:
+    def _measure(self, variant: Variant, stage: str, do: str, **arguments: Any) -> bool:
         try:
             self._results.add(variant.name, self._ask(variant, do, **arguments))
         except WorkerError as error:
-            self._fail(variant, figure, error)
+            self._fail(variant, stage, error)
             return False
         finally:
             if do != "measure":
@@ -269,6 +271,7 @@ class Schedule:
         try:
             self._worker(variant)  # not to be counted as a kernel's process
             before, contained = processes.descendants(), self._containers()
+            self._opened.add(variant.code)
             self._ask(variant, "open", count=count)
         except WorkerError as error:
             self._fail(variant, "open", error)
@@ -281,7 +284,8 @@ class Schedule:
         return group
 
     def _close(self, variant: Variant) -> None:
-        if self._workers.running(variant.worker):
+        if variant.code in self._opened and self._workers.running(variant.worker):
+            self._opened.discard(variant.code)
             try:
                 self._ask(variant, "close")
             except WorkerError as error:

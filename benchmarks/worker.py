@@ -19,8 +19,10 @@ from typing import Any
 from jupyter_client.manager import KernelManager
 
 from benchmarks import figures
+from gvisor_kernel.config import SETTINGS
 
 LONGEST_ERROR = 1500
+ALWAYS_SO = (("kernel_mode", "relay"), ("snapshot", "off"))
 
 
 class Worker:
@@ -32,7 +34,10 @@ class Worker:
         self._variants: dict[str, dict[str, Any]] = {}
 
     def define(self, code: str, spec: dict[str, Any], transport: str, resend: float) -> None:
-        """Make the kernelspec ``code``."""
+        """Make the kernelspec ``code``. Raises Failed for settings that this release lacks."""
+        stanza = spec.get("metadata", {}).get("kernel_provisioner", {})
+        if stanza.get("provisioner_name") == "gvisor-provisioner":
+            stanza["config"] = known_settings(stanza["config"])
         path = self._folder / "jupyter" / "kernels" / code
         path.mkdir(parents=True, exist_ok=True)
         (path / "kernel.json").write_text(json.dumps(spec))
@@ -41,9 +46,9 @@ class Worker:
     def start(self, code: str) -> figures.Samples:
         return figures.measure_start(self._prepare(code), self._resend(code))
 
-    def stalled(self, code: str, seconds: float) -> figures.Samples:
+    def stalled(self, code: str, stall: float) -> figures.Samples:
         prepare = self._prepare(code)
-        return figures.measure_stalled(prepare, self._folder, self._resend(code), seconds)
+        return figures.measure_stalled(prepare, self._folder, self._resend(code), stall)
 
     def open(self, code: str, count: int) -> None:
         """Start ``count`` kernels more, and keep them."""
@@ -112,6 +117,15 @@ def serve(worker: Worker, requests: Any, answers: Any) -> None:
             answer = {"error": text[:LONGEST_ERROR]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def known_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without those that older releases lack and behave like anyway. Raises Failed for others."""
+    missing = {name: value for name, value in settings.items() if name not in SETTINGS}
+    for name, value in missing.items():
+        if (name, value) not in ALWAYS_SO:
+            raise figures.Failed(f"this release of gvisor-kernel has no setting {name}")
+    return {name: value for name, value in settings.items() if name not in missing}
 
 
 def explain(error: Exception) -> str:

@@ -151,6 +151,7 @@ def install_launchers(folder: Path) -> None:
     package = Path(found.origin).parent / "kernel-launchers"
     scripts = folder / "kernel-launchers" / "python" / "scripts"
     shutil.copytree(package / "python" / "scripts", scripts)
+    shutil.copytree(package / "shared" / "scripts", scripts, dirs_exist_ok=True)
     text = Template((package / "bootstrap" / "bootstrap-kernel.sh").read_text())
     script = folder / "bootstrap-kernel.sh"
     script.write_text(text.safe_substitute(install_dir="/usr/local/bin"))
