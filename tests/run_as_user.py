@@ -24,7 +24,8 @@ PYTHON = "/usr/bin/python3"
 CACHE = Path("/var/cache/gvisor-kernel-tests")
 FOLDERS = (
     *("faults", "runtimes", "jupyter", "security", "guest"),
-    *("cli/test_doctor.py", "cli/test_sandboxes.py"),
+    *("cli/test_doctor.py", "cli/test_sandboxes.py", "cli/test_transcripts.py"),
+    *("skills/test_inside.py", "skills/test_store.py"),
     *("test_launch.py", "test_provisioner.py", "test_transcript.py"),
 )
 """What differs for a user. The rest knows no user (the bridge's sockets among it), or

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,55 @@ def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     transcript.record("output", message("stream"))
     transcript.flush()
     transcript.close()
+
+
+def test_entries_are_counted_and_there_at_once(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path)
+    for number in range(1, 4):
+        transcript.record("output", message("stream"))
+        assert [entry["n"] for entry in entries(tmp_path)] == list(range(1, number + 1))
+    transcript.close()
+
+
+def test_no_output_looks_like_a_request(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path)
+    for kind in ("execute_request", "execute_reply", "comm_msg"):
+        transcript.record("output", message(kind))
+    transcript.record("reply", message("execute_request"))
+    transcript.record("request", message("stream"))
+    transcript.record("request", message("execute_request", code="x" * 100_000))
+    transcript.close()
+    (asked,) = entries(tmp_path)
+    assert len(asked["content"]["code"]) == 100_000
+
+
+def test_a_number_that_json_does_not_know_is_counted(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path)
+    transcript.record("output", message("display_data", data={"x": float("nan")}))
+    transcript.close()
+    (line,) = (tmp_path / "transcript.jsonl").read_text().splitlines()
+    assert "NaN" not in line
+    assert json.loads(line)["size"] > 0
+
+
+def test_a_full_disk_leaves_whole_entries_and_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = [300]
+    write = os.write
+
+    def on_a_small_disk(descriptor: int, data: bytes) -> int:
+        part = data[: room[0]]
+        if not part:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= len(part)
+        return write(descriptor, part)
+
+    monkeypatch.setattr(os, "write", on_a_small_disk)
+    transcript = Transcript(tmp_path)
+    for _ in range(4):
+        transcript.record("output", message("stream", text="x" * 60))
+    room[0] = 10_000
+    transcript.record("output", message("stream", text="x"))
+    transcript.close()
+    assert [entry["n"] for entry in entries(tmp_path)] == [1, 5]

@@ -14,6 +14,7 @@ from gvisor_kernel.cli.output import describe_age, describe_size, printable
 
 COMMANDS = (
     *("install", "uninstall", "doctor", "list", "logs", "kill", "prune", "launch", "version"),
+    *("transcript", "skills"),
 )
 
 
@@ -45,7 +46,16 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["nonsense"], ["logs"], ["install", "--user", "--sys-prefix"], ["launch"]]
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["logs"],
+        ["transcript"],
+        ["skills"],
+        ["install", "--user", "--sys-prefix"],
+        ["launch"],
+    ],
 )
 def test_wrong_arguments_are_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -78,6 +78,16 @@ def test_install_and_uninstall_work_without_the_repository(environment: Path) ->
     assert not kernelspec.exists()
 
 
+def test_the_wheel_brings_the_skills(environment: Path) -> None:
+    code = (
+        "from gvisor_kernel.skills import find_shipped as f, shipped_skills as s; print(f(), *s())"
+    )
+    folder, *names = run_in(environment, "python", "-c", code).split()
+    assert folder.startswith(str(environment))
+    assert sorted(names) == sorted(path.name for path in (PROJECT / "skills").glob("*/*"))
+    assert (Path(folder) / "examples/writing-a-skill/reference/format.md").exists()
+
+
 def test_the_wheel_is_typed_and_complete(environment: Path) -> None:
     (package,) = environment.glob("lib/python*/site-packages/gvisor_kernel")
     assert (package / "py.typed").exists()
