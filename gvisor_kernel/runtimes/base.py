@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.config import SandboxSpec
 
@@ -110,6 +111,15 @@ class Runtime(ABC):
         with the mounts, limits and place of ``spec`` and ``request``; what a restored process
         sees of the time between is the guest's to put right. Raises SnapshotError where the
         image cannot be restored.
+        """
+
+    @abstractmethod
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        """What of this host ``start`` would make a sandbox of, by name; values are JSON's.
+
+        ``config`` is the OCI runtime specification. An image restores where all of it is as it
+        was, but for the places of a session's own mounts, and the memory limit. Milliseconds,
+        makes nothing, raises as ``start`` does.
         """
 
     @abstractmethod

@@ -44,6 +44,16 @@ def make_cgroup(name: str, limits: HostLimits, *, root: Path = ROOT) -> Cgroup:
     return Cgroup()
 
 
+def can_bound_memory(*, root: Path = ROOT) -> bool:
+    """Whether a cgroup that ``make_cgroup`` makes now would bound memory. Makes nothing."""
+    if not (root / "cgroup.controllers").exists():
+        return os.geteuid() == 0 and (root / "memory" / "cgroup.procs").exists()
+    if os.geteuid() == 0:
+        return "memory" in _read_words(root / "cgroup.controllers")
+    parent = _find_parent_v2(root)
+    return parent is not None and "memory" in _read_words(parent / "cgroup.subtree_control")
+
+
 def _make_v1(name: str, limits: HostLimits, root: Path) -> Cgroup:
     settings = {
         "memory": {"memory.limit_in_bytes": limits.memory},

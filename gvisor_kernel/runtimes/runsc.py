@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.config import SandboxSpec
@@ -22,6 +23,7 @@ from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
 from gvisor_kernel.runtimes.checkpoint import write_image
+from gvisor_kernel.runtimes.describe import describe_sandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.plan import (
     Outputs,
@@ -127,6 +129,9 @@ class RunscRuntime(Runtime):
         except BaseException:
             self._undo(places, record)
             raise
+
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        return describe_sandbox(spec, request, self._init_argv)
 
     def verify(self, sandbox: Sandbox) -> None:
         assert isinstance(sandbox, RunscSandbox)

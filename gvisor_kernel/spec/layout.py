@@ -76,7 +76,7 @@ Mount = Bind | Tmpfs
 
 def is_within(path: str, directory: str) -> bool:
     """Whether ``path`` is ``directory`` or below it. Text only: nothing is resolved."""
-    return PurePosixPath(path).is_relative_to(directory)
+    return directory == "/" or path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def order_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:

@@ -1,0 +1,63 @@
+"""What of this host a sandbox would be made of, without making one: for choosing an image of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.cgroups import can_bound_memory
+from gvisor_kernel.runtimes.plan import Outputs, Places, keeps_outputs, plan_mounts
+from gvisor_kernel.runtimes.runsc_cli import find_runsc, sandbox_flags
+from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.spec import etc
+from gvisor_kernel.spec.limits import file_size_limit
+from gvisor_kernel.spec.oci import finalize_config, guest_argv
+
+NOWHERE = Places(Path("/nonexistent"))
+
+
+def describe_sandbox(
+    spec: SandboxSpec, request: LaunchRequest, init_argv: Sequence[str] | None
+) -> dict[str, Any]:
+    """See ``Runtime.describe``."""
+    runsc = find_runsc()
+    world = find_world(request.python)
+    as_root = os.geteuid() == 0
+    outputs = Outputs(str(NOWHERE.directory) if keeps_outputs(spec, request) else None)
+    config = finalize_config(
+        spec,
+        args=init_argv or guest_argv(world.python),
+        rootfs=str(NOWHERE.rootfs),
+        mounts=plan_mounts(spec, world, NOWHERE, None, outputs),
+        map_users=as_root,
+        file_size=None if can_bound_memory() else file_size_limit(spec),
+    )
+    return {
+        "config": config,
+        "runtime": [
+            runsc.path,
+            runsc.version,
+            runsc.fingerprint,
+            *sandbox_flags(runsc, spec.disk_limit),
+        ],
+        "world": [dataclasses.asdict(world), *stat_files([os.path.realpath(world.python)])],
+        "etc": stat_files(f"/etc/{name}" for name in (*etc.COPIED, *etc.SINGLE_FILES)),
+        "user": [os.geteuid(), os.getegid()],
+    }
+
+
+def stat_files(paths: Iterable[str]) -> list[tuple[str, int, int, int]]:
+    """Path, size, time of change and inode of those of ``paths`` that exist."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - text in, text out
+        except OSError:
+            continue
+        found.append((path, status.st_size, status.st_mtime_ns, status.st_ino))
+    return found
