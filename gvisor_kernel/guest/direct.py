@@ -1,10 +1,11 @@
 """The kernel process's own end of the link: frames on one socket, two threads. No ZMQ here.
 
-One thread reads, one writes; neither is ever the main thread. So an exception that a signal
-raises there (an interrupt, an alarm of the notebook) cannot leave half a frame behind: the main
-thread only puts messages into a queue, which is one call in C.
+One thread reads; one writes what cannot leave at once. A small message leaves from the thread that
+sends it: waking another thread costs more inside gVisor than the call. The socket carries packets,
+each some whole frames. So an exception that a signal raises in the main thread (an interrupt, an
+alarm of the notebook) may lose the message that is being sent, but never leaves half a frame.
 
-On the other side of the socket PID 1 passes whole frames on, unread. See docs/protocol.md.
+On the other side of the socket PID 1 passes the frames on, unread. See docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import os
 import queue
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import List, Optional, Tuple
+from typing import Deque, List, Optional, Tuple
 
+from gvisor_kernel.guest.room import with_room
 from gvisor_kernel.link import Hello, LocalProtocolError, Message, Resume, Resumed
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import (
@@ -28,6 +32,10 @@ from gvisor_kernel.link.frames import (
 )
 
 READ_SIZE = 256 * 1024
+PACKET = 128 * 1024
+"""Bytes of a packet at most: a few frames."""
+SMALL = 16 * 1024
+"""Bytes of a message that may leave from the thread that sends it."""
 AHEAD = 4 * 1024 * 1024
 """Bytes of output that wait for the host; above, whoever writes output waits too."""
 AHEAD_MESSAGES = 1000
@@ -56,12 +64,18 @@ class DirectLink:
         self._flow = Flow(DIRECT_CHANNELS)
         self._frames = FrameReader()
         self._lock = threading.Lock()
-        """Held by the two threads alone, never by one that a signal handler may interrupt."""
-        self._outgoing: queue.SimpleQueue[Tuple[Optional[Channel], Parts]] = queue.SimpleQueue()
+        """Guards ``_flow``, ``_unsent`` and the order of what is written."""
+        self._waiting: Deque[Tuple[Optional[Channel], Parts]] = deque()
+        """For the writing thread, which takes one out when it has been queued in ``_flow``."""
+        self._acts: Deque[Callable[[], None]] = deque()
+        self._timers: List[Tuple[float, Callable[[], None]]] = []
+        self._unsent: Deque[bytes] = deque()
+        """Frames that are counted as sent, when the socket was full."""
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._room = threading.Event()
         self._last_taken = False
         self._drained = threading.Event()
-        self._greeting: Parts = []
+        self._open = False
         self._pid = os.getpid()
         self._reading = True
         self._reader = self._thread(self._read, "Link reader")
@@ -70,7 +84,7 @@ class DirectLink:
 
     @staticmethod
     def _thread(target: Callable[[], None], name: str) -> threading.Thread:
-        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread = threading.Thread(target=with_room(target), name=name, daemon=True)
         # A debugger neither stops these threads nor shows them.
         thread.pydev_do_not_trace = True  # type: ignore[attr-defined]
         thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
@@ -78,15 +92,56 @@ class DirectLink:
 
     def start(self, hello: Hello) -> None:
         """Say that this kernel speaks frames, and begin."""
-        self._greeting = [encode_frame(FrameType.HELLO, hello.encode())]
+        self._socket.send(encode_frame(FrameType.HELLO, hello.encode()))
+        self._open = True
         self._writer.start()
         self._reader.start()
+        self._wake.put(None)
 
     # -- sending, from any thread ----------------------------------------------------------------
 
     def send(self, channel: Channel, parts: Parts) -> None:
-        """Send a message. Never waits, and is done or not done whatever a signal handler raises."""
-        self._outgoing.put((channel, parts))
+        """Send a message, or leave it to the writing thread. Never waits for the host."""
+        if not self._send_at_once(channel, parts):
+            self._leave_to_writer(channel, parts)
+
+    def _leave_to_writer(self, channel: Optional[Channel], parts: Parts) -> None:
+        self._waiting.append((channel, parts))
+        self._wake.put(None)
+
+    def _send_at_once(self, channel: Channel, parts: Parts) -> bool:
+        if self._waiting or not self._open or self._lock.locked():
+            return False
+        if sum(map(len, parts)) > SMALL:
+            return False
+        with self._lock:
+            if self._waiting or self._unsent:
+                return False
+            frame = self._flow.pass_small(channel, parts)
+            if frame is None:
+                return False
+            try:
+                self._socket.send(frame, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._unsent.append(frame)
+                self._wake.put(None)
+            except OSError:
+                return True  # PID 1 is gone, and this process with it
+        return True
+
+    def serves(self, thread: threading.Thread) -> bool:
+        """Whether ``thread`` may wait for what it lets the writing thread do."""
+        return self._open and thread is not self._writer and self._writer.is_alive()
+
+    def run_soon(self, act: Callable[[], None]) -> None:
+        """Let the writing thread call ``act``, after what was queued before."""
+        self._acts.append(act)
+        self._wake.put(None)
+
+    def run_later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Let the writing thread call ``act`` after ``seconds``."""
+        self._timers.append((time.monotonic() + seconds, act))
+        self._wake.put(None)
 
     def wait_for_room(self) -> None:
         """Wait while far more output is queued than the host takes. For whoever makes output."""
@@ -95,25 +150,35 @@ class DirectLink:
             self._room.wait(LOOK_SECONDS)
 
     def _crowded(self) -> bool:
-        return self._flow.queued() > AHEAD or self._outgoing.qsize() > AHEAD_MESSAGES
+        return self._flow.queued() > AHEAD or len(self._waiting) > AHEAD_MESSAGES
 
     # -- the two threads -------------------------------------------------------------------------
 
     def _write(self) -> None:
-        with self._lock:
-            self._flush(self._greeting)
         while True:
-            item = self._outgoing.get()
+            due = min((at for at, _ in self._timers), default=None)
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+            self._act()
             with self._lock:
                 urgent: Parts = []
-                while True:
-                    self._add(item, urgent)
-                    try:
-                        item = self._outgoing.get_nowait()
-                    except queue.Empty:
-                        break
+                while self._waiting:
+                    self._add(self._waiting[0], urgent)
+                    self._waiting.popleft()
                 if not self._flush(urgent):
                     return
+
+    def _act(self) -> None:
+        """What other threads asked this one to do. An error in it is shown, and is no end."""
+        now = time.monotonic()
+        for timer in [timer for timer in self._timers if timer[0] <= now]:
+            self._timers.remove(timer)
+            self._acts.append(timer[1])
+        while self._acts:
+            try:
+                self._acts.popleft()()
+            except Exception as error:
+                complain(f"{type(error).__name__}: {error}\n")
 
     def _add(self, item: Tuple[Optional[Channel], Parts], urgent: Parts) -> None:
         channel, parts = item
@@ -128,15 +193,18 @@ class DirectLink:
 
     def _flush(self, urgent: Parts) -> bool:
         """Write what the host has room for; False when the link is gone."""
-        out = list(urgent)
-        self._flow.write(out, READ_SIZE)
-        while out:
-            try:
-                self._socket.sendall(b"".join(out))
-            except OSError:
-                return False
-            out = []
-            self._flow.write(out, READ_SIZE)
+        try:
+            while self._unsent:
+                self._socket.send(self._unsent[0])
+                self._unsent.popleft()
+            out = list(urgent)
+            self._flow.write(out, PACKET)
+            while out:
+                self._socket.send(b"".join(out))
+                out = []
+                self._flow.write(out, PACKET)
+        except OSError:
+            return False
         if not self._crowded():
             self._room.set()
         if self._last_taken and not self._flow.queued():
@@ -184,7 +252,8 @@ class DirectLink:
         with self._lock:
             self._flow.begin()
         self._on_resume(resume)
-        self._outgoing.put((None, [encode_frame(FrameType.RESUMED, Resumed(resume.run).encode())]))
+        resumed = encode_frame(FrameType.RESUMED, Resumed(resume.run).encode())
+        self._leave_to_writer(None, [resumed])
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -200,7 +269,7 @@ class DirectLink:
 
     def drain(self) -> None:
         """Wait until what was sent has left this process, DRAIN_SECONDS at most."""
-        self._outgoing.put((None, _LAST))
+        self._leave_to_writer(None, _LAST)
         self._drained.wait(DRAIN_SECONDS)
 
     def _leave_to_parent(self) -> None:

@@ -169,7 +169,7 @@ def adapt(application: Any, adapter: Adapter) -> None:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "pub_thread"):
                 adapter.slow_down(stream)
-                adapter.flushes_by_itself &= shortcuts.flush_what_is_there(stream)
+                adapter.flushes_by_itself &= shortcuts.flush_by_link(stream, adapter.link)
 
     def adapted_start(self: Any) -> None:
         if self.subapp is None:

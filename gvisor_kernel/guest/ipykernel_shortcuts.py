@@ -26,6 +26,13 @@ CAPTURE_LOOKS = 20
 """Output of other programs that is still in the pipe to ipykernel's thread: looked at so often."""
 
 
+STREAM_PARTS = (
+    *("_buffers", "_fid", "_flush", "_flush_pending", "_schedule_flush"),
+    *("flush_interval", "flush_timeout"),
+)
+"""Of an OutStream, what ``flush_by_link`` relies on."""
+
+
 def publish_at_once(iopub_thread: Any, link: DirectLink) -> None:
     """iopub messages leave from the thread that makes them, not by way of the IOPub thread.
 
@@ -44,34 +51,50 @@ def publish_at_once(iopub_thread: Any, link: DirectLink) -> None:
     iopub_thread.send_multipart = send_multipart
 
 
-def flush_what_is_there(stream: Any) -> bool:
-    """``flush`` asks the IOPub thread only if something was written. False where it cannot know.
+def flush_by_link(stream: Any, link: DirectLink) -> bool:
+    """The link's writing thread collects and sends what is printed, not the IOPub thread.
 
-    It also waits for what other programs wrote to the stream's descriptor and ipykernel has not
-    read yet; so ipykernel need not sleep for that.
+    ``flush`` asks for it only if something was written. It also waits for what other programs
+    wrote to the stream's descriptor and ipykernel has not read yet, so that ipykernel need not
+    sleep for that. False where this ipykernel has it otherwise.
     """
-    if not all(hasattr(stream, name) for name in ("_buffers", "_flush", "_fid", "flush")):
+    if not all(hasattr(stream, name) for name in STREAM_PARTS):
         return False
-    ask, send = stream.flush, stream._flush
-    state = {"sending": 0}
+    ask, send, master = stream.flush, stream._flush, os.getpid()
+    sending = threading.Lock()
 
     def _flush() -> None:
-        state["sending"] += 1
-        try:
+        with sending:
             send()
-        finally:
-            state["sending"] -= 1
 
     def flush() -> None:
+        thread = threading.current_thread()
+        if os.getpid() != master or stream.closed or not link.serves(thread):
+            ask()
+            return
         for _ in range(CAPTURE_LOOKS):
             if not _unread(stream._fid):
                 break
             time.sleep(CAPTURE_WAIT)
         # In this order: what is no longer in the buffers was taken by somebody who is sending.
-        if stream._buffers or state["sending"] or stream.closed:
-            ask()
+        if stream._buffers or sending.locked():
+            done = threading.Event()
 
-    stream._flush, stream.flush = _flush, flush
+            def flush_and_tell() -> None:
+                try:
+                    _flush()
+                finally:
+                    done.set()
+
+            link.run_soon(flush_and_tell)
+            done.wait(stream.flush_timeout)
+
+    def _schedule_flush() -> None:
+        if not stream._flush_pending:
+            stream._flush_pending = True
+            link.run_later(stream.flush_interval, _flush)
+
+    stream._flush, stream.flush, stream._schedule_flush = _flush, flush, _schedule_flush
     return True
 
 

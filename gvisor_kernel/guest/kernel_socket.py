@@ -1,5 +1,6 @@
 """PID 1's end of the socket on which a kernel speaks frames itself. Frames pass here unread.
 
+The socket carries packets, each some whole frames.
 PID 1 stays in between, so that whatever the kernel does, the link never carries half a frame of
 it, and a signal, an exit or a sign of life never waits for the kernel's interpreter.
 """
@@ -20,8 +21,9 @@ from gvisor_kernel.link.frames import (
 )
 
 READ_SIZE = 256 * 1024
+"""More than a packet of a kernel that keeps to the rules."""
 BUFFER = 1024 * 1024
-"""Bytes that the sandbox's kernel is asked to keep in each direction."""
+"""Bytes that the socket is asked to keep in each direction."""
 RELAY = "relay"
 """The fact in a kernel's HELLO that asks for the relay, with the reason."""
 
@@ -36,8 +38,7 @@ class KernelSocket:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
-        self._waiting: Deque[memoryview] = deque()
-        self._received = bytearray()
+        self._waiting: Deque[bytes] = deque()
         self.facts: Optional[Dict[str, str]] = None
         """What the kernel said of itself; None until it has spoken."""
         self.resuming = False
@@ -65,7 +66,7 @@ class KernelSocket:
 
     def put(self, frame: bytes) -> None:
         """Pass a frame on, as soon as the kernel takes it."""
-        self._waiting.append(memoryview(frame))
+        self._waiting.append(frame)
 
     def resume(self, frame: bytes) -> None:
         """Pass a RESUME on. Until the kernel's RESUMED, what it sends is dropped."""
@@ -77,14 +78,11 @@ class KernelSocket:
         """Write what may be written without waiting; for a kernel that reads no more, nothing."""
         while self._waiting:
             try:
-                sent = self._socket.send(self._waiting[0])
+                self._socket.send(self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:
                 self._waiting.clear()
-                return
-            if sent < len(self._waiting[0]):
-                self._waiting[0] = self._waiting[0][sent:]
                 return
             self._waiting.popleft()
 
@@ -104,47 +102,24 @@ class KernelSocket:
         if not data:
             self.closed = True
             return b""
-        if self.facts is None:
-            return self._greet(data)
-        return self._cut(data)
+        if self.facts is None or self.resuming:
+            return self._answer(data)
+        if whole_frames(data, FROM_KERNEL) != len(data):
+            raise RemoteProtocolError("The kernel sent a part of a frame.")
+        return data
 
-    def _greet(self, data: bytes) -> bytes:
-        reader = FrameReader()
-        reader.receive_data(bytes(self._received) + data)
-        frame = reader.next_frame()
-        if frame is None:
-            self._received += data
-            return b""
-        if frame.type is not FrameType.HELLO:
-            raise RemoteProtocolError(f"The kernel's first frame is a {frame.type.name}.")
-        self.facts = dict(Hello.decode(frame.payload).facts)
-        rest = (bytes(self._received) + data)[-reader.pending :] if reader.pending else b""
-        self._received = bytearray()
-        return self._cut(rest) if rest else b""
-
-    def _cut(self, data: bytes) -> bytes:
-        if self._received:
-            self._received += data
-            data = bytes(self._received)
-        if self.resuming:
-            return self._find_resumed(data)
-        whole = whole_frames(data, FROM_KERNEL)
-        self._received = bytearray(data[whole:])
-        return data[:whole] if whole < len(data) else data
-
-    def _find_resumed(self, data: bytes) -> bytes:
+    def _answer(self, data: bytes) -> bytes:
+        """The packet that answers what PID 1 waits for, or one that comes too early to count."""
         reader = FrameReader()
         reader.receive_data(data)
-        self._received = bytearray()
-        while True:
-            frame = reader.next_frame()
-            rest = data[-reader.pending :] if reader.pending else b""
-            if frame is None:
-                self._received = bytearray(rest)
-                return b""
-            if frame.type is FrameType.RESUMED:
-                self.resuming = False
-                return self._cut(rest) if rest else b""
+        frame = reader.next_frame()
+        if self.facts is None:
+            if frame is None or frame.type is not FrameType.HELLO:
+                raise RemoteProtocolError("The kernel's first frame is no HELLO.")
+            self.facts = dict(Hello.decode(frame.payload).facts)
+        elif frame is not None and frame.type is FrameType.RESUMED:
+            self.resuming = False
+        return b""
 
     def close(self) -> None:
         self._socket.close()

@@ -210,7 +210,7 @@ class Supervisor:
         argv = list(start.argv)
         own = kernels = None
         if LINK_WORD in argv:
-            own, kernels = socket.socketpair()
+            own, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             argv = [str(LINK_FD) if word == LINK_WORD else word for word in argv]
         self.connection.diverts = kernels is not None
         try:

@@ -206,6 +206,19 @@ class Flow:
         """Queue a message; if large, uncopied. Raises LocalProtocolError (size)."""
         self._outflow[channel].add(pack_message(parts))
 
+    def pass_small(self, channel: Channel, parts: list[bytes]) -> bytes | None:
+        """The one DATA frame of a message, counted as sent; None when it has to be queued.
+
+        Raises LocalProtocolError (size).
+        """
+        outflow = self._outflow[channel]
+        pieces = pack_message(parts)
+        length = sum(map(len, pieces))
+        if outflow.pieces or length > MAX_PAYLOAD or length + FRAME_COST > outflow.credit:
+            return None
+        outflow.credit -= length + FRAME_COST
+        return HEADER.pack(FrameType.DATA, channel, FLAG_LAST, 0, length) + b"".join(pieces)
+
     def queued(self, channel: Channel | None = None) -> int:
         """Bytes of messages that wait to be sent, on one channel or on all."""
         if channel is not None:

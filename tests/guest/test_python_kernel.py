@@ -11,7 +11,7 @@ from ..jupyter.helpers import execute, running_kernel
 
 PROBE = """
 import resource
-from gvisor_kernel.guest import python_kernel
+from gvisor_kernel.guest.room import with_room
 
 def call():
     pass
@@ -46,9 +46,7 @@ def test_without_room_some_depth_is_unlucky() -> None:
 
 
 def test_with_room_none_is() -> None:
-    run = "python_kernel.run_kernel.__code__ = probe.__code__;\n"
-    run += "python_kernel.worst = worst; python_kernel.main()"
-    assert worst_faults(run) < 500
+    assert worst_faults("with_room(probe)()") < 500
 
 
 def test_the_kernel_is_started_with_room() -> None:
