@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_data_path, user_state_path
+from platformdirs import user_cache_path, user_data_path, user_state_path
 
 import gvisor_kernel
 from gvisor_kernel.accept import NOT_A_SOURCE, is_writable_allowed
@@ -119,7 +119,8 @@ def find_uploads(spec: SandboxSpec, request: LaunchRequest) -> str | None:
 
 def is_private(path: str) -> bool:
     """Whether ``path`` is or holds, or is below, what has the keys of kernels and of Jupyter."""
-    places = (os.path.realpath(user_state_path("gvisor-kernel")), _runtime_directory())
+    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
+    places = (*map(os.path.realpath, own), _runtime_directory())
     return any(is_within(place, path) or is_within(path, place) for place in places)
 
 

@@ -1,0 +1,331 @@
+"""Where images are kept: one private directory a user, one directory in it for each image.
+
+    images/                       0700
+      lock                        held while images come and go
+      <key>/  lock                shared: somebody restores from it; exclusive: it goes
+              meta.json           0600, written last
+              image/              what the runtime wrote, 0700
+              used                its time of change: when the image was used last
+      new-<random>/               being written, as long as its lock is held
+      gone-<random>/              being removed
+
+An image holds the memory of a kernel, its sandbox's key among it. So nobody else may enter, and
+nothing is read through a link, or from a directory of somebody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from gvisor_kernel.accept import GIB
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.snapshots.key import KEY_DIGITS, ImageKey
+from gvisor_kernel.snapshots.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+STORE_MOST = 4 * GIB
+"""Bytes of all images together: about forty kernels with numpy and pandas imported."""
+DISK_SHARE = 0.2
+"""Of what the disk has free, or would have without images, no more than this."""
+META_MOST = 16 * 1024 * 1024
+BUSY_SECONDS = 5.0
+"""A restore holds its image for a second or two; longer than this nobody waits for one to end."""
+REPLACED_MOST = 3
+"""How often in a row an image may be replaced while somebody waits for it."""
+
+_KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What is known of an image. ``sandbox_key`` signs messages inside: it is secret.
+
+    ``run`` is the number of the kernel's run in the link. ``parts``: of the image's key, see
+    ``ImageKey``. ``label``: text for people, such as the kernelspec's name. ``facts``: JSON that
+    those who make and restore images keep with them.
+    """
+
+    key: str
+    parts: dict[str, str]
+    run: int
+    sandbox_key: str = field(repr=False)
+    manifest: Manifest = field(repr=False)
+    label: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    created: float = 0.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in the store. ``size`` in bytes of the disk, ``used``: seconds since the epoch."""
+
+    meta: Meta
+    directory: Path
+    size: int
+    used: float
+
+    @property
+    def files(self) -> Path:
+        """The directory that a runtime restores from."""
+        return self.directory / "image"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An image that is being written. Its directories are empty at first."""
+
+    directory: Path
+
+    @property
+    def files(self) -> Path:
+        """For the runtime to write the image into."""
+        return self.directory / "image"
+
+    @property
+    def scratch(self) -> Path:
+        """In the place of a notebook's folder, as long as the image is made."""
+        return self.directory / "scratch"
+
+
+class Store:
+    """The images of this user, shared by all of the user's processes. Every method may wait for
+    another process for moments, and none is for an event loop.
+    """
+
+    def __init__(self, root: Path, most: int = STORE_MOST) -> None:
+        self.root = root
+        self.most = most
+
+    @classmethod
+    def open(cls) -> Store:
+        """This user's, made if need be. Raises SnapshotError where it is not private."""
+        cache = user_cache_path("gvisor-kernel")
+        fix = "let it be a directory of yours alone, or let XDG_CACHE_HOME name another place."
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            for directory in (cache, cache / "images"):
+                with contextlib.suppress(FileExistsError):
+                    directory.mkdir(mode=0o700)
+                status = directory.lstat()
+                if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                    raise SnapshotError(f"{directory} is a link, or somebody else's.", fix)
+                if status.st_mode & 0o077:
+                    directory.chmod(0o700)
+        except OSError as error:
+            raise SnapshotError(
+                f"{error.filename} cannot be used: {error.strerror}.", fix
+            ) from error
+        return cls(cache / "images")
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def images(self) -> list[Image]:
+        """Every image, the one that was used last first. What cannot be read is left out."""
+        found = (self._read(name) for name in os.listdir(self.root))  # noqa: PTH208
+        return sorted((i for i in found if i is not None), key=lambda i: i.used, reverse=True)
+
+    @contextlib.contextmanager
+    def use(self, key: str) -> Iterator[Image | None]:
+        """The image of ``key`` if there is one; it stays as it is meanwhile, and counts as used."""
+        with contextlib.ExitStack() as stack:
+            lock = self.root / key / "lock"
+            image = None
+            with contextlib.suppress(OSError):
+                for _ in range(REPLACED_MOST):
+                    fd = stack.enter_context(_lock(lock, fcntl.LOCK_SH))
+                    if os.path.samestat(os.fstat(fd), lock.lstat()):
+                        image = self._read(key)
+                        break
+                if image is not None:
+                    os.utime(image.directory / "used", follow_symlinks=False)
+            yield image
+
+    def _read(self, key: str) -> Image | None:
+        if not _KEY.fullmatch(key):
+            return None
+        directory = self.root / key
+        try:
+            content = json.loads(_read_private(directory / "meta.json"))
+            if content.pop("format") != FORMAT or content["key"] != key:
+                return None
+            content["manifest"] = Manifest.from_json(content["manifest"])
+            meta = Meta(**content)
+            used = (directory / "used").lstat().st_mtime
+            return Image(meta, directory, measure(directory / "image"), used)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Draft]:
+        """A new image in the making; gone at the end, unless ``keep`` was called with it.
+
+        Raises SnapshotError where the disk has no room for any.
+        """
+        self.sweep()
+        if self.room() <= 0:
+            raise SnapshotError(
+                f"The disk of {self.root} is too full for images of kernels.", "make room there."
+            )
+        directory = self.root / f"new-{secrets.token_hex(8)}"
+        try:
+            with contextlib.ExitStack() as stack:
+                with self._alone():
+                    directory.mkdir(mode=0o700)
+                    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                    stack.enter_context(_lock(directory / "lock", fcntl.LOCK_SH, create=True))
+                draft = Draft(directory)
+                draft.files.mkdir(mode=0o700)
+                draft.scratch.mkdir(mode=0o700)
+                yield draft
+        except OSError as error:
+            raise SnapshotError(
+                f"The image of a kernel cannot be written below {self.root}: {error.strerror}."
+            ) from error
+
+    def keep(self, draft: Draft, key: ImageKey, meta: Meta) -> None:
+        """Put a written image in its place; older ones go where there is no room for all.
+
+        One that is there for the key is replaced. Raises SnapshotError where the image alone
+        is larger than the store may be.
+        """
+        assert meta.key == key.name
+        size = measure(draft.files)
+        if size > self.room():
+            raise SnapshotError(
+                f"The image of a kernel has {size} bytes, and there is room for {self.room()}.",
+                "preload less, or make room on the disk.",
+            )
+        for folder, _, names in os.walk(draft.files):
+            for name in names:
+                Path(folder, name).chmod(0o600)
+        shutil.rmtree(draft.scratch, ignore_errors=True)
+        (draft.directory / "used").touch(mode=0o600)
+        content = {"format": FORMAT, **vars(meta), "manifest": meta.manifest.to_json()}
+        _write_private(draft.directory / "meta.json", json.dumps(content))
+        place = self.root / meta.key
+        with self._alone():
+            self._take_away(place)
+            self._make_room(size)
+            draft.directory.rename(place)
+        self.sweep()
+
+    def remove(self, key: str) -> bool:
+        """Remove an image, once nobody restores from it. False: there is none, or it is in use."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                with _lock(self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB), self._alone():
+                    self._take_away(self.root / key)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)  # nothing tells of a lock's end but waiting without end
+            except OSError:
+                return False
+        self.sweep()
+        return True
+
+    def discard(self, key: str, reason: str) -> None:
+        """Let nobody use an image any more: it does not restore, or what it was made of is gone."""
+        log.info("An image of a kernel is not used any more (%s): %s", key, reason)
+        with contextlib.suppress(OSError):
+            with self._alone():
+                self._take_away(self.root / key)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what was half written, or half removed, by processes that are gone."""
+        with self._alone():
+            for name in os.listdir(self.root):  # noqa: PTH208
+                if name.startswith(("new-", "gone-")):
+                    directory = self.root / name
+                    lock = _lock(directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
+                    with contextlib.suppress(OSError), lock:
+                        shutil.rmtree(directory, ignore_errors=True)
+
+    def room(self) -> int:
+        """How many bytes all images together may have."""
+        free = shutil.disk_usage(self.root).free
+        return min(self.most, int(DISK_SHARE * (free + self._held())))
+
+    def _held(self) -> int:
+        return sum(measure(self.root / name / "image") for name in os.listdir(self.root))  # noqa: PTH208
+
+    def _make_room(self, size: int) -> None:
+        """For ``size`` bytes more. What is in use stays: the store may be too large for a while."""
+        images = self.images()
+        held = sum(image.size for image in images)
+        for image in reversed(images):
+            if held + size <= self.room():
+                return
+            with (
+                contextlib.suppress(OSError),
+                _lock(image.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
+            ):
+                self._take_away(image.directory)
+                held -= image.size
+
+    def _take_away(self, directory: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            directory.rename(self.root / f"gone-{secrets.token_hex(8)}")
+
+    def _alone(self) -> contextlib.AbstractContextManager[int]:
+        return _lock(self.root / "lock", fcntl.LOCK_EX, create=True)
+
+
+def measure(directory: Path) -> int:
+    """The bytes that the files in ``directory`` take on the disk."""
+    try:
+        with os.scandir(directory) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _lock(path: Path, how: int, *, create: bool = False) -> Iterator[int]:
+    """Hold a lock on ``path``, which is no link. Raises OSError, BlockingIOError with LOCK_NB."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    fd = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(fd, how)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read_private(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or status.st_size > META_MOST:
+            raise PermissionError(f"{path} is somebody else's, or too large")
+        return file.read()
+
+
+def _write_private(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)

@@ -1,0 +1,128 @@
+"""What an image's name depends on, and what it does not."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.cgroups import can_bound_memory
+from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts
+from gvisor_kernel.snapshots.key import HostFacts, KernelFacts, make_key, split_environment
+
+KERNEL = KernelFacts(["python3", "-m", "k"], {"LANG": "C.UTF-8"}, "/workspace", "auto", ["numpy"])
+HOST = HostFacts(["1.0", ("guest/main.py", 100, 5)], ["x86_64", "avx2", "2"])
+
+
+def describe(folder: Path, **settings: Any) -> dict[str, Any]:
+    request = LaunchRequest("gvisor-python", "id", folder, sys.executable, {})
+    return RunscRuntime().describe(SandboxSpec(**settings), request)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return describe(tmp_path_factory.mktemp("one"))
+
+
+def test_another_session_has_the_same(sandbox: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "outputs").mkdir()
+    key = make_key(sandbox, KERNEL, HOST)
+    # Where no cgroup bounds memory, a limit that kernels see does.
+    limit = 5 << 30 if can_bound_memory() else 4 << 30
+    other = describe(tmp_path, uploads="data", memory_limit=limit, cpu_shares=3, transcripts=False)
+    assert make_key(other, KERNEL, HOST) == key
+    assert len(key.name) == 32
+    assert int(key.name, 16)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("config", {"disk_limit": 1 << 30}),
+        ("config", {"pids_limit": 100}),
+        ("config", {"outputs": None}),
+        ("config", {"memory_limit": 1 << 30}),  # of which /dev/shm is at most half
+        ("config", {"mounts": (ExtraMount("/srv", "/srv/data"),)}),
+    ],
+)
+def test_settings_that_shape_a_sandbox(
+    part: str, settings: dict[str, Any], sandbox: dict[str, Any], tmp_path: Path
+) -> None:
+    key = make_key(sandbox, KERNEL, HOST)
+    assert key.differences(make_key(describe(tmp_path, **settings), KERNEL, HOST).parts) == [part]
+
+
+@pytest.mark.parametrize("part", ["runtime", "world", "etc", "user"])
+def test_whatever_a_runtime_tells(part: str, sandbox: dict[str, Any]) -> None:
+    other = copy.deepcopy(sandbox)
+    other[part][-1] = "else"
+    key = make_key(sandbox, KERNEL, HOST)
+    assert key.name != make_key(other, KERNEL, HOST).name
+    assert key.differences(make_key(other, KERNEL, HOST).parts) == [part]
+    del other[part]
+    assert key.differences(make_key(other, KERNEL, HOST).parts) == [part]
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("kernel", {"argv": ["python3", "-m", "other"]}),
+        ("kernel", {"kernel_mode": "relay"}),
+        ("kernel", {"workdir": "/"}),
+        ("preload", {"preload": ["numpy", "pandas"]}),
+        ("preload", {"preload": []}),
+        ("environment", {"environment": {"LANG": "C"}}),
+        ("environment", {"environment": {}}),
+    ],
+)
+def test_the_kernel(part: str, change: dict[str, Any], sandbox: dict[str, Any]) -> None:
+    key = make_key(sandbox, KERNEL, HOST)
+    assert key.differences(make_key(sandbox, replace(KERNEL, **change), HOST).parts) == [part]
+
+
+def test_the_guests_code(tmp_path: Path, sandbox: dict[str, Any]) -> None:
+    for part in ("link", "guest", "__init__.py"):
+        copying = shutil.copytree if (PACKAGE / part).is_dir() else shutil.copy2
+        copying(PACKAGE / part, tmp_path / part)
+    before = find_host_facts(tmp_path)
+    assert before == find_host_facts(PACKAGE)
+    os.utime(tmp_path / "guest" / "main.py", (1, 1))
+    edited = find_host_facts(tmp_path)
+    key = make_key(sandbox, KERNEL, before)
+    assert key.differences(make_key(sandbox, KERNEL, edited).parts) == ["guest"]
+    (tmp_path / "link" / "more.py").touch()
+    assert make_key(sandbox, KERNEL, edited) != make_key(sandbox, KERNEL, find_host_facts(tmp_path))
+
+
+def test_the_processors(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = find_host_facts()
+    assert facts.cpu[0] == os.uname().machine
+    assert len(facts.cpu) > 10
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 3, 4, 5})
+    key = make_key(sandbox, KERNEL, facts)
+    assert key.differences(make_key(sandbox, KERNEL, find_host_facts()).parts) == ["cpu"]
+
+
+def test_values_that_a_setting_passes_on_come_later() -> None:
+    environment = {
+        "API_TOKEN": "s3cret",
+        "OMP_NUM_THREADS": "2",
+        "PYTHONPATH": "/x",
+        "LANG": "C.UTF-8",
+        "OWN": "1",
+    }
+    passed = ("API_TOKEN", "OMP_NUM_THREADS", "PYTHONPATH", "LANG", "ABSENT")
+    early, later = split_environment(environment, passed, sets_later=True)
+    assert later == {"API_TOKEN": "s3cret"}
+    assert early == {key: value for key, value in environment.items() if key != "API_TOKEN"}
+    assert split_environment(environment, passed, sets_later=False) == (environment, {})

@@ -1,0 +1,135 @@
+"""What is noticed of the files that an image depends on, and what a sandbox may make us look at."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.snapshots.manifest import (
+    DIRECTORIES_MOST,
+    FILES_MOST,
+    Manifest,
+    make_manifest,
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A directory of packages, which a sandbox sees at /site."""
+    site = tmp_path / "site"
+    (site / "package").mkdir(parents=True)
+    for name in ("package/__init__.py", "package/fast.so", "module.py"):
+        (site / name).write_text("x")
+        os.utime(site / name, (1000, 1000))
+    (site / "libm.so").symlink_to("package/fast.so")
+    os.utime(site, (1000, 1000))
+    return site
+
+
+@pytest.fixture
+def views(site: Path) -> list[MountView]:
+    return [MountView(str(site), "/site", True)]
+
+
+FILES = ("/site/package/__init__.py", "/site/module.py", "/site/libm.so")
+
+
+@pytest.fixture
+def manifest(views: list[MountView]) -> Manifest:
+    made = make_manifest(FILES, ["/site", "/site/none"], views)
+    assert made.find_change() is None
+    return Manifest.from_json(json.loads(json.dumps(made.to_json())))
+
+
+def test_it_is_kept(manifest: Manifest, site: Path, views: list[MountView]) -> None:
+    assert manifest == make_manifest(FILES, ["/site", "/site/none"], views)
+    assert str(site / "package/fast.so") in manifest.files, "what a link leads to counts as well"
+    assert manifest.find_change() is None
+
+
+def test_an_edited_module(manifest: Manifest, site: Path) -> None:
+    (site / "module.py").write_text("y")
+    assert manifest.find_change() == f"{site}/module.py has changed"
+
+
+def test_an_upgraded_library_of_the_same_size_and_age(manifest: Manifest, site: Path) -> None:
+    new = site / "package" / "new.so"
+    new.write_text("x")
+    os.utime(new, (1000, 1000))
+    new.replace(site / "package" / "fast.so")
+    assert manifest.find_change() == f"{site}/package/fast.so has changed"
+
+
+def test_a_removed_module(manifest: Manifest, site: Path) -> None:
+    (site / "module.py").unlink()
+    assert manifest.find_change() == f"{site}/module.py is gone"
+
+
+@pytest.mark.parametrize("name", ["new.py", "new-1.0.dist-info", "new.pth", "new"])
+def test_an_installed_package(name: str, manifest: Manifest, site: Path) -> None:
+    (site / name).mkdir()
+    assert manifest.find_change() == f"what {site} offers has changed"
+
+
+def test_a_notebook_saved_beside_a_package(manifest: Manifest, site: Path) -> None:
+    for name in ("Untitled.ipynb", ".ipynb_checkpoints", "__pycache__", "a b.csv"):
+        (site / name).touch()
+    assert manifest.find_change() is None
+
+
+def test_a_directory_that_was_not_there(manifest: Manifest, site: Path) -> None:
+    before = site.stat()
+    (site / "none").mkdir()
+    os.utime(site, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert manifest.find_change() == f"{site}/none is new"
+
+
+def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "path").mkdir()
+    made = make_manifest([], ["/p/path"], [MountView(str(tmp_path), "/p", True)])
+    (tmp_path / "path").rmdir()
+    assert made.find_change() == f"what {tmp_path}/path offers has changed"
+
+
+def test_a_file_that_changed_meanwhile(site: Path, views: list[MountView]) -> None:
+    (site / "module.py").touch()
+    with pytest.raises(SnapshotError, match=r"module\.py changed"):
+        make_manifest(FILES, [], views, since=2000)
+    assert make_manifest(["/site/libm.so"], [], views, since=2e12).files
+
+
+def test_names_out_of_a_sandbox_lead_nowhere(
+    site: Path, views: list[MountView], tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("x")
+    (site / "out").symlink_to(tmp_path / "secret")
+    os.mkfifo(site / "pipe")
+    names = [
+        *("/etc/shadow", "relative", "", "/site/../secret", "/sitex", "/site\0", "/" * 5000),
+        *(None, 5, ["x"], str(tmp_path / "secret"), "/site/pipe", "/site/nothing", "/site/package"),
+    ]
+    made = make_manifest([*names, "/site/out"], names, views)  # type: ignore[arg-type]
+    assert list(made.files) == [str(site / "out")]
+    assert set(made.directories) == {str(site / n) for n in ("pipe", "nothing", "package")}
+
+
+def test_of_two_mounts_the_deeper_one_counts(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.py").touch()
+    views = [MountView(str(site), "/site", True), MountView(str(other), "/site/package", True)]
+    made = make_manifest(["/site/package/a.py", "/site/module.py"], [], views)
+    assert list(made.files) == [str(other / "a.py"), str(site / "module.py")]
+
+
+def test_a_list_without_end() -> None:
+    endless = (f"/x/{i}" for i in range(10**9))
+    with pytest.raises(SnapshotError, match=f"{FILES_MOST} files"):
+        make_manifest(endless, [], [])
+    with pytest.raises(SnapshotError, match=f"{DIRECTORIES_MOST} directories"):
+        make_manifest([], endless, [])

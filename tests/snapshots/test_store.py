@@ -1,0 +1,277 @@
+"""The store of images: private, bounded, and safe for several processes at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.accept import MIB
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.snapshots import store as module
+from gvisor_kernel.snapshots.build import builder_turn
+from gvisor_kernel.snapshots.key import ImageKey
+from gvisor_kernel.snapshots.manifest import Manifest
+from gvisor_kernel.snapshots.store import Image, Meta, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Store.open()
+
+
+def key_of(number: int) -> ImageKey:
+    return ImageKey({"config": str(number)})
+
+
+def add(store: Store, number: int, size: int = MIB, used: float | None = None) -> str:
+    key = key_of(number)
+    with store.write() as draft:
+        (draft.files / "pages.img").write_bytes(os.urandom(size))
+        (draft.scratch / "left").touch()
+        meta = Meta(
+            key=key.name,
+            parts=dict(key.parts),
+            run=3,
+            sandbox_key="s3cret",
+            manifest=Manifest({"/usr/bin/python3": (1, 2, 3)}, {"/usr/lib": None}),
+            label={"kernel": "gvisor-python"},
+            facts={"window": 5},
+            created=1.5,
+        )
+        store.keep(draft, key, meta)
+    if used is not None:
+        os.utime(store.root / key.name / "used", (used, used))
+    return key.name
+
+
+def keys(store: Store) -> list[str]:
+    return [image.meta.key for image in store.images()]
+
+
+def test_an_image_is_kept_and_found(store: Store) -> None:
+    name = add(store, 1)
+    with store.use(name) as image:
+        assert image is not None
+        assert image.meta.parts == dict(key_of(1).parts)
+        assert image.meta.sandbox_key == "s3cret"
+        assert image.meta.manifest.files == {"/usr/bin/python3": (1, 2, 3)}
+        assert (image.meta.run, image.meta.facts, image.meta.created) == (3, {"window": 5}, 1.5)
+        assert [path.name for path in image.files.iterdir()] == ["pages.img"]
+        assert image.size >= MIB
+        assert "s3cret" not in repr(image)
+    assert not (store.root / name / "scratch").exists()
+
+
+def test_nobody_else_may_enter(store: Store) -> None:
+    name = add(store, 1)
+    for path in (store.root.parent, store.root, store.root / name, store.root / name / "image"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    for path in store.root.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_a_directory_that_was_open_is_closed(store: Store) -> None:
+    store.root.chmod(0o755)
+    Store.open()
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+
+
+def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
+    name = add(store, 1)
+    meta = store.root / name / "meta.json"
+    meta.rename(tmp_path / "elsewhere")
+    meta.symlink_to(tmp_path / "elsewhere")
+    assert store.images() == []
+    with store.use(name) as image:
+        assert image is None
+    store.root.rename(tmp_path / "images")
+    store.root.symlink_to(tmp_path / "images")
+    with pytest.raises(SnapshotError, match="is a link"):
+        Store.open()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_is_somebody_elses_is_not_used(store: Store) -> None:
+    name = add(store, 1)
+    os.chown(store.root / name / "meta.json", 12345, 12345)
+    assert store.images() == []
+    os.chown(store.root, 12345, 12345)
+    with pytest.raises(SnapshotError, match="somebody else's"):
+        Store.open()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"format": 1}', '{"format": 99}'])
+def test_what_cannot_be_read_is_no_image(content: str, store: Store) -> None:
+    name = add(store, 1)
+    (store.root / name / "meta.json").write_text(content)
+    assert store.images() == []
+    with store.use(name) as image:
+        assert image is None
+    add(store, 1)
+    assert keys(store) == [name]
+
+
+@pytest.mark.parametrize("key", ["", ".", "..", "../images", "lock", "0" * 31, "0" * 32])
+def test_no_image_of_that_name(key: str, store: Store) -> None:
+    with store.use(key) as image:
+        assert image is None
+    assert not store.remove(key)
+    store.discard(key, "no reason")
+
+
+def test_what_was_used_last_stays_longest(store: Store) -> None:
+    store.most = 5 * MIB + MIB // 2
+    names = [add(store, number, used=1000.0 + number) for number in range(5)]
+    assert keys(store) == names[::-1]
+    with store.use(names[0]):
+        pass
+    assert keys(store)[0] == names[0]
+    last = add(store, 9, size=2 * MIB)
+    assert set(keys(store)) == {names[0], names[3], names[4], last}
+
+
+def test_what_is_in_use_stays(store: Store) -> None:
+    store.most = 2 * MIB + MIB // 2
+    first, second = add(store, 1, used=1.0), add(store, 2, used=2.0)
+    with store.use(first) as image:
+        assert image is not None
+        os.utime(image.directory / "used", (1, 1))
+        third = add(store, 3)
+        assert set(keys(store)) == {first, third}
+    assert second not in keys(store)
+
+
+def test_an_image_that_is_too_large_is_not_kept(store: Store) -> None:
+    store.most = 2 * MIB
+    name = add(store, 1)
+    with pytest.raises(SnapshotError, match="there is room for 2097152"):
+        add(store, 2, size=3 * MIB)
+    assert keys(store) == [name]
+    assert not [path for path in store.root.iterdir() if path.name.startswith(("new", "gone"))]
+
+
+def test_a_disk_without_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 20 * MIB})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert store.room() == 4 * MIB
+    usage.free = 0
+    with pytest.raises(SnapshotError, match="too full"), store.write():
+        pass
+
+
+def test_a_draft_that_is_not_kept_is_gone(store: Store) -> None:
+    with store.write() as draft:
+        (draft.files / "pages.img").touch()
+    assert not draft.directory.exists()
+    with pytest.raises(SnapshotError, match="No space left"), store.write() as draft:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_others_left_half_done_is_swept(store: Store) -> None:
+    for name in ("new-1", "gone-2"):
+        (store.root / name / "image").mkdir(parents=True)
+    with store.write() as draft:
+        Store(store.root).sweep()
+        assert draft.files.is_dir()
+    assert not [path for path in store.root.iterdir() if path.is_dir()]
+
+
+def test_removing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
+    name = add(store, 1)
+    with store.use(name):
+        assert not store.remove(name)
+    assert store.remove(name)
+    assert not store.remove(name)
+    assert store.images() == []
+
+
+def test_discarding_needs_no_turn(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    name = add(store, 1)
+    with caplog.at_level("INFO"), store.use(name):
+        store.discard(name, "it did not restore")
+        assert store.images() == []
+    assert "it did not restore" in caplog.text
+    store.sweep()
+    assert not [path for path in store.root.iterdir() if path.is_dir()]
+
+
+def test_an_image_is_replaced(store: Store) -> None:
+    name = add(store, 1)
+    with store.use(name) as old:
+        assert old is not None
+        pages = (old.files / "pages.img").open("rb")
+        assert add(store, 1, size=2 * MIB) == name
+    with pages, store.use(name) as new:
+        assert new is not None
+        assert new.size > old.size
+        assert len(pages.read()) == MIB
+
+
+def test_many_at_once(store: Store) -> None:
+    store.most = 8 * MIB
+
+    def work(number: int) -> None:
+        mine = Store(store.root)
+        for turn in range(5):
+            add(mine, number % 3)
+            with mine.use(key_of(turn % 3).name) as image:
+                if image is not None:
+                    assert (image.files / "pages.img").stat().st_size == MIB
+            if turn == 3:
+                mine.discard(key_of(number % 3).name, "test")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    store.sweep()
+    assert set(keys(store)) <= {key_of(number).name for number in range(3)}
+    assert all(len(path.name) == 32 for path in store.root.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def builder(store: Store) -> Iterator[multiprocessing.Process]:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=build_for_ever, args=(store.root, ready))
+    process.start()
+    assert ready.wait(20)
+    yield process
+    process.kill()
+    process.join()
+
+
+def build_for_ever(root: Path, ready: multiprocessing.synchronize.Event) -> None:
+    with builder_turn(Store(root)) as mine, Store(root).write():
+        assert mine
+        ready.set()
+        multiprocessing.Event().wait()
+
+
+def test_one_builder_at_a_time_and_its_death(
+    store: Store, builder: multiprocessing.Process
+) -> None:
+    with builder_turn(store) as mine:
+        assert not mine
+    store.sweep()
+    assert [path for path in store.root.iterdir() if path.name.startswith("new-")]
+    builder.kill()
+    builder.join()
+    with builder_turn(store) as mine:
+        assert mine
+    store.sweep()
+    assert not [path for path in store.root.iterdir() if path.is_dir()]
+
+
+def test_meta_is_text_that_can_be_read_again(store: Store) -> None:
+    name = add(store, 1)
+    content = json.loads((store.root / name / "meta.json").read_text())
+    assert content["format"] == module.FORMAT
+    assert isinstance(store.images()[0], Image)
