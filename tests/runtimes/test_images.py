@@ -1,0 +1,190 @@
+"""Images of sandboxes: written, and restored with the places of another session."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes import lifeline, state
+from gvisor_kernel.runtimes.base import Sandbox
+from gvisor_kernel.runtimes.runsc import RunscRuntime
+
+from .conftest import Start, make_request
+from .standin import Conversation
+from .test_outside import descriptors, traces
+
+WRITE_SECONDS = 60.0
+
+PREPARE = """
+import sys; sys.path.insert(0, "/opt/gvisor-kernel")
+from gvisor_kernel.guest import main, process
+main.mount_workspace()
+os.chdir("/workspace")
+kernel = process.start_kernel(["/bin/sleep", "1000"], {}, "/workspace")
+remembered = os.urandom(8).hex()
+"""
+"""What the guest does: the workspace, and a process in a user namespace of its own."""
+
+
+@pytest.fixture(scope="module")
+def image(runtime: RunscRuntime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image of a sandbox that had an empty folder, and the workspace mounted over it."""
+    folder = tmp_path_factory.mktemp("builder")
+    sandbox = runtime.start(SandboxSpec(), make_request(folder))
+    try:
+        inside = Conversation(sandbox)
+        inside.ask(f"run({PREPARE!r})")
+        directory = tmp_path_factory.mktemp("image")
+        runtime.checkpoint(sandbox, directory, WRITE_SECONDS)
+        assert sandbox.poll() is not None
+    finally:
+        sandbox.close()
+    return directory
+
+
+Restore = Callable[..., Conversation]
+
+
+@pytest.fixture
+def restore(runtime: RunscRuntime, folder: Path, image: Path) -> Iterator[Restore]:
+    sandboxes: list[Sandbox] = []
+
+    def restore_one(where: Path | None = None, **settings: object) -> Conversation:
+        spec = SandboxSpec(**settings)  # type: ignore[arg-type]
+        sandboxes.append(runtime.start(spec, make_request(where or folder), image))
+        return Conversation(sandboxes[-1])
+
+    yield restore_one
+    for sandbox in sandboxes:
+        sandbox.close()
+
+
+def test_it_goes_on_with_the_places_of_another_session(
+    restore: Restore, runtime: RunscRuntime, folder: Path
+) -> None:
+    (folder / "data.csv").write_text("a,b\n")
+    before = traces()
+    inside = restore()
+    runtime.verify(inside.sandbox)
+    assert len(inside.ask("remembered")) == 16
+    assert inside.ask("os.getcwd()") == "/workspace"
+    inside.ask("os.close(os.open('/workspace/.new', os.O_CREAT)) or os.unlink('/workspace/.new')")
+    assert sorted(inside.ask("os.listdir('/workspace')")) == ["data.csv", "outputs"]
+    assert inside.ask("read('data.csv')") == "a,b\n"
+    inside.ask("open('data.csv', 'w').write('mine')")
+    inside.ask("open('/mnt/user-data/outputs/kept', 'w').write('x')")
+    assert (folder / "data.csv").read_text() == "a,b\n"
+    assert (folder / "outputs" / "kept").stat().st_uid == folder.stat().st_uid
+    assert inside.sandbox.identity in inside.ask("read('/container_info.json')")
+    transcripts = inside.sandbox.transcripts
+    assert transcripts is not None
+    (transcripts / "transcript.jsonl").write_text("{}\n")
+    assert inside.ask("read('/mnt/transcripts/transcript.jsonl')") == "{}\n"
+    assert "sleep" in inside.ask("read('/proc/%d/cmdline' % kernel.pid)")
+    inside.sandbox.close()
+    assert traces() == before
+
+
+def test_the_image_is_for_its_user_alone(image: Path) -> None:
+    assert image.stat().st_uid == os.geteuid()
+    for path in image.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {path.name for path in image.iterdir()} >= {"checkpoint.img"}
+
+
+def test_restored_sandboxes_have_nothing_in_common(restore: Restore, tmp_path: Path) -> None:
+    found = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        found.append(restore(tmp_path / str(number)))
+    for number, inside in enumerate(found):
+        inside.ask(f"run('remembered = {number}')")
+        inside.ask(f"open('/workspace/mine', 'w').write('{number}')")
+    for number, inside in enumerate(found):
+        assert inside.ask("remembered") == number
+        assert inside.ask("read('/workspace/mine')") == str(number)
+    assert len({inside.sandbox.identity for inside in found}) == 3
+    found[1].sandbox.close()
+    assert found[2].ask("remembered") == 2
+
+
+def test_an_image_of_a_restored_sandbox(
+    restore: Restore, runtime: RunscRuntime, folder: Path, tmp_path: Path
+) -> None:
+    inside = restore()
+    inside.ask("run('generation = 2')")
+    directory = tmp_path / "image"
+    directory.mkdir(mode=0o700)
+    runtime.checkpoint(inside.sandbox, directory, WRITE_SECONDS)
+    inside.sandbox.close()
+    again = runtime.start(SandboxSpec(), make_request(folder), directory)
+    try:
+        assert Conversation(again).ask("[generation, len(remembered)]") == [2, 16]
+    finally:
+        again.close()
+
+
+def test_the_memory_limit_is_that_of_the_restoring_session(restore: Restore) -> None:
+    inside = restore(memory_limit=2 << 30)
+    record = state.read_record(inside.sandbox.directory)
+    assert record is not None
+    for group in map(Path, record.cgroups):
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            if (group / file).exists():
+                assert int((group / file).read_text()) == (2048 + 192) << 20
+    assert "MemTotal:        2097152 kB" in inside.ask("read('/proc/meminfo')")
+
+
+def assert_fails_and_leaves_nothing(
+    runtime: RunscRuntime, spec: SandboxSpec, folder: Path, image: Path
+) -> None:
+    before, opened, held = traces(), descriptors(), lifeline._held
+    with pytest.raises(SnapshotError, match="could not be restored"):
+        runtime.start(spec, make_request(folder), image)
+    assert traces() == before
+    assert descriptors() == opened
+    assert lifeline._held == held
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["none", "empty", "truncated"])
+def test_an_image_that_is_damaged(
+    damage: str, runtime: RunscRuntime, folder: Path, image: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "damaged"
+    directory.mkdir()
+    for path in image.iterdir():
+        if damage != "none":
+            content = path.read_bytes() if damage == "truncated" else b""
+            (directory / path.name).write_bytes(content[: len(content) // 2])
+    assert_fails_and_leaves_nothing(runtime, SandboxSpec(), folder, directory)
+
+
+def test_an_image_whose_mounts_are_missing(
+    runtime: RunscRuntime, folder: Path, image: Path
+) -> None:
+    assert_fails_and_leaves_nothing(runtime, SandboxSpec(outputs=None), folder, image)
+
+
+def test_no_image_of_what_has_ended(start: Start, runtime: RunscRuntime, tmp_path: Path) -> None:
+    inside = start()
+    inside.ask("1")
+    inside.sandbox.kill()
+    with pytest.raises(SnapshotError, match="could not be written"):
+        runtime.checkpoint(inside.sandbox, tmp_path, WRITE_SECONDS)
+
+
+def test_an_image_that_takes_too_long(start: Start, runtime: RunscRuntime, tmp_path: Path) -> None:
+    before = traces()
+    inside = start()
+    inside.ask("1")
+    with pytest.raises(SnapshotError, match=r"within 0\.01 s"):
+        runtime.checkpoint(inside.sandbox, tmp_path, 0.01)
+    inside.sandbox.close()
+    assert traces() == before
