@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import pwd
 import os
+import pwd
 import signal
 import sys
 import tempfile
@@ -53,7 +53,10 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.rounds is not None:
         single = {"stalled", "idle", "memory"}
         rounds = {n: min(c, 1) if n in single else arguments.rounds for n, c in rounds.items()}
-    return dataclasses.replace(plan, rounds=rounds)
+    plan = dataclasses.replace(plan, rounds=rounds)
+    if arguments.variants:  # whoever names some wants to know everything of them
+        plan = dataclasses.replace(plan, crowd=(), stalled=())
+    return plan
 
 
 @contextlib.contextmanager

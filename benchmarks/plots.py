@@ -69,7 +69,11 @@ def _draw_panel(axis: Any, results: Results, column: Column) -> None:
         label = f" {number(value * column.scale)}"
         axis.text(value * column.scale, row, label, va="center", fontsize=7)
         high = results.value(column.figure, name, 0.9)
-        if high is not None and column.share == 0.5 and len(results.values(column.figure, name)) > 4:
+        if (
+            high is not None
+            and column.share == 0.5
+            and len(results.values(column.figure, name)) > 4
+        ):
             axis.plot([high * column.scale] * 2, [row - 0.3, row + 0.3], color="black", lw=0.8)
     base = results.value(column.figure, BASELINE, column.share)
     if base is not None:

@@ -87,11 +87,10 @@ def memory(processes: Iterable[psutil.Process]) -> Memory:
 
 def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
     """(device, inode) and bytes of each memory file that ``pid`` has open."""
-    folder = f"/proc/{pid}/fd"
-    for name in os.listdir(folder):  # noqa: PTH208 - names, not paths
+    for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"{folder}/{name}").startswith("/memfd:"):
-                status = os.stat(f"{folder}/{name}")
+            if str(path.readlink()).startswith("/memfd:"):
+                status = path.stat()
                 yield (status.st_dev, status.st_ino), status.st_blocks * 512
 
 

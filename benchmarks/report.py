@@ -92,6 +92,8 @@ GROUPS = (
             Column(figures.IDLE_CPU, "idle CPU", unit="% of a core"),
             Column(figures.IDLE_BRIDGE_CPU, "manager's idle CPU a kernel", unit="% of a core"),
             Column(figures.STALLED, "bridge's growth, 1 GB to a stalled client", unit="MiB"),
+            Column(figures.LARGEST, "largest message of that", unit="MiB"),
+            Column(figures.STALLED_FLUSHED, "growth with messages of 1 MB", unit="MiB"),
         ),
     ),
     Group(
@@ -144,7 +146,10 @@ ANY = ("snapshot, {mode}, {who}", "cold, {mode}, {who}")
 TARGETS = (
     Target("start to first execute, snapshot", figures.FIRST, ANY[:1], 0.60),
     Target(
-        "start to imports done, preload", figures.IMPORTED, ("snapshot+preload, {mode}, {who}",), 0.3
+        "start to imports done, preload",
+        figures.IMPORTED,
+        ("snapshot+preload, {mode}, {who}",),
+        0.3,
     ),
     Target("cold start to first execute", figures.FIRST, ANY[1:], 2.5),
     Target("`1+1`, direct, p50", figures.TRIP, ANY, 1.2, modes=("direct",)),
@@ -161,6 +166,7 @@ TARGETS = (
     Target("memory of an idle kernel", figures.MEMORY.format(1), ANY, 2.0),
     Target("idle CPU", figures.IDLE_CPU, ANY, 0.2, base=None, unit="% of a core"),
     Target("bridge's growth, 1 GB stalled", figures.STALLED, ANY, 64, base=None, unit="MiB"),
+    Target("the same in messages of 1 MB", figures.STALLED_FLUSHED, ANY, 64, base=None, unit="MiB"),
 )
 COLUMNS = tuple((mode, who) for who in ("root", "user") for mode in ("direct", "relay"))
 
@@ -190,7 +196,7 @@ def describe(results: Results) -> str:
             f"Measured {machine['when']} at commit {machine['commit']}, in "
             f"{run.get('seconds', 0) / 60:.0f} minutes, all variants interleaved.",
             "",
-            f"- Machine: {machine['cpus']} × {machine['cpu']}, {machine['memory_gib']} GiB, "
+            f"- Machine: {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB, "
             f"{machine['system']}, Linux {machine['kernel']}",
             f"- Load (1, 5, 15 min): {machine['load']} at the start, "
             f"{machine.get('load_at_end', '?')} at the end",
@@ -216,7 +222,7 @@ def targets_table(results: Results) -> str:
             value = target.reached(results, mode, who)
             shown = shown or value is not None
             mark = "" if value is None else " ✓" if value <= target.limit else " ✗"
-            cells.append("–" if value is None else number(value) + mark)
+            cells.append("-" if value is None else number(value) + mark)
         limit = f"≤ {number(target.limit)} {target.unit}".rstrip()
         lines.append(f"| {target.title} | {limit} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if shown else ""
@@ -245,7 +251,7 @@ def cell(results: Results, column: Column, variant: str) -> str:
     """The value, and in parentheses its ratio to the baseline's."""
     value = results.value(column.figure, variant, column.share)
     if value is None:
-        return "–"
+        return "-"
     shown = number(value * column.scale)
     ratio = results.ratio(column.figure, variant, column.share)
     return shown if ratio is None or variant == BASELINE else f"{shown} ({ratio:.2f})"
@@ -262,6 +268,8 @@ def _notes(results: Results) -> Iterator[str]:
     for variant, figure, reason in results.failures:
         yield f"- {variant}: {figure}: {shorten(reason)}"
     for variant, facts in results.facts.items():
+        if facts.get("restored") is False:
+            yield f"- {variant}: an image was made, but the next start did not use one."
         left = facts.get("containers left after a shutdown")
         if left:
             yield f"- {variant}: left {left} containers behind after shutdowns (removed each time)."

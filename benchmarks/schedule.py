@@ -6,6 +6,7 @@ on; a variant that cannot even be warmed up is absent, with the reason.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,23 +26,26 @@ SETTLE_SECONDS = 2.0
 SNAPSHOT_SECONDS = 60.0
 FACTS = """
 import json, os, platform, sys, threading
+ADAPTER = "gvisor_kernel.guest.ipykernel_adapter"
 print(json.dumps({
     "system": platform.release(), "python": platform.python_version(), "uid": os.getuid(),
-    "threads": threading.active_count(), "module": type(get_ipython().kernel).__module__}))
+    "mode": "direct" if ADAPTER in sys.modules else "relay", "threads": threading.active_count()}))
 """
 
 
 @dataclass(frozen=True)
 class Plan:
     """How much is measured. ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that
-    are measured with many kernels at once, and ``counts`` how many those are."""
+    are measured with many kernels at once, and ``counts`` how many those are. ``stalled``: those
+    that print 1 GB to a client that stands still. Empty: all."""
 
     rounds: dict[str, int]
     crowd: tuple[str, ...] = ()
+    stalled: tuple[str, ...] = ()
     counts: tuple[int, ...] = (1, 10, 30)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     idle_seconds: float = 20.0
-    stall_seconds: float = 10.0
+    stall_seconds: float = 5.0
 
 
 FULL = Plan(
@@ -55,6 +59,7 @@ FULL = Plan(
         "snapshot, direct, user",
         "dockernel, runc",
     ),
+    stalled=tuple(f"snapshot, {mode}, root" for mode in ("relay", "direct")),
 )
 QUICK = Plan(
     rounds={
@@ -63,8 +68,8 @@ QUICK = Plan(
     },
     crowd=(BASELINE, "snapshot, direct, root"),
     counts=(1, 10),
+    stalled=("snapshot, direct, root",),
     options={"trips": {"count": 30}},
-    stall_seconds=5.0,
 )
 QUICK_VARIANTS = (
     *("cold, *, root", "snapshot, *, root", "snapshot+preload, direct, root"),
@@ -104,15 +109,14 @@ class Schedule:
         self._kernels()
         if self._rounds("stalled"):
             for variant in self._turn(0, "stalled"):
-                if variant.kind == "ours":
-                    self._measure(
-                        variant, "stalled", "stalled", stall=self._plan.stall_seconds
-                    )
+                if variant.kind == "ours" and self._is_in(variant, self._plan.stalled):
+                    self._tell(f"1 GB to a stalled client: {variant.name}")
+                    self._measure(variant, "stalled", "stalled", stall=self._plan.stall_seconds)
         if self._rounds("idle"):
             self._idle()
         if self._rounds("memory"):
             for variant in self._turn(0, "memory"):
-                if variant.name in self._plan.crowd:
+                if self._is_in(variant, self._plan.crowd):
                     self._crowd(variant)
         self._results.run["seconds"] = round(time.monotonic() - self._begin)
 
@@ -121,25 +125,11 @@ class Schedule:
     def _prepare(self) -> None:
         """Start every variant once, unmeasured: caches are warm then, and snapshots are made."""
         for variant in self._variants:
-            self._tell(f"warming up: {variant.name}")
-            reason = self._reason_against(variant)
-            if reason is None:
-                try:
-                    self._ask(variant, "start")
-                    self._opened.add(variant.code)
-                    self._ask(variant, "open", count=1)
-                    self._results.facts[variant.name] = {
-                        "kernel": self._ask(variant, "run", cell=FACTS).strip()
-                    }
-                    self._close(variant)
-                    if variant.snapshot:
-                        self._await_snapshot(variant)
-                except WorkerError as error:
-                    reason = str(error)
-                    self._close(variant)
-            if reason is not None:
-                self._tell(f"absent: {variant.name}: {reason}")
-                self._results.absent[variant.name] = reason
+            try:
+                self.warm_up(variant)
+            except WorkerError as error:
+                self._tell(f"absent: {variant.name}: {error}")
+                self._results.absent[variant.name] = str(error)
         self._variants = [v for v in self._variants if v.name not in self._results.absent]
 
     def _kernels(self) -> None:
@@ -148,25 +138,25 @@ class Schedule:
         for number in range(max((self._rounds(name) for name in wanted), default=0)):
             now = [name for name in wanted if self._rounds(name) > number]
             for variant in self._turn(number, ", ".join(now)):
-                if self._open(variant, 1) is None:
+                if self.open(variant, 1) is None:
                     continue
                 for name in now:
                     options = self._plan.options.get(name, {})
                     if not self._measure(variant, name, "measure", figure=name, **options):
                         break  # the kernel may be in any state
-                self._close(variant)
+                self.close(variant)
 
     def _idle(self) -> None:
         """One kernel of each variant, all at the same time: none is asked to do anything."""
         groups = {}
         for variant in self._turn(0, "idle"):
-            group = self._open(variant, 1)
+            group = self.open(variant, 1)
             if group is not None:
                 groups[variant.name] = group
                 time.sleep(SETTLE_SECONDS)
                 self._remember(variant, figures.MEMORY.format(1), processes.memory(group), 1)
         shared = [v for v in self._variants if v.name in groups and v.kind != "dockernel"]
-        managers = {v.worker: {self._worker(v).process.pid} for v in shared}
+        managers = {v.worker: {self.worker(v).process.pid} for v in shared}
         self._tell(f"idle for {self._plan.idle_seconds:.0f} s")
         before = {name: processes.cpu_seconds(group) for name, group in groups.items()}
         manager_before = {name: self._cpu(pids) for name, pids in managers.items()}
@@ -182,7 +172,7 @@ class Schedule:
             for name in names:
                 self._results.add(name, {figures.IDLE_BRIDGE_CPU: [percent]})
         for variant in self._variants:
-            self._close(variant)
+            self.close(variant)
 
     def _crowd(self, variant: Variant) -> None:
         """Many kernels of one variant: their memory, and what one of them still answers."""
@@ -191,33 +181,52 @@ class Schedule:
         count = 0
         for wanted in self._plan.counts:
             self._tell(f"{wanted} kernels: {variant.name}")
-            more = self._open(variant, wanted - count)
+            more = self.open(variant, wanted - count)
             if more is None:
-                self._close(variant)
+                self.close(variant)
                 return
             group |= more
             count = wanted
             time.sleep(SETTLE_SECONDS)
             self._remember(variant, figures.MEMORY.format(wanted), processes.memory(group), wanted)
-            manager = self._worker(variant).process.pid
+            manager = self.worker(variant).process.pid
             sizes[wanted] = processes.memory([psutil.Process(manager)]).mib
             if wanted == 1:
                 self._trips(variant, figures.TRIP_ALONE)
         if count > 1:
             per_kernel = (sizes[count] - sizes[1]) / (count - 1)
             self._results.add(variant.name, {figures.BRIDGE_MEMORY: [per_kernel]})
-        if count == 30 and self._open(variant, 1) is not None:
+        if count == 30 and self.open(variant, 1) is not None:
             self._trips(variant, figures.TRIP_CROWDED)
-        self._close(variant)
+        self.close(variant)
 
     def _trips(self, variant: Variant, figure: str) -> None:
         try:
-            samples = self._ask(variant, "measure", figure="trips", count=60)
+            samples = self.ask(variant, "measure", figure="trips", count=60)
             self._results.add(variant.name, {figure: samples[figures.TRIP]})
         except WorkerError as error:
             self._fail(variant, figure, error)
 
     # -- one variant -----------------------------------------------------------------------------
+
+    def warm_up(self, variant: Variant) -> None:
+        """Start it, unmeasured, and see that it is what it should be. Raises WorkerError."""
+        self._tell(f"warming up: {variant.name}")
+        reason = self._reason_against(variant)
+        if reason is not None:
+            raise WorkerError(reason)
+        try:
+            self.ask(variant, "start")
+            self._opened.add(variant.code)
+            self.ask(variant, "open", count=1)
+            facts = json.loads(self.ask(variant, "run", cell=FACTS))
+            self._results.facts[variant.name] = facts
+            if variant.kind == "ours" and facts["mode"] != variant.mode:
+                raise WorkerError(f"its kernel was one in {facts['mode']} mode")
+            if variant.snapshot:
+                facts["restored"] = self._await_snapshot(variant)
+        finally:
+            self.close(variant)
 
     def _reason_against(self, variant: Variant) -> str | None:
         if variant.other_user and self._workers.no_user:
@@ -234,11 +243,15 @@ class Schedule:
             return str(error)
         return None
 
-    def _await_snapshot(self, variant: Variant) -> None:
-        """Until a start uses a snapshot; raises WorkerError when none is made."""
-        self._ask(variant, "await_snapshot", seconds=SNAPSHOT_SECONDS + 10, wait=SNAPSHOT_SECONDS)
+    def _await_snapshot(self, variant: Variant) -> bool:
+        """Until there is a snapshot; whether a start uses it. Raises WorkerError without one.
 
-    def _worker(self, variant: Variant) -> WorkerProcess:
+        A kernel is open meanwhile: as for a user, the image is made beside it.
+        """
+        seconds = SNAPSHOT_SECONDS + 60
+        return bool(self.ask(variant, "await_snapshot", seconds, wait=SNAPSHOT_SECONDS))
+
+    def worker(self, variant: Variant) -> WorkerProcess:
         worker = self._workers.get(variant.worker)
         key = (worker.process.pid, variant.code)
         if key not in self._defined:
@@ -252,12 +265,12 @@ class Schedule:
             self._defined.add(key)
         return worker
 
-    def _ask(self, variant: Variant, do: str, seconds: float = 300.0, **arguments: Any) -> Any:
-        return self._worker(variant).ask(do, seconds, code=variant.code, **arguments)
+    def ask(self, variant: Variant, do: str, seconds: float = 300.0, **arguments: Any) -> Any:
+        return self.worker(variant).ask(do, seconds, code=variant.code, **arguments)
 
     def _measure(self, variant: Variant, stage: str, do: str, **arguments: Any) -> bool:
         try:
-            self._results.add(variant.name, self._ask(variant, do, **arguments))
+            self._results.add(variant.name, self.ask(variant, do, **arguments))
         except WorkerError as error:
             self._fail(variant, stage, error)
             return False
@@ -266,16 +279,16 @@ class Schedule:
                 self._clean(variant)
         return True
 
-    def _open(self, variant: Variant, count: int) -> set[psutil.Process] | None:
+    def open(self, variant: Variant, count: int) -> set[psutil.Process] | None:
         """The processes of ``count`` kernels more; None when they did not start."""
         try:
-            self._worker(variant)  # not to be counted as a kernel's process
+            self.worker(variant)  # not to be counted as a kernel's process
             before, contained = processes.descendants(), self._containers()
             self._opened.add(variant.code)
-            self._ask(variant, "open", count=count)
+            self.ask(variant, "open", count=count)
         except WorkerError as error:
             self._fail(variant, "open", error)
-            self._close(variant)
+            self.close(variant)
             return None
         group = processes.descendants() - before
         for name, members in self._containers().items():
@@ -283,11 +296,11 @@ class Schedule:
                 group |= members
         return group
 
-    def _close(self, variant: Variant) -> None:
+    def close(self, variant: Variant) -> None:
         if variant.code in self._opened and self._workers.running(variant.worker):
             self._opened.discard(variant.code)
             try:
-                self._ask(variant, "close")
+                self.ask(variant, "close")
             except WorkerError as error:
                 self._fail(variant, "close", error)
         self._clean(variant)
@@ -307,6 +320,10 @@ class Schedule:
 
     def _rounds(self, figure: str) -> int:
         return self._plan.rounds.get(figure, 0)
+
+    @staticmethod
+    def _is_in(variant: Variant, names: Sequence[str]) -> bool:
+        return not names or variant.name in names
 
     def _turn(self, number: int, what: str) -> list[Variant]:
         """The variants in this round's order; every round begins with another one."""

@@ -2,7 +2,8 @@
 
 python stalled.py CONNECTION-FILE: writes ``waiting`` until output has come for the first time,
 then ``subscribed``; at a line on stdin it reads until the kernel is idle, and writes how many
-bytes came. A program of its own: its memory is not to be counted with anybody's.
+bytes came, and how many the largest message had. A program of its own: its memory is not to be
+counted with anybody's.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ def main() -> None:
         socket.recv_multipart()
     print("subscribed", flush=True)
     sys.stdin.readline()
-    total = 0
+    total = largest = 0
     while True:
         frames = socket.recv_multipart()
-        total += sum(map(len, frames))
+        size = sum(map(len, frames))
+        total, largest = total + size, max(largest, size)
         if total > 10**9 and any(b'"execution_state": "idle"' in frame for frame in frames):
             break
-    print(total, flush=True)
+    print(total, largest, flush=True)
 
 
 if __name__ == "__main__":

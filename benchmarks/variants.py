@@ -48,6 +48,11 @@ class Variant:
         return self.settings.get("snapshot") == "auto"
 
     @property
+    def mode(self) -> str:
+        """ "direct" or "relay", of our kernels."""
+        return "relay" if self.settings.get("kernel_mode") == "relay" else "direct"
+
+    @property
     def code(self) -> str:
         """A name without blanks, for kernelspecs and files."""
         words = "".join(c if c.isalnum() else "-" for c in self.name)

@@ -8,20 +8,27 @@ does, with all its kernels.
 from __future__ import annotations
 
 import contextlib
+import cProfile
+import io
 import json
 import os
+import pstats
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.manager import KernelManager
+from platformdirs import user_cache_path
 
-from benchmarks import figures
+from benchmarks import figures, tracing
+from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.config import SETTINGS
 
 LONGEST_ERROR = 1500
+STAGES = (figures.INFO, figures.FIRST, figures.IMPORTED)
 ALWAYS_SO = (("kernel_mode", "relay"), ("snapshot", "off"))
 
 
@@ -32,6 +39,7 @@ class Worker:
         self._folder = folder
         self._kernels: dict[str, list[figures.Kernel]] = {}
         self._variants: dict[str, dict[str, Any]] = {}
+        self._profile = cProfile.Profile()
 
     def define(self, code: str, spec: dict[str, Any], transport: str, resend: float) -> None:
         """Make the kernelspec ``code``. Raises Failed for settings that this release lacks."""
@@ -41,7 +49,7 @@ class Worker:
         path = self._folder / "jupyter" / "kernels" / code
         path.mkdir(parents=True, exist_ok=True)
         (path / "kernel.json").write_text(json.dumps(spec))
-        self._variants[code] = {"transport": transport, "resend": resend}
+        self._variants[code] = {"transport": transport, "resend": resend, "images": images()}
 
     def start(self, code: str) -> figures.Samples:
         return figures.measure_start(self._prepare(code), self._resend(code))
@@ -78,14 +86,63 @@ class Worker:
         """Of the first kernel that is open, written anew: a provisioner may have changed it."""
         manager = self._kernels[code][0][0]
         path = self._folder / f"{code}.json"
-        info = manager.get_connection_info()
-        info["key"] = info["key"].decode()
+        info: dict[str, Any] = dict(manager.get_connection_info())
+        if isinstance(info["key"], bytes):
+            info["key"] = info["key"].decode()
         path.write_text(json.dumps(info))
         return str(path)
 
-    def await_snapshot(self, code: str, wait: float) -> None:
-        """Until this variant's image has been made. Raises Failed after ``wait`` seconds."""
-        raise figures.Failed("this release makes no snapshots")
+    def trace_start(self, code: str) -> dict[str, Any]:
+        """When a start begins (on this machine's monotonic clock), and the steps of it."""
+        with tracing.traced() as steps:
+            begin = time.perf_counter()
+            samples = figures.measure_start(self._prepare(code), self._resend(code))
+        answered = [(begin + samples[name][0], f"= {name}") for name in STAGES]
+        return {"begin": begin, "steps": [*steps, *answered]}
+
+    def begin_profile(self, code: str) -> None:
+        """Profile the thread that moves messages: the bridge's, where there is one."""
+        self._profile = cProfile.Profile()
+        self._on_bridge(self._profile.enable)
+
+    def end_profile(self, code: str, lines: int = 25) -> str:
+        """The functions that took most time themselves."""
+        self._on_bridge(self._profile.disable)
+        text = io.StringIO()
+        try:
+            statistics = pstats.Stats(self._profile, stream=text)
+        except TypeError:  # nothing was called
+            return "nothing"
+        statistics.strip_dirs().sort_stats("tottime").print_stats(lines)
+        return "\n".join(line for line in text.getvalue().splitlines() if line.strip())
+
+    @staticmethod
+    def _on_bridge(act: Callable[[], None]) -> None:
+        """Run ``act`` in the bridge's thread: a profiler sees the thread that it is begun in."""
+
+        async def run() -> None:
+            act()
+
+        bridge = Bridge._instance
+        if bridge is None:
+            act()
+        else:
+            bridge.call(run()).result(10)
+
+    def await_snapshot(self, code: str, wait: float) -> bool:
+        """Until an image has been made since ``define``; whether a start uses it then.
+
+        Raises Failed after ``wait`` seconds without one.
+        """
+        known = self._variants[code]["images"]
+        deadline = time.monotonic() + wait
+        while not images() - known:
+            if time.monotonic() > deadline:
+                raise figures.Failed(f"no snapshot was made within {wait:.0f} s")
+            time.sleep(0.2)
+        before = last_use()
+        figures.measure_start(self._prepare(code), self._resend(code))
+        return last_use() > before
 
     def close(self, code: str) -> None:
         """End every kernel of ``code``."""
@@ -117,6 +174,17 @@ def serve(worker: Worker, requests: Any, answers: Any) -> None:
             answer = {"error": text[:LONGEST_ERROR]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def images() -> set[Path]:
+    """The snapshots that this user has, each a directory."""
+    return {path.parent for path in user_cache_path("gvisor-kernel").glob("**/meta.json")}
+
+
+def last_use() -> float:
+    """When a snapshot was used last."""
+    used = (path / "used" for path in images())
+    return max((path.stat().st_mtime for path in used if path.exists()), default=0.0)
 
 
 def known_settings(settings: dict[str, Any]) -> dict[str, Any]:

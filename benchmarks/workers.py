@@ -65,7 +65,8 @@ class WorkerProcess:
     def ask(self, do: str, seconds: float = ASK_SECONDS, **arguments: Any) -> Any:
         """The value of a command. Raises WorkerError; after a silence the worker is ended."""
         stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         try:
             stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             stdin.flush()

@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from docker.models.containers import ContainerCollection
+from docker.models.containers import (  # type: ignore[import-untyped,unused-ignore]
+    ContainerCollection,
+)
 
 
 def main() -> None:

@@ -1,0 +1,92 @@
+"""Steps of the package, timed where they are called: what a start is made of. In a worker.
+
+Names of functions that a release lacks are left out: this is a profile, not a contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STEPS = (
+    "gvisor_kernel.provisioner:GVisorProvisioner.pre_launch",
+    "gvisor_kernel.provisioner:GVisorProvisioner.launch_kernel",
+    "gvisor_kernel.sandboxed:SandboxedKernel._new_sandbox",
+    "gvisor_kernel.runtimes.runsc:RunscRuntime.start",
+    "gvisor_kernel.runtimes.runsc:RunscRuntime.restore",
+    "gvisor_kernel.runtimes.runsc:RunscRuntime.verify",
+    "gvisor_kernel.runtimes.runsc:RunscRuntime._start",
+    "gvisor_kernel.runtimes.runsc:find_world",
+    "gvisor_kernel.runtimes.runsc:plan_mounts",
+    "gvisor_kernel.runtimes.runsc:make_cgroup",
+    "gvisor_kernel.runtimes.runsc:run_staged",
+    "gvisor_kernel.bridge.thread:Bridge.open_kernel",
+    "gvisor_kernel.bridge.kernel:KernelBridge.attach",
+    "gvisor_kernel.bridge.kernel:KernelBridge.start_kernel",
+    "gvisor_kernel.bridge.kernel:KernelBridge.resume_kernel",
+    "gvisor_kernel.snapshots.store:Store.find",
+    "gvisor_kernel.snapshots.manifest:Manifest.find_change",
+    "gvisor_kernel.snapshots.facts:find_host_facts",
+    "jupyter_client.provisioning.local_provisioner:LocalProvisioner.launch_kernel",
+)
+
+Steps = list[tuple[float, str]]
+
+
+@contextmanager
+def traced() -> Iterator[Steps]:
+    """The steps, each once it has ended: when it began, its name and how long it took."""
+    steps: Steps = []
+    undo: list[Callable[[], None]] = []
+    for name in STEPS:
+        module, _, path = name.partition(":")
+        *parents, last = path.split(".")
+        try:
+            owner: Any = importlib.import_module(module)
+            for parent in parents:
+                owner = getattr(owner, parent)
+            original = inspect.getattr_static(owner, last)
+        except (ImportError, AttributeError):
+            continue
+        if not inspect.isfunction(original):
+            continue
+        setattr(owner, last, _timed(original, path, steps))
+        undo.append(functools.partial(setattr, owner, last, original))
+    try:
+        yield steps
+    finally:
+        for each in undo:
+            each()
+
+
+def _timed(function: Callable[..., Any], name: str, steps: Steps) -> Callable[..., Any]:
+    def note(begin: float) -> None:
+        steps.append((begin, f"{name}: {1000 * (time.perf_counter() - begin):.1f} ms"))
+
+    if asyncio.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                note(begin)
+
+        return wrapper
+
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            note(begin)
+
+    return plain
