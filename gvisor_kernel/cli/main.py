@@ -177,6 +177,9 @@ def make_parser() -> argparse.ArgumentParser:
     skills = add("skills", "skills:run_list", "pack, check, install, list and remove skills")
     add_skills(skills)
 
+    snapshot = add("snapshot", "snapshots:run_list", "images that kernels start from")
+    add_snapshot(snapshot)
+
     add("version", "version:run_version", "print the versions of gvisor-kernel and of runsc")
     return parser
 
@@ -222,6 +225,46 @@ def add_skills(skills: argparse.ArgumentParser) -> None:
     add_json(listing)
     remove = add("remove", "skills:run_remove", "take a skill away")
     remove.add_argument("name", metavar="NAME")
+
+
+def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
+    add = make_add(snapshot.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    listing = add("list", "snapshots:run_list", "list the images, the one used last first")
+    add_json(listing)
+    build = add(
+        "build",
+        "snapshots:run_build",
+        "make the image of a kernel now",
+        "Kernels make it by themselves, in the background, after the first start.",
+    )
+    build.add_argument(
+        "--kernel",
+        default="gvisor-python",
+        metavar="NAME",
+        help="the kernelspec whose kernels start from it (default: %(default)s)",
+    )
+    build.add_argument(
+        "--preload",
+        metavar="MODULES",
+        help="modules to import before, such as numpy,pandas; kernels start from it where their"
+        " setting preload says the same (default: what that says)",
+    )
+    verify = add(
+        "verify",
+        "snapshots:run_verify",
+        "say of each image whether a kernel may still start from it",
+        "Exit status 1 if there is one that none may.",
+    )
+    add_json(verify)
+    remove = add("remove", "snapshots:run_remove", "remove images")
+    what = remove.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "id", metavar="ID", nargs="?", help='as "list" shows it; the beginning will do'
+    )
+    what.add_argument("--all", action="store_true", help="every image")
+    what.add_argument(
+        "--stale", action="store_true", help="those from which no kernel may start any more"
+    )
 
 
 def add_place(command: argparse.ArgumentParser) -> None:

@@ -38,14 +38,18 @@ def describe_sandbox(
         file_size=None if can_bound_memory() else file_size_limit(spec),
     )
     return {
+        **describe_host(),
         "config": config,
-        "runtime": [
-            runsc.path,
-            runsc.version,
-            runsc.fingerprint,
-            *sandbox_flags(runsc, spec.disk_limit),
-        ],
+        "flags": list(sandbox_flags(runsc, spec.disk_limit)),
         "world": [dataclasses.asdict(world), *stat_files([os.path.realpath(world.python)])],
+    }
+
+
+def describe_host() -> dict[str, Any]:
+    """Those of the facts that are the same for all sandboxes of this user."""
+    runsc = find_runsc()
+    return {
+        "runtime": [runsc.path, runsc.version, runsc.fingerprint],
         "etc": stat_files(f"/etc/{name}" for name in (*etc.COPIED, *etc.SINGLE_FILES)),
         "user": [os.geteuid(), os.getegid()],
     }

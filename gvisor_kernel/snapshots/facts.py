@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.snapshots.key import HostFacts
+from gvisor_kernel.runtimes.describe import describe_host
+from gvisor_kernel.snapshots.key import HostFacts, digest
 
 PACKAGE = Path(gvisor_kernel.__file__).parent
 GUEST_FOLDERS = ("link", "guest")
@@ -20,6 +21,13 @@ def find_host_facts(package: Path = PACKAGE) -> HostFacts:
     """As they are now. About a millisecond."""
     files = sorted(_find_files(package))
     return HostFacts(guest=[gvisor_kernel.__version__, *files], cpu=_find_processor())
+
+
+def find_stale_parts(parts: Mapping[str, str]) -> list[str]:
+    """Of an image's key, what is known to be otherwise here now, whatever is to be started."""
+    host = find_host_facts()
+    facts = {**describe_host(), "guest": list(host.guest), "cpu": list(host.cpu)}
+    return sorted(name for name, value in facts.items() if parts.get(name) != digest(value))
 
 
 def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:

@@ -14,7 +14,7 @@ from gvisor_kernel.cli.output import describe_age, describe_size, printable
 
 COMMANDS = (
     *("install", "uninstall", "doctor", "list", "logs", "kill", "prune", "launch", "version"),
-    *("transcript", "skills"),
+    *("transcript", "skills", "snapshot"),
 )
 
 
@@ -53,6 +53,9 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["logs"],
         ["transcript"],
         ["skills"],
+        ["snapshot"],
+        ["snapshot", "remove"],
+        ["snapshot", "remove", "0", "--all"],
         ["install", "--user", "--sys-prefix"],
         ["launch"],
     ],

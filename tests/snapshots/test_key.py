@@ -16,7 +16,7 @@ from gvisor_kernel.config import ExtraMount, SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.runsc import RunscRuntime
-from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts
+from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts, find_stale_parts
 from gvisor_kernel.snapshots.key import HostFacts, KernelFacts, make_key, split_environment
 
 KERNEL = KernelFacts(["python3", "-m", "k"], {"LANG": "C.UTF-8"}, "/workspace", "auto", ["numpy"])
@@ -62,7 +62,7 @@ def test_settings_that_shape_a_sandbox(
     assert key.differences(make_key(describe(tmp_path, **settings), KERNEL, HOST).parts) == [part]
 
 
-@pytest.mark.parametrize("part", ["runtime", "world", "etc", "user"])
+@pytest.mark.parametrize("part", ["runtime", "flags", "world", "etc", "user"])
 def test_whatever_a_runtime_tells(part: str, sandbox: dict[str, Any]) -> None:
     other = copy.deepcopy(sandbox)
     other[part][-1] = "else"
@@ -126,3 +126,11 @@ def test_values_that_a_setting_passes_on_come_later() -> None:
     assert later == {"API_TOKEN": "s3cret"}
     assert early == {key: value for key, value in environment.items() if key != "API_TOKEN"}
     assert split_environment(environment, passed, sets_later=False) == (environment, {})
+
+
+def test_what_is_stale_for_every_kernel(sandbox: dict[str, Any]) -> None:
+    parts = dict(make_key(sandbox, KERNEL, find_host_facts()).parts)
+    assert find_stale_parts(parts) == []
+    parts.update(guest="0", runtime="0", config="0")
+    del parts["etc"]
+    assert find_stale_parts(parts) == ["etc", "guest", "runtime"]

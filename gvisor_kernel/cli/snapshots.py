@@ -1,0 +1,169 @@
+"""``snapshot``: list, check, remove and make the images that kernels start from."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gvisor_kernel.accept import accept_modules
+from gvisor_kernel.cli.output import (
+    describe_age,
+    describe_size,
+    make_console,
+    print_json,
+    printable,
+)
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.snapshots.facts import find_stale_parts
+from gvisor_kernel.snapshots.store import Image, Store
+
+SHOWN_DIGITS = 12
+
+WORDS = {
+    "runtime": "runsc has changed",
+    "etc": "files of /etc have changed",
+    "user": "it is another user's",
+    "guest": "gvisor-kernel has changed",
+    "cpu": "the processors are others",
+}
+"""What the parts of a key are called where one is not as it was."""
+
+
+def find_one(store: Store, text: str) -> Image:
+    """The image that ``text`` means: the beginning of just one key."""
+    found = [image for image in store.images() if image.meta.key.startswith(text.lower())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SnapshotError(
+            f"{text!r} is the beginning of {len(found)} images' ids.",
+            f"give more of it: {', '.join(image.meta.key for image in found[:4])}",
+        )
+    raise SnapshotError(f"There is no image {text!r}.", "see: gvisor-kernel snapshot list")
+
+
+def find_reason(image: Image) -> str | None:
+    """Why no kernel may start from ``image`` any more; None if one may."""
+    stale = find_stale_parts(image.meta.parts)
+    return WORDS[stale[0]] if stale else image.meta.manifest.find_change()
+
+
+def describe(image: Image) -> dict[str, Any]:
+    """An image in ``list --json``. Times are seconds since the epoch, sizes bytes."""
+    meta = image.meta
+    return {
+        "id": meta.key,
+        **{name: meta.label.get(name, "") for name in ("kernel", "python", "mode", "preload")},
+        "size": image.size,
+        "created": meta.created,
+        "used": image.used,
+        "files": len(meta.manifest.files),
+    }
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    store = Store.open()
+    images = store.images()
+    if arguments.json:
+        print_json([describe(image) for image in images])
+        return 0
+    if not images:
+        print("No images.")
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("ID", "KERNEL", "PYTHON"):
+        table.add_column(title, no_wrap=True)
+    for title in ("SIZE", "AGE", "USED"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("PRELOAD", overflow="fold")
+    now = time.time()
+    for image in images:
+        label = image.meta.label
+        cells = (
+            image.meta.key[:SHOWN_DIGITS],
+            label.get("kernel", "?"),
+            label.get("python", "?"),
+            describe_size(image.size),
+            describe_age(now - image.meta.created),
+            f"{describe_age(now - image.used)} ago",
+            label.get("preload", ""),
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = 1000  # one line an image, for programs that read lines
+    console.print(table)
+    held = sum(image.size for image in images)
+    print(f"{describe_size(held)} of at most {describe_size(store.room())}, in {store.root}")
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    images = Store.open().images()
+    reasons = {image.meta.key: find_reason(image) for image in images}
+    if arguments.json:
+        print_json([{"id": key, "fits": not why, "reason": why} for key, why in reasons.items()])
+    else:
+        for image in images:
+            why = reasons[image.meta.key]
+            words = "fits" if why is None else f"stale: {why}"
+            kernel = image.meta.label.get("kernel", "?")
+            print(printable(f"{image.meta.key[:SHOWN_DIGITS]}  {kernel}  {words}"))
+        if not images:
+            print("No images.")
+    return 1 if any(reasons.values()) else 0
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    store = Store.open()
+    if arguments.id is not None:
+        images = [find_one(store, arguments.id)]
+    else:
+        images = [i for i in store.images() if arguments.all or find_reason(i) is not None]
+    in_use = []
+    for image in images:
+        if store.remove(image.meta.key):
+            print(f"Removed {image.meta.key[:SHOWN_DIGITS]}, {describe_size(image.size)}")
+        else:
+            in_use.append(image.meta.key[:SHOWN_DIGITS])
+    if not images:
+        print("Nothing to remove.")
+    if in_use:
+        raise SnapshotError(
+            f"Kernels start from {', '.join(in_use)} just now.", "run this again in a moment."
+        )
+    return 0
+
+
+BUILDER = "gvisor_kernel.sandboxed:build_snapshot"
+"""Called with the kernelspec's name, the modules to preload (None: as its settings say), and what
+to tell of progress: words for the step that begins, and the share of all that is done."""
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    preload = None
+    if arguments.preload is not None:
+        names = [name.strip() for name in arguments.preload.split(",") if name.strip()]
+        preload = accept_modules("preload", names)
+    module, _, function = BUILDER.partition(":")
+    build: Callable[..., Image] | None = getattr(importlib.import_module(module), function, None)
+    if build is None:
+        raise SnapshotError("This release cannot make images of kernels.")
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Looking at what there is", total=1.0)
+
+        def report(words: str, done: float) -> None:
+            progress.update(task, description=printable(words), completed=done)
+
+        image = build(arguments.kernel, preload, report)
+    print(f"Made {image.meta.key[:SHOWN_DIGITS]}, {describe_size(image.size)}")
+    return 0
