@@ -156,8 +156,5 @@ class Transcript:
                 line = json.dumps({**entry, "content": content}, allow_nan=False)
         self._file.write((line or json.dumps({**entry, "size": size})).encode() + b"\n")
 
-    def flush(self) -> None:
-        """Nothing waits to be written: each entry is in the file at once."""
-
     def close(self) -> None:
         self._file.close()

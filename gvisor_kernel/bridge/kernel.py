@@ -10,22 +10,19 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import zmq
 
 from gvisor_kernel.bridge.clients import Address, ClientSockets
+from gvisor_kernel.bridge.deaths import explain_death
+from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
-from gvisor_kernel.bridge.memory import (
-    ASK_SECONDS,
-    OVERRUN,
-    format_size,
-    seconds_to_next_look,
-)
+from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink
+from gvisor_kernel.bridge.waiting import Sent, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import (
@@ -36,6 +33,8 @@ from gvisor_kernel.link import (
     LocalProtocolError,
     Log,
     Message,
+    Resume,
+    Resumed,
     Signal,
     Start,
     Started,
@@ -43,13 +42,11 @@ from gvisor_kernel.link import (
 )
 from gvisor_kernel.link.state import State
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TO_KERNEL_ABOVE = 1024 * 1024
 """Bytes waiting for the kernel on one channel; above, its clients' socket is not read."""
-WAITING_MESSAGES = 1000
-WAITING_BYTES = 16 * 1024 * 1024
-"""What clients may send ahead while a sandbox starts; above, their sockets are not read."""
 TOLD_PENDING = 1000
 """Requests whose headers are kept, to tell in the right cell why a kernel died."""
 FLUSH_SECONDS = 2.0
@@ -59,20 +56,8 @@ LONELY_SECONDS = 60.0
 KILL_SECONDS = 6.0
 """How long PID 1 has to report a kernel that was to be killed, its last messages included; then
 its sandbox is ended too, and with it the files in there."""
-NEARLY_FULL = 0.8
-"""Of the memory limit: so much used, and a death by signal is put down to it."""
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without telling one."""
-
-
-@dataclass(frozen=True)
-class KernelIdentity:
-    """What the bridge has to know of a kernel. ``key`` is the host key, for clients alone."""
-
-    name: str
-    key: bytes
-    signature_scheme: str
-    memory_limit: int
 
 
 class KernelBridge:
@@ -99,22 +84,22 @@ class KernelBridge:
         self._loop = asyncio.get_running_loop()
         self._host = Signer(identity.key, identity.signature_scheme)
         self._inner = Signer(secrets.token_hex(32).encode())
+        self._inner_key = ""
         self._sandbox: LinkedSandbox | None = None
         self._link: SandboxLink | None = None
         self._log: KernelLog | None = None
         self._transcript: Transcript | None = None
-        self._waiting: deque[tuple[Channel, WireMessage | list[bytes]]] = deque()
-        self._waiting_bytes = 0
+        self._waiting = WaitingMessages()
         self._pending: dict[str, bytes] = {}
         self._run = 0
         self._started: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[Hello] | None = None
+        self._resumed: asyncio.Future[Resumed] | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
-        self._used = 0
         self._asked_to_end = False
         self._keep_sandbox = True
-        self._watch: asyncio.TimerHandle | None = None
+        self._memory: MemoryWatch | None = None
         self._lonely: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -146,20 +131,74 @@ class KernelBridge:
 
         Raises LaunchError, with the sandbox ended and closed.
         """
+        self._take_over(sandbox, log_path, transcripts)
+        self._greeted = self._loop.create_future()
+        self._link = SandboxLink(sandbox, self._on_event, self._on_link_end, self._on_room)
+        try:
+            hello = await self._answer(self._greeted, timeout)
+        finally:
+            self._greeted = None
+        self.facts = dict(hello.facts)
+        self._note(f"sandbox is up: {self.facts}")
+        self._watch_memory(sandbox)
+        return hello
+
+    async def attach_restored(
+        self,
+        sandbox: LinkedSandbox,
+        log_path: Path,
+        transcripts: Path | None,
+        image: ImageRun,
+        environment: dict[str, str],
+        cwd: str,
+        timeout: float,
+    ) -> None:
+        """Take over ``sandbox``, restored from ``image``, with its kernel.
+
+        Returns once that kernel is another one than all others of the image. What clients sent
+        meanwhile is delivered. Raises LaunchError, with the sandbox ended; it is to be closed.
+        """
+        self._take_over(sandbox, log_path, transcripts)
+        self._run = image.run
+        self._clients.expose()
+        key = secrets.token_hex(32)
+        resume = Resume(image.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
+        self._resumed = self._loop.create_future()
+        try:
+            self._link = SandboxLink(
+                sandbox, self._on_event, self._on_link_end, self._on_room, resume
+            )
+            self._watch_memory(sandbox)
+            answer = await self._answer(self._resumed, timeout)
+        except LocalProtocolError as error:
+            raise self._launch_error(f"The kernel cannot be restored: {error}") from error
+        finally:
+            self._resumed = None
+        self._inner_key = key if answer.rekeyed else image.key
+        self._inner = Signer(self._inner_key.encode())
+        self._note("the kernel goes on from an image")
+        self._deliver_waiting()
+        self._link.flush()
+        self._clients.resume()
+
+    def _take_over(self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None) -> None:
+        if self._detached:
+            raise LaunchError("No kernel can be started any more: this process ends.")
         self._log = KernelLog(log_path)
         self._transcript = Transcript(transcripts) if transcripts is not None else None
         self._sandbox = sandbox
         self._death = None
+        self._asked_to_end = False
         self.exit_status = None
         self._exited.clear()
         self._keep_sandbox = True
-        if self._detached:
-            raise LaunchError("No kernel can be started any more: this process ends.")
-        self._greeted = self._loop.create_future()
-        self._link = SandboxLink(sandbox, self._on_event, self._on_link_end, self._on_room)
+
+    async def _answer(self, answer: asyncio.Future[T], timeout: float) -> T:
+        """What the guest answers; its sandbox is ended if that takes longer than ``timeout``."""
+        assert self._link is not None
         try:
             async with asyncio.timeout(timeout):
-                hello = await self._greeted
+                return await answer
         except TimeoutError:
             self._link.end(f"no answer within start_timeout, {timeout:g} s")
             raise self._launch_error(
@@ -167,12 +206,20 @@ class KernelBridge:
                 "raise the setting start_timeout, or see what holds it up with: "
                 "gvisor-kernel doctor",
             ) from None
-        finally:
-            self._greeted = None
-        self.facts = dict(hello.facts)
-        self._note(f"sandbox is up: {self.facts}")
-        self._look_at_memory()
-        return hello
+
+    def _watch_memory(self, sandbox: LinkedSandbox) -> None:
+        limit = self.identity.memory_limit
+        self._memory = MemoryWatch(sandbox, limit, self._over_limit, self._far_over_limit)
+        self._memory.start()
+
+    async def quiesce(self, timeout: float) -> ImageRun:
+        """Let nothing be under way in either direction, so that an image may be taken.
+
+        The kernel must be idle, and nobody may send to it. Raises LaunchError.
+        """
+        assert self._link is not None
+        await self._answer(self._link.quiesce(), timeout)
+        return ImageRun(self._run, self._inner_key)
 
     async def start_kernel(
         self, argv: list[str], environment: dict[str, str], cwd: str, timeout: float
@@ -190,7 +237,7 @@ class KernelBridge:
         self.exit_status = None
         self._exited.clear()
         key = secrets.token_hex(32)
-        self._inner = Signer(key.encode())
+        self._inner, self._inner_key = Signer(key.encode()), key
         self._clients.expose()
         self._started = self._loop.create_future()
         start = Start(self._run, tuple(argv), tuple(environment.items()), cwd, key)
@@ -269,9 +316,10 @@ class KernelBridge:
             if self._link is not None:
                 self._link.end("it was closed")
             await self._finished()
-            for timer in (self._lonely, self._watch):
-                if timer is not None:
-                    timer.cancel()
+            if self._lonely is not None:
+                self._lonely.cancel()
+            if self._memory is not None:
+                self._memory.stop()
             sandbox, self._sandbox = self._sandbox, None
             if sandbox is not None:
                 await close_sandbox(sandbox)
@@ -307,7 +355,7 @@ class KernelBridge:
         if self._running():
             assert self._link is not None
             return self._link.connection.queued(channel) < TO_KERNEL_ABOVE
-        return len(self._waiting) < WAITING_MESSAGES and self._waiting_bytes < WAITING_BYTES
+        return not self._waiting.full
 
     def _running(self) -> bool:
         link = self._link
@@ -336,11 +384,9 @@ class KernelBridge:
                 self._transcript.record("request", message)
         self._to_kernel(channel, message)
 
-    def _to_kernel(self, channel: Channel, message: WireMessage | list[bytes]) -> None:
+    def _to_kernel(self, channel: Channel, message: Sent) -> None:
         if not self._running():
-            parts = message if isinstance(message, list) else self._inner.sign(message)
-            self._waiting.append((channel, message))
-            self._waiting_bytes += sum(map(len, parts))
+            self._waiting.add(channel, message)
             return
         assert self._link is not None
         parts = message if isinstance(message, list) else self._inner.sign(message)
@@ -350,20 +396,8 @@ class KernelBridge:
             self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
         self._link.flush()
 
-    def _drop_executions(self) -> None:
-        """Cells sent to a kernel that has died are not for the next one to run."""
-        kept = [
-            (channel, message)
-            for channel, message in self._waiting
-            if isinstance(message, list) or message.kind != "execute_request"
-        ]
-        self._waiting, self._waiting_bytes = deque(), 0
-        for channel, message in kept:
-            self._to_kernel(channel, message)
-
     def _deliver_waiting(self) -> None:
-        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-        for channel, message in waiting:
+        for channel, message in self._waiting.take():
             self._to_kernel(channel, message)
 
     def _on_room(self) -> None:
@@ -389,6 +423,9 @@ class KernelBridge:
         elif isinstance(event, Started):
             if self._started is not None and not self._started.done():
                 self._started.set_result(None)
+        elif isinstance(event, Resumed):
+            if self._resumed is not None and not self._resumed.done():
+                self._resumed.set_result(event)
         elif isinstance(event, Exited):
             self._kernel_ended(event.status)
         elif isinstance(event, Stats):
@@ -433,12 +470,15 @@ class KernelBridge:
 
     def _on_link_end(self, reason: str) -> None:
         self._note(f"the link ended: {reason}")
-        if self._greeted is not None and not self._greeted.done():
-            self._greeted.set_exception(
-                self._launch_error(f"The sandbox of {self.identity.name} ended at once: {reason}.")
-            )
-            self.exit_status = ENDED_STATUS
-            return
+        for awaited in (self._greeted, self._resumed):
+            if awaited is not None and not awaited.done():
+                awaited.set_exception(
+                    self._launch_error(
+                        f"The sandbox of {self.identity.name} ended at once: {reason}."
+                    )
+                )
+                self.exit_status = ENDED_STATUS
+                return
         if self._death is None and not self._asked_to_end:
             self._death = f"The kernel's sandbox is gone: {reason}."
         if self.exit_status is None and self._finishing is None:
@@ -470,24 +510,15 @@ class KernelBridge:
         self._note(f"the kernel ended with status {status}")
         reason = self._death
         if reason is None and not self._asked_to_end:
-            reason = f"The kernel ended by itself, {_describe_status(status)}."
-            if self._ended_for_memory(status):
-                reason = self._memory_reason(self._used)
-            elif status == -signal.SIGBUS:
-                reason += (
-                    " So ends, among others, a program that maps more shared memory than "
-                    f"memory_limit, {format_size(self.identity.memory_limit)}, has room for."
-                )
+            reason = explain_death(status, self._memory)
         if reason is not None:
             self._tell(reason)
         self._pending.clear()
-        self._drop_executions()
+        self._waiting.drop_executions()
         await self._settle_memory()
         deadline = self._loop.time() + FLUSH_SECONDS
         while self._clients.waiting() and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
-        if self._transcript is not None:
-            self._transcript.flush()
 
     def _end_lonely(self) -> None:
         if self.exit_status is not None:
@@ -525,54 +556,24 @@ class KernelBridge:
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def _look_at_memory(self) -> None:
-        """Compare the sandbox's memory with its limit; called again and again."""
-        link, sandbox = self._link, self._sandbox
-        if link is None or link.ended or sandbox is None:
-            return
-        used, limit = sandbox.memory_used(), self.identity.memory_limit
-        if used is None:
-            self._watch = self._loop.call_later(0.1, self._look_at_memory)
-            return
-        self._used = used
-        if used > limit + OVERRUN:
-            self._death = self._memory_reason(used)
-            link.end("it was over its memory limit")
-            return
-        if used > limit and self._running() and self._death is None:
-            self._death = self._memory_reason(used)
+    def _over_limit(self, used: int) -> None:
+        if self._running() and self._death is None:
+            self._death = describe_excess(used, self.identity.memory_limit)
             self.signal(signal.SIGKILL)
             self._loop.call_later(ASK_SECONDS, self._end_if_still_over, self._run)
-        wait = seconds_to_next_look(used, limit)
-        self._watch = self._loop.call_later(wait, self._look_at_memory)
 
-    def _memory_reason(self, used: int) -> str:
-        limit = self.identity.memory_limit
-        return (
-            f"The kernel used {format_size(used)} of memory; its limit is {format_size(limit)}. "
-            "It was ended. To allow more, raise the setting memory_limit (for instance "
-            f'c.GVisorProvisioner.memory_limit = "{format_size(2 * limit)}" in Jupyter\'s '
-            "configuration, or memory_limit in the kernelspec), and restart the kernel."
-        )
-
-    def _ended_for_memory(self, status: int) -> bool:
-        """Whether an unexplained death was the host's or the runtime's own bound on memory."""
-        killed = status in (-signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV)
-        return killed and self._used > NEARLY_FULL * self.identity.memory_limit
+    def _far_over_limit(self, used: int) -> None:
+        self._death = describe_excess(used, self.identity.memory_limit)
+        if self._link is not None:
+            self._link.end("it was over its memory limit")
 
     async def _settle_memory(self) -> None:
-        """After a death for memory: what a dead kernel held is freed soon, what it left in files
-        is not, and would end the next kernel. Then the sandbox ends with it.
-        """
-        link, sandbox = self._link, self._sandbox
-        deadline = self._loop.time() + ASK_SECONDS
-        while self._death is not None and link is not None and not link.ended:
-            used = sandbox.memory_used() if sandbox is not None else None
-            if used is None or used < NEARLY_FULL * self.identity.memory_limit:
-                return
-            if self._loop.time() > deadline:
-                link.end("its files alone nearly fill its memory limit")
-            await asyncio.sleep(0.01)
+        """A sandbox whose files alone nearly fill its memory ends with its kernel."""
+        link, memory = self._link, self._memory
+        if self._death is None or link is None or link.ended or memory is None:
+            return
+        if not await memory.has_fallen():
+            link.end("its files alone nearly fill its memory limit")
 
     def _end_if_still_over(self, run: int) -> None:
         """PID 1 had its time to end kernel number ``run``."""
@@ -587,11 +588,3 @@ async def close_sandbox(sandbox: LinkedSandbox) -> None:
         await asyncio.get_running_loop().run_in_executor(None, sandbox.close)
     except RuntimeError:
         sandbox.close()
-
-
-def _describe_status(status: int) -> str:
-    if status >= 0:
-        return f"with exit status {status}"
-    with suppress(ValueError):
-        return f"by signal {signal.Signals(-status).name}"
-    return f"by signal {-status}"

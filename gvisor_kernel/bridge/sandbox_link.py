@@ -15,7 +15,9 @@ from gvisor_kernel.link import (
     Hello,
     LocalProtocolError,
     Ping,
+    Pong,
     RemoteProtocolError,
+    Resume,
 )
 from gvisor_kernel.link.state import Role, State
 
@@ -52,8 +54,11 @@ class SandboxLink:
         on_event: Callable[[Event], None],
         on_end: Callable[[str], None],
         on_room: Callable[[], None],
+        resume: Resume | None = None,
     ) -> None:
-        self.connection = Connection(Role.HOST, Hello(facts=(("release", __version__),)))
+        """``resume``: what to tell a guest that was restored. Raises LocalProtocolError."""
+        hello = Hello(facts=(("release", __version__),))
+        self.connection = Connection(Role.HOST, hello, resume)
         self.ended = False
         self._sandbox = sandbox
         self._loop = asyncio.get_running_loop()
@@ -65,6 +70,7 @@ class SandboxLink:
         self._heard = True
         self._missed = 0
         self._token = 0
+        self._quiet: asyncio.Future[None] | None = None
         self._loop.add_reader(sandbox.link_out, self._read)
         self._loop.add_reader(sandbox.exit_fd, self._exited)
         self._timers = [
@@ -102,7 +108,10 @@ class SandboxLink:
             event = self.connection.next_event()
             if event is None:
                 break
-            self._on_event(event)
+            if isinstance(event, Pong) and self._quiet is not None:
+                self._settle(event)
+            else:
+                self._on_event(event)
         return True
 
     def _exited(self) -> None:
@@ -150,12 +159,29 @@ class SandboxLink:
     # -- liveness --------------------------------------------------------------------------------
 
     def _ping(self) -> None:
-        if self.connection.state not in (State.OPENING, State.CLOSED):
+        if self.connection.state not in (State.OPENING, State.CLOSED) and self._quiet is None:
             self._token += 1
             with suppress(LocalProtocolError):
                 self.connection.send(Ping(self._token))
             self.flush()
         self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
+
+    def quiesce(self) -> asyncio.Future[None]:
+        """Send no ping any more; done once the guest has read all that was written.
+
+        What waits unread in the pipe would become part of an image that is taken now.
+        """
+        self._timers[0].cancel()
+        self._quiet = self._loop.create_future()
+        self._token += 1
+        self.connection.send(Ping(self._token))
+        self.flush()
+        return self._quiet
+
+    def _settle(self, pong: Pong) -> None:
+        assert self._quiet is not None
+        if pong.token == self._token and not self._quiet.done() and not self._pending:
+            self._quiet.set_result(None)
 
     def _count_wait(self) -> None:
         self._missed = 0 if self._heard else self._missed + 1

@@ -19,7 +19,8 @@ import zmq
 
 from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, sweep_bases
-from gvisor_kernel.bridge.kernel import KernelBridge, KernelIdentity
+from gvisor_kernel.bridge.identity import KernelIdentity
+from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 
 T = TypeVar("T")

@@ -252,7 +252,7 @@ class DirectLink:
         with self._lock:
             self._flow.begin()
         self._on_resume(resume)
-        resumed = encode_frame(FrameType.RESUMED, Resumed(resume.run).encode())
+        resumed = encode_frame(FrameType.RESUMED, Resumed(resume.run, True).encode())
         self._leave_to_writer(None, [resumed])
 
     # -- the end ---------------------------------------------------------------------------------

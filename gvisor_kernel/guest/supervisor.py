@@ -246,7 +246,7 @@ class Supervisor:
             self.socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
             self.socket.flush()
         else:
-            self.connection.send(Resumed(resume.run))
+            self.connection.send(Resumed(resume.run, False))
 
     def _use_relay(self) -> None:
         """Talk ZMQ to the kernel. pyzmq is imported only now: many kernels need none of it."""
@@ -325,7 +325,7 @@ class Supervisor:
                     self.kernel.signal_group(signal.SIGKILL)
                 return
             if resuming and not self.socket.resuming and self.connection.run is not None:
-                self.connection.send(Resumed(self.connection.run))
+                self.connection.send(Resumed(self.connection.run, True))
             if frames and self.connection.state is State.RUNNING:
                 self.connection.divert(frames)
         if undecided and not self._decide():

@@ -21,6 +21,7 @@ VERSION = 2
 _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")
 _RUN = struct.Struct(">I")
+_RUN_REKEYED = struct.Struct(">IB")
 _TOKEN = struct.Struct(">Q")
 _STATS = struct.Struct(">IIQ")
 CREDIT = struct.Struct(">I")
@@ -198,16 +199,23 @@ class Resume:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Guest to host: kernel number ``run`` is ready, with nothing left of the image's life."""
+    """Guest to host: kernel number ``run`` is ready, with nothing left of the image's life.
+
+    ``rekeyed``: it signs with the key of the RESUME, not with that of its START.
+    """
 
     run: int
+    rekeyed: bool
 
     def encode(self) -> bytes:
-        return _RUN.pack(self.run)
+        return _RUN_REKEYED.pack(self.run, self.rekeyed)
 
     @classmethod
     def decode(cls, payload: bytes) -> Resumed:
-        return cls(*_unpack(_RUN, payload, "RESUMED"))
+        run, rekeyed = _unpack(_RUN_REKEYED, payload, "RESUMED")
+        if rekeyed > 1:
+            raise RemoteProtocolError(f"A RESUMED has {rekeyed} for a yes or a no.")
+        return cls(run, bool(rekeyed))
 
 
 @dataclass(frozen=True)

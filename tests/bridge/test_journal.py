@@ -121,7 +121,6 @@ def test_content_that_is_no_json_is_counted(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     transcript = Transcript(tmp_path / "nowhere")
     transcript.record("output", message("stream"))
-    transcript.flush()
     transcript.close()
 
 

@@ -62,7 +62,7 @@ VALID = {
     FrameType.PONG: raw(FrameType.PONG, Pong(7).encode()),
     FrameType.STOP: raw(FrameType.STOP),
     FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
-    FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1).encode()),
+    FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
 }
 """A frame of each type, as run 1 would have it."""
 

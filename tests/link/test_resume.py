@@ -28,7 +28,7 @@ def test_both_sides_begin_with_full_windows() -> None:
     guest.receive_data(host.data_to_send(10_000_000))
     assert isinstance(guest.next_event(), Resume)
     guest.consumed(old)  # type: ignore[arg-type]
-    guest.send(Resumed(1))
+    guest.send(Resumed(1, True))
     guest.send_message(Channel.IOPUB, [bytes(1_000_000)])
     to_host, to_guest = carried(host, guest)
     assert [len(m.parts[0]) for m in to_host] == [1_000_000]  # and nothing of the image's life
@@ -39,8 +39,8 @@ def test_both_sides_begin_with_full_windows() -> None:
 def test_a_host_drops_uncounted_what_came_before() -> None:
     host = Connection(Role.HOST, Hello(), RESUME)
     stale = data(Channel.IOPUB, [bytes(20_000)]) * 100 + credit(Channel.SHELL, 2**31)
-    host.receive_data(stale + raw(FrameType.RESUMED, Resumed(1).encode()))
-    assert events(host) == [Resumed(1)]
+    host.receive_data(stale + raw(FrameType.RESUMED, Resumed(1, True).encode()))
+    assert events(host) == [Resumed(1, True)]
     assert host.held(Channel.IOPUB) == 0
 
 
@@ -50,7 +50,7 @@ def test_a_guest_says_nothing_on_channels_before_it_has_resumed() -> None:
     guest.receive_data(host.data_to_send())
     guest.send_message(Channel.IOPUB, [b"early"])
     assert guest.data_to_send() == b""
-    guest.send(Resumed(1))
+    guest.send(Resumed(1, True))
     host.receive_data(guest.data_to_send())
     assert [type(event).__name__ for event in events(host)] == ["Resumed", "Message"]
 

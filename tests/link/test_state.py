@@ -123,7 +123,7 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.STATS: lambda end: end.send(Stats(1, 2, 3)),
     F.LOG: lambda end: end.send_log(LogSource.STDERR, "text"),
     F.PING: lambda end: end.send(Ping(7)),
-    F.RESUMED: lambda end: end.send(Resumed(1)),
+    F.RESUMED: lambda end: end.send(Resumed(1, True)),
     F.STOP: Connection.send_stop,
 }
 """What an owner can send. HELLO, RESUME, CREDIT and PONG the connection sends by itself."""

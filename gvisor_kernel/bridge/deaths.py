@@ -1,0 +1,29 @@
+"""Why a kernel ended by itself, in words for the person who sees it in a cell."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+
+from gvisor_kernel.bridge.memory import MemoryWatch, describe_excess, format_size
+
+
+def explain_death(status: int, memory: MemoryWatch | None) -> str:
+    """For an exit that nobody asked for. ``status`` as in ``subprocess``."""
+    if memory is not None and memory.explains(status):
+        return describe_excess(memory.used, memory.limit)
+    reason = f"The kernel ended by itself, {_describe_status(status)}."
+    if status == -signal.SIGBUS and memory is not None:
+        reason += (
+            " So ends, among others, a program that maps more shared memory than "
+            f"memory_limit, {format_size(memory.limit)}, has room for."
+        )
+    return reason
+
+
+def _describe_status(status: int) -> str:
+    if status >= 0:
+        return f"with exit status {status}"
+    with suppress(ValueError):
+        return f"by signal {signal.Signals(-status).name}"
+    return f"by signal {-status}"

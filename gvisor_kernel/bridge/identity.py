@@ -1,0 +1,27 @@
+"""What the bridge is told of a kernel, and of an image that one is restored from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """What the bridge has to know of an image: the run that it was taken in, and the key that
+    signed that kernel's messages inside."""
+
+    run: int
+    key: str
+
+    def __repr__(self) -> str:
+        return f"ImageRun(run={self.run}, key=…)"
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """What the bridge has to know of a kernel. ``key`` is the host key, for clients alone."""
+
+    name: str
+    key: bytes
+    signature_scheme: str
+    memory_limit: int
