@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gvisor_kernel.spec.oci import SUBUID_BASE, SUBUID_COUNT
+
 SANDBOX_NAME = "runsc-sandbox"
 GOFER_NAME = "runsc-gofer"
 
@@ -79,10 +81,28 @@ def read_children(pid: int) -> list[int]:
 
 
 def find_with_argument(argument: str) -> Iterator[int]:
-    """The pids whose argument list holds ``argument``."""
+    """The pids whose argument list holds ``argument``, of this user and its sandboxes.
+
+    Argument lists are for all to see and to copy: others' processes may pose as a sandbox's.
+    """
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and argument in read_argv(int(entry.name)):
-            yield int(entry.name)
+        if entry.name.isdecimal():
+            pid = int(entry.name)
+            if argument in read_argv(pid) and is_of_this_user(pid):
+                yield pid
+
+
+def is_of_this_user(pid: int) -> bool:
+    """Whether ``pid`` runs with this user's uid, or with one of root's sandboxes."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    line = next(line for line in status.splitlines() if line.startswith("Uid:"))
+    return all(
+        uid == os.geteuid() or SUBUID_BASE <= uid < SUBUID_BASE + SUBUID_COUNT
+        for uid in map(int, line.split()[1:])
+    )
 
 
 @contextlib.contextmanager

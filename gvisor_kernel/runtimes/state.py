@@ -71,13 +71,13 @@ def state_root() -> Path:
     root = user_state_path("gvisor-kernel")
     fix = "let it be a directory of yours alone (mode 0700), or set XDG_STATE_HOME to another one."
     try:
-        sandboxes = root / "sandboxes"
-        sandboxes.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = root.stat()
-        if status.st_uid != os.geteuid():
-            raise StateError(f"The state directory {root} belongs to uid {status.st_uid}.", fix)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for status in (root.lstat(), root.stat()):  # a link, if it is one, and where it leads
+            if status.st_uid != os.geteuid():
+                raise StateError(f"The state directory {root} belongs to uid {status.st_uid}.", fix)
         if status.st_mode & 0o077:
             root.chmod(0o700)
+        (root / "sandboxes").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(
             f"The state directory {root} cannot be used: {error.strerror}.", fix
