@@ -182,6 +182,14 @@ def is_within(path: str, folder: str) -> bool:
     return folder == "/" or path == folder or path.startswith(folder + "/")
 
 
+def real_path(path: str) -> str:
+    """``path`` without links, as far as this user can follow them. Raises nothing."""
+    try:
+        return os.path.realpath(path)
+    except OSError:  # a link that is not to be read, as /proc has them
+        return posixpath.normpath(path)
+
+
 def is_directory(path: str) -> bool:
     """Whether ``path`` is a directory that this user reaches. Raises nothing, however odd it is."""
     return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and closed folders
@@ -227,7 +235,7 @@ def accept_uploads(name: str, value: object) -> str | None:
     path = os.path.expanduser(value)  # noqa: PTH111 - Path would also normalise
     if not path.startswith("/"):
         return posixpath.normpath(path)
-    real = os.path.realpath(path)
+    real = real_path(path)
     if not is_directory(real) or any(is_within(real, folder) for folder in NOT_A_SOURCE):
         raise SettingError(name, value, accepted)
     return real
@@ -248,7 +256,7 @@ def accept_outputs(name: str, value: object) -> str | None:
         if path == ".":
             raise SettingError(name, value, accepted)
         return path
-    real = os.path.realpath(path)
+    real = real_path(path)
     if not is_writable_allowed(real) or not (is_directory(real) or is_free(real)):
         raise SettingError(name, value, accepted)
     return real
@@ -265,7 +273,7 @@ def accept_skills(name: str, value: object) -> str | None:
     )
     if isinstance(value, str) and is_plain_path(value):
         path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
-        real = os.path.realpath(path)
+        real = real_path(path)
         found = any(is_directory(f"{real}/{part}") for part in ("public", "examples"))
         if (
             found
