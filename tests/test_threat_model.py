@@ -1,4 +1,4 @@
-"""Every promise of docs/threat-model.md names a test that exists."""
+"""Every promise of docs/threat-model.md names a test that exists, and every attack has its row."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def test_promises_name_tests() -> None:
 def test_exists(file: str, name: str) -> None:
     tree = ast.parse((PROJECT / file).read_text())
     assert name in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+
+
+def test_every_attack_stands_there() -> None:
+    named = set(NAMED)
+    for path in sorted((PROJECT / "tests" / "security").glob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert (str(path.relative_to(PROJECT)), node.name) in named

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jupyter_client import KernelManager
 from traitlets.config import Config
 
-from gvisor_kernel.accept import GIB, MIB
+from gvisor_kernel.accept import MIB
 from gvisor_kernel.config import LIMITS, SETTINGS, SandboxSettings, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError, UnknownSetting
 from gvisor_kernel.provisioner import GVisorProvisioner, choose_folder
@@ -332,7 +332,3 @@ def test_a_folder_of_the_server(tmp_path: Path) -> None:
     assert choose_folder(None, manager) == tmp_path
     assert choose_folder("/srv", KernelManager()) == Path("/srv")
     assert choose_folder(None, None) == Path.cwd()
-
-
-def test_sizes_are_exact() -> None:
-    assert spec_of({"memory_limit": "4G"}, {}).memory_limit == 4 * GIB
