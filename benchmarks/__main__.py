@@ -60,9 +60,9 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 
 
 @contextlib.contextmanager
-def who_runs_users() -> Iterator[tuple[pwd.struct_passwd | None, str]]:
+def who_runs_users(needed: bool) -> Iterator[tuple[pwd.struct_passwd | None, str]]:
     """The ordinary user, or None and why there is none."""
-    if os.geteuid() != 0:
+    if not needed or os.geteuid() != 0:
         yield None, ""  # whoever runs this is one
         return
     with ordinary_user() as user:
@@ -71,7 +71,7 @@ def who_runs_users() -> Iterator[tuple[pwd.struct_passwd | None, str]]:
 
 
 @contextlib.contextmanager
-def all_workers(engine: Engine | EngineError) -> Iterator[Workers]:
+def all_workers(engine: Engine | EngineError, *, with_user: bool) -> Iterator[Workers]:
     """The workers and their folder; gone at the end, with everything that they had."""
     environment = {}
     if isinstance(engine, Engine):
@@ -79,7 +79,10 @@ def all_workers(engine: Engine | EngineError) -> Iterator[Workers]:
             "GP_RESPONSE_IP": engine.host_address,
             "KERNEL_USERNAME": "benchmark",  # root is not welcome to gateway-provisioners
         }
-    with who_runs_users() as (user, no_user), tempfile.TemporaryDirectory(prefix="gkb-") as name:
+    with (
+        who_runs_users(with_user) as (user, no_user),
+        tempfile.TemporaryDirectory(prefix="gkb-") as name,
+    ):
         base = Path(name)
         base.chmod(0o755)
         workers = Workers(base, user, no_user, environment)
@@ -122,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.source is not None:
         write(Results.read(arguments.source), arguments.output, docs=arguments.write_docs)
         return
+    plan = make_plan(arguments)
     patterns = [each.strip() for each in arguments.variants.split(";") if each.strip()]
     if not patterns and arguments.quick:
         patterns = list(QUICK_VARIANTS)
@@ -134,8 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     processes.adopt_orphans()
     engine = find_engine()
     results = Results(machine.describe_machine())
-    with all_workers(engine) as workers:
-        plan = make_plan(arguments)
+    with_user = any(variant.other_user for variant in variants)
+    with all_workers(engine, with_user=with_user) as workers:
         schedule = Schedule(variants, plan, workers, engine, results, say)
         try:
             if arguments.profile is not None:

@@ -94,7 +94,7 @@ def _profile_cells(schedule: Schedule, variants: Sequence[Variant], cell: str, c
         parts.append(f"## {variant.name}: {count} times `{cell}`\n")
         try:
             parts.append(_profile_variant(schedule, variant, cell, count))
-        except WorkerError as error:
+        except (WorkerError, figures.Failed) as error:
             parts.append(f"    {error}")
     return "\n".join(parts)
 
@@ -107,6 +107,7 @@ def _profile_variant(schedule: Schedule, variant: Variant, cell: str, count: int
     try:
         client = BlockingKernelClient(connection_file=schedule.ask(variant, "connection_file"))
         client.load_connection_file()
+        schedule.ask(variant, "mute")
         client.start_channels()
         try:
             figures.await_iopub(client)
@@ -117,9 +118,11 @@ def _profile_variant(schedule: Schedule, variant: Variant, cell: str, count: int
             before = _thread_times(pids)
             took = _run_cells(client, cell, count)
             spent = _spent(before, _thread_times(pids), names)
-            schedule.ask(variant, "begin_profile")
-            _run_cells(client, cell, count)
-            functions = schedule.ask(variant, "end_profile")
+            functions = ""
+            if variant.kind == "ours":
+                schedule.ask(variant, "begin_profile")
+                _run_cells(client, cell, count)
+                functions = schedule.ask(variant, "end_profile")
         finally:
             client.stop_channels()
     finally:
@@ -128,9 +131,10 @@ def _profile_variant(schedule: Schedule, variant: Variant, cell: str, count: int
         f"    elapsed per cell: {1000 * plain / count:.2f} ms, then {1000 * took / count:.2f} ms",
         "    CPU time per cell, ms:",
         *(f"    {1000 * used / count:9.3f}  {name}" for name, used in spent),
-        "    the manager's process by function, with the profiler on:",
-        *(f"    {line}" for line in functions.splitlines()),
     ]
+    if functions:
+        lines.append("    the bridge by function, with the profiler on:")
+        lines += (f"    {line}" for line in functions.splitlines())
     return "\n".join(lines)
 
 

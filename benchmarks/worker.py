@@ -89,8 +89,15 @@ class Worker:
         info: dict[str, Any] = dict(manager.get_connection_info())
         if isinstance(info["key"], bytes):
             info["key"] = info["key"].decode()
+        if info["transport"] == "ipc":  # a path, which may be one of this process's folder
+            info["ip"] = str(Path(info["ip"]).absolute())
         path.write_text(json.dumps(info))
         return str(path)
+
+    def mute(self, code: str) -> None:
+        """Let the own clients of these kernels go: one that does not read slows a kernel down."""
+        for _, client in self._kernels[code]:
+            client.stop_channels()
 
     def trace_start(self, code: str) -> dict[str, Any]:
         """When a start begins (on this machine's monotonic clock), and the steps of it."""

@@ -181,18 +181,22 @@ def end_processes(uid: int) -> None:
 
 def may_run(user: pwd.struct_passwd) -> str | None:
     """Why ``user`` cannot run this Python with the package and the benchmarks; None if it can."""
-    found = subprocess.run(
-        [sys.executable, "-P", "-c", "import gvisor_kernel.provisioner, ipykernel"],
-        cwd="/",
-        env={"HOME": user.pw_dir, "PATH": os.defpath},
-        user=user.pw_uid,
-        group=user.pw_gid,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    complaint = f"an ordinary user cannot run {sys.executable}"
+    try:
+        found = subprocess.run(
+            [sys.executable, "-P", "-c", "import gvisor_kernel.provisioner, ipykernel"],
+            cwd="/",
+            env={"HOME": user.pw_dir, "PATH": os.defpath},
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except PermissionError:
+        return f"{complaint}: it lies where only root may enter (benchmarks/setup makes another)"
     if found.returncode == 0:
         return None
     last = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return f"an ordinary user cannot run {sys.executable}: {last}"
+    return f"{complaint}: {last}"
