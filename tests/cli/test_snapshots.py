@@ -161,7 +161,8 @@ def test_build_says_what_it_does(
         add()
         return store.images()[0]
 
-    monkeypatch.setattr("gvisor_kernel.sandboxed.build_snapshot", build, raising=False)
+    monkeypatch.setattr(sys.modules[__name__], "fake_build", build, raising=False)
+    monkeypatch.setattr(module, "BUILDER", f"{__name__}:fake_build")
     assert run("build", "--preload", "numpy, pandas,numpy,") == 0
     assert run("build", "--kernel", "other") == 0
     assert asked == [("gvisor-python", ("numpy", "pandas")), ("other", None)]
