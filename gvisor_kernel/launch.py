@@ -19,9 +19,10 @@ from jupyter_core.application import JupyterApp
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.errors import KernelspecError, LaunchError
+from gvisor_kernel.plans import KernelPlan
 from gvisor_kernel.provisioner import CHANNELS, GVisorProvisioner, choose_program
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.sandboxed import KernelPlan, SandboxedKernel
+from gvisor_kernel.sandboxed import SandboxedKernel
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -49,8 +50,11 @@ def read_connection_file(path: str) -> dict[str, Any]:
     return dict(info)
 
 
-def make_plan(info: dict[str, Any], kernel_name: str) -> KernelPlan:
-    """The kernelspec's settings and the connection file's address. Raises GvisorKernelError."""
+def find_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
+    """A kernelspec's settings, as Jupyter's configuration has them, and the address in ``info``.
+
+    Raises GvisorKernelError.
+    """
     application = _Configuration()
     application.load_config_file()
     try:
@@ -70,7 +74,7 @@ def make_plan(info: dict[str, Any], kernel_name: str) -> KernelPlan:
         spec=spec,
         request=LaunchRequest(
             kernel_name=kernel_name,
-            kernel_id=Path(info.get("connection_file", "")).stem,
+            kernel_id=kernel_id,
             folder=Path.cwd(),
             python=python,
             environment={k: os.environ[k] for k in spec.environment if k in os.environ},
@@ -84,7 +88,7 @@ def make_plan(info: dict[str, Any], kernel_name: str) -> KernelPlan:
         address=Address(
             info["transport"],
             info.get("ip", "127.0.0.1"),
-            {channel: info[name] for name, channel in CHANNELS.items()},
+            {channel: info[name] for name, channel in CHANNELS.items() if name in info},
             *(
                 info[name].encode() if info.get(name) else None
                 for name in ("curve_publickey", "curve_secretkey")
@@ -101,8 +105,8 @@ def run_launcher(connection_file: str, kernel_name: str) -> int:
     Called by ``gvisor-kernel launch``. Raises GvisorKernelError when it cannot be started.
     """
     info = read_connection_file(connection_file)
-    info["connection_file"] = connection_file
-    return asyncio.run(_serve(make_plan(info, kernel_name)))
+    plan = find_plan(kernel_name, info, Path(connection_file).stem)
+    return asyncio.run(_serve(plan))
 
 
 async def _serve(plan: KernelPlan) -> int:

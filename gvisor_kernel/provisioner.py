@@ -25,8 +25,9 @@ from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config import SandboxSettings, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.link import Channel
+from gvisor_kernel.plans import KernelPlan
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.sandboxed import KernelPlan, SandboxedKernel
+from gvisor_kernel.sandboxed import SandboxedKernel
 
 CHANNELS = {
     "shell_port": Channel.SHELL,

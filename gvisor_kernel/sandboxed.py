@@ -8,64 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvisor_kernel.bridge import Address, Bridge, KernelBridge, KernelIdentity
+from gvisor_kernel.bridge import Address, Bridge, ImageRun, KernelBridge
 from gvisor_kernel.bridge.kernel import close_sandbox
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.plans import KernelPlan, kernel_argv
+from gvisor_kernel.restoring import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.state import state_root
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-IPYKERNEL = ("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}")
-"""As ipykernel's own kernelspec has it: frozen modules would hide lines from the debugger."""
-
-PYTHON_KERNEL = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
-"""Does what ``python -m`` does, a hundred times faster at unlucky moments, and lets the kernel
-speak frames itself; see there."""
-LINK = ("--link", "{link}")
-
 VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
-
-
-@dataclass(frozen=True)
-class KernelPlan:
-    """All that decides what is started: settings, place, keys, addresses, program.
-
-    ``argv`` empty: ipykernel of the sandbox's interpreter. ``environment`` is added to the
-    sandbox's own.
-    """
-
-    spec: SandboxSpec
-    request: LaunchRequest
-    identity: KernelIdentity
-    address: Address
-    argv: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
-    """``argv`` with guest/python_kernel.py in the place of ``-m``, if it runs a Python module.
-
-    In ``kernel_mode`` "auto" the kernel is offered the link; PID 1 puts its number for "{link}".
-    """
-    if "python" not in Path(argv[0]).name:
-        return argv
-    for at in range(1, len(argv) - 1):
-        if argv[at] == "-m":
-            link = LINK if kernel_mode == "auto" else ()
-            return [*argv[:at], PYTHON_KERNEL, *link, *argv[at + 1 :]]
-        if not argv[at].startswith("-"):
-            break
-    return argv
+RESUME_SECONDS = 15.0
+"""How long a restored kernel has to answer; then a cold one is started instead."""
 
 
 class SandboxedKernel:
@@ -211,14 +174,16 @@ class SandboxedKernel:
             await kernel.settle()
             if not self._may_reuse(kernel, plan):
                 await kernel.end_sandbox()
-                self._sandbox = await self._new_sandbox(kernel, plan)
                 self._plan = plan
+                if await self._restore(kernel, plan):
+                    return kernel.address
+                self._sandbox = await self._new_sandbox(kernel, plan)
+                self._prepare_image(plan)
             sandbox = self._sandbox
             assert sandbox is not None
-            mode = getattr(plan.spec, "kernel_mode", "auto")
-            argv = prepare_argv(list(plan.argv) or [sandbox.python, *IPYKERNEL], mode)
             environment = {**sandbox.kernel_environment, **plan.environment}
-            await kernel.start_kernel(argv, environment, sandbox.workdir, plan.spec.start_timeout)
+            argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
+            await kernel.start_kernel(argv, environment, sandbox.workdir, seconds)
         except BaseException as error:
             self._kernel = self._sandbox = None
             await asyncio.shield(self._bridge.close_kernel(kernel))
@@ -237,19 +202,50 @@ class SandboxedKernel:
             and (plan.spec, plan.request) == (self._plan.spec, self._plan.request)
         )
 
+    async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
+        """Whether the kernel goes on from an image. If anything is wrong with one, it does not."""
+        if plan.spec.snapshot != "auto":
+            return False
+        runtime = get_runtime(plan.spec.runtime)
+        restored = await self._in_worker(restore, runtime, plan)
+        if restored is None:
+            return False
+        sandbox = restored.sandbox
+        try:
+            await kernel.attach_restored(
+                sandbox,
+                sandbox.log_path,
+                sandbox.transcripts,
+                restored.run,
+                {**sandbox.kernel_environment, **plan.environment},
+                sandbox.workdir,
+                min(RESUME_SECONDS, plan.spec.start_timeout),
+            )
+            await self._verify(runtime, sandbox)
+        except LaunchError as error:
+            log.warning("A kernel starts without its image: %s", error)
+            await kernel.end_sandbox()
+            await self._in_worker(restored.discard, error.fact)
+            return False
+        self._sandbox = sandbox
+        return True
+
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
-        sandbox = await self._start(runtime, plan)
+        sandbox = await self._in_worker(runtime.start, plan.spec, plan.request)
         await kernel.attach(sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, runtime.verify, sandbox)
+        await self._verify(runtime, sandbox)
         return sandbox
 
-    async def _start(self, runtime: Runtime, plan: KernelPlan) -> Sandbox:
-        """``runtime.start`` in a worker; when this is cancelled, what it started is closed."""
+    @staticmethod
+    async def _verify(runtime: Runtime, sandbox: Sandbox) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, runtime.verify, sandbox)
+
+    async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
+        """``work`` in a worker; when this is cancelled, a sandbox that it started is closed."""
         loop = asyncio.get_running_loop()
         try:
-            starting = loop.run_in_executor(None, runtime.start, plan.spec, plan.request)
+            starting = loop.run_in_executor(None, work, *arguments)
         except RuntimeError as error:  # the executor: this process is ending
             raise LaunchError(f"No kernel can be started any more: {error}.") from error
         try:
@@ -261,6 +257,32 @@ class SandboxedKernel:
             raise
 
     @staticmethod
-    async def _undo(starting: asyncio.Future[Sandbox]) -> None:
+    def _prepare_image(plan: KernelPlan) -> None:
+        """Let an image be made for the next kernel of this kind, without being in anyone's way."""
+        if plan.spec.snapshot == "auto":
+            ImageBuilder.instance().want(plan)
+
+    async def checkpoint(self, directory: Path, seconds: float) -> ImageRun:
+        """Write the image of the idle kernel into ``directory``; its sandbox ends.
+
+        Nobody may be connected to it. Raises LaunchError, SnapshotError.
+        """
+        return await self._on_bridge(self._checkpoint(directory, seconds))
+
+    async def _checkpoint(self, directory: Path, seconds: float) -> ImageRun:
+        kernel, sandbox, plan = self._kernel, self._sandbox, self._plan
+        if kernel is None or sandbox is None or plan is None:
+            raise LaunchError("There is no kernel to take an image of.")
+        run = await kernel.quiesce(seconds)
+        kernel.expect_end(restart=False)
+        runtime = get_runtime(plan.spec.runtime)
+        await self._in_worker(runtime.checkpoint, sandbox, directory, seconds)
+        return run
+
+    @staticmethod
+    async def _undo(starting: asyncio.Future[Any]) -> None:
         with suppress(Exception):  # then nothing was started
-            await close_sandbox(await starting)
+            started = await starting
+            sandbox = started.sandbox if isinstance(started, Restored) else started
+            if isinstance(sandbox, Sandbox):
+                await close_sandbox(sandbox)

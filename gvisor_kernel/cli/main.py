@@ -249,6 +249,7 @@ def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
         help="modules to import before, such as numpy,pandas; kernels start from it where their"
         " setting preload says the same (default: what that says)",
     )
+    build.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
     verify = add(
         "verify",
         "snapshots:run_verify",

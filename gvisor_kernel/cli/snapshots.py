@@ -141,12 +141,15 @@ def run_remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-BUILDER = "gvisor_kernel.sandboxed:build_snapshot"
+BUILDER = "gvisor_kernel.imaging:build_snapshot"
 """Called with the kernelspec's name, the modules to preload (None: as its settings say), and what
 to tell of progress: words for the step that begins, and the share of all that is done."""
 
 
 def run_build(arguments: argparse.Namespace) -> int:
+    if arguments.plan:
+        importlib.import_module("gvisor_kernel.imaging").build_in_background()
+        return 0
     preload = None
     if arguments.preload is not None:
         names = [name.strip() for name in arguments.preload.split(",") if name.strip()]

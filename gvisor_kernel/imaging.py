@@ -1,0 +1,233 @@
+"""Makes an image: starts a kernel with nothing of anyone's in it, warms it up, writes it down.
+
+For a process that does nothing else: the command ``snapshot build``, or the one that ``builder``
+starts in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+
+from gvisor_kernel.bridge import Address
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.launch import find_plan
+from gvisor_kernel.plans import KernelPlan, read_plan
+from gvisor_kernel.provisioner import describe_address
+from gvisor_kernel.restoring import find_key
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.plan import keeps_outputs
+from gvisor_kernel.sandboxed import SandboxedKernel
+from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back
+from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
+from gvisor_kernel.snapshots.store import Image, Meta, Store
+
+Report = Callable[[str, float], None]
+"""Takes words for the step that begins, and the share of all that is done."""
+
+STEP_SECONDS = 120.0
+"""How long a step may take: a module to preload may be large."""
+
+WARM_UP = """
+import gc
+gc.collect()
+gc.freeze()
+import ctypes
+ctypes.CDLL(None).malloc_trim(0)
+"""
+"""What every copy would else do for itself, or carry along."""
+
+LIST_FILES = """
+import json, sys
+files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+with open("/proc/self/maps") as maps:
+    files |= {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
+print(json.dumps([sorted(f for f in files if f), sorted(sys.path_importer_cache)]))
+"""
+
+
+def build_snapshot(kernel_name: str, preload: Sequence[str] | None, report: Report) -> Image:
+    """The image for kernels of a kernelspec, as its settings and Jupyter's have it.
+
+    ``preload``: modules instead of those of the setting. Raises GvisorKernelError.
+    """
+    plan = find_plan(kernel_name, _own_info(), "")
+    if preload is not None:
+        plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
+    return make_image(plan, report)
+
+
+def build_in_background() -> None:
+    """Make the image of a plan that stands on stdin, unless somebody makes one or has made it.
+
+    Ends when stdin does: whoever wanted it is gone. Raises GvisorKernelError.
+    """
+    step_back()
+    plan = read_plan(json.loads(sys.stdin.readline()), _own_key())
+
+    def watch() -> None:
+        sys.stdin.read()
+        # As with a signal that ends a process: the sandbox goes with its owner.
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    store = Store.open()
+    with builder_turn(store) as mine:
+        if not mine:
+            return
+        key, _ = find_key(get_runtime(plan.spec.runtime), plan)
+        with store.use(key.name) as image:
+            if image is not None and image.meta.manifest.find_change() is None:
+                return
+        _make(store, plan, lambda words, done: None)
+
+
+def make_image(plan: KernelPlan, report: Report) -> Image:
+    """Make the image of ``plan``. Raises GvisorKernelError, with nothing left behind."""
+    store = Store.open()
+    with builder_turn(store) as mine:
+        if not mine:
+            raise SnapshotError(
+                "Another image of a kernel is being made just now.", "try again in a moment."
+            )
+        return _make(store, plan, report)
+
+
+def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
+    runtime = get_runtime(plan.spec.runtime)
+    key, bare = find_key(runtime, plan)
+    with store.write() as draft:
+        keeps = keeps_outputs(plan.spec, plan.request)
+        spec, request = session_free(bare.spec, bare.request, draft.scratch, keeps_outputs=keeps)
+        # Whatever a start may do else, this one is cold, and what is looked at is the kernel.
+        spec = replace(spec, snapshot="off", transcripts=spec.transcripts)
+        bare = replace(bare, spec=spec, request=request)
+        since = time.time()
+        report("Starting a kernel", 0.05)
+        kernel = SandboxedKernel()
+        try:
+            address = asyncio.run(kernel.launch(bare))
+            client = _connect(address, bare)
+            try:
+                manifest = _warm_up(client, kernel, plan, since, report)
+            finally:
+                client.stop_channels()
+            report("Writing its image", 0.8)
+            run = asyncio.run(kernel.checkpoint(draft.files, STEP_SECONDS))
+        finally:
+            asyncio.run(kernel.close())
+        report("Keeping it", 0.95)
+        meta = Meta(
+            key=key.name,
+            parts=dict(key.parts),
+            run=run.run,
+            sandbox_key=run.key,
+            manifest=manifest,
+            label={
+                "kernel": plan.request.kernel_name,
+                "python": plan.request.python,
+                "mode": plan.spec.kernel_mode,
+                "preload": ", ".join(plan.spec.preload),
+            },
+            created=time.time(),
+        )
+        store.keep(draft, key, meta)
+    with store.use(key.name) as image:
+        if image is None:
+            raise SnapshotError("The image was removed as soon as it was made.")
+        return image
+
+
+def _own_key() -> bytes:
+    return secrets.token_hex(32).encode()
+
+
+def _own_info() -> dict[str, Any]:
+    return {"transport": "ipc", "ip": "", "key": _own_key().decode()}
+
+
+def _connect(address: Address, plan: KernelPlan) -> BlockingKernelClient:
+    client = BlockingKernelClient()
+    client.load_connection_info(describe_address(address, plan.identity))
+    client.start_channels(hb=False)
+    return client
+
+
+def _warm_up(
+    client: BlockingKernelClient,
+    kernel: SandboxedKernel,
+    plan: KernelPlan,
+    since: float,
+    report: Report,
+) -> Manifest:
+    report("Waiting for it", 0.2)
+    sandbox = kernel.sandbox
+    assert sandbox is not None
+    info = _reply(client, client.kernel_info())
+    if info["language_info"].get("name") != "python":
+        return Manifest({}, {})
+    steps = len(plan.spec.preload)
+    for number, name in enumerate(plan.spec.preload):
+        report(f"Importing {name}", 0.3 + 0.4 * number / steps)
+        _run(client, f"import importlib\nimportlib.import_module({name!r})", name)
+    report("Warming it up", 0.7)
+    _reply(client, client.complete("pri", 3))
+    _reply(client, client.is_complete("print"))
+    text = _run(client, LIST_FILES, "")
+    _run(client, WARM_UP, "")
+    try:
+        files, directories = json.loads(text)
+        return make_manifest(map(str, files), map(str, directories), sandbox.mounts, since)
+    except (ValueError, TypeError) as error:
+        raise SnapshotError(f"The kernel's list of files cannot be used: {error}.") from error
+
+
+def _run(client: BlockingKernelClient, code: str, preloaded: str) -> str:
+    """Run ``code`` so that nothing of it is seen afterwards; what it printed."""
+    message_id = client.execute(f"exec({code!r}, {{}})", silent=True, store_history=False)
+    content = _reply(client, message_id)
+    if content["status"] != "ok":
+        words = f"{content.get('ename')}: {content.get('evalue')}"
+        if preloaded:
+            raise SnapshotError(
+                f"The module {preloaded} cannot be imported in a sandbox: {words}.",
+                "take it out of the setting preload, or install it.",
+            )
+        raise SnapshotError(f"The kernel could not be warmed up: {words}.")
+    printed = ""
+    with suppress(Exception):
+        while True:
+            message = client.get_iopub_msg(timeout=STEP_SECONDS)
+            if message["parent_header"].get("msg_id") != message_id:
+                continue
+            if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+                printed += message["content"]["text"]
+            if message["content"].get("execution_state") == "idle":
+                break
+    return printed
+
+
+def _reply(client: BlockingKernelClient, message_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + STEP_SECONDS
+    while True:
+        try:
+            left = deadline - time.monotonic()
+            message = client.get_shell_msg(timeout=max(0.0, left))
+        except Exception as error:
+            raise SnapshotError(
+                f"The kernel to be written down did not answer within {STEP_SECONDS:g} s."
+            ) from error
+        if message["parent_header"].get("msg_id") == message_id:
+            content: dict[str, Any] = message["content"]
+            return content

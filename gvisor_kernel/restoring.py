@@ -1,0 +1,98 @@
+"""Which image a plan may start from, and the sandbox that is restored from it.
+
+All of it blocks, for a worker thread. Whatever is wrong with an image costs a cold start: it is
+discarded with the reason in the log, and nothing is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gvisor_kernel.bridge import ImageRun
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.plans import KernelPlan, kernel_argv
+from gvisor_kernel.runtimes.base import Runtime, Sandbox
+from gvisor_kernel.snapshots.facts import find_host_facts
+from gvisor_kernel.snapshots.key import ImageKey, KernelFacts, make_key, split_environment
+from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.spec.layout import WORKSPACE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A sandbox with a live kernel in it, which does not know yet whose it is."""
+
+    sandbox: Sandbox
+    key: ImageKey
+    run: ImageRun
+
+    def discard(self, reason: str) -> None:
+        """Let no other kernel start from this image. Blocks."""
+        Store.open().discard(self.key.name, reason)
+
+
+def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
+    """The key of the images that ``plan`` may start from, and the plan of a kernel to take one of.
+
+    That one lacks the variables that a restored kernel is told later. Raises as ``Runtime.start``.
+    """
+    names = plan.spec.environment
+    passed = {n: plan.request.environment[n] for n in names if n in plan.request.environment}
+    early, later = split_environment(
+        {**passed, **plan.environment}, names, sets_later=not plan.argv and _may_be_direct(plan)
+    )
+    kernel = KernelFacts(
+        argv=kernel_argv(plan),
+        environment=early,
+        workdir=WORKSPACE,
+        kernel_mode=plan.spec.kernel_mode,
+        preload=plan.spec.preload,
+    )
+    key = make_key(runtime.describe(plan.spec, plan.request), kernel, find_host_facts())
+    bare = replace(
+        plan,
+        request=replace(plan.request, environment=_without(plan.request.environment, later)),
+        environment=_without(plan.environment, later),
+    )
+    return key, bare
+
+
+def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+def _may_be_direct(plan: KernelPlan) -> bool:
+    """Only a kernel that speaks frames itself can be told its environment when it is restored."""
+    return plan.spec.kernel_mode == "auto"
+
+
+def restore(
+    runtime: Runtime, plan: KernelPlan, trace: Callable[[str], None] = lambda step: None
+) -> Restored | None:
+    """A sandbox restored from an image that fits ``plan``; None where there is none.
+
+    Raises what ``Runtime.start`` raises for causes that a cold start would have as well.
+    """
+    try:
+        store = Store.open()
+    except SnapshotError as error:
+        log.warning("Kernels start without images: %s", error)
+        return None
+    key, _ = find_key(runtime, plan)
+    with store.use(key.name) as image:
+        if image is None:
+            return None
+        reason = image.meta.manifest.find_change()
+        trace("image found and compared with its files")
+        if reason is None:
+            try:
+                sandbox = runtime.start(plan.spec, plan.request, image.files)
+                return Restored(sandbox, key, ImageRun(image.meta.run, image.meta.sandbox_key))
+            except SnapshotError as error:
+                reason = str(error)
+    store.discard(key.name, reason)
+    return None
