@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -68,29 +65,22 @@ def build_snapshot(kernel_name: str, preload: Sequence[str] | None, report: Repo
     return make_image(plan, report)
 
 
-def build_in_background() -> None:
-    """Make the image of a plan that stands on stdin, unless somebody makes one or has made it.
+def build_in_background(plan: dict[str, Any]) -> None:
+    """Make the image of a plan (``write_plan``), unless somebody makes one or has made it.
 
-    Ends when stdin does: whoever wanted it is gone. Raises GvisorKernelError.
+    Raises GvisorKernelError.
     """
     step_back()
-    plan = read_plan(json.loads(sys.stdin.readline()), _own_key())
-
-    def watch() -> None:
-        sys.stdin.read()
-        # As with a signal that ends a process: the sandbox goes with its owner.
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
+    found = read_plan(plan, _own_key())
     store = Store.open()
     with builder_turn(store) as mine:
         if not mine:
             return
-        key, _ = find_key(get_runtime(plan.spec.runtime), plan)
+        key, _ = find_key(get_runtime(found.spec.runtime), found)
         with store.use(key.name) as image:
             if image is not None and image.meta.manifest.find_change() is None:
                 return
-        _make(store, plan, lambda words, done: None)
+        _make(store, found, lambda words, done: None)
 
 
 def make_image(plan: KernelPlan, report: Report) -> Image:

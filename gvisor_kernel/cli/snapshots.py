@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -146,9 +150,22 @@ BUILDER = "gvisor_kernel.imaging:build_snapshot"
 to tell of progress: words for the step that begins, and the share of all that is done."""
 
 
+def build_from_stdin() -> None:
+    """Make the image of the plan in the first line of stdin. When stdin ends this process does:
+    whoever wanted the image is gone. Its sandbox ends with it."""
+    plan = json.loads(sys.stdin.readline())
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    importlib.import_module("gvisor_kernel.imaging").build_in_background(plan)
+
+
 def run_build(arguments: argparse.Namespace) -> int:
     if arguments.plan:
-        importlib.import_module("gvisor_kernel.imaging").build_in_background()
+        build_from_stdin()
         return 0
     preload = None
     if arguments.preload is not None:
