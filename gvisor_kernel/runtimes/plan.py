@@ -210,7 +210,7 @@ def plan_mounts(
     spec: SandboxSpec, world: World, places: Places, uploads: str | None, outputs: Outputs
 ) -> tuple[Mount, ...]:
     """Every mount of a sandbox of the host image, in order. Raises LaunchError, SettingError."""
-    empty = str(places.empty)
+    empty = os.path.realpath(places.empty)
     skills = dict.fromkeys(("public", "examples"), empty)
     folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
     if folder is not None:

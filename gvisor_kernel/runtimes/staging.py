@@ -24,17 +24,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.spec.layout import Bind, is_within
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, Bind, is_within
 from gvisor_kernel.spec.oci import SUBUID_BASE
 
 COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
 """Directories of every Linux system, one of which is covered in the private namespace. What is
 below it is bound before that, so nothing is lost but the name."""
 
+KERNELS_OWN = (OUTPUTS, UPLOADS)
+"""Mounts whose source may lie where another kernel writes."""
+
 _CLONE_NEWNS = 0x00020000
 _MS_NOSUID, _MS_NODEV = 2, 4
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # on all architectures
+_SYS_OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 4
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -125,7 +129,7 @@ def _stage(stage: Stage, binds: Sequence[Bind], meminfo: Path) -> None:
         for bind in binds:
             tree = _clone_tree(bind)
             stack.callback(os.close, tree)
-            trees.append((tree, Path(bind.source).is_dir()))
+            trees.append((tree, stat.S_ISDIR(os.fstat(tree).st_mode)))
         try:
             flags = _MS_NOSUID | _MS_NODEV
             _mount("tmpfs", stage.directory, "tmpfs", flags, "mode=0755,size=1m")
@@ -145,14 +149,17 @@ def _stage(stage: Stage, binds: Sequence[Bind], meminfo: Path) -> None:
 
 def _clone_tree(bind: Bind) -> int:
     """A detached copy of the mount at ``bind.source``: not in any mount table."""
-    path = os.fsencode(bind.source)
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
     try:
-        tree = _check(
-            _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, ctypes.c_uint(flags)),
-            "open_tree",
-            bind.source,
-        )
+        source = _open_source(bind)
+        try:
+            tree = _check(
+                _libc.syscall(_SYS_OPEN_TREE, source, b"", ctypes.c_uint(flags)),
+                "open_tree",
+                bind.source,
+            )
+        finally:
+            os.close(source)
     except OSError as error:
         raise LaunchError(
             f"{bind.source} cannot be mounted: {error.strerror}.",
@@ -171,6 +178,19 @@ def _clone_tree(bind: Bind) -> int:
     return tree
 
 
+def _open_source(bind: Bind) -> int:
+    """A handle of ``bind.source``. Of a place that a kernel may be writing, links are refused.
+
+    The plan has followed those that were there; one that is there now was put there meanwhile.
+    """
+    if bind.target not in KERNELS_OWN:
+        return os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
+    path, size = os.fsencode(bind.source), ctypes.c_size_t(ctypes.sizeof(how))
+    result = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, path, ctypes.byref(how), size)
+    return _check(result, "open", bind.source)
+
+
 def can_map_owner(path: str) -> bool:
     """Whether the file system of ``path`` can show its owner as somebody else.
 
@@ -185,7 +205,7 @@ def can_map_owner(path: str) -> bool:
 
 def _map_owner(tree: int, bind: Bind) -> None:
     """Let the owner of ``bind.source`` be the sandbox's root there, and the other way round."""
-    status = Path(bind.source).stat()
+    status = os.fstat(tree)
     namespace = _owner_namespace(status.st_uid, status.st_gid)
     reason: str | None = None
     for recursive in (True, False):  # a file system mounted below may not be able to

@@ -15,10 +15,11 @@ import pytest
 
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.runtimes import staging
 from gvisor_kernel.runtimes.plan import check_folder, find_outputs, find_uploads
 from gvisor_kernel.runtimes.state import state_root
 from gvisor_kernel.runtimes.sweep import give_back
-from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
+from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS, Bind
 
 from ..jupyter.helpers import running_kernel
 from ..runtimes.conftest import make_request
@@ -482,6 +483,26 @@ def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None
     ):
         pass
     assert names_in(ground / "private") == ["secret"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandbox has no such mounts")
+@pytest.mark.parametrize("way", ["outputs", "deeper/outputs"])
+def test_a_link_planted_while_a_kernel_starts(ground: Path, tmp_path: Path, way: str) -> None:
+    """Between the look and the mount: by whoever writes the folder, another kernel for one."""
+    request = make_request(tmp_path)
+    (tmp_path / "deeper").mkdir()
+    found = find_outputs(SandboxSpec(outputs=way), request)
+    assert found.path is not None
+    Path(found.path).rmdir()
+    if "/" in way:
+        (tmp_path / "deeper").rmdir()
+        (ground.parent / "aim" / "outputs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "deeper").symlink_to(ground.parent / "aim")
+    else:
+        Path(found.path).symlink_to(ground / "private")
+    bind = Bind(found.path, OUTPUTS, read_only=False, foreign=True)
+    with pytest.raises(LaunchError, match="symbolic links"):
+        staging._clone_tree(bind)
 
 
 def test_a_planted_link_and_resolve_path(kernel: Kernel, outputs: Path, ground: Path) -> None:
