@@ -231,7 +231,7 @@ def test_a_gigabyte_of_output(talker: Kernel, beside: Neighbour) -> None:
     """All of it arrives, and passes through a bounded room."""
     client = talker.client
     before, most, received, at = held_by_us(), 0, 0, 0
-    msg_id = client.execute("for _ in range(1024): print('x' * (1 << 20), end='', flush=True)")
+    msg_id = client.execute("for _ in range(256): print('x' * (1 << 22), end='', flush=True)")
 
     def look(message: dict[str, Any]) -> bool:
         nonlocal most, received, at

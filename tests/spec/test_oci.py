@@ -32,7 +32,7 @@ def test_the_layouts_binds_take_the_first_file_descriptors() -> None:
     binds = [m for m in make_config()["mounts"] if m["type"] == "bind"]
     assert [m["destination"] for m in binds] == [*LAYOUT, "/usr"]
     assert [m["destination"] for m in binds if "rw" in m["options"]] == [OUTPUTS]
-    assert all({"nosuid", "nodev"} <= set(m["options"]) for m in binds)
+    assert all({"nosuid", "nodev", "rprivate"} <= set(m["options"]) for m in binds)
 
 
 def test_file_systems_are_mounted_before_what_is_in_them() -> None:
