@@ -6,15 +6,23 @@ kernel, is there to debug the tests themselves.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from gvisor_kernel.builder import ImageBuilder
+
 from . import leaks
 from .world import World
 
 WORLD = pytest.StashKey[World]()
+
+MANY = 100
+"""Tests in a run; with so many, making an image takes less time than it saves."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,6 +55,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def world(pytestconfig: pytest.Config) -> World:
     return pytestconfig.stash[WORLD]
+
+
+@pytest.fixture(scope="session")
+def image(world: World) -> str:
+    """The image that kernels of this run start from: what its command said."""
+    build = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build"]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_images_are_made_beside_the_tests(request: pytest.FixtureRequest) -> None:
+    """Nor, unless one is wanted, before them, where they are few."""
+    ImageBuilder.instance().end()
+    if len(request.session.items) >= MANY and not os.environ.get("GK_TEST_KERNEL"):
+        request.getfixturevalue("image")
 
 
 @pytest.fixture(scope="session", autouse=True)

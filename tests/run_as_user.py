@@ -30,7 +30,7 @@ FOLDERS = (
 )
 """What differs for a user. The rest knows no user (the bridge's sockets among it), or
 concerns the sources, and ran as root."""
-CHOSEN = ("-m", "not slow and not browser")
+CHOSEN = ("-m", "not slow and not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"
 )

@@ -19,6 +19,14 @@ from typing import Any
 PROJECT = Path(__file__).parent.parent
 DEFAULT_KERNEL = "gvisor-python"
 
+WAYS: dict[str, dict[str, Any]] = {
+    "direct": {"snapshot": "off"},
+    "relay": {"snapshot": "off", "kernel_mode": "relay"},
+    "restored": {"snapshot": "auto"},
+}
+"""Settings for each way in which a kernel starts and is spoken to. ``restored``: from the image of
+the run, if there is one that fits (``tests/conftest.py``)."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -95,6 +103,22 @@ class World:
         return folder
 
     def install(self) -> None:
-        """The project's own kernelspec, with this interpreter, where Jupyter looks first."""
+        """The project's own kernelspec, with this interpreter, where Jupyter looks first.
+
+        It starts kernels cold, so that nothing makes images beside the tests of whoever starts
+        kernels by their name alone. For those who cannot say more, there is one for each way.
+        """
         spec = json.loads((PROJECT / "kernelspecs" / DEFAULT_KERNEL / "kernel.json").read_text())
-        self.add_kernelspec(DEFAULT_KERNEL, spec | {"argv": [sys.executable, *spec["argv"][1:]]})
+        spec["argv"][0] = sys.executable
+        stanza = spec["metadata"]["kernel_provisioner"]
+        own = stanza.get("config", {})
+        for way, settings in WAYS.items():
+            stanza["config"] = {**own, **settings}
+            self.add_kernelspec(kernelspec_of(way), spec)
+            if way == "direct":
+                self.add_kernelspec(DEFAULT_KERNEL, spec)
+
+
+def kernelspec_of(way: str) -> str:
+    """The name of a kernelspec whose kernels start in ``way``."""
+    return f"{DEFAULT_KERNEL}-{way}"

@@ -1,4 +1,4 @@
-"""A folder for every test, and a kernel that the tests of a module share."""
+"""A folder for every test, and a kernel that the tests of a module share, started in each way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from .helpers import running_kernel
+from ..world import WAYS
+from .helpers import assert_way, running_kernel
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +22,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
+def way(request: pytest.FixtureRequest) -> str:
+    """How the kernels of a module start: by a module's ``pytestmark = every_way``, in each way."""
+    name = str(getattr(request, "param", ""))
+    if name == "restored":
+        request.getfixturevalue("image")
+    return name
+
+
+@pytest.fixture(scope="module")
 def shared(
-    tmp_path_factory: pytest.TempPathFactory,
+    way: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """One kernel for all the tests of a module that leave it as it was."""
-    with running_kernel(start={"cwd": str(tmp_path_factory.mktemp("shared"))}) as pair:
-        yield pair
+    start = {"cwd": str(tmp_path_factory.mktemp("shared"))}
+    with running_kernel(settings=WAYS.get(way), start=start) as (manager, client):
+        if way:
+            assert_way(manager, client, way)
+        yield manager, client
 
 
 @pytest.fixture

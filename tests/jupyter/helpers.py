@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from queue import Empty
 from typing import Any
 
+import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
 from traitlets.config import Config
 
-from ..world import DEFAULT_KERNEL
+from ..world import DEFAULT_KERNEL, WAYS
 
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
 SANDBOXED = KERNEL == DEFAULT_KERNEL
@@ -25,6 +26,16 @@ SECONDS = 60.0
 """How long an answer may take on a busy machine before a test fails."""
 
 Message = dict[str, Any]
+
+EVERY_WAY = [
+    pytest.param("direct", marks=pytest.mark.once),
+    pytest.param("relay", marks=pytest.mark.once),
+    pytest.param("restored"),
+]
+every_way = pytest.mark.parametrize(
+    "way", EVERY_WAY if SANDBOXED else [""], indirect=True, scope="module"
+)
+"""For modules whose kernels must answer alike, however they are started and spoken to."""
 
 
 @dataclass
@@ -77,9 +88,12 @@ def running_kernel(
     """A kernel that answers, and a client of it; shut down at the end.
 
     ``prepare`` sees the manager before the start, ``config`` is Jupyter's, ``settings`` are the
-    provisioner's part of it, ``start`` is for ``start_kernel``.
+    provisioner's part of it, ``start`` is for ``start_kernel``. Unless the settings say else, it
+    starts from the image of the run where that fits, which is the soonest; else cold. No image is
+    made (``tests/conftest.py``).
     """
-    config = Config({"GVisorProvisioner": settings or {}}) if config is None else config
+    settings = WAYS["restored"] | (settings or {})
+    config = Config({"GVisorProvisioner": settings}) if config is None else config
     manager = KernelManager(kernel_name=kernel_name, config=config)
     prepare(manager)
     manager.start_kernel(**(start or {}))
@@ -96,15 +110,38 @@ def connected(manager: KernelManager) -> Iterator[BlockingKernelClient]:
     """A client of the manager's kernel, once that answers.
 
     With a session of its own, as Jupyter's server makes them: clients of one session share an
-    identity, and the kernel answers the last of them.
+    identity, and the kernel answers the last of them. Without a heartbeat, whose thread takes a
+    second to end.
     """
     client = manager.client(session=Session(key=manager.session.key))
-    client.start_channels()
+    client.start_channels(hb=False)
     try:
         client.wait_for_ready(timeout=SECONDS)
         yield client
     finally:
         client.stop_channels()
+
+
+FIND_WAY = """
+import json, os, sys
+with open(sys.argv[sys.argv.index("-f") + 1]) as file:
+    info = json.load(file)
+print(os.path.exists(f"{info['ip']}-{info['shell_port']}"))
+del json, os, sys, file, info
+"""
+"""Whether the kernel listens on ZMQ."""
+
+
+def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -> None:
+    """The kernel was started in ``way``, and is spoken to by it."""
+    assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
+    assert ("the kernel goes on from an image" in kernel_log(manager)) == (way == "restored")
+
+
+def kernel_log(manager: KernelManager) -> str:
+    """What the bridge wrote down of the kernel that runs."""
+    path = manager.provisioner._kernel.sandbox.log_path  # type: ignore[union-attr]
+    return str(path.read_text())
 
 
 def execute(client: BlockingKernelClient, code: str, seconds: float = SECONDS) -> Answer:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import jupyter_kernel_test
+import pytest
 
-from .helpers import KERNEL, SECONDS
+from ..world import kernelspec_of
+from .helpers import KERNEL, SANDBOXED, SECONDS
 
 
-class TestKernel(jupyter_kernel_test.KernelTests):
-    kernel_name = KERNEL
+class Checks(jupyter_kernel_test.KernelTests):
+    __test__ = False
+
     language_name = "python"
     file_extension = ".py"
     code_hello_world = "print('hello, world')"
@@ -40,6 +43,26 @@ class TestKernel(jupyter_kernel_test.KernelTests):
     )  # IPython calls the current session 0 in a range
     code_inspect_sample = "zip"
     code_clear_output = "from IPython.display import clear_output; clear_output()"
+
+
+@pytest.mark.once
+class TestDirect(Checks):
+    __test__ = True
+    kernel_name = kernelspec_of("direct") if SANDBOXED else KERNEL
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not SANDBOXED, reason="the local kernel is started in one way only")
+class TestRelay(Checks):
+    __test__ = True
+    kernel_name = kernelspec_of("relay")
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.skipif(not SANDBOXED, reason="the local kernel is started in one way only")
+class TestRestored(Checks):
+    __test__ = True
+    kernel_name = kernelspec_of("restored")
 
 
 class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from .helpers import Message, ask, finish, wait_for
+from .helpers import Message, ask, every_way, finish, wait_for
+
+pytestmark = every_way
 
 SEQUENCE = count(1)
 CODE = """def double(x):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from .helpers import Message, execute, finish, running_kernel, wait_for, wait_for_text
+from .helpers import Message, every_way, execute, finish, wait_for, wait_for_text
+
+pytestmark = every_way
 
 RUNNING = "print('running', flush=True); import time; time.sleep(0.2)\n"
 """The pause: ipykernel now and then loses an interrupt that comes while it flushes an output."""
@@ -38,17 +38,13 @@ CODES = {
 }
 
 
-@pytest.fixture(scope="module", params=["signal", "message"])
+@pytest.fixture(params=["signal", "message"])
 def interruptible(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    def set_mode(manager: KernelManager) -> None:
-        assert manager.kernel_spec is not None
-        manager.kernel_spec.interrupt_mode = request.param
-
-    folder = str(tmp_path_factory.mktemp("interrupt"))
-    with running_kernel(prepare=set_mode, start={"cwd": folder}) as pair:
-        yield pair
+    request: pytest.FixtureRequest, shared: tuple[KernelManager, BlockingKernelClient]
+) -> tuple[KernelManager, BlockingKernelClient]:
+    assert shared[0].kernel_spec is not None
+    shared[0].kernel_spec.interrupt_mode = request.param
+    return shared
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())

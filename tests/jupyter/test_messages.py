@@ -19,6 +19,7 @@ from .helpers import (
     Message,
     ask,
     connected,
+    every_way,
     execute,
     finish,
     next_message,
@@ -27,6 +28,8 @@ from .helpers import (
     wait_for,
     wait_for_text,
 )
+
+pytestmark = every_way
 
 ECHO = """
 import hashlib
