@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gvisor_kernel.link import (
+    Ask,
     Channel,
     Connection,
     Exited,
@@ -16,6 +17,7 @@ from gvisor_kernel.link import (
     LogSource,
     Message,
     Ping,
+    Quiet,
     Signal,
     Start,
     Started,
@@ -63,6 +65,9 @@ def conversation() -> tuple[bytes, bytes]:
         guest.send_log(LogSource.STDERR, "a line\n")
         host.send(Ping(run))
         host.send(Signal(run, 9))
+        host.send(Ask(run))
+        carry()
+        guest.send(Quiet(run, True))
         carry()
         guest.send(Exited(run, -9))
         carry()

@@ -9,6 +9,7 @@ docs/protocol.md.
 from gvisor_kernel.link.connection import Connection
 from gvisor_kernel.link.errors import LinkError, LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
+    Ask,
     Diverted,
     Event,
     Exited,
@@ -17,6 +18,7 @@ from gvisor_kernel.link.events import (
     Message,
     Ping,
     Pong,
+    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -28,6 +30,7 @@ from gvisor_kernel.link.events import (
 from gvisor_kernel.link.frames import Channel, LogSource
 
 __all__ = [
+    "Ask",
     "Channel",
     "Connection",
     "Diverted",
@@ -41,6 +44,7 @@ __all__ = [
     "Message",
     "Ping",
     "Pong",
+    "Quiet",
     "RemoteProtocolError",
     "Resume",
     "Resumed",

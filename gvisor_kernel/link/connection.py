@@ -13,6 +13,7 @@ from typing import Union
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     VERSION,
+    Ask,
     Diverted,
     Event,
     Exited,
@@ -21,6 +22,7 @@ from gvisor_kernel.link.events import (
     Message,
     Ping,
     Pong,
+    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -63,6 +65,8 @@ _EVENTS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.PONG: Pong.decode,
     FrameType.RESUME: Resume.decode,
     FrameType.RESUMED: Resumed.decode,
+    FrameType.ASK: Ask.decode,
+    FrameType.QUIET: Quiet.decode,
 }
 _FRAME_OF = {
     Start: FrameType.START,
@@ -72,8 +76,11 @@ _FRAME_OF = {
     Stats: FrameType.STATS,
     Ping: FrameType.PING,
     Resumed: FrameType.RESUMED,
+    Ask: FrameType.ASK,
+    Quiet: FrameType.QUIET,
 }
-Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed]
+Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, Ask, Quiet]
+_OF_ONE_RUN = (Started, Exited, Signal, Ask, Quiet)
 
 
 class Connection:
@@ -197,14 +204,16 @@ class Connection:
             self._flow.take(frame, late=True)
         elif frame.type is FrameType.CREDIT:
             self._flow.take_credit(frame, late=True)
-        elif Signal.decode(frame.payload).run != self.run:
-            raise RemoteProtocolError(f"A SIGNAL came that is not for run {self.run}.")
+        else:
+            decode = Ask.decode if frame.type is FrameType.ASK else Signal.decode
+            if decode(frame.payload).run != self.run:
+                raise RemoteProtocolError(f"A {frame.type.name} is not for run {self.run}.")
 
     def _handle_run(self, event: Event) -> None:
         """An event that belongs to one run, or to none (STATS, PONG)."""
         if isinstance(event, (Start, Resume)):
             self._begin(event.run)
-        elif isinstance(event, (Started, Exited, Signal, Resumed)) and event.run != self.run:
+        elif isinstance(event, (*_OF_ONE_RUN, Resumed)) and event.run != self.run:
             raise RemoteProtocolError(f"Run {event.run} is spoken of while run {self.run} is on.")
         if isinstance(event, Resume):  # nobody waits for these any more
             self._urgent.clear()
@@ -241,7 +250,7 @@ class Connection:
         kind = _FRAME_OF[type(event)]
         self._check_sender(kind)
         after = self._after(kind, LocalProtocolError)
-        if isinstance(event, (Started, Exited, Signal)) and event.run != self.run:
+        if isinstance(event, _OF_ONE_RUN) and event.run != self.run:
             raise LocalProtocolError(f"Run {event.run} is not on; run {self.run} is.")
         payload = _checked_payload(event)
         self._urgent.append(encode_frame(kind, payload))

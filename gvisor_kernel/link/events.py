@@ -21,7 +21,7 @@ VERSION = 2
 _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")
 _RUN = struct.Struct(">I")
-_RUN_REKEYED = struct.Struct(">IB")
+_RUN_ANSWER = struct.Struct(">IB")
 _TOKEN = struct.Struct(">Q")
 _STATS = struct.Struct(">IIQ")
 CREDIT = struct.Struct(">I")
@@ -34,6 +34,13 @@ def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]
             f"A {name} payload has {len(payload)} bytes; {layout.size} belong there."
         )
     return layout.unpack(payload)
+
+
+def _unpack_answer(payload: bytes, name: str) -> tuple[int, bool]:
+    run, answer = _unpack(_RUN_ANSWER, payload, name)
+    if answer > 1:
+        raise RemoteProtocolError(f"A {name} has {answer} for a yes or a no.")
+    return run, bool(answer)
 
 
 def _object(payload: bytes, name: str) -> dict[str, Any]:
@@ -208,14 +215,43 @@ class Resumed:
     rekeyed: bool
 
     def encode(self) -> bytes:
-        return _RUN_REKEYED.pack(self.run, self.rekeyed)
+        return _RUN_ANSWER.pack(self.run, self.rekeyed)
 
     @classmethod
     def decode(cls, payload: bytes) -> Resumed:
-        run, rekeyed = _unpack(_RUN_REKEYED, payload, "RESUMED")
-        if rekeyed > 1:
-            raise RemoteProtocolError(f"A RESUMED has {rekeyed} for a yes or a no.")
-        return cls(run, bool(rekeyed))
+        return cls(*_unpack_answer(payload, "RESUMED"))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Host to guest: has anything of kernel number ``run`` still to happen by itself?"""
+
+    run: int
+
+    def encode(self) -> bytes:
+        return _RUN.pack(self.run)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Ask:
+        return cls(*_unpack(_RUN, payload, "ASK"))
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Guest to host, the answer to an Ask.
+
+    ``quiet``: nothing will happen in the sandbox until something is sent to it.
+    """
+
+    run: int
+    quiet: bool
+
+    def encode(self) -> bytes:
+        return _RUN_ANSWER.pack(self.run, self.quiet)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Quiet:
+        return cls(*_unpack_answer(payload, "QUIET"))
 
 
 @dataclass(frozen=True)
@@ -341,6 +377,8 @@ Event = Union[
     Resumed,
     Message,
     Diverted,
+    Ask,
+    Quiet,
     Signal,
     Exited,
     Stats,

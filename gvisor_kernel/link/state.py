@@ -37,6 +37,7 @@ SENDERS = {
             FrameType.PONG,
             FrameType.STOP,
             FrameType.RESUME,
+            FrameType.ASK,
         }
     ),
     Role.GUEST: frozenset(
@@ -51,6 +52,7 @@ SENDERS = {
             FrameType.PING,
             FrameType.PONG,
             FrameType.RESUMED,
+            FrameType.QUIET,
         }
     ),
 }
@@ -68,6 +70,8 @@ TRANSITIONS = {
     (State.RUNNING, FrameType.DATA): State.RUNNING,
     (State.RUNNING, FrameType.CREDIT): State.RUNNING,
     (State.RUNNING, FrameType.SIGNAL): State.RUNNING,
+    (State.RUNNING, FrameType.ASK): State.RUNNING,
+    (State.RUNNING, FrameType.QUIET): State.RUNNING,
     (State.RUNNING, FrameType.RESUME): State.RESUMING,
     (State.RUNNING, FrameType.EXIT): State.IDLE,
     (State.RUNNING, FrameType.STOP): State.CLOSED,
@@ -81,13 +85,13 @@ TRANSITIONS = {
 """(state, frame) -> state, whichever side sends it. What is in neither table breaks the rules.
 
 Three exceptions, for what was on its way while the state changed. What the host sent before it
-learned of an EXIT (DATA, CREDIT, SIGNAL) reaches an IDLE guest, which drops it. What a guest wrote
-before it was told to resume (STALE) reaches a RESUMING host, which drops it. And whatever comes
-after a STOP is dropped by both.
+learned of an EXIT (LATE) reaches an IDLE guest, which drops it. What a guest wrote before it was
+told to resume (STALE) reaches a RESUMING host, which drops it. And whatever comes after a STOP is
+dropped by both.
 """
 
-LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL})
+LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL, FrameType.ASK})
 """What a guest drops while it is IDLE after a run."""
 
-STALE = frozenset({FrameType.DATA, FrameType.CREDIT})
+STALE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.QUIET})
 """What a host drops while it is RESUMING."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from gvisor_kernel.link import (
+    Ask,
     Channel,
     Connection,
     Event,
@@ -17,6 +18,7 @@ from gvisor_kernel.link import (
     Message,
     Ping,
     Pong,
+    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -63,6 +65,8 @@ VALID = {
     FrameType.STOP: raw(FrameType.STOP),
     FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
     FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
+    FrameType.ASK: raw(FrameType.ASK, Ask(1).encode()),
+    FrameType.QUIET: raw(FrameType.QUIET, Quiet(1, True).encode()),
 }
 """A frame of each type, as run 1 would have it."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from gvisor_kernel.link import (
+    Ask,
     Channel,
     Connection,
     Exited,
@@ -18,6 +19,7 @@ from gvisor_kernel.link import (
     Message,
     Ping,
     Pong,
+    Quiet,
     RemoteProtocolError,
     Resume,
     Resumed,
@@ -46,6 +48,9 @@ WRITTEN = [
     Resume(2**32 - 1, ((ODD_TEXT, ODD_TEXT),), ODD_TEXT, "", "00"),
     Resumed(7, True),
     Resumed(0, False),
+    Ask(2**32 - 1),
+    Quiet(1, True),
+    Quiet(2**32 - 1, False),
     Signal(1, 1),
     Signal(1, 64),
     Exited(1, 0),

@@ -75,7 +75,7 @@ def test_what_changes_no_state_and_what_may_be_late() -> None:
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", calm)} == ALWAYS
     (late,) = re.findall(r"\*\*([A-Z, ]+ and [A-Z]+) at an idle guest, after a run", TEXT)
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", late)} == LATE
-    (stale,) = re.findall(r"\*\*([A-Z]+ and [A-Z]+) at a resuming host", TEXT)
+    (stale,) = re.findall(r"\*\*([A-Z, ]+ and [A-Z]+) at a resuming host", TEXT)
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", stale)} == STALE
     for name in State:
         assert f"*{name.value}*" in TEXT

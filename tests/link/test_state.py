@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from gvisor_kernel.link import (
+    Ask,
     Channel,
     Connection,
     Exited,
@@ -18,6 +19,7 @@ from gvisor_kernel.link import (
     LogSource,
     Ping,
     Pong,
+    Quiet,
     RemoteProtocolError,
     Resumed,
     Signal,
@@ -48,12 +50,14 @@ RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
     "idle": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
     "idle after a run": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
     "running": {
-        **dict.fromkeys(CALM | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT}, State.RUNNING),
+        **dict.fromkeys(
+            CALM | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT, F.QUIET}, State.RUNNING
+        ),
         F.EXIT: State.IDLE,
     },
     "resuming": {
         **dict.fromkeys(CALM | {F.STATS, F.LOG}, State.RESUMING),
-        **dict.fromkeys({F.DATA, F.CREDIT}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.QUIET}, DROPPED),
         F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
     },
@@ -68,12 +72,12 @@ RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
     },
     "idle after a run": {
         **dict.fromkeys(CALM, State.IDLE),
-        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, DROPPED),
         F.START: State.RUNNING,
         F.STOP: State.CLOSED,
     },
     "running": {
-        **dict.fromkeys(CALM | {F.DATA, F.CREDIT, F.SIGNAL}, State.RUNNING),
+        **dict.fromkeys(CALM | {F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, State.RUNNING),
         F.RESUME: State.RESUMING,
         F.STOP: State.CLOSED,
     },
@@ -124,6 +128,8 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.LOG: lambda end: end.send_log(LogSource.STDERR, "text"),
     F.PING: lambda end: end.send(Ping(7)),
     F.RESUMED: lambda end: end.send(Resumed(1, True)),
+    F.ASK: lambda end: end.send(Ask(1)),
+    F.QUIET: lambda end: end.send(Quiet(1, True)),
     F.STOP: Connection.send_stop,
 }
 """What an owner can send. HELLO, RESUME, CREDIT and PONG the connection sends by itself."""
@@ -133,7 +139,7 @@ SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "idle": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "running": {
-        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING}, State.RUNNING),
+        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.ASK}, State.RUNNING),
         F.STOP: State.CLOSED,
     },
     "resuming": {
@@ -147,7 +153,7 @@ SENT_BY_GUEST: dict[str, dict[FrameType, State]] = {
     "idle": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
     "idle after a run": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
     "running": {
-        **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING}, State.RUNNING),
+        **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING, F.QUIET}, State.RUNNING),
         F.EXIT: State.IDLE,
     },
     "resuming": {
@@ -198,28 +204,32 @@ def test_no_state_lets_a_side_send_what_is_the_other_s() -> None:
         rows = RECEIVED[role].values()
         return {kind for row in rows for kind, after in row.items() if after != DROPPED}
 
-    assert accepted(Role.HOST) == set(FrameType) - {F.START, F.SIGNAL, F.STOP, F.RESUME}
-    assert accepted(Role.GUEST) == set(FrameType) - {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED}
+    assert accepted(Role.HOST) == set(FrameType) - {F.START, F.SIGNAL, F.STOP, F.RESUME, F.ASK}
+    guests = {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED, F.QUIET}
+    assert accepted(Role.GUEST) == set(FrameType) - guests
 
 
-@pytest.mark.parametrize("kind", [F.STARTED, F.EXIT])
+@pytest.mark.parametrize("kind", [F.STARTED, F.EXIT, F.QUIET])
 def test_another_run_s_frame_breaks_the_rules_for_a_host(kind: FrameType) -> None:
     host = brought_to(Role.HOST, State.RUNNING)
-    event = Started(2) if kind is F.STARTED else Exited(2, 0)
+    payload = {F.STARTED: Started(2), F.EXIT: Exited(2, 0), F.QUIET: Quiet(2, True)}[kind].encode()
     with pytest.raises(RemoteProtocolError, match=r"Run 2 .* run 1"):
-        host.receive_data(raw(kind, event.encode()))
+        host.receive_data(raw(kind, payload))
 
 
+@pytest.mark.parametrize("kind", [F.SIGNAL, F.ASK])
 @pytest.mark.parametrize("after_run", [False, True])
-def test_another_run_s_signal_breaks_the_rules_for_a_guest(after_run: bool) -> None:
+def test_another_run_s_frame_breaks_the_rules_for_a_guest(after_run: bool, kind: FrameType) -> None:
     guest = brought_to(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
+    payload = Signal(2, 15).encode() if kind is F.SIGNAL else Ask(2).encode()
     with pytest.raises(RemoteProtocolError):
-        guest.receive_data(raw(F.SIGNAL, Signal(2, 15).encode()))
+        guest.receive_data(raw(kind, payload))
 
 
 def test_late_frames_are_checked_before_they_are_dropped() -> None:
     for stream in (
         raw(F.SIGNAL, b"\0\0\0\1\0"),
+        raw(F.ASK, b"\0\0\0"),
         raw(F.DATA, b"", Channel.SHELL, FLAG_LAST),
     ):
         with pytest.raises(RemoteProtocolError):
