@@ -32,11 +32,14 @@ GIGABYTE_FLUSHED = "for _ in range(1000): print('x' * 1_000_000, flush=True)"
 INFO = "start to kernel_info reply"
 FIRST = "start to first execute reply"
 IMPORTED = f"start to `{IMPORTS}` done"
+FIRST_READY = "start, with wait_for_ready, to first execute reply"
+IMPORTED_READY = f"start, with wait_for_ready, to `{IMPORTS}` done"
 SHUTDOWN = "shutdown"
 TRIP = "round trip of 1+1"
 PRINT_TRIP = "round trip of print"
 TRIP_ALONE = "round trip of 1+1, before neighbours come"
 TRIP_CROWDED = "round trip of 1+1, 30 idle neighbours"
+TRIP_WOKEN = "round trip of 1+1, the first after 20 s of idling"
 INTERRUPT = "time to interrupt"
 OUTPUT_1 = "1 MB of output"
 OUTPUT_10 = "10 MB of output"
@@ -200,6 +203,27 @@ def measure_start(prepare: Callable[[], KernelManager], resend: float = 1.0) -> 
     return {INFO: [info], FIRST: [first], IMPORTED: [imported], SHUTDOWN: [shutdown]}
 
 
+def measure_ready(prepare: Callable[[], KernelManager], _: float = 1.0) -> Samples:
+    """One start as nbclient and the like do it: a cell is sent after wait_for_ready.
+
+    That ends with 0.2 s of listening whether there is more output, whatever kernel it is.
+    """
+    manager = prepare()
+    begin = time.perf_counter()
+    manager.start_kernel()
+    client: BlockingKernelClient = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=SECONDS)
+        execute(client, "1+1")
+        first = time.perf_counter() - begin
+        execute(client, IMPORTS)
+        imported = time.perf_counter() - begin
+    finally:
+        end_kernel((manager, client))
+    return {FIRST_READY: [first], IMPORTED_READY: [imported]}
+
+
 # -- figures of a running kernel -------------------------------------------------------------------
 
 
@@ -320,7 +344,6 @@ def memory_status(name: str) -> int:
     raise KeyError(name)
 
 
-OF_A_START: dict[str, Callable[..., Samples]] = {"start": measure_start, "stalled": measure_stalled}
 OF_A_KERNEL: dict[str, Callable[..., Samples]] = {
     "trips": measure_trips,
     "interrupt": measure_interrupt,
@@ -333,4 +356,4 @@ OF_MANY = {
     "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",
     "idle": "CPU time of idle kernels",
 }
-NAMES = ("start", *OF_A_KERNEL, "stalled", *OF_MANY)
+NAMES = ("start", "ready", *OF_A_KERNEL, "stalled", *OF_MANY)

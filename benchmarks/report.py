@@ -53,6 +53,8 @@ GROUPS = (
             Column(figures.INFO, "to kernel_info reply"),
             Column(figures.FIRST, "to first execute reply"),
             Column(figures.IMPORTED, "to numpy, pandas, pyplot imported"),
+            Column(figures.FIRST_READY, "with wait_for_ready, to first execute reply"),
+            Column(figures.IMPORTED_READY, "with wait_for_ready, to imported"),
             Column(figures.SHUTDOWN, "shutdown"),
         ),
     ),
@@ -91,6 +93,7 @@ GROUPS = (
             Column(figures.BRIDGE_MEMORY, "manager's memory a kernel", unit="MiB"),
             Column(figures.IDLE_CPU, "idle CPU", unit="% of a core"),
             Column(figures.IDLE_BRIDGE_CPU, "manager's idle CPU a kernel", unit="% of a core"),
+            Column(figures.TRIP_WOKEN, "first `1+1` after idling", unit="ms"),
             Column(figures.STALLED, "bridge's growth, 1 GB to a stalled client", unit="MiB"),
             Column(figures.LARGEST, "largest message of that", unit="MiB"),
             Column(figures.STALLED_FLUSHED, "growth with messages of 1 MB", unit="MiB"),
@@ -145,13 +148,21 @@ class Target:
 ANY = ("snapshot, {mode}, {who}", "cold, {mode}, {who}")
 TARGETS = (
     Target("start to first execute, snapshot", figures.FIRST, ANY[:1], 0.60),
+    Target("the same, as nbclient waits (wait_for_ready)", figures.FIRST_READY, ANY[:1], 0.60),
     Target(
         "start to imports done, preload",
         figures.IMPORTED,
         ("snapshot+preload, {mode}, {who}",),
         0.3,
     ),
+    Target(
+        "the same, as nbclient waits",
+        figures.IMPORTED_READY,
+        ("snapshot+preload, {mode}, {who}",),
+        0.3,
+    ),
     Target("cold start to first execute", figures.FIRST, ANY[1:], 2.5),
+    Target("the same, as nbclient waits", figures.FIRST_READY, ANY[1:], 2.5),
     Target("`1+1`, direct, p50", figures.TRIP, ANY, 1.2, modes=("direct",)),
     Target("`1+1`, direct, p90", figures.TRIP, ANY, 1.5, 0.9, modes=("direct",)),
     Target("`1+1`, relay, p50", figures.TRIP, ANY, 3.0, modes=("relay",)),

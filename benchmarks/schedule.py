@@ -24,6 +24,8 @@ from benchmarks.workers import WorkerError, WorkerProcess, Workers
 SETTLE_SECONDS = 2.0
 """From a kernel's last cell until it counts as idle."""
 SNAPSHOT_SECONDS = 60.0
+SHORT_SNAPSHOT_SECONDS = 15.0
+"""How long a snapshot may take to be made; and once none came in that time."""
 FACTS = """
 import json, os, platform, sys, threading
 ADAPTER = "gvisor_kernel.guest.ipykernel_adapter"
@@ -50,7 +52,7 @@ class Plan:
 
 FULL = Plan(
     rounds={
-        **{"start": 5, "trips": 3, "interrupt": 3, "output": 2, "compute": 2},
+        **{"start": 5, "ready": 2, "trips": 3, "interrupt": 3, "output": 2, "compute": 2},
         **{"large": 2, "prints": 2, "stalled": 1, "memory": 1, "idle": 1},
     },
     crowd=(
@@ -63,7 +65,7 @@ FULL = Plan(
 )
 QUICK = Plan(
     rounds={
-        **{"start": 2, "trips": 1, "interrupt": 1, "output": 1, "compute": 1},
+        **{"start": 2, "ready": 1, "trips": 1, "interrupt": 1, "output": 1, "compute": 1},
         **{"large": 1, "prints": 1, "stalled": 1, "memory": 1, "idle": 1},
     },
     crowd=(BASELINE, "snapshot, direct, root"),
@@ -97,15 +99,17 @@ class Schedule:
         self._say = say
         self._defined: set[tuple[int, str]] = set()
         self._opened: set[str] = set()
+        self._patience = SNAPSHOT_SECONDS
         self._begin = time.monotonic()
 
     def run(self) -> None:
         self._results.variants = [variant.name for variant in self._variants]
         self._results.run = {"rounds": self._plan.rounds, "counts": self._plan.counts}
         self._prepare()
-        for number in range(self._rounds("start")):
-            for variant in self._turn(number, "start"):
-                self._measure(variant, "start", "start")
+        for figure in ("start", "ready"):
+            for number in range(self._rounds(figure)):
+                for variant in self._turn(number, figure):
+                    self._measure(variant, figure, figure)
         self._kernels()
         if self._rounds("stalled"):
             for variant in self._turn(0, "stalled"):
@@ -172,6 +176,8 @@ class Schedule:
             for name in names:
                 self._results.add(name, {figures.IDLE_BRIDGE_CPU: [percent]})
         for variant in self._variants:
+            if variant.name in groups:
+                self._trips(variant, figures.TRIP_WOKEN, 1)
             self.close(variant)
 
     def _crowd(self, variant: Variant) -> None:
@@ -200,9 +206,9 @@ class Schedule:
             self._trips(variant, figures.TRIP_CROWDED)
         self.close(variant)
 
-    def _trips(self, variant: Variant, figure: str) -> None:
+    def _trips(self, variant: Variant, figure: str, count: int = 60) -> None:
         try:
-            samples = self.ask(variant, "measure", figure="trips", count=60)
+            samples = self.ask(variant, "measure", figure="trips", count=count)
             self._results.add(variant.name, {figure: samples[figures.TRIP]})
         except WorkerError as error:
             self._fail(variant, figure, error)
@@ -248,8 +254,10 @@ class Schedule:
 
         A kernel is open meanwhile: as for a user, the image is made beside it.
         """
-        seconds = SNAPSHOT_SECONDS + 60
-        return bool(self.ask(variant, "await_snapshot", seconds, wait=SNAPSHOT_SECONDS))
+        wait, self._patience = self._patience, SHORT_SNAPSHOT_SECONDS
+        restored = self.ask(variant, "await_snapshot", wait + 60, wait=wait)
+        self._patience = SNAPSHOT_SECONDS
+        return bool(restored)
 
     def worker(self, variant: Variant) -> WorkerProcess:
         worker = self._workers.get(variant.worker)

@@ -54,6 +54,9 @@ class Worker:
     def start(self, code: str) -> figures.Samples:
         return figures.measure_start(self._prepare(code), self._resend(code))
 
+    def ready(self, code: str) -> figures.Samples:
+        return figures.measure_ready(self._prepare(code))
+
     def stalled(self, code: str, stall: float) -> figures.Samples:
         prepare = self._prepare(code)
         return figures.measure_stalled(prepare, self._folder, self._resend(code), stall)
