@@ -17,6 +17,9 @@ from gvisor_kernel.runtimes.base import LaunchRequest
 IPYKERNEL = ("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}")
 """As ipykernel's own kernelspec has it: frozen modules would hide lines from the debugger."""
 
+AHEAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
+"""What PID 1 imports while it waits to be asked for a kernel of ipykernel."""
+
 PYTHON_KERNEL = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
 """Does what ``python -m`` does, a hundred times faster at unlucky moments, and lets the kernel
 speak frames itself; see there."""
@@ -61,11 +64,17 @@ def kernel_argv(plan: KernelPlan) -> tuple[str, ...]:
     return tuple(prepare_argv(argv, plan.spec.kernel_mode))
 
 
+def full_request(plan: KernelPlan) -> LaunchRequest:
+    """``plan.request``, with what PID 1 is to import for this kernel."""
+    ahead = AHEAD if not plan.argv and plan.spec.kernel_mode == "auto" else ()
+    return dataclasses.replace(plan.request, ahead=ahead)
+
+
 def write_plan(plan: KernelPlan) -> dict[str, Any]:
     """``plan`` as JSON takes it, without its keys and addresses: for a kernel of one's own."""
     return {
         "spec": dataclasses.asdict(plan.spec),
-        "request": {**vars(plan.request), "folder": str(plan.request.folder)},
+        "request": {**vars(plan.request), "folder": str(plan.request.folder), "ahead": []},
         "argv": list(plan.argv),
         "environment": dict(plan.environment),
     }
@@ -80,7 +89,7 @@ def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
     settings["mounts"] = tuple(ExtraMount(**mount) for mount in settings["mounts"])
     spec = SandboxSpec(**settings)
     request = content["request"]
-    request = LaunchRequest(**{**request, "folder": Path(request["folder"])})
+    request = LaunchRequest(**{**request, "folder": Path(request["folder"]), "ahead": ()})
     identity = KernelIdentity(request.kernel_name, key, "hmac-sha256", spec.memory_limit)
     return KernelPlan(
         spec=spec,

@@ -7,17 +7,17 @@ discarded with the reason in the log, and nothing is raised.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gvisor_kernel.bridge import ImageRun
 from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.plans import KernelPlan, kernel_argv
+from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.snapshots.facts import find_host_facts
 from gvisor_kernel.snapshots.key import ImageKey, KernelFacts, make_key, split_environment
 from gvisor_kernel.snapshots.store import Store
 from gvisor_kernel.spec.layout import WORKSPACE
+from gvisor_kernel.trace import step
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
         kernel_mode=plan.spec.kernel_mode,
         preload=plan.spec.preload,
     )
-    key = make_key(runtime.describe(plan.spec, plan.request), kernel, find_host_facts())
+    key = make_key(runtime.describe(plan.spec, full_request(plan)), kernel, find_host_facts())
     bare = replace(
         plan,
         request=replace(plan.request, environment=_without(plan.request.environment, later)),
@@ -70,9 +70,7 @@ def _may_be_direct(plan: KernelPlan) -> bool:
     return plan.spec.kernel_mode == "auto"
 
 
-def restore(
-    runtime: Runtime, plan: KernelPlan, trace: Callable[[str], None] = lambda step: None
-) -> Restored | None:
+def restore(runtime: Runtime, plan: KernelPlan) -> Restored | None:
     """A sandbox restored from an image that fits ``plan``; None where there is none.
 
     Raises what ``Runtime.start`` raises for causes that a cold start would have as well.
@@ -83,14 +81,15 @@ def restore(
         log.warning("Kernels start without images: %s", error)
         return None
     key, _ = find_key(runtime, plan)
+    step("image's key made")
     with store.use(key.name) as image:
         if image is None:
             return None
         reason = image.meta.manifest.find_change()
-        trace("image found and compared with its files")
+        step("image compared with its files")
         if reason is None:
             try:
-                sandbox = runtime.start(plan.spec, plan.request, image.files)
+                sandbox = runtime.start(plan.spec, full_request(plan), image.files)
                 return Restored(sandbox, key, ImageRun(image.meta.run, image.meta.sandbox_key))
             except SnapshotError as error:
                 reason = str(error)

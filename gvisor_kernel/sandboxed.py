@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,12 @@ from gvisor_kernel.bridge import Address, Bridge, ImageRun, KernelBridge
 from gvisor_kernel.bridge.kernel import close_sandbox
 from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.plans import KernelPlan, kernel_argv
+from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.restoring import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.state import state_root
+from gvisor_kernel.trace import step, tracing
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -155,7 +157,8 @@ class SandboxedKernel:
     async def _launch(self, plan: KernelPlan) -> Address:
         self._launching = asyncio.current_task()
         try:
-            return await self._launch_or_undo(plan)
+            with tracing():
+                return await self._launch_or_undo(plan)
         finally:
             self._launching = None
 
@@ -184,6 +187,7 @@ class SandboxedKernel:
             environment = {**sandbox.kernel_environment, **plan.environment}
             argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
             await kernel.start_kernel(argv, environment, sandbox.workdir, seconds)
+            step("kernel's process started")
         except BaseException as error:
             self._kernel = self._sandbox = None
             await asyncio.shield(self._bridge.close_kernel(kernel))
@@ -221,6 +225,7 @@ class SandboxedKernel:
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
             )
+            step("kernel told who it is")
             await self._verify(runtime, sandbox)
         except LaunchError as error:
             log.warning("A kernel starts without its image: %s", error)
@@ -232,20 +237,22 @@ class SandboxedKernel:
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
-        sandbox = await self._in_worker(runtime.start, plan.spec, plan.request)
+        sandbox = await self._in_worker(runtime.start, plan.spec, full_request(plan))
         await kernel.attach(sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout)
+        step("guest answered")
         await self._verify(runtime, sandbox)
         return sandbox
 
     @staticmethod
     async def _verify(runtime: Runtime, sandbox: Sandbox) -> None:
         await asyncio.get_running_loop().run_in_executor(None, runtime.verify, sandbox)
+        step("sandbox checked from outside")
 
     async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
         """``work`` in a worker; when this is cancelled, a sandbox that it started is closed."""
         loop = asyncio.get_running_loop()
         try:
-            starting = loop.run_in_executor(None, work, *arguments)
+            starting = loop.run_in_executor(None, copy_context().run, work, *arguments)
         except RuntimeError as error:  # the executor: this process is ending
             raise LaunchError(f"No kernel can be started any more: {error}.") from error
         try:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Deque, List, Optional, Tuple
 
 from gvisor_kernel.guest.room import with_room
-from gvisor_kernel.link import Hello, LocalProtocolError, Message, Resume, Resumed
+from gvisor_kernel.link import Ask, Hello, LocalProtocolError, Message, Quiet, Resume, Resumed
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import (
     DIRECT_CHANNELS,
@@ -61,6 +61,9 @@ class DirectLink:
         self.on_message: Callable[[Message], None] = lambda message: None
         """Takes what came; in the reading thread. Set before ``start``."""
         self._on_resume: Callable[[Resume], None] = lambda resume: None
+        self.on_ask: Callable[[], bool] = lambda: False
+        """Says whether the kernel has nothing to do by itself; in the reading thread. Set before
+        ``start``."""
         self._flow = Flow(DIRECT_CHANNELS)
         self._frames = FrameReader()
         self._lock = threading.Lock()
@@ -227,6 +230,9 @@ class DirectLink:
                 if frame.type is FrameType.RESUME:
                     self._resume(Resume.decode(frame.payload))
                     continue
+                if frame.type is FrameType.ASK:
+                    self._answer(Ask.decode(frame.payload))
+                    continue
                 with self._lock:
                     if frame.type is FrameType.CREDIT:
                         self._flow.take_credit(frame)
@@ -240,6 +246,14 @@ class DirectLink:
             with self._lock:
                 if not self._flush([]):
                     return
+
+    def _answer(self, ask: Ask) -> None:
+        """In a packet of its own, for PID 1."""
+        idle = self.on_ask()
+        with self._lock:
+            idle = idle and not (self._waiting or self._unsent or self._timers or self._acts)
+            quiet = Quiet(ask.run, idle and not self._flow.queued())
+            self._unsent.append(encode_frame(FrameType.QUIET, quiet.encode()))
 
     # -- restored from an image --------------------------------------------------------------------
 

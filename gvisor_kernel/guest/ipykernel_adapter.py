@@ -25,6 +25,7 @@ import zmq
 
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.direct import DirectLink
+from gvisor_kernel.guest.quiet import Quietness
 from gvisor_kernel.guest.resume import rename_kernel, reseed, settle_in
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
@@ -129,6 +130,7 @@ class Adapter:
         self._to_main = shortcuts.ToMain(kernel, IDENTITY)
         self.link.on_resume(partial(become_another, application))
         self.link.start(self.facts)
+        self.link.on_ask = Quietness(application).is_quiet  # which knows the link's threads, too
 
     def close_dealers(self) -> None:
         """Before the context is terminated, which waits for every socket."""

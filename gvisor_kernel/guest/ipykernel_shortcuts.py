@@ -26,6 +26,9 @@ CAPTURE_LOOKS = 20
 """Output of other programs that is still in the pipe to ipykernel's thread: looked at so often."""
 
 
+STOP_ABORTING = b"stop aborting"
+"""A message of ipykernel's to itself."""
+
 STREAM_PARTS = (
     *("_buffers", "_fid", "_flush", "_flush_pending", "_schedule_flush"),
     *("flush_interval", "flush_timeout"),
@@ -131,7 +134,10 @@ class ToMain:
         self._loop = kernel.io_loop.asyncio_loop
         self._usable = all(
             hasattr(self._manager, name) for name in ("_shell_channel_to_main", "_cache")
-        )
+        ) and hasattr(kernel, "_post_dummy_stop_aborting_message")
+        if self._usable:
+            self._abort_elsewhere = kernel._abort_queues
+            kernel._abort_queues = self._abort_queued
 
     def deliver(self, parts: List[bytes]) -> bool:
         """Whether the request went this way. In the link's reading thread."""
@@ -145,6 +151,17 @@ class ToMain:
         except RuntimeError:  # the loop is closed: the kernel ends
             return True
         return True
+
+    def _abort_queued(self, subshell_id: Any = None) -> None:
+        """After an error: what was requested before this is aborted, and nothing later.
+
+        The message that ends it must come the way that requests come, to stand behind them.
+        """
+        if subshell_id is not None or not self._usable or self._kernel.eventloop is not None:
+            self._abort_elsewhere(subshell_id)
+            return
+        self._kernel._aborting = True
+        self._loop.call_soon_threadsafe(self._handle, [zmq.Frame(STOP_ABORTING)])
 
     def _handle(self, frames: List[Any]) -> None:
         """As the stream does that reads the main thread's socket."""

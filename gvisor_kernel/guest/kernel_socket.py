@@ -12,9 +12,10 @@ import socket
 from collections import deque
 from typing import Deque, Dict, Optional
 
-from gvisor_kernel.link import Hello, RemoteProtocolError
+from gvisor_kernel.link import Hello, Quiet, RemoteProtocolError
 from gvisor_kernel.link.frames import (
     DIRECT_CHANNELS,
+    Frame,
     FrameReader,
     FrameType,
     whole_frames,
@@ -43,6 +44,8 @@ class KernelSocket:
         """What the kernel said of itself; None until it has spoken."""
         self.resuming = False
         """A RESUME was passed on, and its RESUMED has not come."""
+        self.quiet: Optional[Quiet] = None
+        """The kernel's answer to an ASK, for PID 1 to take away."""
         self.closed = False
         """The kernel's end is closed: nothing comes any more."""
         end.setblocking(False)
@@ -104,6 +107,9 @@ class KernelSocket:
             return b""
         if self.facts is None or self.resuming:
             return self._answer(data)
+        if data[0] == FrameType.QUIET:
+            self.quiet = Quiet.decode(_only_frame(data).payload)
+            return b""
         if whole_frames(data, FROM_KERNEL) != len(data):
             raise RemoteProtocolError("The kernel sent a part of a frame.")
         return data
@@ -123,3 +129,12 @@ class KernelSocket:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _only_frame(packet: bytes) -> Frame:
+    reader = FrameReader()
+    reader.receive_data(packet)
+    frame = reader.next_frame()
+    if frame is None or reader.pending:
+        raise RemoteProtocolError("The kernel sent a part of a frame.")
+    return frame

@@ -8,6 +8,7 @@ import sys
 
 import gvisor_kernel
 from gvisor_kernel.guest import process
+from gvisor_kernel.guest.forked_kernel import import_ahead
 from gvisor_kernel.guest.supervisor import HostGone, Supervisor
 from gvisor_kernel.guest.workspace import mount_workspace
 from gvisor_kernel.link import Connection, Hello
@@ -26,12 +27,18 @@ def hello() -> Hello:
     )
 
 
-def main() -> None:
-    """Run as PID 1 of a sandbox, the link on stdin and stdout. Does not return."""
+def main(*ahead: str) -> None:
+    """Run as PID 1 of a sandbox, the link on stdin and stdout. Does not return.
+
+    ``ahead``: modules that a kernel will need, imported while nobody waits for them.
+    """
     status = 0
     try:
         mount_workspace()
-        Supervisor(Connection(Role.GUEST, hello()), link_in=0, link_out=1).run()
+        supervisor = Supervisor(Connection(Role.GUEST, hello()), link_in=0, link_out=1)
+        supervisor.greet()
+        supervisor.imported = import_ahead(ahead)
+        supervisor.run()
     except HostGone as reason:
         print(f"The sandbox ends: {reason}.", file=sys.stderr)
     except Exception as error:  # last words: the host shows stderr when a sandbox ends

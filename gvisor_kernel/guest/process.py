@@ -15,7 +15,7 @@ import resource
 import signal
 from typing import Dict, List, NoReturn, Optional, Tuple
 
-from gvisor_kernel.guest import linux, seccomp
+from gvisor_kernel.guest import forked_kernel, linux, seccomp
 from gvisor_kernel.link import LogSource
 
 KERNEL_ID = 1000
@@ -51,10 +51,15 @@ class KernelProcess:
 
 
 def start_kernel(
-    argv: List[str], environment: Dict[str, str], cwd: str, link: Optional[int] = None
+    argv: List[str],
+    environment: Dict[str, str],
+    cwd: str,
+    link: Optional[int] = None,
+    forked: Optional[List[str]] = None,
 ) -> KernelProcess:
     """Start ``argv`` in its own session and user namespace. Raises StartError.
 
+    ``forked``: instead of ``argv``, the child becomes a kernel itself; see ``forked_kernel``.
     ``link``: a descriptor that the program gets as LINK_FD; the caller's stays open.
     Returns once the program runs: an exec that fails is reported here, not as an exit status.
     """
@@ -72,6 +77,7 @@ def start_kernel(
             (unshared_write, mapped_read, failure_write),
             (stdout_write, stderr_write),
             link,
+            forked,
         )
     for fd in (unshared_write, mapped_read, failure_write, stdout_write, stderr_write):
         os.close(fd)
@@ -121,6 +127,7 @@ def _become_kernel(
     pipes: Tuple[int, int, int],
     output: Tuple[int, int],
     link: Optional[int],
+    forked: Optional[List[str]],
 ) -> NoReturn:
     """In the child: never returns, whatever happens."""
     unshared, mapped, failure = pipes
@@ -156,6 +163,9 @@ def _become_kernel(
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.chdir(cwd)
+        if forked is not None:
+            os.close(failure)
+            forked_kernel.become(forked, environment)
         os.execvpe(argv[0], argv, environment)
     except BaseException as error:  # nothing may unwind into PID 1's code in this child
         text = f"{argv[0]} cannot be started inside the sandbox: {error}"

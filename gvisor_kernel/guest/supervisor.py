@@ -16,11 +16,14 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import socket_prefix, write_connection_file
 from gvisor_kernel.guest.counts import count_processes
+from gvisor_kernel.guest.forked_kernel import find_module
 from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.log_budget import LogBudget
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.guest.stillness import Stillness
 from gvisor_kernel.guest.workspace import refresh_workspace
 from gvisor_kernel.link import (
+    Ask,
     Channel,
     Connection,
     Diverted,
@@ -30,6 +33,7 @@ from gvisor_kernel.link import (
     LogSource,
     Message,
     Ping,
+    Quiet,
     RemoteProtocolError,
     Resume,
     Resumed,
@@ -79,6 +83,8 @@ class Supervisor:
         self.kernel: Optional[KernelProcess] = None
         self.relay: Any = None
         self.socket: Optional[KernelSocket] = None
+        self.imported = False
+        """This process has imported what a kernel needs, and can become one by a fork."""
         self._diverted: List[Diverted] = []
         self._context: Any = None
         self._pending = memoryview(b"")
@@ -87,12 +93,19 @@ class Supervisor:
         self._runs_until = 0.0
         self._drain_until: Optional[float] = None
         self._budget = LogBudget()
+        self._stillness = Stillness()
+        self._asked = False
+        """The kernel has been told of an ASK, and its answer has not come."""
         os.set_blocking(link_out, False)
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def greet(self) -> None:
+        """Say hello before anything that takes time."""
+        self._flush()
 
     def run(self) -> None:
         """Serve until HostGone is raised."""
@@ -200,6 +213,8 @@ class Supervisor:
                 self._signal(event.signum)
             elif isinstance(event, Ping):
                 self.connection.send(count_processes())
+            elif isinstance(event, Ask):
+                self._ask(event)
             elif isinstance(event, Stop):
                 raise HostGone("the host said stop")
 
@@ -221,6 +236,7 @@ class Supervisor:
                 dict(start.environment),
                 start.cwd,
                 kernels.fileno() if kernels is not None else None,
+                find_module(argv, dict(start.environment)) if self.imported else None,
             )
             if own is not None:
                 self.socket = KernelSocket(own)
@@ -243,6 +259,7 @@ class Supervisor:
         self._drop_held()
         refresh_workspace()
         if self.socket is not None:
+            self._asked = False
             self.socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
             self.socket.flush()
         else:
@@ -295,7 +312,7 @@ class Supervisor:
             if way is not None:
                 way.close()
         self.kernel = self.relay = self.socket = self._drain_until = None
-        self._stopped = False
+        self._stopped = self._asked = False
         self._drop_held()
 
     def _drop_held(self) -> None:
@@ -326,13 +343,33 @@ class Supervisor:
                 return
             if resuming and not self.socket.resuming and self.connection.run is not None:
                 self.connection.send(Resumed(self.connection.run, True))
-            if frames and self.connection.state is State.RUNNING:
-                self.connection.divert(frames)
+            if self.connection.state is State.RUNNING:
+                if frames:
+                    self.connection.divert(frames)
+                answer, self.socket.quiet = self.socket.quiet, None
+                if answer is not None:
+                    self._pass_answer(answer)
         if undecided and not self._decide():
             return
         if self.socket.direct:
             self._answer_heartbeats()
         self.socket.flush()
+
+    def _ask(self, ask: Ask) -> None:
+        """Whether the kernel has anything to do it is asked itself, if it looks as if not."""
+        if self.socket is None or not self.socket.direct or self.kernel is None:
+            self.connection.send(Quiet(ask.run, False))  # a relayed kernel cannot be asked
+        elif self._stillness.look(self.kernel.pid) and not self._asked:
+            self._asked = True
+            self.socket.put(encode_frame(FrameType.ASK, ask.encode()))
+        elif not self._asked:
+            self.connection.send(Quiet(ask.run, False))
+
+    def _pass_answer(self, answer: Quiet) -> None:
+        if self._asked and answer.run == self.connection.run:
+            self._asked = False
+            idle = not self.connection.queued() and not self._pending
+            self.connection.send(Quiet(answer.run, answer.quiet and idle))
 
     def _decide(self) -> bool:
         """Take the relay for a kernel that asks for it, or listens on ZMQ; False then."""

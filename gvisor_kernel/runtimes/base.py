@@ -20,6 +20,8 @@ class LaunchRequest:
     ``kernel_name`` is the kernelspec's name, ``folder`` the notebook's folder (absolute),
     ``python`` the host's path of the interpreter that the kernel runs with (image ``host``),
     ``environment`` the server's environment: only the names that the spec lists are taken.
+    ``ahead``: modules of that interpreter that PID 1 imports before it is asked for a kernel. It
+    then has a kernel's environment itself, but for those names, and can become one by a fork.
     """
 
     kernel_name: str
@@ -27,6 +29,7 @@ class LaunchRequest:
     folder: Path
     python: str
     environment: dict[str, str]
+    ahead: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,17 @@ class Sandbox(ABC):
     @abstractmethod
     def kill(self) -> None:
         """End every process of the sandbox at once. Does not wait, thread-safe, never raises."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stop the sandbox: it uses no CPU from here on, and can be killed and closed as ever.
+
+        Does not block. Pausing a paused one changes nothing.
+        """
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Let a paused sandbox go on, as if no time had passed but on its clocks."""
 
     @abstractmethod
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
+from gvisor_kernel.runtimes.kernel_environment import find_init_environment
 from gvisor_kernel.runtimes.plan import Outputs, Places, keeps_outputs, plan_mounts
 from gvisor_kernel.runtimes.runsc_cli import find_runsc, sandbox_flags
 from gvisor_kernel.runtimes.world import find_world
@@ -29,11 +30,13 @@ def describe_sandbox(
     world = find_world(request.python)
     as_root = os.geteuid() == 0
     outputs = Outputs(str(NOWHERE.directory) if keeps_outputs(spec, request) else None)
+    mounts = plan_mounts(spec, world, NOWHERE, None, outputs)
     config = finalize_config(
         spec,
-        args=init_argv or guest_argv(world.python),
+        args=init_argv or guest_argv(world.python, request.ahead),
+        environment=find_init_environment(spec, request, world, mounts),
         rootfs=str(NOWHERE.rootfs),
-        mounts=plan_mounts(spec, world, NOWHERE, None, outputs),
+        mounts=mounts,
         map_users=as_root,
         file_size=None if can_bound_memory() else file_size_limit(spec),
     )

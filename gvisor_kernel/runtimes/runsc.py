@@ -25,6 +25,7 @@ from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
 from gvisor_kernel.runtimes.checkpoint import write_image
 from gvisor_kernel.runtimes.describe import describe_sandbox
 from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.kernel_environment import find_environment, find_init_environment
 from gvisor_kernel.runtimes.plan import (
     Outputs,
     Places,
@@ -55,12 +56,12 @@ from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import remove_sandbox, sweep_orphans
 from gvisor_kernel.runtimes.world import World, find_world
-from gvisor_kernel.spec.environment import image_paths, kernel_environment
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
-from gvisor_kernel.spec.layout import WORKSPACE, Bind, Mount, is_within
+from gvisor_kernel.spec.layout import WORKSPACE, Bind, Mount
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
 from gvisor_kernel.spec.oci import SUBUID_BASE, finalize_config, guest_argv
+from gvisor_kernel.trace import step
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class RunscRuntime(Runtime):
         world = find_world(request.python)
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
+        step("host looked at")
         check_folder(spec, request)
         uploads = find_uploads(spec, request)
         owner = state.this_process()
@@ -119,6 +121,7 @@ class RunscRuntime(Runtime):
             if cgroup.directories:
                 record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
                 state.write_record(places.directory, record)
+            step("state directory made, mounts planned")
             return self._start(plan, record, cgroup, image)
         except OSError as error:
             self._undo(places, record)
@@ -180,7 +183,8 @@ class RunscRuntime(Runtime):
         stage = choose_stage([plan.runsc.path, str(places.directory)]) if as_root else None
         config = finalize_config(
             plan.spec,
-            args=self._init_argv or guest_argv(plan.world.python),
+            args=self._init_argv or guest_argv(plan.world.python, plan.request.ahead),
+            environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
             rootfs=str(places.rootfs) if stage is None else stage.path(len(binds)),
             mounts=plan.mounts if stage is None else _restage(plan.mounts, binds, stage),
             map_users=as_root,
@@ -197,6 +201,7 @@ class RunscRuntime(Runtime):
             disk_limit=plan.spec.disk_limit,
             image=None if image is None else str(image),
         )
+        step("bundle written")
         ends = make_pipes()
         try:
             if stage is None:
@@ -220,6 +225,7 @@ class RunscRuntime(Runtime):
             raise
         finally:
             ends.close_guest()
+        step("runsc started")
         stderr = StderrLog(ends.stderr, places.log)
         try:
             sentry = wait_for_sentry(
@@ -228,6 +234,7 @@ class RunscRuntime(Runtime):
         except BaseException:
             ends.close_link()
             raise
+        step("sandbox made by runsc" if image is None else "sandbox restored by runsc")
         return RunscSandbox(
             sentry=sentry,
             ends=ends,
@@ -235,7 +242,7 @@ class RunscRuntime(Runtime):
             record=record,
             places=places,
             mounts=tuple(MountView(b.source, b.target, b.read_only) for b in binds),
-            kernel_environment=_kernel_environment(plan),
+            kernel_environment=find_environment(plan.spec, plan.request, plan.world, plan.mounts),
             python=plan.world.python,
             workdir=WORKSPACE,
             has_transcripts=plan.spec.transcripts,
@@ -315,19 +322,3 @@ def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> li
         replace(mount, source=places[mount.target]) if isinstance(mount, Bind) else mount
         for mount in mounts
     ]
-
-
-def _kernel_environment(plan: _Plan) -> dict[str, str]:
-    shown = [mount.target for mount in plan.mounts if isinstance(mount, Bind)]
-    present = {
-        path
-        for path in image_paths()
-        if Path(path).exists() and any(is_within(path, target) for target in shown)
-    }
-    return kernel_environment(
-        bin_directories=[plan.world.bin_directory],
-        present=present,
-        user_base=plan.world.user_base,
-        names=plan.spec.environment,
-        server=plan.request.environment,
-    )

@@ -7,7 +7,7 @@ so that no process of it is the host's root; an ordinary user's sandbox is in on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gvisor_kernel.config import SandboxSpec
@@ -27,14 +27,20 @@ CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_K
 _NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
 
 
-def guest_argv(python: str) -> tuple[str, ...]:
-    """PID 1: the guest, by the image's own interpreter, isolated from its environment."""
+def guest_argv(python: str, ahead: Sequence[str] = ()) -> tuple[str, ...]:
+    """PID 1: the guest, by the image's own interpreter.
+
+    Isolated from its environment, unless it is to become kernels itself: then it is the
+    interpreter that they would be started with, and imports what is in ``ahead``.
+    """
+    flags = ("-Xfrozen_modules=off",) if ahead else ("-I",)
+    # The first entry of the path would be the working directory.
     return (
         python,
-        "-I",
+        *flags,
         "-c",
-        f"import sys; sys.path.insert(0, '{GUEST}'); "
-        "from gvisor_kernel.guest.main import main; main()",
+        f"import sys; sys.path{'[:1]' if ahead else '[:0]'} = ['{GUEST}']; "
+        f"from gvisor_kernel.guest.main import main; main({', '.join(map(repr, ahead))})",
     )
 
 
@@ -73,6 +79,7 @@ def finalize_config(
     spec: SandboxSpec,
     *,
     args: Sequence[str],
+    environment: Mapping[str, str] | None = None,
     rootfs: str,
     mounts: Iterable[Mount],
     map_users: bool,
@@ -81,7 +88,7 @@ def finalize_config(
     """The content of ``config.json``.
 
     The sources of ``mounts`` are paths as the runtime reaches them. ``map_users``: root starts
-    the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE, if it has one.
+    the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE, if it has one. ``environment``: PID 1's.
     """
     namespaces = [{"type": name} for name in _NAMESPACES]
     linux: dict[str, Any] = {
@@ -103,7 +110,9 @@ def finalize_config(
         "process": {
             "user": {"uid": 0, "gid": 0},
             "args": list(args),
-            "env": list(INIT_ENVIRONMENT),
+            "env": list(INIT_ENVIRONMENT)
+            if environment is None
+            else [f"{name}={value}" for name, value in environment.items()],
             "cwd": "/",
             "capabilities": capabilities,
             "noNewPrivileges": True,

@@ -49,11 +49,30 @@ def test_with_room_none_is() -> None:
     assert worst_faults("with_room(probe)()") < 500
 
 
-def test_the_kernel_is_started_with_room() -> None:
-    """And the launcher in between is not to be seen by the code of a cell."""
+def test_a_kernel_is_a_fork_of_pid_1_and_looks_like_an_interpreter_of_its_own() -> None:
+    """Nothing of the guest's, or of how it was started, is to be seen by the code of a cell."""
     with running_kernel() as (_, client):
-        answer = execute(client, "open('/proc/self/cmdline').read().split('\\0')[2]")
-        assert answer.result == "'/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py'"
+        answer = execute(
+            client, "open('/proc/1/cmdline').read() == open('/proc/self/cmdline').read()"
+        )
+        assert answer.result == "True"
         assert execute(client, "__name__").result == "'__main__'"
-        answer = execute(client, "import sys; [p for p in sys.path if 'guest' in p]")
+        answer = execute(
+            client, "import sys; [p for p in sys.path if 'guest' in p or 'gvisor' in p]"
+        )
         assert answer.result == "[]"
+        assert execute(client, "sys.flags.isolated, sys.argv[0].split('/')[-1]").result == (
+            "(0, 'ipykernel_launcher.py')"
+        )
+        assert execute(client, "import os; os.environ['HOME'], os.getppid()").result == (
+            "('/home/user', 1)"
+        )
+
+
+def test_another_command_line_or_a_variable_read_early_gets_an_interpreter_of_its_own() -> None:
+    """And with room on its stack all the same."""
+    for settings in ({"kernel_mode": "relay"}, {"environment": ["PYTHONHASHSEED"]}):
+        start = {"env": {"PYTHONHASHSEED": "7"}}
+        with running_kernel(settings=settings, start=start) as (_, client):
+            answer = execute(client, "open('/proc/self/cmdline').read().split('\\0')[2]")
+            assert answer.result == "'/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py'"
