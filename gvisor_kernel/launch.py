@@ -84,6 +84,7 @@ def find_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelP
             key=info["key"].encode(),
             signature_scheme=info.get("signature_scheme", "hmac-sha256"),
             memory_limit=spec.memory_limit,
+            idle_stop=spec.idle_stop,
         ),
         address=Address(
             info["transport"],

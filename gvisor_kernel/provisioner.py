@@ -91,6 +91,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 key=manager.session.key if manager else self._own_key(),
                 signature_scheme=manager.session.signature_scheme if manager else "hmac-sha256",
                 memory_limit=spec.memory_limit,
+                idle_stop=spec.idle_stop,
             ),
             address=self._choose_address(spec),
             argv=argv,

@@ -25,3 +25,5 @@ class KernelIdentity:
     key: bytes
     signature_scheme: str
     memory_limit: int
+    idle_stop: bool = False
+    """Whether its sandbox may be stopped while it is idle."""

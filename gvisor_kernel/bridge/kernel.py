@@ -133,7 +133,7 @@ class KernelBridge:
         """
         self._take_over(sandbox, log_path, transcripts)
         self._greeted = self._loop.create_future()
-        self._link = SandboxLink(sandbox, self._on_event, self._on_link_end, self._on_room)
+        self._link = self._make_link(sandbox)
         try:
             hello = await self._answer(self._greeted, timeout)
         finally:
@@ -165,9 +165,7 @@ class KernelBridge:
         resume = Resume(image.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
         self._resumed = self._loop.create_future()
         try:
-            self._link = SandboxLink(
-                sandbox, self._on_event, self._on_link_end, self._on_room, resume
-            )
+            self._link = self._make_link(sandbox, resume)
             self._watch_memory(sandbox)
             answer = await self._answer(self._resumed, timeout)
         except LocalProtocolError as error:
@@ -192,6 +190,12 @@ class KernelBridge:
         self.exit_status = None
         self._exited.clear()
         self._keep_sandbox = True
+
+    def _make_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> SandboxLink:
+        may_stop = (lambda: not self._pending) if self.identity.idle_stop else None
+        return SandboxLink(
+            sandbox, self._on_event, self._on_link_end, self._on_room, resume, may_stop
+        )
 
     async def _answer(self, answer: asyncio.Future[T], timeout: float) -> T:
         """What the guest answers; its sandbox is ended if that takes longer than ``timeout``."""
@@ -272,6 +276,7 @@ class KernelBridge:
             self._asked_to_end = True
         with suppress(LocalProtocolError):
             link.connection.send(Signal(self._run, signum))
+        link.moved()
         link.flush()
 
     def expect_end(self, restart: bool) -> None:
@@ -364,7 +369,10 @@ class KernelBridge:
     def _from_client(self, channel: Channel, parts: list[bytes]) -> None:
         """Check what a client sent and pass it on, or keep it for the kernel that is starting."""
         if channel is Channel.HB:
-            self._to_kernel(channel, parts)
+            if self._link is not None and self._link.stopped:
+                self._clients.send(channel, parts)  # in the place of a kernel that was well
+            else:
+                self._to_kernel(channel, parts)
             return
         try:
             message = split_message(parts)
@@ -391,10 +399,9 @@ class KernelBridge:
         assert self._link is not None
         parts = message if isinstance(message, list) else self._inner.sign(message)
         try:
-            self._link.connection.send_message(channel, parts)
+            self._link.send_message(channel, parts)
         except LocalProtocolError as error:
             self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
-        self._link.flush()
 
     def _deliver_waiting(self) -> None:
         for channel, message in self._waiting.take():

@@ -1,4 +1,7 @@
-"""The host's end of one link: its descriptors on the loop, its liveness. Events go to its owner."""
+"""The host's end of one link: its descriptors on the loop, its liveness, its sleep.
+
+Events go to its owner, but for the answers to what is asked here.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,23 @@ from contextlib import suppress
 from typing import Protocol
 
 from gvisor_kernel import __version__
+from gvisor_kernel.bridge.idle import IdleWatch
 from gvisor_kernel.link import (
+    Ask,
+    Channel,
     Connection,
     Event,
     Hello,
     LocalProtocolError,
+    Log,
+    Message,
     Ping,
     Pong,
+    Quiet,
     RemoteProtocolError,
     Resume,
+    Resumed,
+    Started,
 )
 from gvisor_kernel.link.state import Role, State
 
@@ -29,6 +40,8 @@ WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
 """Waits in a row without a byte before a sandbox counts as dead. Waits, not time: while the
 machine sleeps the loop counts none."""
+MOVES = (Message, Log, Started, Resumed)
+"""What comes from a sandbox in which something goes on."""
 
 
 class LinkedSandbox(Protocol):
@@ -42,6 +55,8 @@ class LinkedSandbox(Protocol):
     def memory_used(self) -> int | None: ...
     def stderr_tail(self) -> str: ...
     def kill(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -55,11 +70,18 @@ class SandboxLink:
         on_end: Callable[[str], None],
         on_room: Callable[[], None],
         resume: Resume | None = None,
+        may_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``resume``: what to tell a guest that was restored. Raises LocalProtocolError."""
+        """``resume``: what to tell a guest that was restored. Raises LocalProtocolError.
+
+        ``may_stop``: whether the sandbox may be stopped now, for all that is known here, if its
+        guest says that it is idle. None: it never is.
+        """
         hello = Hello(facts=(("release", __version__),))
         self.connection = Connection(Role.HOST, hello, resume)
         self.ended = False
+        self.stopped = False
+        """The sandbox is stopped, and goes on with the next frame that is written to it."""
         self._sandbox = sandbox
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
@@ -70,13 +92,15 @@ class SandboxLink:
         self._heard = True
         self._missed = 0
         self._token = 0
-        self._quiet: asyncio.Future[None] | None = None
+        self._quiesced: asyncio.Future[None] | None = None
+        self._may_stop = may_stop
+        self._idle = IdleWatch(self._ask) if may_stop is not None else None
+        self._alone = False
+        """Nothing was written since the guest was asked."""
+        self._timers: list[asyncio.TimerHandle] = []
         self._loop.add_reader(sandbox.link_out, self._read)
         self._loop.add_reader(sandbox.exit_fd, self._exited)
-        self._timers = [
-            self._loop.call_later(PING_SECONDS, self._ping),
-            self._loop.call_later(WAIT_SECONDS, self._count_wait),
-        ]
+        self._start_timers()
         self.flush()
 
     # -- reading ---------------------------------------------------------------------------------
@@ -99,6 +123,7 @@ class SandboxLink:
             self.end("the sandbox ended")
             return False
         self._heard = True
+        self._go_on()  # it was not idle
         try:
             self.connection.receive_data(data)
         except RemoteProtocolError as error:
@@ -108,9 +133,13 @@ class SandboxLink:
             event = self.connection.next_event()
             if event is None:
                 break
-            if isinstance(event, Pong) and self._quiet is not None:
+            if isinstance(event, Pong) and self._quiesced is not None:
                 self._settle(event)
+            elif isinstance(event, Quiet):
+                self._take_answer(event)
             else:
+                if isinstance(event, MOVES) and getattr(event, "channel", None) is not Channel.HB:
+                    self.moved()
                 self._on_event(event)
         return True
 
@@ -134,6 +163,8 @@ class SandboxLink:
                 if not self._pending:
                     self._watch_writable(False)
                     return
+                self._alone = False
+                self._go_on()
             try:
                 written = os.write(self._sandbox.link_in, self._pending)
             except BlockingIOError:
@@ -156,10 +187,24 @@ class SandboxLink:
         self.flush()
         self._on_room()
 
+    def send_message(self, channel: Channel, parts: list[bytes]) -> None:
+        """Send a message to the kernel. Raises LocalProtocolError."""
+        self.connection.send_message(channel, parts)
+        if channel is not Channel.HB:
+            self.moved()
+        self.flush()
+
     # -- liveness --------------------------------------------------------------------------------
 
+    def _start_timers(self) -> None:
+        self._heard, self._missed = True, 0
+        self._timers = [
+            self._loop.call_later(PING_SECONDS, self._ping),
+            self._loop.call_later(WAIT_SECONDS, self._count_wait),
+        ]
+
     def _ping(self) -> None:
-        if self.connection.state not in (State.OPENING, State.CLOSED) and self._quiet is None:
+        if self.connection.state not in (State.OPENING, State.CLOSED) and self._quiesced is None:
             self._token += 1
             with suppress(LocalProtocolError):
                 self.connection.send(Ping(self._token))
@@ -171,17 +216,21 @@ class SandboxLink:
 
         What waits unread in the pipe would become part of an image that is taken now.
         """
+        if self._idle is not None:
+            self._idle.end()
+            self._idle = None
+        self._go_on()
         self._timers[0].cancel()
-        self._quiet = self._loop.create_future()
+        self._quiesced = self._loop.create_future()
         self._token += 1
         self.connection.send(Ping(self._token))
         self.flush()
-        return self._quiet
+        return self._quiesced
 
     def _settle(self, pong: Pong) -> None:
-        assert self._quiet is not None
-        if pong.token == self._token and not self._quiet.done() and not self._pending:
-            self._quiet.set_result(None)
+        assert self._quiesced is not None
+        if pong.token == self._token and not self._quiesced.done() and not self._pending:
+            self._quiesced.set_result(None)
 
     def _count_wait(self) -> None:
         self._missed = 0 if self._heard else self._missed + 1
@@ -191,11 +240,55 @@ class SandboxLink:
             return
         self._timers[1] = self._loop.call_later(WAIT_SECONDS, self._count_wait)
 
+    # -- asleep ----------------------------------------------------------------------------------
+
+    def moved(self) -> None:
+        """Something goes on that is worth to stay awake for."""
+        if self._idle is not None:
+            self._idle.moved()
+
+    def _ask(self) -> None:
+        run = self.connection.run
+        if self.connection.state is not State.RUNNING or run is None or not self._is_free():
+            return
+        with suppress(LocalProtocolError):
+            self.connection.send(Ask(run))
+        self.flush()
+        self._alone = True
+
+    def _is_free(self) -> bool:
+        """Whether nothing waits to be sent, and the owner has no objection."""
+        waits = self._pending or self.connection.queued()
+        return not waits and self._may_stop is not None and self._may_stop()
+
+    def _take_answer(self, answer: Quiet) -> None:
+        if not answer.quiet or self._idle is None or self.stopped or not self._is_free():
+            return
+        if not self._alone:
+            self._idle.ask_soon()
+            return
+        self._idle.rest()
+        for timer in self._timers:
+            timer.cancel()
+        self.stopped = True
+        self._sandbox.pause()
+
+    def _go_on(self) -> None:
+        """Let a stopped sandbox run. Nobody has counted its silence."""
+        if self.stopped and not self.ended:
+            self.stopped = False
+            self._sandbox.resume()
+            self._start_timers()
+            self.moved()
+
     def end(self, reason: str) -> None:
         """Stop reading and writing, kill the sandbox, tell the owner. Idempotent."""
         if self.ended:
             return
         self.ended = True
+        self.stopped = False
+        if self._idle is not None:
+            self._idle.end()
         for timer in self._timers:
             timer.cancel()
         self._watch_writable(False)

@@ -1,0 +1,146 @@
+"""Whether a kernel has anything to do by itself. Asked in its own process, by the link's thread.
+
+Quiet means: nothing will happen here before a message or a signal comes, so the whole sandbox may
+be stopped until then. Whatever is not known to be harmless is taken for something to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from typing import Any, Dict, Iterator, Optional
+
+FRAMEWORKS = ("asyncio", "ipykernel", "tornado", "zmq")
+"""Packages whose coroutines serve the kernel; a cell's are somebody else's."""
+SERVING = ("IPython.", "ipykernel.", "zmq.")
+"""Modules whose threads only wait for what the kernel tells them (a subshell's are not these)."""
+SUBSHELL = "ipykernel.subshell"
+
+
+class Quietness:
+    """Looks at one IPKernelApp, whose threads and descriptors at construction are known as its own.
+
+    Not seen: what native code keeps in threads of its own, unknown to Python.
+    """
+
+    def __init__(self, application: Any) -> None:
+        self._kernel = application.kernel
+        self._threads = frozenset(threading.enumerate())
+        self._loop: Any = self._kernel.io_loop.asyncio_loop
+        self._watched = frozenset(self._watched_now())
+
+    def is_quiet(self) -> bool:
+        return not self.find_work()
+
+    def find_work(self) -> str:
+        """What there is to do, in a few words; an empty text if nothing."""
+        try:
+            return (
+                self._find_in_loop()
+                or self._find_thread()
+                or self._find_task()
+                or _find_timer_of_the_system()
+            )
+        except Exception as error:  # another Python or ipykernel than those that are known
+            return f"{type(error).__name__}: {error}"
+
+    # -- the main thread -------------------------------------------------------------------------
+
+    def _watched_now(self) -> Iterator[int]:
+        return iter(list(self._loop._selector.get_map()))
+
+    def _find_in_loop(self) -> str:
+        if self._kernel.eventloop is not None:
+            return "the loop of a user interface"
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        if not _waits_in_loop(frame):
+            return "code in the main thread"
+        if self._loop._ready:
+            return "a callback"
+        if any(not timer.cancelled() for timer in list(self._loop._scheduled)):
+            return "a timer of the loop"
+        if not self._watched.issuperset(self._watched_now()):
+            return "a descriptor that the loop watches"
+        return ""
+
+    def _find_task(self) -> str:
+        for task in asyncio.all_tasks(self._loop):
+            if not task.done() and not all(map(_is_serving, _awaited(task.get_coro()))):
+                return "a task of the loop"
+        return ""
+
+    # -- other threads ---------------------------------------------------------------------------
+
+    def _find_thread(self) -> str:
+        """Also a thread that was started without the module ``threading``."""
+        threads: Dict[Optional[int], Any] = {t.ident: t for t in threading.enumerate()}
+        for ident, frame in sys._current_frames().items():
+            thread = threads.get(ident)
+            if thread is None:
+                return "a thread without a name"
+            if thread in self._threads or _only_serves(thread, frame):
+                continue
+            return f"the thread {thread.name}"
+        return ""
+
+
+def _waits_in_loop(frame: Any) -> bool:
+    """Whether a thread waits in asyncio's loop for something to do, and in no second one."""
+    if frame is None or frame.f_globals.get("__name__") != "selectors":
+        return False
+    turns = 0
+    caller = frame.f_back
+    if caller is None or caller.f_code.co_name != "_run_once":
+        return False
+    while caller is not None:
+        if caller.f_globals.get("__name__") == "asyncio.base_events":
+            turns += caller.f_code.co_name == "_run_once"
+        caller = caller.f_back
+    return turns == 1
+
+
+def _awaited(coroutine: Any) -> Iterator[Any]:
+    """A coroutine, the one that it awaits, and so on, as far as they are coroutines."""
+    yield coroutine
+    while hasattr(coroutine.cr_await, "cr_await"):
+        coroutine = coroutine.cr_await
+        yield coroutine
+
+
+def _is_serving(coroutine: Any) -> bool:
+    frame = coroutine.cr_frame
+    if frame is None:
+        return False
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package in FRAMEWORKS and coroutine.cr_code.co_name != "do_execute"
+
+
+def _only_serves(thread: Any, frame: Any) -> bool:
+    """Whether a thread that came later only waits for others, with no timer of its own."""
+    module = type(thread).__module__
+    if module.startswith(SERVING) and module != SUBSHELL:
+        return True
+    if frame.f_code.co_name == "_worker":
+        return bool(frame.f_globals.get("__name__") == "concurrent.futures.thread")  # idle
+    if module == "tqdm._monitor":  # stays for ever after the first progress bar
+        return not list(thread.get_instances())
+    return False
+
+
+# -- the process ---------------------------------------------------------------------------------
+
+
+def _find_timer_of_the_system() -> str:
+    for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        if signal.getitimer(which)[0]:
+            return "an alarm"
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "timerfd" in os.readlink(f"/proc/self/fd/{name}"):
+                return "a timer"
+        except OSError:  # the descriptor of the directory itself
+            continue
+    return ""
