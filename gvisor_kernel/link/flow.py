@@ -7,7 +7,7 @@ Each channel has, in each direction, a window of WINDOW bytes; a DATA frame cost
 FRAME_COST. A receiver keeps the credit that the sender may still use at WINDOW less the whole
 messages that its owner has not consumed. A fragment in the middle of a message costs credit that
 is given back without the owner: a message may be larger than the window. So a channel never holds
-more than WINDOW + MAX_MESSAGE, half a message included, whatever the sender does: once held
+more than WINDOW and its largest message, half of one included, whatever the sender does: once held
 messages fill the window, only the credit that is out, a window at most, can still come. Credit is
 given when it is written, so a sender that does not read gets none.
 """
@@ -23,12 +23,12 @@ from gvisor_kernel.link.frames import (
     DATA_CHANNELS,
     FLAG_LAST,
     HEADER,
-    MAX_MESSAGE,
     MAX_PAYLOAD,
     Channel,
     Frame,
     FrameType,
     encode_frame,
+    largest_message,
     pack_message,
     unpack_message,
 )
@@ -51,7 +51,8 @@ JOINED = 64 * 1024
 class _Inflow:
     """One channel as its receiver sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
         self.credit = WINDOW
         self.held = 0
         self.partial = bytearray()
@@ -123,7 +124,7 @@ class Flow:
     def begin(self) -> None:
         """Full windows, nothing held, nothing queued. What was held before is nobody's."""
         self._generation += 1
-        self._inflow = {channel: _Inflow() for channel in self._channels}
+        self._inflow = {c: _Inflow(largest_message(c)) for c in self._channels}
         self._outflow = {channel: _Outflow() for channel in self._channels}
 
     def give_up(self) -> None:
@@ -153,8 +154,10 @@ class Flow:
                 f"credit was {inflow.credit}."
             )
         inflow.credit -= cost
-        if len(inflow.partial) + len(payload) > MAX_MESSAGE:
-            raise RemoteProtocolError(f"A message is over the limit of {MAX_MESSAGE} bytes.")
+        if len(inflow.partial) + len(payload) > inflow.largest:
+            raise RemoteProtocolError(
+                f"A message on {channel.name.lower()} is over the limit of {inflow.largest} bytes."
+            )
         if not frame.flags & FLAG_LAST:
             inflow.partial += payload
             return None
@@ -204,7 +207,7 @@ class Flow:
 
     def add(self, channel: Channel, parts: list[bytes]) -> None:
         """Queue a message; if large, uncopied. Raises LocalProtocolError (size)."""
-        self._outflow[channel].add(pack_message(parts))
+        self._outflow[channel].add(pack_message(parts, channel))
 
     def pass_small(self, channel: Channel, parts: list[bytes]) -> bytes | None:
         """The one DATA frame of a message, counted as sent; None when it has to be queued.
@@ -212,7 +215,7 @@ class Flow:
         Raises LocalProtocolError (size).
         """
         outflow = self._outflow[channel]
-        pieces = pack_message(parts)
+        pieces = pack_message(parts, channel)
         length = sum(map(len, pieces))
         if outflow.pieces or length > MAX_PAYLOAD or length + FRAME_COST > outflow.credit:
             return None

@@ -176,6 +176,10 @@ class FrameReader:
 MAX_MESSAGE = 256 * 1024 * 1024
 """Bytes of one message. A kernel's largest honest output (a picture, a table of buffers) fits;
 what the receiver must hold while it comes in stays bounded."""
+MAX_SMALL_MESSAGE = 16 * 1024 * 1024
+"""Bytes of one message on SMALL_CHANNELS, where no honest one is large: of half a message a
+receiver holds as much on each channel."""
+SMALL_CHANNELS = frozenset((Channel.HB, Channel.CONTROL, Channel.STDIN))
 MAX_PARTS = 4096
 """Parts of one message: identities, the delimiter, the signature, four dicts, the buffers."""
 
@@ -183,17 +187,23 @@ _COUNT = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
 
 
-def pack_message(parts: list[bytes]) -> list[bytes]:
+def largest_message(channel: Channel) -> int:
+    """Bytes of a packed message on ``channel`` at most."""
+    return min(MAX_MESSAGE, MAX_SMALL_MESSAGE) if channel in SMALL_CHANNELS else MAX_MESSAGE
+
+
+def pack_message(parts: list[bytes], channel: Channel = Channel.NONE) -> list[bytes]:
     """A message's parts as the pieces that a series of DATA frames carries, uncopied.
 
-    Raises LocalProtocolError when it is over MAX_PARTS or MAX_MESSAGE.
+    Raises LocalProtocolError when it has more than MAX_PARTS, or is too large for ``channel``.
     """
     if not 0 < len(parts) <= MAX_PARTS:
         raise LocalProtocolError(f"A message has {len(parts)} parts; 1 to {MAX_PARTS} are allowed.")
     head = _COUNT.pack(len(parts)) + b"".join([_LENGTH.pack(len(part)) for part in parts])
     size = len(head) + sum(map(len, parts))
-    if size > MAX_MESSAGE:
-        raise LocalProtocolError(f"A message of {size} bytes is over the limit of {MAX_MESSAGE}.")
+    limit = largest_message(channel)
+    if size > limit:
+        raise LocalProtocolError(f"A message of {size} bytes is over the limit of {limit}.")
     return [head, *parts]
 
 

@@ -146,7 +146,6 @@ def small_limits(
         patch.setattr(flow, "FRAME_COST", cost)
         patch.setattr(flow, "MAX_PAYLOAD", payload)
         patch.setattr(flow, "JOINED", payload)
-        patch.setattr(flow, "MAX_MESSAGE", message)
         patch.setattr(frames, "MAX_MESSAGE", message)
         yield
 

@@ -24,8 +24,11 @@ from gvisor_kernel.link.frames import (
     FLAG_LAST,
     MAX_FRAME,
     MAX_PAYLOAD,
+    MAX_SMALL_MESSAGE,
+    SMALL_CHANNELS,
     FrameReader,
     FrameType,
+    largest_message,
 )
 from gvisor_kernel.link.state import Role, State
 
@@ -358,6 +361,22 @@ def test_a_message_over_the_limit_breaks_the_rules_before_it_is_held() -> None:
         with pytest.raises(RemoteProtocolError, match="limit of 65536"):
             guest.receive_data(raw(FrameType.DATA, b"x", Channel.SHELL, FLAG_LAST))
         assert guest._flow.partial(Channel.SHELL) == 0
+
+
+@pytest.mark.parametrize("channel", sorted(SMALL_CHANNELS), ids=lambda channel: channel.name)
+def test_where_no_message_is_large_half_of_one_is_not_either(channel: Channel) -> None:
+    assert largest_message(channel) == MAX_SMALL_MESSAGE < largest_message(Channel.IOPUB)
+    host, guest = joined()
+    with pytest.raises(LocalProtocolError, match=f"limit of {MAX_SMALL_MESSAGE}"):
+        guest.send_message(channel, [bytes(MAX_SMALL_MESSAGE)])
+    guest.send_message(channel, [bytes(MAX_SMALL_MESSAGE - 6)])
+    assert len(carried(host, guest)[0]) == 1
+    fragment = raw(FrameType.DATA, bytes(MAX_PAYLOAD), channel)
+    with pytest.raises(RemoteProtocolError, match=f"{channel.name.lower()} is over the limit"):
+        for _ in range(MAX_SMALL_MESSAGE // MAX_PAYLOAD + 1):
+            host.receive_data(fragment)
+            host.data_to_send()
+    assert host._flow.partial(channel) == 0
 
 
 def test_a_message_may_be_consumed_once() -> None:
