@@ -12,7 +12,7 @@ def explain_death(status: int, memory: MemoryWatch | None) -> str:
     """For an exit that nobody asked for. ``status`` as in ``subprocess``."""
     if memory is not None and memory.explains(status):
         return describe_excess(memory.used, memory.limit)
-    reason = f"The kernel ended by itself, {_describe_status(status)}."
+    reason = f"The kernel ended by itself, {describe_status(status)}."
     if status == -signal.SIGBUS and memory is not None:
         reason += (
             " So ends, among others, a program that maps more shared memory than "
@@ -21,7 +21,8 @@ def explain_death(status: int, memory: MemoryWatch | None) -> str:
     return reason
 
 
-def _describe_status(status: int) -> str:
+def describe_status(status: int) -> str:
+    """``with exit status 1``, ``by signal SIGKILL``."""
     if status >= 0:
         return f"with exit status {status}"
     with suppress(ValueError):

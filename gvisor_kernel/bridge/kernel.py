@@ -17,7 +17,7 @@ from typing import TypeVar
 import zmq
 
 from gvisor_kernel.bridge.clients import Address, ClientSockets
-from gvisor_kernel.bridge.deaths import explain_death
+from gvisor_kernel.bridge.deaths import describe_status, explain_death
 from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
@@ -514,7 +514,7 @@ class KernelBridge:
                     f"The kernel of {self.identity.name} did not start (exit status {status})."
                 )
             )
-        self._note(f"the kernel ended with status {status}")
+        self._note(f"the kernel ended {describe_status(status)}")
         reason = self._death
         if reason is None and not self._asked_to_end:
             reason = explain_death(status, self._memory)
@@ -538,6 +538,7 @@ class KernelBridge:
     def _tell(self, reason: str) -> None:
         """Show ``reason`` in the cell that was running, as an error of its own."""
         log.warning("%s: %s", self.identity.name, reason)
+        self._note(reason)
         if not self._pending:
             return
         parent = next(iter(self._pending.values()))

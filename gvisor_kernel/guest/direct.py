@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Deque, List, Optional, Tuple
 
+from gvisor_kernel.guest.notice import explain_drop
 from gvisor_kernel.guest.room import with_room
 from gvisor_kernel.link import Ask, Hello, LocalProtocolError, Message, Quiet, Resume, Resumed
 from gvisor_kernel.link.flow import Flow
@@ -192,7 +193,7 @@ class DirectLink:
         try:
             self._flow.add(channel, parts)
         except LocalProtocolError as error:
-            complain(f"A message on {channel.name.lower()} was dropped. {error}\n")
+            complain(explain_drop(channel, error))
 
     def _flush(self, urgent: Parts) -> bool:
         """Write what the host has room for; False when the link is gone."""

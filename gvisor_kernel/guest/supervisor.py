@@ -19,6 +19,7 @@ from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.forked_kernel import find_module
 from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.log_budget import LogBudget
+from gvisor_kernel.guest.notice import explain_drop, stand_in
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.stillness import Stillness
 from gvisor_kernel.guest.workspace import refresh_workspace
@@ -85,6 +86,8 @@ class Supervisor:
         self.socket: Optional[KernelSocket] = None
         self.imported = False
         """This process has imported what a kernel needs, and can become one by a fork."""
+        self._signs: Optional[Tuple[str, str]] = None
+        """Key and scheme of the kernel's messages; of a relayed one they never change."""
         self._diverted: List[Diverted] = []
         self._context: Any = None
         self._pending = memoryview(b"")
@@ -222,6 +225,7 @@ class Supervisor:
 
     def _start(self, start: Start) -> None:
         self._drop_held()
+        self._signs = start.key, start.signature_scheme
         argv = list(start.argv)
         own = kernels = None
         if LINK_WORD in argv:
@@ -421,7 +425,7 @@ class Supervisor:
             try:
                 self.connection.send_message(channel, parts)
             except LocalProtocolError as error:
-                self._complain(f"A message on {channel.name.lower()} was dropped. {error}\n")
+                self._tell_of_drop(channel, parts, explain_drop(channel, error))
         waiting = self.connection.queued(Channel.IOPUB)
         if self.kernel is not None and waiting > STOP_ABOVE and not self._stopped:
             if time.monotonic() >= self._runs_until:
@@ -429,6 +433,12 @@ class Supervisor:
                 self._stopped = True
         elif self._stopped and waiting < RESUME_BELOW:
             self._let_run()
+
+    def _tell_of_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
+        self._complain(words)
+        told = stand_in(channel, parts, *self._signs, words) if self._signs else None
+        if told is not None:
+            self.connection.send_message(channel, told)
 
     def _let_run(self) -> None:
         if self.kernel is not None:

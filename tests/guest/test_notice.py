@@ -1,0 +1,86 @@
+"""A message that is too large for the link: something in the notebook says so, in each mode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.session import Session
+
+from gvisor_kernel.guest.notice import DELIMITER, stand_in
+from gvisor_kernel.link import Channel
+
+from ..jupyter.helpers import SANDBOXED, execute, running_kernel
+from ..world import WAYS
+
+SHOW = (
+    "from IPython.display import display\n"
+    "display({'text/plain': 'x' * (257 << 20)}, raw=True)\nprint('after')"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no link")
+@pytest.mark.parametrize("way", ["direct", "relay"])
+def test_a_huge_output(way: str, tmp_path: Path) -> None:
+    """It is gone; the cell says so, and goes on."""
+    with running_kernel(settings=WAYS[way], start={"cwd": str(tmp_path)}) as (_, client):
+        answer = execute(client, SHOW)
+        assert answer.status == "ok"
+        assert answer.text == "after\n"
+        assert not answer.of_type("display_data")
+        told = "".join(
+            m["content"]["text"]
+            for m in answer.of_type("stream")
+            if m["content"]["name"] == "stderr"
+        )
+        assert "was dropped" in told
+        assert "limit of 268435456" in told
+        assert execute(client, "6 * 7").result == "42"
+
+
+def signed(kind: str, **changes: Any) -> tuple[Session, list[bytes]]:
+    session = Session(key=b"inner")
+    message = session.msg(kind, {"text": "x" * 1000}, parent=session.msg("execute_request"))
+    message["header"].update(changes)
+    return session, [b"topic", *session.serialize(message)]
+
+
+def test_on_iopub_it_is_text_of_the_same_cell() -> None:
+    session, parts = signed("display_data")
+    told = stand_in(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone")
+    assert told is not None
+    identities, rest = session.feed_identities(told)
+    message = session.deserialize(rest)
+    assert identities == [b"topic"]
+    assert message["msg_type"] == "stream"
+    assert message["content"] == {"name": "stderr", "text": "gone"}
+    assert message["parent_header"]["msg_type"] == "execute_request"
+    assert message["header"]["msg_id"] != json.loads(parts[3])["msg_id"]
+
+
+def test_elsewhere_it_is_the_reply_as_an_error() -> None:
+    session, parts = signed("inspect_reply")
+    told = stand_in(Channel.SHELL, parts, "inner", "hmac-sha256", "gone")
+    assert told is not None
+    message = session.deserialize(session.feed_identities(told)[1])
+    assert message["msg_type"] == "inspect_reply"
+    assert message["content"]["status"] == "error"
+    assert message["content"]["evalue"] == "gone"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"no delimiter"],
+        [DELIMITER, b"signature"],
+        [DELIMITER, b"", b"not JSON", b"{}", b"{}", b"{}"],
+        [DELIMITER, b"", b"[]", b"{}", b"{}", b"{}"],
+        [DELIMITER, b"", b"{" * 70000, b"{}", b"{}", b"{}"],
+        [DELIMITER, b"", b"[" * 60000, b"{}", b"{}", b"{}"],
+    ],
+)
+def test_for_what_is_no_message_nothing_is_said(parts: list[bytes]) -> None:
+    assert stand_in(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone") is None
