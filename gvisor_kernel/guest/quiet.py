@@ -6,6 +6,7 @@ be stopped until then. Whatever is not known to be harmless is taken for somethi
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
 import signal
@@ -68,7 +69,7 @@ class Quietness:
 
     def _find_task(self) -> str:
         for task in asyncio.all_tasks(self._loop):
-            if not task.done() and not all(map(_is_serving, _awaited(task.get_coro()))):
+            if not task.done() and not _is_serving(task.get_coro()):
                 return "a task of the loop"
         return ""
 
@@ -77,6 +78,8 @@ class Quietness:
     def _find_thread(self) -> str:
         """Also a thread that was started without the module ``threading``."""
         threads: Dict[Optional[int], Any] = {t.ident: t for t in threading.enumerate()}
+        if _thread._count() >= len(threads):  # it counts all but the main one
+            return "a thread without a name"
         for ident, frame in sys._current_frames().items():
             thread = threads.get(ident)
             if thread is None:
@@ -111,11 +114,17 @@ def _awaited(coroutine: Any) -> Iterator[Any]:
 
 
 def _is_serving(coroutine: Any) -> bool:
-    frame = coroutine.cr_frame
-    if frame is None:
-        return False
-    package = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return package in FRAMEWORKS and coroutine.cr_code.co_name != "do_execute"
+    """Whether it is one of ipykernel's that waits for a request, and is not in the middle of one.
+
+    In ipykernel 6 the coroutine that takes requests also runs the cells.
+    """
+    chain = [
+        (str(c.cr_frame.f_globals.get("__name__")).partition(".")[0], c.cr_code.co_name)
+        for c in _awaited(coroutine)
+    ]
+    return chain[0][0] == "ipykernel" and all(
+        package in FRAMEWORKS and name != "do_execute" for package, name in chain
+    )
 
 
 def _only_serves(thread: Any, frame: Any) -> bool:
