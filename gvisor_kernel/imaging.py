@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,11 +16,10 @@ from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
 
-from gvisor_kernel.bridge import Address
+from gvisor_kernel.asking import STEP_SECONDS, connect, own_info, own_key, wait_for_reply
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.launch import find_plan
 from gvisor_kernel.plans import KernelPlan, read_plan
-from gvisor_kernel.provisioner import describe_address
 from gvisor_kernel.restoring import find_key
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.plan import keeps_outputs
@@ -32,9 +30,6 @@ from gvisor_kernel.snapshots.store import Image, Meta, Store
 
 Report = Callable[[str, float], None]
 """Takes words for the step that begins, and the share of all that is done."""
-
-STEP_SECONDS = 120.0
-"""How long a step may take: a module to preload may be large."""
 
 WARM_UP = """
 import gc
@@ -59,7 +54,7 @@ def build_snapshot(kernel_name: str, preload: Sequence[str] | None, report: Repo
 
     ``preload``: modules instead of those of the setting. Raises GvisorKernelError.
     """
-    plan = find_plan(kernel_name, _own_info(), "")
+    plan = find_plan(kernel_name, own_info(), "")
     if preload is not None:
         plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
     return make_image(plan, report)
@@ -71,7 +66,7 @@ def build_in_background(plan: dict[str, Any]) -> None:
     Raises GvisorKernelError.
     """
     step_back()
-    found = read_plan(plan, _own_key())
+    found = read_plan(plan, own_key())
     store = Store.open()
     with builder_turn(store) as mine:
         if not mine:
@@ -108,7 +103,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
         kernel = SandboxedKernel()
         try:
             address = asyncio.run(kernel.launch(bare))
-            client = _connect(address, bare)
+            client = connect(address, bare)
             try:
                 manifest = _warm_up(client, kernel, plan, since, report)
             finally:
@@ -139,21 +134,6 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
         return image
 
 
-def _own_key() -> bytes:
-    return secrets.token_hex(32).encode()
-
-
-def _own_info() -> dict[str, Any]:
-    return {"transport": "ipc", "ip": "", "key": _own_key().decode()}
-
-
-def _connect(address: Address, plan: KernelPlan) -> BlockingKernelClient:
-    client = BlockingKernelClient()
-    client.load_connection_info(describe_address(address, plan.identity))
-    client.start_channels(hb=False)
-    return client
-
-
 def _warm_up(
     client: BlockingKernelClient,
     kernel: SandboxedKernel,
@@ -164,7 +144,7 @@ def _warm_up(
     report("Waiting for it", 0.2)
     sandbox = kernel.sandbox
     assert sandbox is not None
-    info = _reply(client, client.kernel_info())
+    info = wait_for_reply(client, client.kernel_info())
     if info["language_info"].get("name") != "python":
         return Manifest({}, {})
     steps = len(plan.spec.preload)
@@ -172,8 +152,9 @@ def _warm_up(
         report(f"Importing {name}", 0.3 + 0.4 * number / steps)
         _run(client, f"import importlib\nimportlib.import_module({name!r})", name)
     report("Warming it up", 0.7)
-    _reply(client, client.complete("pri", 3))
-    _reply(client, client.is_complete("print"))
+    # No completion: what that imports holds 34 MiB, in every kernel. Who wants it at once preloads
+    # jedi.
+    wait_for_reply(client, client.is_complete("print"))
     text = _run(client, LIST_FILES, "")
     _run(client, WARM_UP, "")
     try:
@@ -186,7 +167,7 @@ def _warm_up(
 def _run(client: BlockingKernelClient, code: str, preloaded: str) -> str:
     """Run ``code`` so that nothing of it is seen afterwards; what it printed."""
     message_id = client.execute(f"exec({code!r}, {{}})", silent=True, store_history=False)
-    content = _reply(client, message_id)
+    content = wait_for_reply(client, message_id)
     if content["status"] != "ok":
         words = f"{content.get('ename')}: {content.get('evalue')}"
         if preloaded:
@@ -206,18 +187,3 @@ def _run(client: BlockingKernelClient, code: str, preloaded: str) -> str:
             if message["content"].get("execution_state") == "idle":
                 break
     return printed
-
-
-def _reply(client: BlockingKernelClient, message_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + STEP_SECONDS
-    while True:
-        try:
-            left = deadline - time.monotonic()
-            message = client.get_shell_msg(timeout=max(0.0, left))
-        except Exception as error:
-            raise SnapshotError(
-                f"The kernel to be written down did not answer within {STEP_SECONDS:g} s."
-            ) from error
-        if message["parent_header"].get("msg_id") == message_id:
-            content: dict[str, Any] = message["content"]
-            return content

@@ -42,7 +42,7 @@ STANDARD_LIBRARY_ONLY = {"link", "errors", "guest"}
 IN_THE_SANDBOX = {"zmq", "ipykernel"}
 """Of the image's own Python: the guest imports them there, in the mode that needs them."""
 
-JUPYTER_CLIENT = {"provisioner", "launch", "kernelspecs", "bridge", "imaging"}
+JUPYTER_CLIENT = {"provisioner", "launch", "kernelspecs", "bridge", "asking", "imaging"}
 
 
 def run(*argv: str) -> None:

@@ -177,6 +177,19 @@ def make_parser() -> argparse.ArgumentParser:
     skills = add("skills", "skills:run_list", "pack, check, install, list and remove skills")
     add_skills(skills)
 
+    start = add(
+        "start",
+        "start:run_start",
+        "start a kernel, run a cell in it, end it, and say how long that took",
+        "The same steps go to the logger gvisor_kernel.trace, at its level DEBUG.",
+    )
+    start.add_argument(
+        "--kernel",
+        default="gvisor-python",
+        metavar="NAME",
+        help="the kernelspec to start (default: %(default)s)",
+    )
+    start.add_argument("--trace", action="store_true", help="list each step, in milliseconds")
     snapshot = add("snapshot", "snapshots:run_list", "images that kernels start from")
     add_snapshot(snapshot)
 

@@ -1,0 +1,49 @@
+"""A client of a kernel of one's own: connected, asked, heard. Blocks; not for servers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+
+from gvisor_kernel.bridge import Address
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.plans import KernelPlan
+from gvisor_kernel.provisioner import describe_address
+
+STEP_SECONDS = 120.0
+"""How long an answer may take: a module to preload may be large."""
+
+
+def own_key() -> bytes:
+    """A key for a kernel whose only client is this process."""
+    return secrets.token_hex(32).encode()
+
+
+def own_info() -> dict[str, Any]:
+    """As a connection file has it, for a kernel that listens wherever it likes."""
+    return {"transport": "ipc", "ip": "", "key": own_key().decode()}
+
+
+def connect(address: Address, plan: KernelPlan) -> BlockingKernelClient:
+    """A client of the kernel of ``plan`` at ``address``; whoever calls this stops its channels."""
+    client = BlockingKernelClient()
+    client.load_connection_info(describe_address(address, plan.identity))
+    client.start_channels(hb=False)
+    return client
+
+
+def wait_for_reply(client: BlockingKernelClient, message_id: str) -> dict[str, Any]:
+    """The content of the reply to a request on shell. Raises LaunchError."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while True:
+        try:
+            left = deadline - time.monotonic()
+            message = client.get_shell_msg(timeout=max(0.0, left))
+        except Exception as error:
+            raise LaunchError(f"The kernel did not answer within {STEP_SECONDS:g} s.") from error
+        if message["parent_header"].get("msg_id") == message_id:
+            content: dict[str, Any] = message["content"]
+            return content

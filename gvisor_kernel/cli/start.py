@@ -1,0 +1,43 @@
+"""``start``: start a kernel, have it answer, and say what that waited for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from gvisor_kernel.asking import connect, own_info, wait_for_reply
+from gvisor_kernel.launch import find_plan
+from gvisor_kernel.sandboxed import SandboxedKernel
+from gvisor_kernel.trace import Trace, tracing
+
+
+def try_start(kernel_name: str) -> Trace:
+    """Start a kernel of a kernelspec, run a cell in it, end it. Raises GvisorKernelError."""
+    plan = find_plan(kernel_name, own_info(), "")
+    kernel = SandboxedKernel()
+    with tracing() as trace:
+        try:
+            client = connect(asyncio.run(kernel.launch(plan)), plan)
+            try:
+                wait_for_reply(client, client.kernel_info())
+                trace.note("kernel_info answered")
+                wait_for_reply(client, client.execute("1 + 1"))
+                trace.note("first cell run")
+            finally:
+                client.stop_channels()
+        finally:
+            asyncio.run(kernel.close())
+    return trace
+
+
+def run_start(arguments: argparse.Namespace) -> int:
+    trace = try_start(arguments.kernel)
+    if arguments.trace:
+        last = 0.0
+        print("   at ms  took ms")
+        for words, seconds in trace.steps:
+            print(f"{1e3 * seconds:8.0f} {1e3 * (seconds - last):8.0f}  {words}")
+            last = seconds
+    else:
+        print(f"{arguments.kernel}: its first cell had run after {trace.steps[-1][1]:.2f} s")
+    return 0
