@@ -26,6 +26,8 @@ SETTLE_SECONDS = 2.0
 SNAPSHOT_SECONDS = 60.0
 SHORT_SNAPSHOT_SECONDS = 15.0
 """How long a snapshot may take to be made; and once none came in that time."""
+BUSY_PERCENT = 10.0
+"""Of a core: a kernel that uses more while it is idle is worth a note."""
 FACTS = """
 import json, os, platform, sys, threading
 ADAPTER = "gvisor_kernel.guest.ipykernel_adapter"
@@ -162,13 +164,24 @@ class Schedule:
         shared = [v for v in self._variants if v.name in groups and v.kind != "dockernel"]
         managers = {v.worker: {self.worker(v).process.pid} for v in shared}
         self._tell(f"idle for {self._plan.idle_seconds:.0f} s")
-        before = {name: processes.cpu_seconds(group) for name, group in groups.items()}
+        before = {
+            name: {process: processes.cpu_seconds([process]) for process in group}
+            for name, group in groups.items()
+        }
         manager_before = {name: self._cpu(pids) for name, pids in managers.items()}
         time.sleep(self._plan.idle_seconds)
         for name, group in groups.items():
-            used = processes.cpu_seconds(group) - before[name]
-            percent = 100 * used / self._plan.idle_seconds
+            spent = {
+                process: 100 * (processes.cpu_seconds([process]) - before[name][process])
+                for process in group
+                if process.is_running()
+            }
+            percent = sum(spent.values()) / self._plan.idle_seconds
             self._results.add(name, {figures.IDLE_CPU: [percent]})
+            if percent > BUSY_PERCENT:
+                worst = max(spent, key=spent.__getitem__)
+                reason = f"most of the CPU time was used by {describe_process(worst)}"
+                self._results.failures.append((name, figures.IDLE_CPU, reason))
         for worker, pids in managers.items():
             used = self._cpu(pids) - manager_before[worker]
             names = [v.name for v in shared if v.worker == worker]
@@ -361,3 +374,10 @@ class Schedule:
 
     def _tell(self, text: str) -> None:
         self._say(f"{time.monotonic() - self._begin:6.0f} s  {text}")
+
+
+def describe_process(process: psutil.Process) -> str:
+    try:
+        return f"{process.name()} ({' '.join(process.cmdline())[:200]})"
+    except psutil.Error:
+        return "a process that has ended"
