@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, ImageRun, KernelBridge
 from gvisor_kernel.bridge.kernel import close_sandbox
 from gvisor_kernel.builder import ImageBuilder
-from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.restoring import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
@@ -216,6 +216,7 @@ class SandboxedKernel:
             return False
         sandbox = restored.sandbox
         try:
+            await self._verify(runtime, sandbox)  # before anything of a client's gets there
             await kernel.attach_restored(
                 sandbox,
                 sandbox.log_path,
@@ -226,14 +227,22 @@ class SandboxedKernel:
                 min(RESUME_SECONDS, plan.spec.start_timeout),
             )
             step("kernel told who it is")
-            await self._verify(runtime, sandbox)
-        except LaunchError as error:
+        except BaseException as error:
+            await asyncio.shield(self._give_up(kernel, restored, str(error)))
+            if not isinstance(error, SandboxError):
+                raise
             log.warning("A kernel starts without its image: %s", error)
-            await kernel.end_sandbox()
-            await self._in_worker(restored.discard, error.fact)
             return False
         self._sandbox = sandbox
         return True
+
+    @staticmethod
+    async def _give_up(kernel: KernelBridge, restored: Restored, reason: str) -> None:
+        await kernel.end_sandbox()
+        await close_sandbox(restored.sandbox)  # if the bridge has not even taken it over
+        with suppress(RuntimeError):  # this process is ending
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, restored.discard, reason)
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)

@@ -13,8 +13,8 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, List
+from collections.abc import Callable, Iterator
+from typing import Any, List, Tuple
 
 import zmq
 
@@ -29,8 +29,12 @@ CAPTURE_LOOKS = 20
 STOP_ABORTING = b"stop aborting"
 """A message of ipykernel's to itself."""
 
+MERGED = 1024 * 1024
+"""Characters of output in one message at most. ipykernel puts all that was printed within 0.2 s
+into one, be it 500 MB: more than a message may have, and all of it for the host to hold at once."""
+
 STREAM_PARTS = (
-    *("_buffers", "_fid", "_flush", "_flush_pending", "_schedule_flush"),
+    *("_buffers", "_fid", "_flush", "_flush_buffers", "_flush_pending", "_schedule_flush"),
     *("flush_interval", "flush_timeout"),
 )
 """Of an OutStream, what ``flush_by_link`` relies on."""
@@ -64,7 +68,13 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
     if not all(hasattr(stream, name) for name in STREAM_PARTS):
         return False
     ask, send, master = stream.flush, stream._flush, os.getpid()
+    take = stream._flush_buffers
     sending = threading.Lock()
+
+    def _flush_buffers() -> Iterator[Tuple[Any, str]]:
+        for parent, text in take():
+            for start in range(0, len(text), MERGED):
+                yield parent, text[start : start + MERGED]
 
     def _flush() -> None:
         with sending:
@@ -97,6 +107,7 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
             stream._flush_pending = True
             link.run_later(stream.flush_interval, _flush)
 
+    stream._flush_buffers = _flush_buffers
     stream._flush, stream.flush, stream._schedule_flush = _flush, flush, _schedule_flush
     return True
 
