@@ -81,7 +81,9 @@ class DirectLink:
         self._drained = threading.Event()
         self._open = False
         self._pid = os.getpid()
-        self._reading = True
+        self._delivery = threading.RLock()
+        """Held while a message is delivered."""
+        self._delivering = True
         self._reader = self._thread(self._read, "Link reader")
         self._writer = self._thread(self._write, "Link writer")
         os.register_at_fork(after_in_child=self._leave_to_parent)
@@ -216,7 +218,7 @@ class DirectLink:
         return True
 
     def _read(self) -> None:
-        while self._reading:
+        while True:
             try:
                 data = self._socket.recv(READ_SIZE)
             except OSError:
@@ -241,7 +243,7 @@ class DirectLink:
                     else:
                         message = self._flow.take(frame)
                 if message is not None:
-                    self.on_message(message)
+                    self._deliver(message)
                     with self._lock:
                         self._flow.consumed(message)
             with self._lock:
@@ -255,6 +257,11 @@ class DirectLink:
             idle = idle and not (self._waiting or self._unsent or self._timers or self._acts)
             quiet = Quiet(ask.run, idle and not self._flow.queued())
             self._unsent.append(encode_frame(FrameType.QUIET, quiet.encode()))
+
+    def _deliver(self, message: Message) -> None:
+        with self._delivery:
+            if self._delivering:
+                self.on_message(message)
 
     # -- restored from an image --------------------------------------------------------------------
 
@@ -272,15 +279,10 @@ class DirectLink:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def stop_reading(self) -> None:
-        """No message is delivered after this. What is sent still leaves."""
-        self._reading = False
-        try:
-            self._socket.shutdown(socket.SHUT_RD)
-        except OSError:
-            return
-        if threading.current_thread() is not self._reader:
-            self._reader.join(DRAIN_SECONDS)
+    def stop_delivering(self) -> None:
+        """No message is delivered after this. The host's credit is, for what has to leave."""
+        with self._delivery:
+            self._delivering = False
 
     def drain(self) -> None:
         """Wait until what was sent has left this process, DRAIN_SECONDS at most."""

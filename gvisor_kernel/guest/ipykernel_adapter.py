@@ -185,7 +185,7 @@ def adapt(application: Any, adapter: Adapter) -> None:
         start(self)
 
     def adapted_close(self: Any) -> None:
-        adapter.link.stop_reading()
+        adapter.link.stop_delivering()
         adapter.close_dealers()
         close(self)
         adapter.link.drain()

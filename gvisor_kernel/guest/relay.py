@@ -1,103 +1,227 @@
 """The kernel's five ZMQ sockets, seen from PID 1. No link, no process: messages in, messages out.
 
 Shell and stdin share one identity: a kernel addresses its ``input_request`` to the sender of the
-``execute_request``.
+``execute_request``. Nothing here blocks, and nothing that a kernel has sent is dropped: the
+supervisor stops a kernel that is too far ahead.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Dict, Iterator, List, Tuple
-
-import zmq
-from zmq.utils.monitor import recv_monitor_message
+import select
+import socket
+import time
+from collections import deque
+from typing import Deque, Dict, Iterator, List, Optional, Tuple
 
 from gvisor_kernel.guest.connection_file import socket_prefix
+from gvisor_kernel.guest.zmtp import ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
 
 SOCKET_TYPES = {
-    Channel.SHELL: zmq.DEALER,
-    Channel.IOPUB: zmq.SUB,
-    Channel.STDIN: zmq.DEALER,
-    Channel.CONTROL: zmq.DEALER,
-    Channel.HB: zmq.DEALER,
+    Channel.SHELL: "DEALER",
+    Channel.IOPUB: "SUB",
+    Channel.STDIN: "DEALER",
+    Channel.CONTROL: "DEALER",
+    Channel.HB: "DEALER",
 }
-RECONNECT_MS = 20
-"""How often a socket tries to reach a kernel that does not listen yet."""
-BATCH = 64
-"""Messages taken from one socket before the others have their turn."""
+READ_SIZE = 256 * 1024
+CONNECT_MS = 20
+"""How often to look whether a kernel listens that did not yet."""
+RECONNECT_MS = 200
+"""The same for one that has closed a connection."""
+
+
+class RelayConnection:
+    """To one of the kernel's sockets: not there yet, open, or closed by the kernel."""
+
+    def __init__(self, path: str, socket_type: str, identity: bytes) -> None:
+        self._path = path
+        self._type = socket_type
+        self._identity = identity
+        self._socket: Optional[socket.socket] = None
+        self._zmtp = ZmtpConnection(socket_type, identity)
+        self._unsent: Deque[memoryview] = deque()
+        self._early: List[List[bytes]] = []
+        self.was_open = False
+        self.broken: Optional[str] = None
+        """What rule the kernel broke; it is not talked to any more then."""
+
+    @property
+    def open(self) -> bool:
+        return self._socket is not None
+
+    def fileno(self) -> int:
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._unsent)
+
+    def connect(self) -> None:
+        """Try once. A kernel that does not listen yet is no error."""
+        if self._socket is not None or self.broken:
+            return
+        attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        attempt.setblocking(False)
+        try:
+            attempt.connect(self._path)
+        except OSError:
+            attempt.close()
+            return
+        self._socket = attempt
+        self._zmtp = ZmtpConnection(self._type, self._identity)
+        self._unsent.clear()
+        self.flush()
+
+    def send(self, parts: List[bytes]) -> bool:
+        """Queue a message; False when the kernel broke ZMQ's rules, and will never get it."""
+        if self.broken:
+            return False
+        if self._zmtp.ready:
+            self._zmtp.send(parts)
+            self.flush()
+        else:
+            self._early.append(parts)
+        return True
+
+    def flush(self) -> None:
+        """Write what may be written without waiting."""
+        data = self._zmtp.data_to_send()
+        if data:
+            self._unsent.append(memoryview(data))
+        while self._unsent and self._socket is not None:
+            try:
+                sent = self._socket.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.close()
+                return
+            if sent < len(self._unsent[0]):
+                self._unsent[0] = self._unsent[0][sent:]
+            else:
+                self._unsent.popleft()
+
+    def receive(self) -> List[List[bytes]]:
+        """Read once; the messages that are whole."""
+        if self._socket is None:
+            return []
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return []
+        ready = self._zmtp.ready
+        try:
+            messages = self._zmtp.receive_data(data)
+        except ZmtpError as error:
+            self.broken = str(error)
+            self.close()
+            return []
+        if self._zmtp.ready and not ready:
+            self._greet()
+        self.flush()
+        return messages
+
+    def _greet(self) -> None:
+        self.was_open = True
+        if self._type == "SUB":
+            self._zmtp.subscribe()
+        for parts in self._early:
+            self._zmtp.send(parts)
+        self._early.clear()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            self._unsent.clear()
 
 
 class Relay:
-    """Connected to kernel number ``run`` from construction on, whether it listens yet or not."""
+    """Connected to kernel number ``run`` as soon as that listens."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run: int) -> None:
-        self.sockets: Dict[Channel, zmq.Socket[bytes]] = {}
-        self.monitors: Dict[Channel, zmq.Socket[bytes]] = {}
-        self.open: Dict[Channel, bool] = {}
-        self.was_open: Dict[Channel, bool] = {}
+    def __init__(self, run: int) -> None:
         identity = os.urandom(8).hex().encode()
-        for channel, kind in SOCKET_TYPES.items():
-            socket: zmq.Socket[bytes] = context.socket(kind)
-            socket.linger = 0
-            # Without bounds here: what a kernel has sent is in the sandbox's memory anyway, and
-            # the supervisor stops the kernel when it is too far ahead. A bound would drop iopub.
-            socket.rcvhwm = 0
-            socket.sndhwm = 0
-            socket.reconnect_ivl = RECONNECT_MS
-            if kind == zmq.SUB:
-                socket.subscribe(b"")
-            else:
-                socket.setsockopt(zmq.IDENTITY, identity)
-            events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-            self.monitors[channel] = socket.get_monitor_socket(events)
-            socket.connect(f"ipc://{socket_prefix(run)}-{int(channel)}")
-            self.sockets[channel] = socket
-            self.open[channel] = self.was_open[channel] = False
+        prefix = socket_prefix(run)
+        self._connections = {
+            channel: RelayConnection(
+                f"{prefix}-{int(channel)}", kind, b"" if kind == "SUB" else identity
+            )
+            for channel, kind in SOCKET_TYPES.items()
+        }
+        self._told: List[Channel] = []
+        self._tried = 0.0
+        self.connect()
 
-    def poll_monitors(self) -> None:
-        """Take note of connections made and lost."""
-        for channel, monitor in self.monitors.items():
-            while monitor.poll(0):
-                event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
-                self.open[channel] = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self.was_open[channel] |= self.open[channel]
+    def connect(self) -> None:
+        """Try those that are not connected; call it every ``wait_ms``."""
+        self._tried = time.monotonic()
+        for connection in self._connections.values():
+            connection.connect()
+
+    @property
+    def wait_ms(self) -> Optional[int]:
+        """How long to wait before ``connect`` is to be called again; None: not at all."""
+        missing = [c for c in self._connections.values() if not c.open and not c.broken]
+        if not missing:
+            return None
+        return RECONNECT_MS if all(c.was_open for c in missing) else CONNECT_MS
+
+    def look(self) -> None:
+        """Connect where it is time to."""
+        wait = self.wait_ms
+        if wait is not None and time.monotonic() - self._tried >= wait / 1000:
+            self.connect()
 
     @property
     def listening(self) -> bool:
         """The kernel's iopub is connected: nothing it answers from now on can be missed."""
-        return self.was_open[Channel.IOPUB]
+        return self._connections[Channel.IOPUB].was_open
 
     @property
     def finished(self) -> bool:
         """Every connection that was there is closed: the kernel's last bytes have been read."""
-        return not any(self.open.values())
+        return not any(connection.open for connection in self._connections.values())
+
+    def wanted(self) -> Iterator[Tuple[int, int]]:
+        """Descriptors and what to wait for on them, as ``select.poll`` has it."""
+        for connection in self._connections.values():
+            if connection.open:
+                yield (
+                    connection.fileno(),
+                    select.POLLIN | (select.POLLOUT if connection.wants_to_write else 0),
+                )
 
     def send(self, channel: Channel, parts: List[bytes]) -> bool:
         """Hand a message to the kernel. Never blocks, never drops while the kernel lives.
 
-        False when the kernel broke ZMQ's rules: libzmq then gives its connection up for good.
+        False when the kernel broke ZMQ's rules.
         """
-        if channel is not Channel.IOPUB:
-            try:
-                self.sockets[channel].send_multipart(parts, zmq.NOBLOCK, copy=False)
-            except zmq.ZMQError:
-                return False
-        return True
+        return channel is Channel.IOPUB or self._connections[channel].send(parts)
 
-    def receive(self) -> Iterator[Tuple[Channel, List[bytes]]]:
-        """What the kernel sent, at most BATCH messages a channel."""
-        for channel, socket in self.sockets.items():
-            for _ in range(BATCH):
-                try:
-                    parts = socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                yield channel, parts
+    def receive(self, ready: Dict[int, int]) -> Iterator[Tuple[Channel, List[bytes]]]:
+        """What the kernel sent, of those connections that are ``ready``; one read each."""
+        for channel, connection in self._connections.items():
+            if connection.open and connection.fileno() in ready:
+                if connection.wants_to_write:
+                    connection.flush()
+                for parts in connection.receive():
+                    yield channel, parts
+
+    def news(self) -> Iterator[Tuple[Channel, str]]:
+        """Which connections have been given up since the last call, and why."""
+        for channel, connection in self._connections.items():
+            if connection.broken and channel not in self._told:
+                self._told.append(channel)
+                yield channel, connection.broken
 
     def close(self) -> None:
-        for socket in self.sockets.values():
-            socket.disable_monitor()
-            socket.close()
-        for monitor in self.monitors.values():
-            monitor.close()
+        for connection in self._connections.values():
+            connection.close()

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import socket_prefix, write_connection_file
@@ -21,6 +21,7 @@ from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.log_budget import LogBudget
 from gvisor_kernel.guest.notice import explain_drop, stand_in
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.guest.relay import Relay
 from gvisor_kernel.guest.stillness import Stillness
 from gvisor_kernel.guest.workspace import refresh_workspace
 from gvisor_kernel.link import (
@@ -82,14 +83,13 @@ class Supervisor:
         self.link_in = link_in
         self.link_out = link_out
         self.kernel: Optional[KernelProcess] = None
-        self.relay: Any = None
+        self.relay: Optional[Relay] = None
         self.socket: Optional[KernelSocket] = None
         self.imported = False
         """This process has imported what a kernel needs, and can become one by a fork."""
         self._signs: Optional[Tuple[str, str]] = None
         """Key and scheme of the kernel's messages; of a relayed one they never change."""
         self._diverted: List[Diverted] = []
-        self._context: Any = None
         self._pending = memoryview(b"")
         self._held: Deque[Message] = deque()
         self._stopped = False
@@ -133,16 +133,16 @@ class Supervisor:
             if self.kernel is not None:
                 self._pass_output(ready)
             if self.relay is not None:
-                self._pass_messages()
+                self._pass_messages(ready)
             elif self.socket is not None:
                 self._pass_frames(ready)
             self._finish_exit()
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _wait(self) -> Dict[Any, int]:
+    def _wait(self) -> Dict[int, int]:
         """What is ready; empty after WAIT_MS of nothing."""
-        wanted: List[Tuple[Any, int]] = [(self.link_in, select.POLLIN), (self._wake, select.POLLIN)]
+        wanted: List[Tuple[int, int]] = [(self.link_in, select.POLLIN), (self._wake, select.POLLIN)]
         if self._pending:
             wanted.append((self.link_out, select.POLLOUT))
         if self.kernel is not None:
@@ -155,22 +155,17 @@ class Supervisor:
                 wanted.append((self.socket.fileno(), select.POLLOUT))
             if self.socket.facts is None:
                 timeout = UNDECIDED_MS
-        if self.relay is None:
-            poller = select.poll()
-            masks: Dict[int, int] = {}
-            for fd, events in wanted:
-                masks[fd] = masks.get(fd, 0) | events
-            for fd, events in masks.items():
-                poller.register(fd, events)
-            return dict(poller.poll(timeout))
-        import zmq
-
-        zmq_poller = zmq.Poller()
+        if self.relay is not None:
+            wanted.extend(self.relay.wanted())
+            waits = self.relay.wait_ms
+            timeout = timeout if waits is None else min(timeout, waits)
+        poller = select.poll()
+        masks: Dict[int, int] = {}
         for fd, events in wanted:
-            zmq_poller.register(fd, zmq.POLLIN if events == select.POLLIN else zmq.POLLOUT)
-        for zmq_socket in (*self.relay.sockets.values(), *self.relay.monitors.values()):
-            zmq_poller.register(zmq_socket, zmq.POLLIN)
-        return dict(zmq_poller.poll(timeout))
+            masks[fd] = masks.get(fd, 0) | events
+        for fd, events in masks.items():
+            poller.register(fd, events)
+        return dict(poller.poll(timeout))
 
     # -- the link --------------------------------------------------------------------------------
 
@@ -246,7 +241,7 @@ class Supervisor:
                 self.socket = KernelSocket(own)
             else:
                 self._use_relay()
-        except (OSError, ImportError, StartError) as error:
+        except (OSError, StartError) as error:
             self._log(f"{error}\n")
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
@@ -270,14 +265,9 @@ class Supervisor:
             self.connection.send(Resumed(resume.run, False))
 
     def _use_relay(self) -> None:
-        """Talk ZMQ to the kernel. pyzmq is imported only now: many kernels need none of it."""
-        import zmq
-
-        from gvisor_kernel.guest.relay import Relay
-
+        """Talk ZMQ to the kernel."""
         assert self.connection.run is not None
-        self._context = self._context or zmq.Context()
-        self.relay = Relay(self._context, self.connection.run)
+        self.relay = Relay(self.connection.run)
 
     def _signal(self, signum: int) -> None:
         if self.kernel is None:
@@ -333,7 +323,7 @@ class Supervisor:
         else:  # until the kernel has said what it speaks
             self._diverted.append(event)
 
-    def _pass_frames(self, ready: Dict[Any, int]) -> None:
+    def _pass_frames(self, ready: Dict[int, int]) -> None:
         assert self.socket is not None
         undecided, resuming = self.socket.facts is None, self.socket.resuming
         if ready.get(self.socket.fileno(), 0) & ~select.POLLOUT:
@@ -390,13 +380,7 @@ class Supervisor:
             return True
         self.socket.close()
         self.socket = None
-        try:
-            self._use_relay()
-        except (OSError, ImportError) as error:
-            self._log(f"{error}\n")
-            if self.kernel is not None:
-                self.kernel.signal_group(signal.SIGKILL)
-            return False
+        self._use_relay()
         self.connection.diverts = False
         for event in self._diverted:
             self.connection.receive_data(event.frame)
@@ -413,19 +397,22 @@ class Supervisor:
 
     # -- what the kernel says --------------------------------------------------------------------
 
-    def _pass_messages(self) -> None:
-        self.relay.poll_monitors()
+    def _pass_messages(self, ready: Dict[int, int]) -> None:
+        assert self.relay is not None
+        self.relay.look()
         if self.relay.listening:
             while self._held:
                 message = self._held.popleft()
                 if not self.relay.send(message.channel, message.parts):
                     self._complain(f"The kernel does not speak on {message.channel.name}.\n")
                 self.connection.consumed(message)
-        for channel, parts in self.relay.receive():
+        for channel, parts in self.relay.receive(ready):
             try:
                 self.connection.send_message(channel, parts)
             except LocalProtocolError as error:
                 self._tell_of_drop(channel, parts, explain_drop(channel, error))
+        for channel, reason in self.relay.news():
+            self._complain(f"The kernel's {channel.name.lower()} socket was given up: {reason}.\n")
         waiting = self.connection.queued(Channel.IOPUB)
         if self.kernel is not None and waiting > STOP_ABOVE and not self._stopped:
             if time.monotonic() >= self._runs_until:
@@ -445,7 +432,7 @@ class Supervisor:
             self.kernel.signal_group(signal.SIGCONT)
         self._stopped = False
 
-    def _pass_output(self, ready: Dict[Any, int]) -> None:
+    def _pass_output(self, ready: Dict[int, int]) -> None:
         """Forward what the kernel wrote to its stdout and stderr, within the budget."""
         assert self.kernel is not None
         for fd, source in tuple(self.kernel.output.items()):

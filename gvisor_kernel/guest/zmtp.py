@@ -1,0 +1,140 @@
+"""ZMTP 3.0, the protocol of ZMQ's sockets, as far as a kernel's client needs it. No I/O.
+
+Only the NULL mechanism, only the connecting side. PID 1 speaks it itself: libzmq would add a
+thread, whose every wake-up costs inside gVisor, and an image would need pyzmq for its kernels.
+The specification is RFC 23 of ZeroMQ (rfc.zeromq.org/spec/23); libzmq, JeroMQ and zeromq.js speak
+3.0 to a peer that says 3.0.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import List
+
+MORE, LONG, COMMAND = 0x01, 0x02, 0x04
+GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+SIGNATURE_AND_VERSION = 11
+_LONG_SIZE = struct.Struct(">Q")
+_VALUE_SIZE = struct.Struct(">I")
+
+FRAME_MOST = 1 << 40
+"""What a kernel sends is in the sandbox's memory already; this is only no size at all."""
+
+
+class ZmtpError(Exception):
+    """The peer does not speak ZMTP 3 with the mechanism NULL, or breaks its rules."""
+
+
+class ZmtpConnection:
+    """One connection. ``data_to_send`` begins with all that a handshake needs of this side."""
+
+    def __init__(self, socket_type: str, identity: bytes = b"") -> None:
+        properties = _property(b"Socket-Type", socket_type.encode())
+        if identity:
+            properties += _property(b"Identity", identity)
+        self._out: List[bytes] = [GREETING, _command(b"READY", properties)]
+        self._in = bytearray()
+        self._greeted = False
+        self.ready = False
+        """The handshake is done on both sides."""
+        self._parts: List[bytes] = []
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, parts: List[bytes]) -> None:
+        """Queue a message."""
+        last = len(parts) - 1
+        for index, part in enumerate(parts):
+            more = MORE if index < last else 0
+            if len(part) > 255:
+                self._out.append(bytes((more | LONG,)) + _LONG_SIZE.pack(len(part)))
+            else:
+                self._out.append(bytes((more, len(part))))
+            self._out.append(part)
+
+    def subscribe(self) -> None:
+        """Ask a publisher for everything."""
+        self.send([b"\x01"])
+
+    def data_to_send(self) -> bytes:
+        """All that is queued."""
+        if not self._out:
+            return b""
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> List[List[bytes]]:
+        """Take what was read; the messages that are whole now. Raises ZmtpError."""
+        self._in += data
+        if not self._greeted and not self._take_greeting():
+            return []
+        messages: List[List[bytes]] = []
+        offset, end = 0, len(self._in)
+        while end - offset >= 2:
+            flags = self._in[offset]
+            if flags & ~(MORE | LONG | COMMAND):
+                raise ZmtpError(f"a frame has the flags {flags:#x}")
+            if flags & LONG:
+                if end - offset < 9:
+                    break
+                (size,) = _LONG_SIZE.unpack_from(self._in, offset + 1)
+                start = offset + 9
+            else:
+                size, start = self._in[offset + 1], offset + 2
+            if size > FRAME_MOST:
+                raise ZmtpError(f"a frame announces {size} bytes")
+            if end - start < size:
+                break
+            with memoryview(self._in) as view:
+                body = bytes(view[start : start + size])
+            offset = start + size
+            if flags & COMMAND:
+                self._take_command(body)
+                continue
+            if not self.ready:
+                raise ZmtpError("a message came before the handshake was done")
+            self._parts.append(body)
+            if not flags & MORE:
+                messages.append(self._parts)
+                self._parts = []
+        del self._in[:offset]
+        return messages
+
+    def _take_greeting(self) -> bool:
+        if len(self._in) >= SIGNATURE_AND_VERSION:
+            if self._in[0] != 0xFF or self._in[9] != 0x7F:
+                raise ZmtpError("the other side does not speak ZMTP")
+            if self._in[10] < 3:
+                raise ZmtpError(f"the other side speaks ZMTP {self._in[10]}; 3 is needed")
+        if len(self._in) < len(GREETING):
+            return False
+        mechanism = bytes(self._in[12:32]).rstrip(b"\0")
+        if mechanism != b"NULL":
+            raise ZmtpError(f"the other side wants the mechanism {mechanism!r}")
+        del self._in[: len(GREETING)]
+        self._greeted = True
+        return True
+
+    def _take_command(self, body: bytes) -> None:
+        size = body[0] if body else 0
+        name, rest = body[1 : 1 + size], body[1 + size :]
+        if name == b"READY":
+            self.ready = True
+        elif name == b"ERROR":
+            raise ZmtpError(f"the other side refuses: {rest[1:200]!r}")
+        elif name == b"PING":  # a time to live of two bytes, and a context to give back
+            self._out.append(_command(b"PONG", rest[2:18]))
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + _VALUE_SIZE.pack(len(value)) + value
+
+
+def _command(name: bytes, data: bytes) -> bytes:
+    body = bytes((len(name),)) + name + data
+    if len(body) > 255:
+        return bytes((COMMAND | LONG,)) + _LONG_SIZE.pack(len(body)) + body
+    return bytes((COMMAND, len(body))) + body
