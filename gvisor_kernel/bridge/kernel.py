@@ -487,7 +487,7 @@ class KernelBridge:
                 self.exit_status = ENDED_STATUS
                 return
         if self._death is None and not self._asked_to_end:
-            self._death = f"The kernel's sandbox is gone: {reason}."
+            self._death = f"The kernel's sandbox is gone: {reason.removesuffix('.')}."
         if self.exit_status is None and self._finishing is None:
             self._kernel_ended(ENDED_STATUS)
 

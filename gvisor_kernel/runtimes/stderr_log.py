@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 TAIL_BYTES = 4096
 FILE_BYTES = 1024 * 1024
 """No more than this goes into the file: a kernel that prints for ever fills no disk."""
+LONGEST_LINE = 4096
 
 
 class StderrLog:
     """Reads a pipe to its end in a thread of its own, which nothing has to stop.
 
-    The thread takes over ``fd``. Text is appended to ``path``.
+    The thread takes over ``fd``. Text is appended to ``path``, each line with a time and with
+    ``sandbox:``, as a kernel can write here what it likes: others' lines are in the same file.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
         self._path = path
         self._tail = b""
+        self._line = b""
         self._lock = threading.Lock()
         self._thread = threading.Thread(
             target=self._drain, name="gvisor-kernel-stderr", daemon=True
@@ -50,12 +54,22 @@ class StderrLog:
                 except OSError:
                     return
                 if not content:
+                    self._write_lines(b"\n")
                     return
                 with self._lock:
                     self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
                 if written < FILE_BYTES:
                     written += len(content)
-                    self._append(content)
+                    self._write_lines(content)
+
+    def _write_lines(self, content: bytes) -> None:
+        """Write the lines that ``content`` completes."""
+        *lines, self._line = (self._line + content).split(b"\n")
+        if len(self._line) > LONGEST_LINE:
+            lines, self._line = [*lines, self._line], b""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        texts = [_escape(line.decode(errors="replace")) for line in lines if line]
+        self._append("".join(f"{now} sandbox: {text}\n" for text in texts).encode())
 
     def _append(self, content: bytes) -> None:
         with suppress(OSError):  # the directory is being removed, or the disk is full
@@ -65,3 +79,7 @@ class StderrLog:
                 os.write(fd, content)
             finally:
                 os.close(fd)
+
+
+def _escape(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
