@@ -25,10 +25,12 @@ PARTS = ("sentry", "gofer")
 
 
 @contextmanager
-def holder(count: int, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Another process with ``count`` busy kernels; killed at the end, if it still lives."""
+def holder(
+    count: int, folder: Path, then: str = "busy"
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Another process with ``count`` kernels, busy or idle; killed at the end, if it lives."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.holder", str(count), str(folder)],
+        [sys.executable, "-m", "tests.faults.holder", str(count), str(folder), then],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -160,7 +160,9 @@ def test_100_000_small_prints(client: BlockingKernelClient) -> None:
 
 
 def test_output_that_is_no_text(client: BlockingKernelClient) -> None:
-    answer = execute(client, "print('\\ud800 \\x00 \\x1b[31m'); import os; os.write(1, b'\\xff\\n')")
+    answer = execute(
+        client, "print('\\ud800 \\x00 \\x1b[31m'); import os; os.write(1, b'\\xff\\n')"
+    )
     assert answer.status == "ok"
     assert execute(client, "print('next')").text == "next\n"
 

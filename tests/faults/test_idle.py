@@ -1,0 +1,354 @@
+"""An idle kernel's sandbox is stopped; whoever wants something of it does not notice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gvisor_kernel.bridge import idle
+from gvisor_kernel.link import Quiet
+from gvisor_kernel.runtimes.processes import is_alive
+
+from .. import leaks
+from ..jupyter.helpers import (
+    SECONDS,
+    execute,
+    finish,
+    next_message,
+    running_kernel,
+    send,
+    wait_until,
+)
+from ..world import World
+from .test_owner_death import holder, record_of
+
+QUICK = 0.1
+ANSWERS = 4
+"""Questions that a kernel is asked before it counts as one that is not stopped."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SETTLED_SECONDS", QUICK)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("notebooks"))
+        yield
+
+
+class Watched:
+    """A kernel, its client, and what its guest answers when it is asked."""
+
+    def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
+        self.manager, self.client = manager, client
+        self._link = self._find_link()
+        self.answers: list[bool] = []
+        self._answered = threading.Condition()
+        take = self._link._take_answer
+
+        def take_answer(answer: Quiet) -> None:
+            take(answer)
+            with self._answered:
+                self.answers.append(answer.quiet)
+                self._answered.notify_all()
+
+        self._link._take_answer = take_answer
+
+    def _find_link(self) -> Any:
+        return self.manager.provisioner._kernel._kernel._link  # type: ignore[union-attr]
+
+    @property
+    def sentry(self) -> int:
+        pid: int = self.manager.provisioner._kernel.sandbox._sentry  # type: ignore[union-attr]
+        return pid
+
+    @property
+    def is_stopped(self) -> bool:
+        return state_of(self.sentry) == "T"
+
+    def wait_for_stop(self) -> None:
+        wait_until(lambda: self.is_stopped, "the sandbox to be stopped")
+
+    def assert_stays_awake(self) -> None:
+        """The guest is asked a few times, and says each time that there is something to do."""
+        with self._answered:
+            del self.answers[:]
+            assert self._answered.wait_for(lambda: len(self.answers) >= ANSWERS, SECONDS)
+            assert not any(self.answers)
+        assert not self.is_stopped
+
+    def assert_awake_again(self) -> None:
+        wait_until(lambda: not self.is_stopped, "the sandbox to go on")
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@contextmanager
+def watched_kernel(**settings: Any) -> Iterator[Watched]:
+    with running_kernel(settings=settings) as (manager, client):
+        yield Watched(manager, client)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Watched]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(idle, "SETTLED_SECONDS", QUICK)
+        with watched_kernel() as kernel:
+            yield kernel
+
+
+# -- stopped, and woken --------------------------------------------------------------------------
+
+
+def test_an_idle_kernel_is_stopped_and_goes_on(kernel: Watched) -> None:
+    execute(kernel.client, "x = 40")
+    kernel.wait_for_stop()
+    assert execute(kernel.client, "x + 2").result == "42"
+
+
+def complete(client: BlockingKernelClient) -> None:
+    assert "print" in finish(client, client.complete("prin", 4)).reply["content"]["matches"]
+
+
+def usage(client: BlockingKernelClient) -> None:
+    msg_id = send(client, "usage_request")
+    deadline = time.monotonic() + SECONDS
+    while True:
+        message = next_message(client, "control", deadline, "the usage reply")
+        if message["parent_header"].get("msg_id") == msg_id:
+            return
+
+
+def comm(client: BlockingKernelClient) -> None:
+    content = {"comm_id": "of-nobody", "data": {}}
+    msg_id = send(client, "comm_close", content, channel="shell")
+    deadline = time.monotonic() + SECONDS
+    while True:
+        message = next_message(client, "iopub", deadline, "the end of a comm message")
+        if message["parent_header"].get("msg_id") == msg_id:
+            return
+
+
+@pytest.mark.parametrize("ask", [complete, usage, comm], ids=lambda ask: str(ask.__name__))
+def test_messages_wake_it(kernel: Watched, ask: Callable[[BlockingKernelClient], None]) -> None:
+    ask(kernel.client)  # the first completion of a kernel takes seconds
+    kernel.wait_for_stop()
+    ask(kernel.client)
+
+
+def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
+    execute(kernel.client, "x = 40")
+    kernel.wait_for_stop()
+    kernel.manager.interrupt_kernel()
+    kernel.assert_awake_again()
+    assert execute(kernel.client, "x + 2").result == "42"
+
+
+def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
+    kernel.wait_for_stop()
+    with zmq.Context() as context, context.socket(zmq.REQ) as heart:
+        heart.linger = 0
+        heart.connect(kernel.client._make_url("hb"))
+        for number in range(20):
+            heart.send(b"beat %d" % number)
+            assert heart.poll(1000 * SECONDS)
+            assert heart.recv() == b"beat %d" % number
+    assert kernel.is_stopped
+
+
+def test_clocks_and_sleepers_go_on(kernel: Watched) -> None:
+    """Time passes in a stopped sandbox."""
+    execute(kernel.client, "import time; a = time.monotonic(), time.time()")
+    kernel.wait_for_stop()
+    since = time.monotonic()
+    threading.Event().wait(1.0)
+    text = execute(kernel.client, "print(time.monotonic() - a[0], time.time() - a[1])").text
+    passed = time.monotonic() - since
+    assert all(passed - 0.1 < float(word) < passed + 10 for word in text.split())
+
+
+# -- not stopped ---------------------------------------------------------------------------------
+
+BUSY = {
+    "a busy thread": (
+        "import threading; on = True\n"
+        "def work():\n    while on: pass\n"
+        "t = threading.Thread(target=work); t.start()",
+        "on = False; t.join()",
+    ),
+    "a thread that sleeps": (
+        "import threading; t = threading.Timer(1000, print); t.start()",
+        "t.cancel(); t.join()",
+    ),
+    "a thread that threading does not know": (
+        "import _thread; lock = _thread.allocate_lock(); lock.acquire()\n"
+        "_thread.start_new_thread(lock.acquire, ())",
+        "lock.release()",
+    ),
+    "a timer of the loop": (
+        "import asyncio; h = asyncio.get_running_loop().call_later(1000, print)",
+        "h.cancel()",
+    ),
+    "a task that sleeps": (
+        "import asyncio; t = asyncio.create_task(asyncio.sleep(1000))",
+        "t.cancel()",
+    ),
+    "a task that waits": (
+        "import asyncio; t = asyncio.create_task(asyncio.wait([asyncio.Future()]))",
+        "t.cancel()",
+    ),
+    "a descriptor that the loop watches": (
+        "import asyncio, os; r, w = os.pipe(); l = asyncio.get_running_loop()\n"
+        "l.add_reader(r, print)",
+        "l.remove_reader(r); os.close(r); os.close(w)",
+    ),
+    "a child": (
+        "import subprocess; p = subprocess.Popen(['sleep', '1000'])",
+        "p.kill(); p.wait()",
+    ),
+    "a child that has left": (
+        "import subprocess; s = 'sleep 1000 > /dev/null 2>&1 & echo $!'\n"
+        "p = subprocess.run(['setsid', 'sh', '-c', s], stdout=subprocess.PIPE)",
+        "import os; os.kill(int(p.stdout), 9)",
+    ),
+    "an alarm": ("import signal; signal.alarm(1000)", "signal.alarm(0)"),
+}
+
+
+@pytest.mark.parametrize("what", BUSY)
+def test_not_stopped_with(kernel: Watched, what: str) -> None:
+    begin, end = BUSY[what]
+    assert execute(kernel.client, begin).status == "ok"
+    kernel.assert_stays_awake()
+    assert execute(kernel.client, end).status == "ok"
+    kernel.wait_for_stop()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import threading; threading.Event().wait(1000)",
+        "import asyncio; await asyncio.Future()",
+        "input()",
+    ],
+    ids=["blocks", "awaits", "asks"],
+)
+def test_not_stopped_while_a_cell(kernel: Watched, code: str) -> None:
+    """The bridge does not even ask then, so what the guest would say is asked for here."""
+    bridge = kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
+    msg_id = kernel.client.execute(code, allow_stdin=True)
+    wait_until(lambda: msg_id in bridge._pending, "the request to reach the bridge")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel._link, "_may_stop", lambda: True)
+        kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
+        kernel.assert_stays_awake()
+    kernel.manager.interrupt_kernel()
+    kernel.client.kernel_info()  # ipykernel does not notice an interrupt while a cell only awaits
+    assert finish(kernel.client, msg_id).status == "error"
+    kernel.wait_for_stop()
+
+
+HARMLESS = {
+    "an idle pool of threads": (
+        "import concurrent.futures as c; pool = c.ThreadPoolExecutor(2)\n"
+        "pool.submit(print).result()"
+    ),
+    "what asyncio.to_thread leaves": "import asyncio; await asyncio.to_thread(print)",
+    "a timer that was cancelled": (
+        "import asyncio; asyncio.get_running_loop().call_later(1000, print).cancel()"
+    ),
+    "numpy and its threads": "import numpy; numpy.ones((400, 400)) @ numpy.ones((400, 400))",
+    "the monitor of progress bars": (
+        "import sys, threading, types; done = threading.Event()\n"
+        "class TMonitor(threading.Thread):\n"
+        "    def get_instances(self): return []\n"
+        "    def run(self): done.wait(1000)\n"
+        "TMonitor.__module__ = 'tqdm._monitor'; TMonitor(daemon=True).start()"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_stopped_in_spite_of(kernel: Watched, what: str) -> None:
+    assert execute(kernel.client, HARMLESS[what]).status == "ok"
+    kernel.wait_for_stop()
+
+
+def test_a_relayed_kernel_is_never_stopped() -> None:
+    with watched_kernel(kernel_mode="relay") as kernel:
+        kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
+        kernel.assert_stays_awake()
+
+
+def test_off_by_the_setting(kernel: Watched) -> None:
+    """Started and used before another one, which is stopped while this one is not."""
+    with running_kernel(settings={"idle_stop": False}) as (manager, client):
+        execute(client, "1")
+        execute(kernel.client, "1")
+        kernel.wait_for_stop()
+        sandbox = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+        assert state_of(sandbox._sentry) != "T"
+        link = manager.provisioner._kernel._kernel._link  # type: ignore[union-attr]
+        assert link._idle is None
+
+
+# -- the end of a stopped one --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["polite", "now"])
+def test_restart_and_shutdown_of_a_stopped_one(now: bool) -> None:
+    with watched_kernel() as kernel:
+        kernel.wait_for_stop()
+        kernel.manager.restart_kernel(now=now)
+        kernel.client.wait_for_ready(timeout=SECONDS)
+        assert execute(kernel.client, "6 * 7").result == "42"
+        kernel.wait_for_stop()
+        kernel.manager.shutdown_kernel(now=now)
+        assert not kernel.manager.is_alive()
+
+
+def test_signals_reach_a_stopped_one() -> None:
+    with watched_kernel() as kernel:
+        kernel.wait_for_stop()
+        kernel.manager.signal_kernel(signal.SIGTERM)
+        wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 10)
+
+
+def test_the_sentry_of_a_stopped_one_is_killed() -> None:
+    with watched_kernel() as kernel:
+        record = record_of(kernel.manager.provisioner._kernel.sandbox.identity)  # type: ignore[union-attr]
+        kernel.wait_for_stop()
+        signal.pidfd_send_signal(kernel._link._sandbox.exit_fd, signal.SIGKILL)
+        wait_until(lambda: not kernel.manager.is_alive(), "the manager to see it", 10)
+        wait_until(
+            lambda: not any(map(is_alive, record.processes.values())), "the end of its processes"
+        )
+
+
+def test_the_owner_of_stopped_ones_is_killed(world: World, tmp_path: Path) -> None:
+    before = leaks.everything(world)
+    with holder(2, tmp_path, "idle") as (process, identities):
+        sentries = [record_of(identity).processes["sentry"] for identity in identities]
+        for sentry in sentries:
+            wait_until(lambda pid=sentry.pid: state_of(pid) == "T", "a stop")  # type: ignore[misc]
+        process.kill()
+        process.wait()
+        left = leaks.left_since(before, lambda: leaks.everything(world))
+        assert not {thing for thing in left if not thing.startswith("file ")}
+    with running_kernel():
+        pass
+    assert not leaks.left_since(before, lambda: leaks.everything(world))
