@@ -27,6 +27,8 @@ class StderrLog:
         self._tail = b""
         self._line = b""
         self._lock = threading.Lock()
+        with suppress(OSError):  # a full disk: there is no log then, only a tail
+            path.touch(0o600)
         self._thread = threading.Thread(
             target=self._drain, name="gvisor-kernel-stderr", daemon=True
         )
@@ -73,8 +75,8 @@ class StderrLog:
 
     def _append(self, content: bytes) -> None:
         with suppress(OSError):  # the directory is being removed, or the disk is full
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            fd = os.open(self._path, flags, 0o600)
+            # Not made anew: the last words come while the directory is being emptied.
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
                 os.write(fd, content)
             finally:

@@ -1,0 +1,79 @@
+"""What a sandbox's processes write to stderr, in the file that people read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.runtimes.stderr_log import FILE_BYTES, LONGEST_LINE, TAIL_BYTES, StderrLog
+
+SECONDS = 20.0
+
+
+class Writer:
+    def __init__(self, path: Path) -> None:
+        read, self.fd = os.pipe()
+        self.log = StderrLog(read, path)
+
+    def write(self, content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def end(self) -> None:
+        os.close(self.fd)
+        self.log.wait(SECONDS)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kernel.log"
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[Writer]:
+    writer = Writer(path)
+    yield writer
+    writer.log.wait(SECONDS)
+
+
+def test_lines_are_marked_and_printable(writer: Writer, path: Path) -> None:
+    writer.write(b"one\ntw")
+    writer.write(b"o \x1b[2J\xff\n\nthree")
+    writer.end()
+    lines = path.read_text().splitlines()
+    texts = [re.fullmatch(r"\S+Z sandbox: (.*)", line) for line in lines]
+    assert [text and text[1] for text in texts] == ["one", "two \\x1b[2J\ufffd", "three"]
+    assert writer.log.tail() == "one\ntwo [2J\ufffd\n\nthree"
+
+
+def test_a_file_that_was_removed_is_not_made_anew(writer: Writer, path: Path) -> None:
+    """Its directory is being emptied while the last words come."""
+    path.unlink()
+    writer.write(b"last words\n")
+    writer.end()
+    assert not path.exists()
+    assert writer.log.tail() == "last words\n"
+
+
+def test_others_write_the_same_file(writer: Writer, path: Path) -> None:
+    with path.open("a") as file:
+        file.write("bridge: begins\n")
+    writer.write(b"here\n")
+    writer.end()
+    first, second = path.read_text().splitlines()
+    assert first == "bridge: begins"
+    assert second.endswith("sandbox: here")
+
+
+def test_all_of_it_is_bounded(writer: Writer, path: Path) -> None:
+    for _ in range(40):
+        writer.write(b"x" * 65536)
+    writer.end()
+    assert path.stat().st_size < 1.1 * FILE_BYTES
+    assert max(map(len, path.read_text().splitlines())) < 17 * LONGEST_LINE
+    assert len(writer.log.tail()) == TAIL_BYTES
