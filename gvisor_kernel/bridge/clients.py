@@ -31,11 +31,11 @@ SOCKET_TYPES = {
     Channel.CONTROL: zmq.ROUTER,
     Channel.HB: zmq.ROUTER,
 }
-IOPUB_HIGH_WATER = 4
-"""Messages that libzmq may hold for one subscriber. ZMQ counts messages, not bytes, so a small
-number is what bounds bytes: a stalled client costs four messages, and then the kernel waits."""
-REPLY_HIGH_WATER = 1000
-"""Replies that libzmq may hold for one client, on the other sockets."""
+HIGH_WATER = 4
+"""Messages that libzmq may hold for one client on one socket. ZMQ counts messages, not bytes, so a
+small number is what bounds bytes: a stalled client costs four messages, and then the kernel waits."""
+REQUESTS_HIGH_WATER = 1000
+"""Requests that libzmq may hold from one client; clients are trusted."""
 PATIENCE = 10.0
 """Seconds that one client which does not read may hold up all others; then it loses messages
 until it reads again. A client that is alone is waited for without end."""
@@ -87,6 +87,8 @@ class ClientSockets:
         self._on_subscribe = on_subscribe
         self._waiting: dict[Channel, deque[tuple[list[bytes], Taken | None]]] = {}
         self._blocked_since: dict[Channel, float] = {}
+        self._stalled: set[tuple[Channel, bytes]] = set()
+        """Clients that lost a reply, and have not read since."""
         self._coming: dict[Channel, asyncio.Handle] = {}
         """The next look at a socket that is due without its descriptor; at most one each."""
         self._subscriptions = 0
@@ -116,13 +118,12 @@ class ClientSockets:
     ) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = context.socket(kind)
         socket.linger = 1000
+        socket.sndhwm = HIGH_WATER
         if kind == zmq.XPUB:
-            socket.sndhwm = IOPUB_HIGH_WATER
             socket.setsockopt(zmq.XPUB_VERBOSER, 1)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
         else:
-            socket.sndhwm = REPLY_HIGH_WATER
-            socket.rcvhwm = REPLY_HIGH_WATER
+            socket.rcvhwm = REQUESTS_HIGH_WATER
             # Two clients of one manager share an identity; without handover the second is mute.
             socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -213,6 +214,8 @@ class ClientSockets:
                 if error.errno != zmq.EHOSTUNREACH:  # the client has left: nobody to tell
                     log.warning("A message on %s was not sent: %s", channel.name.lower(), error)
             self._blocked_since.pop(channel, None)
+            if self._stalled:
+                self._stalled.discard((channel, parts[0]))
             waiting.popleft()
             if taken is not None:
                 taken()
@@ -221,15 +224,21 @@ class ClientSockets:
         """Whether the waiting message may be tried again at once, because a stalled peer lost it.
 
         On iopub one lossy send makes libzmq pass the stalled subscriber by until it reads again.
-        On the others the message itself is for the stalled client, and is dropped.
+        On the others the message itself is for the stalled client, and is dropped; so are the next
+        ones, at once, until it reads again.
         """
         now = time.monotonic()
-        since = self._blocked_since.setdefault(channel, now)
-        if now - since < PATIENCE or (channel is Channel.IOPUB and self._subscriptions < 2):
-            if channel not in self._coming:
-                wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, now - since))
-                self._coming[channel] = self._loop.call_later(wait, self._come_back, channel)
-            return False
+        client = channel, self._waiting[channel][0][0][0]
+        if client not in self._stalled:
+            since = self._blocked_since.setdefault(channel, now)
+            if now - since < PATIENCE or (channel is Channel.IOPUB and self._subscriptions < 2):
+                if channel not in self._coming:
+                    wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, now - since))
+                    self._coming[channel] = self._loop.call_later(wait, self._come_back, channel)
+                return False
+            log.warning("A client does not read %s; it loses messages.", channel.name.lower())
+            if channel is not Channel.IOPUB:
+                self._stalled.add(client)
         self._blocked_since[channel] = now
         parts, taken = self._waiting[channel].popleft()
         if channel is Channel.IOPUB:
@@ -238,7 +247,6 @@ class ClientSockets:
             with suppress(zmq.ZMQError):
                 socket.send_multipart(parts, zmq.NOBLOCK)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
-        log.warning("A client does not read %s; it loses messages.", channel.name.lower())
         if taken is not None:
             taken()
         return True

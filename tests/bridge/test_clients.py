@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 
 from gvisor_kernel.bridge import clients
-from gvisor_kernel.bridge.clients import IOPUB_HIGH_WATER, Address, ClientSockets
+from gvisor_kernel.bridge.clients import HIGH_WATER, Address, ClientSockets
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
 
@@ -127,7 +127,7 @@ def test_a_client_that_stalls_alone_loses_nothing(
             taken = made.publish(200, 500_000)
             await asyncio.sleep(1.5)  # several times PATIENCE, in which nobody reads
             few = len(taken)
-            assert few <= 4 * IOPUB_HIGH_WATER
+            assert few <= 4 * HIGH_WATER
             assert made.sockets.waiting() == 200 - few
             assert await numbers(stalled, 200) == list(range(200))
             assert taken == list(range(200))
@@ -244,6 +244,41 @@ def test_a_reply_to_a_client_that_has_gone(world: World) -> None:
             assert len(taken) == 4
 
     run(reply())
+
+
+def test_a_client_that_never_reads_its_replies(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up others once, and costs a few messages, however many were for it."""
+    monkeypatch.setattr(clients, "PATIENCE", 1.0)
+
+    async def stall() -> None:
+        async with bench(world) as made:
+            stalled = made.connect(
+                zmq.DEALER, Channel.SHELL, identity=b"s", rcvhwm=1, rcvbuf=SMALL_BUFFERS
+            )
+            reader = made.connect(zmq.DEALER, Channel.SHELL, identity=b"r")
+            for client in (stalled, reader):
+                await client.send_multipart([b"hello"])
+            await until(lambda: len(made.received) == 2)
+            taken: list[int] = []
+            for number in range(200):
+                for name in (b"s", b"r"):
+                    parts = [name, b"x", b"%d" % number, bytes(500_000)]
+                    made.sockets.send(Channel.SHELL, parts, lambda n=number: taken.append(n))
+            assert len(taken) <= 8 * HIGH_WATER
+            assert await numbers(reader, 200) == list(range(200))
+            await until(lambda: len(taken) == 400)
+            got = []
+            async with asyncio.timeout(SECONDS):
+                while await stalled.poll(300):
+                    got.append(int((await stalled.recv_multipart())[1]))
+            assert got == list(range(len(got)))
+            assert 0 < len(got) <= 4 * HIGH_WATER
+            made.sockets.send(Channel.SHELL, [b"s", b"x", b"200"])
+            assert await numbers(stalled, 1) == [200]
+
+    run(stall())
 
 
 def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
