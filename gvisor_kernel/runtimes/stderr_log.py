@@ -26,6 +26,7 @@ class StderrLog:
         self._path = path
         self._tail = b""
         self._line = b""
+        self._room = FILE_BYTES
         self._lock = threading.Lock()
         with suppress(OSError):  # a full disk: there is no log then, only a tail
             path.touch(0o600)
@@ -48,7 +49,6 @@ class StderrLog:
         return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
     def _drain(self) -> None:
-        written = 0
         with os.fdopen(self._fd, "rb", buffering=0) as stream:
             while True:
                 try:
@@ -60,8 +60,7 @@ class StderrLog:
                     return
                 with self._lock:
                     self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
-                if written < FILE_BYTES:
-                    written += len(content)
+                if self._room > 0:
                     self._write_lines(content)
 
     def _write_lines(self, content: bytes) -> None:
@@ -70,8 +69,12 @@ class StderrLog:
         if len(self._line) > LONGEST_LINE:
             lines, self._line = [*lines, self._line], b""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        texts = [_escape(line.decode(errors="replace")) for line in lines if line]
-        self._append("".join(f"{now} sandbox: {text}\n" for text in texts).encode())
+        out = []
+        for line in lines:
+            if line and self._room > 0:
+                out.append(f"{now} sandbox: {_escape(line.decode(errors='replace'))}\n".encode())
+                self._room -= len(out[-1])
+        self._append(b"".join(out))
 
     def _append(self, content: bytes) -> None:
         with suppress(OSError):  # the directory is being removed, or the disk is full
