@@ -107,6 +107,7 @@ class SandboxSpec:
     snapshot: str = "auto"
     preload: tuple[str, ...] = ()
     idle_stop: bool = True
+    spare: bool = True
 
 
 DEFAULTS = SandboxSpec()
@@ -243,6 +244,12 @@ class SandboxSettings(Configurable):
         until it is asked something. One with a busy thread or a timer of its own is not.""",
     )
 
+    spare = Setting(
+        DEFAULTS.spare,
+        help="""Whether, after the second start of the same kernel in the same folder, a sandbox is
+        restored ahead for the next one. It is stopped, and holds what an idle kernel holds.""",
+    )
+
     _unknown: dict[str, object]
     _lower: dict[str, object]
     """Limits of the kernelspec, where the configuration has them as well."""
@@ -331,4 +338,5 @@ ACCEPT: Mapping[str, Callable[[str, object], AnyValue]] = {
     "snapshot": accept_choice(SNAPSHOTS),
     "preload": accept_modules,
     "idle_stop": accept_flag,
+    "spare": accept_flag,
 }

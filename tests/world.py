@@ -22,7 +22,7 @@ DEFAULT_KERNEL = "gvisor-python"
 WAYS: dict[str, dict[str, Any]] = {
     "direct": {"snapshot": "off"},
     "relay": {"snapshot": "off", "kernel_mode": "relay"},
-    "restored": {"snapshot": "auto"},
+    "restored": {"snapshot": "auto", "spare": False},
 }
 """Settings for each way in which a kernel starts and is spoken to. ``restored``: from the image of
 the run, if there is one that fits (``tests/conftest.py``)."""

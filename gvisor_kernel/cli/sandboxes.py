@@ -27,8 +27,9 @@ from gvisor_kernel.runtimes.processes import is_alive
 from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
 from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
 
-State = Literal["starting", "running", "ended", "orphaned", "elsewhere"]
-"""``ended``: its owner lives, and is about to remove it. ``elsewhere``: another machine, or a
+State = Literal["starting", "running", "spare", "ended", "orphaned", "elsewhere"]
+"""``spare``: restored ahead, stopped, no kernel's yet. ``ended``: its owner lives, and is about to
+remove it. ``elsewhere``: another machine, or a
 container, has it, and shares this state directory."""
 
 
@@ -63,7 +64,9 @@ def find_state(record: Record) -> State:
         return "elsewhere"
     if not record.processes:
         return "starting"
-    return "running" if any(map(is_alive, record.processes.values())) else "ended"
+    if not any(map(is_alive, record.processes.values())):
+        return "ended"
+    return "spare" if record.spare else "running"
 
 
 def read_memory(record: Record) -> int | None:

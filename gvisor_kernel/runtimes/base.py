@@ -22,6 +22,7 @@ class LaunchRequest:
     ``environment`` the server's environment: only the names that the spec lists are taken.
     ``ahead``: modules of that interpreter that PID 1 imports before it is asked for a kernel. It
     then has a kernel's environment itself, but for those names, and can become one by a fork.
+    ``spare``: the sandbox is nobody's yet; see ``Sandbox.assign``.
     """
 
     kernel_name: str
@@ -30,6 +31,7 @@ class LaunchRequest:
     python: str
     environment: dict[str, str]
     ahead: tuple[str, ...] = ()
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Sandbox(ABC):
     @abstractmethod
     def kill(self) -> None:
         """End every process of the sandbox at once. Does not wait, thread-safe, never raises."""
+
+    @abstractmethod
+    def assign(self, kernel_id: str) -> None:
+        """Write down that a spare sandbox is the one of ``kernel_id`` from here on. Quiet."""
 
     @abstractmethod
     def pause(self) -> None:

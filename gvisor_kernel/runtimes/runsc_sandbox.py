@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes import lifeline, processes, state
@@ -98,6 +99,9 @@ class RunscSandbox(Sandbox):
         if not self._closed:
             kill_sandbox(self.directory, self._groups)
 
+    def assign(self, kernel_id: str) -> None:
+        self._write_down(kernel_id=kernel_id, spare=False)
+
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
 
@@ -151,10 +155,13 @@ class RunscSandbox(Sandbox):
             "gofer": self._identify(GOFER_NAME),
         }
         known = {name: process for name, process in found.items() if process is not None}
+        self._write_down(processes=known)
+
+    def _write_down(self, **facts: Any) -> None:
         with self._closing, suppress(OSError, StateError), state.locked():
             if not self._closed:
                 record = state.read_record(self.directory) or self._record
-                state.write_record(self.directory, replace(record, processes=known))
+                state.write_record(self.directory, replace(record, **facts))
 
     def _identify(self, name: str) -> processes.ProcessId | None:
         pid = self.find_process(name)

@@ -55,6 +55,8 @@ class Record:
     """The uid and gid that get what is in outputs, when the sandbox has ended."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
+    spare: bool = False
+    """Restored ahead; no kernel's yet."""
 
 
 @cache

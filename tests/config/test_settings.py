@@ -126,6 +126,7 @@ WRONG: list[tuple[str, object]] = [
     *(("preload", value) for value in ("numpy", ["a b"], ["a."], ["import"], [""], [3], None)),
     *(("preload", value) for value in (["os; print"], ["a-b"], ["x" * 201], ["a"] * 101)),
     *(("idle_stop", value) for value in (1, "yes", None)),
+    *(("spare", value) for value in (0, "off", None)),
 ]
 
 

@@ -1,0 +1,212 @@
+"""The sandbox that is restored ahead: who gets it, and that it is nobody's trouble else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gvisor_kernel import spares
+from gvisor_kernel.cli.sandboxes import Listed, find_all
+from gvisor_kernel.spares import Spares
+
+from .. import leaks
+from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
+from ..world import World
+
+pytestmark = pytest.mark.usefixtures("image")
+
+Running = tuple[KernelManager, BlockingKernelClient]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "notebooks"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spares]:
+    """The spares of a test, which makes them at once and leaves none."""
+    mine = Spares()
+    monkeypatch.setattr(spares, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(Spares, "_instance", mine)
+    yield mine
+    mine.end()
+    assert not find_spares()
+
+
+def find_spares() -> list[Listed]:
+    return [sandbox for sandbox in find_all() if sandbox.state == "spare"]
+
+
+def state_of(sandbox: Listed) -> str:
+    pid = sandbox.record.processes["sentry"].pid
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def started(**start: Any) -> Any:
+    return running_kernel(settings={"spare": True}, start=start)
+
+
+def identity_of(manager: KernelManager) -> str:
+    return str(manager.provisioner._kernel.sandbox.identity)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def spare() -> Listed:
+    """One that is there, in the test's folder, after two starts."""
+    for _ in range(2):
+        assert not find_spares()
+        with started():
+            pass
+    return wait_for_spare()
+
+
+def wait_for_spare() -> Listed:
+    def find() -> Listed | None:
+        return next((s for s in find_spares() if state_of(s) == "T"), None)
+
+    found: Listed = wait_until(find, "a spare that is stopped")
+    return found
+
+
+def test_the_next_start_of_the_kind_gets_it(spare: Listed, folder: Path) -> None:
+    (folder / "data.txt").write_text("later than the spare")
+    with started(env={"UNKNOWN": "secret"}) as (manager, client):
+        assert identity_of(manager) == spare.record.identity
+        assert "the kernel goes on from an image" in kernel_log(manager)
+        code = """
+import os, secrets
+open("/mnt/user-data/outputs/kept", "w").write("kept")
+print(open("data.txt").read(), os.getcwd(), "UNKNOWN" in os.environ, 6 * 7)
+"""
+        assert execute(client, code).text == "later than the spare /workspace False 42\n"
+        (listed,) = [s for s in find_all() if s.id == spare.id]
+        assert (listed.state, listed.record.spare) == ("running", False)
+        another = wait_for_spare()
+        assert another.id != spare.id
+        with started() as (_, second):
+            code = "import os, random, uuid; print(os.urandom(8), random.random(), uuid.uuid4())"
+            assert execute(client, code).text != execute(second, code).text
+    assert (folder / "outputs" / "kept").read_text() == "kept"
+
+
+def test_the_kernel_has_the_id_of_its_start(spare: Listed) -> None:
+    def name(manager: KernelManager) -> None:
+        manager.kernel_id = "of-this-start"
+
+    with running_kernel(settings={"spare": True}, prepare=name) as (manager, _):
+        assert identity_of(manager) == spare.record.identity
+        (listed,) = [s for s in find_all() if s.id == spare.id]
+        assert listed.record.kernel_id == "of-this-start"
+
+
+def test_a_start_in_another_folder_does_not_get_it(spare: Listed, tmp_path: Path) -> None:
+    with started(cwd=str(tmp_path)) as (manager, _):
+        assert identity_of(manager) != spare.record.identity
+    assert [s.id for s in find_spares()] == [spare.id]
+
+
+def test_nor_one_with_other_settings(spare: Listed) -> None:
+    settings = {"spare": True, "memory_limit": "1G"}
+    with running_kernel(settings=settings) as (manager, _):
+        assert identity_of(manager) != spare.record.identity
+
+
+def test_nor_one_in_a_new_folder_of_the_name(spare: Listed, folder: Path) -> None:
+    """The spare shows the old one, so it is removed."""
+    folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    (folder / "new.txt").touch()
+    with started(cwd=str(folder)) as (manager, client):
+        assert identity_of(manager) != spare.record.identity
+        assert execute(client, "import os; os.listdir()").result.count("new.txt") == 1
+        assert spare.id not in [s.id for s in find_all()]
+
+
+def test_one_that_was_killed_is_not_missed(spare: Listed) -> None:
+    kill = [sys.executable, "-m", "gvisor_kernel", "kill", spare.id]
+    subprocess.run(kill, check=True, capture_output=True)
+    with started() as (manager, client):
+        assert identity_of(manager) != spare.record.identity
+        assert execute(client, "6 * 7").result == "42"
+        assert spare.id not in [s.id for s in find_all()]
+
+
+def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "KEEP_SECONDS", 0.2)
+    seen: list[bool] = []
+    make = Spares._make
+
+    def make_and_look(self: Spares, plan: Any) -> None:
+        make(self, plan)
+        seen.append(bool(find_spares()))
+
+    monkeypatch.setattr(Spares, "_make", make_and_look)
+    for _ in range(2):
+        with started():
+            pass
+    wait_until(lambda: seen, "a spare")
+    assert seen == [True]
+    wait_until(lambda: not find_spares(), "its end")
+
+
+def test_off_by_the_setting(mine: Spares) -> None:
+    for _ in range(3):
+        with running_kernel(settings={"spare": False}):
+            pass
+    assert mine._thread is None
+
+
+OWNER = """
+import asyncio, json, sys, time
+from jupyter_client import KernelManager
+from traitlets.config import Config
+from gvisor_kernel import spares
+from gvisor_kernel.cli.sandboxes import find_all
+
+spares.WAIT_SECONDS = 0
+config = Config({"GVisorProvisioner": {"snapshot": "auto", "spare": True}})
+for _ in range(2):
+    manager = KernelManager(kernel_name="gvisor-python", config=config)
+    manager.start_kernel()
+    manager.shutdown_kernel(now=True)
+while not (found := [s for s in find_all() if s.state == "spare"]):
+    time.sleep(0.02)
+print(found[0].id, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["exits", "is killed"])
+def test_the_end_of_its_process_is_its_end(how: str, world: World) -> None:
+    before = leaks.everything(world, leaks.SANDBOX)
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        identity = owner.stdout.readline().strip()
+        assert identity
+        if how == "is killed":
+            os.kill(owner.pid, signal.SIGKILL)
+        owner.stdin.close()
+        owner.wait(60)
+    assert not leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+
+
+def test_list_shows_it_as_what_it_is(spare: Listed) -> None:
+    command = [sys.executable, "-m", "gvisor_kernel", "list", "--json"]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert [(s["id"], s["state"]) for s in shown] == [(spare.id, "spare")]
