@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,7 +18,12 @@ from typing import Any
 from gvisor_kernel.bridge.wire import WireMessage
 
 LOG_SIZE = 1024 * 1024
+INSIDE_BURST = 512 * 1024
+INSIDE_PER_SECOND = 64 * 1024
+"""Bytes of the log that a sandbox may cause at once, and in the long run. More than an honest guest
+sends: one that is not costs neither the disk nor the bridge's time, and pushes out nothing new."""
 RECENT_LINES = 20
+RECENT_LENGTH = 500
 TRANSCRIPT_SIZE = 8 * 1024 * 1024
 TRANSCRIPT_FILES = 4
 """transcript.jsonl and the three before it; the oldest goes."""
@@ -100,26 +106,80 @@ def clean_lines(text: str) -> list[str]:
     ]
 
 
+class _Allowance:
+    """How many bytes may be written now: INSIDE_BURST, and what has come with time since.
+
+    Once used up it opens again with the next second's.
+    """
+
+    def __init__(self) -> None:
+        self._left = float(INSIDE_BURST)
+        self._at = time.monotonic()
+        self._open = True
+
+    def room(self) -> int:
+        now = time.monotonic()
+        self._left = min(INSIDE_BURST, self._left + (now - self._at) * INSIDE_PER_SECOND)
+        self._at = now
+        self._open = self._left > (0 if self._open else INSIDE_PER_SECOND)
+        return int(self._left) if self._open else 0
+
+    def spend(self, size: int) -> None:
+        self._left -= size
+
+
 class KernelLog:
     """Text for ``gvisor-kernel logs``: a line has a time, who wrote it, and what."""
 
     def __init__(self, path: Path) -> None:
         self._file = RotatedFile(path, LOG_SIZE, files=2)
+        self._inside = _Allowance()
+        self._left_out = 0
         self.recent: deque[str] = deque(maxlen=RECENT_LINES)
         """The last lines from inside, clean: what an error shows a person."""
 
     def write(self, source: str, text: str) -> None:
         """Record ``text``, of any origin: control characters are escaped, lines are marked."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        for clean in clean_lines(text):
-            self._file.write(f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace"))
+        for line in clean_lines(text):
+            self._file.write(_log_line(source, line))
+
+    def write_inside(self, source: str, text: str) -> None:
+        """Likewise of what a sandbox sent or caused, within its allowance (INSIDE_BURST).
+
+        Of what is left out, the log tells how much it was.
+        """
+        room = self._inside.room()
+        if not room:
+            self._left_out += len(text)
+            return
+        written: list[bytes] = []
+        if self._left_out:
+            note = f"{self._left_out} characters from inside were left out."
+            written.append(_log_line("bridge", note))
+            self._left_out = 0
+        size = 0
+        for line in text.splitlines():
+            if size >= room:
+                self._left_out += len(line) + 1
+                continue
+            for clean in clean_lines(line) or [""]:
+                written.append(_log_line(source, clean))
+                size += len(written[-1])
+        self._file.write(b"".join(written))
+        self._inside.spend(size)
 
     def remember(self, text: str) -> None:
         """Keep the last lines of ``text`` for an error's detail."""
-        self.recent.extend(line[:500] for line in clean_lines(text))
+        for line in text.splitlines()[-RECENT_LINES:]:
+            self.recent.extend(clean[:RECENT_LENGTH] for clean in clean_lines(line[:RECENT_LENGTH]))
 
     def close(self) -> None:
         self._file.close()
+
+
+def _log_line(source: str, clean: str) -> bytes:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace")
 
 
 class Transcript:

@@ -52,6 +52,46 @@ def test_the_log_escapes_what_moves_a_terminal(text: str, tmp_path: Path) -> Non
     assert all(c.isprintable() for line in log.recent for c in line)
 
 
+@pytest.mark.parametrize("text", ["\n" * 32760, "\r" * 32760, "\0" * 32760, "line\n" * 6552, ""])
+def test_a_storm_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
+    """It pushes out nothing that the bridge wrote, and what is left out is told."""
+    log = KernelLog(tmp_path / "log")
+    log.write("bridge", "before")
+    for _ in range(200):
+        log.write_inside("stderr", text)
+        log.remember(text)
+    log.write("bridge", "after")
+    log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0].endswith(" bridge: before")
+    assert lines[-1].endswith(" bridge: after")
+    assert sum(map(len, lines)) < journal.LOG_SIZE
+    assert not (tmp_path / "log.1").exists()
+    assert all(len(line) <= journal.RECENT_LENGTH for line in log.recent)
+
+
+def test_what_is_left_out_of_the_log_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now)
+    log = KernelLog(tmp_path / "log")
+    for _ in range(journal.INSIDE_BURST // 1000 + 1):
+        log.write_inside("stdout", "x" * 1000)
+    now += 0.5  # half a second's is not enough to begin again
+    log.write_inside("stdout", "y" * 1000)
+    now += 1.0
+    log.write_inside("stdout", "again")
+    log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == len((tmp_path / "log").read_bytes().splitlines())
+    assert not [line for line in lines if "y" * 1000 in line]
+    told, again = lines[-2:]
+    left_out = int(told.partition(" bridge: ")[2].split()[0])
+    assert left_out == (journal.INSIDE_BURST // 1000 + 2 - (len(lines) - 2)) * 1000 > 0
+    assert again.endswith(" stdout: again")
+
+
 def test_text_forges_no_line_of_the_log(tmp_path: Path) -> None:
     log = KernelLog(tmp_path / "log")
     log.write("stdout", "x\n2026-01-01T00:00:00.000000Z bridge: all is well\n")
