@@ -438,7 +438,7 @@ class KernelBridge:
         elif isinstance(event, Stats):
             self.stats = event
         elif isinstance(event, Log) and self._log is not None:
-            self._log.write(event.source.name.lower(), event.text)
+            self._log.write_inside(event.source.name.lower(), event.text)
             self._log.remember(event.text)
 
     def _from_kernel(self, message: Message) -> None:
@@ -460,7 +460,9 @@ class KernelBridge:
             self._take_note(channel, checked)
             wanted = checked.kind != "iopub_welcome"
         except WireError as error:
-            self._note(f"the kernel's message on {channel.name.lower()} was dropped: {error}")
+            if self._log is not None:
+                words = f"the kernel's message on {channel.name.lower()} was dropped: {error}"
+                self._log.write_inside("bridge", words)
             wanted = False
         if wanted:
             self._clients.send(channel, self._host.sign(checked), taken)

@@ -33,8 +33,12 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.state import Role, State
 
 READ_SIZE = 256 * 1024
-LAST_READS = 64
-"""Reads after the end of the sandbox's process: far more than a pipe holds, should one write on."""
+LEAST_READ = 4 * 1024
+TURN_SECONDS = 0.01
+"""How long one read may occupy the loop, which other kernels share. What takes longer, a flood of
+the smallest frames, is read in smaller pieces."""
+LAST_BYTES = 4 * 1024 * 1024
+"""Read after the end of the sandbox's process: far more than a pipe holds, should one write on."""
 PING_SECONDS = 5.0
 WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
@@ -87,6 +91,8 @@ class SandboxLink:
         self._on_event = on_event
         self._on_end = on_end
         self._on_room = on_room
+        self._read_size = READ_SIZE
+        self._last_bytes = LAST_BYTES
         self._pending = memoryview(b"")
         self._writing = False
         self._heard = True
@@ -110,25 +116,31 @@ class SandboxLink:
         self._read_once()
         self.flush()
 
-    def _read_once(self) -> bool:
-        """Whether there may be more to read."""
+    def _read_once(self) -> int:
+        """How many bytes were read; 0 if there is nothing, or never will be."""
         try:
-            data = os.read(self._sandbox.link_out, READ_SIZE)
+            data = os.read(self._sandbox.link_out, self._read_size)
         except BlockingIOError:
-            return False
+            return 0
         except OSError as error:
             self.end(f"the link cannot be read: {error}")
-            return False
+            return 0
         if not data:
             self.end("the sandbox ended")
-            return False
+            return 0
         self._heard = True
         self._go_on()  # it was not idle
+        began = self._loop.time()
         try:
             self.connection.receive_data(data)
         except RemoteProtocolError as error:
             self.end(f"the sandbox broke the rules of the link: {error}")
-            return False
+            return 0
+        self._pass_events()
+        self._adapt(len(data), self._loop.time() - began)
+        return len(data)
+
+    def _pass_events(self) -> None:
         while not self.ended:
             event = self.connection.next_event()
             if event is None:
@@ -141,15 +153,27 @@ class SandboxLink:
                 if isinstance(event, MOVES) and getattr(event, "channel", None) is not Channel.HB:
                     self.moved()
                 self._on_event(event)
-        return True
+
+    def _adapt(self, size: int, seconds: float) -> None:
+        """Read less at once, or more again."""
+        if seconds > TURN_SECONDS:
+            self._read_size = max(LEAST_READ, min(size, self._read_size) // 2)
+        elif seconds < TURN_SECONDS / 4:
+            self._read_size = min(READ_SIZE, 2 * self._read_size)
 
     def _exited(self) -> None:
         """The runtime's process is gone: take what is still in the pipe, then end."""
         self._loop.remove_reader(self._sandbox.exit_fd)
-        for _ in range(LAST_READS):
-            if self.ended or not self._read_once():
-                break
-        self.end("the sandbox's process ended")
+        self._read_last()
+
+    def _read_last(self) -> None:
+        """One read a turn, likewise."""
+        size = 0 if self.ended or self._last_bytes <= 0 else self._read_once()
+        if size:
+            self._last_bytes -= size
+            self._loop.call_soon(self._read_last)
+        else:
+            self.end("the sandbox's process ended")
 
     # -- writing ---------------------------------------------------------------------------------
 
