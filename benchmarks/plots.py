@@ -15,6 +15,8 @@ COLOURS = (
     ("cold", "#9ecae1"),
     ("snapshot+preload", "#08519c"),
     ("snapshot", "#4292c6"),
+    ("spare+preload", "#00441b"),
+    ("spare", "#41ab5d"),
     ("dockernel", "#fdae6b"),
     ("gateway", "#e6550d"),
 )

@@ -146,9 +146,11 @@ class Target:
 
 
 ANY = ("snapshot, {mode}, {who}", "cold, {mode}, {who}")
+SPARE = ("spare, {mode}, {who}",)
 TARGETS = (
     Target("start to first execute, snapshot", figures.FIRST, ANY[:1], 0.60),
     Target("the same, as nbclient waits (wait_for_ready)", figures.FIRST_READY, ANY[:1], 0.60),
+    Target("the same, with a spare", figures.FIRST, SPARE, 0.60, modes=("direct",)),
     Target(
         "start to imports done, preload",
         figures.IMPORTED,
@@ -160,6 +162,13 @@ TARGETS = (
         figures.IMPORTED_READY,
         ("snapshot+preload, {mode}, {who}",),
         0.3,
+    ),
+    Target(
+        "the same, with a spare",
+        figures.IMPORTED,
+        ("spare+preload, {mode}, {who}",),
+        0.3,
+        modes=("direct",),
     ),
     Target("cold start to first execute", figures.FIRST, ANY[1:], 2.5),
     Target("the same, as nbclient waits", figures.FIRST_READY, ANY[1:], 2.5),

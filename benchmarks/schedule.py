@@ -77,6 +77,7 @@ QUICK = Plan(
 )
 QUICK_VARIANTS = (
     *("cold, *, root", "snapshot, *, root", "snapshot+preload, direct, root"),
+    *("spare, direct, root", "spare+preload, direct, root"),
     *("snapshot, direct, user", "dockernel, *", "gateway-provisioners, runc"),
 )
 
@@ -144,7 +145,7 @@ class Schedule:
         for number in range(max((self._rounds(name) for name in wanted), default=0)):
             now = [name for name in wanted if self._rounds(name) > number]
             for variant in self._turn(number, ", ".join(now)):
-                if self.open(variant, 1) is None:
+                if variant.starts_only or self.open(variant, 1) is None:
                     continue
                 for name in now:
                     options = self._plan.options.get(name, {})
@@ -156,6 +157,8 @@ class Schedule:
         """One kernel of each variant, all at the same time: none is asked to do anything."""
         groups = {}
         for variant in self._turn(0, "idle"):
+            if variant.starts_only:
+                continue
             group = self.open(variant, 1)
             if group is not None:
                 groups[variant.name] = group

@@ -48,6 +48,11 @@ class Variant:
         return self.settings.get("snapshot") == "auto"
 
     @property
+    def starts_only(self) -> bool:
+        """Whether it differs from another variant in its start alone."""
+        return bool(self.settings.get("spare"))
+
+    @property
     def mode(self) -> str:
         """ "direct" or "relay", of our kernels."""
         return "relay" if self.settings.get("kernel_mode") == "relay" else "direct"
@@ -62,8 +67,10 @@ class Variant:
 def ours() -> list[Variant]:
     starts: dict[str, dict[str, Any]] = {
         "cold": {"snapshot": "off"},
-        "snapshot": {"snapshot": "auto"},
-        "snapshot+preload": {"snapshot": "auto", "preload": list(PRELOADED)},
+        "snapshot": {"snapshot": "auto", "spare": False},
+        "snapshot+preload": {"snapshot": "auto", "spare": False, "preload": list(PRELOADED)},
+        "spare": {"snapshot": "auto", "spare": True},
+        "spare+preload": {"snapshot": "auto", "spare": True, "preload": list(PRELOADED)},
     }
     modes = {"relay": "relay", "direct": "auto"}
     return [
@@ -76,6 +83,7 @@ def ours() -> list[Variant]:
         for other in (False, True)
         for start, settings in starts.items()
         for mode, value in modes.items()
+        if mode == "direct" or not settings.get("spare")
     ]
 
 
