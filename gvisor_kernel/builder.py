@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 
 from gvisor_kernel.plans import KernelPlan, write_plan
@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
 """After a cold start, before anything is done: its user has begun to work, and may want more."""
-END_SECONDS = 10.0
-BUILD = ("-m", "gvisor_kernel", "snapshot", "build", "--plan")
+END_SECONDS = 15.0
+BUILD = ("-P", "-m", "gvisor_kernel", "snapshot", "build", "--plan")
+"""``-P``: nothing is imported from the working directory, which may be a folder of notebooks."""
+TRIES = 2
+"""Of making one image, in this process's life."""
 
 
 class ImageBuilder:
@@ -35,7 +38,8 @@ class ImageBuilder:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._wanted: deque[str] = deque()
-        self._known: set[str] = set()
+        self._current = ""
+        self._failed: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,12 +54,13 @@ class ImageBuilder:
             return cls._instance
 
     def want(self, plan: KernelPlan) -> None:
-        """Make an image for kernels like ``plan``'s, sometime; once in this process's life."""
+        """Make an image for kernels like ``plan``'s, sometime, if nobody has made it by then."""
         text = json.dumps(write_plan(plan), sort_keys=True)
         with self._changed:
-            if self._ended or text in self._known:
+            if self._ended or text in (self._current, *self._wanted):
                 return
-            self._known.add(text)
+            if self._failed[text] >= TRIES:
+                return
             self._wanted.append(text)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -70,7 +75,7 @@ class ImageBuilder:
                 self._changed.wait_for(lambda: self._ended or bool(self._wanted))
                 if self._ended or self._changed.wait_for(lambda: self._ended, WAIT_SECONDS):
                     return
-                text = self._wanted.popleft()
+                text = self._current = self._wanted.popleft()
                 try:
                     process = self._process = subprocess.Popen(
                         [sys.executable, *BUILD],
@@ -83,6 +88,8 @@ class ImageBuilder:
                     log.info("No image of a kernel can be made: %s", error)
                     continue
             self._wait(process, text)
+            with self._changed:
+                self._current = ""
 
     def _wait(self, process: subprocess.Popen[bytes], text: str) -> None:
         """The builder ends with its stdin, which this process keeps open as long as it lives."""
@@ -95,8 +102,9 @@ class ImageBuilder:
             words = process.stderr.read()[-2000:]
         with suppress(OSError):
             process.stdin.close()
-        if process.wait():
-            log.info("No image of a kernel was made: %s", words.decode(errors="replace").strip())
+        if process.wait() and not self._ended:
+            self._failed[text] += 1
+            log.warning("No image of a kernel was made: %s", words.decode(errors="replace").strip())
         process.stderr.close()
 
     def end(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
@@ -22,10 +23,13 @@ from gvisor_kernel.launch import find_plan
 from gvisor_kernel.plans import KernelPlan, read_plan
 from gvisor_kernel.restoring import find_key
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.runtimes.plan import keeps_outputs
+from gvisor_kernel.runtimes.world import ask_interpreter
 from gvisor_kernel.sandboxed import SandboxedKernel
 from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
+from gvisor_kernel.snapshots.renewal import find_renewal
 from gvisor_kernel.snapshots.store import Image, Meta, Store
 
 Report = Callable[[str, float], None]
@@ -39,6 +43,13 @@ import ctypes
 ctypes.CDLL(None).malloc_trim(0)
 """
 """What every copy would else do for itself, or carry along."""
+
+SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/local/lib", "/usr/lib")
+PACKAGE_LISTS = (
+    *("/var/lib/dpkg/status", "/lib/apk/db/installed", "/var/lib/pacman/local"),
+    *("/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite"),
+)
+"""Where the package managers of distributions write down what is installed."""
 
 LIST_FILES = """
 import json, sys
@@ -61,16 +72,14 @@ def build_snapshot(kernel_name: str, preload: Sequence[str] | None, report: Repo
 
 
 def build_in_background(plan: dict[str, Any]) -> None:
-    """Make the image of a plan (``write_plan``), unless somebody makes one or has made it.
+    """Make the image of a plan (``write_plan``), unless somebody has made it meanwhile.
 
     Raises GvisorKernelError.
     """
     step_back()
     found = read_plan(plan, own_key())
     store = Store.open()
-    with builder_turn(store) as mine:
-        if not mine:
-            return
+    with builder_turn(store, wait=True):
         key, _ = find_key(get_runtime(found.spec.runtime), found)
         with store.use(key.name) as image:
             if image is not None and image.meta.manifest.find_change() is None:
@@ -105,7 +114,8 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
             address = asyncio.run(kernel.launch(bare))
             client = connect(address, bare)
             try:
-                manifest = _warm_up(client, kernel, plan, since, report)
+                language = _find_language(client, report)
+                manifest = _warm_up(client, kernel, plan, language, since, report)
             finally:
                 client.stop_channels()
             report("Writing its image", 0.8)
@@ -125,6 +135,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
                 "mode": plan.spec.kernel_mode,
                 "preload": ", ".join(plan.spec.preload),
             },
+            facts={"language": language},
             created=time.time(),
         )
         store.keep(draft, key, meta)
@@ -134,29 +145,37 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
         return image
 
 
+def _find_language(client: BlockingKernelClient, report: Report) -> str:
+    report("Waiting for it", 0.2)
+    info = wait_for_reply(client, client.kernel_info())
+    return str(info["language_info"].get("name"))
+
+
 def _warm_up(
     client: BlockingKernelClient,
     kernel: SandboxedKernel,
     plan: KernelPlan,
+    language: str,
     since: float,
     report: Report,
 ) -> Manifest:
-    report("Waiting for it", 0.2)
     sandbox = kernel.sandbox
     assert sandbox is not None
-    info = wait_for_reply(client, client.kernel_info())
-    if info["language_info"].get("name") != "python":
-        return Manifest({}, {})
+    renewal = find_renewal({"language": language})
+    if renewal.code:  # what every copy is to do first has to work
+        _run(client, renewal.code)
+    if language != "python":
+        return list_installed(plan.request.python)
     steps = len(plan.spec.preload)
     for number, name in enumerate(plan.spec.preload):
         report(f"Importing {name}", 0.3 + 0.4 * number / steps)
-        _run(client, f"import importlib\nimportlib.import_module({name!r})", name)
+        _run_python(client, f"import importlib\nimportlib.import_module({name!r})", name)
     report("Warming it up", 0.7)
     # No completion: what that imports holds 34 MiB, in every kernel. Who wants it at once preloads
     # jedi.
     wait_for_reply(client, client.is_complete("print"))
-    text = _run(client, LIST_FILES, "")
-    _run(client, WARM_UP, "")
+    text = _run_python(client, LIST_FILES)
+    _run_python(client, WARM_UP)
     try:
         files, directories = json.loads(text)
         return make_manifest(map(str, files), map(str, directories), sandbox.mounts, since)
@@ -164,9 +183,25 @@ def _warm_up(
         raise SnapshotError(f"The kernel's list of files cannot be used: {error}.") from error
 
 
-def _run(client: BlockingKernelClient, code: str, preloaded: str) -> str:
+def list_installed(python: str) -> Manifest:
+    """For a kernel that cannot say what it has loaded: what changes with any installed package.
+
+    Those of the interpreter ``python``, which may be what runs it, and those of the system.
+    """
+    interpreter = ask_interpreter(python)
+    folders = {*interpreter.site_directories, interpreter.user_site or "", *SYSTEM_FOLDERS} - {""}
+    views = [MountView(folder, folder, True) for folder in (*folders, "/var/lib", "/lib/apk")]
+    records = [str(p) for f in folders for p in Path(f).glob("*-info/RECORD")]
+    return make_manifest([*records, *PACKAGE_LISTS], sorted(folders), views)
+
+
+def _run_python(client: BlockingKernelClient, code: str, preloaded: str = "") -> str:
     """Run ``code`` so that nothing of it is seen afterwards; what it printed."""
-    message_id = client.execute(f"exec({code!r}, {{}})", silent=True, store_history=False)
+    return _run(client, f"exec({code!r}, {{}})", preloaded)
+
+
+def _run(client: BlockingKernelClient, code: str, preloaded: str = "") -> str:
+    message_id = client.execute(code, silent=True, store_history=False)
     content = wait_for_reply(client, message_id)
     if content["status"] != "ok":
         words = f"{content.get('ename')}: {content.get('evalue')}"

@@ -77,9 +77,10 @@ def full_request(plan: KernelPlan) -> LaunchRequest:
 
 def write_plan(plan: KernelPlan) -> dict[str, Any]:
     """``plan`` as JSON takes it, without its keys and addresses: for a kernel of one's own."""
+    request = {**vars(plan.request), "folder": str(plan.request.folder)}
     return {
         "spec": dataclasses.asdict(plan.spec),
-        "request": {**vars(plan.request), "folder": str(plan.request.folder), "ahead": []},
+        "request": {**request, "kernel_id": "", "ahead": []},
         "argv": list(plan.argv),
         "environment": dict(plan.environment),
     }

@@ -15,7 +15,8 @@ from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.snapshots.facts import find_host_facts
 from gvisor_kernel.snapshots.key import ImageKey, KernelFacts, make_key, split_environment
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.renewal import find_renewal
+from gvisor_kernel.snapshots.store import Meta, Store
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.trace import step
 
@@ -61,6 +62,11 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
     return key, bare
 
 
+def _describe_run(meta: Meta) -> ImageRun:
+    renewal = find_renewal(meta.facts)
+    return ImageRun(meta.run, meta.sandbox_key, renewal.code, renewal.always)
+
+
 def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
@@ -70,8 +76,8 @@ def _may_be_direct(plan: KernelPlan) -> bool:
     return plan.spec.kernel_mode == "auto"
 
 
-def restore(runtime: Runtime, plan: KernelPlan) -> Restored | None:
-    """A sandbox restored from an image that fits ``plan``; None where there is none.
+def restore(runtime: Runtime, plan: KernelPlan) -> Restored | str:
+    """A sandbox restored from an image that fits ``plan``; or why there is none.
 
     Raises what ``Runtime.start`` raises for causes that a cold start would have as well.
     """
@@ -79,19 +85,19 @@ def restore(runtime: Runtime, plan: KernelPlan) -> Restored | None:
         store = Store.open()
     except SnapshotError as error:
         log.warning("Kernels start without images: %s", error)
-        return None
+        return str(error)
     key, _ = find_key(runtime, plan)
     step("image's key made")
     with store.use(key.name) as image:
         if image is None:
-            return None
+            return "none that fits"
         reason = image.meta.manifest.find_change()
         step("image compared with its files")
         if reason is None:
             try:
                 sandbox = runtime.start(plan.spec, full_request(plan), image.files)
-                return Restored(sandbox, key, ImageRun(image.meta.run, image.meta.sandbox_key))
+                return Restored(sandbox, key, _describe_run(image.meta))
             except SnapshotError as error:
                 reason = str(error)
     store.discard(key.name, reason)
-    return None
+    return reason

@@ -7,7 +7,6 @@ awaited on any loop: the work is done on the bridge's.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, ImageRun, KernelBridge
-from gvisor_kernel.bridge.kernel import close_sandbox
+from gvisor_kernel.bridge.sandbox_link import close_sandbox
 from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
@@ -26,7 +25,6 @@ from gvisor_kernel.runtimes.state import state_root
 from gvisor_kernel.trace import step, tracing
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
 RESUME_SECONDS = 15.0
@@ -178,10 +176,15 @@ class SandboxedKernel:
             if not self._may_reuse(kernel, plan):
                 await kernel.end_sandbox()
                 self._plan = plan
-                if await self._restore(kernel, plan):
+                if plan.spec.snapshot == "off":
+                    self._sandbox = await self._new_sandbox(kernel, plan)
+                elif (obstacle := await self._restore(kernel, plan)) is None:
                     return kernel.address
-                self._sandbox = await self._new_sandbox(kernel, plan)
-                self._prepare_image(plan)
+                else:
+                    self._sandbox = await self._new_sandbox(kernel, plan)
+                    kernel.note(f"the kernel starts without an image: {obstacle}")
+                    # For the next one of this kind.
+                    ImageBuilder.instance().want(plan)
             sandbox = self._sandbox
             assert sandbox is not None
             environment = {**sandbox.kernel_environment, **plan.environment}
@@ -206,14 +209,12 @@ class SandboxedKernel:
             and (plan.spec, plan.request) == (self._plan.spec, self._plan.request)
         )
 
-    async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
-        """Whether the kernel goes on from an image. If anything is wrong with one, it does not."""
-        if plan.spec.snapshot != "auto":
-            return False
+    async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> str | None:
+        """None if the kernel goes on from an image; else why not."""
         runtime = get_runtime(plan.spec.runtime)
         restored = await self._in_worker(restore, runtime, plan)
-        if restored is None:
-            return False
+        if isinstance(restored, str):
+            return restored
         sandbox = restored.sandbox
         try:
             await self._verify(runtime, sandbox)  # before anything of a client's gets there
@@ -228,21 +229,22 @@ class SandboxedKernel:
             )
             step("kernel told who it is")
         except BaseException as error:
-            await asyncio.shield(self._give_up(kernel, restored, str(error)))
+            await asyncio.shield(self._give_up(kernel, restored, error))
             if not isinstance(error, SandboxError):
                 raise
-            log.warning("A kernel starts without its image: %s", error)
-            return False
+            return str(error)
         self._sandbox = sandbox
-        return True
+        return None
 
     @staticmethod
-    async def _give_up(kernel: KernelBridge, restored: Restored, reason: str) -> None:
+    async def _give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:
         await kernel.end_sandbox()
         await close_sandbox(restored.sandbox)  # if the bridge has not even taken it over
+        if not isinstance(error, SandboxError):
+            return  # it says nothing of the image: the start was cancelled, for one
         with suppress(RuntimeError):  # this process is ending
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, restored.discard, reason)
+            await loop.run_in_executor(None, restored.discard, str(error))
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
@@ -271,12 +273,6 @@ class SandboxedKernel:
             self._undoing.add(undoing)
             undoing.add_done_callback(self._undoing.discard)
             raise
-
-    @staticmethod
-    def _prepare_image(plan: KernelPlan) -> None:
-        """Let an image be made for the next kernel of this kind, without being in anyone's way."""
-        if plan.spec.snapshot == "auto":
-            ImageBuilder.instance().want(plan)
 
     async def checkpoint(self, directory: Path, seconds: float) -> ImageRun:
         """Write the image of the idle kernel into ``directory``; its sandbox ends.

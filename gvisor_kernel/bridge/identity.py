@@ -8,10 +8,16 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class ImageRun:
     """What the bridge has to know of an image: the run that it was taken in, and the key that
-    signed that kernel's messages inside."""
+    signed that kernel's messages inside.
+
+    ``code``: what a kernel restored from it runs before anything of a client's; ``always``: also
+    one that has become another by itself.
+    """
 
     run: int
     key: str
+    code: str = ""
+    always: bool = False
 
     def __repr__(self) -> str:
         return f"ImageRun(run={self.run}, key=…)"

@@ -17,11 +17,12 @@ from typing import TypeVar
 import zmq
 
 from gvisor_kernel.bridge.clients import Address, ClientSockets
-from gvisor_kernel.bridge.deaths import describe_status, explain_death
+from gvisor_kernel.bridge.deaths import describe_status, explain_death, tell_death
 from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
-from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink
+from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
+from gvisor_kernel.bridge.settling import Settling
 from gvisor_kernel.bridge.waiting import Sent, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.errors import LaunchError
@@ -95,6 +96,7 @@ class KernelBridge:
         self._started: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[Hello] | None = None
         self._resumed: asyncio.Future[Resumed] | None = None
+        self._settling: Settling | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
         self._asked_to_end = False
@@ -139,7 +141,7 @@ class KernelBridge:
         finally:
             self._greeted = None
         self.facts = dict(hello.facts)
-        self._note(f"sandbox is up: {self.facts}")
+        self.note(f"sandbox is up: {self.facts}")
         self._watch_memory(sandbox)
         return hello
 
@@ -168,13 +170,17 @@ class KernelBridge:
             self._link = self._make_link(sandbox, resume)
             self._watch_memory(sandbox)
             answer = await self._answer(self._resumed, timeout)
-        except LocalProtocolError as error:
-            raise self._launch_error(f"The kernel cannot be restored: {error}") from error
+            self._inner_key = key if answer.rekeyed else image.key
+            self._inner = Signer(self._inner_key.encode())
+            if image.code and (image.always or not answer.rekeyed):
+                self._settling = Settling(image.code, self._loop.create_future())
+                self._link.send_message(Channel.SHELL, self._inner.sign(self._settling.request))
+                await self._answer(self._settling.done, timeout)
+        except (LocalProtocolError, WireError) as error:
+            raise self._launch_error(f"The kernel cannot be restored: {error}.") from error
         finally:
-            self._resumed = None
-        self._inner_key = key if answer.rekeyed else image.key
-        self._inner = Signer(self._inner_key.encode())
-        self._note("the kernel goes on from an image")
+            self._resumed = self._settling = None
+        self.note("the kernel goes on from an image")
         self._deliver_waiting()
         self._link.flush()
         self._clients.resume()
@@ -364,7 +370,9 @@ class KernelBridge:
 
     def _running(self) -> bool:
         link = self._link
-        return link is not None and not link.ended and link.connection.state is State.RUNNING
+        if link is None or link.ended or self._settling is not None:
+            return False
+        return link.connection.state is State.RUNNING
 
     def _from_client(self, channel: Channel, parts: list[bytes]) -> None:
         """Check what a client sent and pass it on, or keep it for the kernel that is starting."""
@@ -379,7 +387,7 @@ class KernelBridge:
             self._host.check(message)
             kind, message_id = message.kind, message.id
         except WireError as error:
-            self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
+            self.note(f"a client's message on {channel.name.lower()} was dropped: {error}")
             return
         if channel is Channel.CONTROL and kind == "shutdown_request":
             if not self._running():
@@ -401,7 +409,7 @@ class KernelBridge:
         try:
             self._link.send_message(channel, parts)
         except LocalProtocolError as error:
-            self._note(f"a client's message on {channel.name.lower()} was dropped: {error}")
+            self.note(f"a client's message on {channel.name.lower()} was dropped: {error}")
 
     def _deliver_waiting(self) -> None:
         for channel, message in self._waiting.take():
@@ -457,12 +465,13 @@ class KernelBridge:
         try:
             checked = split_message(message.parts)
             self._inner.check(checked)
-            self._take_note(channel, checked)
             wanted = checked.kind != "iopub_welcome"
+            if self._settling is not None and self._settling.takes(channel, checked):
+                wanted = False
+            else:
+                self._take_note(channel, checked)
         except WireError as error:
-            if self._log is not None:
-                words = f"the kernel's message on {channel.name.lower()} was dropped: {error}"
-                self._log.write_inside("bridge", words)
+            self.note(f"the kernel's message on {channel.name.lower()} was dropped: {error}")
             wanted = False
         if wanted:
             self._clients.send(channel, self._host.sign(checked), taken)
@@ -478,8 +487,9 @@ class KernelBridge:
     # -- ends ------------------------------------------------------------------------------------
 
     def _on_link_end(self, reason: str) -> None:
-        self._note(f"the link ended: {reason}")
-        for awaited in (self._greeted, self._resumed):
+        self.note(f"the link ended: {reason}")
+        settled = None if self._settling is None else self._settling.done
+        for awaited in (self._greeted, self._resumed, settled):
             if awaited is not None and not awaited.done():
                 awaited.set_exception(
                     self._launch_error(
@@ -494,7 +504,9 @@ class KernelBridge:
             self._kernel_ended(ENDED_STATUS)
 
     def _kernel_ended(self, status: int) -> None:
-        if self._finishing is None:
+        if self._resumed is not None and self._link is not None and not self._link.ended:
+            self._link.end("its kernel ended while it was restored")
+        elif self._finishing is None:
             self._finishing = self._loop.create_task(self._finish(status))
 
     async def _finish(self, status: int) -> None:
@@ -516,7 +528,7 @@ class KernelBridge:
                     f"The kernel of {self.identity.name} did not start (exit status {status})."
                 )
             )
-        self._note(f"the kernel ended {describe_status(status)}")
+        self.note(f"the kernel ended {describe_status(status)}")
         reason = self._death
         if reason is None and not self._asked_to_end:
             reason = explain_death(status, self._memory)
@@ -540,17 +552,11 @@ class KernelBridge:
     def _tell(self, reason: str) -> None:
         """Show ``reason`` in the cell that was running, as an error of its own."""
         log.warning("%s: %s", self.identity.name, reason)
-        self._note(reason)
+        self.note(reason)
         if not self._pending:
             return
-        parent = next(iter(self._pending.values()))
-        content = {
-            "ename": "KernelDied",
-            "evalue": reason,
-            "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {reason}"],
-        }
-        self._publish(new_message("error", content, parent, b"error"))
-        self._publish(new_message("status", {"execution_state": "idle"}, parent, b"status"))
+        for message in tell_death(reason, next(iter(self._pending.values()))):
+            self._publish(message)
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""
@@ -560,7 +566,8 @@ class KernelBridge:
             hint = "check this machine with: gvisor-kernel doctor"
         return LaunchError(fact, hint, tail)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Write ``text`` into the sandbox's log."""
         if self._log is not None:
             self._log.write("bridge", text)
 
@@ -590,11 +597,3 @@ class KernelBridge:
         link = self._link
         if link is not None and not link.ended and self._run == run and self._running():
             link.end("PID 1 did not end a kernel over its memory limit")
-
-
-async def close_sandbox(sandbox: LinkedSandbox) -> None:
-    """``sandbox.close`` in a worker; here, when this process ends and has no workers any more."""
-    try:
-        await asyncio.get_running_loop().run_in_executor(None, sandbox.close)
-    except RuntimeError:
-        sandbox.close()

@@ -321,3 +321,11 @@ class SandboxLink:
                 self._loop.remove_reader(fd)
         self._sandbox.kill()
         self._on_end(reason)
+
+
+async def close_sandbox(sandbox: LinkedSandbox) -> None:
+    """``sandbox.close`` in a worker; here, when this process ends and has no workers any more."""
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, sandbox.close)
+    except RuntimeError:
+        sandbox.close()

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -52,7 +53,9 @@ def find_one(store: Store, text: str) -> Image:
 def find_reason(image: Image) -> str | None:
     """Why no kernel may start from ``image`` any more; None if one may."""
     stale = find_stale_parts(image.meta.parts)
-    return WORDS[stale[0]] if stale else image.meta.manifest.find_change()
+    if stale:
+        return WORDS[stale[0]]
+    return image.meta.manifest.find_change() or image.find_damage()
 
 
 def describe(image: Image) -> dict[str, Any]:
@@ -145,6 +148,9 @@ def run_remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
+GIVE_UP_SECONDS = 10.0
+"""How long a builder whose owner has gone may take to clear away what it has begun."""
+
 BUILDER = "gvisor_kernel.imaging:build_snapshot"
 """Called with the kernelspec's name, the modules to preload (None: as its settings say), and what
 to tell of progress: words for the step that begins, and the share of all that is done."""
@@ -152,12 +158,15 @@ to tell of progress: words for the step that begins, and the share of all that i
 
 def build_from_stdin() -> None:
     """Make the image of the plan in the first line of stdin. When stdin ends this process does:
-    whoever wanted the image is gone. Its sandbox ends with it."""
+    whoever wanted the image is gone. It takes along what it has begun."""
     plan = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
         sys.stdin.read()
-        os._exit(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(GIVE_UP_SECONDS)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     importlib.import_module("gvisor_kernel.imaging").build_in_background(plan)

@@ -26,7 +26,7 @@ import zmq
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.quiet import Quietness
-from gvisor_kernel.guest.resume import rename_kernel, reseed, settle_in
+from gvisor_kernel.guest.resume import rekey_kernel, rename_kernel, reseed, settle_in
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
 POINTS: Dict[str, List[str]] = {
@@ -201,4 +201,5 @@ def become_another(application: Any, resume: Resume) -> None:
     """Restored from an image; see ``resume``. In the link's reading thread."""
     reseed(bytes.fromhex(resume.seed))
     settle_in(resume)
-    rename_kernel(application, resume)
+    rename_kernel(application)
+    rekey_kernel(application, resume.key)

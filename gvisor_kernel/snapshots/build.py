@@ -41,13 +41,16 @@ def session_free(
 
 
 @contextlib.contextmanager
-def builder_turn(store: Store) -> Iterator[bool]:
-    """Whether this process may make an image now: False while another of this user makes one."""
+def builder_turn(store: Store, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may make an image now: False while another of this user makes one.
+
+    ``wait``: until that has ended, as long as it takes.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(store.root / "builder", flags, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

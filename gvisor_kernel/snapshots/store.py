@@ -3,20 +3,23 @@
     images/                       0700
       lock                        held while images come and go
       <key>/  lock                shared: somebody restores from it; exclusive: it goes
-              meta.json           0600, written last
-              image/              what the runtime wrote, 0700
+              meta.json           0600, written last; its first line is the rest's checksum
+              image/              what the runtime wrote, 0700; as meta.json says it was
               used                its time of change: when the image was used last
       new-<random>/               being written, as long as its lock is held
       gone-<random>/              being removed
 
 An image holds the memory of a kernel, its sandbox's key among it. So nobody else may enter, and
-nothing is read through a link, or from a directory of somebody else's.
+nothing is read through a link, or from a directory of somebody else's. A restore has no time to
+read an image twice: it compares what the file system says of its files, and ``find_damage`` what
+is in them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -39,7 +42,7 @@ from gvisor_kernel.snapshots.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 STORE_MOST = 4 * GIB
 """Bytes of all images together: about forty kernels with numpy and pandas imported."""
 DISK_SHARE = 0.2
@@ -74,17 +77,31 @@ class Meta:
 
 @dataclass(frozen=True)
 class Image:
-    """An image in the store. ``size`` in bytes of the disk, ``used``: seconds since the epoch."""
+    """An image in the store. ``size`` in bytes of the disk, ``used``: seconds since the epoch.
+
+    ``sums``: of the content of its files, by their names.
+    """
 
     meta: Meta
     directory: Path
     size: int
     used: float
+    sums: dict[str, str]
 
     @property
     def files(self) -> Path:
         """The directory that a runtime restores from."""
         return self.directory / "image"
+
+    def find_damage(self) -> str | None:
+        """Words for the first file that is not as it was written. Reads them all: seconds."""
+        for name, digest in self.sums.items():
+            try:
+                if _checksum(self.files / name) != digest:
+                    return f"{self.files / name} is damaged"
+            except OSError as error:
+                return f"{self.files / name} cannot be read: {error.strerror}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,10 @@ class Draft:
     def scratch(self) -> Path:
         """In the place of a notebook's folder, as long as the image is made."""
         return self.directory / "scratch"
+
+
+class Unusable(Exception):
+    """What is in the place of an image is none; the text says why."""
 
 
 class Store:
@@ -137,40 +158,73 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------
 
     def images(self) -> list[Image]:
-        """Every image, the one that was used last first. What cannot be read is left out."""
-        found = (self._read(name) for name in os.listdir(self.root))  # noqa: PTH208
-        return sorted((i for i in found if i is not None), key=lambda i: i.used, reverse=True)
+        """Every image, the one that was used last first. What is none any more is left out."""
+        found = []
+        for name in os.listdir(self.root):  # noqa: PTH208
+            with contextlib.suppress(Unusable, FileNotFoundError):
+                if _KEY.fullmatch(name):
+                    found.append(self._read(name))
+        return sorted(found, key=lambda image: image.used, reverse=True)
 
     @contextlib.contextmanager
     def use(self, key: str) -> Iterator[Image | None]:
-        """The image of ``key`` if there is one; it stays as it is meanwhile, and counts as used."""
+        """The image of ``key`` if there is one; it stays as it is meanwhile, and counts as used.
+
+        What is there and is no image, or a damaged one, is discarded.
+        """
         with contextlib.ExitStack() as stack:
-            lock = self.root / key / "lock"
-            image = None
-            with contextlib.suppress(OSError):
-                for _ in range(REPLACED_MOST):
-                    fd = stack.enter_context(_lock(lock, fcntl.LOCK_SH))
-                    if os.path.samestat(os.fstat(fd), lock.lstat()):
-                        image = self._read(key)
-                        break
-                if image is not None:
-                    os.utime(image.directory / "used", follow_symlinks=False)
+            try:
+                image = self._take(key, stack)
+            except Unusable as error:
+                stack.close()
+                self.discard(key, str(error))
+                image = None
             yield image
 
-    def _read(self, key: str) -> Image | None:
+    def _take(self, key: str, stack: contextlib.ExitStack) -> Image | None:
+        """Raises Unusable."""
+        lock = self.root / key / "lock"
         if not _KEY.fullmatch(key):
             return None
-        directory = self.root / key
         try:
-            content = json.loads(_read_private(directory / "meta.json"))
+            for _ in range(REPLACED_MOST):
+                check_private(self.root / key)
+                fd = stack.enter_context(_lock(lock, fcntl.LOCK_SH))
+                if os.path.samestat(os.fstat(fd), lock.lstat()):
+                    image = self._read(key)
+                    os.utime(image.directory / "used", follow_symlinks=False)
+                    return image
+        except OSError as error:
+            if os.path.lexists(self.root / key):
+                raise Unusable(f"{error.filename} cannot be used: {error.strerror}") from error
+        return None
+
+    def _read(self, key: str) -> Image:
+        """Raises Unusable, or FileNotFoundError."""
+        directory = self.root / key
+        check_private(directory)
+        found = check_private(directory / "image")
+        try:
+            digest, _, text = _read_private(directory / "meta.json").partition(b"\n")
+            if hashlib.sha256(text).hexdigest().encode() != digest:
+                raise Unusable(f"{directory / 'meta.json'} is damaged, or another release's")
+            content = json.loads(text)
             if content.pop("format") != FORMAT or content["key"] != key:
-                return None
+                raise Unusable(f"{directory / 'meta.json'} is another image's, or release's")
             content["manifest"] = Manifest.from_json(content["manifest"])
+            sums, stamps = content.pop("sums"), content.pop("stamps")
             meta = Meta(**content)
             used = (directory / "used").lstat().st_mtime
-            return Image(meta, directory, measure(directory / "image"), used)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unusable(f"{directory / 'meta.json'} cannot be read: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Unusable(f"{directory / 'meta.json'} cannot be used: {error!r}") from error
+        for name in sorted({*stamps, *found}):
+            if stamps.get(name) != found.get(name):
+                raise Unusable(f"{directory / 'image' / name} is not as it was written")
+        return Image(meta, directory, measure(directory / "image"), used, sums)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -219,8 +273,17 @@ class Store:
                 Path(folder, name).chmod(0o600)
         shutil.rmtree(draft.scratch, ignore_errors=True)
         (draft.directory / "used").touch(mode=0o600)
-        content = {"format": FORMAT, **vars(meta), "manifest": meta.manifest.to_json()}
-        _write_private(draft.directory / "meta.json", json.dumps(content))
+        stamps = check_private(draft.files)
+        content = {
+            "format": FORMAT,
+            **vars(meta),
+            "manifest": meta.manifest.to_json(),
+            "sums": {name: _checksum(draft.files / name) for name in stamps},
+            "stamps": stamps,
+        }
+        text = json.dumps(content)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        _write_private(draft.directory / "meta.json", f"{digest}\n{text}")
         place = self.root / meta.key
         with self._alone():
             self._take_away(place)
@@ -247,15 +310,24 @@ class Store:
 
     def discard(self, key: str, reason: str) -> None:
         """Let nobody use an image any more: it does not restore, or what it was made of is gone."""
-        log.info("An image of a kernel is not used any more (%s): %s", key, reason)
+        log.warning("An image of a kernel is not used any more (%s): %s", key, reason)
         with contextlib.suppress(OSError):
             with self._alone():
                 self._take_away(self.root / key)
             self.sweep()
 
     def sweep(self) -> None:
-        """Remove what was half written, or half removed, by processes that are gone."""
+        """Remove what was half written, or half removed, by processes that are gone.
+
+        And what is no image any more, such as those of another release.
+        """
         with self._alone():
+            for name in os.listdir(self.root):  # noqa: PTH208
+                if _KEY.fullmatch(name):
+                    try:
+                        self._read(name)
+                    except (Unusable, FileNotFoundError):
+                        self._take_away(self.root / name)
             for name in os.listdir(self.root):  # noqa: PTH208
                 if name.startswith(("new-", "gone-")):
                     directory = self.root / name
@@ -287,10 +359,49 @@ class Store:
 
     def _take_away(self, directory: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
-            directory.rename(self.root / f"gone-{secrets.token_hex(8)}")
+            if directory.is_symlink() or not directory.is_dir():
+                directory.unlink()
+            else:
+                directory.rename(self.root / f"gone-{secrets.token_hex(8)}")
 
     def _alone(self) -> contextlib.AbstractContextManager[int]:
         return _lock(self.root / "lock", fcntl.LOCK_EX, create=True)
+
+
+def check_private(directory: Path) -> dict[str, list[int]]:
+    """What the file system says of the files in ``directory``, by their names.
+
+    Raises Unusable unless all of it is this user's, with no links in it, and nobody else may
+    write there; FileNotFoundError if it is not there.
+    """
+    found = {}
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise Unusable(f"{directory} is no directory")
+    _check_owner(str(directory), status)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                raise Unusable(f"{entry.path} is a link")
+            _check_owner(entry.path, status)
+            if stat.S_ISREG(status.st_mode):
+                times = (status.st_mtime_ns, status.st_ctime_ns)
+                found[entry.name] = [status.st_size, *times, status.st_ino]
+    return found
+
+
+def _check_owner(path: str, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise Unusable(f"{path} is another user's ({status.st_uid})")
+    if status.st_mode & 0o022:
+        raise Unusable(f"{path} may be written by others")
+
+
+def _checksum(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def measure(directory: Path) -> int:

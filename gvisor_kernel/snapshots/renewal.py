@@ -1,0 +1,43 @@
+"""What a restored kernel runs so that it shares no random numbers with other copies of its image.
+
+By language, as kernels call it. A Python kernel that speaks frames does all of it by itself
+(``guest/resume.py``). Of other languages nothing is known: what they had seeded before the image
+was taken stays the same in all its copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gvisor_kernel.spec.layout import GUEST
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """``code`` leaves nothing behind that a cell could see. ``always``: also in a kernel of the
+    ipykernel family, whose process is not the one that runs its cells."""
+
+    code: str = ""
+    always: bool = False
+
+
+RENEWALS = {
+    "python": Renewal(
+        f"""exec('''
+import sys
+sys.path.insert(0, "{GUEST}")
+try:
+    from gvisor_kernel.guest.resume import renew
+finally:
+    sys.path.remove("{GUEST}")
+renew()
+''', {{}})"""
+    ),
+    "bash": Renewal("RANDOM=$(od -An -N4 -tu4 /dev/urandom)", always=True),
+}
+
+
+def find_renewal(facts: dict[str, Any]) -> Renewal:
+    """The one for an image, by what is kept of its kernel."""
+    return RENEWALS.get(str(facts.get("language")), Renewal())

@@ -1,0 +1,125 @@
+"""Kernels of an environment of the test's own, which may be changed, and images of them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import site
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.snapshots.key import ImageKey
+from gvisor_kernel.snapshots.store import Image, Store
+
+from ..jupyter.helpers import SANDBOXED
+from ..world import DEFAULT_KERNEL, World
+
+EARLY = """
+import random, secrets, ssl, tempfile, uuid
+import numpy
+random.random(), numpy.random.random(), ssl.RAND_bytes(8), uuid.uuid1(), uuid.getnode()
+with tempfile.TemporaryDirectory():
+    pass
+own = secrets.token_hex(8)
+"""
+"""A module that uses every generator as it is imported."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not SANDBOXED:
+        here = Path(__file__).parent
+        skip = pytest.mark.skip(reason="GK_TEST_KERNEL names a kernel that is not in a sandbox")
+        for item in items:
+            if item.path.is_relative_to(here):
+                item.add_marker(skip)
+
+
+def make_python(folder: Path) -> Path:
+    """An interpreter with this one's packages, and a place for more."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages_of(folder) / "these.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    return folder / "bin" / "python"
+
+
+def packages_of(folder: Path) -> Path:
+    return next(folder.glob("lib/python3*/site-packages"))
+
+
+def build(*arguments: str) -> str:
+    """The image of what ``snapshot build`` says that it has made: the beginning of its key."""
+    command = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[1].rstrip(",")
+
+
+def image_of(kernel: str) -> Image | None:
+    """The image for kernels of a kernelspec."""
+    for image in Store.open().images():
+        if image.meta.label["kernel"] == kernel:
+            return image
+    return None
+
+
+def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
+    """The image of this run, in a store of the test's own, where it may be damaged."""
+    images = Store.open().images()
+    (image,) = (i for i in images if i.meta.label["kernel"] == DEFAULT_KERNEL)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = Store.open()
+    with store.write() as draft:
+        for path in image.files.iterdir():
+            shutil.copyfile(path, draft.files / path.name)
+        store.keep(draft, ImageKey(image.meta.parts), image.meta)
+    (copy,) = store.images()
+    return copy
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Store.open()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("environment")
+    make_python(folder)
+    (packages_of(folder) / "gk_early.py").write_text(EARLY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kernelspec(environment: Path, world: World, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a kernelspec of ``environment``, whose kernels start from images."""
+    name = f"gvisor-{Path(request.module.__file__).stem}"
+    folder = world.add_kernelspec(
+        name,
+        {
+            "argv": [
+                *(str(environment / "bin" / "python"), "-P", "-m", "gvisor_kernel", "launch"),
+                *("--kernel", name, "-f", "{connection_file}"),
+            ],
+            "display_name": name,
+            "language": "python",
+            "interrupt_mode": "signal",
+            "metadata": {
+                "kernel_provisioner": {
+                    "provisioner_name": "gvisor-provisioner",
+                    "config": {"snapshot": "auto", **getattr(request.module, "SETTINGS", {})},
+                }
+            },
+        },
+    )
+    yield name
+    (folder / "kernel.json").unlink()
+    folder.rmdir()
