@@ -6,6 +6,7 @@ import signal
 from contextlib import suppress
 
 from gvisor_kernel.bridge.memory import MemoryWatch, describe_excess, format_size
+from gvisor_kernel.bridge.wire import WireMessage, new_message
 
 
 def explain_death(status: int, memory: MemoryWatch | None) -> str:
@@ -28,3 +29,17 @@ def describe_status(status: int) -> str:
     with suppress(ValueError):
         return f"by signal {signal.Signals(-status).name}"
     return f"by signal {-status}"
+
+
+def tell_death(reason: str, parent: bytes) -> list[WireMessage]:
+    """What a cell gets in the place of its end. ``parent``: the raw header of its request."""
+    content = {
+        "ename": "KernelDied",
+        "evalue": reason,
+        "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {reason}"],
+    }
+    idle = {"execution_state": "idle"}
+    return [
+        new_message("error", content, parent, b"error"),
+        new_message("status", idle, parent, b"status"),
+    ]
