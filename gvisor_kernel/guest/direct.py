@@ -84,8 +84,8 @@ class DirectLink:
         self._delivery = threading.RLock()
         """Held while a message is delivered."""
         self._delivering = True
-        self._reader = self._thread(self._read, "Link reader")
-        self._writer = self._thread(self._write, "Link writer")
+        self._reader = self._thread(self._reading, "Link reader")
+        self._writer = self._thread(self._writing, "Link writer")
         os.register_at_fork(after_in_child=self._leave_to_parent)
 
     @staticmethod
@@ -159,6 +159,22 @@ class DirectLink:
         return self._flow.queued() > AHEAD or len(self._waiting) > AHEAD_MESSAGES
 
     # -- the two threads -------------------------------------------------------------------------
+
+    def _reading(self) -> None:
+        self._to_the_end(self._read)
+
+    def _writing(self) -> None:
+        self._to_the_end(self._write)
+
+    def _to_the_end(self, work: Callable[[], None]) -> None:
+        """Without one of its threads the link is of no use: PID 1 then sees it closed."""
+        try:
+            work()
+        except Exception as error:  # code of the notebook has changed what is here
+            complain(f"The kernel's link ends: {type(error).__name__}: {error}\n")
+        finally:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _write(self) -> None:
         while True:

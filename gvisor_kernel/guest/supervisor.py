@@ -65,6 +65,8 @@ DIRECT_AHEAD = 8 * 1024 * 1024
 than its credit allows, so only a kernel that breaks the rules gets there."""
 UNDECIDED_MS = 50
 """How often to look whether a kernel that has not spoken listens on ZMQ instead."""
+MUTE_SECONDS = 3.0
+"""How long a kernel may live on that has closed its socket: time to end by itself."""
 LINK_WORD = "{link}"
 """In a START's argv: stands for the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127
@@ -95,6 +97,7 @@ class Supervisor:
         self._stopped = False
         self._runs_until = 0.0
         self._drain_until: Optional[float] = None
+        self._mute_until: Optional[float] = None
         self._budget = LogBudget()
         self._stillness = Stillness()
         self._asked = False
@@ -153,7 +156,7 @@ class Supervisor:
                 wanted.append((self.socket.fileno(), select.POLLIN))
             if self.socket.wants_to_write:
                 wanted.append((self.socket.fileno(), select.POLLOUT))
-            if self.socket.facts is None:
+            if self.socket.facts is None or self._mute_until is not None:
                 timeout = UNDECIDED_MS
         if self.relay is not None:
             wanted.extend(self.relay.wanted())
@@ -305,7 +308,7 @@ class Supervisor:
         for way in (self.relay, self.socket):
             if way is not None:
                 way.close()
-        self.kernel = self.relay = self.socket = self._drain_until = None
+        self.kernel = self.relay = self.socket = self._drain_until = self._mute_until = None
         self._stopped = self._asked = False
         self._drop_held()
 
@@ -345,9 +348,21 @@ class Supervisor:
                     self._pass_answer(answer)
         if undecided and not self._decide():
             return
+        if self.socket.direct and self.socket.closed:
+            self._end_mute()
         if self.socket.direct:
             self._answer_heartbeats()
         self.socket.flush()
+
+    def _end_mute(self) -> None:
+        """Kill a kernel that can neither hear nor be heard any more, and lives on."""
+        now = time.monotonic()
+        if self._mute_until is None:
+            self._mute_until = now + MUTE_SECONDS
+        elif now >= self._mute_until and self._drain_until is None and self.kernel is not None:
+            self._complain("The kernel has closed its end of the link, and is killed.\n")
+            self.kernel.signal_group(signal.SIGKILL)
+            self._mute_until = now + MUTE_SECONDS
 
     def _ask(self, ask: Ask) -> None:
         """Whether the kernel has anything to do it is asked itself, if it looks as if not."""
