@@ -35,6 +35,20 @@ class Cgroup:
         return "memory" in self.controllers
 
 
+def plan_cgroup(name: str, *, root: Path = ROOT) -> tuple[Path, ...]:
+    """The directories that ``make_cgroup`` would make, if this user may. Makes nothing.
+
+    To be written down before: who is killed while they are made has named them then.
+    """
+    if (root / "cgroup.controllers").exists():
+        parent = root / PARENT if os.geteuid() == 0 else _find_parent_v2(root)
+        return () if parent is None else (parent / name,)
+    if os.geteuid() != 0:
+        return ()
+    known = (c for c in CONTROLLERS if (root / c / "cgroup.procs").exists())
+    return tuple(root / controller / PARENT / name for controller in known)
+
+
 def make_cgroup(name: str, limits: HostLimits, *, root: Path = ROOT) -> Cgroup:
     """A cgroup ``name`` with ``limits``, as far as this user may; without directories if not."""
     make = _make_v2 if (root / "cgroup.controllers").exists() else _make_v1

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes import commands
 from gvisor_kernel.runtimes.runsc_cli import Runsc, checkpoint_argv
 from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.starting import is_readable
 
 END_SECONDS = 5.0
+WORDS_BYTES = 2000
 
 
 def write_image(runsc: Runsc, sandbox: RunscSandbox, directory: Path, seconds: float) -> None:
@@ -25,30 +26,18 @@ def write_image(runsc: Runsc, sandbox: RunscSandbox, directory: Path, seconds: f
         direct=can_write_directly(directory),
     )
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-            cwd=sandbox.directory,
-            umask=0o077,
-            timeout=seconds,
-            start_new_session=True,
-            check=False,
+        (done,) = commands.run(
+            argv, seconds=seconds, most=WORDS_BYTES, cwd=sandbox.directory, umask=0o077
         )
-    except subprocess.TimeoutExpired as error:
-        raise SnapshotError(
-            f"The image of a kernel was not written within {seconds:g} s."
-        ) from error
     except OSError as error:
         raise SnapshotError(f"{argv[0]} cannot be run: {error.strerror}.") from error
-    if done.returncode != 0:
+    if done.status is None:
+        raise SnapshotError(f"The image of a kernel was not written within {seconds:g} s.")
+    if done.status != 0:
         raise SnapshotError(
-            f"The image of a kernel could not be written: runsc ended with status"
-            f" {done.returncode}.",
+            f"The image of a kernel could not be written: runsc ended with status {done.status}.",
             "kernels start without one, more slowly; see whether the disk is full.",
-            done.stderr.decode(errors="replace")[-2000:],
+            done.words,
         )
     if not is_readable(sandbox.exit_fd, END_SECONDS):
         raise SnapshotError("The sandbox went on although its image was written.")

@@ -21,10 +21,11 @@ from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
-from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
+from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.runtimes.checkpoint import write_image
 from gvisor_kernel.runtimes.describe import describe_sandbox
 from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.image_world import check_tree, choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_environment, find_init_environment
 from gvisor_kernel.runtimes.plan import (
     Outputs,
@@ -55,7 +56,7 @@ from gvisor_kernel.runtimes.starting import make_pipes, spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import remove_sandbox, sweep_orphans
-from gvisor_kernel.runtimes.world import World, find_world
+from gvisor_kernel.runtimes.world import World
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
 from gvisor_kernel.spec.layout import WORKSPACE, Bind, Mount
@@ -64,6 +65,9 @@ from gvisor_kernel.spec.oci import SUBUID_BASE, finalize_config, guest_argv
 from gvisor_kernel.trace import step
 
 log = logging.getLogger(__name__)
+
+RESTORE_SECONDS = 15.0
+"""A restore takes less than one; after this a cold start is the sooner way."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class RunscRuntime(Runtime):
         self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
     ) -> Sandbox:
         runsc = find_runsc()
-        world = find_world(request.python)
+        world = choose_world(spec, request)
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
         step("host looked at")
@@ -107,7 +111,9 @@ class RunscRuntime(Runtime):
             try:
                 outputs = _lend(find_outputs(spec, request))
                 record = _first_record(spec, request, identity, outputs, owner)
+                record = replace(record, image=world.image)
                 state.write_record(places.directory, record)
+                check_tree(world)
             except BaseException:
                 state.remove_directory(places.directory)
                 raise
@@ -118,7 +124,7 @@ class RunscRuntime(Runtime):
             mounts = plan_mounts(spec, world, places, uploads, outputs)
             plan = _Plan(spec, request, identity, runsc, world, places, mounts, outputs)
             cgroup = make_cgroup(identity.container_id, host_limits(spec))
-            if cgroup.directories:
+            if tuple(map(str, cgroup.directories)) != record.cgroups:
                 record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
                 state.write_record(places.directory, record)
             step("state directory made, mounts planned")
@@ -181,11 +187,17 @@ class RunscRuntime(Runtime):
         _write_files(plan, record.created, as_root=as_root)
         binds = [mount for mount in plan.mounts if isinstance(mount, Bind)]
         stage = choose_stage([plan.runsc.path, str(places.directory)]) if as_root else None
+        tree = plan.world.tree
+        staged = [*binds, Bind(str(places.rootfs), "/")]
+        rootfs = str(places.rootfs) if stage is None else stage.path(len(binds))
+        if tree is not None:
+            staged.append(Bind(tree, "/"))
+            rootfs = str(places.root) if stage is None else stage.path(len(staged))
         config = finalize_config(
             plan.spec,
             args=self._init_argv or guest_argv(plan.world.python, plan.request.ahead),
             environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
-            rootfs=str(places.rootfs) if stage is None else stage.path(len(binds)),
+            rootfs=rootfs,
             mounts=plan.mounts if stage is None else _restage(plan.mounts, binds, stage),
             map_users=as_root,
             file_size=file_size,
@@ -212,13 +224,17 @@ class RunscRuntime(Runtime):
                     file_size=file_size,
                     meminfo=str(places.meminfo),
                     writable=[str(places.runsc), *writable],
+                    image=tree,
                 )
                 process = spawn(argv, ends, places)
             else:
                 argv = prelude_argv(argv, cgroup=cgroup, file_size=file_size)
-                staged = [*binds, Bind(str(places.rootfs), "/")]
                 process = run_staged(
-                    stage, staged, places.meminfo, lambda: spawn(argv, ends, places)
+                    stage,
+                    staged,
+                    places.meminfo,
+                    lambda: spawn(argv, ends, places),
+                    merges=tree is not None,
                 )
         except BaseException:
             ends.close_host()
@@ -227,10 +243,11 @@ class RunscRuntime(Runtime):
             ends.close_guest()
         step("runsc started")
         stderr = StderrLog(ends.stderr, places.log)
+        seconds = plan.spec.start_timeout
+        if image is not None:
+            seconds = min(seconds, RESTORE_SECONDS)
         try:
-            sentry = wait_for_sentry(
-                process, places, stderr, plan.spec.start_timeout, restores=image is not None
-            )
+            sentry = wait_for_sentry(process, places, stderr, seconds, restores=image is not None)
         except BaseException:
             ends.close_link()
             raise
@@ -285,6 +302,8 @@ def _first_record(
         outputs=outputs.path,
         made_outputs=outputs.made,
         lent_by=outputs.lent_by,
+        spare=request.spare,
+        cgroups=tuple(map(str, plan_cgroup(identity.container_id))),
     )
 
 
@@ -312,7 +331,11 @@ def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
         links=plan.world.links,
         mounts=plan.mounts,
         owner=SUBUID_BASE if as_root else None,
+        host_etc=Path("/etc") if plan.world.tree is None else None,
     )
+    if plan.world.tree is not None:
+        for directory in (places.image, places.root):
+            directory.mkdir(mode=0o755)
 
 
 def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> list[Mount]:

@@ -10,16 +10,18 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes import commands
 from gvisor_kernel.runtimes.cgroups import Cgroup
 
 ANSWER_SECONDS = 10.0
+ANSWER_BYTES = 1024 * 1024
+"""Its flags, with a line on each, are 20 KB."""
 EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"
 INSTALL = (
     "install it: `sudo apt-get install runsc` on Debian and Ubuntu, or"
@@ -94,29 +96,18 @@ def _ask(path: str, fingerprint: str) -> Runsc:
 
 def _answers(path: str, *questions: Sequence[str]) -> list[str]:
     """What runsc prints for each of ``questions``, asked at the same time."""
-    children = []
+    argvs = [(path, *question) for question in questions]
     try:
-        for question in questions:
-            children.append(
-                subprocess.Popen(
-                    [path, *question],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    env={"PATH": os.defpath},
-                    cwd="/",
-                )
+        answers = commands.run(*argvs, seconds=ANSWER_SECONDS, most=ANSWER_BYTES, cwd=Path("/"))
+    except OSError as error:
+        raise RuntimeMissing(f"{path} cannot be run: {error.strerror}.", INSTALL) from error
+    for argv, answer in zip(argvs, answers, strict=True):
+        if answer.status is None:
+            raise RuntimeMissing(
+                f"`{shlex.join(argv)}` did not end within {ANSWER_SECONDS:g} s.",
+                f"see what it does; where it is broken, {INSTALL}",
             )
-        return [
-            child.communicate(timeout=ANSWER_SECONDS)[0].decode(errors="replace")
-            for child in children
-        ]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeMissing(f"{path} does not answer: {error}.", INSTALL) from error
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
+    return [answer.words for answer in answers]
 
 
 def start_argv(
@@ -198,14 +189,23 @@ def user_argv(
     file_size: int | None,
     meminfo: str,
     writable: Sequence[str],
+    image: str | None = None,
 ) -> list[str]:
     """Likewise, in a user namespace where an ordinary user is root.
+
+    ``image``: a root file system that is mounted below the one in ``rootfs``, both in one in
+    ``root``; those are in the working directory.
 
     The whole of the host is read-only there but for ``writable``. The sandbox's own read-only
     mounts are no substitute: code inside can remount them in a namespace of its own, and runsc
     of 2024 truncates a file on a read-only mount before it refuses to open it.
     """
-    script = _prelude(cgroup, file_size, [*_bind(meminfo, "/proc/meminfo"), *_close(writable)])
+    mounts = [*_bind(meminfo, "/proc/meminfo"), *_close(writable)]
+    if image is not None:
+        # By relative paths: what separates layers may stand in a path.
+        mounts.append(f"mount -n --bind {shlex.quote(image)} image")
+        mounts.append("mount -n -t overlay -o ro,lowerdir=rootfs:image overlay root")
+    script = _prelude(cgroup, file_size, mounts)
     return [
         "unshare",
         "-Urm",

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gvisor_kernel.errors import LaunchError, SandboxError, SnapshotError
-from gvisor_kernel.runtimes import processes
+from gvisor_kernel.errors import LaunchError, SnapshotError
+from gvisor_kernel.runtimes import commands, processes
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.plan import Places
 from gvisor_kernel.runtimes.processes import SANDBOX_NAME
@@ -96,30 +96,31 @@ def wait_for_sentry(
 ) -> Sentry:
     """The sentry that ``process`` has left, once that has ended.
 
-    Raises LaunchError, or SnapshotError if it ``restores``; then ``process`` is gone, and the
-    rest is for the caller to remove.
+    Raises LaunchError, or SnapshotError if it ``restores``; then ``process`` is gone with its
+    process group, and the rest is for the caller to remove.
     """
     kind = SnapshotError if restores else LaunchError
     what = "restored" if restores else "started"
     try:
-        if not _wait(process, seconds):
+        if not _wait(process.pid, seconds):
             raise kind(
                 f"The sandbox was not {what} within {seconds:g} s.",
                 "the machine may be busy: the setting start_timeout gives it longer.",
                 stderr.tail(),
             )
-        if process.returncode == 0:
+        status = commands.read_status(process.pid)
+        if status == 0:
             sentry = find_sentry(places)
             if sentry is not None:
                 return sentry
-            reason = "it ended at once"
+            reason = "runsc ended and left no sandbox"
         else:
-            reason = f"runsc ended with status {process.returncode}"
+            reason = f"runsc ended with status {status}"
         stderr.wait(LAST_WORDS_SECONDS)
         words = stderr.tail()
         raise kind(f"The sandbox could not be {what}: {reason}.", find_hint(words), words)
-    except SandboxError:
-        process.kill()
+    except BaseException:
+        commands.end_group(process)
         raise
     finally:
         process.wait()
@@ -146,13 +147,10 @@ def is_readable(fd: int, seconds: float = 0) -> bool:
     return bool(poller.poll(seconds * 1000))
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether ``process`` ends within ``seconds``. Popen.wait would sleep and look, by turns."""
-    fd = os.pidfd_open(process.pid)
+def _wait(pid: int, seconds: float) -> bool:
+    """Whether the child ``pid`` ends within ``seconds``. Popen.wait would sleep and look."""
+    fd = os.pidfd_open(pid)
     try:
-        if not is_readable(fd, seconds):
-            return False
+        return is_readable(fd, seconds)
     finally:
         os.close(fd)
-    process.wait()
-    return True

@@ -1,0 +1,270 @@
+"""A runsc that hangs, crashes, says nonsense or does nothing: refused in time, in clear words.
+
+And never does anything run outside of a sandbox, nor stay behind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel import imaging
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.runtimes import checkpoint, runsc, runsc_cli
+from gvisor_kernel.snapshots.store import Store
+
+from .. import leaks
+from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
+from ..world import PROJECT, World
+from .fake_runsc import FakeRunsc
+
+MIB = 1024 * 1024
+NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|\bb'", re.I)
+FLOOD = "head -c 256M /dev/zero"
+"""Four times what a reader may need for it."""
+
+NO_SANDBOX = {
+    "crashes": ("echo 'fatal error: out of luck' >&2; exit 2", "status 2"),
+    "is killed": ("kill -SEGV $$", "status -11"),
+    "does nothing": ("exit 0", "left no sandbox"),
+    "says nonsense": ("head -c 100000 /dev/urandom; head -c 100000 /dev/urandom >&2; exit 0", "no"),
+    "says too much": (f"{FLOOD} >&2; exit 1", "status 1"),
+    "names no process": (
+        "for a; do case $a in --pid-file=*) echo nonsense > ${a#*=};; esac; done; exit 0",
+        "left no sandbox",
+    ),
+    "names somebody's process": (
+        "for a; do case $a in --pid-file=*) echo INNOCENT > ${a#*=};; esac; done; exit 0",
+        "left no sandbox",
+    ),
+    "leaves a child": ("sleep 1000 & exit 1", "status 1"),
+    "leaves a child and says that all is well": ("sleep 1000 & exit 0", "left no sandbox"),
+}
+"""What ``runsc run`` does instead, and what of it is told."""
+HANGS = {
+    "hangs": "exec sleep 1000",
+    "hangs with a child": "sleep 1000 & wait",
+    "fills the link": f"{FLOOD}",
+    "waits for an answer": "read -r line; exec sleep 1000",
+}
+POSER = """
+import os, sys, time
+from gvisor_kernel.link import Connection, Hello
+from gvisor_kernel.link.state import Role
+sys.path.pop()
+with open(sys.argv[2], "w") as file:
+    file.write(str(os.getpid()))
+link = Connection(Role.GUEST, Hello(facts=()))
+os.write(1, link.data_to_send(100000))
+sys.stdin.read()
+"""
+"""Says what a sandbox would, on the host itself."""
+POSES = f"""
+for a; do case $a in --pid-file=*) file=${{a#*=}};; --root=*) root=$a;; esac; done
+cd {PROJECT}
+exec 3<&0
+bash -c 'exec -a runsc-sandbox "$0" -c "$1" "$2" "$3" <&3' \
+    {shlex.quote(sys.executable)} {shlex.quote(POSER)} "$root" "$file" &
+while [ ! -s "$file" ]; do :; done
+exit 0
+"""
+ANSWERS = {
+    "crashes": ("exit 3", "does not say which version"),
+    "says nothing": ("exit 0", "does not say which version"),
+    "says nonsense": ("head -c 100000 /dev/urandom; exit 0", "does not say which version"),
+    "says too much": (f"{FLOOD}; exit 0", "does not say which version"),
+    "hangs": ("exec sleep 1000", "did not end within 1 s"),
+    "leaves a child": ("sleep 1000 & exit 0", "does not say which version"),
+}
+IMAGES = {
+    "crashes": ("exit 1", "status 1"),
+    "does nothing": ("exit 0", "went on although"),
+    "says too much": (f"{FLOOD} >&2; exit 1", "status 1"),
+    "hangs": ("sleep 1000 & wait", "not written within 1 s"),
+}
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunsc:
+    fake = FakeRunsc(tmp_path / "bin")
+    monkeypatch.setenv("PATH", fake.environment_path())
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(world: World) -> Iterator[None]:
+    """Not even a descriptor, or a process without any mark of ours."""
+    warm_up()
+    before, descriptors, sleepers = leaks.everything(world), count_descriptors(), count_sleepers()
+    yield
+    left = leaks.left_since(before, lambda: leaks.everything(world))
+    assert not left, "\n".join(sorted(left))
+    assert count_sleepers() == sleepers
+    wait_until(lambda: count_descriptors() <= descriptors, "descriptors to be closed", 5)
+
+
+@cache
+def warm_up() -> None:
+    """What a process opens once, for all the kernels to come."""
+    with running_kernel():
+        pass
+
+
+def count_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def count_sleepers() -> int:
+    """Processes such as the scripts above leave. Nothing else tells them from others."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            count += path.read_bytes() == b"sleep\x001000\x00"
+    return count
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """What this process holds at most meanwhile is hardly more than it held before."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    yield
+    assert peak() - before < 64 * MIB
+
+
+def peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+
+def refusal(**settings: Any) -> str:
+    """The words with which a start is refused."""
+    with pytest.raises(SandboxError) as caught, running_kernel(settings=settings):
+        pass
+    words = str(caught.value)
+    assert "What to do: " in words
+    assert not NOT_FOR_PEOPLE.search(words), words
+    return words
+
+
+@pytest.mark.parametrize("what", NO_SANDBOX)
+def test_it_starts_no_sandbox_and(what: str, fake: FakeRunsc) -> None:
+    script, words = NO_SANDBOX[what]
+    with subprocess.Popen(["sleep", "100"]) as innocent:
+        fake.instead_of("run", script.replace("INNOCENT", str(innocent.pid)))
+        with bounded_memory():
+            assert words in refusal(snapshot="off")
+        assert innocent.poll() is None
+        innocent.kill()
+    assert "run" in fake.asked()
+
+
+@pytest.mark.parametrize("what", HANGS)
+def test_it(what: str, fake: FakeRunsc) -> None:
+    fake.instead_of("run", HANGS[what])
+    since = time.monotonic()
+    assert "not started within 1 s" in refusal(snapshot="off", start_timeout=1)
+    assert time.monotonic() - since < 20
+    fake.as_ever("run")  # and the next start works
+    with running_kernel(settings={"snapshot": "off"}) as (_, client):
+        assert execute(client, "6 * 7").result == "42"
+
+
+def test_it_lets_pass_what_breaks_the_link(fake: FakeRunsc) -> None:
+    fake.instead_of("run", "head -c 1000 /dev/urandom")
+    assert "broke the rules of the link" in refusal(snapshot="off")
+
+
+def test_it_runs_something_outside_of_a_sandbox(fake: FakeRunsc) -> None:
+    """With the right name, and the right words on the link."""
+    fake.instead_of("run", POSES)
+    words = refusal(snapshot="off")
+    assert "gVisor" in words or "not isolated" in words
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("question", ["--version", "flags"])
+@pytest.mark.parametrize("what", ANSWERS)
+def test_asked_who_it_is(
+    what: str, question: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "hangs":
+        monkeypatch.setattr(runsc_cli, "ANSWER_SECONDS", 1.0)
+    script, words = ANSWERS[what]
+    fake.instead_of(question, script)
+    with bounded_memory():
+        said = refusal(snapshot="off")
+    assert ("has no flag" if question == "flags" and what != "hangs" else words) in said
+    assert str(fake.path) in said
+    assert "run" not in fake.asked()
+
+
+def test_the_command_line_says_why(fake: FakeRunsc) -> None:
+    fake.instead_of("run", "echo 'fatal error: out of luck' >&2; exit 2")
+    done = subprocess.run(
+        [sys.executable, "-m", "gvisor_kernel", "start"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "out of luck" in done.stderr
+    assert not NOT_FOR_PEOPLE.search(done.stderr), done.stderr
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("what", IMAGES)
+def test_asked_for_an_image_it(
+    what: str,
+    fake: FakeRunsc,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if what == "hangs":
+        monkeypatch.setattr(imaging, "STEP_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
+    script, words = IMAGES[what]
+    fake.instead_of("checkpoint", script)
+    images = Store.open().images()
+    with bounded_memory():
+        assert main(["snapshot", "build"]) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert not NOT_FOR_PEOPLE.search(said), said
+    assert Store.open().images() == images
+    assert not list(Store.open().root.glob("*-*"))
+    assert "checkpoint" in fake.asked()
+
+
+def test_it_restores_nothing(
+    fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it does, the start is a cold one; and the image is not tried a second time."""
+    monkeypatch.setattr(runsc, "RESTORE_SECONDS", 1.0)
+    assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
+    given_up: list[str] = []
+    monkeypatch.setattr(Store, "discard", lambda self, key, reason: given_up.append(reason))
+    for script in ("exit 1", "exit 0", "exec sleep 1000", "head -c 1000 /dev/urandom"):
+        fake.instead_of("restore", script)
+        with running_kernel() as (manager, client):
+            assert execute(client, "6 * 7").result == "42"
+            assert "the kernel goes on from an image" not in kernel_log(manager)
+    assert len(given_up) == 4
+    fake.as_ever("restore")
+    with running_kernel() as (manager, client):
+        assert execute(client, "6 * 7").result == "42"
+        assert "the kernel goes on from an image" in kernel_log(manager)
