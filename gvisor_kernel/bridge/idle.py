@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 SETTLED_SECONDS = 1.0
 """How long nothing was sent or came, before the guest is asked for the first time."""
@@ -14,6 +15,18 @@ LONGEST_WAIT = 60.0
 """Each time the answer is no, or none comes, the wait for the next question doubles up to this."""
 SOON = 0.2
 """The wait when the answer was yes, and something else was sent meanwhile."""
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """What the owner of a sandbox has to say of its being stopped.
+
+    ``allowed``: whether it may be, for all that the owner knows, if its guest says that it is idle.
+    ``changed(stopped)``: it was just stopped, or goes on.
+    """
+
+    allowed: Callable[[], bool]
+    changed: Callable[[bool], None]
 
 
 class IdleWatch:

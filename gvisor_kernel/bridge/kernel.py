@@ -19,8 +19,9 @@ import zmq
 from gvisor_kernel.bridge.clients import Address, ClientSockets
 from gvisor_kernel.bridge.deaths import describe_status, explain_death, tell_death
 from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
-from gvisor_kernel.bridge.journal import KernelLog, Transcript
+from gvisor_kernel.bridge.idle import Sleep
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
+from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
 from gvisor_kernel.bridge.settling import Settling
 from gvisor_kernel.bridge.waiting import Sent, WaitingMessages
@@ -88,8 +89,7 @@ class KernelBridge:
         self._inner_key = ""
         self._sandbox: LinkedSandbox | None = None
         self._link: SandboxLink | None = None
-        self._log: KernelLog | None = None
-        self._transcript: Transcript | None = None
+        self._records = Records()
         self._waiting = WaitingMessages()
         self._pending: dict[str, bytes] = {}
         self._run = 0
@@ -188,8 +188,7 @@ class KernelBridge:
     def _take_over(self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None) -> None:
         if self._detached:
             raise LaunchError("No kernel can be started any more: this process ends.")
-        self._log = KernelLog(log_path)
-        self._transcript = Transcript(transcripts) if transcripts is not None else None
+        self._records.open(log_path, transcripts)
         self._sandbox = sandbox
         self._death = None
         self._asked_to_end = False
@@ -198,9 +197,10 @@ class KernelBridge:
         self._keep_sandbox = True
 
     def _make_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> SandboxLink:
-        may_stop = (lambda: not self._pending) if self.identity.idle_stop else None
+        sleep = Sleep(lambda: not self._pending, self._sleep_changed)
         return SandboxLink(
-            sandbox, self._on_event, self._on_link_end, self._on_room, resume, may_stop
+            *(sandbox, self._on_event, self._on_link_end, self._on_room, resume),
+            sleep if self.identity.idle_stop else None,
         )
 
     async def _answer(self, answer: asyncio.Future[T], timeout: float) -> T:
@@ -334,10 +334,7 @@ class KernelBridge:
             sandbox, self._sandbox = self._sandbox, None
             if sandbox is not None:
                 await close_sandbox(sandbox)
-            for file in (self._log, self._transcript):
-                if file is not None:
-                    file.close()
-            self._log = self._transcript = None
+            self._records.close()
         finally:
             self._ending = None
 
@@ -395,9 +392,7 @@ class KernelBridge:
             self.expect_end(restart=b"true" in message.content)
         if kind == "execute_request" and len(self._pending) < TOLD_PENDING:
             self._pending[message_id] = message.header
-        if self._transcript is not None:
-            with suppress(WireError):
-                self._transcript.record("request", message)
+        self._records.asked(message)
         self._to_kernel(channel, message)
 
     def _to_kernel(self, channel: Channel, message: Sent) -> None:
@@ -445,9 +440,8 @@ class KernelBridge:
             self._kernel_ended(event.status)
         elif isinstance(event, Stats):
             self.stats = event
-        elif isinstance(event, Log) and self._log is not None:
-            self._log.write_inside(event.source.name.lower(), event.text)
-            self._log.remember(event.text)
+        elif isinstance(event, Log):
+            self._records.keep(event)
 
     def _from_kernel(self, message: Message) -> None:
         """Check what the kernel sent, sign it, send it; then give the credit back."""
@@ -481,8 +475,7 @@ class KernelBridge:
     def _take_note(self, channel: Channel, message: WireMessage) -> None:
         if channel is Channel.SHELL:
             self._pending.pop(message.parent_id, None)
-        if self._transcript is not None and channel is not Channel.CONTROL:
-            self._transcript.record("reply" if channel is Channel.SHELL else "output", message)
+        self._records.answered(channel, message)
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -560,18 +553,23 @@ class KernelBridge:
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""
-        if self._log is not None:
-            tail = "\n".join([*self._log.recent, tail])
+        tail = "\n".join([*self._records.recent, tail])
         if not hint and not tail:
             hint = "check this machine with: gvisor-kernel doctor"
         return LaunchError(fact, hint, tail)
 
     def note(self, text: str) -> None:
         """Write ``text`` into the sandbox's log."""
-        if self._log is not None:
-            self._log.write("bridge", text)
+        self._records.note(text)
 
     # -- memory ----------------------------------------------------------------------------------
+
+    def _sleep_changed(self, stopped: bool) -> None:
+        """What is stopped takes no memory, so nobody looks."""
+        if self._memory is not None:
+            self._memory.stop()
+            if not stopped:
+                self._memory.start()
 
     def _over_limit(self, used: int) -> None:
         if self._running() and self._death is None:

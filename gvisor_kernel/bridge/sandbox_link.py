@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.idle import IdleWatch
+from gvisor_kernel.bridge.idle import IdleWatch, Sleep
 from gvisor_kernel.link import (
     Ask,
     Channel,
@@ -74,12 +74,11 @@ class SandboxLink:
         on_end: Callable[[str], None],
         on_room: Callable[[], None],
         resume: Resume | None = None,
-        may_stop: Callable[[], bool] | None = None,
+        sleep: Sleep | None = None,
     ) -> None:
         """``resume``: what to tell a guest that was restored. Raises LocalProtocolError.
 
-        ``may_stop``: whether the sandbox may be stopped now, for all that is known here, if its
-        guest says that it is idle. None: it never is.
+        ``sleep``: None for a sandbox that is never stopped.
         """
         hello = Hello(facts=(("release", __version__),))
         self.connection = Connection(Role.HOST, hello, resume)
@@ -99,8 +98,8 @@ class SandboxLink:
         self._missed = 0
         self._token = 0
         self._quiesced: asyncio.Future[None] | None = None
-        self._may_stop = may_stop
-        self._idle = IdleWatch(self._ask) if may_stop is not None else None
+        self._sleep = sleep
+        self._idle = IdleWatch(self._ask) if sleep is not None else None
         self._alone = False
         """Nothing was written since the guest was asked."""
         self._timers: list[asyncio.TimerHandle] = []
@@ -283,7 +282,7 @@ class SandboxLink:
     def _is_free(self) -> bool:
         """Whether nothing waits to be sent, and the owner has no objection."""
         waits = self._pending or self.connection.queued()
-        return not waits and self._may_stop is not None and self._may_stop()
+        return not waits and self._sleep is not None and self._sleep.allowed()
 
     def _take_answer(self, answer: Quiet) -> None:
         if not answer.quiet or self._idle is None or self.stopped or not self._is_free():
@@ -296,6 +295,11 @@ class SandboxLink:
             timer.cancel()
         self.stopped = True
         self._sandbox.pause()
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self._sleep is not None:
+            self._sleep.changed(self.stopped)
 
     def _go_on(self) -> None:
         """Let a stopped sandbox run. Nobody has counted its silence."""
@@ -303,6 +307,7 @@ class SandboxLink:
             self.stopped = False
             self._sandbox.resume()
             self._start_timers()
+            self._tell_change()
             self.moved()
 
     def end(self, reason: str) -> None:

@@ -15,6 +15,7 @@ import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.bridge import idle
+from gvisor_kernel.bridge.idle import Sleep
 from gvisor_kernel.link import Quiet
 from gvisor_kernel.runtimes.processes import is_alive
 
@@ -158,6 +159,14 @@ def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
     assert execute(kernel.client, "x + 2").result == "42"
 
 
+def test_nobody_looks_at_its_memory(kernel: Watched) -> None:
+    kernel.wait_for_stop()
+    watch = kernel.manager.provisioner._kernel._kernel._memory  # type: ignore[union-attr]
+    wait_until(lambda: watch._timer.cancelled(), "the end of looking")
+    execute(kernel.client, "1")
+    wait_until(lambda: not watch._timer.cancelled(), "the next look")
+
+
 def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
     kernel.wait_for_stop()
     with zmq.Context() as context, context.socket(zmq.REQ) as heart:
@@ -253,7 +262,7 @@ def test_not_stopped_while_a_cell(kernel: Watched, code: str) -> None:
     msg_id = kernel.client.execute(code, allow_stdin=True)
     wait_until(lambda: msg_id in bridge._pending, "the request to reach the bridge")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel._link, "_may_stop", lambda: True)
+        patch.setattr(kernel._link, "_sleep", Sleep(lambda: True, lambda stopped: None))
         kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
         kernel.assert_stays_awake()
     kernel.manager.interrupt_kernel()
