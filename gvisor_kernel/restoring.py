@@ -7,6 +7,7 @@ discarded with the reason in the log, and nothing is raised.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gvisor_kernel.bridge import ImageRun
@@ -76,9 +77,14 @@ def _may_be_direct(plan: KernelPlan) -> bool:
     return plan.spec.kernel_mode == "auto"
 
 
-def restore(runtime: Runtime, plan: KernelPlan) -> Restored | str:
+def restore(
+    runtime: Runtime,
+    plan: KernelPlan,
+    take_spare: Callable[[ImageKey], Sandbox | None] | None = None,
+) -> Restored | str:
     """A sandbox restored from an image that fits ``plan``; or why there is none.
 
+    ``take_spare``: asked for one that was restored from the image of that key before.
     Raises what ``Runtime.start`` raises for causes that a cold start would have as well.
     """
     try:
@@ -95,7 +101,8 @@ def restore(runtime: Runtime, plan: KernelPlan) -> Restored | str:
         step("image compared with its files")
         if reason is None:
             try:
-                sandbox = runtime.start(plan.spec, full_request(plan), image.files)
+                sandbox = take_spare(key) if take_spare is not None else None
+                sandbox = sandbox or runtime.start(plan.spec, full_request(plan), image.files)
                 return Restored(sandbox, key, _describe_run(image.meta))
             except SnapshotError as error:
                 reason = str(error)

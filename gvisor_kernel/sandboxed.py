@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from gvisor_kernel.restoring import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.state import state_root
+from gvisor_kernel.spares import Spares
 from gvisor_kernel.trace import step, tracing
 
 T = TypeVar("T")
@@ -212,7 +214,8 @@ class SandboxedKernel:
     async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> str | None:
         """None if the kernel goes on from an image; else why not."""
         runtime = get_runtime(plan.spec.runtime)
-        restored = await self._in_worker(restore, runtime, plan)
+        take_spare = partial(Spares.instance().take, plan)
+        restored = await self._in_worker(restore, runtime, plan, take_spare)
         if isinstance(restored, str):
             return restored
         sandbox = restored.sandbox
@@ -234,6 +237,7 @@ class SandboxedKernel:
                 raise
             return str(error)
         self._sandbox = sandbox
+        Spares.instance().want(plan)
         return None
 
     @staticmethod
