@@ -427,7 +427,11 @@ class Supervisor:
             except LocalProtocolError as error:
                 self._tell_of_drop(channel, parts, explain_drop(channel, error))
         for channel, reason in self.relay.news():
-            self._complain(f"The kernel's {channel.name.lower()} socket was given up: {reason}.\n")
+            self._complain(
+                f"The kernel broke ZMQ's rules on {channel.name.lower()}, and is killed: {reason}.\n"
+            )
+            if self.kernel is not None:
+                self.kernel.signal_group(signal.SIGKILL)
         waiting = self.connection.queued(Channel.IOPUB)
         if self.kernel is not None and waiting > STOP_ABOVE and not self._stopped:
             if time.monotonic() >= self._runs_until:
