@@ -32,6 +32,8 @@ WAIT_SECONDS = 1.0
 KEEP_SECONDS = 300.0
 """How long a spare waits. It holds what an idle kernel holds, and the folders it is to show."""
 END_SECONDS = 20.0
+KINDS = 1000
+"""Of starts that are counted."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Spares:
         with self._changed:
             if self._ended or not plan.spec.spare:
                 return
+            if len(self._starts) >= KINDS:  # a server of many folders, in which nobody comes back
+                self._starts.clear()
             self._starts[kind] += 1
             if self._starts[kind] < WANTED_AFTER:
                 return
