@@ -7,6 +7,7 @@ awaited on any loop: the work is done on the bridge's.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -27,6 +28,7 @@ from gvisor_kernel.spares import Spares
 from gvisor_kernel.trace import step, tracing
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
 RESUME_SECONDS = 15.0
@@ -175,24 +177,20 @@ class SandboxedKernel:
                 kernel.expect_end(restart=True)
                 await kernel.kill()
             await kernel.settle()
-            if not self._may_reuse(kernel, plan):
-                await kernel.end_sandbox()
-                self._plan = plan
-                if plan.spec.snapshot == "off":
-                    self._sandbox = await self._new_sandbox(kernel, plan)
-                elif (obstacle := await self._restore(kernel, plan)) is None:
-                    return kernel.address
-                else:
-                    self._sandbox = await self._new_sandbox(kernel, plan)
-                    kernel.note(f"the kernel starts without an image: {obstacle}")
-                    # For the next one of this kind.
-                    ImageBuilder.instance().want(plan)
-            sandbox = self._sandbox
-            assert sandbox is not None
-            environment = {**sandbox.kernel_environment, **plan.environment}
-            argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
-            await kernel.start_kernel(argv, environment, sandbox.workdir, seconds)
-            step("kernel's process started")
+            if self._may_reuse(kernel, plan) and await self._start_again(kernel, plan):
+                return kernel.address
+            await kernel.end_sandbox()
+            self._plan = plan
+            if plan.spec.snapshot == "off":
+                self._sandbox = await self._new_sandbox(kernel, plan)
+            elif (obstacle := await self._restore(kernel, plan)) is None:
+                return kernel.address
+            else:
+                self._sandbox = await self._new_sandbox(kernel, plan)
+                kernel.note(f"the kernel starts without an image: {obstacle}")
+                # For the next one of this kind.
+                ImageBuilder.instance().want(plan)
+            await self._start(kernel, plan)
         except BaseException as error:
             self._kernel = self._sandbox = None
             await asyncio.shield(self._bridge.close_kernel(kernel))
@@ -201,6 +199,23 @@ class SandboxedKernel:
                 raise type(error)(error.fact, hint, error.detail) from error
             raise
         return kernel.address
+
+    async def _start(self, kernel: KernelBridge, plan: KernelPlan) -> None:
+        sandbox = self._sandbox
+        assert sandbox is not None
+        environment = {**sandbox.kernel_environment, **plan.environment}
+        argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
+        await kernel.start_kernel(argv, environment, sandbox.workdir, seconds)
+        step("kernel's process started")
+
+    async def _start_again(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
+        """Whether a kernel starts in the sandbox of the last one, which may have spoilt it."""
+        try:
+            await self._start(kernel, plan)
+        except LaunchError as error:
+            log.warning("A kernel starts in a new sandbox. In that of the last one: %s", error.fact)
+            return False
+        return True
 
     def _may_reuse(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
         return (
