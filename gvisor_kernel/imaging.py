@@ -15,9 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.blocking.client import BlockingKernelClient
-
-from gvisor_kernel.asking import STEP_SECONDS, connect, own_info, own_key, wait_for_reply
+from gvisor_kernel.asking import STEP_SECONDS, OwnClient, connect, own_info, own_key, wait_for_reply
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.launch import find_plan
 from gvisor_kernel.plans import KernelPlan, read_plan
@@ -112,7 +110,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
         kernel = SandboxedKernel()
         try:
             address = asyncio.run(kernel.launch(bare))
-            client = connect(address, bare)
+            client = connect(address, bare, lambda: kernel.exit_status is None)
             try:
                 language = _find_language(client, report)
                 manifest = _warm_up(client, kernel, plan, language, since, report)
@@ -145,14 +143,14 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
         return image
 
 
-def _find_language(client: BlockingKernelClient, report: Report) -> str:
+def _find_language(client: OwnClient, report: Report) -> str:
     report("Waiting for it", 0.2)
     info = wait_for_reply(client, client.kernel_info())
     return str(info["language_info"].get("name"))
 
 
 def _warm_up(
-    client: BlockingKernelClient,
+    client: OwnClient,
     kernel: SandboxedKernel,
     plan: KernelPlan,
     language: str,
@@ -195,12 +193,12 @@ def list_installed(python: str) -> Manifest:
     return make_manifest([*records, *PACKAGE_LISTS], sorted(folders), views)
 
 
-def _run_python(client: BlockingKernelClient, code: str, preloaded: str = "") -> str:
+def _run_python(client: OwnClient, code: str, preloaded: str = "") -> str:
     """Run ``code`` so that nothing of it is seen afterwards; what it printed."""
     return _run(client, f"exec({code!r}, {{}})", preloaded)
 
 
-def _run(client: BlockingKernelClient, code: str, preloaded: str = "") -> str:
+def _run(client: OwnClient, code: str, preloaded: str = "") -> str:
     message_id = client.execute(code, silent=True, store_history=False)
     content = wait_for_reply(client, message_id)
     if content["status"] != "ok":

@@ -34,7 +34,10 @@ finally:
 renew()
 ''', {{}})"""
     ),
-    "bash": Renewal("RANDOM=$(od -An -N4 -tu4 /dev/urandom)", always=True),
+    "bash": Renewal(
+        "RANDOM=${SRANDOM:-$(od -An -N4 -tu4 /dev/urandom)}; history -d -1 2>/dev/null; true",
+        always=True,
+    ),
 }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 import site
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +80,15 @@ def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
         store.keep(draft, ImageKey(image.meta.parts), image.meta)
     (copy,) = store.images()
     return copy
+
+
+def rewrite(image: Image, change: Callable[[dict[str, Any]], None]) -> None:
+    """A meta.json that is whole, and says something else."""
+    path = image.directory / "meta.json"
+    content = json.loads(path.read_text().partition("\n")[2])
+    change(content)
+    text = json.dumps(content)
+    path.write_text(hashlib.sha256(text.encode()).hexdigest() + "\n" + text)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> str:

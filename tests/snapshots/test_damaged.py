@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +13,7 @@ from gvisor_kernel.snapshots.store import Image, Store, check_private
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..world import kernelspec_of
-from .conftest import copy_image, said
+from .conftest import copy_image, rewrite, said
 
 KERNEL = kernelspec_of("restored")
 Damage = Callable[[Image], None]
@@ -43,15 +40,6 @@ def replace_by_link(path: Path) -> None:
     elsewhere = path.parent.parent.parent.parent / path.name
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
-
-
-def rewrite(image: Image, change: Callable[[dict[str, Any]], None]) -> None:
-    """A meta.json that is whole, and says something else."""
-    path = image.directory / "meta.json"
-    content = json.loads(path.read_text().partition("\n")[2])
-    change(content)
-    text = json.dumps(content)
-    path.write_text(hashlib.sha256(text.encode()).hexdigest() + "\n" + text)
 
 
 def lie_of_the_pages(image: Image) -> None:

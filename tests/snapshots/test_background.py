@@ -1,0 +1,220 @@
+"""Images made in the background: after a cold start, one at a time, behind everybody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel import builder
+from gvisor_kernel.asking import own_info
+from gvisor_kernel.builder import ImageBuilder
+from gvisor_kernel.imaging import build_snapshot
+from gvisor_kernel.launch import find_plan
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.state import Record, find_sandboxes
+from gvisor_kernel.snapshots.build import NICENESS
+from gvisor_kernel.snapshots.store import Store
+
+from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
+from ..world import kernelspec_of
+from .conftest import copy_image, packages_of
+
+KERNEL = kernelspec_of("restored")
+
+SERVER = """
+import sys
+from gvisor_kernel import builder
+from jupyter_client import KernelManager
+from traitlets.config import Config
+builder.WAIT_SECONDS = 0.1
+managers = []
+for preload in sys.argv[2:]:
+    config = Config({"GVisorProvisioner": {"preload": [preload]}})
+    manager = KernelManager(kernel_name="gvisor-python-restored", config=config)
+    manager.start_kernel(cwd=sys.argv[1])
+    managers.append(manager)
+print("started", flush=True)
+sys.stdin.readline()
+for manager in managers:
+    manager.shutdown_kernel(now=True)
+"""
+"""A server that starts a kernel for each module to preload, and ends with a line on stdin."""
+
+
+HOSTILE = "open('imported', 'w').close(); raise SystemExit(7)\n"
+
+
+@contextmanager
+def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
+    """Runs in a folder of notebooks, which may have anything in it: nothing of that is imported."""
+    for name in ("gvisor_kernel.py", "json.py", "rich.py", "sitecustomize.py"):
+        (folder / name).write_text(HOSTILE)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVER, folder, *preload],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder)},  # for what a killed one leaves
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        yield process
+    finally:
+        with process:
+            assert process.stdin is not None
+            if process.poll() is None:
+                process.stdin.write("\n")
+        assert not (folder / "imported").exists()
+
+
+@pytest.fixture
+def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An empty store, and images made here in the background, as in any server."""
+    monkeypatch.setattr(builder, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(ImageBuilder, "_instance", None)
+    yield own_store
+    ImageBuilder.instance().end()
+
+
+def labels(store: Store) -> list[str]:
+    return sorted(image.meta.label["preload"] for image in store.images())
+
+
+def sandboxes_of(store: Store) -> list[Record]:
+    """Those of kernels that an image is to be taken of."""
+    return [record for _, record in find_sandboxes() if record.folder.startswith(str(store.root))]
+
+
+def left_in(store: Store) -> set[str]:
+    return {path.name for path in store.root.iterdir()} - {"lock", "builder"}
+
+
+def test_the_first_start_is_cold_and_the_next_is_not(
+    in_background: Store,
+    kernelspec: str,
+    environment: Path,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """And again after an upgrade of a package, in the same server."""
+    module = packages_of(environment) / "gk_version.py"
+    module.write_text("version = 1\n")
+
+    def start() -> tuple[str, str]:
+        settings = {"preload": ["gk_version"]}
+        with running_kernel(kernelspec, settings=settings, start={"cwd": str(tmp_path)}) as (m, c):
+            said = execute(c, "import gk_version; print(gk_version.version)").text.strip()
+            log = kernel_log(m)
+        return said, "restored" if "goes on from an image" in log else log
+
+    version, log = start()
+    assert version == "1"
+    assert "the kernel starts without an image: none that fits" in log
+    wait_until(lambda: labels(in_background) == ["gk_version"], "the image")
+    assert start() == ("1", "restored")
+    old = in_background.images()[0].meta.created
+    module.write_text("version = 22\n")
+    version, log = start()
+    assert version == "22"
+    assert f"the kernel starts without an image: {module} has changed" in log
+    wait_until(
+        lambda: [i for i in in_background.images() if i.meta.created > old], "the next image"
+    )
+    assert start() == ("22", "restored")
+
+
+def test_one_at_a_time_behind_everybody_else(own_store: Store, tmp_path: Path) -> None:
+    """Two servers, three kernels, three images: in turn, with what others leave of the machine."""
+    disk: dict[int, set[str]] = defaultdict(set)
+    with server(tmp_path, "wave", "csv"), server(tmp_path, "json"):
+
+        def look() -> bool:
+            making = sandboxes_of(own_store)
+            assert len(making) <= 1
+            assert len([name for name in left_in(own_store) if name.startswith("new-")]) <= 1
+            for record in making:
+                for process in (record.owner, *record.processes.values()):
+                    with suppress(ProcessLookupError):
+                        assert os.getpriority(os.PRIO_PROCESS, process.pid) == NICENESS
+                        disk[process.pid].add(disk_priority(process.pid))
+            return len(labels(own_store)) == 3
+
+        wait_until(look, "three images", 120)
+    assert labels(own_store) == ["csv", "json", "wave"]
+    assert len(disk) >= 6, "three builders and their sandboxes"
+    assert all("idle" in seen for seen in disk.values()), disk  # while they ended: "none"
+    assert len(left_in(own_store)) == 3
+
+
+def disk_priority(pid: int) -> str:
+    command = ["ionice", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_it_ends_with_its_server(how: str, own_store: Store, tmp_path: Path) -> None:
+    """In the middle of it: no process, no sandbox, no half image."""
+    with server(tmp_path, "pandas") as process:
+        wait_until(lambda: any(r.processes for r in sandboxes_of(own_store)), "an image's sandbox")
+        (builder_id,) = {record.owner.pid for record in sandboxes_of(own_store)}
+        if how == "killed":
+            process.kill()
+    wait_until(lambda: not is_there(builder_id), "the end of the builder")
+    assert sandboxes_of(own_store) == []
+    assert left_in(own_store) == set()
+    get_runtime("runsc").sweep()  # a server that is killed leaves its kernel's directory
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return "snapshot" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+def test_what_cannot_be_made_is_tried_twice(
+    in_background: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = find_plan(KERNEL, own_info(), "")
+    plan = replace(plan, spec=replace(plan.spec, preload=("gk_no_such_module",)))
+    images = ImageBuilder.instance()
+    for tries in (1, 2):
+        images.want(plan)
+        wait_until(lambda tries=tries: images._failed.total() == tries, "the try")
+        wait_until(lambda: not images._current, "its end")
+    images.want(plan)
+    assert not images._wanted
+    assert "gk_no_such_module cannot be imported" in caplog.text
+    assert left_in(in_background) == set()
+
+
+def test_the_store_is_bounded(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three images where there is room for two, the one used least lately goes."""
+    oldest = copy_image(tmp_path, monkeypatch)
+    os.utime(oldest.directory / "used", (1e9, 1e9))
+    monkeypatch.setattr(Store.__init__, "__defaults__", (int(2.5 * oldest.size),))
+    store = Store.open()
+    said: list[tuple[str, float]] = []
+    for module in ("json", "csv"):
+        made = build_snapshot(KERNEL, [module], lambda words, done: said.append((words, done)))
+        assert made.meta.label["preload"] == module
+    assert labels(store) == ["csv", "json"]
+    assert len(left_in(store)) == 2
+    words = [text for text, _ in said]
+    assert words[: len(words) // 2] == [
+        *("Starting a kernel", "Waiting for it", "Importing json", "Warming it up"),
+        *("Writing its image", "Keeping it"),
+    ]
+    done = [share for _, share in said][: len(words) // 2]
+    assert done == sorted(done)
+    assert 0 < done[0] < done[-1] < 1

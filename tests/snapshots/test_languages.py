@@ -1,0 +1,176 @@
+"""Images of kernels of any language, spoken to by frames or by the relay."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client import BlockingKernelClient
+
+from gvisor_kernel import sandboxed
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.imaging import list_installed
+from gvisor_kernel.snapshots.store import Store
+
+from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
+from ..world import World, kernelspec_of
+from .conftest import build, make_python, packages_of, rewrite, said
+
+COPIES = 3
+BASH = "bash-restored"
+LOOK_IN_PYTHON = """
+import json, numpy, os, random, ssl, tempfile, uuid
+session = get_ipython().kernel.session
+drawn = [random.random(), numpy.random.random(), ssl.RAND_bytes(8).hex(), str(uuid.uuid1())[14:],
+         tempfile.mktemp(), session.session, get_ipython().kernel.ident]
+print(json.dumps([drawn, session.key.decode(), os.getcwd(), os.listdir(), sorted(
+    name for name in globals() if "gvisor" in name or name in ("sys", "renew"))]))
+"""
+
+
+@pytest.fixture(scope="module", params=["direct", "relay"])
+def bash_way(request: pytest.FixtureRequest, world: World) -> Iterator[str]:
+    """An image of a kernel of bash_kernel; how such a kernel is spoken to."""
+    folder = add_bash(world, {"direct": "auto", "relay": "relay"}[request.param])
+    try:
+        build("--kernel", BASH)
+        yield request.param
+    finally:
+        remove(folder)
+
+
+def add_bash(world: World, mode: str, module: str = "bash_kernel", name: str = BASH) -> Path:
+    return world.add_kernelspec(
+        name,
+        {
+            "argv": [sys.executable, "-m", module, "-f", "{connection_file}"],
+            "display_name": BASH,
+            "language": "bash",
+            "interrupt_mode": "signal",
+            "metadata": {
+                "kernel_provisioner": {
+                    "provisioner_name": "gvisor-provisioner",
+                    "config": {"snapshot": "auto", "kernel_mode": mode},
+                }
+            },
+        },
+    )
+
+
+def remove(folder: Path) -> None:
+    (folder / "kernel.json").unlink()
+    folder.rmdir()
+
+
+def test_bash(bash_way: str, tmp_path: Path) -> None:
+    """Starts from an image, with random numbers and files of its own; restarts without one."""
+    drawn = []
+    for number in range(COPIES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"data-{number}").touch()
+        with running_kernel(BASH, start={"cwd": str(folder)}) as (manager, client):
+            log = kernel_log(manager)
+            assert "the kernel goes on from an image" in log
+            first = execute(client, "echo $RANDOM $RANDOM $SRANDOM; pwd; ls; echo $?")
+            drawn.append(first.text.splitlines()[0])
+            assert first.reply["content"]["execution_count"] == 1
+            files = [f"data-{number}", "outputs"]
+            assert first.text.split()[3:] == ["/workspace", *files, "0"]
+            assert execute(client, "history | grep -c 'urando[m]'").text == "0\n"
+            assert listens(client) == (bash_way == "relay")
+            if number == 0:
+                execute(client, "x=1")
+                manager.restart_kernel()
+                client.wait_for_ready(timeout=SECONDS)
+                assert execute(client, "echo [$x]").text == "[]\n"
+    for values in zip(*map(str.split, drawn), strict=True):
+        assert len(set(values)) == COPIES, drawn
+
+
+def listens(client: BlockingKernelClient) -> bool:
+    """Whether the kernel has sockets of ZMQ, which one that speaks frames has not."""
+    return "-1" in execute(client, "ls /run/gvisor-kernel/kernel/*").text
+
+
+@pytest.fixture(scope="module")
+def relayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A store with one image, of a Python kernel that is spoken to by the relay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        build("--kernel", RELAYED, "--preload", "numpy")
+        yield
+
+
+RELAYED = kernelspec_of("relay")
+SETTINGS = {"snapshot": "auto", "preload": ["numpy"]}
+
+
+@pytest.mark.usefixtures("relayed")
+def test_python_by_the_relay(tmp_path: Path) -> None:
+    """It shares the key of its image, which opens nothing but itself, and no random numbers."""
+    found = []
+    for number in range(COPIES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"data-{number}").touch()
+        with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(folder)}) as (m, client):
+            assert "the kernel goes on from an image" in kernel_log(m)
+            answer = execute(client, LOOK_IN_PYTHON)
+            assert answer.reply["content"]["execution_count"] == 1
+            drawn, key, where, files, names = json.loads(answer.text)
+            assert where == "/workspace"
+            assert f"data-{number}" in files
+            assert names == []
+            found.append([*drawn, key])
+    *drawn, keys = zip(*found, strict=True)
+    for values in drawn:
+        assert len(set(values)) == COPIES, values
+    assert len(set(keys)) == 1
+
+
+@pytest.mark.usefixtures("relayed")
+def test_a_key_that_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relayed kernel answers nothing that is not signed with its own: so a cold one starts."""
+    monkeypatch.setattr(sandboxed, "RESUME_SECONDS", 2.0)
+    (image,) = Store.open().images()
+    rewrite(image, lambda content: content.update(sandbox_key="0" * 64))
+    with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(tmp_path)}) as (m, client):
+        assert execute(client, "40 + 2").result == "42"
+        assert "the kernel starts without an image" in kernel_log(m)
+    assert "did not answer within 2 s" in said(caplog)
+    assert Store.open().images() == []
+
+
+def test_a_kernel_that_ends_is_not_waited_for(
+    own_store: Store, capsys: pytest.CaptureFixture[str], world: World
+) -> None:
+    folder = add_bash(world, "auto", "no_such_kernel", "no-such-kernel")
+    try:
+        assert main(["snapshot", "build", "--kernel", "no-such-kernel"]) == 1
+    finally:
+        remove(folder)
+    assert "ended before it answered" in capsys.readouterr().err
+    assert own_store.images() == []
+
+
+def test_what_a_kernel_of_another_language_depends_on(tmp_path: Path) -> None:
+    """It cannot say what it has loaded: so any package that is installed or changed counts."""
+    python = make_python(tmp_path / "environment")
+    packages = packages_of(tmp_path / "environment")
+    installed = packages / "some-1.0.dist-info"
+    installed.mkdir()
+    (installed / "RECORD").write_text("some/__init__.py,,\n")
+    before = list_installed(str(python))
+    assert before.find_change() is None
+    assert any("bash_kernel" in path for path in list_installed(sys.executable).files)
+    (installed / "RECORD").write_text("some/__init__.py,,1\n")
+    assert before.find_change() == f"{installed / 'RECORD'} has changed"
+    before = list_installed(str(python))
+    (packages / "more.py").touch()
+    assert before.find_change() == f"what {packages} offers has changed"
