@@ -51,6 +51,11 @@ NOT_WRITABLE = (
 )
 """Host folders whose contents would let a sandbox out if it could write them."""
 
+HOST_IMAGE = "host"
+"""The value of ``image`` that means the host's own Python environment."""
+IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+IMAGE_NAME_RULE = 'lower-case letters, digits, ".", "_" and "-", at most 64'
+
 INSTALLED_SKILLS = "installed"
 """The value of ``skills`` that means this user's, with those that come with the package."""
 
@@ -161,6 +166,15 @@ def accept_environment(name: str, value: object) -> tuple[str, ...]:
         ):
             raise SettingError(f"{name}[{i}]", item, accepted)
     return tuple(dict.fromkeys(names))
+
+
+def accept_image(name: str, value: object) -> str:
+    """Whether there is such an image is seen when a kernel starts: images come and go."""
+    if isinstance(value, str) and IMAGE_NAME.fullmatch(value):
+        return value
+    raise SettingError(
+        name, value, f'"{HOST_IMAGE}" or the name of an image, which has {IMAGE_NAME_RULE}'
+    )
 
 
 # Paths.

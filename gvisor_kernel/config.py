@@ -21,12 +21,14 @@ from traitlets.config import Config, Configurable
 
 from gvisor_kernel.accept import (
     GIB,
+    HOST_IMAGE,
     INSTALLED_SKILLS,
     MIB,
     accept_choice,
     accept_command,
     accept_environment,
     accept_flag,
+    accept_image,
     accept_modules,
     accept_outputs,
     accept_seconds,
@@ -44,6 +46,7 @@ __all__ = [
     "ACCEPT",
     "DEFAULTS",
     "GIB",
+    "HOST_IMAGE",
     "INSTALLED_SKILLS",
     "MIB",
     "RUNTIMES",
@@ -54,7 +57,6 @@ __all__ = [
 ]
 
 RUNTIMES = ("runsc",)
-IMAGES = ("host",)
 RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
 KERNEL_MODES = ("auto", "relay")
@@ -88,7 +90,7 @@ class SandboxSpec:
     """
 
     runtime: str = "runsc"
-    image: str = "host"
+    image: str = HOST_IMAGE
     memory_limit: int = 4 * GIB
     cpu_shares: int = 1024
     pids_limit: int = 512
@@ -153,7 +155,8 @@ class SandboxSettings(Configurable):
     image = Setting(
         DEFAULTS.image,
         help="""The root file system. "host": the Python environment that Jupyter's kernelspec
-        names, read-only, with a small synthetic /etc and nothing of anyone's home.""",
+        names, read-only, with a small synthetic /etc and nothing of anyone's home. Or the name of
+        an image that "gvisor-kernel image import" has added, whose own Python runs the kernel.""",
     )
     memory_limit = Setting(
         DEFAULTS.memory_limit,
@@ -319,7 +322,7 @@ def accept_mount(name: str, item: object) -> ExtraMount:
 
 ACCEPT: Mapping[str, Callable[[str, object], AnyValue]] = {
     "runtime": accept_choice(RUNTIMES),
-    "image": accept_choice(IMAGES),
+    "image": accept_image,
     "memory_limit": accept_size(MEMORY_LEAST),
     "cpu_shares": accept_whole(2, 262144),
     "pids_limit": accept_whole(PIDS_LEAST, 4194304),

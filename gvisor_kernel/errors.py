@@ -9,6 +9,7 @@ GvisorKernelError
 │   ├── SnapshotError     an image of a sandbox could not be made, or not be used
 │   └── IsolationError    a sandbox started, but is not what was demanded; it was ended
 ├── KernelspecError       a kernelspec could not be installed, found or removed
+├── RootImageError        an image cannot be imported, found, used or removed
 ├── SkillError            a skill's folder or package is not one, or cannot be had
 └── StateError            the directories of this user's sandboxes cannot be used
 
@@ -89,6 +90,10 @@ class IsolationError(SandboxError):
 
 class KernelspecError(GvisorKernelError):
     """A kernelspec could not be installed, found or removed."""
+
+
+class RootImageError(GvisorKernelError):
+    """An image of a root file system could not be imported, found, used or removed."""
 
 
 class SkillError(GvisorKernelError):

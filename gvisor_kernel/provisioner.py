@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import signal
 import sys
@@ -22,10 +23,11 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config import SandboxSettings, SandboxSpec
+from gvisor_kernel.config import HOST_IMAGE, SandboxSettings, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.link import Channel
 from gvisor_kernel.plans import KernelPlan
+from gvisor_kernel.root_images import Store
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.sandboxed import SandboxedKernel
 
@@ -250,11 +252,14 @@ def choose_folder(cwd: Any, manager: Any) -> Path:
 def choose_program(
     spec: SandboxSpec, argv: list[str], extra: list[str]
 ) -> tuple[str, tuple[str, ...]]:
-    """The interpreter of the host that defines the image ``host``, and the kernel's argv inside.
+    """The interpreter, which for the image ``host`` defines it, and the kernel's argv inside.
 
     An empty argv is ipykernel of that interpreter. A kernelspec of ours names this launcher, not
-    a kernel; any other kernelspec's argv is run as it is.
+    a kernel; any other kernelspec's argv is run as it is. Raises GvisorKernelError where an image
+    lacks what is needed.
     """
+    if spec.image != HOST_IMAGE:
+        return choose_in_image(spec, argv, extra)
     python = argv[0] if argv and argv[0].startswith("/") and "python" in Path(argv[0]).name else ""
     ours = "gvisor_kernel" in argv and "launch" in argv
     if spec.command:
@@ -264,6 +269,20 @@ def choose_program(
     if argv[0] in {"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"}:
         argv[0] = python or sys.executable
     return python or sys.executable, (*argv, *extra)
+
+
+def choose_in_image(
+    spec: SandboxSpec, argv: list[str], extra: list[str]
+) -> tuple[str, tuple[str, ...]]:
+    """Likewise, for an image from the store: a kernelspec's Python is that of the image."""
+    image = Store.open().find(spec.image)
+    python = image.need_python()
+    ours = "gvisor_kernel" in argv and "launch" in argv
+    argv = list(spec.command) or ([] if ours else argv)
+    if argv and re.fullmatch(r"python3?(\.\d+)?", Path(argv[0]).name):
+        argv[0] = python
+    image.need_kernel(argv)
+    return python, (*argv, *extra) if argv else ()
 
 
 def describe_address(address: Address, identity: KernelIdentity) -> KernelConnectionInfo:

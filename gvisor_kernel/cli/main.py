@@ -31,7 +31,7 @@ EPILOG = """\
 exit status:
   0    done
   1    it failed, and standard error says why; doctor: a check failed; logs, kill and
-       transcript: no such sandbox; skills: refused
+       transcript: no such sandbox; skills and image: refused
   2    the arguments are wrong
   130  interrupted
   launch exits with the status of the kernel.
@@ -193,6 +193,9 @@ def make_parser() -> argparse.ArgumentParser:
     snapshot = add("snapshot", "snapshots:run_list", "images that kernels start from")
     add_snapshot(snapshot)
 
+    image = add("image", "images:run_list", "root file systems that kernels run in")
+    add_image(image)
+
     add("version", "version:run_version", "print the versions of gvisor-kernel and of runsc")
     return parser
 
@@ -279,6 +282,42 @@ def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--stale", action="store_true", help="those from which no kernel may start any more"
     )
+
+
+def add_image(image: argparse.ArgumentParser) -> None:
+    add = make_add(image.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    take = add(
+        "import",
+        "images:run_import",
+        "import an image, so that kernels can run in it",
+        "SOURCE is an OCI layout (a folder, or an archive of one), an archive of docker save, a\n"
+        "root file system (a folder, or a tar archive of one), packed or not; or, where Docker or\n"
+        "Podman runs, the name that the image has there.",
+    )
+    take.add_argument("source", metavar="SOURCE")
+    take.add_argument("--name", help="what to call it (default: as its source is called)")
+    take.add_argument(
+        "--reference", metavar="REF", help="which image, where the source has several"
+    )
+    listing = add("list", "images:run_list", "list the images")
+    add_json(listing)
+    inspect = add("inspect", "images:run_inspect", "say what is known of an image")
+    inspect.add_argument("image", metavar="IMAGE")
+    add_json(inspect)
+    verify = add(
+        "verify",
+        "images:run_verify",
+        "say of each image whether its files are those that were imported",
+        "Reads every file. Exit status 1 if there is one that has changed.",
+    )
+    verify.add_argument("image", metavar="IMAGE", nargs="*", help="only these (default: all)")
+    add_json(verify)
+    remove = add(
+        "remove",
+        "images:run_remove",
+        "remove images that no running kernel uses",
+    )
+    remove.add_argument("image", metavar="IMAGE", nargs="+", help='as "list" shows it')
 
 
 def add_place(command: argparse.ArgumentParser) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
+from gvisor_kernel.runtimes.image_world import choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_init_environment
 from gvisor_kernel.runtimes.plan import Outputs, Places, keeps_outputs, plan_mounts
 from gvisor_kernel.runtimes.runsc_cli import find_runsc, sandbox_flags
-from gvisor_kernel.runtimes.world import find_world
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.limits import file_size_limit
 from gvisor_kernel.spec.oci import finalize_config, guest_argv
@@ -27,7 +27,7 @@ def describe_sandbox(
 ) -> dict[str, Any]:
     """See ``Runtime.describe``."""
     runsc = find_runsc()
-    world = find_world(request.python)
+    world = choose_world(spec, request)
     as_root = os.geteuid() == 0
     outputs = Outputs(str(NOWHERE.directory) if keeps_outputs(spec, request) else None)
     mounts = plan_mounts(spec, world, NOWHERE, None, outputs)
@@ -44,7 +44,10 @@ def describe_sandbox(
         **describe_host(),
         "config": config,
         "flags": list(sandbox_flags(runsc, spec.disk_limit)),
-        "world": [dataclasses.asdict(world), *stat_files([os.path.realpath(world.python)])],
+        "world": [
+            dataclasses.asdict(world),
+            *stat_files([world.tree or os.path.realpath(world.python)]),
+        ],
     }
 
 

@@ -16,6 +16,10 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
         "install util-linux, which has unshare: `sudo apt-get install util-linux`.",
     ),
     (
+        re.compile(r"^mount: .*overlay", re.M | re.I),
+        "images need overlay mounts: Linux 5.11 or newer, and `sudo modprobe overlay`.",
+    ),
+    (
         re.compile(r"^mount: ", re.M),
         "util-linux 2.39 or newer is needed for read-only mounts: see `mount --version`.",
     ),

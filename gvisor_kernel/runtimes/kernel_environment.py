@@ -17,6 +17,15 @@ def find_environment(
     spec: SandboxSpec, request: LaunchRequest, world: World, mounts: Sequence[Mount]
 ) -> dict[str, str]:
     """The whole environment of a kernel."""
+    if world.tree is not None:
+        return kernel_environment(
+            bin_directories=[world.bin_directory, *world.path],
+            present=world.present,
+            user_base=None,
+            names=spec.environment,
+            server=request.environment,
+            image=dict(world.environment),
+        )
     shown = [mount.target for mount in mounts if isinstance(mount, Bind)]
     present = {
         path

@@ -72,6 +72,16 @@ class Places:
         return self.directory / "rootfs"
 
     @property
+    def image(self) -> Path:
+        """Where an image is mounted as an ordinary user, below ``rootfs``."""
+        return self.directory / "image"
+
+    @property
+    def root(self) -> Path:
+        """And where both are in one."""
+        return self.directory / "root"
+
+    @property
     def bundle(self) -> Path:
         return self.directory / "bundle"
 
@@ -209,7 +219,7 @@ def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
 def plan_mounts(
     spec: SandboxSpec, world: World, places: Places, uploads: str | None, outputs: Outputs
 ) -> tuple[Mount, ...]:
-    """Every mount of a sandbox of the host image, in order. Raises LaunchError, SettingError."""
+    """Every mount of a sandbox, in order. Raises LaunchError, SettingError."""
     empty = os.path.realpath(places.empty)
     skills = dict.fromkeys(("public", "examples"), empty)
     folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
@@ -229,7 +239,8 @@ def plan_mounts(
         Bind(transcripts, layout.TRANSCRIPTS, foreign=True),
     ]
     mounts += layout.scratch_mounts(spec)
-    mounts += find_etc_binds()
+    if world.tree is None:
+        mounts += find_etc_binds()
     mounts += [_show(root, root) for root in world.roots]
     mounts += [_show(real, path) for path, real in world.aliases]
     package = Path(gvisor_kernel.__file__).parent
@@ -260,7 +271,8 @@ def _check_extra(extra: Bind, world: World) -> None:
         raise SettingError("mounts", extra.source, "a list whose sources exist")
     links = (link for link, _ in world.links)
     aliases = (path for path, _ in world.aliases)
-    for path in (*world.roots, *links, *aliases):
+    own = () if world.tree is None else (world.python,)
+    for path in (*world.roots, *links, *aliases, *own):
         if is_within(extra.target, path) or is_within(path, extra.target):
             raise SettingError(
                 "mounts", extra.target, f"a list whose targets keep off {path}, which Python needs"

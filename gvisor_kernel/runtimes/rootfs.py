@@ -1,7 +1,8 @@
 """The root file system of image ``host``: directories, links and a small ``/etc``, on disk.
 
-Made anew for each sandbox, in its state directory; all that is large is mounted over it. The
-sandbox sees it through an overlay in memory, and never writes to it.
+Made anew for each sandbox, in its state directory; all that is large is mounted over it. Of a
+sandbox of another image it is the layer above the image's own files: the places of the mounts, and
+what says who it is. The sandbox sees it through an overlay in memory, and never writes to it.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ def write_rootfs(
     links: Iterable[tuple[str, str]],
     mounts: Sequence[Mount],
     owner: int | None,
-    host_etc: Path = Path("/etc"),
+    host_etc: Path | None = Path("/etc"),
 ) -> None:
     """Make ``rootfs`` with a place for every mount. ``owner``: the uid and gid that it gets.
+
+    ``host_etc``: None, where an image below it has what is taken of the host else.
 
     A mount's place that lies inside another mount is that one's affair, unless the other is a
     tmpfs or shows a directory of ours.
@@ -75,9 +78,12 @@ def _inside(rootfs: Path, path: str) -> Path:
     return rootfs / path.lstrip("/")
 
 
-def _write_etc(directory: Path, container_id: str, host_etc: Path) -> None:
-    for name in (*etc.COPIED, *etc.SINGLE_FILES):
-        _copy(host_etc / name, directory / name)
+def _write_etc(directory: Path, container_id: str, host_etc: Path | None) -> None:
+    if host_etc is None:
+        (directory / "resolv.conf").touch()  # whatever the image has: there is no network
+    else:
+        for name in (*etc.COPIED, *etc.SINGLE_FILES):
+            _copy(host_etc / name, directory / name)
     for name, content in etc.FILES.items():
         (directory / name).write_text(content)
     (directory / "machine-id").write_text(etc.machine_id(container_id) + "\n")

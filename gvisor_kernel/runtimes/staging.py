@@ -35,7 +35,7 @@ KERNELS_OWN = (OUTPUTS, UPLOADS)
 """Mounts whose source may lie where another kernel writes."""
 
 _CLONE_NEWNS = 0x00020000
-_MS_NOSUID, _MS_NODEV = 2, 4
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # on all architectures
 _SYS_OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 4
@@ -86,12 +86,18 @@ def choose_stage(in_use: Sequence[str]) -> Stage:
 
 
 def run_staged(
-    stage: Stage, binds: Sequence[Bind], meminfo: Path, start: Callable[[], _Result]
+    stage: Stage,
+    binds: Sequence[Bind],
+    meminfo: Path,
+    start: Callable[[], _Result],
+    *,
+    merges: bool = False,
 ) -> _Result:
     """Run ``start`` where ``stage`` holds the sources of ``binds``, in their order.
 
-    ``meminfo`` is seen as /proc/meminfo there. ``start`` runs in a thread that ends afterwards.
-    Raises what ``start`` raises, and LaunchError where the mounts cannot be made.
+    ``merges``: and after them the last two in one, read-only, the one before the last above the
+    last. ``meminfo`` is seen as /proc/meminfo there. ``start`` runs in a thread that ends
+    afterwards. Raises what ``start`` raises, and LaunchError where the mounts cannot be made.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -99,6 +105,8 @@ def run_staged(
     def work() -> None:
         try:
             _stage(stage, binds, meminfo)
+            if merges:
+                _merge(stage, len(binds))
             results.append(start())
         except BaseException as error:
             errors.append(error)
@@ -145,6 +153,20 @@ def _stage(stage: Stage, binds: Sequence[Bind], meminfo: Path) -> None:
                 f"A private mount cannot be made on {stage.directory}: {error.strerror}.",
                 "this kernel must be Linux 5.12 or newer; or run Jupyter as an ordinary user.",
             ) from error
+
+
+def _merge(stage: Stage, count: int) -> None:
+    target = stage.path(count)
+    flags = _MS_NOSUID | _MS_NODEV | _MS_RDONLY
+    layers = f"lowerdir={stage.path(count - 2)}:{stage.path(count - 1)}"
+    try:
+        Path(target).mkdir(mode=0o755)
+        _mount("overlay", target, "overlay", flags, layers)
+    except OSError as error:
+        raise LaunchError(
+            f"The image's files cannot be mounted: {error.strerror}.",
+            "this kernel must have overlay mounts: `sudo modprobe overlay`.",
+        ) from error
 
 
 def _clone_tree(bind: Bind) -> int:

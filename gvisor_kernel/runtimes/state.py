@@ -53,6 +53,8 @@ class Record:
     made_outputs: bool = False
     lent_by: tuple[int, int] | None = None
     """The uid and gid that get what is in outputs, when the sandbox has ended."""
+    image: str | None = None
+    """The digest of the image from the store that it runs in."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
@@ -149,6 +151,12 @@ def find_sandboxes() -> list[tuple[Path, Record]]:
     """Every sandbox of this user that has a record, oldest first. Raises StateError."""
     found = ((path, read_record(path)) for path in sandbox_directories())
     return [(path, record) for path, record in found if record is not None]
+
+
+def images_in_use() -> set[str]:
+    """Digests of the images from the store that sandboxes run in. Raises StateError."""
+    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    return {record.image for record in records if record.image is not None}
 
 
 def this_process() -> ProcessId:

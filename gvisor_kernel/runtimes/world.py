@@ -33,6 +33,8 @@ class World:
     ``roots``: real directories and files to show at their own paths, none inside another.
     ``links``: symbolic links on the way to them, and what they point to. ``aliases``: paths that
     are to show a real one, as a link on the way lies where the sandbox has an empty directory.
+    Of an image from the store: its digest, its root file system on the host, where it looks for
+    programs, its environment, and which paths it has of those that decide on variables.
     """
 
     python: str
@@ -42,6 +44,11 @@ class World:
     links: tuple[tuple[str, str], ...]
     aliases: tuple[tuple[str, str], ...]
     user_base: str | None
+    image: str | None = None
+    tree: str | None = None
+    path: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    present: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from gvisor_kernel.spec.layout import HOME
 
@@ -41,15 +42,17 @@ def kernel_environment(
     user_base: str | None,
     names: Sequence[str],
     server: Mapping[str, str],
+    image: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """The kernel's whole environment.
 
     ``bin_directories`` come first in PATH; ``present`` holds those of ``image_paths()`` that
     exist inside; ``user_base`` is where the interpreter's user packages are, if there are any;
-    ``names`` are taken from ``server``, and never replace a value of the fixed table.
+    ``names`` are taken from ``server``, and never replace a value of the fixed table. ``image``:
+    what an image of its own sets; but for its PATH, which is in ``bin_directories`` already.
     """
     path = dict.fromkeys((*bin_directories, *SYSTEM_PATH))
-    environment = {name: server[name] for name in names if name in server}
+    environment = {**image, **{name: server[name] for name in names if name in server}}
     for name, candidates in IMAGE_VARIABLES:
         found = next((path for path in candidates if path in present), None)
         if found is not None:

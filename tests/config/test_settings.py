@@ -109,7 +109,7 @@ WRONG: list[tuple[str, object]] = [
     *(("start_timeout", value) for value in (0, -1, 3601, "60", None, True, float("nan"))),
     *(("transcripts", value) for value in (1, 0, "yes", None)),
     *(("runtime", value) for value in ("docker-in-docker", "", None, ["runsc"])),
-    *(("image", value) for value in ("", "ubuntu", 3)),
+    *(("image", value) for value in ("", "Ubuntu", "a/b", "..", "a" * 65, "a\n", 3)),
     *(("restart", value) for value in ("always", None)),
     *(("transport", value) for value in ("inproc", 4)),
     *(("uploads", value) for value in ("", "../x", "a/../../b", "/nonexistent", "/proc", "a\0b")),

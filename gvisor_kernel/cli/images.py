@@ -1,0 +1,252 @@
+"""``image``: import, list, look into, check and remove the root file systems of kernels."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.cli.output import (
+    describe_age,
+    describe_size,
+    make_console,
+    print_error,
+    print_json,
+    printable,
+)
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, RootImageError
+from gvisor_kernel.root_images import RootImage, Store
+from gvisor_kernel.root_images.engines import save_image
+from gvisor_kernel.root_images.importing import Imported, choose_name, import_image
+from gvisor_kernel.root_images.measure import measure_tree
+from gvisor_kernel.runtimes import state
+from gvisor_kernel.runtimes.looking import look_inside
+from gvisor_kernel.spec.oci import SUBUID_BASE
+
+SHOWN_DIGITS = 12
+Report = Callable[[str, float], None]
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    source = str(arguments.source)
+    name = choose_name(source, arguments.name)
+    store = Store.open()
+    with progress() as report:
+        imported = take(store, source, name, arguments.reference, report)
+    finish(store, imported)
+    return 0
+
+
+def take(store: Store, source: str, name: str, reference: str | None, report: Report) -> Imported:
+    """Import ``source``, a path or what an engine calls an image, and look into it."""
+    if Path(source).exists() or source.startswith(("/", ".", "~")):
+        return import_path(store, Path(source), name, reference, source, report)
+    with store.write() as draft:
+        report("Asking Docker or Podman", 0.0)
+        file = draft.scratch / "image.tar"
+        save_image(source, file)
+        return import_path(store, file, name, reference, source, report)
+
+
+def import_path(
+    store: Store, path: Path, name: str, reference: str | None, origin: str, report: Report
+) -> Imported:
+    """Import a file or folder, and let its own Python say, in a sandbox, what it has."""
+    imported = import_image(
+        store,
+        path,
+        name,
+        reference=reference,
+        owner=SUBUID_BASE if os.geteuid() == 0 else None,
+        origin=origin,
+        report=report,
+    )
+    report("Looking into it", 0.95)
+    if imported.image.inside is None and imported.image.python is not None:
+        try:
+            inside = look_inside(imported.image)
+        except GvisorKernelError as error:
+            print_error(error)
+        else:
+            image = store.note_inside(imported.image, inside)
+            return Imported(image, imported.replaced)
+    return imported
+
+
+def finish(store: Store, imported: Imported) -> None:
+    """Say what there is now, and take away what it replaced."""
+    image = imported.image
+    print(
+        f"Imported {imported.image.called} ({image.digest[:SHOWN_DIGITS]}):"
+        f" {image.entries} files, {describe_size(image.size)}"
+    )
+    for kind, count in image.left_out.items():
+        print(f"Left out {count} {kind}")
+    try:
+        image.need_python()
+        image.need_kernel([])
+        versions = ", ".join(
+            f"{name} {version}" for name, version in describe_inside(image).items()
+        )
+        print(f'{printable(versions)}. Kernels run in it with the setting image="{image.called}".')
+    except LaunchError as error:
+        print(f"No Python kernel can run in it. {printable(str(error))}")
+    if imported.replaced is not None:
+        try:
+            old = store.find(imported.replaced)
+            with no_starts() as used:
+                store.remove(old, used)
+        except RootImageError:
+            print(f"Kernels still run in {imported.replaced[:SHOWN_DIGITS]}, which it replaces.")
+        else:
+            print(f"Removed {imported.replaced[:SHOWN_DIGITS]}, which it replaces.")
+        store.sweep()
+
+
+@contextmanager
+def no_starts() -> Iterator[set[str]]:
+    """Keeps kernels from being started meanwhile; the digests of the images that some run in."""
+    with state.locked():
+        yield state.images_in_use()
+
+
+def describe_inside(image: RootImage) -> dict[str, str]:
+    """The versions of what counts, by name."""
+    if image.inside is None:
+        return {}
+    return {"Python": image.inside.version, **image.inside.packages}
+
+
+def describe(image: RootImage) -> dict[str, Any]:
+    """An image in JSON. Times are seconds since the epoch, sizes bytes."""
+    return {
+        "names": list(image.names),
+        "digest": image.digest,
+        "size": image.size,
+        "files": image.entries,
+        "created": image.created,
+        "from": image.source.get("from", ""),
+        "reference": image.source.get("reference", ""),
+        "config": image.source.get("config", ""),
+        "left_out": dict(image.left_out),
+        "environment": dict(image.environment),
+        "python": image.python,
+        "versions": describe_inside(image),
+        "tree": str(image.tree),
+    }
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    store = Store.open()
+    images = store.images()
+    if arguments.json:
+        print_json([describe(image) for image in images])
+        return 0
+    if not images:
+        print("No images. Kernels run in the Python environment of this machine.")
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("NAME", "DIGEST", "PYTHON"):
+        table.add_column(title, no_wrap=True)
+    for title in ("SIZE", "AGE"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("FROM", overflow="fold")
+    now = time.time()
+    for image in images:
+        cells = (
+            ", ".join(image.names) or "-",
+            image.digest[:SHOWN_DIGITS],
+            image.inside.version if image.inside is not None else "?",
+            describe_size(image.size),
+            describe_age(now - image.created),
+            image.source.get("from", ""),
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = 1000  # one line an image, for programs that read lines
+    console.print(table)
+    return 0
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    found = describe(Store.open().find(arguments.image))
+    if arguments.json:
+        print_json(found)
+        return 0
+    found["size"] = describe_size(found["size"])
+    found["created"] = f"{describe_age(time.time() - found['created'])} ago"
+    found["names"] = ", ".join(found["names"])
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, text in value.items():
+                print(printable(f"  {name}: {text}"))
+        else:
+            print(printable(f"{key}: {value if value is not None else 'none'}"))
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    store = Store.open()
+    images = [store.find(text) for text in arguments.image] or store.images()
+    sound: dict[str, bool] = {}
+    with progress() as report:
+        for number, image in enumerate(images):
+            report(f"Reading {image.called}", number / len(images))
+            try:
+                digest = measure_tree(image.tree, image.environment).digest
+            except OSError:
+                digest = ""
+            sound[image.digest] = digest == image.digest
+    if arguments.json:
+        print_json([{"digest": digest, "unchanged": fits} for digest, fits in sound.items()])
+    else:
+        for image in images:
+            words = (
+                "unchanged" if sound[image.digest] else "CHANGED: remove it, and import it again"
+            )
+            print(f"{image.digest[:SHOWN_DIGITS]}  {image.called}  {words}")
+        if not images:
+            print("No images.")
+    return 0 if all(sound.values()) else 1
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    store = Store.open()
+    for text in arguments.image:
+        image = store.find(text)
+        if store.forget(text):
+            print(f"Removed the name {text}; the image has others")
+            continue
+        with no_starts() as used:
+            store.remove(image, used)
+        print(f"Removed {image.called}, {describe_size(image.size)}")
+    store.sweep()
+    return 0
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = make_console(stderr=True)
+    if not console.is_terminal:
+        yield lambda words, done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def report(words: str, done: float) -> None:
+            bar.update(task, description=printable(words), completed=done)
+
+        yield report
