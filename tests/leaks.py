@@ -96,8 +96,8 @@ def _is_blamable(thing: str) -> bool:
     folder = Path(thing.removeprefix("cgroup "))
     if not folder.is_dir():
         return False
-    for path in (folder, *folder.rglob("*")):
-        if path.name == "cgroup.procs" and _read(path).strip():
+    for path in (folder, *_cgroup_folders(folder)):
+        if _read(path / "cgroup.procs").strip():
             return False  # a living process: this run's are found by processes()
     return True
 

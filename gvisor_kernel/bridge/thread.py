@@ -80,10 +80,12 @@ class Bridge:
 
         ``root`` is a private directory for Unix sockets. Raises LaunchError, StateError.
         """
-        if root not in self._bases:
+        base = self._bases.get(root)
+        if base is None or not base.is_dir():  # the first one, or somebody has removed it
             sweep_bases(root)
-            self._bases[root] = make_base(root)
-        kernel = KernelBridge(self._context, identity, address, self._bases[root])
+            remove_base(root, owner_name(os.getpid()) or "")
+            base = self._bases[root] = make_base(root)
+        kernel = KernelBridge(self._context, identity, address, base)
         self._kernels.add(kernel)
         return kernel
 

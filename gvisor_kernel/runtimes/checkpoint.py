@@ -25,12 +25,15 @@ def write_image(runsc: Runsc, sandbox: RunscSandbox, directory: Path, seconds: f
         image=str(directory),
         direct=can_write_directly(directory),
     )
+    sandbox.is_imaged = True
     try:
         (done,) = commands.run(
             argv, seconds=seconds, most=WORDS_BYTES, cwd=sandbox.directory, umask=0o077
         )
     except OSError as error:
         raise SnapshotError(f"{argv[0]} cannot be run: {error.strerror}.") from error
+    finally:
+        sandbox.is_imaged = False
     if done.status is None:
         raise SnapshotError(f"The image of a kernel was not written within {seconds:g} s.")
     if done.status != 0:

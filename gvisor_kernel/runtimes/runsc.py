@@ -114,6 +114,9 @@ class RunscRuntime(Runtime):
                 record = replace(record, image=world.image)
                 state.write_record(places.directory, record)
                 check_tree(world)
+            except OSError as error:
+                state.remove_directory(places.directory)
+                raise _unprepared(error) from error
             except BaseException:
                 state.remove_directory(places.directory)
                 raise
@@ -131,10 +134,7 @@ class RunscRuntime(Runtime):
             return self._start(plan, record, cgroup, image)
         except OSError as error:
             self._undo(places, record)
-            raise LaunchError(
-                f"A sandbox could not be prepared: {error}.",
-                "`gvisor-kernel doctor` looks for the cause.",
-            ) from error
+            raise _unprepared(error) from error
         except BaseException:
             self._undo(places, record)
             raise
@@ -264,6 +264,10 @@ class RunscRuntime(Runtime):
             workdir=WORKSPACE,
             has_transcripts=plan.spec.transcripts,
         )
+
+
+def _unprepared(error: OSError) -> LaunchError:
+    return LaunchError(f"A sandbox could not be prepared: {error}.", find_hint(str(error)))
 
 
 def _lend(outputs: Outputs) -> Outputs:

@@ -66,6 +66,8 @@ class RunscSandbox(Sandbox):
         self.runsc_root = places.runsc
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: _MemoryFile | None = None
+        self.is_imaged = False
+        """Its image is being written."""
         self._closing = threading.Lock()
         self._closed = False
 
@@ -96,7 +98,13 @@ class RunscSandbox(Sandbox):
         return self._stderr.tail()
 
     def kill(self) -> None:
-        if not self._closed:
+        if self.is_imaged:
+            # The sentry's end, which brings the bridge here, is that of the image's writing; the
+            # command that has asked for it still has to say so.
+            mark = root_argument(self.directory)
+            with suppress(OSError):
+                processes.kill_with_argument(mark, (SANDBOX_NAME, GOFER_NAME))
+        elif not self._closed:
             kill_sandbox(self.directory, self._groups)
 
     def assign(self, kernel_id: str) -> None:

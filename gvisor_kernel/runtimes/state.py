@@ -118,10 +118,19 @@ def locked() -> Iterator[None]:
 
 
 def write_record(directory: Path, record: Record) -> None:
-    """Replace the record in one step, so that a reader never sees half of it."""
+    """Replace the record in one step, so that a reader never sees half of it.
+
+    Raises StateError.
+    """
     temporary = directory / f"{RECORD}.new"
-    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-    temporary.replace(directory / RECORD)
+    try:
+        temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+        temporary.replace(directory / RECORD)
+    except OSError as error:
+        raise StateError(
+            f"The file {directory / RECORD} cannot be written: {error.strerror}.",
+            "look whether the disk is full or read-only; XDG_STATE_HOME names another place.",
+        ) from error
 
 
 def read_record(directory: Path) -> Record | None:
