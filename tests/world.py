@@ -103,13 +103,14 @@ class World:
         return folder
 
     def install(self) -> None:
-        """The project's own kernelspec, with this interpreter, where Jupyter looks first.
+        """The project's own kernelspec, with this interpreter or another one that GK_TEST_PYTHON
+        names, where Jupyter looks first.
 
         It starts kernels cold, so that nothing makes images beside the tests of whoever starts
         kernels by their name alone. For those who cannot say more, there is one for each way.
         """
         spec = json.loads((PROJECT / "kernelspecs" / DEFAULT_KERNEL / "kernel.json").read_text())
-        spec["argv"][0] = sys.executable
+        spec["argv"][0] = os.environ.get("GK_TEST_PYTHON", sys.executable)
         stanza = spec["metadata"]["kernel_provisioner"]
         own = stanza.get("config", {})
         for way, settings in WAYS.items():
