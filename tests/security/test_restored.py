@@ -1,0 +1,167 @@
+"""Images: nothing of whoever made one is in it, nor in a kernel that goes on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.snapshots.store import Image, Store
+
+from ..jupyter.helpers import kernel_log
+from .inside import Kernel, attacker
+
+MAKER = """
+import json, sys
+from dataclasses import replace
+from gvisor_kernel import asking, imaging
+from gvisor_kernel.launch import find_plan
+from jupyter_client import KernelManager
+own_key, keys = asking.own_key, []
+def noted():
+    keys.append(own_key())
+    return keys[-1]
+asking.own_key = noted
+plan = find_plan("gvisor-python-restored", asking.own_info(), "")
+environment = {"GK_PASSED": sys.argv[1]}
+plan = replace(plan, spec=replace(plan.spec, environment=("GK_PASSED",)),
+               request=replace(plan.request, environment=environment))
+imaging.make_image(plan, lambda words, done: None)
+print(json.dumps([plan.identity.key.decode(), *map(bytes.decode, keys)]))
+"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image, and what its maker had: words that are not to be found again."""
+
+    image: Image
+    secrets: dict[str, str]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """Made by a process with a secret in its environment, another in a variable that the setting
+    passes on, and a third in a file of the folder that it runs in."""
+    words = {name: f"gk-{secrets.token_hex(16)}" for name in ("variable", "passed", "file")}
+    folder = tmp_path_factory.mktemp(f"gk-{secrets.token_hex(8)}")
+    (folder / "notebook.ipynb").write_text(words["file"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", MAKER, words["passed"]],
+            cwd=folder,
+            env={**os.environ, "GK_SECRET_TOKEN": words["variable"]},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        keys = json.loads(done.stdout)
+        assert len(keys) == 2
+        words |= {"the clients' key": keys[0], "a key": keys[1], "the folder": folder.name}
+        (image,) = Store.open().images()
+        yield Made(image, words, folder)
+
+
+def test_the_image_on_the_disk(made: Made) -> None:
+    """Plain memory: what is looked for would be found, as a word of the kernel's own shows."""
+    content = b"".join(path.read_bytes() for path in made.image.files.iterdir())
+    assert made.image.meta.sandbox_key.encode() in content
+    assert b"/run/gvisor-kernel/kernel/1/connection.json" in content
+    for name, word in made.secrets.items():
+        assert word.encode() not in content, name
+
+
+SEARCH = """
+import hashlib, re
+shape = re.compile(rb"gk-[0-9a-f]{32}|gk-[0-9a-f]{16}|[0-9a-f]{64,400}")
+found = set()
+
+def look(content):
+    for match in shape.findall(content):
+        size = min(len(match), 64)
+        for start in range(len(match) - size + 1):
+            found.add(hashlib.sha256(match[start : start + size]).hexdigest())
+
+for process in ("self", "1"):
+    try:
+        memory, maps = open(f"/proc/{process}/mem", "rb", buffering=0), open("/proc/self/maps")
+    except OSError:
+        continue  # PID 1 is not for a kernel to read
+    with memory, maps:
+        for line in maps:
+            place, access, *_ = line.split()
+            start, end = (int(part, 16) for part in place.split("-"))
+            try:
+                if access.startswith("rw"):
+                    memory.seek(start)
+                    look(memory.read(end - start))
+            except (OSError, OverflowError):
+                continue
+for top in ("/run", "/tmp", "/home", "/workspace", "/mnt", "/etc", "/var", "/container_info.json"):
+    paths = [top] if os.path.isfile(top) else [
+        os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+    for path in [*paths, *glob.glob("/proc/[0-9]*/environ"), *glob.glob("/proc/[0-9]*/cmdline")]:
+        look(os.fsencode(path))
+        try:
+            if os.path.isfile(path):
+                look(Path(path).read_bytes())
+        except OSError:
+            continue
+found = sorted(found)
+"""
+"""Whatever is shaped like a secret, in the kernel's memory, in files and in their names. Digests,
+so that the search does not find itself."""
+
+
+@pytest.fixture(scope="module")
+def restored(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    folder = tmp_path_factory.mktemp("restored")
+    environment = {**os.environ, "GK_PASSED": "my own"}
+    settings = {"environment": ["GK_PASSED"]}
+    with attacker(folder, settings, env=environment) as kernel:
+        assert "the kernel goes on from an image" in kernel_log(kernel.manager)
+        yield kernel
+
+
+def digest(word: str) -> str:
+    return hashlib.sha256(word.encode()).hexdigest()
+
+
+def test_a_kernel_that_goes_on_from_it(made: Made, restored: Kernel) -> None:
+    own = f"gk-{secrets.token_hex(16)}"
+    restored.run(f"own = {own!r}; found = 0")
+    inner = restored.run("found = get_ipython().kernel.session.key.decode()")
+    found = set(restored.run(SEARCH))
+    assert digest(own) in found, "the search does not even find what is there"
+    assert digest(inner) in found
+    for name, word in made.secrets.items():
+        assert digest(word) not in found, name
+    assert digest(restored.manager.session.key.decode()) not in found
+
+
+def test_what_a_setting_passes_on(made: Made, restored: Kernel) -> None:
+    """Is each kernel's own value, and its folder, transcript and log are."""
+    assert restored.run("found = os.environ['GK_PASSED']") == "my own"
+    assert restored.run("found = os.listdir('/workspace')") == ["outputs"]
+    log = kernel_log(restored.manager)
+    text = restored.run("found = Path('/mnt/transcripts/transcript.jsonl').read_text()")
+    for name, word in made.secrets.items():
+        assert word not in log, name
+        assert word not in text, name
+
+
+def test_the_key_of_the_image(made: Made, restored: Kernel) -> None:
+    """Who reads it out of one kernel signs nothing with it in another: that has changed its own."""
+    inner = restored.run("found = get_ipython().kernel.session.key.decode()")
+    assert inner != made.image.meta.sandbox_key
+    restarted = restored.run("found = Path(sys.argv[sys.argv.index('-f') + 1]).read_text()")
+    assert made.image.meta.sandbox_key not in restarted
