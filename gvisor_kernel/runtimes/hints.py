@@ -48,6 +48,11 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
         "make room in the state directory, or let XDG_STATE_HOME name another place.",
     ),
     (
+        re.compile(r"too many open files", re.I),
+        "raise the limit of files that this server may have open: `ulimit -n`, or LimitNOFILE="
+        " where systemd starts it.",
+    ),
+    (
         re.compile(r"cannot allocate memory|resource temporarily unavailable", re.I),
         "the machine, or a limit of this user (`ulimit -u`), has no room for another sandbox.",
     ),

@@ -55,7 +55,7 @@ from gvisor_kernel.runtimes.staging import (
 from gvisor_kernel.runtimes.starting import make_pipes, spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.runtimes.sweep import remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.sweep import finish_removals, remove_sandbox, sweep_orphans
 from gvisor_kernel.runtimes.world import World
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
@@ -162,7 +162,8 @@ class RunscRuntime(Runtime):
         return sweep_orphans()
 
     def _sweep_once(self) -> None:
-        """What a dead owner left, the first start of a process removes."""
+        """What a dead owner left, the first start of a process removes; its own, each one."""
+        finish_removals()
         with self._sweeping:
             if self._swept:
                 return

@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, Bind, is_within
 from gvisor_kernel.spec.oci import SUBUID_BASE
 
 COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
 """Directories of every Linux system, one of which is covered in the private namespace. What is
 below it is bound before that, so nothing is lost but the name."""
+
+_SCARCE = find_hint(os.strerror(errno.EMFILE))
 
 KERNELS_OWN = (OUTPUTS, UPLOADS)
 """Mounts whose source may lie where another kernel writes."""
@@ -185,7 +188,9 @@ def _clone_tree(bind: Bind) -> int:
     except OSError as error:
         raise LaunchError(
             f"{bind.source} cannot be mounted: {error.strerror}.",
-            "see whether it exists; on a network file system, whether root may read it.",
+            _SCARCE
+            if error.errno in (errno.EMFILE, errno.ENFILE)
+            else "see whether it exists; on a network file system, whether root may read it.",
         ) from error
     try:
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV

@@ -57,9 +57,16 @@ class Sentry:
 
 
 def make_pipes() -> Ends:
-    guest_in, link_in = os.pipe2(os.O_CLOEXEC)
-    link_out, guest_out = os.pipe2(os.O_CLOEXEC)
-    stderr, guest_stderr = os.pipe2(os.O_CLOEXEC)
+    """Raises OSError, with none made."""
+    made: list[int] = []
+    try:
+        for _ in range(3):
+            made.extend(os.pipe2(os.O_CLOEXEC))
+    except OSError:
+        for fd in made:
+            os.close(fd)
+        raise
+    guest_in, link_in, link_out, guest_out, stderr, guest_stderr = made
     for fd in (link_in, link_out):
         with suppress(OSError):  # beyond the user's share of pipe memory: smaller, not wrong
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)

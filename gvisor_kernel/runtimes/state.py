@@ -153,7 +153,11 @@ def read_record(directory: Path) -> Record | None:
 
 def sandbox_directories() -> list[Path]:
     """The directories of this user's sandboxes, oldest first. Raises StateError."""
-    return sorted(path for path in (state_root() / "sandboxes").iterdir() if path.is_dir())
+    place = state_root() / "sandboxes"
+    try:
+        return sorted(path for path in place.iterdir() if path.is_dir())
+    except OSError as error:
+        raise StateError(f"The directory {place} cannot be read: {error.strerror}.") from error
 
 
 def find_sandboxes() -> list[tuple[Path, Record]]:
@@ -169,8 +173,13 @@ def images_in_use() -> set[str]:
 
 
 def this_process() -> ProcessId:
+    """Who asks. Raises StateError."""
     process = identify(os.getpid())
-    assert process is not None  # it asks itself
+    if process is None:
+        raise StateError(
+            "This process cannot look at itself in /proc.",
+            "see whether /proc is mounted, and whether too many files are open (`ulimit -n`).",
+        )
     return process
 
 

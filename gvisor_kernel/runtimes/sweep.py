@@ -63,7 +63,27 @@ def end_sandbox(directory: Path, groups: Sequence[Path]) -> bool:
 
 
 def remove_sandbox(directory: Path, record: Record | None) -> bool:
-    """End a sandbox and remove all that it had. Never raises; False leaves it to the next sweep."""
+    """End a sandbox and remove all that it had. Never raises; False leaves it to the next sweep.
+
+    And to the next ``finish_removals`` of this process, which may live for long.
+    """
+    if _remove_sandbox(directory, record):
+        _unfinished.pop(directory, None)
+        return True
+    _unfinished[directory] = record
+    return False
+
+
+def finish_removals() -> None:
+    """Try once more what ``remove_sandbox`` could not do, as when no file could be opened."""
+    for directory, record in list(_unfinished.items()):
+        remove_sandbox(directory, record)
+
+
+_unfinished: dict[Path, Record | None] = {}
+
+
+def _remove_sandbox(directory: Path, record: Record | None) -> bool:
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False

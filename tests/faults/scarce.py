@@ -1,0 +1,109 @@
+"""A process with kernels that runs out of descriptors: ``python -m tests.faults.scarce HOW``.
+
+``start``: starts a kernel with ever more descriptors left, until that works. ``run``: uses,
+restarts and ends one while none is left. Prints one JSON object: what was refused, in which words,
+and how many descriptors were open before and after each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jupyter_client.manager import KernelManager
+
+from gvisor_kernel.errors import GvisorKernelError
+
+from ..jupyter.helpers import connected, execute, running_kernel
+
+SETTINGS = {"snapshot": "off"}
+FEWEST = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 64)
+"""How many descriptors are left at a start."""
+
+
+def count() -> int:
+    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208
+
+
+def settled(before: int) -> int:
+    """How many are open when libzmq, which closes its own in its own time, has done so."""
+    deadline = time.monotonic() + 5
+    while count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return count()
+
+
+@contextmanager
+def left(number: int) -> Iterator[None]:
+    """Meanwhile no more than ``number`` descriptors can be opened."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    holes = []
+    while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < count() - 1:
+        holes.append(fd)  # the limit is of numbers: let there be no free ones below
+    os.close(fd)
+    highest = max(map(int, os.listdir("/proc/self/fd")[:-1]))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + number, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        for fd in holes:
+            os.close(fd)
+
+
+def start() -> dict[str, object]:
+    with running_kernel(settings=SETTINGS):
+        pass
+    tries = []
+    for number in FEWEST:
+        before = count()
+        said = kind = ""
+        manager = KernelManager(kernel_name="gvisor-python")
+        with left(number):
+            try:
+                manager.start_kernel()
+            except Exception as error:
+                said, kind = str(error), type(error).__name__
+        if manager.has_kernel:
+            with connected(manager) as client:
+                assert execute(client, "6 * 7").result == "42"
+            manager.shutdown_kernel()
+        else:
+            manager.cleanup_connection_file()
+        del manager
+        after = settled(before)
+        tries.append({"left": number, "said": said, "kind": kind, "open": [before, after]})
+    return {"tries": tries}
+
+
+def run() -> dict[str, object]:
+    with running_kernel(settings=SETTINGS) as (manager, client):
+        with left(0):
+            answer = execute(client, "print('x' * 1_000_000); 6 * 7")
+            whole = answer.text == "x" * 1_000_000 + "\n" and answer.result == "42"
+            manager.interrupt_kernel()
+            interrupted = execute(client, "6 * 7").result == "42"
+        with left(1):
+            said = ""
+            try:
+                manager.restart_kernel(now=True)
+            except GvisorKernelError as error:
+                said = str(error)
+        if said:
+            manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=60)
+        again = execute(client, "6 * 7").result == "42"
+        with left(2):
+            manager.shutdown_kernel(now=True)
+    with running_kernel(settings=SETTINGS) as (_, client):
+        last = execute(client, "6 * 7").result == "42"
+    return {"works": [whole, interrupted, again, last], "said": said}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"start": start, "run": run}[sys.argv[1]]()))

@@ -1,0 +1,250 @@
+"""No room on the host's disks, or none to write on: an error that says so, and nothing stays.
+
+A disk here is a small tmpfs, so only root runs most of this.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes import state
+
+from .. import leaks
+from ..jupyter.helpers import execute, kernel_log, running_kernel
+from ..world import World
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+KIB = 1024
+NO_ROOM = re.compile(r"no space left|no room|disk is full|too full|there is room for", re.I)
+NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(", re.I)
+LEFT = (0, 4, 8, 16, 32, 64, 128, 256, 512)
+"""KiB that a disk has left when a kernel is started."""
+
+
+class Disk:
+    """A small file system, which can be filled."""
+
+    def __init__(self, place: Path, size: int) -> None:
+        self.place = place
+        self._filler = place / "filler"
+        place.mkdir(mode=0o700, exist_ok=True)
+        options = f"mode=0700,size={size // KIB}k"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "gvisor-kernel-test", str(place)]
+        subprocess.run(mount, check=True)
+
+    def fill(self, left: int = 0) -> None:
+        """Leave ``left`` bytes free, or fewer."""
+        with suppress(OSError), self._filler.open("ab") as file:
+            while True:
+                file.write(bytes(4 * KIB))
+                file.flush()
+        status = self._filler.stat()
+        os.truncate(self._filler, max(status.st_size - left, 0))
+
+    def empty(self) -> None:
+        self._filler.unlink()
+
+    def remount(self, how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", str(self.place)], check=True)
+
+    def content(self) -> set[Path]:
+        return {path for path in self.place.rglob("*") if path != self._filler}
+
+    def remove(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.place)], check=True)
+
+
+@contextmanager
+def small_disk(place: Path, size: int) -> Iterator[Disk]:
+    disk = Disk(place, size)
+    try:
+        yield disk
+    finally:
+        disk.remove()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(world: World) -> Iterator[None]:
+    before = leaks.everything(world)
+    yield
+    left = leaks.left_since(before, lambda: leaks.everything(world))
+    assert not left, "\n".join(sorted(left))
+
+
+def try_to_start(**settings: Any) -> str:
+    """What a start is refused with; empty, where it is not, and the kernel works."""
+    try:
+        with running_kernel(settings={"snapshot": "off", **settings}) as (_, client):
+            assert execute(client, "6 * 7").result == "42"
+            return ""
+    except GvisorKernelError as error:
+        words = str(error)
+        assert not NOT_FOR_PEOPLE.search(words), words
+        return words
+
+
+@root_only
+def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little is left: refused with the reason, or it works."""
+    with small_disk(world.base / "d1", 1024 * KIB) as disk:
+        monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
+        state.state_root()
+        refused = []
+        for left in LEFT:
+            disk.fill(left * KIB)
+            words = try_to_start()
+            assert not words or NO_ROOM.search(words), words
+            refused.append(bool(words))
+            disk.empty()
+            assert not state.sandbox_directories()
+        assert refused[0]
+        assert not refused[-1]
+        assert not try_to_start()
+
+
+@root_only
+def test_a_state_directory_that_fills_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs and transcripts have gaps then; kernels run, restart and end."""
+    with small_disk(world.base / "d1", 4096 * KIB) as disk:
+        monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
+        with running_kernel(settings={"snapshot": "off"}) as (manager, client):
+            disk.fill()
+            answer = execute(client, "print('x' * 3_000_000); 6 * 7")
+            assert answer.text == "x" * 3_000_000 + "\n"
+            assert answer.result == "42"
+            manager.restart_kernel(now=True)
+            client.wait_for_ready(timeout=60)
+            assert execute(client, "6 * 7").result == "42"
+        assert not state.sandbox_directories()
+
+
+@root_only
+@pytest.mark.once
+def test_a_full_folder_of_outputs(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "outputs", 1024 * KIB) as disk:
+        settings = {"outputs": str(disk.place), "snapshot": "off"}
+        with running_kernel(settings=settings) as (_, client):
+            code = "open('/mnt/user-data/outputs/x', 'wb').write(bytes(2 << 20))"
+            assert execute(client, code).error == "OSError"
+            assert execute(client, "6 * 7").result == "42"
+        disk.fill()
+        assert not try_to_start(**settings)
+
+
+@root_only
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["TMPDIR", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"])
+def test_a_full_place(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept in others of the user's folders: needed, and the reason is said; or not."""
+    with small_disk(world.base / "d2", 64 * KIB) as disk:
+        monkeypatch.setenv(name, str(disk.place))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        disk.fill()
+        words = try_to_start()
+        assert not words or NO_ROOM.search(words), words
+        assert not [path for path in disk.content() if path.is_file() and path.stat().st_size]
+        disk.empty()
+        assert not try_to_start()
+
+
+@root_only
+@pytest.mark.once
+@pytest.mark.parametrize("size", [16, 60, 120])
+def test_no_room_for_images(
+    size: int,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Not made, with a reason, by whichever limit comes first; kernels start cold."""
+    monkeypatch.chdir(tmp_path)
+    with small_disk(world.base / "d3", size * KIB * KIB) as disk:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(disk.place))
+        assert main(["snapshot", "build"]) == 1
+        said = capsys.readouterr().err
+        assert NO_ROOM.search(said), said
+        assert not NOT_FOR_PEOPLE.search(said), said
+        assert not [
+            path
+            for path in disk.content()
+            if "-" in path.name and path.is_dir() and path.parent.name == "images"
+        ]
+        with running_kernel(settings={"snapshot": "auto"}) as (manager, client):
+            assert execute(client, "6 * 7").result == "42"
+            assert "goes on from an image" not in kernel_log(manager)
+
+
+def test_a_state_directory_that_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = world.base / "d4"
+    place.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    try:
+        with read_only(place):
+            words = try_to_start()
+            assert str(place) in words
+            assert "What to do: " in words
+            assert re.search("read-only|permission denied", words, re.I)
+        with running_kernel(settings={"snapshot": "off"}) as (_, client), read_only(place):
+            assert execute(client, "6 * 7").result == "42"
+        assert not state.sandbox_directories()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def read_only(place: Path) -> Iterator[None]:
+    if os.geteuid() == 0:
+        kept = place.with_name("kept")
+        kept.mkdir(exist_ok=True)
+        subprocess.run(["mount", "--bind", str(place), str(place)], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+            kept.rmdir()
+        return
+    folders = [place, *(path for path in place.rglob("*") if path.is_dir())]
+    modes = [folder.stat().st_mode for folder in folders]
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        yield
+    finally:
+        for folder, mode in zip(folders, modes, strict=True):
+            folder.chmod(mode)
+
+
+def test_the_state_directory_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a kernel runs: it goes on and ends, and the next start makes the directory anew."""
+    place = world.base / "d5"
+    place.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    with running_kernel(settings={"snapshot": "off"}) as (manager, client):
+        shutil.rmtree(place)
+        assert execute(client, "print('whole'); x = 6 * 7").text == "whole\n"
+        assert execute(client, "x").result == "42"
+        manager.interrupt_kernel()
+        assert execute(client, "x").result == "42"
+    assert not try_to_start()
+    with running_kernel(settings={"snapshot": "off"}) as (manager, _):
+        shutil.rmtree(place)
+        with pytest.raises(GvisorKernelError, match=str(place)):  # clients would not find it
+            manager.restart_kernel(now=True)
+        manager.cleanup_connection_file()
+    assert not try_to_start()
+    shutil.rmtree(place)

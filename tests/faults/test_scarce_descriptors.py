@@ -1,0 +1,51 @@
+"""A server that has no file descriptors left: it says so, and goes on once it has."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from .. import leaks
+from ..world import PROJECT, World
+
+
+def scarce(how: str, world: World) -> Any:
+    before = leaks.everything(world)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.scarce", how],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    left = leaks.left_since(before, lambda: leaks.everything(world))
+    assert not left, "\n".join(sorted(left))
+    return json.loads(done.stdout)
+
+
+@pytest.mark.once
+def test_at_a_start(world: World) -> None:
+    """However few are left: refused in words, without a descriptor lost, or it works."""
+    tries = scarce("start", world)["tries"]
+    for one in tries:
+        assert one["open"][0] == one["open"][1], one
+        if one["said"] and one["kind"] != "OSError":  # that one is Jupyter's own
+            assert re.search("too many (open )?files", one["said"], re.I), one
+            assert one["kind"] in ("LaunchError", "StateError"), one
+    assert tries[1]["said"]
+    assert not tries[-1]["said"]
+
+
+def test_while_a_kernel_runs(world: World) -> None:
+    """Cells run whole, are interrupted; what cannot be had then can be had afterwards."""
+    done = scarce("run", world)
+    assert all(done["works"]), done
+    assert not done["said"] or "too many" in done["said"].lower(), done
