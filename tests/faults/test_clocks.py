@@ -1,0 +1,68 @@
+"""The host's wall clock jumps: nothing waits by it, so nothing ends early, late, or never.
+
+It is for people, and for ages in lists. What looks at it is a list; all else is to be monotonic.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .. import leaks
+from ..world import PROJECT, World
+
+WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now"}
+FOR_PEOPLE = {
+    ("bridge/journal.py", "_log_line"): "the time of a line in a log",
+    ("bridge/journal.py", "record"): "the time of an entry of a transcript",
+    ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
+    ("imaging.py", "_make"): "when an image was made; which files are younger",
+    ("root_images/importing.py", "import_image"): "when an image was imported",
+    ("runtimes/runsc.py", "_first_record"): "when a sandbox was made",
+    ("runtimes/stderr_log.py", "_write_lines"): "the time of a line in a log",
+}
+"""And what commands print, below cli/."""
+TEN_YEARS = 10 * 365 * 86400
+
+
+def wall_clocks() -> Iterator[tuple[str, str]]:
+    """Modules and functions of the host's that ask for the time of day."""
+    for path in sorted((PROJECT / "gvisor_kernel").rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in WALL_CLOCK:
+                    yield str(path.relative_to(PROJECT / "gvisor_kernel")), function.name
+
+
+@pytest.mark.once
+def test_who_looks_at_the_wall_clock() -> None:
+    found = {place for place in wall_clocks() if not place[0].startswith("cli/")}
+    assert found <= set(FOR_PEOPLE), "use time.monotonic(), or say here what for"
+    assert ("bridge/journal.py", "record") in found
+
+
+@pytest.mark.parametrize("seconds", [TEN_YEARS, -TEN_YEARS], ids=["forward", "back"])
+def test_the_clock_jumps(seconds: int, world: World, image: str, tmp_path: Path) -> None:
+    before = leaks.everything(world)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.jumpy", str(seconds)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert all(seen.values()), seen
+    left = leaks.left_since(before, lambda: leaks.everything(world))
+    assert not left, "\n".join(sorted(left))
