@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 CLONE_NEWUSER = 0x10000000
 PR_CAPBSET_DROP = 24
+CAPABILITY_VERSION_3 = 0x20080522
 PR_SET_NO_NEW_PRIVS = 38
 LAST_CAPABILITY = 63
 
@@ -36,11 +38,16 @@ def unshare_user() -> None:
     _check(_libc.unshare(CLONE_NEWUSER), "unshare a user namespace")
 
 
-def drop_bounding_capabilities() -> None:
-    """Empty the bounding set, so that no program started from here can gain a capability."""
+def drop_capabilities() -> None:
+    """Empty every set: neither this process nor a program started from it has a capability.
+
+    A new program of uid 1000 would have none anyway; a fork of PID 1 has all that it had.
+    """
     for capability in range(LAST_CAPABILITY + 1):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            return  # EINVAL: one past the last capability that this kernel knows
+            break  # EINVAL: one past the last capability that this kernel knows
+    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, bytes(24)), "drop all capabilities")
 
 
 def forbid_new_privileges() -> None:

@@ -137,7 +137,7 @@ def _become_kernel(
         os.write(unshared, _SYNC)
         if os.read(mapped, 1) != _SYNC:
             os._exit(127)
-        linux.drop_bounding_capabilities()
+        linux.drop_capabilities()
         linux.forbid_new_privileges()
         seccomp.install()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
