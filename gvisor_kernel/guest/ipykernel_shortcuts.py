@@ -80,6 +80,15 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
         with sending:
             send()
 
+    def free_locks() -> None:
+        """In a forked child: threads that it has not may have held them at the fork."""
+        nonlocal sending
+        sending = threading.Lock()
+        if hasattr(stream, "_buffer_lock"):
+            stream._buffer_lock = threading.RLock()
+
+    os.register_at_fork(after_in_child=free_locks)
+
     def flush() -> None:
         thread = threading.current_thread()
         if os.getpid() != master or stream.closed or not link.serves(thread):

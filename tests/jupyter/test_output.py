@@ -124,6 +124,32 @@ def test_children_that_print(client: BlockingKernelClient, code: str, rest: str)
     assert msg_id
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_children_that_print_while_a_thread_does(client: BlockingKernelClient) -> None:
+    """They have none of the kernel's threads, so none will free what those held at the fork."""
+    code = """
+import os, signal, sys, threading
+ended = threading.Event()
+def work():
+    while not ended.is_set():
+        print("from the thread", flush=True)
+thread = threading.Thread(target=work)
+thread.start()
+statuses = []
+for number in range(12):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        print("from a child", flush=True)
+        os._exit(0)
+    statuses.append(os.waitpid(pid, 0)[1])
+ended.set()
+thread.join()
+"""
+    assert execute(client, f"exec({code!r})").status == "ok"
+    assert execute(client, "set(statuses)").result == "{0}"
+
+
 def test_a_spawned_child_inherits_nothing_of_the_link(client: BlockingKernelClient) -> None:
     """Nor any other descriptor of the kernel's."""
     code = """
