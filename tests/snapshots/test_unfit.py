@@ -1,0 +1,99 @@
+"""Where anything is otherwise than in an image, the kernel starts cold, and as it is asked to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client import KernelManager
+
+from gvisor_kernel.snapshots.store import Store
+
+from ..jupyter.helpers import execute, kernel_log, running_kernel
+from .conftest import make_python
+
+
+def start_cold(
+    code: str, folder: Path, environment: dict[str, str] | None = None, **how: Any
+) -> str:
+    """What ``code`` prints in a kernel that has found no image, though there is one."""
+    start = {"cwd": str(folder), "env": {**os.environ, **(environment or {})}}
+    before = {image.meta.key for image in Store.open().images()}
+    assert before
+    with running_kernel(start=start, **how) as (manager, client):
+        log = kernel_log(manager)
+        said = execute(client, code).text
+    assert "the kernel starts without an image: none that fits" in log
+    assert {image.meta.key for image in Store.open().images()} == before, (
+        "others still start from it"
+    )
+    return said
+
+
+pytestmark = pytest.mark.usefixtures("image")
+
+
+def test_a_mount_and_limits(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.csv").touch()
+    mount = {"source": str(tmp_path / "data"), "target": "/srv/data"}
+    code = "import os, json; info = json.load(open('/container_info.json'))\n"
+    code += "print(os.listdir('/srv/data'), info['limits']['pids'], info['limits']['disk_bytes'])"
+    settings = {"mounts": [mount], "pids_limit": 100, "disk_limit": "1G"}
+    said = start_cold(code, tmp_path, settings=settings)
+    assert said == f"['mine.csv'] 100 {1 << 30}\n"
+
+
+def test_a_variable_that_is_read_early(tmp_path: Path) -> None:
+    settings = {"environment": ["OMP_NUM_THREADS"], "preload": ["wave"]}
+    code = "import os, sys; print(os.environ['OMP_NUM_THREADS'], 'wave' in sys.modules)"
+    said = start_cold(code, tmp_path, {"OMP_NUM_THREADS": "3"}, settings=settings)
+    assert said == "3 False\n"
+
+
+def test_another_interpreter(tmp_path: Path) -> None:
+    python = make_python(tmp_path / "environment")
+
+    def choose(manager: KernelManager) -> None:
+        assert manager.kernel_spec is not None
+        manager.kernel_spec.argv[0] = str(python)
+
+    said = start_cold("import sys; print(sys.prefix)", tmp_path, prepare=choose)
+    assert said == f"{tmp_path / 'environment'}\n"
+
+
+def test_another_runsc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same program by another name: who knows what it is."""
+    program = tmp_path / "bin" / "runsc"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("runsc")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert start_cold("print(40 + 2)", tmp_path) == "42\n"
+
+
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    if len(before) == 1:
+        pytest.skip("this machine has one processor")
+    use_processors({min(before)})
+    yield
+    use_processors(before)
+
+
+def use_processors(which: set[int]) -> None:
+    """With all threads there are, as for a server that was started so."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), which)
+
+
+@pytest.mark.usefixtures("one_processor")
+def test_fewer_processors(tmp_path: Path) -> None:
+    assert start_cold("import os; print(os.cpu_count())", tmp_path) == "1\n"
