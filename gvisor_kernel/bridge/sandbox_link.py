@@ -54,6 +54,7 @@ class LinkedSandbox(Protocol):
     link_in: int
     link_out: int
     exit_fd: int
+    helper_fd: int
 
     def poll(self) -> int | None: ...
     def memory_used(self) -> int | None: ...
@@ -105,6 +106,8 @@ class SandboxLink:
         self._timers: list[asyncio.TimerHandle] = []
         self._loop.add_reader(sandbox.link_out, self._read)
         self._loop.add_reader(sandbox.exit_fd, self._exited)
+        if sandbox.helper_fd >= 0:
+            self._loop.add_reader(sandbox.helper_fd, self._lost_helper)
         self._start_timers()
         self.flush()
 
@@ -159,6 +162,9 @@ class SandboxLink:
             self._read_size = max(LEAST_READ, min(size, self._read_size) // 2)
         elif seconds < TURN_SECONDS / 4:
             self._read_size = min(READ_SIZE, 2 * self._read_size)
+
+    def _lost_helper(self) -> None:
+        self.end("a process of it that it needs to reach files has ended")
 
     def _exited(self) -> None:
         """The runtime's process is gone: take what is still in the pipe, then end."""
@@ -321,7 +327,7 @@ class SandboxLink:
         for timer in self._timers:
             timer.cancel()
         self._watch_writable(False)
-        for fd in (self._sandbox.link_out, self._sandbox.exit_fd):
+        for fd in (self._sandbox.link_out, self._sandbox.exit_fd, self._sandbox.helper_fd):
             if fd >= 0:
                 self._loop.remove_reader(fd)
         self._sandbox.kill()

@@ -60,6 +60,8 @@ class Sandbox(ABC):
     """File descriptor, non-blocking: PID 1 writes on stdout, the host reads."""
     exit_fd: int
     """Becomes readable when the sandbox's own process on the host has ended (a pidfd)."""
+    helper_fd: int = -1
+    """Likewise for a process that it cannot do without, where it does not notice that itself."""
     mounts: tuple[MountView, ...]
     kernel_environment: dict[str, str]
     """The whole environment of the kernel process."""

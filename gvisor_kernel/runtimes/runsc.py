@@ -146,6 +146,8 @@ class RunscRuntime(Runtime):
         assert isinstance(sandbox, RunscSandbox)
         try:
             check_posture(sandbox)
+            if not sandbox.hold_gofer():
+                raise IsolationError("The sandbox's gofer has ended.")
             sandbox.record_processes()
         except IsolationError:
             sandbox.kill()  # not closed: the bridge's loop still watches its descriptors

@@ -133,7 +133,7 @@ class RunscSandbox(Sandbox):
             self._closed = True
             with self._descriptors:
                 self._ended = True
-                for fd in (self.link_in, self.link_out, self.exit_fd):
+                for fd in (self.link_in, self.link_out, self.exit_fd, self.helper_fd):
                     with suppress(OSError):
                         os.close(fd)
             for pid in (self._sentry, gofer):
@@ -155,6 +155,21 @@ class RunscSandbox(Sandbox):
             if argv[:1] == [name] and mark in argv:
                 return pid
         return None
+
+    def hold_gofer(self) -> bool:
+        """From here on ``helper_fd`` tells of the gofer's end; False where there is none.
+
+        A sentry that was restored does not notice it: what has to open a file waits for ever.
+        """
+        pid = self.find_process(GOFER_NAME)
+        with suppress(OSError):
+            fd = -1 if pid is None else os.pidfd_open(pid)
+            if pid is not None and self.find_process(GOFER_NAME) == pid:
+                self.helper_fd = fd
+                return True
+            if fd >= 0:
+                os.close(fd)
+        return False
 
     def record_processes(self) -> None:
         """Write into the record which processes of the host the sandbox has."""
