@@ -11,13 +11,18 @@ from contextlib import suppress
 from dataclasses import replace
 
 from gvisor_kernel.link import (
+    Ask,
     Connection,
+    Diverted,
     Event,
     Exited,
     Hello,
     LocalProtocolError,
     Message,
+    Quiet,
     RemoteProtocolError,
+    Resume,
+    Resumed,
     Signal,
     Start,
 )
@@ -26,14 +31,21 @@ from gvisor_kernel.link.frames import DATA_CHANNELS, MAX_FRAME, MAX_MESSAGE, Fra
 from gvisor_kernel.link.state import Role, State
 
 START = Start(1, ("x",), (), "/", "k")
+RESUME = Resume(1, (("A", "b"),), "/", "k", "00" * 64)
 PEER_HELLO = encode_frame(FrameType.HELLO, Hello().encode())
 
 
 def prepared(situation: int) -> Connection:
-    """An end in one of six situations, taken from the low bits of the input's first byte."""
+    """An end in one of eight situations, taken from the low bits of the input's first byte.
+
+    With its two highest bits set, a guest diverts frames to a kernel that speaks them itself.
+    """
     role = Role.GUEST if situation & 1 else Role.HOST
-    end = Connection(role, Hello())
     stage = situation >> 1 & 3
+    if stage == 3 and role is Role.HOST:
+        return Connection(role, Hello(), RESUME)
+    end = Connection(role, Hello())
+    end.diverts = role is Role.GUEST and situation >> 6 == 3
     if stage >= 1:
         end.receive_data(PEER_HELLO)
     if stage >= 2:
@@ -41,7 +53,7 @@ def prepared(situation: int) -> Connection:
             end.send(START)
         else:
             end.receive_data(encode_frame(FrameType.START, START.encode()))
-    if stage == 3 and role is Role.GUEST:
+    if stage == 3:
         end.send(Exited(1, 0))
     return end
 
@@ -72,6 +84,12 @@ def answer(end: Connection, event: Event) -> None:
         with suppress(LocalProtocolError):  # the state may be ahead of the event
             if isinstance(event, Signal) and event.signum == 9:
                 end.send(Exited(end.run, -9))
+            elif isinstance(event, Resume):
+                end.send(Resumed(event.run, True))
+            elif isinstance(event, Ask):
+                end.send(Quiet(event.run, True))
+            elif isinstance(event, Diverted):
+                end.divert(event.frame)
             elif isinstance(event, Exited):
                 end.send(replace(START, run=end.run + 1))
 

@@ -1,12 +1,15 @@
 """Write the seeds of corpus/link: streams as the two ends really send them, and a few wrong ones.
 
 The first byte of a seed is what ``fuzz_link.prepared`` and ``check`` make of it: bit 0 the role
-(1: guest), bits 1 and 2 how far it is (0 opening, 1 idle, 2 running, 3 after a run).
+(1: guest), bits 1 and 2 how far it is (0 opening, 1 idle, 2 running, 3 after a run; a host:
+resuming), bits 6 and 7 both set a guest that diverts frames.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from fuzz_link import prepared
 
 from gvisor_kernel.link import (
     Ask,
@@ -18,6 +21,7 @@ from gvisor_kernel.link import (
     Message,
     Ping,
     Quiet,
+    Resumed,
     Signal,
     Start,
     Started,
@@ -29,6 +33,8 @@ from gvisor_kernel.link.state import Role
 CORPUS = Path(__file__).parent / "corpus" / "link"
 HOST, GUEST = 0, 1
 OPENING, IDLE, RUNNING, AFTER = 0, 2, 4, 6
+RESUMING = AFTER
+DIVERTS = 0xC0
 
 
 def conversation() -> tuple[bytes, bytes]:
@@ -76,12 +82,32 @@ def conversation() -> tuple[bytes, bytes]:
     return to_host, to_guest
 
 
+def restored() -> tuple[bytes, bytes]:
+    """A guest in the middle of a run goes on from an image, and is idle: what each received."""
+    host, guest = prepared(HOST | RESUMING), prepared(GUEST | RUNNING)
+    guest.data_to_send()
+    to_guest = host.data_to_send()
+    guest.receive_data(to_guest)
+    to_host = raw(FrameType.QUIET, b"\0\0\0\1\0") + raw(FrameType.DATA, b"\0", 2)  # stale
+    host.receive_data(to_host)
+    host.send_message(Channel.SHELL, [b"id", b"request"])
+    guest.send(Resumed(1, True))
+    guest.send_message(Channel.IOPUB, [b"topic"])
+    up, down = guest.data_to_send(), host.data_to_send()
+    host.receive_data(up)
+    guest.receive_data(down)
+    host.send(Ask(1))
+    guest.send(Quiet(1, True))
+    return to_host + up + guest.data_to_send(), to_guest + down + host.data_to_send()
+
+
 def raw(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
     return HEADER.pack(kind, channel, flags, 0, len(payload)) + payload
 
 
 def seeds() -> dict[str, bytes]:
     to_host, to_guest = conversation()
+    host_restored, guest_restored = restored()
     parts = b"\0\2" + (3).to_bytes(4, "big") + bytes(4) + b"abc"
     halves = raw(FrameType.DATA, parts[:5], 2) + raw(FrameType.DATA, parts[5:], 2, FLAG_LAST)
     exit_status = b"\0\0\0\1" + (-9).to_bytes(4, "big", signed=True)
@@ -101,6 +127,10 @@ def seeds() -> dict[str, bytes]:
         "host-long": bytes([HOST | RUNNING]) + HEADER.pack(FrameType.DATA, 2, 0, 0, 2**31),
         "host-parts": bytes([HOST | RUNNING])
         + raw(FrameType.DATA, b"\x10\0" + bytes(4 * 4096), 2, FLAG_LAST),
+        "guest-restored": bytes([GUEST | RUNNING]) + guest_restored,
+        "guest-diverts": bytes([GUEST | RUNNING | DIVERTS]) + guest_restored,
+        "host-restored": bytes([HOST | RESUMING]) + host_restored,
+        "host-quiet": bytes([HOST | RUNNING]) + raw(FrameType.QUIET, b"\0\0\0\1\1") * 3,
         "host-deep": bytes([HOST | OPENING]) + raw(FrameType.HELLO, b"[" * 5000),
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], pri
 firsts = st.integers(0, 255).map(lambda number: bytes([number]))
 headers = st.builds(
     HEADER.pack,
-    st.integers(0, 14),
+    st.integers(0, max(FrameType) + 1),
     st.integers(0, 7),
     st.sampled_from([0, 0, 0, 1, 2]),
     st.sampled_from([0, 0, 0, 0, 1]),
