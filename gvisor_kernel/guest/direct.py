@@ -84,8 +84,7 @@ class DirectLink:
         self._delivery = threading.RLock()
         """Held while a message is delivered."""
         self._delivering = True
-        self._reader = self._thread(self._reading, "Link reader")
-        self._writer = self._thread(self._writing, "Link writer")
+        self._writer: Optional[threading.Thread] = None
         os.register_at_fork(after_in_child=self._leave_to_parent)
 
     @staticmethod
@@ -99,9 +98,11 @@ class DirectLink:
     def start(self, hello: Hello) -> None:
         """Say that this kernel speaks frames, and begin."""
         self._socket.send(encode_frame(FrameType.HELLO, hello.encode()))
+        # Made no sooner: ipykernel 6 lets no thread run that was made before the kernel started.
+        self._writer = self._thread(self._writing, "Link writer")
         self._open = True
         self._writer.start()
-        self._reader.start()
+        self._thread(self._reading, "Link reader").start()
         self._wake.put(None)
 
     # -- sending, from any thread ----------------------------------------------------------------
@@ -137,7 +138,10 @@ class DirectLink:
 
     def serves(self, thread: threading.Thread) -> bool:
         """Whether ``thread`` may wait for what it lets the writing thread do."""
-        return self._open and thread is not self._writer and self._writer.is_alive()
+        return thread is not self._writer and self._writes()
+
+    def _writes(self) -> bool:
+        return self._writer is not None and self._writer.is_alive()
 
     def run_soon(self, act: Callable[[], None]) -> None:
         """Let the writing thread call ``act``, after what was queued before."""
@@ -151,7 +155,7 @@ class DirectLink:
 
     def wait_for_room(self) -> None:
         """Wait while far more output is queued than the host takes. For whoever makes output."""
-        while self._crowded() and self._pid == os.getpid() and self._writer.is_alive():
+        while self._crowded() and self._pid == os.getpid() and self._writes():
             self._room.clear()
             self._room.wait(LOOK_SECONDS)
 
