@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
+from gvisor_kernel.config import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.kernelspecs import (
     find_destination,
@@ -17,6 +18,7 @@ from gvisor_kernel.kernelspecs import (
     is_searched,
     remove_kernelspec,
 )
+from gvisor_kernel.provisioner import choose_in_image
 
 
 def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:
@@ -50,14 +52,36 @@ def parse_setting(text: str) -> tuple[str, object]:
         return name, value
 
 
+def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings that an install names. Raises GvisorKernelError."""
+    settings = dict(parse_setting(text) for text in arguments.settings)
+    for name, value in (("image", arguments.image), ("memory_limit", arguments.memory)):
+        if value is not None:
+            if name in settings:
+                raise GvisorKernelError(
+                    f"The setting {name} is given twice.", "leave out the --set that names it."
+                )
+            settings[name] = value
+    return settings
+
+
+def check_image(settings: dict[str, object]) -> None:
+    """Raise GvisorKernelError where no kernel would start in the image of a kernelspec."""
+    spec = SandboxSettings(**settings).sandbox_spec()
+    if spec.image != HOST_IMAGE:
+        choose_in_image(spec, [], [])
+
+
 def run_install(arguments: argparse.Namespace) -> int:
     user, prefix = choose_place(arguments) or default_place()
+    settings = find_settings(arguments)
+    check_image(settings)
     kernelspec = install_kernelspec(
         user=user,
         prefix=prefix,
         name=arguments.name,
         display_name=arguments.display_name,
-        settings=dict(parse_setting(text) for text in arguments.settings),
+        settings=settings,
     )
     print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
     if not is_searched(kernelspec.directory.parent):

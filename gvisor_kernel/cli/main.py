@@ -103,6 +103,10 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="a setting of this kernelspec, such as memory_limit=16G; may be repeated",
     )
+    install.add_argument(
+        "--image", metavar="NAME", help="an image to run in, as gvisor-kernel image list shows it"
+    )
+    install.add_argument("--memory", metavar="SIZE", help="the memory limit, such as 8G")
 
     uninstall = add(
         "uninstall",

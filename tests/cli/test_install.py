@@ -14,6 +14,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import KernelspecError
 from gvisor_kernel.kernelspecs import find_kernelspecs, find_template, read_kernelspec
+from gvisor_kernel.root_images import Store
+from gvisor_kernel.root_images.importing import import_image
 
 from ..world import PROJECT
 
@@ -146,3 +148,46 @@ def test_the_installed_argv_imports_nothing_from_the_notebook_s_folder(
     result = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert result.returncode == 0, result.stderr
     assert "run one kernel in a sandbox" in result.stdout.lower()
+
+
+def test_an_image_and_memory_of_its_own(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The image is an empty file called python3: nothing is started for an install."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "images"))
+    install = ["install", "--user", "--name", "gk-one", "--image", "world", "--memory", "8G"]
+    assert main(install) == 1
+    assert "There is no image 'world'" in capsys.readouterr().err
+    python = tmp_path / "root/usr/bin/python3"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    import_image(
+        Store.open(),
+        tmp_path / "root",
+        "world",
+        reference=None,
+        owner=None,
+        origin="root",
+        report=lambda words, done: None,
+    )
+    assert main([*install, "--display-name", "One", "--set", "cpu_shares=9"]) == 0
+    found = read_kernelspec(data_dir / "kernels/gk-one")
+    assert found.settings == {"image": "world", "memory_limit": "8G", "cpu_shares": 9}
+    assert main([*install, "--set", "image=host"]) == 1
+    assert "The setting image is given twice" in capsys.readouterr().err
+    python.unlink()
+    import_image(
+        Store.open(),
+        tmp_path / "root",
+        "empty",
+        reference=None,
+        owner=None,
+        origin="root",
+        report=lambda words, done: None,
+    )
+    assert main(["install", "--user", "--name", "gk-two", "--image", "empty"]) == 1
+    assert "The image empty has no python3" in capsys.readouterr().err
+    assert not (data_dir / "kernels/gk-two").exists()
