@@ -25,7 +25,7 @@ CACHE = Path("/var/cache/gvisor-kernel-tests")
 FOLDERS = (
     *("faults", "runtimes", "jupyter", "security", "guest"),
     *("cli/test_doctor.py", "cli/test_sandboxes.py", "cli/test_transcripts.py"),
-    *("skills/test_inside.py", "skills/test_store.py"),
+    *("skills/test_inside.py", "skills/test_store.py", "snapshots", "cli/test_snapshots.py"),
     *("test_launch.py", "test_provisioner.py", "test_transcript.py"),
 )
 """What differs for a user. The rest knows no user (the bridge's sockets among it), or
@@ -110,6 +110,8 @@ def main(arguments: list[str]) -> int:
                 "USER": user.pw_name,
                 "LANG": "C.UTF-8",
                 "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
+                # One gvisor_kernel for all processes: images are of the one that made them.
+                "PYTHONPATH": str(copy),
             },
             user=user.pw_uid,
             group=user.pw_gid,

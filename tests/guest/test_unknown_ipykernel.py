@@ -32,6 +32,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("change", CHANGES)
 def test_gets_the_relay(change: str, environment: Path, tmp_path: Path) -> None:
     (old, new), reason = CHANGES[change]

@@ -133,6 +133,7 @@ def test_the_first_start_is_cold_and_the_next_is_not(
     assert start() == ("22", "restored")
 
 
+@pytest.mark.once
 def test_one_at_a_time_behind_everybody_else(own_store: Store, tmp_path: Path) -> None:
     """Two servers, three kernels, three images: in turn, with what others leave of the machine."""
     disk: dict[int, set[str]] = defaultdict(set)
@@ -182,6 +183,7 @@ def is_there(pid: int) -> bool:
         return False
 
 
+@pytest.mark.once
 def test_what_cannot_be_made_is_tried_twice(
     in_background: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,6 +200,7 @@ def test_what_cannot_be_made_is_tried_twice(
     assert left_in(in_background) == set()
 
 
+@pytest.mark.once
 def test_the_store_is_bounded(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three images where there is room for two, the one used least lately goes."""
     oldest = copy_image(tmp_path, monkeypatch)

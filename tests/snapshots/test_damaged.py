@@ -111,6 +111,7 @@ def test_is_seen_before_it_is_restored(
     assert left() == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", STARTED)
 def test_costs_one_cold_start(
     name: str,

@@ -19,6 +19,8 @@ from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
 from ..world import World, kernelspec_of
 from .conftest import build, make_python, packages_of, rewrite, said
 
+pytestmark = pytest.mark.once
+
 COPIES = 3
 BASH = "bash-restored"
 LOOK_IN_PYTHON = """

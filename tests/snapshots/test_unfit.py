@@ -35,7 +35,7 @@ def start_cold(
     return said
 
 
-pytestmark = pytest.mark.usefixtures("image")
+pytestmark = [pytest.mark.usefixtures("image"), pytest.mark.once]
 
 
 def test_a_mount_and_limits(tmp_path: Path) -> None:
