@@ -1,0 +1,378 @@
+"""A process that takes kernels through their lives, and has something killed on the way.
+
+    python -m tests.faults.points
+
+Reads one JSON object a line and answers with one line. The points at which something can be killed
+are not written down anywhere: they are the effects on the host that Python itself reports of the
+package's code (a folder made, a file opened to write, a process started), what goes over the link,
+the steps of a start's trace, and some moments after a program was started. Whoever names no point
+gets a list of those that are passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gvisor_kernel
+from gvisor_kernel import imaging, trace
+from gvisor_kernel.asking import OwnClient, connect, own_info, wait_for_reply
+from gvisor_kernel.bridge import Bridge
+from gvisor_kernel.bridge.endpoints import sweep_bases
+from gvisor_kernel.builder import ImageBuilder
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.launch import find_plan
+from gvisor_kernel.link import Ask, Channel, Connection, Log, Message, Ping, Pong, Quiet, Stats
+from gvisor_kernel.plans import KernelPlan
+from gvisor_kernel.runtimes import get_runtime, lifeline, state
+from gvisor_kernel.sandboxed import SandboxedKernel
+from gvisor_kernel.snapshots.store import Store
+
+from . import parts
+
+PACKAGE = str(Path(gvisor_kernel.__file__).parent) + os.sep
+EFFECTS = frozenset(
+    {
+        *("os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.symlink", "os.link", "os.chown"),
+        *("os.chmod", "os.truncate", "shutil.rmtree", "subprocess.Popen", "fcntl.flock"),
+    }
+)
+"""Of Python's table of audit events. ``os.utime`` is left out: an audit hook hears it of reads."""
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+SILENT = re.compile(r"^subprocess.Popen in runtimes/(starting.py:spawn|checkpoint.py:write_image)")
+LATER = (0.02, 0.05, 0.1, 0.15)
+"""Seconds after such a program was started: what it does then, nobody reports."""
+IN_NO_ORDER = (Ask, Log, Ping, Pong, Quiet, Stats)
+SECONDS = 60.0
+
+
+class Points:
+    """Counts points while it is armed, and acts at the one that was chosen."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.passed: dict[str, list[str]] = {}
+        """Each point, in their order, and the parts of a sandbox that live there."""
+        self.at: str | None = None
+        self.act: Callable[[], None] = lambda: None
+        self.look: Callable[[], list[str]] = list
+        self._lock = threading.RLock()
+        self._watch()
+
+    def begin(self, at: str | None, act: Callable[[], None], look: Callable[[], list[str]]) -> None:
+        self.passed, self.at, self.act, self.look = {}, at, act, look
+
+    def _watch(self) -> None:
+        sys.addaudithook(self._hear)
+        note, send, hear = trace.Trace.note, Connection.send, Connection.next_event
+
+        def noted(traced: trace.Trace, words: str) -> None:
+            note(traced, words)
+            self.reach(f"step: {words}")
+
+        def sent(link: Connection, event: Any) -> None:
+            if not isinstance(event, IN_NO_ORDER):
+                self.reach(f"the host sends {type(event).__name__}")
+            send(link, event)
+
+        def heard(link: Connection) -> Any:
+            event = hear(link)
+            if isinstance(event, Message):
+                if event.channel is not Channel.HB:
+                    self.reach(f"the host hears on {event.channel.name.lower()}")
+            elif event is not None and not isinstance(event, IN_NO_ORDER):
+                self.reach(f"the host hears {type(event).__name__}")
+            return event
+
+        trace.Trace.note = noted  # type: ignore[method-assign]
+        Connection.send = sent  # type: ignore[method-assign]
+        Connection.next_event = heard  # type: ignore[method-assign]
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.armed:
+            return
+        if event in EFFECTS or (event == "open" and arguments[2] & WRITES):
+            place = _find_place(sys._getframe(1))
+            if place is not None:
+                self.reach(f"{event} in {place}")
+
+    def reach(self, name: str) -> None:
+        """Only the first time counts: how often a thing is tried may differ from run to run."""
+        with self._lock:
+            if not self.armed or name in self.passed:
+                return
+            self.passed[name] = []
+            if self.at is None:
+                self.armed = False  # looking has effects, too
+                self.passed[name] = self.look()
+                self.armed = True
+        later = LATER if SILENT.match(name) else ()
+        for seconds in later:
+            shown = f"{1000 * seconds:.0f} ms after {name}"
+            if self.at is None:
+                self.passed[shown] = ["runsc"]
+            elif self.at == shown:
+                threading.Timer(seconds, self._act, (shown,)).start()
+        if name == self.at:
+            self._act(name)
+
+    def _act(self, name: str) -> None:
+        self.passed[name] = ["done"]
+        self.act()
+
+
+def _find_place(frame: FrameType | None) -> str | None:
+    """The function of the package that an effect is of, and whence it was called; else None."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib"):
+            return None  # a module is cached
+        if file == __file__:
+            return None  # killed for a test
+        if file.startswith(PACKAGE):
+            place = f"{file.removeprefix(PACKAGE)}:{frame.f_code.co_name}"
+            above = frame.f_back
+            while above is not None and not above.f_code.co_filename.startswith(PACKAGE):
+                above = above.f_back
+            if above is not None:
+                place += f", for {above.f_code.co_name}:{above.f_lineno}"
+            return place
+        frame = frame.f_back
+    return None
+
+
+class Life:
+    """One kernel's life, up to the stage that is asked for; ``points`` are armed for that one."""
+
+    def __init__(self, points: Points, plan: KernelPlan) -> None:
+        self.kernel = SandboxedKernel()
+        self.said: list[str] = []
+        """What a person is shown of what went wrong."""
+        self._points = points
+        self._plan = plan
+
+    def launch(self) -> None:
+        client = self._connect()
+        try:
+            self._run(client, "x = 6 * 7; print(x)")
+        finally:
+            client.stop_channels()
+
+    def _connect(self) -> OwnClient:
+        address = asyncio.run(self.kernel.launch(self._plan))
+        return connect(address, self._plan, lambda: self.kernel.exit_status is None)
+
+    def _run(self, client: OwnClient, code: str) -> None:
+        """Run a cell to its end, or to the kernel's."""
+        message_id = client.execute(code)
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            with suppress(Exception):
+                reply = client.get_shell_msg(timeout=0.2)
+                if reply["parent_header"].get("msg_id") == message_id:
+                    assert reply["content"]["status"] == "ok", reply["content"]
+                    return
+            if self.kernel.exit_status is not None:
+                self._hear_why(client)
+                return
+        raise AssertionError("neither an answer, nor the end of the kernel")
+
+    def _hear_why(self, client: OwnClient) -> None:
+        with suppress(Exception):
+            while True:
+                message = client.get_iopub_msg(timeout=1)
+                if message["msg_type"] == "error":
+                    self.said.append(message["content"]["evalue"])
+                    return
+
+    def start(self) -> None:
+        self._points.armed = True
+        self.launch()
+
+    def run(self) -> None:
+        client = self._connect()
+        try:
+            wait_for_reply(client, client.kernel_info())
+            self._points.armed = True
+            self._run(client, "import time; print('x' * 100_000, flush=True); time.sleep(0.2)")
+        finally:
+            client.stop_channels()
+
+    def restart(self) -> None:
+        self.launch()
+        self._points.armed = True
+        asyncio.run(self.kernel.kill())
+        self.launch()
+
+    def renew(self) -> None:
+        """A restart with a new sandbox."""
+        self.launch()
+        self._points.armed = True
+        asyncio.run(self.kernel.kill())
+        asyncio.run(self.kernel.end_sandbox())
+        self.launch()
+
+    def shutdown(self) -> None:
+        """As Jupyter does it: ask, wait, clean up."""
+        client = self._connect()
+        wait_for_reply(client, client.kernel_info())
+        self._points.armed = True
+        client.shutdown()
+        deadline = time.monotonic() + SECONDS
+        while self.kernel.exit_status is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        client.stop_channels()
+        asyncio.run(self.kernel.close())
+
+    def end(self) -> None:
+        """The process ends as servers do, without a word to its kernels."""
+        self.launch()
+        self._points.armed = True
+        Bridge.instance().stop()
+
+    def image(self) -> None:
+        """An image is made."""
+        self._points.armed = True
+        imaging.make_image(self._plan, lambda words, done: None)
+
+    def sweep(self) -> None:
+        """What the next start of whomever does first."""
+        get_runtime("runsc").sweep()
+        Store.open().sweep()
+        sweep_bases(state.state_root() / "sockets")
+
+    def close(self) -> None:
+        if not Bridge.instance().ended:
+            asyncio.run(self.kernel.close())
+
+
+def find_life(request: dict[str, Any], points: Points) -> Life:
+    plan = find_plan("gvisor-python", own_info(), "")
+    spec = replace(plan.spec, snapshot=request["snapshot"], spare=False, start_timeout=20.0)
+    return Life(points, replace(plan, spec=spec))
+
+
+def settle_in(request: dict[str, Any]) -> None:
+    os.environ.update(request["environment"])
+    tempfile.tempdir = None
+    os.chdir(request["folder"])
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
+    """In a child: go through a stage, and be killed at a point of it."""
+    settle_in(request)
+    ImageBuilder.instance().end()
+    points = Points()
+    points.begin(request["at"], kill_self, list)
+    life = find_life(request, points)
+    getattr(life, request["stage"])()
+    points.armed = False
+    life.close()
+    Bridge.instance().stop()
+    return {"points": points.passed}
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Let a child live and die; how it ended."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(live_and_die(request), pipe)
+            status = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return {"status": os.waitstatus_to_exitcode(status), **json.loads(text or "{}")}
+
+
+class Survivor:
+    """Goes through stages in this very process while parts of its sandboxes are killed."""
+
+    def __init__(self) -> None:
+        self._points = Points()
+        # Whoever did not come back from an image tells the store so. The image is as it was.
+        Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
+        ImageBuilder.instance().end()
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        settle_in(request)
+        before = count_descriptors()
+        life = find_life(request, self._points)
+        victim = request["victim"]
+        self._points.begin(
+            request["at"],
+            lambda: parts.kill(victim) if victim else None,
+            parts.living,
+        )
+        answer: dict[str, Any] = {"raised": ""}
+        try:
+            getattr(life, request["stage"])()
+        except GvisorKernelError as error:
+            answer["raised"] = type(error).__name__
+            life.said.append(str(error))
+        self._points.armed = False
+        if request["stage"] != "image":
+            life.launch()  # whatever was: the next start works
+        life.close()
+        assert lifeline._process is None, f"{lifeline._held} sandboxes are still held"
+        return {
+            **answer,
+            "said": life.said,
+            "points": self._points.passed,
+            "descriptors": [before, self._settled(before)],
+        }
+
+    @staticmethod
+    def _settled(before: int) -> int:
+        """libzmq closes what it had in a thread of its own."""
+        deadline = time.monotonic() + 5
+        while count_descriptors() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return count_descriptors()
+
+
+def count_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def main() -> None:
+    survivor: Survivor | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["victim"] == "owner":
+            assert survivor is None, "a process with threads does not fork here"
+            answered = answer(request)
+        else:
+            survivor = survivor or Survivor()
+            answered = survivor.answer(request)
+        print(json.dumps(answered), flush=True)
+
+
+if __name__ == "__main__":
+    main()

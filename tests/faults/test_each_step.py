@@ -1,0 +1,207 @@
+"""SIGKILL to each process, at each step of a kernel's life: the table of points makes itself.
+
+See ``points`` for what a point is. First the process that owns the kernel, and with it the bridge,
+is killed at each; then each part of the sandbox, where it lives. A sample, spread evenly, runs
+always; all of it, some 500 points and 400 pairs of a point and a part, with ``GK_POINTS=all`` in
+the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .. import leaks
+from ..world import PROJECT, World
+
+STAGES = {
+    "start": ("start", "off"),
+    "restore": ("start", "auto"),
+    "run": ("run", "auto"),
+    "restart": ("restart", "auto"),
+    "renew": ("renew", "auto"),
+    "shutdown": ("shutdown", "auto"),
+    "end": ("end", "auto"),
+    "checkpoint": ("image", "off"),
+}
+"""Each stage: what ``points.Life`` calls it, and whether its kernels start from an image."""
+SWEEP = ("sweep", "off")
+WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
+SAME_FOR_A_USER = ("start", "restart", "shutdown")
+ALL = 10**6
+UNDERSTOOD = re.compile(r"sandbox|kernel|image|runsc", re.I)
+NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|errno|0x[0-9a-f]{6}|never retrieved", re.I)
+
+
+class Lane:
+    """A world of its own in the run's, and a process in it that does what is asked."""
+
+    def __init__(self, base: Path) -> None:
+        self.world = World(base, {})
+        for folder in ("home", "c", "r", "s", "t", "x", "n"):
+            (base / folder).mkdir(mode=0o700, parents=True)
+        self._words = base / "stderr"
+        with self._words.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.points"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=PROJECT,
+            )
+
+    def renew(self) -> None:
+        """Let there be no image, and no skill: they are made at the first start."""
+        for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            shutil.rmtree(self.world.environment()[name], ignore_errors=True)
+
+    def images(self) -> list[str]:
+        """What is in the store, but for its locks."""
+        store = Path(self.world.environment()["XDG_CACHE_HOME"]) / "gvisor-kernel" / "images"
+        return sorted(p.name for p in store.glob("*") if p.name not in ("lock", "builder"))
+
+    def ask(self, stage: str, at: str | None, victim: str) -> Any:
+        stage, snapshot = STAGES.get(stage, SWEEP)
+        run = ("JUPYTER_DATA_DIR",)
+        if snapshot == "auto":  # from the run's image, which was made with the run's skills
+            run += ("XDG_CACHE_HOME", "XDG_DATA_HOME")
+        environment = self.world.environment() | {name: os.environ[name] for name in run}
+        request = {
+            "stage": stage,
+            "snapshot": snapshot,
+            "at": at,
+            "victim": victim,
+            "folder": str(self.world.base / "n"),
+            "environment": environment,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"{stage}, {victim} at {at}: {self.words()}"
+        return json.loads(line)
+
+    def words(self) -> str:
+        """All that was written to stderr."""
+        return self._words.read_text(errors="replace")
+
+    def assert_clean(self, before: leaks.Things, *, but_files: bool = False) -> None:
+        def look() -> leaks.Things:
+            found = leaks.everything(self.world) - {self._own_process()}
+            return frozenset(t for t in found if not (but_files and t.startswith("file ")))
+
+        left = leaks.left_since(before, look)
+        assert not left, "\n".join(sorted(left))
+
+    def _own_process(self) -> str:
+        argv = Path(f"/proc/{self._process.pid}/cmdline").read_bytes().replace(b"\0", b" ")
+        return f"process {self._process.pid} {argv.decode().strip()[:200]}"
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def lane(world: World, image: str) -> Iterator[Lane]:
+    lane = Lane(world.base / "l")
+    try:
+        yield lane
+    finally:
+        lane.close()
+        shutil.rmtree(lane.world.base)
+
+
+def spread(points: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of ``points``, the first and the last among them."""
+    if len(points) <= most:
+        return points
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def kill_owners(lane: Lane, stage: str, most: int) -> int:
+    renews = stage in ("start", "checkpoint")
+    listed = lane.ask(stage, None, "owner")
+    assert listed["status"] == 0, lane.words()
+    before = leaks.cgroups(lane.world)
+    points = spread(list(listed["points"]), most)
+    for at in points:
+        if renews:
+            lane.renew()
+        try:
+            ended = lane.ask(stage, at, "owner")
+            assert ended["status"] == -9, f"never came to it {lane.words()}"
+            lane.assert_clean(before, but_files=True)
+            assert lane.ask("sweep", None, "owner")["status"] == 0
+            lane.assert_clean(before)
+            assert not any("-" in name for name in lane.images()), lane.images()
+        except AssertionError as error:
+            raise AssertionError(f"the owner, killed at {stage} / {at}: {error}") from error
+    assert lane.ask("restore", None, "owner")["status"] == 0
+    assert not NOT_FOR_PEOPLE.search(lane.words()), lane.words()
+    return len(points)
+
+
+def kill_parts(lane: Lane, stage: str, most: int) -> int:
+    lane.ask(stage, None, "")  # what a process, and a home, have once is there from here on
+    listed = lane.ask(stage, None, "")
+    assert not listed["said"]
+    before = leaks.cgroups(lane.world)
+    cases = [(at, part) for at, parts in listed["points"].items() for part in parts]
+    chosen = spread(cases, most)
+    told = 0
+    for at, part in chosen:
+        try:
+            ended = lane.ask(stage, at, part)
+            assert ended["points"].get(at) == ["done"], "never came to it"
+            assert ended["descriptors"][0] == ended["descriptors"][1]
+            for words in ended["said"]:
+                assert UNDERSTOOD.search(words), words
+                assert not NOT_FOR_PEOPLE.search(words), words
+            if part == "lifeline":
+                assert not ended["said"]
+            told += bool(ended["said"])
+            lane.assert_clean(before)
+        except AssertionError as error:
+            raise AssertionError(f"{part}, killed at {stage} / {at}: {error}") from error
+    assert not NOT_FOR_PEOPLE.search(lane.words()), lane.words()
+    print(f"{len(chosen)} of {len(cases)} cases, {told} of them with words")
+    return told
+
+
+def points_of(share: int) -> int:
+    return ALL if os.environ.get("GK_POINTS") == "all" else share
+
+
+@pytest.mark.timeout(1200 if os.environ.get("GK_POINTS") else 180)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_owner_is_killed(lane: Lane, stage: str) -> None:
+    """And with it the bridge: what it leaves ends by itself, and the next start works."""
+    kill_owners(lane, stage, points_of(3))
+
+
+@pytest.mark.timeout(1200 if os.environ.get("GK_POINTS") else 180)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=[pytest.mark.once] if stage in SAME_FOR_A_USER else [])
+        for stage in WITH_PARTS
+    ],
+)
+def test_a_part_is_killed(lane: Lane, stage: str) -> None:
+    """Whoever waits is told in words, nothing is left, and the next start works."""
+    kill_parts(lane, stage, points_of(4))
