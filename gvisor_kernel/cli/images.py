@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from gvisor_kernel.cli.output import (
     printable,
 )
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RootImageError
-from gvisor_kernel.root_images import RootImage, Store
+from gvisor_kernel.root_images import RootImage, Store, building
 from gvisor_kernel.root_images.engines import save_image
 from gvisor_kernel.root_images.importing import Imported, choose_name, import_image
 from gvisor_kernel.root_images.measure import measure_tree
@@ -50,6 +51,33 @@ def take(store: Store, source: str, name: str, reference: str | None, report: Re
         file = draft.scratch / "image.tar"
         save_image(source, file)
         return import_path(store, file, name, reference, source, report)
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    name = choose_name(arguments.image, arguments.name)
+    building.find_chain(arguments.image)
+    builder = building.find_builder()
+    base = building.check_base(arguments.base) if arguments.base else None
+    store = Store.open()
+    with store.write() as draft:
+        archive = Path(arguments.archive) if arguments.archive else None
+        if arguments.bootstrap:
+            say(f"Making {arguments.bootstrap} of its packages")
+            archive = draft.scratch / "distribution.tar"
+            building.bootstrap(arguments.bootstrap, archive)
+        file = draft.scratch / "image.tar"
+        for part in building.build(builder, arguments.image, base=base, archive=archive, file=file):
+            say(f"Building {part} with {builder.program}")
+        origin = f"the Dockerfile of {arguments.image}"
+        with progress() as report:
+            imported = import_path(store, file, name, None, origin, report)
+    finish(store, imported)
+    return 0
+
+
+def say(text: str) -> None:
+    """Among what the builders write."""
+    print(f"==> {printable(text)}", file=sys.stderr, flush=True)
 
 
 def import_path(

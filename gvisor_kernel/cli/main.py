@@ -303,6 +303,27 @@ def add_image(image: argparse.ArgumentParser) -> None:
     take.add_argument(
         "--reference", metavar="REF", help="which image, where the source has several"
     )
+    build = add(
+        "build",
+        "images:run_build",
+        "build an image that comes with gvisor-kernel, and import it",
+        "With Docker where its engine is up, else with buildah. Images that it builds upon are\n"
+        "built before, unless they are there already.",
+    )
+    build.add_argument("image", metavar="NAME", help="base or python")
+    build.add_argument("--name", help="what to call it (default: NAME)")
+    distribution = build.add_mutually_exclusive_group()
+    distribution.add_argument(
+        "--base", metavar="REF", help="the distribution to build upon, as a registry calls it"
+    )
+    distribution.add_argument(
+        "--archive", metavar="FILE", help="the archive of a root file system to build upon"
+    )
+    distribution.add_argument(
+        "--bootstrap",
+        metavar="SUITE",
+        help="build upon a release that mmdebstrap makes of its packages, such as trixie",
+    )
     listing = add("list", "images:run_list", "list the images")
     add_json(listing)
     inspect = add("inspect", "images:run_inspect", "say what is known of an image")

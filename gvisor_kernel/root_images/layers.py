@@ -221,6 +221,8 @@ def _look(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_result]:
 def _copy(tree: Tree, entry: Entry, folder: int, name: str) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Refused(f"{show(entry.name)} changed while it was copied")
         left = entry.size
 
         def read(size: int) -> bytes:
