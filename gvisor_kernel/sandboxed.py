@@ -143,6 +143,7 @@ class SandboxedKernel:
 
     @staticmethod
     async def _expect_end(kernel: KernelBridge, restart: bool) -> None:
+        kernel.shutdowns.announce()
         kernel.expect_end(restart)
 
     async def _close(self) -> None:

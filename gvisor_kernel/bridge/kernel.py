@@ -24,6 +24,7 @@ from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_exces
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
 from gvisor_kernel.bridge.settling import Settling
+from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.waiting import Sent, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.errors import LaunchError
@@ -100,6 +101,7 @@ class KernelBridge:
         self._exited = asyncio.Event()
         self._death: str | None = None
         self._asked_to_end = False
+        self.shutdowns = ShutdownRequests()
         self._keep_sandbox = True
         self._memory: MemoryWatch | None = None
         self._lonely: asyncio.TimerHandle | None = None
@@ -190,11 +192,15 @@ class KernelBridge:
             raise LaunchError("No kernel can be started any more: this process ends.")
         self._records.open(log_path, transcripts)
         self._sandbox = sandbox
+        self._begin_run()
+
+    def _begin_run(self) -> None:
         self._death = None
         self._asked_to_end = False
         self.exit_status = None
         self._exited.clear()
         self._keep_sandbox = True
+        self.shutdowns.begin()
 
     def _make_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> SandboxLink:
         sleep = Sleep(lambda: not self._pending, self._sleep_changed)
@@ -241,11 +247,7 @@ class KernelBridge:
         if self._link is None or self._link.ended:
             raise self._launch_error("The sandbox ended before its kernel was started.")
         self._run += 1
-        self._death = None
-        self._asked_to_end = False
-        self._keep_sandbox = True
-        self.exit_status = None
-        self._exited.clear()
+        self._begin_run()
         key = secrets.token_hex(32)
         self._inner, self._inner_key = Signer(key.encode()), key
         self._clients.expose()
@@ -387,7 +389,7 @@ class KernelBridge:
             self.note(f"a client's message on {channel.name.lower()} was dropped: {error}")
             return
         if channel is Channel.CONTROL and kind == "shutdown_request":
-            if not self._running():
+            if not self.shutdowns.arrive(running=self._running()):
                 return  # meant for the kernel that has ended, not for the next one
             self.expect_end(restart=b"true" in message.content)
         if kind == "execute_request" and len(self._pending) < TOLD_PENDING:
