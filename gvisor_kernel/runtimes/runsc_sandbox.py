@@ -161,6 +161,8 @@ class RunscSandbox(Sandbox):
 
         A sentry that was restored does not notice it: what has to open a file waits for ever.
         """
+        if self.helper_fd >= 0:
+            return not is_readable(self.helper_fd)
         pid = self.find_process(GOFER_NAME)
         with suppress(OSError):
             fd = -1 if pid is None else os.pidfd_open(pid)
