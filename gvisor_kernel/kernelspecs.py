@@ -56,6 +56,12 @@ def find_template(name: str = DEFAULT_NAME) -> Path:
     )
 
 
+def template_settings(name: str) -> dict[str, object]:
+    """The settings that a kernelspec of the package has by itself. Raises KernelspecError."""
+    document = json.loads((find_template(name) / "kernel.json").read_text())
+    return dict(document["metadata"]["kernel_provisioner"]["config"])
+
+
 def render_kernelspec(
     template: Mapping[str, Any],
     name: str,
@@ -87,11 +93,13 @@ def install_kernelspec(
     display_name: str | None = None,
     settings: Mapping[str, object] | None = None,
     interpreter: str = sys.executable,
+    template: str = DEFAULT_NAME,
 ) -> Kernelspec:
     """Install into the user's folder, below ``prefix``, or else for the whole system.
 
-    ``settings`` go into the kernelspec's ``config``. A kernelspec of ours with the same name in
-    the same place is replaced. Raises KernelspecError, or SettingError for a wrong setting.
+    ``template``: the kernelspec of the package that it is made of. ``settings`` go into the
+    kernelspec's ``config``. A kernelspec of ours with the same name in the same place is replaced.
+    Raises KernelspecError, or SettingError for a wrong setting.
     """
     if not re.fullmatch(r"[a-z0-9._-]+", name):
         raise KernelspecError(
@@ -105,9 +113,9 @@ def install_kernelspec(
         )
     settings = settings or {}
     SandboxSettings(**settings).sandbox_spec()
-    template = find_template()
+    folder = find_template(template)
     document = render_kernelspec(
-        json.loads((template / "kernel.json").read_text()),
+        json.loads((folder / "kernel.json").read_text()),
         name,
         display_name,
         interpreter,
@@ -124,7 +132,7 @@ def install_kernelspec(
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, name)
         source.mkdir()
-        for logo in template.glob("logo-*"):
+        for logo in folder.glob("logo-*"):
             shutil.copyfile(logo, source / logo.name)
         (source / "kernel.json").write_text(json.dumps(document, indent=1) + "\n")
         # Other users read a system-wide kernelspec, whatever this process's umask is.

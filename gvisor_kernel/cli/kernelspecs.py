@@ -6,6 +6,7 @@ import argparse
 import ast
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
@@ -17,6 +18,7 @@ from gvisor_kernel.kernelspecs import (
     install_kernelspec,
     is_searched,
     remove_kernelspec,
+    template_settings,
 )
 from gvisor_kernel.provisioner import choose_in_image
 
@@ -65,23 +67,31 @@ def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
     return settings
 
 
-def check_image(settings: dict[str, object]) -> None:
-    """Raise GvisorKernelError where no kernel would start in the image of a kernelspec."""
+def check_kernel(settings: dict[str, object]) -> None:
+    """Raise GvisorKernelError where no kernel of a kernelspec would start in its image."""
     spec = SandboxSettings(**settings).sandbox_spec()
     if spec.image != HOST_IMAGE:
         choose_in_image(spec, [], [])
+    elif spec.command[:2] == ("python3", "-m") and find_spec(spec.command[2]) is None:
+        raise KernelspecError(
+            f"{sys.executable} has no module {spec.command[2]}, which the kernel needs.",
+            f"`{sys.executable} -m pip install {spec.command[2]}`; or run it in an image that has"
+            " it: --image NAME.",
+        )
 
 
 def run_install(arguments: argparse.Namespace) -> int:
     user, prefix = choose_place(arguments) or default_place()
     settings = find_settings(arguments)
-    check_image(settings)
+    template = f"gvisor-{arguments.language}"
+    check_kernel({**template_settings(template), **settings})
     kernelspec = install_kernelspec(
         user=user,
         prefix=prefix,
-        name=arguments.name,
+        name=template if arguments.name is None else arguments.name,
         display_name=arguments.display_name,
         settings=settings,
+        template=template,
     )
     print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
     if not is_searched(kernelspec.directory.parent):

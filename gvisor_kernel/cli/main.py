@@ -88,9 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     install = add("install", "kernelspecs:run_install", "add the kernel to Jupyter", PLACES)
     add_place(install)
     install.add_argument(
-        "--name",
-        default="gvisor-python",
-        help="the kernelspec's name, for programs (default: %(default)s)",
+        "--language",
+        choices=("python", "bash"),
+        default="python",
+        help="of the kernel, which has to be installed where it is to run: %(choices)s",
+    )
+    install.add_argument(
+        "--name", help="the kernelspec's name, for programs (default: gvisor-LANGUAGE)"
     )
     install.add_argument(
         "--display-name", metavar="TEXT", help="the name that people see in the picker"

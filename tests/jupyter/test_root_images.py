@@ -148,6 +148,18 @@ def test_kernels_go_on_from_snapshots_of_it(world: World, mini: RootImage) -> No
         )
 
 
+def test_a_kernel_in_another_language(mini: RootImage) -> None:
+    """By the kernelspec gvisor-bash, whose Python is that of the image."""
+    pytest.importorskip("bash_kernel")
+    install = ["install", "--user", "--language", "bash", "--name", "gk-bash", "--image", "mini"]
+    assert main([*install, "--set", "snapshot=off"]) == 0
+    with running_kernel("gk-bash", settings={"snapshot": "off"}) as (_, client):
+        assert execute(client, "echo $GREETING from $(type -p python3)").text == (
+            "from the image from /usr/bin/python3\n"
+        )
+    assert main(["uninstall", "--user", "--name", "gk-bash"]) == 0
+
+
 def start(settings: dict[str, object]) -> None:
     """Start a kernel that is not to start."""
     manager = KernelManager(
@@ -167,8 +179,8 @@ def start(settings: dict[str, object]) -> None:
         ({"command": ["Rscript", "{connection_file}"]}, "has no program Rscript"),
         ({"command": ["/opt/none", "{connection_file}"]}, "has no program /opt/none"),
         (
-            {"command": ["python3", "-m", "bash_kernel", "-f", "{connection_file}"]},
-            "has no module bash_kernel",
+            {"command": ["python3", "-m", "no_such_kernel", "-f", "{connection_file}"]},
+            "has no module no_such_kernel",
         ),
     ],
 )

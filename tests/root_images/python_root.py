@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from .helpers import MACHINE
@@ -91,12 +92,17 @@ def make_image(directory: Path) -> Path:
     """
     python = Path(os.path.realpath(sys.executable))
     system = {name: path for path, name in system_files(python)}
-    packages = {name: path for path, name in package_files(find_distributions("ipykernel"))}
+    names = find_distributions("ipykernel")
+    programs = [Path("/bin/sh")]
+    if find_spec("bash_kernel") is not None:
+        names |= find_distributions("bash_kernel")
+        programs.append(Path("/bin/bash"))
+    packages = {name: path for path, name in package_files(names)}
     binaries = [p for p in (*system.values(), *packages.values()) if p.suffix == ".so"]
-    for library in shared_libraries([python, Path("/bin/sh"), *binaries]):
+    for library in shared_libraries([python, *programs, *binaries]):
         if "-packages" not in library:  # those come with their packages
             system[library.lstrip("/")] = Path(library)
-    system["bin/sh"] = Path("/bin/sh")
+    system |= {f"bin/{program.name}": program for program in programs}
     digests = []
     for name, files, links in (
         ("0.tar", system, {"usr/bin/python3": VERSION}),

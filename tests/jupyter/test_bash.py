@@ -1,0 +1,101 @@
+"""The kernelspec gvisor-bash: jupyter_kernel_test's checks, and what people do in a shell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupyter_kernel_test
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.kernelspecs import read_kernelspec
+
+from ..world import PROJECT, World
+from .helpers import SANDBOXED, execute, running_kernel, wait_for_text
+
+pytest.importorskip("bash_kernel")
+pytestmark = pytest.mark.skipif(not SANDBOXED, reason="another kernel than ours")
+
+NAME = "gvisor-bash"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernelspec(world: World) -> Iterator[None]:
+    """As it is installed, but cold: nothing makes an image beside the tests."""
+    install = ["install", "--user", "--language", "bash", "--set", "snapshot=off"]
+    assert main(install) == 0
+    yield
+    assert main(["uninstall", "--user", "--name", NAME]) == 0
+
+
+class TestConformance(jupyter_kernel_test.KernelTests):
+    kernel_name = NAME
+    language_name = "bash"
+    file_extension = ".sh"
+    code_hello_world = "echo hello, world"
+    completion_samples = [{"text": "unal", "matches": {"unalias"}}]  # noqa: RUF012
+    code_generate_error = "false"
+    # bash_kernel gives bash one terminal, so what goes to stderr is stdout to it.
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    start = {"cwd": str(tmp_path_factory.mktemp("bash"))}
+    with running_kernel(NAME, settings={"snapshot": "off"}, start=start) as both:
+        yield both
+
+
+def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
+    assert execute(client, "id -u; pwd; echo $HOME").text == "1000\n/workspace\n/home/user\n"
+    assert "4.4.0" in execute(client, "uname -r").text
+    assert execute(client, "echo kept > /mnt/user-data/outputs/file && ls outputs").error == ""
+
+
+def test_what_is_set_stays(client: BlockingKernelClient) -> None:
+    execute(client, "name=world; greet() { echo hello $1; }; cd /tmp")
+    assert execute(client, "greet $name; pwd; cd /workspace").text == "hello world\n/tmp\n"
+
+
+def test_pipes_loops_and_files(client: BlockingKernelClient) -> None:
+    code = "for n in 3 1 2; do echo $n; done > numbers; sort numbers | head -n 2 | tr '\\n' ' '"
+    assert execute(client, code).text.split() == ["1", "2"]
+
+
+def test_an_interrupt_ends_what_runs_and_nothing_else(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
+    execute(client, "before=here")
+    # Between two commands of its own bash loses an interrupt now and then, unsandboxed too.
+    client.execute("sh -c 'echo begun; exec sleep 600'")
+    wait_for_text(client, "begun")
+    manager.interrupt_kernel()
+    assert execute(client, "echo $before").text == "here\n"
+
+
+def test_without_the_module_none_is_installed(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("gvisor_kernel.cli.kernelspecs.find_spec", lambda name: None)
+    install = ["install", "--prefix", str(tmp_path), "--language", "bash"]
+    assert main(install) == 1
+    assert "has no module bash_kernel" in capsys.readouterr().err
+    assert not (tmp_path / "share").exists()
+
+
+def test_the_kernelspec_says_what_it_is(world: World) -> None:
+    found = read_kernelspec(world.kernelspecs / NAME)
+    assert found.display_name == "Bash (gVisor)"
+    assert found.argv[found.argv.index("--kernel") + 1] == NAME
+    document = json.loads((world.kernelspecs / NAME / "kernel.json").read_text())
+    assert document["language"] == "bash"
+    logos = {path.name for path in (PROJECT / "kernelspecs" / NAME).glob("logo-*")}
+    assert {path.name for path in found.directory.glob("logo-*")} == logos
+    assert len(logos) == 3
