@@ -23,6 +23,7 @@ TESTS = (
     *("tests/jupyter/test_interrupt.py", "tests/jupyter/test_output.py"),
     *("tests/jupyter/test_debugger.py", "tests/jupyter/test_rough_code.py"),
 )
+QUICK = ("tests/jupyter/test_conformance.py::TestDirect", "tests/jupyter/test_interrupt.py")
 CHOSEN = ("-k", "not relay and not restored and not slow", "--maxfail=3", "--timeout=90")
 RELAYED = r"assert 'True\n' == 'False\n'"
 """What ``assert_way`` says of a kernel that listens on ZMQ."""
@@ -46,7 +47,7 @@ def make_environment(folder: Path, python: str, ipykernel: str) -> str:
     return made
 
 
-def try_one(ipykernel: str, version: str) -> tuple[str, str]:
+def try_one(ipykernel: str, version: str, tests: tuple[str, ...]) -> tuple[str, str]:
     """How kernels of that release are spoken to, and how the tests ended."""
     python = find_python(version)
     if python is None:
@@ -57,7 +58,7 @@ def try_one(ipykernel: str, version: str) -> tuple[str, str]:
         except subprocess.CalledProcessError:
             return "?", "cannot be installed"
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *CHOSEN, *TESTS],
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *CHOSEN, *tests],
             cwd=PROJECT,
             env={**os.environ, "GK_TEST_PYTHON": made},
             stdout=subprocess.PIPE,
@@ -77,12 +78,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     parser.add_argument("which", nargs="*", metavar="RELEASE@PYTHON")
-    which = parser.parse_args().which or [*(f"{v}@{own}" for v in VERSIONS), *OTHER_PYTHONS]
+    parser.add_argument("--quick", action="store_true", help="conformance and interrupts alone")
+    arguments = parser.parse_args()
+    which = arguments.which or [*(f"{v}@{own}" for v in VERSIONS), *OTHER_PYTHONS]
     print("| ipykernel | Python | spoken to | tests |\n|---|---|---|---|", flush=True)
     failed = False
     for name in which:
         ipykernel, _, version = name.partition("@")
-        way, result = try_one(ipykernel, version or own)
+        way, result = try_one(ipykernel, version or own, QUICK if arguments.quick else TESTS)
         failed |= way != "direct" or "failed" in result or "error" in result
         print(f"| {ipykernel} | {version or own} | {way} | {result} |", flush=True)
     return int(failed)

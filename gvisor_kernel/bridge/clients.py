@@ -33,7 +33,7 @@ SOCKET_TYPES = {
 }
 HIGH_WATER = 4
 """Messages that libzmq may hold for one client on one socket. ZMQ counts messages, not bytes, so a
-small number is what bounds bytes: a stalled client costs four messages, and then the kernel waits."""
+small number bounds bytes: a stalled client costs four messages, and then the kernel waits."""
 REQUESTS_HIGH_WATER = 1000
 """Requests that libzmq may hold from one client; clients are trusted."""
 PATIENCE = 10.0

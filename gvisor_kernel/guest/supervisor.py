@@ -428,7 +428,8 @@ class Supervisor:
                 self._tell_of_drop(channel, parts, explain_drop(channel, error))
         for channel, reason in self.relay.news():
             self._complain(
-                f"The kernel broke ZMQ's rules on {channel.name.lower()}, and is killed: {reason}.\n"
+                f"The kernel broke ZMQ's rules on {channel.name.lower()}, and is killed:"
+                f" {reason}.\n"
             )
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
