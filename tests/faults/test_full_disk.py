@@ -245,6 +245,6 @@ def test_the_state_directory_is_removed(world: World, monkeypatch: pytest.Monkey
         shutil.rmtree(place)
         with pytest.raises(GvisorKernelError, match=str(place)):  # clients would not find it
             manager.restart_kernel(now=True)
-        manager.cleanup_connection_file()
+        manager.cleanup_resources()
     assert not try_to_start()
     shutil.rmtree(place)
