@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ WAIT_SECONDS = 1.0
 KEEP_SECONDS = 300.0
 """How long a spare waits. It holds what an idle kernel holds, and the folders it is to show."""
 END_SECONDS = 20.0
+STOPS = 20
+LOOK_SECONDS = 0.1
+"""What ran when a sandbox was stopped may go on running, and use a core: it is stopped again."""
 KINDS = 1000
 """Of starts that are counted."""
 
@@ -104,6 +108,11 @@ class Spares:
                 cls._instance = cls()
                 atexit.register(cls._instance.end)
             return cls._instance
+
+    @property
+    def ready(self) -> bool:
+        """Whether a spare waits for its start."""
+        return self._spare is not None
 
     def take(self, plan: KernelPlan, key: ImageKey) -> Sandbox | None:
         """The spare, going on and ``plan``'s own, if it is what ``plan`` would start from ``key``.
@@ -204,5 +213,13 @@ def _stop(runtime: Runtime, sandbox: Sandbox) -> bool:
         with suppress(Exception):
             sandbox.close()
         return False
-    sandbox.pause()
-    return True
+    for _ in range(STOPS):
+        sandbox.pause()
+        time.sleep(LOOK_SECONDS)
+        if not sandbox.is_busy():
+            return True
+        sandbox.resume()
+        time.sleep(LOOK_SECONDS)
+    log.warning("No spare: a restored sandbox does not come to rest.")
+    sandbox.close()
+    return False

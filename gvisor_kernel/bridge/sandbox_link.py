@@ -39,6 +39,7 @@ TURN_SECONDS = 0.01
 the smallest frames, is read in smaller pieces."""
 LAST_BYTES = 4 * 1024 * 1024
 """Read after the end of the sandbox's process: far more than a pipe holds, should one write on."""
+LOOK_SECONDS = 0.1
 PING_SECONDS = 5.0
 WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
@@ -61,6 +62,7 @@ class LinkedSandbox(Protocol):
     def stderr_tail(self) -> str: ...
     def kill(self) -> None: ...
     def pause(self) -> None: ...
+    def is_busy(self) -> bool: ...
     def resume(self) -> None: ...
     def close(self) -> None: ...
 
@@ -301,7 +303,13 @@ class SandboxLink:
             timer.cancel()
         self.stopped = True
         self._sandbox.pause()
+        self._loop.call_later(LOOK_SECONDS, self._look_at_rest)
         self._tell_change()
+
+    def _look_at_rest(self) -> None:
+        """What ran when the sandbox was stopped may go on running: then it is stopped later."""
+        if self.stopped and not self.ended and self._sandbox.is_busy():
+            self._go_on()
 
     def _tell_change(self) -> None:
         if self._sleep is not None:

@@ -101,6 +101,13 @@ class Sandbox(ABC):
         Does not block. Pausing a paused one changes nothing.
         """
 
+    def is_busy(self) -> bool:
+        """Whether code of the sandbox runs at this moment, though it is paused. Milliseconds.
+
+        Does so for ever, where it was stopped while its code waits for it without a system call.
+        """
+        return False
+
     @abstractmethod
     def resume(self) -> None:
         """Let a paused sandbox go on, as if no time had passed but on its clocks."""

@@ -80,6 +80,23 @@ def read_children(pid: int) -> list[int]:
     return children
 
 
+def read_descendants(pid: int) -> list[int]:
+    """The children of ``pid``, and theirs, without end."""
+    found = read_children(pid)
+    for child in found:  # which grows meanwhile
+        found += [grandchild for grandchild in read_children(child) if grandchild not in found]
+    return found
+
+
+def has_running_thread(pid: int) -> bool:
+    """Whether a thread of ``pid`` runs on a CPU, or waits for one."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text(errors="replace").rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
+
+
 def find_with_argument(argument: str) -> Iterator[int]:
     """The pids whose argument list holds ``argument``, of this user and its sandboxes.
 

@@ -113,6 +113,10 @@ class RunscSandbox(Sandbox):
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
 
+    def is_busy(self) -> bool:
+        # Its code runs in children of the sentry, which a SIGSTOP to that does not stop.
+        return any(map(processes.has_running_thread, processes.read_descendants(self._sentry)))
+
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 

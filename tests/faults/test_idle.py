@@ -27,6 +27,7 @@ from ..jupyter.helpers import (
     next_message,
     running_kernel,
     send,
+    wait_for_text,
     wait_until,
 )
 from ..world import World
@@ -71,8 +72,12 @@ class Watched:
         return self.manager.provisioner._kernel._kernel._link  # type: ignore[union-attr]
 
     @property
+    def sandbox(self) -> Any:
+        return self.manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+
+    @property
     def sentry(self) -> int:
-        pid: int = self.manager.provisioner._kernel.sandbox._sentry  # type: ignore[union-attr]
+        pid: int = self.sandbox._sentry
         return pid
 
     @property
@@ -157,6 +162,37 @@ def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
     kernel.manager.interrupt_kernel()
     kernel.assert_awake_again()
     assert execute(kernel.client, "x + 2").result == "42"
+
+
+def test_one_whose_code_runs_on_though_it_is_stopped_goes_on(
+    kernel: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentry is stopped, not the processes in which its sandbox's code runs."""
+    looks: list[bool] = []
+
+    def look() -> bool:
+        looks.append(len(looks) < 2)
+        return looks[-1]
+
+    monkeypatch.setattr(kernel.sandbox, "is_busy", look)
+    execute(kernel.client, "x = 42")
+    wait_until(lambda: looks == [True, True, False], "three stops")
+    assert kernel.is_stopped
+    assert execute(kernel.client, "x").result == "42"
+
+
+def test_code_that_runs_on_is_noticed(kernel: Watched) -> None:
+    msg_id = kernel.client.execute("print('begun', flush=True)\nwhile True: pass")
+    wait_for_text(kernel.client, "begun")
+    kernel.sandbox.pause()
+    try:
+        wait_until(kernel.sandbox.is_busy, "a loop without system calls to be seen")
+    finally:
+        kernel.sandbox.resume()
+    kernel.manager.interrupt_kernel()
+    assert finish(kernel.client, msg_id).error == "KeyboardInterrupt"
+    kernel.wait_for_stop()
+    wait_until(lambda: not kernel.sandbox.is_busy(), "a stopped sandbox to be at rest")
 
 
 def test_nobody_looks_at_its_memory(kernel: Watched) -> None:

@@ -222,7 +222,7 @@ def ends_by(
 
     error = wait_for(kernel.client, is_error, f"an error that says {words!r}")["content"]
     assert error["ename"] == "KernelDied", error
-    assert re.search(words, error["evalue"]), error["evalue"]
+    assert re.search(words, error["evalue"]), (error["evalue"], path.read_text()[before:])
     idle = next_message(kernel.client, "iopub", time.monotonic() + 10, "idle")
     assert idle["content"] == {"execution_state": "idle"}
     wait_until(lambda: not kernel.manager.is_alive(), "the kernel's end")

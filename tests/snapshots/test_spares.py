@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel import spares
 from gvisor_kernel.cli.sandboxes import Listed, find_all
+from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
 from gvisor_kernel.spares import Spares
 
 from .. import leaks
-from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
+from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
 from ..world import World
 
 pytestmark = pytest.mark.usefixtures("image")
@@ -74,11 +76,30 @@ def spare() -> Listed:
 
 
 def wait_for_spare() -> Listed:
-    def find() -> Listed | None:
-        return next((s for s in find_spares() if state_of(s) == "T"), None)
-
-    found: Listed = wait_until(find, "a spare that is stopped")
+    wait_until(lambda: Spares.instance().ready, "a spare")
+    (found,) = find_spares()
+    assert state_of(found) == "T"
     return found
+
+
+def test_one_that_does_not_come_to_rest_is_none(
+    mine: Spares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+
+    def look(sandbox: RunscSandbox) -> bool:
+        looks.release()
+        return True
+
+    monkeypatch.setattr(RunscSandbox, "is_busy", look)
+    monkeypatch.setattr(spares, "STOPS", 2)
+    for _ in range(2):
+        with started():
+            pass
+    assert looks.acquire(timeout=SECONDS)
+    assert looks.acquire(timeout=SECONDS)
+    wait_until(lambda: not find_spares(), "it to be removed")
+    assert not mine.ready
 
 
 def test_the_next_start_of_the_kind_gets_it(spare: Listed, folder: Path) -> None:
