@@ -25,8 +25,9 @@ from platformdirs import user_cache_path
 
 from benchmarks import figures, tracing
 from gvisor_kernel.bridge import Bridge
-from gvisor_kernel.cli.sandboxes import find_all
+from gvisor_kernel.cli.sandboxes import Listed, find_all
 from gvisor_kernel.config import SETTINGS
+from gvisor_kernel.spares import Spares
 
 LONGEST_ERROR = 1500
 SPARE_SECONDS = 5.0
@@ -54,7 +55,8 @@ class Worker:
         spare = bool(stanza.get("config", {}).get("spare"))
         self._variants[code] = {
             **{"transport": transport, "resend": resend},
-            **{"images": images(), "spare": spare},
+            # Spares are restored from the image of the same variant without them.
+            **{"images": set() if spare else images(), "spare": spare},
         }
 
     def start(self, code: str) -> figures.Samples:
@@ -166,9 +168,13 @@ class Worker:
         """Where the variant has spares, the next start finds one: others' kernels had theirs."""
         if not self._variants[code]["spare"] or not images():
             return
+
+        def of_this_kind(sandbox: Listed) -> bool:
+            return sandbox.state == "spare" and sandbox.record.kernel_name == code
+
         figures.measure_start(self._prepare(code), self._resend(code))
         deadline = time.monotonic() + SPARE_SECONDS
-        while not any(s.state == "spare" and s.record.kernel_name == code for s in find_all()):
+        while not (Spares.instance().ready and any(map(of_this_kind, find_all()))):
             if time.monotonic() > deadline:
                 return  # the first start of all, which makes the image: there is none yet
             time.sleep(0.05)
