@@ -206,7 +206,7 @@ class KernelBridge:
         sleep = Sleep(lambda: not self._pending, self._sleep_changed)
         return SandboxLink(
             *(sandbox, self._on_event, self._on_link_end, self._on_room, resume),
-            sleep if self.identity.idle_stop else None,
+            sleep if self.identity.idle_stop and sandbox.pauses else None,
         )
 
     async def _answer(self, answer: asyncio.Future[T], timeout: float) -> T:

@@ -56,6 +56,7 @@ class LinkedSandbox(Protocol):
     link_out: int
     exit_fd: int
     helper_fd: int
+    pauses: bool
 
     def poll(self) -> int | None: ...
     def memory_used(self) -> int | None: ...
