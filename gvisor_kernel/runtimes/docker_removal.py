@@ -56,6 +56,24 @@ def end_container(record: Record) -> None:
         engine.close()
 
 
+def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
+    """Copy the outputs of a sandbox as they are now: how many were copied, how many left out.
+
+    Raises GvisorKernelError.
+    """
+    engine = connect(record.engine)
+    try:
+        landing = copy_outputs(engine, directory, record)
+    except (Refused, OSError) as error:
+        raise SandboxError(
+            f"Not all outputs of {record.container_id} could be copied: {error}.",
+            f"see what is wrong with {record.outputs}, or with what the kernel wrote.",
+        ) from error
+    finally:
+        engine.close()
+    return landing.written, landing.left_out
+
+
 def remove_parts(directory: Path, record: Record) -> bool:
     """End a sandbox and remove all that it has in its engine. Never raises; False: not all."""
     try:

@@ -19,7 +19,7 @@ from .helpers import (
     Message,
     ask,
     connected,
-    every_way,
+    every_runtime,
     execute,
     finish,
     next_message,
@@ -29,7 +29,7 @@ from .helpers import (
     wait_for_text,
 )
 
-pytestmark = every_way
+pytestmark = every_runtime
 
 ECHO = """
 import hashlib
