@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,8 +201,10 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 
 def find_runtimes() -> list[str]:
-    """Those that may have left something: the optional one if it is used here."""
+    """Those that may have left something: the optional one if there is an engine to ask."""
     used = {sandbox.record.runtime for sandbox in find_all()}
+    if os.environ.get("DOCKER_HOST"):
+        used.add("docker")
     return [name for name in RUNTIMES if name in used or name != "docker"]
 
 

@@ -29,6 +29,7 @@ from gvisor_kernel.runtimes.docker_engine import (
     Engine,
     check_engine,
     connect,
+    find_address,
     find_image,
 )
 from gvisor_kernel.runtimes.docker_files import Contents, guest_folders, list_files, write_list
@@ -157,9 +158,13 @@ class DockerRuntime(Runtime):
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
         records = (record for _, record in state.find_sandboxes())
-        known = {record.engine for record in records if record.engine is not None}
-        for address in known | self._swept:
-            engine = connect(address)
+        used = {record.engine for record in records if record.engine is not None}
+        for address in {*used, *self._swept, find_address()}:
+            try:
+                engine = connect(address)
+            except GvisorKernelError as error:
+                log.info("%s", error.fact)
+                continue
             try:
                 removed += sweep_engine(engine)
             finally:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,7 @@ def _translate(address: str, what: str) -> Iterator[None]:
 
     errors = _errors()
     try:
+        _knock(address)
         yield
     except errors.NotFound as error:
         raise NotThere(f"The Docker engine has none: {_explain(error)}.") from error
@@ -190,6 +192,18 @@ def _translate(address: str, what: str) -> Iterator[None]:
         ValueError,
     ) as error:
         raise explain_silence(address, error) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where no engine listens on this machine.
+
+    Before anything is asked: the SDK would forget to close the socket that it could not connect.
+    """
+    if not address.startswith("unix:"):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ANSWER_SECONDS)
+        probe.connect("/" + address.removeprefix("unix:").lstrip("/"))
 
 
 def _explain(error: Any) -> str:

@@ -118,7 +118,7 @@ class Dockerd:
 
     def load(self, directory: Path) -> None:
         """The image of this machine's Python, called IMAGE."""
-        make_image(directory)
+        make_image(directory, ["ipywidgets"], ["echo", "sleep"])
         manifest = directory / "manifest.json"
         (kernel,) = (i for i in json.loads(manifest.read_text()) if i["RepoTags"] == ["kernel"])
         manifest.write_text(json.dumps([{**kernel, "RepoTags": [f"{IMAGE}:latest"]}]))
@@ -133,11 +133,8 @@ class Dockerd:
 
 def runsc_runtime(**more: Any) -> dict[str, Any]:
     """gVisor as an engine is told of it, without a network of its own."""
-    path = shutil.which("runsc")
-    return {
-        "runsc": {"path": path, "runtimeArgs": ["--platform=systrap", "--network=none"]},
-        **more,
-    }
+    arguments = ["--platform=systrap", "--network=none"]
+    return {"runsc": {"path": shutil.which("runsc"), "runtimeArgs": arguments}, **more}
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.base import Check, State
 from gvisor_kernel.config import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernelspecs import find_kernelspecs
@@ -32,7 +32,7 @@ def check_engines() -> list[Check]:
     images = find_images()
     if not images and not os.environ.get("DOCKER_HOST"):
         return []
-    wanted = "failed" if images else "warning"
+    wanted: State = "failed" if images else "warning"
     try:
         engine = connect()
     except GvisorKernelError as error:
