@@ -189,7 +189,7 @@ def _translate(address: str, what: str) -> Iterator[None]:
         requests.exceptions.RequestException,
         urllib3.exceptions.HTTPError,
         OSError,
-        ValueError,
+        *(ValueError, TypeError, LookupError, AttributeError),  # an answer that is none
     ) as error:
         raise explain_silence(address, error) from error
 
@@ -273,11 +273,11 @@ def _number(version: str) -> tuple[int, ...]:
 def check_engine(engine: Engine) -> None:
     """Raise RuntimeMissing unless it can make sandboxes, and bound them."""
     info = engine.info()
-    runtimes = info.get("Runtimes") or {}
-    if RUNTIME not in runtimes:
+    runtimes = info.get("Runtimes")
+    if not isinstance(runtimes, dict) or not isinstance(runtimes.get(RUNTIME), dict):
         raise RuntimeMissing(
             f"The Docker engine at {engine.address} has no runtime {RUNTIME} (gVisor); it has"
-            f" {', '.join(sorted(map(str, runtimes)))[:200]}.",
+            f" {', '.join(sorted(map(str, runtimes or ['none'])))[:200]}.",
             INSTALL_RUNTIME,
         )
     if not is_gvisor(runtimes[RUNTIME]):
