@@ -28,7 +28,9 @@ COPY_SECONDS = 120.0
 STILL_SECONDS = 10.0
 """How long a container may take to end that was killed."""
 SILENT_SECONDS = 10.0
-"""An engine that did not answer is not asked again so soon, however many sandboxes it has."""
+"""An engine that was waited for in vain is not asked again so soon, however many sandboxes it has."""
+QUICKLY = 0.5
+"""Seconds. To hear that nobody is there costs nothing, and may be done again."""
 COPIED = "outputs.json"
 
 _silent: dict[str, float] = {}
@@ -40,10 +42,12 @@ def reach(address: str | None) -> Engine:
     since = time.monotonic() - _silent.get(key, float("-inf"))
     if since < SILENT_SECONDS:
         raise EngineGone(f"The Docker engine at {key} did not answer {since:.0f} s ago.")
+    asked = time.monotonic()
     try:
         return connect(address)
     except EngineGone:
-        _silent[key] = time.monotonic()
+        if time.monotonic() - asked > QUICKLY:
+            _silent[key] = time.monotonic()
         raise
 
 
