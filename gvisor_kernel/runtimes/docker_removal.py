@@ -28,7 +28,7 @@ COPY_SECONDS = 120.0
 STILL_SECONDS = 10.0
 """How long a container may take to end that was killed."""
 SILENT_SECONDS = 10.0
-"""An engine that was waited for in vain is not asked again so soon, however many sandboxes it has."""
+"""An engine that was waited for in vain is not asked again so soon, whatever it has of ours."""
 QUICKLY = 0.5
 """Seconds. To hear that nobody is there costs nothing, and may be done again."""
 COPIED = "outputs.json"

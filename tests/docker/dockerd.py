@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.runtimes import processes
 from gvisor_kernel.runtimes.docker_engine import Engine, connect
 from gvisor_kernel.spec.container import LABEL
 
@@ -94,9 +95,11 @@ class Dockerd:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(SECONDS)
 
-    def signal(self, signum: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(signum)
+    def end_shims(self) -> None:
+        """An engine that stops under a container may leave the process that held it."""
+        processes.wait_until_gone(
+            processes.kill_with_argument(self._name), time.monotonic() + SECONDS
+        )
 
     def words(self) -> str:
         return (self.folder / "engine.log").read_text()[-3000:]
@@ -146,5 +149,6 @@ def running_dockerd() -> Iterator[Dockerd]:
         yield dockerd
     finally:
         dockerd.stop()
+        dockerd.end_shims()
         shutil.rmtree(folder, ignore_errors=True)
         assert not folder.exists(), "something is left of the Docker engine"

@@ -16,9 +16,12 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
-from gvisor_kernel.runtimes import docker_memory, state
+from gvisor_kernel.runtimes import docker_memory, docker_verify, state
+from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.docker import DockerRuntime
+from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
 
 from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for_text, wait_until
 from ..world import PROJECT, WAYS
@@ -240,31 +243,17 @@ def test_what_has_lost_its_state_directory(folder: Path, dockerd: Dockerd) -> No
     end(owner)
     assert dockerd.ours()
     runtime = DockerRuntime()
-    wait_until(lambda: runtime.sweep() and not dockerd.ours(), "the sweep to remove it")
+    assert runtime.sweep()
+    assert dockerd.ours() == []
 
 
 # Refused.
 
 
-POSER = f"""#!{sys.executable}
-import json, os, sys
-if "--bundle" in sys.argv:  # without all that would hinder PID 1 on Linux's own kernel
-    path = sys.argv[sys.argv.index("--bundle") + 1] + "/config.json"
-    with open(path) as file:
-        config = json.load(file)
-    for name in ("rlimits", "apparmorProfile"):
-        config["process"].pop(name, None)
-    config["linux"].pop("seccomp", None)
-    with open(path, "w") as file:
-        json.dump(config, file)
-os.execvp("runc", ["runc", *sys.argv[1:]])
-"""
-
-
-def test_what_is_not_gvisor_is_ended(dockerd: Dockerd, start: Start, tmp_path: Path) -> None:
+def test_what_is_not_gvisor_runs_no_kernel(dockerd: Dockerd, start: Start, tmp_path: Path) -> None:
     """A program that is called like it, and starts an ordinary container."""
     program = tmp_path / "runsc"
-    program.write_text(POSER)
+    program.write_text('#!/bin/sh\nexec runc "$@"\n')
     program.chmod(0o755)
     with dockerd.client() as engine:
 
@@ -274,15 +263,61 @@ def test_what_is_not_gvisor_is_ended(dockerd: Dockerd, start: Start, tmp_path: P
         dockerd.configure({"runsc": {"path": str(program)}})
         try:
             wait_until(lambda: has(str(program)), "the engine to know the other runtime")
-            with pytest.raises((IsolationError, LaunchError)) as caught, start():
+            with pytest.raises((IsolationError, LaunchError)), start():
                 pass
         finally:
             real = runsc_runtime()
             dockerd.configure(real)
             wait_until(lambda: has(real["runsc"]["path"]), "the engine to know runsc again")
-    assert isinstance(caught.value, IsolationError), caught.value
-    assert "does not say that it is gVisor's" in str(caught.value)
-    assert "no runsc-sandbox" in str(caught.value)
+
+
+def another_kernel(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+    return "Linux version 6.1"
+
+
+def more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+    made = sandbox.engine.inspect(sandbox.container)
+    made["HostConfig"]["CapAdd"] = ["ALL"]
+    patch.setattr(sandbox.engine, "inspect", lambda container: made)
+    return GVISOR
+
+
+def another_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(docker_verify, "read_argv", lambda pid: ["/usr/bin/python3"])
+    return GVISOR
+
+
+GVISOR = "[    0.000000] Starting gVisor..."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (another_kernel, "does not say that it is gVisor's"),
+        (more_capabilities, "capabilities"),
+        (another_process, "no runsc-sandbox"),
+    ],
+)
+def test_a_container_that_is_not_as_asked_is_ended(
+    change: Callable[[DockerSandbox, pytest.MonkeyPatch], str],
+    words: str,
+    folder: Path,
+    dockerd: Dockerd,
+) -> None:
+    runtime = DockerRuntime()
+    request = LaunchRequest("gvisor-python", "", folder, "python3", {})
+    sandbox = runtime.start(SandboxSpec(runtime="docker", image=IMAGE, outputs=None), request)
+    assert isinstance(sandbox, DockerSandbox)
+    try:
+        runtime.verify(sandbox, {"dmesg": GVISOR})
+        with pytest.MonkeyPatch.context() as patch:
+            dmesg = change(sandbox, patch)
+            with pytest.raises(IsolationError, match=words):
+                runtime.verify(sandbox, {"dmesg": dmesg})
+        wait_until(lambda: sandbox.poll() is not None, "the sandbox to end")
+    finally:
+        sandbox.close()
+    assert dockerd.ours() == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from .helpers import (
     Message,
     ask,
     connected,
-    every_runtime,
+    every_way,
     execute,
     finish,
     next_message,
@@ -29,7 +29,7 @@ from .helpers import (
     wait_for_text,
 )
 
-pytestmark = every_runtime
+pytestmark = every_way
 
 ECHO = """
 import hashlib
