@@ -56,6 +56,9 @@ HOST_IMAGE = "host"
 IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 IMAGE_NAME_RULE = 'lower-case letters, digits, ".", "_" and "-", at most 64'
 
+ENGINE_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
+"""The name of an image in a Docker engine, with a registry, a tag, a digest perhaps."""
+
 INSTALLED_SKILLS = "installed"
 """The value of ``skills`` that means this user's, with those that come with the package."""
 
@@ -170,11 +173,25 @@ def accept_environment(name: str, value: object) -> tuple[str, ...]:
 
 def accept_image(name: str, value: object) -> str:
     """Whether there is such an image is seen when a kernel starts: images come and go."""
-    if isinstance(value, str) and IMAGE_NAME.fullmatch(value):
+    if isinstance(value, str) and (IMAGE_NAME.fullmatch(value) or ENGINE_IMAGE.fullmatch(value)):
         return value
-    raise SettingError(
-        name, value, f'"{HOST_IMAGE}" or the name of an image, which has {IMAGE_NAME_RULE}'
-    )
+    raise SettingError(name, value, _IMAGE_RULE)
+
+
+def check_image(runtime: str, image: str) -> None:
+    """Raise SettingError where ``runtime`` knows no image by such a name."""
+    if runtime == "docker" and image == HOST_IMAGE:
+        raise SettingError(
+            "image",
+            image,
+            "the name of an image that the Docker engine has: the environment of this machine's"
+            " Python is not there. It needs python3 and ipykernel",
+        )
+    if runtime != "docker" and not IMAGE_NAME.fullmatch(image):
+        raise SettingError("image", image, _IMAGE_RULE)
+
+
+_IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image, which has {IMAGE_NAME_RULE}'
 
 
 # Paths.

@@ -38,6 +38,7 @@ from gvisor_kernel.accept import (
     accept_target,
     accept_uploads,
     accept_whole,
+    check_image,
     is_within,
 )
 from gvisor_kernel.errors import SettingError, UnknownSetting
@@ -56,7 +57,7 @@ __all__ = [
     "SandboxSpec",
 ]
 
-RUNTIMES = ("runsc",)
+RUNTIMES = ("runsc", "docker")
 RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
 KERNEL_MODES = ("auto", "relay")
@@ -151,7 +152,12 @@ class SandboxSettings(Configurable):
     a wrong value or name: ``sandbox_spec()`` raises, where a person is shown the reason.
     """
 
-    runtime = Setting(DEFAULTS.runtime, help='The program that makes the sandbox: "runsc".')
+    runtime = Setting(
+        DEFAULTS.runtime,
+        help="""What makes the sandbox. "runsc": the program of that name, on this machine.
+        "docker": a Docker engine that has runsc as a runtime, on this machine or another; "image"
+        is then the name of an image in that engine.""",
+    )
     image = Setting(
         DEFAULTS.image,
         help="""The root file system. "host": the Python environment that Jupyter's kernelspec
@@ -280,6 +286,7 @@ class SandboxSettings(Configurable):
         values = {name: ACCEPT[name](name, getattr(self, name)) for name in SETTINGS}
         for name, value in self._lower.items():
             values[name] = min(values[name], ACCEPT[name](name, value))
+        check_image(values["runtime"], values["image"])
         return SandboxSpec(**values)
 
 

@@ -258,6 +258,8 @@ def choose_program(
     a kernel; any other kernelspec's argv is run as it is. Raises GvisorKernelError where an image
     lacks what is needed.
     """
+    if spec.runtime == "docker":
+        return choose_in_engine(spec, argv, extra)
     if spec.image != HOST_IMAGE:
         return choose_in_image(spec, argv, extra)
     python = argv[0] if argv and argv[0].startswith("/") and "python" in Path(argv[0]).name else ""
@@ -277,12 +279,31 @@ def choose_in_image(
     """Likewise, for an image from the store: a kernelspec's Python is that of the image."""
     image = Store.open().find(spec.image)
     python = image.need_python()
-    ours = "gvisor_kernel" in argv and "launch" in argv
-    argv = list(spec.command) or ([] if ours else argv)
-    if argv and re.fullmatch(r"python3?(\.\d+)?", Path(argv[0]).name):
+    argv = choose_own(spec, argv)
+    if argv and is_python(argv[0]):
         argv[0] = python
     image.need_kernel(argv)
     return python, (*argv, *extra) if argv else ()
+
+
+def choose_in_engine(
+    spec: SandboxSpec, argv: list[str], extra: list[str]
+) -> tuple[str, tuple[str, ...]]:
+    """Likewise, for an image of a Docker engine. What that has is seen when it starts."""
+    argv = choose_own(spec, argv)
+    if argv and is_python(argv[0]):
+        argv[0] = "python3"
+    return "python3", (*argv, *extra) if argv else ()
+
+
+def choose_own(spec: SandboxSpec, argv: list[str]) -> list[str]:
+    """The argv of a kernel inside an image of its own; empty for ipykernel."""
+    ours = "gvisor_kernel" in argv and "launch" in argv
+    return list(spec.command) or ([] if ours else argv)
+
+
+def is_python(program: str) -> bool:
+    return re.fullmatch(r"python3?(\.\d+)?", Path(program).name) is not None
 
 
 def describe_address(address: Address, identity: KernelIdentity) -> KernelConnectionInfo:

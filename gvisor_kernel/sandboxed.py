@@ -182,7 +182,7 @@ class SandboxedKernel:
                 return kernel.address
             await kernel.end_sandbox()
             self._plan = plan
-            if plan.spec.snapshot == "off":
+            if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).restores:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := await self._restore(kernel, plan)) is None:
                 return kernel.address
@@ -269,14 +269,18 @@ class SandboxedKernel:
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
         sandbox = await self._in_worker(runtime.start, plan.spec, full_request(plan))
-        await kernel.attach(sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout)
+        hello = await kernel.attach(
+            sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
+        )
         step("guest answered")
-        await self._verify(runtime, sandbox)
+        await self._verify(runtime, sandbox, dict(hello.facts))
         return sandbox
 
     @staticmethod
-    async def _verify(runtime: Runtime, sandbox: Sandbox) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, runtime.verify, sandbox)
+    async def _verify(
+        runtime: Runtime, sandbox: Sandbox, said: dict[str, str] | None = None
+    ) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, runtime.verify, sandbox, said)
         step("sandbox checked from outside")
 
     async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:

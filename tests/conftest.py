@@ -17,6 +17,7 @@ import pytest
 from gvisor_kernel.builder import ImageBuilder
 
 from . import leaks
+from .docker.dockerd import Dockerd, running_dockerd
 from .world import World
 
 WORLD = pytest.StashKey[World]()
@@ -64,6 +65,16 @@ def image(world: World) -> str:
     done = subprocess.run(build, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
+    """A Docker engine of this run, which the environment names, with an image of this Python."""
+    with pytest.MonkeyPatch.context() as patch, running_dockerd() as dockerd:
+        patch.setenv("DOCKER_HOST", dockerd.address)
+        dockerd.load(tmp_path_factory.mktemp("engine-image"))
+        yield dockerd
+        assert not dockerd.ours()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,9 +23,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "direct": {"snapshot": "off"},
     "relay": {"snapshot": "off", "kernel_mode": "relay"},
     "restored": {"snapshot": "auto", "spare": False},
+    "docker": {"runtime": "docker", "image": "gvisor-kernel-tests"},
 }
 """Settings for each way in which a kernel starts and is spoken to. ``restored``: from the image of
-the run, if there is one that fits (``tests/conftest.py``)."""
+the run, if there is one that fits; ``docker``: by the engine of the run (``tests/conftest.py``)."""
 
 
 @dataclass(frozen=True)

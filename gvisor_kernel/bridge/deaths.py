@@ -22,6 +22,13 @@ def explain_death(status: int, memory: MemoryWatch | None) -> str:
     return reason
 
 
+def explain_loss(reason: str, memory: MemoryWatch | None) -> str:
+    """For a sandbox that is gone with its kernel, because of ``reason`` as the link has it."""
+    if memory is not None and memory.has_killed():
+        return describe_excess(memory.used, memory.limit)
+    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}."
+
+
 def describe_status(status: int) -> str:
     """``with exit status 1``, ``by signal SIGKILL``."""
     if status >= 0:

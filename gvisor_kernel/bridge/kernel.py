@@ -17,7 +17,7 @@ from typing import TypeVar
 import zmq
 
 from gvisor_kernel.bridge.clients import Address, ClientSockets
-from gvisor_kernel.bridge.deaths import describe_status, explain_death, tell_death
+from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss, tell_death
 from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
 from gvisor_kernel.bridge.idle import Sleep
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
@@ -206,7 +206,7 @@ class KernelBridge:
         sleep = Sleep(lambda: not self._pending, self._sleep_changed)
         return SandboxLink(
             *(sandbox, self._on_event, self._on_link_end, self._on_room, resume),
-            sleep if self.identity.idle_stop else None,
+            sleep if self.identity.idle_stop and sandbox.pauses else None,
         )
 
     async def _answer(self, answer: asyncio.Future[T], timeout: float) -> T:
@@ -494,7 +494,7 @@ class KernelBridge:
                 self.exit_status = ENDED_STATUS
                 return
         if self._death is None and not self._asked_to_end:
-            self._death = f"The kernel's sandbox is gone: {reason.removesuffix('.')}."
+            self._death = explain_loss(reason, self._memory)
         if self.exit_status is None and self._finishing is None:
             self._kernel_ended(ENDED_STATUS)
 

@@ -62,6 +62,8 @@ class MemoryWatch:
         self._on_overrun = on_overrun
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._kills = 0
+        """By the host's kernel, that were known."""
 
     def start(self) -> None:
         """Look now, and go on."""
@@ -84,7 +86,18 @@ class MemoryWatch:
     def explains(self, status: int) -> bool:
         """Whether an unexplained death was the host's or the runtime's own bound on memory."""
         killed = status in (-signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV)
-        return killed and self.used > NEARLY_FULL * self.limit
+        return self.has_killed() or (killed and self.used > NEARLY_FULL * self.limit)
+
+    def has_killed(self) -> bool:
+        """Whether the host's kernel has ended something of the sandbox, newly, as it tells.
+
+        Inside, that looks like a program that ended by itself: gVisor's stand-in for it is killed.
+        """
+        kills = self._sandbox.memory_kills()
+        new, self._kills = kills > self._kills, kills
+        if new:
+            self.used = max(self.used, self.limit)
+        return new
 
     async def has_fallen(self) -> bool:
         """Whether memory is free again, ASK_SECONDS after a death for want of it.

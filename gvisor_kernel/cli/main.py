@@ -148,6 +148,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_id(kill)
 
+    sync = add(
+        "sync",
+        "sandboxes:run_sync",
+        "copy what a sandbox of a Docker engine has in its outputs, now and not at its end",
+        "Files that are as they were when it started, or at the last time, are left alone.",
+    )
+    add_id(sync)
+
     add(
         "prune",
         "sandboxes:run_prune",

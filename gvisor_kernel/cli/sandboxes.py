@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from gvisor_kernel.cli.output import (
 from gvisor_kernel.config import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.docker_removal import end_container, sync_outputs
 from gvisor_kernel.runtimes.processes import is_alive
 from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
 from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
@@ -62,6 +64,8 @@ def find_state(record: Record) -> State:
         return "orphaned"
     if record.machine != this_machine():
         return "elsewhere"
+    if record.engine is not None:  # which has it; its owner removes it when it ends
+        return "running" if record.ready else "starting"
     if not record.processes:
         return "starting"
     if not any(map(is_alive, record.processes.values())):
@@ -163,11 +167,13 @@ def run_kill(arguments: argparse.Namespace) -> int:
         )
     groups = [Path(group) for group in sandbox.record.cgroups]
     # A living owner removes the rest itself, as it does when a sandbox crashes.
-    ended = (
-        remove_sandbox(sandbox.directory, sandbox.record)
-        if sandbox.state == "orphaned"
-        else end_sandbox(sandbox.directory, groups)
-    )
+    if sandbox.state == "orphaned":
+        ended = remove_sandbox(sandbox.directory, sandbox.record)
+    elif sandbox.record.engine is not None:
+        end_container(sandbox.record)
+        ended = True
+    else:
+        ended = end_sandbox(sandbox.directory, groups)
     if not ended:
         raise GvisorKernelError(
             f"Not everything of the sandbox {sandbox.id} could be ended.",
@@ -179,15 +185,41 @@ def run_kill(arguments: argparse.Namespace) -> int:
 
 def run_prune(arguments: argparse.Namespace) -> int:
     with make_console(stderr=True).status("Removing what is left of sandboxes …"):
-        removed = [name for runtime in RUNTIMES for name in get_runtime(runtime).sweep()]
+        removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
     for identity in removed:
         print(f"Removed {printable(identity)}")
     left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
     if left:
         raise GvisorKernelError(
             f"Not everything of {', '.join(left)} could be removed.",
-            "run this again as the user, root perhaps, whose processes and cgroups they are.",
+            "run this again as the user, root perhaps, whose processes and cgroups they are; with"
+            " a Docker engine, when it answers.",
         )
     if not removed:
         print("Nothing to remove.")
+    return 0
+
+
+def find_runtimes() -> list[str]:
+    """Those that may have left something: the optional one if there is an engine to ask."""
+    used = {sandbox.record.runtime for sandbox in find_all()}
+    if os.environ.get("DOCKER_HOST"):
+        used.add("docker")
+    return [name for name in RUNTIMES if name in used or name != "docker"]
+
+
+def run_sync(arguments: argparse.Namespace) -> int:
+    sandbox = find_one(arguments.id)
+    record = sandbox.record
+    if record.outputs is None:
+        raise GvisorKernelError(
+            f"The sandbox {sandbox.id} keeps no outputs.",
+            "start it with the setting outputs; its folder on the host must be writable.",
+        )
+    if record.engine is None:
+        print(f"Nothing to copy: it writes into {printable(record.outputs)} itself")
+        return 0
+    written, left_out = sync_outputs(sandbox.directory, record)
+    more = f"; {left_out} were left out" if left_out else ""
+    print(f"Copied {written} changed files into {printable(record.outputs)}{more}")
     return 0

@@ -52,3 +52,10 @@ def drop_capabilities() -> None:
 
 def forbid_new_privileges() -> None:
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
+
+
+def read_kernel_log(size: int) -> str:
+    """The first ``size`` bytes of the kernel's messages; empty where they may not be read."""
+    buffer = ctypes.create_string_buffer(65536)
+    length = _libc.klogctl(3, buffer, len(buffer))
+    return buffer.raw[: max(length, 0)][:size].decode("ascii", "replace")

@@ -7,12 +7,15 @@ import platform
 import sys
 
 import gvisor_kernel
-from gvisor_kernel.guest import process
+from gvisor_kernel.guest import linux, process
 from gvisor_kernel.guest.forked_kernel import import_ahead
 from gvisor_kernel.guest.supervisor import HostGone, Supervisor
 from gvisor_kernel.guest.workspace import mount_workspace
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
+
+DMESG = 200
+"""Bytes of the kernel's log that are told: gVisor's begins by saying whose it is."""
 
 
 def hello() -> Hello:
@@ -23,6 +26,7 @@ def hello() -> Hello:
             ("release", gvisor_kernel.__version__),
             ("python", platform.python_version()),
             ("kernel", f"{system.sysname} {system.release} {system.version}"),
+            ("dmesg", linux.read_kernel_log(DMESG)),
         )
     )
 

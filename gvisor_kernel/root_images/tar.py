@@ -8,7 +8,7 @@ https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -103,10 +103,14 @@ def _check_text(text: str, shown: str) -> None:
 
 
 class TarReader:
-    """The entries of the archive in ``stream``, each with its content to be read meanwhile."""
+    """The entries of the archive in ``stream``, each with its content to be read meanwhile.
 
-    def __init__(self, stream: Stream) -> None:
+    ``leave_out``: told of an entry that would be refused for its name or kind, and is passed by.
+    """
+
+    def __init__(self, stream: Stream, leave_out: Callable[[str], None] | None = None) -> None:
         self._stream = stream
+        self._leave_out = leave_out
         self._left = 0
         """Bytes of the present entry's content that were not read."""
         self._padding = 0
@@ -117,24 +121,40 @@ class TarReader:
     def __iter__(self) -> Iterator[Entry]:
         """Raises Refused for all that is not an archive, whole and in order."""
         longer: dict[str, str] = {}
+        odd = ""
         while (header := self._next_header()) is not None:
             kind = header[156:157]
             size = self._size(header)
             if kind in (b"L", b"K", b"x", b"g"):
                 content = self._take_header(size)
-                if kind == b"x":
-                    longer |= _read_pax(content)
-                elif kind == b"g":
-                    _check_global(content)
-                else:
-                    name = "linkpath" if kind == b"K" else "path"
-                    longer[name] = _decode(content.rstrip(b"\0"))
+                try:
+                    longer |= _read_longer(kind, content)
+                except Refused as error:
+                    odd = self._pass_by(error)
                 continue
-            yield self._entry(header, kind, size, longer)
+            if "size" in longer:
+                size = _decimal(longer["size"])
+            self._left, self._padding = size, -size % BLOCK
+            if odd:
+                longer, odd = {}, ""
+                continue
+            try:
+                entry = self._entry(header, kind, longer)
+            except Refused as error:
+                self._pass_by(error)
+            else:
+                yield entry
             longer = {}
         if longer:
             raise Refused("it ends after the longer name of an entry, without the entry")
         self._finish()
+
+    def _pass_by(self, error: Refused) -> str:
+        """Leave out the entry at hand. Raises ``error`` where that is not wanted."""
+        if self._leave_out is None:
+            raise error
+        self._leave_out(str(error))
+        return str(error)
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes of the present entry's content; none at its end."""
@@ -178,7 +198,8 @@ class TarReader:
         self._exactly(-size % BLOCK)
         return content
 
-    def _entry(self, header: bytes, kind: bytes, size: int, longer: dict[str, str]) -> Entry:
+    def _entry(self, header: bytes, kind: bytes, longer: dict[str, str]) -> Entry:
+        size = self._left
         raw = header[:100].partition(b"\0")[0]
         if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
             raw = prefix + b"/" + raw
@@ -188,8 +209,6 @@ class TarReader:
         target = _decode(header[157:257].partition(b"\0")[0]) if target is None else target
         if not name:
             raise Refused("it has an entry without a name")
-        if "size" in longer:
-            size = _decimal(longer["size"])
         if kind in (b"0", b"\0", b"7"):
             found = Kind.DIRECTORY if name.endswith("/") else Kind.FILE
         elif kind in _KINDS:
@@ -200,7 +219,7 @@ class TarReader:
             raise Refused(f"{show(name)} is a file and a folder")
         if found is not Kind.FILE:
             size = 0  # what POSIX says of links, whatever their headers do
-        self._left, self._padding = size, -size % BLOCK
+            self._left = self._padding = 0
         parts = split_name(name)
         if not parts and found is not Kind.DIRECTORY:
             raise Refused("its root is not a folder")
@@ -277,6 +296,16 @@ def _decimal(text: str) -> int:
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
         raise Refused(f"an attribute that should be a number is {show(text)}")
     return int(whole)
+
+
+def _read_longer(kind: bytes, content: bytes) -> dict[str, str]:
+    """What an entry of this kind says of the one that follows."""
+    if kind == b"x":
+        return _read_pax(content)
+    if kind == b"g":
+        _check_global(content)
+        return {}
+    return {"linkpath" if kind == b"K" else "path": _decode(content.rstrip(b"\0"))}
 
 
 def _read_pax(content: bytes) -> dict[str, str]:

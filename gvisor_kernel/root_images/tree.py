@@ -29,12 +29,14 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class Tree:
     """The tree below ``directory``, which exists. ``owner``: the uid and gid of all in it, if
-    it is not to be this process's. Methods raise Refused for what cannot be, else OSError.
+    it is not to be this process's; ``group``: another gid. Methods raise Refused for what cannot
+    be, else OSError.
     """
 
-    def __init__(self, directory: Path, owner: int | None) -> None:
+    def __init__(self, directory: Path, owner: int | None, group: int | None = None) -> None:
         self.directory = directory
         self._owner = owner
+        self._group = owner if group is None else group
         self._root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._folder: tuple[Parts, int] | None = None
         """The folder that was used last: most entries lie beside the one before."""
@@ -42,6 +44,11 @@ class Tree:
         """Folders get theirs at the end: what is made in one changes it."""
         self._depth_most = str(directory.resolve()).count("/") + DEPTH_MOST
         self._own(self._root, ".")
+
+    @property
+    def root(self) -> int:
+        """A descriptor of the directory, for ``scoped``'s functions."""
+        return self._root
 
     def close(self) -> None:
         self._forget()
@@ -74,8 +81,8 @@ class Tree:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(fd, view) :]
-            if self._owner is not None:
-                os.fchown(fd, self._owner, self._owner)
+            if self._owner is not None and self._group is not None:
+                os.fchown(fd, self._owner, self._group)
             os.fchmod(fd, (mode & 0o777) | 0o400)
             os.utime(fd, (mtime, mtime))
         finally:
@@ -225,5 +232,5 @@ class Tree:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
     def _own(self, folder: int, name: str) -> None:
-        if self._owner is not None:
-            os.chown(name, self._owner, self._owner, dir_fd=folder, follow_symlinks=False)
+        if self._owner is not None and self._group is not None:
+            os.chown(name, self._owner, self._group, dir_fd=folder, follow_symlinks=False)

@@ -6,6 +6,7 @@ Interfaces only. How a sandbox is made stands in the modules beside this one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class Sandbox(ABC):
     """The interpreter's path inside."""
     workdir: str
     """The kernel's working directory inside."""
+    pauses: bool = True
+    """Whether ``pause`` stops it."""
 
     @abstractmethod
     def poll(self) -> int | None:
@@ -125,6 +128,8 @@ class Runtime(ABC):
     """Starts sandboxes and finds those that a dead owner left."""
 
     name: str
+    restores: bool = True
+    """Whether it makes images of its sandboxes, and starts from them."""
 
     @abstractmethod
     def start(
@@ -161,8 +166,10 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def verify(self, sandbox: Sandbox) -> None:
+    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
         """Check from outside that ``sandbox`` is a gVisor sandbox as demanded (after hello).
+
+        ``said``: what its guest said of itself, before any kernel ran. None: it was restored.
 
         Raises IsolationError after ending it.
         """

@@ -18,7 +18,10 @@ import gvisor_kernel
 from gvisor_kernel.runtimes.processes import ProcessId
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
-_KEPT = ("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
+_KEPT = (
+    *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
+    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
+)
 
 _lock = threading.Lock()
 _held = 0

@@ -216,17 +216,21 @@ def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
     )
 
 
+def find_skills(spec: SandboxSpec) -> dict[str, str]:
+    """Those of the two folders of skills that there are. Raises nothing."""
+    folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
+    if folder is None:
+        return {}
+    names = (name for name in ("public", "examples") if Path(folder, name).is_dir())
+    return {name: os.path.realpath(Path(folder, name)) for name in names}
+
+
 def plan_mounts(
     spec: SandboxSpec, world: World, places: Places, uploads: str | None, outputs: Outputs
 ) -> tuple[Mount, ...]:
     """Every mount of a sandbox, in order. Raises LaunchError, SettingError."""
     empty = os.path.realpath(places.empty)
-    skills = dict.fromkeys(("public", "examples"), empty)
-    folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
-    if folder is not None:
-        for name in skills:
-            if Path(folder, name).is_dir():
-                skills[name] = os.path.realpath(Path(folder, name))
+    skills = {"public": empty, "examples": empty, **find_skills(spec)}
     transcripts = str(places.transcripts) if spec.transcripts else empty
     mounts: list[Mount] = [
         Bind(str(places.info), layout.CONTAINER_INFO),

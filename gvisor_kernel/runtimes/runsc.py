@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class RunscRuntime(Runtime):
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
-    def verify(self, sandbox: Sandbox) -> None:
+    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
         assert isinstance(sandbox, RunscSandbox)
         try:
             check_posture(sandbox)
@@ -161,7 +161,7 @@ class RunscRuntime(Runtime):
         return find_hint(words)
 
     def sweep(self) -> list[str]:
-        return sweep_orphans()
+        return sweep_orphans(self.name)
 
     def _sweep_once(self) -> None:
         """What a dead owner left, the first start of a process removes; its own, each one."""
@@ -171,7 +171,7 @@ class RunscRuntime(Runtime):
                 return
             self._swept = True
         try:
-            for identity in sweep_orphans():
+            for identity in self.sweep():
                 log.info("Removed %s, whose owner is gone", identity)
         except GvisorKernelError as error:
             log.warning("%s", error)

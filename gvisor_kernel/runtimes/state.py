@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ class Record:
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
     """Restored ahead; no kernel's yet."""
+    runtime: str = "runsc"
+    engine: str | None = None
+    """Where the Docker engine is that has it, if one has."""
+    ready: bool = False
+    """It has been started there, and looked at."""
 
 
 @cache
@@ -87,6 +93,24 @@ def state_root() -> Path:
             f"The state directory {root} cannot be used: {error.strerror}.", fix
         ) from error
     return root
+
+
+def state_id() -> str:
+    """A name of this state directory, by which things outside of this machine are told to be of it.
+
+    Random, and as old as its first use. Raises StateError.
+    """
+    path = state_root() / "id"
+    try:
+        with locked():
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_text()
+            temporary = path.with_suffix(".new")
+            temporary.write_text(secrets.token_hex(16))
+            temporary.replace(path)
+            return path.read_text()
+    except OSError as error:
+        raise StateError(f"The file {path} cannot be used: {error.strerror}.") from error
 
 
 def make_directory(container_id: str) -> Path:

@@ -87,6 +87,11 @@ def _remove_sandbox(directory: Path, record: Record | None) -> bool:
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
+    if record is not None and record.engine is not None:
+        from gvisor_kernel.runtimes.docker_removal import remove_parts
+
+        if not remove_parts(directory, record):
+            return False
     try:
         with state.locked():
             # Another sandbox may have left its duties to this one meanwhile.
@@ -178,15 +183,18 @@ def _give_entry(path: str, owner: tuple[int, int], directory: int | None) -> Non
             os.chown(path, *owner, dir_fd=directory, follow_symlinks=False)
 
 
-def sweep_orphans() -> list[str]:
+def sweep_orphans(runtime: str | None = None) -> list[str]:
     """Remove the sandboxes of this user whose owner is gone; their identities. Raises StateError.
 
-    A directory without a record was left by a crash while it was made or removed.
+    ``runtime``: of that one alone. A directory without a record was left by a crash while it was
+    made or removed.
     """
     orphans: list[tuple[Path, Record | None]] = []
     with state.locked():
         for directory in state.sandbox_directories():
             record = state.read_record(directory)
+            if record is not None and runtime not in (None, record.runtime):
+                continue
             if record is None or state.is_orphan(record):
                 orphans.append((directory, record))
     return [

@@ -27,6 +27,8 @@ def way(request: pytest.FixtureRequest) -> str:
     name = str(getattr(request, "param", ""))
     if name == "restored":
         request.getfixturevalue("image")
+    if name == "docker":
+        request.getfixturevalue("dockerd")
     return name
 
 

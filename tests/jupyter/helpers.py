@@ -18,6 +18,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
 from traitlets.config import Config
 
+from ..docker.dockerd import needs_dockerd
 from ..world import DEFAULT_KERNEL, WAYS
 
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
@@ -36,6 +37,13 @@ every_way = pytest.mark.parametrize(
     "way", EVERY_WAY if SANDBOXED else [""], indirect=True, scope="module"
 )
 """For modules whose kernels must answer alike, however they are started and spoken to."""
+every_runtime = pytest.mark.parametrize(
+    "way",
+    [*EVERY_WAY, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],
+    indirect=True,
+    scope="module",
+)
+"""Likewise, for those that need no more than ipykernel in an image: also by a Docker engine."""
 
 
 @dataclass
@@ -135,6 +143,8 @@ del json, os, sys, file, info
 def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -> None:
     """The kernel was started in ``way``, and is spoken to by it."""
     assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
+    runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
+    assert (runtime == "DockerSandbox") == (way == "docker")
     assert ("the kernel goes on from an image" in kernel_log(manager)) == (way == "restored")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jupyter_kernel_test
 import pytest
 
+from ..docker.dockerd import needs_dockerd
 from ..world import kernelspec_of
 from .helpers import KERNEL, SANDBOXED, SECONDS
 
@@ -63,6 +64,13 @@ class TestRelay(Checks):
 class TestRestored(Checks):
     __test__ = True
     kernel_name = kernelspec_of("restored")
+
+
+@pytest.mark.usefixtures("dockerd")
+class TestDocker(Checks):
+    __test__ = True
+    pytestmark = needs_dockerd
+    kernel_name = kernelspec_of("docker")
 
 
 class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from .helpers import Message, every_way, execute, finish, wait_for, wait_for_text
+from .helpers import Message, every_runtime, execute, finish, wait_for, wait_for_text
 
-pytestmark = every_way
+pytestmark = every_runtime
 
 RUNNING = "print('running', flush=True); import time; time.sleep(0.2)\n"
 """The pause: ipykernel now and then loses an interrupt that comes while it flushes an output."""

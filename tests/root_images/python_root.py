@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,15 +86,22 @@ def write_layer(archive: tarfile.TarFile, files: dict[str, Path], links: dict[st
         archive.addfile(info)
 
 
-def make_image(directory: Path) -> Path:
+def make_image(
+    directory: Path, more: Iterable[str] = (), more_programs: Iterable[str] = ()
+) -> Path:
     """An archive of two images, ``plain`` of Python alone, and ``kernel`` with ipykernel above.
 
     As ``docker save`` writes them, since that needs no more than the digest of each layer.
+    ``more``: distributions beside ipykernel, if they are installed here.
     """
     python = Path(os.path.realpath(sys.executable))
     system = {name: path for path, name in system_files(python)}
     names = find_distributions("ipykernel")
-    programs = [Path("/bin/sh")]
+    programs = [Path("/bin/sh"), *(Path("/bin", name) for name in more_programs)]
+    for name in more:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.distribution(name)
+            names |= find_distributions(name)
     if find_spec("bash_kernel") is not None:
         names |= find_distributions("bash_kernel")
         programs.append(Path("/bin/bash"))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import (
     check_cgroups,
     check_platform,
@@ -32,6 +33,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("kernelspecs", 5, check_kernelspecs),
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),
+    ("docker", 10, check_engines),
     ("sandbox", 40, check_sandbox),
 )
 """The name, how many seconds it may take, and the function."""

@@ -1,0 +1,54 @@
+"""The check of the Docker engine, where a kernelspec of ours uses one."""
+
+from __future__ import annotations
+
+import os
+
+from gvisor_kernel.cli.checks.base import Check, State
+from gvisor_kernel.config import SandboxSettings
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.kernelspecs import find_kernelspecs
+from gvisor_kernel.runtimes.docker_engine import check_engine, connect, find_image
+
+
+def find_images() -> list[str]:
+    """The images that kernelspecs of the runtime docker name."""
+    images: list[str] = []
+    for kernelspec in find_kernelspecs():
+        try:
+            spec = SandboxSettings(**kernelspec.settings).sandbox_spec()
+        except GvisorKernelError:
+            continue  # another check says so
+        if spec.runtime == "docker":
+            images.append(spec.image)
+    return list(dict.fromkeys(images))
+
+
+def check_engines() -> list[Check]:
+    """Whether the engine is there, has gVisor, and every image that a kernelspec names.
+
+    Nothing where no kernelspec uses one, nor DOCKER_HOST names one.
+    """
+    images = find_images()
+    if not images and not os.environ.get("DOCKER_HOST"):
+        return []
+    wanted: State = "failed" if images else "warning"
+    try:
+        engine = connect()
+    except GvisorKernelError as error:
+        return [Check("docker", wanted, error.fact.rstrip("."), error.hint)]
+    try:
+        check_engine(engine)
+        checks = [Check("docker", "ok", f"{engine.address} has the runtime runsc")]
+    except GvisorKernelError as error:
+        return [Check("docker", wanted, error.fact.rstrip("."), error.hint)]
+    else:
+        for image in images:
+            try:
+                find_image(engine, image)
+                checks.append(Check(f"image {image}", "ok", "the engine has it"))
+            except GvisorKernelError as error:
+                checks.append(Check(f"image {image}", "failed", error.fact.rstrip("."), error.hint))
+        return checks
+    finally:
+        engine.close()

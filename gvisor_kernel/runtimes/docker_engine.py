@@ -1,0 +1,312 @@
+"""The Docker engine as this package asks it: every answer within seconds, every failure in words.
+
+The only module that imports the package ``docker``. What an engine says is checked where it is
+used. Which engine: ``DOCKER_HOST`` and its kin in the environment, as for the command ``docker``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gvisor_kernel.errors import LaunchError, RuntimeMissing, SandboxError
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.spec.container import API_LEAST, LABEL, RUNTIME, is_gvisor
+
+if TYPE_CHECKING:
+    import docker
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 2.5
+"""For a question. An engine that is not there, or hangs, is an error within three seconds."""
+WORK_SECONDS = 60.0
+"""For what takes time: making, starting and removing containers, and copying, between two bytes."""
+DEFAULT = "unix:///var/run/docker.sock"
+
+INSTALL_PACKAGE = "install it beside gvisor-kernel: pip install 'gvisor-kernel[docker]'."
+INSTALL_RUNTIME = (
+    "install gVisor where the engine is, and tell the engine of it: `sudo runsc install --"
+    " --network=none && sudo systemctl reload docker`."
+)
+
+
+class EngineGone(RuntimeMissing):
+    """The engine does not answer, now."""
+
+
+class NotThere(SandboxError):
+    """What was asked for does not exist in the engine."""
+
+
+class Engine:
+    """One engine. Methods raise SandboxError, of which EngineGone and NotThere say what it is."""
+
+    def __init__(self, address: str, client: docker.APIClient, patient: docker.APIClient) -> None:
+        """``client`` is for questions, ``patient`` for work."""
+        self.address = address
+        self._client = client
+        self._patient = patient
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it surely is on another machine."""
+        return not self.address.startswith("unix:")
+
+    def close(self) -> None:
+        self._client.close()
+        self._patient.close()
+
+    # -- questions -------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        with self._translated("be asked how it is set up"):
+            return dict(self._client.info())
+
+    def inspect_image(self, name: str) -> dict[str, Any]:
+        with self._translated(f"be asked for the image {name}"):
+            return dict(self._client.inspect_image(name))
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        with self._translated(f"be asked for the container {container}"):
+            return dict(self._client.inspect_container(container))
+
+    def find_containers(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Also those that do not run, with their labels."""
+        with self._translated("list its containers"):
+            return list(self._client.containers(all=True, filters=_filters(labels)))
+
+    def find_volumes(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        with self._translated("list its volumes"):
+            return list(self._client.volumes(filters=_filters(labels)).get("Volumes") or ())
+
+    # -- work ------------------------------------------------------------------------------------
+
+    def make_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        with self._translated("make a volume"):
+            self._patient.create_volume(name, labels=dict(labels))
+
+    def create(self, name: str, body: Mapping[str, Any]) -> str:
+        """A container as ``spec.container`` describes it; its id."""
+        with self._translated("make a container"):
+            url = self._patient._url("/containers/create")
+            answer = self._patient._post_json(url, data=dict(body), params={"name": name})
+            return str(self._patient._result(answer, json=True)["Id"])
+
+    def start(self, container: str) -> None:
+        with self._translated("start a container"):
+            self._patient.start(container)
+
+    def kill(self, container: str) -> None:
+        """Quiet when it does not run."""
+        with contextlib.suppress(NotThere), self._translated("end a container"):
+            try:
+                self._client.kill(container)
+            except _errors().APIError as error:
+                if error.status_code != 409:  # it does not run
+                    raise
+
+    def wait(self, container: str, seconds: float) -> None:
+        """Until it has ended. Raises EngineGone if that takes longer."""
+        with self._translated("wait for a container"):
+            self._patient.wait(container, timeout=seconds)
+
+    def remove(self, container: str) -> None:
+        """Quiet when it is not there. Ends it."""
+        with contextlib.suppress(NotThere), self._translated("remove a container"):
+            self._patient.remove_container(container, v=True, force=True)
+
+    def remove_volume(self, name: str) -> None:
+        with contextlib.suppress(NotThere), self._translated("remove a volume"):
+            self._patient.remove_volume(name, force=True)
+
+    def attach(self, container: str, *, stdin: bool) -> Any:
+        """The socket of a container's stdin, or of its stdout and stderr in frames.
+
+        It has ``recv``, ``sendall``, ``shutdown`` and ``close``, and no timeout.
+        """
+        params = {"stdin": int(stdin), "stdout": int(not stdin), "stderr": int(not stdin)}
+        with self._translated("connect to a container"):
+            found = self._client.attach_socket(container, {**params, "stream": 1})
+            sock = getattr(found, "_sock", found)
+            sock.settimeout(None)
+            return sock
+
+    def put(self, container: str, folder: str, archive: Iterable[bytes]) -> None:
+        """Unpack a tar archive there."""
+        with self._translated("take files"):
+            self._patient.put_archive(container, folder, archive)
+
+    def get(self, container: str, path: str) -> Iterator[bytes]:
+        """A tar archive of what is there, in pieces. Raises while it is read, too."""
+        with self._translated("give files"):
+            pieces, _ = self._patient.get_archive(container, path)
+            yield from pieces
+
+    def stats(self, container: str) -> Iterator[dict[str, Any]]:
+        """What it uses, about once a second, while it runs."""
+        with self._translated("be asked what a container uses"):
+            yield from self._patient.stats(container, decode=True, stream=True)
+
+    def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Errors of the SDK, and of what is below it, as ours. ``what``: what it should do."""
+        return _translate(self.address, what)
+
+
+def _filters(labels: Mapping[str, str]) -> dict[str, list[str]]:
+    return {"label": [f"{LABEL}{name}={value}" for name, value in labels.items()]}
+
+
+def _errors() -> Any:
+    import docker.errors
+
+    return docker.errors
+
+
+@contextlib.contextmanager
+def _translate(address: str, what: str) -> Iterator[None]:
+    import requests.exceptions
+    import urllib3.exceptions
+
+    errors = _errors()
+    try:
+        _knock(address)
+        yield
+    except errors.NotFound as error:
+        raise NotThere(f"The Docker engine has none: {_explain(error)}.") from error
+    except errors.APIError as error:
+        words = _explain(error)
+        raise LaunchError(
+            f"The Docker engine at {address} could not {what}: {words}.", find_hint(words)
+        ) from error
+    except (
+        errors.DockerException,
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+        *(ValueError, TypeError, LookupError, AttributeError),  # an answer that is none
+    ) as error:
+        raise explain_silence(address, error) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where no engine listens on this machine.
+
+    Before anything is asked: the SDK would forget to close the socket that it could not connect.
+    """
+    if not address.startswith("unix:"):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ANSWER_SECONDS)
+        probe.connect("/" + address.removeprefix("unix:").lstrip("/"))
+
+
+def _explain(error: Any) -> str:
+    return shorten(str(error.explanation or error))
+
+
+def shorten(words: str) -> str:
+    """At most 500 printable characters of what an engine said."""
+    return "".join(c if c.isprintable() else " " for c in words[:500]).strip().rstrip(".")
+
+
+def explain_silence(address: str, error: BaseException) -> EngineGone:
+    """Why an engine does not answer, by the error of a connection, and what to do."""
+    words = f"{error!r}"
+    if re.search(r"PermissionError|Permission denied", words):
+        return EngineGone(
+            f"This user may not use the Docker engine at {address}.",
+            "become a member of the group that may: `sudo usermod -aG docker $USER`, and log in"
+            " again. Whoever may use it is as good as root on its machine.",
+        )
+    if re.search(r"FileNotFoundError|ConnectionRefused|No such file|refused", words):
+        reason = "nothing listens there"
+    elif re.search(r"[Tt]imed? ?out|Timeout", words):
+        reason = f"no answer within {ANSWER_SECONDS:g} s"
+    else:
+        reason = shorten(str(error))
+    return EngineGone(
+        f"The Docker engine at {address} does not answer: {reason}.",
+        "start it: `sudo systemctl start docker`. If it is another one that you mean, name it in"
+        " the server's environment: DOCKER_HOST.",
+    )
+
+
+def find_address() -> str:
+    return os.environ.get("DOCKER_HOST") or DEFAULT
+
+
+def connect(address: str | None = None) -> Engine:
+    """The engine at ``address``, which answers. Raises RuntimeMissing."""
+    address = address or find_address()
+    try:
+        import docker
+        import docker.utils
+    except ImportError as error:
+        raise RuntimeMissing("The Python package docker is not installed.", INSTALL_PACKAGE) from (
+            error
+        )
+    with _translate(address, "be asked for its version"):
+        settings = docker.utils.kwargs_from_env(environment={**os.environ, "DOCKER_HOST": address})
+        client = docker.APIClient(**settings, version="auto", timeout=ANSWER_SECONDS)
+        patient = docker.APIClient(**settings, version=client._version, timeout=WORK_SECONDS)
+    if _number(client._version) < _number(API_LEAST):
+        client.close()
+        patient.close()
+        raise RuntimeMissing(
+            f"The Docker engine at {address} is too old: it speaks {client._version} of its"
+            f" protocol, and {API_LEAST} is needed.",
+            "Docker 26 or newer has it.",
+        )
+    return Engine(address, client, patient)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def check_engine(engine: Engine) -> None:
+    """Raise RuntimeMissing unless it can make sandboxes, and bound them."""
+    info = engine.info()
+    runtimes = info.get("Runtimes")
+    if not isinstance(runtimes, dict) or not isinstance(runtimes.get(RUNTIME), dict):
+        raise RuntimeMissing(
+            f"The Docker engine at {engine.address} has no runtime {RUNTIME} (gVisor); it has"
+            f" {', '.join(sorted(map(str, runtimes or ['none'])))[:200]}.",
+            INSTALL_RUNTIME,
+        )
+    if not is_gvisor(runtimes[RUNTIME]):
+        raise RuntimeMissing(
+            f"What the Docker engine at {engine.address} calls {RUNTIME} is another program:"
+            f" {shorten(str(runtimes[RUNTIME].get('path')))}.",
+            INSTALL_RUNTIME,
+        )
+    lacking = [name for name in ("MemoryLimit", "PidsLimit") if not info.get(name)]
+    if lacking:
+        raise RuntimeMissing(
+            f"The Docker engine at {engine.address} cannot bound what a container uses:"
+            f" {' and '.join(lacking)} not supported.",
+            "give it cgroups with memory and pids: `docker info` says what is missing.",
+        )
+    if info.get("OSType", "linux") != "linux":
+        raise RuntimeMissing(
+            f"The Docker engine at {engine.address} makes containers of {info['OSType']}.",
+            "switch it to Linux containers.",
+        )
+
+
+def find_image(engine: Engine, name: str) -> dict[str, Any]:
+    """What the engine knows of an image. Raises LaunchError where it has none."""
+    try:
+        return engine.inspect_image(name)
+    except NotThere as error:
+        raise LaunchError(
+            f"The Docker engine at {engine.address} has no image {name}.",
+            f"fetch it (`docker pull {name}`), or build or load one that has python3 and"
+            " ipykernel, and name that in the setting image.",
+        ) from error

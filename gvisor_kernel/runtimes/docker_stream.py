@@ -1,0 +1,177 @@
+"""The engine's end of a link: a container's stdio over the engine's sockets, as two pipes.
+
+A thread for each direction, with nothing between them but the pipe's own room: whoever does not
+read stalls the container, and nothing is lost. What the engine sends is checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+HEADER = 8
+STDOUT, STDERR = 1, 2
+FRAME_MOST = 16 * 1024 * 1024
+"""Bytes that a header may announce; engines send 32 KiB at once. Nothing is held back, so this is
+no bound on memory: above it, what is read is no header."""
+READ_SIZE = 256 * 1024
+
+
+class StreamError(Exception):
+    """What comes is not the stream of a container without a terminal."""
+
+
+class Demultiplexer:
+    """Takes the engine's stream apart as it comes, in pieces of any size. Holds no payload."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._kind = 0
+        self._left = 0
+
+    def receive(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
+        """STDOUT or STDERR, and some bytes of it. Raises StreamError."""
+        view = memoryview(data)
+        while view:
+            if not self._left:
+                wanted = HEADER - len(self._header)
+                self._header += bytes(view[:wanted])
+                view = view[wanted:]
+                if len(self._header) == HEADER:
+                    self._kind, self._left = read_header(self._header)
+                    self._header = b""
+                continue
+            piece = view[: self._left]
+            self._left -= len(piece)
+            view = view[len(piece) :]
+            yield self._kind, piece
+
+    def is_whole(self) -> bool:
+        """Whether the stream may end here."""
+        return not self._left and not self._header
+
+
+def read_header(header: bytes) -> tuple[int, int]:
+    """The kind of a frame, and its length. Raises StreamError."""
+    kind, size = header[0], int.from_bytes(header[4:])
+    if kind not in (STDOUT, STDERR) or any(header[1:4]) or size > FRAME_MOST:
+        raise StreamError(f"the engine sent {header.hex(' ')} where a frame of a stream begins")
+    return kind, size
+
+
+class Pumps:
+    """Two threads between a container and the host's ends of its pipes; ``ended`` comes once.
+
+    ``link_in`` (read here), ``link_out`` and ``stderr`` (written here) belong to this from here on,
+    as do the sockets. ``ended`` is called in a thread, when there is nothing more to come.
+    """
+
+    def __init__(
+        self,
+        *,
+        stdin: Any,
+        output: Any,
+        link_in: int,
+        link_out: int,
+        stderr: int,
+        ended: Callable[[], None],
+    ) -> None:
+        self._stdin, self._output = stdin, output
+        self._link_in, self._link_out, self._stderr = link_in, link_out, stderr
+        self._ended = ended
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._open = True
+        for fd in (link_in, link_out, stderr):
+            os.set_blocking(fd, False)
+        self._threads = [
+            threading.Thread(target=run, name=f"gvisor-kernel-{name}", daemon=True)
+            for name, run in (("docker-in", self._pump_in), ("docker-out", self._pump_out))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Cut the link at once, which ends the container too. Does not wait."""
+        with self._lock:
+            if not self._open:
+                return
+            os.eventfd_write(self._stop, 1)
+            for sock in (self._stdin, self._output):
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self, seconds: float) -> None:
+        """Stop, and wait for the threads. Idempotent."""
+        self.stop()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(seconds)
+        with self._lock:
+            if self._open and not any(thread.is_alive() for thread in self._threads):
+                self._open = False
+                os.close(self._stop)
+
+    # -- in the threads --------------------------------------------------------------------------
+
+    def _pump_in(self) -> None:
+        try:
+            while self._wait(self._link_in, select.POLLIN):
+                data = os.read(self._link_in, READ_SIZE)
+                if not data:
+                    break
+                self._stdin.sendall(data)
+        except OSError as error:
+            log.debug("A container takes nothing more: %s", error)
+        finally:
+            os.close(self._link_in)  # from here on the host has a broken pipe
+            _close(self._stdin)
+
+    def _pump_out(self) -> None:
+        frames = Demultiplexer()
+        try:
+            while data := self._output.recv(READ_SIZE):
+                for kind, piece in frames.receive(data):
+                    fd = self._link_out if kind == STDOUT else self._stderr
+                    if not self._write(fd, piece):
+                        return
+        except (OSError, StreamError) as error:
+            log.debug("A container's stream ended: %s", error)
+        finally:
+            _close(self._output)
+            os.close(self._stderr)
+            try:
+                self._ended()
+            finally:
+                os.close(self._link_out)
+                self.stop()
+
+    def _write(self, fd: int, piece: memoryview) -> bool:
+        while piece:
+            if not self._wait(fd, select.POLLOUT):
+                return False
+            with suppress(BlockingIOError):  # a pipe takes 4 KiB at once, or says that it does not
+                piece = piece[os.write(fd, piece) :]
+        return True
+
+    def _wait(self, fd: int, event: int) -> bool:
+        """Until ``fd`` is ready; False once this is stopped."""
+        poller = select.poll()
+        poller.register(fd, event)
+        poller.register(self._stop, select.POLLIN)
+        return all(ready != self._stop for ready, _ in poller.poll())
+
+
+def _close(sock: Any) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):
+        sock.close()

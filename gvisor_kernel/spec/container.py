@@ -1,0 +1,245 @@
+"""The container that a Docker engine makes a sandbox of: pure functions, in the engine's own terms.
+
+All of a sandbox's files come from two volumes: ``files``, which is filled before the start and
+read-only inside, and ``outputs``, which is read back. The engine may be on another machine, so no
+path of this one is in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.spec import etc
+from gvisor_kernel.spec.layout import (
+    CONTAINER_INFO,
+    GUEST,
+    OUTPUTS,
+    SKILLS_EXAMPLES,
+    SKILLS_PUBLIC,
+    TRANSCRIPTS,
+    UPLOADS,
+    WORKSPACE,
+    Tmpfs,
+    scratch_mounts,
+)
+from gvisor_kernel.spec.limits import guest_rlimits, host_limits
+from gvisor_kernel.spec.oci import CAPABILITIES
+
+RUNTIME = "runsc"
+"""The name that the engine has to know gVisor by."""
+API_LEAST = "1.45"
+"""Docker 26: the first that shows a part of a volume."""
+
+LABEL = "org.gvisor-kernel."
+STORE = "/gvisor-kernel"
+"""Where a container that is never started has the volumes, to be filled and read."""
+PLACE_SIZE = 65536
+"""Of a directory that is only there to be mounted over: the root itself is read-only."""
+
+_LAYOUT = (
+    ("container_info.json", CONTAINER_INFO),
+    ("skills/public", SKILLS_PUBLIC),
+    ("skills/examples", SKILLS_EXAMPLES),
+    ("uploads", UPLOADS),
+    ("transcripts", TRANSCRIPTS),
+    ("guest", GUEST),
+)
+_ETC = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
+"""What says who the sandbox is. The engine's own hosts and resolv.conf would tell of its network;
+all else in ``/etc`` is the image's."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the parts of one sandbox are called in the engine: never used twice."""
+
+    container_id: str
+
+    @property
+    def container(self) -> str:
+        return f"gvisor-kernel-{self.container_id}"
+
+    @property
+    def store(self) -> str:
+        """The container that is never started."""
+        return f"{self.container}-store"
+
+    @property
+    def files(self) -> str:
+        return f"{self.container}-files"
+
+    @property
+    def outputs(self) -> str:
+        return f"{self.container}-outputs"
+
+
+def etc_files(container_id: str) -> dict[str, str]:
+    """The content of the files that are shown in ``/etc``, by their names."""
+    own = {"resolv.conf": "", "machine-id": etc.machine_id(container_id) + "\n"}
+    return {name: own.get(name, etc.FILES.get(name, "")) for name in _ETC}
+
+
+def file_mounts(names: Names, extra: Iterable[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+    """Every part of ``files`` that is shown, read-only.
+
+    ``extra``: the places in the volume of what a person asked for, and where that is seen.
+    """
+    pairs = [*_LAYOUT, *((f"etc/{name}", f"/etc/{name}") for name in _ETC), *extra]
+    return [
+        {
+            "Type": "volume",
+            "Source": names.files,
+            "Target": target,
+            "ReadOnly": True,
+            "VolumeOptions": {"NoCopy": True, "Subpath": part},
+        }
+        for part, target in pairs
+    ]
+
+
+def finalize_container(
+    spec: SandboxSpec,
+    names: Names,
+    *,
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    labels: Mapping[str, str],
+    keeps_outputs: bool,
+    extra: Iterable[tuple[str, str]] = (),
+    volumes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What the engine is asked to make. ``argv`` and ``environment`` are PID 1's.
+
+    ``volumes``: what the image wants to write; else the engine would give it room on its disk.
+    """
+    limits = host_limits(spec)
+    # /workspace is mounted over by PID 1, /var/tmp is what a read-only root lacks besides.
+    scratch = [
+        *scratch_mounts(spec),
+        Tmpfs(WORKSPACE, PLACE_SIZE),
+        Tmpfs("/var/tmp", spec.disk_limit, 0o1777),  # noqa: S108 - inside the sandbox
+    ]
+    mounts = file_mounts(names, extra)
+    if keeps_outputs:
+        mounts.append(_volume(names.outputs, OUTPUTS))
+    else:
+        scratch.append(Tmpfs(OUTPUTS, spec.disk_limit))
+    targets = {mount["Target"] for mount in mounts}
+    wanted = [Tmpfs(path, spec.disk_limit) for path in volumes if path not in targets]
+    tmpfs = {mount.target: mount for mount in (*wanted, *scratch)}
+    return {
+        "Image": spec.image,
+        "Entrypoint": list(argv),
+        "Cmd": [],
+        "Env": [f"{name}={value}" for name, value in environment.items()],
+        "User": "0:0",
+        "WorkingDir": "/",
+        "Hostname": etc.HOSTNAME,
+        "NetworkDisabled": True,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Tty": False,
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": dict(labels),
+        "HostConfig": {
+            "Runtime": RUNTIME,
+            "NetworkMode": "none",
+            "IpcMode": "none",
+            "Init": False,
+            "Privileged": False,
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "CapAdd": [name.removeprefix("CAP_") for name in CAPABILITIES],
+            "SecurityOpt": ["no-new-privileges"],
+            "Memory": limits.memory,
+            "MemorySwap": limits.memory,
+            "CpuShares": limits.cpu_shares,
+            "PidsLimit": limits.pids,
+            "Ulimits": [
+                {
+                    "Name": str(limit["type"]).removeprefix("RLIMIT_").lower(),
+                    "Soft": limit["soft"],
+                    "Hard": limit["hard"],
+                }
+                for limit in guest_rlimits(spec, None)
+            ],
+            "LogConfig": {"Type": "none", "Config": {}},
+            "RestartPolicy": {"Name": "no"},
+            "AutoRemove": False,
+            "Tmpfs": {
+                mount.target: f"rw,exec,nosuid,nodev,size={mount.size},mode={mount.mode:04o}"
+                for mount in tmpfs.values()
+            },
+            "Mounts": mounts,
+        },
+    }
+
+
+def finalize_store(
+    spec: SandboxSpec, names: Names, *, labels: Mapping[str, str], keeps_outputs: bool
+) -> dict[str, Any]:
+    """A container to be filled through, and never started."""
+    mounts = [_volume(names.files, f"{STORE}/files")]
+    if keeps_outputs:
+        mounts.append(_volume(names.outputs, f"{STORE}/outputs"))
+    return {
+        "Image": spec.image,
+        "Entrypoint": ["never-started"],
+        "Cmd": [],
+        "Labels": dict(labels),
+        "NetworkDisabled": True,
+        "HostConfig": {"Runtime": RUNTIME, "NetworkMode": "none", "Mounts": mounts},
+    }
+
+
+def _volume(name: str, target: str) -> dict[str, Any]:
+    return {
+        "Type": "volume",
+        "Source": name,
+        "Target": target,
+        "ReadOnly": False,
+        "VolumeOptions": {"NoCopy": True},
+    }
+
+
+_COMPARED = (
+    *("Runtime", "NetworkMode", "IpcMode", "Privileged", "ReadonlyRootfs"),
+    *("Memory", "MemorySwap", "CpuShares", "PidsLimit"),
+)
+_EMPTY = ("Binds", "Devices", "DeviceRequests", "VolumesFrom", "PidMode", "UsernsMode", "UTSMode")
+
+
+def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """How a container is not what was asked for, by what the engine says that it has made."""
+    wanted, got = asked["HostConfig"], made.get("HostConfig", {})
+    faults = [
+        f"{name} is {got.get(name)!r}, not {wanted[name]!r}"
+        for name in _COMPARED
+        if got.get(name) != wanted[name]
+    ]
+    faults += [f"{name} is {got[name]!r}" for name in _EMPTY if got.get(name)]
+    added = {str(name).removeprefix("CAP_") for name in got.get("CapAdd") or ()}
+    if added != set(wanted["CapAdd"]) or "ALL" not in (got.get("CapDrop") or ()):
+        faults.append(f"its capabilities are ALL but {got.get('CapDrop')} and {sorted(added)}")
+    if not any("no-new-privileges" in option for option in got.get("SecurityOpt") or ()):
+        faults.append("its processes may gain privileges")
+    writable = {m["Target"] for m in wanted["Mounts"] if not m["ReadOnly"]}
+    for mount in made.get("Mounts", ()):
+        target = mount.get("Destination")
+        if mount.get("Type") not in ("volume", "tmpfs"):
+            faults.append(f"{target} is a {mount.get('Type')} of the engine's machine")
+        elif mount.get("Type") == "volume" and mount.get("RW") and target not in writable:
+            faults.append(f"{target} may be written")
+    return faults
+
+
+def is_gvisor(runtime: Mapping[str, Any]) -> bool:
+    """Whether an entry of the engine's runtimes starts gVisor, by the program that it names."""
+    program = str(runtime.get("path") or runtime.get("runtimeType") or runtime.get("type") or "")
+    return "runsc" in program.rpartition("/")[2]

@@ -1,0 +1,154 @@
+"""A Docker engine of a test run's own: its data, its socket, its runtimes; nothing is fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.runtimes import processes
+from gvisor_kernel.runtimes.docker_engine import Engine, connect
+from gvisor_kernel.spec.container import LABEL
+
+from ..root_images.python_root import make_image
+from ..world import WAYS
+
+IMAGE = str(WAYS["docker"]["image"])
+SECONDS = 30.0
+
+needs_dockerd = [
+    pytest.mark.once,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a Docker engine"),
+    pytest.mark.skipif(
+        shutil.which("dockerd") is None, reason="there is no dockerd here: install docker.io"
+    ),
+]
+
+
+class Dockerd:
+    """One engine, stopped and started as a test wants it. ``folder`` holds all that it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "engine.sock"
+        self.address = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._name = f"gk-{secrets.token_hex(4)}"
+        self.configure(runsc_runtime())
+
+    def configure(self, runtimes: dict[str, Any]) -> None:
+        """Which runtimes it has; one that runs reads it again."""
+        config = {
+            "bridge": "none",
+            "containerd-namespace": self._name,
+            "containerd-plugins-namespace": f"{self._name}-plugins",
+            "data-root": str(self.folder / "data"),
+            "exec-root": str(self.folder / "run"),
+            "hosts": [self.address],
+            "ip6tables": False,
+            "iptables": False,
+            "pidfile": str(self.folder / "engine.pid"),
+            "runtimes": runtimes,
+        }
+        (self.folder / "config.json").write_text(json.dumps(config))
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
+
+    def start(self) -> None:
+        with (self.folder / "engine.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["dockerd", "--config-file", str(self.folder / "config.json")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + SECONDS
+        while True:
+            with contextlib.suppress(Exception):
+                connect(self.address).close()
+                return
+            assert self._process.poll() is None, self.words()
+            assert time.monotonic() < deadline, f"dockerd does not answer: {self.words()}"
+            time.sleep(0.05)  # it says to nobody that it is ready
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(SECONDS)
+
+    def end_shims(self) -> None:
+        """An engine that stops under a container may leave the process that held it."""
+        processes.wait_until_gone(
+            processes.kill_with_argument(self._name), time.monotonic() + SECONDS
+        )
+
+    def words(self) -> str:
+        return (self.folder / "engine.log").read_text()[-3000:]
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Engine]:
+        engine = connect(self.address)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def ours(self) -> list[str]:
+        """The names of the containers and volumes that are a sandbox's."""
+        with self.client() as engine:
+            containers = engine._client.containers(all=True, filters={"label": f"{LABEL}state"})
+            volumes = engine._client.volumes(filters={"label": f"{LABEL}state"})["Volumes"] or []
+            return sorted([c["Names"][0] for c in containers] + [v["Name"] for v in volumes])
+
+    def load(self, directory: Path) -> None:
+        """The image of this machine's Python, called IMAGE."""
+        make_image(directory, ["ipywidgets"], ["echo", "sleep"])
+        manifest = directory / "manifest.json"
+        (kernel,) = (i for i in json.loads(manifest.read_text()) if i["RepoTags"] == ["kernel"])
+        manifest.write_text(json.dumps([{**kernel, "RepoTags": [f"{IMAGE}:latest"]}]))
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(directory.iterdir()):
+                archive.add(path, path.name)
+        with self.client() as engine:
+            for line in engine._patient.load_image(packed.getvalue()):
+                assert "error" not in line, line
+
+
+def runsc_runtime(**more: Any) -> dict[str, Any]:
+    """gVisor as an engine is told of it, without a network of its own."""
+    arguments = ["--platform=systrap", "--network=none"]
+    return {"runsc": {"path": shutil.which("runsc"), "runtimeArgs": arguments}, **more}
+
+
+@contextlib.contextmanager
+def running_dockerd() -> Iterator[Dockerd]:
+    folder = Path(tempfile.mkdtemp(prefix="gk-docker-", dir="/var/tmp"))
+    dockerd = Dockerd(folder)
+    try:
+        dockerd.start()
+        yield dockerd
+    finally:
+        dockerd.stop()
+        dockerd.end_shims()
+        shutil.rmtree(folder, ignore_errors=True)
+        assert not folder.exists(), "something is left of the Docker engine"

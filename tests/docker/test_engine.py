@@ -1,0 +1,177 @@
+"""An engine that is not there, hangs, or is not what is needed: errors that name the fix."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.cli.checks.engine import check_engines
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, RuntimeMissing
+from gvisor_kernel.runtimes import docker_engine
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.docker import DockerRuntime
+
+from ..world import World
+from .fake_engine import WELL, fake_engine
+
+INFO = WELL["/info"]
+SPEC = SandboxSpec(runtime="docker", image="some/image:1")
+
+
+def start(address: str, monkeypatch: pytest.MonkeyPatch) -> GvisorKernelError:
+    """How a start fails with the engine that is there."""
+    monkeypatch.setenv("DOCKER_HOST", address)
+    request = LaunchRequest("gvisor-python", "", Path("/"), "python3", {})
+    with pytest.raises(GvisorKernelError) as caught:
+        DockerRuntime().start(SPEC, request)
+    assert address in caught.value.fact
+    return caught.value
+
+
+def test_every_answer_comes_within_three_seconds() -> None:
+    """The first question is asked of a silent engine, and none after it."""
+    assert docker_engine.ANSWER_SECONDS < 3
+
+
+def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    with pytest.raises(RuntimeMissing) as caught:
+        docker_engine.connect()
+    assert "gvisor-kernel[docker]" in caught.value.hint
+
+
+def nobody(path: Path) -> None:
+    """No socket at all."""
+
+
+def dead(path: Path) -> None:
+    """An engine that was killed leaves its socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize("state", [nobody, dead])
+def test_a_stopped_engine(
+    state: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state(tmp_path / "s")
+    error = start(f"unix://{tmp_path}/s", monkeypatch)
+    assert "does not answer: nothing listens there" in error.fact
+    assert "systemctl start docker" in error.hint
+    assert "DOCKER_HOST" in error.hint
+
+
+def test_a_silent_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_engine, "ANSWER_SECONDS", 0.3)
+    with fake_engine(tmp_path / "s", version=None) as address:
+        error = start(address, monkeypatch)
+    assert "no answer within" in error.fact
+
+
+def test_an_engine_of_others() -> None:
+    error = docker_engine.explain_silence("unix:///x", PermissionError(13, "Permission denied"))
+    assert "may not use" in error.fact
+    assert "usermod -aG docker" in error.hint
+
+
+def test_an_old_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_engine(tmp_path / "s", version={"ApiVersion": "1.41"}) as address:
+        error = start(address, monkeypatch)
+    assert "too old" in error.fact
+    assert "Docker 26" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("info", "fact", "hint"),
+    [
+        ({**INFO, "Runtimes": {"runc": {"path": "runc"}}}, "no runtime runsc", "runsc install"),
+        ({**INFO, "Runtimes": None}, "no runtime runsc", "runsc install"),
+        ({**INFO, "Runtimes": {"runsc": {"path": "/usr/bin/runc"}}}, "another program", "install"),
+        ({**INFO, "Runtimes": {"runsc": {"runtimeType": "x.y"}}}, "another program", "install"),
+        ({**INFO, "MemoryLimit": False}, "cannot bound.*MemoryLimit", "cgroups"),
+        ({**INFO, "PidsLimit": False}, "cannot bound.*PidsLimit", "cgroups"),
+        ({**INFO, "OSType": "windows"}, "containers of windows", "Linux"),
+    ],
+)
+def test_an_engine_that_lacks_something(
+    info: dict[str, Any],
+    fact: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with fake_engine(tmp_path / "s", info=info) as address:
+        error = start(address, monkeypatch)
+    assert isinstance(error, RuntimeMissing)
+    assert re.search(fact, error.fact)
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize("answer", [b"", b"no JSON", b"[1]", b'"text"', b"{}", b"null"])
+@pytest.mark.parametrize("question", ["version", "info"])
+def test_an_answer_that_is_none(
+    question: str, answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_engine(tmp_path / "s", **{question: answer}) as address:
+        assert isinstance(start(address, monkeypatch), RuntimeMissing)
+
+
+def test_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_engine(tmp_path / "s") as address:
+        error = start(address, monkeypatch)
+    assert isinstance(error, LaunchError)
+    assert "has no image some/image:1" in error.fact
+    assert "docker pull some/image:1" in error.hint
+
+
+# The doctor.
+
+
+@pytest.fixture
+def kernelspec(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One kernelspec alone, of an image in an engine."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "d"))
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    for name in ("ENV_JUPYTER_PATH", "SYSTEM_JUPYTER_PATH"):
+        monkeypatch.setattr(f"jupyter_core.paths.{name}", [])
+    from gvisor_kernel.cli.main import main
+
+    assert main(["install", "--user", "--image", "some/image:1", "--set", "runtime=docker"]) == 0
+
+
+@pytest.mark.usefixtures("kernelspec")
+def test_the_doctor_sees_what_a_start_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/s")
+    (check,) = check_engines()
+    assert (check.name, check.state) == ("docker", "failed")
+    assert "systemctl start docker" in check.fix
+    with fake_engine(tmp_path / "s", info={**INFO, "Runtimes": {}}):
+        (check,) = check_engines()
+    assert (check.name, check.state) == ("docker", "failed")
+    assert "runsc install" in check.fix
+    (tmp_path / "s").unlink()
+    with fake_engine(tmp_path / "s"):
+        engine, image = check_engines()
+    assert (engine.name, engine.state) == ("docker", "ok")
+    assert (image.name, image.state) == ("image some/image:1", "failed")
+    assert "docker pull some/image:1" in image.fix
+    (tmp_path / "s").unlink()
+    with fake_engine(tmp_path / "s", json={"Id": "sha256:0", "Config": {}}):
+        assert [check.state for check in check_engines()] == ["ok", "ok"]
+
+
+def test_the_doctor_asks_no_engine_that_nobody_wants(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr("gvisor_kernel.cli.checks.engine.find_kernelspecs", list)
+    assert check_engines() == []

@@ -1,0 +1,124 @@
+"""The archive of what a sandbox is given: of this machine's folders, without a step outside."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes import docker_files
+from gvisor_kernel.runtimes.docker_files import Contents, read_list
+
+LARGE = 2**30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "notebooks"
+    path.mkdir()
+    return path
+
+
+def read(contents: Contents, size: int = LARGE) -> dict[str, tarfile.TarInfo]:
+    packed = io.BytesIO(b"".join(contents.archive(size)))
+    with tarfile.open(fileobj=packed) as archive:
+        return {info.name: info for info in archive}
+
+
+def of(folder: Path) -> Contents:
+    return Contents(folders=[("uploads", folder, "uploads")])
+
+
+def test_all_is_the_sandboxs_own(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "private").write_text("mine")
+    (folder / "sub" / "private").chmod(0o400)
+    (folder / "run").write_text("x")
+    (folder / "run").chmod(0o4755)
+    found = read(of(folder))
+    assert set(found) == {"uploads", "uploads/run", "uploads/sub", "uploads/sub/private"}
+    assert {(info.uid, info.gid) for info in found.values()} == {(0, 0)}
+    assert found["uploads/sub/private"].mode == 0o600
+    assert found["uploads/run"].mode == 0o755
+    status = (folder / "run").stat()
+    assert abs(found["uploads/run"].mtime - status.st_mtime) < 0.001
+
+
+def test_texts_and_empty_folders() -> None:
+    contents = Contents(texts={"etc/hosts": "x\n"}, empty=["skills/public"])
+    assert {n: i.isdir() for n, i in read(contents).items()} == {
+        "skills": True,
+        "skills/public": True,
+        "etc": True,
+        "etc/hosts": False,
+    }
+
+
+def test_nothing_is_followed_and_only_files_are_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("s3cret")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "file link").symlink_to(tmp_path / "secret" / "key")
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+    (folder / os.fsdecode(b"odd\xff")).write_text("x")
+    found = read(of(folder))
+    assert set(found) == {"uploads", "uploads/link", "uploads/file link"}
+    assert found["uploads/link"].issym()
+
+
+def test_a_file_that_shrinks_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows keeps its place."""
+    (folder / "a").write_bytes(b"x" * 1000)
+    (folder / "b").write_text("after")
+    header = docker_files._header
+
+    def shrink(name: str, *arguments: object, **more: object) -> bytes:
+        if name == "uploads/a":
+            os.truncate(folder / "a", 10)
+        return header(name, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(docker_files, "_header", shrink)
+    found = read(of(folder))
+    assert found["uploads/a"].size == 1000
+    assert found["uploads/b"].size == 5
+
+
+def test_too_large_names_the_setting(folder: Path) -> None:
+    (folder / "a").write_bytes(bytes(100_000))
+    with pytest.raises(LaunchError) as caught:
+        of(folder).measure(50_000)
+    assert str(folder) in str(caught.value)
+    assert "uploads" in caught.value.hint
+    with pytest.raises(LaunchError):
+        b"".join(of(folder).archive(50_000))
+    of(folder).measure(200_000)
+
+
+def test_very_deep(folder: Path) -> None:
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    try:
+        assert len(read(of(folder))) <= 102
+    finally:  # Python's own way of removing a tree does not come so far down
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": [1]}', '{"a": ["x", "y"]}'])
+def test_a_damaged_list(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list").write_text(text)
+    assert read_list(tmp_path / "list") == {}

@@ -1,0 +1,360 @@
+"""Kernels in sandboxes of a real engine: what they leave, and every way in which they end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.runtimes import docker_memory, docker_verify, state
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.docker import DockerRuntime
+from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
+
+from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for_text, wait_until
+from ..world import PROJECT, WAYS
+from .dockerd import IMAGE, Dockerd, needs_dockerd, runsc_runtime
+from .helpers import OUTPUTS, ask, sandbox_of
+
+pytestmark = [*needs_dockerd, pytest.mark.usefixtures("dockerd")]
+
+Kernel = tuple[KernelManager, BlockingKernelClient]
+Start = Callable[..., AbstractContextManager[Kernel]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "notebooks"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(folder: Path, dockerd: Dockerd) -> Iterator[Start]:
+    """Start a kernel in ``folder``; nothing of it is left in the engine."""
+
+    @contextmanager
+    def start_one(**settings: Any) -> Iterator[Kernel]:
+        with running_kernel(
+            settings={**WAYS["docker"], **settings}, start={"cwd": str(folder)}
+        ) as kernel:
+            yield kernel
+
+    yield start_one
+    assert dockerd.ours() == []
+
+
+# Outputs.
+
+
+def test_outputs_come_at_the_end(start: Start, folder: Path) -> None:
+    (folder / "outputs").mkdir()
+    os.chown(folder / "outputs", 4711, 4712)
+    (folder / "outputs" / "kept").write_text("as it was")
+    os.utime(folder / "outputs" / "kept", (1_600_000_000, 1_600_000_000))
+    (folder / "outputs" / "changed").write_text("old")
+    with start() as (_, client):
+        code = (
+            f"os.chdir('{OUTPUTS}'); os.mkdir('sub'); open('sub/new', 'w').write('new');"
+            "open('changed', 'w').write('by the kernel'); os.symlink('/etc/passwd', 'link');"
+            "os.mkfifo('pipe')"
+        )
+        assert execute(client, "import os; " + code).status == "ok"
+        assert not (folder / "outputs" / "sub").exists()
+        (folder / "outputs" / "kept").write_text("by the host")
+    outputs = folder / "outputs"
+    assert sorted(path.name for path in outputs.iterdir()) == ["changed", "kept", "link", "sub"]
+    assert (outputs / "sub" / "new").read_text() == "new"
+    assert (outputs / "changed").read_text() == "by the kernel"
+    assert (outputs / "kept").read_text() == "by the host"
+    assert (outputs / "link").readlink() == Path("/etc/passwd")
+    status = (outputs / "sub" / "new").stat()
+    assert (status.st_uid, status.st_gid) == (4711, 4712)
+
+
+def test_outputs_come_on_sync(
+    start: Start, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start() as (manager, client):
+        execute(client, f"open('{OUTPUTS}/a', 'w').write('now')")
+        sandbox = sandbox_of(manager)
+        capsys.readouterr()
+        assert main(["sync", sandbox.directory.name]) == 0
+        assert "Copied 1 changed files" in capsys.readouterr().out
+        assert (folder / "outputs" / "a").read_text() == "now"
+        assert ask(client, "1") == 1
+    assert (folder / "outputs" / "a").read_text() == "now"
+
+
+def test_an_empty_folder_that_was_made_goes(start: Start, folder: Path) -> None:
+    with start():
+        assert (folder / "outputs").is_dir()
+    assert list(folder.iterdir()) == []
+
+
+def test_outputs_that_are_not_kept(start: Start, folder: Path) -> None:
+    with start(outputs=None, disk_limit="16M") as (_, client):
+        answer = execute(client, f"open('{OUTPUTS}/a', 'wb').write(bytes(32 * 2**20))")
+        assert answer.error == "OSError"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, dockerd: Dockerd
+) -> None:
+    """The outputs stay in the engine until there is room."""
+    with monkeypatch.context() as full:
+        full.setattr("gvisor_kernel.runtimes.docker_outputs.DISK_SPARE", 2**60)
+        with start() as (_, client):
+            execute(client, f"open('{OUTPUTS}/a', 'w').write('result')")
+        assert dockerd.ours()
+    ((directory, record),) = state.find_sandboxes()
+    assert main(["sync", record.container_id]) == 0
+    assert (folder / "outputs" / "a").read_text() == "result"
+    with start():  # the next start of this process removes what is left
+        assert not directory.exists()
+
+
+# Ends.
+
+
+def reason_of(client: BlockingKernelClient, code: str) -> str:
+    """What the cell says that ``code`` ended."""
+    answer = client.execute(code)
+    message = None
+    while message is None or message["parent_header"].get("msg_id") != answer:
+        message = client.get_iopub_msg(timeout=60)
+        if message["msg_type"] != "error":
+            message = None
+    return str(message["content"]["evalue"])
+
+
+EAT = "held = []\nwhile True: held.append(b'x' * 2**22)"
+
+
+def test_over_its_memory(start: Start) -> None:
+    with start(memory_limit="300M") as (_, client):
+        assert "its limit is 300 MiB" in reason_of(client, EAT)
+
+
+def test_over_its_memory_as_a_far_engine_tells(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is too late for a fast program: then the engine's own limit ends it."""
+    monkeypatch.setattr(docker_memory, "find_group", lambda *arguments: None)
+    with start(memory_limit="300M") as (manager, client):
+        sandbox = sandbox_of(manager)
+        wait_until(sandbox.memory_used, "the engine to tell what the sandbox uses")
+        assert sandbox.memory_used() > 10 * 2**20
+        assert "its limit is 300 MiB" in reason_of(client, EAT)
+
+
+def test_a_kernel_that_exits_starts_again_in_its_sandbox(start: Start) -> None:
+    with start() as (manager, client):
+        sandbox = sandbox_of(manager)
+        assert "exit status 3" in reason_of(client, "import os; os._exit(3)")
+        manager.restart_kernel()
+        assert sandbox_of(manager) is sandbox
+        with connected(manager) as again:
+            assert ask(again, "1 + 1") == 2
+
+
+def test_killed_by_command(start: Start) -> None:
+    with start() as (manager, client):
+        sandbox = sandbox_of(manager)
+        execute(client, "x = 1")
+        request = client.execute("import time; print('runs', flush=True); time.sleep(1000)")
+        wait_for_text(client, "runs")
+        assert main(["kill", sandbox.directory.name]) == 0
+        message = client.get_iopub_msg(timeout=60)
+        while message["msg_type"] != "error":
+            message = client.get_iopub_msg(timeout=60)
+        assert message["parent_header"]["msg_id"] == request
+        assert "sandbox is gone" in message["content"]["evalue"]
+        manager.restart_kernel()
+        assert sandbox_of(manager) is not sandbox
+        with connected(manager) as again:
+            assert ask(again, "1 + 1") == 2
+
+
+def test_the_engine_stops_and_comes_back(start: Start, dockerd: Dockerd, folder: Path) -> None:
+    with start() as (manager, client):
+        execute(client, f"open('{OUTPUTS}/a', 'w').write('before')")
+        client.execute("import time; print('runs', flush=True); time.sleep(1000)")
+        wait_for_text(client, "runs")
+        dockerd.stop()
+        try:
+            message = client.get_iopub_msg(timeout=60)
+            while message["msg_type"] != "error":
+                message = client.get_iopub_msg(timeout=60)
+            assert "sandbox is gone" in message["content"]["evalue"]
+            manager.shutdown_kernel(now=True)
+            with pytest.raises(GvisorKernelError, match="does not answer"), start():
+                pass
+        finally:
+            dockerd.start()
+    with start() as (_, client):
+        assert ask(client, f"open('{OUTPUTS}/a').read()") == "before"
+
+
+def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    owner = subprocess.Popen(
+        [sys.executable, "-m", "tests.docker.owner", str(folder), IMAGE],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
+    assert owner.stdout is not None
+    return owner, Path(owner.stdout.readline().strip())
+
+
+def end(owner: subprocess.Popen[str]) -> None:
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate(timeout=60)
+
+
+def test_the_owner_is_killed(folder: Path, dockerd: Dockerd) -> None:
+    """Its outputs come, and what was the sandbox's goes."""
+    owner, directory = run_owner(folder)
+    assert directory.is_dir()
+    assert dockerd.ours()
+    end(owner)
+    wait_until(lambda: not directory.exists(), "the sandbox to be removed")
+    assert dockerd.ours() == []
+    assert (folder / "outputs" / "kept").read_text() == "x"
+
+
+def test_what_has_lost_its_state_directory(folder: Path, dockerd: Dockerd) -> None:
+    """Only the labels in the engine tell whose it was."""
+    owner, directory = run_owner(folder)
+    shutil.rmtree(directory)
+    end(owner)
+    assert dockerd.ours()
+    runtime = DockerRuntime()
+    assert runtime.sweep()
+    assert dockerd.ours() == []
+
+
+# Refused.
+
+
+def test_what_is_not_gvisor_runs_no_kernel(dockerd: Dockerd, start: Start, tmp_path: Path) -> None:
+    """A program that is called like it, and starts an ordinary container."""
+    program = tmp_path / "runsc"
+    program.write_text('#!/bin/sh\nexec runc "$@"\n')
+    program.chmod(0o755)
+    with dockerd.client() as engine:
+
+        def has(path: str) -> bool:
+            return bool(engine.info()["Runtimes"]["runsc"]["path"] == path)
+
+        dockerd.configure({"runsc": {"path": str(program)}})
+        try:
+            wait_until(lambda: has(str(program)), "the engine to know the other runtime")
+            with pytest.raises((IsolationError, LaunchError)), start():
+                pass
+        finally:
+            real = runsc_runtime()
+            dockerd.configure(real)
+            wait_until(lambda: has(real["runsc"]["path"]), "the engine to know runsc again")
+
+
+def another_kernel(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+    return "Linux version 6.1"
+
+
+def more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+    made = sandbox.engine.inspect(sandbox.container)
+    made["HostConfig"]["CapAdd"] = ["ALL"]
+    patch.setattr(sandbox.engine, "inspect", lambda container: made)
+    return GVISOR
+
+
+def another_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(docker_verify, "read_argv", lambda pid: ["/usr/bin/python3"])
+    return GVISOR
+
+
+GVISOR = "[    0.000000] Starting gVisor..."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (another_kernel, "does not say that it is gVisor's"),
+        (more_capabilities, "capabilities"),
+        (another_process, "no runsc-sandbox"),
+    ],
+)
+def test_a_container_that_is_not_as_asked_is_ended(
+    change: Callable[[DockerSandbox, pytest.MonkeyPatch], str],
+    words: str,
+    folder: Path,
+    dockerd: Dockerd,
+) -> None:
+    runtime = DockerRuntime()
+    request = LaunchRequest("gvisor-python", "", folder, "python3", {})
+    sandbox = runtime.start(SandboxSpec(runtime="docker", image=IMAGE, outputs=None), request)
+    assert isinstance(sandbox, DockerSandbox)
+    try:
+        runtime.verify(sandbox, {"dmesg": GVISOR})
+        with pytest.MonkeyPatch.context() as patch:
+            dmesg = change(sandbox, patch)
+            with pytest.raises(IsolationError, match=words):
+                runtime.verify(sandbox, {"dmesg": dmesg})
+        wait_until(lambda: sandbox.poll() is not None, "the sandbox to end")
+    finally:
+        sandbox.close()
+    assert dockerd.ours() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image": "nothing/like:it"}, "has no image nothing/like:it"),
+        ({"image": "empty:1"}, "python3"),
+        ({"disk_limit": "16M"}, "too large to be copied"),
+        ({"command": ["nothing", "{connection_file}"]}, "did not start|cannot be started"),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing(
+    settings: dict[str, Any], words: str, start: Start, dockerd: Dockerd, folder: Path
+) -> None:
+    if settings.get("image") == "empty:1":
+        with dockerd.client() as engine:
+            engine._patient.import_image_from_data(bytes(10240), "empty", "1")
+    (folder / "large").write_bytes(bytes(17 * 2**20))
+    with pytest.raises(GvisorKernelError, match=words), start(**settings):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["large"]
+
+
+def test_a_writable_mount_is_refused(start: Start, tmp_path: Path) -> None:
+    mount = {"source": str(tmp_path), "target": "/mnt/more", "read_only": False}
+    with pytest.raises(GvisorKernelError, match="mounts"), start(mounts=[mount]):
+        pass
+
+
+def test_the_hosts_environment_is_refused(start: Start) -> None:
+    with pytest.raises(GvisorKernelError, match="image is 'host'"), start(image="host"):
+        pass
+
+
+def test_a_slow_reader_stalls_the_kernel(start: Start) -> None:
+    """More than every room on the way, to a client that reads only then."""
+    with start() as (_, client):
+        request = client.execute("for n in range(300): print(str(n) + 'x' * 2**18)")
+        answer = finish(client, request)
+        assert answer.text.count("\n") == 300

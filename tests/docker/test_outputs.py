@@ -1,0 +1,219 @@
+"""What a kernel may have left in its outputs, on its way to the folder of the host."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.root_images.refusal import Refused
+from gvisor_kernel.runtimes import docker_outputs
+from gvisor_kernel.runtimes.docker_files import list_files
+from gvisor_kernel.runtimes.docker_outputs import Landing
+
+OLD = 1_600_000_000
+
+
+def entry(
+    name: str,
+    content: bytes = b"",
+    *,
+    kind: bytes = tarfile.REGTYPE,
+    target: str = "",
+    mode: int = 0o644,
+    mtime: int = OLD,
+) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode, info.mtime = kind, target, mode, mtime
+    info.size = len(content)
+    return info, content
+
+
+def pack(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for info, content in entries:
+            archive.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def in_pieces(data: bytes, size: int = 700) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    path = tmp_path / "outputs"
+    path.mkdir()
+    return path
+
+
+def land(
+    outputs: Path, *entries: tuple[tarfile.TarInfo, bytes], **copied: tuple[int, int]
+) -> Landing:
+    landing = Landing(outputs, copied)
+    landing.take(in_pieces(pack(entry("./", kind=tarfile.DIRTYPE), *entries)))
+    return landing
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """What is there, by name: a file's text, a link's target, "/" for a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        shown = path.readlink() if path.is_symlink() else "/" if path.is_dir() else path.read_text()
+        found[str(path.relative_to(folder))] = str(shown)
+    return found
+
+
+def test_files_folders_links(outputs: Path) -> None:
+    landing = land(
+        outputs,
+        entry("./a", b"one"),
+        entry("./sub", kind=tarfile.DIRTYPE, mode=0o700),
+        entry("./sub/b", b"two", mode=0o755),
+        entry("./link", kind=tarfile.SYMTYPE, target="sub/b"),
+        entry("./same", kind=tarfile.LNKTYPE, target="./a"),
+    )
+    assert tree(outputs) == {"a": "one", "sub": "/", "sub/b": "two", "link": "sub/b", "same": "one"}
+    assert (outputs / "a").stat().st_mtime == OLD
+    assert (outputs / "sub/b").stat().st_mode & 0o777 == 0o755
+    assert landing.left_out == 0
+
+
+def test_belongs_to_the_folders_owner(outputs: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(outputs, 4711, 4712)
+    land(outputs, entry("./sub", kind=tarfile.DIRTYPE), entry("./sub/a", b"x"))
+    wanted = outputs.stat()
+    for path in (outputs / "sub", outputs / "sub/a"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (wanted.st_uid, wanted.st_gid)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        entry("/absolute", b"x"),
+        entry("../above", b"x"),
+        entry("./a/../../above", b"x"),
+        entry("./line\nbreak", b"x"),
+        entry("./bytes\udcff", b"x"),
+        entry("./" + "deep/" * 120 + "x", b"x"),
+        entry("./long" + "g" * 300, b"x"),
+        entry("./device", kind=tarfile.CHRTYPE),
+        entry("./pipe", kind=tarfile.FIFOTYPE),
+        entry("./strange", kind=b"Z"),
+        entry("./gone", kind=tarfile.LNKTYPE, target="./not there"),
+        entry("./passwd", kind=tarfile.LNKTYPE, target="/etc/passwd"),
+        entry("./nowhere", kind=tarfile.SYMTYPE, target=""),
+    ],
+    ids=lambda odd: ascii(odd[0].name)[:30],
+)
+def test_what_is_odd_is_left_out_and_the_rest_kept(
+    outputs: Path, odd: tuple[tarfile.TarInfo, bytes]
+) -> None:
+    with io.BytesIO() as packed:
+        archive = tarfile.open(  # noqa: SIM115 - closed without its end, which is written below
+            fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, errors="surrogateescape"
+        )
+        for info, content in (entry("./before", b"1"), odd, entry("./zlast", b"2")):
+            archive.addfile(info, io.BytesIO(content))
+        archive.close()
+        landing = Landing(outputs, {})
+        landing.take(in_pieces(packed.getvalue()))
+    assert tree(outputs) == {"before": "1", "zlast": "2"}
+    assert landing.left_out >= 1
+    assert sorted(path.name for path in outputs.parent.iterdir()) == ["outputs"]
+
+
+def test_no_link_leads_out(outputs: Path, tmp_path: Path) -> None:
+    """Neither one of the archive, nor one that lay there."""
+    (tmp_path / "host").mkdir()
+    (outputs / "planted").symlink_to(tmp_path / "host")
+    land(
+        outputs,
+        entry("./way", kind=tarfile.SYMTYPE, target=str(tmp_path / "host")),
+        entry("./way/file", b"x"),
+        entry("./planted/file", b"x"),
+        entry("./file", kind=tarfile.SYMTYPE, target=str(tmp_path / "host" / "new")),
+        entry("./file", b"y"),
+    )
+    assert not list((tmp_path / "host").iterdir())
+    assert (outputs / "file").read_text() == "y"
+    assert not (outputs / "file").is_symlink()
+
+
+def test_no_set_uid_file(outputs: Path) -> None:
+    land(outputs, entry("./a", b"x", mode=0o6777), entry("./d", kind=tarfile.DIRTYPE, mode=0o7777))
+    for name in ("a", "d"):
+        assert not (outputs / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
+
+
+def test_a_file_in_the_place_of_a_folder_and_back(outputs: Path) -> None:
+    (outputs / "was folder" / "full").mkdir(parents=True)
+    (outputs / "was file").write_text("x")
+    land(
+        outputs,
+        entry("./was folder", b"file"),
+        entry("./was file", kind=tarfile.DIRTYPE),
+        entry("./was file/in it", b"x"),
+    )
+    assert tree(outputs) == {"was folder": "file", "was file": "/", "was file/in it": "x"}
+
+
+def test_what_did_not_change_is_left_alone(outputs: Path) -> None:
+    """Somebody may have changed it on the host meanwhile."""
+    (outputs / "a").write_text("of the host")
+    landing = land(outputs, entry("./a", b"one"), entry("./b", b"two"), a=(3, OLD), b=(2, OLD))
+    assert tree(outputs) == {"a": "of the host", "b": "two"}
+    assert landing.written == 1
+    assert landing.seen == {"a": (3, OLD), "b": (3, OLD)}
+
+
+def test_what_was_changed_just_now_is_not_known_for_sure(outputs: Path) -> None:
+    """A change within the same second, of the same size, would be missed."""
+    for name, at in (("old", OLD), ("new", time.time())):
+        (outputs / name).write_text("x")
+        os.utime(outputs / name, (at, at))
+    assert list_files(outputs) == {"old": (1, OLD)}
+
+
+def test_the_folder_itself_stays_as_it_is(outputs: Path) -> None:
+    outputs.chmod(0o750)
+    landing = Landing(outputs, {})
+    landing.take(iter([pack(entry("./", kind=tarfile.DIRTYPE, mode=0o777))]))
+    assert outputs.stat().st_mode & 0o777 == 0o750
+
+
+def test_cut_off(outputs: Path) -> None:
+    """What came whole is kept; of the rest not even a part."""
+    archive = pack(entry("./a", b"one"), entry("./b", bytes(10_000)))
+    (outputs / "b").write_text("old")
+    with pytest.raises(Refused, match="cut off"):
+        Landing(outputs, {}).take(in_pieces(archive[:5000]))
+    assert tree(outputs) == {"a": "one", "b": "old"}
+
+
+def test_larger_than_the_disk(outputs: Path) -> None:
+    info = tarfile.TarInfo("./huge")
+    info.size = 2**62
+    with pytest.raises(OSError, match="room for"):
+        Landing(outputs, {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
+    assert tree(outputs) == {}
+
+
+def test_takes_no_longer_than_it_may(outputs: Path) -> None:
+    with pytest.raises(TimeoutError):
+        Landing(outputs, {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
+    assert tree(outputs) == {}
+
+
+def test_too_many(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_outputs, "ENTRIES_MOST", 2)
+    with pytest.raises(Refused, match="more than 2"):
+        land(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

@@ -1,0 +1,192 @@
+"""The engine's stream: whole in pieces of any size, stalled by who does not read, ended once."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gvisor_kernel.runtimes.docker_stream import (
+    FRAME_MOST,
+    STDERR,
+    STDOUT,
+    Demultiplexer,
+    Pumps,
+    StreamError,
+)
+
+SECONDS = 30.0
+Frames = list[tuple[int, bytes]]
+
+frames = st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(max_size=300)))
+
+
+def encode(parts: Frames) -> bytes:
+    return b"".join(bytes([kind, 0, 0, 0]) + len(data).to_bytes(4) + data for kind, data in parts)
+
+
+def take_apart(pieces: list[bytes]) -> dict[int, bytes]:
+    reader = Demultiplexer()
+    found = {STDOUT: b"", STDERR: b""}
+    for piece in pieces:
+        for kind, data in reader.receive(piece):
+            found[kind] += data
+    return found
+
+
+@given(frames, st.integers(1, 40))
+def test_in_pieces_of_any_size(parts: Frames, size: int) -> None:
+    stream = encode(parts)
+    pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+    wanted = {
+        kind: b"".join(data for which, data in parts if which == kind) for kind in (STDOUT, STDERR)
+    }
+    assert take_apart([stream]) == take_apart(pieces) == wanted
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_an_error_or_a_stream(data: bytes) -> None:
+    reader = Demultiplexer()
+    try:
+        given_out = sum(len(piece) for _, piece in reader.receive(data))
+    except StreamError:
+        return
+    assert given_out <= len(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\0\0\0\0\0\0\0\1",  # stdin, which nobody sends
+        b"\3\0\0\0\0\0\0\1",  # an error of the engine's own
+        b"\1\0\0\1\0\0\0\1",
+        b"\1\0\0\0" + (FRAME_MOST + 1).to_bytes(4),
+        b"\1\0\0\0\xff\xff\xff\xff",
+        b"HTTP/1.1",
+    ],
+)
+def test_no_header(header: bytes) -> None:
+    with pytest.raises(StreamError, match="where a frame of a stream begins"):
+        list(Demultiplexer().receive(header))
+
+
+def test_a_large_frame_is_given_out_as_it_comes() -> None:
+    reader = Demultiplexer()
+    assert not list(reader.receive(b"\1\0\0\0" + FRAME_MOST.to_bytes(4)))
+    assert [(kind, bytes(data)) for kind, data in reader.receive(b"abc")] == [(STDOUT, b"abc")]
+
+
+class Ends:
+    """A container's side of pumps, and the host's."""
+
+    def __init__(self) -> None:
+        self.stdin, theirs_in = socket.socketpair()
+        self.output, theirs_out = socket.socketpair()
+        guest_in, self.link_in = os.pipe()
+        self.link_out, guest_out = os.pipe()
+        self.stderr, guest_stderr = os.pipe()
+        self.ended = threading.Semaphore(0)
+        self.pumps = Pumps(
+            stdin=theirs_in,
+            output=theirs_out,
+            link_in=guest_in,
+            link_out=guest_out,
+            stderr=guest_stderr,
+            ended=self.ended.release,
+        )
+
+    def read(self, fd: int, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (more := os.read(fd, size - len(data))):
+            data += more
+        return data
+
+    def close(self) -> None:
+        self.pumps.close(SECONDS)
+        for sock in (self.stdin, self.output):
+            sock.close()
+        for fd in (self.link_in, self.link_out, self.stderr):
+            if fd >= 0:
+                os.close(fd)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("gvisor-kernel-docker")]
+
+
+def test_both_ways(ends: Ends) -> None:
+    os.write(ends.link_in, b"to the kernel")
+    assert ends.stdin.recv(100) == b"to the kernel"
+    ends.output.sendall(encode([(STDOUT, b"out"), (STDERR, b"err"), (STDOUT, b"more")]))
+    assert ends.read(ends.link_out, 7) == b"outmore"
+    assert ends.read(ends.stderr, 3) == b"err"
+    assert not ends.ended.acquire(blocking=False)
+
+
+def end_of_the_container(ends: Ends) -> None:
+    ends.output.close()
+
+
+def garbage(ends: Ends) -> None:
+    ends.output.sendall(b"garbage!")
+
+
+def stop(ends: Ends) -> None:
+    ends.pumps.stop()
+
+
+@pytest.mark.parametrize("end", [end_of_the_container, garbage, stop])
+def test_ends_once_and_wholly(ends: Ends, end: Callable[[Ends], None]) -> None:
+    end(ends)
+    assert ends.ended.acquire(timeout=SECONDS)
+    assert ends.read(ends.link_out, 1) == b""
+    assert ends.read(ends.stderr, 1) == b""
+    assert ends.stdin.recv(1) == b"", "a container whose link has ended is not fed any more"
+    ends.pumps.close(SECONDS)
+    assert not ends.ended.acquire(blocking=False)
+
+
+def test_the_hosts_end_ends_the_containers_input(ends: Ends) -> None:
+    os.close(ends.link_in)
+    ends.link_in = -1
+    assert ends.stdin.recv(1) == b""
+
+
+def test_who_does_not_read_stalls_the_container(ends: Ends) -> None:
+    """Nothing is kept in between but what pipes and sockets have room for."""
+    frame = encode([(STDOUT, bytes(32768))])
+    ends.output.setblocking(False)
+    sent = 0
+    while select.select([], [ends.output], [], 0.5)[1]:
+        sent += ends.output.send(frame[sent % len(frame) :])
+        assert sent < 16 * 1024 * 1024
+    whole = sent // len(frame) * 32768
+    assert len(ends.read(ends.link_out, whole)) == whole
+
+
+def test_stops_while_it_is_stalled(ends: Ends) -> None:
+    stream = encode([(STDOUT, bytes(1024 * 1024))])
+    sender = threading.Thread(target=send_all, args=(ends.output, stream))
+    sender.start()
+    assert ends.read(ends.link_out, 1) == b"\0"
+    ends.pumps.stop()
+    assert ends.ended.acquire(timeout=SECONDS)
+    sender.join(SECONDS)
+    assert not sender.is_alive()
+
+
+def send_all(sock: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        sock.sendall(data)

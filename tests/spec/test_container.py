@@ -1,0 +1,167 @@
+"""The container that a Docker engine is asked for, and how one differs from it that it made."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.accept import MIB
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.spec.container import (
+    Names,
+    etc_files,
+    finalize_container,
+    finalize_store,
+    find_faults,
+    is_gvisor,
+)
+from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
+
+SPEC = SandboxSpec(
+    runtime="docker",
+    image="some/image:1",
+    memory_limit=512 * MIB,
+    cpu_shares=77,
+    pids_limit=100,
+    disk_limit=64 * MIB,
+)
+NAMES = Names("01j")
+
+
+def ask(**changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "argv": ("python3", "-c", "x"),
+        "environment": {"A": "b=c"},
+        "labels": {"l": "v"},
+        "keeps_outputs": True,
+        **changes,
+    }
+    return finalize_container(SPEC, NAMES, **arguments)
+
+
+def test_is_locked_in() -> None:
+    asked = ask()
+    host = asked["HostConfig"]
+    assert host["Runtime"] == "runsc"
+    assert host["NetworkMode"] == "none"
+    assert asked["NetworkDisabled"]
+    assert host["IpcMode"] == "none"
+    assert host["CapDrop"] == ["ALL"]
+    assert set(host["CapAdd"]) == {"SYS_ADMIN", "SETUID", "SETGID", "CHOWN", "KILL"}
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["ReadonlyRootfs"]
+    assert not host["Privileged"]
+
+
+def test_is_bounded() -> None:
+    host = ask()["HostConfig"]
+    assert 512 * MIB < host["Memory"] == host["MemorySwap"] < 1024 * MIB
+    assert host["CpuShares"] == 77
+    assert host["PidsLimit"] > 100
+    assert {"Name": "nproc", "Soft": 100, "Hard": 100} in host["Ulimits"]
+    for target, options in host["Tmpfs"].items():
+        size = next(o for o in options.split(",") if o.startswith("size="))
+        assert int(size.removeprefix("size=")) <= 256 * MIB, target
+        assert {"nosuid", "nodev"} < set(options.split(","))
+
+
+def test_shows_nothing_of_the_engines_machine_and_writes_outputs_alone() -> None:
+    mounts = ask(extra=[("mounts/0", "/mnt/data")])["HostConfig"]["Mounts"]
+    assert {mount["Type"] for mount in mounts} == {"volume"}
+    assert {m["Target"] for m in mounts if not m["ReadOnly"]} == {OUTPUTS}
+    assert {*LAYOUT, "/mnt/data", "/etc/resolv.conf"} < {mount["Target"] for mount in mounts}
+    assert all(mount["VolumeOptions"]["NoCopy"] for mount in mounts)
+
+
+def test_outputs_that_are_not_kept() -> None:
+    host = ask(keeps_outputs=False)["HostConfig"]
+    assert OUTPUTS in host["Tmpfs"]
+    assert OUTPUTS not in {mount["Target"] for mount in host["Mounts"]}
+
+
+def test_the_images_volumes_are_bounded_and_take_no_place_of_ours() -> None:
+    host = ask(volumes=["/data", OUTPUTS, "/tmp"])["HostConfig"]
+    assert f"size={64 * MIB}" in host["Tmpfs"]["/data"]
+    assert OUTPUTS not in host["Tmpfs"]
+    assert "mode=1777" in host["Tmpfs"]["/tmp"]
+
+
+def test_etc_says_nothing_of_a_network() -> None:
+    files = etc_files("01j")
+    assert files["resolv.conf"] == ""
+    assert files["passwd"].startswith("root:")
+    assert len(files["machine-id"]) == 33
+
+
+def test_the_store_is_never_started_and_has_no_network() -> None:
+    store = finalize_store(SPEC, NAMES, labels={"l": "v"}, keeps_outputs=True)
+    assert store["HostConfig"]["NetworkMode"] == "none"
+    assert {m["Source"] for m in store["HostConfig"]["Mounts"]} == {NAMES.files, NAMES.outputs}
+
+
+def as_made(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the engine says of a container that is as it was asked for."""
+    host = copy.deepcopy(asked["HostConfig"])
+    mounts = [
+        {"Type": "volume", "Destination": m["Target"], "RW": not m["ReadOnly"]}
+        for m in host["Mounts"]
+    ]
+    return {"HostConfig": {**host, "Binds": None, "Devices": []}, "Mounts": mounts}
+
+
+def test_one_that_is_as_asked() -> None:
+    asked = ask()
+    assert find_faults(asked, json.loads(json.dumps(as_made(asked)))) == []
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "another runtime": lambda made: made["HostConfig"].update(Runtime="runc"),
+    "a network": lambda made: made["HostConfig"].update(NetworkMode="bridge"),
+    "the host's ipc": lambda made: made["HostConfig"].update(IpcMode="host"),
+    "the host's pids": lambda made: made["HostConfig"].update(PidMode="host"),
+    "privileged": lambda made: made["HostConfig"].update(Privileged=True),
+    "one capability more": lambda made: made["HostConfig"]["CapAdd"].append("CAP_SYS_PTRACE"),
+    "all capabilities": lambda made: made["HostConfig"].update(CapDrop=None),
+    "new privileges": lambda made: made["HostConfig"].update(SecurityOpt=[]),
+    "more memory": lambda made: made["HostConfig"].update(Memory=0),
+    "swap": lambda made: made["HostConfig"].update(MemorySwap=-1),
+    "more processes": lambda made: made["HostConfig"].update(PidsLimit=None),
+    "a writable root": lambda made: made["HostConfig"].update(ReadonlyRootfs=False),
+    "a device": lambda made: made["HostConfig"].update(Devices=[{"PathOnHost": "/dev/kvm"}]),
+    "a bind": lambda made: made["HostConfig"].update(Binds=["/:/host"]),
+    "a mount of the host": lambda made: made["Mounts"].append(
+        {"Type": "bind", "Destination": "/host", "RW": False}
+    ),
+    "a volume that may be written": lambda made: made["Mounts"].append(
+        {"Type": "volume", "Destination": "/data", "RW": True}
+    ),
+    "guest code that may be written": lambda made: made["Mounts"][0].update(RW=True),
+    "nothing said": lambda made: made.clear(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_that_is_not(change: str) -> None:
+    asked = ask()
+    made = as_made(asked)
+    CHANGES[change](made)
+    assert find_faults(asked, made)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "is_it"),
+    [
+        ({"path": "runsc"}, True),
+        ({"path": "/usr/local/bin/runsc", "runtimeArgs": []}, True),
+        ({"runtimeType": "io.containerd.runsc.v1"}, True),
+        ({"path": "/opt/runsc/runc"}, False),
+        ({"path": ""}, False),
+        ({}, False),
+    ],
+)
+def test_which_runtimes_are_gvisor(runtime: dict[str, Any], is_it: bool) -> None:
+    assert is_gvisor(runtime) == is_it
