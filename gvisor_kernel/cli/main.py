@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_place(install)
     install.add_argument(
         "--language",
-        choices=("python", "bash"),
+        choices=("python", "bash", "typescript", "java"),
         default="python",
         help="of the kernel, which has to be installed where it is to run: %(choices)s",
     )
