@@ -19,4 +19,9 @@ def link(path: Path) -> None:
 
 
 with sync_playwright() as playwright:
-    link(Path(playwright.chromium.executable_path))
+    program = Path(playwright.chromium.executable_path)
+    link(program)
+    # Without a window Playwright starts a smaller build, of which it does not tell the path.
+    revision = program.parents[1].name.rpartition("-")[2]
+    shell = program.parents[2] / f"chromium_headless_shell-{revision}"
+    link(shell / "chrome-headless-shell-linux64/chrome-headless-shell")
