@@ -60,7 +60,7 @@ __all__ = [
 RUNTIMES = ("runsc", "docker")
 RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
-KERNEL_MODES = ("auto", "relay")
+KERNEL_MODES = ("auto", "relay", "tcp")
 SNAPSHOTS = ("auto", "off")
 
 MEMORY_LEAST = 128 * MIB
@@ -236,7 +236,8 @@ class SandboxSettings(Configurable):
         DEFAULTS.kernel_mode,
         help="""How messages reach the kernel's process inside. "auto": straight, where it is a
         kernel of the ipykernel family; else, and with "relay" always, over a relay that any
-        Jupyter kernel understands.""",
+        Jupyter kernel understands. "tcp": a relay by ports of the sandbox's own loopback, for
+        kernels that know no Unix sockets, such as Java's.""",
     )
     snapshot = Setting(
         DEFAULTS.snapshot,

@@ -20,7 +20,8 @@ from jupyter_core.application import JupyterApp
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.errors import KernelspecError, LaunchError
 from gvisor_kernel.plans import KernelPlan
-from gvisor_kernel.provisioner import CHANNELS, GVisorProvisioner, choose_program
+from gvisor_kernel.programs import choose_program
+from gvisor_kernel.provisioner import CHANNELS, GVisorProvisioner
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.sandboxed import SandboxedKernel
 

@@ -29,6 +29,8 @@ PYTHON_KERNEL = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
 """Does what ``python -m`` does, a hundred times faster at unlucky moments, and lets the kernel
 speak frames itself; see there."""
 LINK = ("--link", "{link}")
+FILE, TCP_FILE = "{connection_file}", "{tcp_connection_file}"
+"""Words for PID 1: the paths of a connection file with Unix sockets, and of one with ports."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
 def kernel_argv(plan: KernelPlan) -> tuple[str, ...]:
     """The kernel's command line inside, as PID 1 is told it."""
     argv = list(plan.argv) or [plan.request.python, *IPYKERNEL]
+    if plan.spec.kernel_mode == "tcp":
+        argv = [word.replace(FILE, TCP_FILE) for word in argv]
     return tuple(prepare_argv(argv, plan.spec.kernel_mode))
 
 

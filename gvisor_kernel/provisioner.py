@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -23,11 +21,11 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config import HOST_IMAGE, SandboxSettings, SandboxSpec
+from gvisor_kernel.config import SandboxSettings, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.link import Channel
 from gvisor_kernel.plans import KernelPlan
-from gvisor_kernel.root_images import Store
+from gvisor_kernel.programs import choose_program
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.sandboxed import SandboxedKernel
 
@@ -247,63 +245,6 @@ def choose_folder(cwd: Any, manager: Any) -> Path:
             "start it from a notebook of this server; or let root_dir hold that folder.",
         )
     return folder
-
-
-def choose_program(
-    spec: SandboxSpec, argv: list[str], extra: list[str]
-) -> tuple[str, tuple[str, ...]]:
-    """The interpreter, which for the image ``host`` defines it, and the kernel's argv inside.
-
-    An empty argv is ipykernel of that interpreter. A kernelspec of ours names this launcher, not
-    a kernel; any other kernelspec's argv is run as it is. Raises GvisorKernelError where an image
-    lacks what is needed.
-    """
-    if spec.runtime == "docker":
-        return choose_in_engine(spec, argv, extra)
-    if spec.image != HOST_IMAGE:
-        return choose_in_image(spec, argv, extra)
-    python = argv[0] if argv and argv[0].startswith("/") and "python" in Path(argv[0]).name else ""
-    ours = "gvisor_kernel" in argv and "launch" in argv
-    if spec.command:
-        argv = list(spec.command)
-    elif ours or not argv:
-        return python or sys.executable, ()
-    if argv[0] in {"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"}:
-        argv[0] = python or sys.executable
-    return python or sys.executable, (*argv, *extra)
-
-
-def choose_in_image(
-    spec: SandboxSpec, argv: list[str], extra: list[str]
-) -> tuple[str, tuple[str, ...]]:
-    """Likewise, for an image from the store: a kernelspec's Python is that of the image."""
-    image = Store.open().find(spec.image)
-    python = image.need_python()
-    argv = choose_own(spec, argv)
-    if argv and is_python(argv[0]):
-        argv[0] = python
-    image.need_kernel(argv)
-    return python, (*argv, *extra) if argv else ()
-
-
-def choose_in_engine(
-    spec: SandboxSpec, argv: list[str], extra: list[str]
-) -> tuple[str, tuple[str, ...]]:
-    """Likewise, for an image of a Docker engine. What that has is seen when it starts."""
-    argv = choose_own(spec, argv)
-    if argv and is_python(argv[0]):
-        argv[0] = "python3"
-    return "python3", (*argv, *extra) if argv else ()
-
-
-def choose_own(spec: SandboxSpec, argv: list[str]) -> list[str]:
-    """The argv of a kernel inside an image of its own; empty for ipykernel."""
-    ours = "gvisor_kernel" in argv and "launch" in argv
-    return list(spec.command) or ([] if ours else argv)
-
-
-def is_python(program: str) -> bool:
-    return re.fullmatch(r"python3?(\.\d+)?", Path(program).name) is not None
 
 
 def describe_address(address: Address, identity: KernelIdentity) -> KernelConnectionInfo:

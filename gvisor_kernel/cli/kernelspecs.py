@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,9 @@ from gvisor_kernel.kernelspecs import (
     remove_kernelspec,
     template_settings,
 )
-from gvisor_kernel.provisioner import choose_in_image
+from gvisor_kernel.programs import choose_program, host_path
+from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.spec.layout import is_within
 
 
 def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:
@@ -72,13 +75,22 @@ def check_kernel(settings: dict[str, object]) -> None:
     spec = SandboxSettings(**settings).sandbox_spec()
     if spec.runtime == "docker":
         return  # an engine's images come and go, and the engine may be elsewhere
-    if spec.image != HOST_IMAGE:
-        choose_in_image(spec, [], [])
-    elif spec.command[:2] == ("python3", "-m") and find_spec(spec.command[2]) is None:
+    python, argv = choose_program(spec, [], [])
+    if spec.image != HOST_IMAGE or not argv:
+        return
+    if argv[1:2] == ("-m",) and find_spec(argv[2]) is None:
         raise KernelspecError(
-            f"{sys.executable} has no module {spec.command[2]}, which the kernel needs.",
-            f"`{sys.executable} -m pip install {spec.command[2]}`; or run it in an image that has"
+            f"{sys.executable} has no module {argv[2]}, which the kernel needs.",
+            f"`{sys.executable} -m pip install {argv[2]}`; or run it in an image that has"
             " it: --image NAME.",
+        )
+    program = shutil.which(argv[0], path=host_path(python)) or argv[0]
+    real = os.path.realpath(program)
+    if "/" not in argv[0] and not any(is_within(real, r) for r in find_world(python).roots):
+        raise KernelspecError(
+            f"{program} is {real}, which no sandbox shows.",
+            f"install {argv[0]} below /usr or in {sys.prefix}; or run it in an image that has it:"
+            " --image NAME.",
         )
 
 

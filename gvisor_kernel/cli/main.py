@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_place(install)
     install.add_argument(
         "--language",
-        choices=("python", "bash"),
+        choices=("python", "bash", "typescript", "java"),
         default="python",
         help="of the kernel, which has to be installed where it is to run: %(choices)s",
     )
@@ -322,7 +322,7 @@ def add_image(image: argparse.ArgumentParser) -> None:
         "With Docker where its engine is up, else with buildah. Images that it builds upon are\n"
         "built before, unless they are there already.",
     )
-    build.add_argument("image", metavar="NAME", help="base or python")
+    build.add_argument("image", metavar="NAME", help="base, python, polyglot or full")
     build.add_argument("--name", help="what to call it (default: NAME)")
     distribution = build.add_mutually_exclusive_group()
     distribution.add_argument(

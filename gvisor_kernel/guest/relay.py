@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Deque, Dict, Iterator, List, Optional, Tuple
 
-from gvisor_kernel.guest.connection_file import socket_prefix
+from gvisor_kernel.guest.connection_file import SocketAddress
 from gvisor_kernel.guest.zmtp import ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
 
@@ -28,6 +28,8 @@ SOCKET_TYPES = {
 READ_SIZE = 256 * 1024
 CONNECT_MS = 20
 """How often to look whether a kernel listens that did not yet."""
+CONNECT_SECONDS = 1.0
+"""The most that connecting to a port may take; on the loopback it is there or refused at once."""
 RECONNECT_MS = 200
 """The same for one that has closed a connection."""
 
@@ -35,8 +37,8 @@ RECONNECT_MS = 200
 class RelayConnection:
     """To one of the kernel's sockets: not there yet, open, or closed by the kernel."""
 
-    def __init__(self, path: str, socket_type: str, identity: bytes) -> None:
-        self._path = path
+    def __init__(self, address: SocketAddress, socket_type: str, identity: bytes) -> None:
+        self._address = address
         self._type = socket_type
         self._identity = identity
         self._socket: Optional[socket.socket] = None
@@ -63,12 +65,9 @@ class RelayConnection:
         """Try once. A kernel that does not listen yet is no error."""
         if self._socket is not None or self.broken:
             return
-        attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        attempt.setblocking(False)
         try:
-            attempt.connect(self._path)
+            attempt = _connect(self._address)
         except OSError:
-            attempt.close()
             return
         self._socket = attempt
         self._zmtp = ZmtpConnection(self._type, self._identity)
@@ -144,16 +143,31 @@ class RelayConnection:
             self._unsent.clear()
 
 
-class Relay:
-    """Connected to kernel number ``run`` as soon as that listens."""
+def _connect(address: SocketAddress) -> socket.socket:
+    """A socket that never blocks, connected. Raises OSError."""
+    family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
+    attempt = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family == socket.AF_INET:
+            attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            attempt.settimeout(CONNECT_SECONDS)
+        else:
+            attempt.setblocking(False)
+        attempt.connect(address)
+        attempt.setblocking(False)
+    except OSError:
+        attempt.close()
+        raise
+    return attempt
 
-    def __init__(self, run: int) -> None:
+
+class Relay:
+    """Connected to a kernel as soon as that listens on ``addresses``."""
+
+    def __init__(self, addresses: Dict[Channel, SocketAddress]) -> None:
         identity = os.urandom(8).hex().encode()
-        prefix = socket_prefix(run)
         self._connections = {
-            channel: RelayConnection(
-                f"{prefix}-{int(channel)}", kind, b"" if kind == "SUB" else identity
-            )
+            channel: RelayConnection(addresses[channel], kind, b"" if kind == "SUB" else identity)
             for channel, kind in SOCKET_TYPES.items()
         }
         self._told: List[Channel] = []

@@ -14,7 +14,15 @@ from collections import deque
 from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
-from gvisor_kernel.guest.connection_file import socket_prefix, write_connection_file
+from gvisor_kernel.guest.connection_file import (
+    FILE_WORD,
+    TCP_FILE_WORD,
+    SocketAddress,
+    free_ports,
+    socket_prefix,
+    unix_addresses,
+    write_connection_file,
+)
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.forked_kernel import find_module
 from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
@@ -231,8 +239,10 @@ class Supervisor:
             argv = [str(LINK_FD) if word == LINK_WORD else word for word in argv]
         self.connection.diverts = kernels is not None
         try:
-            path = write_connection_file(start.run, start.key, start.signature_scheme)
-            argv = [word.replace("{connection_file}", path) for word in argv]
+            tcp = any(TCP_FILE_WORD in word for word in argv)
+            addresses = free_ports() if tcp else unix_addresses(start.run)
+            path = write_connection_file(start.run, addresses, start.key, start.signature_scheme)
+            argv = [word.replace(TCP_FILE_WORD, path).replace(FILE_WORD, path) for word in argv]
             self.kernel = process.start_kernel(
                 argv,
                 dict(start.environment),
@@ -243,7 +253,7 @@ class Supervisor:
             if own is not None:
                 self.socket = KernelSocket(own)
             else:
-                self._use_relay()
+                self._use_relay(addresses)
         except (OSError, StartError) as error:
             self._log(f"{error}\n")
             if self.kernel is not None:
@@ -267,10 +277,9 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _use_relay(self) -> None:
+    def _use_relay(self, addresses: Dict[Channel, SocketAddress]) -> None:
         """Talk ZMQ to the kernel."""
-        assert self.connection.run is not None
-        self.relay = Relay(self.connection.run)
+        self.relay = Relay(addresses)
 
     def _signal(self, signum: int) -> None:
         if self.kernel is None:
@@ -395,7 +404,7 @@ class Supervisor:
             return True
         self.socket.close()
         self.socket = None
-        self._use_relay()
+        self._use_relay(unix_addresses(self.connection.run))
         self.connection.diverts = False
         for event in self._diverted:
             self.connection.receive_data(event.frame)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.root_images.scoped import is_program, stat_in
@@ -15,6 +16,7 @@ from gvisor_kernel.root_images.scoped import is_program, stat_in
 DEFAULT_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 OLDEST_PYTHON = (3, 9)
 KERNEL_MODULES = ("ipykernel", "zmq")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,11 @@ class RootImage:
             )
         return python
 
-    def need_kernel(self, argv: Sequence[str]) -> None:
+    def need_kernel(self, argv: Sequence[str], remedies: Mapping[str, str] = NOTHING) -> None:
         """Raise LaunchError where what ``argv`` starts is not there; empty: ipykernel.
 
-        What nobody has looked for yet counts as there.
+        What nobody has looked for yet counts as there. ``remedies``: how one comes to a program or
+        a module, by its name.
         """
         if not argv:
             for name in KERNEL_MODULES:
@@ -111,7 +114,9 @@ class RootImage:
         if self.find_program(argv[0]) is None:
             raise LaunchError(
                 f"The image {self.called} has no program {argv[0]}, which starts the kernel.",
-                "add it to the image, or name another in the setting command.",
+                f"add it to the image: {remedies[argv[0]]}."
+                if argv[0] in remedies
+                else "add it to the image, or name another in the setting command.",
             )
         if "python" in Path(argv[0]).name and "-m" in argv[:-1]:
             self._need_module(argv[argv.index("-m") + 1])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.guest import relay as relay_module
-from gvisor_kernel.guest.relay import Relay, RelayConnection
+from gvisor_kernel.guest.relay import SOCKET_TYPES, Relay, RelayConnection
 from gvisor_kernel.guest.zmtp import GREETING, ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
 
@@ -128,10 +128,9 @@ def test_a_kernel_s_heartbeats_of_the_protocol_are_answered(
 
 
 def test_a_relay_waits_for_a_kernel_that_does_not_listen_yet(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(relay_module, "socket_prefix", lambda run: str(tmp_path / "s"))
-    relay = Relay(1)
+    relay = Relay({channel: f"{tmp_path}/s-{int(channel)}" for channel in SOCKET_TYPES})
     assert relay.finished
     assert not relay.listening
     assert relay.wait_ms == relay_module.CONNECT_MS

@@ -1,0 +1,118 @@
+"""The kernelspec gvisor-typescript: jupyter_kernel_test's checks, results, interrupts, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jupyter_kernel_test
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.programs import need_on_host
+
+from ..world import PROJECT, World
+from .helpers import SANDBOXED, SECONDS, execute, running_kernel, wait_for_text
+
+pytest.importorskip("deno", reason="deno, the kernel of TypeScript, is not installed")
+pytestmark = pytest.mark.skipif(not SANDBOXED, reason="another kernel than ours")
+
+NAME = "gvisor-typescript"
+NULLS = pytest.mark.xfail(
+    reason="Deno 2.7 sends null for user_expressions and transient, unsandboxed too"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernelspec(world: World) -> Iterator[None]:
+    """As it is installed, but cold: nothing makes an image beside the tests."""
+    install = ["install", "--user", "--language", "typescript", "--set", "snapshot=off"]
+    assert main(install) == 0
+    yield
+    assert main(["uninstall", "--user", "--name", NAME]) == 0
+
+
+class TestConformance(jupyter_kernel_test.KernelTests):
+    kernel_name = NAME
+    language_name = "typescript"
+    file_extension = ".ts"
+    code_hello_world = "console.log('hello, world')"
+    code_stderr = "console.error('oh')"
+    completion_samples = [{"text": "console.lo", "matches": {"log"}}]  # noqa: RUF012
+    complete_code_samples = ["1 + 1", "function f() { return 1 }"]  # noqa: RUF012
+    incomplete_code_samples = ["function f() {"]  # noqa: RUF012
+    code_generate_error = "throw new Error('no')"
+
+    # Not by code_execute_result and code_display_data, whose subtests cannot be expected to fail:
+    # test_results_and_outputs_of_all_kinds looks at what these would, without the schema.
+    @NULLS
+    def test_execute_stdout(self) -> None:
+        super().test_execute_stdout()
+
+    @NULLS
+    def test_execute_stderr(self) -> None:
+        super().test_execute_stderr()
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    start = {"cwd": str(tmp_path_factory.mktemp("typescript"))}
+    with running_kernel(NAME, settings={"snapshot": "off"}, start=start) as both:
+        yield both
+
+
+def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
+    code = (
+        "console.log(Deno.uid(), Deno.cwd()); console.log(Deno.readTextFileSync('/proc/version'))"
+    )
+    text = execute(client, code).text
+    assert text.startswith("1000 /workspace\n")
+    assert "4.4.0" in text
+    assert execute(client, "Deno.writeTextFileSync('outputs/file', 'kept')").error == ""
+
+
+def test_results_and_outputs_of_all_kinds(client: BlockingKernelClient) -> None:
+    assert execute(client, "const n: number = 6; n * 7").result == "\x1b[33m42\x1b[39m"
+    assert execute(client, "console.log('hello')").text == "hello\n"
+    (error,) = execute(client, "console.error('oh')").of_type("stream")
+    assert error["content"] == {"name": "stderr", "text": "oh\n"}
+    (shown,) = execute(
+        client, "await Deno.jupyter.display({'image/svg+xml': '<svg/>'}, { raw: true })"
+    ).of_type("display_data")
+    assert shown["content"]["data"] == {"image/svg+xml": "<svg/>"}
+
+
+def test_types_go_and_what_is_declared_stays(client: BlockingKernelClient) -> None:
+    execute(client, "interface Point { x: number }; const p: Point = { x: 4 }")
+    assert execute(client, "console.log(p.x + 1)").text == "5\n"
+
+
+def test_an_interrupt_ends_what_runs_and_nothing_else(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
+    execute(client, "const before = 'here'")
+    client.execute("console.log('begun'); while (true) {}")
+    wait_for_text(client, "begun")
+    manager.interrupt_kernel()
+    assert execute(client, "console.log(before)").text == "here\n"
+
+
+def test_a_restart_renews_it(manager: KernelManager, client: BlockingKernelClient) -> None:
+    execute(client, "var gone = 1")
+    manager.restart_kernel()
+    client.wait_for_ready(timeout=SECONDS)
+    assert execute(client, "console.log(typeof gone)").text == "undefined\n"
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(GvisorKernelError, match="no program deno") as caught:
+        need_on_host("/usr/bin/python3", ["deno", "{connection_file}"])
+    assert "pip install 'deno" in str(caught.value)
+
+
+def test_it_has_logos() -> None:
+    logos = {path.name for path in (PROJECT / "kernelspecs" / NAME).glob("logo-*")}
+    assert logos == {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}
