@@ -44,6 +44,25 @@ class NotThere(SandboxError):
     """What was asked for does not exist in the engine."""
 
 
+class Attached:
+    """A socket of a container's stdio, without a timeout, as the SDK gives one."""
+
+    def __init__(self, found: Any) -> None:
+        self._found = found
+        self._sock = getattr(found, "_sock", found)
+        self._sock.settimeout(None)
+        self.recv = self._sock.recv
+        self.sendall = self._sock.sendall
+        self.shutdown = self._sock.shutdown
+
+    def close(self) -> None:
+        """Also of the answer that it came with, which else keeps it open."""
+        self._sock.close()
+        response = getattr(self._found, "_response", None)
+        if response is not None:
+            response.close()
+
+
 class Engine:
     """One engine. Methods raise SandboxError, of which EngineGone and NotThere say what it is."""
 
@@ -125,17 +144,12 @@ class Engine:
         with contextlib.suppress(NotThere), self._translated("remove a volume"):
             self._patient.remove_volume(name, force=True)
 
-    def attach(self, container: str, *, stdin: bool) -> Any:
-        """The socket of a container's stdin, or of its stdout and stderr in frames.
-
-        It has ``recv``, ``sendall``, ``shutdown`` and ``close``, and no timeout.
-        """
+    def attach(self, container: str, *, stdin: bool) -> Attached:
+        """A container's stdin, or its stdout and stderr in frames."""
         params = {"stdin": int(stdin), "stdout": int(not stdin), "stderr": int(not stdin)}
         with self._translated("connect to a container"):
             found = self._client.attach_socket(container, {**params, "stream": 1})
-            sock = getattr(found, "_sock", found)
-            sock.settimeout(None)
-            return sock
+            return Attached(found)
 
     def put(self, container: str, folder: str, archive: Iterable[bytes]) -> None:
         """Unpack a tar archive there."""

@@ -215,6 +215,7 @@ def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(folder.parent)},  # Jupyter's files of it stay
     )
     assert owner.stdout is not None
     return owner, Path(owner.stdout.readline().strip())
@@ -352,8 +353,8 @@ def test_the_hosts_environment_is_refused(start: Start) -> None:
         pass
 
 
-def test_a_slow_reader_stalls_the_kernel(start: Start) -> None:
-    """More than every room on the way, to a client that reads only then."""
+def test_much_output_comes_whole(start: Start) -> None:
+    """More than every room on the way; what has none stalls the kernel."""
     with start() as (_, client):
         request = client.execute("for n in range(300): print(str(n) + 'x' * 2**18)")
         answer = finish(client, request)

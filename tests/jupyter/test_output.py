@@ -7,9 +7,9 @@ import sys
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from .helpers import SANDBOXED, Answer, every_runtime, execute, finish, wait_for, wait_for_text
+from .helpers import SANDBOXED, Answer, every_way, execute, finish, wait_for, wait_for_text
 
-pytestmark = every_runtime
+pytestmark = every_way
 
 PRINTING = {
     "print": ("print('said')", "said\n"),
