@@ -15,6 +15,7 @@ from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
     make_console,
+    make_table,
     print_error,
     print_json,
     printable,
@@ -177,15 +178,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not images:
         print("No images. Kernels run in the Python environment of this machine.")
         return 0
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("NAME", "DIGEST", "PYTHON"):
-        table.add_column(title, no_wrap=True)
-    for title in ("SIZE", "AGE"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("FROM", overflow="fold")
+    table = make_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM")
     now = time.time()
     for image in images:
         cells = (

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from gvisor_kernel.errors import GvisorKernelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
+    from rich.table import Table
 
 
 def printable(text: str) -> str:
@@ -57,3 +60,19 @@ def describe_age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+def make_table(left: Sequence[str], right: Sequence[str], last: str) -> Table:
+    """An empty table of what a command lists, by its titles.
+
+    ``left`` and ``right``: how the cells of a column stand; only those of ``last`` are folded.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in left:
+        table.add_column(title, no_wrap=True)
+    for title in right:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(last, overflow="fold")
+    return table

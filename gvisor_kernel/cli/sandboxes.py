@@ -18,6 +18,7 @@ from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
     make_console,
+    make_table,
     print_json,
     printable,
 )
@@ -112,15 +113,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not sandboxes:
         print("No sandboxes.")
         return 0
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("ID", "NAME", "STATE"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("MEMORY", justify="right", no_wrap=True)
-    table.add_column("AGE", justify="right", no_wrap=True)
-    table.add_column("FOLDER", overflow="fold")
+    table = make_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER")
     for sandbox in sandboxes:
         record, used = sandbox.record, sandbox.memory_used
         shown = "?" if used is None else describe_size(used)

@@ -11,7 +11,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from gvisor_kernel.cli.output import describe_size, make_console, print_json, printable
+from gvisor_kernel.cli.output import (
+    describe_size,
+    make_console,
+    make_table,
+    print_json,
+    printable,
+)
 from gvisor_kernel.config import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.skills import (
@@ -133,13 +139,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not skills:
         print(f"No skills in {printable(str(store.folder))}.")
         return 0
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("NAME", "FOLDER", "FROM"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("DESCRIPTION", overflow="fold")
+    table = make_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION")
     for skill in skills:
         cells = (
             skill.name,

@@ -18,6 +18,7 @@ from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
     make_console,
+    make_table,
     print_json,
     printable,
 )
@@ -80,15 +81,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not images:
         print("No images.")
         return 0
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("ID", "KERNEL", "PYTHON"):
-        table.add_column(title, no_wrap=True)
-    for title in ("SIZE", "AGE", "USED"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("PRELOAD", overflow="fold")
+    table = make_table(("ID", "KERNEL", "PYTHON"), ("SIZE", "AGE", "USED"), "PRELOAD")
     now = time.time()
     for image in images:
         label = image.meta.label
