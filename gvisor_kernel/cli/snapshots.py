@@ -79,7 +79,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         print_json([describe(image) for image in images])
         return 0
     if not images:
-        print("No images.")
+        print("No snapshots.")
         return 0
     from rich.text import Text
 
@@ -118,7 +118,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
             kernel = image.meta.label.get("kernel", "?")
             print(printable(f"{image.meta.key[:SHOWN_DIGITS]}  {kernel}  {words}"))
         if not images:
-            print("No images.")
+            print("No snapshots.")
     return 1 if any(reasons.values()) else 0
 
 

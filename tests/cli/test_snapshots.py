@@ -66,7 +66,7 @@ def run(*argv: str) -> int:
 def test_no_images(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["list"], ["verify"], ["remove", "--all"], ["remove", "--stale"]):
         assert run(*argv) == 0
-    assert capsys.readouterr().out == "No images.\nNo images.\n" + "Nothing to remove.\n" * 2
+    assert capsys.readouterr().out == "No snapshots.\nNo snapshots.\n" + "Nothing to remove.\n" * 2
     assert run("remove", "0") == 1
     assert "There is no image '0'" in capsys.readouterr().err
 
