@@ -34,6 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORLD].install()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may run beside what, with ``pytest -n``: files do, and in a file the ways in which its
+    kernels start; the slowest first, as the last to end should be a short one.
+
+    All that uses the run's Docker engine stays together: there is one for each process.
+    """
+    slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[group_of(item)])
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def group_of(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    way = callspec.params.get("way", "") if callspec else ""
+    if way == "docker" or "dockerd" in getattr(item, "fixturenames", ()):
+        return "docker"
+    return f"{item.path.relative_to(item.config.rootpath)} {way}".strip()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if WORLD in config.stash:
         config.stash[WORLD].remove()

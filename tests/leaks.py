@@ -2,7 +2,7 @@
 
 Other runs of this project may be going on beside this one, so a thing is only blamed on this run
 when its world's folder stands in the thing's name, argv or environment; a cgroup, which has no
-room for that, when it is new and stays empty, or holds a process of this run.
+room for that, when it is new, stays empty, and no sandbox that another run knows has it.
 """
 
 from __future__ import annotations
@@ -92,14 +92,23 @@ def _blamable(things: Things) -> Things:
 
 
 def _is_blamable(thing: str) -> bool:
-    """Whether a cgroup is not in use by somebody else's sandbox."""
+    """Whether a cgroup is not somebody else's sandbox's."""
     folder = Path(thing.removeprefix("cgroup "))
-    if not folder.is_dir():
+    if not folder.is_dir() or _other_run_has(folder.name):
         return False
     for path in (folder, *_cgroup_folders(folder)):
         if _read(path / "cgroup.procs").strip():
             return False  # a living process: this run's are found by processes()
     return True
+
+
+def _other_run_has(identity: str) -> bool:
+    worlds = (path for path in Path("/tmp").glob("gk-*") if str(path) not in os.environ["HOME"])
+    return any(
+        "sandboxes" in Path(folder).parts and identity in names
+        for world in worlds
+        for folder, names, _ in os.walk(world, onerror=lambda _: None)
+    )
 
 
 def _is_ours(folder: Path) -> bool:

@@ -32,14 +32,18 @@ from .fake_runsc import FakeRunsc
 
 MIB = 1024 * 1024
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|\bb'", re.I)
+NONSENSE = r"""yes "$(printf '\033[2J\007\377')" | head -c 100000"""
+"""What would empty a terminal and ring its bell, and is no text. The same in each run."""
 FLOOD = "head -c 256M /dev/zero"
 """Four times what a reader may need for it."""
+SLEEP = f"sleep 1000.{os.getpid()}"
+"""The number tells this run's from those of others."""
 
 NO_SANDBOX = {
     "crashes": ("echo 'fatal error: out of luck' >&2; exit 2", "status 2"),
     "is killed": ("kill -SEGV $$", "status -11"),
     "does nothing": ("exit 0", "left no sandbox"),
-    "says nonsense": ("head -c 100000 /dev/urandom; head -c 100000 /dev/urandom >&2; exit 0", "no"),
+    "says nonsense": (f"{NONSENSE}; {NONSENSE} >&2; exit 0", "no"),
     "says too much": (f"{FLOOD} >&2; exit 1", "status 1"),
     "names no process": (
         "for a; do case $a in --pid-file=*) echo nonsense > ${a#*=};; esac; done; exit 0",
@@ -49,13 +53,13 @@ NO_SANDBOX = {
         "for a; do case $a in --pid-file=*) echo INNOCENT > ${a#*=};; esac; done; exit 0",
         "left no sandbox",
     ),
-    "leaves a child": ("sleep 1000 & exit 1", "status 1"),
-    "leaves a child and says that all is well": ("sleep 1000 & exit 0", "left no sandbox"),
+    "leaves a child": (f"{SLEEP} & exit 1", "status 1"),
+    "leaves a child and says that all is well": (f"{SLEEP} & exit 0", "left no sandbox"),
 }
 """What ``runsc run`` does instead, and what of it is told."""
 HANGS = {
-    "hangs": "exec sleep 1000",
-    "hangs with a child": "sleep 1000 & wait",
+    "hangs": f"exec {SLEEP}",
+    "hangs with a child": f"{SLEEP} & wait",
     "fills the link": f"{FLOOD}",
 }
 POSER = """
@@ -82,16 +86,16 @@ exit 0
 ANSWERS = {
     "crashes": ("exit 3", "does not say which version"),
     "says nothing": ("exit 0", "does not say which version"),
-    "says nonsense": ("head -c 100000 /dev/urandom; exit 0", "does not say which version"),
+    "says nonsense": (f"{NONSENSE}; exit 0", "does not say which version"),
     "says too much": (f"{FLOOD}; exit 0", "does not say which version"),
-    "hangs": ("exec sleep 1000", "did not end within 1 s"),
-    "leaves a child": ("sleep 1000 & exit 0", "does not say which version"),
+    "hangs": (f"exec {SLEEP}", "did not end within 1 s"),
+    "leaves a child": (f"{SLEEP} & exit 0", "does not say which version"),
 }
 IMAGES = {
     "crashes": ("exit 1", "status 1"),
     "does nothing": ("exit 0", "went on although"),
     "says too much": (f"{FLOOD} >&2; exit 1", "status 1"),
-    "hangs": ("sleep 1000 & wait", "not written within 1 s"),
+    "hangs": (f"{SLEEP} & wait", "not written within 1 s"),
 }
 
 
@@ -99,6 +103,8 @@ IMAGES = {
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunsc:
     fake = FakeRunsc(tmp_path / "bin")
     monkeypatch.setenv("PATH", fake.environment_path())
+    # An image that is made by this runsc replaces that of the run.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -127,11 +133,11 @@ def count_descriptors() -> int:
 
 
 def count_sleepers() -> int:
-    """Processes such as the scripts above leave. Nothing else tells them from others."""
+    """Processes such as the scripts above leave."""
     count = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            count += path.read_bytes() == b"sleep\x001000\x00"
+            count += path.read_bytes().split(b"\0")[:2] == SLEEP.encode().split()
     return count
 
 
@@ -164,10 +170,14 @@ def test_it_starts_no_sandbox_and(what: str, fake: FakeRunsc) -> None:
     script, words = NO_SANDBOX[what]
     with subprocess.Popen(["sleep", "100"]) as innocent:
         fake.instead_of("run", script.replace("INNOCENT", str(innocent.pid)))
-        with bounded_memory():
-            assert words in refusal(snapshot="off")
-        assert innocent.poll() is None
-        innocent.kill()
+        try:
+            with bounded_memory():
+                said = refusal(snapshot="off")
+            assert innocent.poll() is None
+        finally:
+            innocent.kill()
+    assert words in said
+    assert "\033" not in said
     assert "run" in fake.asked()
 
 
@@ -184,7 +194,7 @@ def test_it(what: str, fake: FakeRunsc) -> None:
 
 
 def test_it_lets_pass_what_breaks_the_link(fake: FakeRunsc) -> None:
-    fake.instead_of("run", "head -c 1000 /dev/urandom")
+    fake.instead_of("run", NONSENSE)
     assert "broke the rules of the link" in refusal(snapshot="off")
 
 
@@ -260,7 +270,7 @@ def test_it_restores_nothing(
     assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
     given_up: list[str] = []
     monkeypatch.setattr(Store, "discard", lambda self, key, reason: given_up.append(reason))
-    for script in ("exit 1", "exit 0", "exec sleep 1000", "head -c 1000 /dev/urandom"):
+    for script in ("exit 1", "exit 0", f"exec {SLEEP}", NONSENSE):
         fake.instead_of("restore", script)
         with running_kernel() as (manager, client):
             assert execute(client, "6 * 7").result == "42"

@@ -89,7 +89,7 @@ def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> Non
         sandbox = manager.provisioner._kernel.sandbox
         record = record_of(sandbox.identity)
         busy = client.execute("import time; time.sleep(1000)")
-        wait_until(lambda: manager.is_alive(), "the kernel to live")
+        wait_for(client, lambda m: m["msg_type"] == "execute_input", "the cell to run")
         os.kill(record.processes[part].pid, signal.SIGKILL)
         wait_until(lambda: not manager.is_alive(), f"the death of the kernel after its {part}")
         wait_until(
