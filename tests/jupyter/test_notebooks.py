@@ -1,0 +1,90 @@
+"""The notebooks that come with the project, each run by nbclient in its own kernelspec.
+
+The tour is ``scripts/demo``'s, and runs with it. The one of the image ``full`` runs where
+``GK_TEST_IMAGES`` names a folder as XDG_DATA_HOME is one, in which that image has been built:
+building it takes minutes, 3 GiB, and the distribution's packages.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.programs import host_path
+
+from ..world import PROJECT
+from .helpers import SANDBOXED
+
+pytestmark = pytest.mark.skipif(not SANDBOXED, reason="another kernel than ours")
+
+PNG, ZIP = b"\x89PNG\r\n", b"PK\x03\x04"
+KEPT = {
+    "bash": {"library.tgz": b"\x1f\x8b"},
+    "data-analysis": {"correlation.png": PNG, "growth.png": PNG, "summary.csv": b",years,growth"},
+    "full": {"page.png": PNG, "report.docx": ZIP, "report.pdf": b"%PDF-", "report.png": PNG},
+    "java": {"mandelbrot.png": PNG},
+    "typescript": {"epidemic.svg": b"<svg "},
+}
+"""What each notebook leaves in outputs, and how that begins."""
+IMAGES = os.environ.get("GK_TEST_IMAGES", "")
+MISSING = {
+    "bash": not find_spec("bash_kernel") and "bash_kernel is not installed",
+    "full": not IMAGES and "GK_TEST_IMAGES names no folder with the image full",
+    "java": not (find_spec("jjava") and shutil.which("java", path=host_path("/usr/bin/python3")))
+    and "jjava, the kernel of Java, or java itself is not installed",
+    "typescript": not find_spec("deno") and "deno, the kernel of TypeScript, is not installed",
+}
+PLAIN = {"application/json", "image/png", "image/svg+xml", "text/html", "text/plain"}
+
+
+@pytest.fixture
+def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernelspec that a notebook names, installed as a user would, but cold."""
+    if reason := MISSING.get(name):
+        pytest.skip(reason)
+    wanted = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
+    kernel = str(wanted.metadata.kernelspec.name)
+    if kernel == "gvisor-python":  # the run's own
+        yield kernel
+        return
+    if name == "full":
+        monkeypatch.setenv("XDG_DATA_HOME", IMAGES)
+    choice = ["--image", "full"] if name == "full" else ["--language", name]
+    assert main(["install", "--user", "--name", kernel, *choice, "--set", "snapshot=off"]) == 0
+    yield kernel
+    assert main(["uninstall", "--user", "--name", kernel]) == 0
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
+    """Its cells check what they print, so an error is what would tell."""
+    notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=150, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    for file, beginning in KEPT[name].items():
+        assert (folder / "outputs" / file).read_bytes().startswith(beginning), file
+    shown = {
+        kind
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        for kind in output.get("data", {})
+    }
+    assert shown <= PLAIN
+    assert any(kind.startswith("image/") for kind in shown) or name == "bash"
+
+
+def test_each_is_run_and_none_has_old_outputs() -> None:
+    names = {path.stem: path for path in (PROJECT / "notebooks").glob("*.ipynb")}
+    assert set(names) == {*KEPT, "tour"}
+    for path in names.values():
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        assert not any(cell.get("outputs") for cell in notebook.cells), path.name
