@@ -6,6 +6,7 @@ as it was written, and returns it as SandboxSpec holds it, or raises SettingErro
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import posixpath
@@ -89,6 +90,16 @@ def accept_seconds(name: str, value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 3600:
         return float(value)
     raise SettingError(name, value, "a number of seconds from 1 to 3600")
+
+
+def value_of(text: str) -> object:
+    """What a command line means: a literal of Python or true and false, else the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def accept_flag(name: str, value: object) -> bool:

@@ -10,7 +10,6 @@ lower value holds: a kernelspec may ask for less than it is allowed.
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -40,6 +39,7 @@ from gvisor_kernel.accept import (
     accept_whole,
     check_image,
     is_within,
+    value_of,
 )
 from gvisor_kernel.errors import SettingError, UnknownSetting
 
@@ -127,11 +127,8 @@ class Setting(Any):
         self.tag(config=True)
 
     def from_string(self, s: str) -> AnyValue:
-        """A value from a command line: Python's literals where it is one, else the text."""
-        try:
-            return ast.literal_eval(s)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return s
+        """A value from Jupyter's command line."""
+        return value_of(s)
 
 
 class ListSetting(Setting):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from gvisor_kernel.accept import value_of
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
@@ -45,16 +45,13 @@ def default_place() -> tuple[bool, str | None]:
 
 
 def parse_setting(text: str) -> tuple[str, object]:
-    """``name=value``; the value may be a Python literal, and is else text."""
+    """``name=value``"""
     name, equals, value = text.partition("=")
     if not equals:
         raise GvisorKernelError(
             f"--set {text} names no value.", "write it as --set memory_limit=16G."
         )
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return name, value_of(value)
 
 
 def find_settings(arguments: argparse.Namespace) -> dict[str, object]:

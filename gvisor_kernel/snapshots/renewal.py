@@ -38,6 +38,22 @@ renew()
         "RANDOM=${SRANDOM:-$(od -An -N4 -tu4 /dev/urandom)}; history -d -1 2>/dev/null; true",
         always=True,
     ),
+    # The engine seeds its generator once, and takes no other seed.
+    "typescript": Renewal(
+        """{
+  const drawn = new Uint32Array(1024);
+  let next = drawn.length;
+  const random = () => {
+    if (next === drawn.length) {
+      crypto.getRandomValues(drawn);
+      next = 0;
+    }
+    return ((drawn[next++] >>> 5) * 2 ** 26 + (drawn[next++] >>> 6)) / 2 ** 53;
+  };
+  Object.defineProperty(Math, "random", { value: random, writable: true, configurable: true });
+}""",
+        always=True,
+    ),
 }
 
 

@@ -55,12 +55,12 @@ def test_uninstall_takes_it_away(data_dir: Path, capsys: pytest.CaptureFixture[s
 
 def test_install_again_replaces(data_dir: Path) -> None:
     main(["install", "--user", "--name", "gk-one", "--set", "memory_limit=1G"])
-    main(
-        ["install", "--user", "--name", "gk-one", "--set", "uploads=None", "--set", "cpu_shares=9"]
-    )
+    chosen = ["--set", "uploads=None", "--set", "cpu_shares=9", "--set", "spare=false"]
+    main(["install", "--user", "--name", "gk-one", *chosen])
     assert read_kernelspec(data_dir / "kernels/gk-one").settings == {
         "uploads": None,
         "cpu_shares": 9,
+        "spare": False,
     }
 
 

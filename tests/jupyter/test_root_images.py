@@ -205,9 +205,9 @@ def test_an_image_without_python(
 def test_an_image_without_ipykernel(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["image", "import", str(images), "--name", "plain", "--reference", "plain"]) == 0
     assert "has no module ipykernel" in capsys.readouterr().out
-    for way in WAYS.values():
+    for way in ("direct", "relay", "restored"):
         with pytest.raises(GvisorKernelError, match="has no module ipykernel, which the kernel"):
-            start({**way, "image": "plain"})
+            start({**WAYS[way], "image": "plain"})
 
 
 def test_snapshots_of_one_image_do_not_fit_another(mini: RootImage, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from jupyter_client import BlockingKernelClient
 from gvisor_kernel import sandboxed
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.imaging import list_installed
+from gvisor_kernel.programs import host_path
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
@@ -96,6 +99,58 @@ def test_bash(bash_way: str, tmp_path: Path) -> None:
 def listens(client: BlockingKernelClient) -> bool:
     """Whether the kernel has sockets of ZMQ, which one that speaks frames has not."""
     return "-1" in execute(client, "ls /run/gvisor-kernel/kernel/*").text
+
+
+LOOK = {
+    "typescript": """
+const id = new Uint32Array(1);
+crypto.getRandomValues(id);
+console.log(Math.random(), Math.random(), crypto.randomUUID(), id[0]);
+console.log(Deno.cwd(), [...Deno.readDirSync(".")].map((entry) => entry.name).sort().join(" "));
+""",
+    "java": """
+System.out.println(Math.random() + " " + new Random().nextLong() + " " + UUID.randomUUID() + " "
+    + new java.security.SecureRandom().nextLong());
+System.out.println(System.getProperty("user.dir") + " "
+    + String.join(" ", new TreeSet<>(Arrays.asList(new java.io.File(".").list()))));
+""",
+}
+"""Prints what is drawn from four sources of random numbers, then where the kernel is."""
+
+
+@pytest.fixture(scope="module", params=LOOK)
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A language whose kernel has compilers to load, with an image of it."""
+    language = str(request.param)
+    if language == "java" and not shutil.which("java", path=host_path("/usr/bin/python3")):
+        pytest.skip("there is no java on this machine")
+    pytest.importorskip({"java": "jjava", "typescript": "deno"}[language])
+    install = ["install", "--user", "--language", language, "--set", "spare=false"]
+    assert main(install) == 0
+    build("--kernel", f"gvisor-{language}")
+    yield language
+    assert main(["uninstall", "--user", "--name", f"gvisor-{language}"]) == 0
+
+
+def test_a_language_with_a_compiler(compiled: str, tmp_path: Path) -> None:
+    """It starts from an image; nothing of what warmed it up is seen; its random numbers are its
+    own.
+    """
+    drawn = []
+    for number in range(COPIES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"data-{number}").touch()
+        with running_kernel(f"gvisor-{compiled}", start={"cwd": str(folder)}) as (m, client):
+            assert "the kernel goes on from an image" in kernel_log(m)
+            answer = execute(client, LOOK[compiled])
+            assert answer.reply["content"]["execution_count"] == 1
+            random, where = re.sub("\x1b\\[[0-9]+m", "", answer.text).splitlines()
+            assert where == f"/workspace data-{number} outputs"
+            drawn.append(random.split())
+    assert len(drawn[0]) == 4
+    for values in zip(*drawn, strict=True):
+        assert len(set(values)) == COPIES, drawn
 
 
 @pytest.fixture(scope="module")
