@@ -109,6 +109,7 @@ def main(arguments: list[str]) -> int:
                 "HOME": user.pw_dir,
                 "USER": user.pw_name,
                 "LANG": "C.UTF-8",
+                "PYTEST_ADDOPTS": os.environ.get("PYTEST_ADDOPTS", ""),
                 "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
                 # One gvisor_kernel for all processes: images are of the one that made them.
                 "PYTHONPATH": str(copy),
