@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORLD].install()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may run beside what, with ``pytest -n``: files do, and in a file the ways in which its
     kernels start; the slowest first, as the last to end should be a short one.

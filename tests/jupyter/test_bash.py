@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import jupyter_kernel_test
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
@@ -14,6 +13,7 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.kernelspecs import read_kernelspec
 
 from ..world import PROJECT, World
+from .conformance import Conformance
 from .helpers import SANDBOXED, execute, running_kernel, wait_for_text
 
 pytest.importorskip("bash_kernel")
@@ -31,7 +31,7 @@ def kernelspec(world: World) -> Iterator[None]:
     assert main(["uninstall", "--user", "--name", NAME]) == 0
 
 
-class TestConformance(jupyter_kernel_test.KernelTests):
+class TestConformance(Conformance):
     kernel_name = NAME
     language_name = "bash"
     file_extension = ".sh"

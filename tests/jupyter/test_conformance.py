@@ -7,10 +7,11 @@ import pytest
 
 from ..docker.dockerd import needs_dockerd
 from ..world import kernelspec_of
+from .conformance import Conformance
 from .helpers import KERNEL, SANDBOXED, SECONDS
 
 
-class Checks(jupyter_kernel_test.KernelTests):
+class Checks(Conformance):
     __test__ = False
 
     language_name = "python"

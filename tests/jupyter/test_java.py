@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
-import jupyter_kernel_test
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
@@ -14,6 +13,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.programs import fill_data, host_path
 
 from ..world import PROJECT, World
+from .conformance import Conformance
 from .helpers import SANDBOXED, SECONDS, execute, finish, running_kernel, wait_for_text
 
 pytest.importorskip("jjava", reason="jjava, the kernel of Java, is not installed")
@@ -38,7 +38,7 @@ def kernelspec(world: World) -> Iterator[None]:
     assert main(["uninstall", "--user", "--name", NAME]) == 0
 
 
-class TestConformance(jupyter_kernel_test.KernelTests):
+class TestConformance(Conformance):
     kernel_name = NAME
     language_name = "Java"
     file_extension = ".jshell"
@@ -52,15 +52,6 @@ class TestConformance(jupyter_kernel_test.KernelTests):
     code_display_data = [  # noqa: RUF012
         {"code": 'display("<b>x</b>", "text/html");', "mime": "text/html"}
     ]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        super().setUpClass()
-        # Whoever waits for a slow start asks again and again, and answers that come late have no
-        # status either.
-        asked = cls.kc.kernel_info()
-        while cls.kc.get_shell_msg(timeout=SECONDS)["parent_header"]["msg_id"] != asked:
-            pass
 
     @pytest.mark.xfail(reason="jjava's kernel_info_reply has no status, unsandboxed too")
     def test_kernel_info(self) -> None:

@@ -83,6 +83,7 @@ def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: st
         cwd=sources,
         env={
             **os.environ,
+            "PYTEST_ADDOPTS": "",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "TMPDIR": str(temporary),
             **environment,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jupyter_kernel_test
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
@@ -13,6 +12,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.programs import need_on_host
 
 from ..world import PROJECT, World
+from .conformance import Conformance
 from .helpers import SANDBOXED, SECONDS, execute, running_kernel, wait_for_text
 
 pytest.importorskip("deno", reason="deno, the kernel of TypeScript, is not installed")
@@ -33,7 +33,7 @@ def kernelspec(world: World) -> Iterator[None]:
     assert main(["uninstall", "--user", "--name", NAME]) == 0
 
 
-class TestConformance(jupyter_kernel_test.KernelTests):
+class TestConformance(Conformance):
     kernel_name = NAME
     language_name = "typescript"
     file_extension = ".ts"
