@@ -143,7 +143,11 @@ def test_subshell(client: BlockingKernelClient) -> None:
 
 def test_control_is_answered_while_the_kernel_floods_iopub(client: BlockingKernelClient) -> None:
     msg_id = client.execute("for i in range(200): print('x' * 100_000)")
-    first = wait_for(client, lambda m: m["msg_type"] == "stream", "output")
+    first = wait_for(
+        client,
+        lambda m: m["msg_type"] == "stream" and m["parent_header"]["msg_id"] == msg_id,
+        "output",
+    )
     started = time.monotonic()
     assert ask(client, "kernel_info_request")["status"] == "ok"
     assert time.monotonic() - started < 5
