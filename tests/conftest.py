@@ -7,10 +7,12 @@ kernel, is there to debug the tests themselves.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -34,25 +36,34 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORLD].install()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may run beside what, with ``pytest -n``: files do, and in a file the ways in which its
-    kernels start; the slowest first, as the last to end should be a short one.
+    """With ``pytest -n`` the slowest come first, as the last to end should be a short one."""
+    slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[group_of(item.nodeid)])
 
-    All that uses the run's Docker engine stays together: there is one for each process.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What may run beside what, with ``pytest -n``: see ``group_of``."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of one file share fixtures, and in a file those whose kernels start in one way.
+
+    All that uses the run's Docker engine stays together: each process starts one of its own.
     """
-    slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[group_of(item)])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-
-
-def group_of(item: pytest.Item) -> str:
-    callspec = getattr(item, "callspec", None)
-    way = callspec.params.get("way", "") if callspec else ""
-    if way == "docker" or "dockerd" in getattr(item, "fixturenames", ()):
+    path, _, name = nodeid.partition("::")
+    way = re.search(r"(?<=[-[])(direct|relay|restored|docker)(?=[]-])", name)
+    if path.startswith("tests/docker/") or "Docker" in name or (way and way[0] == "docker"):
         return "docker"
-    return f"{item.path.relative_to(item.config.rootpath)} {way}".strip()
+    return f"{path} {way[0]}" if way else path
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

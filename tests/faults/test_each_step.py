@@ -153,7 +153,7 @@ def kill_owners(lane: Lane, stage: str, most: int) -> int:
             assert not any("-" in name for name in lane.images()), lane.images()
         except AssertionError as error:
             raise AssertionError(f"the owner, killed at {stage} / {at}: {error}") from error
-    assert missed <= len(points) // 3, "most points are there each time"
+    assert missed <= 1 + len(points) // 10, "most points are there each time"
     assert lane.ask("restore", None, "owner")["status"] == 0
     assert not NOT_FOR_PEOPLE.search(lane.words()), lane.words()
     return len(points)
@@ -181,7 +181,7 @@ def kill_parts(lane: Lane, stage: str, most: int) -> int:
             lane.assert_clean(before)
         except AssertionError as error:
             raise AssertionError(f"{part}, killed at {stage} / {at}: {error}") from error
-    assert missed <= len(chosen) // 3, "most points are there each time"
+    assert missed <= 1 + len(chosen) // 10, "most points are there each time"
     assert not NOT_FOR_PEOPLE.search(lane.words()), lane.words()
     print(f"{len(chosen)} of {len(cases)} cases, {told} of them with words")
     return told
@@ -195,7 +195,7 @@ def points_of(share: int) -> int:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_owner_is_killed(lane: Lane, stage: str) -> None:
     """And with it the bridge: what it leaves ends by itself, and the next start works."""
-    kill_owners(lane, stage, points_of(3))
+    kill_owners(lane, stage, points_of(2))
 
 
 @pytest.mark.timeout(1200 if os.environ.get("GK_POINTS") else 180)
@@ -208,4 +208,4 @@ def test_the_owner_is_killed(lane: Lane, stage: str) -> None:
 )
 def test_a_part_is_killed(lane: Lane, stage: str) -> None:
     """Whoever waits is told in words, nothing is left, and the next start works."""
-    kill_parts(lane, stage, points_of(4))
+    kill_parts(lane, stage, points_of(3))
