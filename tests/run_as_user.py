@@ -30,9 +30,7 @@ FOLDERS = (
 )
 """What differs for a user. The rest knows no user (the bridge's sockets among it), or
 concerns the sources, and ran as root."""
-CHOSEN = ("-m", "not slow and not once and not browser", "--durations", "15")
-WORKERS = os.environ.get("TEST_WORKERS", "0")
-"""How many processes share the tests; ``scripts/test`` says."""
+CHOSEN = ("-m", "not slow and not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"
 )
@@ -103,14 +101,16 @@ def main(arguments: list[str]) -> int:
         shutil.copytree(PROJECT, copy, ignore=LEFT_OUT, symlinks=True)
         for path in (copy, *copy.rglob("*")):
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-        chosen = [*CHOSEN, "-n", WORKERS, *(f"tests/{name}" for name in FOLDERS)]
+        chosen = [*CHOSEN, *(f"tests/{name}" for name in FOLDERS)]
+        program = ["pytest", *arguments] if arguments else ["tests.run", *chosen]
         done = subprocess.run(
-            [python, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or chosen)],
+            [python, "-m", *program],
             cwd=copy,
             env={
                 "HOME": user.pw_dir,
                 "USER": user.pw_name,
                 "LANG": "C.UTF-8",
+                "TEST_WORKERS": os.environ.get("TEST_WORKERS", ""),
                 "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
                 # One gvisor_kernel for all processes: images are of the one that made them.
                 "PYTHONPATH": str(copy),
