@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.snapshots.store import Store
+
 from .. import leaks
 from ..world import PROJECT, World
 
@@ -67,14 +69,23 @@ class Lane:
 
     def images(self) -> list[str]:
         """What is in the store, but for its locks."""
-        store = Path(self.world.environment()["XDG_CACHE_HOME"]) / "gvisor-kernel" / "images"
-        return sorted(p.name for p in store.glob("*") if p.name not in ("lock", "builder"))
+        return sorted(p.name for p in self._store().glob("*") if p.name not in ("lock", "builder"))
+
+    def _store(self) -> Path:
+        return Path(self.world.environment()["XDG_CACHE_HOME"]) / "gvisor-kernel" / "images"
+
+    def _copy_image(self) -> None:
+        """Have the run's image too, which itself must not be given up by what is done here."""
+        if not self.images():
+            shutil.rmtree(self._store(), ignore_errors=True)
+            shutil.copytree(Store.open().root, self._store())
 
     def ask(self, stage: str, at: str | None, victim: str) -> Any:
         stage, snapshot = STAGES.get(stage, SWEEP)
         run = ("JUPYTER_DATA_DIR",)
         if snapshot == "auto":  # from the run's image, which was made with the run's skills
-            run += ("XDG_CACHE_HOME", "XDG_DATA_HOME")
+            run += ("XDG_DATA_HOME",)
+            self._copy_image()
         environment = self.world.environment() | {name: os.environ[name] for name in run}
         request = {
             "stage": stage,

@@ -145,7 +145,8 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
     assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
     runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
     assert (runtime == "DockerSandbox") == (way == "docker")
-    assert ("the kernel goes on from an image" in kernel_log(manager)) == (way == "restored")
+    log = kernel_log(manager)
+    assert ("the kernel goes on from an image" in log) == (way == "restored"), log
 
 
 def kernel_log(manager: KernelManager) -> str:

@@ -63,6 +63,8 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     assert main(["uninstall", "--user", "--name", kernel]) == 0
 
 
+# nbclient takes the time by it where a kernel writes dates in a way of its own, as these do.
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 @pytest.mark.parametrize("name", KEPT)
 def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
     """Its cells check what they print, so an error is what would tell."""
