@@ -103,7 +103,7 @@ def _is_blamable(thing: str) -> bool:
 
 
 def _other_run_has(identity: str) -> bool:
-    worlds = (path for path in Path("/tmp").glob("gk-*") if str(path) not in os.environ["HOME"])
+    worlds = (path for path in Path("/tmp").glob("gk*-*") if str(path) not in os.environ["HOME"])
     return any(
         "sandboxes" in Path(folder).parts and identity in names
         for world in worlds
