@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from gvisor_kernel.builder import ImageBuilder
@@ -23,6 +24,9 @@ from .docker.dockerd import Dockerd, running_dockerd
 from .world import World
 
 WORLD = pytest.StashKey[World]()
+
+hypothesis.settings.register_profile("no timing", deadline=None)
+hypothesis.settings.load_profile("no timing")
 
 MANY = 100
 """Tests in a run; with so many, making an image takes less time than it saves."""
