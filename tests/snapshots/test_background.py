@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -136,7 +136,7 @@ def test_the_first_start_is_cold_and_the_next_is_not(
 @pytest.mark.once
 def test_one_at_a_time_behind_everybody_else(own_store: Store, tmp_path: Path) -> None:
     """Two servers, three kernels, three images: in turn, with what others leave of the machine."""
-    disk: dict[int, set[str]] = defaultdict(set)
+    disk: dict[int, Counter[str]] = defaultdict(Counter)
     with server(tmp_path, "wave", "csv"), server(tmp_path, "json"):
 
         def look() -> bool:
@@ -147,13 +147,14 @@ def test_one_at_a_time_behind_everybody_else(own_store: Store, tmp_path: Path) -
                 for process in (record.owner, *record.processes.values()):
                     with suppress(ProcessLookupError):
                         assert os.getpriority(os.PRIO_PROCESS, process.pid) == NICENESS
-                        disk[process.pid].add(disk_priority(process.pid))
+                        disk[process.pid][disk_priority(process.pid)] += 1
             return len(labels(own_store)) == 3
 
         wait_until(look, "three images", 120)
     assert labels(own_store) == ["csv", "json", "wave"]
-    assert len(disk) >= 6, "three builders and their sandboxes"
-    assert all("idle" in seen for seen in disk.values()), disk  # while they ended: "none"
+    assert sum("idle" in seen for seen in disk.values()) >= 6, "three builders and their sandboxes"
+    # While they end they have none, and some may not have been looked at before.
+    assert all("idle" in seen or seen.total() <= 2 for seen in disk.values()), disk
     assert len(left_in(own_store)) == 3
 
 
