@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from ..jupyter.helpers import SANDBOXED
+from ..world import WAYS
 from .inside import SECRET, Host, Kernel, Neighbour, attacker, neighbour
+from .speaking import DIRECT, ZMTP, armed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +57,15 @@ def beside(ground: Path) -> Iterator[Neighbour]:
 
 
 @pytest.fixture
+def outputs(kernel: Kernel) -> Iterator[Path]:
+    """The folder on the host, empty before and after."""
+    path = kernel.folder / "outputs"
+    yield path
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+@pytest.fixture
 def unharmed(ground: Path, beside: Neighbour) -> Iterator[None]:
     """After the attack: the host's files are as they were, and the neighbour has not noticed."""
     outputs = ground / "notebooks" / "outputs"
@@ -62,3 +74,49 @@ def unharmed(ground: Path, beside: Neighbour) -> Iterator[None]:
     yield
     assert host.look() == before
     beside.check()
+
+
+# For attacks on the link: tests/security/speaking.py.
+
+
+@pytest.fixture(scope="module")
+def kept_outputs(ground: Path) -> None:
+    """A folder that no sandbox makes, or removes."""
+    (ground / "notebooks" / "outputs").mkdir()
+
+
+@pytest.fixture(scope="module")
+def game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
+    with attacker(ground / "notebooks") as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def other_game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
+    with attacker(ground / "notebooks") as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def relayed_game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
+    settings = {**WAYS["relay"], "memory_limit": "256M"}
+    with attacker(ground / "notebooks", settings) as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def victim(game: Kernel) -> Kernel:
+    """For attacks that end its sandbox; each then has a new one."""
+    return armed(game, DIRECT)
+
+
+@pytest.fixture
+def patient(other_game: Kernel) -> Kernel:
+    """For attacks that PID 1 deals with: one sandbox for all."""
+    return armed(other_game, DIRECT)
+
+
+@pytest.fixture
+def relayed(relayed_game: Kernel) -> Kernel:
+    """A kernel that speaks ZMQ to PID 1."""
+    return armed(relayed_game, ZMTP)

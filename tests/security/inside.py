@@ -138,3 +138,7 @@ class Host:
                 content = path.read_bytes() if path.is_file() else b""
                 found[path] = (content, status.st_mode, status.st_uid, status.st_nlink)
         return found
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,200 @@
+"""What a kernel can say on the ways out that it has, and how one that said it ends.
+
+The code here runs in the attacked kernel; ``armed`` puts it there. What is said, and which rule it
+breaks, stands in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..jupyter.helpers import SECONDS, execute, next_message, wait_for, wait_until
+from .inside import PRELUDE, Kernel, Neighbour
+
+HOST_SLACK = 64 * 1024 * 1024
+"""So much more may the host's side hold, whatever a kernel sends, but for half messages."""
+
+SPEAK = """
+import random
+HEADER = struct.Struct(">BBBBI")
+(HELLO, START, STARTED, DATA, CREDIT, SIGNAL, EXIT, STATS, LOG, PING, PONG, STOP, RESUME, RESUMED,
+ ASK, QUIET) = range(1, 17)
+SHELL, IOPUB, STDIN, CONTROL, HB = range(1, 6)
+
+def frame(kind, payload=b"", channel=0, flags=0, zero=0, length=None):
+    length = len(payload) if length is None else length
+    return HEADER.pack(kind, channel, flags, zero, length) + payload
+
+def pack(*parts):
+    lengths = b"".join(struct.pack(">I", len(part)) for part in parts)
+    return struct.pack(">H", len(parts)) + lengths + b"".join(parts)
+
+def say(data):
+    '''In PID 1's voice, to the host.'''
+    fd = os.open("/proc/1/fd/1", os.O_WRONLY)
+    shout(fd, data, os.write)
+    os.close(fd)
+
+def silence():
+    '''PID 1 says nothing more itself.'''
+    os.kill(1, signal.SIGSTOP)
+
+def shout(end, data, write=socket.socket.send):
+    view = memoryview(data)
+    while view:
+        select.select([], [end], [])
+        try:
+            view = view[write(end, view[:65536]):]
+        except BlockingIOError:
+            pass
+
+def own(name):
+    '''The kernel's own object of the class called name, some method of which runs.'''
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            thing = frame.f_locals.get("self")
+            if type(thing).__name__ == name:
+                return thing
+            frame = frame.f_back
+
+session = get_ipython().kernel.session
+
+def message(kind, content, ident=None):
+    '''The parts of a message of this kernel, signed as its own are.'''
+    made = session.msg(kind, content, parent=get_ipython().kernel.get_parent())
+    return session.serialize(made, ident=ident)
+"""
+
+DIRECT = """
+link = own("DirectLink")
+Channel = sys.modules["gvisor_kernel.link.frames"].Channel
+"""
+
+ZMTP = """
+def voices(channel):
+    '''The kernel's ends of all connections to one of its sockets; PID 1 has the other of one.'''
+    seen = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            which = os.readlink(f"/proc/self/fd/{name}")
+            if "socket" not in which or which in seen:  # such as a descriptor made here
+                continue
+            end = socket.socket(fileno=os.dup(int(name)))
+            seen.add(which)
+            if str(end.getsockname()).endswith(f"/s-{channel}") and end.getpeername() is not None:
+                yield end
+        except OSError:
+            pass
+
+def shout_on(channel, data):
+    for end in voices(channel):
+        shout(end, data)
+"""
+
+
+def armed(kernel: Kernel, code: str) -> Kernel:
+    """It knows how to speak, and is another one if the attack before has ended it."""
+    if not kernel.manager.is_alive():
+        works_again(kernel)
+    run = kernel_bridge(kernel)._run
+    code = f"{PRELUDE}\n{SPEAK}\n{code}\nrun = struct.pack('>I', {run})"
+    assert execute(kernel.client, code).status == "ok"
+    return kernel
+
+
+def works_again(kernel: Kernel) -> None:
+    kernel.manager.restart_kernel(now=True)
+    kernel.client.wait_for_ready(timeout=60)
+    assert execute(kernel.client, "6 * 7").result == "42"
+
+
+def kernel_bridge(kernel: Kernel) -> Any:
+    return kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
+
+
+class HostMemory:
+    """The most memory that this process, which is the bridge's, held since it was made."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = self._read("VmRSS")
+
+    def grown(self) -> int:
+        return self._read("VmHWM") - self._before
+
+    @staticmethod
+    def _read(name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) * 1024
+
+
+def ends_by(
+    kernel: Kernel, code: str, words: str, meanwhile: Callable[[], object] = lambda: None
+) -> str:
+    """Run ``code``; its kernel ends, with one error that says ``words``, in the cell and the log.
+
+    Returns what the log has more. Nothing in either names the host, whose memory does not grow.
+    """
+    path = kernel.sandbox.log_path
+    before = path.stat().st_size
+    hidden = names_of_the_host(kernel)
+    memory = HostMemory()
+    msg_id = kernel.client.execute(textwrap.dedent(code) + "\ntime.sleep(100)")
+    meanwhile()
+
+    def is_error(message: Any) -> bool:
+        return bool(
+            message["msg_type"] == "error" and message["parent_header"].get("msg_id") == msg_id
+        )
+
+    error = wait_for(kernel.client, is_error, f"an error that says {words!r}")["content"]
+    assert error["ename"] == "KernelDied", error
+    assert re.search(words, error["evalue"]), (error["evalue"], path.read_text()[before:])
+    idle = next_message(kernel.client, "iopub", time.monotonic() + 10, "idle")
+    assert idle["content"] == {"execution_state": "idle"}
+    wait_until(lambda: not kernel.manager.is_alive(), "the kernel's end")
+    assert memory.grown() < HOST_SLACK
+    log = path.read_bytes()[before:].decode()
+    ends = [line for line in log.splitlines() if re.search(words, line)]
+    assert 1 <= len(ends) <= 2, log  # that the link ended, and what the cell was told
+    for name in hidden:
+        assert name not in words_of(error["evalue"])
+        assert name not in words_of(log)
+    assert kernel.client.iopub_channel.socket.poll(0) == 0, "one error, and nothing after it"
+    return log
+
+
+def names_of_the_host(kernel: Kernel) -> set[str]:
+    """What no kernel may come to know, nor make anybody say."""
+    sentry = str(kernel.sandbox._sentry)
+    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._inner_key
+    return {str(os.getpid()), sentry, str(kernel.folder), os.environ["XDG_STATE_HOME"], *keys}
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[\w/.-]+", text))
+
+
+def raw_until_idle(kernel: Kernel, msg_id: str) -> list[list[bytes]]:
+    """All that the client gets on iopub to the end of a cell, as it came."""
+    found: list[list[bytes]] = []
+    iopub = kernel.client.iopub_channel.socket
+    while True:
+        assert iopub.poll(SECONDS * 1000), f"Waited in vain for the end of {msg_id}."
+        found.append(iopub.recv_multipart())
+        header, parent, _, content = found[-1][found[-1].index(b"<IDS|MSG>") + 2 :][:4]
+        if msg_id.encode() in parent and b'"status"' in header and b'"idle"' in content:
+            return found
+
+
+def answers(beside: Neighbour, times: int) -> None:
+    for _ in range(times):
+        beside.check()
