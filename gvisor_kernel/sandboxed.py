@@ -310,7 +310,9 @@ class SandboxedKernel:
         if kernel is None or sandbox is None or plan is None:
             raise LaunchError("There is no kernel to take an image of.")
         run = await kernel.quiesce(seconds)
-        kernel.expect_end(restart=False)
+        # The sandbox ends with the writing. What is left of it stays, as it does for a restart:
+        # removed at once, it would take along the command that still has to say how it went.
+        kernel.expect_end(restart=True)
         runtime = get_runtime(plan.spec.runtime)
         await self._in_worker(runtime.checkpoint, sandbox, directory, seconds)
         return run

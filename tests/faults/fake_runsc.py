@@ -28,8 +28,9 @@ class FakeRunsc:
         self.folder = folder
         folder.mkdir()
         self.path = folder / "runsc"
-        real = shlex.quote(find_runsc().path)
-        self.path.write_text(SCRIPT.format(folder=shlex.quote(str(folder)), real=real))
+        self.real = shlex.quote(find_runsc().path)
+        """For scripts that do both."""
+        self.path.write_text(SCRIPT.format(folder=shlex.quote(str(folder)), real=self.real))
         self.path.chmod(0o755)
         (folder / "asked").touch()
         (folder / "asked").chmod(0o666)

@@ -262,6 +262,16 @@ def test_asked_for_an_image_it(
     assert "checkpoint" in fake.asked()
 
 
+@pytest.mark.once
+def test_asked_for_an_image_it_is_slow_to_end(
+    fake: FakeRunsc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sandbox has ended with the writing; the command is let be until it has said so."""
+    fake.instead_of("checkpoint", f'{fake.real} "$@"; status=$?; sleep 2; exit $status')
+    assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
+    assert len(Store.open().images()) == 1
+
+
 def test_it_restores_nothing(
     fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
