@@ -17,20 +17,18 @@ from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import (
     FILE_WORD,
     TCP_FILE_WORD,
-    SocketAddress,
     free_ports,
-    socket_prefix,
     unix_addresses,
     write_connection_file,
 )
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.forked_kernel import find_module
-from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
-from gvisor_kernel.guest.log_budget import LogBudget
+from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.notice import explain_drop, stand_in
+from gvisor_kernel.guest.pace import Pace
+from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.relay import Relay
-from gvisor_kernel.guest.stillness import Stillness
 from gvisor_kernel.guest.workspace import refresh_workspace
 from gvisor_kernel.link import (
     Ask,
@@ -40,11 +38,9 @@ from gvisor_kernel.link import (
     Exited,
     LinkError,
     LocalProtocolError,
-    LogSource,
     Message,
     Ping,
     Quiet,
-    RemoteProtocolError,
     Resume,
     Resumed,
     Signal,
@@ -52,29 +48,16 @@ from gvisor_kernel.link import (
     Started,
     Stop,
 )
-from gvisor_kernel.link.frames import FrameType, encode_frame
-from gvisor_kernel.link.state import State
 
 READ_SIZE = 256 * 1024
 WAIT_MS = 10_000
 MISSED_WAITS = 6
 """So many waits in a row without a byte from the host (which pings every 5 s), and it is gone.
 Counted in waits, not in time: a machine that slept was not silent."""
-STOP_ABOVE = 64 * 1024 * 1024
-RESUME_BELOW = 16 * 1024 * 1024
-"""Output that waits for the host: above the one the kernel is stopped, below the other resumed.
-So a slow client slows its kernel and loses nothing."""
-SIGNAL_GRACE = 0.5
-"""Seconds that a kernel may run after a signal though its output waits: to notice it."""
 DRAIN_SECONDS = 3.0
 """How long the last messages of a dead kernel may take to leave, before its exit is told."""
-DIRECT_AHEAD = 8 * 1024 * 1024
-"""Bytes of a kernel's own frames that wait for the host; above, no more are taken from it. More
-than its credit allows, so only a kernel that breaks the rules gets there."""
-UNDECIDED_MS = 50
-"""How often to look whether a kernel that has not spoken listens on ZMQ instead."""
-MUTE_SECONDS = 3.0
-"""How long a kernel may live on that has closed its socket: time to end by itself."""
+DRAIN_MS = 50
+"""How often to look meanwhile."""
 LINK_WORD = "{link}"
 """In a START's argv: stands for the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127
@@ -94,22 +77,17 @@ class Supervisor:
         self.link_out = link_out
         self.kernel: Optional[KernelProcess] = None
         self.relay: Optional[Relay] = None
-        self.socket: Optional[KernelSocket] = None
+        self.passage: Optional[Passage] = None
+        """One of the two, while there is a kernel: for one that speaks ZMQ, or frames itself."""
         self.imported = False
         """This process has imported what a kernel needs, and can become one by a fork."""
         self._signs: Optional[Tuple[str, str]] = None
         """Key and scheme of the kernel's messages; of a relayed one they never change."""
-        self._diverted: List[Diverted] = []
         self._pending = memoryview(b"")
         self._held: Deque[Message] = deque()
-        self._stopped = False
-        self._runs_until = 0.0
+        self._pace: Optional[Pace] = None
         self._drain_until: Optional[float] = None
-        self._mute_until: Optional[float] = None
-        self._budget = LogBudget()
-        self._stillness = Stillness()
-        self._asked = False
-        """The kernel has been told of an ASK, and its answer has not come."""
+        self._log = GuestLog(connection)
         os.set_blocking(link_out, False)
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
@@ -145,7 +123,7 @@ class Supervisor:
                 self._pass_output(ready)
             if self.relay is not None:
                 self._pass_messages(ready)
-            elif self.socket is not None:
+            elif self.passage is not None:
                 self._pass_frames(ready)
             self._finish_exit()
 
@@ -158,18 +136,14 @@ class Supervisor:
             wanted.append((self.link_out, select.POLLOUT))
         if self.kernel is not None:
             wanted.extend((fd, select.POLLIN) for fd in self.kernel.output)
-        timeout = WAIT_MS if self._drain_until is None else 50
-        if self.socket is not None:
-            if not self.socket.closed and self.connection.queued() < DIRECT_AHEAD:
-                wanted.append((self.socket.fileno(), select.POLLIN))
-            if self.socket.wants_to_write:
-                wanted.append((self.socket.fileno(), select.POLLOUT))
-            if self.socket.facts is None or self._mute_until is not None:
-                timeout = UNDECIDED_MS
+        timeout = WAIT_MS if self._drain_until is None else DRAIN_MS
+        if self.passage is not None and self.passage.events:
+            wanted.append((self.passage.fileno(), self.passage.events))
         if self.relay is not None:
             wanted.extend(self.relay.wanted())
-            waits = self.relay.wait_ms
-            timeout = timeout if waits is None else min(timeout, waits)
+        for way in (self.passage, self.relay):
+            if way is not None and way.wait_ms is not None:
+                timeout = min(timeout, way.wait_ms)
         poller = select.poll()
         masks: Dict[int, int] = {}
         for fd, events in wanted:
@@ -213,7 +187,8 @@ class Supervisor:
             if isinstance(event, Message):
                 self._held.append(event)
             elif isinstance(event, Diverted):
-                self._divert(event)
+                if self.passage is not None:
+                    self.passage.put(event.frame)
             elif isinstance(event, Start):
                 self._start(event)
             elif isinstance(event, Resume):
@@ -250,12 +225,15 @@ class Supervisor:
                 kernels.fileno() if kernels is not None else None,
                 find_module(argv, dict(start.environment)) if self.imported else None,
             )
+            self._pace = Pace(self.kernel)
             if own is not None:
-                self.socket = KernelSocket(own)
+                self.passage = Passage(
+                    own, self.kernel, self.connection, self._log, lambda: bool(self._pending)
+                )
             else:
-                self._use_relay(addresses)
+                self.relay = Relay(addresses)
         except (OSError, StartError) as error:
-            self._log(f"{error}\n")
+            self._log.say(f"{error}\n")
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
                 return
@@ -270,16 +248,10 @@ class Supervisor:
         """Restored from an image: another host is at the other end, other folders are mounted."""
         self._drop_held()
         refresh_workspace()
-        if self.socket is not None:
-            self._asked = False
-            self.socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
-            self.socket.flush()
+        if self.passage is not None:
+            self.passage.resume(resume)
         else:
             self.connection.send(Resumed(resume.run, False))
-
-    def _use_relay(self, addresses: Dict[Channel, SocketAddress]) -> None:
-        """Talk ZMQ to the kernel."""
-        self.relay = Relay(addresses)
 
     def _signal(self, signum: int) -> None:
         if self.kernel is None:
@@ -288,9 +260,8 @@ class Supervisor:
             process.kill_everything()
             return
         self.kernel.signal_group(signum)
-        self._runs_until = time.monotonic() + SIGNAL_GRACE
-        if self._stopped:  # it has to run to notice; it is stopped again if it goes on printing
-            self._let_run()
+        if self._pace is not None:
+            self._pace.let_notice()
 
     def _reap(self) -> None:
         if process.reap(self.kernel) and self._drain_until is None:
@@ -303,7 +274,7 @@ class Supervisor:
             return
         drained = (
             (self.relay is None or self.relay.finished)
-            and (self.socket is None or self.socket.closed)
+            and (self.passage is None or self.passage.finished)
             and not self.kernel.output
             and not self.connection.queued()
         )
@@ -314,103 +285,50 @@ class Supervisor:
         self.connection.send(Exited(self.connection.run, self.kernel.status))
         for fd in tuple(self.kernel.output):
             self.kernel.close_output(fd)
-        for way in (self.relay, self.socket):
+        for way in (self.relay, self.passage):
             if way is not None:
                 way.close()
-        self.kernel = self.relay = self.socket = self._drain_until = self._mute_until = None
-        self._stopped = self._asked = False
+        self.kernel = self.relay = self.passage = self._pace = self._drain_until = None
         self._drop_held()
 
     def _drop_held(self) -> None:
         """Messages that no kernel will take."""
         while self._held:
             self.connection.consumed(self._held.popleft())
-        self._diverted.clear()
 
     # -- frames of a kernel that speaks them itself ------------------------------------------------
 
-    def _divert(self, event: Diverted) -> None:
-        if self.socket is not None and self.socket.direct:
-            self.socket.put(event.frame)
-        else:  # until the kernel has said what it speaks
-            self._diverted.append(event)
-
     def _pass_frames(self, ready: Dict[int, int]) -> None:
-        assert self.socket is not None
-        undecided, resuming = self.socket.facts is None, self.socket.resuming
-        if ready.get(self.socket.fileno(), 0) & ~select.POLLOUT:
-            try:
-                frames = self.socket.read()
-            except RemoteProtocolError as error:
-                self._complain(f"The kernel broke the rules of its link, and is killed. {error}\n")
-                self.socket.closed = True
-                if self.kernel is not None:
-                    self.kernel.signal_group(signal.SIGKILL)
-                return
-            if resuming and not self.socket.resuming and self.connection.run is not None:
-                self.connection.send(Resumed(self.connection.run, True))
-            if self.connection.state is State.RUNNING:
-                if frames:
-                    self.connection.divert(frames)
-                answer, self.socket.quiet = self.socket.quiet, None
-                if answer is not None:
-                    self._pass_answer(answer)
-        if undecided and not self._decide():
+        passage = self.passage
+        assert passage is not None
+        if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
+            passage.read()
+        direct = passage.decide()
+        if direct is False:
+            self._use_relay(passage)
             return
-        if self.socket.direct and self.socket.closed:
-            self._end_mute()
-        if self.socket.direct:
+        if direct:
             self._answer_heartbeats()
-        self.socket.flush()
+            if self._drain_until is None:
+                passage.end_mute()
+        passage.flush()
 
-    def _end_mute(self) -> None:
-        """Kill a kernel that can neither hear nor be heard any more, and lives on."""
-        now = time.monotonic()
-        if self._mute_until is None:
-            self._mute_until = now + MUTE_SECONDS
-        elif now >= self._mute_until and self._drain_until is None and self.kernel is not None:
-            self._complain("The kernel has closed its end of the link, and is killed.\n")
-            self.kernel.signal_group(signal.SIGKILL)
-            self._mute_until = now + MUTE_SECONDS
+    def _use_relay(self, passage: Passage) -> None:
+        """Talk ZMQ to the kernel, from the first message on."""
+        assert self.connection.run is not None
+        passage.close()
+        self.passage = None
+        self.relay = Relay(unix_addresses(self.connection.run))
+        self.connection.diverts = False
+        for frame in passage.early:
+            self.connection.receive_data(frame)
+        self._take_events()
 
     def _ask(self, ask: Ask) -> None:
-        """Whether the kernel has anything to do it is asked itself, if it looks as if not."""
-        if self.socket is None or not self.socket.direct or self.kernel is None:
+        if self.passage is not None:
+            self.passage.ask(ask)
+        else:
             self.connection.send(Quiet(ask.run, False))  # a relayed kernel cannot be asked
-        elif self._stillness.look(self.kernel.pid) and not self._asked:
-            self._asked = True
-            self.socket.put(encode_frame(FrameType.ASK, ask.encode()))
-        elif not self._asked:
-            self.connection.send(Quiet(ask.run, False))
-
-    def _pass_answer(self, answer: Quiet) -> None:
-        if self._asked and answer.run == self.connection.run:
-            self._asked = False
-            idle = not self.connection.queued() and not self._pending
-            self.connection.send(Quiet(answer.run, answer.quiet and idle))
-
-    def _decide(self) -> bool:
-        """Take the relay for a kernel that asks for it, or listens on ZMQ; False then."""
-        assert self.socket is not None
-        assert self.connection.run is not None
-        if self.socket.direct:
-            for event in self._diverted:
-                self.socket.put(event.frame)
-            self._diverted.clear()
-            return True
-        if self.socket.facts is not None:
-            self._log(f"This kernel gets the relay: {self.socket.facts[RELAY]}.\n")
-        elif not os.path.exists(f"{socket_prefix(self.connection.run)}-{int(Channel.SHELL)}"):
-            return True
-        self.socket.close()
-        self.socket = None
-        self._use_relay(unix_addresses(self.connection.run))
-        self.connection.diverts = False
-        for event in self._diverted:
-            self.connection.receive_data(event.frame)
-        self._diverted.clear()
-        self._take_events()
-        return False
 
     def _answer_heartbeats(self) -> None:
         """In the kernel's place: they tell that its process exists."""
@@ -428,7 +346,7 @@ class Supervisor:
             while self._held:
                 message = self._held.popleft()
                 if not self.relay.send(message.channel, message.parts):
-                    self._complain(f"The kernel does not speak on {message.channel.name}.\n")
+                    self._log.complain(f"The kernel does not speak on {message.channel.name}.\n")
                 self.connection.consumed(message)
         for channel, parts in self.relay.receive(ready):
             try:
@@ -436,30 +354,20 @@ class Supervisor:
             except LocalProtocolError as error:
                 self._tell_of_drop(channel, parts, explain_drop(channel, error))
         for channel, reason in self.relay.news():
-            self._complain(
+            self._log.complain(
                 f"The kernel broke ZMQ's rules on {channel.name.lower()}, and is killed:"
                 f" {reason}.\n"
             )
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
-        waiting = self.connection.queued(Channel.IOPUB)
-        if self.kernel is not None and waiting > STOP_ABOVE and not self._stopped:
-            if time.monotonic() >= self._runs_until:
-                self.kernel.signal_group(signal.SIGSTOP)
-                self._stopped = True
-        elif self._stopped and waiting < RESUME_BELOW:
-            self._let_run()
+        if self._pace is not None:
+            self._pace.look(self.connection.queued(Channel.IOPUB))
 
     def _tell_of_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
-        self._complain(words)
+        self._log.complain(words)
         told = stand_in(channel, parts, *self._signs, words) if self._signs else None
         if told is not None:
             self.connection.send_message(channel, told)
-
-    def _let_run(self) -> None:
-        if self.kernel is not None:
-            self.kernel.signal_group(signal.SIGCONT)
-        self._stopped = False
 
     def _pass_output(self, ready: Dict[int, int]) -> None:
         """Forward what the kernel wrote to its stdout and stderr, within the budget."""
@@ -473,16 +381,5 @@ class Supervisor:
                 continue
             if not data:
                 self.kernel.close_output(fd)
-            elif self._budget.take(len(data)):
-                if self._budget.dropped:
-                    self._log(f"{self._budget.dropped} bytes of output were not logged.\n")
-                    self._budget.dropped = 0
-                self.connection.send_log(source, data.decode("utf-8", "replace"))
-
-    def _complain(self, text: str) -> None:
-        """Of what a kernel causes, no more than of what it writes itself."""
-        if self._budget.take(len(text)):
-            self._log(text)
-
-    def _log(self, text: str) -> None:
-        self.connection.send_log(LogSource.GUEST, text)
+            else:
+                self._log.pass_on(source, data)
