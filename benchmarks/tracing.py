@@ -1,6 +1,6 @@
 """Steps of the package, timed where they are called: what a start is made of. In a worker.
 
-Names of functions that a release lacks are left out: this is a profile, not a contract.
+It goes with the package beside it: a name that is gone there is an error here.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ STEPS = (
     "gvisor_kernel.provisioner:GVisorProvisioner.launch_kernel",
     "gvisor_kernel.sandboxed:SandboxedKernel._new_sandbox",
     "gvisor_kernel.runtimes.runsc:RunscRuntime.start",
-    "gvisor_kernel.runtimes.runsc:RunscRuntime.restore",
+    "gvisor_kernel.sandboxed:restore",
     "gvisor_kernel.runtimes.runsc:RunscRuntime.verify",
     "gvisor_kernel.runtimes.runsc:RunscRuntime._start",
-    "gvisor_kernel.runtimes.runsc:find_world",
+    "gvisor_kernel.runtimes.runsc:choose_world",
     "gvisor_kernel.runtimes.runsc:plan_mounts",
     "gvisor_kernel.runtimes.runsc:make_cgroup",
     "gvisor_kernel.runtimes.runsc:run_staged",
     "gvisor_kernel.bridge.thread:Bridge.open_kernel",
     "gvisor_kernel.bridge.kernel:KernelBridge.attach",
     "gvisor_kernel.bridge.kernel:KernelBridge.start_kernel",
-    "gvisor_kernel.bridge.kernel:KernelBridge.resume_kernel",
-    "gvisor_kernel.snapshots.store:Store.find",
+    "gvisor_kernel.bridge.kernel:KernelBridge.attach_restored",
+    "gvisor_kernel.snapshots.store:Store._take",
     "gvisor_kernel.snapshots.manifest:Manifest.find_change",
     "gvisor_kernel.snapshots.facts:find_host_facts",
     "jupyter_client.provisioning.local_provisioner:LocalProvisioner.launch_kernel",
@@ -47,15 +47,10 @@ def traced() -> Iterator[Steps]:
     for name in STEPS:
         module, _, path = name.partition(":")
         *parents, last = path.split(".")
-        try:
-            owner: Any = importlib.import_module(module)
-            for parent in parents:
-                owner = getattr(owner, parent)
-            original = inspect.getattr_static(owner, last)
-        except (ImportError, AttributeError):
-            continue
-        if not inspect.isfunction(original):
-            continue
+        owner: Any = importlib.import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        original = inspect.getattr_static(owner, last)
         setattr(owner, last, _timed(original, path, steps))
         undo.append(functools.partial(setattr, owner, last, original))
     try:

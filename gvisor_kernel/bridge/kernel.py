@@ -1,7 +1,6 @@
 """One kernel, seen from both sides: clients on ZMQ, a sandbox on a link. On the bridge's loop.
 
-A message's way, in one pass: ``_from_client`` checks and signs what a client sent and hands it to
-the link; ``_from_kernel`` does the same the other way. Everything else here is birth and death.
+Its birth and its death, and what is awaited meanwhile. How messages pass stands in ``exchange``.
 """
 
 from __future__ import annotations
@@ -16,20 +15,18 @@ from typing import TypeVar
 
 import zmq
 
-from gvisor_kernel.bridge.clients import Address, ClientSockets
-from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss, tell_death
+from gvisor_kernel.bridge.clients import Address
+from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
+from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
 from gvisor_kernel.bridge.idle import Sleep
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
-from gvisor_kernel.bridge.settling import Settling
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
-from gvisor_kernel.bridge.waiting import Sent, WaitingMessages
-from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
+from gvisor_kernel.bridge.wire import WireError, WireMessage
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import (
-    Channel,
     Event,
     Exited,
     Hello,
@@ -48,10 +45,6 @@ from gvisor_kernel.link.state import State
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-TO_KERNEL_ABOVE = 1024 * 1024
-"""Bytes waiting for the kernel on one channel; above, its clients' socket is not read."""
-TOLD_PENDING = 1000
-"""Requests whose headers are kept, to tell in the right cell why a kernel died."""
 FLUSH_SECONDS = 2.0
 """How long clients may take to read a dead kernel's last messages before its exit is reported."""
 LONELY_SECONDS = 60.0
@@ -85,19 +78,13 @@ class KernelBridge:
         """What the guest said of itself before any kernel ran; for people."""
         self.stats: Stats | None = None
         self._loop = asyncio.get_running_loop()
-        self._host = Signer(identity.key, identity.signature_scheme)
-        self._inner = Signer(secrets.token_hex(32).encode())
-        self._inner_key = ""
         self._sandbox: LinkedSandbox | None = None
         self._link: SandboxLink | None = None
         self._records = Records()
-        self._waiting = WaitingMessages()
-        self._pending: dict[str, bytes] = {}
         self._run = 0
         self._started: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[Hello] | None = None
         self._resumed: asyncio.Future[Resumed] | None = None
-        self._settling: Settling | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
         self._asked_to_end = False
@@ -108,15 +95,15 @@ class KernelBridge:
         self._finishing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._detached = False
-        self._clients = ClientSockets(
-            context, address, base, self._from_client, self._may_take, self._welcome
+        self._exchange = Exchange(
+            context, identity, address, base, self._records, self._is_shutdown_for_this_kernel
         )
 
     # -- what the provisioner asks ---------------------------------------------------------------
 
     @property
     def address(self) -> Address:
-        return self._clients.address
+        return self._exchange.address
 
     @property
     def sandbox(self) -> LinkedSandbox | None:
@@ -137,7 +124,7 @@ class KernelBridge:
         """
         self._take_over(sandbox, log_path, transcripts)
         self._greeted = self._loop.create_future()
-        self._link = self._make_link(sandbox)
+        self._use_link(sandbox)
         try:
             hello = await self._answer(self._greeted, timeout)
         finally:
@@ -164,28 +151,26 @@ class KernelBridge:
         """
         self._take_over(sandbox, log_path, transcripts)
         self._run = image.run
-        self._clients.expose()
+        self._exchange.expose()
         key = secrets.token_hex(32)
         resume = Resume(image.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
         self._resumed = self._loop.create_future()
         try:
-            self._link = self._make_link(sandbox, resume)
+            self._use_link(sandbox, resume)
             self._watch_memory(sandbox)
             answer = await self._answer(self._resumed, timeout)
-            self._inner_key = key if answer.rekeyed else image.key
-            self._inner = Signer(self._inner_key.encode())
+            self._exchange.sign_for(key if answer.rekeyed else image.key)
             if image.code and (image.always or not answer.rekeyed):
-                self._settling = Settling(image.code, self._loop.create_future())
-                self._link.send_message(Channel.SHELL, self._inner.sign(self._settling.request))
-                await self._answer(self._settling.done, timeout)
+                await self._answer(self._exchange.settle(image.code), timeout)
         except (LocalProtocolError, WireError) as error:
             raise self._launch_error(f"The kernel cannot be restored: {error}.") from error
         finally:
-            self._resumed = self._settling = None
+            self._resumed = self._exchange.settling = None
         self.note("the kernel goes on from an image")
-        self._deliver_waiting()
+        self._exchange.deliver_waiting()
+        assert self._link is not None
         self._link.flush()
-        self._clients.resume()
+        self._exchange.resume()
 
     def _take_over(self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None) -> None:
         if self._detached:
@@ -202,10 +187,10 @@ class KernelBridge:
         self._keep_sandbox = True
         self.shutdowns.begin()
 
-    def _make_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> SandboxLink:
-        sleep = Sleep(lambda: not self._pending, self._sleep_changed)
-        return SandboxLink(
-            *(sandbox, self._on_event, self._on_link_end, self._on_room, resume),
+    def _use_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> None:
+        sleep = Sleep(lambda: not self._exchange.pending, self._sleep_changed)
+        self._link = self._exchange.link = SandboxLink(
+            *(sandbox, self._on_event, self._on_link_end, self._exchange.resume, resume),
             sleep if self.identity.idle_stop and sandbox.pauses else None,
         )
 
@@ -235,7 +220,7 @@ class KernelBridge:
         """
         assert self._link is not None
         await self._answer(self._link.quiesce(), timeout)
-        return ImageRun(self._run, self._inner_key)
+        return ImageRun(self._run, self._exchange.inner_key)
 
     async def start_kernel(
         self, argv: list[str], environment: dict[str, str], cwd: str, timeout: float
@@ -249,13 +234,13 @@ class KernelBridge:
         self._run += 1
         self._begin_run()
         key = secrets.token_hex(32)
-        self._inner, self._inner_key = Signer(key.encode()), key
-        self._clients.expose()
+        self._exchange.sign_for(key)
+        self._exchange.expose()
         self._started = self._loop.create_future()
         start = Start(self._run, tuple(argv), tuple(environment.items()), cwd, key)
         try:
             self._link.connection.send(start)
-            self._deliver_waiting()
+            self._exchange.deliver_waiting()
             self._link.flush()
             async with asyncio.timeout(timeout):
                 await self._started
@@ -273,7 +258,7 @@ class KernelBridge:
             ) from None
         finally:
             self._started = None
-        self._clients.resume()
+        self._exchange.resume()
 
     def signal(self, signum: int) -> None:
         """Signal the kernel's process group. Quiet when there is none."""
@@ -347,7 +332,7 @@ class KernelBridge:
         self._asked_to_end = True
         if self._link is not None:
             self._link.end("this process ends")
-        self._clients.close()
+        self._exchange.close()
         if self.exit_status is None:
             self.exit_status = ENDED_STATUS
         return sandbox
@@ -355,80 +340,20 @@ class KernelBridge:
     async def close(self) -> None:
         """End the sandbox and close the sockets. Idempotent."""
         await self.end_sandbox()
-        self._clients.close()
+        self._exchange.close()
 
-    # -- from clients ----------------------------------------------------------------------------
-
-    def _may_take(self, channel: Channel) -> bool:
-        if channel is Channel.IOPUB:
-            return True
-        if self._running():
-            assert self._link is not None
-            return self._link.connection.queued(channel) < TO_KERNEL_ABOVE
-        return not self._waiting.full
-
-    def _running(self) -> bool:
-        link = self._link
-        if link is None or link.ended or self._settling is not None:
+    def _is_shutdown_for_this_kernel(self, request: WireMessage) -> bool:
+        """False for one that was meant for the kernel that has ended; else an end is expected."""
+        if not self.shutdowns.arrive(running=self._exchange.running):
             return False
-        return link.connection.state is State.RUNNING
-
-    def _from_client(self, channel: Channel, parts: list[bytes]) -> None:
-        """Check what a client sent and pass it on, or keep it for the kernel that is starting."""
-        if channel is Channel.HB:
-            if self._link is not None and self._link.stopped:
-                self._clients.send(channel, parts)  # in the place of a kernel that was well
-            else:
-                self._to_kernel(channel, parts)
-            return
-        try:
-            message = split_message(parts)
-            self._host.check(message)
-            kind, message_id = message.kind, message.id
-        except WireError as error:
-            self.note(f"a client's message on {channel.name.lower()} was dropped: {error}")
-            return
-        if channel is Channel.CONTROL and kind == "shutdown_request":
-            if not self.shutdowns.arrive(running=self._running()):
-                return  # meant for the kernel that has ended, not for the next one
-            self.expect_end(restart=b"true" in message.content)
-        if kind == "execute_request" and len(self._pending) < TOLD_PENDING:
-            self._pending[message_id] = message.header
-        self._records.asked(message)
-        self._to_kernel(channel, message)
-
-    def _to_kernel(self, channel: Channel, message: Sent) -> None:
-        if not self._running():
-            self._waiting.add(channel, message)
-            return
-        assert self._link is not None
-        parts = message if isinstance(message, list) else self._inner.sign(message)
-        try:
-            self._link.send_message(channel, parts)
-        except LocalProtocolError as error:
-            self.note(f"a client's message on {channel.name.lower()} was dropped: {error}")
-
-    def _deliver_waiting(self) -> None:
-        for channel, message in self._waiting.take():
-            self._to_kernel(channel, message)
-
-    def _on_room(self) -> None:
-        """The link has taken bytes: clients' sockets may be read again."""
-        self._clients.resume()
-
-    def _welcome(self, topic: bytes) -> None:
-        """Tell a new subscriber that it is connected (JEP 65): no output is missed from here on."""
-        content = {"subscription": topic.decode("utf-8", "replace")}
-        self._publish(new_message("iopub_welcome", content, b"{}", topic))
-
-    def _publish(self, message: WireMessage) -> None:
-        self._clients.send(Channel.IOPUB, self._host.sign(message))
+        self.expect_end(restart=b"true" in request.content)
+        return True
 
     # -- from the sandbox ------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Message):
-            self._from_kernel(event)
+            self._exchange.from_kernel(event)
         elif isinstance(event, Hello):
             if self._greeted is not None and not self._greeted.done():
                 self._greeted.set_result(event)
@@ -445,45 +370,12 @@ class KernelBridge:
         elif isinstance(event, Log):
             self._records.keep(event)
 
-    def _from_kernel(self, message: Message) -> None:
-        """Check what the kernel sent, sign it, send it; then give the credit back."""
-        link = self._link
-        assert link is not None
-
-        def taken() -> None:
-            link.connection.consumed(message)
-            link.flush()
-
-        channel = message.channel
-        if channel is Channel.HB:
-            self._clients.send(channel, message.parts, taken)
-            return
-        try:
-            checked = split_message(message.parts)
-            self._inner.check(checked)
-            wanted = checked.kind != "iopub_welcome"
-            if self._settling is not None and self._settling.takes(channel, checked):
-                wanted = False
-            else:
-                self._take_note(channel, checked)
-        except WireError as error:
-            self.note(f"the kernel's message on {channel.name.lower()} was dropped: {error}")
-            wanted = False
-        if wanted:
-            self._clients.send(channel, self._host.sign(checked), taken)
-        else:
-            taken()
-
-    def _take_note(self, channel: Channel, message: WireMessage) -> None:
-        if channel is Channel.SHELL:
-            self._pending.pop(message.parent_id, None)
-        self._records.answered(channel, message)
-
     # -- ends ------------------------------------------------------------------------------------
 
     def _on_link_end(self, reason: str) -> None:
         self.note(f"the link ended: {reason}")
-        settled = None if self._settling is None else self._settling.done
+        settling = self._exchange.settling
+        settled = None if settling is None else settling.done
         for awaited in (self._greeted, self._resumed, settled):
             if awaited is not None and not awaited.done():
                 awaited.set_exception(
@@ -529,12 +421,9 @@ class KernelBridge:
             reason = explain_death(status, self._memory)
         if reason is not None:
             self._tell(reason)
-        self._pending.clear()
-        self._waiting.drop_executions()
+        self._exchange.forget_cells()
         await self._settle_memory()
-        deadline = self._loop.time() + FLUSH_SECONDS
-        while self._clients.waiting() and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        await self._exchange.let_out(FLUSH_SECONDS)
 
     def _end_lonely(self) -> None:
         if self.exit_status is not None:
@@ -545,13 +434,10 @@ class KernelBridge:
             await asyncio.shield(self._finishing)
 
     def _tell(self, reason: str) -> None:
-        """Show ``reason`` in the cell that was running, as an error of its own."""
+        """Write down why the kernel died, and show it in the cell that was running."""
         log.warning("%s: %s", self.identity.name, reason)
         self.note(reason)
-        if not self._pending:
-            return
-        for message in tell_death(reason, next(iter(self._pending.values()))):
-            self._publish(message)
+        self._exchange.tell(reason)
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""
@@ -574,7 +460,7 @@ class KernelBridge:
                 self._memory.start()
 
     def _over_limit(self, used: int) -> None:
-        if self._running() and self._death is None:
+        if self._exchange.running and self._death is None:
             self._death = describe_excess(used, self.identity.memory_limit)
             self.signal(signal.SIGKILL)
             self._loop.call_later(ASK_SECONDS, self._end_if_still_over, self._run)
@@ -595,5 +481,5 @@ class KernelBridge:
     def _end_if_still_over(self, run: int) -> None:
         """PID 1 had its time to end kernel number ``run``."""
         link = self._link
-        if link is not None and not link.ended and self._run == run and self._running():
+        if link is not None and not link.ended and self._run == run and self._exchange.running:
             link.end("PID 1 did not end a kernel over its memory limit")

@@ -302,7 +302,7 @@ def test_not_stopped_while_a_cell(kernel: Watched, code: str) -> None:
     """The bridge does not even ask then, so what the guest would say is asked for here."""
     bridge = kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
     msg_id = kernel.client.execute(code, allow_stdin=True)
-    wait_until(lambda: msg_id in bridge._pending, "the request to reach the bridge")
+    wait_until(lambda: msg_id in bridge._exchange._pending, "the request to reach the bridge")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel._link, "_sleep", Sleep(lambda: True, lambda stopped: None))
         kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
