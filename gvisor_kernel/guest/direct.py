@@ -22,7 +22,16 @@ from typing import Deque, List, Optional, Tuple
 
 from gvisor_kernel.guest.notice import explain_drop
 from gvisor_kernel.guest.room import with_room
-from gvisor_kernel.link import Ask, Hello, LocalProtocolError, Message, Quiet, Resume, Resumed
+from gvisor_kernel.link import (
+    Ask,
+    Hello,
+    LocalProtocolError,
+    Message,
+    Quiet,
+    Resume,
+    Resumed,
+    Signal,
+)
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import (
     DIRECT_CHANNELS,
@@ -65,6 +74,9 @@ class DirectLink:
         self.on_ask: Callable[[], bool] = lambda: False
         """Says whether the kernel has nothing to do by itself; in the reading thread. Set before
         ``start``."""
+        self.on_signal: Callable[[int], None] = lambda signum: None
+        """Hears of a signal that this process was sent; in the reading thread. Set before
+        ``start``."""
         self._flow = Flow(DIRECT_CHANNELS)
         self._frames = FrameReader()
         self._lock = threading.Lock()
@@ -76,7 +88,9 @@ class DirectLink:
         self._unsent: Deque[bytes] = deque()
         """Frames that are counted as sent, when the socket was full."""
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._room = threading.Event()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Not an Event: whoever is interrupted while it waits would leave that one's lock in
+        disorder, for the writing thread to stumble over."""
         self._last_taken = False
         self._drained = threading.Event()
         self._open = False
@@ -156,8 +170,8 @@ class DirectLink:
     def wait_for_room(self) -> None:
         """Wait while far more output is queued than the host takes. For whoever makes output."""
         while self._crowded() and self._pid == os.getpid() and self._writes():
-            self._room.clear()
-            self._room.wait(LOOK_SECONDS)
+            with contextlib.suppress(queue.Empty):
+                self._room.get(timeout=LOOK_SECONDS)
 
     def _crowded(self) -> bool:
         return self._flow.queued() > AHEAD or len(self._waiting) > AHEAD_MESSAGES
@@ -231,8 +245,8 @@ class DirectLink:
                 self._flow.write(out, PACKET)
         except OSError:
             return False
-        if not self._crowded():
-            self._room.set()
+        if not self._crowded() and self._room.empty():
+            self._room.put(None)
         if self._last_taken and not self._flow.queued():
             self._drained.set()
         return True
@@ -255,6 +269,9 @@ class DirectLink:
                     continue
                 if frame.type is FrameType.ASK:
                     self._answer(Ask.decode(frame.payload))
+                    continue
+                if frame.type is FrameType.SIGNAL:
+                    self.on_signal(Signal.decode(frame.payload).signum)
                     continue
                 with self._lock:
                     if frame.type is FrameType.CREDIT:

@@ -23,6 +23,7 @@ from typing import Any, Dict, List, Optional
 
 import zmq
 
+from gvisor_kernel.guest import interrupts
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.quiet import Quietness
@@ -128,6 +129,8 @@ class Adapter:
             kernel._execute_sleep = 0
         shortcuts.reply_at_once(kernel, self._lead_out)
         self._to_main = shortcuts.ToMain(kernel, IDENTITY)
+        interrupts.get_ready()
+        self.link.on_signal = partial(interrupts.notice, later=self.link.run_later)
         self.link.on_resume(partial(become_another, application))
         self.link.start(self.facts)
         self.link.on_ask = Quietness(application).is_quiet  # which knows the link's threads, too

@@ -100,16 +100,18 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
             time.sleep(CAPTURE_WAIT)
         # In this order: what is no longer in the buffers was taken by somebody who is sending.
         if stream._buffers or sending.locked():
-            done = threading.Event()
+            # A bare lock: an interrupt of this wait may leave an Event's own lock in disorder.
+            under_way = threading.Lock()
+            under_way.acquire()
 
             def flush_and_tell() -> None:
                 try:
                     _flush()
                 finally:
-                    done.set()
+                    under_way.release()
 
             link.run_soon(flush_and_tell)
-            done.wait(stream.flush_timeout)
+            under_way.acquire(timeout=stream.flush_timeout)
 
     def _schedule_flush() -> None:
         if not stream._flush_pending:

@@ -19,7 +19,16 @@ from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.process import KernelProcess
 from gvisor_kernel.guest.stillness import Stillness
-from gvisor_kernel.link import Ask, Channel, Connection, Quiet, RemoteProtocolError, Resume, Resumed
+from gvisor_kernel.link import (
+    Ask,
+    Channel,
+    Connection,
+    Quiet,
+    RemoteProtocolError,
+    Resume,
+    Resumed,
+    Signal,
+)
 from gvisor_kernel.link.frames import FrameType, encode_frame
 from gvisor_kernel.link.state import State
 
@@ -97,6 +106,11 @@ class Passage:
         self.early.clear()
         self._socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
         self._socket.flush()
+
+    def tell(self, sent: Signal) -> None:
+        """A signal was sent to the kernel's process group: it may have to see to it."""
+        if self._socket.direct:
+            self._socket.put(encode_frame(FrameType.SIGNAL, sent.encode()))
 
     def flush(self) -> None:
         self._socket.flush()

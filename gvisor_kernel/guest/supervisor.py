@@ -194,7 +194,7 @@ class Supervisor:
             elif isinstance(event, Resume):
                 self._resume(event)
             elif isinstance(event, Signal):
-                self._signal(event.signum)
+                self._signal(event)
             elif isinstance(event, Ping):
                 self.connection.send(count_processes())
             elif isinstance(event, Ask):
@@ -253,13 +253,15 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _signal(self, signum: int) -> None:
+    def _signal(self, event: Signal) -> None:
         if self.kernel is None:
             return
-        if signum == signal.SIGKILL:
+        if event.signum == signal.SIGKILL:
             process.kill_everything()
             return
-        self.kernel.signal_group(signum)
+        self.kernel.signal_group(event.signum)
+        if self.passage is not None:
+            self.passage.tell(event)
         if self._pace is not None:
             self._pace.let_notice()
 

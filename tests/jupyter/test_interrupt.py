@@ -82,3 +82,43 @@ def is_idle_after_interrupt(message: Message) -> bool:
         message["parent_header"].get("msg_type") == "interrupt_request"
         and message["content"].get("execution_state") == "idle"
     )
+
+
+UNNOTICED = """
+import signal, time
+masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+print('running', flush=True)
+time.sleep(600)
+"""
+"""Another thread takes the signal, and the sleep goes on: as if it had come just before it."""
+
+
+def test_one_that_a_waiting_call_has_not_noticed(
+    way: str, shared: tuple[KernelManager, BlockingKernelClient]
+) -> None:
+    """By chance that happens to one of some hundreds, where the machine is busy."""
+    if way not in ("direct", "restored"):
+        pytest.skip("only a kernel that speaks frames is told of its signals")
+    manager, client = shared
+    msg_id = client.execute(UNNOTICED)
+    wait_for_text(client, "running")
+    manager.interrupt_kernel()
+    assert finish(client, msg_id).error == "KeyboardInterrupt"
+    code = "signal.pthread_sigmask(signal.SIG_SETMASK, masked); print(signal.SIGINT in masked)"
+    assert execute(client, code).text == "False\n"
+
+
+def test_what_the_notebook_does_with_the_waking_signal_is_its_own(
+    way: str, shared: tuple[KernelManager, BlockingKernelClient]
+) -> None:
+    if way not in ("direct", "restored"):
+        pytest.skip("only a kernel that speaks frames is told of its signals")
+    manager, client = shared
+    code = "seen = []; before = signal.signal(signal.SIGURG, lambda *_: seen.append(1))"
+    assert execute(client, "import signal, time; " + code).status == "ok"
+    msg_id = client.execute(SLEEP)
+    wait_for_text(client, "running")
+    manager.interrupt_kernel()
+    assert finish(client, msg_id).error == "KeyboardInterrupt"
+    assert execute(client, "time.sleep(0.3); print(seen)").text == "[]\n"
+    assert execute(client, "_ = signal.signal(signal.SIGURG, before)").status == "ok"
