@@ -209,6 +209,7 @@ def test_nobody_looks_at_its_memory(kernel: Watched) -> None:
     wait_until(lambda: not watch._timer.cancelled(), "the next look")
 
 
+@pytest.mark.once
 def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
     kernel.wait_for_stop()
     with zmq.Context() as context, context.socket(zmq.REQ) as heart:
@@ -221,6 +222,7 @@ def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
     assert kernel.is_stopped
 
 
+@pytest.mark.once
 def test_clocks_and_sleepers_go_on(kernel: Watched) -> None:
     """Time passes in a stopped sandbox."""
     execute(kernel.client, "import time; a = time.monotonic(), time.time()")
@@ -280,6 +282,7 @@ BUSY = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("what", BUSY)
 def test_not_stopped_with(kernel: Watched, what: str) -> None:
     begin, end = BUSY[what]
@@ -289,6 +292,7 @@ def test_not_stopped_with(kernel: Watched, what: str) -> None:
     kernel.wait_for_stop()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "code",
     [
@@ -333,18 +337,21 @@ HARMLESS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("what", HARMLESS)
 def test_stopped_in_spite_of(kernel: Watched, what: str) -> None:
     assert execute(kernel.client, HARMLESS[what]).status == "ok"
     kernel.wait_for_stop()
 
 
+@pytest.mark.once
 def test_a_relayed_kernel_is_never_stopped() -> None:
     with watched_kernel(kernel_mode="relay") as kernel:
         kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
         kernel.assert_stays_awake()
 
 
+@pytest.mark.once
 def test_off_by_the_setting(kernel: Watched) -> None:
     """Started and used before another one, which is stopped while this one is not."""
     with running_kernel(settings={"idle_stop": False}) as (manager, client):

@@ -17,9 +17,9 @@ from jupyter_client import KernelManager
 from jupyter_client.session import Session
 
 from ..jupyter.helpers import (
-    KERNEL,
     SANDBOXED,
     SECONDS,
+    SOONEST,
     execute,
     finish,
     next_message,
@@ -230,7 +230,7 @@ def stalling_client() -> Iterator[tuple[KernelManager, Any]]:
     """A kernel whose only client holds next to nothing in its own queue: its stall is felt."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.setsockopt(zmq.RCVHWM, 2)
-    manager = KernelManager(kernel_name=KERNEL)
+    manager = KernelManager(kernel_name=SOONEST)
     manager.start_kernel()
     client = manager.client(session=Session(key=manager.session.key), context=context)
     client.start_channels()

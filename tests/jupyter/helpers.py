@@ -19,24 +19,24 @@ from jupyter_client.session import Session
 from traitlets.config import Config
 
 from ..docker.dockerd import needs_dockerd
-from ..world import DEFAULT_KERNEL, WAYS
+from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
 
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
 SANDBOXED = KERNEL == DEFAULT_KERNEL
+SOONEST = kernelspec_of("restored") if SANDBOXED else KERNEL
+"""For starts by a name alone, of how a kernel starts regardless."""
 SECONDS = 60.0
 """How long an answer may take on a busy machine before a test fails."""
 
 Message = dict[str, Any]
 
-EVERY_WAY = [
-    pytest.param("direct", marks=pytest.mark.once),
-    pytest.param("relay", marks=pytest.mark.once),
-    pytest.param("restored"),
-]
+EVERY_WAY = [pytest.param("relay", marks=pytest.mark.once), pytest.param("restored")]
+"""The two ways in which a kernel is spoken to. A cold one is spoken to as one that was restored,
+and test_conformance.py has it, too."""
 every_way = pytest.mark.parametrize(
     "way", EVERY_WAY if SANDBOXED else [""], indirect=True, scope="module"
 )
-"""For modules whose kernels must answer alike, however they are started and spoken to."""
+"""For modules whose kernels must answer alike, however they are spoken to."""
 every_runtime = pytest.mark.parametrize(
     "way",
     [*EVERY_WAY, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],

@@ -24,9 +24,9 @@ from traitlets.config import Config
 from .. import leaks
 from ..world import World
 from .helpers import (
-    KERNEL,
     SANDBOXED,
     SECONDS,
+    SOONEST,
     connected,
     execute,
     finish,
@@ -103,7 +103,7 @@ def test_calls_to_a_dead_kernel_do_not_raise() -> None:
 
 
 def test_shutdown_before_the_kernel_answers() -> None:
-    manager = KernelManager(kernel_name=KERNEL)
+    manager = KernelManager(kernel_name=SOONEST)
     manager.start_kernel()
     manager.shutdown_kernel(now=True)
     assert not manager.is_alive()
@@ -191,7 +191,7 @@ def test_a_crashed_kernel_is_restarted(how: str) -> None:
         # The second is for crashes soon after a start, which are taken for a fight over ports.
         restarter = {"time_to_dead": 0.2, "random_ports_until_alive": False}
         config = Config({"KernelRestarter": restarter})
-        manager = AsyncIOLoopKernelManager(kernel_name=KERNEL, config=config, autorestart=True)
+        manager = AsyncIOLoopKernelManager(kernel_name=SOONEST, config=config, autorestart=True)
         restarted = asyncio.Event()
         await manager.start_kernel()
         manager.add_restart_callback(restarted.set)
@@ -235,7 +235,7 @@ async def double(manager: AsyncKernelManager, number: int) -> int:
 @pytest.mark.slow
 def test_twenty_kernels_at_once() -> None:
     async def run() -> list[int]:
-        kernels = AsyncMultiKernelManager(default_kernel_name=KERNEL)
+        kernels = AsyncMultiKernelManager(default_kernel_name=SOONEST)
 
         async def one(number: int) -> int:
             kernel_id = await kernels.start_kernel(kernel_id=str(uuid.uuid4()))
@@ -250,7 +250,7 @@ def test_twenty_kernels_at_once() -> None:
 
 
 def test_sync_multi_kernel_manager() -> None:
-    kernels = MultiKernelManager(default_kernel_name=KERNEL)
+    kernels = MultiKernelManager(default_kernel_name=SOONEST)
     try:
         ids = [kernels.start_kernel() for _ in range(2)]
         for number, kernel_id in enumerate(ids):
@@ -267,7 +267,7 @@ def test_managers_of_several_loops_and_threads() -> None:
     """A kernel outlives the loop that started it, and each thread may have its own."""
 
     async def start() -> AsyncKernelManager:
-        manager = AsyncKernelManager(kernel_name=KERNEL)
+        manager = AsyncKernelManager(kernel_name=SOONEST)
         await manager.start_kernel()
         return manager
 

@@ -17,7 +17,7 @@ from ..jupyter.helpers import execute, reply_to
 from .inside import Kernel, Neighbour
 from .speaking import armed, ends_by, raw_until_idle, works_again
 
-pytestmark = pytest.mark.usefixtures("unharmed")
+pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
 # -- on its own socket ----------------------------------------------------------------------------
 

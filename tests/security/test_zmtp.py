@@ -11,7 +11,7 @@ from ..jupyter.helpers import execute, reply_to
 from .inside import Kernel, Neighbour
 from .speaking import HOST_SLACK, HostMemory, answers, ends_by, raw_until_idle, works_again
 
-pytestmark = pytest.mark.usefixtures("unharmed")
+pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
 NO_ZMTP = {
     "garbage on each socket": "for c in range(1, 6): shout_on(c, bytes(range(128, 256)) * 9)",

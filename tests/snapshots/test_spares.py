@@ -123,6 +123,7 @@ print(open("data.txt").read(), os.getcwd(), "UNKNOWN" in os.environ, 6 * 7)
     assert (folder / "outputs" / "kept").read_text() == "kept"
 
 
+@pytest.mark.once
 def test_the_kernel_has_the_id_of_its_start(spare: Listed) -> None:
     def name(manager: KernelManager) -> None:
         manager.kernel_id = "of-this-start"
@@ -133,12 +134,14 @@ def test_the_kernel_has_the_id_of_its_start(spare: Listed) -> None:
         assert listed.record.kernel_id == "of-this-start"
 
 
+@pytest.mark.once
 def test_a_start_in_another_folder_does_not_get_it(spare: Listed, tmp_path: Path) -> None:
     with started(cwd=str(tmp_path)) as (manager, _):
         assert identity_of(manager) != spare.record.identity
     assert [s.id for s in find_spares()] == [spare.id]
 
 
+@pytest.mark.once
 def test_nor_one_with_other_settings(spare: Listed) -> None:
     settings = {"spare": True, "memory_limit": "1G"}
     with running_kernel(settings=settings) as (manager, _):
@@ -165,6 +168,7 @@ def test_one_that_was_killed_is_not_missed(spare: Listed) -> None:
         assert spare.id not in [s.id for s in find_all()]
 
 
+@pytest.mark.once
 def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spares, "KEEP_SECONDS", 0.2)
     seen: list[bool] = []
@@ -183,6 +187,7 @@ def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None
     wait_until(lambda: not find_spares(), "its end")
 
 
+@pytest.mark.once
 def test_off_by_the_setting(mine: Spares) -> None:
     for _ in range(3):
         with running_kernel(settings={"spare": False}):
