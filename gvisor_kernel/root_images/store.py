@@ -16,13 +16,11 @@ all of it is on the disk.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +28,14 @@ from typing import Any
 
 from platformdirs import user_data_path
 
+from gvisor_kernel import private
 from gvisor_kernel.accept import IMAGE_NAME
 from gvisor_kernel.errors import RootImageError
 from gvisor_kernel.root_images.inside import Inside, RootImage
 
 FORMAT = 1
 DOCUMENT_MOST = 4 * 1024 * 1024
+DIGEST_MOST = 64
 DIGITS_LEAST = 6
 """Of a digest that stands for an image."""
 
@@ -73,19 +73,9 @@ class Store:
         fix = "let it be a directory of yours alone, or let XDG_DATA_HOME name another place."
         root = data / "root-images"
         try:
-            data.parent.mkdir(parents=True, exist_ok=True)
-            for directory in (data, root, root / "names"):
-                with contextlib.suppress(FileExistsError):
-                    directory.mkdir(mode=0o700)
-                status = directory.lstat()
-                if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                    raise RootImageError(f"{directory} is a link, or somebody else's.", fix)
-                if status.st_mode & 0o077:
-                    directory.chmod(0o700)
-        except OSError as error:
-            raise RootImageError(
-                f"{error.filename} cannot be used: {error.strerror}.", fix
-            ) from error
+            private.make_directories(data, root, root / "names")
+        except private.NotPrivate as error:
+            raise RootImageError(str(error), fix) from error
         return cls(root)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -126,7 +116,9 @@ class Store:
 
     def _read_name(self, name: str) -> str | None:
         with contextlib.suppress(OSError):
-            digest = _read_private(self.root / "names" / name).decode("ascii", "replace")
+            digest = private.read_file(self.root / "names" / name, DIGEST_MOST).decode(
+                "ascii", "replace"
+            )
             return digest if _DIGEST.fullmatch(digest) else None
         return None
 
@@ -135,7 +127,7 @@ class Store:
             return None
         directory = self.root / digest
         try:
-            content = json.loads(_read_private(directory / "image.json"))
+            content = json.loads(private.read_file(directory / "image.json", DOCUMENT_MOST))
             if content.pop("format") != FORMAT or content["digest"] != digest:
                 return None
             return RootImage(
@@ -150,7 +142,7 @@ class Store:
     @staticmethod
     def _read_inside(directory: Path) -> Inside | None:
         try:
-            content = json.loads(_read_private(directory / "inside.json"))
+            content = json.loads(private.read_file(directory / "inside.json", DOCUMENT_MOST))
             return Inside(
                 version=str(content["version"]),
                 modules=frozenset(map(str, content["modules"])),
@@ -165,12 +157,7 @@ class Store:
     def write(self) -> Iterator[Draft]:
         """A new image in the making; gone at the end, unless ``keep`` was called with it."""
         self.sweep()
-        directory = self.root / f"new-{secrets.token_hex(8)}"
-        with contextlib.ExitStack() as stack:
-            with self.alone():
-                directory.mkdir(mode=0o700)
-                stack.callback(_remove, directory)
-                stack.enter_context(_lock(directory / "lock", fcntl.LOCK_SH))
+        with private.new_entry(self.root) as directory:
             draft = Draft(directory)
             draft.tree.mkdir(mode=0o755)
             draft.scratch.mkdir(mode=0o700)
@@ -183,12 +170,13 @@ class Store:
         was called so before and has no name now. ``content``: the fields of a RootImage that are
         to be written down."""
         digest = content["digest"]
-        _remove(draft.scratch)
-        _write_private(draft.directory / "image.json", {"format": FORMAT, **content})
-        with self.alone():
+        shutil.rmtree(draft.scratch, ignore_errors=True)
+        text = json.dumps({"format": FORMAT, **content})
+        private.write_file(draft.directory / "image.json", text)
+        with private.alone(self.root):
             before = self._read_name(name)
             if self._read(digest, {}) is None:
-                self.take_away(digest)
+                private.take_away(self.root / digest)
                 draft.directory.rename(self.root / digest)
             new = self.root / "names" / f".{secrets.token_hex(8)}"
             new.write_text(digest)
@@ -206,13 +194,13 @@ class Store:
         }
         with contextlib.suppress(OSError):
             new = image.directory / f".{secrets.token_hex(8)}"
-            _write_private(new, content)
+            private.write_file(new, json.dumps(content))
             new.replace(image.directory / "inside.json")
         return self.find(image.digest)
 
     def forget(self, name: str) -> bool:
         """Take the name away from an image that has another one; whether it had."""
-        with self.alone():
+        with private.alone(self.root):
             digest = self._read_name(name) if IMAGE_NAME.fullmatch(name) else None
             if digest is None or len(self._names()[digest]) < 2:
                 return False
@@ -229,59 +217,12 @@ class Store:
                 f"The image {image.called} is in use by running kernels.",
                 "shut them down first; gvisor-kernel list shows them.",
             )
-        with self.alone():
+        with private.alone(self.root):
             for name in self._names().get(image.digest, ()):
                 (self.root / "names" / name).unlink(missing_ok=True)
-            self.take_away(image.digest)
-
-    def take_away(self, digest: str) -> None:
-        """To where ``sweep`` finds it."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.root / digest).rename(self.root / f"gone-{secrets.token_hex(8)}")
+            private.take_away(self.root / image.digest)
 
     def sweep(self) -> None:
         """Remove what was half written, or half removed, by processes that are gone."""
-        with self.alone():
-            for name in os.listdir(self.root):  # noqa: PTH208
-                if name.startswith(("new-", "gone-")):
-                    directory = self.root / name
-                    lock = _lock(directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    with contextlib.suppress(OSError), lock:
-                        _remove(directory)
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with _lock(self.root / "lock", fcntl.LOCK_EX):
-            yield
-
-
-@contextlib.contextmanager
-def _lock(path: Path, how: int) -> Iterator[int]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(path, flags, 0o600)
-    try:
-        fcntl.flock(fd, how)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _read_private(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or status.st_size > DOCUMENT_MOST:
-            raise PermissionError(f"{path} is somebody else's, or too large")
-        return file.read()
-
-
-def _write_private(path: Path, content: object) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(fd)
+        with private.alone(self.root):
+            private.sweep(self.root)

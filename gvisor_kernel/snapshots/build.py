@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from gvisor_kernel import private
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.snapshots.store import Store
@@ -46,17 +47,14 @@ def builder_turn(store: Store, *, wait: bool = False) -> Iterator[bool]:
 
     ``wait``: until that has ended, as long as it takes.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(store.root / "builder", flags, 0o600)
-    try:
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            stack.enter_context(private.lock(store.root / "builder", how, create=True))
+            mine = True
         except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+            mine = False
+        yield mine
 
 
 def step_back() -> None:

@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -35,6 +34,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from gvisor_kernel import private
 from gvisor_kernel.accept import GIB
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.snapshots.key import KEY_DIGITS, ImageKey
@@ -140,19 +140,9 @@ class Store:
         cache = user_cache_path("gvisor-kernel")
         fix = "let it be a directory of yours alone, or let XDG_CACHE_HOME name another place."
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            for directory in (cache, cache / "images"):
-                with contextlib.suppress(FileExistsError):
-                    directory.mkdir(mode=0o700)
-                status = directory.lstat()
-                if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                    raise SnapshotError(f"{directory} is a link, or somebody else's.", fix)
-                if status.st_mode & 0o077:
-                    directory.chmod(0o700)
-        except OSError as error:
-            raise SnapshotError(
-                f"{error.filename} cannot be used: {error.strerror}.", fix
-            ) from error
+            private.make_directories(cache, cache / "images")
+        except private.NotPrivate as error:
+            raise SnapshotError(str(error), fix) from error
         return cls(cache / "images")
 
     # -- reading ---------------------------------------------------------------------------------
@@ -189,7 +179,7 @@ class Store:
         try:
             for _ in range(REPLACED_MOST):
                 check_private(self.root / key)
-                fd = stack.enter_context(_lock(lock, fcntl.LOCK_SH))
+                fd = stack.enter_context(private.lock(lock, fcntl.LOCK_SH))
                 if os.path.samestat(os.fstat(fd), lock.lstat()):
                     image = self._read(key)
                     os.utime(image.directory / "used", follow_symlinks=False)
@@ -205,7 +195,7 @@ class Store:
         check_private(directory)
         found = check_private(directory / "image")
         try:
-            digest, _, text = _read_private(directory / "meta.json").partition(b"\n")
+            digest, _, text = private.read_file(directory / "meta.json", META_MOST).partition(b"\n")
             if hashlib.sha256(text).hexdigest().encode() != digest:
                 raise Unusable(f"{directory / 'meta.json'} is damaged, or another release's")
             content = json.loads(text)
@@ -239,13 +229,8 @@ class Store:
             raise SnapshotError(
                 f"The disk of {self.root} is too full for images of kernels.", "make room there."
             )
-        directory = self.root / f"new-{secrets.token_hex(8)}"
         try:
-            with contextlib.ExitStack() as stack:
-                with self._alone():
-                    directory.mkdir(mode=0o700)
-                    stack.callback(shutil.rmtree, directory, ignore_errors=True)
-                    stack.enter_context(_lock(directory / "lock", fcntl.LOCK_SH, create=True))
+            with private.new_entry(self.root) as directory:
                 draft = Draft(directory)
                 draft.files.mkdir(mode=0o700)
                 draft.scratch.mkdir(mode=0o700)
@@ -283,10 +268,10 @@ class Store:
         }
         text = json.dumps(content)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        _write_private(draft.directory / "meta.json", f"{digest}\n{text}")
+        private.write_file(draft.directory / "meta.json", f"{digest}\n{text}")
         place = self.root / meta.key
-        with self._alone():
-            self._take_away(place)
+        with private.alone(self.root):
+            private.take_away(place)
             self._make_room(size)
             draft.directory.rename(place)
         self.sweep()
@@ -296,8 +281,9 @@ class Store:
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                with _lock(self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB), self._alone():
-                    self._take_away(self.root / key)
+                held = private.lock(self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with held, private.alone(self.root):
+                    private.take_away(self.root / key)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -312,8 +298,8 @@ class Store:
         """Let nobody use an image any more: it does not restore, or what it was made of is gone."""
         log.warning("An image of a kernel is not used any more (%s): %s", key, reason)
         with contextlib.suppress(OSError):
-            with self._alone():
-                self._take_away(self.root / key)
+            with private.alone(self.root):
+                private.take_away(self.root / key)
             self.sweep()
 
     def sweep(self) -> None:
@@ -321,19 +307,14 @@ class Store:
 
         And what is no image any more, such as those of another release.
         """
-        with self._alone():
+        with private.alone(self.root):
             for name in os.listdir(self.root):  # noqa: PTH208
                 if _KEY.fullmatch(name):
                     try:
                         self._read(name)
                     except (Unusable, FileNotFoundError):
-                        self._take_away(self.root / name)
-            for name in os.listdir(self.root):  # noqa: PTH208
-                if name.startswith(("new-", "gone-")):
-                    directory = self.root / name
-                    lock = _lock(directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
-                    with contextlib.suppress(OSError), lock:
-                        shutil.rmtree(directory, ignore_errors=True)
+                        private.take_away(self.root / name)
+            private.sweep(self.root)
 
     def room(self) -> int:
         """How many bytes all images together may have."""
@@ -352,20 +333,10 @@ class Store:
                 return
             with (
                 contextlib.suppress(OSError),
-                _lock(image.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
+                private.lock(image.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
             ):
-                self._take_away(image.directory)
+                private.take_away(image.directory)
                 held -= image.size
-
-    def _take_away(self, directory: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if directory.is_symlink() or not directory.is_dir():
-                directory.unlink()
-            else:
-                directory.rename(self.root / f"gone-{secrets.token_hex(8)}")
-
-    def _alone(self) -> contextlib.AbstractContextManager[int]:
-        return _lock(self.root / "lock", fcntl.LOCK_EX, create=True)
 
 
 def check_private(directory: Path) -> dict[str, list[int]]:
@@ -411,32 +382,3 @@ def measure(directory: Path) -> int:
             return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
     except OSError:
         return 0
-
-
-@contextlib.contextmanager
-def _lock(path: Path, how: int, *, create: bool = False) -> Iterator[int]:
-    """Hold a lock on ``path``, which is no link. Raises OSError, BlockingIOError with LOCK_NB."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    fd = os.open(path, flags, 0o600)
-    try:
-        fcntl.flock(fd, how)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _read_private(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or status.st_size > META_MOST:
-            raise PermissionError(f"{path} is somebody else's, or too large")
-        return file.read()
-
-
-def _write_private(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
