@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,18 +201,8 @@ class DockerRuntime(Runtime):
             places = Places(state.make_directory(identity.container_id))
             try:
                 outputs = find_outputs(spec, request)
-                record = Record(
-                    identity=str(identity),
-                    container_id=identity.container_id,
-                    kernel_name=request.kernel_name,
-                    kernel_id=request.kernel_id,
-                    folder=str(request.folder),
-                    created=time.time(),
-                    memory_limit=spec.memory_limit,
-                    owner=owner,
-                    machine=state.this_machine(),
-                    outputs=outputs.path,
-                    made_outputs=outputs.made,
+                record = state.first_record(
+                    *(spec, request, identity, outputs, owner),
                     runtime=self.name,
                     engine=engine.address,
                 )

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,6 @@ from gvisor_kernel.runtimes.plan import (
     plan_mounts,
 )
 from gvisor_kernel.runtimes.posture import check_posture
-from gvisor_kernel.runtimes.processes import ProcessId
 from gvisor_kernel.runtimes.rootfs import write_rootfs
 from gvisor_kernel.runtimes.runsc_cli import (
     Runsc,
@@ -110,8 +108,10 @@ class RunscRuntime(Runtime):
             places = Places(state.make_directory(identity.container_id))
             try:
                 outputs = _lend(find_outputs(spec, request))
-                record = _first_record(spec, request, identity, outputs, owner)
-                record = replace(record, image=world.image)
+                cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
+                record = state.first_record(
+                    *(spec, request, identity, outputs, owner), image=world.image, cgroups=cgroups
+                )
                 state.write_record(places.directory, record)
                 check_tree(world)
             except OSError as error:
@@ -287,31 +287,6 @@ def _lend(outputs: Outputs) -> Outputs:
         owner = next((record.lent_by for record in users if record.lent_by is not None), owner)
     os.chown(outputs.path, SUBUID_BASE, SUBUID_BASE)
     return replace(outputs, lent_by=owner)
-
-
-def _first_record(
-    spec: SandboxSpec,
-    request: LaunchRequest,
-    identity: Identity,
-    outputs: Outputs,
-    owner: ProcessId,
-) -> Record:
-    return Record(
-        identity=str(identity),
-        container_id=identity.container_id,
-        kernel_name=request.kernel_name,
-        kernel_id=request.kernel_id,
-        folder=str(request.folder),
-        created=time.time(),
-        memory_limit=spec.memory_limit,
-        owner=owner,
-        machine=state.this_machine(),
-        outputs=outputs.path,
-        made_outputs=outputs.made,
-        lent_by=outputs.lent_by,
-        spare=request.spare,
-        cgroups=tuple(map(str, plan_cgroup(identity.container_id))),
-    )
 
 
 def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,8 +23,12 @@ from typing import Any
 
 from platformdirs import user_state_path
 
+from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.plan import Outputs
 from gvisor_kernel.runtimes.processes import ProcessId, identify, is_alive
+from gvisor_kernel.spec.identity import Identity
 
 RECORD = "record.json"
 
@@ -65,6 +70,33 @@ class Record:
     """Where the Docker engine is that has it, if one has."""
     ready: bool = False
     """It has been started there, and looked at."""
+
+
+def first_record(
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    identity: Identity,
+    outputs: Outputs,
+    owner: ProcessId,
+    **facts: Any,
+) -> Record:
+    """Of a sandbox that is about to be made; ``facts``: fields of the runtime's own."""
+    return Record(
+        identity=str(identity),
+        container_id=identity.container_id,
+        kernel_name=request.kernel_name,
+        kernel_id=request.kernel_id,
+        folder=str(request.folder),
+        created=time.time(),
+        memory_limit=spec.memory_limit,
+        owner=owner,
+        machine=this_machine(),
+        outputs=outputs.path,
+        made_outputs=outputs.made,
+        lent_by=outputs.lent_by,
+        spare=request.spare,
+        **facts,
+    )
 
 
 @cache

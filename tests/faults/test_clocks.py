@@ -24,12 +24,11 @@ FOR_PEOPLE = {
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
     ("imaging.py", "_make"): "when an image was made; which files are younger",
     ("root_images/importing.py", "import_image"): "when an image was imported",
-    ("runtimes/docker.py", "_start"): "when a sandbox was made",
     ("runtimes/docker_files.py", "_parents"): "the time of a folder in an archive",
     ("runtimes/docker_files.py", "archive"): "the time of a file in an archive",
     ("runtimes/docker_files.py", "list_files"): "which files are younger than a copy of them",
     ("runtimes/docker_removal.py", "copy_outputs"): "which files are younger than a copy of them",
-    ("runtimes/runsc.py", "_first_record"): "when a sandbox was made",
+    ("runtimes/state.py", "first_record"): "when a sandbox was made",
     ("runtimes/stderr_log.py", "_write_lines"): "the time of a line in a log",
 }
 """And what commands print, below cli/."""
