@@ -15,9 +15,9 @@ from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
     make_console,
-    make_table,
     print_error,
     print_json,
+    print_table,
     printable,
 )
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RootImageError
@@ -169,6 +169,18 @@ def describe(image: RootImage) -> dict[str, Any]:
     }
 
 
+def cells_of(image: RootImage) -> tuple[str, ...]:
+    """Of its row in ``list``."""
+    return (
+        ", ".join(image.names) or "-",
+        image.digest[:SHOWN_DIGITS],
+        image.inside.version if image.inside is not None else "?",
+        describe_size(image.size),
+        describe_age(time.time() - image.created),
+        image.source.get("from", ""),
+    )
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     store = Store.open()
     images = store.images()
@@ -178,24 +190,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not images:
         print("No images. Kernels run in the Python environment of this machine.")
         return 0
-    from rich.text import Text
-
-    table = make_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM")
-    now = time.time()
-    for image in images:
-        cells = (
-            ", ".join(image.names) or "-",
-            image.digest[:SHOWN_DIGITS],
-            image.inside.version if image.inside is not None else "?",
-            describe_size(image.size),
-            describe_age(now - image.created),
-            image.source.get("from", ""),
-        )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    console = make_console()
-    if not console.is_terminal:
-        console.width = 1000  # one line an image, for programs that read lines
-    console.print(table)
+    print_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM", map(cells_of, images))
     return 0
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from gvisor_kernel.errors import GvisorKernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
-    from rich.table import Table
+
+UNFOLDED = 2000
+"""Columns of what is no terminal."""
 
 
 def printable(text: str) -> str:
@@ -62,12 +64,16 @@ def describe_age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def make_table(left: Sequence[str], right: Sequence[str], last: str) -> Table:
-    """An empty table of what a command lists, by its titles.
+def print_table(
+    left: Sequence[str], right: Sequence[str], last: str, rows: Iterable[Sequence[str]]
+) -> None:
+    """What a command lists, under its titles; a row has a cell for each.
 
     ``left`` and ``right``: how the cells of a column stand; only those of ``last`` are folded.
+    Cells may be what others wrote. Programs that read lines get one a row, however long.
     """
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in left:
@@ -75,4 +81,9 @@ def make_table(left: Sequence[str], right: Sequence[str], last: str) -> Table:
     for title in right:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column(last, overflow="fold")
-    return table
+    for cells in rows:
+        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in cells))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    console.print(table)

@@ -18,8 +18,8 @@ from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
     make_console,
-    make_table,
     print_json,
+    print_table,
     printable,
 )
 from gvisor_kernel.config import RUNTIMES
@@ -105,6 +105,20 @@ def find_one(text: str) -> Listed:
     raise GvisorKernelError(f"There is no sandbox {text!r}.", "see: gvisor-kernel list")
 
 
+def cells_of(sandbox: Listed) -> tuple[str, ...]:
+    """Of its row in ``list``."""
+    record, used = sandbox.record, sandbox.memory_used
+    shown = "?" if used is None else describe_size(used)
+    return (
+        sandbox.id,
+        record.kernel_name,
+        sandbox.state,
+        f"{shown} / {describe_size(record.memory_limit)}",
+        describe_age(time.time() - record.created),
+        record.folder,
+    )
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     sandboxes = find_all()
     if arguments.json:
@@ -113,25 +127,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not sandboxes:
         print("No sandboxes.")
         return 0
-    from rich.text import Text
-
-    table = make_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER")
-    for sandbox in sandboxes:
-        record, used = sandbox.record, sandbox.memory_used
-        shown = "?" if used is None else describe_size(used)
-        cells = (
-            sandbox.id,
-            record.kernel_name,
-            sandbox.state,
-            f"{shown} / {describe_size(record.memory_limit)}",
-            describe_age(time.time() - record.created),
-            record.folder,
-        )
-        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in cells))
-    console = make_console()
-    if not console.is_terminal:
-        console.width = 1000  # one line a sandbox, for programs that read lines
-    console.print(table)
+    print_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER", map(cells_of, sandboxes))
     return 0
 
 

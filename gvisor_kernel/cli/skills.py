@@ -13,9 +13,8 @@ from pathlib import Path
 
 from gvisor_kernel.cli.output import (
     describe_size,
-    make_console,
-    make_table,
     print_json,
+    print_table,
     printable,
 )
 from gvisor_kernel.config import INSTALLED_SKILLS
@@ -130,6 +129,16 @@ def run_install(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def cells_of(skill: Installed) -> tuple[str, ...]:
+    """Of its row in ``list``."""
+    return (
+        skill.name,
+        skill.folder,
+        "gvisor-kernel" if skill.shipped else "you",
+        f"not usable: {skill.problem}" if skill.problem else skill.description,
+    )
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     store = open_store()
     skills = store.list()
@@ -139,21 +148,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not skills:
         print(f"No skills in {printable(str(store.folder))}.")
         return 0
-    from rich.text import Text
-
-    table = make_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION")
-    for skill in skills:
-        cells = (
-            skill.name,
-            skill.folder,
-            "gvisor-kernel" if skill.shipped else "you",
-            f"not usable: {skill.problem}" if skill.problem else skill.description,
-        )
-        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in cells))
-    console = make_console()
-    if not console.is_terminal:
-        console.width = 2000  # one line a skill, for programs that read lines
-    console.print(table)
+    print_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION", map(cells_of, skills))
     return 0
 
 

@@ -18,8 +18,8 @@ from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
     make_console,
-    make_table,
     print_json,
+    print_table,
     printable,
 )
 from gvisor_kernel.errors import SnapshotError
@@ -72,6 +72,20 @@ def describe(image: Image) -> dict[str, Any]:
     }
 
 
+def cells_of(image: Image) -> tuple[str, ...]:
+    """Of its row in ``list``."""
+    label = image.meta.label
+    return (
+        image.meta.key[:SHOWN_DIGITS],
+        label.get("kernel", "?"),
+        label.get("python", "?"),
+        describe_size(image.size),
+        describe_age(time.time() - image.meta.created),
+        f"{describe_age(time.time() - image.used)} ago",
+        label.get("preload", ""),
+    )
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     store = Store.open()
     images = store.images()
@@ -81,26 +95,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not images:
         print("No snapshots.")
         return 0
-    from rich.text import Text
-
-    table = make_table(("ID", "KERNEL", "PYTHON"), ("SIZE", "AGE", "USED"), "PRELOAD")
-    now = time.time()
-    for image in images:
-        label = image.meta.label
-        cells = (
-            image.meta.key[:SHOWN_DIGITS],
-            label.get("kernel", "?"),
-            label.get("python", "?"),
-            describe_size(image.size),
-            describe_age(now - image.meta.created),
-            f"{describe_age(now - image.used)} ago",
-            label.get("preload", ""),
-        )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    console = make_console()
-    if not console.is_terminal:
-        console.width = 1000  # one line an image, for programs that read lines
-    console.print(table)
+    print_table(
+        ("ID", "KERNEL", "PYTHON"), ("SIZE", "AGE", "USED"), "PRELOAD", map(cells_of, images)
+    )
     held = sum(image.size for image in images)
     print(f"{describe_size(held)} of at most {describe_size(store.room())}, in {store.root}")
     return 0
