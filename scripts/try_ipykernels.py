@@ -24,7 +24,7 @@ TESTS = (
     *("tests/jupyter/test_debugger.py", "tests/jupyter/test_rough_code.py"),
 )
 QUICK = ("tests/jupyter/test_conformance.py::TestDirect", "tests/jupyter/test_interrupt.py")
-CHOSEN = ("-k", "not relay and not restored and not slow", "--maxfail=3", "--timeout=90")
+CHOSEN = ("-k", "not relay and not docker", "--maxfail=3", "--timeout=90")
 RELAYED = r"assert 'True\n' == 'False\n'"
 """What ``assert_way`` says of a kernel that listens on ZMQ."""
 SUMMARY = re.compile(r"\d+ (passed|failed|error)")

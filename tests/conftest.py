@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -28,6 +29,18 @@ WORLD = pytest.StashKey[World]()
 hypothesis.settings.register_profile("no timing", deadline=None)
 hypothesis.settings.load_profile("no timing")
 
+IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
+IN_SANDBOXES += ("security", "snapshots", "test_launch.py", "test_scripts.py", "cli/test_wheel.py")
+"""Where nearly all tests run real sandboxes, and count as slow."""
+QUICK = (
+    *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
+    *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
+    *("jupyter/test_messages.py", "runtimes/test_cgroups.py", "runtimes/test_hints.py"),
+    *("runtimes/test_images.py", "runtimes/test_stderr_log.py", "runtimes/test_world.py"),
+    *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
+    "snapshots/test_store.py",
+)
+"""Files there that need none, or a few that show that the whole works."""
 MANY = 100
 """Tests in a run; with so many, making an image takes less time than it saves."""
 
@@ -44,6 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With ``pytest -n`` the slowest come first, as the last to end should be a short one."""
     slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[group_of(item.nodeid)])
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        if file.startswith(IN_SANDBOXES) and file not in QUICK:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(optionalhook=True)

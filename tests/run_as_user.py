@@ -31,7 +31,7 @@ FOLDERS = (
 )
 """What differs for a user: how sandboxes are made, limited, seen and ended, whose files are whose.
 What is said over the link, and what kernels answer, knows no user, and ran as root."""
-CHOSEN = ("-m", "not slow and not once and not browser")
+CHOSEN = ("-m", "not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"
 )

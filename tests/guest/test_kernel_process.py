@@ -54,6 +54,7 @@ def restart(manager: Any, client: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize(
     "code",
     [
@@ -152,6 +153,7 @@ def test_a_kernel_that_is_deaf_to_sigterm() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_a_client_that_reads_nothing_slows_the_kernel_and_loses_nothing() -> None:
     """200 MB in messages of 1 MB: neither dropped in PID 1 nor kept in this process."""
     count = 200
@@ -191,6 +193,7 @@ open('/mnt/user-data/outputs/done', 'w').write(str(time.monotonic() - begin))
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["interrupt", "shutdown", "shutdown now"])
 def test_a_kernel_that_is_stopped_still_obeys(how: str) -> None:
     code = """

@@ -152,6 +152,7 @@ def test_requests_made_during_a_restart_are_answered() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.timeout(300)
 def test_a_dozen_restarts_grow_nothing(world: World) -> None:
     def size() -> dict[str, int]:
@@ -233,6 +234,7 @@ async def double(manager: AsyncKernelManager, number: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_twenty_kernels_at_once() -> None:
     async def run() -> list[int]:
         kernels = AsyncMultiKernelManager(default_kernel_name=SOONEST)

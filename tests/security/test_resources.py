@@ -228,6 +228,7 @@ def connected_again(kernel: Kernel) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_a_gigabyte_of_output(talker: Kernel, beside: Neighbour) -> None:
     """All of it arrives, and passes through a bounded room."""
     client = talker.client
@@ -292,7 +293,9 @@ def doomed(ground: Path) -> Iterator[Kernel]:
 @pytest.mark.parametrize(
     "hog",
     [
-        pytest.param(hog, marks=[pytest.mark.slow] if hog == "a million files" else [])
+        pytest.param(
+            hog, marks=[pytest.mark.slow, pytest.mark.once] if hog == "a million files" else []
+        )
         for hog in HOGS
     ],
 )
