@@ -25,6 +25,8 @@ DIRECTORIES_MOST = 2_000
 PATH_MOST = 4096
 NAMES_MOST = 100_000
 """Entries that are looked at in one directory of the import path."""
+OUTPUTS = "outputs"
+"""Comes and goes beside notebooks with each kernel, in a folder that is imported from, too."""
 
 Stamp: TypeAlias = tuple[int, int, int]
 """Size, time of change in nanoseconds, inode."""
@@ -160,6 +162,8 @@ def _names(path: str) -> str:
                 if count >= NAMES_MOST:
                     raise SnapshotError(f"{path} has more than {NAMES_MOST} entries.")
                 name = entry.name
+                if name == OUTPUTS:
+                    continue
                 if not name.startswith((".", "__pycache__")) and (
                     name.endswith((".py", ".pyc", ".so", ".pth", ".zip", "-info", ".egg"))
                     or name.isidentifier()

@@ -276,6 +276,7 @@ def test_it_restores_nothing(
     fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever it does, the start is a cold one; and the image is not tried a second time."""
+    seconds = runsc.RESTORE_SECONDS
     monkeypatch.setattr(runsc, "RESTORE_SECONDS", 1.0)
     assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
     given_up: list[str] = []
@@ -287,6 +288,7 @@ def test_it_restores_nothing(
             assert "the kernel goes on from an image" not in kernel_log(manager)
     assert len(given_up) == 4
     fake.as_ever("restore")
+    monkeypatch.setattr(runsc, "RESTORE_SECONDS", seconds)
     with running_kernel() as (manager, client):
         assert execute(client, "6 * 7").result == "42"
         assert "the kernel goes on from an image" in kernel_log(manager)

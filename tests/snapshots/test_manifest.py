@@ -57,6 +57,14 @@ def test_an_edited_module(manifest: Manifest, site: Path) -> None:
     assert manifest.find_change() == f"{site}/module.py has changed"
 
 
+def test_outputs_beside_notebooks_come_and_go(manifest: Manifest, site: Path) -> None:
+    """In a folder of notebooks that is imported from, as that of a package under development."""
+    (site / "outputs").mkdir()
+    assert manifest.find_change() is None
+    (site / "output").mkdir()
+    assert manifest.find_change() == f"what {site} offers has changed"
+
+
 def test_an_upgraded_library_of_the_same_size_and_age(manifest: Manifest, site: Path) -> None:
     new = site / "package" / "new.so"
     new.write_text("x")
