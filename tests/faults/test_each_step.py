@@ -41,6 +41,8 @@ STAGES = {
 SWEEP = ("sweep", "off")
 WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
 SAME_FOR_A_USER = ("run", "restart", "shutdown", "end")
+RESTORED = "the host hears Resumed"
+"""A point that a cold start does not come to."""
 ALL = 10**6
 UNDERSTOOD = re.compile(r"sandbox|kernel|image|runsc", re.I)
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|errno|0x[0-9a-f]{6}|never retrieved", re.I)
@@ -156,6 +158,7 @@ def kill_owners(lane: Lane, stage: str, most: int) -> int:
     renews = stage in ("start", "checkpoint")
     listed = lane.ask(stage, None, "owner")
     assert listed["status"] == 0, lane.words()
+    assert stage != "restore" or RESTORED in listed["points"]
     before = leaks.cgroups(lane.world)
     points = spread(list(listed["points"]), most)
     missed = 0
@@ -182,6 +185,7 @@ def kill_parts(lane: Lane, stage: str, most: int) -> int:
     lane.ask(stage, None, "")  # what a process, and a home, have once is there from here on
     listed = lane.ask(stage, None, "")
     assert not listed["said"]
+    assert stage != "restore" or RESTORED in listed["points"]
     before = leaks.cgroups(lane.world)
     cases = [(at, part) for at, parts in listed["points"].items() for part in parts]
     chosen = spread(cases, most)
