@@ -6,6 +6,7 @@ kernel, is there to debug the tests themselves.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from gvisor_kernel.builder import ImageBuilder
 
 from . import leaks
 from .docker.dockerd import Dockerd, running_dockerd
-from .world import World
+from .world import PROJECT, World
 
 WORLD = pytest.StashKey[World]()
 
@@ -49,6 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before test modules are imported, as those read the environment."""
     if config.getini("filterwarnings")[:1] != ["error"] or config.option.pythonwarnings:
         raise pytest.UsageError("Warnings are errors here: do not pass -W, fix or filter by name.")
+    # Kernels that start here share it. Each of the run's processes has a state directory of its
+    # own, so that none knows of another's, and would not make or remove it between two looks.
+    (PROJECT / "outputs").mkdir(exist_ok=True)
     config.stash[WORLD] = World.create()
     config.stash[WORLD].install()
 
@@ -90,6 +94,9 @@ def group_of(nodeid: str) -> str:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if WORLD in config.stash:
         config.stash[WORLD].remove()
+    if not hasattr(config, "workerinput"):
+        with contextlib.suppress(OSError):  # what is in it is not the run's
+            (PROJECT / "outputs").rmdir()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
