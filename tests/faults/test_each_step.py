@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from gvisor_kernel import private
-from gvisor_kernel.snapshots.key import ImageKey
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
-from ..world import PROJECT, World
+from ..snapshots.conftest import copy_to, image_of
+from ..world import DEFAULT_KERNEL, PROJECT, World
 
 STAGES = {
     "start": ("start", "off"),
@@ -82,13 +82,10 @@ class Lane:
         """Have the run's image too, which itself must not be given up by what is done here."""
         if self.images():
             return
-        (image,) = (i for i in Store.open().images() if i.meta.label["preload"] == "")
+        image = image_of(DEFAULT_KERNEL)
+        assert image is not None, "the run's image was given up"
         private.make_directories(self._store().parent, self._store())
-        store = Store(self._store())
-        with store.write() as draft:
-            for path in image.files.iterdir():
-                shutil.copyfile(path, draft.files / path.name)
-            store.keep(draft, ImageKey(image.meta.parts), image.meta)
+        copy_to(Store(self._store()), image)
 
     def ask(self, stage: str, at: str | None, victim: str) -> Any:
         stage, snapshot = STAGES.get(stage, SWEEP)

@@ -93,13 +93,21 @@ time.sleep(600)
 """Another thread takes the signal, and the sleep goes on: as if it had come just before it."""
 
 
-def test_one_that_a_waiting_call_has_not_noticed(
+@pytest.fixture
+def told(
     way: str, shared: tuple[KernelManager, BlockingKernelClient]
-) -> None:
-    """By chance that happens to one of some hundreds, where the machine is busy."""
+) -> tuple[KernelManager, BlockingKernelClient]:
+    """A kernel that is told of its signals."""
     if way != "restored":
         pytest.skip("only a kernel that speaks frames is told of its signals")
-    manager, client = shared
+    return shared
+
+
+def test_one_that_a_waiting_call_has_not_noticed(
+    told: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    """By chance that happens to one of some hundreds, where the machine is busy."""
+    manager, client = told
     msg_id = client.execute(UNNOTICED)
     wait_for_text(client, "running")
     manager.interrupt_kernel()
@@ -109,11 +117,9 @@ def test_one_that_a_waiting_call_has_not_noticed(
 
 
 def test_what_the_notebook_does_with_the_waking_signal_is_its_own(
-    way: str, shared: tuple[KernelManager, BlockingKernelClient]
+    told: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
-    if way != "restored":
-        pytest.skip("only a kernel that speaks frames is told of its signals")
-    manager, client = shared
+    manager, client = told
     code = "seen = []; before = signal.signal(signal.SIGURG, lambda *_: seen.append(1))"
     assert execute(client, "import signal, time; " + code).status == "ok"
     msg_id = client.execute(SLEEP)

@@ -70,16 +70,21 @@ def image_of(kernel: str) -> Image | None:
 
 def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
     """The image of this run, in a store of the test's own, where it may be damaged."""
-    images = Store.open().images()
-    (image,) = (i for i in images if i.meta.label["kernel"] == DEFAULT_KERNEL)
+    image = image_of(DEFAULT_KERNEL)
+    assert image is not None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = Store.open()
+    copy_to(store, image)
+    (copy,) = store.images()
+    return copy
+
+
+def copy_to(store: Store, image: Image) -> None:
+    """As the store makes one: it refuses files that are not those that it has written."""
     with store.write() as draft:
         for path in image.files.iterdir():
             shutil.copyfile(path, draft.files / path.name)
         store.keep(draft, ImageKey(image.meta.parts), image.meta)
-    (copy,) = store.images()
-    return copy
 
 
 def rewrite(image: Image, change: Callable[[dict[str, Any]], None]) -> None:
