@@ -51,6 +51,8 @@ class Exchange:
         """Where the kernel is, when there is one."""
         self.inner_key = ""
         """What the kernel signs with. Its clients have another one, the host's."""
+        self.holding = False
+        """The kernel is not yet its clients': it is being restored, and its key is not settled."""
         self.settling: Settling | None = None
         """What the kernel is to do before it hears of clients."""
         self._host = Signer(identity.key, identity.signature_scheme)
@@ -76,7 +78,7 @@ class Exchange:
     def running(self) -> bool:
         """Whether the kernel takes messages."""
         link = self.link
-        if link is None or link.ended or self.settling is not None:
+        if link is None or link.ended or self.holding:
             return False
         return link.connection.state is State.RUNNING
 

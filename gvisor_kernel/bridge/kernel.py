@@ -155,6 +155,7 @@ class KernelBridge:
         key = secrets.token_hex(32)
         resume = Resume(image.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
         self._resumed = self._loop.create_future()
+        self._exchange.holding = True
         try:
             self._use_link(sandbox, resume)
             self._watch_memory(sandbox)
@@ -166,6 +167,7 @@ class KernelBridge:
             raise self._launch_error(f"The kernel cannot be restored: {error}.") from error
         finally:
             self._resumed = self._exchange.settling = None
+            self._exchange.holding = False
         self.note("the kernel goes on from an image")
         self._exchange.deliver_waiting()
         assert self._link is not None
