@@ -205,7 +205,8 @@ def check_image(runtime: str, image: str) -> None:
 _IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image, which has {IMAGE_NAME_RULE}'
 
 
-# Paths.
+# Paths. What is said of a folder here is advice, given early: where it leads is decided when it is
+# opened, by ``runtimes/shown.py``, and so a path stays as it was written.
 
 
 def is_plain_path(value: object) -> bool:
@@ -265,6 +266,10 @@ def is_writable_allowed(path: str) -> bool:
     )
 
 
+def _as_written(path: str) -> str:
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
 def accept_uploads(name: str, value: object) -> str | None:
     if value is None:
         return None
@@ -280,7 +285,7 @@ def accept_uploads(name: str, value: object) -> str | None:
     real = real_path(path)
     if not is_directory(real) or any(is_within(real, folder) for folder in NOT_A_SOURCE):
         raise SettingError(name, value, accepted)
-    return real
+    return _as_written(path)
 
 
 def accept_outputs(name: str, value: object) -> str | None:
@@ -301,7 +306,7 @@ def accept_outputs(name: str, value: object) -> str | None:
     real = real_path(path)
     if not is_writable_allowed(real) or not (is_directory(real) or is_free(real)):
         raise SettingError(name, value, accepted)
-    return real
+    return _as_written(path)
 
 
 def accept_skills(name: str, value: object) -> str | None:
@@ -322,7 +327,7 @@ def accept_skills(name: str, value: object) -> str | None:
             and path.startswith("/")
             and not any(is_within(real, place) for place in NOT_A_SOURCE)
         ):
-            return real
+            return _as_written(path)
     raise SettingError(name, value, accepted)
 
 
@@ -344,7 +349,7 @@ def accept_source(name: str, value: object, read_only: bool) -> str:
         raise SettingError(
             name, value, "a path that is no system folder and no home, or let it be read-only"
         )
-    return real
+    return _as_written(path)
 
 
 def accept_target(name: str, value: object) -> str:

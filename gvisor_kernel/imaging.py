@@ -23,7 +23,7 @@ from gvisor_kernel.plans import KernelPlan, read_plan
 from gvisor_kernel.restoring import find_key
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.runtimes.plan import keeps_outputs
+from gvisor_kernel.runtimes.shown import keeps_outputs
 from gvisor_kernel.runtimes.world import ask_interpreter
 from gvisor_kernel.sandboxed import SandboxedKernel
 from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back

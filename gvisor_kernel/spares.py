@@ -57,33 +57,22 @@ class Kind:
 
 @dataclass(frozen=True)
 class Spare:
-    """A restored sandbox, stopped, and what it shows: each host path with device and inode."""
+    """A restored sandbox, stopped."""
 
     kind: Kind
     restored: Restored
-    sources: tuple[tuple[str, int, int], ...]
 
     def fits(self, kind: Kind, key: ImageKey) -> bool:
         """Whether it is what a start of ``kind`` from the image of ``key`` would make now."""
         sandbox = self.restored.sandbox
-        return (
-            self.kind == kind
-            and self.restored.key == key
-            and sandbox.poll() is None
-            and self.sources == find_sources(sandbox)
-        )
-
-
-def find_sources(sandbox: Sandbox) -> tuple[tuple[str, int, int], ...]:
-    """What the host paths of a sandbox's mounts are now. Another folder may have an old name."""
-    found = []
-    for view in sandbox.mounts:
+        if self.kind != kind or self.restored.key != key or sandbox.poll() is not None:
+            return False
+        runtime = get_runtime(kind.spec.runtime)
         try:
-            status = os.stat(view.source)  # noqa: PTH116 - also links, as when it was mounted
-        except OSError:
-            continue
-        found.append((view.source, status.st_dev, status.st_ino))
-    return tuple(found)
+            return runtime.shows_now(sandbox, kind.spec, kind.request)
+        except GvisorKernelError as error:  # the start says so again, to whom it concerns
+            log.info("A spare is not used: %s", error.fact)
+            return False
 
 
 class Spares:
@@ -199,7 +188,7 @@ class Spares:
             return
         if not _stop(runtime, restored.sandbox):
             return
-        spare = Spare(Kind.of(plan), restored, find_sources(restored.sandbox))
+        spare = Spare(Kind.of(plan), restored)
         with self._changed:
             self._spare = spare
 

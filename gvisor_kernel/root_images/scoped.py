@@ -8,10 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from pathlib import Path
 
-_SYS_OPENAT2 = 437  # on all architectures
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+from gvisor_kernel.host.folders import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -22,14 +21,7 @@ def open_in(root: int, path: str, flags: int) -> int:
 
     Needs Linux 5.6.
     """
-    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    result = _libc.syscall(
-        _SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(24)
-    )
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return int(result)
+    return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
 def open_folder(root: int, parts: tuple[str, ...]) -> int:
@@ -55,12 +47,8 @@ def is_program(root: int, path: str) -> bool:
     return status is not None and stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
 
 
-def sync_file_system(directory: Path) -> None:
-    """Wait until all that was written to the file system of ``directory`` is on the disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(fd) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(directory))
-    finally:
-        os.close(fd)
+def sync_file_system(fd: int) -> None:
+    """Wait until all that was written to the file system of ``fd`` is on the disk."""
+    if _libc.syncfs(fd) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -28,21 +28,21 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Tree:
-    """The tree below ``directory``, which exists. ``owner``: the uid and gid of all in it, if
-    it is not to be this process's; ``group``: another gid. Methods raise Refused for what cannot
-    be, else OSError.
+    """The tree below ``directory``, which exists: a path that nobody else can change, or an open
+    descriptor, which stays its owner's. ``owner``: the uid and gid of all in it, if it is not to be
+    this process's; ``group``: another gid. Methods raise Refused for what cannot be, else OSError.
     """
 
-    def __init__(self, directory: Path, owner: int | None, group: int | None = None) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path | int, owner: int | None, group: int | None = None) -> None:
         self._owner = owner
         self._group = owner if group is None else group
-        self._root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        path = f"/proc/self/fd/{directory}" if isinstance(directory, int) else str(directory)
+        self._root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._folder: tuple[Parts, int] | None = None
         """The folder that was used last: most entries lie beside the one before."""
         self._times: dict[Parts, int] = {}
         """Folders get theirs at the end: what is made in one changes it."""
-        self._depth_most = str(directory.resolve()).count("/") + DEPTH_MOST
+        self._depth_most = _find_path(self._root).count("/") + DEPTH_MOST
         self._own(self._root, ".")
 
     @property
@@ -65,7 +65,7 @@ class Tree:
                 self._make_folder(folder, name, 0o700)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
         else:
-            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+            fd = self._read_root()
         try:
             os.fchmod(fd, (mode & 0o1777) | 0o700)
         finally:
@@ -163,9 +163,16 @@ class Tree:
                     )
                 finally:
                     os.close(fd)
-        sync_file_system(self.directory)
+        fd = self._read_root()
+        try:
+            sync_file_system(fd)
+        finally:
+            os.close(fd)
 
     # -- inner -----------------------------------------------------------------------------------
+
+    def _read_root(self) -> int:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
 
     def _parent(self, parts: Parts) -> tuple[int, str]:
         """A descriptor of the folder that ``parts`` are in, made if need be; and the last part."""
@@ -205,7 +212,7 @@ class Tree:
 
     def _make_folder(self, folder: int, name: str, mode: int) -> None:
         # By way of links a folder may lie deeper than its name is long; all must be removed again.
-        if Path(f"/proc/self/fd/{folder}").readlink().as_posix().count("/") > self._depth_most:
+        if _find_path(folder).count("/") > self._depth_most:
             raise Refused(f"the folder {show(name)} lies too deep")
         os.mkdir(name, mode, dir_fd=folder)
         self._own(folder, name)
@@ -234,3 +241,8 @@ class Tree:
     def _own(self, folder: int, name: str) -> None:
         if self._owner is not None and self._group is not None:
             os.chown(name, self._owner, self._group, dir_fd=folder, follow_symlinks=False)
+
+
+def _find_path(fd: int) -> str:
+    """Where an open folder is now. To count with, and to no other end."""
+    return str(Path(f"/proc/self/fd/{fd}").readlink())

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.host.folders import Identity
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class MountView:
-    """A host path and where a kernel sees it."""
+    """A host path and where a kernel sees it. ``identity``: which file of the host was mounted."""
 
     source: str
     target: str
     read_only: bool
+    identity: Identity | None = field(default=None, compare=False)
 
 
 class Sandbox(ABC):
@@ -155,6 +157,14 @@ class Runtime(ABC):
         was, but for the places of a session's own mounts, and the memory limit. Milliseconds,
         makes nothing, raises as ``start`` does.
         """
+
+    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
+        """Whether ``sandbox`` was made of the very folders that ``start`` would show now.
+
+        A folder may have another's name by now. Milliseconds, makes nothing. Raises as ``start``
+        does. For runtimes that restore.
+        """
+        return False
 
     @abstractmethod
     def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:

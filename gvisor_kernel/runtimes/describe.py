@@ -13,8 +13,9 @@ from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.image_world import choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_init_environment
-from gvisor_kernel.runtimes.plan import Outputs, Places, keeps_outputs, plan_mounts
+from gvisor_kernel.runtimes.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.runsc_cli import find_runsc, sandbox_flags
+from gvisor_kernel.runtimes.shown import keeps_outputs
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.limits import file_size_limit
 from gvisor_kernel.spec.oci import finalize_config, guest_argv
@@ -29,8 +30,8 @@ def describe_sandbox(
     runsc = find_runsc()
     world = choose_world(spec, request)
     as_root = os.geteuid() == 0
-    outputs = Outputs(str(NOWHERE.directory) if keeps_outputs(spec, request) else None)
-    mounts = plan_mounts(spec, world, NOWHERE, None, outputs)
+    outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
+    mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)
     config = finalize_config(
         spec,
         args=init_argv or guest_argv(world.python, request.ahead),

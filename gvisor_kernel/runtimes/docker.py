@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gvisor_kernel.errors import (
     SettingError,
     SnapshotError,
 )
+from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.docker_engine import (
@@ -31,24 +33,18 @@ from gvisor_kernel.runtimes.docker_engine import (
     find_address,
     find_image,
 )
-from gvisor_kernel.runtimes.docker_files import Contents, guest_folders, list_files, write_list
+from gvisor_kernel.runtimes.docker_files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker_image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker_removal import COPIED, sweep_engine
 from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker_verify import find_outside_faults
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.plan import (
-    GUEST_PARTS,
-    Outputs,
-    Places,
-    check_folder,
-    find_outputs,
-    find_skills,
-    find_uploads,
-)
+from gvisor_kernel.runtimes.plan import GUEST_PARTS, Outputs, Places
+from gvisor_kernel.runtimes.shown import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.sweep import finish_removals, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.written import note_written
 from gvisor_kernel.spec.container import (
     LABEL,
     STORE,
@@ -81,18 +77,25 @@ PYTHON = "python3"
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """All that was found out and decided before anything is made."""
+class _Start:
+    """What was found out before anything is made."""
 
+    engine: Engine
+    image: EngineImage
     spec: SandboxSpec
     request: LaunchRequest
     identity: Identity
-    engine: Engine
-    image: EngineImage
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
+class _Plan(_Start):
+    """And what was decided. ``held`` closes the folders."""
+
     places: Places
-    uploads: str | None
     outputs: Outputs
     record: Record
+    held: ExitStack
 
     @property
     def names(self) -> Names:
@@ -194,24 +197,32 @@ class DockerRuntime(Runtime):
                     "read-only ones with the runtime docker, which copies what they hold",
                 )
         identity = new_identity(request.kernel_name, spec, image.digest)
-        check_folder(spec, request)
-        uploads = find_uploads(spec, request)
+        with ExitStack() as held:
+            return self._start_with(
+                _Start(engine, image, spec, request, identity, open_inputs(spec, request, held)),
+                held,
+            )
+
+    def _start_with(self, start: _Start, held: ExitStack) -> DockerSandbox:
+        spec, request, identity = start.spec, start.request, start.identity
         owner = state.this_process()
         with state.locked():
             places = Places(state.make_directory(identity.container_id))
             try:
-                outputs = find_outputs(spec, request)
+                outputs = open_outputs(spec, start.inputs, held)
+                if outputs.folder is not None:
+                    note_written([outputs.folder])
                 record = state.first_record(
                     *(spec, request, identity, outputs, owner),
                     runtime=self.name,
-                    engine=engine.address,
+                    engine=start.engine.address,
                 )
                 state.write_record(places.directory, record)
             except BaseException:
                 state.remove_directory(places.directory)
                 raise
         lifeline.hold(owner)
-        plan = _Plan(spec, request, identity, engine, image, places, uploads, outputs, record)
+        plan = _Plan(**vars(start), places=places, outputs=outputs, record=record, held=held)
         try:
             places.transcripts.mkdir(mode=0o755)
             return _make(plan)
@@ -232,7 +243,7 @@ class DockerRuntime(Runtime):
 
 def _make(plan: _Plan) -> DockerSandbox:
     labels = _labels(plan)
-    keeps = plan.outputs.path is not None
+    keeps = plan.outputs.folder is not None
     contents = _find_contents(plan)
     contents.measure(plan.spec.disk_limit)
     engine, names = plan.engine, plan.names
@@ -244,8 +255,8 @@ def _make(plan: _Plan) -> DockerSandbox:
         finalize_store(plan.spec, names, labels=labels, keeps_outputs=keeps),
     )
     engine.put(store, f"{STORE}/files", contents.archive(plan.spec.disk_limit))
-    if plan.outputs.path is not None:
-        _put_outputs(plan, store, Path(plan.outputs.path))
+    if plan.outputs.folder is not None:
+        _put_outputs(plan, store, plan.outputs.folder)
     engine.remove(store)
     step("files copied into the engine")
     asked = finalize_container(
@@ -277,9 +288,12 @@ def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSan
     engine, spec = plan.engine, plan.spec
     sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
     ends: Ends = make_pipes()
-    views = [MountView(plan.uploads, UPLOADS, True)] if plan.uploads is not None else []
-    if plan.outputs.path is not None:
-        views.append(MountView(plan.outputs.path, OUTPUTS, False))
+    uploads, outputs = plan.inputs.uploads, plan.outputs.folder
+    views = []
+    if uploads is not None:
+        views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
+    if outputs is not None:
+        views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
     return DockerSandbox(
         engine=engine,
         container=container,
@@ -311,7 +325,7 @@ def _find_contents(plan: _Plan) -> Contents:
     """All that goes into the volume ``files``."""
     spec = plan.spec
     outputs: Mount = Tmpfs(OUTPUTS, spec.disk_limit)
-    if plan.outputs.path is not None:
+    if plan.outputs.folder is not None:
         outputs = Bind("", OUTPUTS, read_only=False)
     layout = [outputs if target == OUTPUTS else Bind("", target) for target in LAYOUT]
     info = finalize_info(
@@ -329,19 +343,19 @@ def _find_contents(plan: _Plan) -> Contents:
     for name, text in etc_files(plan.identity.container_id).items():
         contents.texts[f"etc/{name}"] = text
     package = Path(gvisor_kernel.__file__).parent
-    contents.folders += guest_folders(package, GUEST_PARTS)
-    for name, folder in find_skills(spec).items():
-        contents.folders.append((f"skills/{name}", Path(folder), "skills"))
-    if plan.uploads is not None:
-        contents.folders.append(("uploads", Path(plan.uploads), "uploads"))
-    for (place, _), mount in zip(plan.extra, spec.mounts, strict=True):
-        if not Path(mount.source).exists():
-            raise SettingError("mounts", mount.source, "a list whose sources exist")
-        contents.folders.append((place, Path(mount.source), "mounts"))
+    for part in GUEST_PARTS:
+        opened = plan.held.enter_context(open_path(str(package / part)))
+        contents.folders.append((f"guest/gvisor_kernel/{part}", opened, ""))
+    for target, folder in plan.inputs.skills.items():
+        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
+    if plan.inputs.uploads is not None:
+        contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
+    for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
+        contents.folders.append((place, folder, "mounts"))
     return contents
 
 
-def _put_outputs(plan: _Plan, store: str, outputs: Path) -> None:
+def _put_outputs(plan: _Plan, store: str, outputs: Opened) -> None:
     """What is in the folder of outputs already; the volume's root gets the folder's rights."""
     contents = Contents(folders=[("outputs", outputs, "outputs")])
     contents.measure(plan.spec.disk_limit)

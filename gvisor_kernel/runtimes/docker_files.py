@@ -12,12 +12,13 @@ import os
 import stat
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.root_images.tar import CHUNK, DEPTH_MOST
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Room:
     """What may still be copied into a sandbox. ``folder``, ``setting``: of whom it is asked."""
 
     bytes: int
-    folder: Path = Path()
+    folder: str = ""
     setting: str = ""
     entries: int = ENTRIES_MOST
     left_out: int = 0
@@ -57,15 +58,15 @@ class Contents:
     """What goes into one volume: texts and folders of this machine, by their places in it."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    folders: list[tuple[str, Path, str]] = field(default_factory=list)
-    """The place, the folder or file (nothing else of its parent is read), the setting's name."""
+    folders: list[tuple[str, Opened, str]] = field(default_factory=list)
+    """The place, the folder or file, which is held open meanwhile, the setting's name."""
     empty: list[str] = field(default_factory=list)
 
     def measure(self, size: int) -> None:
         """Raise LaunchError if it is more than ``size`` bytes."""
         room = Room(size)
         for _, folder, setting in self.folders:
-            room.folder, room.setting = folder, setting
+            room.folder, room.setting = folder.path, setting
             for _, status, _ in _walk(folder, room):
                 room.take(status.st_size if stat.S_ISREG(status.st_mode) else 0)
 
@@ -80,7 +81,7 @@ class Contents:
             yield _header(name, tarfile.REGTYPE, 0o644, time.time(), size=len(text.encode()))
             yield _padded(text.encode())
         for name, folder, setting in self.folders:
-            room.folder, room.setting = folder, setting
+            room.folder, room.setting = folder.path, setting
             yield from _parents(name, parents)
             yield from _archive_folder(name, folder, room)
         yield bytes(2 * tarfile.BLOCKSIZE)
@@ -97,7 +98,7 @@ def _parents(name: str, made: set[str]) -> Iterator[bytes]:
             yield _header(folder, tarfile.DIRTYPE, 0o755, time.time())
 
 
-def _archive_folder(place: str, folder: Path, room: Room) -> Iterator[bytes]:
+def _archive_folder(place: str, folder: Opened, room: Room) -> Iterator[bytes]:
     for name, status, opened in _walk(folder, room):
         path = f"{place}/{name}" if name else place
         mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime
@@ -135,11 +136,10 @@ def _header(
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
-def _walk(root: Path, room: Room) -> Iterator[tuple[str, os.stat_result, int | str]]:
+def _walk(root: Opened, room: Room) -> Iterator[tuple[str, os.stat_result, int | str]]:
     """What is in ``root``, the root itself first by the name "": a name, its status, and an open
     descriptor, or the text of a link. Raises OSError for the root alone."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(os.path.realpath(root), flags)
+    fd = root.read()
     try:
         status = os.fstat(fd)
         yield "", status, fd
@@ -191,7 +191,7 @@ Copied = Mapping[str, tuple[int, int]]
 """Sizes and times of change, in whole seconds, by the names of files."""
 
 
-def list_files(folder: Path) -> dict[str, tuple[int, int]]:
+def list_files(folder: Opened) -> dict[str, tuple[int, int]]:
     """The files that are surely told from what a kernel makes of them. Raises OSError."""
     latest = time.time() - RECENT_SECONDS
     return {
@@ -213,8 +213,3 @@ def read_list(path: Path) -> dict[str, tuple[int, int]]:
         return {str(name): (int(size), int(at)) for name, (size, at) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
-
-
-def guest_folders(package: Path, parts: Iterable[str]) -> list[tuple[str, Path, str]]:
-    """The parts of this package that run inside."""
-    return [(f"guest/gvisor_kernel/{part}", package / part, "") for part in parts]

@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
+from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.root_images.layers import DISK_SPARE, ENTRIES_MOST, ENTRY_COST
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.root_images.scoped import open_folder
@@ -28,20 +27,23 @@ log = logging.getLogger(__name__)
 
 
 class Landing:
-    """Takes entries into ``directory``. ``seconds``: how long all of it may take, if not forever.
+    """Takes entries into ``directory``, which is held open by whoever makes this.
+
+    ``seconds``: how long all of it may take, if not forever.
 
     ``copied``: what was copied in. What is as it was then is left alone on the host, where
     somebody may have changed it.
     """
 
-    def __init__(self, directory: Path, copied: Copied, seconds: float | None = None) -> None:
-        status = directory.stat()
+    def __init__(self, directory: Opened, copied: Copied, seconds: float | None = None) -> None:
+        status = directory.status()
         own = os.geteuid() == 0
-        self._tree = Tree(directory, *((status.st_uid, status.st_gid) if own else (None,)))
+        self._tree = Tree(directory.fd, *((status.st_uid, status.st_gid) if own else (None,)))
         self._directory = directory
         self._copied = copied
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self._room = shutil.disk_usage(directory).free - DISK_SPARE
+        disk = os.fstatvfs(self._tree.root)
+        self._room = disk.f_bavail * disk.f_frsize - DISK_SPARE
         self._entries = ENTRIES_MOST
         self.written = 0
         self.left_out = 0
@@ -106,8 +108,8 @@ class Landing:
         cost = entry.size + ENTRY_COST
         if cost > self._room:
             raise _Full(
-                f"{show(entry.name)} has {entry.size} bytes, and the disk of {self._directory} has"
-                f" room for {max(self._room, 0)}"
+                f"{show(entry.name)} has {entry.size} bytes, and the disk of"
+                f" {self._directory.path} has room for {max(self._room, 0)}"
             )
         self._room -= cost
         beside: Parts = (*entry.parts[:-1], f".gvisor-kernel-{secrets.token_hex(8)}")

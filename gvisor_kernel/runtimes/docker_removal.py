@@ -7,11 +7,13 @@ left, with the record, for the next time.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.folders import Identity, Opened, make_folder, reopen
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.runtimes import state
 from gvisor_kernel.runtimes.docker_engine import Engine, EngineGone, NotThere, connect
@@ -136,13 +138,11 @@ def copy_outputs(
     engine: Engine, directory: Path, record: Record, seconds: float | None = None
 ) -> Landing:
     """Copy what changed to the folder of outputs. Raises SandboxError, Refused, OSError."""
-    assert record.outputs is not None
-    outputs = Path(record.outputs)
-    outputs.mkdir(exist_ok=True)
-    copied = read_list(directory / COPIED)
-    landing = Landing(outputs, copied, seconds)
-    latest = time.time() - RECENT_SECONDS
-    landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
+    with open_outputs_again(record) as outputs:
+        copied = read_list(directory / COPIED)
+        landing = Landing(outputs, copied, seconds)
+        latest = time.time() - RECENT_SECONDS
+        landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
     seen = {name: fact for name, fact in landing.seen.items() if fact[1] < latest}
     with suppress(OSError):
         write_list(directory / COPIED, {**copied, **seen})
@@ -152,6 +152,24 @@ def copy_outputs(
             *(landing.left_out, record.identity),
         )
     return landing
+
+
+def open_outputs_again(record: Record) -> Opened:
+    """The folder that the sandbox was started with, made anew where it is gone.
+
+    A kernel, or another user, may have put a link or another folder in its place: nothing is
+    copied there. Raises OSError.
+    """
+    assert record.outputs is not None
+    assert record.outputs_file is not None
+    same_boot = state.is_of_this_boot(record)
+    try:
+        return reopen(record.outputs, Identity(*record.outputs_file), same_boot=same_boot)
+    except FileNotFoundError:
+        parent, name = os.path.split(record.outputs)
+        assert record.outputs_parent is not None
+        with reopen(parent, Identity(*record.outputs_parent), same_boot=same_boot) as above:
+            return make_folder(above, name)
 
 
 def sweep_engine(engine: Engine) -> list[str]:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gvisor_kernel.host.stage import TOO_MANY_FILES
+
 _DOCTOR = "run `gvisor-kernel doctor`, which looks for the cause."
 
 _USER_NAMESPACES = re.compile(
-    r"unshare: (unshare|write) failed|uid_map.*not permitted|clone.*user namespace", re.I
+    r"unshare: (unshare|write) failed|user namespace cannot be made|uid_map.*not permitted"
+    r"|clone.*user namespace",
+    re.I,
 )
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"unshare: (not found|command not found)|No such file.*unshare", re.I),
         "install util-linux, which has unshare: `sudo apt-get install util-linux`.",
-    ),
-    (
-        re.compile(r"^mount: .*overlay", re.M | re.I),
-        "images need overlay mounts: Linux 5.11 or newer, and `sudo modprobe overlay`.",
-    ),
-    (
-        re.compile(r"^mount: ", re.M),
-        "util-linux 2.39 or newer is needed for read-only mounts: see `mount --version`.",
     ),
     (
         re.compile(r"cgroup", re.I),
@@ -49,8 +45,7 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"too many open files", re.I),
-        "raise the limit of files that this server may have open: `ulimit -n`, or LimitNOFILE="
-        " where systemd starts it.",
+        TOO_MANY_FILES,
     ),
     (
         re.compile(r"cannot allocate memory|resource temporarily unavailable", re.I),

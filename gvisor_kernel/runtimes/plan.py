@@ -1,31 +1,23 @@
-"""What of the host a sandbox is shown: the mounts of the host image, found and put together.
+"""The mounts of a sandbox, put together: its layout, its scratch, the host's Python or an image.
 
-Looks at the host, and makes the outputs folder and the empty ones, and the user's of skills;
-mounts nothing.
+Looks at the host, and makes and mounts nothing. The folders of a person are ``shown``'s affair.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_data_path, user_state_path
-
 import gvisor_kernel
-from gvisor_kernel.accept import NOT_A_SOURCE, is_writable_allowed
-from gvisor_kernel.config import DEFAULTS, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
-from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.host.folders import Identity, Opened
 from gvisor_kernel.runtimes.rootfs import find_etc_binds
-from gvisor_kernel.runtimes.world import World, follow, is_too_wide
-from gvisor_kernel.skills import prepare_skills
+from gvisor_kernel.runtimes.world import World
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
-
-log = logging.getLogger(__name__)
 
 GUEST_PARTS = ("__init__.py", "link", "guest")
 SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -41,12 +33,20 @@ OWN_PLACES = (
 
 @dataclass(frozen=True)
 class Outputs:
-    """The folder that a kernel may write; None: one in the sandbox's memory."""
+    """The folder that a kernel may write; None: one in the sandbox's memory.
 
-    path: str | None
+    ``parent``: the folder that it is in. ``made``: it was not there before. ``lent_by``: its owner,
+    where the sandbox has to own it meanwhile.
+    """
+
+    folder: Opened | None
+    parent: Identity | None = None
     made: bool = False
     lent_by: tuple[int, int] | None = None
-    """Its owner, where the sandbox has to own it meanwhile."""
+
+    @property
+    def path(self) -> str | None:
+        return None if self.folder is None else self.folder.path
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,6 @@ class Places:
     @property
     def rootfs(self) -> Path:
         return self.directory / "rootfs"
-
-    @property
-    def image(self) -> Path:
-        """Where an image is mounted as an ordinary user, below ``rootfs``."""
-        return self.directory / "image"
-
-    @property
-    def root(self) -> Path:
-        """And where both are in one."""
-        return self.directory / "root"
 
     @property
     def bundle(self) -> Path:
@@ -106,140 +96,30 @@ class Places:
         return self.directory / "kernel.log"
 
 
-def find_uploads(spec: SandboxSpec, request: LaunchRequest) -> str | None:
-    """The folder of uploads, None for an empty one. Raises SettingError.
-
-    The default shows a notebook's folder, but never a whole home or more, nor where keys of
-    kernels are: that takes a setting.
-    """
-    if spec.uploads is None:
-        return None
-    path = os.path.realpath(request.folder / spec.uploads)
-    if spec.uploads == DEFAULTS.uploads and (is_too_wide(path) or is_private(path)):
-        log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
-        return None
-    if not Path(spec.uploads).is_absolute():
-        _check_below("uploads", spec.uploads, path, request.folder)
-    if not Path(path).is_dir() or any(is_within(path, place) for place in NOT_A_SOURCE):
-        raise SettingError(
-            "uploads", spec.uploads, f"a folder of files that exists; {path} is none"
-        )
-    return path
-
-
-def is_private(path: str) -> bool:
-    """Whether ``path`` is or holds, or is below, what has the keys of kernels and of Jupyter."""
-    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
-    places = (*map(os.path.realpath, own), _runtime_directory())
-    return any(is_within(place, path) or is_within(path, place) for place in places)
-
-
-def _runtime_directory() -> str:
-    """Where Jupyter's servers write their tokens, and managers the connection files."""
-    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
-    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
-
-
-def check_folder(spec: SandboxSpec, request: LaunchRequest) -> None:
-    """Refuse a notebook's folder that is reached through a link which a kernel may have planted.
-
-    What a kernel leaves in outputs is not to decide what a later one is shown. Raises LaunchError.
-    """
-    if spec.outputs is None:
-        return
-    links, real = follow(str(request.folder))
-    absolute = spec.outputs.startswith("/")
-    for link in links:
-        planted = (
-            is_within(link, spec.outputs) and link != spec.outputs
-            if absolute
-            else f"/{spec.outputs}/" in link
-        )
-        if planted:
-            raise LaunchError(
-                f"The notebook's folder {request.folder} is reached through the link {link},"
-                " which lies in a folder of outputs: a kernel may have made it.",
-                f"if you know the link, open the notebook where it really is, {real}.",
-            )
-
-
-def _check_below(name: str, value: str, path: str, folder: Path) -> None:
-    """Raise SettingError where a relative setting leads out of the notebook's folder by a link."""
-    real = os.path.realpath(folder)
-    if not is_within(path, real):
-        raise SettingError(
-            name,
-            value,
-            f"a folder below the notebook's; {folder / value} leads to {path} by a link. Write"
-            " that path itself if it is meant",
-        )
-
-
-def find_outputs(spec: SandboxSpec, request: LaunchRequest) -> Outputs:
-    """The folder of outputs, made if need be. Raises SettingError.
-
-    Where the default one cannot be made, outputs are gone afterwards, and the log says so.
-    """
-    if spec.outputs is None:
-        return Outputs(None)
-    path = Path(os.path.realpath(request.folder / spec.outputs))
-    if not Path(spec.outputs).is_absolute():
-        _check_below("outputs", spec.outputs, str(path), request.folder)
-    try:
-        if not is_writable_allowed(str(path)):
-            raise PermissionError(errno.EPERM, "it is a folder of the system, or holds a home")
-        path.mkdir()
-    except FileExistsError:
-        if path.is_dir():
-            return Outputs(str(path))
-        raise SettingError("outputs", spec.outputs, f"a folder; {path} is none") from None
-    except OSError as error:
-        if spec.outputs == DEFAULTS.outputs:
-            log.warning("%s cannot be made (%s): outputs are not kept", path, error.strerror)
-            return Outputs(None)
-        raise SettingError(
-            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
-        ) from error
-    parent = path.parent.stat()
-    if os.geteuid() == 0 and (parent.st_uid, parent.st_gid) != (0, 0):
-        os.chown(path, parent.st_uid, parent.st_gid)  # it belongs to whom the folder belongs to
-    return Outputs(str(path), made=True)
-
-
-def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
-    """Whether ``find_outputs`` would find or make a folder of the host. Makes nothing."""
-    if spec.outputs is None:
-        return False
-    path = Path(os.path.realpath(request.folder / spec.outputs))
-    return path.is_dir() or (
-        is_writable_allowed(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
-    )
-
-
-def find_skills(spec: SandboxSpec) -> dict[str, str]:
-    """Those of the two folders of skills that there are. Raises nothing."""
-    folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
-    if folder is None:
-        return {}
-    names = (name for name in ("public", "examples") if Path(folder, name).is_dir())
-    return {name: os.path.realpath(Path(folder, name)) for name in names}
-
-
 def plan_mounts(
-    spec: SandboxSpec, world: World, places: Places, uploads: str | None, outputs: Outputs
+    spec: SandboxSpec,
+    world: World,
+    places: Places,
+    shown: Mapping[str, str],
+    outputs: str | None,
+    *,
+    lent: bool = False,
 ) -> tuple[Mount, ...]:
-    """Every mount of a sandbox, in order. Raises LaunchError, SettingError."""
+    """Every mount of a sandbox, in order. Raises LaunchError, SettingError.
+
+    ``shown``: real paths of uploads, skills and the setting's mounts, by where they are seen; what
+    is missing is empty. ``outputs``: None for one in memory; ``lent``: the sandbox owns it.
+    """
     empty = os.path.realpath(places.empty)
-    skills = {"public": empty, "examples": empty, **find_skills(spec)}
     transcripts = str(places.transcripts) if spec.transcripts else empty
     mounts: list[Mount] = [
         Bind(str(places.info), layout.CONTAINER_INFO),
-        Bind(skills["public"], layout.SKILLS_PUBLIC, foreign=True),
-        Bind(skills["examples"], layout.SKILLS_EXAMPLES, foreign=True),
+        Bind(shown.get(layout.SKILLS_PUBLIC, empty), layout.SKILLS_PUBLIC, foreign=True),
+        Bind(shown.get(layout.SKILLS_EXAMPLES, empty), layout.SKILLS_EXAMPLES, foreign=True),
         Tmpfs(layout.OUTPUTS, spec.disk_limit)
-        if outputs.path is None
-        else Bind(outputs.path, layout.OUTPUTS, read_only=False, foreign=outputs.lent_by is None),
-        Bind(uploads or empty, layout.UPLOADS, foreign=True),
+        if outputs is None
+        else Bind(outputs, layout.OUTPUTS, read_only=False, foreign=not lent),
+        Bind(shown.get(layout.UPLOADS, empty), layout.UPLOADS, foreign=True),
         Bind(transcripts, layout.TRANSCRIPTS, foreign=True),
     ]
     mounts += layout.scratch_mounts(spec)
@@ -254,7 +134,7 @@ def plan_mounts(
     ]
     for extra in layout.extra_binds(spec):
         _check_extra(extra, world)
-        mounts.append(extra)
+        mounts.append(replace(extra, source=shown.get(extra.target, extra.source)))
     return layout.order_mounts(mounts)
 
 
@@ -271,8 +151,6 @@ def _show(root: str, path: str) -> Bind:
 
 
 def _check_extra(extra: Bind, world: World) -> None:
-    if not Path(extra.source).exists():
-        raise SettingError("mounts", extra.source, "a list whose sources exist")
     links = (link for link, _ in world.links)
     aliases = (path for path, _ in world.aliases)
     own = () if world.tree is None else (world.python,)

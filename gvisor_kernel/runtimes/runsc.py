@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from typing import Any
 import gvisor_kernel
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.host.folders import (
+    LinkRefused,
+    Opened,
+    change_owner,
+    find_identity,
+    open_path,
+)
+from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup, plan_cgroup
@@ -26,28 +35,17 @@ from gvisor_kernel.runtimes.describe import describe_sandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.image_world import check_tree, choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_environment, find_init_environment
-from gvisor_kernel.runtimes.plan import (
-    Outputs,
-    Places,
-    check_folder,
-    find_outputs,
-    find_uploads,
-    plan_mounts,
-)
+from gvisor_kernel.runtimes.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.posture import check_posture
 from gvisor_kernel.runtimes.rootfs import write_rootfs
-from gvisor_kernel.runtimes.runsc_cli import (
-    Runsc,
-    find_runsc,
-    prelude_argv,
-    start_argv,
-    user_argv,
-)
+from gvisor_kernel.runtimes.runsc_cli import Runsc, find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
+from gvisor_kernel.runtimes.shown import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.staging import (
     Stage,
     can_map_owner,
     choose_stage,
+    run_entered,
     run_staged,
 )
 from gvisor_kernel.runtimes.starting import make_pipes, spawn, wait_for_sentry
@@ -55,9 +53,10 @@ from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import finish_removals, remove_sandbox, sweep_orphans
 from gvisor_kernel.runtimes.world import World
+from gvisor_kernel.runtimes.written import WrittenFolders, note_written
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
-from gvisor_kernel.spec.layout import WORKSPACE, Bind, Mount
+from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
 from gvisor_kernel.spec.oci import SUBUID_BASE, finalize_config, guest_argv
 from gvisor_kernel.trace import step
@@ -79,7 +78,23 @@ class _Plan:
     world: World
     places: Places
     mounts: tuple[Mount, ...]
-    outputs: Outputs
+    opened: Mapping[str, Opened]
+    """The folders of a person, held, by where they are seen."""
+
+    def find_sources(self, written: WrittenFolders) -> list[Source]:
+        """What is to be mounted, in the order of the binds. Raises LaunchError."""
+        sources = []
+        for bind in self.binds:
+            if bind.target in self.opened:
+                folder = self.opened[bind.target]
+                sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
+            else:
+                sources.append(_look(bind.source, written, bind))
+        return sources
+
+    @property
+    def binds(self) -> list[Bind]:
+        return [mount for mount in self.mounts if isinstance(mount, Bind)]
 
 
 class RunscRuntime(Runtime):
@@ -101,43 +116,56 @@ class RunscRuntime(Runtime):
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
         step("host looked at")
-        check_folder(spec, request)
-        uploads = find_uploads(spec, request)
         owner = state.this_process()
-        with state.locked():
-            places = Places(state.make_directory(identity.container_id))
+        with ExitStack() as held:
+            inputs = open_inputs(spec, request, held)
+            with state.locked():
+                places = Places(state.make_directory(identity.container_id))
+                try:
+                    outputs = _borrow(open_outputs(spec, inputs, held))
+                    note_written(_find_writable(spec, inputs, outputs))
+                    cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
+                    record = state.first_record(
+                        *(spec, request, identity, outputs, owner),
+                        image=world.image,
+                        cgroups=cgroups,
+                    )
+                    state.write_record(places.directory, record)
+                    check_tree(world)
+                except OSError as error:
+                    state.remove_directory(places.directory)
+                    raise _unprepared(error) from error
+                except BaseException:
+                    state.remove_directory(places.directory)
+                    raise
+            lifeline.hold(owner)
             try:
-                outputs = _lend(find_outputs(spec, request))
-                cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
-                record = state.first_record(
-                    *(spec, request, identity, outputs, owner), image=world.image, cgroups=cgroups
+                if outputs.folder is not None and outputs.lent_by is not None:
+                    change_owner(outputs.folder, SUBUID_BASE, SUBUID_BASE)
+                for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
+                    directory.mkdir(mode=0o755)
+                opened = inputs.by_target(spec)
+                mounts = plan_mounts(
+                    *(spec, world, places),
+                    {target: folder.path for target, folder in opened.items()},
+                    outputs.path,
+                    lent=outputs.lent_by is not None,
                 )
-                state.write_record(places.directory, record)
-                check_tree(world)
+                if outputs.folder is not None:
+                    opened[OUTPUTS] = outputs.folder
+                plan = _Plan(spec, request, identity, runsc, world, places, mounts, opened)
+                cgroup = make_cgroup(identity.container_id, host_limits(spec))
+                if tuple(map(str, cgroup.directories)) != record.cgroups:
+                    record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
+                    state.write_record(places.directory, record)
+                step("state directory made, mounts planned")
+                return self._start(plan, record, cgroup, image, inputs.written)
             except OSError as error:
-                state.remove_directory(places.directory)
+                self._undo(places, record)
                 raise _unprepared(error) from error
             except BaseException:
-                state.remove_directory(places.directory)
+                self._undo(places, record)
                 raise
-        lifeline.hold(owner)
-        try:
-            for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
-                directory.mkdir(mode=0o755)
-            mounts = plan_mounts(spec, world, places, uploads, outputs)
-            plan = _Plan(spec, request, identity, runsc, world, places, mounts, outputs)
-            cgroup = make_cgroup(identity.container_id, host_limits(spec))
-            if tuple(map(str, cgroup.directories)) != record.cgroups:
-                record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
-                state.write_record(places.directory, record)
-            step("state directory made, mounts planned")
-            return self._start(plan, record, cgroup, image)
-        except OSError as error:
-            self._undo(places, record)
-            raise _unprepared(error) from error
-        except BaseException:
-            self._undo(places, record)
-            raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
@@ -152,6 +180,20 @@ class RunscRuntime(Runtime):
         except IsolationError:
             sandbox.kill()  # not closed: the bridge's loop still watches its descriptors
             raise
+
+    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
+        with ExitStack() as held:
+            inputs = open_inputs(spec, request, held)
+            opened = inputs.by_target(spec)
+            outputs = open_outputs(spec, inputs, held, make=False)
+            if outputs.folder is not None:
+                opened[OUTPUTS] = outputs.folder
+            for view in sandbox.mounts:
+                folder = opened.pop(view.target, None)
+                now = find_identity(view.source) if folder is None else folder.identity
+                if now is None or now != view.identity:
+                    return False
+            return not opened
 
     def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
         assert isinstance(sandbox, RunscSandbox)
@@ -182,26 +224,31 @@ class RunscRuntime(Runtime):
         lifeline.release()
 
     def _start(
-        self, plan: _Plan, record: Record, cgroup: Cgroup, image: Path | None
+        self,
+        plan: _Plan,
+        record: Record,
+        cgroup: Cgroup,
+        image: Path | None,
+        written: WrittenFolders,
     ) -> RunscSandbox:
         places = plan.places
         as_root = os.geteuid() == 0
         file_size = None if cgroup.bounds_memory else file_size_limit(plan.spec)
         _write_files(plan, record.created, as_root=as_root)
-        binds = [mount for mount in plan.mounts if isinstance(mount, Bind)]
-        stage = choose_stage([plan.runsc.path, str(places.directory)]) if as_root else None
+        stage = choose_stage([plan.runsc.path, str(places.directory)])
+        shown = plan.find_sources(written)
+        sources = [*shown, _look(str(places.rootfs), written)]
+        rootfs = stage.path(len(shown))
         tree = plan.world.tree
-        staged = [*binds, Bind(str(places.rootfs), "/")]
-        rootfs = str(places.rootfs) if stage is None else stage.path(len(binds))
         if tree is not None:
-            staged.append(Bind(tree, "/"))
-            rootfs = str(places.root) if stage is None else stage.path(len(staged))
+            sources.append(_look(tree, written))
+            rootfs = stage.path(len(sources))
         config = finalize_config(
             plan.spec,
             args=self._init_argv or guest_argv(plan.world.python, plan.request.ahead),
             environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
             rootfs=rootfs,
-            mounts=plan.mounts if stage is None else _restage(plan.mounts, binds, stage),
+            mounts=_restage(plan.mounts, plan.binds, stage),
             map_users=as_root,
             file_size=file_size,
         )
@@ -219,24 +266,24 @@ class RunscRuntime(Runtime):
         step("bundle written")
         ends = make_pipes()
         try:
-            if stage is None:
-                writable = [bind.source for bind in binds if not bind.read_only]
-                argv = user_argv(
-                    argv,
-                    cgroup=cgroup,
-                    file_size=file_size,
-                    meminfo=str(places.meminfo),
-                    writable=[str(places.runsc), *writable],
-                    image=tree,
-                )
-                process = spawn(argv, ends, places)
-            else:
+            if as_root:
                 argv = prelude_argv(argv, cgroup=cgroup, file_size=file_size)
                 process = run_staged(
                     stage,
-                    staged,
+                    sources,
                     places.meminfo,
                     lambda: spawn(argv, ends, places),
+                    merges=tree is not None,
+                )
+            else:
+                process = run_entered(
+                    stage,
+                    sources,
+                    places.meminfo,
+                    lambda first, fds: spawn([*first, *argv], ends, places, fds),
+                    state=replace(_look(str(places.runsc), written), read_only=False),
+                    cgroups=cgroup.directories,
+                    file_size=file_size,
                     merges=tree is not None,
                 )
         except BaseException:
@@ -261,7 +308,10 @@ class RunscRuntime(Runtime):
             stderr=stderr,
             record=record,
             places=places,
-            mounts=tuple(MountView(b.source, b.target, b.read_only) for b in binds),
+            mounts=tuple(
+                MountView(source.path, bind.target, bind.read_only, source.identity)
+                for bind, source in zip(plan.binds, shown, strict=True)
+            ),
             kernel_environment=find_environment(plan.spec, plan.request, plan.world, plan.mounts),
             python=plan.world.python,
             workdir=WORKSPACE,
@@ -273,19 +323,42 @@ def _unprepared(error: OSError) -> LaunchError:
     return LaunchError(f"A sandbox could not be prepared: {error}.", find_hint(str(error)))
 
 
-def _lend(outputs: Outputs) -> Outputs:
-    """``outputs`` given to the sandbox's root, where root cannot let its owner look like that.
+def _look(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:
+    """A source that is to be read, but for a ``bind`` that says otherwise. Raises LaunchError."""
+    try:
+        with open_path(path, written.has) as found:
+            if bind is None:
+                return Source(found.path, found.identity)
+            return Source(found.path, found.identity, bind.read_only, bind.foreign)
+    except LinkRefused as error:
+        raise LaunchError(
+            f"{path} cannot be shown: {error.link} is a link (to {error.target}), and"
+            f" {error.reason}.",
+            "let the kernel's Python, and the state directory, lie where no kernel writes.",
+        ) from error
 
-    It is given back with the record; see ``sweep.give_back``.
+
+def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[Opened]:
+    """The folders of the host that the sandbox will be able to write."""
+    found = [
+        folder
+        for mount, folder in zip(spec.mounts, inputs.mounts, strict=True)
+        if not mount.read_only
+    ]
+    return [*found, outputs.folder] if outputs.folder is not None else found
+
+
+def _borrow(outputs: Outputs) -> Outputs:
+    """``outputs`` with its owner, where the sandbox's root has to own it, as root cannot let that
+    owner look like it. It is given back with the record; see ``sweep.give_back``.
     """
-    if outputs.path is None or os.geteuid() != 0 or can_map_owner(outputs.path):
+    if outputs.folder is None or os.geteuid() != 0 or can_map_owner(outputs.folder):
         return outputs
-    status = Path(outputs.path).stat()
+    status = outputs.folder.status()
     owner = (status.st_uid, status.st_gid)
     if status.st_uid == SUBUID_BASE:  # another sandbox has it already
-        users = (record for _, record in state.find_sandboxes() if record.outputs == outputs.path)
+        users = (r for _, r in state.find_sandboxes() if r.outputs_file == outputs.folder.identity)
         owner = next((record.lent_by for record in users if record.lent_by is not None), owner)
-    os.chown(outputs.path, SUBUID_BASE, SUBUID_BASE)
     return replace(outputs, lent_by=owner)
 
 
@@ -315,9 +388,6 @@ def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
         owner=SUBUID_BASE if as_root else None,
         host_etc=Path("/etc") if plan.world.tree is None else None,
     )
-    if plan.world.tree is not None:
-        for directory in (places.image, places.root):
-            directory.mkdir(mode=0o755)
 
 
 def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> list[Mount]:

@@ -179,60 +179,9 @@ def checkpoint_argv(
 
 def prelude_argv(argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None) -> list[str]:
     """``argv`` behind a shell that enters ``cgroup``, sets limits, and becomes it."""
-    return ["/bin/sh", "-c", _prelude(cgroup, file_size, []), "gvisor-kernel", *argv]
-
-
-def user_argv(
-    argv: Sequence[str],
-    *,
-    cgroup: Cgroup,
-    file_size: int | None,
-    meminfo: str,
-    writable: Sequence[str],
-    image: str | None = None,
-) -> list[str]:
-    """Likewise, in a user namespace where an ordinary user is root.
-
-    ``image``: a root file system that is mounted below the one in ``rootfs``, both in one in
-    ``root``; those are in the working directory.
-
-    The whole of the host is read-only there but for ``writable``. The sandbox's own read-only
-    mounts are no substitute: code inside can remount them in a namespace of its own, and runsc
-    of 2024 truncates a file on a read-only mount before it refuses to open it.
-    """
-    mounts = [*_bind(meminfo, "/proc/meminfo"), *_close(writable)]
-    if image is not None:
-        # By relative paths: what separates layers may stand in a path.
-        mounts.append(f"mount -n --bind {shlex.quote(image)} image")
-        mounts.append("mount -n -t overlay -o ro,lowerdir=rootfs:image overlay root")
-    script = _prelude(cgroup, file_size, mounts)
-    return [
-        "unshare",
-        "-Urm",
-        "--propagation=slave",
-        "/bin/sh",
-        "-c",
-        script,
-        "gvisor-kernel",
-        *argv,
-    ]
-
-
-def _prelude(cgroup: Cgroup, file_size: int | None, mounts: Sequence[str]) -> str:
     lines = ["set -e", "umask 022", "ulimit -c 0"]
     lines += [f"echo $$ > {shlex.quote(str(d / 'cgroup.procs'))}" for d in cgroup.directories]
     if file_size is not None:
         lines.append(f"ulimit -f {file_size // 512}")  # POSIX: in blocks of 512 bytes
-    return "\n".join([*lines, *mounts, 'exec "$@"'])
-
-
-def _bind(source: str, target: str) -> list[str]:
-    return [f"mount --bind {shlex.quote(source)} {target} 2>/dev/null || :"]
-
-
-def _close(writable: Sequence[str]) -> list[str]:
-    """Make every mount read-only, and then single places writable again."""
-    lines = ["mount -n -o remount,bind,ro=recursive /", "mount -n -o remount,bind,rw /proc"]
-    for path in map(shlex.quote, writable):
-        lines += [f"mount -n --rbind {path} {path}", f"mount -n -o remount,bind,rw {path}"]
-    return lines
+    script = "\n".join([*lines, 'exec "$@"'])
+    return ["/bin/sh", "-c", script, "gvisor-kernel", *argv]

@@ -74,7 +74,10 @@ def make_pipes() -> Ends:
     return Ends(link_in, link_out, stderr, (guest_in, guest_out, guest_stderr))
 
 
-def spawn(argv: Sequence[str], ends: Ends, places: Places) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: Sequence[str], ends: Ends, places: Places, descriptors: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start ``argv`` at the sandbox's ends of the pipes; it also gets ``descriptors``."""
     stdin, stdout, stderr = ends.guest
     try:
         return subprocess.Popen(
@@ -85,12 +88,10 @@ def spawn(argv: Sequence[str], ends: Ends, places: Places) -> subprocess.Popen[b
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
             cwd=places.directory,
             start_new_session=True,
+            pass_fds=descriptors,
         )
     except FileNotFoundError as error:
-        raise LaunchError(
-            f"The program {argv[0]} is not installed.",
-            "install util-linux, which has it: `sudo apt-get install util-linux`.",
-        ) from error
+        raise LaunchError(f"The program {argv[0]} is not there.") from error
 
 
 def wait_for_sentry(

@@ -56,6 +56,10 @@ class Record:
     owner: ProcessId
     machine: Machine
     outputs: str | None = None
+    outputs_file: tuple[int, int] | None = None
+    """Device and inode of that folder: another one may have its name by now."""
+    outputs_parent: tuple[int, int] | None = None
+    """Likewise of the folder that it is in."""
     made_outputs: bool = False
     lent_by: tuple[int, int] | None = None
     """The uid and gid that get what is in outputs, when the sandbox has ended."""
@@ -92,6 +96,8 @@ def first_record(
         owner=owner,
         machine=this_machine(),
         outputs=outputs.path,
+        outputs_file=None if outputs.folder is None else outputs.folder.identity,
+        outputs_parent=outputs.parent,
         made_outputs=outputs.made,
         lent_by=outputs.lent_by,
         spare=request.spare,
@@ -196,9 +202,10 @@ def read_record(directory: Path) -> Record | None:
         content["owner"] = ProcessId(**content["owner"])
         content["machine"] = Machine(**content["machine"])
         content["cgroups"] = tuple(content["cgroups"])
-        if content["lent_by"] is not None:
-            uid, gid = content["lent_by"]
-            content["lent_by"] = (int(uid), int(gid))
+        for name in ("lent_by", "outputs_file", "outputs_parent"):
+            if content.get(name) is not None:
+                first, second = content[name]
+                content[name] = (int(first), int(second))
         content["processes"] = {
             name: ProcessId(**process) for name, process in content["processes"].items()
         }
@@ -239,6 +246,11 @@ def this_process() -> ProcessId:
     return process
 
 
+def is_of_this_boot(record: Record) -> bool:
+    """Whether the numbers of devices and processes in it still mean what they did."""
+    return record.machine.boot == this_machine().boot
+
+
 def is_orphan(record: Record) -> bool:
     """Whether the owner is known to be gone.
 
@@ -246,7 +258,7 @@ def is_orphan(record: Record) -> bool:
     cannot be seen: such a record is left alone, unless it is of an earlier boot of this host.
     """
     here = this_machine()
-    if record.machine.boot != here.boot:
+    if not is_of_this_boot(record):
         return record.machine.host == here.host
     if record.machine.pid_namespace != here.pid_namespace:
         return False

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.runtimes import cgroups, processes, state
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.state import Record
@@ -97,7 +98,7 @@ def _remove_sandbox(directory: Path, record: Record | None) -> bool:
             # Another sandbox may have left its duties to this one meanwhile.
             record = state.read_record(directory) or record
             if record is not None and record.outputs is not None:
-                _finish_outputs(Path(record.outputs), record, directory)
+                _finish_outputs(record, directory)
             state.remove_directory(directory)
     except StateError as error:
         log.warning("%s", error)
@@ -105,33 +106,52 @@ def _remove_sandbox(directory: Path, record: Record | None) -> bool:
     return not directory.exists()
 
 
-def _finish_outputs(outputs: Path, record: Record, directory: Path) -> None:
+def _finish_outputs(record: Record, directory: Path) -> None:
     """Give back an outputs folder that was lent, remove one that was made and is still empty.
 
     While another sandbox has the same one, all of this is left to that other.
     """
     for other, theirs in state.find_sandboxes():
-        if other != directory and theirs.outputs == str(outputs):
+        if other != directory and _have_same_outputs(theirs, record):
             made = theirs.made_outputs or record.made_outputs
             heir = replace(theirs, made_outputs=made, lent_by=theirs.lent_by or record.lent_by)
             if heir != theirs:
                 state.write_record(other, heir)
             return
-    if record.lent_by is not None:
-        give_back(outputs, record.lent_by)
-    if record.made_outputs:
-        with suppress(OSError):
-            outputs.rmdir()
+    outputs, same_boot = record.outputs, state.is_of_this_boot(record)
+    if outputs is None or record.outputs_file is None or record.outputs_parent is None:
+        return
+    try:
+        with reopen(outputs, Identity(*record.outputs_file), same_boot=same_boot) as folder:
+            if record.lent_by is not None:
+                give_back(folder, record.lent_by)
+        parent, name = os.path.split(outputs)
+        with reopen(parent, Identity(*record.outputs_parent), same_boot=same_boot) as above:
+            if record.made_outputs:
+                with suppress(OSError):
+                    os.rmdir(name, dir_fd=above.fd)
+    except OSError as error:
+        if record.lent_by is not None:
+            log.warning(
+                "%s was lent to a sandbox, and cannot be given back: %s. Its owner was uid %d.",
+                *(outputs, error.strerror, record.lent_by[0]),
+            )
 
 
-def give_back(outputs: Path, owner: tuple[int, int]) -> None:
+def _have_same_outputs(theirs: Record, record: Record) -> bool:
+    return theirs.outputs == record.outputs or (
+        theirs.outputs_file is not None and theirs.outputs_file == record.outputs_file
+    )
+
+
+def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
     """Let ``owner`` own all in ``outputs`` that a sandbox owned. Never raises.
 
     Follows no link, and folders to any depth: a kernel has made them, as deep as it liked.
     """
-    _give_entry(str(outputs), owner, None)
     with suppress(OSError):
-        fd = os.open(outputs, _FOLDER)
+        fd = outputs.read()
+        _give_entry(".", owner, fd)
         try:
             above = [(_identity(fd), _give_folder(fd, owner))]
             while above:
@@ -176,7 +196,7 @@ def _give_folder(fd: int, owner: tuple[int, int]) -> list[str]:
     return folders
 
 
-def _give_entry(path: str, owner: tuple[int, int], directory: int | None) -> None:
+def _give_entry(path: str, owner: tuple[int, int], directory: int) -> None:
     with suppress(OSError):
         status = os.stat(path, dir_fd=directory, follow_symlinks=False)
         if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:

@@ -34,7 +34,7 @@ def session_free(
 
     ``folder``: an empty one in the place of the notebook's (``Draft.scratch``).
     ``keeps_outputs``: whether the sandboxes that restore have a folder of the host for their
-    outputs (``plan.keeps_outputs``), since a mount cannot become one of another kind.
+    outputs (``shown.keeps_outputs``), since a mount cannot become one of another kind.
     """
     outputs = str(folder / "outputs") if keeps_outputs else None
     empty = replace(spec, uploads=None, outputs=outputs)

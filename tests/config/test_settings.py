@@ -173,8 +173,9 @@ def test_folders_are_normalised(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert spec(uploads="./data//x/").uploads == "data/x"
-    assert spec(uploads=str(tmp_path / "link")).uploads == str(tmp_path / "real")
-    assert spec(outputs=str(tmp_path / "link")).outputs == str(tmp_path / "real")
+    # A link stays one: where it leads is decided when the folder is opened.
+    assert spec(uploads=f"/{tmp_path}/link/").uploads == str(tmp_path / "link")
+    assert spec(outputs=str(tmp_path / "link")).outputs == str(tmp_path / "link")
     assert spec(outputs=str(tmp_path / "new")).outputs == str(tmp_path / "new")
     assert spec(uploads=None, outputs=None).outputs is None
 
@@ -209,7 +210,7 @@ def test_mounts(tmp_path: Path) -> None:
     ).mounts
     assert mounts == (
         ExtraMount(str(tmp_path), "/mnt/data", True),
-        ExtraMount(str(tmp_path / "file"), "/data/x", False),
+        ExtraMount(str(tmp_path / "link"), "/data/x", False),
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes import docker_files
 from gvisor_kernel.runtimes.docker_files import Contents, read_list
 
@@ -31,8 +34,15 @@ def read(contents: Contents, size: int = LARGE) -> dict[str, tarfile.TarInfo]:
         return {info.name: info for info in archive}
 
 
-def of(folder: Path) -> Contents:
-    return Contents(folders=[("uploads", folder, "uploads")])
+@contextlib.contextmanager
+def of(folder: Path) -> Iterator[Contents]:
+    with open_path(str(folder)) as opened:
+        yield Contents(folders=[("uploads", opened, "uploads")])
+
+
+def read_folder(folder: Path, size: int = LARGE) -> dict[str, tarfile.TarInfo]:
+    with of(folder) as contents:
+        return read(contents, size)
 
 
 def test_all_is_the_sandboxs_own(folder: Path) -> None:
@@ -41,7 +51,7 @@ def test_all_is_the_sandboxs_own(folder: Path) -> None:
     (folder / "sub" / "private").chmod(0o400)
     (folder / "run").write_text("x")
     (folder / "run").chmod(0o4755)
-    found = read(of(folder))
+    found = read_folder(folder)
     assert set(found) == {"uploads", "uploads/run", "uploads/sub", "uploads/sub/private"}
     assert {(info.uid, info.gid) for info in found.values()} == {(0, 0)}
     assert found["uploads/sub/private"].mode == 0o600
@@ -69,7 +79,7 @@ def test_nothing_is_followed_and_only_files_are_read(folder: Path, tmp_path: Pat
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
     (folder / os.fsdecode(b"odd\xff")).write_text("x")
-    found = read(of(folder))
+    found = read_folder(folder)
     assert set(found) == {"uploads", "uploads/link", "uploads/file link"}
     assert found["uploads/link"].issym()
 
@@ -88,20 +98,21 @@ def test_a_file_that_shrinks_while_it_is_read(
         return header(name, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(docker_files, "_header", shrink)
-    found = read(of(folder))
+    found = read_folder(folder)
     assert found["uploads/a"].size == 1000
     assert found["uploads/b"].size == 5
 
 
 def test_too_large_names_the_setting(folder: Path) -> None:
     (folder / "a").write_bytes(bytes(100_000))
-    with pytest.raises(LaunchError) as caught:
-        of(folder).measure(50_000)
-    assert str(folder) in str(caught.value)
-    assert "uploads" in caught.value.hint
-    with pytest.raises(LaunchError):
-        b"".join(of(folder).archive(50_000))
-    of(folder).measure(200_000)
+    with of(folder) as contents:
+        with pytest.raises(LaunchError) as caught:
+            contents.measure(50_000)
+        assert str(folder) in str(caught.value)
+        assert "uploads" in caught.value.hint
+        with pytest.raises(LaunchError):
+            b"".join(contents.archive(50_000))
+        contents.measure(200_000)
 
 
 def test_very_deep(folder: Path) -> None:
@@ -113,7 +124,7 @@ def test_very_deep(folder: Path) -> None:
         at = below
     os.close(at)
     try:
-        assert len(read(of(folder))) <= 102
+        assert len(read_folder(folder)) <= 102
     finally:  # Python's own way of removing a tree does not come so far down
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.runtimes import docker_outputs
 from gvisor_kernel.runtimes.docker_files import list_files
@@ -47,6 +48,22 @@ def in_pieces(data: bytes, size: int = 700) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
+_held: list[Opened] = []
+
+
+def hold(folder: Path) -> Opened:
+    """``folder``, open until the test ends."""
+    _held.append(open_path(str(folder)))
+    return _held[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_held() -> Iterator[None]:
+    yield
+    while _held:
+        _held.pop().close()
+
+
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     path = tmp_path / "outputs"
@@ -57,7 +74,7 @@ def outputs(tmp_path: Path) -> Path:
 def land(
     outputs: Path, *entries: tuple[tarfile.TarInfo, bytes], **copied: tuple[int, int]
 ) -> Landing:
-    landing = Landing(outputs, copied)
+    landing = Landing(hold(outputs), copied)
     landing.take(in_pieces(pack(entry("./", kind=tarfile.DIRTYPE), *entries)))
     return landing
 
@@ -124,7 +141,7 @@ def test_what_is_odd_is_left_out_and_the_rest_kept(
         for info, content in (entry("./before", b"1"), odd, entry("./zlast", b"2")):
             archive.addfile(info, io.BytesIO(content))
         archive.close()
-        landing = Landing(outputs, {})
+        landing = Landing(hold(outputs), {})
         landing.take(in_pieces(packed.getvalue()))
     assert tree(outputs) == {"before": "1", "zlast": "2"}
     assert landing.left_out >= 1
@@ -180,12 +197,12 @@ def test_what_was_changed_just_now_is_not_known_for_sure(outputs: Path) -> None:
     for name, at in (("old", OLD), ("new", time.time())):
         (outputs / name).write_text("x")
         os.utime(outputs / name, (at, at))
-    assert list_files(outputs) == {"old": (1, OLD)}
+    assert list_files(hold(outputs)) == {"old": (1, OLD)}
 
 
 def test_the_folder_itself_stays_as_it_is(outputs: Path) -> None:
     outputs.chmod(0o750)
-    landing = Landing(outputs, {})
+    landing = Landing(hold(outputs), {})
     landing.take(iter([pack(entry("./", kind=tarfile.DIRTYPE, mode=0o777))]))
     assert outputs.stat().st_mode & 0o777 == 0o750
 
@@ -195,7 +212,7 @@ def test_cut_off(outputs: Path) -> None:
     archive = pack(entry("./a", b"one"), entry("./b", bytes(10_000)))
     (outputs / "b").write_text("old")
     with pytest.raises(Refused, match="cut off"):
-        Landing(outputs, {}).take(in_pieces(archive[:5000]))
+        Landing(hold(outputs), {}).take(in_pieces(archive[:5000]))
     assert tree(outputs) == {"a": "one", "b": "old"}
 
 
@@ -203,13 +220,13 @@ def test_larger_than_the_disk(outputs: Path) -> None:
     info = tarfile.TarInfo("./huge")
     info.size = 2**62
     with pytest.raises(OSError, match="room for"):
-        Landing(outputs, {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
+        Landing(hold(outputs), {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
     assert tree(outputs) == {}
 
 
 def test_takes_no_longer_than_it_may(outputs: Path) -> None:
     with pytest.raises(TimeoutError):
-        Landing(outputs, {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
+        Landing(hold(outputs), {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
     assert tree(outputs) == {}
 
 

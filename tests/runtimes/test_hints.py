@@ -10,7 +10,7 @@ SAID = [
     ("unshare: write failed /proc/self/uid_map: Operation not permitted", "user namespaces"),
     ("unshare: unshare failed: Operation not permitted", "user namespaces"),
     ("/bin/sh: 4: cannot create /sys/fs/cgroup/memory/x/cgroup.procs: Permission", "cgroup"),
-    ("mount: /: mount point not mounted or bad option.", "util-linux 2.39"),
+    ("A user namespace cannot be made: Operation not permitted.", "user namespaces"),
     ("ModuleNotFoundError: No module named 'zmq'", "pip install ipykernel"),
     ("ModuleNotFoundError: No module named 'gvisor_kernel.guest'", "install gvisor-kernel again"),
     ("creating process: failed to load /venv/bin/python: no such file", "interpreter"),

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes import lifeline, state, sweep
 from gvisor_kernel.runtimes.processes import ProcessId, is_alive
 from gvisor_kernel.runtimes.runsc import RunscRuntime
@@ -173,7 +174,8 @@ def test_giving_back_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/hostname")
     (tmp_path / "loop").symlink_to(tmp_path)
     before = Path("/etc/hostname").stat().st_uid
-    sweep.give_back(tmp_path, (os.getuid(), os.getgid()))
+    with open_path(str(tmp_path)) as folder:
+        sweep.give_back(folder, (os.getuid(), os.getgid()))
     assert Path("/etc/hostname").stat().st_uid == before
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.state import state_root
 from gvisor_kernel.runtimes.sweep import give_back
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
@@ -399,7 +400,8 @@ def test_deep_folders_in_outputs(tmp_path: Path) -> None:
             os.close(at)
             at = below
         os.close(os.open("last", os.O_CREAT | os.O_WRONLY, dir_fd=at))
-        give_back(top, (os.geteuid(), os.getegid()))
+        with open_path(str(top)) as folder:
+            give_back(folder, (os.geteuid(), os.getegid()))
     finally:
         os.close(at)
         subprocess.run(["rm", "-rf", top], check=True)

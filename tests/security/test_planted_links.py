@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
-from gvisor_kernel.runtimes import staging
-from gvisor_kernel.runtimes.plan import check_folder, find_outputs, find_uploads
-from gvisor_kernel.runtimes.state import state_root
-from gvisor_kernel.spec.layout import OUTPUTS, Bind
+from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.runtimes import state
+from gvisor_kernel.runtimes.shown import open_inputs, open_outputs
+from gvisor_kernel.runtimes.written import note_written
 
 from ..jupyter.helpers import running_kernel
 from ..runtimes.conftest import make_request
@@ -21,15 +22,34 @@ from .inside import Kernel, names_in
 pytestmark = pytest.mark.usefixtures("unharmed")
 
 
+def outputs_of(spec: SandboxSpec, folder: Path) -> str | None:
+    """Where a start there would let its kernel write."""
+    with ExitStack() as stack:
+        inputs = open_inputs(spec, make_request(folder), stack)
+        return open_outputs(spec, inputs, stack).path
+
+
+def uploads_of(spec: SandboxSpec, folder: Path) -> str | None:
+    """What a start there would show."""
+    with ExitStack() as stack:
+        uploads = open_inputs(spec, make_request(folder), stack).uploads
+        return None if uploads is None else uploads.path
+
+
+def note(folder: Path) -> None:
+    """A sandbox has been able to write ``folder``."""
+    with open_path(str(folder)) as opened, state.locked():
+        note_written([opened])
+
+
 def test_a_planted_link_named_outputs(ground: Path, tmp_path: Path) -> None:
     """A notebook in a folder where a kernel, or a cloned repository, has left ``outputs -> …``."""
     (tmp_path / "outputs").symlink_to(ground / "private")
-    request = make_request(tmp_path)
     with pytest.raises(SettingError, match="leads to") as caught:
-        find_outputs(SandboxSpec(), request)
+        outputs_of(SandboxSpec(), tmp_path)
     assert str(ground / "private") in str(caught.value)
     with pytest.raises(SettingError, match="leads to"):
-        find_outputs(SandboxSpec(outputs="outputs/deeper"), request)
+        outputs_of(SandboxSpec(outputs="outputs/deeper"), tmp_path)
     assert names_in(ground / "private") == ["secret"]
 
 
@@ -37,34 +57,74 @@ def test_a_planted_link_to_the_system(tmp_path: Path) -> None:
     for target in ("/etc", "/usr/lib", "/proc", "/", "/root"):
         (tmp_path / "outputs").symlink_to(target)
         with pytest.raises(SettingError):
-            find_outputs(SandboxSpec(), make_request(tmp_path))
+            outputs_of(SandboxSpec(), tmp_path)
         (tmp_path / "outputs").unlink()
 
 
-def test_a_link_to_a_sibling_is_no_way_out(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "outputs").symlink_to("results")
-    found = find_outputs(SandboxSpec(), make_request(tmp_path))
-    assert found.path == str(tmp_path / "results")
+@pytest.mark.parametrize("target", ["results", ".git/hooks", "."])
+def test_a_link_to_a_sibling(tmp_path: Path, target: str) -> None:
+    """A cloned repository may bring one, and what is beside it may be run later."""
+    (tmp_path / target).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "outputs").symlink_to(target)
+    with pytest.raises(SettingError, match="leads to"):
+        outputs_of(SandboxSpec(), tmp_path)
 
 
 def test_a_planted_link_named_by_uploads(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ground / "private")
     with pytest.raises(SettingError, match="leads to"):
-        find_uploads(SandboxSpec(uploads="data"), make_request(tmp_path))
+        uploads_of(SandboxSpec(uploads="data"), tmp_path)
 
 
 def test_a_planted_link_as_the_notebooks_folder(ground: Path, tmp_path: Path) -> None:
     """``outputs/more -> …``, opened in a file browser, and a notebook started there."""
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "more").symlink_to(ground / "private")
-    request = make_request(tmp_path / "outputs" / "more")
-    with pytest.raises(LaunchError, match="outputs/more"):
-        check_folder(SandboxSpec(), request)
-    with pytest.raises(LaunchError, match="outputs/more"):
-        check_folder(SandboxSpec(outputs=str(tmp_path / "outputs")), request)
+    for setting in ("outputs", str(tmp_path / "outputs"), "results"):
+        with pytest.raises(LaunchError, match="outputs/more"):
+            uploads_of(SandboxSpec(outputs=setting), tmp_path / "outputs" / "more")
     (tmp_path / "mine").symlink_to(ground / "private")  # a person's own link is theirs to follow
-    check_folder(SandboxSpec(), make_request(tmp_path / "mine"))
+    assert uploads_of(SandboxSpec(), tmp_path / "mine") == str(ground / "private")
+
+
+def test_a_link_planted_in_other_outputs(ground: Path, tmp_path: Path) -> None:
+    """By a kernel with another setting, long ago; and the folder was moved since."""
+    results = tmp_path / "results"
+    results.mkdir()
+    note(results)
+    (results / "more").symlink_to(ground / "private")
+    (results / "file").symlink_to(ground / "private" / "secret")
+    target = "/mnt/data"
+    for place in (results, tmp_path / "moved"):
+        if place != results:
+            results.rename(place)
+        with pytest.raises(LaunchError, match="more"):
+            uploads_of(SandboxSpec(), place / "more")
+        for spec in (
+            SandboxSpec(uploads=str(place / "more")),
+            SandboxSpec(outputs=str(place / "more")),
+            SandboxSpec(outputs=str(place / "more" / "new")),
+            SandboxSpec(skills=str(place / "more")),
+            SandboxSpec(mounts=(ExtraMount(str(place / "file"), target),)),
+            SandboxSpec(mounts=(ExtraMount(str(place / "more"), target, read_only=False),)),
+        ):
+            with pytest.raises(SettingError, match="a kernel may have made this link"):
+                outputs_of(spec, tmp_path)
+    assert names_in(ground / "private") == ["secret"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's link")
+def test_another_users_link(ground: Path, tmp_path: Path) -> None:
+    """It may lead to what is theirs, and nowhere else."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 4711, 4711)
+    for name, target in (("fine", theirs), ("mine", ground / "private")):
+        (tmp_path / name).symlink_to(target)
+        os.chown(tmp_path / name, 4711, 4711, follow_symlinks=False)
+    assert uploads_of(SandboxSpec(), tmp_path / "fine") == str(theirs)
+    with pytest.raises(LaunchError, match="uid 4711"):
+        uploads_of(SandboxSpec(), tmp_path / "mine")
 
 
 def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None:
@@ -75,26 +135,6 @@ def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None
     ):
         pass
     assert names_in(ground / "private") == ["secret"]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandbox has no such mounts")
-@pytest.mark.parametrize("way", ["outputs", "deeper/outputs"])
-def test_a_link_planted_while_a_kernel_starts(ground: Path, tmp_path: Path, way: str) -> None:
-    """Between the look and the mount: by whoever writes the folder, another kernel for one."""
-    request = make_request(tmp_path)
-    (tmp_path / "deeper").mkdir()
-    found = find_outputs(SandboxSpec(outputs=way), request)
-    assert found.path is not None
-    Path(found.path).rmdir()
-    if "/" in way:
-        (tmp_path / "deeper").rmdir()
-        (ground.parent / "aim" / "outputs").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "deeper").symlink_to(ground.parent / "aim")
-    else:
-        Path(found.path).symlink_to(ground / "private")
-    bind = Bind(found.path, OUTPUTS, read_only=False, foreign=True)
-    with pytest.raises(LaunchError, match="symbolic links"):
-        staging._clone_tree(bind)
 
 
 def test_a_planted_link_and_resolve_path(kernel: Kernel, outputs: Path, ground: Path) -> None:
@@ -115,5 +155,13 @@ def test_the_folder_of_jupyters_own_keys(tmp_path: Path, monkeypatch: pytest.Mon
     runtime = tmp_path / "jupyter" / "runtime"
     runtime.mkdir(parents=True)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
-    for folder in (runtime, runtime.parent, tmp_path, state_root(), state_root().parent):
-        assert find_uploads(SandboxSpec(), make_request(folder)) is None
+    for folder in (
+        runtime,
+        runtime.parent,
+        tmp_path,
+        state.state_root(),
+        state.state_root().parent,
+    ):
+        assert uploads_of(SandboxSpec(), folder) is None
+    with pytest.raises(SettingError, match="keys of kernels"):
+        outputs_of(SandboxSpec(outputs=str(runtime.parent)), tmp_path)

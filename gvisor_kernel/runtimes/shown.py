@@ -1,0 +1,308 @@
+"""The folders of a person that a sandbox is shown, each opened once, and held until it is mounted.
+
+Here is what may be shown: which links are followed, which folders are never writable, what is made
+where it is missing. ``host/folders.py`` opens; who mounts or copies uses the descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_data_path, user_state_path
+
+from gvisor_kernel.accept import NOT_A_SOURCE, is_writable_allowed
+from gvisor_kernel.config import DEFAULTS, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.host.folders import (
+    LinkRefused,
+    Opened,
+    make_folder,
+    open_below,
+    open_path,
+)
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.plan import Outputs
+from gvisor_kernel.runtimes.world import is_too_wide
+from gvisor_kernel.runtimes.written import WrittenFolders, read_written
+from gvisor_kernel.skills import prepare_skills
+from gvisor_kernel.spec import layout
+from gvisor_kernel.spec.layout import is_within
+
+log = logging.getLogger(__name__)
+
+_SKILLS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a sandbox reads. ``folder``: the notebook's, where a setting names something in it.
+
+    ``skills``: by where they are seen. ``mounts``: the sources of the setting, in its order.
+    """
+
+    folder: Opened | None
+    uploads: Opened | None
+    skills: Mapping[str, Opened]
+    mounts: tuple[Opened, ...]
+    written: WrittenFolders
+
+    def by_target(self, spec: SandboxSpec) -> dict[str, Opened]:
+        """All of it, by where it is seen."""
+        found = dict(self.skills)
+        if self.uploads is not None:
+            found[layout.UPLOADS] = self.uploads
+        for mount, opened in zip(spec.mounts, self.mounts, strict=True):
+            found[mount.target] = opened
+        return found
+
+
+def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> Inputs:
+    """Open what the sandbox is to read; ``stack`` closes it. Raises LaunchError, SettingError.
+
+    The default for uploads shows a notebook's folder, but never a whole home or more, nor where
+    keys of kernels are: that takes a setting.
+    """
+    written = read_written(spec)
+    folder = _open_notebooks_folder(spec, request, written, stack)
+    mounts = tuple(
+        stack.enter_context(_open_mount(mount.source, mount.read_only, written))
+        for mount in spec.mounts
+    )
+    return Inputs(
+        folder=folder,
+        uploads=_open_uploads(spec, folder, written, stack),
+        skills=_open_skills(spec, written, stack),
+        mounts=mounts,
+        written=written,
+    )
+
+
+def open_outputs(
+    spec: SandboxSpec, inputs: Inputs, stack: ExitStack, *, make: bool = True
+) -> Outputs:
+    """Open the folder of outputs, and make it if need be; ``stack`` closes it.
+
+    Raises SettingError. Where the default one cannot be made, or is not to be, outputs are gone
+    afterwards, and the log says so.
+    """
+    if spec.outputs is None:
+        return Outputs(None)
+    parent, name = _open_parent(spec, inputs, stack)
+    path = f"{parent.path.rstrip('/')}/{name}"
+    if not is_writable_allowed(path) or _holds_keys(path):
+        raise SettingError(
+            "outputs",
+            spec.outputs,
+            f"a folder of files; {path} is a folder of the system, or holds a home or the keys of"
+            " kernels",
+        )
+    made = False
+    try:
+        try:
+            found = open_below(parent, name)
+        except FileNotFoundError:
+            if not make:
+                return Outputs(None)
+            found, made = _make(parent, name)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _by_link("outputs", spec.outputs, path) from error
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("%s cannot be made (%s): outputs are not kept", path, error.strerror)
+            return Outputs(None)
+        raise SettingError(
+            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
+        ) from error
+    stack.enter_context(found)
+    if not found.is_folder:
+        raise SettingError("outputs", spec.outputs, f"a folder; {path} is none")
+    return Outputs(found, parent.identity, made)
+
+
+def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
+    """Whether ``open_outputs`` would find or make a folder of the host. Looks, opens nothing.
+
+    For the choice of a snapshot alone: a wrong answer costs a cold start.
+    """
+    if spec.outputs is None:
+        return False
+    path = Path(os.path.realpath(request.folder / spec.outputs))
+    return path.is_dir() or (
+        is_writable_allowed(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
+    )
+
+
+def is_private(path: str) -> bool:
+    """Whether ``path`` is or holds, or is below, what has the keys of kernels and of Jupyter."""
+    return _holds_keys(path) or any(is_within(path, place) for place in _private_places())
+
+
+def _holds_keys(path: str) -> bool:
+    return any(is_within(place, path) for place in _private_places())
+
+
+def _private_places() -> tuple[str, ...]:
+    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
+    return (*map(os.path.realpath, own), _runtime_directory())
+
+
+def _runtime_directory() -> str:
+    """Where Jupyter's servers write their tokens, and managers the connection files."""
+    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
+    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
+
+
+# -- inner -----------------------------------------------------------------------------------------
+
+
+def _open_notebooks_folder(
+    spec: SandboxSpec, request: LaunchRequest, written: WrittenFolders, stack: ExitStack
+) -> Opened | None:
+    """Raises LaunchError where a kernel may have decided which folder it is."""
+    named = (spec.uploads, spec.outputs)
+    if all(value is None or value.startswith("/") for value in named):
+        return None
+    try:
+        return stack.enter_context(open_path(str(request.folder), written.has))
+    except LinkRefused as error:
+        raise LaunchError(
+            f"The notebook's folder {request.folder} is reached through the link {error.link}"
+            f" (to {error.target}): {error.reason}.",
+            "if you know the link, open the notebook where it really is,"
+            f" {os.path.realpath(request.folder)}.",
+        ) from error
+    except OSError as error:
+        raise LaunchError(
+            f"The notebook's folder {request.folder} cannot be opened: {error.strerror}.",
+            "see whether it is still there, and whether you may enter it.",
+        ) from error
+
+
+def _open_uploads(
+    spec: SandboxSpec, folder: Opened | None, written: WrittenFolders, stack: ExitStack
+) -> Opened | None:
+    if spec.uploads is None:
+        return None
+    found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
+    if spec.uploads == DEFAULTS.uploads and (is_too_wide(found.path) or is_private(found.path)):
+        log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
+        return None
+    if not found.is_folder or any(is_within(found.path, place) for place in NOT_A_SOURCE):
+        raise SettingError(
+            "uploads", spec.uploads, f"a folder of files that exists; {found.path} is none"
+        )
+    return found
+
+
+def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
+    found = _open_setting("mounts", source, None, written)
+    system = found.path == "/" or any(is_within(found.path, place) for place in NOT_A_SOURCE)
+    closed = not read_only and (not is_writable_allowed(found.path) or _holds_keys(found.path))
+    if system or closed:
+        found.close()
+        raise SettingError(
+            "mounts",
+            source,
+            f"a list of other sources: this one is {found.path}, of the system"
+            if system
+            else f"a list where it is read-only: {found.path} is of the system, or holds a home or"
+            " the keys of kernels",
+        )
+    return found
+
+
+def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -> dict[str, Opened]:
+    """Those of the two folders of skills that there are."""
+    folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
+    if folder is None:
+        return {}
+    found = {}
+    with _open_setting("skills", str(folder), None, written) as opened:
+        for name, target in _SKILLS.items():
+            try:
+                part = stack.enter_context(open_below(opened, name))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise SettingError(
+                    "skills", str(folder), f"a folder that can be read ({name}: {error.strerror})"
+                ) from error
+            if part.is_folder:
+                found[target] = part
+    return found
+
+
+def _open_setting(name: str, value: str, folder: Opened | None, written: WrittenFolders) -> Opened:
+    """What a setting names: an absolute path, or one below the notebook's folder, without links."""
+    try:
+        if value.startswith("/") or folder is None:
+            return open_path(value, written.has)
+        return open_below(folder, value)
+    except LinkRefused as error:
+        raise _by_planted_link(name, value, error) from error
+    except OSError as error:
+        path = value if folder is None else f"{folder.path}/{value}"
+        if error.errno == errno.ELOOP and folder is not None:
+            raise _by_link(name, value, path) from error
+        raise SettingError(
+            name, value, f"a path that exists and can be opened ({path}: {error.strerror})"
+        ) from error
+
+
+def _open_parent(spec: SandboxSpec, inputs: Inputs, stack: ExitStack) -> tuple[Opened, str]:
+    """The folder that outputs are in, and their name there."""
+    assert spec.outputs is not None
+    if spec.outputs.startswith("/"):
+        head, name = os.path.split(_follow_last(spec.outputs, inputs.written.has))
+        return stack.enter_context(_open_setting("outputs", head, None, inputs.written)), name
+    head, name = os.path.split(spec.outputs)
+    if not head:
+        assert inputs.folder is not None
+        return inputs.folder, name
+    found = stack.enter_context(_open_setting("outputs", head, inputs.folder, inputs.written))
+    return found, name
+
+
+def _follow_last(path: str, writable: Callable[[str, int], bool]) -> str:
+    """Where a folder really is that exists, else ``path``: a person's own link may name it."""
+    try:
+        with open_path(path, writable) as found:
+            return found.path
+    except FileNotFoundError:
+        return path
+    except LinkRefused as error:
+        raise _by_planted_link("outputs", path, error) from error
+    except OSError as error:
+        raise SettingError(
+            "outputs", path, f"a path that can be opened ({error.strerror})"
+        ) from error
+
+
+def _make(parent: Opened, name: str) -> tuple[Opened, bool]:
+    try:
+        return make_folder(parent, name), True
+    except FileExistsError:  # by somebody else, just now
+        return open_below(parent, name), False
+
+
+def _by_link(name: str, value: str, path: str) -> SettingError:
+    return SettingError(
+        name,
+        value,
+        f"a folder below the notebook's, not by a link: {path} leads to"
+        f" {os.path.realpath(path)}. Write that path itself if it is meant",
+    )
+
+
+def _by_planted_link(name: str, value: str, error: LinkRefused) -> SettingError:
+    return SettingError(
+        name,
+        value,
+        f"a path without the link {error.link} (to {error.target}): {error.reason}",
+    )
