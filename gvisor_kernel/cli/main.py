@@ -155,6 +155,12 @@ def make_parser() -> argparse.ArgumentParser:
         "Files that are as they were when it started, or at the last time, are left alone.",
     )
     add_id(sync)
+    sync.add_argument(
+        "--to",
+        metavar="FOLDER",
+        help="a folder that exists, where all its outputs go from now on; for when the one that it"
+        " began with was moved",
+    )
 
     add(
         "prune",

@@ -25,7 +25,7 @@ from gvisor_kernel.cli.output import (
 from gvisor_kernel.config import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.docker_removal import end_container, sync_outputs
+from gvisor_kernel.runtimes.docker_removal import end_container, redirect_outputs, sync_outputs
 from gvisor_kernel.runtimes.processes import is_alive
 from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
 from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
@@ -210,7 +210,9 @@ def run_sync(arguments: argparse.Namespace) -> int:
     if record.engine is None:
         print(f"Nothing to copy: it writes into {printable(record.outputs)} itself")
         return 0
+    if arguments.to is not None:
+        record = redirect_outputs(sandbox.directory, record, arguments.to)
     written, left_out = sync_outputs(sandbox.directory, record)
     more = f"; {left_out} were left out" if left_out else ""
-    print(f"Copied {written} changed files into {printable(record.outputs)}{more}")
+    print(f"Copied {written} changed files into {printable(str(record.outputs))}{more}")
     return 0

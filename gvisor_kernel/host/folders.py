@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 _SYS_OPENAT2 = 437  # on all architectures
@@ -74,6 +75,10 @@ class Opened:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def hold(self) -> Opened:
+        """The same, to be closed by itself. Raises OSError."""
+        return replace(self, fd=fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
     def status(self) -> os.stat_result:
         return os.fstat(self.fd)

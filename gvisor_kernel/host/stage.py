@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
-from gvisor_kernel.host.folders import Identity, find_identity, reopen
+from gvisor_kernel.host.folders import Identity, Opened, find_identity, reopen
 
 TOO_MANY_FILES = (
     "raise the limit of files that this server may have open: `ulimit -n`, or LimitNOFILE="
@@ -70,9 +70,16 @@ def clone_source(source: Source, map_owner: Callable[[int, Source], None] | None
     """
     try:
         with reopen(source.path, source.identity) as opened:
-            tree = mounts.clone_tree(opened.fd, source.path)
+            return clone_opened(opened, source, map_owner)
     except OSError as error:
         raise _unmounted(source, error) from error
+
+
+def clone_opened(
+    opened: Opened, source: Source, map_owner: Callable[[int, Source], None] | None
+) -> int:
+    """Likewise, of what was opened in this mount namespace. Raises LaunchError, OSError."""
+    tree = mounts.clone_tree(opened.fd, source.path)
     try:
         attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV
         if source.read_only:

@@ -10,10 +10,19 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from gvisor_kernel.accept import is_writable_allowed
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.host.folders import Identity, Opened, make_folder, reopen
+from gvisor_kernel.host.folders import (
+    Identity,
+    Opened,
+    find_identity,
+    make_folder,
+    open_path,
+    reopen,
+)
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.runtimes import state
 from gvisor_kernel.runtimes.docker_engine import Engine, EngineGone, NotThere, connect
@@ -62,6 +71,30 @@ def end_container(record: Record) -> None:
         engine.close()
 
 
+def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
+    """Let a sandbox's outputs go to ``folder`` from here on, which exists; the record of that.
+
+    For a person whose folder of outputs was moved. Raises SandboxError, StateError.
+    """
+    hint = "name a folder that exists, that is no home, and that is none of the system."
+    try:
+        with open_path(str(Path(folder).absolute())) as found:
+            if not found.is_folder or not is_writable_allowed(found.path):
+                raise SandboxError(f"Outputs are not copied to {found.path}.", hint)
+            new = replace(
+                record,
+                outputs=found.path,
+                outputs_file=found.identity,
+                outputs_parent=find_identity(str(Path(found.path).parent)),
+                made_outputs=False,
+            )
+    except OSError as error:
+        raise SandboxError(f"{folder} cannot be opened: {error.strerror}.", hint) from error
+    with state.locked():
+        state.write_record(directory, new)
+    return new
+
+
 def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     """Copy the outputs of a sandbox as they are now: how many were copied, how many left out.
 
@@ -73,7 +106,8 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     except (Refused, OSError) as error:
         raise SandboxError(
             f"Not all outputs of {record.container_id} could be copied: {error}.",
-            f"see what is wrong with {record.outputs}, or with what the kernel wrote.",
+            f"see what is wrong with {record.outputs}, or with what the kernel wrote. To another"
+            f" folder: gvisor-kernel sync --to FOLDER {record.container_id}",
         ) from error
     finally:
         engine.close()
@@ -127,8 +161,9 @@ def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float
         return True
     except (OSError, TimeoutError) as error:
         log.warning(
-            "The outputs of %s are not copied yet: %s. Try again: gvisor-kernel sync %s",
-            *(record.identity, error, record.container_id),
+            "The outputs of %s are not copied yet: %s. Try again: gvisor-kernel sync %s; or copy"
+            " them to another folder: gvisor-kernel sync --to FOLDER %s",
+            *(record.identity, error, record.container_id, record.container_id),
         )
         return False
     return True

@@ -161,10 +161,10 @@ class RunscRuntime(Runtime):
                 step("state directory made, mounts planned")
                 return self._start(plan, record, cgroup, image, inputs.written)
             except OSError as error:
-                self._undo(places, record)
+                self._undo(places, record, outputs)
                 raise _unprepared(error) from error
             except BaseException:
-                self._undo(places, record)
+                self._undo(places, record, outputs)
                 raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
@@ -219,8 +219,8 @@ class RunscRuntime(Runtime):
             log.warning("%s", error)
 
     @staticmethod
-    def _undo(places: Places, record: Record) -> None:
-        remove_sandbox(places.directory, record)
+    def _undo(places: Places, record: Record, outputs: Outputs) -> None:
+        remove_sandbox(places.directory, record, outputs.folder)
         lifeline.release()
 
     def _start(
@@ -316,6 +316,7 @@ class RunscRuntime(Runtime):
             python=plan.world.python,
             workdir=WORKSPACE,
             has_transcripts=plan.spec.transcripts,
+            lent=plan.opened[OUTPUTS].hold() if record.lent_by is not None else None,
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes import lifeline, processes, state
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.cgroups import count_oom_kills
@@ -45,7 +46,9 @@ class RunscSandbox(Sandbox):
         python: str,
         workdir: str,
         has_transcripts: bool,
+        lent: Opened | None,
     ) -> None:
+        """``lent``: the folder of outputs, where it has to be given back; closed with this."""
         self.identity = record.identity
         self.directory = places.directory
         self.log_path = places.log
@@ -68,6 +71,7 @@ class RunscSandbox(Sandbox):
         self._memory: _MemoryFile | None = None
         self.is_imaged = False
         """Its image is being written."""
+        self._lent = lent
         self._closing = threading.Lock()
         self._closed = False
 
@@ -131,7 +135,7 @@ class RunscSandbox(Sandbox):
             if self._closed:
                 return
             gofer = self.find_process(GOFER_NAME)
-            if not remove_sandbox(self.directory, self._record):
+            if not remove_sandbox(self.directory, self._record, self._lent):
                 log.warning("Something of %s is left to the next sweep", self.identity)
             self._stderr.wait(END_SECONDS)
             self._closed = True
@@ -143,6 +147,8 @@ class RunscSandbox(Sandbox):
             for pid in (self._sentry, gofer):
                 if pid is not None:
                     processes.reap(pid)
+            if self._lent is not None:
+                self._lent.close()
             memory, self._memory = self._memory, None
             if memory is not None:
                 memory.close()

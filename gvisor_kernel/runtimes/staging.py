@@ -34,7 +34,7 @@ from gvisor_kernel.host.stage import (
     Source,
     attach,
     clone_all,
-    clone_source,
+    clone_opened,
     cover_meminfo,
     enter_namespace,
     merge,
@@ -209,8 +209,8 @@ def can_map_owner(folder: Opened) -> bool:
     """
     source = Source(folder.path, folder.identity, read_only=False, foreign=True)
     try:
-        os.close(clone_source(source, _map_owner))
-    except LaunchError:
+        os.close(clone_opened(folder, source, _map_owner))
+    except (LaunchError, OSError):
         return False
     return True
 

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ def state_root() -> Path:
     root = user_state_path("gvisor-kernel")
     fix = "let it be a directory of yours alone (mode 0700), or set XDG_STATE_HOME to another one."
     try:
+        _check_parents(root)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for status in (root.lstat(), root.stat()):  # a link, if it is one, and where it leads
             if status.st_uid != os.geteuid():
@@ -131,6 +133,48 @@ def state_root() -> Path:
             f"The state directory {root} cannot be used: {error.strerror}.", fix
         ) from error
     return root
+
+
+def _check_parents(root: Path) -> None:
+    """Raise StateError where somebody else could put another directory in the place of ``root``.
+
+    Names below it are trusted afterwards, so each folder on the way has to belong to this user or
+    root, and be writable by no other; but for those where nobody takes away what is another's, as
+    /tmp, and for a group that is the owner's alone, which has the owner's number.
+    """
+    real = str(root.resolve())
+    if real in _checked:
+        return
+    for folder in Path(real).parents:
+        try:
+            status = folder.stat()
+        except FileNotFoundError:
+            continue  # it will be made, as this user's
+        owners = {0, os.geteuid(), _overflow_uid()}
+        group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, status.st_uid)
+        others = status.st_mode & stat.S_IWOTH
+        shared = (group or others) and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in owners or shared:
+            raise StateError(
+                f"The folder {folder}, in which the state directory {root} is, can be changed by"
+                f" others: it belongs to uid {status.st_uid} and has the mode"
+                f" {stat.S_IMODE(status.st_mode):o}.",
+                f"let it be yours (chmod go-w {folder}), or set XDG_STATE_HOME to another place.",
+            )
+    _checked.add(real)
+
+
+_checked: set[str] = set()
+"""State directories of this process. Who could change that later is this user, or root."""
+
+
+@cache
+def _overflow_uid() -> int:
+    """Whose files those of all users are that a container has no number for."""
+    try:
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return 65534
 
 
 def state_id() -> str:

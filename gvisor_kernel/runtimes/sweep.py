@@ -63,12 +63,13 @@ def end_sandbox(directory: Path, groups: Sequence[Path]) -> bool:
     return True
 
 
-def remove_sandbox(directory: Path, record: Record | None) -> bool:
+def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None = None) -> bool:
     """End a sandbox and remove all that it had. Never raises; False leaves it to the next sweep.
 
-    And to the next ``finish_removals`` of this process, which may live for long.
+    And to the next ``finish_removals`` of this process, which may live for long. ``lent``: its
+    outputs, where they are held open, which are found by that then and not by their name.
     """
-    if _remove_sandbox(directory, record):
+    if _remove_sandbox(directory, record, lent):
         _unfinished.pop(directory, None)
         return True
     _unfinished[directory] = record
@@ -84,7 +85,7 @@ def finish_removals() -> None:
 _unfinished: dict[Path, Record | None] = {}
 
 
-def _remove_sandbox(directory: Path, record: Record | None) -> bool:
+def _remove_sandbox(directory: Path, record: Record | None, lent: Opened | None) -> bool:
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
@@ -98,7 +99,7 @@ def _remove_sandbox(directory: Path, record: Record | None) -> bool:
             # Another sandbox may have left its duties to this one meanwhile.
             record = state.read_record(directory) or record
             if record is not None and record.outputs is not None:
-                _finish_outputs(record, directory)
+                _finish_outputs(record, directory, lent)
             state.remove_directory(directory)
     except StateError as error:
         log.warning("%s", error)
@@ -106,7 +107,7 @@ def _remove_sandbox(directory: Path, record: Record | None) -> bool:
     return not directory.exists()
 
 
-def _finish_outputs(record: Record, directory: Path) -> None:
+def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> None:
     """Give back an outputs folder that was lent, remove one that was made and is still empty.
 
     While another sandbox has the same one, all of this is left to that other.
@@ -118,23 +119,27 @@ def _finish_outputs(record: Record, directory: Path) -> None:
             if heir != theirs:
                 state.write_record(other, heir)
             return
-    outputs, same_boot = record.outputs, state.is_of_this_boot(record)
-    if outputs is None or record.outputs_file is None or record.outputs_parent is None:
+    if record.outputs is None or record.outputs_file is None or record.outputs_parent is None:
         return
+    outputs, same_boot = record.outputs, state.is_of_this_boot(record)
+    owner = record.lent_by
     try:
+        if owner is not None and lent is not None:
+            give_back(lent, owner)
+            owner = None
         with reopen(outputs, Identity(*record.outputs_file), same_boot=same_boot) as folder:
-            if record.lent_by is not None:
-                give_back(folder, record.lent_by)
+            if owner is not None:
+                give_back(folder, owner)
         parent, name = os.path.split(outputs)
         with reopen(parent, Identity(*record.outputs_parent), same_boot=same_boot) as above:
             if record.made_outputs:
                 with suppress(OSError):
                     os.rmdir(name, dir_fd=above.fd)
     except OSError as error:
-        if record.lent_by is not None:
+        if owner is not None:
             log.warning(
-                "%s was lent to a sandbox, and cannot be given back: %s. Its owner was uid %d.",
-                *(outputs, error.strerror, record.lent_by[0]),
+                "%s was lent to a sandbox, and cannot be given back: %s. It belongs to uid %d.",
+                *(outputs, error.strerror, owner[0]),
             )
 
 

@@ -98,6 +98,37 @@ def test_outputs_come_on_sync(
     assert (folder / "outputs" / "a").read_text() == "now"
 
 
+def test_outputs_come_into_no_other_folder(
+    start: Start, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link planted in their place, or another folder, gets nothing; the files wait."""
+    home, other, moved = (folder.with_name(name) for name in ("home", "other", "moved"))
+    for path in (home, home / "outputs", other):
+        path.mkdir()
+    outputs = folder / "outputs"
+    with start() as (manager, client):
+        execute(client, f"open('{OUTPUTS}/.bashrc', 'w').write('echo taken')")
+        directory = sandbox_of(manager).directory
+        sync = ["sync", directory.name]
+        outputs.rename(moved)
+        for plant in (lambda: outputs.symlink_to(home), lambda: other.rename(outputs)):
+            plant()
+            assert main(sync) == 1
+            assert "sync --to FOLDER" in capsys.readouterr().err
+            outputs.unlink() if outputs.is_symlink() else outputs.rename(other)
+        folder.rename(folder.with_name("away"))
+        folder.symlink_to(home)
+        assert main(sync) == 1
+    assert directory.exists(), "what is not copied yet stays"
+    folder.unlink()
+    folder.with_name("away").rename(folder)
+    assert sorted(path.name for path in (*home.rglob("*"), *other.rglob("*"))) == ["outputs"]
+    assert main(["sync", "--to", str(moved), directory.name]) == 0
+    assert (moved / ".bashrc").read_text() == "echo taken"
+    with start():
+        assert not directory.exists()
+
+
 def test_an_empty_folder_that_was_made_goes(start: Start, folder: Path) -> None:
     with start():
         assert (folder / "outputs").is_dir()

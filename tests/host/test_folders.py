@@ -49,7 +49,7 @@ def find(path: Path, *writable: Path) -> Path:
 
 
 def fails(code: int, path: Path, *writable: Path) -> OSError:
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="Errno") as caught:
         find(path, *writable)
     assert caught.value.errno == code
     return caught.value
@@ -121,7 +121,7 @@ class TestOpenBelow:
                 "/etc": errno.EXDEV,
                 "missing": errno.ENOENT,
             }.items():
-                with pytest.raises(OSError) as caught:
+                with pytest.raises(OSError, match="Errno") as caught:
                     open_below(folder, path)
                 assert caught.value.errno == code, path
 

@@ -1,0 +1,110 @@
+"""Nothing is changed by a path that somebody else could lead elsewhere: a walk through the code.
+
+A folder that a sandbox or another user can change is opened by ``host/folders.py`` and used by its
+descriptor. So each call that makes, changes, opens to write or mounts something by its path is of
+a place that is this user's alone, and stands in the table below with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from .test_style import MODULES, PACKAGE, part_of
+
+OF_OS = {
+    *("chmod", "chown", "lchown", "link", "makedirs", "mkdir", "open", "remove", "rename"),
+    *("replace", "rmdir", "symlink", "truncate", "unlink", "utime"),
+}
+OF_PATH = {
+    *("chmod", "hardlink_to", "mkdir", "open", "rename", "rmdir", "symlink_to", "touch", "unlink"),
+    *("write_bytes", "write_text"),
+}
+OTHERS = {"open", "shutil.copyfile", "shutil.copy", "shutil.copytree", "shutil.move"}
+OTHERS |= {"shutil.rmtree", "shutil.chown", "mounts.mount", "mounts.move_tree"}
+BY_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
+
+NOT_FILES = {"Store.open", "blobs.open", "self._records.open"}
+
+STATE = "the state directory, whose parents nobody else can change (runtimes/state.py)"
+OWN_STORE = "a store of this user's alone, made and checked by private.py"
+NAMED = "what a person has named on the command line, before any kernel runs"
+KERNEL = "the kernel's own file systems, /proc, /sys and /dev"
+PRIVATE_MOUNTS = "in a mount namespace, below a tmpfs, that nobody else sees"
+
+ALLOWED = {
+    "bridge/": STATE,
+    "cli/logs.py": STATE,
+    "cli/main.py": KERNEL,
+    "cli/skills.py": NAMED,
+    "host/enter.py": KERNEL + "; the state directory, opened again and compared",
+    "host/folders.py": "the module that opens: the root, and what it holds open already",
+    "host/stage.py": PRIVATE_MOUNTS,
+    "kernelspecs.py": NAMED,
+    "private.py": OWN_STORE,
+    "root_images/": OWN_STORE + "; an image that a person has named",
+    "runtimes/cgroups.py": KERNEL,
+    "runtimes/checkpoint.py": OWN_STORE,
+    "runtimes/docker.py:_start_with": STATE,
+    "runtimes/docker_files.py:write_list": STATE,
+    "runtimes/rootfs.py": STATE,
+    "runtimes/runsc.py:start": STATE,
+    "runtimes/runsc.py:_start": STATE,
+    "runtimes/runsc.py:_write_files": STATE,
+    "runtimes/runsc_sandbox.py:find": KERNEL,
+    "runtimes/staging.py:_make_namespace": KERNEL,
+    "runtimes/state.py": STATE,
+    "runtimes/stderr_log.py": STATE,
+    "runtimes/written.py": STATE,
+    "skills/package.py": NAMED + "; no link below it is followed",
+    "skills/store.py": "the folder of this user's skills, which no kernel can write",
+    "snapshots/facts.py": KERNEL,
+    "snapshots/store.py": OWN_STORE,
+}
+"""A package, a module or a function, and why a path may be used there."""
+
+
+def find_calls(path: Path) -> Iterator[tuple[str, str]]:
+    """Each such call in a module: the function that it stands in, and its text."""
+    tree = ast.parse(path.read_text())
+    for top in ast.walk(tree):
+        if isinstance(top, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(top):
+                if isinstance(node, ast.Call) and acts_by_path(node):
+                    yield top.name, ast.unparse(node)
+
+
+def acts_by_path(call: ast.Call) -> bool:
+    if any(keyword.arg in BY_DESCRIPTOR for keyword in call.keywords):
+        return False
+    name = ast.unparse(call.func)
+    module, _, method = name.rpartition(".")
+    if name in NOT_FILES:
+        return False
+    if module == "os":
+        return method in OF_OS
+    if method == "replace":  # a string's takes two
+        return len(call.args) == 1 and not call.keywords
+    return name in OTHERS or (module != "" and method in OF_PATH)
+
+
+def place_of(path: Path, function: str) -> str:
+    return f"{path.relative_to(PACKAGE)}:{function}"
+
+
+def test_paths_are_used_where_they_are_known() -> None:
+    found = {
+        place_of(path, function): call
+        for path in MODULES
+        if part_of(path) not in {"guest", "link"}
+        for function, call in find_calls(path)
+    }
+    unknown = {p: c for p, c in found.items() if not any(is_for(key, p) for key in ALLOWED)}
+    assert not unknown, "open it by host/folders.py, or say here why nobody can change the path"
+    gone = {key for key in ALLOWED if not any(is_for(key, place) for place in found)}
+    assert not gone, "these are not there any more"
+
+
+def is_for(key: str, place: str) -> bool:
+    return place == key or place.startswith(f"{key}:") or (key[-1] == "/" and place.startswith(key))
