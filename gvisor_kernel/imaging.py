@@ -20,7 +20,7 @@ from gvisor_kernel.config import HOST_IMAGE
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.launch import find_plan
 from gvisor_kernel.plans import KernelPlan, read_plan
-from gvisor_kernel.restoring import find_key
+from gvisor_kernel.restoring import find_key, find_obstacle
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.runtimes.shown import keeps_outputs
@@ -106,6 +106,13 @@ def make_image(plan: KernelPlan, report: Report) -> Image:
 
 
 def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
+    obstacle = find_obstacle(plan)
+    if obstacle is not None:
+        raise SnapshotError(
+            f"There is no image of such a kernel: {obstacle}.",
+            "take the name out of the setting environment; a value that is no secret may stand in"
+            " the kernelspec's env.",
+        )
     runtime = get_runtime(plan.spec.runtime)
     key, bare = find_key(runtime, plan)
     with store.write() as draft:

@@ -38,7 +38,8 @@ class KernelPlan:
     """All that decides what is started: settings, place, keys, addresses, program.
 
     ``argv`` empty: ipykernel of the sandbox's interpreter. ``environment`` is added to the
-    sandbox's own.
+    sandbox's own; ``substituted``: the names in it whose values hold those of variables that a
+    setting passes on.
     """
 
     spec: SandboxSpec
@@ -47,6 +48,7 @@ class KernelPlan:
     address: Address
     argv: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    substituted: tuple[str, ...] = ()
 
 
 def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
@@ -87,6 +89,7 @@ def write_plan(plan: KernelPlan) -> dict[str, Any]:
         "request": {**request, "kernel_id": "", "ahead": []},
         "argv": list(plan.argv),
         "environment": dict(plan.environment),
+        "substituted": list(plan.substituted),
     }
 
 
@@ -108,4 +111,5 @@ def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
         address=Address("ipc", ""),
         argv=tuple(content["argv"]),
         environment=content["environment"],
+        substituted=tuple(content["substituted"]),
     )

@@ -77,6 +77,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         name = getattr(manager, "kernel_name", "") or self.kernel_spec.display_name
         passed = {key: environment[key] for key in spec.environment if key in environment}
+        templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
         return KernelPlan(
             spec=spec,
             request=LaunchRequest(
@@ -95,10 +96,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             ),
             address=self._choose_address(spec),
             argv=argv,
-            environment={
-                key: Template(value).safe_substitute(passed)
-                for key, value in self.kernel_spec.env.items()
-            },
+            environment={key: text.safe_substitute(passed) for key, text in templates.items()},
+            substituted=tuple(
+                key for key, text in templates.items() if passed.keys() & text.get_identifiers()
+            ),
         )
 
     def _own_key(self) -> bytes:

@@ -7,7 +7,7 @@ discarded with the reason in the log, and nothing is raised.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from gvisor_kernel.bridge import ImageRun
@@ -15,7 +15,13 @@ from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.snapshots.facts import find_host_facts
-from gvisor_kernel.snapshots.key import ImageKey, KernelFacts, make_key, split_environment
+from gvisor_kernel.snapshots.key import (
+    IMPORTED,
+    ImageKey,
+    KernelFacts,
+    make_key,
+    split_environment,
+)
 from gvisor_kernel.snapshots.renewal import find_renewal
 from gvisor_kernel.snapshots.store import Meta, Store
 from gvisor_kernel.spec.layout import WORKSPACE
@@ -42,11 +48,7 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
 
     That one lacks the variables that a restored kernel is told later. Raises as ``Runtime.start``.
     """
-    names = plan.spec.environment
-    passed = {n: plan.request.environment[n] for n in names if n in plan.request.environment}
-    early, later = split_environment(
-        {**passed, **plan.environment}, names, sets_later=not plan.argv and _may_be_direct(plan)
-    )
+    early, later = _split(plan)
     kernel = KernelFacts(
         argv=kernel_argv(plan),
         environment=early,
@@ -63,18 +65,44 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
     return key, bare
 
 
-def _describe_run(meta: Meta) -> ImageRun:
+def find_obstacle(plan: KernelPlan) -> str | None:
+    """Why no kernel of ``plan`` is imaged or restored, whatever images there are; None if it may.
+
+    A variable that a setting passes on is in no image, so a restored kernel has to be told it.
+    """
+    _, later = _split(plan)
+    if later and not _can_be_told(plan):
+        return f"{_name(later)} is passed on, which this kernel could not be told when restored"
+    late = IMPORTED.intersection(later)
+    if late and plan.spec.preload:
+        return f"{_name(late)} is passed on, which modules of preload may read when imported"
+    return None
+
+
+def _split(plan: KernelPlan) -> tuple[dict[str, str], dict[str, str]]:
+    names = plan.spec.environment
+    passed = {n: plan.request.environment[n] for n in names if n in plan.request.environment}
+    return split_environment({**passed, **plan.environment}, (*names, *plan.substituted))
+
+
+def _name(names: Collection[str]) -> str:
+    first = min(names)
+    return first if len(names) == 1 else f"{first} (and {len(names) - 1} more)"
+
+
+def _describe_run(meta: Meta, plan: KernelPlan) -> ImageRun:
     renewal = find_renewal(meta.facts)
-    return ImageRun(meta.run, meta.sandbox_key, renewal.code, renewal.always)
+    _, later = _split(plan)
+    return ImageRun(meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later))
 
 
 def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
 
-def _may_be_direct(plan: KernelPlan) -> bool:
-    """Only a kernel that speaks frames itself can be told its environment when it is restored."""
-    return plan.spec.kernel_mode == "auto"
+def _can_be_told(plan: KernelPlan) -> bool:
+    """Whether a restored kernel can set its variables: only one that speaks frames itself."""
+    return not plan.argv and plan.spec.kernel_mode == "auto"
 
 
 def restore(
@@ -103,7 +131,7 @@ def restore(
             try:
                 sandbox = take_spare(key) if take_spare is not None else None
                 sandbox = sandbox or runtime.start(plan.spec, full_request(plan), image.files)
-                return Restored(sandbox, key, _describe_run(image.meta))
+                return Restored(sandbox, key, _describe_run(image.meta, plan))
             except SnapshotError as error:
                 reason = str(error)
     store.discard(key.name, reason)

@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.sandbox_link import close_sandbox
 from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
-from gvisor_kernel.restoring import Restored, restore
+from gvisor_kernel.restoring import Restored, find_obstacle, restore
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.state import state_root
@@ -184,6 +184,9 @@ class SandboxedKernel:
             self._plan = plan
             if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).restores:
                 self._sandbox = await self._new_sandbox(kernel, plan)
+            elif (obstacle := find_obstacle(plan)) is not None:
+                self._sandbox = await self._new_sandbox(kernel, plan)
+                kernel.note(f"the kernel starts without an image: {obstacle}")
             elif (obstacle := await self._restore(kernel, plan)) is None:
                 return kernel.address
             else:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client import KernelManager
+from jupyter_client.kernelspec import KernelSpec
 
+from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.provisioner import GVisorProvisioner
 
 from .jupyter.helpers import execute, running_kernel
@@ -76,3 +78,15 @@ def test_restart_of_the_whole_sandbox(tmp_path: Path) -> None:
         second = asyncio.run(provisioner_of(manager).get_provisioner_info())["sandbox"]
         assert second != first
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["kept"]
+
+
+def test_variables_of_a_kernelspec_that_hold_what_is_passed_on(tmp_path: Path) -> None:
+    """They are known by name, so that no image holds them."""
+    variables = {"HEADER": "Bearer ${TOKEN}", "SHORT": "$TOKEN", "OWN": "1", "OTHER": "$HOME"}
+    provisioner = GVisorProvisioner(kernel_id="", kernel_spec=KernelSpec(env=variables))
+    spec = SandboxSpec(environment=("TOKEN",))
+    environment = {"TOKEN": "s3cret", "HOME": "/root"}
+    plan = provisioner._make_plan(spec, environment, str(tmp_path), [])
+    assert plan.environment["HEADER"] == "Bearer s3cret"
+    assert plan.environment["OTHER"] == "$HOME"
+    assert set(plan.substituted) == {"HEADER", "SHORT"}

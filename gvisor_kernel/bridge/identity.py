@@ -11,13 +11,15 @@ class ImageRun:
     signed that kernel's messages inside.
 
     ``code``: what a kernel restored from it runs before anything of a client's; ``always``: also
-    one that has become another by itself.
+    one that has become another by itself. ``told``: the kernel lacks variables that it has to be
+    told, which one behind the relay cannot be.
     """
 
     run: int
     key: str
     code: str = ""
     always: bool = False
+    told: bool = False
 
     def __repr__(self) -> str:
         return f"ImageRun(run={self.run}, key=…)"

@@ -160,6 +160,8 @@ class KernelBridge:
             self._use_link(sandbox, resume)
             self._watch_memory(sandbox)
             answer = await self._answer(self._resumed, timeout)
+            if image.told and not answer.rekeyed:
+                raise WireError("it cannot be told the variables that are passed on to it")
             self._exchange.sign_for(key if answer.rekeyed else image.key)
             if image.code and (image.always or not answer.rekeyed):
                 await self._answer(self._exchange.settle(image.code), timeout)

@@ -52,6 +52,8 @@ def settle_in(resume: Resume) -> None:
     os.environ.update(resume.environment)
     if "TZ" in os.environ:
         time.tzset()
+    if "TMPDIR" in os.environ and "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None  # type: ignore[attr-defined]
     with contextlib.suppress(OSError):
         os.chdir(resume.cwd)
     importlib.invalidate_caches()

@@ -19,16 +19,51 @@ KEY_DIGITS = 32
 
 EARLY = frozenset(
     {
-        *("HOME", "PATH", "IS_SANDBOX", "TZ", "LANG", "LANGUAGE", "TMPDIR", "SHELL", "TERM"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "SOURCE_DATE_EPOCH"),
+        # The interpreter: what `python --help-env` and the documentation of CPython list.
+        *("PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONPLATLIBDIR", "PYTHONSTARTUP"),
+        *("PYTHONOPTIMIZE", "PYTHONDEBUG", "PYTHONINSPECT", "PYTHONUNBUFFERED", "PYTHONVERBOSE"),
+        *("PYTHONCASEOK", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONHASHSEED"),
+        *("PYTHONINTMAXSTRDIGITS", "PYTHONIOENCODING", "PYTHONNOUSERSITE", "PYTHONUSERBASE"),
+        *("PYTHONEXECUTABLE", "PYTHONWARNINGS", "PYTHONFAULTHANDLER", "PYTHONTRACEMALLOC"),
+        *("PYTHONPROFILEIMPORTTIME", "PYTHONASYNCIODEBUG", "PYTHONMALLOC", "PYTHONMALLOCSTATS"),
+        *("PYTHONCOERCECLOCALE", "PYTHONDEVMODE", "PYTHONUTF8", "PYTHONWARNDEFAULTENCODING"),
+        *("PYTHONNODEBUGRANGES", "PYTHONPERFSUPPORT", "PYTHON_PERF_JIT_SUPPORT"),
+        *("PYTHON_CPU_COUNT", "PYTHON_DISABLE_REMOTE_DEBUG", "PYTHON_FROZEN_MODULES"),
+        *("PYTHON_GIL", "PYTHON_JIT", "PYTHON_TLBC", "PYTHON_THREAD_INHERIT_CONTEXT"),
+        *("PYTHON_CONTEXT_AWARE_WARNINGS", "PYTHON_COLORS", "PYTHON_BASIC_REPL"),
+        # The loader and the C library below it.
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "LD_BIND_NOW", "LD_DEBUG", "GCONV_PATH"),
+        *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_ARENA_TEST", "MALLOC_MMAP_MAX_"),
+        *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_", "LOCPATH"),
+        *("LANG", "LC_ALL", "LC_ADDRESS", "LC_COLLATE", "LC_CTYPE", "LC_IDENTIFICATION"),
+        *("LC_MEASUREMENT", "LC_MESSAGES", "LC_MONETARY", "LC_NAME", "LC_NUMERIC", "LC_PAPER"),
+        *("LC_TELEPHONE", "LC_TIME"),
+        # ipykernel, which looks for its configuration as it starts.
+        *("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_NO_CONFIG"),
     }
 )
-EARLY_PREFIXES = (
-    *("PYTHON", "IPYTHON", "JUPYTER", "LD_", "LC_", "XDG_", "MALLOC_", "GLIBC_", "GOMP_", "KMP_"),
-    *("OMP_", "MKL_", "OPENBLAS_", "BLIS_", "GOTO_", "NUMEXPR_", "NUMBA_", "VECLIB_", "MPL"),
-    *("CUDA_", "NVIDIA_", "TF_", "TORCH_", "PYTORCH_", "JAX_", "XLA_", "ARROW_", "POLARS_"),
+"""Variables that a kernel's interpreter reads once, as it starts. A closed list of exact names: a
+value that a setting passes on is in an image only under one of these. Nothing that is meant to hold
+a secret is called so, while any prefix (JUPYTER, NVIDIA_, TF_) has tokens among its names."""
+
+IMPORTED = frozenset(
+    {
+        *("OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE"),
+        *("OMP_STACKSIZE", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_MAX_ACTIVE_LEVELS"),
+        *("GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME"),
+        *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "MKL_NUM_THREADS", "MKL_DYNAMIC"),
+        *("MKL_THREADING_LAYER", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"),
+        *("GOTO_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "RAYON_NUM_THREADS"),
+        *("NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR"),
+        *("NUMBA_DISABLE_JIT", "POLARS_MAX_THREADS", "ARROW_DEFAULT_MEMORY_POOL"),
+        *("ARROW_IO_THREADS", "MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC", "QT_API"),
+        *("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"),
+        *("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS", "TORCH_HOME", "PYTORCH_JIT"),
+        *("JAX_PLATFORMS", "JAX_ENABLE_X64", "XLA_FLAGS", "HF_HOME", "TOKENIZERS_PARALLELISM"),
+    }
 )
-"""Variables that interpreters and libraries read once, as they start or are imported."""
+"""Variables that libraries read once, as they are imported: too late for a kernel that has them
+imported already. None of them is in an image; such a kernel starts without one."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +137,14 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_environment(
-    environment: Mapping[str, str], later: Collection[str], *, sets_later: bool
+    environment: Mapping[str, str], passed: Collection[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What is in the image of a kernel, and what it gets when it is restored.
+    """What is in the image of a kernel, and what it is told when it is restored.
 
-    ``later``: names whose values the image had better not hold, those that a setting passes on
-    from the server. They come later unless something reads them early, or nothing in the kernel
-    can set them then (``sets_later``).
+    ``passed``: names whose values a setting passes on from the server. They come later unless
+    they are on the list of what an interpreter reads as it starts.
     """
-    names = {
-        name
-        for name in later
-        if sets_later
-        and name in environment
-        and name not in EARLY
-        and not name.startswith(EARLY_PREFIXES)
-    }
+    names = {name for name in passed if name in environment and name not in EARLY}
     early = {name: value for name, value in environment.items() if name not in names}
     return early, {name: environment[name] for name in names}
 

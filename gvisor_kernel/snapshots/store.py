@@ -42,7 +42,8 @@ from gvisor_kernel.snapshots.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
+"""Those below may hold values that the setting ``environment`` passed on: they are removed."""
 STORE_MOST = 4 * GIB
 """Bytes of all images together: about forty kernels with numpy and pandas imported."""
 DISK_SHARE = 0.2

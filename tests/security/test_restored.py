@@ -31,12 +31,16 @@ def noted():
     return keys[-1]
 asking.own_key = noted
 plan = find_plan("gvisor-python-restored", asking.own_info(), "")
-environment = {"GK_PASSED": sys.argv[1]}
-plan = replace(plan, spec=replace(plan.spec, environment=("GK_PASSED",)),
-               request=replace(plan.request, environment=environment))
+environment = dict.fromkeys(json.loads(sys.argv[2]), sys.argv[1])
+plan = replace(plan, spec=replace(plan.spec, environment=tuple(environment)),
+               request=replace(plan.request, environment=environment),
+               environment={"GK_HEADER": "Bearer " + sys.argv[1]}, substituted=("GK_HEADER",))
 imaging.make_image(plan, lambda words, done: None)
 print(json.dumps([plan.identity.key.decode(), *map(bytes.decode, keys)]))
 """
+
+PASSED = ("GK_PASSED", "JUPYTERHUB_API_TOKEN", "NVIDIA_API_KEY", "TF_TOKEN_app_example_com")
+"""Names that begin like those of what an interpreter or a library reads, but for the first."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,15 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """Made by a process with a secret in its environment, another in a variable that the setting
-    passes on, and a third in a file of the folder that it runs in."""
+    passes on (under several names, and in one of the kernelspec's), and a third in a file of the
+    folder that it runs in."""
     words = {name: f"gk-{secrets.token_hex(16)}" for name in ("variable", "passed", "file")}
     folder = tmp_path_factory.mktemp(f"gk-{secrets.token_hex(8)}")
     (folder / "notebook.ipynb").write_text(words["file"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         done = subprocess.run(
-            [sys.executable, "-P", "-c", MAKER, words["passed"]],
+            [sys.executable, "-P", "-c", MAKER, words["passed"], json.dumps(PASSED)],
             cwd=folder,
             env={**os.environ, "GK_SECRET_TOKEN": words["variable"]},
             stdout=subprocess.PIPE,
@@ -127,8 +132,8 @@ so that the search does not find itself."""
 @pytest.fixture(scope="module")
 def restored(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     folder = tmp_path_factory.mktemp("restored")
-    environment = {**os.environ, "GK_PASSED": "my own"}
-    settings = {"environment": ["GK_PASSED"]}
+    environment = {**os.environ, **dict.fromkeys(PASSED, "my own"), "TMPDIR": "/workspace"}
+    settings = {"environment": [*PASSED, "TMPDIR"]}
     with attacker(folder, settings, env=environment) as kernel:
         assert "the kernel goes on from an image" in kernel_log(kernel.manager)
         yield kernel
@@ -152,7 +157,9 @@ def test_a_kernel_that_goes_on_from_it(made: Made, restored: Kernel) -> None:
 
 def test_what_a_setting_passes_on(made: Made, restored: Kernel) -> None:
     """Is each kernel's own value, and its folder, transcript and log are."""
-    assert restored.run("found = os.environ['GK_PASSED']") == "my own"
+    for name in PASSED:
+        assert restored.run(f"found = os.environ[{name!r}]") == "my own"
+    assert restored.run("import tempfile; found = tempfile.gettempdir()") == "/workspace"
     assert restored.run("found = os.listdir('/workspace')") == ["outputs"]
     log = kernel_log(restored.manager)
     text = restored.run("found = Path('/mnt/transcripts/transcript.jsonl').read_text()")

@@ -12,14 +12,31 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.plans import KernelPlan, read_plan, write_plan
+from gvisor_kernel.restoring import find_key, find_obstacle
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts, find_stale_parts
-from gvisor_kernel.snapshots.key import HostFacts, KernelFacts, make_key, split_environment
+from gvisor_kernel.snapshots.key import (
+    EARLY,
+    IMPORTED,
+    HostFacts,
+    KernelFacts,
+    make_key,
+    split_environment,
+)
 
 KERNEL = KernelFacts(["python3", "-m", "k"], {"LANG": "C.UTF-8"}, "/workspace", "auto", ["numpy"])
+SECRETS = (
+    *("API_TOKEN", "JUPYTERHUB_API_TOKEN", "JUPYTER_TOKEN", "NVIDIA_API_KEY", "TF_TOKEN_app_io"),
+    *("PYTHON_KEYRING_PASSWORD", "PYTHONHOSTED_TOKEN", "IPYTHON_SECRET", "LD_API_KEY"),
+    *("MPL_TOKEN", "NUMBA_TOKEN", "CUDA_TOKEN", "LC_TOKEN", "MALLOC_TOKEN", "OMP_NUM_THREADS"),
+    *("HTTPS_PROXY", "TMPDIR", "SSL_CERT_FILE", "TZ"),
+)
+"""Names of variables whose values are in no image, though many begin like one that may be."""
 HOST = HostFacts(["1.0", ("guest/main.py", 100, 5)], ["x86_64", "avx2", "2"])
 
 
@@ -114,18 +131,54 @@ def test_the_processors(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 
 
 def test_values_that_a_setting_passes_on_come_later() -> None:
-    environment = {
-        "API_TOKEN": "s3cret",
-        "OMP_NUM_THREADS": "2",
-        "PYTHONPATH": "/x",
-        "LANG": "C.UTF-8",
-        "OWN": "1",
-    }
-    passed = ("API_TOKEN", "OMP_NUM_THREADS", "PYTHONPATH", "LANG", "ABSENT")
-    early, later = split_environment(environment, passed, sets_later=True)
-    assert later == {"API_TOKEN": "s3cret"}
-    assert early == {key: value for key, value in environment.items() if key != "API_TOKEN"}
-    assert split_environment(environment, passed, sets_later=False) == (environment, {})
+    secret = dict.fromkeys(SECRETS, "s3cret")
+    own = {"PYTHONPATH": "/x", "LANG": "C.UTF-8", "OWN": "1", "NVIDIA_OWN": "2"}
+    early, later = split_environment({**secret, **own}, (*SECRETS, "PYTHONPATH", "LANG", "ABSENT"))
+    assert later == secret
+    assert early == own
+
+
+def test_the_list_of_what_is_read_at_the_start_has_names_alone() -> None:
+    for name in EARLY:
+        assert not name.endswith("_") or name.startswith("MALLOC_"), f"{name} looks like a prefix"
+        assert not {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASS", "AUTH"} & set(name.split("_"))
+    assert not EARLY & IMPORTED
+
+
+def plan_of(*names: str, argv: tuple[str, ...] = (), **settings: Any) -> KernelPlan:
+    """A kernel that is passed ``names``, of which the server has all."""
+    request = LaunchRequest("k", "id", Path("/srv"), sys.executable, dict.fromkeys(names, "s3cret"))
+    spec = SandboxSpec(environment=names, **settings)
+    identity = KernelIdentity("k", b"key", "hmac-sha256", spec.memory_limit)
+    return KernelPlan(spec, request, identity, Address("ipc", ""), argv)
+
+
+@pytest.mark.parametrize(
+    ("plan", "obstacle"),
+    [
+        (plan_of("API_TOKEN", "OMP_NUM_THREADS"), ""),
+        (plan_of("PYTHONPATH", argv=("bash", "{connection_file}")), ""),
+        (plan_of("API_TOKEN", argv=("bash", "{connection_file}")), "API_TOKEN"),
+        (plan_of("API_TOKEN", "B", kernel_mode="relay"), "API_TOKEN (and 1 more)"),
+        (plan_of("API_TOKEN", "TZ", preload=("numpy",)), ""),
+        (plan_of("API_TOKEN", "OMP_NUM_THREADS", preload=("numpy",)), "OMP_NUM_THREADS"),
+    ],
+)
+def test_a_kernel_that_could_not_be_told_has_no_image(plan: KernelPlan, obstacle: str) -> None:
+    found = find_obstacle(plan)
+    assert found is None if not obstacle else found is not None and found.startswith(obstacle)
+
+
+def test_a_kernelspecs_variable_that_is_made_of_a_passed_one() -> None:
+    """``"env": {"HEADER": "Bearer ${API_TOKEN}"}`` holds the token as well."""
+    plan = replace(
+        plan_of("API_TOKEN"),
+        environment={"HEADER": "Bearer s3cret", "OWN": "1"},
+        substituted=("HEADER",),
+    )
+    assert read_plan(write_plan(plan), b"key").substituted == ("HEADER",)
+    _, bare = find_key(RunscRuntime(), plan)
+    assert (bare.environment, bare.request.environment) == ({"OWN": "1"}, {})
 
 
 def test_what_is_stale_for_every_kernel(sandbox: dict[str, Any]) -> None:

@@ -19,7 +19,11 @@ from .conftest import make_python
 
 
 def start_cold(
-    code: str, folder: Path, environment: dict[str, str] | None = None, **how: Any
+    code: str,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    reason: str = "none that fits",
+    **how: Any,
 ) -> str:
     """What ``code`` prints in a kernel that has found no image, though there is one."""
     start = {"cwd": str(folder), "env": {**os.environ, **(environment or {})}}
@@ -28,7 +32,7 @@ def start_cold(
     with running_kernel(start=start, **how) as (manager, client):
         log = kernel_log(manager)
         said = execute(client, code).text
-    assert "the kernel starts without an image: none that fits" in log
+    assert f"the kernel starts without an image: {reason}" in log
     assert {image.meta.key for image in Store.open().images()} == before, (
         "others still start from it"
     )
@@ -50,10 +54,22 @@ def test_a_mount_and_limits(tmp_path: Path) -> None:
 
 
 def test_a_variable_that_is_read_early(tmp_path: Path) -> None:
-    settings = {"environment": ["OMP_NUM_THREADS"], "preload": ["wave"]}
-    code = "import os, sys; print(os.environ['OMP_NUM_THREADS'], 'wave' in sys.modules)"
-    said = start_cold(code, tmp_path, {"OMP_NUM_THREADS": "3"}, settings=settings)
-    assert said == "3 False\n"
+    settings = {"environment": ["PYTHONOPTIMIZE"], "preload": ["wave"]}
+    code = "import os, sys; print(sys.flags.optimize, 'wave' in sys.modules)"
+    said = start_cold(code, tmp_path, {"PYTHONOPTIMIZE": "2"}, settings=settings)
+    assert said == "2 False\n"
+
+
+def test_a_variable_that_a_restored_kernel_could_not_be_told(tmp_path: Path) -> None:
+    """It is in no image: by the relay; or as a module of ``preload`` has read it already."""
+    code = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    for more in ({"kernel_mode": "relay"}, {"preload": ["wave"]}):
+        settings = {"environment": ["OMP_NUM_THREADS"], **more}
+        reason = "OMP_NUM_THREADS is passed on"
+        said = start_cold(
+            code, tmp_path, {"OMP_NUM_THREADS": "3"}, reason=reason, settings=settings
+        )
+        assert said == "3\n"
 
 
 def test_another_interpreter(tmp_path: Path) -> None:
