@@ -7,10 +7,8 @@ as it was written, and returns it as SandboxSpec holds it, or raises SettingErro
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import posixpath
-import pwd
 import re
 import stat
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from keyword import iskeyword
 from pathlib import Path
 
 from gvisor_kernel.errors import SettingError
+from gvisor_kernel.homes import find_home
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -249,21 +248,19 @@ def is_free(path: str) -> bool:
     return False
 
 
-def homes() -> set[str]:
-    """The real paths of this user's home directory, by environment and by account."""
-    found = {os.path.realpath(Path("~").expanduser())}
-    with contextlib.suppress(KeyError):  # a uid without an account, as containers have
-        found.add(os.path.realpath(pwd.getpwuid(os.getuid()).pw_dir))
-    return found - {"/"} or {"/nonexistent"}
-
-
 def is_writable_allowed(path: str) -> bool:
     """Whether a sandbox may write the host's ``path`` (real) without being let out by that."""
     return (
         path != "/"
         and not any(is_within(path, folder) for folder in NOT_WRITABLE)
-        and not any(is_within(home, path) for home in homes())
+        and find_home(path) is None
     )
+
+
+def describe_no_home(path: str, home: str) -> str:
+    """For a SettingError: what is accepted in the place of ``path``, in which there is ``home``."""
+    fact = "is the home of an account" if path == home else f"holds a home, {home}"
+    return f"a folder that neither is nor holds anyone's home ({path} {fact}): choose one below it"
 
 
 def _as_written(path: str) -> str:
@@ -285,6 +282,9 @@ def accept_uploads(name: str, value: object) -> str | None:
     real = real_path(path)
     if not is_directory(real) or any(is_within(real, folder) for folder in NOT_A_SOURCE):
         raise SettingError(name, value, accepted)
+    home = find_home(real)
+    if home is not None:
+        raise SettingError(name, value, describe_no_home(real, home))
     return _as_written(path)
 
 

@@ -27,7 +27,7 @@ FOLDERS = (
     *("cli/test_snapshots.py", "skills/test_store.py", "guest/test_kernel_process.py"),
     *("jupyter/test_conformance.py", "jupyter/test_lifecycle.py", "jupyter/test_root_images.py"),
     *("jupyter/test_server.py", "jupyter/test_settings.py"),
-    *("test_launch.py", "test_provisioner.py", "test_transcript.py"),
+    *("test_homes.py", "test_launch.py", "test_provisioner.py", "test_transcript.py"),
 )
 """What differs for a user: how sandboxes are made, limited, seen and ended, whose files are whose.
 What is said over the link, and what kernels answer, knows no user, and ran as root."""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
-from gvisor_kernel.accept import NOT_A_SOURCE, is_writable_allowed
+from gvisor_kernel.accept import NOT_A_SOURCE, describe_no_home, is_writable_allowed
 from gvisor_kernel.config import DEFAULTS, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.homes import find_home
 from gvisor_kernel.host.folders import (
     LinkRefused,
     Opened,
@@ -28,7 +29,6 @@ from gvisor_kernel.host.folders import (
 )
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.plan import Outputs
-from gvisor_kernel.runtimes.world import is_too_wide
 from gvisor_kernel.runtimes.written import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -65,8 +65,9 @@ class Inputs:
 def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> Inputs:
     """Open what the sandbox is to read; ``stack`` closes it. Raises LaunchError, SettingError.
 
-    The default for uploads shows a notebook's folder, but never a whole home or more, nor where
-    keys of kernels are: that takes a setting.
+    The default for uploads shows a notebook's folder, but not where keys of kernels are: that takes
+    a setting. No home of any account is shown whole, nor a folder above one; the default is empty
+    then.
     """
     written = read_written(spec)
     folder = _open_notebooks_folder(spec, request, written, stack)
@@ -190,13 +191,16 @@ def _open_uploads(
     if spec.uploads is None:
         return None
     found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
-    if spec.uploads == DEFAULTS.uploads and (is_too_wide(found.path) or is_private(found.path)):
+    home = find_home(found.path)
+    if spec.uploads == DEFAULTS.uploads and (home is not None or is_private(found.path)):
         log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
         return None
     if not found.is_folder or any(is_within(found.path, place) for place in NOT_A_SOURCE):
         raise SettingError(
             "uploads", spec.uploads, f"a folder of files that exists; {found.path} is none"
         )
+    if home is not None:
+        raise SettingError("uploads", spec.uploads, describe_no_home(found.path, home))
     return found
 
 

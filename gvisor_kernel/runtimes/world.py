@@ -6,10 +6,8 @@ Read-only looking. Nothing of a home is shown but what the interpreter imports f
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
-import pwd
 import site
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.homes import find_home
 from gvisor_kernel.spec.layout import SCRATCH, is_within
 
 PROBE_SECONDS = 10.0
@@ -143,7 +142,11 @@ def find_world(python: str) -> World:
         user_base = interpreter.user_base
         paths.append(interpreter.user_site)
         site_directories[interpreter.user_site] = None
-    paths += [path for path in find_editable(site_directories) if not is_too_wide(path)]
+    paths += [
+        path
+        for path in find_editable(site_directories)
+        if find_home(os.path.realpath(path)) is None
+    ]
     real_python = os.path.realpath(python)
     if not any(is_within(real_python, os.path.realpath(path)) for path in paths):
         paths.extend(_show_prefix(str(Path(real_python).parent.parent)))
@@ -180,22 +183,10 @@ def _exists(path: str) -> bool:
     return os.path.lexists(path)
 
 
-def is_too_wide(path: str) -> bool:
-    """Whether showing ``path`` would show a whole home, or more."""
-    real = os.path.realpath(path)
-    return any(is_within(os.path.realpath(home), real) for home in _homes())
-
-
-def _homes() -> Iterator[str]:
-    yield from ("/root", "/home", os.path.expanduser("~"))  # noqa: PTH111 - never raises
-    with contextlib.suppress(KeyError):
-        yield pwd.getpwuid(os.geteuid()).pw_dir
-
-
 def _show_prefix(prefix: str) -> Iterator[str]:
     if is_within(prefix, "/usr"):
         return
-    if not is_too_wide(prefix):
+    if find_home(os.path.realpath(prefix)) is None:
         yield prefix
         return
     for part in PREFIX_PARTS:

@@ -180,7 +180,9 @@ def test_folders_are_normalised(tmp_path: Path) -> None:
     assert spec(uploads=None, outputs=None).outputs is None
 
 
-def test_a_home_is_never_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_is_neither_uploads_nor_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "people" / "ann"
     home.mkdir(parents=True)
     (tmp_path / "alias").symlink_to(home)
@@ -188,10 +190,13 @@ def test_a_home_is_never_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for path in (home, tmp_path / "people", tmp_path / "alias"):
         with pytest.raises(SettingError):
             spec(outputs=str(path))
+        with pytest.raises(SettingError, match="choose one below it"):
+            spec(uploads=str(path))
         with pytest.raises(SettingError):
             spec(mounts=[{"source": str(path), "target": "/data", "read_only": False}])
     assert spec(outputs="~/results").outputs == str(home / "results")
-    assert spec(uploads="~").uploads == str(home)
+    with pytest.raises(SettingError, match="the home of an account"):
+        spec(uploads="~")
 
 
 def test_skills(tmp_path: Path) -> None:

@@ -193,8 +193,10 @@ def test_a_home_is_not_shown_unless_a_setting_says_so(
     for where in (home, folder):
         inside = start(where, outputs=None)
         assert inside.ask("os.listdir('/mnt/user-data/uploads')") == []
-    inside = start(home, uploads=str(home), outputs=None)
-    assert inside.ask("os.listdir('/mnt/user-data/uploads')") == [".netrc"]
+    with pytest.raises(SettingError, match="the home of an account"):
+        start(home, uploads=str(home), outputs=None)
+    inside = start(home, mounts=(ExtraMount(str(home), "/mnt/ada"),), outputs=None)
+    assert inside.ask("os.listdir('/mnt/ada')") == [".netrc"]
 
 
 def test_uploads_that_do_not_exist_are_an_error_that_names_them(start: Start) -> None:

@@ -1,0 +1,151 @@
+"""Whose home a folder is: by accounts, by place and by owner, whoever runs the server."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel import homes
+from gvisor_kernel.config import DEFAULTS, SandboxSpec
+from gvisor_kernel.errors import SettingError
+from gvisor_kernel.homes import find_home
+from gvisor_kernel.runtimes.plan import find_outputs, find_uploads
+
+from .config.test_settings import spec
+from .runtimes.conftest import make_request, root_only
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known() -> Iterator[None]:
+    homes._known.clear()
+    yield
+    homes._known.clear()
+
+
+@pytest.fixture
+def directory_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of getent: it runs ``answer`` there, a script of the test's."""
+    program = tmp_path / "getent"
+    program.write_text(f"#!/bin/sh\nshift\n. {tmp_path}/answer\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(homes, "PROGRAMS", ("/no/such/program", str(program)))
+    return tmp_path / "answer"
+
+
+@pytest.fixture
+def bobs(tmp_path: Path, directory_service: Path) -> Path:
+    """The home of another account, in a folder of homes."""
+    home = tmp_path / "people" / "bob"
+    (home / "project").mkdir(parents=True)
+    directory_service.write_text(f'[ "$1" ] || echo "bob:x:54321:54321::{home}:/bin/sh"\n')
+    return home
+
+
+def test_every_account_of_this_machine() -> None:
+    for account in pwd.getpwall():
+        home = account.pw_dir
+        if not Path(home).is_dir() or home == "/" or f"{home}/".startswith(homes.SYSTEM):
+            continue
+        assert find_home(home), home
+        assert find_home(str(Path(home).parent)), home
+        assert find_home(f"{home}/project") is None, home
+
+
+@pytest.mark.parametrize("path", ["/", "/root", "/home", "/home/whoever", "/home/no/.."])
+def test_where_homes_are_on_every_machine(path: str) -> None:
+    assert find_home(os.path.normpath(path))
+
+
+@pytest.mark.parametrize("path", ["/usr", "/bin", "/usr/share", "/opt", "/home/ada/x"])
+def test_what_is_nobodys_home(path: str) -> None:
+    assert find_home(path) is None
+
+
+def test_the_one_of_the_servers_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "people" / "ada"
+    home.mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(home)
+    monkeypatch.setenv("HOME", str(tmp_path / "alias"))
+    for path in (home, home.parent):
+        assert find_home(str(path)) == str(tmp_path / "alias")
+    for path in (home / "venv", tmp_path / "people" / "ad", tmp_path / "people" / "adam"):
+        assert find_home(str(path)) is None
+    monkeypatch.setenv("HOME", "/")  # as a uid without an account has it in a container
+    assert find_home(str(home)) is None
+
+
+def test_what_accounts_of_services_say(tmp_path: Path, directory_service: Path) -> None:
+    """A home that is none keeps nobody from working, one that is a folder of theirs does."""
+    names = ("/", "//", "relative", "/nonexistent", "/bin", "/usr/sbin", "/dev/null", "/var/gone/x")
+    names += ("", str(tmp_path / "www"), f"{tmp_path}//lib/../lib/db/")
+    lines = [f"account-{n}:x:{n}:{n}::{name}:/bin/sh" for n, name in enumerate(names)]
+    directory_service.write_text(
+        "[ $1 ] || cat <<'END'\n" + "\n".join(("?", "::::", *lines)) + "\nEND\n"
+    )
+    (tmp_path / "www" / "site").mkdir(parents=True)
+    (tmp_path / "lib" / "db").mkdir(parents=True)
+    for path in (tmp_path / "www", tmp_path / "lib" / "db", tmp_path / "lib", tmp_path):
+        assert find_home(str(path)), path
+    for path in (tmp_path / "www" / "site", Path("/usr"), Path("/dev"), Path("/var/gone")):
+        assert find_home(str(path)) is None, path
+
+
+@root_only
+def test_of_an_account_that_no_list_has(tmp_path: Path, directory_service: Path) -> None:
+    """A directory service lists none; and the home is called otherwise, by a link."""
+    home = tmp_path / "disk" / "bob"
+    (home / "project").mkdir(parents=True)
+    for path in (home, home / "project"):
+        os.chown(path, 54321, 54321)
+    (tmp_path / "bob").symlink_to(home)
+    line = f"bob:x:54321:54321::{tmp_path / 'bob'}:/bin/sh"
+    directory_service.write_text(f'for uid; do [ $uid != 54321 ] || echo "{line}"; done\n')
+    for path in (home, home.parent):
+        assert find_home(str(path)) == str(tmp_path / "bob")
+    assert find_home(str(home / "project")) is None
+
+
+@pytest.mark.parametrize("answer", ["exec sleep 600", "exec yes", "exit 2", "kill -9 $$"])
+def test_a_directory_service_that_does_not_answer(
+    answer: str, tmp_path: Path, directory_service: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homes, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(homes, "MAX_BYTES", 100_000)
+    directory_service.write_text(answer)
+    assert find_home(str(tmp_path)) is None
+    directory_service.write_text("echo asked >&2; exit 1")
+    assert find_home(str(tmp_path)) is None
+    assert find_home("/root")
+
+
+def test_nobodys_home_is_uploads(bobs: Path, tmp_path: Path) -> None:
+    """Whoever runs the server: root's sees all homes."""
+    for folder in (bobs, bobs.parent):
+        assert find_uploads(DEFAULTS, make_request(folder)) is None
+        for uploads in (str(folder), "bob" if folder == bobs.parent else "project/.."):
+            with pytest.raises(SettingError, match="home") as caught:
+                find_uploads(SandboxSpec(uploads=uploads), make_request(folder))
+            assert str(bobs) in caught.value.hint
+        with pytest.raises(SettingError, match="choose one below it"):
+            spec(uploads=str(folder))
+    project = bobs / "project"
+    assert find_uploads(DEFAULTS, make_request(project)) == str(project)
+    assert spec(uploads=str(project)).uploads == str(project)
+
+
+def test_nobodys_home_is_written(bobs: Path) -> None:
+    for folder in (bobs, bobs.parent):
+        with pytest.raises(SettingError):
+            spec(outputs=str(folder))
+        with pytest.raises(SettingError):
+            spec(mounts=[{"source": str(folder), "target": "/data", "read_only": False}])
+        with pytest.raises(SettingError):
+            find_outputs(SandboxSpec(outputs=str(folder)), make_request(bobs))
+        assert spec(mounts=[{"source": str(folder), "target": "/data"}]).mounts
+    with pytest.raises(SettingError):
+        find_outputs(SandboxSpec(outputs="bob"), make_request(bobs.parent))
+    assert find_outputs(DEFAULTS, make_request(bobs)).path == str(bobs / "outputs")
