@@ -14,6 +14,7 @@ from gvisor_kernel.bridge import ImageRun
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.plans import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
+from gvisor_kernel.runtimes.shown import are_uploads_covered
 from gvisor_kernel.snapshots.facts import find_host_facts
 from gvisor_kernel.snapshots.key import (
     IMPORTED,
@@ -68,8 +69,11 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
 def find_obstacle(plan: KernelPlan) -> str | None:
     """Why no kernel of ``plan`` is imaged or restored, whatever images there are; None if it may.
 
-    A variable that a setting passes on is in no image, so a restored kernel has to be told it.
+    A variable that a setting passes on is in no image, so a restored kernel has to be told it. And
+    mounts of a restored sandbox are those of its image. Raises SettingError.
     """
+    if are_uploads_covered(plan.spec, plan.request):
+        return "Jupyter's own files are among the uploads, where they are not shown"
     _, later = _split(plan)
     if later and not _can_be_told(plan):
         return f"{_name(later)} is passed on, which this kernel could not be told when restored"

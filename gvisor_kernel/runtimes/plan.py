@@ -1,12 +1,13 @@
 """The mounts of a sandbox, put together: its layout, its scratch, the host's Python or an image.
 
-Looks at the host, and makes and mounts nothing. The folders of a person are ``shown``'s affair.
+Looks at the host, and makes places for covers; mounts nothing. The folders of a person are
+``shown``'s affair.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,13 @@ import gvisor_kernel
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import Identity, Opened
+from gvisor_kernel.runtimes.covers import (
+    Cover,
+    find_cover,
+    find_jupyters,
+    make_places,
+    put_covers,
+)
 from gvisor_kernel.runtimes.rootfs import find_etc_binds
 from gvisor_kernel.runtimes.world import World
 from gvisor_kernel.spec import layout
@@ -62,6 +70,10 @@ class Places:
     @property
     def empty(self) -> Path:
         return self.directory / "empty"
+
+    @property
+    def covers(self) -> Path:
+        return self.directory / "covers"
 
     @property
     def transcripts(self) -> Path:
@@ -132,9 +144,15 @@ def plan_mounts(
         Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)
         for part in GUEST_PARTS
     ]
+    jupyters = find_jupyters(world.prefixes)
     for extra in layout.extra_binds(spec):
-        _check_extra(extra, world)
-        mounts.append(replace(extra, source=shown.get(extra.target, extra.source)))
+        real = replace(extra, source=shown.get(extra.target, extra.source))
+        _check_extra(real, world, jupyters)
+        mounts.append(real)
+    for covers in (world.covers, jupyters):
+        mounts += list(put_covers(mounts, covers, empty, places.covers))
+    if places.directory.is_dir():
+        make_places(mounts, places.covers)
     return layout.order_mounts(mounts)
 
 
@@ -150,7 +168,14 @@ def _show(root: str, path: str) -> Bind:
     return Bind(root, path, foreign=not any(is_within(root, system) for system in SYSTEM_ROOTS))
 
 
-def _check_extra(extra: Bind, world: World) -> None:
+def _check_extra(extra: Bind, world: World, jupyters: Sequence[Cover]) -> None:
+    cover = find_cover(jupyters, extra.source)
+    if cover is not None:
+        raise SettingError(
+            "mounts",
+            extra.source,
+            f"a list whose sources keep off {cover}, where Jupyter has its keys and tokens",
+        )
     links = (link for link, _ in world.links)
     aliases = (path for path, _ in world.aliases)
     own = () if world.tree is None else (world.python,)

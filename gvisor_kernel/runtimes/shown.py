@@ -17,7 +17,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from gvisor_kernel.accept import NOT_A_SOURCE, describe_no_home, is_writable_allowed
-from gvisor_kernel.config import DEFAULTS, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.config import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.homes import find_home
 from gvisor_kernel.host.folders import (
@@ -28,7 +28,9 @@ from gvisor_kernel.host.folders import (
     open_path,
 )
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.covers import Cover, find_cover, find_jupyters, hides
 from gvisor_kernel.runtimes.plan import Outputs
+from gvisor_kernel.runtimes.world import ask_interpreter
 from gvisor_kernel.runtimes.written import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -77,7 +79,7 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
     )
     return Inputs(
         folder=folder,
-        uploads=_open_uploads(spec, folder, written, stack),
+        uploads=_open_uploads(spec, request, folder, written, stack),
         skills=_open_skills(spec, written, stack),
         mounts=mounts,
         written=written,
@@ -124,6 +126,23 @@ def open_outputs(
     if not found.is_folder:
         raise SettingError("outputs", spec.outputs, f"a folder; {path} is none")
     return Outputs(found, parent.identity, made)
+
+
+def are_uploads_covered(spec: SandboxSpec, request: LaunchRequest) -> bool:
+    """Whether the folder of uploads is shown with gaps, which a snapshot has not.
+
+    Raises as ``open_inputs``.
+    """
+    with ExitStack() as stack:
+        written = read_written(spec)
+        folder = _open_notebooks_folder(spec, request, written, stack)
+        uploads = _open_uploads(spec, request, folder, written, stack)
+        return uploads is not None and hides(_find_jupyters(spec, request), uploads.path)
+
+
+def _find_jupyters(spec: SandboxSpec, request: LaunchRequest) -> tuple[Cover, ...]:
+    host = spec.image == HOST_IMAGE
+    return find_jupyters(ask_interpreter(request.python).prefixes if host else ())
 
 
 def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
@@ -186,7 +205,11 @@ def _open_notebooks_folder(
 
 
 def _open_uploads(
-    spec: SandboxSpec, folder: Opened | None, written: WrittenFolders, stack: ExitStack
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    folder: Opened | None,
+    written: WrittenFolders,
+    stack: ExitStack,
 ) -> Opened | None:
     if spec.uploads is None:
         return None
@@ -201,6 +224,13 @@ def _open_uploads(
         )
     if home is not None:
         raise SettingError("uploads", spec.uploads, describe_no_home(found.path, home))
+    cover = find_cover(_find_jupyters(spec, request), found.path)
+    if cover is not None:
+        raise SettingError(
+            "uploads",
+            spec.uploads,
+            f"a folder that is not in {cover}, where Jupyter has its keys and tokens",
+        )
     return found
 
 

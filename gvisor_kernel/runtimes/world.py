@@ -5,7 +5,6 @@ Read-only looking. Nothing of a home is shown but what the interpreter imports f
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import site
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.homes import find_home
+from gvisor_kernel.runtimes.covers import Cover, find_repositories
+from gvisor_kernel.runtimes.editable import find_editables
 from gvisor_kernel.spec.layout import SCRATCH, is_within
 
 PROBE_SECONDS = 10.0
@@ -32,6 +33,8 @@ class World:
     ``roots``: real directories and files to show at their own paths, none inside another.
     ``links``: symbolic links on the way to them, and what they point to. ``aliases``: paths that
     are to show a real one, as a link on the way lies where the sandbox has an empty directory.
+    ``prefixes``: where the interpreter is installed. ``covers``: repositories of editable installs
+    that lie in a root, of which only their packages are shown.
     Of an image from the store: its digest, its root file system on the host, where it looks for
     programs, its environment, and which paths it has of those that decide on variables.
     """
@@ -43,6 +46,8 @@ class World:
     links: tuple[tuple[str, str], ...]
     aliases: tuple[tuple[str, str], ...]
     user_base: str | None
+    prefixes: tuple[str, ...] = ()
+    covers: tuple[Cover, ...] = ()
     image: str | None = None
     tree: str | None = None
     path: tuple[str, ...] = ()
@@ -142,11 +147,9 @@ def find_world(python: str) -> World:
         user_base = interpreter.user_base
         paths.append(interpreter.user_site)
         site_directories[interpreter.user_site] = None
-    paths += [
-        path
-        for path in find_editable(site_directories)
-        if find_home(os.path.realpath(path)) is None
-    ]
+    editables = find_editables(site_directories)
+    packages = [path for editable in editables for path in editable.shown]
+    paths += [path for path in packages if find_home(os.path.realpath(path)) is None]
     real_python = os.path.realpath(python)
     if not any(is_within(real_python, os.path.realpath(path)) for path in paths):
         paths.extend(_show_prefix(str(Path(real_python).parent.parent)))
@@ -176,6 +179,8 @@ def find_world(python: str) -> World:
         links=tuple(sorted(visible.items())),
         aliases=tuple((path, spelled[path]) for path in outermost(hidden)),
         user_base=user_base,
+        prefixes=tuple(dict.fromkeys(interpreter.prefixes)),
+        covers=find_repositories((e.project for e in editables if e.project is not None), reals),
     )
 
 
@@ -226,55 +231,3 @@ def outermost(paths: Iterable[str]) -> tuple[str, ...]:
         if _exists(path) and not any(is_within(path, root) for root in kept):
             kept.append(path)
     return tuple(kept)
-
-
-def find_editable(site_directories: Iterable[str]) -> list[str]:
-    """Where packages that are installed "editable" really are, by the files that say so."""
-    found: list[str] = []
-    for directory in site_directories:
-        try:
-            names = sorted(os.listdir(directory))  # noqa: PTH208 - hundreds, at every start
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith(".pth"):
-                found.extend(read_pth(Path(directory, name)))
-            elif name.startswith("__editable__") and name.endswith("_finder.py"):
-                found.extend(read_finder(Path(directory, name)))
-    return found
-
-
-def read_pth(path: Path) -> Iterator[str]:
-    """The directories outside that a ``.pth`` file adds to the import path."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        text = line.strip()
-        if text and not text.startswith(("#", "import ", "import\t")):
-            directory = os.path.normpath(path.parent / text)
-            if Path(directory).exists():
-                yield directory
-
-
-def read_finder(path: Path) -> Iterator[str]:
-    """The packages that setuptools' import hook of an editable install maps."""
-    try:
-        tree = ast.parse(path.read_text())
-    except (OSError, ValueError, SyntaxError):
-        return
-    for node in tree.body:
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AnnAssign):
-            targets = [node.target]
-        names = {target.id for target in targets if isinstance(target, ast.Name)}
-        value = getattr(node, "value", None)
-        if names & {"MAPPING", "NAMESPACES"} and value is not None:
-            for constant in ast.walk(value):
-                if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
-                    for candidate in (constant.value, f"{constant.value}.py"):
-                        if candidate.startswith("/") and Path(candidate).exists():
-                            yield candidate

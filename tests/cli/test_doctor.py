@@ -25,6 +25,7 @@ from gvisor_kernel.cli.checks.host import (
     explain_userns,
 )
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_python
+from gvisor_kernel.cli.checks.shown import check_environment
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes.processes import find_with_argument
@@ -265,3 +266,24 @@ def test_interrupting_it_is_no_traceback() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20
     )
     assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "")
+
+
+def test_what_is_shown(tmp_path: Path) -> None:
+    """Each editable install, also one whose import hook cannot be followed."""
+    environment = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (environment / "etc" / "jupyter").mkdir(parents=True)
+    (tmp_path / "repository" / "src" / "mine").mkdir(parents=True)
+    (tmp_path / "repository" / "src" / "mine" / "__init__.py").touch()
+    (packages / "mine.pth").write_text(f"{tmp_path / 'repository' / 'src'}\n")
+    (packages / "_other_editable_loader.py").write_text("install('other', '/no/such/build')\n")
+    python = str(environment / "bin" / "python")
+    shown, hook, mine = check_environment(python)
+    assert f"kernels of {python} read " in shown.fact
+    assert str(environment) in shown.fact.partition("; not ")[0]
+    assert str(environment / "etc" / "jupyter") in shown.fact.partition("; not ")[2]
+    assert mine.state == "ok"
+    assert mine.fact == f"kernels read {tmp_path / 'repository' / 'src' / 'mine'}"
+    assert hook.state == "warning"
+    assert "without -e" in hook.fix

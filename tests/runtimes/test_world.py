@@ -13,7 +13,6 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes import world as worlds
 from gvisor_kernel.runtimes.world import (
     ask_interpreter,
-    find_editable,
     find_world,
     follow,
     outermost,
@@ -70,21 +69,6 @@ def test_a_circle_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     follow(str(tmp_path / "a" / "c"))
-
-
-def test_editable_installs_are_found(tmp_path: Path) -> None:
-    packages, source, mapped = (tmp_path / name for name in ("site", "src", "mapped"))
-    for path in (packages, source, mapped):
-        path.mkdir()
-    (mapped / "module.py").touch()
-    (packages / "project.pth").write_text(f"# a comment\nimport os\n{source}\n/no/such/place\n")
-    (packages / "__editable___x_finder.py").write_text(
-        f"MAPPING: dict[str, str] = {{'a': {str(mapped)!r}, 'b': {str(mapped / 'module')!r}}}\n"
-        "raise SystemExit('this is read, not run')\n"
-    )
-    (packages / "__editable___bad_finder.py").write_text("MAPPING = {")
-    found = find_editable([str(packages), "/no/such/directory"])
-    assert sorted(found) == sorted([str(source), str(mapped), str(mapped / "module.py")])
 
 
 def test_of_a_prefix_that_is_a_home_only_python_is_shown(

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jupyter_client import BlockingKernelClient, KernelManager
 
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.runtimes.shown import open_inputs, open_outputs
+
 from ..jupyter.helpers import execute, running_kernel
+from ..runtimes.conftest import make_request
 
 PRELUDE = '''
 import ctypes, errno, glob, json, os, select, signal, socket, stat, struct, subprocess, sys, time
@@ -142,3 +146,17 @@ class Host:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def outputs_of(spec: SandboxSpec, folder: Path) -> str | None:
+    """Where a start there would let its kernel write."""
+    with ExitStack() as stack:
+        inputs = open_inputs(spec, make_request(folder), stack)
+        return open_outputs(spec, inputs, stack).path
+
+
+def uploads_of(spec: SandboxSpec, folder: Path) -> str | None:
+    """What a start there would show."""
+    with ExitStack() as stack:
+        uploads = open_inputs(spec, make_request(folder), stack).uploads
+        return None if uploads is None else uploads.path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,28 +11,12 @@ from gvisor_kernel.config import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes import state
-from gvisor_kernel.runtimes.shown import open_inputs, open_outputs
 from gvisor_kernel.runtimes.written import note_written
 
 from ..jupyter.helpers import running_kernel
-from ..runtimes.conftest import make_request
-from .inside import Kernel, names_in
+from .inside import Kernel, names_in, outputs_of, uploads_of
 
 pytestmark = pytest.mark.usefixtures("unharmed")
-
-
-def outputs_of(spec: SandboxSpec, folder: Path) -> str | None:
-    """Where a start there would let its kernel write."""
-    with ExitStack() as stack:
-        inputs = open_inputs(spec, make_request(folder), stack)
-        return open_outputs(spec, inputs, stack).path
-
-
-def uploads_of(spec: SandboxSpec, folder: Path) -> str | None:
-    """What a start there would show."""
-    with ExitStack() as stack:
-        uploads = open_inputs(spec, make_request(folder), stack).uploads
-        return None if uploads is None else uploads.path
 
 
 def note(folder: Path) -> None:

@@ -19,6 +19,7 @@ from gvisor_kernel.cli.checks.host import (
 )
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
 from gvisor_kernel.cli.checks.sandbox import check_sandbox
+from gvisor_kernel.cli.checks.shown import check_shown
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.errors import GvisorKernelError
 
@@ -29,6 +30,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("seccomp", 5, check_seccomp),
     ("cgroups", 5, check_cgroups),
     ("python", 20, check_pythons),
+    ("shown", 20, check_shown),
     ("provisioner", 5, check_provisioner),
     ("kernelspecs", 5, check_kernelspecs),
     ("state directory", 5, check_state),

@@ -66,12 +66,14 @@ def check_python(interpreter: str = sys.executable) -> Check:
     )
 
 
-def check_pythons() -> list[Check]:
+def find_interpreters() -> list[str]:
     """Each interpreter that a kernelspec of ours starts, or else the one that runs this."""
-    interpreters = dict.fromkeys(
-        spec.interpreter for spec in find_kernelspecs() if spec.interpreter is not None
-    )
-    return [check_python(interpreter) for interpreter in interpreters or [sys.executable]]
+    found = (spec.interpreter for spec in find_kernelspecs() if spec.interpreter is not None)
+    return list(dict.fromkeys(found)) or [sys.executable]
+
+
+def check_pythons() -> list[Check]:
+    return [check_python(interpreter) for interpreter in find_interpreters()]
 
 
 def check_kernelspecs() -> list[Check]:

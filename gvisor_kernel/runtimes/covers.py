@@ -1,0 +1,153 @@
+"""What is not shown of a folder that is: keys and tokens of Jupyter, repositories around packages.
+
+A cover is an empty directory above one of the host, wherever a sandbox is shown that. Which there
+are is found here, and put among the mounts; mounts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
+
+from gvisor_kernel.spec.layout import UPLOADS, Bind, Mount, is_within
+
+KEPT = ("kernels", "nbconvert", "voila")
+"""Of Jupyter's data: programs and templates that a kernel may need. Beside them are the keys that
+sign notebooks, tokens of servers, and whatever an extension keeps, such as keys of services."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A directory of the host (real) that is not to be seen, and what in it is all the same."""
+
+    path: str
+    kept: tuple[str, ...] = ()
+    settled: bool = False
+    """Nobody has written there, but installed packages: in uploads it is as the rest of them."""
+
+
+def find_jupyters(prefixes: Iterable[str]) -> tuple[Cover, ...]:
+    """Jupyter's runtime, data and configuration, of this user and below ``prefixes``, and the
+    state of this package's sandboxes. None that is inside another one.
+    """
+    environ = os.environ
+    data = environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
+    places = [
+        environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"),
+        environ.get("JUPYTER_CONFIG_DIR") or os.path.expanduser("~/.jupyter"),  # noqa: PTH111
+        *(path for path in environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep) if path),
+        user_config_path("jupyter"),
+        user_state_path("gvisor-kernel"),
+        user_cache_path("gvisor-kernel"),
+    ]
+    installed = [os.path.realpath(Path(prefix, "etc", "jupyter")) for prefix in prefixes]
+    shared = [Path(prefix, "share", "jupyter") for prefix in prefixes]
+    # One that has been some server's data has its runtime in it.
+    datas = [data, *(path for path in shared if Path(path, "runtime").is_dir())]
+    covers = [Cover(os.path.realpath(place)) for place in places]
+    covers += [Cover(place, settled=not _has_files(place)) for place in installed]
+    for place in dict.fromkeys(map(os.path.realpath, datas)):
+        kept = (f"{place}/{name}" for name in KEPT)
+        covers.append(Cover(place, tuple(path for path in kept if Path(path).is_dir())))
+    return _outermost(cover for cover in covers if cover.path != "/")
+
+
+def _has_files(folder: str) -> bool:
+    """Packages put theirs into folders of it, such as ``jupyter_server_config.d``."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(not entry.is_dir(follow_symlinks=False) for entry in entries)
+    return False
+
+
+def find_repositories(projects: Iterable[str], shown: Iterable[str]) -> tuple[Cover, ...]:
+    """Covers for the repositories at ``projects``; all that is ``shown`` in them stays."""
+    reals = sorted(set(shown))
+    found = []
+    for project in map(os.path.realpath, projects):
+        kept = tuple(path for path in reals if path != project and is_within(path, project))
+        if kept and project not in reals:
+            found.append(Cover(project, kept))
+    return _outermost(found)
+
+
+def _outermost(covers: Iterable[Cover]) -> tuple[Cover, ...]:
+    found: dict[str, Cover] = {}
+    for cover in sorted(covers, key=lambda cover: (cover.path, not cover.kept)):
+        if cover.path not in found and not any(is_within(cover.path, path) for path in found):
+            found[cover.path] = cover
+    return tuple(found.values())
+
+
+def find_cover(covers: Iterable[Cover], path: str) -> str | None:
+    """The directory that is not to be seen and has ``path`` (real) in it, or is it."""
+    for cover in covers:
+        if is_within(path, cover.path) and not any(is_within(path, kept) for kept in cover.kept):
+            return cover.path
+    return None
+
+
+def hides(covers: Iterable[Cover], uploads: str) -> bool:
+    """Whether the folder of uploads (real) is shown with a gap."""
+    return any(
+        _is_inside(cover.path, uploads) and not cover.settled and Path(cover.path).is_dir()
+        for cover in covers
+    )
+
+
+def put_covers(
+    mounts: Sequence[Mount], covers: Iterable[Cover], empty: str, places: Path
+) -> Iterator[Bind]:
+    """The mounts that cover what ``mounts`` show.
+
+    ``empty``: an empty directory of the host. ``places``: where directories are that have nothing
+    but places for what is kept, see ``make_places``. Binds alone: of a tmpfs the host knows
+    nothing, and an overlay that code inside makes would show what is below it.
+    """
+    for cover in covers:
+        if not Path(cover.path).is_dir():
+            continue
+        for mount in mounts:
+            if not isinstance(mount, Bind) or not _is_inside(cover.path, mount.source):
+                continue
+            if mount.target == UPLOADS and cover.settled:
+                continue
+            target = mount.target + cover.path[len(mount.source) :]
+            if any(
+                _is_inside(m.target, mount.target) and is_within(target, m.target) for m in mounts
+            ):
+                continue  # another one lies above it there
+            kept = [path for path in cover.kept if os.path.lexists(path)]
+            source = (
+                str(places / hashlib.sha256(os.fsencode(target)).hexdigest()) if kept else empty
+            )
+            yield Bind(source, target, foreign=True)
+            for path in kept:
+                place = mount.target + path[len(mount.source) :]
+                yield replace(mount, source=path, target=place)
+
+
+def make_places(mounts: Sequence[Mount], places: Path) -> None:
+    """The directories that covers are, as ``put_covers`` names them. Raises OSError."""
+    binds = [mount for mount in mounts if isinstance(mount, Bind)]
+    for cover in binds:
+        if Path(cover.source).parent != places:
+            continue
+        Path(cover.source).mkdir(mode=0o755, parents=True, exist_ok=True)
+        for kept in binds:
+            if _is_inside(kept.target, cover.target):
+                place = Path(cover.source, kept.target[len(cover.target) + 1 :])
+                if Path(kept.source).is_dir():
+                    place.mkdir(mode=0o755, parents=True, exist_ok=True)
+                else:
+                    place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                    place.touch()
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path != folder and is_within(path, folder)

@@ -1,0 +1,300 @@
+"""Which files of a package that is installed "editable" a sandbox is shown: what is imported.
+
+Looks at ``.pth`` files and import hooks in folders of packages, and at the sources that they name;
+runs none of it. A repository has more in it than its packages: its history with the tokens of its
+remotes, ``.env``, what kernels have left in outputs. So it is never shown as a whole.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.spec.layout import is_within
+
+PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+"""What is called so has packages in it and nothing else: another environment's, shown whole."""
+PROJECT_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
+PROJECT_DEPTH = 4
+"""So far above its sources a project is looked for."""
+NOT_MODULES = ("setup.py", "conftest.py", "noxfile.py")
+OUTPUTS = "outputs"
+"""Kernels write there, ``__init__.py`` for instance."""
+MODULES = (".py", ".so")
+METADATA = (".egg-info", ".dist-info")
+
+MAX_ENTRIES = 10_000
+"""That are looked at in one folder of sources."""
+MAX_SHOWN = 100
+"""Of them: each is a mount of its own."""
+MAX_BYTES = 4 * 1024 * 1024
+"""Of a file that is read."""
+
+
+@dataclass(frozen=True)
+class Editable:
+    """What one ``.pth`` file or import hook (``by``) adds. ``shown``: absolute paths, as spelled.
+
+    ``folder``: the one that is put on the import path, None for a hook. ``project``: where the
+    repository begins, None where it cannot be told. ``left_out``: how many entries are too many.
+    """
+
+    by: str
+    folder: str | None
+    shown: tuple[str, ...]
+    project: str | None = None
+    left_out: int = 0
+
+
+def find_editables(site_directories: Iterable[str]) -> list[Editable]:
+    """Everything that lies outside of ``site_directories`` and is imported by way of them."""
+    found: list[Editable] = []
+    for directory in site_directories:
+        try:
+            with os.scandir(directory) as entries:
+                links = {entry.name: entry.is_symlink() for entry in entries}
+        except OSError:
+            continue
+        installed = None
+        for name in sorted(links):  # hundreds, at every start
+            path = f"{directory}/{name}"
+            if name.endswith(".pth"):
+                for folder in read_pth(Path(path)):
+                    if installed is None:
+                        installed = list(_find_installed(directory, links))
+                    found.append(_show_folder(path, folder, installed))
+            elif name.endswith(".py") and "editable" in name:
+                found.append(_show_hook(Path(path)))
+            elif links[name] and name.isidentifier():  # as `flit install --symlink` makes it
+                found.append(_show_mapped(path, [os.path.realpath(path)]))
+    return found
+
+
+def read_pth(path: Path) -> Iterator[str]:
+    """The directories that a ``.pth`` file adds to the import path, each once."""
+    lines = (line.strip() for line in _read(path).splitlines())
+    names = (line for line in lines if line and not line.startswith(("#", "import ", "import\t")))
+    for directory in dict.fromkeys(os.path.normpath(path.parent / name) for name in names):
+        if directory != str(path.parent) and Path(directory).is_dir():
+            yield directory
+
+
+# -- a folder on the import path ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Installed:
+    """A distribution that says that it is installed as editable, and what it installed."""
+
+    name: str
+    files: str
+    top_level: tuple[str, ...]
+
+
+def _find_installed(directory: str, names: Iterable[str]) -> Iterator[_Installed]:
+    for name in names:
+        if not name.endswith(".dist-info"):
+            continue
+        info = Path(directory, name)
+        if '"editable"' in _read(info / "direct_url.json"):
+            top_level = tuple(_read(info / "top_level.txt").split())
+            yield _Installed(name.partition("-")[0], _read(info / "RECORD"), top_level)
+
+
+def _show_folder(by: str, folder: str, installed: Iterable[_Installed]) -> Editable:
+    if os.path.basename(folder) in PACKAGE_FOLDERS:  # noqa: PTH119 - text
+        return Editable(by, folder, (folder,))
+    project = find_project(folder)
+    entries = _list(folder)
+    named: set[str] = set()
+    for distribution in installed:
+        if os.path.basename(by) + "," in distribution.files:  # noqa: PTH119 - text
+            named.update(distribution.top_level or _guess(folder, distribution.name))
+    named.update(_named_by_project(folder, project))
+    for entry in entries:
+        if entry.endswith(METADATA):
+            named.update(_read(Path(folder, entry, "top_level.txt")).split())
+    shown = {entry for name in named for entry in _entries_of(folder, name, entries)}
+    if folder != project or not shown:
+        # A folder of sources alone; or a repository that says nothing of what it has.
+        shown.update(entry for entry in entries if _is_imported(folder, entry))
+    shown.update(entry for entry in entries if entry.endswith(METADATA))
+    return _limit(Editable(by, folder, tuple(f"{folder}/{entry}" for entry in shown), project))
+
+
+def _entries_of(folder: str, name: str, entries: Iterable[str]) -> Iterator[str]:
+    """What in ``folder`` a module of ``name`` may be; of a namespace package a path below."""
+    if not re.fullmatch(r"\w+(/\w+)*", name):
+        return
+    if Path(folder, name).is_dir():
+        yield name
+    for entry in entries:
+        if entry.startswith(f"{name}.") and entry.endswith(MODULES):
+            yield entry
+
+
+def _is_imported(folder: str, entry: str) -> bool:
+    if entry.endswith(MODULES):
+        return entry not in NOT_MODULES and entry.partition(".")[0].isidentifier()
+    return entry.isidentifier() and entry != OUTPUTS and _is_package(f"{folder}/{entry}")
+
+
+def _guess(folder: str, name: str) -> Iterator[str]:
+    """By the name of a distribution: ``google_cloud_storage`` may be ``google/cloud/storage``."""
+    parts = re.split(r"[-_.]+", name.lower())
+    for count in range(len(parts)):
+        guess = "/".join((*parts[:count], "_".join(parts[count:])))
+        if _is_package(f"{folder}/{guess}") or Path(f"{folder}/{guess}.py").is_file():
+            yield guess
+            return
+
+
+def _named_by_project(folder: str, project: str | None) -> Iterator[str]:
+    """The packages in ``folder`` that pyproject.toml names, by the tables of each build backend."""
+    if project is None:
+        return
+    try:
+        content = tomllib.loads(_read(Path(project, "pyproject.toml")))
+    except ValueError:
+        return
+    place = "" if folder == project else folder[len(project) + 1 :] + "/"
+    for where in (
+        "hatch.build.packages",
+        "hatch.build.targets.wheel.packages",
+        "hatch.build.targets.wheel.only-include",
+        "poetry.packages",
+        "flit.module.name",
+        "maturin.module-name",
+        "uv.build-backend.module-name",
+        "pdm.build.includes",
+        "setuptools.packages",
+        "setuptools.py-modules",
+    ):
+        value: Any = content.get("tool")
+        for key in where.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        for item in value if isinstance(value, list) else [value]:
+            text = item.get("include") if isinstance(item, dict) else item
+            if isinstance(text, str):
+                yield re.split(r"[/.]", text.removeprefix("./").removeprefix(place))[0]
+
+
+# -- an import hook -------------------------------------------------------------------------------
+
+
+def _show_hook(path: Path) -> Editable:
+    """Of setuptools, of the library editables (hatchling, pdm), of scikit-build-core.
+
+    Each has the paths of what it imports as constants in its code. That of meson-python has none:
+    it reads them from a build, which it makes anew first.
+    """
+    constants = []
+    with suppress(ValueError, SyntaxError, RecursionError):
+        for node in ast.walk(ast.parse(_read(path))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                constants.append(node.value)
+    paths = (text for text in dict.fromkeys(constants) if text.startswith("/"))
+    return _show_mapped(str(path), paths)
+
+
+def _show_mapped(by: str, paths: Iterable[str]) -> Editable:
+    shown: dict[str, None] = {}
+    project = None
+    for path in paths:
+        for entry in _find_mapped(path):
+            shown[entry] = None
+            project = project or find_project(entry)
+    return _limit(Editable(by, None, tuple(shown), project))
+
+
+def _find_mapped(path: str) -> Iterator[str]:
+    """What an import hook means by ``path``: a package's folder, its file, a module's without
+    its suffix. A package is shown whole, from where it begins, unless it is a repository as well.
+    """
+    if Path(path).is_dir():
+        if _is_project(path):
+            if _is_package(path):
+                yield from (f"{path}/{e}" for e in _list(path) if _is_imported(path, e))
+        elif _is_package(path) or any(e.endswith(MODULES) for e in _list(path)):
+            yield _whole(path)
+    elif path.endswith(MODULES):
+        if Path(path).is_file():
+            folder = str(Path(path).parent)
+            yield _whole(folder) if _is_package(folder) and not _is_project(folder) else path
+    else:
+        folder, _, name = path.rpartition("/")
+        yield from (f"{folder}/{e}" for e in _list(folder) if re.match(rf"{re.escape(name)}\.", e))
+
+
+def _whole(folder: str) -> str:
+    parent = str(Path(folder).parent)
+    while _is_package(parent) and not _is_project(parent):
+        folder, parent = parent, str(Path(parent).parent)
+    return folder
+
+
+# -- what is on the disk --------------------------------------------------------------------------
+
+
+def find_project(path: str) -> str | None:
+    """The folder at or above ``path`` where its repository begins."""
+    folder = Path(path)
+    for _ in range(PROJECT_DEPTH):
+        if str(folder) == "/":
+            break
+        if _is_project(str(folder)):
+            return str(folder)
+        folder = folder.parent
+    return None
+
+
+def _is_project(folder: str) -> bool:
+    return any(os.path.lexists(f"{folder}/{mark}") for mark in PROJECT_MARKS)
+
+
+def _is_package(folder: str) -> bool:
+    return Path(folder, "__init__.py").is_file() or any(
+        name.startswith("__init__.") and name.endswith(MODULES) for name in _list(folder)
+    )
+
+
+def _list(folder: str) -> list[str]:
+    names: list[str] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if len(names) >= MAX_ENTRIES:
+                break
+            if not entry.name.startswith("."):
+                names.append(entry.name)
+    return sorted(names)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _limit(editable: Editable) -> Editable:
+    """Without entries that are inside another one, and no more than MAX_SHOWN: folders first."""
+    entries = sorted(editable.shown, key=lambda path: (not Path(path).is_dir(), path))
+    kept: list[str] = []
+    for path in entries:
+        if not any(is_within(path, other) for other in kept):
+            kept.append(path)
+    return Editable(
+        editable.by,
+        editable.folder,
+        tuple(kept[:MAX_SHOWN]),
+        editable.project,
+        max(0, len(kept) - MAX_SHOWN),
+    )

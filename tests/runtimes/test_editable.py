@@ -1,0 +1,191 @@
+"""What of an editable install is shown: the packages, by each way in which build backends do it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.runtimes import editable
+from gvisor_kernel.runtimes.editable import find_editables
+
+
+def make(root: Path, *files: str) -> None:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The folder of installed packages."""
+    path = tmp_path / "env" / "lib"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """With secrets, and with what a kernel has left in outputs so that it looks like a package."""
+    path = tmp_path / "repository"
+    make(path, ".git/config", ".env", "secrets.json", "outputs/__init__.py", "data/table.csv")
+    make(path, "tests/__init__.py", "setup.py", "conftest.py", "notes.ipynb", "node_modules/x.js")
+    return path
+
+
+def install(site: Path, name: str, source: Path, top_level: str | None = None) -> None:
+    """As a build backend installs what has one folder of sources."""
+    (site / f"_{name}.pth").write_text(f"{source}\n")
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "RECORD").write_text(f"_{name}.pth,sha256=x,17\n{info.name}/RECORD,,\n")
+    url = {"dir_info": {"editable": True}, "url": source.as_uri()}
+    (info / "direct_url.json").write_text(json.dumps(url))
+    if top_level is not None:
+        (info / "top_level.txt").write_text(top_level)
+
+
+def shown(site: Path, repository: Path) -> list[str]:
+    """By their places in the repository."""
+    found = [path for entry in find_editables([str(site), "/no/such"]) for path in entry.shown]
+    return sorted(os.path.relpath(path, repository) for path in found)
+
+
+def test_a_folder_of_sources(site: Path, repository: Path) -> None:
+    make(repository, "src/mine/__init__.py", "src/mine/deep/data.json", "src/more/__init__.so")
+    make(repository, "src/single.py", "src/native.cpython-311-x86_64-linux-gnu.so", "src/note.txt")
+    make(repository, "src/.env", "src/outputs/__init__.py", "src/data/table.csv")
+    make(repository, "src/mine.egg-info/PKG-INFO")
+    install(site, "mine", repository / "src")
+    native = "src/native.cpython-311-x86_64-linux-gnu.so"
+    expected = ["src/mine", "src/mine.egg-info", "src/more", native, "src/single.py"]
+    assert shown(site, repository) == expected
+
+
+def test_a_repository_on_the_import_path(site: Path, repository: Path) -> None:
+    """Its metadata says what is installed of it."""
+    make(repository, "mine/__init__.py", "other/__init__.py", "one.py", "script.py", "ns/a/m.py")
+    install(site, "mine_project", repository, "mine\none\nns\nabsent\n../..\n")
+    assert shown(site, repository) == ["mine", "ns", "one.py"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '[tool.hatch.build.targets.wheel]\npackages = ["mine", "./other"]',
+        '[tool.poetry]\npackages = [{include = "mine"}, {include = "other/**/*.py"}]',
+        '[tool.pdm.build]\nincludes = ["mine", "other/"]',
+        '[tool.uv.build-backend]\nmodule-name = ["mine", "other"]',
+        '[tool.maturin]\nmodule-name = "mine._native"\n[tool.flit.module]\nname = "other"',
+        '[tool.setuptools]\npackages = ["mine", "mine.deep"]\npy-modules = ["other"]',
+    ],
+)
+def test_a_repository_whose_project_file_says_it(site: Path, repository: Path, table: str) -> None:
+    make(repository, "mine/__init__.py", "other/__init__.py", "third/__init__.py")
+    (repository / "pyproject.toml").write_text(table)
+    install(site, "unlike", repository)
+    assert shown(site, repository) == ["mine", "other"]
+
+
+@pytest.mark.parametrize("package", ["my_big_project", "my/big/project", "my/big_project"])
+def test_a_repository_by_its_name(site: Path, repository: Path, package: str) -> None:
+    make(repository, f"{package}/__init__.py", "other/__init__.py", "my/big/else/__init__.py")
+    (repository / "pyproject.toml").write_text("tool = 3")
+    install(site, "my_big.project", repository)
+    assert shown(site, repository) == [package]
+
+
+def test_a_repository_of_which_nothing_is_known(site: Path, repository: Path) -> None:
+    """What can be imported at all, and still nothing of the rest."""
+    make(repository, "mine/__init__.py", "one.py")
+    (repository / "pyproject.toml").write_text("[broken")
+    (site / "by-hand.pth").write_text(f"# mine\nimport os\n{repository}\n{repository}\n/no/such\n")
+    assert shown(site, repository) == ["mine", "one.py", "tests"]
+
+
+def test_an_old_way_of_setuptools(site: Path, repository: Path) -> None:
+    make(repository, "mine/__init__.py", "other/__init__.py", "mine_project.egg-info/PKG-INFO")
+    (repository / "mine_project.egg-info" / "top_level.txt").write_text("mine\n")
+    (site / "easy-install.pth").write_text(f"{repository}\n")
+    assert shown(site, repository) == ["mine", "mine_project.egg-info"]
+
+
+def test_the_import_hook_of_setuptools(site: Path, repository: Path) -> None:
+    make(repository, "mine/__init__.py", "ns/sub/__init__.py", "ns/else.py", "plain/m.py", "one.py")
+    make(repository, "native.abi3.so")
+    names = ("mine", "ns/sub", "plain", "one", "native", "gone")
+    mapping = {name.replace("/", "."): str(repository / name) for name in names}
+    (site / "__editable___x_finder.py").write_text(
+        f"MAPPING: dict[str, str] = {mapping!r}\nNAMESPACES = {{'ns': []}}\n"
+        "raise SystemExit('this is read, not run')\n"
+    )
+    (site / "__editable___bad_finder.py").write_text("MAPPING = {")
+    expected = ["mine", "native.abi3.so", "ns/sub", "one.py", "plain"]
+    assert shown(site, repository) == expected
+
+
+def test_the_import_hook_of_hatchling_and_pdm(site: Path, repository: Path) -> None:
+    make(repository, "mine/__init__.py", "one.py")
+    (site / "_editable_impl_mine.py").write_text(
+        "from editables.redirector import RedirectingFinder as F\nF.install()\n"
+        f"F.map_module('mine', {str(repository / 'mine' / '__init__.py')!r})\n"
+        f"F.map_module('one', {str(repository / 'one.py')!r})\n"
+    )
+    assert shown(site, repository) == ["mine", "one.py"]
+
+
+def test_the_import_hook_of_scikit_build_core(site: Path, repository: Path) -> None:
+    make(repository, "src/mine/__init__.py", "src/mine/deep/__init__.py", "src/mine/deep/m.py")
+    make(repository, "build/lib/mine/_core.so", "build/cache")
+    modules = {
+        "mine": str(repository / "src/mine/__init__.py"),
+        "mine.deep.m": str(repository / "src/mine/deep/m.py"),
+    }
+    build = repository / "build"
+    arguments = (
+        f"{modules!r}, {{'mine._core': {str(build / 'lib/mine/_core.so')!r}}}, {str(build)!r}"
+    )
+    (site / "_mine_editable.py").write_text(f"install({arguments}, False)\n")
+    assert shown(site, repository) == ["build/lib/mine/_core.so", "src/mine"]
+
+
+def test_a_hook_that_says_nothing(site: Path, repository: Path) -> None:
+    """That of meson-python finds its files by a build."""
+    build = str(repository / "build")
+    (site / "_mine_editable_loader.py").write_text(f"install('mine', {{'mine'}}, {build!r}, [])\n")
+    (found,) = find_editables([str(site)])
+    assert found.shown == ()
+
+
+def test_a_repository_that_is_a_package(site: Path, repository: Path) -> None:
+    """Its files are shown one by one."""
+    make(repository, "__init__.py", "core.py", "deep/__init__.py")
+    (site / "__editable___x_finder.py").write_text(f"MAPPING = {{'mine': {str(repository)!r}}}\n")
+    assert shown(site, repository) == ["__init__.py", "core.py", "deep", "tests"]
+
+
+def test_a_link_among_the_packages(site: Path, repository: Path) -> None:
+    make(repository, "mine/__init__.py")
+    (site / "mine").symlink_to(repository / "mine")
+    assert shown(site, repository) == ["mine"]
+
+
+def test_packages_of_another_environment(site: Path, tmp_path: Path) -> None:
+    """There is nothing else in such a folder, and libraries that no module is named after."""
+    other = tmp_path / "other" / "site-packages"
+    make(other, "numpy.libs/lib.so")
+    (site / "these.pth").write_text(f"{other}\n")
+    (found,) = find_editables([str(site)])
+    assert found.shown == (str(other),)
+
+
+def test_too_many_modules(site: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editable, "MAX_SHOWN", 5)
+    make(repository, *(f"src/m{number}.py" for number in range(10)), "src/z/__init__.py")
+    install(site, "mine", repository / "src")
+    (found,) = find_editables([str(site)])
+    assert len(found.shown) == 5
+    assert found.shown[0].endswith("/z")
+    assert found.left_out == 6
