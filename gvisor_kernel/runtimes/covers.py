@@ -100,6 +100,17 @@ def hides(covers: Iterable[Cover], uploads: str) -> bool:
     )
 
 
+def identify(covers: Iterable[Cover]) -> frozenset[tuple[int, int]]:
+    """Device and inode of those that uploads have gaps for, where no mount can cover them."""
+    found = set()
+    for cover in covers:
+        with suppress(OSError):
+            if not cover.settled:
+                status = os.stat(cover.path)  # noqa: PTH116 - text in, numbers out
+                found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
 def put_covers(
     mounts: Sequence[Mount], covers: Iterable[Cover], empty: str, places: Path
 ) -> Iterator[Bind]:

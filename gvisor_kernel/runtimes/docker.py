@@ -7,6 +7,7 @@ engine before it starts, and what it keeps is copied out at the end, and by ``gv
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from gvisor_kernel.errors import (
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.covers import find_jupyters, identify
 from gvisor_kernel.runtimes.docker_engine import (
     Engine,
     check_engine,
@@ -39,7 +41,7 @@ from gvisor_kernel.runtimes.docker_removal import COPIED, sweep_engine
 from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker_verify import find_outside_faults
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.plan import GUEST_PARTS, Outputs, Places
+from gvisor_kernel.runtimes.plan import GUEST_PARTS, Outputs, Places, check_source
 from gvisor_kernel.runtimes.shown import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import Record
@@ -336,9 +338,11 @@ def _find_contents(plan: _Plan) -> Contents:
         versions={"gvisor-kernel": gvisor_kernel.__version__},
         mounts=[*layout, *scratch_mounts(spec)],
     )
+    jupyters = find_jupyters([sys.prefix])
     contents = Contents(
         texts={"container_info.json": info},
         empty=["uploads", "skills/public", "skills/examples", "transcripts"],
+        covered=identify(jupyters),
     )
     for name, text in etc_files(plan.identity.container_id).items():
         contents.texts[f"etc/{name}"] = text
@@ -351,6 +355,7 @@ def _find_contents(plan: _Plan) -> Contents:
     if plan.inputs.uploads is not None:
         contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
     for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
+        check_source(folder.path, jupyters)
         contents.folders.append((place, folder, "mounts"))
     return contents
 

@@ -33,9 +33,13 @@ RECENT_SECONDS = 2
 
 @dataclass
 class Room:
-    """What may still be copied into a sandbox. ``folder``, ``setting``: of whom it is asked."""
+    """What may still be copied into a sandbox. ``folder``, ``setting``: of whom it is asked.
+
+    ``covered``: directories that are copied empty, by device and inode.
+    """
 
     bytes: int
+    covered: frozenset[tuple[int, int]] = frozenset()
     folder: str = ""
     setting: str = ""
     entries: int = ENTRIES_MOST
@@ -61,10 +65,11 @@ class Contents:
     folders: list[tuple[str, Opened, str]] = field(default_factory=list)
     """The place, the folder or file, which is held open meanwhile, the setting's name."""
     empty: list[str] = field(default_factory=list)
+    covered: frozenset[tuple[int, int]] = frozenset()
 
     def measure(self, size: int) -> None:
         """Raise LaunchError if it is more than ``size`` bytes."""
-        room = Room(size)
+        room = Room(size, self.covered)
         for _, folder, setting in self.folders:
             room.folder, room.setting = folder.path, setting
             for _, status, _ in _walk(folder, room):
@@ -72,7 +77,7 @@ class Contents:
 
     def archive(self, size: int) -> Iterator[bytes]:
         """The tar archive. Raises LaunchError where it became too large meanwhile, OSError."""
-        room = Room(size)
+        room = Room(size, self.covered)
         parents: set[str] = set()
         for name in self.empty:
             yield from _parents(f"{name}/x", parents)
@@ -178,6 +183,8 @@ def _walk_folder(
                 yield shown, status, fd
             elif stat.S_ISDIR(status.st_mode):
                 yield shown, status, fd
+                if (status.st_dev, status.st_ino) in room.covered:
+                    continue
                 with suppress(PermissionError):
                     yield from _walk_folder(fd, path, room)
         finally:

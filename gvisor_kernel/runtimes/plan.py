@@ -169,13 +169,7 @@ def _show(root: str, path: str) -> Bind:
 
 
 def _check_extra(extra: Bind, world: World, jupyters: Sequence[Cover]) -> None:
-    cover = find_cover(jupyters, extra.source)
-    if cover is not None:
-        raise SettingError(
-            "mounts",
-            extra.source,
-            f"a list whose sources keep off {cover}, where Jupyter has its keys and tokens",
-        )
+    check_source(extra.source, jupyters)
     links = (link for link, _ in world.links)
     aliases = (path for path, _ in world.aliases)
     own = () if world.tree is None else (world.python,)
@@ -184,3 +178,14 @@ def _check_extra(extra: Bind, world: World, jupyters: Sequence[Cover]) -> None:
             raise SettingError(
                 "mounts", extra.target, f"a list whose targets keep off {path}, which Python needs"
             )
+
+
+def check_source(source: str, jupyters: Sequence[Cover]) -> None:
+    """Raise SettingError where the source of an extra mount is one of Jupyter's own folders."""
+    cover = find_cover(jupyters, source)
+    if cover is not None:
+        raise SettingError(
+            "mounts",
+            source,
+            f"a list whose sources keep off {cover}, where Jupyter has its keys and tokens",
+        )

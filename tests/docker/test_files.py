@@ -16,6 +16,7 @@ import pytest
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes import docker_files
+from gvisor_kernel.runtimes.covers import find_jupyters, identify
 from gvisor_kernel.runtimes.docker_files import Contents, read_list
 
 LARGE = 2**30
@@ -68,6 +69,18 @@ def test_texts_and_empty_folders() -> None:
         "etc": True,
         "etc/hosts": False,
     }
+
+
+def test_jupyters_own_files_stay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they are in what is copied, by whatever name."""
+    for name in ("deep/data/runtime/k.json", "deep/data/notebook_secret", "deep/seen"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("s3cret")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(folder / "deep" / "data"))
+    names = ("uploads", "uploads/deep", "uploads/deep/data", "uploads/deep/seen")
+    with of(folder) as contents:
+        contents.covered = identify(find_jupyters([]))
+        assert tuple(sorted(read(contents))) == names
 
 
 def test_nothing_is_followed_and_only_files_are_read(folder: Path, tmp_path: Path) -> None:
