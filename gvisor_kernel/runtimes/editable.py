@@ -56,7 +56,10 @@ class Editable:
 def find_editables(site_directories: Iterable[str]) -> list[Editable]:
     """Everything that lies outside of ``site_directories`` and is imported by way of them."""
     found: list[Editable] = []
+    spelled: dict[str, str] = {}
     for directory in site_directories:
+        spelled.setdefault(os.path.realpath(directory), directory)
+    for directory in spelled.values():
         try:
             with os.scandir(directory) as entries:
                 links = {entry.name: entry.is_symlink() for entry in entries}
@@ -66,23 +69,24 @@ def find_editables(site_directories: Iterable[str]) -> list[Editable]:
         for name in sorted(links):  # hundreds, at every start
             path = f"{directory}/{name}"
             if name.endswith(".pth"):
-                for folder in read_pth(Path(path)):
+                for folder in read_pth(path):
                     if installed is None:
                         installed = list(_find_installed(directory, links))
                     found.append(_show_folder(path, folder, installed))
             elif name.endswith(".py") and "editable" in name:
-                found.append(_show_hook(Path(path)))
+                found.append(_show_hook(path))
             elif links[name] and name.isidentifier():  # as `flit install --symlink` makes it
                 found.append(_show_mapped(path, [os.path.realpath(path)]))
     return found
 
 
-def read_pth(path: Path) -> Iterator[str]:
+def read_pth(path: str) -> Iterator[str]:
     """The directories that a ``.pth`` file adds to the import path, each once."""
     lines = (line.strip() for line in _read(path).splitlines())
     names = (line for line in lines if line and not line.startswith(("#", "import ", "import\t")))
-    for directory in dict.fromkeys(os.path.normpath(path.parent / name) for name in names):
-        if directory != str(path.parent) and Path(directory).is_dir():
+    here = os.path.dirname(path)  # noqa: PTH120 - text
+    for directory in dict.fromkeys(os.path.normpath(os.path.join(here, name)) for name in names):  # noqa: PTH118
+        if directory != here and Path(directory).is_dir():
             yield directory
 
 
@@ -102,10 +106,10 @@ def _find_installed(directory: str, names: Iterable[str]) -> Iterator[_Installed
     for name in names:
         if not name.endswith(".dist-info"):
             continue
-        info = Path(directory, name)
-        if '"editable"' in _read(info / "direct_url.json"):
-            top_level = tuple(_read(info / "top_level.txt").split())
-            yield _Installed(name.partition("-")[0], _read(info / "RECORD"), top_level)
+        info = f"{directory}/{name}"
+        if '"editable"' in _read(f"{info}/direct_url.json"):
+            top_level = tuple(_read(f"{info}/top_level.txt").split())
+            yield _Installed(name.partition("-")[0], _read(f"{info}/RECORD"), top_level)
 
 
 def _show_folder(by: str, folder: str, installed: Iterable[_Installed]) -> Editable:
@@ -120,7 +124,7 @@ def _show_folder(by: str, folder: str, installed: Iterable[_Installed]) -> Edita
     named.update(_named_by_project(folder, project))
     for entry in entries:
         if entry.endswith(METADATA):
-            named.update(_read(Path(folder, entry, "top_level.txt")).split())
+            named.update(_read(f"{folder}/{entry}/top_level.txt").split())
     shown = {entry for name in named for entry in _entries_of(folder, name, entries)}
     if folder != project or not shown:
         # A folder of sources alone; or a repository that says nothing of what it has.
@@ -160,10 +164,7 @@ def _named_by_project(folder: str, project: str | None) -> Iterator[str]:
     """The packages in ``folder`` that pyproject.toml names, by the tables of each build backend."""
     if project is None:
         return
-    try:
-        content = tomllib.loads(_read(Path(project, "pyproject.toml")))
-    except ValueError:
-        return
+    tools = _read_tools(f"{project}/pyproject.toml")
     place = "" if folder == project else folder[len(project) + 1 :] + "/"
     for where in (
         "hatch.build.packages",
@@ -177,7 +178,7 @@ def _named_by_project(folder: str, project: str | None) -> Iterator[str]:
         "setuptools.packages",
         "setuptools.py-modules",
     ):
-        value: Any = content.get("tool")
+        value = tools
         for key in where.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         for item in value if isinstance(value, list) else [value]:
@@ -186,10 +187,25 @@ def _named_by_project(folder: str, project: str | None) -> Iterator[str]:
                 yield re.split(r"[/.]", text.removeprefix("./").removeprefix(place))[0]
 
 
+_tools: dict[tuple[str, int, int], Any] = {}
+"""Of files that were read, by path, time of change and size: reading one takes a millisecond."""
+
+
+def _read_tools(path: str) -> Any:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - text in, numbers out
+        key = (path, status.st_mtime_ns, status.st_size)
+        if key not in _tools:
+            _tools[key] = tomllib.loads(_read(path)).get("tool")
+        return _tools[key]
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 # -- an import hook -------------------------------------------------------------------------------
 
 
-def _show_hook(path: Path) -> Editable:
+def _show_hook(path: str) -> Editable:
     """Of setuptools, of the library editables (hatchling, pdm), of scikit-build-core.
 
     Each has the paths of what it imports as constants in its code. That of meson-python has none:
@@ -201,7 +217,7 @@ def _show_hook(path: Path) -> Editable:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 constants.append(node.value)
     paths = (text for text in dict.fromkeys(constants) if text.startswith("/"))
-    return _show_mapped(str(path), paths)
+    return _show_mapped(path, paths)
 
 
 def _show_mapped(by: str, paths: Iterable[str]) -> Editable:
@@ -276,9 +292,9 @@ def _list(folder: str) -> list[str]:
     return sorted(names)
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return file.read(MAX_BYTES).decode(errors="replace")
     except OSError:
         return ""
