@@ -13,10 +13,10 @@ from gvisor_kernel import homes
 from gvisor_kernel.config import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.homes import find_home
-from gvisor_kernel.runtimes.plan import find_outputs, find_uploads
 
 from .config.test_settings import spec
-from .runtimes.conftest import make_request, root_only
+from .runtimes.conftest import root_only
+from .security.inside import outputs_of, uploads_of
 
 
 @pytest.fixture(autouse=True)
@@ -125,15 +125,15 @@ def test_a_directory_service_that_does_not_answer(
 def test_nobodys_home_is_uploads(bobs: Path, tmp_path: Path) -> None:
     """Whoever runs the server: root's sees all homes."""
     for folder in (bobs, bobs.parent):
-        assert find_uploads(DEFAULTS, make_request(folder)) is None
+        assert uploads_of(DEFAULTS, folder) is None
         for uploads in (str(folder), "bob" if folder == bobs.parent else "project/.."):
             with pytest.raises(SettingError, match="home") as caught:
-                find_uploads(SandboxSpec(uploads=uploads), make_request(folder))
+                uploads_of(SandboxSpec(uploads=uploads), folder)
             assert str(bobs) in caught.value.hint
         with pytest.raises(SettingError, match="choose one below it"):
             spec(uploads=str(folder))
     project = bobs / "project"
-    assert find_uploads(DEFAULTS, make_request(project)) == str(project)
+    assert uploads_of(DEFAULTS, project) == str(project)
     assert spec(uploads=str(project)).uploads == str(project)
 
 
@@ -144,8 +144,8 @@ def test_nobodys_home_is_written(bobs: Path) -> None:
         with pytest.raises(SettingError):
             spec(mounts=[{"source": str(folder), "target": "/data", "read_only": False}])
         with pytest.raises(SettingError):
-            find_outputs(SandboxSpec(outputs=str(folder)), make_request(bobs))
+            outputs_of(SandboxSpec(outputs=str(folder)), bobs)
         assert spec(mounts=[{"source": str(folder), "target": "/data"}]).mounts
     with pytest.raises(SettingError):
-        find_outputs(SandboxSpec(outputs="bob"), make_request(bobs.parent))
-    assert find_outputs(DEFAULTS, make_request(bobs)).path == str(bobs / "outputs")
+        outputs_of(SandboxSpec(outputs="bob"), bobs.parent)
+    assert outputs_of(DEFAULTS, bobs) == str(bobs / "outputs")
