@@ -1,7 +1,8 @@
 """What every test gets: a private world, warnings as errors, and a search for leftovers.
 
 ``GK_TEST_KERNEL`` names another kernelspec than ``gvisor-python``; ``python3``, the ordinary local
-kernel, is there to debug the tests themselves.
+kernel, is there to debug the tests themselves. ``GK_TEST_RUNSC`` is the path of
+another file ``runsc`` than the first in PATH.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import hypothesis
 import pytest
 
 from gvisor_kernel.builder import ImageBuilder
+from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
 from . import leaks
 from .docker.dockerd import Dockerd, running_dockerd
@@ -50,11 +53,22 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before test modules are imported, as those read the environment."""
     if config.getini("filterwarnings")[:1] != ["error"] or config.option.pythonwarnings:
         raise pytest.UsageError("Warnings are errors here: do not pass -W, fix or filter by name.")
+    chosen = os.environ.get("GK_TEST_RUNSC")
+    if chosen and not (Path(chosen).is_absolute() and Path(chosen).name == "runsc"):
+        raise pytest.UsageError("GK_TEST_RUNSC is to be the absolute path of a file named runsc.")
     # Kernels that start here share it. Each of the run's processes has a state directory of its
     # own, so that none knows of another's, and would not make or remove it between two looks.
     (PROJECT / "outputs").mkdir(exist_ok=True)
     config.stash[WORLD] = World.create()
     config.stash[WORLD].install()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    try:
+        runsc = find_runsc()
+    except RuntimeMissing as error:
+        return f"runsc: {error.fact}"
+    return f"runsc: {runsc.path}, release {runsc.version}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -112,6 +112,7 @@ def main(arguments: list[str]) -> int:
                 "USER": user.pw_name,
                 "LANG": "C.UTF-8",
                 "TEST_WORKERS": os.environ.get("TEST_WORKERS", ""),
+                "GK_TEST_RUNSC": os.environ.get("GK_TEST_RUNSC", ""),
                 "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
                 # One gvisor_kernel for all processes: images are of the one that made them.
                 "PYTHONPATH": str(copy),

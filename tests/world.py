@@ -88,6 +88,9 @@ class World:
                 del os.environ[name]
         os.environ.update(world.environment())
         tempfile.tempdir = None
+        runsc = os.environ.get("GK_TEST_RUNSC")
+        if runsc:
+            os.environ["PATH"] = f"{Path(runsc).parent}{os.pathsep}{os.environ['PATH']}"
         return world
 
     def remove(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
+from gvisor_kernel.runtimes.features import init_capabilities
 from gvisor_kernel.runtimes.image_world import choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_init_environment
 from gvisor_kernel.runtimes.plan import Places, plan_mounts
@@ -40,6 +41,7 @@ def describe_sandbox(
         mounts=mounts,
         map_users=as_root,
         file_size=None if can_bound_memory() else file_size_limit(spec),
+        capabilities=init_capabilities(runsc),
     )
     return {
         **describe_host(),

@@ -32,6 +32,7 @@ from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandb
 from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.runtimes.checkpoint import write_image
 from gvisor_kernel.runtimes.describe import describe_sandbox
+from gvisor_kernel.runtimes.features import init_capabilities
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.image_world import check_tree, choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_environment, find_init_environment
@@ -251,6 +252,7 @@ class RunscRuntime(Runtime):
             mounts=_restage(plan.mounts, plan.binds, stage),
             map_users=as_root,
             file_size=file_size,
+            capabilities=init_capabilities(plan.runsc),
         )
         (places.bundle / "config.json").write_text(json.dumps(config))
         argv = start_argv(

@@ -12,7 +12,8 @@ import shlex
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 from gvisor_kernel.errors import RuntimeMissing
@@ -27,6 +28,8 @@ INSTALL = (
     "install it: `sudo apt-get install runsc` on Debian and Ubuntu, or"
     " https://gvisor.dev/docs/user_guide/install/."
 )
+SIDECARS = "gvisor-bin"
+"""The directory beside runsc for what it starts besides itself, in releases that do."""
 NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgroups"})
 
 
@@ -40,10 +43,12 @@ class Runsc:
     sizes_overlay: bool
     """Whether ``--overlay2`` takes a size."""
     fingerprint: str = ""
-    """Differs from that of any other file that was at ``path`` before."""
+    """Differs from that of any other program, and of sidecars, that were at ``path`` before."""
+    sidecars: tuple[str, ...] = ()
+    """The names of the programs in SIDECARS beside it, which releases since 2026 run."""
 
 
-_known: dict[tuple[str, int, int], Runsc] = {}
+_known: dict[tuple[str, str], Runsc] = {}
 _commands: dict[tuple[Runsc, str], frozenset[str]] = {}
 _lock = threading.Lock()
 
@@ -54,12 +59,25 @@ def find_runsc() -> Runsc:
     if path is None:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
     path = os.path.realpath(path)
-    status = Path(path).stat()
-    key = (path, status.st_mtime_ns, status.st_size)
+    sidecars = _list_sidecars(path)
+    files = [(Path(path).name, Path(path).stat()), *sidecars.items()]
+    fingerprint = "-".join(f"{status.st_mtime_ns}-{status.st_size}" for _, status in files)
+    key = (path, fingerprint)
     with _lock:
         if key not in _known:
-            _known[key] = _ask(path, f"{status.st_mtime_ns}-{status.st_size}")
+            _known[key] = replace(
+                _ask(path), fingerprint=fingerprint, sidecars=tuple(sorted(sidecars))
+            )
         return _known[key]
+
+
+def _list_sidecars(path: str) -> dict[str, os.stat_result]:
+    """The programs that the runsc at ``path`` finds beside itself, and what may tell them apart."""
+    try:
+        with os.scandir(Path(path).parent / SIDECARS) as entries:
+            return {entry.name: entry.stat() for entry in sorted(entries, key=attrgetter("name"))}
+    except OSError:
+        return {}
 
 
 def command_flags(runsc: Runsc, command: str) -> frozenset[str]:
@@ -75,7 +93,7 @@ def _find_flags(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"^\s*--?([A-Za-z][\w-]*)", text, re.MULTILINE))
 
 
-def _ask(path: str, fingerprint: str) -> Runsc:
+def _ask(path: str) -> Runsc:
     version_text, flags_text = _answers(path, ("--version",), ("flags",))
     match = re.search(r"runsc version (?:release-)?(\S+)", version_text)
     if match is None:
@@ -89,9 +107,13 @@ def _ask(path: str, fingerprint: str) -> Runsc:
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
             f"it is too old: {INSTALL}",
         )
-    overlay = re.search(r"^\s*--?overlay2\b.*(?:\n\s+.*)?", flags_text, re.MULTILINE)
-    sizes_overlay = overlay is not None and "size=" in overlay[0]
-    return Runsc(path, match[1], flags, sizes_overlay, fingerprint)
+    return Runsc(path, match[1], flags, "size=" in find_help(flags_text, "overlay2"))
+
+
+def find_help(flags_text: str, flag: str) -> str:
+    """What ``runsc flags`` says of ``flag``: all its lines, up to the next flag's."""
+    found = re.search(rf"^ *--?{flag}\b.*(?:\n(?! *--?[A-Za-z]).*)*", flags_text, re.MULTILINE)
+    return "" if found is None else found[0]
 
 
 def _answers(path: str, *questions: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from gvisor_kernel.spec.layout import (
     scratch_mounts,
 )
 from gvisor_kernel.spec.limits import guest_rlimits, host_limits
-from gvisor_kernel.spec.oci import CAPABILITIES
+from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 RUNTIME = "runsc"
 """The name that the engine has to know gVisor by."""
@@ -116,6 +116,9 @@ def finalize_container(
     ``volumes``: what the image wants to write; else the engine would give it room on its disk.
     """
     limits = host_limits(spec)
+    # CAP_SETFCAP, whether the engine's gVisor wants it or not: that could only be tried by one more
+    # container. The process of a sandbox is the engine's root, as Docker starts gVisor, and could
+    # make set-uid files already.
     # /workspace is mounted over by PID 1, /var/tmp is what a read-only root lacks besides.
     scratch = [
         *scratch_mounts(spec),
@@ -155,7 +158,7 @@ def finalize_container(
             "Privileged": False,
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
-            "CapAdd": [name.removeprefix("CAP_") for name in CAPABILITIES],
+            "CapAdd": [name.removeprefix("CAP_") for name in (*CAPABILITIES, SETFCAP)],
             "SecurityOpt": ["no-new-privileges"],
             "Memory": limits.memory,
             "MemorySwap": limits.memory,

@@ -24,6 +24,10 @@ signal its processes. Below the 10^9 that a system container has."""
 
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_KILL")
 
+SETFCAP = "CAP_SETFCAP"
+"""PID 1 needs it besides where gVisor, as Linux since 5.12, asks for it to map uid 0: what is
+root of the new namespace could else give files capabilities that count outside of it."""
+
 _NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
 
 
@@ -84,11 +88,13 @@ def finalize_config(
     mounts: Iterable[Mount],
     map_users: bool,
     file_size: int | None,
+    capabilities: Sequence[str] = CAPABILITIES,
 ) -> dict[str, Any]:
     """The content of ``config.json``.
 
     The sources of ``mounts`` are paths as the runtime reaches them. ``map_users``: root starts
-    the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE, if it has one. ``environment``: PID 1's.
+    the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE, if it has one. ``environment`` and
+    ``capabilities``: PID 1's.
     """
     namespaces = [{"type": name} for name in _NAMESPACES]
     linux: dict[str, Any] = {
@@ -103,7 +109,6 @@ def finalize_config(
     ordered = order_mounts(mounts)
     layout = [mount for mount in ordered if mount.target in LAYOUT]
     others = [mount for mount in ordered if mount.target not in LAYOUT]
-    capabilities = {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")}
     return {
         "ociVersion": "1.0.0",
         "hostname": HOSTNAME,
@@ -114,7 +119,9 @@ def finalize_config(
             if environment is None
             else [f"{name}={value}" for name, value in environment.items()],
             "cwd": "/",
-            "capabilities": capabilities,
+            "capabilities": {
+                kind: list(capabilities) for kind in ("bounding", "effective", "permitted")
+            },
             "noNewPrivileges": True,
             "rlimits": guest_rlimits(spec, file_size),
         },

@@ -11,7 +11,7 @@ from gvisor_kernel.runtimes.runsc_cli import find_runsc
 SCRIPT = """#!/bin/sh
 for word in "$@"; do
     case "$word" in
-        --version|flags|run|restore|checkpoint) break ;;
+        --version|flags|do|run|restore|checkpoint) break ;;
     esac
 done
 case " $* " in *" --help "*) word=help ;; esac

@@ -131,14 +131,15 @@ def test_an_image_of_a_restored_sandbox(
 
 
 def test_the_memory_limit_is_that_of_the_restoring_session(restore: Restore) -> None:
-    inside = restore(memory_limit=2 << 30)
+    # As many GiB of the memory file, and as large a /dev/shm: what a current runsc compares.
+    inside = restore(memory_limit=4608 << 20)
     record = state.read_record(inside.sandbox.directory)
     assert record is not None
     for group in map(Path, record.cgroups):
         for file in ("memory.max", "memory.limit_in_bytes"):
             if (group / file).exists():
-                assert int((group / file).read_text()) == (2048 + 192) << 20
-    assert "MemTotal:        2097152 kB" in inside.ask("read('/proc/meminfo')")
+                assert int((group / file).read_text()) == (4608 + 192) << 20
+    assert "MemTotal:        4718592 kB" in inside.ask("read('/proc/meminfo')")
 
 
 def assert_fails_and_leaves_nothing(

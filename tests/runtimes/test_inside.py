@@ -14,6 +14,7 @@ import pytest
 from gvisor_kernel.config import ExtraMount
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 from gvisor_kernel.runtimes.world import find_world
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
 
@@ -43,7 +44,16 @@ def test_every_other_bind_is_read_only(shared: Conversation) -> None:
 def test_scratch_is_bounded(shared: Conversation) -> None:
     mounts = read_mounts(shared)
     for target in ("/tmp", "/home/user", "/run/gvisor-kernel/workspace"):
-        assert f"size={2 * 1024**3}" in mounts[target]
+        # In bytes, or as Linux shows it.
+        assert {f"size={2 * 1024**3}", f"size={2 * 1024**2}k"} & set(mounts[target])
+
+
+def test_the_root_is_bounded(shared: Conversation) -> None:
+    """What a kernel's programs write beside the scratch directories, where runsc can bound it."""
+    if not find_runsc().sizes_overlay:
+        pytest.skip("this runsc cannot bound the root file system; it counts as memory")
+    size = "(lambda s: s.f_blocks * s.f_frsize)(os.statvfs('/'))"
+    assert shared.ask(size) == 2 * 1024**3
 
 
 def test_it_is_gvisor_without_a_network(shared: Conversation) -> None:

@@ -24,6 +24,7 @@ from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes import lifeline, state, sweep
 from gvisor_kernel.runtimes.processes import ProcessId, is_alive
 from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
 from .conftest import Start, root_only
 from .standin import Conversation
@@ -191,7 +192,8 @@ def test_an_ordinary_user_has_the_same(shared: Conversation) -> None:
         folder = Path(home, "notebook")
         folder.mkdir()
         os.chown(folder, STRANGER, STRANGER)
-        environment = {"HOME": home, "PATH": os.defpath, "PYTHONPATH": paths}
+        programs = f"{Path(find_runsc().path).parent}{os.pathsep}{os.defpath}"
+        environment = {"HOME": home, "PATH": programs, "PYTHONPATH": paths}
         argv = [python, "-B"]
         options = {"user": STRANGER, "group": STRANGER, "extra_groups": [], "env": environment}
         with owning(folder, argv, **options) as owner:

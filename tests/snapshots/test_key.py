@@ -19,6 +19,7 @@ from gvisor_kernel.restoring import find_key, find_obstacle
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts, find_stale_parts
 from gvisor_kernel.snapshots.key import (
     EARLY,
@@ -76,7 +77,38 @@ def test_settings_that_shape_a_sandbox(
     part: str, settings: dict[str, Any], sandbox: dict[str, Any], tmp_path: Path
 ) -> None:
     key = make_key(sandbox, KERNEL, HOST)
-    assert key.differences(make_key(describe(tmp_path, **settings), KERNEL, HOST).parts) == [part]
+    expected = [part]
+    if "disk_limit" in settings and find_runsc().sizes_overlay:
+        expected.append("flags")  # the root's size
+    found = key.differences(make_key(describe(tmp_path, **settings), KERNEL, HOST).parts)
+    assert found == expected
+
+
+def find_compared(described: dict[str, Any]) -> dict[str, Any]:
+    """What a current runsc holds against the checkpoint's at a restore, and refuses else.
+
+    Of config.json all but: where mounts and the root come from, the environment and resources.
+    """
+    config = copy.deepcopy(described["config"])
+    for mount in config["mounts"]:
+        mount.pop("source")
+    del config["root"]["path"], config["process"]["env"], config["linux"]["resources"]
+    return config
+
+
+@pytest.mark.parametrize("memory", [256 << 20, 1 << 30, 3 << 30, 4608 << 20, 5 << 30, 64 << 30])
+@pytest.mark.parametrize("settings", [{}, {"cpu_shares": 3, "uploads": None}, {"disk_limit": 9000}])
+def test_what_runsc_compares_is_in_it(
+    memory: int, settings: dict[str, Any], sandbox: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whatever the limits are, what has one key can be restored."""
+    other = describe(tmp_path, memory_limit=memory, **settings)
+    if make_key(other, KERNEL, HOST) == make_key(sandbox, KERNEL, HOST):
+        assert find_compared(other) == find_compared(sandbox)
+    for change in ({"memory_limit": memory + (1 << 20)}, {"memory_limit": 2 * memory}):
+        more = describe(tmp_path, **{**settings, **change})
+        if make_key(more, KERNEL, HOST) == make_key(other, KERNEL, HOST):
+            assert find_compared(more) == find_compared(other)
 
 
 @pytest.mark.parametrize("part", ["runtime", "flags", "world", "etc", "user"])

@@ -51,7 +51,7 @@ def test_is_locked_in() -> None:
     assert asked["NetworkDisabled"]
     assert host["IpcMode"] == "none"
     assert host["CapDrop"] == ["ALL"]
-    assert set(host["CapAdd"]) == {"SYS_ADMIN", "SETUID", "SETGID", "CHOWN", "KILL"}
+    assert set(host["CapAdd"]) == {"SYS_ADMIN", "SETUID", "SETGID", "CHOWN", "KILL", "SETFCAP"}
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["ReadonlyRootfs"]
     assert not host["Privileged"]

@@ -1,0 +1,121 @@
+"""What an installed runsc can do and wants: read from its help, or tried once and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.runtimes import features, state
+from gvisor_kernel.runtimes.features import init_capabilities, wants_setfcap
+from gvisor_kernel.runtimes.runsc_cli import find_help, find_runsc, sandbox_flags
+from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
+
+from ..faults.fake_runsc import FakeRunsc
+
+OLD_HELP = """
+  -overlay
+\tDEPRECATED: use --overlay2=all:memory to achieve the same effect
+  -overlay2 value
+\twrap mounts with overlayfs. Format is {mount}:{medium}, where 'mount' can be 'root' or 'all'
+  -panic-log string
+\tfile path; size= is nothing of it
+"""
+NEW_HELP = """
+  -overlay2 value
+    \twrap mounts with overlayfs. Format is
+    \t* 'none' to turn overlay mode off
+    \t* {mount}:{medium}[,size={size}], where
+    \t    'mount' can be 'root' or 'all'
+    \t    'medium' can be 'memory', 'self' or 'dir=/abs/dir/path'
+  -panic-log string
+"""
+ANSWER = "echo 'maps uid 0 with CAP_SETFCAP: {}, without: {}'; exit 0"
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]:
+    """A runsc that nobody has asked yet, and a state directory where nothing is remembered."""
+    fake = FakeRunsc(tmp_path / "bin")
+    monkeypatch.setenv("PATH", fake.environment_path())
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(features, "_known", {})
+    yield fake
+    fake.as_ever("do")
+
+
+def test_all_lines_of_a_flags_help_are_read() -> None:
+    assert "size=" not in find_help(OLD_HELP, "overlay2")
+    assert "size=" in find_help(NEW_HELP, "overlay2")
+    assert find_help(NEW_HELP, "nothing") == ""
+
+
+@pytest.mark.parametrize("text", [OLD_HELP, NEW_HELP])
+def test_the_root_gets_a_size_where_it_can_have_one(text: str, fake: FakeRunsc) -> None:
+    flags = ("root", "network", "platform", "ignore-cgroups")
+    lines = text + "".join(f"  -{flag} value\n" for flag in flags)
+    (fake.folder / "help").write_text(lines)
+    fake.instead_of("flags", f"cat {fake.folder}/help; exit 0")
+    overlay = [flag for flag in sandbox_flags(find_runsc(), 4096) if "overlay2" in flag]
+    assert overlay == ["--overlay2=root:memory" + (",size=4096" if text is NEW_HELP else "")]
+
+
+@pytest.mark.parametrize(
+    ("with_it", "without", "wanted"), [("yes", "yes", False), ("yes", "no", True)]
+)
+def test_is_tried_once_for_each_file(
+    with_it: str, without: str, wanted: bool, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.instead_of("do", ANSWER.format(with_it, without))
+    assert wants_setfcap(find_runsc()) is wanted
+    assert init_capabilities(find_runsc()) == (*CAPABILITIES, *([SETFCAP] if wanted else []))
+    assert fake.asked().count("do") == 1
+    monkeypatch.setattr(features, "_known", {})  # as in another process
+    assert wants_setfcap(find_runsc()) is wanted
+    assert fake.asked().count("do") == 1
+    os.utime(fake.path, ns=(1, 1))  # another program at the same place
+    fake.instead_of("do", ANSWER.format("yes", "no" if without == "yes" else "yes"))
+    assert wants_setfcap(find_runsc()) is not wanted
+    assert fake.asked().count("do") == 2
+
+
+@pytest.mark.parametrize("script", ["exit 1", "exit 0", ANSWER.format("no", "no"), "kill -9 $$"])
+def test_what_cannot_be_tried_is_not_remembered(script: str, fake: FakeRunsc) -> None:
+    fake.instead_of("do", script)
+    assert init_capabilities(find_runsc()) == CAPABILITIES
+    fake.instead_of("do", ANSWER.format("yes", "no"))
+    assert wants_setfcap(find_runsc())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "[" * 60_000])
+def test_a_damaged_memory_is_made_anew(
+    content: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = state.state_root() / features.FILE
+    path.write_text(content)
+    fake.instead_of("do", ANSWER.format("yes", "no"))
+    assert wants_setfcap(find_runsc())
+    assert list(json.loads(path.read_text()).values()) == [True]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sidecar_makes_it_another_runsc(fake: FakeRunsc) -> None:
+    alone = find_runsc()
+    assert alone.sidecars == ()
+    (fake.folder / "gvisor-bin").mkdir()
+    sentry = fake.folder / "gvisor-bin" / "gvisor_sentry"
+    sentry.write_text("1")
+    beside = find_runsc()
+    assert beside.sidecars == ("gvisor_sentry",)
+    sentry.write_text("22")
+    assert len({alone.fingerprint, beside.fingerprint, find_runsc().fingerprint}) == 3
+
+
+def test_the_real_one_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whichever runsc it is: what was tried is what a kernel of these tests needs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(features, "_known", {})
+    assert features._try(find_runsc()) is not None
