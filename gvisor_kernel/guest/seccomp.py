@@ -1,9 +1,13 @@
-"""The kernel process makes no set-uid or set-gid files, and no devices.
+"""The kernel process makes no set-uid or set-gid files, no devices, and no mounts.
 
 A file in ``outputs`` belongs to the folder's owner on the host, who may be root; one with a
 set-uid bit would be a program with which any user of the host becomes its owner. File systems
 have no option against making such files, so the calls are refused: a filter of this kernel
 process and all its children that they cannot take off.
+
+A mount in a namespace of its own would go round that: with an overlay over ``outputs``, which a
+current gVisor allows, gVisor itself makes devices there for what is removed, and copies files
+with the mode that another file system says they have.
 """
 
 from __future__ import annotations
@@ -29,8 +33,14 @@ KILL_PROCESS = 0x80000000
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 
-ABSENT = ("openat2", "fchmodat2", "io_uring_setup")
-"""Calls that pass their mode in memory or to another call: as in a kernel that has none of them."""
+ABSENT = (
+    *("openat2", "fchmodat2", "io_uring_setup"),
+    *("open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr"),
+)
+"""As in a kernel that has none of them: calls that pass their mode in memory or to another call,
+and the newer ones of mounts."""
+FORBIDDEN = ("mount",)
+"""As to whoever has no capability."""
 
 
 class Rule(NamedTuple):
@@ -52,14 +62,21 @@ RULES: Dict[str, Rule] = {
     "mknod": Rule(1, bits=SET_ID | DEVICE),
     "mknodat": Rule(2, bits=SET_ID | DEVICE),
 }
-_NEW = {"io_uring_setup": 425, "openat2": 437, "fchmodat2": 452}
+_NEW = {
+    **{"io_uring_setup": 425, "openat2": 437, "fchmodat2": 452, "mount_setattr": 442},
+    **{"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431},
+    **{"fsmount": 432, "fspick": 433},
+}
 NUMBERS: Dict[int, Dict[str, int]] = {
     0xC000003E: {
         **_NEW,
-        **{"open": 2, "creat": 85, "chmod": 90, "fchmod": 91, "mknod": 133},
+        **{"open": 2, "creat": 85, "chmod": 90, "fchmod": 91, "mknod": 133, "mount": 165},
         **{"openat": 257, "mknodat": 259, "fchmodat": 268},
     },
-    0xC00000B7: {**_NEW, "mknodat": 33, "fchmod": 52, "fchmodat": 53, "openat": 56},
+    0xC00000B7: {
+        **_NEW,
+        **{"mknodat": 33, "mount": 40, "fchmod": 52, "fchmodat": 53, "openat": 56},
+    },
 }
 """The calls' numbers on x86-64 and arm64, by the architecture's number in a filter."""
 
@@ -92,8 +109,12 @@ def finalize_program() -> List[bytes]:
     for architecture, numbers in NUMBERS.items():
         steps = [_step(LOAD, NUMBER)]
         for name, number in numbers.items():
-            absent = [_step(RETURN, ERRNO | errno.ENOSYS)]
-            block = absent if name in ABSENT else _judge(RULES[name])
+            if name in ABSENT:
+                block = [_step(RETURN, ERRNO | errno.ENOSYS)]
+            elif name in FORBIDDEN:
+                block = [_step(RETURN, ERRNO | errno.EPERM)]
+            else:
+                block = _judge(RULES[name])
             steps += [_step(EQUAL, number, 0, len(block)), *block]
         steps.append(_step(RETURN, ALLOW))
         program += [_step(LOAD, ARCHITECTURE), _step(EQUAL, architecture, 0, len(steps)), *steps]

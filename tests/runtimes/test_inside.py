@@ -41,6 +41,26 @@ def test_every_other_bind_is_read_only(shared: Conversation) -> None:
             assert "ro" in options, target
 
 
+REMOUNT = """
+import ctypes
+libc = ctypes.CDLL(None)
+def remount(target):
+    done = [libc.mount(b"none", target, b"none", flags, None) for flags in (32, 32 | 4096)]
+    writes = libc.open(target, os.O_WRONLY), libc.open(target + b"/x", os.O_CREAT | os.O_WRONLY, 384)
+    return [0 in done, max(writes) >= 0]
+"""
+
+
+def test_pid_1_remounts_what_it_is_shown(start: Start) -> None:
+    """With all its rights and no filter it makes mounts writable: the host refuses still."""
+    inside = start()
+    inside.ask(f"run({REMOUNT!r})")
+    shown = [target for target, options in read_mounts(inside).items() if "ro" in options]
+    found = {target: inside.ask(f"remount({target.encode()!r})") for target in shown}
+    assert any(remounted for remounted, _ in found.values())
+    assert [target for target, (_, written) in found.items() if written] == []
+
+
 def test_scratch_is_bounded(shared: Conversation) -> None:
     mounts = read_mounts(shared)
     for target in ("/tmp", "/home/user", "/run/gvisor-kernel/workspace"):

@@ -125,7 +125,7 @@ print(json.dumps(done))
 
 
 def test_remount_in_a_namespace(kernel: Kernel) -> None:
-    """There code may remount things writable: the host refuses still."""
+    """The kernel's filter refuses; what does without, ``test_pid_1_remounts_what_it_is_shown``."""
     files = [
         "/mnt/user-data/uploads/data.csv",
         "/container_info.json",
@@ -135,6 +135,40 @@ def test_remount_in_a_namespace(kernel: Kernel) -> None:
     folders = ["/mnt/user-data/uploads", "/mnt/transcripts", "/mnt/skills/public", sys.prefix]
     code = f"found = as_root_of_a_namespace({REMOUNT!r}, {files!r}, {folders!r})"
     assert kernel.run(code) == []
+
+
+OVERLAY = """
+for folder in ("upper", "work"):
+    os.mkdir("/mnt/user-data/outputs/" + folder)
+os.makedirs("/tmp/lower/removed")
+os.mkdir("/tmp/merged")
+layers = b"lowerdir=/tmp/lower,upperdir=/mnt/user-data/outputs/upper"
+layers += b",workdir=/mnt/user-data/outputs/work"
+done = []
+if libc.mount(b"overlay", b"/tmp/merged", b"overlay", 0, layers) == 0:
+    done.append("mount")
+def number(*arguments):
+    return call("syscall", *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+try:
+    context = number(430, b"overlay", 0)
+    for layer in layers.split(b","):
+        number(431, context, 1, *layer.split(b"="), 0)
+    number(431, context, 6, None, None, 0)
+    number(429, number(432, context, 0, 0), b"", -100, b"/tmp/merged", 4)
+    done.append("fsopen")
+except OSError:
+    pass
+refused(lambda: os.rmdir("/tmp/merged/removed"))
+print(json.dumps(done))
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
+def test_an_overlay_over_outputs(kernel: Kernel, outputs: Path) -> None:
+    """gVisor itself would make a device there for a folder that is removed."""
+    assert kernel.run(f"found = as_root_of_a_namespace({OVERLAY!r})") == []
+    odd = [p for p in outputs.rglob("*") if not (p.is_dir() or p.is_file())]
+    assert odd == []
 
 
 def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
