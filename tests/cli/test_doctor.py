@@ -9,27 +9,31 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel.cli import doctor
 from gvisor_kernel.cli.bounded import call_within, run_command
-from gvisor_kernel.cli.checks import CHECKS, run_check
+from gvisor_kernel.cli.checks import CHECKS, kernel, run_check
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.host import (
     check_cgroups,
     check_platform,
-    check_runsc,
     check_userns,
     explain_userns,
 )
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_python
+from gvisor_kernel.cli.checks.runsc import check_runsc, describe_age, find_release_date
 from gvisor_kernel.cli.checks.shown import check_environment
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes.processes import find_with_argument
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
+from ..faults.fake_runsc import FakeRunsc
 from ..gvisor import gvisor_release
 
 
@@ -65,6 +69,11 @@ def test_this_machine_is_well(data_dir: Path, capsys: pytest.CaptureFixture[str]
     document = json.loads(capsys.readouterr().out)
     assert [check for check in document["checks"] if check["state"] == "failed"] == []
     assert (status, document["ok"]) == (0, True)
+    facts = {check["name"]: check["fact"] for check in document["checks"]}
+    assert f"release {find_runsc().version.removeprefix('0.0~')}" in facts["runsc"]
+    assert f"on gVisor's Linux {gvisor_release()}" in facts["kernel"]
+    assert "% of a CPU" in facts["idle kernel"]
+    assert ("runsc lacks" in facts) is not find_runsc().sizes_overlay
 
 
 def test_json_and_lines_say_the_same(
@@ -144,10 +153,83 @@ def test_call_within_hands_on_results_and_exceptions() -> None:
 
 def test_runsc_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
-    check = check_runsc()
+    (check,) = check_runsc()
     assert check.state == "failed"
     assert "apt-get install runsc" in check.fix
     assert check_platform().state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("version", "released"),
+    [
+        ("20260817.0", date(2026, 8, 17)),
+        ("0.0~20240729.0", date(2024, 7, 29)),
+        ("20260817.0-70-g3c5eee17d", date(2026, 8, 17)),
+        ("VERSION_MISSING", None),
+        ("20261340.0", None),
+        ("20990101.0", None),
+        ("1.2026081755", None),
+    ],
+)
+def test_the_day_of_a_release(version: str, released: date | None) -> None:
+    assert find_release_date(version, date(2026, 11, 26)) == released
+
+
+def test_how_old_it_is() -> None:
+    days = (0, 1, 13, 15, 60, 70, 729, 731, 850)
+    assert [describe_age(each) for each in days] == [
+        *("0 days", "1 day", "13 days", "2 weeks", "9 weeks", "2 months", "24 months"),
+        *("2.0 years", "2.3 years"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "fact"),
+    [
+        ("release-20240102.0", "warning", "release 20240102.0, of 2024-01-02: "),
+        ("release-of-mine", "warning", "release of-mine; how old it is cannot be known from that"),
+    ],
+)
+def test_what_is_said_of_an_old_runsc(
+    version: str,
+    state: str,
+    fact: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeRunsc(tmp_path / "fake")
+    monkeypatch.setenv("PATH", fake.environment_path())
+    fake.instead_of("--version", f"echo 'runsc version {version}'; exit 0")
+    fake.instead_of(
+        "flags",
+        'for flag in root network platform overlay2 ignore-cgroups; do echo "  -$flag x"; done;'
+        " exit 0",
+    )
+    fake.instead_of("help", "exit 0")
+    first, lacks = check_runsc()
+    assert first.state == state
+    assert fact in first.fact
+    assert "gvisor.dev" in first.fix
+    for what in ("root file system", "uncompressed", "empty memory"):
+        assert what in lacks.fact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("/nonexistent", "cannot be started inside the sandbox"),
+        ("/bin/false", "ended before it answered"),
+    ],
+)
+def test_a_kernel_that_does_not_start_though_its_guest_answers(
+    program: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(kernel._make_plan(), argv=(program,))
+    monkeypatch.setattr(kernel, "_make_plan", lambda: plan)
+    (check,) = run_check("kernel", 40, kernel.check_kernel)
+    assert check.state == "failed"
+    assert words in check.fact
 
 
 def test_the_platform_really_starts() -> None:

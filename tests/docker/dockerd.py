@@ -101,6 +101,13 @@ class Dockerd:
             processes.kill_with_argument(self._name), time.monotonic() + SECONDS
         )
 
+    def unmount(self) -> None:
+        """A current gVisor keeps an empty network namespace for all its sandboxes mounted here."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        for target in [line.split()[4] for line in lines]:
+            if target.startswith(f"{self.folder}/") and target.endswith("/null-netns"):
+                subprocess.run(["umount", target], check=True)
+
     def words(self) -> str:
         return (self.folder / "engine.log").read_text()[-3000:]
 
@@ -150,5 +157,6 @@ def running_dockerd() -> Iterator[Dockerd]:
     finally:
         dockerd.stop()
         dockerd.end_shims()
+        dockerd.unmount()
         shutil.rmtree(folder, ignore_errors=True)
         assert not folder.exists(), "something is left of the Docker engine"

@@ -46,7 +46,7 @@ import ctypes
 libc = ctypes.CDLL(None)
 def remount(target):
     done = [libc.mount(b"none", target, b"none", flags, None) for flags in (32, 32 | 4096)]
-    writes = libc.open(target, os.O_WRONLY), libc.open(target + b"/x", os.O_CREAT | os.O_WRONLY, 384)
+    writes = libc.open(target, os.O_WRONLY), libc.open(target + b"/x", os.O_CREAT | os.O_RDWR, 384)
     return [0 in done, max(writes) >= 0]
 """
 

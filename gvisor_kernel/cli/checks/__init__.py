@@ -13,12 +13,12 @@ from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import (
     check_cgroups,
     check_platform,
-    check_runsc,
     check_seccomp,
     check_userns,
 )
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
-from gvisor_kernel.cli.checks.sandbox import check_sandbox
+from gvisor_kernel.cli.checks.kernel import check_kernel
+from gvisor_kernel.cli.checks.runsc import check_runsc
 from gvisor_kernel.cli.checks.shown import check_shown
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.errors import GvisorKernelError
@@ -36,7 +36,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),
     ("docker", 10, check_engines),
-    ("sandbox", 40, check_sandbox),
+    ("kernel", 40, check_kernel),
 )
 """The name, how many seconds it may take, and the function."""
 

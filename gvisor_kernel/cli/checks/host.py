@@ -1,4 +1,4 @@
-"""Checks of the machine: runsc, its platform, and what the host's kernel lets this user do.
+"""Checks of the machine: runsc's platform, and what the host's kernel lets this user do.
 
 They look at the machine itself, not at what it says of itself, wherever that can be done: the
 platform check starts a sandbox.
@@ -15,27 +15,11 @@ from pathlib import Path
 
 from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.runsc import INSTALL_RUNSC
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
-INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
-RUNSC_TESTED = "20240729"
-"""The oldest release that the project's tests run with."""
-
-
-# The program and the platform.
-
-
-def check_runsc() -> Check:
-    try:
-        runsc = find_runsc()
-    except RuntimeMissing as error:
-        return Check("runsc", "failed", error.fact.rstrip("."), INSTALL_RUNSC)
-    version = runsc.version.removeprefix("0.0~")
-    fact = f"{runsc.path}, release {version}"
-    if version[:8].isdigit() and version[:8] < RUNSC_TESTED:
-        return Check("runsc", "warning", f"{fact}, is older than what is tested", INSTALL_RUNSC)
-    return Check("runsc", "ok", fact)
+# The platform.
 
 
 def check_platform() -> Check:

@@ -1,0 +1,122 @@
+"""The check that counts: a kernel that is started as Jupyter starts one, runs a cell, and idles."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from jupyter_core.utils import ensure_event_loop
+
+from gvisor_kernel.asking import OwnClient, connect, own_key, wait_for_reply
+from gvisor_kernel.bridge import Address, KernelIdentity
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.kernelspecs import find_kernelspecs
+from gvisor_kernel.plans import KernelPlan
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.processes import SANDBOX_NAME
+from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
+from gvisor_kernel.sandboxed import SandboxedKernel
+
+CELL = "__import__('os').uname().release"
+"""Evaluated by a cell, of which nothing else is kept."""
+SAMPLE_SECONDS = 0.5
+SAMPLES = 3
+"""The quietest counts: a kernel has things to do after its first cell."""
+MAX_IDLE_SHARE = 0.01
+
+
+def check_kernel() -> list[Check]:
+    """Nothing of the host is shown to this kernel but its Python environment.
+
+    For a thread of its own: the loop that the client made there is closed.
+    """
+    started = time.monotonic()
+    kernel = SandboxedKernel()
+    try:
+        plan = _make_plan()
+        address = asyncio.run(kernel.launch(plan))
+        client = connect(address, plan, lambda: kernel.exit_status is None)
+        try:
+            release = _run_cell(client)
+            seconds = time.monotonic() - started
+            fact = f"a cell ran {seconds:.1f} s after the start, on gVisor's Linux {release[:100]}"
+            return [Check("kernel", "ok", fact), *_check_idle(kernel)]
+        finally:
+            client.stop_channels()
+    except GvisorKernelError as error:
+        evidence = error.detail.splitlines()[-1:]
+        fact = " ".join([error.fact, *evidence])
+        return [Check("kernel", "failed", fact[:500], error.hint or "see the lines above")]
+    finally:
+        asyncio.run(kernel.close())
+        ensure_event_loop().close()
+
+
+def _make_plan() -> KernelPlan:
+    """A cold start with the defaults, for the first interpreter that a kernelspec of ours names."""
+    interpreters = [spec.interpreter for spec in find_kernelspecs() if spec.interpreter]
+    python = next(iter(interpreters), sys.executable)
+    spec = SandboxSpec(uploads=None, outputs=None, transcripts=False, snapshot="off")
+    return KernelPlan(
+        spec=spec,
+        request=LaunchRequest("doctor", "", Path("/"), python, {}),
+        # Not to be stopped while it idles, or there were nothing to measure.
+        identity=KernelIdentity(
+            "doctor", own_key(), "hmac-sha256", spec.memory_limit, idle_stop=False
+        ),
+        address=Address("ipc", ""),
+    )
+
+
+def _run_cell(client: OwnClient) -> str:
+    """What CELL is in the kernel. Raises LaunchError."""
+    wait_for_reply(client, client.kernel_info())
+    message_id = client.execute("", silent=False, user_expressions={"release": CELL})
+    content = wait_for_reply(client, message_id)
+    try:
+        return str(content["user_expressions"]["release"]["data"]["text/plain"]).strip("'")
+    except (LookupError, TypeError) as error:
+        raise LaunchError(f"The kernel's answer to a cell is none: {str(content)[:300]}") from error
+
+
+def _check_idle(kernel: SandboxedKernel) -> list[Check]:
+    """What it costs that the kernel is there; nothing where that cannot be seen."""
+    sandbox = kernel.sandbox
+    pid = sandbox.find_process(SANDBOX_NAME) if isinstance(sandbox, RunscSandbox) else None
+    if pid is None:
+        return []
+    shares: list[float] = []
+    for _ in range(SAMPLES):
+        before, since = _cpu_seconds(pid), time.monotonic()
+        time.sleep(SAMPLE_SECONDS)  # that time goes by is what is measured
+        shares.append((_cpu_seconds(pid) - before) / (time.monotonic() - since))
+    share = max(min(shares), 0.0)
+    fact = f"a sandbox that idles takes {100 * share:.1f} % of a CPU"
+    if share > MAX_IDLE_SHARE:
+        return [
+            Check(
+                "idle kernel",
+                "warning",
+                f"{fact}, where a current gVisor takes less than {100 * MAX_IDLE_SHARE:.0f} %",
+                "leave the setting idle_stop as it is: it stops kernels that idle, and then they"
+                " take nothing",
+            )
+        ]
+    return [Check("idle kernel", "ok", fact)]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What ``pid`` and its children, gVisor's stubs, have used of the CPUs."""
+    nanoseconds, waiting = 0, [pid]
+    while waiting:
+        tasks = Path(f"/proc/{waiting.pop()}/task")
+        with suppress(OSError, ValueError):
+            for task in tasks.iterdir():
+                nanoseconds += int((task / "schedstat").read_text().split()[0])
+                waiting += map(int, (task / "children").read_text().split())
+    return nanoseconds / 1e9
