@@ -20,6 +20,11 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
         "install util-linux, which has unshare: `sudo apt-get install util-linux`.",
     ),
     (
+        re.compile(r"kernel's user namespace cannot be set up"),
+        "what this release of runsc wants of a sandbox could not be tried, and the server's log"
+        " says why; the next start tries again.",
+    ),
+    (
         re.compile(r"cgroup", re.I),
         "see whether /sys/fs/cgroup is mounted and writable; `gvisor-kernel doctor` says more.",
     ),
