@@ -16,6 +16,7 @@ import threading
 from collections import Counter, deque
 from contextlib import suppress
 
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.plans import KernelPlan, write_plan
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class ImageBuilder:
     """Of one process. Use ``ImageBuilder.instance()``; any thread."""
 
     _instance: ImageBuilder | None = None
-    _lock = threading.Lock()
+    _lock = ThreadLock()
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -108,7 +109,9 @@ class ImageBuilder:
         process.stderr.close()
 
     def end(self) -> None:
-        """Give up what is not done. Called when the process exits."""
+        """Give up what is not done. Called when the process exits; quiet in a forked child."""
+        if self._pid != os.getpid():
+            return
         with self._changed:
             self._ended = True
             process = self._process

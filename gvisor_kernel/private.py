@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from gvisor_kernel.locks import MAX_LOCK_SECONDS, locked_file
+
 NEW, GONE = "new-", "gone-"
 
 
@@ -86,15 +88,18 @@ def sweep(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, how: int, *, create: bool = False) -> Iterator[int]:
-    """Hold a lock on ``path``, which is no link. Raises OSError, BlockingIOError with LOCK_NB."""
+def lock(
+    path: Path, how: int, *, create: bool = False, seconds: float = MAX_LOCK_SECONDS
+) -> Iterator[int]:
+    """Hold a lock on ``path``, which is no link.
+
+    Raises OSError: also when another process holds it for ``seconds``, and BlockingIOError with
+    LOCK_NB.
+    """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     fd = os.open(path, flags, 0o600)
-    try:
-        fcntl.flock(fd, how)
+    with locked_file(fd, how, seconds):
         yield fd
-    finally:
-        os.close(fd)
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -103,39 +103,36 @@ class SandboxedKernel:
         """
         if self._bridge.ended:
             raise LaunchError("No kernel can be started any more: this process ends.")
-        return await self._on_bridge(self._launch(plan))
+        return await self._bridge.awaited(self._launch(plan))
 
     async def signal(self, signum: int) -> None:
         """Signal the kernel and its children; quiet when there are none."""
         if self._kernel is not None and not self._bridge.ended:
-            await self._on_bridge(self._signal(self._kernel, signum))
+            await self._bridge.awaited(self._signal(self._kernel, signum))
 
     async def kill(self) -> None:
         """End the kernel at once; quiet when there is none."""
         if self._kernel is not None and not self._bridge.ended:
-            await self._on_bridge(self._kernel.kill())
+            await self._bridge.awaited(self._kernel.kill())
 
     async def expect_end(self, restart: bool) -> None:
         """A shutdown was requested by a client's message: the exit to come is no accident."""
         if self._kernel is not None and not self._bridge.ended:
-            await self._on_bridge(self._expect_end(self._kernel, restart))
+            await self._bridge.awaited(self._expect_end(self._kernel, restart))
 
     async def end_sandbox(self) -> None:
         """End the sandbox; clients' sockets stay for the next launch. Idempotent."""
         self._sandbox = None
         if self._kernel is not None and not self._bridge.ended:
-            await self._on_bridge(self._kernel.end_sandbox())
+            await self._bridge.awaited(self._kernel.end_sandbox())
 
     async def close(self) -> None:
         """End all and remove all. Idempotent."""
         if not self._bridge.ended:
-            await self._on_bridge(self._close())
+            await self._bridge.awaited(self._close())
         self._kernel = self._sandbox = None
 
     # -- on the bridge's loop --------------------------------------------------------------------
-
-    async def _on_bridge(self, work: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.wrap_future(self._bridge.call(work))
 
     @staticmethod
     async def _signal(kernel: KernelBridge, signum: int) -> None:
@@ -306,7 +303,7 @@ class SandboxedKernel:
 
         Nobody may be connected to it. Raises LaunchError, SnapshotError.
         """
-        return await self._on_bridge(self._checkpoint(directory, seconds))
+        return await self._bridge.awaited(self._checkpoint(directory, seconds))
 
     async def _checkpoint(self, directory: Path, seconds: float) -> ImageRun:
         kernel, sandbox, plan = self._kernel, self._sandbox, self._plan

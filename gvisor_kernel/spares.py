@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.plans import KernelPlan
 from gvisor_kernel.restoring import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
@@ -79,7 +80,7 @@ class Spares:
     """Of one process. Use ``Spares.instance()``; any thread."""
 
     _instance: Spares | None = None
-    _lock = threading.Lock()
+    _lock = ThreadLock()
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -145,7 +146,12 @@ class Spares:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Remove the spare, and make none any more. Called when the process exits."""
+        """Remove the spare, and make none any more. Called when the process exits.
+
+        Quiet in a forked child, which has neither the spare nor its thread.
+        """
+        if self._pid != os.getpid():
+            return
         with self._changed:
             self._ended = True
             self._changed.notify_all()

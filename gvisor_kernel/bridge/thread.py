@@ -22,6 +22,7 @@ from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, s
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.locks import ThreadLock
 
 T = TypeVar("T")
 
@@ -29,11 +30,15 @@ EXIT_SECONDS = 10.0
 """How long the end of this process waits for its sandboxes to be removed."""
 
 
+LOOK_SECONDS = 0.1
+"""How long a wake-up that was lost can delay an answer."""
+
+
 class Bridge:
     """Use ``Bridge.instance()``. Its methods may be called from any thread."""
 
     _instance: Bridge | None = None
-    _lock = threading.Lock()
+    _lock = ThreadLock()
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -70,8 +75,24 @@ class Bridge:
         return self._stopped or self._pid != os.getpid()
 
     def call(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run ``work`` on the bridge's loop; the future may be awaited with asyncio.wrap_future."""
+        """Run ``work`` on the bridge's loop. ``awaited`` awaits the future on another one."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def awaited(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the bridge's loop and await it on the running one, whosever that is.
+
+        That loop is looked after by a timer: its wake-up may be lost. A process that forks after
+        it has used Jupyter shares the loop that jupyter_core keeps with its children, the pipe by
+        which other threads wake it included, and any of them may read what was meant for another.
+        """
+        done = asyncio.wrap_future(self.call(work))
+        try:
+            while not done.done():
+                await asyncio.wait({done}, timeout=LOOK_SECONDS)
+        except asyncio.CancelledError:
+            done.cancel()
+            raise
+        return done.result()
 
     async def open_kernel(
         self, identity: KernelIdentity, address: Address, root: Path

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import os
 
 from gvisor_kernel.config import RUNTIMES
 from gvisor_kernel.errors import SettingError
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.runtimes.base import Runtime
 
 _runtimes: dict[str, Runtime] = {}
-_lock = threading.Lock()
+_lock = ThreadLock()
 
 
 def get_runtime(name: str) -> Runtime:
@@ -20,6 +21,14 @@ def get_runtime(name: str) -> Runtime:
         if name not in _runtimes:
             _runtimes[name] = _make(name)
         return _runtimes[name]
+
+
+def _in_child() -> None:
+    """A forked child's runtimes are its own: its parent's threads may be at work in theirs."""
+    _runtimes.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _make(name: str) -> Runtime:

@@ -10,13 +10,13 @@ import os
 import re
 import shlex
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.runtimes import commands
 from gvisor_kernel.runtimes.cgroups import Cgroup
 
@@ -50,7 +50,7 @@ class Runsc:
 
 _known: dict[tuple[str, str], Runsc] = {}
 _commands: dict[tuple[Runsc, str], frozenset[str]] = {}
-_lock = threading.Lock()
+_lock = ThreadLock()
 
 
 def find_runsc() -> Runsc:

@@ -40,6 +40,7 @@ from gvisor_kernel.host.stage import (
     merge,
     place,
 )
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.runtimes import commands
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.spec.layout import is_within
@@ -241,7 +242,7 @@ def _map_owner(tree: int, source: Source) -> None:
 
 
 _namespaces: dict[tuple[int, int], int] = {}
-_namespaces_lock = threading.Lock()
+_namespaces_lock = ThreadLock()
 
 
 def _owner_namespace(uid: int, gid: int) -> int:

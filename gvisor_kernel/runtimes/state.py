@@ -26,6 +26,7 @@ from platformdirs import user_state_path
 
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.locks import locked_file
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.plan import Outputs
 from gvisor_kernel.runtimes.processes import ProcessId, identify, is_alive
@@ -216,11 +217,15 @@ def locked() -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateError(f"The file {path} cannot be opened: {error.strerror}.") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked_file(fd, fcntl.LOCK_EX))
+        except TimeoutError as error:
+            raise StateError(
+                f"The file {path} cannot be locked: {error.strerror}.",
+                "see what that process does; where it was stopped (Ctrl-Z), let it go on.",
+            ) from error
         yield
-    finally:
-        os.close(fd)
 
 
 def write_record(directory: Path, record: Record) -> None:

@@ -25,6 +25,7 @@ from platformdirs import user_data_path
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import SkillError
+from gvisor_kernel.locks import locked_file
 from gvisor_kernel.skills.archive import show
 from gvisor_kernel.skills.package import NAME, Skill, read_folder
 
@@ -230,13 +231,10 @@ class SkillStore:
         try:
             self._check()
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked_file(lock, fcntl.LOCK_EX):
                 for left in self.folder.glob(f"{TEMPORARY}*"):
                     shutil.rmtree(left, ignore_errors=True)
                 yield
-            finally:
-                os.close(lock)
         except OSError as error:
             raise SkillError(
                 f"The folder {self.folder} cannot be changed: {error.strerror}.",

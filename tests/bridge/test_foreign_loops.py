@@ -1,0 +1,100 @@
+"""Answers of the bridge reach whoever awaits them, also on a loop that others wake by mistake."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from gvisor_kernel.bridge import Bridge
+
+SECONDS = 20.0
+
+
+async def answer(said: threading.Event) -> int:
+    await asyncio.sleep(0.05)  # by then the other loop waits
+    said.set()
+    return 42
+
+
+def test_a_wake_up_that_a_sibling_has_read() -> None:
+    """Siblings that were forked with a loop share the pipe that wakes it: one byte, one reader."""
+    loop = asyncio.new_event_loop()
+    loop._write_to_self = lambda: None  # type: ignore[attr-defined]
+    answers: list[int] = []
+    said = threading.Event()
+
+    def wait() -> None:
+        answers.append(loop.run_until_complete(Bridge.instance().awaited(answer(said))))
+        loop.close()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert said.wait(SECONDS)
+    waiting.join(SECONDS)
+    assert answers == [42]
+
+
+SIBLINGS = """
+import asyncio, os, signal
+from jupyter_core.utils import run_sync
+from gvisor_kernel.bridge import Bridge
+
+async def answer():
+    await asyncio.sleep(0.001)
+    return 42
+
+async def ask():
+    return await Bridge.instance().awaited(answer())
+
+ask_now, pids = run_sync(ask), []
+ask_now()
+for _ in range(12):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        for _ in range(300):
+            assert ask_now() == 42
+        os._exit(0)
+    pids.append(pid)
+print({os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids})
+"""
+
+
+def test_siblings_that_were_forked_with_a_loop() -> None:
+    """Jupyter's own: it keeps one for the calls of a manager, and a pool of workers inherits it."""
+    argv = [sys.executable, "-W", "ignore", "-c", SIBLINGS]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
+    assert done.stdout == "{0}\n", done.stderr
+
+
+def test_cancelled() -> None:
+    """What is not awaited any more ends."""
+    ended = threading.Event()
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(Bridge.instance().awaited(endless()))
+        await asyncio.wait({task}, timeout=0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert ended.wait(SECONDS)
+
+
+def test_an_error_is_the_callers() -> None:
+    async def fail() -> None:
+        raise ValueError("as it is")
+
+    with pytest.raises(ValueError, match="as it is"):
+        asyncio.run(Bridge.instance().awaited(fail()))

@@ -1,0 +1,36 @@
+"""Notebooks in forked workers: nbclient's users run many at a time in a pool of processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ..world import PROJECT
+from .helpers import SOONEST
+
+
+def run_workers(notebooks: int, workers: int, seconds: float) -> None:
+    argv = [*(sys.executable, "-m", "tests.jupyter.forked_workers"), SOONEST]
+    done = subprocess.run(
+        [*argv, str(notebooks), str(workers)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{notebooks} notebooks\n", done.stdout
+
+
+def test_in_a_few_workers() -> None:
+    run_workers(6, 3, 170)
+
+
+@pytest.mark.skipif(os.environ.get("GK_TEST_ALL") != "1", reason="long: scripts/test --all")
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("image")
+def test_two_hundred() -> None:
+    run_workers(200, 6, 1150)

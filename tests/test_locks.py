@@ -1,0 +1,133 @@
+"""Locks: a forked child has none of its parent's, and none of a process is waited for for ever."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel import private
+from gvisor_kernel.errors import StateError
+from gvisor_kernel.locks import locked_file
+from gvisor_kernel.runtimes import state
+
+SECONDS = 20
+
+FORK = """
+import os, signal, threading
+{hold}
+holding, go_on = threading.Event(), threading.Event()
+
+def work():
+    with held():
+        holding.set()
+        go_on.wait()
+
+thread = threading.Thread(target=work)
+thread.start()
+holding.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm({seconds})
+    with held():
+        os._exit(0)
+go_on.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+"""A child is forked while a thread of its parent holds a lock, and wants it too."""
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        "from gvisor_kernel.runtimes.state import locked as held",
+        "from gvisor_kernel.bridge import Bridge\nheld = lambda: Bridge._lock",
+        "from gvisor_kernel.builder import ImageBuilder\nheld = lambda: ImageBuilder._lock",
+        "from gvisor_kernel.spares import Spares\nheld = lambda: Spares._lock",
+        "from gvisor_kernel.runtimes import registry\nheld = lambda: registry._lock",
+        "from gvisor_kernel.runtimes import runsc_cli\nheld = lambda: runsc_cli._lock",
+        "from gvisor_kernel.runtimes import staging\nheld = lambda: staging._namespaces_lock",
+        "from gvisor_kernel.runtimes import lifeline\nheld = lambda: lifeline._lock",
+    ],
+    ids=lambda hold: hold.split("\n")[0].rpartition(" ")[2],
+)
+def test_held_at_a_fork(hold: str) -> None:
+    code = FORK.format(hold=hold, seconds=SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_a_child_does_not_hold_on_to_its_parents(tmp_path: Path) -> None:
+    """The parent is killed while it holds a lock; a child of it, which lives on, holds nothing."""
+    path = tmp_path / "lock"
+    code = f"""
+import fcntl, os, sys
+from gvisor_kernel.private import lock
+with lock({str(path)!r}, fcntl.LOCK_EX, create=True):
+    if os.fork():
+        sys.stdout.write("held\\n")
+        sys.stdout.flush()
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+        process.wait()
+        with private.lock(path, fcntl.LOCK_EX, seconds=SECONDS):
+            pass
+
+
+@contextmanager
+def stopped_holder(path: Path) -> Iterator[int]:
+    code = "import fcntl, sys; fcntl.flock(0, fcntl.LOCK_EX); print(); sys.stdout.flush(); input()"
+    with (
+        path.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-c", code.replace("input()", "import time; time.sleep(600)")],
+            stdin=file,
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_a_holder_that_is_stopped(tmp_path: Path) -> None:
+    with stopped_holder(tmp_path / "lock") as pid:
+        fd = os.open(tmp_path / "lock", os.O_RDWR)
+        held = locked_file(fd, fcntl.LOCK_EX, 0.1)
+        with pytest.raises(TimeoutError, match=f"the process {pid} has held its lock"), held:
+            pass
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_holder_of_the_state_directory_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "locked_file", functools.partial(locked_file, seconds=0.1))
+    holder = stopped_holder(state.state_root() / "lock")
+    refused = pytest.raises(StateError, match="cannot be locked: the process")
+    with holder, refused, state.locked():
+        pass
+    with state.locked():
+        pass
