@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class ClientSockets:
     """Bound from construction to ``close``. Lives on the bridge's loop.
 
     ``on_message(channel, parts)`` is called for what a client sent, while ``may_take(channel)``;
-    ``on_subscribe(topic)`` for each new subscription to iopub.
+    ``on_subscribe(topic)`` when iopub is subscribed to for a topic that no client had.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class ClientSockets:
         """Clients that lost a reply, and have not read since."""
         self._coming: dict[Channel, asyncio.Handle] = {}
         """The next look at a socket that is due without its descriptor; at most one each."""
-        self._subscriptions = 0
+        self._topics: Counter[bytes] = Counter()
+        """Subscriptions to iopub, of all clients."""
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._directory: Path | None = None
         self._closed = False
@@ -231,7 +232,7 @@ class ClientSockets:
         client = channel, self._waiting[channel][0][0][0]
         if client not in self._stalled:
             since = self._blocked_since.setdefault(channel, now)
-            if now - since < PATIENCE or (channel is Channel.IOPUB and self._subscriptions < 2):
+            if now - since < PATIENCE or (channel is Channel.IOPUB and self._topics.total() < 2):
                 if channel not in self._coming:
                     wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, now - since))
                     self._coming[channel] = self._loop.call_later(wait, self._come_back, channel)
@@ -315,11 +316,20 @@ class ClientSockets:
         return bool(isinstance(events, int) and events & zmq.POLLIN)
 
     def _take_subscription(self, frame: bytes) -> None:
+        """Only the first of a topic is told of, as by ipykernel, whose socket tells of no other.
+
+        What is said to a new subscriber, all others hear as well, and not all of them can bear a
+        message without a parent (kernel gateway's notebook-http mode).
+        """
+        topic = frame[1:]
         if frame[:1] == b"\1":
-            self._subscriptions += 1
-            self._on_subscribe(frame[1:])
+            self._topics[topic] += 1
+            if self._topics[topic] == 1:
+                self._on_subscribe(topic)
         elif frame[:1] == b"\0":
-            self._subscriptions -= 1
+            self._topics[topic] -= 1
+            if self._topics[topic] <= 0:
+                del self._topics[topic]
 
     def close(self) -> None:
         """Close all; what waits is dropped. Idempotent."""

@@ -178,7 +178,7 @@ class Exchange:
             self._note_drop("a client's", channel, error)
 
     def _welcome(self, topic: bytes) -> None:
-        """Tell a new subscriber that it is connected (JEP 65): no output is missed from here on."""
+        """Tell a topic's first subscriber that it is connected (JEP 65): no output is missed now."""
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
 

@@ -63,10 +63,10 @@ class Bench:
         return socket
 
     async def subscribe(self, topic: bytes = b"", **options: Any) -> Any:
-        known = len(self.topics)
+        known = self.sockets._topics.total()
         socket = self.connect(zmq.SUB, Channel.IOPUB, **options)
         socket.subscribe(topic)
-        await until(lambda: len(self.topics) > known)
+        await until(lambda: self.sockets._topics.total() > known)
         return socket
 
     def publish(self, count: int, size: int) -> list[int]:
