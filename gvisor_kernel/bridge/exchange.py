@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from gvisor_kernel.link.state import State
 
 TO_KERNEL_ABOVE = 1024 * 1024
 """Bytes waiting for the kernel on one channel; above, its clients' socket is not read."""
+MAX_ANSWER_SECONDS = 60.0
+"""How long a request without a reply keeps its sandbox awake. Not every one gets a reply."""
 TOLD_PENDING = 1000
 """Requests whose headers are kept, to tell in the right cell why a kernel died."""
 
@@ -61,6 +64,8 @@ class Exchange:
         self._is_for_this_kernel = is_for_this_kernel
         self._waiting = WaitingMessages()
         self._pending: dict[str, bytes] = {}
+        self._unanswered: dict[str, float] = {}
+        """Other requests, as many, and when each came."""
         self._clients = ClientSockets(
             context, address, base, self._from_client, self._may_take, self._welcome
         )
@@ -71,8 +76,9 @@ class Exchange:
 
     @property
     def pending(self) -> bool:
-        """Whether a cell that was sent has no reply yet."""
-        return bool(self._pending)
+        """Whether a request that was sent has no reply yet, and may still get one."""
+        since = time.monotonic() - MAX_ANSWER_SECONDS
+        return bool(self._pending) or any(came > since for came in self._unanswered.values())
 
     @property
     def running(self) -> bool:
@@ -120,6 +126,7 @@ class Exchange:
     def forget_cells(self) -> None:
         """The kernel has ended: what it was asked to run is not for the next one to run."""
         self._pending.clear()
+        self._unanswered.clear()
         self._waiting.drop_executions()
 
     async def let_out(self, seconds: float) -> None:
@@ -163,8 +170,15 @@ class Exchange:
                 return
         elif kind == "execute_request" and len(self._pending) < TOLD_PENDING:
             self._pending[message_id] = message.header
+        elif channel is not Channel.STDIN and kind.endswith("_request"):
+            self._note_request(message_id)
         self._records.asked(message)
         self._to_kernel(channel, message)
+
+    def _note_request(self, message_id: str) -> None:
+        if len(self._unanswered) >= TOLD_PENDING:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[message_id] = time.monotonic()
 
     def _to_kernel(self, channel: Channel, message: Sent) -> None:
         if not self.running:
@@ -178,7 +192,7 @@ class Exchange:
             self._note_drop("a client's", channel, error)
 
     def _welcome(self, topic: bytes) -> None:
-        """Tell a topic's first subscriber that it is connected (JEP 65): no output is missed now."""
+        """Tell a topic's first subscriber that it is connected (JEP 65): it misses no output."""
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
 
@@ -217,8 +231,9 @@ class Exchange:
             taken()
 
     def _take_note(self, channel: Channel, message: WireMessage) -> None:
-        if channel is Channel.SHELL:
+        if channel in (Channel.SHELL, Channel.CONTROL):
             self._pending.pop(message.parent_id, None)
+            self._unanswered.pop(message.parent_id, None)
         self._records.answered(channel, message)
 
     def _note_drop(self, whose: str, channel: Channel, error: Exception) -> None:

@@ -19,6 +19,8 @@ FRAMEWORKS = ("asyncio", "ipykernel", "tornado", "zmq")
 SERVING = ("IPython.", "ipykernel.", "zmq.")
 """Modules whose threads only wait for what the kernel tells them (a subshell's are not these)."""
 SUBSHELL = "ipykernel.subshell"
+AT_WORK = ("do_execute", "process_control")
+"""Of the coroutines that wait for requests, those that are in the middle of one."""
 
 
 class Quietness:
@@ -32,6 +34,7 @@ class Quietness:
         self._threads = frozenset(threading.enumerate())
         self._loop: Any = self._kernel.io_loop.asyncio_loop
         self._watched = frozenset(self._watched_now())
+        self._control: Any = getattr(self._kernel, "control_thread", None)
 
     def is_quiet(self) -> bool:
         return not self.find_work()
@@ -42,7 +45,8 @@ class Quietness:
             return (
                 self._find_in_loop()
                 or self._find_thread()
-                or self._find_task()
+                or self._find_request()
+                or self._find_task(self._loop)
                 or _find_timer_of_the_system()
             )
         except Exception as error:  # another Python or ipykernel than those that are known
@@ -67,13 +71,23 @@ class Quietness:
             return "a descriptor that the loop watches"
         return ""
 
-    def _find_task(self) -> str:
-        for task in asyncio.all_tasks(self._loop):
+    @staticmethod
+    def _find_task(loop: Any) -> str:
+        for task in asyncio.all_tasks(loop):
             if not task.done() and not _is_serving(task.get_coro()):
                 return "a task of the loop"
         return ""
 
     # -- other threads ---------------------------------------------------------------------------
+
+    def _find_request(self) -> str:
+        """On the control channel, whose thread also answers: how much memory is used, say."""
+        if self._control is None:
+            return ""
+        if not _waits_in_loop(sys._current_frames().get(self._control.ident)):
+            return "a request on control"
+        loop = self._control.io_loop.asyncio_loop
+        return "a request on control" if loop._ready else self._find_task(loop)
 
     def _find_thread(self) -> str:
         """Also a thread that was started without the module ``threading``."""
@@ -123,7 +137,7 @@ def _is_serving(coroutine: Any) -> bool:
         for c in _awaited(coroutine)
     ]
     return chain[0][0] == "ipykernel" and all(
-        package in FRAMEWORKS and name != "do_execute" for package, name in chain
+        package in FRAMEWORKS and name not in AT_WORK for package, name in chain
     )
 
 

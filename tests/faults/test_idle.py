@@ -156,6 +156,32 @@ def test_messages_wake_it(kernel: Watched, ask: Callable[[BlockingKernelClient],
     ask(kernel.client)
 
 
+SLOW = """
+import asyncio, time
+handlers = get_ipython().kernel.control_handlers
+usage = handlers["usage_request"]
+async def slow(*args):
+    {wait}
+    await usage(*args)
+handlers["usage_request"] = slow
+"""
+"""Longer than a kernel has to be idle here; on a busy machine any answer can take that long."""
+
+
+@pytest.mark.parametrize("wait", ["time.sleep(1)", "await asyncio.sleep(1)"], ids=["at it", "waits"])
+def test_not_stopped_before_it_has_answered(kernel: Watched, wait: str) -> None:
+    """Nor when the host does not know what it was asked: ipykernel's control thread is at it."""
+    assert execute(kernel.client, SLOW.format(wait=wait)).status == "ok"
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            usage(kernel.client)
+            patch.setattr(kernel._link, "_sleep", Sleep(lambda: True, lambda stopped: None))
+            usage(kernel.client)
+    finally:
+        assert execute(kernel.client, "handlers['usage_request'] = usage").status == "ok"
+    kernel.wait_for_stop()
+
+
 def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
     execute(kernel.client, "x = 40")
     kernel.wait_for_stop()
