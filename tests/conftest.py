@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -61,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     (PROJECT / "outputs").mkdir(exist_ok=True)
     config.stash[WORLD] = World.create()
     config.stash[WORLD].install()
+    # What a shell starts in the background ignores it, and so would all that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

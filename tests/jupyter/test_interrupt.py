@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from .helpers import Message, every_runtime, execute, finish, wait_for, wait_for_text
+from ..world import WAYS
+from .helpers import (
+    Message,
+    every_runtime,
+    execute,
+    finish,
+    running_kernel,
+    wait_for,
+    wait_for_text,
+)
 
 pytestmark = every_runtime
 
@@ -62,6 +73,20 @@ def test_interrupt(interruptible: tuple[KernelManager, BlockingKernelClient], co
     if code is CHILD:
         assert execute(client, "print(child.wait(60))").text == "-2\n"
     assert execute(client, "40 + 2").result == "42"
+
+
+def test_of_a_server_in_the_background(way: str) -> None:
+    """What a shell starts with ``&`` ignores SIGINT; its kernels do not."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with running_kernel(settings=WAYS.get(way)) as (manager, client):
+            msg_id = client.execute(CHILD)
+            wait_for_text(client, "running")
+            manager.interrupt_kernel()
+            assert finish(client, msg_id).error == "KeyboardInterrupt"
+            assert execute(client, "print(child.wait(60))").text == "-2\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_interrupts_of_an_idle_kernel_do_no_harm(
