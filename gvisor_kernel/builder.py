@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.plans import KernelPlan, write_plan
+from gvisor_kernel.snapshots.build import MAX_BUILD_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class ImageBuilder:
                         stdin=subprocess.PIPE,
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.PIPE,
+                        bufsize=0,
                         start_new_session=True,
                     )
                 except OSError as error:
@@ -97,13 +99,17 @@ class ImageBuilder:
         assert process.stdin is not None
         assert process.stderr is not None
         words = b""
+        late = threading.Timer(MAX_BUILD_SECONDS, process.kill)
+        late.daemon = True
+        late.start()
         with suppress(OSError, ValueError):
             process.stdin.write(text.encode() + b"\n")
-            process.stdin.flush()
             words = process.stderr.read()[-2000:]
         with suppress(OSError):
             process.stdin.close()
-        if process.wait() and not self._ended:
+        status = process.wait()
+        late.cancel()
+        if status and not self._ended:
             self._failed[text] += 1
             log.warning("No image of a kernel was made: %s", words.decode(errors="replace").strip())
         process.stderr.close()
@@ -126,3 +132,16 @@ class ImageBuilder:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _in_child() -> None:
+    """A forked child has no builder: its parent's ends with its parent."""
+    instance = ImageBuilder._instance
+    process = instance._process if instance is not None else None
+    if process is not None and process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()
+        process.returncode = 0  # not this process's child
+
+
+os.register_at_fork(after_in_child=_in_child)

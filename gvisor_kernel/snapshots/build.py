@@ -17,10 +17,13 @@ from pathlib import Path
 
 from gvisor_kernel import private
 from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.snapshots.store import Store
 
 NICENESS = 19
+MAX_BUILD_SECONDS = 900.0
+"""How long making one image may take, with much to import on a busy machine."""
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
@@ -45,15 +48,21 @@ def session_free(
 def builder_turn(store: Store, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process may make an image now: False while another of this user makes one.
 
-    ``wait``: until that has ended, as long as it takes.
+    ``wait``: until that has ended. Raises SnapshotError when it takes longer than any image does.
     """
     how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    turn = private.lock(store.root / "builder", how, create=True, seconds=MAX_BUILD_SECONDS)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(private.lock(store.root / "builder", how, create=True))
+            stack.enter_context(turn)
             mine = True
         except BlockingIOError:
             mine = False
+        except TimeoutError as error:
+            raise SnapshotError(
+                f"No image can be made while another one is: {error.strerror}.",
+                "see what that process does; where it was stopped (Ctrl-Z), let it go on.",
+            ) from error
         yield mine
 
 

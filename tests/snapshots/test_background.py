@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -30,7 +31,7 @@ from .conftest import copy_image, packages_of
 KERNEL = kernelspec_of("restored")
 
 SERVER = """
-import sys
+import os, sys, time
 from gvisor_kernel import builder
 from jupyter_client import KernelManager
 from traitlets.config import Config
@@ -42,11 +43,16 @@ for preload in sys.argv[2:]:
     manager.start_kernel(cwd=sys.argv[1])
     managers.append(manager)
 print("started", flush=True)
-sys.stdin.readline()
+if sys.stdin.readline() == "fork\\n":
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(600)
 for manager in managers:
     manager.shutdown_kernel(now=True)
 """
-"""A server that starts a kernel for each module to preload, and ends with a line on stdin."""
+"""A server that starts a kernel for each module to preload, and ends with a line on stdin; told to
+fork, it has a child, and both stay."""
 
 
 HOSTILE = "open('imported', 'w').close(); raise SystemExit(7)\n"
@@ -163,15 +169,25 @@ def disk_priority(pid: int) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-@pytest.mark.parametrize("how", ["ended", "killed"])
+@pytest.mark.parametrize("how", ["ended", "killed", "killed with a child that stays"])
 def test_it_ends_with_its_server(how: str, own_store: Store, tmp_path: Path) -> None:
     """In the middle of it: no process, no sandbox, no half image."""
     with server(tmp_path, "pandas") as process:
         wait_until(lambda: any(r.processes for r in sandboxes_of(own_store)), "an image's sandbox")
         (builder_id,) = {record.owner.pid for record in sandboxes_of(own_store)}
-        if how == "killed":
+        child = 0
+        if "child" in how:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("fork\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+        if how != "ended":
             process.kill()
+            process.wait()
     wait_until(lambda: not is_there(builder_id), "the end of the builder")
+    if child:
+        os.kill(child, signal.SIGKILL)
     assert sandboxes_of(own_store) == []
     assert left_in(own_store) == set()
     get_runtime("runsc").sweep()  # a server that is killed leaves its kernel's directory

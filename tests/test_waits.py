@@ -1,0 +1,215 @@
+"""Nothing waits without end: every wait of the package has a bound, or stands here with a reason.
+
+Found by reading the code: calls that block, and what is awaited, without a time. A loop that
+sleeps has a deadline. What a time is worth is for other tests.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from .test_style import MODULES, PACKAGE
+
+BLOCKING = {"wait", "join", "result", "get", "acquire", "communicate"}
+"""Methods that wait for ever when they are called without arguments."""
+READING = {"read", "readline", "recv", "recv_into", "recvmsg", "accept"}
+PIPES = ("stdin", "stdout", "stderr", "socket", "sock", "pipe", "stream", "sys.")
+CONTEXT_VARIABLES = {"_current"}
+PROGRAMS = {"run", "call", "check_call", "check_output"}
+
+
+INSIDE = "inside a sandbox: it holds up that one alone, whose silence the host counts"
+LOCK = "held for a few steps, none of which waits"
+SWEEP = "held for the first sweep of a process, each removal of which has its time"
+READY = "poll or select said that something is there, or the descriptor does not block"
+OWN = "its own thread, which waits for work, is a daemon, and hears of the end"
+DEAD = "it was killed, or its pidfd told of its end"
+SHELL = (
+    "a program of the person who called this command: builds and copies take as long as they do, \
+print what they do, and end with Ctrl-C"
+)
+DATA = "a file; where the person names a pipe, it ends with who writes it, or with Ctrl-C"
+UNDONE = (
+    "the work of a runtime that was begun, each step of which has its time: it is undone, not left"
+)
+
+ALLOWED: dict[tuple[str, str], str] = {
+    ("bridge/kernel.py", "asyncio.shield(self._ending)"): UNDONE,
+    ("bridge/kernel.py", "asyncio.shield(self._begin_end())"): UNDONE,
+    ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "FLUSH_SECONDS end it",
+    ("bridge/sandbox_link.py", "os.read(self._sandbox.link_out, self._read_size)"): READY,
+    ("bridge/thread.py", "done.result()"): "it is done",
+    ("builder.py", "threading.Condition()"): LOCK,
+    (
+        "builder.py",
+        "self._changed.wait_for(lambda: self._ended or bool(self._wanted))",
+    ): OWN,
+    ("builder.py", "process.stderr.read()"): "MAX_BUILD_SECONDS later it is killed",
+    ("builder.py", "process.wait()"): "MAX_BUILD_SECONDS later it is killed, or it was",
+    ("cli/logs.py", "while True"): "--follow: until Ctrl-C",
+    (
+        "cli/snapshots.py",
+        "sys.stdin.readline()",
+    ): "whoever started this holds the other end: it ends",
+    ("cli/snapshots.py", "sys.stdin.read()"): "with that process, which is what is waited for",
+    ("launch.py", "stopping.wait()"): "waited for beside the kernel's life, which is looked at",
+    (
+        "launch.py",
+        "asyncio.wait({launching, stopped}, return_when=asyncio.FIRST_COMPLETED)",
+    ): "start_timeout ends the one, a signal the other",
+    ("launch.py", "launching.result()"): "it is done",
+    ("locks.py", "threading.Lock()"): LOCK,
+    ("locks.py", "self._lock.acquire()"): LOCK,
+    (
+        "provisioner.py",
+        "while (status := (await self.poll())) is None",
+    ): "looks at the kernel's life each time; Jupyter gives it a time",
+    ("root_images/layers.py", "os.read(fd, min(size, left))"): DATA,
+    ("root_images/measure.py", "os.read(fd, CHUNK)"): DATA,
+    ("runtimes/commands.py", "os.read(output, READ_SIZE)"): READY,
+    ("runtimes/commands.py", "os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)"): DEAD,
+    ("runtimes/commands.py", "self._process.wait()"): DEAD,
+    ("runtimes/docker_files.py", "os.read(fd, min(CHUNK, left))"): DATA,
+    ("runtimes/docker_stream.py", "os.read(self._link_in, READ_SIZE)"): READY,
+    (
+        "runtimes/docker_stream.py",
+        "poller.poll()",
+    ): "a pipe among what it looks at tells of the end",
+    ("runtimes/looking.py", "os.read(sandbox.link_out, 65536)"): READY,
+    ("runtimes/runsc_sandbox.py", "os.read(fd, 256)"): "a file of /proc",
+    (
+        "runtimes/staging.py",
+        "thread.join()",
+    ): "mounts, and the start of a program, to which wait_for_sentry gives a time",
+    ("runtimes/staging.py", "child.stdout.read(1)"): "a program that says a byte at once, or ends",
+    ("runtimes/starting.py", "process.wait()"): DEAD,
+    ("runtimes/stderr_log.py", "stream.read(65536)"): "its own thread, until its sandbox has ended",
+    ("sandboxed.py", "asyncio.wait({launching})"): UNDONE,
+    ("sandboxed.py", "asyncio.wait(self._undoing)"): UNDONE,
+    ("sandboxed.py", "asyncio.shield(self._bridge.close_kernel(kernel))"): UNDONE,
+    ("sandboxed.py", "asyncio.shield(self._give_up(kernel, restored, error))"): UNDONE,
+    ("sandboxed.py", "asyncio.shield(starting)"): UNDONE,
+    ("sandboxed.py", "await starting"): UNDONE,
+    ("spares.py", "threading.Condition()"): LOCK,
+}
+"""By module and text."""
+ALLOWED_MODULES = {
+    "guest/": INSIDE,
+    "root_images/blobs.py": DATA,
+    "root_images/building.py": SHELL,
+    "root_images/engines.py": SHELL,
+    "root_images/importing.py": DATA,
+    "root_images/tar.py": DATA,
+    "runtimes/docker.py threading.Lock()": SWEEP,
+    "runtimes/docker_sandbox.py threading.Lock()": LOCK,
+    "runtimes/docker_stream.py threading.Lock()": LOCK,
+    "runtimes/lifeline.py threading.Lock()": "held while a shell ends, for 5 s at most",
+    "runtimes/runsc.py threading.Lock()": SWEEP,
+    "runtimes/runsc_sandbox.py threading.Lock()": "held while the sandbox is removed: END_SECONDS",
+    "runtimes/stderr_log.py threading.Lock()": LOCK,
+}
+"""By the beginning of module and text."""
+
+
+def is_unbounded(call: ast.Call) -> bool:
+    """Whether a call may wait for ever, as far as its text tells."""
+    text, name = ast.unparse(call), ast.unparse(call.func)
+    method, owner = name.rpartition(".")[2], name.rpartition(".")[0]
+    words = {keyword.arg for keyword in call.keywords}
+    bounded = bool(words & {"timeout", "seconds"})
+    if name in ("asyncio.wait", "asyncio.gather", "asyncio.shield"):
+        return not bounded
+    if name in ("os.waitpid", "os.waitid", "os.wait", "fcntl.flock", "fcntl.lockf"):
+        return "NOHANG" not in text and "LOCK_NB" not in text and "LOCK_UN" not in text
+    if name in ("os.read", "os.readv", "threading.Lock", "threading.RLock", "threading.Condition"):
+        return True
+    if name == "select.select":
+        return len(call.args) < 4
+    if owner == "subprocess" and method in PROGRAMS:
+        return not bounded
+    if method == "poll" and "poller" in owner:
+        return not call.args
+    if method == "wait_for":
+        return len(call.args) < 2 and not bounded
+    if method in READING:
+        return any(word in owner for word in PIPES)
+    if owner in CONTEXT_VARIABLES:
+        return False
+    if method == "communicate":
+        return not bounded
+    return method in BLOCKING and not call.args and not bounded and "blocking" not in words
+
+
+def unbounded(tree: ast.AST, within: bool = False) -> Iterator[str]:
+    """The texts of such calls, awaits and loops. ``within``: something around them has an end."""
+    for node in ast.iter_child_nodes(tree):
+        inside = within
+        if isinstance(node, ast.AsyncWith):
+            inside |= any("timeout(" in ast.unparse(item) for item in node.items)
+        if isinstance(node, ast.Await) and not within and not isinstance(node.value, ast.Call):
+            yield ast.unparse(node)
+        if isinstance(node, ast.Call) and is_unbounded(node) and not within:
+            yield ast.unparse(node)
+        if isinstance(node, ast.While):
+            text = ast.unparse(node)
+            if "sleep(" in text and not any(w in text for w in ("deadline", "monotonic", "time()")):
+                yield f"while {ast.unparse(node.test)}"
+        yield from unbounded(node, inside)
+
+
+FOUND = sorted(
+    {
+        (path.relative_to(PACKAGE).as_posix(), text)
+        for path in MODULES
+        for text in unbounded(ast.parse(path.read_text()))
+    }
+)
+
+
+def is_allowed(module: str, text: str) -> bool:
+    whole = f"{module} {text}"
+    return (module, text) in ALLOWED or any(map(whole.startswith, ALLOWED_MODULES))
+
+
+def test_every_wait_has_an_end_or_a_reason() -> None:
+    wrong = [f"{module}: {text}" for module, text in FOUND if not is_allowed(module, text)]
+    assert not wrong, "\n".join(["waits without an end, for which no reason stands here:", *wrong])
+
+
+def test_no_reason_is_left_over() -> None:
+    assert not ALLOWED.keys() - set(FOUND)
+    for start in ALLOWED_MODULES:
+        assert any(f"{module} {text}".startswith(start) for module, text in FOUND), start
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("event.wait()", "thread.join()", "queue.get()", "future.result()", "lock.acquire()"),
+        *("process.communicate()", "process.communicate(b'')", "subprocess.run(['x'])"),
+        *("os.waitpid(pid, 0)", "fcntl.flock(fd, fcntl.LOCK_EX)", "select.select([a], [], [])"),
+        *("poller.poll()", "process.stdout.read()", "self._socket.recv(10)", "os.read(fd, 10)"),
+        "async def f(): await answer",
+        "async def f(): await asyncio.wait({task})",
+        "while not done():\n    time.sleep(1)",
+    ],
+)
+def test_what_it_finds(code: str) -> None:
+    assert list(unbounded(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("event.wait(1)", "thread.join(timeout=1)", "', '.join(parts)", "settings.get('x')"),
+        *("subprocess.run(['x'], timeout=1)", "os.waitpid(pid, os.WNOHANG)", "poller.poll(1)"),
+        *("fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "file.read()", "process.poll()"),
+        "async def f():\n    async with asyncio.timeout(1):\n        await answer",
+        "while time.monotonic() < deadline:\n    time.sleep(1)",
+    ],
+)
+def test_what_it_passes(code: str) -> None:
+    assert not list(unbounded(ast.parse(code)))
