@@ -7,7 +7,6 @@ starts in the background.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +29,10 @@ from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.renewal import find_renewal
 from gvisor_kernel.snapshots.store import Image, Meta, Store
+from gvisor_kernel.strict_json import parse_json
+
+LIST_MOST = 16 * 1024 * 1024
+"""Bytes of the list of what a kernel has loaded. Real ones have some 100 KB."""
 
 Report = Callable[[str, float], None]
 """Takes words for the step that begins, and the share of all that is done."""
@@ -200,7 +203,7 @@ def _warm_up(
     text = _run_python(client, LIST_FILES)
     _run_python(client, WARM_UP)
     try:
-        files, directories = json.loads(text)
+        files, directories = parse_json(text, LIST_MOST)
         return make_manifest(map(str, files), map(str, directories), sandbox.mounts, since)
     except (ValueError, TypeError) as error:
         raise SnapshotError(f"The kernel's list of files cannot be used: {error}.") from error

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from gvisor_kernel.bridge.memory import MemoryWatch, describe_excess, format_size
 from gvisor_kernel.bridge.wire import WireMessage, new_message
+from gvisor_kernel.link.frames import Part
 
 
 def explain_death(status: int, memory: MemoryWatch | None) -> str:
@@ -38,7 +39,7 @@ def describe_status(status: int) -> str:
     return f"by signal {-status}"
 
 
-def tell_death(reason: str, parent: bytes) -> list[WireMessage]:
+def tell_death(reason: str, parent: Part) -> list[WireMessage]:
     """What a cell gets in the place of its end. ``parent``: the raw header of its request."""
     content = {
         "ename": "KernelDied",

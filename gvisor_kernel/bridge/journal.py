@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge.wire import WireMessage
+from gvisor_kernel.strict_json import parse_json
 
 LOG_SIZE = 1024 * 1024
 INSIDE_BURST = 512 * 1024
@@ -211,8 +212,8 @@ class Transcript:
         size = len(message.content) + sum(map(len, message.buffers))
         line: str | None = None
         if size <= (RECORDED_REQUEST if event == "request" else RECORDED_CONTENT):
-            with suppress(ValueError, RecursionError):
-                content = json.loads(message.content)
+            with suppress(ValueError):
+                content = parse_json(message.content, RECORDED_REQUEST)
                 line = json.dumps({**entry, "content": content}, allow_nan=False)
         self._file.write((line or json.dumps({**entry, "size": size})).encode() + b"\n")
 

@@ -36,7 +36,8 @@ class Settling:
         if message.parent_id != self.request.id:
             return False
         if channel is Channel.SHELL:
-            self._status = str(parse_object(message.content, "content").get("status"))
+            status = parse_object(message.content, "content").get("status")
+            self._status = status if isinstance(status, str) else "none"
         elif channel is Channel.IOPUB and message.kind == "status":
             content = parse_object(message.content, "content")
             self._idle |= content.get("execution_state") == "idle"

@@ -7,12 +7,13 @@ from typing import TypeAlias
 
 from gvisor_kernel.bridge.wire import WireMessage
 from gvisor_kernel.link import Channel
+from gvisor_kernel.link.frames import Part
 
 WAITING_MESSAGES = 1000
 WAITING_BYTES = 16 * 1024 * 1024
 """What clients may send ahead while a sandbox starts; above, their sockets are not read."""
 
-Sent: TypeAlias = WireMessage | list[bytes]
+Sent: TypeAlias = WireMessage | list[Part]
 """A message that was checked, or the parts of a heartbeat."""
 
 
@@ -44,7 +45,4 @@ class WaitingMessages:
 
 
 def _size(message: Sent) -> int:
-    if isinstance(message, list):
-        return sum(map(len, message))
-    parts = (message.header, message.parent, message.metadata, message.content)
-    return sum(map(len, (*message.identities, *parts, *message.buffers)))
+    return sum(map(len, message)) if isinstance(message, list) else message.size

@@ -13,24 +13,27 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from gvisor_kernel.link.frames import Part
+from gvisor_kernel.strict_json import JsonError, parse_json
+
 DELIMITER = b"<IDS|MSG>"
 MAX_HEADER = 64 * 1024
 """Bytes of a header that is parsed here; honest ones have a few hundred."""
 MAX_IDENTITIES = 16
+MAX_IDENTITY = 4096
+"""Bytes of a client's identity, or of a topic; ZMQ has at most 255 for the first."""
 
 
 class WireError(Exception):
     """Parts that are no Jupyter message, or whose signature is not by the expected key."""
 
 
-def parse_object(data: bytes, name: str) -> dict[str, Any]:
+def parse_object(data: Part, name: str) -> dict[str, Any]:
     """A JSON object of at most MAX_HEADER bytes. Raises WireError."""
-    if len(data) > MAX_HEADER:
-        raise WireError(f"a {name} has {len(data)} bytes, over the limit of {MAX_HEADER}")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise WireError(f"a {name} is not JSON") from None
+        value = parse_json(data, MAX_HEADER)
+    except JsonError as error:
+        raise WireError(f"a {name} cannot be used: {error}") from None
     if not isinstance(value, dict):
         raise WireError(f"a {name} is not an object")
     return value
@@ -40,13 +43,19 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
 class WireMessage:
     """A message as it stands on the wire; only the headers are ever parsed, and only on demand."""
 
-    identities: list[bytes]
-    signature: bytes
-    header: bytes
-    parent: bytes
-    metadata: bytes
-    content: bytes
-    buffers: list[bytes]
+    identities: list[Part]
+    signature: Part
+    header: Part
+    parent: Part
+    metadata: Part
+    content: Part
+    buffers: list[Part]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its parts but the signature."""
+        parts = (self.header, self.parent, self.metadata, self.content)
+        return sum(map(len, (*self.identities, *parts, *self.buffers)))
 
     @cached_property
     def kind(self) -> str:
@@ -69,12 +78,14 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) and len(value) <= 256 else ""
 
 
-def split_message(parts: list[bytes]) -> WireMessage:
+def split_message(parts: list[Part]) -> WireMessage:
     """The message that ``parts`` hold. Raises WireError."""
     try:
         at = parts.index(DELIMITER, 0, MAX_IDENTITIES + 1)
     except ValueError:
         raise WireError("a message has no delimiter") from None
+    if any(len(identity) > MAX_IDENTITY for identity in parts[:at]):
+        raise WireError(f"a message has an identity of over {MAX_IDENTITY} bytes")
     body = parts[at + 1 :]
     if len(body) < 5:
         raise WireError(f"a message has {len(body)} parts after its delimiter; 5 are needed")
@@ -92,7 +103,7 @@ class Signer:
             raise ValueError(f"The signature scheme {scheme!r} is not of the form hmac-DIGEST.")
         self._base = hmac.new(key, digestmod=digest) if key else None
 
-    def _sign(self, *dicts: bytes) -> bytes:
+    def _sign(self, *dicts: Part) -> bytes:
         if self._base is None:
             return b""
         signing = self._base.copy()
@@ -106,13 +117,13 @@ class Signer:
         if expected and not hmac.compare_digest(expected, message.signature):
             raise WireError("a message has a wrong signature")
 
-    def sign(self, message: WireMessage) -> list[bytes]:
+    def sign(self, message: WireMessage) -> list[Part]:
         """The parts of ``message``, signed with this key."""
         dicts = (message.header, message.parent, message.metadata, message.content)
         return [*message.identities, DELIMITER, self._sign(*dicts), *dicts, *message.buffers]
 
 
-def new_message(kind: str, content: dict[str, Any], parent: bytes, topic: bytes) -> WireMessage:
+def new_message(kind: str, content: dict[str, Any], parent: Part, topic: bytes) -> WireMessage:
     """A message of the bridge's own, for iopub. ``parent`` is the raw header it answers."""
     header = {
         "msg_id": uuid.uuid4().hex,

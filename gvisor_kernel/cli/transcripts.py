@@ -19,6 +19,7 @@ from gvisor_kernel.cli.logs import open_log
 from gvisor_kernel.cli.output import describe_size, printable
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 FOLDER = "transcripts"
 NAME = "transcript.jsonl"
@@ -48,8 +49,8 @@ def read_entries(file: IO[str]) -> Iterator[dict[str, Any]]:
     """The entries of one file; what is none, or half of one, is left out."""
     while line := file.readline(LINE_MOST):
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line, LINE_MOST)
+        except JsonError:
             continue
         if isinstance(entry, dict):
             yield entry

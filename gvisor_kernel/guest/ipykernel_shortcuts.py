@@ -14,12 +14,13 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, List, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import zmq
 
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.link import Channel
+from gvisor_kernel.link.frames import Part
 
 CAPTURE_WAIT = 0.0005
 CAPTURE_LOOKS = 20
@@ -161,7 +162,7 @@ class ToMain:
             self._abort_elsewhere = kernel._abort_queues
             kernel._abort_queues = self._abort_queued
 
-    def deliver(self, parts: List[bytes]) -> bool:
+    def deliver(self, parts: Sequence[Part]) -> bool:
         """Whether the request went this way. In the link's reading thread."""
         if self._usable and self._manager._cache:
             self._usable = False

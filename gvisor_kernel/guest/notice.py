@@ -12,6 +12,7 @@ import uuid
 from typing import List, Optional
 
 from gvisor_kernel.link import Channel
+from gvisor_kernel.strict_json import parse_json
 
 DELIMITER = b"<IDS|MSG>"
 MOST_PARTS_BEFORE = 16
@@ -36,16 +37,16 @@ def stand_in(
     try:
         at = parts.index(DELIMITER, 0, MOST_PARTS_BEFORE + 1)
         header, parent = parts[at + 2], parts[at + 3]
-        if max(len(header), len(parent)) > LARGEST_HEADER:
+        if len(parent) > LARGEST_HEADER:
             return None
-        fields = json.loads(header)
+        fields = parse_json(header, LARGEST_HEADER)
         if channel is Channel.IOPUB:
             fields["msg_type"], fields["msg_id"] = "stream", uuid.uuid4().hex
             content = {"name": "stderr", "text": words}
         else:
             content = {"status": "error", "ename": "MessageTooLarge", "evalue": words}
             content["traceback"] = []  # type: ignore[assignment]
-    except (ValueError, IndexError, TypeError, RecursionError):
+    except (ValueError, IndexError, TypeError):
         return None
     dicts = [json.dumps(fields).encode(), parent, b"{}", json.dumps(content).encode()]
     signature = hmac.new(key.encode(), b"".join(dicts), scheme.partition("-")[2]).hexdigest()

@@ -12,11 +12,12 @@ import select
 import socket
 import time
 from collections import deque
-from typing import Deque, Dict, Iterator, List, Optional, Tuple
+from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from gvisor_kernel.guest.connection_file import SocketAddress
 from gvisor_kernel.guest.zmtp import ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
+from gvisor_kernel.link.frames import Part
 
 SOCKET_TYPES = {
     Channel.SHELL: "DEALER",
@@ -44,7 +45,7 @@ class RelayConnection:
         self._socket: Optional[socket.socket] = None
         self._zmtp = ZmtpConnection(socket_type, identity)
         self._unsent: Deque[memoryview] = deque()
-        self._early: List[List[bytes]] = []
+        self._early: List[Sequence[Part]] = []
         self.was_open = False
         self.broken: Optional[str] = None
         """What rule the kernel broke; it is not talked to any more then."""
@@ -74,7 +75,7 @@ class RelayConnection:
         self._unsent.clear()
         self.flush()
 
-    def send(self, parts: List[bytes]) -> bool:
+    def send(self, parts: Sequence[Part]) -> bool:
         """Queue a message; False when the kernel broke ZMQ's rules, and will never get it."""
         if self.broken:
             return False
@@ -213,7 +214,7 @@ class Relay:
                     select.POLLIN | (select.POLLOUT if connection.wants_to_write else 0),
                 )
 
-    def send(self, channel: Channel, parts: List[bytes]) -> bool:
+    def send(self, channel: Channel, parts: Sequence[Part]) -> bool:
         """Hand a message to the kernel. Never blocks, never drops while the kernel lives.
 
         False when the kernel broke ZMQ's rules.

@@ -9,7 +9,9 @@ The specification is RFC 23 of ZeroMQ (rfc.zeromq.org/spec/23); libzmq, JeroMQ a
 from __future__ import annotations
 
 import struct
-from typing import List
+from typing import List, Sequence
+
+from gvisor_kernel.link.frames import Part
 
 MORE, LONG, COMMAND = 0x01, 0x02, 0x04
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -32,7 +34,7 @@ class ZmtpConnection:
         properties = _property(b"Socket-Type", socket_type.encode())
         if identity:
             properties += _property(b"Identity", identity)
-        self._out: List[bytes] = [GREETING, _command(b"READY", properties)]
+        self._out: List[Part] = [GREETING, _command(b"READY", properties)]
         self._in = bytearray()
         self._greeted = False
         self.ready = False
@@ -41,7 +43,7 @@ class ZmtpConnection:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def send(self, parts: List[bytes]) -> None:
+    def send(self, parts: Sequence[Part]) -> None:
         """Queue a message."""
         last = len(parts) - 1
         for index, part in enumerate(parts):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from gvisor_kernel.link.errors import RemoteProtocolError
-from gvisor_kernel.link.frames import Channel, LogSource
+from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
 VERSION = 2
@@ -44,11 +45,10 @@ def _unpack_answer(payload: bytes, name: str) -> tuple[int, bool]:
 
 
 def _object(payload: bytes, name: str) -> dict[str, Any]:
-    """A JSON object. RecursionError: brackets nested by the thousand; ValueError: all else."""
     try:
-        value = json.loads(payload.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise RemoteProtocolError(f"A {name} payload is not JSON.") from None
+        value = parse_json(payload, MAX_PAYLOAD)
+    except JsonError as error:
+        raise RemoteProtocolError(f"A {name} payload cannot be used: {error}.") from None
     if not isinstance(value, dict):
         raise RemoteProtocolError(f"A {name} payload is not an object.")
     return value
@@ -267,7 +267,7 @@ class Message:
     window, ``generation`` which windows those are: each run has fresh ones."""
 
     channel: Channel
-    parts: list[bytes]
+    parts: list[Part]
     size: int
     generation: int
 

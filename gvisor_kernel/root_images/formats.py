@@ -9,7 +9,6 @@ https://github.com/opencontainers/image-spec/blob/main/image-layout.md
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from gvisor_kernel.root_images.blobs import Blobs, Checked, read_document, unpacked
+from gvisor_kernel.root_images.blobs import DOCUMENT_MOST, Blobs, Checked, read_document, unpacked
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.root_images.tar import Stream, show
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 LAYERS_MOST = 500
 """Docker has at most 127."""
@@ -280,6 +280,6 @@ def _parse(content: bytes, what: str) -> dict[str, Any]:
 
 def _parse_any(content: bytes, what: str) -> Any:
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        raise Refused(f"{what} is damaged") from None
+        return parse_json(content, DOCUMENT_MOST)
+    except JsonError as error:
+        raise Refused(f"{what} is damaged: {error}") from None

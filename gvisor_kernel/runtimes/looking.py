@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import time
@@ -13,6 +12,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.root_images import Inside, RootImage
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
 from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.strict_json import parse_json
 
 SECONDS = 60.0
 ANSWER_MOST = 4 * 1024 * 1024
@@ -70,13 +70,13 @@ def _read_all(sandbox: Sandbox) -> bytes:
 
 def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> Inside:
     try:
-        content = json.loads(answer)
+        content = parse_json(answer, ANSWER_MOST)
         return Inside(
             version=str(content["version"])[:40],
             modules=frozenset(str(name)[:200] for name in content["modules"]),
             packages={str(k)[:40]: str(v)[:40] for k, v in content["packages"].items()},
         )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise LaunchError(
             f"{image.python} of the image {image.called} does not answer in a sandbox.",
             "see whether it runs elsewhere, and for which processors it was made.",

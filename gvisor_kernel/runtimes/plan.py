@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.world import World
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
 
-GUEST_PARTS = ("__init__.py", "link", "guest")
+GUEST_PARTS = ("__init__.py", "strict_json.py", "link", "guest")
 SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 OWN_PLACES = (
     layout.WORKSPACE,

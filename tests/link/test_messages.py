@@ -7,7 +7,13 @@ import struct
 import pytest
 
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import MAX_MESSAGE, MAX_PARTS, pack_message, unpack_message
+from gvisor_kernel.link.frames import (
+    MAX_MESSAGE,
+    MAX_PARTS,
+    VIEWED,
+    pack_message,
+    unpack_message,
+)
 
 MESSAGES = {
     "one empty part": [b""],
@@ -73,3 +79,11 @@ def test_what_does_not_add_up_is_refused(packed: bytes) -> None:
     for kind in (bytes, bytearray):
         with pytest.raises(RemoteProtocolError):
             unpack_message(kind(packed))
+
+
+def test_a_large_part_can_be_had_uncopied() -> None:
+    packed = bytearray(b"".join(pack_message([b"head", bytes(VIEWED), b"x" * (VIEWED + 1)])))
+    small, whole, large = unpack_message(packed, views=True)
+    assert (type(small), type(whole), type(large)) == (bytes, bytes, memoryview)
+    assert large.obj is packed
+    assert large == b"x" * (VIEWED + 1)
