@@ -21,6 +21,7 @@ import zmq
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
+from gvisor_kernel.link.frames import VIEWED, Part
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class ClientSockets:
         context: zmq.Context[zmq.Socket[bytes]],
         address: Address,
         base: Path,
-        on_message: Callable[[Channel, list[bytes]], None],
+        on_message: Callable[[Channel, list[Part]], None],
         may_take: Callable[[Channel], bool],
         on_subscribe: Callable[[bytes], None],
     ) -> None:
@@ -85,7 +86,7 @@ class ClientSockets:
         self._on_message = on_message
         self._may_take = may_take
         self._on_subscribe = on_subscribe
-        self._waiting: dict[Channel, deque[tuple[list[bytes], Taken | None]]] = {}
+        self._waiting: dict[Channel, deque[tuple[list[Part], Taken | None]]] = {}
         self._blocked_since: dict[Channel, float] = {}
         self._stalled: set[tuple[Channel, bytes]] = set()
         """Clients that lost a reply, and have not read since."""
@@ -186,8 +187,11 @@ class ClientSockets:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def send(self, channel: Channel, parts: list[bytes], taken: Taken | None = None) -> None:
-        """Send to the client that ``parts`` names, or publish; ``taken`` is called once it left."""
+    def send(self, channel: Channel, parts: list[Part], taken: Taken | None = None) -> None:
+        """Send to the client that ``parts`` names, or publish; ``taken`` is called once it left.
+
+        Large parts go uncopied: nobody may change them afterwards.
+        """
         if self._closed:
             if taken is not None:
                 taken()
@@ -206,7 +210,7 @@ class ClientSockets:
         while waiting:
             parts, taken = waiting[0]
             try:
-                socket.send_multipart(parts, zmq.NOBLOCK)
+                socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 if self._give_up_on_stalled(channel):
                     continue
@@ -216,7 +220,7 @@ class ClientSockets:
                     log.warning("A message on %s was not sent: %s", channel.name.lower(), error)
             self._blocked_since.pop(channel, None)
             if self._stalled:
-                self._stalled.discard((channel, parts[0]))
+                self._stalled.discard((channel, _name(parts)))
             waiting.popleft()
             if taken is not None:
                 taken()
@@ -229,7 +233,7 @@ class ClientSockets:
         ones, at once, until it reads again.
         """
         now = time.monotonic()
-        client = channel, self._waiting[channel][0][0][0]
+        client = channel, _name(self._waiting[channel][0][0])
         if client not in self._stalled:
             since = self._blocked_since.setdefault(channel, now)
             if now - since < PATIENCE or (channel is Channel.IOPUB and self._topics.total() < 2):
@@ -246,7 +250,7 @@ class ClientSockets:
             socket = self._sockets[channel]
             socket.setsockopt(zmq.XPUB_NODROP, 0)
             with suppress(zmq.ZMQError):
-                socket.send_multipart(parts, zmq.NOBLOCK)
+                socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
         if taken is not None:
             taken()
@@ -278,9 +282,12 @@ class ClientSockets:
         while left and self._takes(channel) and self._readable(socket):
             left -= 1
             try:
-                parts = socket.recv_multipart(zmq.NOBLOCK)
+                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
+            parts: list[Part] = [
+                frame.buffer if len(frame) > VIEWED else frame.bytes for frame in frames
+            ]
             if channel is Channel.IOPUB:
                 self._take_subscription(parts[0])
             else:
@@ -315,13 +322,13 @@ class ClientSockets:
         events = socket.getsockopt(zmq.EVENTS)
         return bool(isinstance(events, int) and events & zmq.POLLIN)
 
-    def _take_subscription(self, frame: bytes) -> None:
+    def _take_subscription(self, frame: Part) -> None:
         """Only the first of a topic is told of, as by ipykernel, whose socket tells of no other.
 
         What is said to a new subscriber, all others hear as well, and not all of them can bear a
         message without a parent (kernel gateway's notebook-http mode).
         """
-        topic = frame[1:]
+        topic = bytes(frame[1:])
         if frame[:1] == b"\1":
             self._topics[topic] += 1
             if self._topics[topic] == 1:
@@ -359,3 +366,8 @@ class ClientSockets:
                 for name in self._directory.iterdir():
                     name.unlink(missing_ok=True)
                 self._directory.rmdir()
+
+
+def _name(parts: list[Part]) -> bytes:
+    """What a message says of whom it is for: of a client's identity at most its 255 bytes."""
+    return bytes(parts[0][:255])

@@ -1,8 +1,9 @@
 """Messages between one kernel's clients and its link: checked, signed anew, passed on.
 
-A message's way, in one pass: ``_from_client`` checks and signs what a client sent and hands it to
-the link; ``from_kernel`` does the same the other way. When a kernel starts and ends stands in
-``kernel``. On the bridge's loop.
+A message's way: ``_from_client`` has what a client sent checked, ``_to_kernel`` signed and handed
+to the link; ``from_kernel`` does the same the other way. Each channel and direction is a lane, in
+which nothing is overtaken, and which does its work on large messages in a worker (``lanes``). When
+a kernel starts and ends stands in ``kernel``. On the bridge's loop.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import zmq
 
-from gvisor_kernel.bridge.clients import Address, ClientSockets
+from gvisor_kernel.bridge.clients import Address, ClientSockets, Taken
 from gvisor_kernel.bridge.deaths import tell_death
 from gvisor_kernel.bridge.identity import KernelIdentity
+from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.settling import Settling
 from gvisor_kernel.bridge.waiting import Sent, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, LocalProtocolError, Message
+from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import State
 
 TO_KERNEL_ABOVE = 1024 * 1024
@@ -48,6 +53,7 @@ class Exchange:
         base: Path,
         records: Records,
         is_for_this_kernel: Callable[[WireMessage], bool],
+        executor: Executor,
     ) -> None:
         """Raises LaunchError when the sockets cannot be opened; see ClientSockets."""
         self.link: SandboxLink | None = None
@@ -63,9 +69,15 @@ class Exchange:
         self._records = records
         self._is_for_this_kernel = is_for_this_kernel
         self._waiting = WaitingMessages()
-        self._pending: dict[str, bytes] = {}
+        self._pending: dict[str, Part] = {}
         self._unanswered: dict[str, float] = {}
         """Other requests, as many, and when each came."""
+        self._checks = {channel: Lane(executor, self.resume) for channel in Channel}
+        """What clients sent, to be checked."""
+        self._signs = {channel: Lane(executor, self.resume) for channel in Channel}
+        """What was checked, and is to be signed for the kernel."""
+        self._outs = {channel: Lane(executor) for channel in Channel}
+        """What is for clients."""
         self._clients = ClientSockets(
             context, address, base, self._from_client, self._may_take, self._welcome
         )
@@ -133,11 +145,26 @@ class Exchange:
         """Give clients time to read what waits for them."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self._clients.waiting() and loop.time() < deadline:
+        while (self._clients.waiting() or self._working) and loop.time() < deadline:
             await asyncio.sleep(0.01)
+
+    async def settle_out(self, seconds: float) -> None:
+        """Let what the kernel has sent be checked, and told of, before more is said of it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._working and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+
+    @property
+    def _working(self) -> bool:
+        """Something that the kernel sent is still being checked."""
+        return not all(lane.empty for lane in self._outs.values())
 
     def close(self) -> None:
         """Close the clients' sockets. Idempotent."""
+        for lanes in (self._checks, self._signs, self._outs):
+            for lane in lanes.values():
+                lane.close()
         self._clients.close()
 
     # -- from clients ----------------------------------------------------------------------------
@@ -145,12 +172,14 @@ class Exchange:
     def _may_take(self, channel: Channel) -> bool:
         if channel is Channel.IOPUB:
             return True
+        if not (self._checks[channel].empty and self._signs[channel].empty):
+            return False
         if self.running:
             assert self.link is not None
             return self.link.connection.queued(channel) < TO_KERNEL_ABOVE
         return not self._waiting.full
 
-    def _from_client(self, channel: Channel, parts: list[bytes]) -> None:
+    def _from_client(self, channel: Channel, parts: list[Part]) -> None:
         """Check what a client sent and pass it on, or keep it for the kernel that is starting."""
         if channel is Channel.HB:
             if self.link is not None and self.link.stopped:
@@ -158,9 +187,16 @@ class Exchange:
             else:
                 self._to_kernel(channel, parts)
             return
+        self._checks[channel].put(
+            sum(map(len, parts)),
+            partial(_check, parts, self._host),
+            partial(self._take_checked, channel),
+        )
+
+    def _take_checked(self, channel: Channel, message: WireMessage | WireError) -> None:
         try:
-            message = split_message(parts)
-            self._host.check(message)
+            if isinstance(message, WireError):
+                raise message
             kind, message_id = message.kind, message.id
         except WireError as error:
             self._note_drop("a client's", channel, error)
@@ -184,8 +220,19 @@ class Exchange:
         if not self.running:
             self._waiting.add(channel, message)
             return
+        if isinstance(message, list):
+            self._send_signed(channel, self._inner, message)
+            return
+        self._signs[channel].put(
+            message.size,
+            partial(self._inner.sign, message),
+            partial(self._send_signed, channel, self._inner),
+        )
+
+    def _send_signed(self, channel: Channel, signer: Signer, parts: list[Part]) -> None:
+        if signer is not self._inner or not self.running:
+            return  # the kernel has ended meanwhile, as it may with what was written to it
         assert self.link is not None
-        parts = message if isinstance(message, list) else self._inner.sign(message)
         try:
             self.link.send_message(channel, parts)
         except LocalProtocolError as error:
@@ -197,7 +244,11 @@ class Exchange:
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
 
     def _publish(self, message: WireMessage) -> None:
-        self._clients.send(Channel.IOPUB, self._host.sign(message))
+        self._outs[Channel.IOPUB].put(
+            message.size,
+            partial(self._host.sign, message),
+            partial(self._clients.send, Channel.IOPUB),
+        )
 
     # -- from the kernel -------------------------------------------------------------------------
 
@@ -214,9 +265,19 @@ class Exchange:
         if channel is Channel.HB:
             self._clients.send(channel, message.parts, taken)
             return
+        self._outs[channel].put(
+            message.size,
+            partial(_check_and_sign, message.parts, self._inner, self._host),
+            partial(self._to_client, channel, taken),
+        )
+
+    def _to_client(
+        self, channel: Channel, taken: Taken, signed: tuple[WireMessage, list[Part]] | WireError
+    ) -> None:
         try:
-            checked = split_message(message.parts)
-            self._inner.check(checked)
+            if isinstance(signed, WireError):
+                raise signed
+            checked, parts = signed
             wanted = checked.kind != "iopub_welcome"
             if self.settling is not None and self.settling.takes(channel, checked):
                 wanted = False
@@ -226,7 +287,7 @@ class Exchange:
             self._note_drop("the kernel's", channel, error)
             wanted = False
         if wanted:
-            self._clients.send(channel, self._host.sign(checked), taken)
+            self._clients.send(channel, parts, taken)
         else:
             taken()
 
@@ -238,3 +299,22 @@ class Exchange:
 
     def _note_drop(self, whose: str, channel: Channel, error: Exception) -> None:
         self._records.note(f"{whose} message on {channel.name.lower()} was dropped: {error}")
+
+
+# In workers, for large messages: no state, and no exception.
+
+
+def _check(parts: list[Part], signer: Signer) -> WireMessage | WireError:
+    try:
+        message = split_message(parts)
+        signer.check(message)
+    except WireError as error:
+        return error
+    return message
+
+
+def _check_and_sign(
+    parts: list[Part], inner: Signer, host: Signer
+) -> tuple[WireMessage, list[Part]] | WireError:
+    message = _check(parts, inner)
+    return message if isinstance(message, WireError) else (message, host.sign(message))

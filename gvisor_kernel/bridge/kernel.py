@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import signal
+from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,7 @@ from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_exces
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
-from gvisor_kernel.bridge.wire import WireError, WireMessage
+from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import (
     Event,
@@ -69,8 +70,12 @@ class KernelBridge:
         identity: KernelIdentity,
         address: Address,
         base: Path,
+        executor: Executor,
     ) -> None:
-        """Raises LaunchError when the sockets cannot be opened; see ClientSockets."""
+        """``executor``: for long work on messages.
+
+        Raises LaunchError when the sockets cannot be opened; see ClientSockets.
+        """
         self.identity = identity
         self.exit_status: int | None = None
         """None while a kernel runs or starts; see ``subprocess`` for the numbers."""
@@ -96,7 +101,8 @@ class KernelBridge:
         self._ending: asyncio.Task[None] | None = None
         self._detached = False
         self._exchange = Exchange(
-            context, identity, address, base, self._records, self._is_shutdown_for_this_kernel
+            *(context, identity, address, base, self._records),
+            *(self._is_shutdown_for_this_kernel, executor),
         )
 
     # -- what the provisioner asks ---------------------------------------------------------------
@@ -350,7 +356,11 @@ class KernelBridge:
         """False for one that was meant for the kernel that has ended; else an end is expected."""
         if not self.shutdowns.arrive(running=self._exchange.running):
             return False
-        self.expect_end(restart=b"true" in request.content)
+        with suppress(WireError):
+            content = parse_object(request.content, "content")
+            self.expect_end(restart=content.get("restart") is True)
+            return True
+        self.expect_end(restart=False)
         return True
 
     # -- from the sandbox ------------------------------------------------------------------------
@@ -420,6 +430,7 @@ class KernelBridge:
                 )
             )
         self.note(f"the kernel ended {describe_status(status)}")
+        await self._exchange.settle_out(FLUSH_SECONDS)
         reason = self._death
         if reason is None and not self._asked_to_end:
             reason = explain_death(status, self._memory)

@@ -30,6 +30,7 @@ from gvisor_kernel.link import (
     Resumed,
     Started,
 )
+from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import Role, State
 
 READ_SIZE = 256 * 1024
@@ -220,7 +221,7 @@ class SandboxLink:
         self.flush()
         self._on_room()
 
-    def send_message(self, channel: Channel, parts: list[bytes]) -> None:
+    def send_message(self, channel: Channel, parts: list[Part]) -> None:
         """Send a message to the kernel. Raises LocalProtocolError."""
         self.connection.send_message(channel, parts)
         if channel is not Channel.HB:

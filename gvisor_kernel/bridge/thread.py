@@ -26,6 +26,8 @@ from gvisor_kernel.locks import ThreadLock
 
 T = TypeVar("T")
 
+SIGNERS = 2
+"""Threads that check and sign large messages, of all kernels."""
 EXIT_SECONDS = 10.0
 """How long the end of this process waits for its sandboxes to be removed."""
 
@@ -48,6 +50,8 @@ class Bridge:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65536)
         self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
+        # Apart from launches, each of which may take a worker for seconds.
+        self._signers = concurrent.futures.ThreadPoolExecutor(SIGNERS, "gvisor-kernel-sign")
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self.executor)
         self._thread = threading.Thread(target=self._run, name="gvisor-kernel-bridge", daemon=True)
@@ -106,7 +110,7 @@ class Bridge:
             sweep_bases(root)
             remove_base(root, owner_name(os.getpid()) or "")
             base = self._bases[root] = make_base(root)
-        kernel = KernelBridge(self._context, identity, address, base)
+        kernel = KernelBridge(self._context, identity, address, base, self._signers)
         self._kernels.add(kernel)
         return kernel
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Union
 
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
@@ -40,6 +40,7 @@ from gvisor_kernel.link.frames import (
     FrameReader,
     FrameType,
     LogSource,
+    Part,
     encode_frame,
 )
 from gvisor_kernel.link.state import (
@@ -110,7 +111,7 @@ class Connection:
         self._urgent: deque[bytes] = deque([encode_frame(FrameType.HELLO, hello.encode())])
         self._pongs: deque[int] = deque(maxlen=PONGS_KEPT)
         self._diverted: deque[bytes] = deque()
-        self._flow = Flow(DATA_CHANNELS)
+        self._flow = Flow(DATA_CHANNELS, views=role is Role.HOST)
         self._broken: RemoteProtocolError | None = None
         if resume is not None:
             payload = _checked_payload(resume)
@@ -260,7 +261,7 @@ class Connection:
         elif isinstance(event, Exited):
             self._give_up()
 
-    def send_message(self, channel: Channel, parts: list[bytes]) -> None:
+    def send_message(self, channel: Channel, parts: Sequence[Part]) -> None:
         """Queue a message; if large, uncopied. Raises LocalProtocolError (state, size)."""
         self._after(FrameType.DATA, LocalProtocolError)
         self._flow.add(channel, parts)

@@ -15,7 +15,7 @@ given when it is written, so a sender that does not read gets none.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import CREDIT, Message
@@ -27,6 +27,7 @@ from gvisor_kernel.link.frames import (
     Channel,
     Frame,
     FrameType,
+    Part,
     encode_frame,
     largest_message,
     pack_message,
@@ -72,7 +73,7 @@ class _Outflow:
         """Each with whether it is the last of its message."""
         self.size = 0
 
-    def add(self, pieces: list[bytes]) -> None:
+    def add(self, pieces: list[Part]) -> None:
         size = sum(map(len, pieces))
         self.size += size
         if size <= JOINED:
@@ -114,10 +115,14 @@ class _Outflow:
 
 
 class Flow:
-    """The windows of ``channels`` in both directions. ``begin`` makes them fresh for a run."""
+    """The windows of ``channels`` in both directions. ``begin`` makes them fresh for a run.
 
-    def __init__(self, channels: Iterable[Channel] = DATA_CHANNELS) -> None:
+    ``views``: see ``frames.VIEWED``.
+    """
+
+    def __init__(self, channels: Iterable[Channel] = DATA_CHANNELS, *, views: bool = False) -> None:
         self._channels = tuple(channels)
+        self._views = views
         self._generation = 0
         self.begin()
 
@@ -163,7 +168,8 @@ class Flow:
             return None
         if inflow.partial:
             inflow.partial += payload
-            size, parts = len(inflow.partial), unpack_message(inflow.partial)
+            size = len(inflow.partial)
+            parts = unpack_message(inflow.partial, views=self._views)
             inflow.partial = bytearray()
         else:
             size, parts = len(payload), unpack_message(payload)
@@ -205,7 +211,7 @@ class Flow:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def add(self, channel: Channel, parts: list[bytes]) -> None:
+    def add(self, channel: Channel, parts: Sequence[Part]) -> None:
         """Queue a message; if large, uncopied. Raises LocalProtocolError (size)."""
         self._outflow[channel].add(pack_message(parts, channel))
 

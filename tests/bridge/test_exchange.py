@@ -1,0 +1,287 @@
+"""What passes between clients and a link: in order, and no long work on the loop that all share."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from gvisor_kernel.bridge import lanes, wire
+from gvisor_kernel.bridge.clients import Address
+from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.identity import KernelIdentity
+from gvisor_kernel.bridge.lanes import LONG, Lane
+from gvisor_kernel.bridge.records import Records
+from gvisor_kernel.bridge.wire import DELIMITER, Signer, WireMessage, new_message, split_message
+from gvisor_kernel.link import Channel, Message
+from gvisor_kernel.link.frames import Part
+from gvisor_kernel.link.state import State
+
+SECONDS = 30.0
+HOST, INNER = "host-key", "inner-key"
+LARGE = 4 * LONG
+
+
+def sign(key: str, message: WireMessage) -> list[Part]:
+    """Not by the signer that is watched."""
+    dicts = (message.header, message.parent, message.metadata, message.content)
+    digest = hmac.new(key.encode(), b"".join(dicts), "sha256").hexdigest().encode()
+    return [*message.identities, DELIMITER, digest, *dicts]
+
+
+class FakeConnection:
+    state = State.RUNNING
+
+    def __init__(self) -> None:
+        self.taken: list[Message] = []
+
+    def queued(self, channel: Channel) -> int:
+        return 0
+
+    def consumed(self, message: Message) -> None:
+        self.taken.append(message)
+
+
+class FakeLink:
+    """A link to a kernel that does nothing."""
+
+    ended = stopped = False
+
+    def __init__(self) -> None:
+        self.connection = FakeConnection()
+        self.sent: list[tuple[Channel, WireMessage]] = []
+
+    def flush(self) -> None:
+        pass
+
+    def send_message(self, channel: Channel, parts: list[Part]) -> None:
+        message = split_message(parts)
+        assert message.signature == sign(INNER, message)[len(message.identities) + 1]
+        self.sent.append((channel, message))
+
+
+class Bench:
+    """An exchange, its clients, and the threads in which something large was signed."""
+
+    def __init__(self, base: Path, executor: ThreadPoolExecutor) -> None:
+        self.link = FakeLink()
+        self.signed_large: set[int] = set()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._clients = zmq.asyncio.Context()
+        identity = KernelIdentity("k", HOST.encode(), "hmac-sha256", 2**30, False)
+        self.exchange = Exchange(
+            *(self._context, identity, Address("ipc", ""), base, Records()),
+            *(lambda _: True, executor),
+        )
+        self.exchange.link = self.link  # type: ignore[assignment]
+        self.exchange.sign_for(INNER)
+
+    def connect(self, kind: int, channel: Channel) -> Any:
+        socket = self._clients.socket(kind)
+        socket.linger = 0
+        address = self.exchange.address
+        socket.connect(f"ipc://{address.ip}-{address.ports[channel]}")
+        return socket
+
+    async def subscribe(self) -> Any:
+        socket = self.connect(zmq.SUB, Channel.IOPUB)
+        socket.subscribe(b"")
+        welcome = await receive(socket)
+        assert welcome.kind == "iopub_welcome"
+        return socket
+
+    def say(
+        self, channel: Channel, kind: str, number: int, size: int = 10, to: bytes = b"t"
+    ) -> None:
+        """As the kernel."""
+        parent = json.dumps({"msg_id": str(number)}).encode()
+        message = new_message(kind, {"n": number, "x": "x" * size}, parent, to)
+        parts = sign(INNER, message)
+        parts = [memoryview(bytearray(p)) if len(p) > 64 * 1024 else p for p in parts]
+        self.exchange.from_kernel(Message(channel, parts, size, 0))
+
+    def close(self) -> None:
+        self.exchange.close()
+        self._clients.destroy(linger=0)
+        self._context.destroy(linger=0)
+
+
+async def receive(socket: Any) -> WireMessage:
+    return split_message(await asyncio.wait_for(socket.recv_multipart(), SECONDS))
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def number_of(message: WireMessage) -> int:
+    return int(json.loads(bytes(message.content))["n"])
+
+
+@asynccontextmanager
+async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    threads: set[int] = set()
+    original = Signer._sign
+
+    def watched(self: Signer, *dicts: Part) -> bytes:
+        if sum(map(len, dicts)) > LONG:
+            threads.add(threading.get_ident())
+        return original(self, *dicts)
+
+    monkeypatch.setattr(Signer, "_sign", watched)
+    with ThreadPoolExecutor(2) as executor:
+        bench = Bench(base, executor)
+        bench.signed_large = threads
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+
+def test_large_output_is_signed_elsewhere_and_overtaken_by_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            client = await bench.subscribe()
+            for number in range(30):
+                bench.say(Channel.IOPUB, "stream", number, LARGE if number % 10 == 0 else 10)
+            assert [number_of(await receive(client)) for _ in range(30)] == list(range(30))
+            await until(lambda: len(bench.link.connection.taken) == 30)
+            assert bench.signed_large
+            assert threading.get_ident() not in bench.signed_large
+
+    asyncio.run(run())
+
+
+def test_large_requests_are_signed_elsewhere_and_overtaken_by_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            client = bench.connect(zmq.DEALER, Channel.SHELL)
+            bench.signed_large.clear()
+            for number in range(12):
+                size = LARGE if number % 5 == 0 else 10
+                request = new_message(
+                    "is_complete_request", {"n": number, "x": "x" * size}, b"{}", b"t"
+                )
+                await client.send_multipart(sign(HOST, request)[1:])
+            await until(lambda: len(bench.link.sent) == 12)
+            assert [number_of(message) for _, message in bench.link.sent] == list(range(12))
+            assert threading.get_ident() not in bench.signed_large
+
+    asyncio.run(run())
+
+
+def test_a_death_is_told_after_what_the_kernel_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output that is still being checked comes before it, and a reply makes it needless."""
+
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            client = await bench.subscribe()
+            bench.exchange._pending.update({"1": b'{"msg_id": "1"}', "2": b'{"msg_id": "2"}'})
+            bench.say(Channel.IOPUB, "stream", 7, LARGE)
+            bench.say(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
+            await bench.exchange.settle_out(SECONDS)
+            bench.exchange.tell("it was told to")
+            kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
+            assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [wire.MAX_IDENTITY + 1, 100_000])
+def test_a_topic_as_long_as_a_message_is_dropped(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            client = await bench.subscribe()
+            bench.say(Channel.IOPUB, "stream", 1, to=bytes(size))
+            bench.say(Channel.IOPUB, "stream", 2)
+            assert number_of(await receive(client)) == 2
+            assert len(bench.link.connection.taken) == 2
+
+    asyncio.run(run())
+
+
+# -- lanes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(3) as executor:
+        yield executor
+
+
+def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
+    async def run() -> None:
+        done: list[int] = []
+        emptied = asyncio.Event()
+        lane = Lane(executor, emptied.set)
+        first_may_end = threading.Event()
+
+        def work(number: int) -> int:
+            if number == 0:
+                first_may_end.wait(SECONDS)
+            return number
+
+        for number in range(10):
+            size = LONG + 1 if number % 3 == 0 else 1
+            lane.put(size, lambda n=number: work(n), done.append)
+        assert not done
+        assert not lane.empty
+        first_may_end.set()
+        await asyncio.wait_for(emptied.wait(), SECONDS)
+        assert done == list(range(10))
+        lane.put(1, lambda: 10, done.append)
+        assert done[-1] == 10  # at once
+
+    asyncio.run(run())
+
+
+def test_a_closed_lane_does_nothing_more(executor: ThreadPoolExecutor) -> None:
+    async def run() -> None:
+        done: list[int] = []
+        lane = Lane(executor)
+        may_end = threading.Event()
+        for number in range(3):
+            lane.put(LONG + 1, lambda n=number: may_end.wait(SECONDS) and n, done.append)
+        lane.close()
+        may_end.set()
+        await asyncio.get_running_loop().run_in_executor(executor, lambda: None)
+        lane.put(1, lambda: 4, done.append)
+        assert not done
+
+    asyncio.run(run())
+
+
+def test_a_lane_without_workers_does_the_work_itself() -> None:
+    """As at the end of a process."""
+
+    async def run() -> None:
+        executor = ThreadPoolExecutor(1)
+        executor.shutdown()
+        done: list[int] = []
+        lane = Lane(executor)
+        for number in range(3):
+            lane.put(LONG + 1, lambda n=number: n, done.append)
+        assert done == [0, 1, 2]
+        assert lanes.LONG == LONG
+
+    asyncio.run(run())
