@@ -20,9 +20,16 @@ from gvisor_kernel.root_images.scoped import open_in
 from gvisor_kernel.root_images.tar import CHUNK, Kind, Stream, TarReader, show, split_name
 
 DOCUMENT_MOST = 4 * 1024 * 1024
+MAX_DOCUMENTS = 300
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+"""All that are read of one archive; of an honest one three to some dozens."""
 LINKS_MOST = 3
 MEMBERS_MOST = 10_000
 XZ_MEMORY = 512 * 1024 * 1024
+MAX_IDLE = 4 * 1024 * 1024
+"""Packed bytes that unpack to nothing, in a row: padding, or empty parts by the million."""
+MAX_REST = 16 * 1024 * 1024
+"""Bytes of a layer's file after what its archive needs."""
 
 
 class Blobs(Protocol):
@@ -35,15 +42,33 @@ class Blobs(Protocol):
         ...
 
 
-def read_document(blobs: Blobs, name: str) -> bytes:
-    """A small file, whole. Raises Refused."""
-    with blobs.open(name) as stream:
+class Documents:
+    """The small files of an archive that say what is in it. A few of them: lists of lists that
+    name each other would else be read 200 times 200 times 200 times."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._left = MAX_DOCUMENTS
+        self._bytes_left = MAX_DOCUMENT_BYTES
+
+    def names(self) -> set[str]:
+        return self._blobs.names()
+
+    def read(self, name: str) -> bytes:
+        """One, whole. Raises Refused."""
+        self._left -= 1
+        if self._left < 0:
+            raise Refused(f"more than {MAX_DOCUMENTS} documents say what is in it")
         content = b""
-        while data := stream.read(CHUNK):
-            content += data
-            if len(content) > DOCUMENT_MOST:
-                raise Refused(f"{show(name)} has more than {DOCUMENT_MOST} bytes")
-    return content
+        with self._blobs.open(name) as stream:
+            while data := stream.read(CHUNK):
+                content += data
+                if len(content) > DOCUMENT_MOST:
+                    raise Refused(f"{show(name)} has more than {DOCUMENT_MOST} bytes")
+        self._bytes_left -= len(content)
+        if self._bytes_left < 0:
+            raise Refused(f"documents of more than {MAX_DOCUMENT_BYTES} bytes say what is in it")
+        return content
 
 
 class FolderBlobs:
@@ -138,8 +163,12 @@ class Checked:
         return data
 
     def drain(self) -> None:
-        while self.read(CHUNK):
-            pass
+        """Read to the end, which is near. Raises Refused where it is not."""
+        left = MAX_REST
+        while data := self.read(CHUNK):
+            left -= len(data)
+            if left < 0:
+                raise Refused(f"more than {MAX_REST} bytes follow after the end of a layer")
 
     @property
     def digest(self) -> str:
@@ -151,14 +180,16 @@ def unpacked(stream: Stream) -> Iterator[Stream]:
     """``stream`` without its compression, which its first bytes tell. Raises Refused, also
     in the block within."""
     start = _read_start(stream, 6)
-    whole = io.BufferedReader(cast(Any, _Raw(start, stream)), CHUNK)
+    raw = _Raw(start, stream)
+    whole = io.BufferedReader(cast(Any, raw), CHUNK)
     opening = next((o for magic, o in _PACKED if start.startswith(magic)), None)
     if opening is None:
         yield whole
         return
+    raw.limit = MAX_IDLE
     try:
         with closing(opening(whole)) as found:
-            yield found
+            yield _Unpacking(found, raw)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise Refused(f"it cannot be unpacked: {error}") from error
     except OSError as error:
@@ -178,12 +209,27 @@ def _read_start(stream: Stream, size: int) -> bytes:
     return start
 
 
+class _Unpacking:
+    """What unpacks a raw stream, and tells it when something has come out."""
+
+    def __init__(self, unpacking: Stream, raw: _Raw) -> None:
+        self._unpacking = unpacking
+        self._raw = raw
+
+    def read(self, size: int, /) -> bytes:
+        data = self._unpacking.read(size)
+        if data:
+            self._raw.limit = MAX_IDLE
+        return data
+
+
 class _Raw(io.RawIOBase):
-    """A stream with its first bytes put back."""
+    """A stream with its first bytes put back. ``limit``: bytes that may be read from here on."""
 
     def __init__(self, start: bytes, stream: Stream) -> None:
         self._start = start
         self._stream = stream
+        self.limit: int | None = None
 
     def readable(self) -> bool:
         return True
@@ -191,6 +237,10 @@ class _Raw(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         data = self._start[: len(buffer)] if self._start else self._stream.read(len(buffer))
         self._start = self._start[len(data) :]
+        if self.limit is not None:
+            self.limit -= len(data)
+            if self.limit < 0:
+                raise Refused(f"{MAX_IDLE} bytes of it unpack to nothing")
         buffer[: len(data)] = data
         return len(data)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from gvisor_kernel.root_images.blobs import DOCUMENT_MOST, Blobs, Checked, read_document, unpacked
+from gvisor_kernel.root_images.blobs import DOCUMENT_MOST, Blobs, Checked, Documents, unpacked
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.root_images.tar import Stream, show
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -86,11 +86,12 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
 
     Raises Refused.
     """
-    names = blobs.names()
+    documents = Documents(blobs)
+    names = documents.names()
     if "index.json" in names and "oci-layout" in names:
-        found = list(_read_layout(blobs))
+        found = list(_read_layout(documents))
     elif "manifest.json" in names:
-        found = list(_read_docker(blobs))
+        found = list(_read_docker(documents))
     else:
         return None
     fitting = [name for name in found if reference is None or name[0] == reference]
@@ -109,20 +110,20 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
 # OCI layouts.
 
 
-def _read_layout(blobs: Blobs) -> Iterator[tuple[str, Reading]]:
+def _read_layout(documents: Documents) -> Iterator[tuple[str, Reading]]:
     """Reference of each image that runs here, and what reads it."""
-    layout = _parse(read_document(blobs, "oci-layout"), "oci-layout")
+    layout = _parse(documents.read("oci-layout"), "oci-layout")
     if not str(layout.get("imageLayoutVersion", "")).startswith("1."):
         raise Refused("it is an OCI layout of an unknown version")
-    index = _parse(read_document(blobs, "index.json"), "index.json")
-    for count, (reference, descriptor) in enumerate(_manifests(blobs, index, "", 0)):
+    index = _parse(documents.read("index.json"), "index.json")
+    for count, (reference, descriptor) in enumerate(_manifests(documents, index, "", 0)):
         if count >= MANIFESTS_MOST:
             raise Refused(f"it has more than {MANIFESTS_MOST} images")
-        yield reference, partial(_read_oci, blobs, reference, descriptor)
+        yield reference, partial(_read_oci, documents, reference, descriptor)
 
 
 def _manifests(
-    blobs: Blobs, index: Mapping[str, Any], reference: str, depth: int
+    documents: Documents, index: Mapping[str, Any], reference: str, depth: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if depth > INDEX_DEPTH_MOST:
         raise Refused("its lists of images are nested too deep")
@@ -134,14 +135,14 @@ def _manifests(
         named = next((str(annotations[n]) for n in _REFERENCES if n in annotations), reference)
         kind = str(descriptor.get("mediaType", ""))
         if "index" in kind or "manifest.list" in kind:
-            below = _parse(_read_blob(blobs, descriptor), "a list of images")
-            yield from _manifests(blobs, below, named, depth + 1)
+            below = _parse(_read_blob(documents, descriptor), "a list of images")
+            yield from _manifests(documents, below, named, depth + 1)
         elif _runs_here(descriptor.get("platform")):
             yield named, descriptor
 
 
-def _read_oci(blobs: Blobs, reference: str, descriptor: Mapping[str, Any]) -> Manifest:
-    manifest = _parse(_read_blob(blobs, descriptor), "a manifest")
+def _read_oci(documents: Documents, reference: str, descriptor: Mapping[str, Any]) -> Manifest:
+    manifest = _parse(_read_blob(documents, descriptor), "a manifest")
     config = manifest.get("config")
     if not isinstance(config, dict):
         raise Refused("its manifest names no configuration")
@@ -153,7 +154,7 @@ def _read_oci(blobs: Blobs, reference: str, descriptor: Mapping[str, Any]) -> Ma
             raise Refused("a layer of it is encrypted")
         digest = _digest(layer)
         layers.append((_blob_name(digest), digest))
-    return _finish(reference, _digest(config), _read_blob(blobs, config), layers)
+    return _finish(reference, _digest(config), _read_blob(documents, config), layers)
 
 
 def _digest(descriptor: Mapping[str, Any]) -> str:
@@ -168,9 +169,9 @@ def _blob_name(digest: str) -> str:
     return f"blobs/{algorithm}/{digits}"
 
 
-def _read_blob(blobs: Blobs, descriptor: Mapping[str, Any]) -> bytes:
+def _read_blob(documents: Documents, descriptor: Mapping[str, Any]) -> bytes:
     digest = _digest(descriptor)
-    content = read_document(blobs, _blob_name(digest))
+    content = documents.read(_blob_name(digest))
     algorithm, _, digits = digest.partition(":")
     if hashlib.new(algorithm, content).hexdigest() != digits:
         raise Refused(f"{digest[:19]}… in it is not what its digest says")
@@ -180,8 +181,8 @@ def _read_blob(blobs: Blobs, descriptor: Mapping[str, Any]) -> bytes:
 # Docker's archives.
 
 
-def _read_docker(blobs: Blobs) -> Iterator[tuple[str, Reading]]:
-    images = _parse_any(read_document(blobs, "manifest.json"), "manifest.json")
+def _read_docker(documents: Documents) -> Iterator[tuple[str, Reading]]:
+    images = _parse_any(documents.read("manifest.json"), "manifest.json")
     if not isinstance(images, list) or len(images) > MANIFESTS_MOST:
         raise Refused("its manifest.json is damaged")
     for image in images:
@@ -189,11 +190,11 @@ def _read_docker(blobs: Blobs) -> Iterator[tuple[str, Reading]]:
             raise Refused("its manifest.json is damaged")
         tags = [str(tag) for tag in image.get("RepoTags") or []]
         for tag in tags[:MANIFESTS_MOST] if len(images) > 1 or len(tags) == 1 else [""]:
-            yield tag, partial(_read_docker_image, blobs, tag, image)
+            yield tag, partial(_read_docker_image, documents, tag, image)
 
 
-def _read_docker_image(blobs: Blobs, reference: str, image: Mapping[str, Any]) -> Manifest:
-    content = read_document(blobs, image["Config"])
+def _read_docker_image(documents: Documents, reference: str, image: Mapping[str, Any]) -> Manifest:
+    content = documents.read(image["Config"])
     digest = hashlib.sha256(content).hexdigest()
     named = re.search(r"([0-9a-f]{64})(?:\.json)?$", image["Config"])
     if named is not None and named[1] != digest:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,8 @@ Report = Callable[[str, float], None]
 """Takes words for the step that begins, and the share of all that is done."""
 
 PROGRAM_FOLDERS = ("usr", "bin")
+MAX_ROOTS = 100
+"""Entries of an archive's root that are read over to see what it is; there is one, or none."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def _unpack(
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise Refused("it is neither a file nor a folder")
         with unpacked(file) as stream:
-            first = next((entry.parts[0] for entry in TarReader(stream) if entry.parts), "")
+            entries = islice(TarReader(stream), MAX_ROOTS)
+            first = next((entry.parts[0] for entry in entries if entry.parts), "")
         file.seek(0)
         if not _OF_ARCHIVES.fullmatch(first):
             report("Unpacking it", 0.05)

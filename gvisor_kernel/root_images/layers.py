@@ -78,27 +78,24 @@ def apply_archive(stream: Stream, tree: Tree, budget: Budget, *, is_layer: bool)
     more, wherever in the archive they stand. Else they are names.
     """
     reader = TarReader(stream)
-    seen: dict[Parts, Kind | None] = {}
-    opaque: list[Parts] = []
+    names = _Names(budget)
     for entry in reader:
         budget.take(entry.size)
         parts = entry.parts
         if is_layer and parts and parts[-1].startswith(WHITEOUT):
             if parts[-1] == OPAQUE:
-                opaque.append(parts[:-1])
+                names.find(parts[:-1]).opaque = True
             elif not parts[-1].startswith(WHITEOUT_OTHER):
                 hidden = (*parts[:-1], parts[-1].removeprefix(WHITEOUT))
                 _check_whiteout(hidden)
-                _note(seen, hidden, None)
+                names.note(hidden, None)
                 tree.remove(hidden)
             continue
-        if entry.kind is Kind.DIRECTORY and seen.get(parts) is Kind.DIRECTORY:
+        if names.note(parts, entry.kind):
             tree.put_folder(parts, entry.mode, entry.mtime)
             continue
-        _note(seen, parts, entry.kind)
         _put(tree, entry, reader, budget)
-    for folder in opaque:
-        _hide_children(tree, folder, seen)
+    names.hide_below(tree)
 
 
 def _check_whiteout(hidden: Parts) -> None:
@@ -106,27 +103,68 @@ def _check_whiteout(hidden: Parts) -> None:
         raise Refused(f"it removes {show('/'.join(hidden))}, which is no name")
 
 
-def _note(seen: dict[Parts, Kind | None], parts: Parts, kind: Kind | None) -> None:
-    """Raise Refused for a second entry of one name."""
-    if parts in seen:
-        name = show("/".join(parts))
-        if kind is None or seen[parts] is None:
-            raise Refused(f"one layer both has and removes {name}")
-        raise Refused(f"there are two entries named {name}")
-    seen[parts] = kind
+class _Name:
+    """``kind``: None while only what is below it was named. ``removed``: by this archive."""
+
+    __slots__ = ("below", "kind", "opaque", "removed")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Name] = {}
+        self.kind: Kind | None = None
+        self.removed = False
+        self.opaque = False
 
 
-def _hide_children(tree: Tree, folder: Parts, seen: dict[Parts, Kind | None]) -> None:
-    """Take away what the layers below have in ``folder``, however deep; keep this layer's own."""
-    depth = len(folder)
-    own: dict[Parts, set[str]] = {folder: set()}
-    for parts in seen:
-        if parts[:depth] == folder:
-            for end in range(depth, len(parts)):
-                own.setdefault(parts[:end], set()).add(parts[end])
-    for place, names in sorted(own.items()):
-        if place == folder or seen.get(place, Kind.DIRECTORY) is Kind.DIRECTORY:
-            tree.remove_children(place, names.__contains__)
+class _Names:
+    """What one archive has named, as a tree: all of it is gone through once, whatever it says."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._root = _Name()
+
+    def find(self, parts: Parts) -> _Name:
+        """What is noted of a name. A folder that is only on the way to it counts as an entry:
+        it will be made. Raises Refused."""
+        name = self._root
+        for part in parts:
+            below = name.below.get(part)
+            if below is None:
+                below = name.below[part] = _Name()
+                self._budget.take(0)
+            name = below
+        return name
+
+    def note(self, parts: Parts, kind: Kind | None) -> bool:
+        """Note an entry, or None for what is removed. True for a folder that was noted before.
+
+        Raises Refused for any other second entry of one name.
+        """
+        above = self.find(parts[:-1])
+        name = above.below.setdefault(parts[-1], _Name()) if parts else above
+        if name.kind is None and not name.removed:
+            name.kind, name.removed = kind, kind is None
+            return False
+        if name.kind is Kind.DIRECTORY and kind is Kind.DIRECTORY:
+            return True
+        shown = show("/".join(parts))
+        if kind is None or name.removed:
+            raise Refused(f"one layer both has and removes {shown}")
+        raise Refused(f"there are two entries named {shown}")
+
+    def hide_below(self, tree: Tree) -> None:
+        """Take away what the layers below have in opaque folders, however deep; keep this layer's
+        own."""
+        waiting: list[tuple[Parts, _Name, bool]] = [((), self._root, False)]
+        while waiting:
+            parts, name, hides = waiting.pop()
+            hides = hides or name.opaque
+            if hides:
+                tree.remove_children(parts, name.below.__contains__)
+            waiting.extend(
+                ((*parts, part), below, hides)
+                for part, below in name.below.items()
+                if not below.removed and below.kind in (None, Kind.DIRECTORY)
+            )
 
 
 def _put(tree: Tree, entry: Entry, reader: TarReader, budget: Budget) -> None:

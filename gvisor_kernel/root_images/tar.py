@@ -19,6 +19,14 @@ BLOCK = 512
 CHUNK = 256 * 1024
 HEADER_MOST = 1024 * 1024
 """Bytes of a long name or of pax's records, which are held in memory. Real ones have hundreds."""
+MAX_EXTRA_BYTES = 256 * 1024 * 1024
+"""Bytes of these in one archive. One with 300,000 files has some 50 MB."""
+MAX_EXTRAS = 8
+"""Of these before one entry; there are four kinds."""
+MAX_RECORDS = 1000
+"""Of pax's in one of these; real ones have a dozen."""
+MAX_PADDING = 16 * 1024 * 1024
+"""Bytes of zeros after the end; tape drives had blocks of one or two MiB."""
 NAME_MOST = 4095
 """Bytes of a path, as Linux has it."""
 PART_MOST = 255
@@ -114,6 +122,7 @@ class TarReader:
         self._left = 0
         """Bytes of the present entry's content that were not read."""
         self._padding = 0
+        self._extra_bytes = 0
         self.position = 0
         """Bytes that were read of the stream: in the loop over the entries, where one's content
         begins."""
@@ -122,16 +131,21 @@ class TarReader:
         """Raises Refused for all that is not an archive, whole and in order."""
         longer: dict[str, str] = {}
         odd = ""
+        extras = 0
         while (header := self._next_header()) is not None:
             kind = header[156:157]
             size = self._size(header)
             if kind in (b"L", b"K", b"x", b"g"):
+                extras += 1
+                if extras > MAX_EXTRAS:
+                    raise Refused(f"an entry has more than {MAX_EXTRAS} headers")
                 content = self._take_header(size)
                 try:
                     longer |= _read_longer(kind, content)
                 except Refused as error:
                     odd = self._pass_by(error)
                 continue
+            extras = 0
             if "size" in longer:
                 size = _decimal(longer["size"])
             self._left, self._padding = size, -size % BLOCK
@@ -194,6 +208,9 @@ class TarReader:
     def _take_header(self, size: int) -> bytes:
         if size > HEADER_MOST:
             raise Refused(f"an entry's name or attributes have {size} bytes")
+        self._extra_bytes += size
+        if self._extra_bytes > MAX_EXTRA_BYTES:
+            raise Refused(f"names and attributes in it have more than {MAX_EXTRA_BYTES} bytes")
         content = self._exactly(size)
         self._exactly(-size % BLOCK)
         return content
@@ -248,9 +265,13 @@ class TarReader:
 
     def _finish(self) -> None:
         """What follows the end is padding, or a second archive that other programs would show."""
+        left = MAX_PADDING
         while data := self._stream.read(CHUNK):
+            left -= len(data)
             if data.count(0) != len(data):
                 raise Refused("something follows after its end")
+            if left < 0:
+                raise Refused(f"more than {MAX_PADDING} bytes follow after its end")
 
 
 _KINDS = {
@@ -333,7 +354,11 @@ def _check_global(content: bytes) -> None:
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
     position = 0
+    count = 0
     while position < len(content):
+        count += 1
+        if count > MAX_RECORDS:
+            raise Refused(f"an entry has more than {MAX_RECORDS} attributes")
         length, space, _ = content[position : position + 20].partition(b" ")
         if not space or not length.isdigit():
             raise Refused("an entry's attributes are damaged")

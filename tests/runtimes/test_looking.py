@@ -1,0 +1,128 @@
+"""The question to an image's Python, when that is not what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.errors import IsolationError, LaunchError
+from gvisor_kernel.root_images import RootImage
+from gvisor_kernel.runtimes import looking
+from gvisor_kernel.runtimes.looking import ANSWER_MOST, MEMORY, look_inside
+
+ANSWER = json.dumps({"version": "3.12.0", "modules": ["zmq"], "packages": {}}).encode()
+
+
+class FakeSandbox:
+    """Has said what it says, and does not end."""
+
+    def __init__(self, says: bytes, memory: int) -> None:
+        self.events: list[str] = []
+        self._memory = memory
+        self.link_out, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        os.write(self._write, says[:65536])
+
+    def memory_used(self) -> int:
+        return self._memory
+
+    def kill(self) -> None:
+        self.events.append("killed")
+
+    def close(self) -> None:
+        self.events.append("closed")
+        os.close(self.link_out)
+        os.close(self._write)
+
+    def stderr_tail(self) -> str:
+        return ""
+
+
+class FakeRuntime:
+    """Stands for the runtime; ``fault``: what the look from outside finds."""
+
+    def __init__(self, says: bytes, memory: int, fault: str) -> None:
+        self.sandbox = FakeSandbox(says, memory)
+        self.fault = fault
+        self.limit = 0
+
+    def __call__(self, init_argv: list[str]) -> FakeRuntime:
+        return self
+
+    def start(self, spec: Any, request: Any) -> FakeSandbox:
+        self.limit = spec.memory_limit
+        return self.sandbox
+
+    def verify(self, sandbox: FakeSandbox) -> None:
+        sandbox.events.append("verified")
+        if self.fault:
+            raise IsolationError(self.fault)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> RootImage:
+    program = tmp_path / "tree/usr/bin/python3"
+    program.parent.mkdir(parents=True)
+    program.write_text("")
+    program.chmod(0o755)
+    return RootImage("0" * 64, tmp_path, ("odd",), {}, {}, {}, 1, 1, 0.0)
+
+
+def look(
+    image: RootImage,
+    monkeypatch: pytest.MonkeyPatch,
+    says: bytes,
+    memory: int = 0,
+    fault: str = "",
+) -> tuple[list[str], BaseException | None]:
+    """What happened to the sandbox, and what was raised."""
+    runtime = FakeRuntime(says, memory, fault)
+    monkeypatch.setattr(looking, "RunscRuntime", runtime)
+    monkeypatch.setattr(looking, "SECONDS", 0.3)
+    error: BaseException | None = None
+    try:
+        look_inside(image)
+    except (LaunchError, IsolationError) as raised:
+        error = raised
+    assert runtime.limit == MEMORY
+    return runtime.sandbox.events, error
+
+
+def test_an_answer_counts_once_its_sandbox_was_looked_at(
+    image: RootImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert look(image, monkeypatch, ANSWER + b"\n") == (["verified", "closed"], None)
+    events, error = look(image, monkeypatch, ANSWER + b"\n", fault="it is none")
+    assert events == ["verified", "closed"]
+    assert isinstance(error, IsolationError)
+
+
+def test_memory_is_watched_though_no_bridge_has_the_sandbox(
+    image: RootImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, error = look(image, monkeypatch, b"", memory=MEMORY + 1)
+    assert events == ["killed", "closed"]
+    assert "more than 1024 MiB" in str(error)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"",
+        ANSWER[:-1],
+        b"[" * 60_000 + b"\n",
+        b'{"version": ' + b"[" * 500 + b"]" * 500 + b', "modules": [], "packages": {}}\n',
+        b'{"version": 1, "modules": 3, "packages": {}}\n',
+        b"x" * 65536,
+    ],
+    ids=["nothing", "half", "unended", "nested", "wrong", "long"],
+)
+def test_what_is_no_answer(image: RootImage, monkeypatch: pytest.MonkeyPatch, says: bytes) -> None:
+    monkeypatch.setattr(looking, "ANSWER_MOST", min(ANSWER_MOST, 60_000))
+    events, error = look(image, monkeypatch, says)
+    assert events == ["verified"] * says.endswith(b"\n") + ["closed"]
+    assert "does not answer" in str(error)
