@@ -39,7 +39,7 @@ def read_table() -> dict[str, set[str]]:
 MAY_IMPORT = read_table()
 
 STANDARD_LIBRARY_ONLY = {"link", "errors", "guest", "homes", "host", "locks", "private"}
-STANDARD_LIBRARY_ONLY |= {"strict_json"}
+STANDARD_LIBRARY_ONLY |= {"strict_json", "log_files"}
 IN_THE_SANDBOX = {"zmq", "ipykernel"}
 """Of the image's own Python: the guest imports them there, in the mode that needs them."""
 

@@ -22,6 +22,7 @@ import zmq
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
 from gvisor_kernel.link.frames import VIEWED, Part
+from gvisor_kernel.log_files import Limiter
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class ClientSockets:
         """The next look at a socket that is due without its descriptor; at most one each."""
         self._topics: Counter[bytes] = Counter()
         """Subscriptions to iopub, of all clients."""
+        self._warnings = Limiter()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._directory: Path | None = None
         self._closed = False
@@ -217,7 +219,7 @@ class ClientSockets:
                 return
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:  # the client has left: nobody to tell
-                    log.warning("A message on %s was not sent: %s", channel.name.lower(), error)
+                    self._warn(f"A message on {channel.name.lower()} was not sent: {error}")
             self._blocked_since.pop(channel, None)
             if self._stalled:
                 self._stalled.discard((channel, _name(parts)))
@@ -241,7 +243,7 @@ class ClientSockets:
                     wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, now - since))
                     self._coming[channel] = self._loop.call_later(wait, self._come_back, channel)
                 return False
-            log.warning("A client does not read %s; it loses messages.", channel.name.lower())
+            self._warn(f"A client does not read {channel.name.lower()}; it loses messages.")
             if channel is not Channel.IOPUB:
                 self._stalled.add(client)
         self._blocked_since[channel] = now
@@ -255,6 +257,11 @@ class ClientSockets:
         if taken is not None:
             taken()
         return True
+
+    def _warn(self, text: str) -> None:
+        line = self._warnings.take(text)
+        if line is not None:
+            log.warning("%s", line)
 
     # -- receiving -------------------------------------------------------------------------------
 

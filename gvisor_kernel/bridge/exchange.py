@@ -298,7 +298,7 @@ class Exchange:
         self._records.answered(channel, message)
 
     def _note_drop(self, whose: str, channel: Channel, error: Exception) -> None:
-        self._records.note(f"{whose} message on {channel.name.lower()} was dropped: {error}")
+        self._records.note_drop(f"{whose} message on {channel.name.lower()} was dropped: {error}")
 
 
 # In workers, for large messages: no state, and no exception.

@@ -42,6 +42,7 @@ from gvisor_kernel.link import (
     Stats,
 )
 from gvisor_kernel.link.state import State
+from gvisor_kernel.log_files import Limiter
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class KernelBridge:
         self._sandbox: LinkedSandbox | None = None
         self._link: SandboxLink | None = None
         self._records = Records()
+        self._deaths = Limiter()
         self._run = 0
         self._started: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[Hello] | None = None
@@ -431,6 +433,7 @@ class KernelBridge:
             )
         self.note(f"the kernel ended {describe_status(status)}")
         await self._exchange.settle_out(FLUSH_SECONDS)
+        self._records.sum_up()
         reason = self._death
         if reason is None and not self._asked_to_end:
             reason = explain_death(status, self._memory)
@@ -450,7 +453,9 @@ class KernelBridge:
 
     def _tell(self, reason: str) -> None:
         """Write down why the kernel died, and show it in the cell that was running."""
-        log.warning("%s: %s", self.identity.name, reason)
+        line = self._deaths.take(f"{self.identity.name}: {reason}")
+        if line is not None:
+            log.warning("%s", line)
         self.note(reason)
         self._exchange.tell(reason)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
 from gvisor_kernel.bridge.wire import WireError, WireMessage
 from gvisor_kernel.link import Channel, Log
+from gvisor_kernel.log_files import Limiter
 
 
 class Records:
@@ -16,6 +17,7 @@ class Records:
     def __init__(self) -> None:
         self._log: KernelLog | None = None
         self._transcript: Transcript | None = None
+        self._drops = Limiter()
 
     def open(self, log_path: Path, transcripts: Path | None) -> None:
         self._log = KernelLog(log_path)
@@ -28,9 +30,21 @@ class Records:
         self._log = self._transcript = None
 
     def note(self, text: str) -> None:
-        """A line of the bridge's own."""
+        """An event. Not for what a kernel or a client can cause as often as it likes."""
         if self._log is not None:
             self._log.write("bridge", text)
+
+    def note_drop(self, text: str) -> None:
+        """A message was dropped: of the first ones and of some of the others, each is told."""
+        line = self._drops.take(text)
+        if line is not None and self._log is not None:
+            self._log.write_inside("bridge", line)
+
+    def sum_up(self) -> None:
+        """A kernel has ended: how many messages were dropped."""
+        if self._drops.count:
+            self.note(f"{self._drops.count} messages were dropped")
+        self._drops = Limiter()
 
     def keep(self, event: Log) -> None:
         """What was said inside."""

@@ -20,10 +20,12 @@ class LogBudget:
         self.dropped = 0
 
     def take(self, size: int) -> bool:
+        """Whether ``size`` bytes may pass. Once something did not, nothing does before there is
+        room for half a second's: that much was dropped takes a line, too."""
         now = time.monotonic()
         self._left = min(float(LOG_BURST), self._left + (now - self._at) * LOG_PER_SECOND)
         self._at = now
-        if self._left < size:
+        if self._left < (max(size, LOG_PER_SECOND // 2) if self.dropped else size):
             self.dropped += size
             return False
         self._left -= size
@@ -42,13 +44,18 @@ class GuestLog:
 
     def complain(self, text: str) -> None:
         """Of what a kernel causes, no more than of what it writes itself."""
-        if self._budget.take(len(text)):
+        if self._may_pass(len(text)):
             self.say(text)
 
     def pass_on(self, source: LogSource, data: bytes) -> None:
         """What the kernel wrote to its stdout or stderr; said to be dropped, where it is."""
-        if self._budget.take(len(data)):
-            if self._budget.dropped:
-                self.say(f"{self._budget.dropped} bytes of output were not logged.\n")
-                self._budget.dropped = 0
+        if self._may_pass(len(data)):
             self._connection.send_log(source, data.decode("utf-8", "replace"))
+
+    def _may_pass(self, size: int) -> bool:
+        if not self._budget.take(size):
+            return False
+        if self._budget.dropped:
+            self.say(f"{self._budget.dropped} bytes of output were not logged.\n")
+            self._budget.dropped = 0
+        return True

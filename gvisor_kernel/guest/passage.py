@@ -159,7 +159,7 @@ class Passage:
             self.early.clear()
             return True
         if self._socket.facts is not None:
-            self._log.say(f"This kernel gets the relay: {self._socket.facts[RELAY]}.\n")
+            self._log.complain(f"This kernel gets the relay: {self._socket.facts[RELAY]}.\n")
             return False
         assert self._connection.run is not None
         listening = os.path.exists(f"{socket_prefix(self._connection.run)}-{int(Channel.SHELL)}")

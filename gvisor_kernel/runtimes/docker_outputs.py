@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.log_files import Limiter
 from gvisor_kernel.root_images.layers import DISK_SPARE, ENTRIES_MOST, ENTRY_COST
 from gvisor_kernel.root_images.refusal import Refused
 from gvisor_kernel.root_images.scoped import open_folder
@@ -45,6 +46,7 @@ class Landing:
         disk = os.fstatvfs(self._tree.root)
         self._room = disk.f_bavail * disk.f_frsize - DISK_SPARE
         self._entries = ENTRIES_MOST
+        self._told = Limiter()
         self.written = 0
         self.left_out = 0
         self.seen: dict[str, tuple[int, int]] = {}
@@ -63,7 +65,9 @@ class Landing:
 
     def _leave_out(self, reason: str) -> None:
         self.left_out += 1
-        log.debug("Left out of outputs: %s", reason)
+        line = self._told.take(f"Left out of outputs: {reason}")
+        if line is not None:
+            log.debug("%s", line)
 
     def _check_time(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:

@@ -68,7 +68,7 @@ class DockerSandbox(Sandbox):
         self._ended = False
         self._closed = False
         self._closing = threading.Lock()
-        self._stderr = StderrLog(ends.stderr, places.log)
+        self._stderr = StderrLog(ends.stderr, places.stderr_log)
         guest_in, guest_out, guest_stderr = ends.guest
         self._pumps = Pumps(
             stdin=sockets[0],

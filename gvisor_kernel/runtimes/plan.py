@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
+from gvisor_kernel import log_files
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import Identity, Opened
@@ -105,7 +106,11 @@ class Places:
 
     @property
     def log(self) -> Path:
-        return self.directory / "kernel.log"
+        return self.directory / log_files.EVENTS
+
+    @property
+    def stderr_log(self) -> Path:
+        return self.directory / log_files.STDERR
 
 
 def plan_mounts(

@@ -294,7 +294,7 @@ class RunscRuntime(Runtime):
         finally:
             ends.close_guest()
         step("runsc started")
-        stderr = StderrLog(ends.stderr, places.log)
+        stderr = StderrLog(ends.stderr, places.stderr_log)
         seconds = plan.spec.start_timeout
         if image is not None:
             seconds = min(seconds, RESTORE_SECONDS)

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 
+from gvisor_kernel.log_files import MAX_STDERR, Allowance, RotatedFile, log_line
+
 TAIL_BYTES = 4096
-FILE_BYTES = 1024 * 1024
-"""No more than this goes into the file: a kernel that prints for ever fills no disk."""
 LONGEST_LINE = 4096
+BURST = 256 * 1024
+PER_SECOND = 32 * 1024
+"""Bytes that go into the file at once, and in the long run: a kernel can write here, too."""
+PAUSE_SECONDS = 0.01
+"""Before each read of what is only dropped: the thread shares the interpreter with all kernels."""
 
 
 class StderrLog:
     """Reads a pipe to its end in a thread of its own, which nothing has to stop.
 
     The thread takes over ``fd``. Text is appended to ``path``, each line with a time and with
-    ``sandbox:``, as a kernel can write here what it likes: others' lines are in the same file.
+    ``sandbox:``, as a kernel can write here what it likes. Of the file the beginning and the end
+    are kept, and of a flood it says how much was left out.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
-        self._path = path
+        self._file = RotatedFile(path, MAX_STDERR, files=2, keeps_first=True)
+        self._allowance = Allowance(BURST, PER_SECOND)
+        self._left_out = 0
         self._tail = b""
         self._line = b""
-        self._room = FILE_BYTES
         self._lock = threading.Lock()
-        with suppress(OSError):  # a full disk: there is no log then, only a tail
-            path.touch(0o600)
+        self._file.open()  # not later: the last words come while the directory is being emptied
         self._thread = threading.Thread(
             target=self._drain, name="gvisor-kernel-stderr", daemon=True
         )
@@ -56,34 +61,38 @@ class StderrLog:
                 except OSError:
                     return
                 if not content:
-                    self._write_lines(b"\n")
+                    self._write_end()
                     return
                 with self._lock:
                     self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
-                if self._room > 0:
+                if self._allowance.room():
                     self._write_lines(content)
+                else:
+                    self._left_out += len(self._line) + len(content)
+                    self._line = b""
+                    time.sleep(PAUSE_SECONDS)
+
+    def _write_end(self) -> None:
+        """The last words, whatever came before them."""
+        last = self.tail().encode(errors="replace") if self._left_out else b""
+        self._write_lines(last + b"\n")
+        self._file.close()
 
     def _write_lines(self, content: bytes) -> None:
-        """Write the lines that ``content`` completes."""
+        """Write the lines that ``content`` completes; before them, how much was left out."""
         *lines, self._line = (self._line + content).split(b"\n")
         if len(self._line) > LONGEST_LINE:
             lines, self._line = [*lines, self._line], b""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         out = []
-        for line in lines:
-            if line and self._room > 0:
-                out.append(f"{now} sandbox: {_escape(line.decode(errors='replace'))}\n".encode())
-                self._room -= len(out[-1])
-        self._append(b"".join(out))
-
-    def _append(self, content: bytes) -> None:
-        with suppress(OSError):  # the directory is being removed, or the disk is full
-            # Not made anew: the last words come while the directory is being emptied.
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            try:
-                os.write(fd, content)
-            finally:
-                os.close(fd)
+        if self._left_out:
+            out.append(log_line("sandbox", f"({self._left_out} bytes were left out)"))
+            self._left_out = 0
+        out += [
+            log_line("sandbox", _escape(line.decode(errors="replace"))) for line in lines if line
+        ]
+        written = b"".join(out)
+        self._allowance.spend(len(written))
+        self._file.write(written)
 
 
 def _escape(text: str) -> str:

@@ -76,11 +76,12 @@ class Bench:
     def __init__(self, base: Path, executor: ThreadPoolExecutor) -> None:
         self.link = FakeLink()
         self.signed_large: set[int] = set()
+        self.records = Records()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients = zmq.asyncio.Context()
         identity = KernelIdentity("k", HOST.encode(), "hmac-sha256", 2**30, False)
         self.exchange = Exchange(
-            *(self._context, identity, Address("ipc", ""), base, Records()),
+            *(self._context, identity, Address("ipc", ""), base, self.records),
             *(lambda _: True, executor),
         )
         self.exchange.link = self.link  # type: ignore[assignment]
@@ -218,6 +219,26 @@ def test_a_topic_as_long_as_a_message_is_dropped(
             assert len(bench.link.connection.taken) == 2
 
     asyncio.run(run())
+
+
+def test_messages_that_are_dropped_do_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as pushed all else out of both of its files once."""
+
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            bench.records.open(tmp_path / "log", None)
+            bench.records.note("sandbox is up")
+            parts: list[Part] = [b"t", DELIMITER, b"wrong", b"{}", b"{}", b"{}", b"{}"]
+            for _ in range(13_000):
+                bench.exchange.from_kernel(Message(Channel.IOPUB, parts, 10, 0))
+            bench.records.close()
+            assert len(bench.link.connection.taken) == 13_000
+
+    asyncio.run(run())
+    assert "sandbox is up" in (tmp_path / "log").read_text()
+    assert sum(path.stat().st_size for path in tmp_path.glob("*log*")) < 20_000
 
 
 # -- lanes -----------------------------------------------------------------------------------------

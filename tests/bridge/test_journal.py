@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel import log_files
 from gvisor_kernel.bridge import journal
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
+from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.wire import WireMessage, new_message
+from gvisor_kernel.log_files import INSIDE, Limiter
 
 PARENT = json.dumps({"msg_id": "the-request"}).encode()
 
@@ -54,7 +57,7 @@ def test_the_log_escapes_what_moves_a_terminal(text: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("text", ["\n" * 32760, "\r" * 32760, "\0" * 32760, "line\n" * 6552, ""])
 def test_a_storm_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
-    """It pushes out nothing that the bridge wrote, and what is left out is told."""
+    """It takes no room of what the bridge has to say, and what is left out is told."""
     log = KernelLog(tmp_path / "log")
     log.write("bridge", "before")
     for _ in range(200):
@@ -62,19 +65,88 @@ def test_a_storm_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
         log.remember(text)
     log.write("bridge", "after")
     log.close()
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert lines[0].endswith(" bridge: before")
-    assert lines[-1].endswith(" bridge: after")
-    assert sum(map(len, lines)) < journal.LOG_SIZE
-    assert not (tmp_path / "log.1").exists()
+    before, after = (tmp_path / "log").read_text().splitlines()
+    assert before.endswith(" bridge: before")
+    assert after.endswith(" bridge: after")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * log_files.MAX_INSIDE
+    if text:
+        assert "left out" in (tmp_path / INSIDE).read_text().splitlines()[-1]
     assert all(len(line) <= journal.RECENT_LENGTH for line in log.recent)
+
+
+def test_the_beginning_and_the_end_of_all_that_is_logged_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much comes between, and for however long."""
+    now = 1000.0
+    monkeypatch.setattr(log_files.time, "monotonic", lambda: now)
+    log = KernelLog(tmp_path / "log")
+    for number in range(30_000):
+        now += 1.0
+        log.write("bridge", f"event {number}")
+        log.write_inside("stdout", f"output {number} {'x' * 60}")
+    log.close()
+    for name, word in (("log", "event"), (INSIDE, "output")):
+        parts = [path for path in log_files.log_parts(tmp_path / name) if path.exists()]
+        lines = [line for path in parts for line in path.read_text().splitlines()]
+        numbers = [int(line.split()[3]) for line in lines]
+        assert numbers[0] == 0
+        assert numbers[-1] == 29_999
+        assert numbers == sorted(numbers)
+        assert len(parts) == 3
+        assert word in lines[0]
+        assert sum(path.stat().st_size for path in parts) <= 3 * log_files.MAX_INSIDE
+
+
+def test_dropped_messages_are_counted_and_few_are_told(tmp_path: Path) -> None:
+    """13,000 of them once pushed all else out of the log."""
+    records = Records()
+    records.open(tmp_path / "log", None)
+    records.note("sandbox is up")
+    for number in range(13_000):
+        records.note_drop(f"the kernel's message on iopub was dropped: {number}")
+    records.sum_up()
+    records.note_drop("of the next kernel")
+    records.sum_up()
+    records.note("the link ended")
+    records.close()
+    events = [
+        line.partition(" bridge: ")[2] for line in (tmp_path / "log").read_text().splitlines()
+    ]
+    assert [event.strip() for event in events] == [
+        "sandbox is up",
+        "13000 messages were dropped",
+        "1 messages were dropped",
+        "the link ended",
+    ]
+    told = (tmp_path / INSIDE).read_text().splitlines()
+    assert 10 < len(told) < 100
+    assert told[0].endswith("dropped: 0")
+
+
+def test_a_limited_line_tells_how_many_were_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(log_files.time, "monotonic", lambda: now)
+    limiter = Limiter(burst=3, seconds=10.0)
+    assert [limiter.take(str(n)) for n in range(6)] == ["0", "1", "2", None, None, None]
+    now += 11.0
+    assert limiter.take("6") == "6 (and 3 more before it)"
+    assert limiter.take("7") is None
+    assert limiter.count == 8
+
+
+def test_an_event_is_not_as_long_as_what_it_quotes(tmp_path: Path) -> None:
+    log = KernelLog(tmp_path / "log")
+    log.write("bridge", "x" * 1_000_000)
+    log.close()
+    assert (tmp_path / "log").stat().st_size < 2 * journal.MAX_EVENT
 
 
 def test_what_is_left_out_of_the_log_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now)
+    monkeypatch.setattr(log_files.time, "monotonic", lambda: now)
     log = KernelLog(tmp_path / "log")
     for _ in range(journal.INSIDE_BURST // 1000 + 1):
         log.write_inside("stdout", "x" * 1000)
@@ -83,8 +155,8 @@ def test_what_is_left_out_of_the_log_is_told(
     now += 1.0
     log.write_inside("stdout", "again")
     log.close()
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == len((tmp_path / "log").read_bytes().splitlines())
+    parts = log_files.log_parts(tmp_path / INSIDE)
+    lines = [line for part in parts if part.exists() for line in part.read_text().splitlines()]
     assert not [line for line in lines if "y" * 1000 in line]
     told, again = lines[-2:]
     left_out = int(told.partition(" bridge: ")[2].split()[0])
@@ -101,16 +173,30 @@ def test_text_forges_no_line_of_the_log(tmp_path: Path) -> None:
 
 
 def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "LOG_SIZE", 10_000)
+    monkeypatch.setattr(journal, "MAX_EVENTS", 10_000)
     log = KernelLog(tmp_path / "log")
     for number in range(2000):
         log.write("stdout", f"line {number}")
         log.remember("x" * 10_000)
     log.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.first"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 30_000
     assert "line 1999" in (tmp_path / "log").read_text()
     assert sum(map(len, log.recent)) <= journal.RECENT_LINES * 500
+
+
+def test_a_log_that_somebody_removed_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory may be on its way out."""
+    monkeypatch.setattr(journal, "MAX_EVENTS", 1000)
+    log = KernelLog(tmp_path / "log")
+    log.write("bridge", "one")
+    (tmp_path / "log").unlink()
+    for number in range(100):
+        log.write("bridge", f"line {number}")
+    log.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_link_is_followed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.log_files import EVENTS, INSIDE, STDERR
 from gvisor_kernel.runtimes.processes import ProcessId, identify, is_alive
 from gvisor_kernel.runtimes.state import (
     Machine,
@@ -106,7 +107,7 @@ class TestRealKernel:
     def test_logs_cannot_steer_the_terminal(
         self, id: str, kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured
     ) -> None:
-        log = find_one(id).directory / logs.LOG_NAME
+        log = find_one(id).directory / INSIDE
         kernel[1].execute_interactive(
             "import os; _ = os.write(2, b'\\x1b]0;owned\\x07 from inside\\n')", timeout=30
         )
@@ -233,7 +234,7 @@ def test_an_id_may_be_shortened_unless_it_means_two(state: Path) -> None:
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
 def test_a_log_that_is_not_a_file_is_not_read(state: Path, kind: str, capsys: Captured) -> None:
     make_record("01a")
-    log = state / "01a" / logs.LOG_NAME
+    log = state / "01a" / EVENTS
     if kind == "symlink":
         log.symlink_to("/etc/passwd")
     elif kind == "fifo":
@@ -248,17 +249,22 @@ def test_a_log_that_is_not_a_file_is_not_read(state: Path, kind: str, capsys: Ca
 
 def test_logs_read_the_older_part_first(state: Path, capsys: Captured) -> None:
     make_record("01a")
-    (state / "01a" / f"{logs.LOG_NAME}.1").write_text("old\n")
-    (state / "01a" / logs.LOG_NAME).write_bytes(b"new \xff\x1b\n")
+    (state / "01a" / f"{EVENTS}.first").write_text("1 first\n")
+    (state / "01a" / f"{EVENTS}.1").write_text("2 old\n")
+    (state / "01a" / EVENTS).write_bytes(b"4 new \xff\x1b\n")
+    (state / "01a" / INSIDE).write_text("3 inside\n5 inside\n")
+    (state / "01a" / STDERR).write_text("0 stderr\n")
     assert main(["logs", "01a"]) == 0
-    assert capsys.readouterr().out == "old\nnew \\xff\\x1b\n"
+    assert capsys.readouterr().out.splitlines() == [
+        *("0 stderr", "1 first", "2 old", "3 inside", "4 new \\xff\\x1b", "5 inside")
+    ]
 
 
 def test_following_goes_on_across_a_rotation_and_ends_with_the_sandbox(state: Path) -> None:
     make_record("01a", processes={"runsc": this_process()})
-    log = state / "01a" / logs.LOG_NAME
+    log = state / "01a" / EVENTS
     log.write_text("one\n")
-    following = logs.follow(log, find_one("01a"))
+    following = logs.follow(log.parent, find_one("01a"))
     assert next(following) == "one\n"
     with log.open("a") as file:
         file.write("two\n")
@@ -266,6 +272,8 @@ def test_following_goes_on_across_a_rotation_and_ends_with_the_sandbox(state: Pa
     log.rename(log.with_name(f"{log.name}.1"))
     log.write_text("three\n")
     assert next(following) == "three\n"
+    (log.parent / INSIDE).write_text("four\n")
+    assert next(following) == "four\n"
     (state / "01a" / "record.json").unlink()
     assert list(following) == []
 

@@ -18,6 +18,8 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
 from traitlets.config import Config
 
+from gvisor_kernel.log_files import INSIDE
+
 from ..docker.dockerd import needs_dockerd
 from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
 
@@ -150,9 +152,10 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
 
 
 def kernel_log(manager: KernelManager) -> str:
-    """What the bridge wrote down of the kernel that runs."""
+    """What the bridge wrote down of the kernel that runs, and of what it said."""
     path = manager.provisioner._kernel.sandbox.log_path  # type: ignore[union-attr]
-    return str(path.read_text())
+    inside = path.with_name(INSIDE)
+    return path.read_text() + (inside.read_text() if inside.exists() else "")
 
 
 def execute(client: BlockingKernelClient, code: str, seconds: float = SECONDS) -> Answer:

@@ -12,6 +12,7 @@ import pytest
 from gvisor_kernel.accept import MIB
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import IsolationError, LaunchError, SettingError
+from gvisor_kernel.log_files import STDERR
 from gvisor_kernel.runtimes import get_runtime, lifeline, posture, processes, state
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME, Posture
 from gvisor_kernel.runtimes.runsc import RunscRuntime
@@ -166,7 +167,7 @@ def test_the_end_and_the_last_words_are_known(start: Start) -> None:
     assert tail.endswith("[31mlast words\n")
     assert len(tail) <= 4096
     assert "\x1b" not in tail
-    assert b"last" in inside.sandbox.log_path.read_bytes()
+    assert b"last" in inside.sandbox.log_path.with_name(STDERR).read_bytes()
 
 
 def test_close_leaves_nothing(start: Start) -> None:
