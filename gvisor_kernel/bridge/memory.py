@@ -6,6 +6,7 @@ Ends nothing: what follows is its owner's to do.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 LOOK_SECONDS = 0.1
 """The longest time between two looks."""
 SHORTEST_LOOK = 0.005
-FASTEST_GROWTH = 4 * 1024**3
+FASTEST_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
 """Bytes a second that a sandbox can touch at most (measured: about 2 GiB/s on two cores). The
 nearer the limit, the sooner the next look, so that even this rate does not pass it by much."""
 OVERRUN = 128 * 1024**2

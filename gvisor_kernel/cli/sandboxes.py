@@ -7,7 +7,6 @@ kernel says of its processes. Nothing is taken from inside one.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gvisor_kernel.config import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.docker_removal import end_container, redirect_outputs, sync_outputs
+from gvisor_kernel.runtimes.memory import HostMemory
 from gvisor_kernel.runtimes.processes import is_alive
 from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
 from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
@@ -75,15 +75,18 @@ def find_state(record: Record) -> State:
 
 
 def read_memory(record: Record) -> int | None:
-    """Bytes that a sandbox holds: the size in use of the sentry's memory file."""
-    if record.machine != this_machine():
+    """Bytes of the host's memory that a sandbox holds, as its owner counts them."""
+    sentry = record.processes.get("sentry")
+    if record.machine != this_machine() or sentry is None:
         return None
-    for process in record.processes.values():
-        with contextlib.suppress(OSError):
-            for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-                if str(entry.readlink()).startswith("/memfd:runsc-memory") and is_alive(process):
-                    return entry.stat().st_blocks * 512
-    return None
+    memory = HostMemory.find(sentry.pid)
+    if memory is None:
+        return None
+    try:
+        memory.gofer = record.processes.get("gofer")
+        return memory.read() if is_alive(sentry) else None
+    finally:
+        memory.close()
 
 
 def find_one(text: str) -> Listed:

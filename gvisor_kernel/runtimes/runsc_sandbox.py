@@ -17,6 +17,7 @@ from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes import lifeline, processes, state
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.cgroups import count_oom_kills
+from gvisor_kernel.runtimes.memory import HostMemory
 from gvisor_kernel.runtimes.plan import Places
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.starting import Ends, Sentry, is_readable
@@ -25,9 +26,6 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.sweep import END_SECONDS, kill_sandbox, remove_sandbox, root_argument
 
 log = logging.getLogger(__name__)
-
-MEMORY_FILE = "/memfd:runsc-memory"
-PAGE_SIZE = os.sysconf("SC_PAGESIZE")
 
 
 class RunscSandbox(Sandbox):
@@ -68,7 +66,8 @@ class RunscSandbox(Sandbox):
         self.container_id = record.container_id
         self.runsc_root = places.runsc
         self._groups = tuple(map(Path, record.cgroups))
-        self._memory: _MemoryFile | None = None
+        self._memory: HostMemory | None = None
+        self._gofer: processes.ProcessId | None = None
         self.is_imaged = False
         """Its image is being written."""
         self._lent = lent
@@ -91,6 +90,7 @@ class RunscSandbox(Sandbox):
             if memory is None:
                 return 0  # still starting: nothing is in it yet
             self._memory = memory
+        memory.gofer = self._gofer
         return memory.read()
 
     def memory_kills(self) -> int:
@@ -178,6 +178,7 @@ class RunscSandbox(Sandbox):
             fd = -1 if pid is None else os.pidfd_open(pid)
             if pid is not None and self.find_process(GOFER_NAME) == pid:
                 self.helper_fd = fd
+                self._gofer = processes.identify(pid)
                 return True
             if fd >= 0:
                 os.close(fd)
@@ -202,65 +203,6 @@ class RunscSandbox(Sandbox):
         pid = self.find_process(name)
         return None if pid is None else processes.identify(pid)
 
-    def _find_memory(self) -> _MemoryFile | None:
+    def _find_memory(self) -> HostMemory | None:
         pid = self.find_process(SANDBOX_NAME)
-        return None if pid is None else _MemoryFile.find(pid)
-
-
-class _MemoryFile:
-    """The sentry's memory file, looked at through /proc, not opened: that would keep it alive.
-
-    The directory ``/proc/<pid>/fd`` is held open. It belongs to that one process for ever, also
-    when the pid is another's. The sentry's own memory counts as well: names of files, what stands
-    in pipes and sockets, and the like is there, and a program makes as much of it as it wants.
-    """
-
-    def __init__(self, directory: int, name: str, inode: tuple[int, int]) -> None:
-        self._directory = directory
-        self._name = name
-        self._inode = inode
-        self._lock = threading.Lock()
-
-    @classmethod
-    def find(cls, pid: int) -> _MemoryFile | None:
-        try:
-            directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        with suppress(OSError):
-            for name in os.listdir(directory):  # noqa: PTH208 - an open directory
-                with suppress(OSError):
-                    if os.readlink(name, dir_fd=directory).startswith(MEMORY_FILE):
-                        status = os.stat(name, dir_fd=directory)
-                        return cls(directory, name, (status.st_dev, status.st_ino))
-        os.close(directory)
-        return None
-
-    def read(self) -> int | None:
-        with self._lock:
-            if self._directory < 0:
-                return None
-            try:
-                status = os.stat(self._name, dir_fd=self._directory)
-                own = self._read_own()
-            except OSError:
-                return None
-        if (status.st_dev, status.st_ino) != self._inode:
-            return None
-        return status.st_blocks * 512 + own
-
-    def _read_own(self) -> int:
-        """Bytes of anonymous memory: what is resident, without files and memory files."""
-        fd = os.open("../statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        try:
-            _, resident, shared, *_ = os.read(fd, 256).split()
-        except ValueError:  # it has ended meanwhile
-            return 0
-        finally:
-            os.close(fd)
-        return max(int(resident) - int(shared), 0) * PAGE_SIZE
-
-    def close(self) -> None:
-        with self._lock:
-            os.close(self._directory)
-            self._directory = -1
+        return None if pid is None else HostMemory.find(pid)

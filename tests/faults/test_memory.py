@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 import pytest
 
 from ..jupyter.helpers import execute, running_kernel, wait_for, wait_until
+from .held import Peak
 
 MIB = 1024 * 1024
 LIMIT = 512 * MIB
@@ -29,28 +27,6 @@ HOGS = {
         "subprocess.run([sys.executable, '-c', 'x = []\\nwhile True: x.append(\"x\" * 10**6)'])"
     ),
 }
-
-
-class Peak:
-    """The most memory that a sandbox was seen to hold."""
-
-    def __init__(self, sandbox: Any) -> None:
-        self.bytes = 0
-        self._sandbox = sandbox
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.002):
-            self.bytes = max(self.bytes, self._sandbox.memory_used() or 0)
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 @pytest.mark.parametrize("hog", HOGS)

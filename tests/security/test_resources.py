@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from ..faults.test_memory import Peak
-from ..jupyter.helpers import connected, execute, wait_for, wait_until
-from .inside import PRELUDE, Kernel, Neighbour, attacker
+from ..faults.held import Peak, charged_to
+from ..jupyter.helpers import connected, execute, needs_all, wait_for, wait_until
+from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRYS, SLOW, SMALL_PROCESS
+from .inside import Kernel, Neighbour, attacker
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 
@@ -257,65 +259,83 @@ def test_a_gigabyte_of_output(talker: Kernel, beside: Neighbour) -> None:
 LIMIT = 300 * MIB
 SLACK = 256 * MIB
 HOGS = {
-    "a million files": ("os.mkdir('/tmp/d')\nfor i in range(10**6): os.mkdir(f'/tmp/d/{i}')"),
-    "a million links": (
-        "os.mkdir('/tmp/l')\nfor i in range(10**6): os.symlink('x' * 4000, f'/tmp/l/{i}')"
-    ),
-    "full pipes and sockets": (
-        "import resource\nheld = []\n"
-        "while True:\n"
-        "    for one, two in (os.pipe()[::-1], [s.detach() for s in socket.socketpair()]):\n"
-        "        os.set_blocking(one, False)\n"
-        "        held.append(two)\n"
-        "        try:\n"
-        "            while True: os.write(one, b'x' * 65536)\n"
-        "        except BlockingIOError: pass"
-    ),
-    "a sparse file, mapped": (
-        "import mmap\nf = open('/dev/shm/sparse', 'w+b')\nf.truncate(100 << 20)\n"
-        "g = open('/tmp/sparse', 'w+b')\ng.truncate(1 << 30)\n"
-        "for file, size in ((f, 100 << 20), (g, 1 << 30)):\n"
-        "    m = mmap.mmap(file.fileno(), size)\n"
-        "    for i in range(0, size, 4096): m[i] = 1"
-    ),
+    **{name: SMALL_PROCESS % (MAPPER + code) for name, code in PAGE_TABLES.items()},
+    **{name: MAPPER + code for name, code in SENTRYS.items()},
 }
+SLOW_HOGS = {name: SMALL_PROCESS % (MAPPER + code) for name, code in SLOW.items()}
 
 
-@pytest.fixture(scope="module")
-def doomed(ground: Path) -> Iterator[Kernel]:
-    """A kernel that is killed, and started again, by each attack."""
+@pytest.fixture
+def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's kernel does not end what is over its limit, so that it is seen whether we do."""
+    monkeypatch.setattr("gvisor_kernel.spec.limits.MEMORY_BACKSTOP", 4096 * MIB)
+
+
+@pytest.mark.parametrize("hog", [*HOGS, *(pytest.param(hog, marks=needs_all) for hog in SLOW_HOGS)])
+def test_memory_of_the_sandbox_itself(ground: Path, unbounded: None, hog: str) -> None:
+    """Page tables, names, links, and what stands in pipes is not in the kernel's memory, and
+    counts as well."""
     folder = ground.parent / "doomed"
     folder.mkdir(exist_ok=True)
-    with attacker(folder, {"memory_limit": LIMIT, "disk_limit": 2048 * MIB}) as kernel:
-        yield kernel
-
-
-@pytest.mark.parametrize(
-    "hog",
-    [
-        pytest.param(
-            hog, marks=[pytest.mark.slow, pytest.mark.once] if hog == "a million files" else []
-        )
-        for hog in HOGS
-    ],
-)
-def test_memory_of_the_sandbox_itself(doomed: Kernel, hog: str) -> None:
-    """Names, links, and what stands in pipes is not in the kernel's memory, and counts as well."""
-    client = doomed.client
-    assert execute(client, PRELUDE).status == "ok"
-    with Peak(doomed.sandbox) as peak:
-        msg_id = client.execute(HOGS[hog])
+    settings = {"memory_limit": LIMIT, "disk_limit": 2048 * MIB}
+    with attacker(folder, settings) as doomed, Peak(doomed.sandbox) as peak:
+        msg_id = doomed.client.execute({**HOGS, **SLOW_HOGS}[hog])
         message = wait_for(
-            client,
+            doomed.client,
             lambda m: m["msg_type"] == "error" and m["parent_header"].get("msg_id") == msg_id,
             "the error output",
+            150,
         )
         wait_until(lambda: not doomed.manager.is_alive(), "the kernel's end")
-    try:
-        assert "memory_limit" in message["content"]["evalue"]
-        assert "300 MiB" in message["content"]["evalue"]
+    assert "memory_limit" in message["content"]["evalue"]
+    assert "300 MiB" in message["content"]["evalue"]
+    assert LIMIT / 2 < peak.bytes < LIMIT + SLACK
+
+
+@pytest.mark.parametrize("hog", [pytest.param(hog, marks=needs_all) for hog in BOUNDED])
+def test_what_another_limit_bounds(ground: Path, unbounded: None, hog: str) -> None:
+    """It is counted, so far as the host's kernel can be asked."""
+    folder = ground.parent / "bounded"
+    folder.mkdir(exist_ok=True)
+    with attacker(folder, {"memory_limit": LIMIT, "pids_limit": 512}) as kernel:
+        with Peak(kernel.sandbox) as peak:
+            execute(kernel.client, MAPPER + BOUNDED[hog], 150)
         assert peak.bytes < LIMIT + SLACK
-    finally:
-        doomed.manager.restart_kernel(now=True)
-        client.wait_for_ready(timeout=60)
-    assert execute(client, "6 * 7").result == "42"
+        if kernel.manager.is_alive():
+            compare(kernel)
+    shutil.rmtree(folder)
+
+
+FULL = """
+size = 100 << 20
+fd = os.memfd_create("x")
+os.ftruncate(fd, size)
+ctypes.memset(libc.mmap(0, size, READ | 2, SHARED, fd, 0), 1, size)
+for _ in range(1000):
+    begin = libc.mmap(0, size, READ, SHARED, fd, 0)
+    for at in range(0, size, 2 << 20):
+        ctypes.string_at(begin + at, 1)
+print("full", flush=True)
+signal.pause()
+"""
+
+
+def test_all_is_counted(ground: Path, unbounded: None) -> None:
+    """Nearly what the host's kernel charges a sandbox with."""
+    folder = ground.parent / "counted"
+    folder.mkdir(exist_ok=True)
+    with attacker(folder, {"memory_limit": 2048 * MIB}) as kernel:
+        kernel.run(f"""
+            code = {MAPPER + FULL!r}
+            mapper = subprocess.Popen([sys.executable, "-S", "-E", "-c", code],
+                                      stdout=subprocess.PIPE)
+            held = [subprocess.Popen(["sleep", "1000"]) for _ in range(50)]
+            found = mapper.stdout.readline().decode()
+        """)
+        compare(kernel)
+
+
+def compare(kernel: Kernel) -> None:
+    charged = charged_to(kernel.sandbox)
+    counted = wait_until(kernel.sandbox.memory_used, "the count")
+    assert charged is None or 0.9 * charged < counted < 1.5 * charged
