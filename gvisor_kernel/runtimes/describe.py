@@ -28,7 +28,6 @@ def describe_sandbox(
     spec: SandboxSpec, request: LaunchRequest, init_argv: Sequence[str] | None
 ) -> dict[str, Any]:
     """See ``Runtime.describe``."""
-    runsc = find_runsc()
     world = choose_world(spec, request)
     as_root = os.geteuid() == 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
@@ -46,7 +45,7 @@ def describe_sandbox(
     return {
         **describe_host(),
         "config": config,
-        "flags": list(sandbox_flags(runsc, spec.disk_limit)),
+        "flags": list(sandbox_flags()),
         "world": [
             dataclasses.asdict(world),
             *stat_files([world.tree or os.path.realpath(world.python)]),

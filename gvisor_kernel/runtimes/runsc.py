@@ -262,7 +262,6 @@ class RunscRuntime(Runtime):
             container_id=plan.identity.container_id,
             panic_log=str(places.runsc / "panic.log"),
             pid_file=str(places.pid_file),
-            disk_limit=plan.spec.disk_limit,
             image=None if image is None else str(image),
         )
         step("bundle written")

@@ -40,8 +40,6 @@ class Runsc:
     path: str
     version: str
     flags: frozenset[str]
-    sizes_overlay: bool
-    """Whether ``--overlay2`` takes a size."""
     fingerprint: str = ""
     """Differs from that of any other program, and of sidecars, that were at ``path`` before."""
     sidecars: tuple[str, ...] = ()
@@ -107,13 +105,7 @@ def _ask(path: str) -> Runsc:
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
             f"it is too old: {INSTALL}",
         )
-    return Runsc(path, match[1], flags, "size=" in find_help(flags_text, "overlay2"))
-
-
-def find_help(flags_text: str, flag: str) -> str:
-    """What ``runsc flags`` says of ``flag``: all its lines, up to the next flag's."""
-    found = re.search(rf"^ *--?{flag}\b.*(?:\n(?! *--?[A-Za-z]).*)*", flags_text, re.MULTILINE)
-    return "" if found is None else found[0]
+    return Runsc(path, match[1], flags)
 
 
 def _answers(path: str, *questions: Sequence[str]) -> list[str]:
@@ -140,7 +132,6 @@ def start_argv(
     container_id: str,
     panic_log: str,
     pid_file: str,
-    disk_limit: int,
     image: str | None,
 ) -> list[str]:
     """The command that starts the sandbox of ``bundle`` and ends as soon as that runs.
@@ -151,7 +142,7 @@ def start_argv(
     argv = [
         runsc.path,
         f"--root={root}",
-        *sandbox_flags(runsc, disk_limit),
+        *sandbox_flags(),
     ]
     if "panic-log" in runsc.flags:
         argv.append(f"--panic-log={panic_log}")
@@ -166,13 +157,17 @@ def start_argv(
     ]
 
 
-def sandbox_flags(runsc: Runsc, disk_limit: int) -> tuple[str, ...]:
-    """The flags that shape a sandbox. A restored one needs those that its image was made with."""
-    overlay = "root:memory" + (f",size={disk_limit}" if runsc.sizes_overlay else "")
+def sandbox_flags() -> tuple[str, ...]:
+    """The flags that shape a sandbox. A restored one needs those that its image was made with.
+
+    No overlay: the root is read-only, and stays so on the host, whatever a kernel does with its
+    own view of it. Else the interpreter and the guest, which a later kernel of the same sandbox
+    runs, could be replaced by renaming a folder above them.
+    """
     return (
         "--network=none",
         "--platform=systrap",
-        f"--overlay2={overlay}",
+        "--overlay2=none",
         "--ignore-cgroups",
     )
 

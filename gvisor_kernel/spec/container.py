@@ -119,12 +119,8 @@ def finalize_container(
     # CAP_SETFCAP, whether the engine's gVisor wants it or not: that could only be tried by one more
     # container. The process of a sandbox is the engine's root, as Docker starts gVisor, and could
     # make set-uid files already.
-    # /workspace is mounted over by PID 1, /var/tmp is what a read-only root lacks besides.
-    scratch = [
-        *scratch_mounts(spec),
-        Tmpfs(WORKSPACE, PLACE_SIZE),
-        Tmpfs("/var/tmp", spec.disk_limit, 0o1777),  # noqa: S108 - inside the sandbox
-    ]
+    # /workspace is mounted over by PID 1.
+    scratch = [*scratch_mounts(spec), Tmpfs(WORKSPACE, PLACE_SIZE)]
     mounts = file_mounts(names, extra)
     if keeps_outputs:
         mounts.append(_volume(names.outputs, OUTPUTS))

@@ -35,7 +35,7 @@ SYSTEM_DIRECTORIES = (
 )
 """Directories that every sandbox has, mounted over or not."""
 
-SCRATCH = ("/tmp", "/dev/shm", HOME, "/run")  # noqa: S108 - inside the sandbox
+SCRATCH = ("/tmp", "/var/tmp", "/dev/shm", HOME, "/run")  # noqa: S108 - inside the sandbox
 """Empty at first in every sandbox: what the host has there is not seen, unless mounted into it."""
 
 RUN_SIZE = 64 * MIB
@@ -95,6 +95,7 @@ def scratch_mounts(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
     shared_memory = min(spec.disk_limit, spec.memory_limit // 2)
     return (
         Tmpfs("/tmp", spec.disk_limit, 0o1777),  # noqa: S108 - inside the sandbox
+        Tmpfs("/var/tmp", spec.disk_limit, 0o1777),  # noqa: S108 - inside the sandbox
         Tmpfs("/dev/shm", shared_memory, 0o1777),  # noqa: S108 - inside the sandbox
         Tmpfs(HOME, spec.disk_limit),
         Tmpfs("/run", RUN_SIZE),

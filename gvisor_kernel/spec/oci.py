@@ -125,7 +125,7 @@ def finalize_config(
             "noNewPrivileges": True,
             "rlimits": guest_rlimits(spec, file_size),
         },
-        "root": {"path": rootfs, "readonly": False},
+        "root": {"path": rootfs, "readonly": True},
         "mounts": [
             *map(describe_mount, layout),
             *system_mounts(),

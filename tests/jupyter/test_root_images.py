@@ -87,11 +87,20 @@ print(json.dumps({
 """
 
 WRITE = """
-for path in ("/usr/bin/python3.new", "/new", "/etc/new", "/mnt/user-data/outputs/kept", "here"):
+for path in ("/mnt/user-data/outputs/kept", "here", "/var/tmp/here"):
     with open(path, "w") as file:
         file.write("x")
-os.unlink("/usr/bin/python3")
-print(os.path.exists("/usr/bin/python3"))
+for change in (
+    *(lambda path=path: open(path, "w") for path in ("/usr/bin/python3.new", "/new", "/etc/new")),
+    lambda: os.unlink("/usr/bin/python3"),
+    lambda: os.rename("/usr", "/usr2"),
+    lambda: os.chmod("/", 0o777),
+):
+    try:
+        change()
+        print("changed")
+    except OSError as error:
+        print(error.strerror)
 """
 
 
@@ -103,7 +112,7 @@ def test_the_image_is_the_root_and_its_python_runs_all(
     with running_kernel(settings=settings(way)) as (manager, client):
         assert_way(manager, client, way)
         seen = json.loads(execute(client, LOOK).text)
-        assert execute(client, WRITE).text == "False\n"
+        assert execute(client, WRITE).text == 6 * "Read-only file system\n"
         assert execute(client, "import os; os.system('echo from sh')").text == "from sh\n"
     assert seen["python"] == ["/usr/bin/python3", "/usr"]
     assert seen["greeting"] == "from the image"

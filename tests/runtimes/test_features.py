@@ -11,28 +11,11 @@ import pytest
 
 from gvisor_kernel.runtimes import features, state
 from gvisor_kernel.runtimes.features import init_capabilities, wants_setfcap
-from gvisor_kernel.runtimes.runsc_cli import find_help, find_runsc, sandbox_flags
+from gvisor_kernel.runtimes.runsc_cli import find_runsc
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 from ..faults.fake_runsc import FakeRunsc
 
-OLD_HELP = """
-  -overlay
-\tDEPRECATED: use --overlay2=all:memory to achieve the same effect
-  -overlay2 value
-\twrap mounts with overlayfs. Format is {mount}:{medium}, where 'mount' can be 'root' or 'all'
-  -panic-log string
-\tfile path; size= is nothing of it
-"""
-NEW_HELP = """
-  -overlay2 value
-    \twrap mounts with overlayfs. Format is
-    \t* 'none' to turn overlay mode off
-    \t* {mount}:{medium}[,size={size}], where
-    \t    'mount' can be 'root' or 'all'
-    \t    'medium' can be 'memory', 'self' or 'dir=/abs/dir/path'
-  -panic-log string
-"""
 ANSWER = "echo 'maps uid 0 with CAP_SETFCAP: {}, without: {}'; exit 0"
 
 
@@ -45,22 +28,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]
     monkeypatch.setattr(features, "_known", {})
     yield fake
     fake.as_ever("do")
-
-
-def test_all_lines_of_a_flags_help_are_read() -> None:
-    assert "size=" not in find_help(OLD_HELP, "overlay2")
-    assert "size=" in find_help(NEW_HELP, "overlay2")
-    assert find_help(NEW_HELP, "nothing") == ""
-
-
-@pytest.mark.parametrize("text", [OLD_HELP, NEW_HELP])
-def test_the_root_gets_a_size_where_it_can_have_one(text: str, fake: FakeRunsc) -> None:
-    flags = ("root", "network", "platform", "ignore-cgroups")
-    lines = text + "".join(f"  -{flag} value\n" for flag in flags)
-    (fake.folder / "help").write_text(lines)
-    fake.instead_of("flags", f"cat {fake.folder}/help; exit 0")
-    overlay = [flag for flag in sandbox_flags(find_runsc(), 4096) if "overlay2" in flag]
-    assert overlay == ["--overlay2=root:memory" + (",size=4096" if text is NEW_HELP else "")]
 
 
 @pytest.mark.parametrize(

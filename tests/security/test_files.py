@@ -171,6 +171,41 @@ def test_an_overlay_over_outputs(kernel: Kernel, outputs: Path) -> None:
     assert odd == []
 
 
+CHANGE_WHAT_RUNS = """
+import shutil, tempfile
+folders, interpreter = json.loads(sys.argv[1])
+libc.mount(b"none", b"/", None, 32, None)  # where it may be: to be written
+done = []
+def note(name, action):
+    if refused(action) is None:
+        done.append(name)
+for folder in folders:
+    own = tempfile.mkdtemp()
+    note(f"new in {folder}", lambda: os.mkdir(f"{folder}/new"))
+    note(f"rename {folder}", lambda: os.rename(folder, f"{folder}.old"))
+    note(f"replace {folder}", lambda: os.rename(own, folder))
+    note(f"mode of {folder}", lambda: os.chmod(folder, 0o777))
+    note(f"remove {folder}", lambda: shutil.rmtree(folder))
+note("interpreter", lambda: os.rename(interpreter, f"{interpreter}.old"))
+note("interpreter's name", lambda: os.unlink(interpreter))
+print(json.dumps(done))
+"""
+
+
+@pytest.mark.parametrize("enter", ["elsewhere", "as_root_of_a_namespace"])
+def test_what_a_later_kernel_runs(kernel: Kernel, enter: str) -> None:
+    """The guest's code, the interpreter, and each folder above them, are as they were: a later
+    kernel of the same sandbox runs them."""
+    guest, python = "/opt/gvisor-kernel/gvisor_kernel", Path(sys.executable)
+    targets = (Path(guest, "guest"), python, python.resolve())
+    above = {str(folder) for target in targets for folder in (target, *target.parents)}
+    folders = sorted(above - {str(python), str(python.resolve())}, key=len, reverse=True)
+    code = f"found = {enter}({CHANGE_WHAT_RUNS!r}, {folders!r}, {sys.executable!r})"
+    assert kernel.run(code) == []
+    parts = ["__init__.py", "guest", "link", "strict_json.py"]
+    assert kernel.run(f"found = sorted(os.listdir({guest!r}))") == parts
+
+
 def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
     """runsc of 2024 truncates a file of a read-only mount, and only then refuses to open it."""
     found = kernel.run("""

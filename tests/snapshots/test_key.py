@@ -19,7 +19,6 @@ from gvisor_kernel.restoring import find_key, find_obstacle
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.runsc import RunscRuntime
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
 from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts, find_stale_parts
 from gvisor_kernel.snapshots.key import (
     EARLY,
@@ -77,11 +76,8 @@ def test_settings_that_shape_a_sandbox(
     part: str, settings: dict[str, Any], sandbox: dict[str, Any], tmp_path: Path
 ) -> None:
     key = make_key(sandbox, KERNEL, HOST)
-    expected = [part]
-    if "disk_limit" in settings and find_runsc().sizes_overlay:
-        expected.append("flags")  # the root's size
     found = key.differences(make_key(describe(tmp_path, **settings), KERNEL, HOST).parts)
-    assert found == expected
+    assert found == [part]
 
 
 def find_compared(described: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_every_scratch_directory_is_bounded() -> None:
     assert mounts["/dev/shm"].size == 500
     assert mounts["/tmp"].mode == mounts["/dev/shm"].mode == 0o1777
     assert set(mounts) == {
-        *("/tmp", "/dev/shm", "/home/user"),
+        *("/tmp", "/var/tmp", "/dev/shm", "/home/user"),
         *("/run", "/run/gvisor-kernel", "/run/gvisor-kernel/workspace"),
     }
 

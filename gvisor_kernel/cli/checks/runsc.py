@@ -74,14 +74,8 @@ def describe_age(days: int) -> str:
 
 def find_lacks(runsc: Runsc) -> list[str]:
     """What is used of a runsc where it has it, and this one has not."""
-    lacks = []
-    if not runsc.sizes_overlay:
-        lacks.append(
-            "a size for the root file system, so what is written beside the scratch directories"
-            " is bounded by memory_limit, not by disk_limit"
-        )
     try:
         flags = command_flags(runsc, "checkpoint")
     except RuntimeMissing as error:
-        return [*lacks, f"an answer to what `checkpoint` can do: {error.fact}"]
-    return [*lacks, *(text for flag, text in CHECKPOINT_FLAGS.items() if flag not in flags)]
+        return [f"an answer to what `checkpoint` can do: {error.fact}"]
+    return [text for flag, text in CHECKPOINT_FLAGS.items() if flag not in flags]
