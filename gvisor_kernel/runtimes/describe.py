@@ -28,6 +28,7 @@ def describe_sandbox(
     spec: SandboxSpec, request: LaunchRequest, init_argv: Sequence[str] | None
 ) -> dict[str, Any]:
     """See ``Runtime.describe``."""
+    runsc = find_runsc()
     world = choose_world(spec, request)
     as_root = os.geteuid() == 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
