@@ -25,7 +25,7 @@ OTHERS = {"open", "shutil.copyfile", "shutil.copy", "shutil.copytree", "shutil.m
 OTHERS |= {"shutil.rmtree", "shutil.chown", "mounts.mount", "mounts.move_tree"}
 BY_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 
-NOT_FILES = {"Store.open", "blobs.open", "self._records.open"}
+NOT_FILES = {"Store.open", "blobs.open", "self._file.open", "self._records.open"}
 
 STATE = "the state directory, whose parents nobody else can change (runtimes/state.py)"
 OWN_STORE = "a store of this user's alone, made and checked by private.py"
@@ -43,6 +43,8 @@ ALLOWED = {
     "host/folders.py": "the module that opens: the root, and what it holds open already",
     "host/stage.py": PRIVATE_MOUNTS,
     "kernelspecs.py": NAMED,
+    "locks.py:_holder": KERNEL,
+    "log_files.py": STATE,
     "private.py": OWN_STORE,
     "root_images/": OWN_STORE + "; an image that a person has named",
     "runtimes/cgroups.py": KERNEL,
@@ -51,14 +53,14 @@ ALLOWED = {
     "runtimes/docker.py:_start_with": STATE,
     "runtimes/docker_files.py:write_list": STATE,
     "runtimes/editable.py:_read": "files of the Python environment, which is trusted",
+    "runtimes/features.py": STATE,
     "runtimes/rootfs.py": STATE,
     "runtimes/runsc.py:start": STATE,
     "runtimes/runsc.py:_start": STATE,
     "runtimes/runsc.py:_write_files": STATE,
-    "runtimes/runsc_sandbox.py:find": KERNEL,
+    "runtimes/memory.py": KERNEL,
     "runtimes/staging.py:_make_namespace": KERNEL,
     "runtimes/state.py": STATE,
-    "runtimes/stderr_log.py": STATE,
     "runtimes/written.py": STATE,
     "skills/package.py": NAMED + "; no link below it is followed",
     "skills/store.py": "the folder of this user's skills, which no kernel can write",

@@ -11,12 +11,12 @@ import logging
 import re
 import sys
 import tempfile
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.private import read_file, write_file
 from gvisor_kernel.runtimes import commands, processes
 from gvisor_kernel.runtimes.runsc_cli import Runsc
@@ -69,7 +69,7 @@ print(f"maps uid 0 with CAP_SETFCAP: {with_it}, without: {may_map()}")
 _ANSWER = re.compile(r"^maps uid 0 with CAP_SETFCAP: (yes|no), without: (yes|no)$", re.MULTILINE)
 
 _known: dict[str, bool] = {}
-_lock = threading.Lock()
+_lock = ThreadLock()
 
 
 def init_capabilities(runsc: Runsc) -> tuple[str, ...]:

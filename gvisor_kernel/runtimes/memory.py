@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from gvisor_kernel.locks import ThreadLock
 from gvisor_kernel.runtimes.processes import ProcessId, is_alive
 
 MEMORY_FILE = "/memfd:runsc-memory"
@@ -57,7 +57,7 @@ class HostMemory:
         self._sentry = sentry
         self._name = name
         self._inode = inode
-        self._lock = threading.Lock()
+        self._lock = ThreadLock()
         self._others = 0
         """What the processes beside the sentry hold, when they were last looked at."""
         self._mappings = 0

@@ -209,7 +209,7 @@ def test_what_is_said_of_an_old_runsc(
     assert first.state == state
     assert fact in first.fact
     assert "gvisor.dev" in first.fix
-    for what in ("root file system", "uncompressed", "empty memory"):
+    for what in ("uncompressed", "empty memory"):
         assert what in lacks.fact
 
 
