@@ -235,6 +235,29 @@ def test_a_state_directory_that_was_open(shared_folder: Path) -> None:
     assert stat.S_IMODE(state_root().stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(
+    "mode", [0o777, pytest.param(0o775, marks=as_root), pytest.param(0o755, marks=as_root)]
+)
+def test_a_state_directory_where_others_may_write(shared_folder: Path, mode: int) -> None:
+    """They could put another directory in its place: mode 777, a group's, another user's folder."""
+    state_root()
+    above = shared_folder.parent
+    owner, before = above.stat(), stat.S_IMODE(above.stat().st_mode)
+    if mode == 0o775:
+        os.chown(above, 0, 4711)
+    elif mode == 0o755:
+        os.chown(above, 4711, 4711)
+    above.chmod(mode)
+    state._checked.clear()  # as in another process
+    try:
+        with pytest.raises(StateError, match=f"The folder {above}"):
+            state_root()
+    finally:
+        os.chown(above, owner.st_uid, owner.st_gid)
+        above.chmod(before)
+    state_root()
+
+
 def test_no_predictable_name_in_a_shared_folder(kernel: Kernel, world: World) -> None:
     """A start makes nothing in the folder for temporary files, where others could be first."""
     before = {path.name for path in (*world.temporary.iterdir(), *Path("/tmp").iterdir())}
