@@ -1,7 +1,7 @@
 """The runtime ``runsc``: gVisor on this host, for root and for ordinary users.
 
 Root's sandboxes have a user namespace and private mounts of their own (``staging``), and cgroups
-where these can be made. An ordinary user's run in ``unshare -Ur``, with the user's own rights.
+where these can be made. An ordinary user's run in a user namespace, with the user's own rights.
 """
 
 from __future__ import annotations
