@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from gvisor_kernel.spec.layout import UPLOADS, Bind, Mount, is_within
 KEPT = ("kernels", "nbconvert", "voila")
 """Of Jupyter's data: programs and templates that a kernel may need. Beside them are the keys that
 sign notebooks, tokens of servers, and whatever an extension keeps, such as keys of services."""
+SYSTEM_PREFIXES = ("/usr", "/usr/local")
+"""Of which every sandbox sees most, and where Jupyter looks for what is set for all users."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class Cover:
 
 
 def find_jupyters(prefixes: Iterable[str]) -> tuple[Cover, ...]:
-    """Jupyter's runtime, data and configuration, of this user and below ``prefixes``, and the
-    state of this package's sandboxes. None that is inside another one.
+    """Jupyter's runtime, data and configuration, and the state of this package's sandboxes.
+
+    Of this user, below ``prefixes``, below that of this process, and of the system. None that is
+    inside another one.
     """
-    environ = os.environ
+    environ, prefixes = os.environ, {*prefixes, sys.prefix, *SYSTEM_PREFIXES}
     data = environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
     places = [
         environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"),

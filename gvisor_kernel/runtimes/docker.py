@@ -7,7 +7,6 @@ engine before it starts, and what it keeps is copied out at the end, and by ``gv
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -338,7 +337,7 @@ def _find_contents(plan: _Plan) -> Contents:
         versions={"gvisor-kernel": gvisor_kernel.__version__},
         mounts=[*layout, *scratch_mounts(spec)],
     )
-    jupyters = find_jupyters([sys.prefix])
+    jupyters = find_jupyters(())
     contents = Contents(
         texts={"container_info.json": info},
         empty=["uploads", "skills/public", "skills/examples", "transcripts"],

@@ -25,6 +25,7 @@ PROJECT_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 PROJECT_DEPTH = 4
 """So far above its sources a project is looked for."""
 NOT_MODULES = ("setup.py", "conftest.py", "noxfile.py")
+STRICT = "__editable__."
 OUTPUTS = "outputs"
 """Kernels write there, ``__init__.py`` for instance."""
 MODULES = (".py", ".so")
@@ -130,7 +131,23 @@ def _show_folder(by: str, folder: str, installed: Iterable[_Installed]) -> Edita
         # A folder of sources alone; or a repository that says nothing of what it has.
         shown.update(entry for entry in entries if _is_imported(folder, entry))
     shown.update(entry for entry in entries if entry.endswith(METADATA))
-    return _limit(Editable(by, folder, tuple(f"{folder}/{entry}" for entry in shown), project))
+    paths = [f"{folder}/{entry}" for entry in shown]
+    if os.path.basename(folder).startswith(STRICT):  # noqa: PTH119 - text
+        paths += [path for real in _find_targets(folder) for path in _find_mapped(real)]
+    return _limit(Editable(by, folder, tuple(paths), project))
+
+
+def _find_targets(folder: str) -> Iterator[str]:
+    """Where the links in a folder lead to that setuptools has made in its mode ``strict``."""
+    seen = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            seen += 1
+            if seen > MAX_ENTRIES:
+                return
+            path = f"{place}/{name}"
+            if Path(path).is_symlink():
+                yield os.path.realpath(path)
 
 
 def _entries_of(folder: str, name: str, entries: Iterable[str]) -> Iterator[str]:

@@ -105,6 +105,19 @@ def test_a_repository_of_which_nothing_is_known(site: Path, repository: Path) ->
     assert shown(site, repository) == ["mine", "one.py", "tests"]
 
 
+def test_the_strict_mode_of_setuptools(site: Path, repository: Path) -> None:
+    """A folder of links to the files that are installed."""
+    make(repository, "src/mine/__init__.py", "src/mine/deep/m.py", "src/one.py")
+    links = repository / "build" / "__editable__.mine-1-py3-none-any"
+    for name in ("mine/__init__.py", "mine/deep/m.py", "one.py"):
+        (links / name).parent.mkdir(parents=True, exist_ok=True)
+        (links / name).symlink_to(repository / "src" / name)
+    install(site, "mine", links, "mine\none\n")
+    folder = f"build/{links.name}"
+    expected = [f"{folder}/mine", f"{folder}/one.py", "src/mine", "src/one.py"]
+    assert shown(site, repository) == expected
+
+
 def test_an_old_way_of_setuptools(site: Path, repository: Path) -> None:
     make(repository, "mine/__init__.py", "other/__init__.py", "mine_project.egg-info/PKG-INFO")
     (repository / "mine_project.egg-info" / "top_level.txt").write_text("mine\n")

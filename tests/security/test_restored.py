@@ -83,6 +83,8 @@ def test_the_image_on_the_disk(made: Made) -> None:
     assert b"/run/gvisor-kernel/kernel/1/connection.json" in content
     for name, word in made.secrets.items():
         assert word.encode() not in content, name
+    for path in made.image.directory.rglob("*"):
+        assert path.is_dir() or made.secrets["passed"].encode() not in path.read_bytes(), path
 
 
 SEARCH = """
