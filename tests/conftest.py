@@ -41,7 +41,12 @@ QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
     *("jupyter/test_messages.py", "runtimes/test_cgroups.py", "runtimes/test_hints.py"),
-    *("runtimes/test_images.py", "runtimes/test_looking.py", "runtimes/test_stderr_log.py"),
+    *(
+        "runtimes/test_images.py",
+        "runtimes/test_leftovers.py",
+        "runtimes/test_looking.py",
+        "runtimes/test_stderr_log.py",
+    ),
     "runtimes/test_world.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -346,8 +347,31 @@ class SandboxLink:
 
 
 async def close_sandbox(sandbox: LinkedSandbox) -> None:
-    """``sandbox.close`` in a worker; here, when this process ends and has no workers any more."""
+    """``sandbox.close`` in a thread of its own: one that has much to copy out of an engine keeps
+    no worker from those that start. Here, when this process ends and has no threads any more."""
+    loop = asyncio.get_running_loop()
+    closed: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if closed.done():
+            return
+        if error is None:
+            closed.set_result(None)
+        else:
+            closed.set_exception(error)
+
+    def close() -> None:
+        error: BaseException | None = None
+        try:
+            sandbox.close()
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(tell, error)
+
     try:
-        await asyncio.get_running_loop().run_in_executor(None, sandbox.close)
+        threading.Thread(target=close, name="gvisor-kernel-close").start()
     except RuntimeError:
         sandbox.close()
+        return
+    await closed

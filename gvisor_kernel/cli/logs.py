@@ -43,7 +43,7 @@ def open_log(path: Path) -> IO[str] | None:
 def is_over(sandbox: Listed) -> bool:
     """Whether nothing more will be written: it has ended, and its record is gone or says so."""
     record = read_record(sandbox.directory)
-    return record is None or find_state(record) in {"ended", "orphaned", "elsewhere"}
+    return record is None or find_state(record) in {"ended", "landing", "orphaned", "elsewhere"}
 
 
 class Follower:

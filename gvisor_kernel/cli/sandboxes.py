@@ -30,10 +30,10 @@ from gvisor_kernel.runtimes.processes import is_alive
 from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
 from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
 
-State = Literal["starting", "running", "spare", "ended", "orphaned", "elsewhere"]
+State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
 """``spare``: restored ahead, stopped, no kernel's yet. ``ended``: its owner lives, and is about to
-remove it. ``elsewhere``: another machine, or a
-container, has it, and shares this state directory."""
+remove it. ``landing``: likewise, and its outputs are still to be copied out of its engine.
+``elsewhere``: another machine, or a container, has it, and shares this state directory."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def find_state(record: Record) -> State:
         return "orphaned"
     if record.machine != this_machine():
         return "elsewhere"
+    if record.ended:
+        return "landing" if record.outputs is not None and record.ready else "ended"
     if record.engine is not None:  # which has it; its owner removes it when it ends
         return "running" if record.ready else "starting"
     if not record.processes:

@@ -7,6 +7,7 @@ engine before it starts, and what it keeps is copied out at the end, and by ``gv
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -44,7 +45,13 @@ from gvisor_kernel.runtimes.plan import GUEST_PARTS, Outputs, Places, check_sour
 from gvisor_kernel.runtimes.shown import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import Record
-from gvisor_kernel.runtimes.sweep import finish_removals, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.sweep import (
+    find_orphans,
+    finish_removals,
+    remove_later,
+    remove_sandbox,
+    sweep_orphans,
+)
 from gvisor_kernel.runtimes.written import note_written
 from gvisor_kernel.spec.container import (
     LABEL,
@@ -128,7 +135,7 @@ class DockerRuntime(Runtime):
             check_engine(engine)
             found = read_image(find_image(engine, spec.image), spec.image)
             step("engine and image looked at")
-            self._sweep_once(engine)
+            self._sweep_once(engine, _outputs_folder(spec, request))
             return self._start(engine, found, spec, request)
         except BaseException:
             engine.close()
@@ -174,18 +181,27 @@ class DockerRuntime(Runtime):
                 engine.close()
         return removed
 
-    def _sweep_once(self, engine: Engine) -> None:
-        """What a dead owner left, the first start of a process removes; its own, each one."""
-        finish_removals()
+    def _sweep_once(self, engine: Engine, outputs: str | None) -> None:
+        """What a dead owner left, the first start of a process removes; its own, each one.
+
+        In the background, as outputs may have to be copied out first; those that come to the
+        folder ``outputs`` are waited for a while.
+        """
         with self._sweeping:
-            if engine.address in self._swept:
-                return
+            first = engine.address not in self._swept
             self._swept.add(engine.address)
         try:
-            for identity in (*sweep_orphans(self.name), *sweep_engine(engine)):
-                log.info("Removed %s, whose owner is gone", identity)
+            if first:
+                for directory, record in find_orphans(self.name):
+                    if record is None:
+                        remove_sandbox(directory, None)
+                    else:
+                        remove_later(directory, record)
+                for identity in sweep_engine(engine):
+                    log.info("Removed %s, whose owner is gone", identity)
         except GvisorKernelError as error:
             log.warning("%s", error)
+        finish_removals(outputs)
 
     def _start(
         self, engine: Engine, image: EngineImage, spec: SandboxSpec, request: LaunchRequest
@@ -240,6 +256,13 @@ class DockerRuntime(Runtime):
     def _undo(plan: _Plan) -> None:
         remove_sandbox(plan.places.directory, plan.record)
         lifeline.release()
+
+
+def _outputs_folder(spec: SandboxSpec, request: LaunchRequest) -> str | None:
+    """What the record of this start will call its outputs: to compare with, not to be opened."""
+    if spec.outputs is None:
+        return None
+    return os.path.realpath(request.folder / spec.outputs)
 
 
 def _make(plan: _Plan) -> DockerSandbox:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.accept import is_writable_allowed
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import (
     Identity,
     Opened,
@@ -114,8 +114,12 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     return landing.written, landing.left_out
 
 
-def remove_parts(directory: Path, record: Record) -> bool:
-    """End a sandbox and remove all that it has in its engine. Never raises; False: not all."""
+def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
+    """End a sandbox and remove all that it has in its engine. Never raises; False: not all.
+
+    ``seconds``: how long its outputs may take to be copied.
+    """
+    _note_end(directory)
     try:
         engine = reach(record.engine)
     except SandboxError as error:
@@ -126,7 +130,7 @@ def remove_parts(directory: Path, record: Record) -> bool:
         engine.kill(names.container)
         with suppress(NotThere):
             engine.wait(names.container, STILL_SECONDS)
-        if not save_outputs(engine, directory, record, COPY_SECONDS):
+        if not save_outputs(engine, directory, record, seconds):
             return False
         remove_names(engine, names)
         return True
@@ -135,6 +139,14 @@ def remove_parts(directory: Path, record: Record) -> bool:
         return False
     finally:
         engine.close()
+
+
+def _note_end(directory: Path) -> None:
+    """Write into the record that the sandbox has ended, and is only waited for its outputs."""
+    with suppress(OSError, StateError), state.locked():
+        record = state.read_record(directory)
+        if record is not None and not record.ended:
+            state.write_record(directory, replace(record, ended=True))
 
 
 def remove_names(engine: Engine, names: Names) -> None:
@@ -177,10 +189,12 @@ def copy_outputs(
         copied = read_list(directory / COPIED)
         landing = Landing(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS
-        landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
-    seen = {name: fact for name, fact in landing.seen.items() if fact[1] < latest}
-    with suppress(OSError):
-        write_list(directory / COPIED, {**copied, **seen})
+        try:
+            landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
+        finally:  # where it took too long, the next try goes on from here
+            seen = {name: fact for name, fact in landing.seen.items() if fact[1] < latest}
+            with suppress(OSError):
+                write_list(directory / COPIED, {**copied, **seen})
     if landing.left_out:
         log.warning(
             "%d of the outputs of %s were left out: odd names, or neither files, folders nor links",

@@ -76,6 +76,8 @@ class Record:
     """Where the Docker engine is that has it, if one has."""
     ready: bool = False
     """It has been started there, and looked at."""
+    ended: bool = False
+    """It has ended there; its outputs are still to be copied, and what is left to be removed."""
 
 
 def first_record(

@@ -13,6 +13,7 @@ from pathlib import Path
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.runtimes import cgroups, processes, state
+from gvisor_kernel.runtimes.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.spec.oci import SUBUID_BASE, SUBUID_COUNT
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 FOREGROUND_SECONDS = 1.0
 """What runsc in the foreground is given to notice that its sandbox is gone."""
+OUTPUTS_SECONDS = 10.0
+"""How long a start waits for outputs of an earlier sandbox that come to its own folder."""
+LATER_SECONDS = 1800.0
+"""How long outputs may take to be copied when nobody waits for it."""
 END_SECONDS = 5.0
 """A killed process that is not gone after this is stuck in the host's kernel."""
 
@@ -66,33 +71,59 @@ def end_sandbox(directory: Path, groups: Sequence[Path]) -> bool:
 def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None = None) -> bool:
     """End a sandbox and remove all that it had. Never raises; False leaves it to the next sweep.
 
-    And to the next ``finish_removals`` of this process, which may live for long. ``lent``: its
-    outputs, where they are held open, which are found by that then and not by their name.
+    And to the next ``finish_removals`` of this process, which may live for long; of a sandbox in
+    an engine, to the background. ``lent``: its outputs, where they are held open, which are found
+    by that then and not by their name.
     """
     if _remove_sandbox(directory, record, lent):
         _unfinished.pop(directory, None)
         return True
-    _unfinished[directory] = record
+    if record is not None and record.engine is not None:
+        remove_later(directory, record)
+    else:
+        _unfinished[directory] = record
     return False
 
 
-def finish_removals() -> None:
-    """Try once more what ``remove_sandbox`` could not do, as when no file could be opened."""
+def remove_later(directory: Path, record: Record) -> None:
+    """Remove a sandbox of an engine in the background, however long its outputs take."""
+
+    def remove() -> bool:
+        return not directory.exists() or _remove_sandbox(directory, record, seconds=LATER_SECONDS)
+
+    LEFTOVERS.put(directory, record.outputs, remove)
+
+
+def finish_removals(outputs: str | None = None) -> None:
+    """Try once more what ``remove_sandbox`` could not do, as when no file could be opened.
+
+    What is in an engine is not waited for, but what goes to the folder ``outputs``, and that for
+    OUTPUTS_SECONDS at most.
+    """
     for directory, record in list(_unfinished.items()):
         remove_sandbox(directory, record)
+    LEFTOVERS.try_soon(outputs, OUTPUTS_SECONDS)
 
 
 _unfinished: dict[Path, Record | None] = {}
 
 
-def _remove_sandbox(directory: Path, record: Record | None, lent: Opened | None) -> bool:
+def _remove_sandbox(
+    directory: Path,
+    record: Record | None,
+    lent: Opened | None = None,
+    seconds: float | None = None,
+) -> bool:
+    """``seconds``: how long outputs may take to be copied; None: as long as at an end."""
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
     if record is not None and record.engine is not None:
-        from gvisor_kernel.runtimes.docker_removal import remove_parts
+        from gvisor_kernel.runtimes.docker_removal import COPY_SECONDS, remove_parts
 
-        if not remove_parts(directory, record):
+        # Its outputs may go to another folder since: `gvisor-kernel sync --to`.
+        record = state.read_record(directory) or record
+        if not remove_parts(directory, record, seconds or COPY_SECONDS):
             return False
     try:
         with state.locked():
@@ -214,6 +245,15 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
     ``runtime``: of that one alone. A directory without a record was left by a crash while it was
     made or removed.
     """
+    return [
+        record.identity if record is not None else directory.name
+        for directory, record in find_orphans(runtime)
+        if remove_sandbox(directory, record)
+    ]
+
+
+def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]:
+    """What ``sweep_orphans`` removes. Raises StateError."""
     orphans: list[tuple[Path, Record | None]] = []
     with state.locked():
         for directory in state.sandbox_directories():
@@ -222,8 +262,4 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
                 continue
             if record is None or state.is_orphan(record):
                 orphans.append((directory, record))
-    return [
-        record.identity if record is not None else directory.name
-        for directory, record in orphans
-        if remove_sandbox(directory, record)
-    ]
+    return orphans
