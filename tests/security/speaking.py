@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jupyter.helpers import SECONDS, execute, next_message, wait_for, wait_until
+from ..logs import LogMark
 from .inside import PRELUDE, Kernel, Neighbour
 
 HOST_SLACK = 64 * 1024 * 1024
@@ -143,8 +144,7 @@ def ends_by(
 
     Returns what the log has more. Nothing in either names the host, whose memory does not grow.
     """
-    path = kernel.sandbox.log_path
-    before = path.stat().st_size
+    mark = LogMark(kernel.sandbox.log_path)
     hidden = names_of_the_host(kernel)
     memory = HostMemory()
     msg_id = kernel.client.execute(textwrap.dedent(code) + "\ntime.sleep(100)")
@@ -157,12 +157,12 @@ def ends_by(
 
     error = wait_for(kernel.client, is_error, f"an error that says {words!r}")["content"]
     assert error["ename"] == "KernelDied", error
-    assert re.search(words, error["evalue"]), (error["evalue"], path.read_text()[before:])
+    assert re.search(words, error["evalue"]), (error["evalue"], mark.more())
     idle = next_message(kernel.client, "iopub", time.monotonic() + 10, "idle")
     assert idle["content"] == {"execution_state": "idle"}
     wait_until(lambda: not kernel.manager.is_alive(), "the kernel's end")
     assert memory.grown() < HOST_SLACK
-    log = path.read_bytes()[before:].decode()
+    log = mark.more()
     ends = [line for line in log.splitlines() if re.search(words, line)]
     assert 1 <= len(ends) <= 2, log  # that the link ended, and what the cell was told
     for name in hidden:

@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from ..jupyter.helpers import execute, reply_to
+from ..logs import LogMark
 from .inside import Kernel, Neighbour
 from .speaking import HOST_SLACK, HostMemory, answers, ends_by, raw_until_idle, works_again
 
@@ -48,7 +49,7 @@ def test_a_flood_of_zmtp(relayed: Kernel, beside: Neighbour) -> None:
         shout_on(channel, b"\\4\\7\\4PING\\0\\0" * 5_000 + b"\\0\\1x" * 500)
     shout_on(IOPUB, b"\\1\\1x" * 10**6 + b"\\0\\0")
     """
-    before = relayed.sandbox.log_path.stat().st_size
+    mark = LogMark(relayed.sandbox.log_path)
     memory = HostMemory()
     msg_id = relayed.client.execute(textwrap.dedent(code))
     answers(beside, 3)
@@ -57,7 +58,8 @@ def test_a_flood_of_zmtp(relayed: Kernel, beside: Neighbour) -> None:
     assert content["status"] == "ok", content
     assert execute(relayed.client, "6 * 7").result == "42"
     assert memory.grown() < HOST_SLACK
-    log = relayed.sandbox.log_path.read_bytes()[before:].decode()
+    log = mark.more()
     assert "A message has 1000001 parts; 1 to 4096 are allowed." in log
     dropped = re.findall(r"message on (\w+) was dropped: a message has no delimiter", log)
-    assert sorted(dropped) == sorted(["shell", "iopub", "stdin", "control"] * 500)
+    assert 0 < len(dropped) < 100, "2,000 were sent: most are only counted"
+    assert "was dropped" not in relayed.sandbox.log_path.read_text(), "events have their own file"
