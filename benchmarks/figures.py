@@ -26,6 +26,10 @@ PRINTS = "for i in range(100_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
 ENDLESS = "print('running', flush=True)\nwhile True: pass"
+FLOOD = """
+from IPython.display import display
+while True: display({"text/plain": "x" * 120_000_000}, raw=True)
+"""
 GIGABYTE = "for _ in range(1000): print('x' * 1_000_000)"
 GIGABYTE_FLUSHED = "for _ in range(1000): print('x' * 1_000_000, flush=True)"
 
@@ -39,6 +43,8 @@ TRIP = "round trip of 1+1"
 PRINT_TRIP = "round trip of print"
 TRIP_ALONE = "round trip of 1+1, before neighbours come"
 TRIP_CROWDED = "round trip of 1+1, 30 idle neighbours"
+TRIP_FLOODED = "round trip of 1+1, a neighbour sends messages of 120 MB"
+LONGEST_TURN = "longest CPU time of the bridge at a stretch meanwhile"
 TRIP_WOKEN = "round trip of 1+1, the first after 20 s of idling"
 INTERRUPT = "time to interrupt"
 OUTPUT_1 = "1 MB of output"
@@ -336,6 +342,44 @@ def stall(
     return more, largest
 
 
+def measure_flooded(
+    prepare: Callable[[], KernelManager],
+    folder: Path,
+    longest_turn: Callable[[], float],
+    resend: float = 1.0,
+    count: int = 150,
+) -> Samples:
+    """What one kernel answers while another of this process sends messages of 120 MB without end.
+
+    A process of its own reads them; this one, which has the bridge, only passes them on.
+    ``longest_turn``: since its last call, the longest time for which the bridge used the CPU and
+    could do nothing else.
+    """
+    with started(prepare, resend) as (_, near), started(prepare, resend) as (manager, far):
+        far.stop_channels()
+        info = {k: v for k, v in manager.get_connection_info(session=False).items() if k != "key"}
+        file = folder / "flooded.json"
+        file.write_text(json.dumps(info))
+        argv = [sys.executable, "-P", str(Path(__file__).with_name("drain.py")), str(file)]
+        loud: BlockingKernelClient = manager.client()
+        loud.start_channels(iopub=False, stdin=False, hb=False, control=False)
+        try:
+            await_info(manager, loud, resend)
+            with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as reader:
+                assert reader.stdout is not None
+                try:
+                    loud.execute(FLOOD)
+                    while int(reader.stdout.readline()) < 120_000_000:
+                        pass
+                    longest_turn()
+                    trips = [run(near, "1+1") for _ in range(count)]
+                    return {TRIP_FLOODED: trips, LONGEST_TURN: [longest_turn()]}
+                finally:
+                    reader.kill()
+        finally:
+            loud.stop_channels()
+
+
 def memory_status(name: str) -> int:
     """A line of this process's status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -356,4 +400,4 @@ OF_MANY = {
     "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",
     "idle": "CPU time of idle kernels",
 }
-NAMES = ("start", "ready", *OF_A_KERNEL, "stalled", *OF_MANY)
+NAMES = ("start", "ready", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY)

@@ -106,6 +106,11 @@ GROUPS = (
             Column(figures.TRIP_ALONE, "`1+1` alone, p50", unit="ms"),
             Column(figures.TRIP_CROWDED, "`1+1` with 30 idle neighbours, p50", unit="ms"),
             Column(figures.TRIP_CROWDED, "the same, p90", 0.9, "ms"),
+            Column(
+                figures.TRIP_FLOODED, "`1+1`, a neighbour sends messages of 120 MB, p50", 0.5, "ms"
+            ),
+            Column(figures.TRIP_FLOODED, "the same, p99", 0.99, "ms"),
+            Column(figures.LONGEST_TURN, "bridge's longest turn meanwhile, CPU", 1.0, "ms"),
         ),
     ),
 )
@@ -182,6 +187,15 @@ TARGETS = (
         ANY,
         1.1,
         base=figures.TRIP_ALONE,
+    ),
+    Target(
+        "`1+1`, a neighbour sends 120 MB at a time, p99",
+        figures.TRIP_FLOODED,
+        ANY,
+        0.1,
+        0.99,
+        base=None,
+        unit="s",
     ),
     Target("memory of an idle kernel", figures.MEMORY.format(1), ANY, 2.0),
     Target("idle CPU", figures.IDLE_CPU, ANY, 0.2, base=None, unit="% of a core"),

@@ -41,7 +41,8 @@ print(json.dumps({
 class Plan:
     """How much is measured. ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that
     are measured with many kernels at once, and ``counts`` how many those are. ``stalled``: those
-    that print 1 GB to a client that stands still. Empty: all."""
+    that print 1 GB to a client that stands still, or have a neighbour that sends what it can.
+    Empty: all."""
 
     rounds: dict[str, int]
     crowd: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class Plan:
 FULL = Plan(
     rounds={
         **{"start": 5, "ready": 2, "trips": 3, "interrupt": 3, "output": 2, "compute": 2},
-        **{"large": 2, "prints": 2, "stalled": 1, "memory": 1, "idle": 1},
+        **{"large": 2, "prints": 2, "stalled": 1, "flooded": 2, "memory": 1, "idle": 1},
     },
     crowd=(
         BASELINE,
@@ -68,7 +69,7 @@ FULL = Plan(
 QUICK = Plan(
     rounds={
         **{"start": 2, "ready": 1, "trips": 1, "interrupt": 1, "output": 1, "compute": 1},
-        **{"large": 1, "prints": 1, "stalled": 1, "memory": 1, "idle": 1},
+        **{"large": 1, "prints": 1, "stalled": 1, "flooded": 1, "memory": 1, "idle": 1},
     },
     crowd=(BASELINE, "snapshot, direct, root"),
     counts=(1, 10),
@@ -119,6 +120,10 @@ class Schedule:
                 if variant.kind == "ours" and self._is_in(variant, self._plan.stalled):
                     self._tell(f"1 GB to a stalled client: {variant.name}")
                     self._measure(variant, "stalled", "stalled", stall=self._plan.stall_seconds)
+        for number in range(self._rounds("flooded")):
+            for variant in self._turn(number, "flooded"):
+                if variant.kind == "ours" and self._is_in(variant, self._plan.stalled):
+                    self._measure(variant, "flooded", "flooded")
         if self._rounds("idle"):
             self._idle()
         if self._rounds("memory"):

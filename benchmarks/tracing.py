@@ -9,6 +9,7 @@ import asyncio
 import functools
 import importlib
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,3 +86,33 @@ def _timed(function: Callable[..., Any], name: str, steps: Steps) -> Callable[..
             note(begin)
 
     return plain
+
+
+@contextmanager
+def turns_of(thread_name: str) -> Iterator[Callable[[], float]]:
+    """The longest CPU time, in seconds, of one turn of the event loop in the thread of that name:
+    for so long nothing else of that loop can run. What is yielded gives it, and begins anew."""
+    longest = 0.0
+    run = asyncio.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        nonlocal longest
+        if threading.current_thread().name != thread_name:
+            run(handle)
+            return
+        began = time.thread_time()
+        try:
+            run(handle)
+        finally:
+            longest = max(longest, time.thread_time() - began)
+
+    def take() -> float:
+        nonlocal longest
+        found, longest = longest, 0.0
+        return found
+
+    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    try:
+        yield take
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]

@@ -71,6 +71,11 @@ class Worker:
         prepare = self._prepare(code)
         return figures.measure_stalled(prepare, self._folder, self._resend(code), stall)
 
+    def flooded(self, code: str) -> figures.Samples:
+        prepare = self._prepare(code)
+        with tracing.turns_of("gvisor-kernel-bridge") as longest:
+            return figures.measure_flooded(prepare, self._folder, longest, self._resend(code))
+
     def open(self, code: str, count: int) -> None:
         """Start ``count`` kernels more, and keep them."""
         kernels = self._kernels.setdefault(code, [])

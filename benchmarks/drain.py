@@ -1,0 +1,30 @@
+"""A client that reads all that a kernel publishes, as fast as it comes, and keeps nothing.
+
+python drain.py CONNECTION-FILE: writes how many bytes have come, a line after each message. A
+program of its own, so that reading costs the process that is measured nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import zmq
+
+
+def main() -> None:
+    info = json.loads(Path(sys.argv[1]).read_text())
+    port, ip, transport = info["iopub_port"], info["ip"], info["transport"]
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 1)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    socket.connect(f"{transport}://{ip}{'-' if transport == 'ipc' else ':'}{port}")
+    total = 0
+    while True:
+        total += sum(map(len, socket.recv_multipart(copy=False)))
+        print(total, flush=True)
+
+
+if __name__ == "__main__":
+    main()
