@@ -22,6 +22,7 @@ from gvisor_kernel.guest.connection_file import (
     write_connection_file,
 )
 from gvisor_kernel.guest.counts import count_processes
+from gvisor_kernel.guest.crowd import Crowd
 from gvisor_kernel.guest.forked_kernel import find_module
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.notice import explain_drop, stand_in
@@ -87,6 +88,7 @@ class Supervisor:
         self._held: Deque[Message] = deque()
         self._pace: Optional[Pace] = None
         self._drain_until: Optional[float] = None
+        self._crowd = Crowd()
         self._log = GuestLog(connection)
         os.set_blocking(link_out, False)
         self._wake, wake_write = os.pipe()
@@ -125,6 +127,7 @@ class Supervisor:
                 self._pass_messages(ready)
             elif self.passage is not None:
                 self._pass_frames(ready)
+            self._crowd.look()
             self._finish_exit()
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -141,9 +144,9 @@ class Supervisor:
             wanted.append((self.passage.fileno(), self.passage.events))
         if self.relay is not None:
             wanted.extend(self.relay.wanted())
-        for way in (self.passage, self.relay):
-            if way is not None and way.wait_ms is not None:
-                timeout = min(timeout, way.wait_ms)
+        for part in (self.passage, self.relay, self._crowd):
+            if part is not None and part.wait_ms is not None:
+                timeout = min(timeout, part.wait_ms)
         poller = select.poll()
         masks: Dict[int, int] = {}
         for fd, events in wanted:
@@ -259,6 +262,8 @@ class Supervisor:
         if event.signum == signal.SIGKILL:
             process.kill_everything()
             return
+        if event.signum == signal.SIGINT:
+            self._crowd.hold_back(self.kernel)
         self.kernel.signal_group(event.signum)
         if self.passage is not None:
             self.passage.tell(event)

@@ -12,7 +12,11 @@ MEMORY_BACKSTOP = 192 * MIB
 runtime's own memory, and for what a fast program takes between two looks."""
 
 PIDS_RUNTIME = 256
-"""Host tasks beside the sandbox's own: the runtime's threads and one stub for each process."""
+"""Host tasks beside the sandbox's own: the runtime's threads."""
+
+TASKS_OF_PROCESS = 5
+"""Host tasks that a process inside may cost: its stub, threads of that, and one of the runtime
+that waits for it. Where the host refuses one, the runtime panics, and the sandbox is gone."""
 
 FILE_CHUNK = GIB
 """The runtime grows its memory file by this much, so a bound on it is a multiple of this."""
@@ -39,11 +43,11 @@ class HostLimits:
 
 
 def host_limits(spec: SandboxSpec) -> HostLimits:
-    """The cgroup of a sandbox. Each process inside may cost two tasks on the host."""
+    """The cgroup of a sandbox."""
     return HostLimits(
         memory=spec.memory_limit + MEMORY_BACKSTOP,
         cpu_shares=spec.cpu_shares,
-        pids=min(2 * spec.pids_limit + PIDS_RUNTIME, PIDS_MOST),
+        pids=min(TASKS_OF_PROCESS * spec.pids_limit + PIDS_RUNTIME, PIDS_MOST),
     )
 
 

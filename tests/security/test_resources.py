@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.runtimes.processes import read_children
+
 from ..faults.held import Peak, charged_to
-from ..jupyter.helpers import connected, execute, needs_all, wait_for, wait_until
+from ..jupyter.helpers import connected, execute, finish, needs_all, wait_for, wait_until
 from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRYS, SLOW, SMALL_PROCESS
 from .inside import Kernel, Neighbour, attacker
 
@@ -27,6 +29,9 @@ HOST_SLACK = 64 * MIB
 """So much more may the host's side hold, whatever a kernel sends."""
 RESPONSIVE = 1.0
 """Seconds: the median answer of a neighbour on a busy machine."""
+
+INTERRUPT_SECONDS = 20.0
+"""It takes 1 to 4 s (docs/performance.md); more where tests run beside it. It was minutes."""
 
 BOMBS = {
     "children that stay": """
@@ -123,6 +128,32 @@ def test_bomb(kernel: Kernel, beside: Neighbour, bomb: str) -> None:
         """)
     assert left == []
     assert kernel.run("found = subprocess.run(['true']).returncode") == 0
+
+
+FORKS = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+FORKS_IN_A_SESSION = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-S", "-E", "-c", {FORKS!r}], start_new_session=True)
+"""
+
+
+def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
+    """PID 1 and the kernel get the processor though five hundred processes ask for it all the
+    time, and their sandbox has room on the host for what these need."""
+    folder = ground.parent / "bombed"
+    folder.mkdir(exist_ok=True)
+    with attacker(folder, {"pids_limit": 512, "memory_limit": "6G"}) as kernel:
+        sentry = kernel.sandbox.find_process("runsc-sandbox")
+        msg_id = kernel.client.execute(FORKS_IN_A_SESSION)
+        wait_until(lambda: len(read_children(sentry)) > 450, "the bomb")
+        kernel.manager.interrupt_kernel()
+        answer = finish(kernel.client, msg_id, INTERRUPT_SECONDS)
+        assert answer.error == "KeyboardInterrupt"
+        assert execute(kernel.client, "6 * 7", INTERRUPT_SECONDS).result == "42"
+        assert len(read_children(sentry)) > 450
+        kernel.manager.restart_kernel(now=True)
+        kernel.client.wait_for_ready(timeout=60)
+        assert execute(kernel.client, "6 * 7").result == "42"
 
 
 def test_orphans_are_reaped(kernel: Kernel) -> None:

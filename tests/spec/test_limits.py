@@ -26,7 +26,7 @@ def test_the_host_limits_leave_room_for_the_runtime() -> None:
     limits = host_limits(SandboxSpec(memory_limit=GIB, pids_limit=100, cpu_shares=7))
     assert limits.memory == GIB + 192 * MIB
     assert limits.cpu_shares == 7
-    assert limits.pids > 2 * 100
+    assert limits.pids > 3 * 100  # measured: 1404 tasks of 512 processes
 
 
 @pytest.mark.parametrize(
