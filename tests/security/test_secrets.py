@@ -92,6 +92,8 @@ def test_variables(kernel: Kernel) -> None:
         found = {
             "names": sorted(os.environ),
             "texts": [t.decode(errors="replace") for t in texts],
+            "init": Path("/proc/1/environ").read_text().split(chr(0)),
+            "init's files": [os.readlink(path) for path in glob.glob("/proc/1/fd/*")],
         }
     """)
     allowed = {
@@ -104,6 +106,9 @@ def test_variables(kernel: Kernel) -> None:
         *("MPLBACKEND", "PYDEVD_USE_FRAME_EVAL", "PYDEVD_DISABLE_FILE_VALIDATION"),
     }
     assert set(found["names"]) <= allowed | own
+    assert {entry.partition("=")[0] for entry in found["init"] if entry} <= allowed
+    # Its link, and what it has with the kernel itself.
+    assert {name.partition(":")[0] for name in found["init's files"]} <= {"host", "pipe", "socket"}
     assert SECRET not in "".join(found["texts"])
     assert "mallory" not in "".join(found["texts"])
 
