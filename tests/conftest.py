@@ -27,6 +27,7 @@ from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
 from . import leaks
 from .docker.dockerd import Dockerd, running_dockerd
+from .patience import FACTOR, patient
 from .world import PROJECT, World
 
 WORLD = pytest.StashKey[World]()
@@ -52,6 +53,8 @@ QUICK = (
     "snapshots/test_store.py",
 )
 """Files there that need none, or a few that show that the whole works."""
+ALONE = ("benchmarks/test_run.py", "benchmarks/test_soak.py", "jupyter/test_forks.py")
+"""Where tests take all that the machine has: they run after the others, in one process."""
 MANY = 100
 """Tests in a run; with so many, making an image takes less time than it saves."""
 
@@ -72,6 +75,12 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", choices=("beside", "alone"), help="only tests that share the machine, or do not"
+    )
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     try:
         runsc = find_runsc()
@@ -80,14 +89,29 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"runsc: {runsc.path}, release {runsc.version}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``pytest -n`` the slowest come first, as the last to end should be a short one."""
     slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[group_of(item.nodeid)])
+    usual = float(config.getini("timeout"))
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
         if file.startswith(IN_SANDBOXES) and file not in QUICK:
             item.add_marker(pytest.mark.slow)
+        if file.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
+        timeout = item.get_closest_marker("timeout")
+        seconds = patient(timeout.args[0] if timeout is not None else usual)
+        item.add_marker(pytest.mark.timeout(seconds), append=False)
+    part = config.getoption("part")
+    if part is not None:
+        chosen: list[pytest.Item] = []
+        left: list[pytest.Item] = []
+        for item in items:
+            alone = item.get_closest_marker("alone") is not None
+            (chosen if alone == (part == "alone") else left).append(item)
+        items[:] = chosen
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -112,6 +136,10 @@ def group_of(nodeid: str) -> str:
     if path.startswith("tests/docker/") or "Docker" in name or (way and way[0] == "docker"):
         return "docker"
     return f"{path} {way[0]}" if way else path
+
+
+def pytest_report_header() -> str:
+    return f"waits: {FACTOR:.1f} times those of an idle machine"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .patience import patient
 from .world import World
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = patient(10)
 """Everything is to be gone this long after its owner."""
+
+DEEPEST = 8
+"""Folders below another run's world in which its sandboxes' directories may lie."""
 
 Things = frozenset[str]
 
@@ -104,11 +108,20 @@ def _is_blamable(thing: str) -> bool:
 
 def _other_run_has(identity: str) -> bool:
     worlds = (path for path in Path("/tmp").glob("gk*-*") if str(path) not in os.environ["HOME"])
-    return any(
-        "sandboxes" in Path(folder).parts and identity in names
-        for world in worlds
-        for folder, names, _ in os.walk(world, onerror=lambda _: None)
-    )
+    folders = [(world, 0) for world in worlds]
+    while folders:
+        folder, depth = folders.pop()
+        try:
+            inside = [
+                Path(entry) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
+            ]
+        except OSError:
+            continue
+        if folder.name == "sandboxes" and any(path.name == identity for path in inside):
+            return True
+        if depth < DEEPEST:  # kernels of such a run may make folders without end
+            folders += [(path, depth + 1) for path in inside]
+    return False
 
 
 def _is_ours(folder: Path) -> bool:

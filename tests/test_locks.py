@@ -19,7 +19,9 @@ from gvisor_kernel.errors import StateError
 from gvisor_kernel.locks import locked_file
 from gvisor_kernel.runtimes import state
 
-SECONDS = 20
+from .patience import patient
+
+SECONDS = int(patient(20))
 
 FORK = """
 import os, signal, threading

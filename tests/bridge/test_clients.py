@@ -17,9 +17,10 @@ from gvisor_kernel.bridge.clients import HIGH_WATER, Address, ClientSockets
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
 
+from ..patience import patient
 from ..world import World
 
-SECONDS = 20.0
+SECONDS = patient(20)
 SMALL_BUFFERS = 4096
 """Of a client that stalls, so that what the system holds for it does not hide the stall."""
 

@@ -11,7 +11,9 @@ import pytest
 
 from gvisor_kernel.bridge import Bridge
 
-SECONDS = 20.0
+from ..patience import patient
+
+SECONDS = patient(20)
 
 
 async def answer(said: threading.Event) -> int:

@@ -29,6 +29,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.ui import WebDriverWait
 
+from ..patience import patient
+
 BROWSER_FLAGS = (
     "--headless=new",
     "--no-sandbox",  # Chromium refuses root otherwise; it visits our own server and nothing else
@@ -42,8 +44,8 @@ BROWSER_FLAGS = (
     "--window-size=1280,1100",
     "--force-device-scale-factor=1",
 )
-START_SECONDS = 60
-WAIT_SECONDS = 60
+START_SECONDS = patient(60)
+WAIT_SECONDS = patient(60)
 
 
 class LabServer:

@@ -23,11 +23,12 @@ from gvisor_kernel.runtimes import processes
 from gvisor_kernel.runtimes.docker_engine import Engine, connect
 from gvisor_kernel.spec.container import LABEL
 
+from ..patience import patient
 from ..root_images.python_root import make_image
 from ..world import WAYS
 
 IMAGE = str(WAYS["docker"]["image"])
-SECONDS = 30.0
+SECONDS = patient(30)
 
 needs_dockerd = [
     pytest.mark.once,

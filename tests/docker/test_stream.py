@@ -22,7 +22,9 @@ from gvisor_kernel.runtimes.docker_stream import (
     StreamError,
 )
 
-SECONDS = 30.0
+from ..patience import patient
+
+SECONDS = patient(30)
 Frames = list[tuple[int, bytes]]
 
 frames = st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(max_size=300)))

@@ -41,6 +41,7 @@ from gvisor_kernel.runtimes import get_runtime, lifeline, state
 from gvisor_kernel.sandboxed import SandboxedKernel
 from gvisor_kernel.snapshots.store import Store
 
+from ..patience import patient
 from . import parts
 
 PACKAGE = str(Path(gvisor_kernel.__file__).parent) + os.sep
@@ -56,7 +57,7 @@ SILENT = re.compile(r"^subprocess.Popen in runtimes/(starting.py:spawn|checkpoin
 LATER = (0.02, 0.05, 0.1, 0.15)
 """Seconds after such a program was started: what it does then, nobody reports."""
 IN_NO_ORDER = (Ask, Log, Ping, Pong, Quiet, Stats)
-SECONDS = 60.0
+SECONDS = patient(60)
 
 
 class Points:

@@ -17,7 +17,9 @@ from gvisor_kernel.guest.relay import SOCKET_TYPES, Relay, RelayConnection
 from gvisor_kernel.guest.zmtp import GREETING, ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
 
-SECONDS = 10.0
+from ..patience import patient
+
+SECONDS = patient(10)
 
 
 @pytest.fixture

@@ -21,14 +21,15 @@ from traitlets.config import Config
 from gvisor_kernel.log_files import INSIDE
 
 from ..docker.dockerd import needs_dockerd
+from ..patience import patient
 from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
 
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
 SANDBOXED = KERNEL == DEFAULT_KERNEL
 SOONEST = kernelspec_of("restored") if SANDBOXED else KERNEL
 """For starts by a name alone, of how a kernel starts regardless."""
-SECONDS = 60.0
-"""How long an answer may take on a busy machine before a test fails."""
+SECONDS = patient(60)
+"""How long an answer may take before a test fails."""
 
 Message = dict[str, Any]
 
@@ -260,9 +261,12 @@ def ask(
     return content
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
-    """Look for what announces itself by no event, such as a process of another's that ends."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Look for what announces itself by no event, such as a process of another's that ends.
+
+    ``seconds``: on an idle machine (``patient``).
+    """
+    deadline = time.monotonic() + patient(seconds)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"Waited in vain for {what}."
         time.sleep(0.02)

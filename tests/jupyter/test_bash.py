@@ -33,6 +33,8 @@ def kernelspec(world: World) -> Iterator[None]:
 
 
 class TestConformance(Conformance):
+    __test__ = True
+
     kernel_name = NAME
     language_name = "bash"
     file_extension = ".sh"

@@ -40,6 +40,8 @@ def kernelspec(world: World) -> Iterator[None]:
 
 
 class TestConformance(Conformance):
+    __test__ = True
+
     kernel_name = NAME
     language_name = "Java"
     file_extension = ".jshell"

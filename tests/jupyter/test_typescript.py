@@ -35,6 +35,8 @@ def kernelspec(world: World) -> Iterator[None]:
 
 
 class TestConformance(Conformance):
+    __test__ = True
+
     kernel_name = NAME
     language_name = "typescript"
     file_extension = ".ts"

@@ -15,11 +15,12 @@ from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 
+from ..patience import patient
 from .conftest import Start, make_request
 from .standin import Conversation
 from .test_outside import descriptors, traces
 
-WRITE_SECONDS = 60.0
+WRITE_SECONDS = patient(60)
 
 PREPARE = """
 import sys; sys.path.insert(0, "/opt/gvisor-kernel")

@@ -26,10 +26,11 @@ from gvisor_kernel.runtimes.processes import ProcessId, is_alive
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 from gvisor_kernel.runtimes.runsc_cli import find_runsc
 
+from ..patience import patient
 from .conftest import Start, root_only
 from .standin import Conversation
 
-GONE_SECONDS = 10.0
+GONE_SECONDS = patient(10)
 STRANGER = 54321
 PROJECT = Path(__file__).parents[2]
 

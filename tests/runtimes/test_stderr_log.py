@@ -12,7 +12,9 @@ import pytest
 from gvisor_kernel.log_files import MAX_STDERR, log_parts
 from gvisor_kernel.runtimes.stderr_log import LONGEST_LINE, TAIL_BYTES, StderrLog
 
-SECONDS = 20.0
+from ..patience import patient
+
+SECONDS = patient(20)
 
 
 class Writer:
