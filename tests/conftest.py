@@ -81,12 +81,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header() -> list[str]:
+    waits = f"waits: {FACTOR:.1f} times those of an idle machine"
     try:
         runsc = find_runsc()
     except RuntimeMissing as error:
-        return f"runsc: {error.fact}"
-    return f"runsc: {runsc.path}, release {runsc.version}"
+        return [f"runsc: {error.fact}", waits]
+    return [f"runsc: {runsc.path}, release {runsc.version}", waits]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -136,10 +137,6 @@ def group_of(nodeid: str) -> str:
     if path.startswith("tests/docker/") or "Docker" in name or (way and way[0] == "docker"):
         return "docker"
     return f"{path} {way[0]}" if way else path
-
-
-def pytest_report_header() -> str:
-    return f"waits: {FACTOR:.1f} times those of an idle machine"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

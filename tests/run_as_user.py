@@ -31,6 +31,7 @@ FOLDERS = (
 )
 """What differs for a user: how sandboxes are made, limited, seen and ended, whose files are whose.
 What is said over the link, and what kernels answer, knows no user, and ran as root."""
+PASSED_ON = ("GK_TEST_ALL", "GK_TEST_PATIENCE", "GK_TEST_RUNSC")
 CHOSEN = ("-m", "not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"
@@ -112,7 +113,7 @@ def main(arguments: list[str]) -> int:
                 "USER": user.pw_name,
                 "LANG": "C.UTF-8",
                 "TEST_WORKERS": os.environ.get("TEST_WORKERS", ""),
-                "GK_TEST_RUNSC": os.environ.get("GK_TEST_RUNSC", ""),
+                **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
                 "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
                 # One gvisor_kernel for all processes: images are of the one that made them.
                 "PYTHONPATH": str(copy),
