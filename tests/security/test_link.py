@@ -30,6 +30,7 @@ from .speaking import (
     ends_by,
     kernel_bridge,
     names_of_the_host,
+    need_voice,
     raw_until_idle,
     works_again,
 )
@@ -90,6 +91,8 @@ BREAKS = {
 
 @pytest.mark.parametrize("attack", BREAKS)
 def test_what_breaks_a_rule(victim: Kernel, attack: str) -> None:
+    if "say(" in BREAKS[attack][0]:
+        need_voice(victim)
     log = ends_by(victim, *BREAKS[attack])
     if attack == "more than credit, on its own socket":
         # Whoever noticed it has said why.
@@ -98,6 +101,7 @@ def test_what_breaks_a_rule(victim: Kernel, attack: str) -> None:
 
 def test_a_forged_exit(victim: Kernel) -> None:
     """The bridge has to believe it; the next kernel does not suffer from the one that lives on."""
+    need_voice(victim)
     sandbox = victim.sandbox.identity
     ends_by(victim, "say(frame(EXIT, run + struct.pack('>i', 42)))", "with exit status 42")
     works_again(victim)
@@ -118,6 +122,7 @@ def test_a_spoilt_sandbox(victim: Kernel) -> None:
 
 def test_lies_that_break_no_rule(victim: Kernel) -> None:
     """Statistics, log lines, answers that nobody asked for: shown to people, and acted on never."""
+    need_voice(victim)
     lies = """
     say(frame(STATS, b"\\xff" * 16) + frame(PONG, b"\\xff" * 8) * 1000 + frame(STARTED, run))
     say(frame(PING, b"\\xff" * 8) * 1000 + frame(CREDIT, bytes(4), SHELL) * 1000)
@@ -137,6 +142,7 @@ def test_lies_that_break_no_rule(victim: Kernel) -> None:
 
 def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
     """Whatever it finds: its own end of the link is the only way out among them."""
+    need_voice(victim)
     path = victim.sandbox.log_path
     ends_by(
         victim,
@@ -163,6 +169,7 @@ def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
 
 def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
     """Who reads in PID 1's place reads what this kernel is asked: no key, path, pid of the host."""
+    need_voice(victim)
     theirs = beside.kernel.manager.session.key.decode()
     hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.inner_key}
     stolen = victim.folder / "outputs" / "stolen"
@@ -226,12 +233,14 @@ say(b"\\xff" * 8)
 
 def test_a_million_random_frames(victim: Kernel, beside: Neighbour) -> None:
     """None of which breaks a rule; the neighbour answers all the while."""
+    need_voice(victim)
     ends_by(victim, MILLION, r"Unknown frame type 255\.", lambda: answers(beside, 20))
 
 
 @pytest.mark.parametrize("text", ["b'\\n' * 32760", "b'\\0' * 32760", "b''"])
 def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
     """What it pushes out of the log is its own, and the neighbour does not wait for it."""
+    need_voice(victim)
     path = victim.sandbox.log_path
     victim.client.execute("1")
     count = 300 if "32760" in text else 50_000
@@ -254,6 +263,7 @@ def test_half_a_frame_then_silence(
     victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for the other half, and the sandbox is ended from outside when it is asked."""
+    need_voice(victim)
     process = Path(f"/proc/{victim.sandbox._sentry}")
     connection = kernel_bridge(victim)._link.connection
     victim.client.execute("silence(); say(frame(DATA, bytes(100), IOPUB)[:50]); time.sleep(100)")
@@ -312,6 +322,7 @@ def test_a_flood_on_each_channel(
     victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To clients that do not read. Of a channel no more is held than a window and few messages."""
+    need_voice(victim)
     monkeypatch.setattr(clients, "PATIENCE", SECONDS)
     connection = kernel_bridge(victim)._link.connection
     channels = (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
