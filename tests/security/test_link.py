@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import zmq
 
+from gvisor_kernel import log_files
 from gvisor_kernel.bridge import clients
 from gvisor_kernel.bridge import kernel as bridge_kernel
-from gvisor_kernel.bridge.journal import LOG_SIZE
 from gvisor_kernel.link import Channel
+from gvisor_kernel.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
 
 from ..jupyter.helpers import SECONDS, execute, wait_until
 from .inside import Kernel, Neighbour
@@ -36,6 +37,17 @@ from .speaking import (
 )
 
 pytestmark = pytest.mark.usefixtures("unharmed")
+
+MAX_LOG = 4 * (MAX_EVENTS + MAX_INSIDE + MAX_STDERR)
+"""Bytes of a sandbox's log: of each of its files the beginning, some before, and the last one."""
+
+
+def logs_in(folder: Path) -> list[Path]:
+    """All files of the log of a sandbox whose directory is ``folder``; there are some."""
+    found = [path for name in log_files.NAMES for path in folder.glob(f"{name}*")]
+    assert found
+    return found
+
 
 BREAKS = {
     "garbage": ("say(bytes(range(128, 256)) * 100)", r"Unknown frame type 128\."),
@@ -143,7 +155,7 @@ def test_lies_that_break_no_rule(victim: Kernel) -> None:
 def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
     """Whatever it finds: its own end of the link is the only way out among them."""
     need_voice(victim)
-    path = victim.sandbox.log_path
+    directory = victim.sandbox.directory
     ends_by(
         victim,
         """
@@ -157,8 +169,8 @@ def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
         """,
         r"Unknown frame type 255\.",
     )
-    lines = path.read_text().splitlines()
-    assert sum(map(len, lines)) < LOG_SIZE
+    lines = [line for path in logs_in(directory) for line in path.read_text().splitlines()]
+    assert sum(map(len, lines)) < MAX_LOG
     forged = [line for line in lines if "all is well" in line]
     assert forged
     for line in lines:  # whatever PID 1's stderr is made to say, it is not the bridge
@@ -241,7 +253,7 @@ def test_a_million_random_frames(victim: Kernel, beside: Neighbour) -> None:
 def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
     """What it pushes out of the log is its own, and the neighbour does not wait for it."""
     need_voice(victim)
-    path = victim.sandbox.log_path
+    directory = victim.sandbox.directory
     victim.client.execute("1")
     count = 300 if "32760" in text else 50_000
     ends_by(
@@ -256,7 +268,7 @@ def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
         r"Unknown frame type 255\.",
         lambda: answers(beside, 10),
     )
-    assert sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) < LOG_SIZE
+    assert sum(file.stat().st_size for file in logs_in(directory)) < MAX_LOG
 
 
 def test_half_a_frame_then_silence(
