@@ -75,9 +75,12 @@ def find_repositories(projects: Iterable[str], shown: Iterable[str]) -> tuple[Co
     reals = sorted(set(shown))
     found = []
     for project in map(os.path.realpath, projects):
-        kept = tuple(path for path in reals if path != project and is_within(path, project))
+        kept: list[str] = []
+        for path in reals:
+            if _is_inside(path, project) and not any(is_within(path, other) for other in kept):
+                kept.append(path)
         if kept and project not in reals:
-            found.append(Cover(project, kept))
+            found.append(Cover(project, tuple(kept)))
     return _outermost(found)
 
 

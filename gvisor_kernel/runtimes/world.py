@@ -180,7 +180,11 @@ def find_world(python: str) -> World:
         aliases=tuple((path, spelled[path]) for path in outermost(hidden)),
         user_base=user_base,
         prefixes=tuple(dict.fromkeys(interpreter.prefixes)),
-        covers=find_repositories((e.project for e in editables if e.project is not None), reals),
+        covers=find_repositories(
+            (editable.project for editable in editables if editable.project is not None),
+            # Also what lies in /usr, and is seen without being named.
+            [*reals, *map(os.path.realpath, (*interpreter.prefixes, *site_directories))],
+        ),
     )
 
 
