@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = os.environ.get("GK_TEST_RUNSC")
     if chosen and not (Path(chosen).is_absolute() and Path(chosen).name == "runsc"):
         raise pytest.UsageError("GK_TEST_RUNSC is to be the absolute path of a file named runsc.")
+    config.addinivalue_line("markers", "alone: takes all that the machine has (tests/run.py)")
     # Kernels that start here share it. Each of the run's processes has a state directory of its
     # own, so that none knows of another's, and would not make or remove it between two looks.
     (PROJECT / "outputs").mkdir(exist_ok=True)

@@ -22,6 +22,7 @@ from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, s
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.locks import ThreadLock
 
 T = TypeVar("T")
@@ -88,12 +89,17 @@ class Bridge:
         That loop is looked after by a timer: its wake-up may be lost. A process that forks after
         it has used Jupyter shares the loop that jupyter_core keeps with its children, the pipe by
         which other threads wake it included, and any of them may read what was meant for another.
+
+        Raises what ``work`` does, and LaunchError when the bridge's thread has ended.
         """
         done = asyncio.wrap_future(self.call(work))
         try:
             while not done.done():
+                if not self._thread.is_alive():
+                    work.close()
+                    raise LaunchError("No kernel can be reached any more: this process ends.")
                 await asyncio.wait({done}, timeout=LOOK_SECONDS)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, LaunchError):
             done.cancel()
             raise
         return done.result()

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from gvisor_kernel.bridge import Bridge
+from gvisor_kernel.errors import LaunchError
 
 from ..patience import patient
 
@@ -100,3 +101,14 @@ def test_an_error_is_the_callers() -> None:
 
     with pytest.raises(ValueError, match="as it is"):
         asyncio.run(Bridge.instance().awaited(fail()))
+
+
+def test_a_bridge_that_has_ended() -> None:
+    bridge = Bridge()
+    bridge._loop.call_soon_threadsafe(bridge._loop.stop)
+    bridge._thread.join(SECONDS)
+    with pytest.raises(LaunchError, match="this process ends"):
+        asyncio.run(bridge.awaited(asyncio.sleep(0)))
+    bridge._loop.close()
+    bridge._context.term()
+    bridge.executor.shutdown()
