@@ -56,6 +56,8 @@ def charged_to(sandbox: Any) -> int | None:
     sentry = sandbox.find_process("runsc-sandbox")
     for line in Path(f"/proc/{sentry}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
+        if sandbox.container_id not in path:  # an ordinary user's
+            continue
         group = Path("/sys/fs/cgroup") / (controllers or ".") / path.lstrip("/")
         if controllers == "memory" and (group / "memory.kmem.usage_in_bytes").exists():
             usage, names = "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")

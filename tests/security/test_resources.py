@@ -30,8 +30,8 @@ HOST_SLACK = 64 * MIB
 RESPONSIVE = 1.0
 """Seconds: the median answer of a neighbour on a busy machine."""
 
-INTERRUPT_SECONDS = 20.0
-"""It takes 1 to 4 s (docs/performance.md); more where tests run beside it. It was minutes."""
+INTERRUPT_SECONDS = 60.0
+"""It takes 1 to 4 s (docs/performance.md); more where much runs beside it. It was for ever."""
 
 BOMBS = {
     "children that stay": """
@@ -137,6 +137,7 @@ subprocess.run([sys.executable, "-S", "-E", "-c", {FORKS!r}], start_new_session=
 """
 
 
+@pytest.mark.once  # as an ordinary user there is no cgroup to see to it that PID 1 gets its share
 def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
     """PID 1 and the kernel get the processor though five hundred processes ask for it all the
     time, and their sandbox has room on the host for what these need."""
