@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_data_path, user_state_path
-
 from gvisor_kernel.accept import NOT_A_SOURCE, describe_no_home, is_writable_allowed
 from gvisor_kernel.config import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
@@ -168,14 +166,7 @@ def _holds_keys(path: str) -> bool:
 
 
 def _private_places() -> tuple[str, ...]:
-    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
-    return (*map(os.path.realpath, own), _runtime_directory())
-
-
-def _runtime_directory() -> str:
-    """Where Jupyter's servers write their tokens, and managers the connection files."""
-    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
-    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
+    return tuple(cover.path for cover in find_jupyters(()))
 
 
 # -- inner -----------------------------------------------------------------------------------------
