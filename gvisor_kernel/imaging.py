@@ -204,7 +204,8 @@ def _warm_up(
     _run_python(client, WARM_UP)
     try:
         files, directories = parse_json(text, LIST_MOST)
-        return make_manifest(map(str, files), map(str, directories), sandbox.mounts, since)
+        paths = map(str, files), map(str, directories)
+        return make_manifest(*paths, sandbox.mounts, since, str(sandbox.directory))
     except (ValueError, TypeError) as error:
         raise SnapshotError(f"The kernel's list of files cannot be used: {error}.") from error
 

@@ -96,16 +96,18 @@ def make_manifest(
     directories: Iterable[str],
     mounts: Sequence[MountView],
     since: float | None = None,
+    own: str | None = None,
 ) -> Manifest:
     """The manifest of an image. ``files`` and ``directories`` are paths as a sandbox called them.
 
     ``mounts``: what it was shown of the host; a path that is in none of them is passed over, as it
     lies in the image itself. ``since``: when the sandbox was started; a file that is younger may
-    not be what was loaded. Raises SnapshotError for that, and for a list without end.
+    not be what was loaded. ``own``: the sandbox's directory on the host, which ends with it.
+    Raises SnapshotError for that, and for a list without end.
     """
     views = sorted(mounts, key=lambda view: len(view.target), reverse=True)
     found: dict[str, Stamp] = {}
-    for path in _translate(files, views, FILES_MOST, "files"):
+    for path in _translate(files, views, FILES_MOST, "files", own):
         for spelled in {path, os.path.realpath(path)}:
             if spelled != path and not any(is_within(spelled, view.source) for view in views):
                 continue
@@ -119,14 +121,14 @@ def make_manifest(
                 raise SnapshotError(f"{spelled} changed while the image was made.")
             found[spelled] = (status.st_size, status.st_mtime_ns, status.st_ino)
     offered: dict[str, Directory | None] = {}
-    for path in _translate(directories, views, DIRECTORIES_MOST, "directories"):
+    for path in _translate(directories, views, DIRECTORIES_MOST, "directories", own):
         changed = _changed(path)
         offered[path] = None if changed is None else Directory(changed, _names(path))
     return Manifest(found, offered)
 
 
 def _translate(
-    paths: Iterable[str], views: Sequence[MountView], most: int, what: str
+    paths: Iterable[str], views: Sequence[MountView], most: int, what: str, own: str | None
 ) -> Iterator[str]:
     """Those of ``paths`` that are the host's, as it calls them. ``views``: deepest first."""
     seen: set[str] = set()
@@ -140,7 +142,8 @@ def _translate(
         seen.add(path)
         for view in views:
             if is_within(path, view.target):
-                yield view.source + path[len(view.target.rstrip("/")) :]
+                if own is None or not is_within(view.source, own):
+                    yield view.source + path[len(view.target.rstrip("/")) :]
                 break
 
 
