@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import posixpath
+import select
 import subprocess
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -29,6 +29,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_FOLDERS = 256
 """In a folder, whose owners are asked for."""
 MAX_OWNERS = 64
+READ_SIZE = 65536
 PROGRAMS = ("/usr/bin/getent", "/bin/getent")
 
 _known: dict[tuple[str, ...], tuple[float, frozenset[str]]] = {}
@@ -125,7 +126,7 @@ def _find_homes(accounts: str) -> Iterator[str]:
 def _read_accounts(uids: tuple[str, ...]) -> str:
     """Lines as in ``/etc/passwd``, which is also what is read where no program can be asked."""
     for program in PROGRAMS:
-        with suppress(OSError, RuntimeError):  # this process ends, and can start no thread
+        with suppress(OSError):
             return _run([program, "passwd", *uids])
     with suppress(OSError), Path("/etc/passwd").open("rb") as file:
         return file.read(MAX_BYTES).decode(errors="surrogateescape")
@@ -133,18 +134,25 @@ def _read_accounts(uids: tuple[str, ...]) -> str:
 
 
 def _run(argv: list[str]) -> str:
-    """What a program prints within MAX_SECONDS, in a process of its own that ends with it."""
+    """What a program prints within MAX_SECONDS. Raises OSError where it cannot be started."""
+    end = time.monotonic() + MAX_SECONDS
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert process.stdout is not None  # it is a pipe
-    timer = threading.Timer(MAX_SECONDS, process.kill)
-    timer.daemon = True
-    timer.start()
+    printed = bytearray()
+    waiting = select.poll()
+    waiting.register(process.stdout, select.POLLIN)
     try:
-        return process.stdout.read(MAX_BYTES).decode(errors="surrogateescape")
+        while len(printed) < MAX_BYTES and (left := end - time.monotonic()) > 0:
+            if waiting.poll(1000 * left):
+                data = os.read(process.stdout.fileno(), READ_SIZE)
+                if not data:
+                    break
+                printed += data
+        return printed.decode(errors="surrogateescape")
     finally:
-        timer.cancel()
         process.kill()
         process.stdout.close()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # in the kernel, where nothing ends it
+            process.wait(MAX_SECONDS)

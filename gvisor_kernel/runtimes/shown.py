@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from platformdirs import user_cache_path, user_data_path, user_state_path
+
 from gvisor_kernel.accept import NOT_A_SOURCE, describe_no_home, is_writable_allowed
 from gvisor_kernel.config import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
@@ -157,16 +159,21 @@ def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
 
 
 def is_private(path: str) -> bool:
-    """Whether ``path`` is or holds, or is below, what has the keys of kernels and of Jupyter."""
-    return _holds_keys(path) or any(is_within(path, place) for place in _private_places())
+    """Whether ``path`` is or holds, or is below, what has the keys of kernels and of servers."""
+    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
+    places = (*map(os.path.realpath, own), _runtime_directory())
+    return any(is_within(place, path) or is_within(path, place) for place in places)
+
+
+def _runtime_directory() -> str:
+    """Where Jupyter's servers write their tokens, and managers the connection files."""
+    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
+    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
 
 
 def _holds_keys(path: str) -> bool:
-    return any(is_within(place, path) for place in _private_places())
-
-
-def _private_places() -> tuple[str, ...]:
-    return tuple(cover.path for cover in find_jupyters(()))
+    """Whether one of Jupyter's own folders, or of this package's, is in ``path``, or is it."""
+    return any(is_within(cover.path, path) for cover in find_jupyters(()))
 
 
 # -- inner -----------------------------------------------------------------------------------------
@@ -205,8 +212,8 @@ def _open_uploads(
     if spec.uploads is None:
         return None
     found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
-    home = find_home(found.path)
-    if spec.uploads == DEFAULTS.uploads and (home is not None or is_private(found.path)):
+    home, cover = find_home(found.path), find_cover(_find_jupyters(spec, request), found.path)
+    if spec.uploads == DEFAULTS.uploads and (home or cover or is_private(found.path)):
         log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
         return None
     if not found.is_folder or any(is_within(found.path, place) for place in NOT_A_SOURCE):
@@ -215,7 +222,6 @@ def _open_uploads(
         )
     if home is not None:
         raise SettingError("uploads", spec.uploads, describe_no_home(found.path, home))
-    cover = find_cover(_find_jupyters(spec, request), found.path)
     if cover is not None:
         raise SettingError(
             "uploads",

@@ -16,7 +16,7 @@ from gvisor_kernel.errors import SettingError
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..snapshots.conftest import make_python, packages_of
-from .inside import PRELUDE, Kernel, uploads_of
+from .inside import PRELUDE, Kernel, outputs_of, uploads_of
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,13 @@ def test_jupyters_own_folders_are_no_uploads_and_no_mount(
     for folder in (data, data / "runtime"):
         with pytest.raises(SettingError, match="keys and tokens"):
             uploads_of(SandboxSpec(uploads=str(folder)), tmp_path)
+        assert uploads_of(SandboxSpec(), folder) is None
+        for inside in (folder, folder.parent):
+            with pytest.raises(SettingError, match="keys of kernels"):
+                outputs_of(SandboxSpec(outputs=str(inside)), tmp_path)
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
+    (tmp_path / "config").mkdir()
+    assert uploads_of(SandboxSpec(), tmp_path / "config") is None
     kernels = SandboxSpec(uploads=str(data / "kernels"))
     assert uploads_of(kernels, tmp_path) == str(data / "kernels")
     mount = {"source": str(data / "runtime"), "target": "/srv/keys"}
