@@ -334,10 +334,10 @@ def test_what_another_limit_bounds(ground: Path, unbounded: None, hog: str) -> N
     """It is counted, so far as the host's kernel can be asked."""
     folder = ground.parent / "bounded"
     folder.mkdir(exist_ok=True)
-    with attacker(folder, {"memory_limit": LIMIT, "pids_limit": 512}) as kernel:
+    with attacker(folder, {"memory_limit": 1024 * MIB, "pids_limit": 512}) as kernel:
         with Peak(kernel.sandbox) as peak:
             execute(kernel.client, MAPPER + BOUNDED[hog], 150)
-        assert peak.bytes < LIMIT + SLACK
+        assert peak.bytes < 1024 * MIB + SLACK
         if kernel.manager.is_alive():
             compare(kernel)
     shutil.rmtree(folder)
