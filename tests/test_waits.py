@@ -42,6 +42,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "FLUSH_SECONDS end it",
     ("bridge/sandbox_link.py", "os.read(self._sandbox.link_out, self._read_size)"): READY,
     ("bridge/lanes.py", "future.result()"): "it is done",
+    ("bridge/sandbox_link.py", "await closed"): UNDONE,
     ("bridge/thread.py", "done.result()"): "it is done",
     ("builder.py", "threading.Condition()"): LOCK,
     (
@@ -64,8 +65,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("launch.py", "launching.result()"): "it is done",
     ("locks.py", "threading.Lock()"): LOCK,
     ("locks.py", "self._lock.acquire()"): LOCK,
-    ("homes.py", "process.stdout.read(MAX_BYTES)"): "MAX_SECONDS later it is killed",
-    ("homes.py", "process.wait()"): "MAX_SECONDS later it is killed",
+    ("homes.py", "os.read(process.stdout.fileno(), READ_SIZE)"): READY,
     (
         "provisioner.py",
         "while (status := (await self.poll())) is None",
@@ -93,6 +93,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("runtimes/starting.py", "process.wait()"): DEAD,
     ("runtimes/stderr_log.py", "while True"): "its own thread, until its sandbox has ended",
     ("runtimes/stderr_log.py", "stream.read(65536)"): "its own thread, until its sandbox has ended",
+    ("runtimes/leftovers.py", "threading.Condition()"): LOCK,
     ("sandboxed.py", "asyncio.wait({launching})"): UNDONE,
     ("sandboxed.py", "asyncio.wait(self._undoing)"): UNDONE,
     ("sandboxed.py", "asyncio.shield(self._bridge.close_kernel(kernel))"): UNDONE,

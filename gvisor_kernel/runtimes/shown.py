@@ -99,6 +99,9 @@ def open_outputs(
     parent, name = _open_parent(spec, inputs, stack)
     path = f"{parent.path.rstrip('/')}/{name}"
     if not is_writable_allowed(path) or _holds_keys(path):
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("%s is a folder of the system or of Jupyter: outputs are not kept", path)
+            return Outputs(None)
         raise SettingError(
             "outputs",
             spec.outputs,
@@ -172,8 +175,15 @@ def _runtime_directory() -> str:
 
 
 def _holds_keys(path: str) -> bool:
-    """Whether one of Jupyter's own folders, or of this package's, is in ``path``, or is it."""
-    return any(is_within(cover.path, path) for cover in find_jupyters(()))
+    """Whether one of Jupyter's own folders, or of this package's, is in ``path``, or has it in it.
+
+    But for a folder in this package's cache, where snapshots are made by kernels of their own.
+    """
+    covers = find_jupyters(())
+    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    return any(is_within(cover.path, path) for cover in covers) or bool(
+        find_cover((cover for cover in covers if cover.path != cache), path)
+    )
 
 
 # -- inner -----------------------------------------------------------------------------------------
