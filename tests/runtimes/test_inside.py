@@ -107,7 +107,7 @@ def test_the_python_is_the_hosts(shared: Conversation) -> None:
 
 def test_the_guest_package_is_there_and_only_it(shared: Conversation) -> None:
     names = shared.ask("sorted(os.listdir('/opt/gvisor-kernel/gvisor_kernel'))")
-    assert names == ["__init__.py", "guest", "link"]
+    assert names == ["__init__.py", "guest", "link", "strict_json.py"]
 
 
 def test_the_kernels_environment_is_a_list_of_what_may(shared: Conversation) -> None:
