@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -194,7 +194,8 @@ class SandboxedKernel:
             await self._start(kernel, plan)
         except BaseException as error:
             self._kernel = self._sandbox = None
-            await asyncio.shield(self._bridge.close_kernel(kernel))
+            # Whoever cancels twice does not wait here; ``close`` does, for all that is undone.
+            await asyncio.shield(self._undo_by(self._bridge.close_kernel(kernel)))
             if isinstance(error, LaunchError) and not error.hint:
                 hint = get_runtime(plan.spec.runtime).advise(error.detail)
                 raise type(error)(error.fact, hint, error.detail) from error
@@ -248,7 +249,7 @@ class SandboxedKernel:
             )
             step("kernel told who it is")
         except BaseException as error:
-            await asyncio.shield(self._give_up(kernel, restored, error))
+            await asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise
             return str(error)
@@ -293,10 +294,14 @@ class SandboxedKernel:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            undoing = loop.create_task(self._undo(starting))
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
+            self._undo_by(self._undo(starting))
             raise
+
+    def _undo_by(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        undoing = asyncio.get_running_loop().create_task(work)
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+        return undoing
 
     async def checkpoint(self, directory: Path, seconds: float) -> ImageRun:
         """Write the image of the idle kernel into ``directory``; its sandbox ends.

@@ -96,8 +96,11 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("runtimes/leftovers.py", "threading.Condition()"): LOCK,
     ("sandboxed.py", "asyncio.wait({launching})"): UNDONE,
     ("sandboxed.py", "asyncio.wait(self._undoing)"): UNDONE,
-    ("sandboxed.py", "asyncio.shield(self._bridge.close_kernel(kernel))"): UNDONE,
-    ("sandboxed.py", "asyncio.shield(self._give_up(kernel, restored, error))"): UNDONE,
+    ("sandboxed.py", "asyncio.shield(self._undo_by(self._bridge.close_kernel(kernel)))"): UNDONE,
+    (
+        "sandboxed.py",
+        "asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))",
+    ): UNDONE,
     ("sandboxed.py", "asyncio.shield(starting)"): UNDONE,
     ("sandboxed.py", "await starting"): UNDONE,
     ("spares.py", "threading.Condition()"): LOCK,

@@ -20,7 +20,7 @@ from typing import Any
 
 CGROUPS = Path("/sys/fs/cgroup")
 GRACE_SECONDS = 15.0
-POOLS = re.compile(r"asyncio_\d+$|gvisor-kernel-launch_\d+$")
+POOLS = re.compile(r"asyncio_\d+$|gvisor-kernel-(launch|sign)_\d+$")
 """Threads that stay, to be used again, up to a number."""
 RSS_MOST = 64 * 1024 * 1024
 """Bytes by which a server may have grown: allocators keep what was used once."""

@@ -212,7 +212,7 @@ class ClientSockets:
         while waiting:
             parts, taken = waiting[0]
             try:
-                socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+                _send(socket, parts)
             except zmq.Again:
                 if self._give_up_on_stalled(channel):
                     continue
@@ -252,7 +252,7 @@ class ClientSockets:
             socket = self._sockets[channel]
             socket.setsockopt(zmq.XPUB_NODROP, 0)
             with suppress(zmq.ZMQError):
-                socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+                _send(socket, parts)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
         if taken is not None:
             taken()
@@ -373,6 +373,16 @@ class ClientSockets:
                 for name in self._directory.iterdir():
                     name.unlink(missing_ok=True)
                 self._directory.rmdir()
+
+
+def _send(socket: zmq.Socket[bytes], parts: list[Part]) -> None:
+    """All of a message, or raise zmq.Again. Large parts go uncopied, where that is possible."""
+    try:
+        frames = [zmq.Frame(part, copy=False) if len(part) > VIEWED else part for part in parts]
+    except (zmq.ZMQError, OSError, RuntimeError):  # no descriptors for it, or the process's end
+        socket.send_multipart(parts, zmq.NOBLOCK)
+        return
+    socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
 
 def _name(parts: list[Part]) -> bytes:

@@ -23,6 +23,7 @@ from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.link.frames import VIEWED
 from gvisor_kernel.locks import ThreadLock
 
 T = TypeVar("T")
@@ -50,6 +51,9 @@ class Bridge:
         self._bases: dict[Path, Path] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65536)
+        # What pyzmq needs to send large messages uncopied, a thread and descriptors, comes with the
+        # first: to be had now, and not in the middle of a message.
+        zmq.Frame(bytes(2 * VIEWED), copy=False)
         self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
         # Apart from launches, each of which may take a worker for seconds.
         self._signers = concurrent.futures.ThreadPoolExecutor(SIGNERS, "gvisor-kernel-sign")

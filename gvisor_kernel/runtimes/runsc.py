@@ -118,12 +118,13 @@ class RunscRuntime(Runtime):
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
         step("host looked at")
         owner = state.this_process()
-        with ExitStack() as held:
+        # What is read is let go before anything is undone: that takes descriptors, too.
+        with ExitStack() as kept, ExitStack() as held:
             inputs = open_inputs(spec, request, held)
             with state.locked():
                 places = Places(state.make_directory(identity.container_id))
                 try:
-                    outputs = _borrow(open_outputs(spec, inputs, held))
+                    outputs = _borrow(open_outputs(spec, inputs, kept))
                     note_written(_find_writable(spec, inputs, outputs))
                     cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
                     record = state.first_record(
@@ -133,11 +134,11 @@ class RunscRuntime(Runtime):
                     )
                     state.write_record(places.directory, record)
                     check_tree(world)
-                except OSError as error:
+                except BaseException as error:
+                    held.close()
                     state.remove_directory(places.directory)
-                    raise _unprepared(error) from error
-                except BaseException:
-                    state.remove_directory(places.directory)
+                    if isinstance(error, OSError):
+                        raise _unprepared(error) from error
                     raise
             lifeline.hold(owner)
             try:
@@ -161,11 +162,11 @@ class RunscRuntime(Runtime):
                     state.write_record(places.directory, record)
                 step("state directory made, mounts planned")
                 return self._start(plan, record, cgroup, image, inputs.written)
-            except OSError as error:
+            except BaseException as error:
+                held.close()
                 self._undo(places, record, outputs)
-                raise _unprepared(error) from error
-            except BaseException:
-                self._undo(places, record, outputs)
+                if isinstance(error, OSError):
+                    raise _unprepared(error) from error
                 raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gvisor_kernel.host.folders import (
     open_below,
     open_path,
 )
+from gvisor_kernel.host.stage import TOO_MANY_FILES
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.covers import Cover, find_cover, find_jupyters, hides
 from gvisor_kernel.runtimes.plan import Outputs
@@ -38,6 +39,7 @@ from gvisor_kernel.spec.layout import is_within
 
 log = logging.getLogger(__name__)
 
+SCARCE = (errno.EMFILE, errno.ENFILE)
 _SKILLS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
 
 
@@ -117,6 +119,7 @@ def open_outputs(
                 return Outputs(None)
             found, made = _make(parent, name)
     except OSError as error:
+        _check_scarce(path, error)
         if error.errno == errno.ELOOP:
             raise _by_link("outputs", spec.outputs, path) from error
         if spec.outputs == DEFAULTS.outputs:
@@ -208,7 +211,9 @@ def _open_notebooks_folder(
     except OSError as error:
         raise LaunchError(
             f"The notebook's folder {request.folder} cannot be opened: {error.strerror}.",
-            "see whether it is still there, and whether you may enter it.",
+            TOO_MANY_FILES
+            if error.errno in SCARCE
+            else "see whether it is still there, and whether you may enter it.",
         ) from error
 
 
@@ -271,6 +276,7 @@ def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -
             except FileNotFoundError:
                 continue
             except OSError as error:
+                _check_scarce(f"{folder}/{name}", error)
                 raise SettingError(
                     "skills", str(folder), f"a folder that can be read ({name}: {error.strerror})"
                 ) from error
@@ -289,6 +295,7 @@ def _open_setting(name: str, value: str, folder: Opened | None, written: Written
         raise _by_planted_link(name, value, error) from error
     except OSError as error:
         path = value if folder is None else f"{folder.path}/{value}"
+        _check_scarce(path, error)
         if error.errno == errno.ELOOP and folder is not None:
             raise _by_link(name, value, path) from error
         raise SettingError(
@@ -320,9 +327,16 @@ def _follow_last(path: str, writable: Callable[[str, int], bool]) -> str:
     except LinkRefused as error:
         raise _by_planted_link("outputs", path, error) from error
     except OSError as error:
+        _check_scarce(path, error)
         raise SettingError(
             "outputs", path, f"a path that can be opened ({error.strerror})"
         ) from error
+
+
+def _check_scarce(path: str, error: OSError) -> None:
+    """Raise LaunchError where it is no fault of the path's that it cannot be opened."""
+    if error.errno in SCARCE:
+        raise LaunchError(f"{path} cannot be opened: {error.strerror}.", TOO_MANY_FILES) from error
 
 
 def _make(parent: Opened, name: str) -> tuple[Opened, bool]:

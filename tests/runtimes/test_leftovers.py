@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.cli.sandboxes import find_state
+from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.runtimes import docker_removal, leftovers, state, sweep
 from gvisor_kernel.runtimes.docker_files import read_list
 from gvisor_kernel.runtimes.leftovers import Leftovers
@@ -138,6 +139,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_record(directory: Path, outputs: Path) -> Record:
+    outputs.mkdir(exist_ok=True)
     record = Record(
         identity="container_01A",
         container_id="01a",
@@ -149,6 +151,8 @@ def make_record(directory: Path, outputs: Path) -> Record:
         owner=this_process(),
         machine=this_machine(),
         outputs=str(outputs),
+        outputs_file=find_identity(str(outputs)),
+        outputs_parent=find_identity(str(outputs.parent)),
         runtime="docker",
         engine="unix:///nowhere.sock",
         ready=True,
