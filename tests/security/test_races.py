@@ -27,6 +27,7 @@ from gvisor_kernel.config import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 
+from ..jupyter.helpers import needs_all
 from ..runtimes.conftest import make_request
 from ..runtimes.standin import Conversation, Failed, standin_argv
 from .inside import Host
@@ -268,7 +269,7 @@ while True:
 """
 
 
-@pytest.mark.skipif(not ALL, reason="500 starts for each: scripts/test --all")
+@needs_all
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_a_free_race(runtime: RunscRuntime, scene: Scene, component: str) -> None:
