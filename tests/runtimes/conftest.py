@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,21 @@ def make_request(folder: Path, **changes: str) -> LaunchRequest:
         python=changes.get("python", sys.executable),
         environment={"SECRET": "s3cret", "WANTED": "w"},
     )
+
+
+@contextmanager
+def overlay(base: Path) -> Iterator[Path]:
+    """A file system that cannot map owners: root lends outputs there. For root alone."""
+    for name in ("lower", "upper", "work", "mounted"):
+        (base / name).mkdir()
+    layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+    subprocess.run(
+        ["mount", "-t", "overlay", "-o", layers, "overlay", base / "mounted"], check=True
+    )
+    try:
+        yield base / "mounted"
+    finally:
+        subprocess.run(["umount", base / "mounted"], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,10 @@ from gvisor_kernel.runtimes import lifeline, state, sweep
 from gvisor_kernel.runtimes.processes import ProcessId, is_alive
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.spec.oci import SUBUID_BASE
 
 from ..patience import patient
-from .conftest import Start, root_only
+from .conftest import Start, overlay, root_only
 from .standin import Conversation
 
 GONE_SECONDS = patient(10)
@@ -94,6 +95,22 @@ def test_the_owner_is_killed(number: int, folder: Path, shared: Conversation) ->
     assert (folder / "outputs" / "kept").read_text() == "x"
     assert shared.ask("1") == 1
     assert shared.sandbox.poll() is None
+
+
+@root_only
+def test_the_owner_is_killed_while_outputs_are_lent(tmp_path: Path) -> None:
+    """They are given back by whoever removes the sandbox."""
+    with overlay(tmp_path) as mounted:
+        folder = mounted / "notebook"
+        folder.mkdir()
+        os.chown(folder, STRANGER, STRANGER)
+        with owning(folder) as owner:
+            assert (folder / "outputs").stat().st_uid == SUBUID_BASE
+            owner.process.kill()
+            owner.process.wait()
+            owner.wait_until_all_is_gone()
+        found = [folder / "outputs", folder / "outputs" / "kept"]
+        assert [path.stat().st_uid for path in found] == [STRANGER, STRANGER]
 
 
 @pytest.mark.parametrize("name", ["sentry", "gofer"])

@@ -28,7 +28,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 
 from ..jupyter.helpers import needs_all
-from ..runtimes.conftest import make_request
+from ..runtimes.conftest import make_request, overlay
 from ..runtimes.standin import Conversation, Failed, standin_argv
 from .inside import Host
 
@@ -105,20 +105,6 @@ def scene(
     else:
         with overlay(base) as mounted:
             yield replace(make_scene(mounted), maps_owners=False)
-
-
-@contextmanager
-def overlay(base: Path) -> Iterator[Path]:
-    for name in ("lower", "upper", "work", "mounted"):
-        (base / name).mkdir()
-    layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
-    subprocess.run(
-        ["mount", "-t", "overlay", "-o", layers, "overlay", base / "mounted"], check=True
-    )
-    try:
-        yield base / "mounted"
-    finally:
-        subprocess.run(["umount", base / "mounted"], check=True)
 
 
 def make_scene(base: Path) -> Scene:
