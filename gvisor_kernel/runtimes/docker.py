@@ -7,7 +7,6 @@ engine before it starts, and what it keeps is copied out at the end, and by ``gv
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
+from gvisor_kernel.accept import real_path
 from gvisor_kernel.config import SandboxSpec
 from gvisor_kernel.errors import (
     GvisorKernelError,
@@ -262,7 +262,7 @@ def _outputs_folder(spec: SandboxSpec, request: LaunchRequest) -> str | None:
     """What the record of this start will call its outputs: to compare with, not to be opened."""
     if spec.outputs is None:
         return None
-    return os.path.realpath(request.folder / spec.outputs)
+    return real_path(str(request.folder / spec.outputs))
 
 
 def _make(plan: _Plan) -> DockerSandbox:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
-from gvisor_kernel.accept import NOT_A_SOURCE, describe_no_home, is_writable_allowed
+from gvisor_kernel.accept import NOT_A_SOURCE, describe_no_home, is_writable_allowed, real_path
 from gvisor_kernel.config import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.homes import find_home
@@ -158,7 +158,7 @@ def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
     """
     if spec.outputs is None:
         return False
-    path = Path(os.path.realpath(request.folder / spec.outputs))
+    path = Path(real_path(str(request.folder / spec.outputs)))
     return path.is_dir() or (
         is_writable_allowed(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
     )
@@ -206,7 +206,7 @@ def _open_notebooks_folder(
             f"The notebook's folder {request.folder} is reached through the link {error.link}"
             f" (to {error.target}): {error.reason}.",
             "if you know the link, open the notebook where it really is,"
-            f" {os.path.realpath(request.folder)}.",
+            f" {real_path(str(request.folder))}.",
         ) from error
     except OSError as error:
         raise LaunchError(
@@ -351,7 +351,7 @@ def _by_link(name: str, value: str, path: str) -> SettingError:
         name,
         value,
         f"a folder below the notebook's, not by a link: {path} leads to"
-        f" {os.path.realpath(path)}. Write that path itself if it is meant",
+        f" {real_path(path)}. Write that path itself if it is meant",
     )
 
 
