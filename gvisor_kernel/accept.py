@@ -7,6 +7,7 @@ as it was written, and returns it as SandboxSpec holds it, or raises SettingErro
 from __future__ import annotations
 
 import ast
+import json
 import os
 import posixpath
 import re
@@ -92,13 +93,13 @@ def accept_seconds(name: str, value: object) -> float:
 
 
 def value_of(text: str) -> object:
-    """What a command line means: a literal of Python or true and false, else the text itself."""
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    """What a command line means: JSON, or a literal of Python, else the text itself."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
 
 
 def accept_flag(name: str, value: object) -> bool:

@@ -43,7 +43,7 @@ def find_home(path: str) -> str | None:
     service of accounts does not answer. Raises nothing.
     """
     above = path.rstrip("/") + "/"
-    for home in ("/root", TOP, *_own_homes()):
+    for home in ("/root", TOP, *own_homes()):
         real = _resolve(home)
         if f"{real}/".startswith(above):
             return home
@@ -60,7 +60,7 @@ def find_home(path: str) -> str | None:
     return None
 
 
-def _own_homes() -> Iterator[str]:
+def own_homes() -> Iterator[str]:
     """Of the one who runs the server, by environment and by account."""
     home = os.path.expanduser("~")  # noqa: PTH111 - never raises
     if home != "/":  # as a uid without an account has it in a container

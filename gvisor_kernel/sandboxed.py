@@ -166,6 +166,7 @@ class SandboxedKernel:
         if self._kernel is not None and self._kernel.identity != plan.identity:
             await self._bridge.close_kernel(self._kernel)
             self._kernel = None
+        is_new = self._kernel is None
         if self._kernel is None:
             root = state_root() / "sockets"
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
@@ -193,9 +194,14 @@ class SandboxedKernel:
                 ImageBuilder.instance().want(plan)
             await self._start(kernel, plan)
         except BaseException as error:
-            self._kernel = self._sandbox = None
+            self._sandbox = None
+            if is_new:
+                self._kernel = None
+                undo = self._bridge.close_kernel(kernel)
+            else:  # its clients, and its manager, know where it was: it can be tried again there
+                undo = kernel.end_sandbox()
             # Whoever cancels twice does not wait here; ``close`` does, for all that is undone.
-            await asyncio.shield(self._undo_by(self._bridge.close_kernel(kernel)))
+            await asyncio.shield(self._undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
                 hint = get_runtime(plan.spec.runtime).advise(error.detail)
                 raise type(error)(error.fact, hint, error.detail) from error

@@ -96,7 +96,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("runtimes/leftovers.py", "threading.Condition()"): LOCK,
     ("sandboxed.py", "asyncio.wait({launching})"): UNDONE,
     ("sandboxed.py", "asyncio.wait(self._undoing)"): UNDONE,
-    ("sandboxed.py", "asyncio.shield(self._undo_by(self._bridge.close_kernel(kernel)))"): UNDONE,
+    ("sandboxed.py", "asyncio.shield(self._undo_by(undo))"): UNDONE,
     (
         "sandboxed.py",
         "asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))",

@@ -105,7 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
         dest="settings",
         action="append",
         default=[],
-        help="a setting of this kernelspec, such as memory_limit=16G; may be repeated",
+        help="a setting of this kernelspec, such as memory_limit=16G; may be repeated. A list or"
+        " null is written as in JSON",
     )
     install.add_argument(
         "--image", metavar="NAME", help="an image to run in, as gvisor-kernel image list shows it"

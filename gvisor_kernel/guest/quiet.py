@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from typing import Any, Dict, Iterator, Optional
 
 FRAMEWORKS = ("asyncio", "ipykernel", "tornado", "zmq")
 """Packages whose coroutines serve the kernel; a cell's are somebody else's."""
 SERVING = ("IPython.", "ipykernel.", "zmq.")
-"""Modules whose threads only wait for what the kernel tells them (a subshell's are not these)."""
+"""Modules whose threads only wait for what the kernel tells them; a subshell's run cells, too."""
 SUBSHELL = "ipykernel.subshell"
 AT_WORK = ("do_execute", "process_control")
 """Of the coroutines that wait for requests, those that are in the middle of one."""
@@ -34,6 +35,8 @@ class Quietness:
         self._threads = frozenset(threading.enumerate())
         self._loop: Any = self._kernel.io_loop.asyncio_loop
         self._watched = frozenset(self._watched_now())
+        self._subshells: Any = weakref.WeakKeyDictionary()
+        """What the loop of each watched when it was first seen."""
         self._control: Any = getattr(self._kernel, "control_thread", None)
 
     def is_quiet(self) -> bool:
@@ -84,10 +87,25 @@ class Quietness:
         """On the control channel, whose thread also answers: how much memory is used, say."""
         if self._control is None:
             return ""
-        if not _waits_in_loop(sys._current_frames().get(self._control.ident)):
-            return "a request on control"
-        loop = self._control.io_loop.asyncio_loop
-        return "a request on control" if loop._ready else self._find_task(loop)
+        frame = sys._current_frames().get(self._control.ident)
+        return self._find_in_loop_of(self._control, frame, "a request on control")
+
+    def _find_in_loop_of(self, thread: Any, frame: Any, what: str) -> str:
+        """Of one of ipykernel's threads that has a loop."""
+        loop = thread.io_loop.asyncio_loop
+        if not _waits_in_loop(frame) or loop._ready:
+            return what
+        return self._find_task(loop)
+
+    def _find_in_subshell(self, thread: Any, frame: Any) -> str:
+        """Cells run in it as they do in the main thread, and may leave something in its loop."""
+        loop = thread.io_loop.asyncio_loop
+        watched = frozenset(loop._selector.get_map())
+        if not watched.issubset(self._subshells.setdefault(thread, watched)):
+            return "a descriptor that a subshell watches"
+        if any(not timer.cancelled() for timer in list(loop._scheduled)):
+            return "a timer of a subshell"
+        return self._find_in_loop_of(thread, frame, f"the thread {thread.name}")
 
     def _find_thread(self) -> str:
         """Also a thread that was started without the module ``threading``."""
@@ -100,7 +118,11 @@ class Quietness:
                 return "a thread without a name"
             if thread in self._threads or _only_serves(thread, frame):
                 continue
-            return f"the thread {thread.name}"
+            if type(thread).__module__ != SUBSHELL:
+                return f"the thread {thread.name}"
+            work = self._find_in_subshell(thread, frame)
+            if work:
+                return work
         return ""
 
 

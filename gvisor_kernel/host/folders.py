@@ -33,6 +33,8 @@ _MASK, _BIRTH = struct.Struct("I"), struct.Struct("qI")
 """Of struct statx, whose layout is the same on all architectures."""
 MAX_LINKS = 40
 """As Linux has it."""
+MAX_DEPTH = 4096
+"""Of folders in each other, as deep as a path can name."""
 
 _PATH = os.O_PATH | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,7 +97,8 @@ Writable = Callable[[str, int], bool]
 """Whether a sandbox may have written the folder of that path (without links) and descriptor."""
 
 
-def _nowhere(path: str, fd: int) -> bool:
+def nowhere(path: str, fd: int) -> bool:
+    """No folder at all is."""
     return False
 
 
@@ -110,7 +113,7 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     return int(result)
 
 
-def open_path(path: str, writable: Writable = _nowhere) -> Opened:
+def open_path(path: str, writable: Writable = nowhere) -> Opened:
     """What the absolute ``path`` leads to, by links that may be trusted.
 
     A link is refused where it lies in or below a folder that is ``writable``, and where it belongs
@@ -120,6 +123,50 @@ def open_path(path: str, writable: Writable = _nowhere) -> Opened:
         fd = openat2(_AT_FDCWD, path, _PATH, RESOLVE_NO_SYMLINKS)
         return _hold(fd, os.path.normpath(path))
     return _Walk(path, writable).go()
+
+
+def follow(path: str, writable: Writable = nowhere) -> tuple[dict[str, str], str]:
+    """The links that are crossed on the way to ``path``, and where it really is.
+
+    As ``open_path`` goes there, and raises what that does.
+    """
+    walk = _Walk(path, writable)
+    with walk.go() as found:
+        return walk.crossed, found.path
+
+
+def lies_in(path: str, writable: Writable) -> bool:
+    """Whether ``path``, or what it leads to, is in a folder that is ``writable``.
+
+    True for what is reached by a link there. Raises OSError where it cannot be told.
+    """
+    walk = _Walk(path, writable)
+    try:
+        walk.go().close()
+    except LinkRefused:
+        return True
+    return walk.ends_writable
+
+
+def find_ancestry(folder: Opened) -> list[Identity]:
+    """``folder`` and each folder above it, up to the root: the same by whatever path it was found.
+
+    Raises OSError.
+    """
+    found = [folder.identity]
+    fd = os.dup(folder.fd)
+    try:
+        while True:
+            above = os.open("..", _PATH | os.O_DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = above
+            status = os.fstat(fd)
+            identity = Identity(status.st_dev, status.st_ino)
+            if identity == found[-1] or len(found) > MAX_DEPTH:
+                return found
+            found.append(identity)
+    finally:
+        os.close(fd)
 
 
 def open_below(folder: Opened, path: str) -> Opened:
@@ -198,9 +245,11 @@ def make_folder(parent: Opened, name: str) -> Opened:
     return open_below(parent, name)
 
 
-def change_owner(folder: Opened, uid: int, gid: int) -> None:
-    """Of the folder itself. Raises OSError."""
-    os.chown(".", uid, gid, dir_fd=folder.fd, follow_symlinks=False)
+def change_owner(fd: int, uid: int, gid: int) -> None:
+    """Of the very file that ``fd`` (O_PATH) is, whatever its name leads to. Raises OSError."""
+    if _libc.fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 @contextlib.contextmanager
@@ -277,6 +326,9 @@ class _Walk:
         """Those of other users whose targets are being walked: how many parts are left after
         them, the owner, the link, its text."""
         self._followed = 0
+        self.ends_writable = False
+        self.crossed: dict[str, str] = {}
+        """Each link that was followed, and its text."""
 
     def go(self) -> Opened:
         try:
@@ -289,6 +341,7 @@ class _Walk:
                     self._enter(part)
                 self._check_owners()
             step = self._steps.pop()
+            self.ends_writable = step.writable
             return _hold(step.fd, step.path)
         finally:
             for step in self._steps:
@@ -328,6 +381,7 @@ class _Walk:
         if above.writable:
             raise LinkRefused(link, target, "a kernel may have made this link")
         self._followed += 1
+        self.crossed[link] = target
         if self._followed > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._path)
         if status.st_uid not in (0, os.geteuid()):

@@ -17,6 +17,7 @@ from gvisor_kernel.runtimes.kernel_environment import find_init_environment
 from gvisor_kernel.runtimes.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.runsc_cli import find_runsc, sandbox_flags
 from gvisor_kernel.runtimes.shown import keeps_outputs
+from gvisor_kernel.runtimes.written import read_written
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.limits import file_size_limit
 from gvisor_kernel.spec.oci import finalize_config, guest_argv
@@ -29,7 +30,7 @@ def describe_sandbox(
 ) -> dict[str, Any]:
     """See ``Runtime.describe``."""
     runsc = find_runsc()
-    world = choose_world(spec, request)
+    world = choose_world(spec, request, read_written(spec).has)
     as_root = os.geteuid() == 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
     mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)

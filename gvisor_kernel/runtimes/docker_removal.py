@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.accept import is_writable_allowed
+from gvisor_kernel.config import DEFAULTS
 from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import (
     Identity,
@@ -29,6 +30,7 @@ from gvisor_kernel.runtimes.docker_engine import Engine, EngineGone, NotThere, c
 from gvisor_kernel.runtimes.docker_files import RECENT_SECONDS, read_list, write_list
 from gvisor_kernel.runtimes.docker_outputs import Landing
 from gvisor_kernel.runtimes.state import Record
+from gvisor_kernel.runtimes.written import note_written, read_written
 from gvisor_kernel.spec.container import LABEL, Names
 from gvisor_kernel.spec.layout import OUTPUTS
 
@@ -78,7 +80,8 @@ def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
     """
     hint = "name a folder that exists, that is no home, and that is none of the system."
     try:
-        with open_path(str(Path(folder).absolute())) as found:
+        written = read_written(DEFAULTS)
+        with open_path(str(Path(folder).absolute()), written.has) as found:
             if not found.is_folder or not is_writable_allowed(found.path):
                 raise SandboxError(f"Outputs are not copied to {found.path}.", hint)
             new = replace(
@@ -88,10 +91,11 @@ def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
                 outputs_parent=find_identity(str(Path(found.path).parent)),
                 made_outputs=False,
             )
+            with state.locked():
+                note_written([found])
+                state.write_record(directory, new)
     except OSError as error:
         raise SandboxError(f"{folder} cannot be opened: {error.strerror}.", hint) from error
-    with state.locked():
-        state.write_record(directory, new)
     return new
 
 

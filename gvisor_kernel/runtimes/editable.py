@@ -11,7 +11,7 @@ import ast
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,13 @@ class Editable:
     left_out: int = 0
 
 
-def find_editables(site_directories: Iterable[str]) -> list[Editable]:
+Resolve = Callable[[str], str | None]
+"""Where a path really is; None where that is not to be followed."""
+
+
+def find_editables(
+    site_directories: Iterable[str], resolve: Resolve = os.path.realpath
+) -> list[Editable]:
     """Everything that lies outside of ``site_directories`` and is imported by way of them."""
     found: list[Editable] = []
     spelled: dict[str, str] = {}
@@ -73,11 +79,12 @@ def find_editables(site_directories: Iterable[str]) -> list[Editable]:
                 for folder in read_pth(path):
                     if installed is None:
                         installed = list(_find_installed(directory, links))
-                    found.append(_show_folder(path, folder, installed))
+                    found.append(_show_folder(path, folder, installed, resolve))
             elif name.endswith(".py") and "editable" in name:
                 found.append(_show_hook(path))
             elif links[name] and name.isidentifier():  # as `flit install --symlink` makes it
-                found.append(_show_mapped(path, [os.path.realpath(path)]))
+                real = resolve(path)
+                found.append(_show_mapped(path, [] if real is None else [real]))
     return found
 
 
@@ -113,7 +120,9 @@ def _find_installed(directory: str, names: Iterable[str]) -> Iterator[_Installed
             yield _Installed(name.partition("-")[0], _read(f"{info}/RECORD"), top_level)
 
 
-def _show_folder(by: str, folder: str, installed: Iterable[_Installed]) -> Editable:
+def _show_folder(
+    by: str, folder: str, installed: Iterable[_Installed], resolve: Resolve
+) -> Editable:
     if os.path.basename(folder) in PACKAGE_FOLDERS:  # noqa: PTH119 - text
         return Editable(by, folder, (folder,))
     project = find_project(folder)
@@ -133,12 +142,13 @@ def _show_folder(by: str, folder: str, installed: Iterable[_Installed]) -> Edita
     shown.update(entry for entry in entries if entry.endswith(METADATA))
     paths = [f"{folder}/{entry}" for entry in shown]
     if os.path.basename(folder).startswith(STRICT):  # noqa: PTH119 - text
-        paths += [path for real in _find_targets(folder) for path in _find_mapped(real)]
+        reals = filter(None, map(resolve, _find_links(folder)))
+        paths += [path for real in reals for path in _find_mapped(real)]
     return _limit(Editable(by, folder, tuple(paths), project))
 
 
-def _find_targets(folder: str) -> Iterator[str]:
-    """Where the links in a folder lead to that setuptools has made in its mode ``strict``."""
+def _find_links(folder: str) -> Iterator[str]:
+    """The links in a folder that setuptools has made in its mode ``strict``."""
     seen = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -147,7 +157,7 @@ def _find_targets(folder: str) -> Iterator[str]:
                 return
             path = f"{place}/{name}"
             if Path(path).is_symlink():
-                yield os.path.realpath(path)
+                yield path
 
 
 def _entries_of(folder: str, name: str, entries: Iterable[str]) -> Iterator[str]:

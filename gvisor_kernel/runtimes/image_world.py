@@ -6,16 +6,17 @@ from pathlib import Path
 
 from gvisor_kernel.config import HOST_IMAGE, SandboxSpec
 from gvisor_kernel.errors import LaunchError, RootImageError
+from gvisor_kernel.host.folders import Writable
 from gvisor_kernel.root_images import RootImage, Store
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.world import World, find_world
 from gvisor_kernel.spec.environment import image_paths
 
 
-def choose_world(spec: SandboxSpec, request: LaunchRequest) -> World:
-    """The world of ``spec``'s image. Raises LaunchError."""
+def choose_world(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
+    """The world of ``spec``'s image. ``writable``: see ``find_world``. Raises LaunchError."""
     if spec.image == HOST_IMAGE:
-        return find_world(request.python)
+        return find_world(request.python, writable)
     try:
         return make_world(Store.open().find(spec.image))
     except RootImageError as error:

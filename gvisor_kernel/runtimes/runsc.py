@@ -22,7 +22,6 @@ from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.host.folders import (
     LinkRefused,
     Opened,
-    change_owner,
     find_identity,
     open_path,
 )
@@ -52,9 +51,9 @@ from gvisor_kernel.runtimes.staging import (
 from gvisor_kernel.runtimes.starting import make_pipes, spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.runtimes.sweep import finish_removals, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.sweep import finish_removals, lend, remove_sandbox, sweep_orphans
 from gvisor_kernel.runtimes.world import World
-from gvisor_kernel.runtimes.written import WrittenFolders, note_written
+from gvisor_kernel.runtimes.written import WrittenFolders, note_written, read_written
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
@@ -113,7 +112,7 @@ class RunscRuntime(Runtime):
         self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
     ) -> Sandbox:
         runsc = find_runsc()
-        world = choose_world(spec, request)
+        world = choose_world(spec, request, read_written(spec).has)
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
         step("host looked at")
@@ -143,7 +142,7 @@ class RunscRuntime(Runtime):
             lifeline.hold(owner)
             try:
                 if outputs.folder is not None and outputs.lent_by is not None:
-                    change_owner(outputs.folder, SUBUID_BASE, SUBUID_BASE)
+                    lend(outputs.folder, outputs.lent_by)
                 for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
                     directory.mkdir(mode=0o755)
                 opened = inputs.by_target(spec)
@@ -361,7 +360,9 @@ def _borrow(outputs: Outputs) -> Outputs:
     owner = (status.st_uid, status.st_gid)
     if status.st_uid == SUBUID_BASE:  # another sandbox has it already
         users = (r for _, r in state.find_sandboxes() if r.outputs_file == outputs.folder.identity)
-        owner = next((record.lent_by for record in users if record.lent_by is not None), owner)
+        above = os.stat("..", dir_fd=outputs.folder.fd)  # of one that nobody has given back
+        lent = (record.lent_by for record in users if record.lent_by is not None)
+        owner = next(lent, (above.st_uid, above.st_gid))
     return replace(outputs, lent_by=owner)
 
 

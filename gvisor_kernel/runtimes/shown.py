@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from gvisor_kernel.host.folders import (
     open_path,
 )
 from gvisor_kernel.host.stage import TOO_MANY_FILES
+from gvisor_kernel.runtimes.aliases import find_home_of, find_keys_of
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.covers import Cover, find_cover, find_jupyters, hides
 from gvisor_kernel.runtimes.plan import Outputs
@@ -131,6 +133,7 @@ def open_outputs(
     stack.enter_context(found)
     if not found.is_folder:
         raise SettingError("outputs", spec.outputs, f"a folder; {path} is none")
+    _check_outputs(spec.outputs, parent, found)
     return Outputs(found, parent.identity, made)
 
 
@@ -149,6 +152,25 @@ def are_uploads_covered(spec: SandboxSpec, request: LaunchRequest) -> bool:
 def _find_jupyters(spec: SandboxSpec, request: LaunchRequest) -> tuple[Cover, ...]:
     host = spec.image == HOST_IMAGE
     return find_jupyters(ask_interpreter(request.python).prefixes if host else ())
+
+
+def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
+    """Raise SettingError where the folder is a home or holds keys, by another path, or a trap."""
+    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    covers = [cover for cover in find_jupyters(()) if cover.path != cache]
+    other = find_home_of(found) or find_keys_of(found, covers)
+    if other is not None:
+        raise SettingError(
+            "outputs", value, f"a folder of files; {found.path} is or holds {other}, or is in it"
+        )
+    above, own = parent.status(), found.status()
+    if above.st_mode & stat.S_ISVTX and own.st_uid not in (0, os.geteuid(), above.st_uid):
+        raise SettingError(
+            "outputs",
+            value,
+            f"a folder of one's own: {found.path} is in a folder for everybody, and of uid"
+            f" {own.st_uid}",
+        )
 
 
 def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
@@ -227,7 +249,10 @@ def _open_uploads(
     if spec.uploads is None:
         return None
     found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
-    home, cover = find_home(found.path), find_cover(_find_jupyters(spec, request), found.path)
+    jupyters = _find_jupyters(spec, request)
+    home = find_home(found.path) or find_home_of(found)
+    # What is there by another path than its own has no cover.
+    cover = find_cover(jupyters, found.path) or find_keys_of(found, jupyters)
     if spec.uploads == DEFAULTS.uploads and (home or cover or is_private(found.path)):
         log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
         return None
@@ -248,8 +273,20 @@ def _open_uploads(
 
 def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
     found = _open_setting("mounts", source, None, written)
+    keys = find_keys_of(found, find_jupyters(()))
+    if keys is not None:
+        found.close()
+        raise SettingError(
+            "mounts",
+            source,
+            f"a list whose sources keep off {keys}, where Jupyter has its keys and tokens",
+        )
     system = found.path == "/" or any(is_within(found.path, place) for place in NOT_A_SOURCE)
-    closed = not read_only and (not is_writable_allowed(found.path) or _holds_keys(found.path))
+    closed = not read_only and (
+        not is_writable_allowed(found.path)
+        or _holds_keys(found.path)
+        or find_home_of(found) is not None
+    )
     if system or closed:
         found.close()
         raise SettingError(
@@ -347,12 +384,15 @@ def _make(parent: Opened, name: str) -> tuple[Opened, bool]:
 
 
 def _by_link(name: str, value: str, path: str) -> SettingError:
-    return SettingError(
-        name,
-        value,
-        f"a folder below the notebook's, not by a link: {path} leads to"
-        f" {real_path(path)}. Write that path itself if it is meant",
+    real = real_path(path)
+    error = SettingError(name, value, "a folder below the notebook's, without a link")
+    error.fact = f"The setting {name} is {value!r}, and {path} leads to {real} by a link."
+    error.hint = (
+        "a kernel, or who made the repository, may have put it there. If it is meant, name the"
+        f" folder itself, in the kernelspec or in Jupyter's configuration:"
+        f" c.GVisorProvisioner.{name} = {real!r}."
     )
+    return error
 
 
 def _by_planted_link(name: str, value: str, error: LinkRefused) -> SettingError:

@@ -154,7 +154,9 @@ def _check_parents(root: Path) -> None:
         except FileNotFoundError:
             continue  # it will be made, as this user's
         owners = {0, os.geteuid(), _overflow_uid()}
-        group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, status.st_uid)
+        group = status.st_mode & stat.S_IWGRP and (
+            status.st_gid not in (0, status.st_uid) or _has_list(folder)
+        )
         others = status.st_mode & stat.S_IWOTH
         shared = (group or others) and not status.st_mode & stat.S_ISVTX
         if status.st_uid not in owners or shared:
@@ -165,6 +167,14 @@ def _check_parents(root: Path) -> None:
                 f"let it be yours (chmod go-w {folder}), or set XDG_STATE_HOME to another place.",
             )
     _checked.add(real)
+
+
+def _has_list(folder: Path) -> bool:
+    """Whether an access list says who else may write; the group's bits are its mask then."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(folder)
+    except OSError:  # this file system has none
+        return False
 
 
 _checked: set[str] = set()

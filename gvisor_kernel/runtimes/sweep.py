@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.host.folders import Identity, Opened, change_owner, reopen
 from gvisor_kernel.runtimes import cgroups, processes, state
 from gvisor_kernel.runtimes.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.state import Record
+from gvisor_kernel.runtimes.written import forget_written
 from gvisor_kernel.spec.oci import SUBUID_BASE, SUBUID_COUNT
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,7 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
             if record.made_outputs:
                 with suppress(OSError):
                     os.rmdir(name, dir_fd=above.fd)
+                    forget_written(Identity(*record.outputs_file))
     except OSError as error:
         if owner is not None:
             log.warning(
@@ -180,16 +183,43 @@ def _have_same_outputs(theirs: Record, record: Record) -> bool:
     )
 
 
+def lend(outputs: Opened, owner: tuple[int, int]) -> None:
+    """Let the sandbox's root own ``outputs``, and all in it that is ``owner``'s.
+
+    Files with more than one name are left alone: another name may lie elsewhere. Raises OSError for
+    the folder itself.
+    """
+    change_owner(outputs.fd, SUBUID_BASE, SUBUID_BASE)
+
+    def is_lent(status: os.stat_result) -> bool:
+        return status.st_uid == owner[0] and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1)
+
+    _change_owners(outputs, is_lent, (SUBUID_BASE, SUBUID_BASE))
+
+
 def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
-    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Never raises.
+    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Never raises."""
+
+    def is_the_sandboxs(status: os.stat_result) -> bool:
+        return SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT
+
+    with suppress(OSError):
+        if is_the_sandboxs(outputs.status()):
+            change_owner(outputs.fd, *owner)
+    _change_owners(outputs, is_the_sandboxs, owner)
+
+
+def _change_owners(
+    folder: Opened, concerns: Callable[[os.stat_result], bool], owner: tuple[int, int]
+) -> None:
+    """Of all in ``folder`` that ``concerns``. Never raises.
 
     Follows no link, and folders to any depth: a kernel has made them, as deep as it liked.
     """
     with suppress(OSError):
-        fd = outputs.read()
-        _give_entry(".", owner, fd)
+        fd = folder.read()
         try:
-            above = [(_identity(fd), _give_folder(fd, owner))]
+            above = [(_identity(fd), _change_entries(fd, concerns, owner))]
             while above:
                 _, folders = above[-1]
                 step = folders.pop() if folders else ".."
@@ -206,7 +236,7 @@ def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
                 os.close(fd)
                 fd = reached
                 if step != "..":
-                    above.append((_identity(fd), _give_folder(fd, owner)))
+                    above.append((_identity(fd), _change_entries(fd, concerns, owner)))
                 elif _identity(fd) != above[-1][0]:
                     return  # moved meanwhile: who knows what is above it now
         finally:
@@ -221,22 +251,25 @@ def _identity(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _give_folder(fd: int, owner: tuple[int, int]) -> list[str]:
-    """Give what is in the open folder; the folders in it."""
+def _change_entries(
+    fd: int, concerns: Callable[[os.stat_result], bool], owner: tuple[int, int]
+) -> list[str]:
+    """Of what is in the open folder; the folders in it."""
     folders: list[str] = []
     with suppress(OSError), os.scandir(fd) as entries:
         for entry in entries:
-            _give_entry(entry.name, owner, fd)
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.name)
+            with suppress(OSError):
+                # Held: by its name it could be another's file a moment later.
+                held = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    status = os.fstat(held)
+                    if concerns(status):
+                        change_owner(held, *owner)
+                finally:
+                    os.close(held)
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(entry.name)
     return folders
-
-
-def _give_entry(path: str, owner: tuple[int, int], directory: int) -> None:
-    with suppress(OSError):
-        status = os.stat(path, dir_fd=directory, follow_symlinks=False)
-        if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:
-            os.chown(path, *owner, dir_fd=directory, follow_symlinks=False)
 
 
 def sweep_orphans(runtime: str | None = None) -> list[str]:

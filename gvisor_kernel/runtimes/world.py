@@ -6,20 +6,25 @@ Read-only looking. Nothing of a home is shown but what the interpreter imports f
 from __future__ import annotations
 
 import json
+import logging
 import os
 import site
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.homes import find_home
-from gvisor_kernel.runtimes.covers import Cover, find_repositories
+from gvisor_kernel.host.folders import LinkRefused, Writable, follow, lies_in, nowhere
+from gvisor_kernel.runtimes.covers import Cover, find_cover, find_jupyters, find_repositories
 from gvisor_kernel.runtimes.editable import find_editables
 from gvisor_kernel.spec.layout import SCRATCH, is_within
+
+log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
 PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
@@ -132,8 +137,13 @@ def _probe(python: str) -> Interpreter:
     )
 
 
-def find_world(python: str) -> World:
-    """Everything that ``python`` needs to run as it does on the host. Raises LaunchError."""
+def find_world(python: str, writable: Writable = nowhere) -> World:
+    """Everything that ``python`` needs to run as it does on the host. Raises LaunchError.
+
+    Of an editable install a link that lies where a sandbox is ``writable`` is not followed: what it
+    leads to is left out, and the log says so.
+    """
+    _check_interpreter(python, writable)
     interpreter = ask_interpreter(python)
     paths: list[str] = ["/usr"]
     # Where /usr is not merged these are directories, and needed as such.
@@ -147,9 +157,22 @@ def find_world(python: str) -> World:
         user_base = interpreter.user_base
         paths.append(interpreter.user_site)
         site_directories[interpreter.user_site] = None
-    editables = find_editables(site_directories)
+    jupyters = find_jupyters(interpreter.prefixes)
+
+    def resolve(path: str) -> str | None:
+        try:
+            _, real = follow(path, writable)
+        except LinkRefused as error:
+            log.warning("%s is not shown: %s is a link, and %s", path, error.link, error.reason)
+            return None
+        except OSError:
+            return None
+        private = find_home(real) is not None or find_cover(jupyters, real) is not None
+        return None if private else real
+
+    editables = find_editables(site_directories, resolve)
     packages = [path for editable in editables for path in editable.shown]
-    paths += [path for path in packages if find_home(os.path.realpath(path)) is None]
+    paths += [path for path in packages if resolve(path) is not None]
     real_python = os.path.realpath(python)
     if not any(is_within(real_python, os.path.realpath(path)) for path in paths):
         paths.extend(_show_prefix(str(Path(real_python).parent.parent)))
@@ -158,7 +181,16 @@ def find_world(python: str) -> World:
     reals: list[str] = []
     spelled: dict[str, str] = {}
     for path in paths:
-        crossed, real = follow(path)
+        try:
+            crossed, real = follow(path, writable)
+        except LinkRefused as error:
+            raise LaunchError(
+                f"The kernel's Python needs {path}: {error.link} is a link on the way (to"
+                f" {error.target}), and {error.reason}.",
+                "let the Python environment lie where no kernel writes.",
+            ) from error
+        except OSError:
+            continue  # it is gone, or leads nowhere
         links.update(crossed)
         reals.append(real)
         if any(is_within(link, scratch) for link in crossed for scratch in SCRATCH):
@@ -188,6 +220,19 @@ def find_world(python: str) -> World:
     )
 
 
+def _check_interpreter(python: str, writable: Writable) -> None:
+    """It is run to be asked, outside of any sandbox: so no kernel may have made it."""
+    if python == sys.executable:
+        return
+    with suppress(OSError):
+        if lies_in(python, writable):
+            raise LaunchError(
+                f"The interpreter {python} lies where a kernel can write, or is reached by a link"
+                " there, and this server would have to run it.",
+                "let the Python environment lie where no kernel writes.",
+            )
+
+
 def _exists(path: str) -> bool:
     return os.path.lexists(path)
 
@@ -202,30 +247,6 @@ def _show_prefix(prefix: str) -> Iterator[str]:
         path = os.path.join(prefix, part)  # noqa: PTH118 - text, as the interpreter spells it
         if prefix != "/" and _exists(path):
             yield path
-
-
-def follow(path: str) -> tuple[dict[str, str], str]:
-    """The symbolic links that are crossed on the way to ``path``, and where it really is."""
-    links: dict[str, str] = {}
-    current = "/"
-    parts = [part for part in reversed(path.split("/")) if part]
-    while parts:
-        part = parts.pop()
-        if part == ".":
-            continue
-        if part == "..":
-            current = str(Path(current).parent)
-            continue
-        step = current.rstrip("/") + "/" + part
-        if step not in links and Path(step).is_symlink():
-            target = str(Path(step).readlink())
-            links[step] = target
-            if target.startswith("/"):
-                current = "/"
-            parts.extend(part for part in reversed(target.split("/")) if part)
-        else:
-            current = step
-    return links, current
 
 
 def outermost(paths: Iterable[str]) -> tuple[str, ...]:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.config import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.host.folders import Opened, birth_time
+from gvisor_kernel.host.folders import Identity, Opened, birth_time
 from gvisor_kernel.runtimes import state
 
-MAX_LINES = 4096
-"""With more, those whose folder is gone are forgotten."""
+MAX_LINES = 65536
+"""With more, the oldest whose folder is gone are forgotten: those that were moved, too."""
 MAX_BYTES = 64 * 1024 * 1024
 """Of the file. A folder's line has some hundred bytes, or 4 KiB."""
 
@@ -74,18 +75,34 @@ def note_written(folders: Iterable[Opened]) -> None:
         return
     try:
         if len(known) + len(new) > MAX_LINES:
-            kept = [entry for entry in known if os.path.isdir(entry[0])]  # noqa: PTH112
-            temporary = path.with_suffix(".new")
-            temporary.write_text("".join(map(_line, [*kept, *new])))
-            temporary.replace(path)
-            return
-        with path.open("a") as file:
-            file.writelines(map(_line, new))
+            known = known[-MAX_LINES // 2 :] + [
+                entry
+                for entry in known[: -MAX_LINES // 2]
+                if os.path.isdir(entry[0])  # noqa: PTH112
+            ]
+        _write(path, [*known, *new])
     except OSError as error:
         raise StateError(
             f"The file {path} cannot be written: {error.strerror}.",
             "look whether the disk is full or read-only; XDG_STATE_HOME names another place.",
         ) from error
+
+
+def forget_written(folder: Identity) -> None:
+    """It is removed, and was empty. Holds ``state.locked`` already; quiet."""
+    with suppress(OSError, StateError):
+        path = _path()
+        known = _read(path)
+        kept = [entry for entry in known if entry[1][:2] != tuple(folder)]
+        if len(kept) < len(known):
+            _write(path, kept)
+
+
+def _write(path: Path, entries: Iterable[tuple[str, tuple[int, int, int]]]) -> None:
+    """All of it anew, and in its place in one step: half a line would spoil the next one."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text("".join(map(_line, entries)))
+    temporary.replace(path)
 
 
 def _path() -> Path:
@@ -115,8 +132,8 @@ def _read(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
         try:
             name, device, inode, born = json.loads(line)
             found.append((str(name), (int(device), int(inode), int(born))))
-        except (ValueError, TypeError, RecursionError):
-            continue  # the end of a write on a full disk
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            continue  # nothing of ours
     return found
 
 

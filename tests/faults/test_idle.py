@@ -371,6 +371,33 @@ def test_stopped_in_spite_of(kernel: Watched, what: str) -> None:
 
 
 @pytest.mark.once
+def test_a_subshell_is_idle_as_well(kernel: Watched) -> None:
+    """JupyterLab makes one for the messages of widgets, and keeps it."""
+
+    def ask(kind: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        msg_id = send(kernel.client, kind, content)
+        while True:
+            message = next_message(kernel.client, "control", time.monotonic() + SECONDS, kind)
+            if message["parent_header"].get("msg_id") == msg_id:
+                return dict(message["content"])
+
+    header = {"subshell_id": ask("create_subshell_request")["subshell_id"]}
+
+    def run(code: str) -> None:
+        content = {"code": code, "silent": False, "allow_stdin": False}
+        msg_id = send(kernel.client, "execute_request", content, channel="shell", header=header)
+        assert finish(kernel.client, msg_id).status == "ok"
+
+    try:
+        kernel.wait_for_stop()
+        run("import asyncio; h = asyncio.get_running_loop().call_later(1000, print)")
+        kernel.assert_stays_awake()
+        run("h.cancel()")
+        kernel.wait_for_stop()
+    finally:
+        ask("delete_subshell_request", header)
+
+
 def test_a_relayed_kernel_is_never_stopped() -> None:
     with watched_kernel(kernel_mode="relay") as kernel:
         kernel._link._loop.call_soon_threadsafe(kernel._link.moved)

@@ -21,6 +21,8 @@ from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_core.utils import ensure_event_loop
 from traitlets.config import Config
 
+from gvisor_kernel.errors import LaunchError
+
 from .. import leaks
 from ..world import World
 from .helpers import (
@@ -142,6 +144,21 @@ def test_restart_while_busy(now: bool) -> None:
         manager.restart_kernel(now=now)
         client.wait_for_ready(timeout=SECONDS)
         assert execute(client, "40 + 2").result == "42"
+
+
+def test_a_restart_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """As where the notebook's folder is away for a moment; the manager knows the old addresses."""
+    folder, away = tmp_path / "notebook", tmp_path / "away"
+    folder.mkdir()
+    settings = {"snapshot": "off", "restart": "sandbox"}
+    with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
+        folder.rename(away)
+        with pytest.raises(LaunchError, match="cannot be opened"):
+            manager.restart_kernel(now=True)
+        away.rename(folder)
+        manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=SECONDS)
+        assert execute(client, "6 * 7").result == "42"
 
 
 def test_requests_made_during_a_restart_are_answered() -> None:

@@ -184,6 +184,11 @@ def test_a_file_system_that_cannot_map_owners_lends_and_gets_back(
     first.sandbox.close()
     second.ask("open('/mnt/user-data/outputs/late', 'w').close()")
     second.sandbox.close()
+    third = start()  # and may change what they left
+    third.ask("open('/mnt/user-data/outputs/late', 'a').close()")
+    third.ask("os.rmdir('/mnt/user-data/outputs/0/deep')")
+    third.ask("os.mkdir('/mnt/user-data/outputs/0/deep')")
+    third.sandbox.close()
     found = [folder / "outputs", *(folder / "outputs").rglob("*")]
     assert len(found) == 8
     assert {(path.lstat().st_uid, path.lstat().st_gid) for path in found} == {(12345, 12346)}

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import follow
 from gvisor_kernel.runtimes import world as worlds
 from gvisor_kernel.runtimes.world import (
     ask_interpreter,
     find_world,
-    follow,
     outermost,
 )
 
@@ -57,6 +57,8 @@ def test_links_are_followed_one_by_one(tmp_path: Path) -> None:
     (base / "versions" / "3.12.1").mkdir(parents=True)
     (base / "versions" / "3.12").symlink_to("3.12.1")
     (base / "current").symlink_to(base / "versions" / "3.12")
+    for name in ("bin", "lib"):
+        (base / "versions" / "3.12.1" / name).mkdir()
     links, real = follow(f"{base}/current/./bin/../lib")
     assert real == f"{base}/versions/3.12.1/lib"
     assert links == {
@@ -68,7 +70,8 @@ def test_links_are_followed_one_by_one(tmp_path: Path) -> None:
 def test_a_circle_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    follow(str(tmp_path / "a" / "c"))
+    with pytest.raises(OSError, match="Too many levels"):
+        follow(str(tmp_path / "a" / "c"))
 
 
 def test_of_a_prefix_that_is_a_home_only_python_is_shown(

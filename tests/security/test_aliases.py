@@ -1,0 +1,135 @@
+"""Folders that are reached by a second path: a bind mount, a link that a kernel has planted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.runtimes import state
+from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.runtimes.written import note_written, read_written
+
+from ..snapshots.conftest import make_python, packages_of
+from .inside import outputs_of, uploads_of
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes bind mounts")
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[Path]:
+    target.mkdir()
+    subprocess.run(["mount", "--bind", source, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def refused(folder: Path, base: Path) -> None:
+    """Neither by default nor by a setting is it shown, or written."""
+    assert uploads_of(SandboxSpec(), folder) is None
+    for spec in (
+        SandboxSpec(uploads=str(folder)),
+        SandboxSpec(outputs=str(folder)),
+        SandboxSpec(mounts=(ExtraMount(str(folder), "/mnt/x", read_only=False),)),
+    ):
+        with pytest.raises(SettingError):
+            outputs_of(spec, base)
+
+
+@as_root
+def test_a_home_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "people" / "ann"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    with bound(home.parent, tmp_path / "data") as people:
+        refused(people / "ann", tmp_path)
+        refused(people, tmp_path)
+        assert uploads_of(SandboxSpec(), people / "ann" / "work") == f"{people}/ann/work"
+
+
+@as_root
+def test_anothers_home_by_another_path(tmp_path: Path) -> None:
+    if not Path("/home").is_dir():
+        pytest.skip("there is no /home")
+    with bound(Path("/home"), tmp_path / "data") as people:
+        refused(people, tmp_path)
+        name = f"gk-{os.getpid()}"
+        (people / name).mkdir()
+        try:
+            refused(people / name, tmp_path)
+        finally:
+            (people / name / "outputs").rmdir() if (people / name / "outputs").exists() else None
+            (people / name).rmdir()
+
+
+@as_root
+def test_keys_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "own" / "jupyter"
+    (data / "runtime" / "deep").mkdir(parents=True)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(data))
+    monkeypatch.delenv("JUPYTER_RUNTIME_DIR", raising=False)
+    with bound(tmp_path / "own", tmp_path / "alias") as alias:
+        for folder in (alias, alias / "jupyter", alias / "jupyter" / "runtime" / "deep"):
+            refused(folder, tmp_path)
+
+
+def make_editable(tmp_path: Path) -> tuple[Path, str]:
+    """A repository with a package, and an interpreter in which it is installed as editable."""
+    repository, prefix = tmp_path / "repository", tmp_path / "env"
+    (repository / "src" / "mine").mkdir(parents=True)
+    (repository / "src" / "mine" / "__init__.py").touch()
+    (repository / "pyproject.toml").write_text('[project]\nname = "mine"\n')
+    python = make_python(prefix)
+    (packages_of(prefix) / "mine.pth").write_text(f"{repository / 'src'}\n")
+    return repository, str(python)
+
+
+def note(folder: Path) -> None:
+    with open_path(str(folder)) as opened, state.locked():
+        note_written([opened])
+
+
+def test_a_link_planted_among_packages(tmp_path: Path) -> None:
+    """By a kernel that could write the repository: it leads a later kernel nowhere."""
+    repository, python = make_editable(tmp_path)
+    package = repository / "src" / "mine"
+    writable = read_written(SandboxSpec()).has
+    assert str(package) in find_world(python, writable).roots
+    private = tmp_path / "private"
+    package.rename(private)
+    package.symlink_to(private)
+    assert str(private) in find_world(python, writable).roots, "a person's own link"
+    note(repository)
+    assert str(private) not in find_world(python, read_written(SandboxSpec()).has).roots
+
+
+def test_keys_in_the_place_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, python = make_editable(tmp_path)
+    package, runtime = repository / "src" / "mine", tmp_path / "runtime"
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
+    package.rename(runtime)
+    package.symlink_to(runtime)
+    assert str(runtime) not in find_world(python).roots
+
+
+def test_an_interpreter_that_a_kernel_could_have_made(tmp_path: Path) -> None:
+    """It would be run to be asked, outside of any sandbox."""
+    _, python = make_editable(tmp_path)
+    ran = tmp_path / "ran"
+    Path(python).unlink()
+    Path(python).write_text(f'#!/bin/sh\ntouch {ran}\nexec {sys.executable} "$@"\n')
+    Path(python).chmod(0o755)
+    note(tmp_path / "env")
+    with pytest.raises(LaunchError, match="where a kernel can write"):
+        find_world(python, read_written(SandboxSpec()).has)
+    assert not ran.exists()
