@@ -146,12 +146,14 @@ def are_uploads_covered(spec: SandboxSpec, request: LaunchRequest) -> bool:
         written = read_written(spec)
         folder = _open_notebooks_folder(spec, request, written, stack)
         uploads = _open_uploads(spec, request, folder, written, stack)
-        return uploads is not None and hides(_find_jupyters(spec, request), uploads.path)
+        return uploads is not None and hides(_find_jupyters(spec, request, written), uploads.path)
 
 
-def _find_jupyters(spec: SandboxSpec, request: LaunchRequest) -> tuple[Cover, ...]:
+def _find_jupyters(
+    spec: SandboxSpec, request: LaunchRequest, written: WrittenFolders
+) -> tuple[Cover, ...]:
     host = spec.image == HOST_IMAGE
-    return find_jupyters(ask_interpreter(request.python).prefixes if host else ())
+    return find_jupyters(ask_interpreter(request.python, written.has).prefixes if host else ())
 
 
 def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
@@ -249,7 +251,7 @@ def _open_uploads(
     if spec.uploads is None:
         return None
     found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
-    jupyters = _find_jupyters(spec, request)
+    jupyters = _find_jupyters(spec, request, written)
     home = find_home(found.path) or find_home_of(found)
     # What is there by another path than its own has no cover.
     cover = find_cover(jupyters, found.path) or find_keys_of(found, jupyters)

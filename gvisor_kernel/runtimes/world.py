@@ -87,11 +87,12 @@ print(json.dumps({
 _probed: dict[tuple[str, int], Interpreter] = {}
 
 
-def ask_interpreter(python: str) -> Interpreter:
+def ask_interpreter(python: str, writable: Writable = nowhere) -> Interpreter:
     """What ``python`` says of itself: in this process if it is the one, else in one of its own.
 
-    Raises LaunchError.
+    Raises LaunchError, also where it lies where a sandbox is ``writable``.
     """
+    _check_interpreter(python, writable)
     if python == sys.executable:
         user = bool(site.ENABLE_USER_SITE)
         paths = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -143,8 +144,7 @@ def find_world(python: str, writable: Writable = nowhere) -> World:
     Of an editable install a link that lies where a sandbox is ``writable`` is not followed: what it
     leads to is left out, and the log says so.
     """
-    _check_interpreter(python, writable)
-    interpreter = ask_interpreter(python)
+    interpreter = ask_interpreter(python, writable)
     paths: list[str] = ["/usr"]
     # Where /usr is not merged these are directories, and needed as such.
     paths += [p for p in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if _exists(p)]
