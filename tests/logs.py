@@ -19,4 +19,4 @@ class LogMark:
             path.read_bytes()[size:] if path.exists() else b""
             for path, size in zip(self._paths, self._sizes, strict=True)
         ]
-        return b"".join(added).decode()
+        return b"".join(added).decode(errors="replace")  # a file that was cut may begin anywhere

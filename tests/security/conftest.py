@@ -14,6 +14,7 @@ from ..jupyter.helpers import SANDBOXED
 from ..world import WAYS
 from .inside import SECRET, Host, Kernel, Neighbour, attacker, neighbour
 from .speaking import DIRECT, ZMTP, armed
+from .voice import lend_voice
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -87,8 +88,10 @@ def kept_outputs(ground: Path) -> None:
 
 @pytest.fixture(scope="module")
 def game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
-    with attacker(ground / "notebooks") as kernel:
-        yield kernel
+    with pytest.MonkeyPatch.context() as patch:
+        lend_voice(patch)
+        with attacker(ground / "notebooks") as kernel:
+            yield kernel
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def relayed_game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
 
 @pytest.fixture
 def victim(game: Kernel) -> Kernel:
-    """For attacks that end its sandbox; each then has a new one."""
+    """For attacks in PID 1's voice, or that end its sandbox; each then has a new one."""
     return armed(game, DIRECT)
 
 

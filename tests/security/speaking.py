@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from ..jupyter.helpers import SECONDS, execute, next_message, wait_for, wait_until
 from ..logs import LogMark
 from .inside import PRELUDE, Kernel, Neighbour
+from .voice import VOICE
 
 HOST_SLACK = 64 * 1024 * 1024
 """So much more may the host's side hold, whatever a kernel sends, but for half messages."""
@@ -37,16 +36,6 @@ def frame(kind, payload=b"", channel=0, flags=0, zero=0, length=None):
 def pack(*parts):
     lengths = b"".join(struct.pack(">I", len(part)) for part in parts)
     return struct.pack(">H", len(parts)) + lengths + b"".join(parts)
-
-def say(data):
-    '''In PID 1's voice, to the host.'''
-    fd = os.open("/proc/1/fd/1", os.O_WRONLY)
-    shout(fd, data, os.write)
-    os.close(fd)
-
-def silence():
-    '''PID 1 says nothing more itself.'''
-    os.kill(1, signal.SIGSTOP)
 
 def shout(end, data, write=socket.socket.send):
     view = memoryview(data)
@@ -106,21 +95,9 @@ def armed(kernel: Kernel, code: str) -> Kernel:
     if not kernel.manager.is_alive():
         works_again(kernel)
     run = kernel_bridge(kernel)._run
-    code = f"{PRELUDE}\n{SPEAK}\n{code}\nrun = struct.pack('>I', {run})"
+    code = f"{PRELUDE}\n{SPEAK}\n{VOICE}\n{code}\nrun = struct.pack('>I', {run})"
     assert execute(kernel.client, code).status == "ok"
     return kernel
-
-
-def need_voice(kernel: Kernel) -> None:
-    """Skip where this gVisor itself keeps a kernel from PID 1's ends of the link, as current ones.
-
-    What the host makes of whatever PID 1 says is the same code then; with gVisor of 2024 it is
-    attacked through a kernel.
-    """
-    found = kernel.run("found = [refused(lambda: os.close(os.open('/proc/1/fd/1', os.O_WRONLY)))]")
-    if found != [None]:
-        assert found[0] in ("EACCES", "EPERM")
-        pytest.skip("this gVisor lets no kernel open PID 1's descriptors")
 
 
 def works_again(kernel: Kernel) -> None:

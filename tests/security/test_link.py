@@ -1,8 +1,9 @@
 """The link: whatever a kernel says to the bridge in PID 1's voice.
 
-A kernel may open PID 1's ends of the link. So it can say everything there; what it says is its own
-end at worst, with one error that tells a rule, and the bridge's memory and its other kernels stay
-as they were.
+In an ordinary user's sandbox of a gVisor of 2024 a kernel may open PID 1's ends of the link. Here
+PID 1 itself lends them to it (``voice``), whoever runs the tests and with whatever gVisor. So it
+can say everything there; what it says is its own end at worst, with one error that tells a rule,
+and the bridge's memory and its other kernels stay as they were.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from .speaking import (
     ends_by,
     kernel_bridge,
     names_of_the_host,
-    need_voice,
     raw_until_idle,
     works_again,
 )
@@ -103,8 +103,6 @@ BREAKS = {
 
 @pytest.mark.parametrize("attack", BREAKS)
 def test_what_breaks_a_rule(victim: Kernel, attack: str) -> None:
-    if "say(" in BREAKS[attack][0]:
-        need_voice(victim)
     log = ends_by(victim, *BREAKS[attack])
     if attack == "more than credit, on its own socket":
         # Whoever noticed it has said why.
@@ -113,7 +111,6 @@ def test_what_breaks_a_rule(victim: Kernel, attack: str) -> None:
 
 def test_a_forged_exit(victim: Kernel) -> None:
     """The bridge has to believe it; the next kernel does not suffer from the one that lives on."""
-    need_voice(victim)
     sandbox = victim.sandbox.identity
     ends_by(victim, "say(frame(EXIT, run + struct.pack('>i', 42)))", "with exit status 42")
     works_again(victim)
@@ -134,7 +131,6 @@ def test_a_spoilt_sandbox(victim: Kernel) -> None:
 
 def test_lies_that_break_no_rule(victim: Kernel) -> None:
     """Statistics, log lines, answers that nobody asked for: shown to people, and acted on never."""
-    need_voice(victim)
     lies = """
     say(frame(STATS, b"\\xff" * 16) + frame(PONG, b"\\xff" * 8) * 1000 + frame(STARTED, run))
     say(frame(PING, b"\\xff" * 8) * 1000 + frame(CREDIT, bytes(4), SHELL) * 1000)
@@ -154,14 +150,15 @@ def test_lies_that_break_no_rule(victim: Kernel) -> None:
 
 def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
     """Whatever it finds: its own end of the link is the only way out among them."""
-    need_voice(victim)
     directory = victim.sandbox.directory
     ends_by(
         victim,
         """
-        for path in sorted(glob.glob("/proc/[0-9]*/fd/*"), key=lambda p: ("/1/fd/1" in p, p)):
+        found = sorted(glob.glob("/proc/[0-9]*/fd/*"), key=lambda p: (p.endswith("/fd/1"), p))
+        stdin, stdout, stderr = borrow()
+        for end in (stderr, *found, stdout):
             try:
-                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                fd = end if isinstance(end, int) else os.open(end, os.O_WRONLY | os.O_NONBLOCK)
                 os.write(fd, b"\\xff\\x1b[2J bridge: all is well\\n" * 100)
                 os.close(fd)
             except OSError:
@@ -181,7 +178,6 @@ def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
 
 def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
     """Who reads in PID 1's place reads what this kernel is asked: no key, path, pid of the host."""
-    need_voice(victim)
     theirs = beside.kernel.manager.session.key.decode()
     hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.inner_key}
     stolen = victim.folder / "outputs" / "stolen"
@@ -197,7 +193,7 @@ def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
         victim,
         """
         silence()
-        fd = os.open("/proc/1/fd/0", os.O_RDONLY | os.O_NONBLOCK)
+        fd = borrow()[0]
         with open("/mnt/user-data/outputs/stolen", "wb", buffering=0) as stolen:
             deadline = time.monotonic() + 20
             while stolen.tell() < 4000 and time.monotonic() < deadline:
@@ -245,14 +241,12 @@ say(b"\\xff" * 8)
 
 def test_a_million_random_frames(victim: Kernel, beside: Neighbour) -> None:
     """None of which breaks a rule; the neighbour answers all the while."""
-    need_voice(victim)
     ends_by(victim, MILLION, r"Unknown frame type 255\.", lambda: answers(beside, 20))
 
 
 @pytest.mark.parametrize("text", ["b'\\n' * 32760", "b'\\0' * 32760", "b''"])
 def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
     """What it pushes out of the log is its own, and the neighbour does not wait for it."""
-    need_voice(victim)
     directory = victim.sandbox.directory
     victim.client.execute("1")
     count = 300 if "32760" in text else 50_000
@@ -275,7 +269,6 @@ def test_half_a_frame_then_silence(
     victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for the other half, and the sandbox is ended from outside when it is asked."""
-    need_voice(victim)
     process = Path(f"/proc/{victim.sandbox._sentry}")
     connection = kernel_bridge(victim)._link.connection
     victim.client.execute("silence(); say(frame(DATA, bytes(100), IOPUB)[:50]); time.sleep(100)")
@@ -335,7 +328,6 @@ def test_a_flood_on_each_channel(
     victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To clients that do not read. Of a channel no more is held than a window and few messages."""
-    need_voice(victim)
     monkeypatch.setattr(clients, "PATIENCE", SECONDS)
     connection = kernel_bridge(victim)._link.connection
     channels = (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
