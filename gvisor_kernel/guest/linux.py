@@ -7,6 +7,7 @@ import os
 import struct
 
 CLONE_NEWUSER = 0x10000000
+PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 CAPABILITY_VERSION_3 = 0x20080522
 PR_SET_NO_NEW_PRIVS = 38
@@ -52,8 +53,23 @@ def drop_capabilities() -> None:
     _check(_libc.capset(header, bytes(24)), "drop all capabilities")
 
 
+def raise_capabilities() -> None:
+    """Let all that this process may have be effective, as a change of its uid has undone."""
+    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
+    sets = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, sets), "read the capabilities")
+    _, permitted, inherited, _, high, high_inherited = struct.unpack("6I", sets)
+    raised = struct.pack("6I", permitted, permitted, inherited, high, high, high_inherited)
+    _check(_libc.capset(header, raised), "raise the capabilities")
+
+
 def forbid_new_privileges() -> None:
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
+
+
+def set_dumpable(whether: bool) -> None:
+    """Whether what /proc tells of this process belongs to its uid, or to root alone."""
+    _check(_libc.prctl(PR_SET_DUMPABLE, int(whether), 0, 0, 0), "set dumpable")
 
 
 def count_tasks() -> int:

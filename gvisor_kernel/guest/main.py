@@ -7,10 +7,10 @@ import platform
 import sys
 
 import gvisor_kernel
-from gvisor_kernel.guest import linux, process
+from gvisor_kernel.guest import identity, linux, process
 from gvisor_kernel.guest.forked_kernel import import_ahead
 from gvisor_kernel.guest.supervisor import HostGone, Supervisor
-from gvisor_kernel.guest.workspace import mount_workspace
+from gvisor_kernel.guest.workspace import mount_workspace, own_scratch
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
 
@@ -38,10 +38,13 @@ def main(*ahead: str) -> None:
     """
     status = 0
     try:
+        identity.learn()
+        own_scratch()
         mount_workspace()
         supervisor = Supervisor(Connection(Role.GUEST, hello()), link_in=0, link_out=1)
         supervisor.greet()
         supervisor.imported = import_ahead(ahead)
+        identity.be_init()
         supervisor.run()
     except HostGone as reason:
         print(f"The sandbox ends: {reason}.", file=sys.stderr)

@@ -1,9 +1,9 @@
 """One kernel process: started as uid 1000 without capabilities, signalled, reaped.
 
-The uid: a child of PID 1 enters a user namespace of its own in which the sandbox's only uid, 0, is
-called 1000. So the kernel owns what it writes, on the host too, and holds no capability over
-anything outside that namespace. A plain setuid(1000) would not do: a sandbox of an ordinary user
-has one uid, and uid 1000 could write nothing.
+The uid: a child of PID 1 enters a user namespace of its own in which the uid that the sandbox has
+for kernels (``identity``) is called 1000, and has no other. So the kernel owns what it writes, on
+the host too, and holds no capability over anything outside that namespace. A plain setuid(1000)
+would not do: a sandbox of an ordinary user has one uid, and uid 1000 could write nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import resource
 import signal
 from typing import Dict, List, NoReturn, Optional, Tuple
 
-from gvisor_kernel.guest import forked_kernel, linux, seccomp
+from gvisor_kernel.guest import forked_kernel, identity, linux, seccomp
 from gvisor_kernel.link import LogSource
 
 KERNEL_ID = 1000
@@ -66,8 +66,9 @@ def start_kernel(
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
     failure_read, failure_write = os.pipe()
-    stdout_read, stdout_write = os.pipe()
-    stderr_read, stderr_write = os.pipe()
+    with identity.as_kernel():  # else it could not open /dev/stdout
+        stdout_read, stdout_write = os.pipe()
+        stderr_read, stderr_write = os.pipe()
     pid = os.fork()
     if pid == 0:
         _become_kernel(
@@ -105,8 +106,8 @@ def start_kernel(
 def _write_maps(pid: int) -> None:
     for name, text in (
         ("setgroups", "deny"),
-        ("uid_map", f"{KERNEL_ID} 0 1"),
-        ("gid_map", f"{KERNEL_ID} 0 1"),
+        ("uid_map", f"{KERNEL_ID} {identity.kernel_id} 1"),
+        ("gid_map", f"{KERNEL_ID} {identity.kernel_id} 1"),
     ):
         try:
             fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)
@@ -137,7 +138,10 @@ def _become_kernel(
         os.write(unshared, _SYNC)
         if os.read(mapped, 1) != _SYNC:
             os._exit(127)
+        os.setresgid(KERNEL_ID, KERNEL_ID, KERNEL_ID)
+        os.setresuid(KERNEL_ID, KERNEL_ID, KERNEL_ID)
         linux.drop_capabilities()
+        linux.set_dumpable(True)  # it may look at itself
         linux.forbid_new_privileges()
         seccomp.install()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -15,6 +15,7 @@ from collections import deque
 from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from gvisor_kernel.guest.connection_file import SocketAddress
+from gvisor_kernel.guest.identity import as_kernel
 from gvisor_kernel.guest.zmtp import ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
 from gvisor_kernel.link.frames import Part
@@ -154,7 +155,8 @@ def _connect(address: SocketAddress) -> socket.socket:
             attempt.settimeout(CONNECT_SECONDS)
         else:
             attempt.setblocking(False)
-        attempt.connect(address)
+        with as_kernel():  # nobody else may reach its socket
+            attempt.connect(address)
         attempt.setblocking(False)
     except OSError:
         attempt.close()

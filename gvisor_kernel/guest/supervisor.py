@@ -25,6 +25,7 @@ from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.crowd import Crowd
 from gvisor_kernel.guest.forked_kernel import find_module
 from gvisor_kernel.guest.guest_log import GuestLog
+from gvisor_kernel.guest.identity import as_kernel
 from gvisor_kernel.guest.notice import explain_drop, stand_in
 from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
@@ -219,7 +220,10 @@ class Supervisor:
         try:
             tcp = any(TCP_FILE_WORD in word for word in argv)
             addresses = free_ports() if tcp else unix_addresses(start.run)
-            path = write_connection_file(start.run, addresses, start.key, start.signature_scheme)
+            with as_kernel():
+                path = write_connection_file(
+                    start.run, addresses, start.key, start.signature_scheme
+                )
             argv = [word.replace(TCP_FILE_WORD, path).replace(FILE_WORD, path) for word in argv]
             self.kernel = process.start_kernel(
                 argv,
@@ -250,7 +254,8 @@ class Supervisor:
     def _resume(self, resume: Resume) -> None:
         """Restored from an image: another host is at the other end, other folders are mounted."""
         self._drop_held()
-        refresh_workspace()
+        with as_kernel():
+            refresh_workspace()
         if self.passage is not None:
             self.passage.resume(resume)
         else:

@@ -14,6 +14,7 @@ from gvisor_kernel.runtimes.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.features import init_capabilities
 from gvisor_kernel.runtimes.image_world import choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_init_environment
+from gvisor_kernel.runtimes.kernel_id import choose_kernel_id
 from gvisor_kernel.runtimes.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.runsc_cli import find_runsc, sandbox_flags
 from gvisor_kernel.runtimes.shown import keeps_outputs
@@ -31,18 +32,18 @@ def describe_sandbox(
     """See ``Runtime.describe``."""
     runsc = find_runsc()
     world = choose_world(spec, request, read_written(spec).has)
-    as_root = os.geteuid() == 0
+    kernel_id = choose_kernel_id(world) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
     mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)
     config = finalize_config(
         spec,
-        args=init_argv or guest_argv(world.python, request.ahead),
+        args=init_argv or guest_argv(world.python, request.ahead, kernel_id),
         environment=find_init_environment(spec, request, world, mounts),
         rootfs=str(NOWHERE.rootfs),
         mounts=mounts,
-        map_users=as_root,
+        map_users=os.geteuid() == 0,
         file_size=None if can_bound_memory() else file_size_limit(spec),
-        capabilities=init_capabilities(runsc),
+        capabilities=init_capabilities(runsc, kernel_id),
     )
     return {
         **describe_host(),

@@ -72,13 +72,14 @@ _known: dict[str, bool] = {}
 _lock = ThreadLock()
 
 
-def init_capabilities(runsc: Runsc) -> tuple[str, ...]:
-    """Those of PID 1 in a sandbox of ``runsc``. Blocks for up to a second the first time.
+def init_capabilities(runsc: Runsc, kernel_id: int) -> tuple[str, ...]:
+    """Those of PID 1 in a sandbox of ``runsc``, where a kernel has the uid ``kernel_id``. Blocks
+    for up to a second the first time.
 
     CAP_SETFCAP only where no kernel could be started without: the process of a sandbox has on the
     host what PID 1 has inside, where runsc does not need it itself.
     """
-    return (*CAPABILITIES, SETFCAP) if wants_setfcap(runsc) else CAPABILITIES
+    return (*CAPABILITIES, SETFCAP) if kernel_id == 0 and wants_setfcap(runsc) else CAPABILITIES
 
 
 def wants_setfcap(runsc: Runsc) -> bool:

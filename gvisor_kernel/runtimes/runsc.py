@@ -35,6 +35,7 @@ from gvisor_kernel.runtimes.features import init_capabilities
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.image_world import check_tree, choose_world
 from gvisor_kernel.runtimes.kernel_environment import find_environment, find_init_environment
+from gvisor_kernel.runtimes.kernel_id import choose_kernel_id
 from gvisor_kernel.runtimes.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.posture import check_posture
 from gvisor_kernel.runtimes.rootfs import write_rootfs
@@ -58,7 +59,7 @@ from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
-from gvisor_kernel.spec.oci import SUBUID_BASE, finalize_config, guest_argv
+from gvisor_kernel.spec.oci import SUBUID_BASE, SUBUID_COUNT, finalize_config, guest_argv
 from gvisor_kernel.trace import step
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class _Plan:
     identity: Identity
     runsc: Runsc
     world: World
+    kernel_id: int
     places: Places
     mounts: tuple[Mount, ...]
     opened: Mapping[str, Opened]
@@ -103,7 +105,7 @@ class RunscRuntime(Runtime):
     name = "runsc"
 
     def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
-        """``init_argv``: another PID 1 than the guest, for tests of this runtime alone."""
+        """``init_argv``: another PID 1 than the guest, which starts no kernel."""
         self._init_argv = init_argv
         self._swept = False
         self._sweeping = threading.Lock()
@@ -113,6 +115,7 @@ class RunscRuntime(Runtime):
     ) -> Sandbox:
         runsc = find_runsc()
         world = choose_world(spec, request, read_written(spec).has)
+        kernel_id = choose_kernel_id(world) if self._init_argv is None else 0
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
         step("host looked at")
@@ -142,7 +145,7 @@ class RunscRuntime(Runtime):
             lifeline.hold(owner)
             try:
                 if outputs.folder is not None and outputs.lent_by is not None:
-                    lend(outputs.folder, outputs.lent_by)
+                    lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
                 for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
                     directory.mkdir(mode=0o755)
                 opened = inputs.by_target(spec)
@@ -154,7 +157,9 @@ class RunscRuntime(Runtime):
                 )
                 if outputs.folder is not None:
                     opened[OUTPUTS] = outputs.folder
-                plan = _Plan(spec, request, identity, runsc, world, places, mounts, opened)
+                plan = _Plan(
+                    *(spec, request, identity, runsc, world, kernel_id, places, mounts, opened)
+                )
                 cgroup = make_cgroup(identity.container_id, host_limits(spec))
                 if tuple(map(str, cgroup.directories)) != record.cgroups:
                     record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
@@ -246,13 +251,14 @@ class RunscRuntime(Runtime):
             rootfs = stage.path(len(sources))
         config = finalize_config(
             plan.spec,
-            args=self._init_argv or guest_argv(plan.world.python, plan.request.ahead),
+            args=self._init_argv
+            or guest_argv(plan.world.python, plan.request.ahead, plan.kernel_id),
             environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
             rootfs=rootfs,
             mounts=_restage(plan.mounts, plan.binds, stage),
             map_users=as_root,
             file_size=file_size,
-            capabilities=init_capabilities(plan.runsc),
+            capabilities=init_capabilities(plan.runsc, plan.kernel_id),
         )
         (places.bundle / "config.json").write_text(json.dumps(config))
         argv = start_argv(
@@ -274,6 +280,7 @@ class RunscRuntime(Runtime):
                     sources,
                     places.meminfo,
                     lambda: spawn(argv, ends, places),
+                    kernel_id=plan.kernel_id,
                     merges=tree is not None,
                 )
             else:
@@ -351,14 +358,14 @@ def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[
 
 
 def _borrow(outputs: Outputs) -> Outputs:
-    """``outputs`` with its owner, where the sandbox's root has to own it, as root cannot let that
-    owner look like it. It is given back with the record; see ``sweep.give_back``.
+    """``outputs`` with its owner, where the kernel has to own it, as root cannot let that owner
+    look like the kernel. It is given back with the record; see ``sweep.give_back``.
     """
     if outputs.folder is None or os.geteuid() != 0 or can_map_owner(outputs.folder):
         return outputs
     status = outputs.folder.status()
     owner = (status.st_uid, status.st_gid)
-    if status.st_uid == SUBUID_BASE:  # another sandbox has it already
+    if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:  # another sandbox has it already
         users = (r for _, r in state.find_sandboxes() if r.outputs_file == outputs.folder.identity)
         above = os.stat("..", dir_fd=outputs.folder.fd)  # of one that nobody has given back
         lent = (record.lent_by for record in users if record.lent_by is not None)

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,10 +91,12 @@ def run_staged(
     meminfo: Path,
     start: Callable[[], _Result],
     *,
+    kernel_id: int,
     merges: bool = False,
 ) -> _Result:
     """As root: run ``start`` where ``stage`` holds ``sources``, in their order.
 
+    ``kernel_id``: of whom a person's files are to belong to, as the sandbox counts its uids.
     ``merges``: see ``stage.merge``. ``meminfo`` is seen as /proc/meminfo there. ``start`` runs in a
     thread that ends afterwards. Raises what ``start`` raises, and LaunchError where the mounts
     cannot be made: nothing has run then.
@@ -103,7 +106,7 @@ def run_staged(
 
     def work() -> None:
         try:
-            _stage(stage, sources, meminfo)
+            _stage(stage, sources, meminfo, kernel_id)
             if merges:
                 merge(stage.directory, len(sources))
             results.append(start())
@@ -118,7 +121,7 @@ def run_staged(
     return results[0]
 
 
-def _stage(stage: Stage, sources: Sequence[Source], meminfo: Path) -> None:
+def _stage(stage: Stage, sources: Sequence[Source], meminfo: Path, kernel_id: int) -> None:
     try:
         mounts.unshare(mounts.CLONE_NEWNS)
         enter_namespace()
@@ -130,7 +133,7 @@ def _stage(stage: Stage, sources: Sequence[Source], meminfo: Path) -> None:
         ) from error
     cover_meminfo(str(meminfo))
     with ExitStack() as stack:
-        attach(stage.directory, sources, clone_all(stack, sources, _map_owner))
+        attach(stage.directory, sources, clone_all(stack, sources, partial(_map_owner, kernel_id)))
 
 
 def run_entered(
@@ -210,16 +213,16 @@ def can_map_owner(folder: Opened) -> bool:
     """
     source = Source(folder.path, folder.identity, read_only=False, foreign=True)
     try:
-        os.close(clone_opened(folder, source, _map_owner))
+        os.close(clone_opened(folder, source, partial(_map_owner, 0)))
     except (LaunchError, OSError):
         return False
     return True
 
 
-def _map_owner(tree: int, source: Source) -> None:
-    """Let the owner of ``source`` be the sandbox's root there, and the other way round."""
+def _map_owner(kernel_id: int, tree: int, source: Source) -> None:
+    """Let the owner of ``source`` be ``kernel_id`` inside, and the other way round."""
     status = os.fstat(tree)
-    namespace = _owner_namespace(status.st_uid, status.st_gid)
+    namespace = _owner_namespace(status.st_uid, status.st_gid, kernel_id)
     reason: str | None = None
     for recursive in (True, False):  # a file system mounted below may not be able to
         try:
@@ -241,19 +244,20 @@ def _map_owner(tree: int, source: Source) -> None:
     # Read-only: what everybody may read can be read.
 
 
-_namespaces: dict[tuple[int, int], int] = {}
+_namespaces: dict[tuple[int, int, int], int] = {}
 _namespaces_lock = ThreadLock()
 
 
-def _owner_namespace(uid: int, gid: int) -> int:
+def _owner_namespace(uid: int, gid: int, kernel_id: int) -> int:
     """A file descriptor of a user namespace that maps an owner; one an owner for ever."""
     with _namespaces_lock:
-        if (uid, gid) not in _namespaces:
-            _namespaces[uid, gid] = _make_namespace(uid, gid)
-        return _namespaces[uid, gid]
+        key = uid, gid, kernel_id
+        if key not in _namespaces:
+            _namespaces[key] = _make_namespace(*key)
+        return _namespaces[key]
 
 
-def _make_namespace(uid: int, gid: int) -> int:
+def _make_namespace(uid: int, gid: int, kernel_id: int) -> int:
     child = subprocess.Popen(
         ["unshare", "--user", "sh", "-c", "echo; read -r _"],
         stdin=subprocess.PIPE,
@@ -269,6 +273,9 @@ def _make_namespace(uid: int, gid: int) -> int:
                 "look at `sysctl user.max_user_namespaces`; `gvisor-kernel doctor` says more.",
             )
         folder = Path(f"/proc/{child.pid}")
-        (folder / "uid_map").write_text(f"{uid} {SUBUID_BASE} 1\n")
-        (folder / "gid_map").write_text(f"{gid} {SUBUID_BASE} 1\n")
+        # The gofer makes a file as the sandbox's root, before it gives it to the kernel.
+        root = f"{SUBUID_BASE} {SUBUID_BASE} 1\n"
+        for name, owner in (("uid_map", uid), ("gid_map", gid)):
+            more = root if kernel_id and owner != SUBUID_BASE else ""
+            (folder / name).write_text(f"{owner} {SUBUID_BASE + kernel_id} 1\n{more}")
         return os.open(folder / "ns" / "user", os.O_RDONLY | os.O_CLOEXEC)

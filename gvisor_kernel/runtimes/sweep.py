@@ -183,18 +183,18 @@ def _have_same_outputs(theirs: Record, record: Record) -> bool:
     )
 
 
-def lend(outputs: Opened, owner: tuple[int, int]) -> None:
-    """Let the sandbox's root own ``outputs``, and all in it that is ``owner``'s.
+def lend(outputs: Opened, owner: tuple[int, int], kernel: int) -> None:
+    """Let ``kernel``, a uid and gid of the host, own ``outputs``, and all in it that is ``owner``'s.
 
     Files with more than one name are left alone: another name may lie elsewhere. Raises OSError for
     the folder itself.
     """
-    change_owner(outputs.fd, SUBUID_BASE, SUBUID_BASE)
+    change_owner(outputs.fd, kernel, kernel)
 
     def is_lent(status: os.stat_result) -> bool:
         return status.st_uid == owner[0] and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1)
 
-    _change_owners(outputs, is_lent, (SUBUID_BASE, SUBUID_BASE))
+    _change_owners(outputs, is_lent, (kernel, kernel))
 
 
 def give_back(outputs: Opened, owner: tuple[int, int]) -> None:

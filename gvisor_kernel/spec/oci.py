@@ -2,7 +2,8 @@
 
 PID 1 is uid 0 inside, with just the capabilities that it needs to mount the workspace and to
 start the kernel as somebody else. Started by root, the sandbox has a user namespace of its own,
-so that no process of it is the host's root; an ordinary user's sandbox is in one already.
+so that no process of it is the host's root, and uids for both; an ordinary user's sandbox is in
+one already, and has one uid.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ SUBUID_COUNT = 65536
 what useradd gives users for containers of their own (100000 to 600100000): whoever has a uid may
 signal its processes. Below the 10^9 that a system container has."""
 
+KERNEL_ID = 1
+"""The uid and gid, inside a sandbox that root starts, of the kernel and of all that it may write,
+but where ``runtimes.kernel_id`` says 0; see ``guest.identity``."""
+
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_KILL")
 
 SETFCAP = "CAP_SETFCAP"
@@ -31,19 +36,21 @@ root of the new namespace could else give files capabilities that count outside 
 _NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
 
 
-def guest_argv(python: str, ahead: Sequence[str] = ()) -> tuple[str, ...]:
+def guest_argv(python: str, ahead: Sequence[str] = (), kernel_id: int = 0) -> tuple[str, ...]:
     """PID 1: the guest, by the image's own interpreter.
 
     Isolated from its environment, unless it is to become kernels itself: then it is the
-    interpreter that they would be started with, and imports what is in ``ahead``.
+    interpreter that they would be started with, and imports what is in ``ahead``. ``kernel_id``:
+    the uid and gid of a kernel, as the sandbox counts them; PID 1 reads files with them.
     """
     flags = ("-Xfrozen_modules=off",) if ahead else ("-I",)
+    become = f"import os; os.setegid({kernel_id}); os.seteuid({kernel_id}); " if kernel_id else ""
     # The first entry of the path would be the working directory.
     return (
         python,
         *flags,
         "-c",
-        f"import sys; sys.path{'[:1]' if ahead else '[:0]'} = ['{GUEST}']; "
+        f"{become}import sys; sys.path{'[:1]' if ahead else '[:0]'} = ['{GUEST}']; "
         f"from gvisor_kernel.guest.main import main; main({', '.join(map(repr, ahead))})",
     )
 

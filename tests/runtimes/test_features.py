@@ -38,7 +38,7 @@ def test_is_tried_once_for_each_file(
 ) -> None:
     fake.instead_of("do", ANSWER.format(with_it, without))
     assert wants_setfcap(find_runsc()) is wanted
-    assert init_capabilities(find_runsc()) == (*CAPABILITIES, *([SETFCAP] if wanted else []))
+    assert init_capabilities(find_runsc(), 0) == (*CAPABILITIES, *([SETFCAP] if wanted else []))
     assert fake.asked().count("do") == 1
     monkeypatch.setattr(features, "_known", {})  # as in another process
     assert wants_setfcap(find_runsc()) is wanted
@@ -52,7 +52,7 @@ def test_is_tried_once_for_each_file(
 @pytest.mark.parametrize("script", ["exit 1", "exit 0", ANSWER.format("no", "no"), "kill -9 $$"])
 def test_what_cannot_be_tried_is_not_remembered(script: str, fake: FakeRunsc) -> None:
     fake.instead_of("do", script)
-    assert init_capabilities(find_runsc()) == CAPABILITIES
+    assert init_capabilities(find_runsc(), 0) == CAPABILITIES
     fake.instead_of("do", ANSWER.format("yes", "no"))
     assert wants_setfcap(find_runsc())
 

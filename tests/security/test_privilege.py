@@ -84,7 +84,29 @@ OWN_SWITCHES = {
     "/proc/sys/kernel/yama/ptrace_scope",
     *(f"/proc/sys/net/ipv4/tcp_{name}" for name in ("recovery", "rmem", "sack", "wmem")),
 }
-"""What gVisor's kernel lets anybody set, of this sandbox alone."""
+"""What gVisor's kernel lets the uid of PID 1 set, of this sandbox alone: a kernel's, too, where the
+sandbox has no other."""
+
+INIT = {
+    "its stdin": "os.open('/proc/1/fd/0', os.O_RDONLY)",
+    "its stdout": "os.open('/proc/1/fd/1', os.O_WRONLY)",
+    "its stderr": "os.open('/proc/1/fd/2', os.O_WRONLY)",
+    "a signal": "os.kill(1, signal.SIGCONT)",
+    "a question for it": "os.kill(1, 0)",
+    "a signal by pidfd": "number(424, number(434, 1, 0), 18, None, 0)",
+    "its limits": "__import__('resource').prlimit(1, 7)",
+    "limits for it": "__import__('resource').prlimit(1, 7, (100, 100))",
+    "its switch": "open('/proc/1/oom_score_adj', 'w').write('1')",
+}
+REFUSED = ("EACCES", "EPERM", "ENOSYS")
+INIT_NOW = {
+    "its environment": "open('/proc/1/environ').read()",
+    "its descriptors": "os.listdir('/proc/1/fd')",
+    "its memory's map": "open('/proc/1/maps').read()",
+    "its priority": "os.setpriority(os.PRIO_PROCESS, 1, 5)",
+    "its processors": "os.sched_setaffinity(1, {0})",
+}
+"""What a current gVisor refuses besides; one of 2024 asks nobody who they are."""
 
 NUMBER = """
 def number(*arguments):
@@ -139,6 +161,18 @@ print(json.dumps([name for name, code in attacks.items() if refused(lambda: eval
 """
     )
     assert kernel.run(f"found = as_root_of_a_namespace({code!r}, {attacks!r})") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the sandbox of an ordinary user has one uid")
+def test_pid_1_is_somebody_else(kernel: Kernel) -> None:
+    """Its ends of the link, signals to it, its limits: nothing of it is the kernel's."""
+    attempt = f"{{name: refused(lambda: eval(code)) for name, code in {INIT | INIT_NOW!r}.items()}}"
+    found = kernel.run(f"{NUMBER}\nfound = {attempt}")
+    reached = {name: found[name] for name in INIT if found[name] not in REFUSED}
+    assert reached == {}
+    allowed = [name for name in INIT_NOW if found[name] is None]
+    assert allowed in ([], list(INIT_NOW)), found
+    assert kernel.run("found = 42") == 42  # it serves on
 
 
 def test_set_uid_programs(kernel: Kernel) -> None:
@@ -200,7 +234,7 @@ def test_write_to_proc_and_sys(kernel: Kernel) -> None:
                 found.append(path)
         assert tried > 10
     """)
-    assert set(found) <= OWN_SWITCHES
+    assert set(found) <= (OWN_SWITCHES if os.geteuid() != 0 else set())
     assert {path: path.read_bytes() for path in before} == before
 
 

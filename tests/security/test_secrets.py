@@ -92,9 +92,13 @@ def test_variables(kernel: Kernel) -> None:
         found = {
             "names": sorted(os.environ),
             "texts": [t.decode(errors="replace") for t in texts],
-            "init": Path("/proc/1/environ").read_text().split(chr(0)),
-            "init's files": [os.readlink(path) for path in glob.glob("/proc/1/fd/*")],
+            "init": [], "init's files": [],
         }
+        try:
+            found["init"] = Path("/proc/1/environ").read_text().split(chr(0))
+            found["init's files"] = [os.readlink(path) for path in glob.glob("/proc/1/fd/*")]
+        except PermissionError:
+            pass
     """)
     allowed = {
         *("DEBIAN_FRONTEND", "HOME", "IS_SANDBOX", "LANG", "PATH", "PIP_ROOT_USER_ACTION"),
