@@ -184,7 +184,7 @@ def _have_same_outputs(theirs: Record, record: Record) -> bool:
 
 
 def lend(outputs: Opened, owner: tuple[int, int], kernel: int) -> None:
-    """Let ``kernel``, a uid and gid of the host, own ``outputs``, and all in it that is ``owner``'s.
+    """Let ``kernel``, a uid and gid of the host, own ``outputs`` and what in it is ``owner``'s.
 
     Files with more than one name are left alone: another name may lie elsewhere. Raises OSError for
     the folder itself.
