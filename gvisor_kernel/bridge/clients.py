@@ -8,7 +8,9 @@ has left here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import secrets
 import time
 from collections import Counter, deque
@@ -106,9 +108,11 @@ class ClientSockets:
             self.address = self._bind(address, base)
         except (zmq.ZMQError, OSError) as error:
             self.close()
+            # What libzmq says of a socket that it could not have a descriptor for.
+            scarce = error.errno == errno.ENOTSOCK
             raise LaunchError(
                 f"The kernel's {address.transport} sockets cannot be opened at "
-                f"{address.ip or base}: {error}.",
+                f"{address.ip or base}: {os.strerror(errno.EMFILE) if scarce else error}.",
                 "check that the address is this machine's, that the ports are free and that the "
                 "directory can be written.",
             ) from error

@@ -154,8 +154,8 @@ def find_ancestry(folder: Opened) -> list[Identity]:
     Raises OSError.
     """
     if not folder.is_folder:
-        with open_real(os.path.dirname(folder.path)) as above:  # noqa: PTH120 - text
-            return [folder.identity, *find_ancestry(above)]
+        with open_real(os.path.dirname(folder.path)) as parent:  # noqa: PTH120 - text
+            return [folder.identity, *find_ancestry(parent)]
     found = [folder.identity]
     fd = os.dup(folder.fd)
     try:
