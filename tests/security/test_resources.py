@@ -16,6 +16,7 @@ from gvisor_kernel.runtimes.processes import read_children
 
 from ..faults.held import Peak, charged_to
 from ..jupyter.helpers import connected, execute, finish, needs_all, wait_for, wait_until
+from ..patience import patient
 from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRYS, SLOW, SMALL_PROCESS
 from .inside import Kernel, Neighbour, attacker
 
@@ -30,8 +31,8 @@ HOST_SLACK = 64 * MIB
 RESPONSIVE = 1.0
 """Seconds: the median answer of a neighbour on a busy machine."""
 
-INTERRUPT_SECONDS = 60.0
-"""It takes 1 to 4 s (docs/performance.md); more where much runs beside it. It was for ever."""
+INTERRUPT_SECONDS = patient(20.0)
+"""It takes 2 s (docs/performance.md); more where much runs beside it. It was for ever."""
 
 BOMBS = {
     "children that stay": """
@@ -137,7 +138,7 @@ subprocess.run([sys.executable, "-S", "-E", "-c", {FORKS!r}], start_new_session=
 """
 
 
-@pytest.mark.once  # as an ordinary user there is no cgroup to see to it that PID 1 gets its share
+@pytest.mark.alone  # an ordinary user has no cgroup that sees to PID 1's share of a busy machine
 def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
     """PID 1 and the kernel get the processor though five hundred processes ask for it all the
     time, and their sandbox has room on the host for what these need."""
