@@ -248,6 +248,7 @@ def test_a_spare_of_another_folder(runtime: RunscRuntime, scene: Scene) -> None:
 SPIN = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
+libc.prctl(1, 9)  # PR_SET_PDEATHSIG: a killed test run leaves no spinner
 one, other = map(os.fsencode, sys.argv[1:])
 print(flush=True)
 while True:
