@@ -91,7 +91,10 @@ def spawn(
             pass_fds=descriptors,
         )
     except FileNotFoundError as error:
-        raise LaunchError(f"The program {argv[0]} is not there.") from error
+        raise LaunchError(
+            f"{error.filename} is not there.",  # the program, or the sandbox's own directory
+            "it was removed while the kernel started: see by what, and start the kernel again.",
+        ) from error
 
 
 def wait_for_sentry(

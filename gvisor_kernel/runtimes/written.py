@@ -121,7 +121,11 @@ def _read(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StateError(f"The file {path} cannot be read: {error.strerror}.") from error
+        raise StateError(
+            f"The file {path} cannot be read: {error.strerror}.",
+            "see whether it is a file of yours; without it, links that kernels have left may be"
+            " followed.",
+        ) from error
     if len(content) > MAX_BYTES:
         raise StateError(
             f"The file {path} has more than {MAX_BYTES} bytes.",

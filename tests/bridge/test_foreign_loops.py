@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -17,21 +18,28 @@ from ..patience import patient
 SECONDS = patient(20)
 
 
-async def answer(said: threading.Event) -> int:
-    await asyncio.sleep(0.05)  # by then the other loop waits
-    said.set()
-    return 42
-
-
 def test_a_wake_up_that_a_sibling_has_read() -> None:
     """Siblings that were forked with a loop share the pipe that wakes it: one byte, one reader."""
-    loop = asyncio.new_event_loop()
-    loop._write_to_self = lambda: None  # type: ignore[attr-defined]
+    loop: Any = asyncio.new_event_loop()
+    loop._write_to_self = lambda: None
+    select = loop._selector.select
     answers: list[int] = []
-    said = threading.Event()
+    waits, said = threading.Event(), threading.Event()
+
+    def select_and_say(timeout: float | None = None) -> Any:
+        if timeout is None or timeout > 0:
+            waits.set()
+        return select(timeout)
+
+    loop._selector.select = select_and_say
+
+    async def answer() -> int:
+        assert await asyncio.to_thread(waits.wait, SECONDS)
+        said.set()
+        return 42
 
     def wait() -> None:
-        answers.append(loop.run_until_complete(Bridge.instance().awaited(answer(said))))
+        answers.append(loop.run_until_complete(Bridge.instance().awaited(answer())))
         loop.close()
 
     waiting = threading.Thread(target=wait, daemon=True)

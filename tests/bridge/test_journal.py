@@ -20,6 +20,18 @@ from gvisor_kernel.log_files import INSIDE, Limiter
 PARENT = json.dumps({"msg_id": "the-request"}).encode()
 
 
+class Clock:
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The log's own, which a test sets."""
+    made = Clock()
+    monkeypatch.setattr(log_files.time, "monotonic", lambda: made.now)
+    return made
+
+
 def entries(directory: Path) -> list[dict[str, Any]]:
     """All that was recorded, oldest first."""
     files = sorted(directory.glob("transcript.jsonl*"), key=lambda p: p.name, reverse=True)
@@ -74,15 +86,11 @@ def test_a_storm_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
     assert all(len(line) <= journal.RECENT_LENGTH for line in log.recent)
 
 
-def test_the_beginning_and_the_end_of_all_that_is_logged_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_beginning_and_the_end_of_all_that_is_logged_stay(tmp_path: Path, clock: Clock) -> None:
     """However much comes between, and for however long."""
-    now = 1000.0
-    monkeypatch.setattr(log_files.time, "monotonic", lambda: now)
     log = KernelLog(tmp_path / "log")
     for number in range(30_000):
-        now += 1.0
+        clock.now += 1.0
         log.write("bridge", f"event {number}")
         log.write_inside("stdout", f"output {number} {'x' * 60}")
     log.close()
@@ -124,12 +132,10 @@ def test_dropped_messages_are_counted_and_few_are_told(tmp_path: Path) -> None:
     assert told[0].endswith("dropped: 0")
 
 
-def test_a_limited_line_tells_how_many_were_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(log_files.time, "monotonic", lambda: now)
+def test_a_limited_line_tells_how_many_were_not(clock: Clock) -> None:
     limiter = Limiter(burst=3, seconds=10.0)
     assert [limiter.take(str(n)) for n in range(6)] == ["0", "1", "2", None, None, None]
-    now += 11.0
+    clock.now += 11.0
     assert limiter.take("6") == "6 (and 3 more before it)"
     assert limiter.take("7") is None
     assert limiter.count == 8
@@ -142,17 +148,13 @@ def test_an_event_is_not_as_long_as_what_it_quotes(tmp_path: Path) -> None:
     assert (tmp_path / "log").stat().st_size < 2 * journal.MAX_EVENT
 
 
-def test_what_is_left_out_of_the_log_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(log_files.time, "monotonic", lambda: now)
+def test_what_is_left_out_of_the_log_is_told(tmp_path: Path, clock: Clock) -> None:
     log = KernelLog(tmp_path / "log")
     for _ in range(journal.INSIDE_BURST // 1000 + 1):
         log.write_inside("stdout", "x" * 1000)
-    now += 0.5  # half a second's is not enough to begin again
+    clock.now += 0.5  # half a second's is not enough to begin again
     log.write_inside("stdout", "y" * 1000)
-    now += 1.0
+    clock.now += 1.0
     log.write_inside("stdout", "again")
     log.close()
     parts = log_files.log_parts(tmp_path / INSIDE)

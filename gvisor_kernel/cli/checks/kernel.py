@@ -81,7 +81,9 @@ def _run_cell(client: OwnClient) -> str:
     try:
         return str(content["user_expressions"]["release"]["data"]["text/plain"]).strip("'")
     except (LookupError, TypeError) as error:
-        raise LaunchError(f"The kernel's answer to a cell is none: {str(content)[:300]}") from error
+        raise LaunchError(
+            f"The kernel's answer to a cell has no result: {str(content)[:300]}"
+        ) from error
 
 
 def _check_idle(kernel: SandboxedKernel) -> list[Check]:
