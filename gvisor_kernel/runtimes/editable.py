@@ -320,11 +320,16 @@ def _list(folder: str) -> list[str]:
 
 
 def _read(path: str) -> str:
+    """Does not wait: a kernel that may write the repository could put a pipe there."""
     try:
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES).decode(errors="replace")
+        with open(path, "rb", opener=_open_at_once) as file:
+            return (file.read(MAX_BYTES) or b"").decode(errors="replace")
     except OSError:
         return ""
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _limit(editable: Editable) -> Editable:

@@ -202,3 +202,20 @@ def test_too_many_modules(site: Path, repository: Path, monkeypatch: pytest.Monk
     assert len(found.shown) == 5
     assert found.shown[0].endswith("/z")
     assert found.left_out == 6
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["pyproject.toml", "kept.egg-info/top_level.txt"])
+def test_a_pipe_in_the_repository(site: Path, repository: Path, name: str) -> None:
+    """A kernel that may write there could make each later start wait for it."""
+    install(site, "project", repository)
+    path = repository / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert shown(site, repository)
+    writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert shown(site, repository)  # somebody has it open, and says nothing
+    finally:
+        os.close(writer)
