@@ -16,7 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
 
-from gvisor_kernel.spec.layout import UPLOADS, Bind, Mount, is_within
+from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount, is_within
 
 KEPT = ("kernels", "nbconvert", "voila")
 """Of Jupyter's data: programs and templates that a kernel may need. Beside them are the keys that
@@ -142,13 +142,29 @@ def put_covers(
             ):
                 continue  # another one lies above it there
             kept = [path for path in cover.kept if os.path.lexists(path)]
-            source = (
-                str(places / hashlib.sha256(os.fsencode(target)).hexdigest()) if kept else empty
-            )
-            yield Bind(source, target, foreign=True)
+            yield _find_place(target, places) if kept else Bind(empty, target, foreign=True)
             for path in kept:
                 place = mount.target + path[len(mount.source) :]
                 yield replace(mount, source=path, target=place)
+
+
+def put_ways(mounts: Iterable[Mount], places: Path) -> Iterator[Bind]:
+    """Directories with nothing but places, on the way to what lies in a directory of scratch.
+
+    A kernel may write there: it could rename a folder on the way to its interpreter, and have a
+    later kernel of the same sandbox run another one. ``places``: as of ``put_covers``.
+    """
+    for mount in mounts:
+        for scratch in SCRATCH:
+            if isinstance(mount, Bind) and _is_inside(mount.target, scratch):
+                first, _, more = mount.target[len(scratch) + 1 :].partition("/")
+                if more:
+                    yield _find_place(f"{scratch}/{first}", places)
+
+
+def _find_place(target: str, places: Path) -> Bind:
+    name = hashlib.sha256(os.fsencode(target)).hexdigest()
+    return Bind(str(places / name), target, foreign=True)
 
 
 def make_places(mounts: Sequence[Mount], places: Path) -> None:

@@ -22,6 +22,7 @@ from gvisor_kernel.runtimes.covers import (
     find_jupyters,
     make_places,
     put_covers,
+    put_ways,
 )
 from gvisor_kernel.runtimes.rootfs import find_etc_binds
 from gvisor_kernel.runtimes.world import World
@@ -144,6 +145,7 @@ def plan_mounts(
         mounts += find_etc_binds()
     mounts += [_show(root, root) for root in world.roots]
     mounts += [_show(real, path) for path, real in world.aliases]
+    mounts += list(put_ways(mounts, places.covers))
     package = Path(gvisor_kernel.__file__).parent
     mounts += [
         Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config import ExtraMount
+from gvisor_kernel.config import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.runtimes.runsc import RunscRuntime
 from gvisor_kernel.runtimes.world import find_world
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
 
-from .conftest import AS_ROOT, Start, root_only
-from .standin import Conversation, Failed
+from .conftest import AS_ROOT, Start, make_request, root_only
+from .standin import Conversation, Failed, standin_argv
 
 
 def read_mounts(shared: Conversation) -> dict[str, list[str]]:
@@ -247,6 +249,30 @@ def test_an_extra_mount_keeps_off_the_interpreter(start: Start, tmp_path: Path) 
     root = find_world(sys.executable).roots[0]
     with pytest.raises(SettingError, match=re.escape(root)):
         start(mounts=(ExtraMount(str(tmp_path), f"{root}/x"),))
+
+
+def test_an_interpreter_in_scratch_keeps_its_place(folder: Path, tmp_path: Path) -> None:
+    """Where /tmp of the host has it, folders of the sandbox's own /tmp lead to it."""
+    python = tmp_path / "on" / "the" / "way" / "bin" / "python"
+    environment = python.parent.parent
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    runtime = RunscRuntime(init_argv=standin_argv(str(python)))
+    sandbox = runtime.start(SandboxSpec(), make_request(folder, python=str(python)))
+    try:
+        inside = Conversation(sandbox)
+        inside.ask("run('import tempfile, shutil')")
+        for way in (environment, *environment.parents):
+            if str(way) in ("/tmp", "/"):
+                break
+            for change in (f"os.mkdir('{way}/new')", f"os.rename('{way}', '{way}.old')"):
+                with pytest.raises(Failed):
+                    inside.ask(change)
+            with pytest.raises(Failed):
+                inside.ask(f"shutil.rmtree('{way}')")
+        assert inside.ask(f"os.path.exists('{python}')")
+        inside.ask("os.mkdir('/tmp/new')")
+    finally:
+        sandbox.close()
 
 
 def test_skills_are_shown(start: Start, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.state import state_root
 from gvisor_kernel.runtimes.sweep import give_back
-from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
+from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS, SCRATCH
 
 from .inside import SECRET, Kernel, attacker, names_in
 
@@ -199,7 +199,8 @@ def test_what_a_later_kernel_runs(kernel: Kernel, enter: str) -> None:
     guest, python = "/opt/gvisor-kernel/gvisor_kernel", Path(sys.executable)
     targets = (Path(guest, "guest"), python, python.resolve())
     above = {str(folder) for target in targets for folder in (target, *target.parents)}
-    folders = sorted(above - {str(python), str(python.resolve())}, key=len, reverse=True)
+    own = {str(python), str(python.resolve()), *SCRATCH}
+    folders = sorted(above - own, key=len, reverse=True)
     code = f"found = {enter}({CHANGE_WHAT_RUNS!r}, {folders!r}, {sys.executable!r})"
     assert kernel.run(code) == []
     parts = ["__init__.py", "guest", "link", "strict_json.py"]
