@@ -146,5 +146,6 @@ def test_the_folder_of_jupyters_own_keys(tmp_path: Path, monkeypatch: pytest.Mon
         state.state_root().parent,
     ):
         assert uploads_of(SandboxSpec(), folder) is None
-    with pytest.raises(SettingError, match="keys of kernels"):
-        outputs_of(SandboxSpec(outputs=str(runtime.parent)), tmp_path)
+    for folder in (runtime.parent, state.state_root(), state.state_root().parent):
+        with pytest.raises(SettingError, match="keys of kernels"):
+            outputs_of(SandboxSpec(outputs=str(folder)), tmp_path)

@@ -1,0 +1,145 @@
+"""Folders that are swapped for links while files go into an engine's sandbox, and come out of it.
+
+See ``security/races``. Nothing of the home is copied in, and nothing is copied into it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes import docker, state
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.docker import DockerRuntime
+from gvisor_kernel.runtimes.docker_engine import Engine
+from gvisor_kernel.runtimes.docker_removal import COPIED, sync_outputs
+from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
+
+from ..security.inside import Host
+from ..security.races import COMPONENTS, Scene, Stop, make_scene
+from .dockerd import IMAGE, Dockerd, needs_dockerd
+
+pytestmark = [*needs_dockerd]
+
+ALL = os.environ.get("GK_TEST_ALL") == "1"
+OUT = (
+    "host/folders.py",
+    "root_images/",
+    "runtimes/docker_outputs.py",
+    "runtimes/docker_removal.py",
+)
+IN = ("host/folders.py", "runtimes/docker_files.py", "runtimes/shown.py")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with make_scene(tmp_path_factory.mktemp("races")) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def unharmed(scene: Scene, dockerd: Dockerd) -> Iterator[None]:
+    host = Host((scene.home,))
+    before = host.look()
+    yield
+    assert host.look() == before
+    assert dockerd.ours() == []
+
+
+def start(scene: Scene) -> DockerSandbox:
+    spec = replace(scene.spec, runtime="docker", image=IMAGE, mounts=scene.spec.mounts[1:])
+    request = LaunchRequest("gvisor-python", "", scene.report, "python3", {})
+    sandbox = DockerRuntime().start(spec, request)
+    assert isinstance(sandbox, DockerSandbox)
+    return sandbox
+
+
+class Enough(GvisorKernelError):
+    """All that goes in was seen."""
+
+
+def test_what_goes_in_at_each_step(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, dockerd: Dockerd
+) -> None:
+    """The archives that are sent to the engine; the start ends before the container's."""
+    sent: list[bytes] = []
+    put = Engine.put
+
+    def keep(engine: Engine, container: str, folder: str, archive: Iterable[bytes]) -> None:
+        pieces = list(archive)
+        sent.append(b"".join(pieces))
+        put(engine, container, folder, pieces)
+
+    def end(*_: object, **__: object) -> None:
+        raise Enough("The start ends here.")
+
+    monkeypatch.setattr(Engine, "put", keep)
+    monkeypatch.setattr(docker, "finalize_container", end)
+
+    def names() -> set[str]:
+        """What is sent, but for the project's own files; nothing where the start is refused."""
+        sent.clear()
+        with suppress(GvisorKernelError):
+            start(scene).close()
+        found: set[str] = set()
+        for archive in sent:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+                found.update(Path(name).name for name in opened.getnames())
+        return found & {"own", "secret"}
+
+    with Stop() as stop:
+        assert names() == {"own"}
+    steps = [step for step in stop.passed if step.split()[1].startswith(IN)]
+    assert len(steps) > 50
+    seen = refused = 0
+    for number, step in enumerate(steps if ALL else steps[::4]):
+        for component in COMPONENTS if ALL else [COMPONENTS[number % len(COMPONENTS)]]:
+            with scene.swapped(component) as swap, Stop(step, swap) as stop:
+                found = names()
+                assert "secret" not in found, (step, component)
+                assert step in stop.passed
+                seen += bool(found)
+                refused += not found
+    assert seen
+    assert refused
+
+
+def test_outputs_come_at_each_step(scene: Scene) -> None:
+    """They come into the folder that the sandbox was started with, or stay where they are."""
+    sandbox = start(scene)
+    try:
+        record = state.read_record(sandbox.directory)
+        assert record is not None
+
+        def sync() -> bool:
+            (sandbox.directory / COPIED).unlink(missing_ok=True)  # all of it, each time
+            try:
+                copied, _ = sync_outputs(sandbox.directory, record)
+            except GvisorKernelError:
+                return False
+            return copied > 0
+
+        with Stop() as stop:
+            assert sync()
+        steps = [step for step in stop.passed if step.split()[1].startswith(OUT)]
+        assert len(steps) > 50
+        done = refused = 0
+        for number, step in enumerate(steps if ALL else steps[::2]):
+            for component in ("", "outputs") if ALL else [("", "outputs")[number % 2]]:
+                with scene.swapped(component) as swap, Stop(step, swap) as stop:
+                    came = sync()
+                    done += came
+                    refused += not came
+                    assert step in stop.passed
+        assert done
+        assert refused
+    finally:
+        sandbox.close()
