@@ -24,6 +24,7 @@ from gvisor_kernel.bridge.idle import Sleep
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
+from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError
@@ -72,8 +73,9 @@ class KernelBridge:
         address: Address,
         base: Path,
         executor: Executor,
+        sharing: Sharing,
     ) -> None:
-        """``executor``: for long work on messages.
+        """``executor``: for long work on messages. ``sharing``: of all kernels of the bridge.
 
         Raises LaunchError when the sockets cannot be opened; see ClientSockets.
         """
@@ -84,6 +86,7 @@ class KernelBridge:
         """What the guest said of itself before any kernel ran; for people."""
         self.stats: Stats | None = None
         self._loop = asyncio.get_running_loop()
+        self._sharing = sharing
         self._sandbox: LinkedSandbox | None = None
         self._link: SandboxLink | None = None
         self._records = Records()
@@ -202,7 +205,8 @@ class KernelBridge:
     def _use_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> None:
         sleep = Sleep(lambda: not self._exchange.pending, self._sleep_changed)
         self._link = self._exchange.link = SandboxLink(
-            *(sandbox, self._on_event, self._on_link_end, self._exchange.resume, resume),
+            *(sandbox, self._on_event, self._on_link_end, self._exchange.resume),
+            *(self._sharing.add(), resume),
             sleep if self.identity.idle_stop and sandbox.pauses else None,
         )
 

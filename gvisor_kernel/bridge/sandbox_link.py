@@ -14,6 +14,7 @@ from typing import Protocol
 
 from gvisor_kernel import __version__
 from gvisor_kernel.bridge.idle import IdleWatch, Sleep
+from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.link import (
     Ask,
     Channel,
@@ -80,12 +81,14 @@ class SandboxLink:
         on_event: Callable[[Event], None],
         on_end: Callable[[str], None],
         on_room: Callable[[], None],
+        share: Share,
         resume: Resume | None = None,
         sleep: Sleep | None = None,
     ) -> None:
         """``resume``: what to tell a guest that was restored. Raises LocalProtocolError.
 
-        ``sleep``: None for a sandbox that is never stopped.
+        ``share``: what it may send, which is left at the end. ``sleep``: None for a sandbox that is
+        never stopped.
         """
         hello = Hello(facts=(("release", __version__),))
         self.connection = Connection(Role.HOST, hello, resume)
@@ -97,6 +100,7 @@ class SandboxLink:
         self._on_event = on_event
         self._on_end = on_end
         self._on_room = on_room
+        self._share = share
         self._read_size = READ_SIZE
         self._last_bytes = LAST_BYTES
         self._pending = memoryview(b"")
@@ -121,8 +125,16 @@ class SandboxLink:
 
     def _read(self) -> None:
         """One read a turn: other kernels share this loop, and credit must go back soon."""
-        self._read_once()
+        size = self._read_once()
         self.flush()
+        pause = self._share.take(size)
+        if pause and not self.ended:
+            self._loop.remove_reader(self._sandbox.link_out)
+            self._loop.call_later(pause, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.ended:
+            self._loop.add_reader(self._sandbox.link_out, self._read)
 
     def _read_once(self) -> int:
         """How many bytes were read; 0 if there is nothing, or never will be."""
@@ -227,6 +239,8 @@ class SandboxLink:
         self.connection.send_message(channel, parts)
         if channel is not Channel.HB:
             self.moved()
+        if channel is Channel.SHELL:
+            self._share.note_use()
         self.flush()
 
     # -- liveness --------------------------------------------------------------------------------
@@ -334,6 +348,7 @@ class SandboxLink:
             return
         self.ended = True
         self.stopped = False
+        self._share.leave()
         if self._idle is not None:
             self._idle.end()
         for timer in self._timers:

@@ -22,6 +22,7 @@ from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, s
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link.frames import VIEWED
 from gvisor_kernel.locks import ThreadLock
@@ -57,6 +58,7 @@ class Bridge:
         self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
         # Apart from launches, each of which may take a worker for seconds.
         self._signers = concurrent.futures.ThreadPoolExecutor(SIGNERS, "gvisor-kernel-sign")
+        self._sharing = Sharing()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self.executor)
         self._thread = threading.Thread(target=self._run, name="gvisor-kernel-bridge", daemon=True)
@@ -120,7 +122,9 @@ class Bridge:
             sweep_bases(root)
             remove_base(root, owner_name(os.getpid()) or "")
             base = self._bases[root] = make_base(root)
-        kernel = KernelBridge(self._context, identity, address, base, self._signers)
+        kernel = KernelBridge(
+            *(self._context, identity, address, base, self._signers, self._sharing)
+        )
         self._kernels.add(kernel)
         return kernel
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.runtimes.processes import read_children
 
 from ..faults.held import Peak, charged_to
-from ..jupyter.helpers import connected, execute, finish, needs_all, wait_for, wait_until
+from ..jupyter.helpers import connected, execute, finish, wait_for, wait_until
 from ..patience import patient
+from ..sweeps import needs_all
 from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRYS, SLOW, SMALL_PROCESS
 from .inside import Kernel, Neighbour, attacker
 
@@ -264,11 +266,14 @@ def connected_again(kernel: Kernel) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_a_gigabyte_of_output(talker: Kernel, beside: Neighbour) -> None:
+@pytest.mark.parametrize("size", [256 * MIB, pytest.param(1024 * MIB, marks=needs_all)])
+def test_much_output(talker: Kernel, beside: Neighbour, size: int) -> None:
     """All of it arrives, and passes through a bounded room."""
     client = talker.client
     before, most, received, at = held_by_us(), 0, 0, 0
-    msg_id = client.execute("for _ in range(256): print('x' * (1 << 22), end='', flush=True)")
+    msg_id = client.execute(
+        f"for _ in range({size >> 22}): print('x' * (1 << 22), end='', flush=True)"
+    )
 
     def look(message: dict[str, Any]) -> bool:
         nonlocal most, received, at
@@ -283,8 +288,31 @@ def test_a_gigabyte_of_output(talker: Kernel, beside: Neighbour) -> None:
         return message["content"].get("execution_state") == "idle"
 
     wait_for(client, look, "the end of the flood", 150)
-    assert received == 1 << 30
+    assert received == size
     assert most < HOST_SLACK + 64 * MIB  # of which the client's own is some
+
+
+def test_output_beside_a_kernel_that_is_used(
+    talker: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read slowly, so that the other one answers, and all of it arrives."""
+    pauses: list[float] = []
+    take = Share.take
+
+    def note(share: Share, size: int) -> float:
+        pauses.append(take(share, size))
+        return pauses[-1]
+
+    monkeypatch.setattr(Share, "take", note)
+    beside.check()
+    msg_id = talker.client.execute("for _ in range(12): print('x' * (1 << 21), flush=True)")
+    answer = finish(talker.client, msg_id)
+    assert answer.text.count("x") == 12 << 21
+    assert any(pauses)
+    pauses.clear()
+    assert talker.run("found = 6 * 7") == 42
+    beside.check()
+    assert not any(pauses), "who says little does not wait"
 
 
 # Memory beyond the limit, where it is not the kernel's own: tests/faults/test_memory.py has those.
