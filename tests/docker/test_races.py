@@ -6,7 +6,6 @@ See ``security/races``. Nothing of the home is copied in, and nothing is copied 
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -25,11 +24,11 @@ from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
 
 from ..security.inside import Host
 from ..security.races import COMPONENTS, Scene, Stop, make_scene
+from ..sweeps import ALL
 from .dockerd import IMAGE, Dockerd, needs_dockerd
 
 pytestmark = [*needs_dockerd]
 
-ALL = os.environ.get("GK_TEST_ALL") == "1"
 OUT = (
     "host/folders.py",
     "root_images/",

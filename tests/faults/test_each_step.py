@@ -2,8 +2,7 @@
 
 See ``points`` for what a point is. First the process that owns the kernel, and with it the bridge,
 is killed at each; then each part of the sandbox, where it lives. A sample, spread evenly, runs
-always; all of it, some 500 points and 400 pairs of a point and a part, with ``GK_POINTS=all`` in
-the environment.
+always; all of it, some 500 points and 400 pairs of a point and a part, with ``scripts/test --all``.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
 from ..snapshots.conftest import copy_to, image_of
+from ..sweeps import ALL, needs_all
 from ..world import DEFAULT_KERNEL, PROJECT, World
 
 STAGES = {
@@ -41,9 +41,11 @@ STAGES = {
 SWEEP = ("sweep", "off")
 WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
 SAME_FOR_A_USER = ("run", "restart", "shutdown", "end")
+LONG = {"owner": ("run", "restart", "end"), "part": ("restart", "shutdown")}
+"""Stages whose steps are nearly those of others."""
 RESTORED = "the host hears Resumed"
 """A point that a cold start does not come to."""
-ALL = 10**6
+ALL_POINTS = 10**6
 UNDERSTOOD = re.compile(r"sandbox|kernel|image|runsc", re.I)
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|errno|0x[0-9a-f]{6}|never retrieved", re.I)
 
@@ -207,24 +209,25 @@ def kill_parts(lane: Lane, stage: str, most: int) -> int:
     return told
 
 
-def as_a_user(stage: str) -> Any:
+def marked(stage: str, victim: str) -> Any:
     """The stage, left out of an ordinary user's run where it is the same there."""
-    return pytest.param(stage, marks=[pytest.mark.once] if stage in SAME_FOR_A_USER else [])
+    marks = [pytest.mark.once] if stage in SAME_FOR_A_USER else []
+    return pytest.param(stage, marks=[*marks, needs_all] if stage in LONG[victim] else marks)
 
 
 def points_of(share: int) -> int:
-    return ALL if os.environ.get("GK_POINTS") == "all" else share
+    return ALL_POINTS if ALL else share
 
 
-@pytest.mark.timeout(1200 if os.environ.get("GK_POINTS") else 180)
-@pytest.mark.parametrize("stage", [as_a_user(stage) for stage in STAGES])
+@pytest.mark.timeout(1200 if ALL else 180)
+@pytest.mark.parametrize("stage", [marked(stage, "owner") for stage in STAGES])
 def test_the_owner_is_killed(lane: Lane, stage: str) -> None:
     """And with it the bridge: what it leaves ends by itself, and the next start works."""
     kill_owners(lane, stage, points_of(2))
 
 
-@pytest.mark.timeout(1200 if os.environ.get("GK_POINTS") else 180)
-@pytest.mark.parametrize("stage", [as_a_user(stage) for stage in WITH_PARTS])
+@pytest.mark.timeout(1200 if ALL else 180)
+@pytest.mark.parametrize("stage", [marked(stage, "part") for stage in WITH_PARTS])
 def test_a_part_is_killed(lane: Lane, stage: str) -> None:
     """Whoever waits is told in words, nothing is left, and the next start works."""
     kill_parts(lane, stage, points_of(2))

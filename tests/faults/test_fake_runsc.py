@@ -34,7 +34,7 @@ MIB = 1024 * 1024
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|\bb'", re.I)
 NONSENSE = r"""yes "$(printf '\033[2J\007\377')" | head -c 100000"""
 """What would empty a terminal and ring its bell, and is no text. The same in each run."""
-FLOOD = "head -c 256M /dev/zero"
+FLOOD = "head -c 96M /dev/zero"
 """Four times what a reader may need for it."""
 SLEEP = f"sleep 1000.{os.getpid()}"
 """The number tells this run's from those of others."""
@@ -147,7 +147,7 @@ def bounded_memory() -> Iterator[None]:
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
     yield
-    assert peak() - before < 64 * MIB
+    assert peak() - before < 24 * MIB
 
 
 def peak() -> int:

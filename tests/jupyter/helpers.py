@@ -40,9 +40,6 @@ every_way = pytest.mark.parametrize(
     "way", EVERY_WAY if SANDBOXED else [""], indirect=True, scope="module"
 )
 """For modules whose kernels must answer alike, however they are spoken to."""
-needs_all = pytest.mark.skipif(
-    os.environ.get("GK_TEST_ALL") != "1", reason="takes long: scripts/test --all has it"
-)
 every_runtime = pytest.mark.parametrize(
     "way",
     [*EVERY_WAY, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],

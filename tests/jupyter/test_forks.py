@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
+from ..sweeps import needs_all
 from ..world import PROJECT
 from .helpers import SOONEST
 
@@ -29,7 +29,7 @@ def test_in_a_few_workers() -> None:
     run_workers(6, 3, 170)
 
 
-@pytest.mark.skipif(os.environ.get("GK_TEST_ALL") != "1", reason="long: scripts/test --all")
+@needs_all
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("image")
 def test_two_hundred() -> None:

@@ -22,15 +22,14 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.runsc import RunscRuntime
 
-from ..jupyter.helpers import needs_all
 from ..patience import patient
 from ..runtimes.conftest import make_request
 from ..runtimes.standin import Conversation, Failed, standin_argv
+from ..sweeps import ALL, needs_all
 from ..world import PROJECT
 from .inside import Host
 from .races import COMPONENTS, PERSON, Scene, Stop, exchange, make_scene, spinning
 
-ALL = os.environ.get("GK_TEST_ALL") == "1"
 FREE_STARTS = 500
 
 WRITABLE = ("/mnt/user-data/outputs", "/mnt/more")
