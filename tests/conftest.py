@@ -50,6 +50,7 @@ QUICK = (
 )
 """Files there that need none, or a few that show that the whole works."""
 ALONE = ("benchmarks/test_run.py", "benchmarks/test_soak.py", "jupyter/test_forks.py")
+ALONE += ("jupyter/test_nbclient.py",)
 """Where tests take all that the machine has: they run after the others, in one process."""
 MANY = 100
 """Tests in a run; with so many, making an image takes less time than it saves."""

@@ -170,10 +170,10 @@ def _find_place(target: str, places: Path) -> Bind:
 def make_places(mounts: Sequence[Mount], places: Path) -> None:
     """The directories that covers are, as ``put_covers`` names them. Raises OSError."""
     binds = [mount for mount in mounts if isinstance(mount, Bind)]
-    for cover in binds:
-        if Path(cover.source).parent != places:
-            continue
+    covers = [bind for bind in binds if Path(bind.source).parent == places]
+    for cover in covers:
         Path(cover.source).mkdir(mode=0o755, parents=True, exist_ok=True)
+    for cover in covers:
         for kept in binds:
             if _is_inside(kept.target, cover.target):
                 place = Path(cover.source, kept.target[len(cover.target) + 1 :])

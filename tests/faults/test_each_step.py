@@ -41,7 +41,7 @@ STAGES = {
 SWEEP = ("sweep", "off")
 WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
 SAME_FOR_A_USER = ("run", "restart", "shutdown", "end")
-LONG = {"owner": ("run", "restart", "end"), "part": ("restart", "shutdown")}
+LONG = {"owner": ("run", "restart", "renew", "end"), "part": ("run", "restart", "shutdown")}
 """Stages whose steps are nearly those of others."""
 RESTORED = "the host hears Resumed"
 """A point that a cold start does not come to."""

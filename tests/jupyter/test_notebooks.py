@@ -20,6 +20,7 @@ from nbclient import NotebookClient
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.programs import host_path
 
+from ..sweeps import needs_all
 from ..world import PROJECT
 from .helpers import SANDBOXED
 
@@ -65,7 +66,9 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 # nbclient takes the time by it where a kernel writes dates in a way of its own, as these do.
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_all) if n == "java" else n for n in KEPT]
+)
 def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
     """Its cells check what they print, so an error is what would tell."""
     notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)

@@ -19,6 +19,7 @@ from gvisor_kernel.programs import host_path
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
+from ..sweeps import needs_all
 from ..world import World, kernelspec_of
 from .conftest import build, make_python, packages_of, rewrite, said
 
@@ -36,7 +37,7 @@ print(json.dumps([drawn, session.key.decode(), os.getcwd(), os.listdir(), sorted
 """
 
 
-@pytest.fixture(scope="module", params=["direct", "relay"])
+@pytest.fixture(scope="module", params=[pytest.param("direct", marks=needs_all), "relay"])
 def bash_way(request: pytest.FixtureRequest, world: World) -> Iterator[str]:
     """An image of a kernel of bash_kernel; how such a kernel is spoken to."""
     folder = add_bash(world, {"direct": "auto", "relay": "relay"}[request.param])
@@ -118,7 +119,7 @@ System.out.println(System.getProperty("user.dir") + " "
 """Prints what is drawn from four sources of random numbers, then where the kernel is."""
 
 
-@pytest.fixture(scope="module", params=LOOK)
+@pytest.fixture(scope="module", params=["typescript", pytest.param("java", marks=needs_all)])
 def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
     """A language whose kernel has compilers to load, with an image of it."""
     language = str(request.param)
