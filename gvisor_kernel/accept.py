@@ -154,7 +154,7 @@ def accept_command(name: str, value: object) -> tuple[str, ...]:
 
 
 def accept_modules(name: str, value: object) -> tuple[str, ...]:
-    accepted = 'a list of at most 100 names of Python modules, such as "numpy" or "os.path"'
+    accepted = 'a list of at most 100 names of Python modules, such as ["numpy", "os.path"]'
     names = accept_strings(name, value, accepted)
     if len(names) > MODULES_MOST:
         raise SettingError(name, value, accepted)

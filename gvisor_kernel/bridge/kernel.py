@@ -292,10 +292,14 @@ class KernelBridge:
         """A shutdown was requested: the next exit is no accident."""
         self._asked_to_end = True
         self._keep_sandbox = restart
+        if self._link is not None:
+            self._link.hurry(KILL_SECONDS)
 
     async def kill(self) -> None:
         """End the kernel now; its sandbox too, should PID 1 not see to it."""
         self.signal(signal.SIGKILL)
+        if self._link is not None:
+            self._link.hurry(KILL_SECONDS)
         try:
             async with asyncio.timeout(KILL_SECONDS):
                 await self._exited.wait()

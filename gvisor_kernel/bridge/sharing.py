@@ -46,6 +46,7 @@ class Share:
         self._sharing = sharing
         self._left = float(BURST)
         self._at = sharing.clock()
+        self._hurried_until = self._at
 
     def note_use(self) -> None:
         """A client has asked this kernel something."""
@@ -54,12 +55,16 @@ class Share:
     def take(self, size: int) -> float:
         """``size`` bytes were read; for how many seconds no more are to be."""
         now = self._sharing.clock()
-        if not self._sharing.others_are_used(self):
+        if now < self._hurried_until or not self._sharing.others_are_used(self):
             self._left, self._at = float(BURST), now
             return 0.0
         self._left = min(BURST, self._left + (now - self._at) * PER_SECOND) - size
         self._at = now
         return max(0.0, -self._left / PER_SECOND)
+
+    def hurry(self, seconds: float) -> None:
+        """The kernel is being ended, and somebody waits for its last words: read them at once."""
+        self._hurried_until = self._sharing.clock() + seconds
 
     def leave(self) -> None:
         """The kernel's link has ended. Idempotent."""

@@ -57,7 +57,8 @@ MISSED_WAITS = 6
 """So many waits in a row without a byte from the host (which pings every 5 s), and it is gone.
 Counted in waits, not in time: a machine that slept was not silent."""
 DRAIN_SECONDS = 3.0
-"""How long the last messages of a dead kernel may take to leave, before its exit is told."""
+"""How long none of a dead kernel's last messages may leave, before its exit is told. The host may
+read slowly, while other kernels are used; how much there is, is bounded."""
 DRAIN_MS = 50
 """How often to look meanwhile."""
 LINK_WORD = "{link}"
@@ -172,6 +173,8 @@ class Supervisor:
             except OSError as error:
                 raise HostGone(f"the link cannot be written: {error}") from error
             self._pending = self._pending[written:]
+            if self._drain_until is not None:
+                self._drain_until = time.monotonic() + DRAIN_SECONDS
 
     def _read_link(self) -> None:
         data = os.read(self.link_in, READ_SIZE)

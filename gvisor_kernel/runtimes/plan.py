@@ -24,7 +24,7 @@ from gvisor_kernel.runtimes.covers import (
     put_covers,
     put_ways,
 )
-from gvisor_kernel.runtimes.rootfs import find_etc_binds
+from gvisor_kernel.runtimes.rootfs import find_etc_binds, make_readable
 from gvisor_kernel.runtimes.world import World
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
@@ -160,6 +160,7 @@ def plan_mounts(
         mounts += list(put_covers(mounts, covers, empty, places.covers))
     if places.directory.is_dir():
         make_places(mounts, places.covers)
+        make_readable(places.covers)
     return layout.order_mounts(mounts)
 
 

@@ -67,11 +67,24 @@ def write_rootfs(
         if not os.path.lexists(place):
             place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             place.symlink_to(target)
+    make_readable(rootfs)
     if owner is not None:
         for folder, _, files in os.walk(rootfs):
             os.chown(folder, owner, owner)
             for name in files:
                 os.lchown(os.path.join(folder, name), owner, owner)  # noqa: PTH118
+
+
+def make_readable(tree: Path) -> None:
+    """Let every uid read ``tree``, a new one of ours, whatever the umask of this process is.
+
+    The sandbox's processes are none of its owner's.
+    """
+    for folder, _, files in os.walk(tree):
+        Path(folder).chmod(0o755)
+        for path in (Path(folder, name) for name in files):
+            if not path.is_symlink():
+                path.chmod(0o644)
 
 
 def _inside(rootfs: Path, path: str) -> Path:

@@ -147,7 +147,8 @@ class RunscRuntime(Runtime):
                 if outputs.folder is not None and outputs.lent_by is not None:
                     lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
                 for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
-                    directory.mkdir(mode=0o755)
+                    directory.mkdir()
+                    directory.chmod(0o755)
                 opened = inputs.by_target(spec)
                 mounts = plan_mounts(
                     *(spec, world, places),
@@ -391,6 +392,7 @@ def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
     places.info.write_text(info)
     places.info.chmod(0o644)
     places.meminfo.write_text(meminfo(plan.spec))
+    places.meminfo.chmod(0o644)
     write_rootfs(
         places.rootfs,
         container_id=plan.identity.container_id,

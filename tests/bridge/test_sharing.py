@@ -66,3 +66,12 @@ def test_others_that_nobody_uses_do_not_count(sharing: Sharing, clock: Clock) ->
     near.leave()
     near.leave()
     assert pauses(loud, 100 * MIB) == 0
+
+
+def test_one_that_is_being_ended_is_read_at_once(sharing: Sharing, clock: Clock) -> None:
+    loud, near = sharing.add(), sharing.add()
+    near.note_use()
+    loud.hurry(1)
+    assert pauses(loud, 100 * MIB) == 0
+    clock.now += 1
+    assert pauses(loud, 100 * MIB) > 0

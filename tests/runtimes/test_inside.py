@@ -275,6 +275,29 @@ def test_an_interpreter_in_scratch_keeps_its_place(folder: Path, tmp_path: Path)
         sandbox.close()
 
 
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_whatever_the_umask(umask: int, folder: Path, tmp_path: Path) -> None:
+    """The server's: what is made for the sandbox is to be read by uids that are none of its own."""
+    python = tmp_path / "on" / "the" / "way" / "bin" / "python"
+    venv = [sys.executable, "-m", "venv", "--without-pip", python.parent.parent]
+    subprocess.run(venv, check=True)
+    runtime = RunscRuntime(init_argv=standin_argv(str(python)))
+    before = os.umask(umask)
+    try:
+        sandbox = runtime.start(SandboxSpec(), make_request(folder, python=str(python)))
+    finally:
+        os.umask(before)
+    try:
+        inside = Conversation(sandbox)
+        assert "identity" in inside.ask("read('/container_info.json')")
+        assert inside.ask("os.listdir('/opt/gvisor-kernel/gvisor_kernel')")
+        for place in ("/", "/etc", "/mnt", "/opt", "/opt/gvisor-kernel", str(tmp_path / "on")):
+            assert inside.ask(f"os.stat('{place}').st_mode & 0o777") == 0o755, place
+        assert inside.ask("os.stat('/etc/passwd').st_mode & 0o777") == 0o644
+    finally:
+        sandbox.close()
+
+
 def test_skills_are_shown(start: Start, tmp_path: Path) -> None:
     (tmp_path / "skills" / "public").mkdir(parents=True)
     (tmp_path / "skills" / "public" / "a.skill").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.bridge import sharing
 from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.runtimes.processes import read_children
 
@@ -313,6 +315,33 @@ def test_output_beside_a_kernel_that_is_used(
     assert talker.run("found = 6 * 7") == 42
     beside.check()
     assert not any(pauses), "who says little does not wait"
+
+
+def test_the_last_output_of_a_kernel_that_is_read_slowly(
+    relayed: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than the time that PID 1 gives a dead kernel's messages if none leaves."""
+    monkeypatch.setattr(sharing, "BURST", 0)
+    monkeypatch.setattr(sharing, "PER_SECOND", 2 * MIB)
+    monkeypatch.setattr(sharing, "IN_USE_SECONDS", 60)
+    beside.check()
+    code = """
+        for _ in range(10):
+            print("x" * (1 << 20), flush=True)
+        time.sleep(1)  # until all of it has left this process
+        os._exit(3)
+    """
+    msg_id = relayed.client.execute(textwrap.dedent(code))
+    received = 0
+
+    def look(message: dict[str, Any]) -> bool:
+        nonlocal received
+        if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
+            received += message["content"]["text"].count("x")
+        return message["msg_type"] == "error"
+
+    wait_for(relayed.client, look, "the end of the kernel", 60)
+    assert received == 10 << 20
 
 
 # Memory beyond the limit, where it is not the kernel's own: tests/faults/test_memory.py has those.
