@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 PACKAGES = (
     *("gvisor-kernel", "ipykernel", "jupyter-client", "pyzmq"),

@@ -26,8 +26,8 @@ from platformdirs import user_cache_path
 from benchmarks import figures, tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.cli.sandboxes import Listed, find_all
-from gvisor_kernel.config import SETTINGS
-from gvisor_kernel.spares import Spares
+from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.kernel.warm_pool import Spares
 
 LONGEST_ERROR = 1500
 SPARE_SECONDS = 5.0

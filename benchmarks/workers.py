@@ -184,7 +184,7 @@ def may_run(user: pwd.struct_passwd) -> str | None:
     complaint = f"an ordinary user cannot run {sys.executable}"
     try:
         found = subprocess.run(
-            [sys.executable, "-P", "-c", "import gvisor_kernel.provisioner, ipykernel"],
+            [sys.executable, "-P", "-c", "import gvisor_kernel.jupyter.provisioner, ipykernel"],
             cwd="/",
             env={"HOME": user.pw_dir, "PATH": os.defpath},
             user=user.pw_uid,

@@ -21,9 +21,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from . import leaks
 from .docker.dockerd import Dockerd, running_dockerd

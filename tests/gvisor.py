@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from functools import cache
 
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 
 @cache

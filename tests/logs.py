@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gvisor_kernel.log_files import EVENTS, INSIDE
+from gvisor_kernel.host.log_files import EVENTS, INSIDE
 
 
 class LogMark:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel import homes
-from gvisor_kernel.config import DEFAULTS, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import SettingError
-from gvisor_kernel.homes import find_home
+from gvisor_kernel.host import homes
+from gvisor_kernel.host.homes import find_home
 
 from .config.test_settings import spec
 from .runtimes.conftest import root_only

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel import private
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.locks import locked_file
-from gvisor_kernel.runtimes import state
+from gvisor_kernel.host import private_directories
+from gvisor_kernel.host.locks import locked_file
+from gvisor_kernel.runtimes.state import records
 
 from .patience import patient
 
@@ -51,14 +51,15 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 @pytest.mark.parametrize(
     "hold",
     [
-        "from gvisor_kernel.runtimes.state import locked as held",
+        "from gvisor_kernel.runtimes.state.records import locked as held",
         "from gvisor_kernel.bridge import Bridge\nheld = lambda: Bridge._lock",
-        "from gvisor_kernel.builder import ImageBuilder\nheld = lambda: ImageBuilder._lock",
-        "from gvisor_kernel.spares import Spares\nheld = lambda: Spares._lock",
+        "from gvisor_kernel.kernel import background_builder\n"
+        "held = lambda: background_builder.ImageBuilder._lock",
+        "from gvisor_kernel.kernel.warm_pool import Spares\nheld = lambda: Spares._lock",
         "from gvisor_kernel.runtimes import registry\nheld = lambda: registry._lock",
-        "from gvisor_kernel.runtimes import runsc_cli\nheld = lambda: runsc_cli._lock",
-        "from gvisor_kernel.runtimes import staging\nheld = lambda: staging._namespaces_lock",
-        "from gvisor_kernel.runtimes import lifeline\nheld = lambda: lifeline._lock",
+        "from gvisor_kernel.runtimes.runsc import command_line\nheld = lambda: command_line._lock",
+        "from gvisor_kernel.runtimes.runsc import staging\nheld = lambda: staging._namespaces_lock",
+        "from gvisor_kernel.runtimes.state import lifeline\nheld = lambda: lifeline._lock",
     ],
     ids=lambda hold: hold.split("\n")[0].rpartition(" ")[2],
 )
@@ -75,7 +76,7 @@ def test_a_child_does_not_hold_on_to_its_parents(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = f"""
 import fcntl, os, sys
-from gvisor_kernel.private import lock
+from gvisor_kernel.host.private_directories import lock
 with lock({str(path)!r}, fcntl.LOCK_EX, create=True):
     if os.fork():
         sys.stdout.write("held\\n")
@@ -91,7 +92,7 @@ with lock({str(path)!r}, fcntl.LOCK_EX, create=True):
         assert process.stdout.readline() == b"held\n"
         process.kill()
         process.wait()
-        with private.lock(path, fcntl.LOCK_EX, seconds=SECONDS):
+        with private_directories.lock(path, fcntl.LOCK_EX, seconds=SECONDS):
             pass
 
 
@@ -126,10 +127,10 @@ def test_a_holder_that_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_holder_of_the_state_directory_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "locked_file", functools.partial(locked_file, seconds=0.1))
-    holder = stopped_holder(state.state_root() / "lock")
+    monkeypatch.setattr(records, "locked_file", functools.partial(locked_file, seconds=0.1))
+    holder = stopped_holder(records.state_root() / "lock")
     refused = pytest.raises(StateError, match="cannot be locked: the process")
-    with holder, refused, state.locked():
+    with holder, refused, records.locked():
         pass
-    with state.locked():
+    with records.locked():
         pass

@@ -27,8 +27,8 @@ BY_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 
 NOT_FILES = {"Store.open", "blobs.open", "self._file.open", "self._records.open"}
 
-STATE = "the state directory, whose parents nobody else can change (runtimes/state.py)"
-OWN_STORE = "a store of this user's alone, made and checked by private.py"
+STATE = "the state directory, whose parents nobody else can change (runtimes/state/records.py)"
+OWN_STORE = "a store of this user's alone, made and checked by host/private_directories.py"
 NAMED = "what a person has named on the command line, before any kernel runs"
 KERNEL = "the kernel's own file systems, /proc, /sys and /dev"
 PRIVATE_MOUNTS = "in a mount namespace, below a tmpfs, that nobody else sees"
@@ -38,34 +38,35 @@ ALLOWED = {
     "cli/logs.py": STATE,
     "cli/main.py": KERNEL,
     "cli/skills.py": NAMED,
-    "homes.py": "the system's list of accounts",
+    "host/homes.py": "the system's list of accounts",
     "host/enter.py": KERNEL + "; the state directory, opened again and compared",
     "host/folders.py": "the module that opens: the root, and what it holds open already",
     "host/stage.py": PRIVATE_MOUNTS,
-    "kernelspecs.py": NAMED,
-    "locks.py:_holder": KERNEL,
-    "log_files.py": STATE,
-    "private.py": OWN_STORE,
-    "root_images/": OWN_STORE + "; an image that a person has named",
-    "runtimes/cgroups.py": KERNEL,
-    "runtimes/checkpoint.py": OWN_STORE,
-    "runtimes/covers.py:make_places": STATE,
-    "runtimes/docker.py:_start_with": STATE,
-    "runtimes/docker_files.py:write_list": STATE,
-    "runtimes/editable.py:_read": "to read: what it names is opened again, and checked",
-    "runtimes/editable.py:_open_at_once": "to read, likewise",
-    "runtimes/features.py": STATE,
-    "runtimes/rootfs.py": STATE,
-    "runtimes/runsc.py:start": STATE,
-    "runtimes/runsc.py:_start": STATE,
-    "runtimes/runsc.py:_write_files": STATE,
-    "runtimes/memory.py": KERNEL,
-    "runtimes/staging.py:_make_namespace": KERNEL,
-    "runtimes/state.py": STATE,
-    "runtimes/written.py": STATE,
+    "jupyter/kernelspecs.py": NAMED,
+    "host/locks.py:_holder": KERNEL,
+    "host/log_files.py": STATE,
+    "host/private_directories.py": OWN_STORE,
+    "archive/": "below a folder that is held open",
+    "images/": OWN_STORE + "; an image that a person has named",
+    "host/cgroups.py": KERNEL,
+    "runtimes/runsc/checkpoint.py": OWN_STORE,
+    "runtimes/mounts/covers.py:make_places": STATE,
+    "runtimes/docker/runtime.py:_start_with": STATE,
+    "runtimes/docker/files.py:write_list": STATE,
+    "runtimes/mounts/editable_installs.py:_read": "to read: what it names is opened again",
+    "runtimes/mounts/editable_installs.py:_open_at_once": "to read, likewise",
+    "runtimes/runsc/features.py": STATE,
+    "runtimes/runsc/rootfs.py": STATE,
+    "runtimes/runsc/runtime.py:start": STATE,
+    "runtimes/runsc/runtime.py:_start": STATE,
+    "runtimes/runsc/runtime.py:_write_files": STATE,
+    "runtimes/runsc/memory.py": KERNEL,
+    "runtimes/runsc/staging.py:_make_namespace": KERNEL,
+    "runtimes/state/records.py": STATE,
+    "runtimes/mounts/written_folders.py": STATE,
     "skills/package.py": NAMED + "; no link below it is followed",
     "skills/store.py": "the folder of this user's skills, which no kernel can write",
-    "snapshots/facts.py": KERNEL,
+    "snapshots/host_facts.py": KERNEL,
     "snapshots/store.py": OWN_STORE,
 }
 """A package, a module or a function, and why a path may be used there."""

@@ -9,8 +9,8 @@ from typing import Any
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from gvisor_kernel.config import SandboxSpec
-from gvisor_kernel.provisioner import GVisorProvisioner
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
 from .jupyter.helpers import execute, running_kernel
 

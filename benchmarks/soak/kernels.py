@@ -20,7 +20,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.session import Session
 
-from gvisor_kernel.runtimes import processes, state
+from gvisor_kernel.host import processes
+from gvisor_kernel.runtimes.state import records
 
 SECONDS = 120.0
 """How long an answer may take on a machine that has everything to do at once."""
@@ -168,7 +169,7 @@ async def murder(kernel: Kernel, number: int) -> None:
     identity = await kernel.identity()
 
     async def strike() -> None:
-        for _, record in state.find_sandboxes():
+        for _, record in records.find_sandboxes():
             if record.identity == identity and victim in record.processes:
                 process = record.processes[victim]
                 if processes.is_alive(process):

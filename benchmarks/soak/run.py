@@ -16,8 +16,8 @@ import psutil
 
 from benchmarks.soak import counts
 from benchmarks.soak.kernels import DEEDS, Kernel, a_kernel, cell
-from gvisor_kernel.builder import ImageBuilder
-from gvisor_kernel.spares import Spares
+from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.warm_pool import Spares
 
 AT_ONCE = 4
 """Starts that are under way at the same time, when many kernels are to live at once."""

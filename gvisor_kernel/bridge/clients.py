@@ -22,9 +22,9 @@ from pathlib import Path
 import zmq
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import Channel
 from gvisor_kernel.link.frames import VIEWED, Part
-from gvisor_kernel.log_files import Limiter
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge.wire import WireMessage
-from gvisor_kernel.log_files import (
+from gvisor_kernel.host.log_files import (
     INSIDE,
     MAX_EVENTS,
     MAX_INSIDE,

@@ -28,6 +28,7 @@ from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import (
     Event,
     Exited,
@@ -43,7 +44,6 @@ from gvisor_kernel.link import (
     Stats,
 )
 from gvisor_kernel.link.state import State
-from gvisor_kernel.log_files import Limiter
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
 from gvisor_kernel.bridge.wire import WireError, WireMessage
+from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import Channel, Log
-from gvisor_kernel.log_files import Limiter
 
 
 class Records:

@@ -24,8 +24,8 @@ from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.link.frames import VIEWED
-from gvisor_kernel.locks import ThreadLock
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gvisor_kernel.runtimes.processes import kill_if, read_argv, wait_until_gone
+from gvisor_kernel.host.processes import kill_if, read_argv, wait_until_gone
 
 T = TypeVar("T")
 

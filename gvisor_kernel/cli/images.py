@@ -21,13 +21,14 @@ from gvisor_kernel.cli.output import (
     printable,
 )
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RootImageError
-from gvisor_kernel.root_images import RootImage, Store, building
-from gvisor_kernel.root_images.engines import save_image
-from gvisor_kernel.root_images.importing import Imported, choose_name, import_image
-from gvisor_kernel.root_images.measure import measure_tree
-from gvisor_kernel.runtimes import state
-from gvisor_kernel.runtimes.looking import look_inside
-from gvisor_kernel.spec.oci import SUBUID_BASE
+from gvisor_kernel.host.processes import SUBUID_BASE
+from gvisor_kernel.images import RootImage, Store
+from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
+from gvisor_kernel.images.engines import save_image
+from gvisor_kernel.images.importer import Imported, choose_name, import_image
+from gvisor_kernel.images.measure import measure_tree
+from gvisor_kernel.runtimes.image_probe import look_inside
+from gvisor_kernel.runtimes.state import records
 
 SHOWN_DIGITS = 12
 Report = Callable[[str, float], None]
@@ -56,18 +57,18 @@ def take(store: Store, source: str, name: str, reference: str | None, report: Re
 
 def run_build(arguments: argparse.Namespace) -> int:
     name = choose_name(arguments.image, arguments.name)
-    building.find_chain(arguments.image)
-    builder = building.find_builder()
-    base = building.check_base(arguments.base) if arguments.base else None
+    find_chain(arguments.image)
+    builder = find_builder()
+    base = check_base(arguments.base) if arguments.base else None
     store = Store.open()
     with store.write() as draft:
         archive = Path(arguments.archive) if arguments.archive else None
         if arguments.bootstrap:
             say(f"Making {arguments.bootstrap} of its packages")
             archive = draft.scratch / "distribution.tar"
-            building.bootstrap(arguments.bootstrap, archive)
+            bootstrap(arguments.bootstrap, archive)
         file = draft.scratch / "image.tar"
-        for part in building.build(builder, arguments.image, base=base, archive=archive, file=file):
+        for part in build(builder, arguments.image, base=base, archive=archive, file=file):
             say(f"Building {part} with {builder.program}")
         origin = f"the Dockerfile of {arguments.image}"
         with progress() as report:
@@ -139,8 +140,8 @@ def finish(store: Store, imported: Imported) -> None:
 @contextmanager
 def no_starts() -> Iterator[set[str]]:
     """Keeps kernels from being started meanwhile; the digests of the images that some run in."""
-    with state.locked():
-        yield state.images_in_use()
+    with records.locked():
+        yield records.images_in_use()
 
 
 def describe_inside(image: RootImage) -> dict[str, str]:

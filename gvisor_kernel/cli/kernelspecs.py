@@ -9,11 +9,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from gvisor_kernel.accept import value_of
 from gvisor_kernel.cli.output import printable
-from gvisor_kernel.config import HOST_IMAGE, SandboxSettings
+from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
+from gvisor_kernel.config.validators import value_of
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
-from gvisor_kernel.kernelspecs import (
+from gvisor_kernel.jupyter.kernelspecs import (
     find_destination,
     find_kernelspecs,
     install_kernelspec,
@@ -21,8 +21,8 @@ from gvisor_kernel.kernelspecs import (
     remove_kernelspec,
     template_settings,
 )
-from gvisor_kernel.programs import choose_program, host_path
-from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.kernel.command import choose_program, host_path
+from gvisor_kernel.runtimes.mounts.host_python import find_world
 from gvisor_kernel.spec.layout import is_within
 
 

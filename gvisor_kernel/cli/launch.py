@@ -1,4 +1,4 @@
-"""``launch``: one kernel in a sandbox behind a plain argv. The work is gvisor_kernel.launch's."""
+"""``launch``: one kernel in a sandbox behind a plain argv, by ``jupyter/launcher``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def run_launch(arguments: argparse.Namespace) -> int:
-    from gvisor_kernel.launch import run_launcher
+    from gvisor_kernel.jupyter.launcher import run_launcher
 
     status: int = run_launcher(arguments.connection_file, arguments.kernel)
     return status

@@ -19,8 +19,8 @@ from typing import IO
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.cli.sandboxes import Listed, find_one, find_state
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.log_files import NAMES, log_parts
-from gvisor_kernel.runtimes.state import read_record
+from gvisor_kernel.host.log_files import NAMES, log_parts
+from gvisor_kernel.runtimes.state.records import read_record
 
 FOLLOW_SECONDS = 0.2
 """How often a followed log is looked at."""

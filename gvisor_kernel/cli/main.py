@@ -204,7 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
         "start",
         "start:run_start",
         "start a kernel, run a cell in it, end it, and say how long that took",
-        "The same steps go to the logger gvisor_kernel.trace, at its level DEBUG.",
+        "The same steps go to the logger gvisor_kernel.tracing, at its level DEBUG.",
     )
     start.add_argument(
         "--kernel",

@@ -21,14 +21,14 @@ from gvisor_kernel.cli.output import (
     print_table,
     printable,
 )
-from gvisor_kernel.config import RUNTIMES
+from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.processes import is_alive
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.docker_removal import end_container, redirect_outputs, sync_outputs
-from gvisor_kernel.runtimes.memory import HostMemory
-from gvisor_kernel.runtimes.processes import is_alive
-from gvisor_kernel.runtimes.state import Record, find_sandboxes, is_orphan, this_machine
-from gvisor_kernel.runtimes.sweep import end_sandbox, remove_sandbox
+from gvisor_kernel.runtimes.docker.removal import end_container, redirect_outputs, sync_outputs
+from gvisor_kernel.runtimes.runsc.memory import HostMemory
+from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan, this_machine
+from gvisor_kernel.runtimes.state.sweep import end_sandbox, remove_sandbox
 
 State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
 """``spare``: restored ahead, stopped, no kernel's yet. ``ended``: its owner lives, and is about to

@@ -11,13 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from gvisor_kernel.cli.output import (
-    describe_size,
-    print_json,
-    print_table,
-    printable,
-)
-from gvisor_kernel.config import INSTALLED_SKILLS
+from gvisor_kernel.cli.output import describe_size, print_json, print_table, printable
+from gvisor_kernel.config.settings import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.skills import (
     SUFFIX,
@@ -38,7 +33,7 @@ def open_store() -> SkillStore:
     """The skills that the next kernel sees. Raises SkillError, SettingError."""
     from jupyter_core.application import JupyterApp
 
-    from gvisor_kernel.provisioner import GVisorProvisioner
+    from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
     class Configuration(JupyterApp):
         """Jupyter's configuration files, as a server reads them."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-from gvisor_kernel.accept import accept_modules
 from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
@@ -22,8 +19,9 @@ from gvisor_kernel.cli.output import (
     print_table,
     printable,
 )
+from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.snapshots.facts import find_stale_parts
+from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.store import Image, Store
 
 SHOWN_DIGITS = 12
@@ -143,10 +141,6 @@ def run_remove(arguments: argparse.Namespace) -> int:
 GIVE_UP_SECONDS = 10.0
 """How long a builder whose owner has gone may take to clear away what it has begun."""
 
-BUILDER = "gvisor_kernel.imaging:build_snapshot"
-"""Called with the kernelspec's name, the modules to preload (None: as its settings say), and what
-to tell of progress: words for the step that begins, and the share of all that is done."""
-
 
 def build_from_stdin() -> None:
     """Make the image of the plan in the first line of stdin. When stdin ends this process does:
@@ -161,7 +155,9 @@ def build_from_stdin() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    importlib.import_module("gvisor_kernel.imaging").build_in_background(plan)
+    from gvisor_kernel.kernel.snapshot_builder import build_in_background
+
+    build_in_background(plan)
 
 
 def run_build(arguments: argparse.Namespace) -> int:
@@ -172,11 +168,11 @@ def run_build(arguments: argparse.Namespace) -> int:
     if arguments.preload is not None:
         names = [name.strip() for name in arguments.preload.split(",") if name.strip()]
         preload = accept_modules("preload", names)
-    module, _, function = BUILDER.partition(":")
-    build: Callable[..., Image] | None = getattr(importlib.import_module(module), function, None)
-    if build is None:
-        raise SnapshotError("This release cannot make images of kernels.")
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from gvisor_kernel.jupyter.plan_factory import find_plan
+    from gvisor_kernel.kernel.connection_info import own_info
+    from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
@@ -185,6 +181,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         def report(words: str, done: float) -> None:
             progress.update(task, description=printable(words), completed=done)
 
-        image = build(arguments.kernel, preload, report)
+        plan = find_plan(arguments.kernel, own_info(), "")
+        image = build_snapshot(plan, preload, report)
     print(f"Made {image.meta.key[:SHOWN_DIGITS]}, {describe_size(image.size)}")
     return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from gvisor_kernel.asking import connect, own_info, wait_for_reply
-from gvisor_kernel.launch import find_plan
-from gvisor_kernel.sandboxed import SandboxedKernel
-from gvisor_kernel.trace import Trace, tracing
+from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.kernel.client import connect, wait_for_reply
+from gvisor_kernel.kernel.connection_info import own_info
+from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.tracing import Trace, tracing
 
 
 def try_start(kernel_name: str) -> Trace:

@@ -8,7 +8,7 @@ from importlib import metadata
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
 

@@ -33,13 +33,7 @@ from gvisor_kernel.link import (
     Signal,
 )
 from gvisor_kernel.link.flow import Flow
-from gvisor_kernel.link.frames import (
-    DIRECT_CHANNELS,
-    Channel,
-    FrameReader,
-    FrameType,
-    encode_frame,
-)
+from gvisor_kernel.link.frames import DIRECT_CHANNELS, Channel, FrameReader, FrameType, encode_frame
 
 READ_SIZE = 256 * 1024
 PACKET = 128 * 1024

@@ -13,13 +13,7 @@ from collections import deque
 from typing import Deque, Dict, Optional
 
 from gvisor_kernel.link import Hello, Quiet, RemoteProtocolError
-from gvisor_kernel.link.frames import (
-    DIRECT_CHANNELS,
-    Frame,
-    FrameReader,
-    FrameType,
-    whole_frames,
-)
+from gvisor_kernel.link.frames import DIRECT_CHANNELS, Frame, FrameReader, FrameType, whole_frames
 
 READ_SIZE = 256 * 1024
 """More than a packet of a kernel that keeps to the rules."""

@@ -7,7 +7,7 @@ PACKAGES is the folder that has this package. Reads from the descriptor FD what 
 the entry's ``errors`` and ends. In the new user namespace the user is root, and everything of the
 host is read-only but what the entry names.
 
-Started by ``runtimes/staging.py``. It is single-threaded, as a new user namespace demands.
+Started by ``runtimes/runsc/staging.py``. It is single-threaded, as a new user namespace demands.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ another folder a moment later, a descriptor never does. ``reopen`` is for anothe
 where a descriptor of this one cannot be mounted: it opens the name again, and refuses what is not
 the same file.
 
-Nothing here decides which folders may be shown; see ``runtimes/shown.py``.
+Nothing here decides which folders may be shown; see ``runtimes/mounts/folders.py``.
 """
 
 from __future__ import annotations

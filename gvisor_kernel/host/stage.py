@@ -5,8 +5,8 @@ source is opened here once more, without following links, compared with the file
 looked at, copied as a detached mount, and attached below one directory that is covered by a tmpfs
 of this namespace alone. The runtime knows the places there, and no path of the host.
 
-Runs in root's thread with a namespace of its own (``runtimes/staging.py``), and in the program that
-an ordinary user's sandbox begins with (``host/enter.py``).
+Runs in root's thread with a namespace of its own (``runtimes/runsc/staging.py``), and in the
+program that an ordinary user's sandbox begins with (``host/enter.py``).
 """
 
 from __future__ import annotations

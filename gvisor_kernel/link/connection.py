@@ -43,15 +43,7 @@ from gvisor_kernel.link.frames import (
     Part,
     encode_frame,
 )
-from gvisor_kernel.link.state import (
-    ALWAYS,
-    LATE,
-    SENDERS,
-    STALE,
-    TRANSITIONS,
-    Role,
-    State,
-)
+from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
 
 PONGS_KEPT = 64
 """Answers that wait to be written. Of a flood of pings only the last are answered."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from gvisor_kernel.config import RUNTIMES
+from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import SettingError
-from gvisor_kernel.locks import ThreadLock
+from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.runtimes.base import Runtime
 
 _runtimes: dict[str, Runtime] = {}
@@ -33,9 +33,9 @@ os.register_at_fork(after_in_child=_in_child)
 
 def _make(name: str) -> Runtime:
     if name == "docker":
-        from gvisor_kernel.runtimes.docker import DockerRuntime
+        from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
         return DockerRuntime()
-    from gvisor_kernel.runtimes.runsc import RunscRuntime
+    from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
     return RunscRuntime()

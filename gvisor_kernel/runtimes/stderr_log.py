@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from gvisor_kernel.log_files import MAX_STDERR, Allowance, RotatedFile, log_line
+from gvisor_kernel.host.log_files import MAX_STDERR, Allowance, RotatedFile, log_line
 
 TAIL_BYTES = 4096
 LONGEST_LINE = 4096

@@ -4,13 +4,7 @@
 of a user. None of it runs anything of a skill: that happens inside sandboxes only.
 """
 
-from gvisor_kernel.skills.package import (
-    SUFFIX,
-    Skill,
-    pack_skill,
-    read_folder,
-    read_package,
-)
+from gvisor_kernel.skills.package import SUFFIX, Skill, pack_skill, read_folder, read_package
 from gvisor_kernel.skills.store import (
     FOLDERS,
     Installed,

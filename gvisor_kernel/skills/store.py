@@ -25,7 +25,7 @@ from platformdirs import user_data_path
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import SkillError
-from gvisor_kernel.locks import locked_file
+from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.skills.archive import show
 from gvisor_kernel.skills.package import NAME, Skill, read_folder
 

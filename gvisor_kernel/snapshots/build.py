@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from gvisor_kernel import private
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.snapshots.store import Store
 
@@ -51,7 +51,9 @@ def builder_turn(store: Store, *, wait: bool = False) -> Iterator[bool]:
     ``wait``: until that has ended. Raises SnapshotError when it takes longer than any image does.
     """
     how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
-    turn = private.lock(store.root / "builder", how, create=True, seconds=MAX_BUILD_SECONDS)
+    turn = private_directories.lock(
+        store.root / "builder", how, create=True, seconds=MAX_BUILD_SECONDS
+    )
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(turn)

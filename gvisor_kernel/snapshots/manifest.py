@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from gvisor_kernel.accept import is_within
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.base import MountView
 

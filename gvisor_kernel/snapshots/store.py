@@ -34,9 +34,9 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from gvisor_kernel import private
-from gvisor_kernel.accept import GIB
+from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots.key import KEY_DIGITS, ImageKey
 from gvisor_kernel.snapshots.manifest import Manifest
 
@@ -141,8 +141,8 @@ class Store:
         cache = user_cache_path("gvisor-kernel")
         fix = "let it be a directory of yours alone, or let XDG_CACHE_HOME name another place."
         try:
-            private.make_directories(cache, cache / "images")
-        except private.NotPrivate as error:
+            private_directories.make_directories(cache, cache / "images")
+        except private_directories.NotPrivate as error:
             raise SnapshotError(str(error), fix) from error
         return cls(cache / "images")
 
@@ -180,7 +180,7 @@ class Store:
         try:
             for _ in range(REPLACED_MOST):
                 check_private(self.root / key)
-                fd = stack.enter_context(private.lock(lock, fcntl.LOCK_SH))
+                fd = stack.enter_context(private_directories.lock(lock, fcntl.LOCK_SH))
                 if os.path.samestat(os.fstat(fd), lock.lstat()):
                     image = self._read(key)
                     os.utime(image.directory / "used", follow_symlinks=False)
@@ -196,7 +196,9 @@ class Store:
         check_private(directory)
         found = check_private(directory / "image")
         try:
-            digest, _, text = private.read_file(directory / "meta.json", META_MOST).partition(b"\n")
+            digest, _, text = private_directories.read_file(
+                directory / "meta.json", META_MOST
+            ).partition(b"\n")
             if hashlib.sha256(text).hexdigest().encode() != digest:
                 raise Unusable(f"{directory / 'meta.json'} is damaged, or another release's")
             content = json.loads(text)
@@ -231,7 +233,7 @@ class Store:
                 f"The disk of {self.root} is too full for images of kernels.", "make room there."
             )
         try:
-            with private.new_entry(self.root) as directory:
+            with private_directories.new_entry(self.root) as directory:
                 draft = Draft(directory)
                 draft.files.mkdir(mode=0o700)
                 draft.scratch.mkdir(mode=0o700)
@@ -269,10 +271,10 @@ class Store:
         }
         text = json.dumps(content)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        private.write_file(draft.directory / "meta.json", f"{digest}\n{text}")
+        private_directories.write_file(draft.directory / "meta.json", f"{digest}\n{text}")
         place = self.root / meta.key
-        with private.alone(self.root):
-            private.take_away(place)
+        with private_directories.alone(self.root):
+            private_directories.take_away(place)
             self._make_room(size)
             draft.directory.rename(place)
         self.sweep()
@@ -282,9 +284,11 @@ class Store:
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                held = private.lock(self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with held, private.alone(self.root):
-                    private.take_away(self.root / key)
+                held = private_directories.lock(
+                    self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
+                )
+                with held, private_directories.alone(self.root):
+                    private_directories.take_away(self.root / key)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -299,8 +303,8 @@ class Store:
         """Let nobody use an image any more: it does not restore, or what it was made of is gone."""
         log.warning("An image of a kernel is not used any more (%s): %s", key, reason)
         with contextlib.suppress(OSError):
-            with private.alone(self.root):
-                private.take_away(self.root / key)
+            with private_directories.alone(self.root):
+                private_directories.take_away(self.root / key)
             self.sweep()
 
     def sweep(self) -> None:
@@ -308,14 +312,14 @@ class Store:
 
         And what is no image any more, such as those of another release.
         """
-        with private.alone(self.root):
+        with private_directories.alone(self.root):
             for name in os.listdir(self.root):  # noqa: PTH208
                 if _KEY.fullmatch(name):
                     try:
                         self._read(name)
                     except (Unusable, FileNotFoundError):
-                        private.take_away(self.root / name)
-            private.sweep(self.root)
+                        private_directories.take_away(self.root / name)
+            private_directories.sweep(self.root)
 
     def room(self) -> int:
         """How many bytes all images together may have."""
@@ -334,9 +338,9 @@ class Store:
                 return
             with (
                 contextlib.suppress(OSError),
-                private.lock(image.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
+                private_directories.lock(image.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
             ):
-                private.take_away(image.directory)
+                private_directories.take_away(image.directory)
                 held -= image.size
 
 

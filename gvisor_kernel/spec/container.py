@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.layout import (
     CONTAINER_INFO,

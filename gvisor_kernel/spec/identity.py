@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ulid import ULID
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 
 _IDENTITY = re.compile(r"container_([0-9A-HJKMNP-TV-Z]{26})--([a-z0-9._-]+)--([0-9a-f]{12})")
 NAME_LIMIT = 40  # keeps the identity, and paths that hold it, far below 255 bytes

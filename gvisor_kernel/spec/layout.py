@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from gvisor_kernel.accept import MIB
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import MIB
 
 CONTAINER_INFO = "/container_info.json"
 SKILLS_PUBLIC = "/mnt/skills/public"

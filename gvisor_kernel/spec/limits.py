@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from gvisor_kernel.accept import GIB, MIB
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import GIB, MIB
+from gvisor_kernel.host.cgroups import HostLimits
 
 MEMORY_BACKSTOP = 192 * MIB
 """The kernel's hard limit lies this far above the one that the memory watch holds: room for the
@@ -25,21 +24,6 @@ PIDS_MOST = 4194304
 """More than this the kernel of a 64-bit host does not take, nor has."""
 
 OPEN_FILES = 65536
-
-
-@dataclass(frozen=True)
-class HostLimits:
-    """Limits as a cgroup of the host holds them."""
-
-    memory: int
-    cpu_shares: int
-    pids: int
-
-    @property
-    def cpu_weight(self) -> int:
-        """``cpu_shares`` on the scale of cgroup v2: 2…262144 becomes 1…10000."""
-        shares = min(max(self.cpu_shares, 2), 262144)
-        return 1 + ((shares - 2) * 9999) // 262142
 
 
 def host_limits(spec: SandboxSpec) -> HostLimits:

@@ -11,17 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.etc import HOSTNAME
 from gvisor_kernel.spec.layout import GUEST, LAYOUT, Bind, Mount, Tmpfs, order_mounts
 from gvisor_kernel.spec.limits import guest_rlimits
-
-SUBUID_BASE = 700_000_000
-SUBUID_COUNT = 65536
-"""The host's uids and gids of a sandbox that root starts: 0 inside is SUBUID_BASE outside. Above
-what useradd gives users for containers of their own (100000 to 600100000): whoever has a uid may
-signal its processes. Below the 10^9 that a system container has."""
 
 KERNEL_ID = 1
 """The uid and gid, inside a sandbox that root starts, of the kernel and of all that it may write,

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel import log_files
 from gvisor_kernel.bridge import journal
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.wire import WireMessage, new_message
-from gvisor_kernel.log_files import INSIDE, Limiter
+from gvisor_kernel.host import log_files
+from gvisor_kernel.host.log_files import INSIDE, Limiter
 
 PARENT = json.dumps({"msg_id": "the-request"}).encode()
 

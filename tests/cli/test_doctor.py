@@ -30,8 +30,8 @@ from gvisor_kernel.cli.checks.runsc import check_runsc, describe_age, find_relea
 from gvisor_kernel.cli.checks.shown import check_environment
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.runtimes.processes import find_with_argument
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.host.processes import find_with_argument
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from ..faults.fake_runsc import FakeRunsc
 from ..gvisor import gvisor_release

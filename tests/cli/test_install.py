@@ -13,9 +13,9 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import KernelspecError
-from gvisor_kernel.kernelspecs import find_kernelspecs, find_template, read_kernelspec
-from gvisor_kernel.root_images import Store
-from gvisor_kernel.root_images.importing import import_image
+from gvisor_kernel.images import Store
+from gvisor_kernel.images.importer import import_image
+from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs, find_template, read_kernelspec
 
 from ..world import PROJECT
 

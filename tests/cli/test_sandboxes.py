@@ -18,9 +18,9 @@ from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.log_files import EVENTS, INSIDE, STDERR
-from gvisor_kernel.runtimes.processes import ProcessId, identify, is_alive
-from gvisor_kernel.runtimes.state import (
+from gvisor_kernel.host.log_files import EVENTS, INSIDE, STDERR
+from gvisor_kernel.host.processes import ProcessId, identify, is_alive
+from gvisor_kernel.runtimes.state.records import (
     Machine,
     Record,
     make_directory,

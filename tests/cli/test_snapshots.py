@@ -13,10 +13,10 @@ import pytest
 
 from gvisor_kernel.cli import snapshots as module
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView
-from gvisor_kernel.snapshots.facts import find_host_facts
+from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import KernelFacts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
 from gvisor_kernel.snapshots.store import Image, Meta, Store
@@ -110,7 +110,7 @@ def test_verify(
 
 
 def test_there_are_words_for_all_that_is_verified() -> None:
-    from gvisor_kernel.snapshots.facts import find_stale_parts
+    from gvisor_kernel.snapshots.host_facts import find_stale_parts
 
     assert set(find_stale_parts({})) == set(module.WORDS)
 
@@ -161,8 +161,8 @@ def test_build_says_what_it_does(
         add()
         return store.images()[0]
 
-    monkeypatch.setattr(sys.modules[__name__], "fake_build", build, raising=False)
-    monkeypatch.setattr(module, "BUILDER", f"{__name__}:fake_build")
+    monkeypatch.setattr("gvisor_kernel.jupyter.plan_factory.find_plan", lambda name, *_: name)
+    monkeypatch.setattr("gvisor_kernel.kernel.snapshot_builder.build_snapshot", build)
     assert run("build", "--preload", "numpy, pandas,numpy,") == 0
     assert run("build", "--kernel", "other") == 0
     assert asked == [("gvisor-python", ("numpy", "pandas")), ("other", None)]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.trace import Trace, step, tracing
+from gvisor_kernel.tracing import Trace, step, tracing
 
 from ..jupyter.helpers import SANDBOXED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from gvisor_kernel.config import SETTINGS, SandboxSettings, SandboxSpec
+from gvisor_kernel.config.settings import SETTINGS, SandboxSettings, SandboxSpec
 
 from ..world import PROJECT
 

@@ -10,8 +10,8 @@ import pytest
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets.config import Config
 
-from gvisor_kernel.accept import GIB, MIB
-from gvisor_kernel.config import SETTINGS, ExtraMount, SandboxSettings, SandboxSpec
+from gvisor_kernel.config.settings import SETTINGS, ExtraMount, SandboxSettings, SandboxSpec
+from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.errors import SettingError, UnknownSetting
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.runtimes import processes
-from gvisor_kernel.runtimes.docker_engine import Engine, connect
+from gvisor_kernel.host import processes
+from gvisor_kernel.runtimes.docker.engine import Engine, connect
 from gvisor_kernel.spec.container import LABEL
 
+from ..images.python_root import make_image
 from ..patience import patient
-from ..root_images.python_root import make_image
 from ..world import WAYS
 
 IMAGE = str(WAYS["docker"]["image"])

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.cli.checks.engine import check_engines
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RuntimeMissing
-from gvisor_kernel.runtimes import docker_engine
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.docker import DockerRuntime
+from gvisor_kernel.runtimes.docker import engine
+from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
 from ..world import World
 from .fake_engine import WELL, fake_engine
@@ -37,13 +37,13 @@ def start(address: str, monkeypatch: pytest.MonkeyPatch) -> GvisorKernelError:
 
 def test_every_answer_comes_within_three_seconds() -> None:
     """The first question is asked of a silent engine, and none after it."""
-    assert docker_engine.ANSWER_SECONDS < 3
+    assert engine.ANSWER_SECONDS < 3
 
 
 def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     with pytest.raises(RuntimeMissing) as caught:
-        docker_engine.connect()
+        engine.connect()
     assert "gvisor-kernel[docker]" in caught.value.hint
 
 
@@ -69,14 +69,14 @@ def test_a_stopped_engine(
 
 
 def test_a_silent_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docker_engine, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(engine, "ANSWER_SECONDS", 0.3)
     with fake_engine(tmp_path / "s", version=None) as address:
         error = start(address, monkeypatch)
     assert "no answer within" in error.fact
 
 
 def test_an_engine_of_others() -> None:
-    error = docker_engine.explain_silence("unix:///x", PermissionError(13, "Permission denied"))
+    error = engine.explain_silence("unix:///x", PermissionError(13, "Permission denied"))
     assert "may not use" in error.fact
     assert "usermod -aG docker" in error.hint
 

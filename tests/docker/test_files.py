@@ -15,9 +15,9 @@ import pytest
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes import docker_files
-from gvisor_kernel.runtimes.covers import find_jupyters, identify
-from gvisor_kernel.runtimes.docker_files import Contents, read_list
+from gvisor_kernel.runtimes.docker import files
+from gvisor_kernel.runtimes.docker.files import Contents, read_list
+from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
 
 LARGE = 2**30
 
@@ -103,14 +103,14 @@ def test_a_file_that_shrinks_while_it_is_read(
     """What follows keeps its place."""
     (folder / "a").write_bytes(b"x" * 1000)
     (folder / "b").write_text("after")
-    header = docker_files._header
+    header = files._header
 
     def shrink(name: str, *arguments: object, **more: object) -> bytes:
         if name == "uploads/a":
             os.truncate(folder / "a", 10)
         return header(name, *arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(docker_files, "_header", shrink)
+    monkeypatch.setattr(files, "_header", shrink)
     found = read_folder(folder)
     assert found["uploads/a"].size == 1000
     assert found["uploads/b"].size == 5

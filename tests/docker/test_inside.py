@@ -13,7 +13,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.docker import DockerRuntime
+from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
 from ..gvisor import gvisor_release
 from ..jupyter.helpers import execute, running_kernel

@@ -16,12 +16,13 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
-from gvisor_kernel.runtimes import docker_memory, docker_verify, state
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.docker import DockerRuntime
-from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
+from gvisor_kernel.runtimes.docker import memory, verification
+from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
+from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
+from gvisor_kernel.runtimes.state import records
 
 from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for_text, wait_until
 from ..world import PROJECT, WAYS
@@ -147,11 +148,11 @@ def test_a_disk_that_is_full_at_the_end(
 ) -> None:
     """The outputs stay in the engine until there is room."""
     with monkeypatch.context() as full:
-        full.setattr("gvisor_kernel.runtimes.docker_outputs.DISK_SPARE", 2**60)
+        full.setattr("gvisor_kernel.runtimes.docker.outputs.DISK_SPARE", 2**60)
         with start() as (_, client):
             execute(client, f"open('{OUTPUTS}/a', 'w').write('result')")
         assert dockerd.ours()
-    ((directory, record),) = state.find_sandboxes()
+    ((directory, record),) = records.find_sandboxes()
     assert main(["sync", record.container_id]) == 0
     assert (folder / "outputs" / "a").read_text() == "result"
     with start():  # the next start of this process removes what is left
@@ -184,7 +185,7 @@ def test_over_its_memory_as_a_far_engine_tells(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is too late for a fast program: then the engine's own limit ends it."""
-    monkeypatch.setattr(docker_memory, "find_group", lambda *arguments: None)
+    monkeypatch.setattr(memory, "find_group", lambda *arguments: None)
     with start(memory_limit="300M") as (manager, client):
         sandbox = sandbox_of(manager)
         wait_until(sandbox.memory_used, "the engine to tell what the sandbox uses")
@@ -315,7 +316,7 @@ def more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
 
 
 def another_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
-    patch.setattr(docker_verify, "read_argv", lambda pid: ["/usr/bin/python3"])
+    patch.setattr(verification, "read_argv", lambda pid: ["/usr/bin/python3"])
     return GVISOR
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.host.folders import Opened, open_path
-from gvisor_kernel.root_images.refusal import Refused
-from gvisor_kernel.runtimes import docker_outputs
-from gvisor_kernel.runtimes.docker_files import list_files
-from gvisor_kernel.runtimes.docker_outputs import Landing
+from gvisor_kernel.runtimes.docker.files import list_files
+from gvisor_kernel.runtimes.docker.outputs import Landing
 
 OLD = 1_600_000_000
 
@@ -231,6 +230,6 @@ def test_takes_no_longer_than_it_may(outputs: Path) -> None:
 
 
 def test_too_many(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docker_outputs, "ENTRIES_MOST", 2)
+    monkeypatch.setattr("gvisor_kernel.runtimes.docker.outputs.ENTRIES_MOST", 2)
     with pytest.raises(Refused, match="more than 2"):
         land(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

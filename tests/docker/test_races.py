@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.runtimes import docker, state
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.docker import DockerRuntime
-from gvisor_kernel.runtimes.docker_engine import Engine
-from gvisor_kernel.runtimes.docker_removal import COPIED, sync_outputs
-from gvisor_kernel.runtimes.docker_sandbox import DockerSandbox
+from gvisor_kernel.runtimes.docker import runtime
+from gvisor_kernel.runtimes.docker.engine import Engine
+from gvisor_kernel.runtimes.docker.removal import COPIED, sync_outputs
+from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
+from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
+from gvisor_kernel.runtimes.state import records
 
 from ..security.inside import Host
 from ..security.races import COMPONENTS, Scene, Stop, make_scene
@@ -31,11 +32,11 @@ pytestmark = [*needs_dockerd]
 
 OUT = (
     "host/folders.py",
-    "root_images/",
-    "runtimes/docker_outputs.py",
-    "runtimes/docker_removal.py",
+    "archive/",
+    "runtimes/docker/outputs.py",
+    "runtimes/docker/removal.py",
 )
-IN = ("host/folders.py", "runtimes/docker_files.py", "runtimes/shown.py")
+IN = ("host/folders.py", "runtimes/docker/files.py", "runtimes/mounts/folders.py")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_what_goes_in_at_each_step(
         raise Enough("The start ends here.")
 
     monkeypatch.setattr(Engine, "put", keep)
-    monkeypatch.setattr(docker, "finalize_container", end)
+    monkeypatch.setattr(runtime, "finalize_container", end)
 
     def names() -> set[str]:
         """What is sent, but for the project's own files; nothing where the start is refused."""
@@ -115,7 +116,7 @@ def test_outputs_come_at_each_step(scene: Scene) -> None:
     """They come into the folder that the sandbox was started with, or stay where they are."""
     sandbox = start(scene)
     try:
-        record = state.read_record(sandbox.directory)
+        record = records.read_record(sandbox.directory)
         assert record is not None
 
         def sync() -> bool:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.runtimes.docker_stream import (
+from gvisor_kernel.runtimes.docker.stream import (
     FRAME_MOST,
     STDERR,
     STDOUT,

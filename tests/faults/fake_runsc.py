@@ -6,7 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 SCRIPT = """#!/bin/sh
 for word in "$@"; do

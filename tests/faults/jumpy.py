@@ -10,8 +10,8 @@ import json
 import sys
 import time
 
-from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.cli.main import main as command
+from gvisor_kernel.kernel.background_builder import ImageBuilder
 from gvisor_kernel.runtimes import get_runtime
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_for_text, wait_until

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.runtimes import lifeline, processes, state
-from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
-from gvisor_kernel.runtimes.sweep import root_argument
+from gvisor_kernel.host import processes
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.sweep import root_argument
 
 INSIDE = {
     "PID 1": ("kill", "{}", "KILL"),
@@ -28,7 +29,7 @@ INSIDE_SECONDS = 5.0
 
 def find_sandbox() -> Path | None:
     """The newest one's directory."""
-    directories = state.sandbox_directories()
+    directories = records.sandbox_directories()
     return directories[-1] if directories else None
 
 

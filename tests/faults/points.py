@@ -28,17 +28,20 @@ from types import FrameType
 from typing import Any
 
 import gvisor_kernel
-from gvisor_kernel import imaging, trace
-from gvisor_kernel.asking import OwnClient, connect, own_info, wait_for_reply
+from gvisor_kernel import tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.bridge.endpoints import sweep_bases
-from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.launch import find_plan
+from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.kernel import snapshot_builder
+from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
+from gvisor_kernel.kernel.connection_info import own_info
+from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.link import Ask, Channel, Connection, Log, Message, Ping, Pong, Quiet, Stats
-from gvisor_kernel.plans import KernelPlan
-from gvisor_kernel.runtimes import get_runtime, lifeline, state
-from gvisor_kernel.sandboxed import SandboxedKernel
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.snapshots.store import Store
 
 from ..patience import patient
@@ -78,9 +81,9 @@ class Points:
 
     def _watch(self) -> None:
         sys.addaudithook(self._hear)
-        note, send, hear = trace.Trace.note, Connection.send, Connection.next_event
+        note, send, hear = tracing.Trace.note, Connection.send, Connection.next_event
 
-        def noted(traced: trace.Trace, words: str) -> None:
+        def noted(traced: tracing.Trace, words: str) -> None:
             note(traced, words)
             self.reach(f"step: {words}")
 
@@ -98,7 +101,7 @@ class Points:
                 self.reach(f"the host hears {type(event).__name__}")
             return event
 
-        trace.Trace.note = noted  # type: ignore[method-assign]
+        tracing.Trace.note = noted  # type: ignore[method-assign]
         Connection.send = sent  # type: ignore[method-assign]
         Connection.next_event = heard  # type: ignore[method-assign]
 
@@ -247,13 +250,13 @@ class Life:
     def image(self) -> None:
         """An image is made."""
         self._points.armed = True
-        imaging.make_image(self._plan, lambda words, done: None)
+        snapshot_builder.make_image(self._plan, lambda words, done: None)
 
     def sweep(self) -> None:
         """What the next start of whomever does first."""
         get_runtime("runsc").sweep()
         Store.open().sweep()
-        sweep_bases(state.state_root() / "sockets")
+        sweep_bases(records.state_root() / "sockets")
 
     def close(self) -> None:
         if not Bridge.instance().ended:

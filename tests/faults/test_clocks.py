@@ -21,14 +21,14 @@ WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "dat
 FOR_PEOPLE = {
     ("bridge/journal.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
-    ("imaging.py", "_make"): "when an image was made; which files are younger",
-    ("log_files.py", "log_line"): "the time of a line in a log",
-    ("root_images/importing.py", "import_image"): "when an image was imported",
-    ("runtimes/docker_files.py", "_parents"): "the time of a folder in an archive",
-    ("runtimes/docker_files.py", "archive"): "the time of a file in an archive",
-    ("runtimes/docker_files.py", "list_files"): "which files are younger than a copy of them",
-    ("runtimes/docker_removal.py", "copy_outputs"): "which files are younger than a copy of them",
-    ("runtimes/state.py", "first_record"): "when a sandbox was made",
+    ("kernel/snapshot_builder.py", "_make"): "when an image was made; which files are younger",
+    ("host/log_files.py", "log_line"): "the time of a line in a log",
+    ("images/importer.py", "import_image"): "when an image was imported",
+    ("runtimes/docker/files.py", "_parents"): "the time of a folder in an archive",
+    ("runtimes/docker/files.py", "archive"): "the time of a file in an archive",
+    ("runtimes/docker/files.py", "list_files"): "which files are younger than a copy of them",
+    ("runtimes/docker/removal.py", "copy_outputs"): "which files are younger than a copy of them",
+    ("runtimes/state/records.py", "first_record"): "when a sandbox was made",
 }
 """And what commands print, below cli/."""
 TEN_YEARS = 10 * 365 * 86400

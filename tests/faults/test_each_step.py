@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel import private
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
@@ -86,7 +86,7 @@ class Lane:
             return
         image = image_of(DEFAULT_KERNEL)
         assert image is not None, "the run's image was given up"
-        private.make_directories(self._store().parent, self._store())
+        private_directories.make_directories(self._store().parent, self._store())
         copy_to(Store(self._store()), image)
 
     def ask(self, stage: str, at: str | None, victim: str) -> Any:

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel import imaging
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.runtimes import checkpoint, runsc, runsc_cli
+from gvisor_kernel.kernel import snapshot_builder
+from gvisor_kernel.runtimes.runsc import checkpoint, command_line, runtime
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
@@ -214,7 +214,7 @@ def test_asked_who_it_is(
     question: str, what: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "hangs":
-        monkeypatch.setattr(runsc_cli, "ANSWER_SECONDS", 1.0)
+        monkeypatch.setattr(command_line, "ANSWER_SECONDS", 1.0)
     script, words = ANSWERS[what]
     fake.instead_of(question, script)
     with bounded_memory():
@@ -247,7 +247,7 @@ def test_asked_for_an_image_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if what == "hangs":
-        monkeypatch.setattr(imaging, "STEP_SECONDS", 1.0)
+        monkeypatch.setattr(snapshot_builder, "STEP_SECONDS", 1.0)
     monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
     script, words = IMAGES[what]
     fake.instead_of("checkpoint", script)
@@ -276,8 +276,8 @@ def test_it_restores_nothing(
     fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever it does, the start is a cold one; and the image is not tried a second time."""
-    seconds = runsc.RESTORE_SECONDS
-    monkeypatch.setattr(runsc, "RESTORE_SECONDS", 1.0)
+    seconds = runtime.RESTORE_SECONDS
+    monkeypatch.setattr(runtime, "RESTORE_SECONDS", 1.0)
     assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
     given_up: list[str] = []
     monkeypatch.setattr(Store, "discard", lambda self, key, reason: given_up.append(reason))
@@ -288,7 +288,7 @@ def test_it_restores_nothing(
             assert "the kernel goes on from an image" not in kernel_log(manager)
     assert len(given_up) == 4
     fake.as_ever("restore")
-    monkeypatch.setattr(runsc, "RESTORE_SECONDS", seconds)
+    monkeypatch.setattr(runtime, "RESTORE_SECONDS", seconds)
     with running_kernel() as (manager, client):
         assert execute(client, "6 * 7").result == "42"
         assert "the kernel goes on from an image" in kernel_log(manager)

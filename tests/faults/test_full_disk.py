@@ -19,7 +19,7 @@ import pytest
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.runtimes import state
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.spec.layout import SCRATCH, is_within
 
 from .. import leaks
@@ -102,7 +102,7 @@ def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -
     """However little is left: refused with the reason, or it works."""
     with small_disk(world.base / "d1", 1024 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
-        state.state_root()
+        records.state_root()
         refused = []
         for left in LEFT:
             disk.fill(left * KIB)
@@ -110,7 +110,7 @@ def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -
             assert not words or NO_ROOM.search(words), words
             refused.append(bool(words))
             disk.empty()
-            assert not state.sandbox_directories()
+            assert not records.sandbox_directories()
         assert refused[0]
         assert not refused[-1]
         assert not try_to_start()
@@ -129,7 +129,7 @@ def test_a_state_directory_that_fills_up(world: World, monkeypatch: pytest.Monke
             manager.restart_kernel(now=True)
             client.wait_for_ready(timeout=60)
             assert execute(client, "6 * 7").result == "42"
-        assert not state.sandbox_directories()
+        assert not records.sandbox_directories()
 
 
 @root_only
@@ -205,7 +205,7 @@ def test_a_state_directory_that_cannot_be_written(
             assert re.search("read-only|permission denied", words, re.I)
         with running_kernel(settings={"snapshot": "off"}) as (_, client), read_only(place):
             assert execute(client, "6 * 7").result == "42"
-        assert not state.sandbox_directories()
+        assert not records.sandbox_directories()
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

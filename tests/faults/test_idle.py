@@ -16,8 +16,8 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.bridge import idle
 from gvisor_kernel.bridge.idle import Sleep
+from gvisor_kernel.host.processes import is_alive
 from gvisor_kernel.link import Quiet
-from gvisor_kernel.runtimes.processes import is_alive
 
 from .. import leaks
 from ..jupyter.helpers import (

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.runtimes import state
-from gvisor_kernel.runtimes.processes import is_alive
+from gvisor_kernel.host.processes import is_alive
+from gvisor_kernel.runtimes.state import records
 
 from .. import leaks
 from ..jupyter.helpers import execute, running_kernel, wait_for, wait_until
@@ -48,7 +48,7 @@ def record_of(identity: str) -> Any:
     """The record of a sandbox once it names every process of it."""
 
     def find() -> Any:
-        for _, record in state.find_sandboxes():
+        for _, record in records.find_sandboxes():
             if record.identity == identity and set(record.processes) >= set(PARTS):
                 return record
         return None

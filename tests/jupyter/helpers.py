@@ -18,7 +18,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
 from traitlets.config import Config
 
-from gvisor_kernel.log_files import INSIDE
+from gvisor_kernel.host.log_files import INSIDE
 
 from ..docker.dockerd import needs_dockerd
 from ..patience import patient

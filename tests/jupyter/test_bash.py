@@ -10,7 +10,7 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.kernelspecs import read_kernelspec
+from gvisor_kernel.jupyter.kernelspecs import read_kernelspec
 
 from ..gvisor import gvisor_release
 from ..world import PROJECT, World

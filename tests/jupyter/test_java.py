@@ -10,7 +10,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.programs import fill_data, host_path
+from gvisor_kernel.kernel.command import fill_data, host_path
 
 from ..gvisor import gvisor_release
 from ..world import PROJECT, World

@@ -18,7 +18,7 @@ import pytest
 from nbclient import NotebookClient
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.programs import host_path
+from gvisor_kernel.kernel.command import host_path
 
 from ..sweeps import needs_all
 from ..world import PROJECT

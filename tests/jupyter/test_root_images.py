@@ -14,14 +14,14 @@ from jupyter_client import KernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.root_images import RootImage, Store
-from gvisor_kernel.root_images.measure import measure_tree
+from gvisor_kernel.images import RootImage, Store
+from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
 
-from ..root_images.python_root import PACKAGES, make_image
+from ..images.python_root import PACKAGES, make_image
 from ..world import PROJECT, WAYS, World, kernelspec_of
 from .helpers import SANDBOXED, assert_way, execute, running_kernel
 
@@ -49,7 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert 'Kernels run in it with the setting image="mini".' in said
     with pytest.MonkeyPatch.context() as patch:
         # To wait for a busy disk once is enough.
-        patch.setattr("gvisor_kernel.root_images.tree.sync_file_system", lambda directory: None)
+        patch.setattr("gvisor_kernel.archive.tree.sync_file_system", lambda directory: None)
         yield directory
     assert main(["image", "remove", *(image.digest for image in Store.open().images())]) == 0
 

@@ -15,7 +15,7 @@ from jupyter_client import KernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.runtimes import runsc_cli
+from gvisor_kernel.runtimes.runsc import command_line
 
 from .. import leaks
 from ..world import World
@@ -157,7 +157,7 @@ esac
 
 def test_missing_runsc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(runsc_cli, "EXTRA_PATH", "")
+    monkeypatch.setattr(command_line, "EXTRA_PATH", "")
     with pytest.raises(Exception, match="runsc") as error:
         start({}, "configuration")
     assert "What to do:" in str(error.value)

@@ -9,7 +9,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.programs import need_on_host
+from gvisor_kernel.kernel.command import need_on_host
 
 from ..gvisor import gvisor_release
 from ..world import PROJECT, World

@@ -7,13 +7,7 @@ import struct
 import pytest
 
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import (
-    MAX_MESSAGE,
-    MAX_PARTS,
-    VIEWED,
-    pack_message,
-    unpack_message,
-)
+from gvisor_kernel.link.frames import MAX_MESSAGE, MAX_PARTS, VIEWED, pack_message, unpack_message
 
 MESSAGES = {
     "one empty part": [b""],

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
-from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.spec.identity import Identity, new_identity
 
 from .standin import Conversation, standin_argv
@@ -37,7 +37,7 @@ def note_what_is_started() -> Iterator[None]:
         return identity
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gvisor_kernel.runtimes.runsc.new_identity", note)
+        patch.setattr("gvisor_kernel.runtimes.runsc.runtime.new_identity", note)
         yield
 
 

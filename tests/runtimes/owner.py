@@ -15,10 +15,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from gvisor_kernel.config import SandboxSpec
-from gvisor_kernel.runtimes import lifeline, state
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.state import lifeline, records
 
 from .standin import Conversation, standin_argv
 
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     inside.ask("open('/mnt/user-data/outputs/kept', 'w').write('x')")
     inside.tell("time.sleep(1000)")
     runtime.verify(sandbox)
-    record = state.read_record(sandbox.directory)
+    record = records.read_record(sandbox.directory)
     assert record is not None
     assert lifeline._process is not None
     report = {

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes import cgroups
-from gvisor_kernel.runtimes.cgroups import Cgroup, make_cgroup
-from gvisor_kernel.spec.limits import HostLimits
+from gvisor_kernel.host import cgroups
+from gvisor_kernel.host.cgroups import Cgroup, HostLimits, make_cgroup
 
 LIMITS = HostLimits(memory=1000, cpu_shares=1024, pids=50)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes import world as worlds
-from gvisor_kernel.runtimes.covers import Cover, find_repositories, make_places, put_covers
-from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.runtimes.mounts import host_python as worlds
+from gvisor_kernel.runtimes.mounts.covers import Cover, find_repositories, make_places, put_covers
+from gvisor_kernel.runtimes.mounts.host_python import find_world
 from gvisor_kernel.spec.layout import UPLOADS, Bind, Tmpfs
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes import editable
-from gvisor_kernel.runtimes.editable import find_editables
+from gvisor_kernel.runtimes.mounts import editable_installs
+from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
 
 
 def make(root: Path, *files: str) -> None:
@@ -195,7 +195,7 @@ def test_packages_of_another_environment(site: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_modules(site: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(editable, "MAX_SHOWN", 5)
+    monkeypatch.setattr(editable_installs, "MAX_SHOWN", 5)
     make(repository, *(f"src/m{number}.py" for number in range(10)), "src/z/__init__.py")
     install(site, "mine", repository / "src")
     (found,) = find_editables([str(site)])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes import features, state
-from gvisor_kernel.runtimes.features import init_capabilities, wants_setfcap
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.runtimes.runsc import features
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.runsc.features import init_capabilities, wants_setfcap
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 from ..faults.fake_runsc import FakeRunsc
@@ -61,7 +62,7 @@ def test_what_cannot_be_tried_is_not_remembered(script: str, fake: FakeRunsc) ->
 def test_a_damaged_memory_is_made_anew(
     content: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = state.state_root() / features.FILE
+    path = records.state_root() / features.FILE
     path.write_text(content)
     fake.instead_of("do", ANSWER.format("yes", "no"))
     assert wants_setfcap(find_runsc())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.runtimes import lifeline, state
 from gvisor_kernel.runtimes.base import Sandbox
-from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.state import lifeline, records
 
 from ..patience import patient
 from .conftest import Start, make_request
@@ -134,7 +134,7 @@ def test_an_image_of_a_restored_sandbox(
 def test_the_memory_limit_is_that_of_the_restoring_session(restore: Restore) -> None:
     # As many GiB of the memory file, and as large a /dev/shm: what a current runsc compares.
     inside = restore(memory_limit=4608 << 20)
-    record = state.read_record(inside.sandbox.directory)
+    record = records.read_record(inside.sandbox.directory)
     assert record is not None
     for group in map(Path, record.cgroups):
         for file in ("memory.max", "memory.limit_in_bytes"):

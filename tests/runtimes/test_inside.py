@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.runtimes.runsc import RunscRuntime
-from gvisor_kernel.runtimes.world import find_world
+from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
 
 from .conftest import AS_ROOT, Start, make_request, root_only
@@ -177,7 +177,7 @@ def test_outputs_that_were_there_stay(start: Start, folder: Path) -> None:
 def test_a_file_system_that_cannot_map_owners_lends_and_gets_back(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gvisor_kernel.runtimes.runsc.can_map_owner", lambda path: False)
+    monkeypatch.setattr("gvisor_kernel.runtimes.runsc.runtime.can_map_owner", lambda path: False)
     os.chown(folder, 12345, 12346)
     first, second = start(), start()
     for number, inside in enumerate((first, second)):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes import kernel_id
-from gvisor_kernel.runtimes.kernel_id import choose_kernel_id
-from gvisor_kernel.runtimes.world import World, find_world
+from gvisor_kernel.runtimes.mounts.host_python import World, find_world
+from gvisor_kernel.runtimes.runsc import kernel_id
+from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
 from gvisor_kernel.spec.oci import KERNEL_ID
 
 from ..jupyter.helpers import execute, running_kernel
@@ -88,7 +88,9 @@ def test_what_a_kernel_may_write_is_its_own(
         os.chown(path, 12345, 12346)
     settings = {**WAYS["restored"], "outputs": None} if way == "kept nowhere" else None
     if way == "lent":
-        monkeypatch.setattr("gvisor_kernel.runtimes.runsc.can_map_owner", lambda path: False)
+        monkeypatch.setattr(
+            "gvisor_kernel.runtimes.runsc.runtime.can_map_owner", lambda path: False
+        )
     if way == "one uid":
         for module in ("runsc", "describe"):
             name = f"gvisor_kernel.runtimes.{module}.choose_kernel_id"

@@ -14,10 +14,11 @@ import pytest
 
 from gvisor_kernel.cli.sandboxes import find_state
 from gvisor_kernel.host.folders import find_identity
-from gvisor_kernel.runtimes import docker_removal, leftovers, state, sweep
-from gvisor_kernel.runtimes.docker_files import read_list
-from gvisor_kernel.runtimes.leftovers import Leftovers
-from gvisor_kernel.runtimes.state import Record, this_machine, this_process
+from gvisor_kernel.runtimes.docker import removal
+from gvisor_kernel.runtimes.docker.files import read_list
+from gvisor_kernel.runtimes.state import leftovers, records, sweep
+from gvisor_kernel.runtimes.state.leftovers import Leftovers
+from gvisor_kernel.runtimes.state.records import Record, this_machine, this_process
 
 SECONDS = 20.0
 
@@ -135,7 +136,7 @@ def test_only_who_needs_the_outputs_waits_and_not_for_long(soon: None) -> None:
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return state.make_directory("01a")
+    return records.make_directory("01a")
 
 
 def make_record(directory: Path, outputs: Path) -> Record:
@@ -157,7 +158,7 @@ def make_record(directory: Path, outputs: Path) -> Record:
         engine="unix:///nowhere.sock",
         ready=True,
     )
-    state.write_record(directory, record)
+    records.write_record(directory, record)
     return record
 
 
@@ -171,24 +172,24 @@ def test_a_landing_that_takes_too_long_blocks_no_start(
     again = Removal(held=True)
 
     def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
-        docker_removal._note_end(directory)
+        removal._note_end(directory)
         given.append(seconds)
         return len(given) > 1 and again()
 
-    monkeypatch.setattr(docker_removal, "remove_parts", remove_parts)
+    monkeypatch.setattr(removal, "remove_parts", remove_parts)
     left = Leftovers()
     monkeypatch.setattr(sweep, "LEFTOVERS", left)
     assert not sweep.remove_sandbox(directory, record)
     assert again.began.wait(SECONDS)
     sweep.finish_removals()  # before a start: these did not return before the landing did
     sweep.finish_removals(str(tmp_path / "others"))
-    found = state.read_record(directory)
+    found = records.read_record(directory)
     assert found is not None
     assert find_state(found) == "landing"
     again.may_end.set()
     wait_until_empty(left)
     assert not directory.exists()
-    assert given == [docker_removal.COPY_SECONDS, sweep.LATER_SECONDS]
+    assert given == [removal.COPY_SECONDS, sweep.LATER_SECONDS]
 
 
 class FakeEngine:
@@ -217,8 +218,8 @@ def test_a_landing_goes_on_where_it_was(directory: Path, tmp_path: Path) -> None
     record = make_record(directory, tmp_path / "outputs")
     engine: Any = FakeEngine()
     with pytest.raises(TimeoutError):
-        docker_removal.copy_outputs(engine, directory, record)
-    assert set(read_list(directory / docker_removal.COPIED)) == {"a"}
+        removal.copy_outputs(engine, directory, record)
+    assert set(read_list(directory / removal.COPIED)) == {"a"}
     engine.slow = False
-    assert docker_removal.copy_outputs(engine, directory, record).written == 1
+    assert removal.copy_outputs(engine, directory, record).written == 1
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["a", "b"]

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.accept import MIB
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import IsolationError, LaunchError, SettingError
-from gvisor_kernel.log_files import STDERR
-from gvisor_kernel.runtimes import get_runtime, lifeline, posture, processes, state
-from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME, Posture
-from gvisor_kernel.runtimes.runsc import RunscRuntime
-from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
+from gvisor_kernel.host import processes
+from gvisor_kernel.host.log_files import STDERR
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.runsc import posture
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.state import lifeline, records
 
 from .. import leaks
 from ..world import World
@@ -37,7 +40,7 @@ def find_process(sandbox: object, name: str) -> int:
 
 def traces() -> set[Path]:
     """Directories and cgroups of the sandboxes of this test run, not of others beside it."""
-    found = set(state.sandbox_directories())
+    found = set(records.sandbox_directories())
     for folder, _, _ in os.walk("/sys/fs/cgroup", onerror=lambda _: None):
         if Path(folder).name in STARTED:
             found.add(Path(folder))
@@ -57,7 +60,7 @@ def test_a_sandbox_is_locked_in(runtime: RunscRuntime, start: Start) -> None:
         assert seen is not None
         assert 0 not in seen.uids
         assert seen.seccomp == 2
-    record = state.read_record(inside.sandbox.directory)
+    record = records.read_record(inside.sandbox.directory)
     assert record is not None
     assert set(record.processes) == {"sentry", "gofer"}
     assert all(processes.is_alive(process) for process in record.processes.values())
@@ -87,7 +90,7 @@ def test_what_is_not_isolated_is_ended(
 
 
 def test_the_state_is_nobody_elses(shared: Conversation) -> None:
-    for path in (shared.sandbox.directory, state.state_root()):
+    for path in (shared.sandbox.directory, records.state_root()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
         assert path.stat().st_uid == os.geteuid()
 
@@ -118,7 +121,7 @@ def test_limits_are_set(start: Start) -> None:
     assert isinstance(inside.sandbox, RunscSandbox)
     sentry = find_process(inside.sandbox, SANDBOX_NAME)
     limits = Path(f"/proc/{sentry}/limits").read_text()
-    record = state.read_record(inside.sandbox.directory)
+    record = records.read_record(inside.sandbox.directory)
     assert record is not None
     groups = {Path(group).parts[4]: Path(group) for group in record.cgroups}
     if not groups:
@@ -249,7 +252,9 @@ def test_a_start_that_takes_too_long_leaves_nothing(
     before = traces()
     start().sandbox.close()
     opened = descriptors()
-    monkeypatch.setattr("gvisor_kernel.runtimes.starting._wait", lambda process, seconds: False)
+    monkeypatch.setattr(
+        "gvisor_kernel.runtimes.runsc.starting._wait", lambda process, seconds: False
+    )
     with pytest.raises(LaunchError, match=r"(?s)within 60 s.*start_timeout"):
         start()
     assert traces() == before
@@ -267,7 +272,7 @@ def test_a_start_that_fails_half_way_leaves_nothing(
 
     runtime.start(SandboxSpec(), make_request(folder)).close()
     opened, held = descriptors(), lifeline._held
-    monkeypatch.setattr(f"gvisor_kernel.runtimes.runsc.{step}", fail)
+    monkeypatch.setattr(f"gvisor_kernel.runtimes.runsc.runtime.{step}", fail)
     with pytest.raises(LaunchError, match="No space left"):
         runtime.start(SandboxSpec(), make_request(folder))
     assert traces() == before
@@ -294,7 +299,7 @@ def test_the_hosts_limit_is_the_last_resort(start: Start) -> None:
         used.append(inside.sandbox.memory_used())
     assert max(filter(None, used)) <= (2048 + 64) * MIB  # its file, and the sentry's own
     wait_for_end(inside.sandbox)
-    record = state.read_record(inside.sandbox.directory)
+    record = records.read_record(inside.sandbox.directory)
     assert record is not None
     if record.cgroups:
         assert max(filter(None, used)) <= 320 * MIB

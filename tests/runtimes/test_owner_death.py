@@ -21,11 +21,10 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes import lifeline, state, sweep
-from gvisor_kernel.runtimes.processes import ProcessId, is_alive
-from gvisor_kernel.runtimes.runsc import RunscRuntime
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
-from gvisor_kernel.spec.oci import SUBUID_BASE
+from gvisor_kernel.host.processes import SUBUID_BASE, ProcessId, is_alive
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.state import lifeline, records, sweep
 
 from ..patience import patient
 from .conftest import Start, overlay, root_only
@@ -143,26 +142,26 @@ def test_a_sweep_takes_no_living_owners(folder: Path, runtime: RunscRuntime) -> 
 
 
 def test_a_sweep_removes_what_a_crash_left_half_made(runtime: RunscRuntime) -> None:
-    directory = state.make_directory("0half0made0")
+    directory = records.make_directory("0half0made0")
     (directory / "rootfs").mkdir()
     assert runtime.sweep() == ["0half0made0"]
     assert not directory.exists()
 
 
 def test_an_owner_is_known_by_more_than_its_pid(shared: Conversation) -> None:
-    record = state.read_record(shared.sandbox.directory)
+    record = records.read_record(shared.sandbox.directory)
     assert record is not None
-    assert not state.is_orphan(record)
+    assert not records.is_orphan(record)
     later = replace(record, owner=replace(record.owner, started=record.owner.started + 1))
-    assert state.is_orphan(later)
+    assert records.is_orphan(later)
     here = record.machine
-    assert state.is_orphan(replace(record, machine=replace(here, boot="an earlier one")))
+    assert records.is_orphan(replace(record, machine=replace(here, boot="an earlier one")))
     for other in (
         replace(here, boot="another", host="elsewhere"),
         replace(here, pid_namespace="pid:[1]"),
     ):
         # Whether that one lives cannot be seen from here.
-        assert not state.is_orphan(replace(later, machine=other))
+        assert not records.is_orphan(replace(later, machine=other))
 
 
 def test_a_forked_child_does_not_hold_the_owners_lifeline(start: Start) -> None:

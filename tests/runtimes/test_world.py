@@ -11,12 +11,8 @@ import pytest
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import follow
-from gvisor_kernel.runtimes import world as worlds
-from gvisor_kernel.runtimes.world import (
-    ask_interpreter,
-    find_world,
-    outermost,
-)
+from gvisor_kernel.runtimes.mounts import host_python as worlds
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_world, outermost
 
 from .conftest import Start, make_request
 from .standin import Conversation, standin_argv
@@ -85,8 +81,8 @@ def test_of_a_prefix_that_is_a_home_only_python_is_shown(
 
 def test_a_virtual_environment_behind_links_works_inside(start: Start, tmp_path: Path) -> None:
     """A private directory, a link to the environment, a package that is installed as editable."""
-    from gvisor_kernel.config import SandboxSpec
-    from gvisor_kernel.runtimes.runsc import RunscRuntime
+    from gvisor_kernel.config.settings import SandboxSpec
+    from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
     private = tmp_path / "private"
     private.mkdir(mode=0o700)

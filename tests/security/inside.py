@@ -16,8 +16,8 @@ from typing import Any
 
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.config import SandboxSpec
-from gvisor_kernel.runtimes.shown import open_inputs, open_outputs
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.runtimes.mounts.folders import open_inputs, open_outputs
 
 from ..jupyter.helpers import execute, running_kernel
 from ..runtimes.conftest import make_request

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.asking import OwnClient
-from gvisor_kernel.builder import ImageBuilder
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.client import OwnClient
 from gvisor_kernel.snapshots.store import Store
 
 from ..faults import points

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import gvisor_kernel
-from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 
 from ..runtimes.conftest import overlay
 

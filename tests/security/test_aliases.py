@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes import state
-from gvisor_kernel.runtimes.world import find_world
-from gvisor_kernel.runtimes.written import note_written, read_written
+from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
+from gvisor_kernel.runtimes.state import records
 
 from ..snapshots.conftest import make_python, packages_of
 from .inside import outputs_of, uploads_of
@@ -95,7 +95,7 @@ def make_editable(tmp_path: Path) -> tuple[Path, str]:
 
 
 def note(folder: Path) -> None:
-    with open_path(str(folder)) as opened, state.locked():
+    with open_path(str(folder)) as opened, records.locked():
         note_written([opened])
 
 

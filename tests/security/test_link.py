@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from gvisor_kernel import log_files
 from gvisor_kernel.bridge import clients
 from gvisor_kernel.bridge import kernel as bridge_kernel
+from gvisor_kernel.host import log_files
+from gvisor_kernel.host.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
 from gvisor_kernel.link import Channel
-from gvisor_kernel.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, wait_until
 from ..sweeps import ALL

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config import ExtraMount, SandboxSpec
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes import state
-from gvisor_kernel.runtimes.written import note_written
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.state import records
 
 from ..jupyter.helpers import running_kernel
 from .inside import Kernel, names_in, outputs_of, uploads_of
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("unharmed")
 
 def note(folder: Path) -> None:
     """A sandbox has been able to write ``folder``."""
-    with open_path(str(folder)) as opened, state.locked():
+    with open_path(str(folder)) as opened, records.locked():
         note_written([opened])
 
 
@@ -142,10 +142,10 @@ def test_the_folder_of_jupyters_own_keys(tmp_path: Path, monkeypatch: pytest.Mon
         runtime,
         runtime.parent,
         tmp_path,
-        state.state_root(),
-        state.state_root().parent,
+        records.state_root(),
+        records.state_root().parent,
     ):
         assert uploads_of(SandboxSpec(), folder) is None
-    for folder in (runtime.parent, state.state_root(), state.state_root().parent):
+    for folder in (runtime.parent, records.state_root(), records.state_root().parent):
         with pytest.raises(SettingError, match="keys of kernels"):
             outputs_of(SandboxSpec(outputs=str(folder)), tmp_path)

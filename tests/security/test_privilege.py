@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
 
 from .filters import allows, read_filters
 from .inside import Kernel, Neighbour

@@ -20,7 +20,7 @@ import pytest
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import Sandbox
-from gvisor_kernel.runtimes.runsc import RunscRuntime
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
 from ..patience import patient
 from ..runtimes.conftest import make_request
@@ -35,9 +35,19 @@ FREE_STARTS = 500
 WRITABLE = ("/mnt/user-data/outputs", "/mnt/more")
 READ = ("/mnt/user-data/uploads", "/mnt/skills/public", "/mnt/skills/examples", "/mnt/less")
 LOOK = f"{{p: sorted(os.listdir(p)) for p in {(*WRITABLE, *READ)!r}}}"
-STARTS = ("host/folders.py", "host/stage.py", "runtimes/shown.py", "runtimes/starting.py")
+STARTS = (
+    "host/folders.py",
+    "host/stage.py",
+    "runtimes/mounts/folders.py",
+    "runtimes/runsc/starting.py",
+)
 """Where folders are looked at and mounted, and the last steps before the program runs."""
-ENDS = ("host/folders.py", "runtimes/runsc_sandbox.py", "runtimes/state.py", "runtimes/sweep.py")
+ENDS = (
+    "host/folders.py",
+    "runtimes/runsc/sandbox.py",
+    "runtimes/state/records.py",
+    "runtimes/state/sweep.py",
+)
 
 
 @pytest.fixture(scope="module", params=["plain", "overlay"])

@@ -15,7 +15,7 @@ import pytest
 
 from gvisor_kernel.bridge import sharing
 from gvisor_kernel.bridge.sharing import Share
-from gvisor_kernel.runtimes.processes import read_children
+from gvisor_kernel.host.processes import read_children
 
 from ..faults.held import Peak, charged_to
 from ..jupyter.helpers import connected, execute, finish, wait_for, wait_until

@@ -22,20 +22,20 @@ from .inside import Kernel, attacker
 MAKER = """
 import json, sys
 from dataclasses import replace
-from gvisor_kernel import asking, imaging
-from gvisor_kernel.launch import find_plan
+from gvisor_kernel.kernel import connection_info, snapshot_builder
+from gvisor_kernel.jupyter.plan_factory import find_plan
 from jupyter_client import KernelManager
-own_key, keys = asking.own_key, []
+new_key, keys = connection_info.new_key, []
 def noted():
-    keys.append(own_key())
+    keys.append(new_key())
     return keys[-1]
-asking.own_key = noted
-plan = find_plan("gvisor-python-restored", asking.own_info(), "")
+connection_info.new_key = noted
+plan = find_plan("gvisor-python-restored", connection_info.own_info(), "")
 environment = dict.fromkeys(json.loads(sys.argv[2]), sys.argv[1])
 plan = replace(plan, spec=replace(plan.spec, environment=tuple(environment)),
                request=replace(plan.request, environment=environment),
                environment={"GK_HEADER": "Bearer " + sys.argv[1]}, substituted=("GK_HEADER",))
-imaging.make_image(plan, lambda words, done: None)
+snapshot_builder.make_image(plan, lambda words, done: None)
 print(json.dumps([plan.identity.key.decode(), *map(bytes.decode, keys)]))
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes.state import state_root
+from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.spec.layout import LAYOUT
 
 from ..jupyter.helpers import execute, wait_until

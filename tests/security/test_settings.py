@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from jupyter_client import KernelManager
 from traitlets.config import Config
 
-from gvisor_kernel.accept import MIB
-from gvisor_kernel.config import LIMITS, SETTINGS, SandboxSettings, SandboxSpec
+from gvisor_kernel.config.settings import LIMITS, SETTINGS, SandboxSettings, SandboxSpec
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import LaunchError, SettingError, UnknownSetting
-from gvisor_kernel.provisioner import GVisorProvisioner, choose_folder
+from gvisor_kernel.jupyter.provisioner import GVisorProvisioner, choose_folder
 
 from ..jupyter.helpers import KERNEL, execute, running_kernel
 from ..world import World

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SettingError
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.runtimes import get_runtime, state
-from gvisor_kernel.runtimes.processes import GOFER_NAME, SANDBOX_NAME
-from gvisor_kernel.runtimes.state import state_root
-from gvisor_kernel.runtimes.sweep import root_argument
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.runtimes.state.sweep import root_argument
 
 from ..jupyter.helpers import execute, running_kernel
 from ..world import World
@@ -101,7 +102,7 @@ def make_plan(kernel: Kernel) -> dict[str, Any]:
     names = [f"{address.ip}-{port}" for port in address.ports.values()]
     paths = [
         *(root, root / "sandboxes", root / "lock", root / "sockets"),
-        *(sandbox.directory, sandbox.log_path, sandbox.directory / state.RECORD),
+        *(sandbox.directory, sandbox.log_path, sandbox.directory / records.RECORD),
         *(sandbox.transcripts, sandbox.transcripts / "transcript.jsonl"),
         *(sandbox.directory / "rootfs", sandbox.directory / "bundle", Path(address.ip).parent),
     ]
@@ -248,7 +249,7 @@ def test_a_state_directory_where_others_may_write(shared_folder: Path, mode: int
     elif mode == 0o755:
         os.chown(above, 4711, 4711)
     above.chmod(mode)
-    state._checked.clear()  # as in another process
+    records._checked.clear()  # as in another process
     try:
         with pytest.raises(StateError, match=f"The folder {above}"):
             state_root()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.runtimes import describe, runsc
+from gvisor_kernel.runtimes.runsc import description, runtime
 from gvisor_kernel.spec.oci import guest_argv
 
 INIT = """
@@ -75,7 +75,7 @@ def silence():
 
 def lend_voice(patch: pytest.MonkeyPatch) -> None:
     """Let sandboxes that start from now on begin with this PID 1."""
-    for module in (runsc, describe):
+    for module in (runtime, description):
         patch.setattr(module, "guest_argv", _argv)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel import builder
-from gvisor_kernel.asking import own_info
-from gvisor_kernel.builder import ImageBuilder
-from gvisor_kernel.imaging import build_snapshot
-from gvisor_kernel.launch import find_plan
+from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.kernel import background_builder
+from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.connection_info import own_info
+from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.state import Record, find_sandboxes
+from gvisor_kernel.runtimes.state.records import Record, find_sandboxes
 from gvisor_kernel.snapshots.build import NICENESS
 from gvisor_kernel.snapshots.store import Store
 
@@ -32,10 +32,10 @@ KERNEL = kernelspec_of("restored")
 
 SERVER = """
 import os, sys, time
-from gvisor_kernel import builder
+from gvisor_kernel.kernel import background_builder
 from jupyter_client import KernelManager
 from traitlets.config import Config
-builder.WAIT_SECONDS = 0.1
+background_builder.WAIT_SECONDS = 0.1
 managers = []
 for preload in sys.argv[2:]:
     config = Config({"GVisorProvisioner": {"preload": [preload]}})
@@ -86,7 +86,7 @@ def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store, and images made here in the background, as in any server."""
-    monkeypatch.setattr(builder, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(background_builder, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(ImageBuilder, "_instance", None)
     yield own_store
     ImageBuilder.instance().end()
@@ -226,7 +226,8 @@ def test_the_store_is_bounded(image: str, tmp_path: Path, monkeypatch: pytest.Mo
     store = Store.open()
     said: list[tuple[str, float]] = []
     for module in ("json", "csv"):
-        made = build_snapshot(KERNEL, [module], lambda words, done: said.append((words, done)))
+        plan = find_plan(KERNEL, own_info(), "")
+        made = build_snapshot(plan, [module], lambda words, done: said.append((words, done)))
         assert made.meta.label["preload"] == module
     assert labels(store) == ["csv", "json"]
     assert len(left_in(store)) == 2

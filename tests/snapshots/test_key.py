@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config import ExtraMount, SandboxSpec
-from gvisor_kernel.plans import KernelPlan, read_plan, write_plan
-from gvisor_kernel.restoring import find_key, find_obstacle
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.host.cgroups import can_bound_memory
+from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
+from gvisor_kernel.kernel.restore import find_key, find_obstacle
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.cgroups import can_bound_memory
-from gvisor_kernel.runtimes.runsc import RunscRuntime
-from gvisor_kernel.snapshots.facts import PACKAGE, find_host_facts, find_stale_parts
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.snapshots.host_facts import PACKAGE, find_host_facts, find_stale_parts
 from gvisor_kernel.snapshots.key import (
     EARLY,
     IMPORTED,

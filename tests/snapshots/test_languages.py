@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from gvisor_kernel import sandboxed
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.imaging import list_installed
-from gvisor_kernel.programs import host_path
+from gvisor_kernel.kernel import session
+from gvisor_kernel.kernel.command import host_path
+from gvisor_kernel.kernel.snapshot_builder import list_installed
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
@@ -195,7 +195,7 @@ def test_a_key_that_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A relayed kernel answers nothing that is not signed with its own: so a cold one starts."""
-    monkeypatch.setattr(sandboxed, "RESUME_SECONDS", 2.0)
+    monkeypatch.setattr(session, "RESUME_SECONDS", 2.0)
     (image,) = Store.open().images()
     rewrite(image, lambda content: content.update(sandbox_key="0" * 64))
     with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(tmp_path)}) as (m, client):

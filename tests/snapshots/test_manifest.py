@@ -10,12 +10,7 @@ import pytest
 
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.snapshots.manifest import (
-    DIRECTORIES_MOST,
-    FILES_MOST,
-    Manifest,
-    make_manifest,
-)
+from gvisor_kernel.snapshots.manifest import DIRECTORIES_MOST, FILES_MOST, Manifest, make_manifest
 
 
 @pytest.fixture

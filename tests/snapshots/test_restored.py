@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jupyter_core.utils import ensure_event_loop
 
-from gvisor_kernel.runtimes.cgroups import can_bound_memory
+from gvisor_kernel.host.cgroups import can_bound_memory
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..world import PROJECT

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel import spares
 from gvisor_kernel.cli.sandboxes import Listed, find_all
-from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
-from gvisor_kernel.spares import Spares
+from gvisor_kernel.kernel import warm_pool
+from gvisor_kernel.kernel.warm_pool import Spares
+from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spares]:
     """The spares of a test, which makes them at once and leaves none."""
     mine = Spares()
-    monkeypatch.setattr(spares, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(warm_pool, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(Spares, "_instance", mine)
     yield mine
     mine.end()
@@ -92,7 +92,7 @@ def test_one_that_does_not_come_to_rest_is_none(
         return True
 
     monkeypatch.setattr(RunscSandbox, "is_busy", look)
-    monkeypatch.setattr(spares, "STOPS", 2)
+    monkeypatch.setattr(warm_pool, "STOPS", 2)
     for _ in range(2):
         with started():
             pass
@@ -170,7 +170,7 @@ def test_one_that_was_killed_is_not_missed(spare: Listed) -> None:
 
 @pytest.mark.once
 def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spares, "KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(warm_pool, "KEEP_SECONDS", 0.2)
     seen: list[bool] = []
     make = Spares._make
 
@@ -199,10 +199,10 @@ OWNER = """
 import asyncio, json, sys, time
 from jupyter_client import KernelManager
 from traitlets.config import Config
-from gvisor_kernel import spares
+from gvisor_kernel.kernel import warm_pool
 from gvisor_kernel.cli.sandboxes import find_all
 
-spares.WAIT_SECONDS = 0
+warm_pool.WAIT_SECONDS = 0
 config = Config({"GVisorProvisioner": {"snapshot": "auto", "spare": True}})
 for _ in range(2):
     manager = KernelManager(kernel_name="gvisor-python", config=config)

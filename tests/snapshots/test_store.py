@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.accept import MIB
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_turn

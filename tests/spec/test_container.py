@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.accept import MIB
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.spec.container import (
     Names,
     etc_files,

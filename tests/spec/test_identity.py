@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.identity import finalize_name, hash_spec, new_identity, parse_identity
 
 

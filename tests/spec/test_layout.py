@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gvisor_kernel.config import DEFAULTS, ExtraMount, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, ExtraMount, SandboxSpec
 from gvisor_kernel.spec.layout import (
     LAYOUT,
     Bind,

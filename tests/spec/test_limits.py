@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gvisor_kernel.accept import GIB, MIB
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.spec.limits import (
     HostLimits,
     file_size_limit,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.spec.info import finalize_info
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS, Bind, Mount, Tmpfs, scratch_mounts

@@ -10,12 +10,7 @@ from collections.abc import Callable
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.engine import check_engines
-from gvisor_kernel.cli.checks.host import (
-    check_cgroups,
-    check_platform,
-    check_seccomp,
-    check_userns,
-)
+from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
 from gvisor_kernel.cli.checks.kernel import check_kernel
 from gvisor_kernel.cli.checks.runsc import check_runsc

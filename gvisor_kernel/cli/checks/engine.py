@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from gvisor_kernel.cli.checks.base import Check, State
-from gvisor_kernel.config import SandboxSettings
+from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernelspecs import find_kernelspecs
-from gvisor_kernel.runtimes.docker_engine import check_engine, connect, find_image
+from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.runtimes.docker.engine import check_engine, connect, find_image
 
 
 def find_images() -> list[str]:

@@ -17,7 +17,7 @@ from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.runsc import INSTALL_RUNSC
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.runsc_cli import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 # The platform.
 

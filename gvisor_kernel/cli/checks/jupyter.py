@@ -9,9 +9,9 @@ from importlib import metadata
 
 from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.config import SandboxSettings
+from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernelspecs import PROVISIONER, Kernelspec, find_kernelspecs
+from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, Kernelspec, find_kernelspecs
 
 PYTHON_LEAST = (3, 9)
 

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from jupyter_core.utils import ensure_event_loop
 
-from gvisor_kernel.asking import OwnClient, connect, own_key, wait_for_reply
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.config import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
-from gvisor_kernel.kernelspecs import find_kernelspecs
-from gvisor_kernel.plans import KernelPlan
+from gvisor_kernel.host.processes import SANDBOX_NAME
+from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
+from gvisor_kernel.kernel.connection_info import new_key
+from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.processes import SANDBOX_NAME
-from gvisor_kernel.runtimes.runsc_sandbox import RunscSandbox
-from gvisor_kernel.sandboxed import SandboxedKernel
+from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 CELL = "__import__('os').uname().release"
 """Evaluated by a cell, of which nothing else is kept."""
@@ -67,7 +68,7 @@ def _make_plan() -> KernelPlan:
         request=LaunchRequest("doctor", "", Path("/"), python, {}),
         # Not to be stopped while it idles, or there were nothing to measure.
         identity=KernelIdentity(
-            "doctor", own_key(), "hmac-sha256", spec.memory_limit, idle_stop=False
+            "doctor", new_key(), "hmac-sha256", spec.memory_limit, idle_stop=False
         ),
         address=Address("ipc", ""),
     )

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.runsc_cli import Runsc, command_flags, find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
 
 INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
 NEWER = "a current release, from gVisor itself: https://gvisor.dev/docs/user_guide/install/"

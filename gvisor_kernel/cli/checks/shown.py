@@ -7,9 +7,9 @@ import shlex
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.jupyter import find_interpreters
-from gvisor_kernel.runtimes.covers import find_jupyters
-from gvisor_kernel.runtimes.editable import Editable, find_editables
-from gvisor_kernel.runtimes.world import ask_interpreter, find_world
+from gvisor_kernel.runtimes.mounts.covers import find_jupyters
+from gvisor_kernel.runtimes.mounts.editable_installs import Editable, find_editables
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_world
 from gvisor_kernel.spec.layout import is_within
 
 MAX_NAMED = 20

@@ -7,7 +7,7 @@ import tempfile
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.output import describe_size
-from gvisor_kernel.runtimes.state import find_sandboxes, is_orphan, state_root
+from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
 
 SPACE_LEAST = 256 * 1024 * 1024
 """Logs and transcripts of a few kernels."""

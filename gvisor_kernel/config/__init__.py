@@ -1,0 +1,1 @@
+"""Settings: what there is, what is accepted, and the one place that reads them."""

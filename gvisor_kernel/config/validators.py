@@ -1,0 +1,372 @@
+"""What values of settings are accepted: sizes, choices, names, paths.
+
+One function for each kind of value: it takes the setting's name (for the message) and the value
+as it was written, and returns it as SandboxSpec holds it, or raises SettingError.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Callable
+from keyword import iskeyword
+from pathlib import Path
+
+from gvisor_kernel.errors import SettingError
+from gvisor_kernel.host.homes import find_home
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+SIZE_MOST = 2**60
+MODULES_MOST = 100
+STRINGS_MOST = 16 * 1024
+"""Characters of a list of words, as ASCII: it travels in one piece with the start of a kernel."""
+
+OWN_TARGETS = (
+    "/container_info.json",
+    "/dev",
+    "/etc",
+    "/home/user",
+    "/mnt/skills",
+    "/mnt/transcripts",
+    "/mnt/user-data",
+    "/opt/gvisor-kernel",
+    "/proc",
+    "/run",
+    "/sys",
+    "/tmp",  # noqa: S108 - the name inside
+    "/usr",
+    "/workspace",
+    *("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"),
+)
+"""What the sandbox lays out itself: no extra mount at, below or above these."""
+
+NOT_A_SOURCE = ("/dev", "/proc", "/sys")
+NOT_WRITABLE = (
+    *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"),
+    *NOT_A_SOURCE,
+)
+"""Host folders whose contents would let a sandbox out if it could write them."""
+
+HOST_IMAGE = "host"
+"""The value of ``image`` that means the host's own Python environment."""
+IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+IMAGE_NAME_RULE = 'lower-case letters, digits, ".", "_" and "-", at most 64'
+
+ENGINE_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
+"""The name of an image in a Docker engine, with a registry, a tag, a digest perhaps."""
+
+INSTALLED_SKILLS = "installed"
+"""The value of ``skills`` that means this user's, with those that come with the package."""
+
+OWN_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
+
+
+def accept_choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
+    shown = " or ".join(f'"{choice}"' for choice in choices)
+
+    def accept(name: str, value: object) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        raise SettingError(name, value, shown)
+
+    return accept
+
+
+def accept_whole(least: int, most: int) -> Callable[[str, object], int]:
+    def accept(name: str, value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return value
+        raise SettingError(name, value, f"a whole number from {least} to {most}")
+
+    return accept
+
+
+def accept_seconds(name: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 3600:
+        return float(value)
+    raise SettingError(name, value, "a number of seconds from 1 to 3600")
+
+
+def value_of(text: str) -> object:
+    """What a command line means: JSON, or a literal of Python, else the text itself."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def accept_flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SettingError(name, value, "true or false")
+
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "K": 1024, "M": MIB, "G": GIB, "T": 1024 * GIB}
+
+
+def accept_size(least: int) -> Callable[[str, object], int]:
+    def accept(name: str, value: object) -> int:
+        size = -1
+        if isinstance(value, int) and not isinstance(value, bool):
+            size = value
+        elif isinstance(value, str) and len(value) < 40:
+            match = _SIZE.fullmatch(value.strip())
+            if match:
+                size = int(float(match[1]) * _UNITS[(match[2] or "").upper()])
+        if least <= size <= SIZE_MOST:
+            return size
+        raise SettingError(
+            name, value, f'a number of bytes, or such as "4G" or "512M"; at least {least // MIB}M'
+        )
+
+    return accept
+
+
+def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
+    if (
+        isinstance(value, list | tuple)
+        and all(isinstance(item, str) and item and is_text(item) for item in value)
+        and sum(len(ascii(item)) for item in value) <= STRINGS_MOST
+    ):
+        return tuple(value)
+    raise SettingError(name, value, accepted)
+
+
+def is_text(value: str) -> bool:
+    """Whether ``value`` can be an argument of a program: no NUL, no half of a character."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def accept_command(name: str, value: object) -> tuple[str, ...]:
+    accepted = 'a list of strings, one of them with "{connection_file}" in it, or an empty list'
+    command = accept_strings(name, value, accepted)
+    if command and not any("{connection_file}" in word for word in command):
+        raise SettingError(name, value, accepted)
+    return command
+
+
+def accept_modules(name: str, value: object) -> tuple[str, ...]:
+    accepted = 'a list of at most 100 names of Python modules, such as ["numpy", "os.path"]'
+    names = accept_strings(name, value, accepted)
+    if len(names) > MODULES_MOST:
+        raise SettingError(name, value, accepted)
+    for i, item in enumerate(names):
+        parts = item.split(".")
+        if len(item) > 200 or not all(p.isidentifier() and not iskeyword(p) for p in parts):
+            raise SettingError(f"{name}[{i}]", item, accepted)
+    return tuple(dict.fromkeys(names))
+
+
+def accept_environment(name: str, value: object) -> tuple[str, ...]:
+    accepted = (
+        "a list of names of environment variables, none of them KERNEL_* or "
+        + ", ".join(OWN_VARIABLES[:-1])
+        + f" or {OWN_VARIABLES[-1]}"
+    )
+    names = accept_strings(name, value, accepted)
+    for i, item in enumerate(names):
+        if (
+            not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", item, re.ASCII)
+            or item in OWN_VARIABLES
+            or item.startswith("KERNEL_")
+        ):
+            raise SettingError(f"{name}[{i}]", item, accepted)
+    return tuple(dict.fromkeys(names))
+
+
+def accept_image(name: str, value: object) -> str:
+    """Whether there is such an image is seen when a kernel starts: images come and go."""
+    if isinstance(value, str) and (IMAGE_NAME.fullmatch(value) or ENGINE_IMAGE.fullmatch(value)):
+        return value
+    raise SettingError(name, value, _IMAGE_RULE)
+
+
+def check_image(runtime: str, image: str) -> None:
+    """Raise SettingError where ``runtime`` knows no image by such a name."""
+    if runtime == "docker" and image == HOST_IMAGE:
+        raise SettingError(
+            "image",
+            image,
+            "the name of an image that the Docker engine has: the environment of this machine's"
+            " Python is not there. It needs python3 and ipykernel",
+        )
+    if runtime != "docker" and not IMAGE_NAME.fullmatch(image):
+        raise SettingError("image", image, _IMAGE_RULE)
+
+
+_IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image, which has {IMAGE_NAME_RULE}'
+
+
+# Paths. What is said of a folder here is advice, given early: where it leads is decided when it is
+# opened, by ``runtimes/mounts/folders.py``, and so a path stays as it was written.
+
+
+def is_plain_path(value: object) -> bool:
+    """Whether ``value`` is text that can be a path in a mount table, without ``..``."""
+    return (
+        isinstance(value, str)
+        and value != ""
+        and value.isprintable()
+        and len(os.fsencode(value)) < 1024
+        and ".." not in value.split("/")
+    )
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether ``path`` is ``folder`` or below it; both absolute and normalised."""
+    return folder == "/" or path == folder or path.startswith(folder + "/")
+
+
+def real_path(path: str) -> str:
+    """``path`` without links, as far as this user can follow them. Raises nothing."""
+    try:
+        return os.path.realpath(path)
+    except OSError:  # a link that is not to be read, as /proc has them
+        return posixpath.normpath(path)
+
+
+def is_directory(path: str) -> bool:
+    """Whether ``path`` is a directory that this user reaches. Raises nothing, however odd it is."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and closed folders
+
+
+def is_free(path: str) -> bool:
+    """Whether nothing is at ``path``, as far as this user can see, and something could be."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def is_writable_allowed(path: str) -> bool:
+    """Whether a sandbox may write the host's ``path`` (real) without being let out by that."""
+    return (
+        path != "/"
+        and not any(is_within(path, folder) for folder in NOT_WRITABLE)
+        and find_home(path) is None
+    )
+
+
+def describe_no_home(path: str, home: str) -> str:
+    """For a SettingError: what is accepted in the place of ``path``, in which there is ``home``."""
+    fact = "is the home of an account" if path == home else f"holds a home, {home}"
+    return f"a folder that neither is nor holds anyone's home ({path} {fact}): choose one below it"
+
+
+def _as_written(path: str) -> str:
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def accept_uploads(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    accepted = (
+        "a path below the notebook's folder, the absolute path of a folder that exists "
+        '(both without ".."), or None'
+    )
+    if not isinstance(value, str) or not is_plain_path(value):
+        raise SettingError(name, value, accepted)
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path would also normalise
+    if not path.startswith("/"):
+        return posixpath.normpath(path)
+    real = real_path(path)
+    if not is_directory(real) or any(is_within(real, folder) for folder in NOT_A_SOURCE):
+        raise SettingError(name, value, accepted)
+    home = find_home(real)
+    if home is not None:
+        raise SettingError(name, value, describe_no_home(real, home))
+    return _as_written(path)
+
+
+def accept_outputs(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    accepted = (
+        'a path below the notebook\'s folder (not "."), an absolute path that is neither a folder '
+        'of the system nor a home directory (both without ".."), or None'
+    )
+    if not isinstance(value, str) or not is_plain_path(value):
+        raise SettingError(name, value, accepted)
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path would also normalise
+    if not path.startswith("/"):
+        path = posixpath.normpath(path)
+        if path == ".":
+            raise SettingError(name, value, accepted)
+        return path
+    real = real_path(path)
+    if not is_writable_allowed(real) or not (is_directory(real) or is_free(real)):
+        raise SettingError(name, value, accepted)
+    return _as_written(path)
+
+
+def accept_skills(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if value == INSTALLED_SKILLS:
+        return INSTALLED_SKILLS
+    accepted = (
+        f'"{INSTALLED_SKILLS}", the absolute path of a folder with "public" or "examples" in it,'
+        " or None"
+    )
+    if isinstance(value, str) and is_plain_path(value):
+        path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
+        real = real_path(path)
+        found = any(is_directory(f"{real}/{part}") for part in ("public", "examples"))
+        if (
+            found
+            and path.startswith("/")
+            and not any(is_within(real, place) for place in NOT_A_SOURCE)
+        ):
+            return _as_written(path)
+    raise SettingError(name, value, accepted)
+
+
+def accept_source(name: str, value: object, read_only: bool) -> str:
+    accepted = 'the absolute path, without "..", of a folder or file that exists'
+    if not isinstance(value, str) or not is_plain_path(value):
+        raise SettingError(name, value, accepted)
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
+    try:
+        real = os.path.realpath(path, strict=True)
+        mode = Path(real).stat().st_mode
+    except OSError as error:
+        raise SettingError(name, value, f"{accepted} ({error.strerror})") from error
+    if not path.startswith("/") or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise SettingError(name, value, accepted)
+    if real == "/" or any(is_within(real, folder) for folder in NOT_A_SOURCE):
+        raise SettingError(name, value, f"{accepted}, but not / or in {', '.join(NOT_A_SOURCE)}")
+    if not read_only and not is_writable_allowed(real):
+        raise SettingError(
+            name, value, "a path that is no system folder and no home, or let it be read-only"
+        )
+    return _as_written(path)
+
+
+def accept_target(name: str, value: object) -> str:
+    if (
+        isinstance(value, str)
+        and is_plain_path(value)
+        and value.startswith("/")
+        and ":" not in value
+        and "," not in value
+    ):
+        target = "/" + posixpath.normpath(value).lstrip("/")
+        if not any(is_within(target, own) or is_within(own, target) for own in OWN_TARGETS):
+            return target
+    raise SettingError(
+        name,
+        value,
+        'an absolute path without "..", such as "/mnt/data", that is not at, below or above '
+        + ", ".join(OWN_TARGETS),
+    )

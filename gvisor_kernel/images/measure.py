@@ -1,0 +1,71 @@
+"""The digest of a root file system: what names an image, and by which it is found unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvisor_kernel.archive.tar import CHUNK
+
+
+@dataclass(frozen=True)
+class Measure:
+    """``digest``: SHA-256 in hexadecimal digits. ``size``: bytes on the disk."""
+
+    digest: str
+    size: int
+    entries: int
+
+
+def measure_tree(directory: Path, environment: Mapping[str, str]) -> Measure:
+    """What is in ``directory``, with the environment that belongs to it, reduced to a digest.
+
+    Names, kinds, modes, contents and where links lead count, and of files when they changed, which
+    Python's compiled modules depend on; owners and inodes do not. Raises OSError.
+    """
+    total = hashlib.sha256(json.dumps(dict(environment), sort_keys=True).encode())
+    contents: dict[tuple[int, int], str] = {}
+    size = entries = 0
+    waiting = [b"."]
+    root = os.fsencode(directory)
+    while waiting:
+        place = waiting.pop()
+        with os.scandir(os.path.join(root, place)) as found:  # noqa: PTH118 - bytes
+            items = sorted(found, key=lambda item: item.name)
+        for item in items:
+            status = item.stat(follow_symlinks=False)
+            path = place + b"/" + item.name
+            kind, detail = stat.S_IFMT(status.st_mode), ""
+            inode = (status.st_dev, status.st_ino)
+            if kind == stat.S_IFDIR:
+                waiting.append(path)
+            elif kind == stat.S_IFREG:
+                if inode not in contents:
+                    contents[inode] = _digest(os.path.join(root, path))  # noqa: PTH118
+                detail = f"{int(status.st_mtime)} {contents[inode]}"
+            elif kind == stat.S_IFLNK:
+                detail = os.fsdecode(os.readlink(os.path.join(root, path)))  # noqa: PTH115, PTH118
+            line = f"{kind:o} {stat.S_IMODE(status.st_mode):o} {os.fsdecode(path)}\0{detail}\0"
+            total.update(os.fsencode(line))
+            if kind == stat.S_IFDIR or inode not in contents or status.st_nlink == 1:
+                size += status.st_blocks * 512
+            else:
+                size += status.st_blocks * 512 // status.st_nlink
+            entries += 1
+    return Measure(total.hexdigest(), size, entries)
+
+
+def _digest(path: bytes) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = hashlib.sha256()
+    try:
+        while data := os.read(fd, CHUNK):
+            found.update(data)
+    finally:
+        os.close(fd)
+    return found.hexdigest()

@@ -1,0 +1,1 @@
+"""What Jupyter calls: the provisioner, the launcher for front ends without one, kernelspecs."""

@@ -1,0 +1,240 @@
+"""Kernelspecs: what Jupyter lists in its picker. Installs, finds and removes ours.
+
+A kernelspec is a folder with kernel.json and logos. The templates are ``kernelspecs/`` of the
+repository, which a wheel carries inside the package. What a kernelspec *means* (its settings) is
+config/settings.py's; this module only writes and reads the files.
+
+The argv of an installed kernelspec is a launcher of the same sandbox, for front ends that know
+nothing of provisioners. Its ``-P`` keeps the notebook's folder, where a sandbox may have written
+a ``json.py``, from being imported on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.paths import SYSTEM_JUPYTER_PATH, jupyter_data_dir
+
+from gvisor_kernel.config.settings import SandboxSettings
+from gvisor_kernel.errors import KernelspecError
+
+PROVISIONER = "gvisor-provisioner"
+DEFAULT_NAME = "gvisor-python"
+
+
+@dataclass(frozen=True)
+class Kernelspec:
+    """An installed kernelspec of ours. ``interpreter`` is None where it cannot be found."""
+
+    name: str
+    display_name: str
+    directory: Path
+    argv: tuple[str, ...]
+    interpreter: str | None
+    settings: Mapping[str, object]
+
+
+def find_template(name: str = DEFAULT_NAME) -> Path:
+    """The folder of a kernelspec as the package ships it; raises KernelspecError."""
+    package = Path(__file__).parent.parent
+    for kernelspecs in (package / "kernelspecs_data", package.parent / "kernelspecs"):
+        if (kernelspecs / name / "kernel.json").is_file():
+            return kernelspecs / name
+    raise KernelspecError(
+        f"This installation of gvisor-kernel has no template of the kernelspec {name!r}.",
+        "install gvisor-kernel again.",
+    )
+
+
+def template_settings(name: str) -> dict[str, object]:
+    """The settings that a kernelspec of the package has by itself. Raises KernelspecError."""
+    document = json.loads((find_template(name) / "kernel.json").read_text())
+    return dict(document["metadata"]["kernel_provisioner"]["config"])
+
+
+def render_kernelspec(
+    template: Mapping[str, Any],
+    name: str,
+    display_name: str | None,
+    interpreter: str,
+    settings: Mapping[str, object],
+) -> dict[str, Any]:
+    """kernel.json for one installation: this interpreter, this name, these settings."""
+    argv = list(template["argv"])
+    argv[0] = interpreter
+    argv[argv.index("--kernel") + 1] = name
+    metadata = dict(template["metadata"])
+    provisioner = dict(metadata["kernel_provisioner"])
+    provisioner["config"] = {**provisioner["config"], **settings}
+    metadata["kernel_provisioner"] = provisioner
+    return {
+        **template,
+        "argv": argv,
+        "display_name": display_name or template["display_name"],
+        "metadata": metadata,
+    }
+
+
+def install_kernelspec(
+    *,
+    user: bool = False,
+    prefix: str | None = None,
+    name: str = DEFAULT_NAME,
+    display_name: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    interpreter: str = sys.executable,
+    template: str = DEFAULT_NAME,
+) -> Kernelspec:
+    """Install into the user's folder, below ``prefix``, or else for the whole system.
+
+    ``template``: the kernelspec of the package that it is made of. ``settings`` go into the
+    kernelspec's ``config``. A kernelspec of ours with the same name in the same place is replaced.
+    Raises KernelspecError, or SettingError for a wrong setting.
+    """
+    if not re.fullmatch(r"[a-z0-9._-]+", name):
+        raise KernelspecError(
+            f"A kernelspec cannot be named {name!r}.",
+            'use lower-case letters, digits, ".", "_" and "-".',
+        )
+    if not Path(interpreter).is_absolute():
+        raise KernelspecError(
+            f"The path of the Python interpreter is {interpreter!r}, which is not absolute.",
+            "run this with an interpreter that knows its own path.",
+        )
+    settings = settings or {}
+    SandboxSettings(**settings).sandbox_spec()
+    folder = find_template(template)
+    document = render_kernelspec(
+        json.loads((folder / "kernel.json").read_text()),
+        name,
+        display_name,
+        interpreter,
+        settings,
+    )
+    destination = find_destination(user, prefix) / name
+    if destination.exists():
+        if not is_ours(destination):
+            raise KernelspecError(
+                f"{destination} exists and is not a kernelspec of gvisor-kernel.",
+                "choose another --name, or remove it yourself.",
+            )
+        remove_kernelspec(read_kernelspec(destination))
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, name)
+        source.mkdir()
+        for logo in folder.glob("logo-*"):
+            shutil.copyfile(logo, source / logo.name)
+        (source / "kernel.json").write_text(json.dumps(document, indent=1) + "\n")
+        # Other users read a system-wide kernelspec, whatever this process's umask is.
+        source.chmod(0o755)
+        for path in source.iterdir():
+            path.chmod(0o644)
+        try:
+            make_manager().install_kernel_spec(str(source), name, user=user, prefix=prefix)
+        except OSError as error:
+            raise KernelspecError(
+                f"The kernelspec cannot be written to {destination}: {error.strerror}.",
+                "use --user, or --sys-prefix in an environment of your own.",
+            ) from error
+    return read_kernelspec(destination)
+
+
+def find_destination(user: bool, prefix: str | None) -> Path:
+    """The folder of kernelspecs that a choice of place means."""
+    if user:
+        return Path(jupyter_data_dir(), "kernels")
+    if prefix is not None:
+        return Path(prefix).absolute() / "share/jupyter/kernels"
+    return Path(SYSTEM_JUPYTER_PATH[0], "kernels")
+
+
+def make_manager() -> KernelSpecManager:
+    """A kernelspec manager that leaves it to our caller to say what was done."""
+    quiet = logging.getLogger(__name__)
+    quiet.setLevel(logging.ERROR)
+    return KernelSpecManager(log=quiet)
+
+
+def is_searched(folder: Path) -> bool:
+    """Whether Jupyter, as this process would run it, looks for kernelspecs in ``folder``."""
+    return str(folder) in make_manager().kernel_dirs
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a folder holds a kernelspec that names our provisioner."""
+    try:
+        read_kernelspec(directory)
+    except KernelspecError:
+        return False
+    return True
+
+
+def read_kernelspec(directory: Path) -> Kernelspec:
+    """A kernelspec of ours from its folder; raises KernelspecError when it is not one."""
+    try:
+        document = json.loads((directory / "kernel.json").read_text())
+        provisioner = document["metadata"]["kernel_provisioner"]
+        if provisioner["provisioner_name"] != PROVISIONER:
+            raise KeyError("provisioner_name")
+        argv = tuple(str(word) for word in document["argv"])
+        return Kernelspec(
+            name=directory.name,
+            display_name=str(document["display_name"]),
+            directory=directory,
+            argv=argv,
+            interpreter=find_interpreter(argv),
+            settings=dict(provisioner.get("config") or {}),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise KernelspecError(f"{directory} holds no kernelspec of gvisor-kernel.") from error
+
+
+def find_interpreter(argv: tuple[str, ...]) -> str | None:
+    """The interpreter that Jupyter would start: a bare ``python3`` is Jupyter's own."""
+    if not argv:
+        return None
+    if re.fullmatch(r"python(3(\.\d+)?)?", argv[0]):
+        return sys.executable
+    return shutil.which(argv[0])
+
+
+def find_kernelspecs(folder: Path | None = None) -> list[Kernelspec]:
+    """Our kernelspecs in the order in which Jupyter looks; the first of a name is the one used.
+
+    Looks in ``folder`` only, if it is given.
+    """
+    folders = [folder] if folder else [Path(path) for path in make_manager().kernel_dirs]
+    found: dict[Path, Kernelspec] = {}
+    for folder in folders:
+        try:
+            directories = sorted(folder.iterdir())
+        except OSError:
+            continue
+        for directory in directories:
+            if is_ours(directory):
+                found.setdefault(directory.resolve(), read_kernelspec(directory))
+    return list(found.values())
+
+
+def remove_kernelspec(kernelspec: Kernelspec) -> None:
+    """Remove an installed kernelspec; raises KernelspecError when that is not permitted."""
+    try:
+        if kernelspec.directory.is_symlink():
+            kernelspec.directory.unlink()
+        else:
+            shutil.rmtree(kernelspec.directory)
+    except OSError as error:
+        raise KernelspecError(
+            f"The kernelspec {kernelspec.directory} cannot be removed: {error.strerror}.",
+            "run this as the user who owns it.",
+        ) from error

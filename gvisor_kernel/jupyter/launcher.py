@@ -1,0 +1,84 @@
+"""A sandboxed kernel behind a plain argv, for front ends that know no provisioners.
+
+Reads the connection file that the front end wrote, serves just those ports, and lives as long as
+the kernel: SIGINT interrupts it, SIGTERM ends it, and should this process be killed, the sandbox
+ends because its link does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.kernel.connection_info import CHANNELS
+from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.session import SandboxedKernel
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def read_connection_file(path: str) -> dict[str, Any]:
+    """The connection info of ``path``. Raises LaunchError."""
+    try:
+        info = json.loads(Path(path).read_text())
+        if info["transport"] not in ("tcp", "ipc") or not isinstance(info["key"], str):
+            raise ValueError("its transport or its key is not usable")
+        for name in CHANNELS:
+            info[name] = int(info[name])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaunchError(
+            f"The connection file {path} cannot be used: {error!r}.",
+            "give the file that a Jupyter front end wrote (-f).",
+        ) from error
+    return dict(info)
+
+
+def run_launcher(connection_file: str, kernel_name: str) -> int:
+    """Start a kernel and stay until it ends; its exit status, or 128 plus its signal.
+
+    Called by ``gvisor-kernel launch``. Raises GvisorKernelError when it cannot be started.
+    """
+    info = read_connection_file(connection_file)
+    plan = find_plan(kernel_name, info, Path(connection_file).stem)
+    return asyncio.run(_serve(plan))
+
+
+async def _serve(plan: KernelPlan) -> int:
+    loop = asyncio.get_running_loop()
+    kernel = SandboxedKernel()
+    parent = os.getppid()
+    stopping = asyncio.Event()
+    interrupts: set[asyncio.Task[None]] = set()
+
+    def interrupt() -> None:
+        task = loop.create_task(kernel.signal(signal.SIGINT))
+        interrupts.add(task)
+        task.add_done_callback(interrupts.discard)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    for signum in STOP_SIGNALS:
+        loop.add_signal_handler(signum, stopping.set)
+    try:
+        launching = asyncio.ensure_future(kernel.launch(plan))
+        stopped = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait({launching, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not launching.done():
+            launching.cancel()
+            return 128 + signal.SIGTERM
+        launching.result()
+        while (status := kernel.exit_status) is None and not stopping.is_set():
+            await asyncio.wait({stopped}, timeout=0.1)
+            if os.environ.get("JPY_PARENT_PID") and os.getppid() != parent:
+                break  # as ipykernel does: a kernel ends with its front end
+        if status is None:
+            return 128 + signal.SIGTERM
+        return status if status >= 0 else 128 - status
+    finally:
+        stopped.cancel()
+        await kernel.close()

@@ -1,0 +1,1 @@
+"""One kernel's life: its plan, its session, snapshots that it starts from."""

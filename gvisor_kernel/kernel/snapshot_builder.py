@@ -1,0 +1,257 @@
+"""Makes an image: starts a kernel with nothing of anyone's in it, warms it up, writes it down.
+
+For a process that does nothing else: the command ``snapshot build``, or the one that ``builder``
+starts in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.config.settings import HOST_IMAGE
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.kernel.client import (
+    STEP_SECONDS,
+    OwnClient,
+    connect,
+    wait_for_reply,
+)
+from gvisor_kernel.kernel.connection_info import new_key
+from gvisor_kernel.kernel.plan import KernelPlan, read_plan
+from gvisor_kernel.kernel.restore import find_key, find_obstacle
+from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.runtimes.mounts.folders import keeps_outputs
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
+from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back
+from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
+from gvisor_kernel.snapshots.reseed import find_renewal
+from gvisor_kernel.snapshots.store import Image, Meta, Store
+from gvisor_kernel.strict_json import parse_json
+
+LIST_MOST = 16 * 1024 * 1024
+"""Bytes of the list of what a kernel has loaded. Real ones have some 100 KB."""
+
+Report = Callable[[str, float], None]
+"""Takes words for the step that begins, and the share of all that is done."""
+
+WARM_UP = """
+import gc
+gc.collect()
+gc.freeze()
+import ctypes
+ctypes.CDLL(None).malloc_trim(0)
+"""
+"""What every copy would else do for itself, or carry along."""
+
+QUESTIONS = {
+    "java": (20, "int warm = 6 * 7; System.out"),
+    "typescript": (5, "const warm: number = 6 * 7; console.lo"),
+}
+"""By language: how often a kernel is asked to complete which code before its image is taken.
+
+A first cell waits long for compilers to be loaded, and whatever a kernel runs may count as one."""
+
+SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/local/lib", "/usr/lib")
+PACKAGE_LISTS = (
+    *("/var/lib/dpkg/status", "/lib/apk/db/installed", "/var/lib/pacman/local"),
+    *("/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite"),
+)
+"""Where the package managers of distributions write down what is installed."""
+
+LIST_FILES = """
+import json, sys
+files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+with open("/proc/self/maps") as maps:
+    files |= {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
+print(json.dumps([sorted(f for f in files if f), sorted(sys.path_importer_cache)]))
+"""
+
+
+def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Report) -> Image:
+    """The snapshot that kernels of ``plan`` start from, made now. Called by ``snapshot build``.
+
+    ``preload``: modules instead of those of the setting; ``report``: is told each step.
+
+    :raises GvisorKernelError: it cannot be made; nothing is left of it.
+    """
+    if preload is not None:
+        plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
+    return make_image(plan, report)
+
+
+def build_in_background(plan: dict[str, Any]) -> None:
+    """Make the image of a plan (``write_plan``), unless somebody has made it meanwhile.
+
+    Raises GvisorKernelError.
+    """
+    step_back()
+    found = read_plan(plan, new_key())
+    store = Store.open()
+    with builder_turn(store, wait=True):
+        key, _ = find_key(get_runtime(found.spec.runtime), found)
+        with store.use(key.name) as image:
+            if image is not None and image.meta.manifest.find_change() is None:
+                return
+        _make(store, found, lambda words, done: None)
+
+
+def make_image(plan: KernelPlan, report: Report) -> Image:
+    """Make the image of ``plan``. Raises GvisorKernelError, with nothing left behind."""
+    store = Store.open()
+    with builder_turn(store) as mine:
+        if not mine:
+            raise SnapshotError(
+                "Another image of a kernel is being made just now.", "try again in a moment."
+            )
+        return _make(store, plan, report)
+
+
+def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
+    obstacle = find_obstacle(plan)
+    if obstacle is not None:
+        raise SnapshotError(
+            f"There is no image of such a kernel: {obstacle}.",
+            "take the name out of the setting environment; a value that is no secret may stand in"
+            " the kernelspec's env.",
+        )
+    runtime = get_runtime(plan.spec.runtime)
+    key, bare = find_key(runtime, plan)
+    with store.write() as draft:
+        keeps = keeps_outputs(plan.spec, plan.request)
+        spec, request = session_free(bare.spec, bare.request, draft.scratch, keeps_outputs=keeps)
+        # Whatever a start may do else, this one is cold, and what is looked at is the kernel.
+        spec = replace(spec, snapshot="off", transcripts=spec.transcripts)
+        bare = replace(bare, spec=spec, request=request)
+        since = time.time()
+        report("Starting a kernel", 0.05)
+        kernel = SandboxedKernel()
+        try:
+            address = asyncio.run(kernel.launch(bare))
+            client = connect(address, bare, lambda: kernel.exit_status is None)
+            try:
+                language = _find_language(client, report)
+                manifest = _warm_up(client, kernel, plan, language, since, report)
+            finally:
+                client.stop_channels()
+            report("Writing its image", 0.8)
+            run = asyncio.run(kernel.checkpoint(draft.files, STEP_SECONDS))
+        finally:
+            asyncio.run(kernel.close())
+        report("Keeping it", 0.95)
+        meta = Meta(
+            key=key.name,
+            parts=dict(key.parts),
+            run=run.run,
+            sandbox_key=run.key,
+            manifest=manifest,
+            label={
+                "kernel": plan.request.kernel_name,
+                "python": plan.request.python,
+                "mode": plan.spec.kernel_mode,
+                "preload": ", ".join(plan.spec.preload),
+            },
+            facts={"language": language},
+            created=time.time(),
+        )
+        store.keep(draft, key, meta)
+    with store.use(key.name) as image:
+        if image is None:
+            raise SnapshotError("The image was removed as soon as it was made.")
+        return image
+
+
+def _find_language(client: OwnClient, report: Report) -> str:
+    report("Waiting for it", 0.2)
+    info = wait_for_reply(client, client.kernel_info())
+    return str(info["language_info"].get("name"))
+
+
+def _warm_up(
+    client: OwnClient,
+    kernel: SandboxedKernel,
+    plan: KernelPlan,
+    language: str,
+    since: float,
+    report: Report,
+) -> Manifest:
+    sandbox = kernel.sandbox
+    assert sandbox is not None
+    renewal = find_renewal({"language": language})
+    if renewal.code:  # what every copy is to do first has to work
+        _run(client, renewal.code)
+    if language != "python":
+        times, code = QUESTIONS.get(language.lower(), (0, ""))
+        for number in range(times):
+            report("Warming it up", 0.3 + 0.5 * number / times)
+            wait_for_reply(client, client.is_complete(code))
+            wait_for_reply(client, client.complete(code))
+        if (
+            plan.spec.image != HOST_IMAGE
+        ):  # whose files never change, and whose digest is in the key
+            return make_manifest([], [], [], since)
+        return list_installed(plan.request.python)
+    steps = len(plan.spec.preload)
+    for number, name in enumerate(plan.spec.preload):
+        report(f"Importing {name}", 0.3 + 0.4 * number / steps)
+        _run_python(client, f"import importlib\nimportlib.import_module({name!r})", name)
+    report("Warming it up", 0.7)
+    # No completion: what that imports holds 34 MiB, in every kernel. Who wants it at once preloads
+    # jedi.
+    wait_for_reply(client, client.is_complete("print"))
+    text = _run_python(client, LIST_FILES)
+    _run_python(client, WARM_UP)
+    try:
+        files, directories = parse_json(text, LIST_MOST)
+        paths = map(str, files), map(str, directories)
+        return make_manifest(*paths, sandbox.mounts, since, str(sandbox.directory))
+    except (ValueError, TypeError) as error:
+        raise SnapshotError(f"The kernel's list of files cannot be used: {error}.") from error
+
+
+def list_installed(python: str) -> Manifest:
+    """For a kernel that cannot say what it has loaded: what changes with any installed package.
+
+    Those of the interpreter ``python``, which may be what runs it, and those of the system.
+    """
+    interpreter = ask_interpreter(python)
+    folders = {*interpreter.site_directories, interpreter.user_site or "", *SYSTEM_FOLDERS} - {""}
+    views = [MountView(folder, folder, True) for folder in (*folders, "/var/lib", "/lib/apk")]
+    records = [str(p) for f in folders for p in Path(f).glob("*-info/RECORD")]
+    return make_manifest([*records, *PACKAGE_LISTS], sorted(folders), views)
+
+
+def _run_python(client: OwnClient, code: str, preloaded: str = "") -> str:
+    """Run ``code`` so that nothing of it is seen afterwards; what it printed."""
+    return _run(client, f"exec({code!r}, {{}})", preloaded)
+
+
+def _run(client: OwnClient, code: str, preloaded: str = "") -> str:
+    message_id = client.execute(code, silent=True, store_history=False)
+    content = wait_for_reply(client, message_id)
+    if content["status"] != "ok":
+        words = f"{content.get('ename')}: {content.get('evalue')}"
+        if preloaded:
+            raise SnapshotError(
+                f"The module {preloaded} cannot be imported in a sandbox: {words}.",
+                "take it out of the setting preload, or install it.",
+            )
+        raise SnapshotError(f"The kernel could not be warmed up: {words}.")
+    printed = ""
+    with suppress(Exception):
+        while True:
+            message = client.get_iopub_msg(timeout=STEP_SECONDS)
+            if message["parent_header"].get("msg_id") != message_id:
+                continue
+            if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+                printed += message["content"]["text"]
+            if message["content"].get("execution_state") == "idle":
+                break
+    return printed

@@ -1,0 +1,222 @@
+"""What is copied into a sandbox of an engine: a tar archive, written while it is sent.
+
+Folders of this machine are read by descriptors, and no link in them is followed: a kernel may have
+made what is in them, and another may still change it. Bounded by what the sandbox may hold.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gvisor_kernel.archive.tar import CHUNK, DEPTH_MOST
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import Opened
+
+log = logging.getLogger(__name__)
+
+ENTRIES_MOST = 200_000
+"""Files, folders and links that are copied into one sandbox."""
+ENTRY_COST = 4096
+"""Bytes that each of them takes besides its content."""
+RECENT_SECONDS = 2
+"""What was changed as late as this may change again within the same second."""
+
+
+@dataclass
+class Room:
+    """What may still be copied into a sandbox. ``folder``, ``setting``: of whom it is asked.
+
+    ``covered``: directories that are copied empty, by device and inode.
+    """
+
+    bytes: int
+    covered: frozenset[tuple[int, int]] = frozenset()
+    folder: str = ""
+    setting: str = ""
+    entries: int = ENTRIES_MOST
+    left_out: int = 0
+
+    def take(self, size: int) -> None:
+        """Raises LaunchError."""
+        self.entries -= 1
+        self.bytes -= size + ENTRY_COST
+        if self.bytes < 0 or self.entries < 0:
+            raise LaunchError(
+                f"The folder {self.folder} is too large to be copied into a sandbox.",
+                f"name a smaller one in the setting {self.setting}, or None; or raise disk_limit,"
+                f" which bounds it (so do {ENTRIES_MOST} files).",
+            )
+
+
+@dataclass
+class Contents:
+    """What goes into one volume: texts and folders of this machine, by their places in it."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    folders: list[tuple[str, Opened, str]] = field(default_factory=list)
+    """The place, the folder or file, which is held open meanwhile, the setting's name."""
+    empty: list[str] = field(default_factory=list)
+    covered: frozenset[tuple[int, int]] = frozenset()
+
+    def measure(self, size: int) -> None:
+        """Raise LaunchError if it is more than ``size`` bytes."""
+        room = Room(size, self.covered)
+        for _, folder, setting in self.folders:
+            room.folder, room.setting = folder.path, setting
+            for _, status, _ in _walk(folder, room):
+                room.take(status.st_size if stat.S_ISREG(status.st_mode) else 0)
+
+    def archive(self, size: int) -> Iterator[bytes]:
+        """The tar archive. Raises LaunchError where it became too large meanwhile, OSError."""
+        room = Room(size, self.covered)
+        parents: set[str] = set()
+        for name in self.empty:
+            yield from _parents(f"{name}/x", parents)
+        for name, text in self.texts.items():
+            yield from _parents(name, parents)
+            yield _header(name, tarfile.REGTYPE, 0o644, time.time(), size=len(text.encode()))
+            yield _padded(text.encode())
+        for name, folder, setting in self.folders:
+            room.folder, room.setting = folder.path, setting
+            yield from _parents(name, parents)
+            yield from _archive_folder(name, folder, room)
+        yield bytes(2 * tarfile.BLOCKSIZE)
+        if room.left_out:
+            log.info("%d files were not copied: their kind, name or rights", room.left_out)
+
+
+def _parents(name: str, made: set[str]) -> Iterator[bytes]:
+    parts = name.split("/")[:-1]
+    for end in range(1, len(parts) + 1):
+        folder = "/".join(parts[:end])
+        if folder not in made:
+            made.add(folder)
+            yield _header(folder, tarfile.DIRTYPE, 0o755, time.time())
+
+
+def _archive_folder(place: str, folder: Opened, room: Room) -> Iterator[bytes]:
+    for name, status, opened in _walk(folder, room):
+        path = f"{place}/{name}" if name else place
+        mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime
+        if stat.S_ISDIR(status.st_mode):
+            room.take(0)
+            yield _header(path, tarfile.DIRTYPE, (mode & 0o777) | 0o700, mtime)
+        elif isinstance(opened, str):
+            room.take(0)
+            yield _header(path, tarfile.SYMTYPE, 0o777, mtime, target=opened)
+        else:
+            room.take(status.st_size)
+            yield _header(path, tarfile.REGTYPE, (mode & 0o777) | 0o600, mtime, size=status.st_size)
+            yield from _content(opened, status.st_size)
+
+
+def _content(fd: int, size: int) -> Iterator[bytes]:
+    """Exactly ``size`` bytes, whatever the file has by now, and the padding."""
+    left = size
+    while left:
+        data = os.read(fd, min(CHUNK, left)) or bytes(min(CHUNK, left))
+        left -= len(data)
+        yield data
+    yield bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _header(
+    name: str, kind: bytes, mode: int, mtime: float, *, size: int = 0, target: str = ""
+) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.mtime, info.size, info.linkname = kind, mode, mtime, size, target
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+def _walk(root: Opened, room: Room) -> Iterator[tuple[str, os.stat_result, int | str]]:
+    """What is in ``root``, the root itself first by the name "": a name, its status, and an open
+    descriptor, or the text of a link. Raises OSError for the root alone."""
+    fd = root.read()
+    try:
+        status = os.fstat(fd)
+        yield "", status, fd
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk_folder(fd, (), room)
+    finally:
+        os.close(fd)
+
+
+def _walk_folder(
+    folder: int, parts: tuple[str, ...], room: Room
+) -> Iterator[tuple[str, os.stat_result, int | str]]:
+    for name in sorted(os.listdir(folder)):
+        path = (*parts, name)
+        shown = "/".join(path)
+        try:
+            shown.encode()
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(name, dir_fd=folder)
+                target.encode()
+                yield shown, status, target
+                continue
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                raise PermissionError
+            if len(path) > DEPTH_MOST:
+                raise PermissionError
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=folder)
+        except (OSError, UnicodeEncodeError):
+            room.left_out += 1
+            continue
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode):
+                yield shown, status, fd
+            elif stat.S_ISDIR(status.st_mode):
+                yield shown, status, fd
+                if (status.st_dev, status.st_ino) in room.covered:
+                    continue
+                with suppress(PermissionError):
+                    yield from _walk_folder(fd, path, room)
+        finally:
+            os.close(fd)
+
+
+# What was copied in, so that only what changed is copied out.
+
+
+Copied = Mapping[str, tuple[int, int]]
+"""Sizes and times of change, in whole seconds, by the names of files."""
+
+
+def list_files(folder: Opened) -> dict[str, tuple[int, int]]:
+    """The files that are surely told from what a kernel makes of them. Raises OSError."""
+    latest = time.time() - RECENT_SECONDS
+    return {
+        name: (status.st_size, int(status.st_mtime))
+        for name, status, _ in _walk(folder, Room(0))
+        if stat.S_ISREG(status.st_mode) and status.st_mtime < latest
+    }
+
+
+def write_list(path: Path, copied: Copied) -> None:
+    """Raises OSError."""
+    path.write_text(json.dumps(copied))
+
+
+def read_list(path: Path) -> dict[str, tuple[int, int]]:
+    """Empty where there is none: then all is copied out."""
+    try:
+        content = json.loads(path.read_text())
+        return {str(name): (int(size), int(at)) for name, (size, at) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,68 @@
+"""What an image of an engine says of itself: checked, since a stranger may have written it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.spec.environment import kernel_environment
+
+VARIABLES_SIZE = 64 * 1024
+VOLUMES_MOST = 20
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class EngineImage:
+    """``environment``: without PATH, which is in ``path``. ``volumes``: folders that are to be
+    writable and empty, as the image has it."""
+
+    digest: str
+    environment: tuple[tuple[str, str], ...]
+    path: tuple[str, ...]
+    volumes: tuple[str, ...]
+
+    def environment_of(self, spec: SandboxSpec, server: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of a kernel. What else the image has is not looked at."""
+        return kernel_environment(
+            bin_directories=self.path,
+            present=(),
+            user_base=None,
+            names=spec.environment,
+            server=server,
+            image=dict(self.environment),
+        )
+
+
+def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
+    """Raises LaunchError."""
+    config = found.get("Config") or {}
+    variables: dict[str, str] = {}
+    for entry in config.get("Env") or ():
+        key, equals, value = str(entry).partition("=")
+        if equals and _NAME.fullmatch(key) and "\0" not in value:
+            variables[key] = value
+    volumes = [str(volume) for volume in config.get("Volumes") or ()]
+    if sum(len(k) + len(v) for k, v in variables.items()) > VARIABLES_SIZE:
+        raise _unusable(name, "its variables have more than 64 KiB")
+    if len(volumes) > VOLUMES_MOST or not all(map(_is_plain, volumes)):
+        raise _unusable(name, "its volumes cannot be used")
+    path = variables.pop("PATH", "")
+    return EngineImage(
+        digest=str(found.get("Id", "")),
+        environment=tuple(sorted(variables.items())),
+        path=tuple(part for part in path.split(":") if part.startswith("/")),
+        volumes=tuple(volumes),
+    )
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and ".." not in path.split("/") and path.isprintable()
+
+
+def _unusable(name: str, why: str) -> LaunchError:
+    return LaunchError(f"The image {name} cannot be used: {why}.", "make it without them.")

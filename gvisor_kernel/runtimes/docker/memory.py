@@ -1,0 +1,113 @@
+"""How much memory a container holds: by the host's kernel where it is on this machine, else as its
+engine tells once a second.
+
+What is counted is what cannot be given back: not the files that it has written or read, which the
+host keeps in memory as long as there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.cgroups import count_oom_kills
+from gvisor_kernel.runtimes.docker.engine import Engine
+
+log = logging.getLogger(__name__)
+
+CGROUPS = Path("/sys/fs/cgroup")
+_HELD = ("active_anon", "inactive_anon", "unevictable")
+
+
+def find_held(stat: Mapping[str, int]) -> int:
+    """Bytes of a ``memory.stat``: of a group and those below it. 0 where it says nothing."""
+    return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _HELD)
+
+
+def read_stat(text: str) -> dict[str, int]:
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if value.isdecimal():
+            found[name] = int(value)
+    return found
+
+
+def find_group(lines: Iterable[str], container: str, root: Path = CGROUPS) -> Path | None:
+    """The memory cgroup of a process of ``container``, by the lines of its /proc/PID/cgroup.
+
+    None where they do not name the container: then the pid is another machine's.
+    """
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if container not in path or ".." in path:
+            continue
+        if "memory" in controllers.split(","):
+            group = root / "memory" / path.lstrip("/")
+        elif controllers == "":
+            group = root / path.lstrip("/")
+        else:
+            continue
+        if (group / "memory.stat").is_file():
+            return group
+    return None
+
+
+class Gauge:
+    """Of one container, from its start until ``close``."""
+
+    def __init__(self, engine: Engine, container: str, pid: int) -> None:
+        self._engine = engine
+        self._container = container
+        self._told: int | None = 0
+        self._kills = 0
+        self._group: Path | None = None
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+            self._group = find_group(lines, container)
+        if self._group is None:
+            threading.Thread(
+                target=self._listen, name="gvisor-kernel-docker-memory", daemon=True
+            ).start()
+
+    @property
+    def is_local(self) -> bool:
+        return self._group is not None
+
+    def read(self) -> int | None:
+        """None when the container is gone, 0 before anything is known."""
+        if self._group is None:
+            return self._told
+        try:
+            return find_held(read_stat((self._group / "memory.stat").read_text()))
+        except OSError:
+            return None
+
+    def kills(self) -> int:
+        """How often the host's kernel ended a process of it for want of memory, as far as known."""
+        if self._group is not None:
+            self._kills = max(self._kills, count_oom_kills([self._group]))
+        return self._kills
+
+    def note_end(self, oom_killed: bool) -> None:
+        """What the engine says of the container that ended."""
+        self.kills()
+        if oom_killed:
+            self._kills += 1
+
+    def _listen(self) -> None:
+        try:
+            for sample in self._engine.stats(self._container):
+                memory = sample.get("memory_stats")
+                stat = memory.get("stats") if isinstance(memory, dict) else None
+                if isinstance(stat, dict):
+                    numbers = {str(k): v for k, v in stat.items() if isinstance(v, int)}
+                    self._told = find_held(numbers)
+        except (SandboxError, AttributeError) as error:
+            log.debug("The engine tells no more of %s: %s", self._container, error)
+        self._told = None

@@ -1,0 +1,163 @@
+"""What a sandbox of an engine has written to its outputs, copied into the folder of the host.
+
+A kernel has made every byte of it, and every name. Paths are resolved inside of the folder by the
+host's kernel, files are made anew beside the old ones and put in their place whole, and only plain
+files, folders and links are made, which belong to the folder's owner. What is odd is left out, and
+counted; the rest is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from gvisor_kernel.archive.layers import DISK_SPARE, ENTRIES_MOST, ENTRY_COST
+from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.scoped import open_folder
+from gvisor_kernel.archive.tar import Entry, Kind, TarReader, show
+from gvisor_kernel.archive.tree import Parts, Tree
+from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.host.log_files import Limiter
+from gvisor_kernel.runtimes.docker.files import Copied
+
+log = logging.getLogger(__name__)
+
+
+class Landing:
+    """Takes entries into ``directory``, which is held open by whoever makes this.
+
+    ``seconds``: how long all of it may take, if not forever.
+
+    ``copied``: what was copied in. What is as it was then is left alone on the host, where
+    somebody may have changed it.
+    """
+
+    def __init__(self, directory: Opened, copied: Copied, seconds: float | None = None) -> None:
+        status = directory.status()
+        own = os.geteuid() == 0
+        self._tree = Tree(directory.fd, *((status.st_uid, status.st_gid) if own else (None,)))
+        self._directory = directory
+        self._copied = copied
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        disk = os.fstatvfs(self._tree.root)
+        self._room = disk.f_bavail * disk.f_frsize - DISK_SPARE
+        self._entries = ENTRIES_MOST
+        self._told = Limiter()
+        self.written = 0
+        self.left_out = 0
+        self.seen: dict[str, tuple[int, int]] = {}
+        """Sizes and times of the files that are on both sides now."""
+
+    def take(self, archive: Iterator[bytes]) -> None:
+        """All of an archive. Raises Refused, TimeoutError, OSError, and what reading it raises."""
+        reader = TarReader(_Pieces(archive), self._leave_out)
+        try:
+            for entry in reader:
+                self._check_time()
+                if entry.parts:
+                    self._put(entry, reader)
+        finally:
+            self._tree.close()
+
+    def _leave_out(self, reason: str) -> None:
+        self.left_out += 1
+        line = self._told.take(f"Left out of outputs: {reason}")
+        if line is not None:
+            log.debug("%s", line)
+
+    def _check_time(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TimeoutError("it takes too long")
+
+    def _put(self, entry: Entry, reader: TarReader) -> None:
+        self._entries -= 1
+        if self._entries < 0:
+            raise Refused(f"there are more than {ENTRIES_MOST} files, folders and links")
+        try:
+            match entry.kind:
+                case Kind.DIRECTORY:
+                    self._put_folder(entry)
+                case Kind.FILE if self._is_as_it_was(entry):
+                    pass
+                case Kind.FILE:
+                    self._put_file(entry, reader)
+                case Kind.SYMLINK:
+                    self._tree.put_symlink(entry.parts, entry.target, entry.mtime)
+                    self.written += 1
+                case Kind.HARD_LINK:
+                    self._tree.put_hard_link(entry.parts, entry.target_parts)
+                    self.written += 1
+                case _:
+                    self._leave_out(f"{show(entry.name)} is a {entry.kind.value}")
+            if entry.kind is Kind.FILE:
+                self.seen[entry.name] = (entry.size, entry.mtime)
+        except Refused as error:
+            self._leave_out(str(error))
+
+    def _is_as_it_was(self, entry: Entry) -> bool:
+        return self._copied.get(entry.name) == (entry.size, entry.mtime)
+
+    def _put_folder(self, entry: Entry) -> None:
+        """One that is there stays as it is."""
+        with suppress(OSError):
+            os.close(open_folder(self._tree.root, entry.parts))
+            return
+        self._tree.put_folder(entry.parts, entry.mode, entry.mtime)
+
+    def _put_file(self, entry: Entry, reader: TarReader) -> None:
+        cost = entry.size + ENTRY_COST
+        if cost > self._room:
+            raise _Full(
+                f"{show(entry.name)} has {entry.size} bytes, and the disk of"
+                f" {self._directory.path} has room for {max(self._room, 0)}"
+            )
+        self._room -= cost
+        beside: Parts = (*entry.parts[:-1], f".gvisor-kernel-{secrets.token_hex(8)}")
+
+        def read(size: int) -> bytes:
+            self._check_time()
+            return reader.read(size)
+
+        try:
+            self._tree.put_file(beside, entry.mode, entry.mtime, read)
+            self._put_in_place(beside, entry.parts)
+        except BaseException:
+            self._tree.remove(beside)
+            raise
+        self.written += 1
+
+    def _put_in_place(self, beside: Parts, parts: Parts) -> None:
+        folder = open_folder(self._tree.root, parts[:-1])
+        try:
+            try:
+                os.rename(beside[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+            except IsADirectoryError:
+                self._tree.remove(parts)
+                os.rename(beside[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+
+class _Full(OSError):
+    """The host's disk has no room."""
+
+
+class _Pieces:
+    """An archive that comes in pieces, read as a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece = memoryview(b"")
+
+    def read(self, size: int, /) -> bytes:
+        while not self._piece:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._piece = memoryview(piece)
+        data, self._piece = bytes(self._piece[:size]), self._piece[size:]
+        return data

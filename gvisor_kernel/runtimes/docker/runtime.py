@@ -1,0 +1,390 @@
+"""The runtime ``docker``: gVisor by a Docker engine that has it, on this machine or another.
+
+Nothing of this machine is shown to such a sandbox: what it reads is copied into a volume of the
+engine before it starts, and what it keeps is copied out at the end, and by ``gvisor-kernel sync``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gvisor_kernel
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import real_path
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    IsolationError,
+    LaunchError,
+    SettingError,
+    SnapshotError,
+)
+from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.docker.engine import (
+    Engine,
+    check_engine,
+    connect,
+    find_address,
+    find_image,
+)
+from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
+from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
+from gvisor_kernel.runtimes.docker.removal import COPIED, sweep_engine
+from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
+from gvisor_kernel.runtimes.docker.verification import find_outside_faults
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
+from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import (
+    find_orphans,
+    finish_removals,
+    remove_later,
+    remove_sandbox,
+    sweep_orphans,
+)
+from gvisor_kernel.spec.container import (
+    LABEL,
+    STORE,
+    Names,
+    etc_files,
+    finalize_container,
+    finalize_store,
+)
+from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
+from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.info import finalize_info
+from gvisor_kernel.spec.layout import (
+    LAYOUT,
+    OUTPUTS,
+    UPLOADS,
+    WORKSPACE,
+    Bind,
+    Mount,
+    Tmpfs,
+    scratch_mounts,
+)
+from gvisor_kernel.spec.oci import guest_argv
+from gvisor_kernel.tracing import step
+
+log = logging.getLogger(__name__)
+
+NO_SNAPSHOTS = "A kernel in a Docker engine cannot be written down as an image."
+PYTHON = "python3"
+"""As the image's own PATH has it."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What was found out before anything is made."""
+
+    engine: Engine
+    image: EngineImage
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: Identity
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
+class _Plan(_Start):
+    """And what was decided. ``held`` closes the folders."""
+
+    places: Places
+    outputs: Outputs
+    record: Record
+    held: ExitStack
+
+    @property
+    def names(self) -> Names:
+        return Names(self.identity.container_id)
+
+    @property
+    def extra(self) -> list[tuple[str, str]]:
+        """Places in the volume, and where they are seen, of what a person asked for."""
+        return [(f"mounts/{i}", m.target) for i, m in enumerate(self.spec.mounts)]
+
+
+class DockerRuntime(Runtime):
+    """Sandboxes by the Docker engine that the environment names."""
+
+    name = "docker"
+    restores = False
+
+    def __init__(self) -> None:
+        self._swept: set[str] = set()
+        self._sweeping = threading.Lock()
+
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+    ) -> Sandbox:
+        if image is not None:
+            raise SnapshotError(NO_SNAPSHOTS, "start it without one: snapshot=off.")
+        engine = connect()
+        try:
+            check_engine(engine)
+            found = read_image(find_image(engine, spec.image), spec.image)
+            step("engine and image looked at")
+            self._sweep_once(engine, _outputs_folder(spec, request))
+            return self._start(engine, found, spec, request)
+        except BaseException:
+            engine.close()
+            raise
+
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
+        assert isinstance(sandbox, DockerSandbox)
+        faults = []
+        if "gVisor" not in (said or {}).get("dmesg", ""):
+            faults.append("its kernel does not say that it is gVisor's")
+        faults += find_outside_faults(sandbox)
+        if faults:
+            sandbox.kill()
+            raise IsolationError(
+                f"The container is not the sandbox that was asked for: {'; '.join(faults)}.",
+                "see what the engine's runtime runsc is: `docker info`, `gvisor-kernel doctor`.",
+                sandbox.stderr_tail(),
+            )
+        sandbox.note_ready()
+
+    def advise(self, words: str) -> str:
+        return find_hint(words)
+
+    def sweep(self) -> list[str]:
+        removed = sweep_orphans(self.name)
+        known = [record for _, record in records.find_sandboxes()]
+        used = {record.engine for record in known if record.engine is not None}
+        for address in {*used, *self._swept, find_address()}:
+            try:
+                engine = connect(address)
+            except GvisorKernelError as error:
+                log.info("%s", error.fact)
+                continue
+            try:
+                removed += sweep_engine(engine)
+            finally:
+                engine.close()
+        return removed
+
+    def _sweep_once(self, engine: Engine, outputs: str | None) -> None:
+        """What a dead owner left, the first start of a process removes; its own, each one.
+
+        In the background, as outputs may have to be copied out first; those that come to the
+        folder ``outputs`` are waited for a while.
+        """
+        with self._sweeping:
+            first = engine.address not in self._swept
+            self._swept.add(engine.address)
+        try:
+            if first:
+                for directory, record in find_orphans(self.name):
+                    if record is None:
+                        remove_sandbox(directory, None)
+                    else:
+                        remove_later(directory, record)
+                for identity in sweep_engine(engine):
+                    log.info("Removed %s, whose owner is gone", identity)
+        except GvisorKernelError as error:
+            log.warning("%s", error)
+        finish_removals(outputs)
+
+    def _start(
+        self, engine: Engine, image: EngineImage, spec: SandboxSpec, request: LaunchRequest
+    ) -> DockerSandbox:
+        for mount in spec.mounts:
+            if not mount.read_only:
+                raise SettingError(
+                    "mounts",
+                    mount.source,
+                    "read-only ones with the runtime docker, which copies what they hold",
+                )
+        identity = new_identity(request.kernel_name, spec, image.digest)
+        with ExitStack() as held:
+            return self._start_with(
+                _Start(engine, image, spec, request, identity, open_inputs(spec, request, held)),
+                held,
+            )
+
+    def _start_with(self, start: _Start, held: ExitStack) -> DockerSandbox:
+        spec, request, identity = start.spec, start.request, start.identity
+        owner = records.this_process()
+        with records.locked():
+            places = Places(records.make_directory(identity.container_id))
+            try:
+                outputs = open_outputs(spec, start.inputs, held)
+                if outputs.folder is not None:
+                    note_written([outputs.folder])
+                record = records.first_record(
+                    *(spec, request, identity, outputs, owner),
+                    runtime=self.name,
+                    engine=start.engine.address,
+                )
+                records.write_record(places.directory, record)
+            except BaseException:
+                records.remove_directory(places.directory)
+                raise
+        lifeline.hold(owner)
+        plan = _Plan(**vars(start), places=places, outputs=outputs, record=record, held=held)
+        try:
+            places.transcripts.mkdir(mode=0o755)
+            return _make(plan)
+        except OSError as error:
+            self._undo(plan)
+            raise LaunchError(
+                f"A sandbox could not be prepared: {error}.", find_hint(str(error))
+            ) from error
+        except BaseException:
+            self._undo(plan)
+            raise
+
+    @staticmethod
+    def _undo(plan: _Plan) -> None:
+        remove_sandbox(plan.places.directory, plan.record)
+        lifeline.release()
+
+
+def _outputs_folder(spec: SandboxSpec, request: LaunchRequest) -> str | None:
+    """What the record of this start will call its outputs: to compare with, not to be opened."""
+    if spec.outputs is None:
+        return None
+    return real_path(str(request.folder / spec.outputs))
+
+
+def _make(plan: _Plan) -> DockerSandbox:
+    labels = _labels(plan)
+    keeps = plan.outputs.folder is not None
+    contents = _find_contents(plan)
+    contents.measure(plan.spec.disk_limit)
+    engine, names = plan.engine, plan.names
+    engine.make_volume(names.files, labels)
+    if keeps:
+        engine.make_volume(names.outputs, labels)
+    store = engine.create(
+        names.store,
+        finalize_store(plan.spec, names, labels=labels, keeps_outputs=keeps),
+    )
+    engine.put(store, f"{STORE}/files", contents.archive(plan.spec.disk_limit))
+    if plan.outputs.folder is not None:
+        _put_outputs(plan, store, plan.outputs.folder)
+    engine.remove(store)
+    step("files copied into the engine")
+    asked = finalize_container(
+        plan.spec,
+        names,
+        argv=guest_argv(PYTHON, plan.request.ahead),
+        environment=plan.image.environment_of(plan.spec, {})
+        if plan.request.ahead
+        else dict(entry.split("=", 1) for entry in INIT_ENVIRONMENT),
+        labels=labels,
+        keeps_outputs=keeps,
+        extra=plan.extra,
+        volumes=plan.image.volumes,
+    )
+    container = engine.create(names.container, asked)
+    sandbox = _connect(plan, container, asked)
+    try:
+        engine.start(container)
+        step("container started")
+        sandbox.begin(engine.inspect(container).get("State") or {})
+    except BaseException:
+        sandbox.close_link()
+        raise
+    return sandbox
+
+
+def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSandbox:
+    """The sandbox that is about to start, already listened to."""
+    engine, spec = plan.engine, plan.spec
+    sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
+    ends: Ends = make_pipes()
+    uploads, outputs = plan.inputs.uploads, plan.outputs.folder
+    views = []
+    if uploads is not None:
+        views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
+    if outputs is not None:
+        views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
+    return DockerSandbox(
+        engine=engine,
+        container=container,
+        asked=asked,
+        sockets=sockets,
+        ends=ends,
+        record=plan.record,
+        places=plan.places,
+        mounts=tuple(views),
+        kernel_environment=plan.image.environment_of(spec, plan.request.environment),
+        python=PYTHON,
+        workdir=WORKSPACE,
+        has_transcripts=spec.transcripts,
+    )
+
+
+def _labels(plan: _Plan) -> dict[str, str]:
+    owner = plan.record.owner
+    facts = {
+        "state": records.state_id(),
+        "sandbox": plan.identity.container_id,
+        "identity": str(plan.identity),
+        "owner": f"{owner.pid}-{owner.started}",
+    }
+    return {f"{LABEL}{name}": value for name, value in facts.items()}
+
+
+def _find_contents(plan: _Plan) -> Contents:
+    """All that goes into the volume ``files``."""
+    spec = plan.spec
+    outputs: Mount = Tmpfs(OUTPUTS, spec.disk_limit)
+    if plan.outputs.folder is not None:
+        outputs = Bind("", OUTPUTS, read_only=False)
+    layout = [outputs if target == OUTPUTS else Bind("", target) for target in LAYOUT]
+    info = finalize_info(
+        plan.identity,
+        spec,
+        kernel_name=plan.request.kernel_name,
+        created=plan.record.created,
+        versions={"gvisor-kernel": gvisor_kernel.__version__},
+        mounts=[*layout, *scratch_mounts(spec)],
+    )
+    jupyters = find_jupyters(())
+    contents = Contents(
+        texts={"container_info.json": info},
+        empty=["uploads", "skills/public", "skills/examples", "transcripts"],
+        covered=identify(jupyters),
+    )
+    for name, text in etc_files(plan.identity.container_id).items():
+        contents.texts[f"etc/{name}"] = text
+    package = Path(gvisor_kernel.__file__).parent
+    for part in GUEST_PARTS:
+        opened = plan.held.enter_context(open_path(str(package / part)))
+        contents.folders.append((f"guest/gvisor_kernel/{part}", opened, ""))
+    for target, folder in plan.inputs.skills.items():
+        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
+    if plan.inputs.uploads is not None:
+        contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
+    for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
+        check_source(folder.path, jupyters)
+        contents.folders.append((place, folder, "mounts"))
+    return contents
+
+
+def _put_outputs(plan: _Plan, store: str, outputs: Opened) -> None:
+    """What is in the folder of outputs already; the volume's root gets the folder's rights."""
+    contents = Contents(folders=[("outputs", outputs, "outputs")])
+    contents.measure(plan.spec.disk_limit)
+    write_list(plan.places.directory / COPIED, list_files(outputs))
+    plan.engine.put(store, STORE, contents.archive(plan.spec.disk_limit))

@@ -1,0 +1,164 @@
+"""A running sandbox of a Docker engine: its stdio as a link, and its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from gvisor_kernel.errors import SandboxError, StateError
+from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.runtimes.docker.engine import Engine
+from gvisor_kernel.runtimes.docker.memory import Gauge
+from gvisor_kernel.runtimes.docker.stream import Pumps
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+log = logging.getLogger(__name__)
+
+THREAD_SECONDS = 5.0
+
+
+class DockerSandbox(Sandbox):
+    """What ``DockerRuntime.start`` returns. It ends when its container does, or its link."""
+
+    pauses = False
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        container: str,
+        asked: Mapping[str, Any],
+        sockets: tuple[Any, Any],
+        ends: Ends,
+        record: Record,
+        places: Places,
+        mounts: tuple[MountView, ...],
+        kernel_environment: Mapping[str, str],
+        python: str,
+        workdir: str,
+        has_transcripts: bool,
+    ) -> None:
+        """Takes over the engine, the sockets (stdin's, and that of all output) and the ends."""
+        self.identity = record.identity
+        self.directory = places.directory
+        self.log_path = places.log
+        self.transcripts = places.transcripts if has_transcripts else None
+        self.link_in = ends.link_in
+        self.link_out = ends.link_out
+        self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.mounts = mounts
+        self.kernel_environment = dict(kernel_environment)
+        self.python = python
+        self.workdir = workdir
+        self.container = container
+        self.asked = asked
+        self.engine = engine
+        self._record = record
+        self._gauge: Gauge | None = None
+        self._ended = False
+        self._closed = False
+        self._closing = threading.Lock()
+        self._stderr = StderrLog(ends.stderr, places.stderr_log)
+        guest_in, guest_out, guest_stderr = ends.guest
+        self._pumps = Pumps(
+            stdin=sockets[0],
+            output=sockets[1],
+            link_in=guest_in,
+            link_out=guest_out,
+            stderr=guest_stderr,
+            ended=self._note_end,
+        )
+
+    def _note_end(self) -> None:
+        """In a thread: the stream has ended, so the container has, or is to."""
+        try:
+            self.engine.kill(self.container)
+            if self._gauge is not None:
+                ended = self.engine.inspect(self.container).get("State") or {}
+                self._gauge.note_end(bool(ended.get("OOMKilled")))
+        except SandboxError as error:
+            log.debug("%s", error)
+        finally:
+            self._ended = True
+            os.eventfd_write(self.exit_fd, 1)
+
+    def poll(self) -> int | None:
+        return 0 if self._ended else None
+
+    def memory_used(self) -> int | None:
+        if self._ended or self._closed:
+            return None
+        return 0 if self._gauge is None else self._gauge.read()
+
+    def memory_kills(self) -> int:
+        return 0 if self._gauge is None else self._gauge.kills()
+
+    def stderr_tail(self) -> str:
+        if self._ended:
+            self._stderr.wait(0.1)
+        return self._stderr.tail()
+
+    def kill(self) -> None:
+        self._pumps.stop()
+
+    def assign(self, kernel_id: str) -> None:
+        self._write_down(kernel_id=kernel_id, spare=False)
+
+    def pause(self) -> None:
+        """Not done: ``pauses`` is False, so nobody asks for it.
+
+        An engine would answer, but a sandbox that ``runsc pause`` has stopped goes on using CPU,
+        which is all that stopping it is for.
+        """
+
+    def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._pumps.close(THREAD_SECONDS)
+            if not remove_sandbox(self.directory, self._record):
+                log.warning("Something of %s is left to the next sweep", self.identity)
+            self._stderr.wait(THREAD_SECONDS)
+            self._closed = self._ended = True
+            for fd in (self.link_in, self.link_out, self.exit_fd):
+                with suppress(OSError):
+                    os.close(fd)
+            self.engine.close()
+            lifeline.release()
+
+    # -- for the runtime -------------------------------------------------------------------------
+
+    def close_link(self) -> None:
+        """What this has of a start that failed; the rest is the runtime's to undo."""
+        self._pumps.close(THREAD_SECONDS)
+        self._closed = self._ended = True
+        for fd in (self.link_in, self.link_out, self.exit_fd):
+            os.close(fd)
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """The container runs; ``state`` is what the engine says of it."""
+        pid = state.get("Pid")
+        self._gauge = Gauge(self.engine, self.container, pid if isinstance(pid, int) else 0)
+
+    def note_ready(self) -> None:
+        """Write into the record that the sandbox runs, and has been looked at."""
+        self._write_down(ready=True)
+
+    def _write_down(self, **facts: Any) -> None:
+        with self._closing, suppress(OSError, StateError), records.locked():
+            if not self._closed:
+                self._record = replace(records.read_record(self.directory) or self._record, **facts)
+                records.write_record(self.directory, self._record)

@@ -1,0 +1,1 @@
+"""What a sandbox is shown of the host."""

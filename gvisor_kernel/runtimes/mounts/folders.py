@@ -1,0 +1,404 @@
+"""The folders of a person that a sandbox is shown, each opened once, and held until it is mounted.
+
+Here is what may be shown: which links are followed, which folders are never writable, what is made
+where it is missing. ``host/folders.py`` opens; who mounts or copies uses the descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_data_path, user_state_path
+
+from gvisor_kernel.config.settings import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.config.validators import (
+    NOT_A_SOURCE,
+    describe_no_home,
+    is_writable_allowed,
+    real_path,
+)
+from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.host.folders import LinkRefused, Opened, make_folder, open_below, open_path
+from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.host.stage import TOO_MANY_FILES
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.mounts.aliases import find_home_of, find_keys_of
+from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyters, hides
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
+from gvisor_kernel.runtimes.mounts.plan import Outputs
+from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
+from gvisor_kernel.skills import prepare_skills
+from gvisor_kernel.spec import layout
+from gvisor_kernel.spec.layout import is_within
+
+log = logging.getLogger(__name__)
+
+SCARCE = (errno.EMFILE, errno.ENFILE)
+_SKILLS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a sandbox reads. ``folder``: the notebook's, where a setting names something in it.
+
+    ``skills``: by where they are seen. ``mounts``: the sources of the setting, in its order.
+    """
+
+    folder: Opened | None
+    uploads: Opened | None
+    skills: Mapping[str, Opened]
+    mounts: tuple[Opened, ...]
+    written: WrittenFolders
+
+    def by_target(self, spec: SandboxSpec) -> dict[str, Opened]:
+        """All of it, by where it is seen."""
+        found = dict(self.skills)
+        if self.uploads is not None:
+            found[layout.UPLOADS] = self.uploads
+        for mount, opened in zip(spec.mounts, self.mounts, strict=True):
+            found[mount.target] = opened
+        return found
+
+
+def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> Inputs:
+    """Open what the sandbox is to read; ``stack`` closes it. Raises LaunchError, SettingError.
+
+    The default for uploads shows a notebook's folder, but not where keys of kernels are: that takes
+    a setting. No home of any account is shown whole, nor a folder above one; the default is empty
+    then.
+    """
+    written = read_written(spec)
+    folder = _open_notebooks_folder(spec, request, written, stack)
+    mounts = tuple(
+        stack.enter_context(_open_mount(mount.source, mount.read_only, written))
+        for mount in spec.mounts
+    )
+    return Inputs(
+        folder=folder,
+        uploads=_open_uploads(spec, request, folder, written, stack),
+        skills=_open_skills(spec, written, stack),
+        mounts=mounts,
+        written=written,
+    )
+
+
+def open_outputs(
+    spec: SandboxSpec, inputs: Inputs, stack: ExitStack, *, make: bool = True
+) -> Outputs:
+    """Open the folder of outputs, and make it if need be; ``stack`` closes it.
+
+    Raises SettingError. Where the default one cannot be made, or is not to be, outputs are gone
+    afterwards, and the log says so.
+    """
+    if spec.outputs is None:
+        return Outputs(None)
+    parent, name = _open_parent(spec, inputs, stack)
+    path = f"{parent.path.rstrip('/')}/{name}"
+    if not is_writable_allowed(path) or _holds_keys(path):
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("%s is a folder of the system or of Jupyter: outputs are not kept", path)
+            return Outputs(None)
+        raise SettingError(
+            "outputs",
+            spec.outputs,
+            f"a folder of files; {path} is a folder of the system, or holds a home or the keys of"
+            " kernels",
+        )
+    made = False
+    try:
+        try:
+            found = open_below(parent, name)
+        except FileNotFoundError:
+            if not make:
+                return Outputs(None)
+            found, made = _make(parent, name)
+    except OSError as error:
+        _check_scarce(path, error)
+        if error.errno == errno.ELOOP:
+            raise _by_link("outputs", spec.outputs, path) from error
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("%s cannot be made (%s): outputs are not kept", path, error.strerror)
+            return Outputs(None)
+        raise SettingError(
+            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
+        ) from error
+    stack.enter_context(found)
+    if not found.is_folder:
+        raise SettingError("outputs", spec.outputs, f"a folder; {path} is none")
+    _check_outputs(spec.outputs, parent, found)
+    return Outputs(found, parent.identity, made)
+
+
+def are_uploads_covered(spec: SandboxSpec, request: LaunchRequest) -> bool:
+    """Whether the folder of uploads is shown with gaps, which a snapshot has not.
+
+    Raises as ``open_inputs``.
+    """
+    with ExitStack() as stack:
+        written = read_written(spec)
+        folder = _open_notebooks_folder(spec, request, written, stack)
+        uploads = _open_uploads(spec, request, folder, written, stack)
+        return uploads is not None and hides(_find_jupyters(spec, request, written), uploads.path)
+
+
+def _find_jupyters(
+    spec: SandboxSpec, request: LaunchRequest, written: WrittenFolders
+) -> tuple[Cover, ...]:
+    host = spec.image == HOST_IMAGE
+    return find_jupyters(ask_interpreter(request.python, written.has).prefixes if host else ())
+
+
+def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
+    """Raise SettingError where the folder is a home or holds keys, by another path, or a trap."""
+    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    covers = [cover for cover in find_jupyters(()) if cover.path != cache]
+    other = find_home_of(found) or find_keys_of(found, covers)
+    if other is not None:
+        raise SettingError(
+            "outputs", value, f"a folder of files; {found.path} is or holds {other}, or is in it"
+        )
+    above, own = parent.status(), found.status()
+    if above.st_mode & stat.S_ISVTX and own.st_uid not in (0, os.geteuid(), above.st_uid):
+        raise SettingError(
+            "outputs",
+            value,
+            f"a folder of one's own: {found.path} is in a folder for everybody, and of uid"
+            f" {own.st_uid}",
+        )
+
+
+def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
+    """Whether ``open_outputs`` would find or make a folder of the host. Looks, opens nothing.
+
+    For the choice of a snapshot alone: a wrong answer costs a cold start.
+    """
+    if spec.outputs is None:
+        return False
+    path = Path(real_path(str(request.folder / spec.outputs)))
+    return path.is_dir() or (
+        is_writable_allowed(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
+    )
+
+
+def is_private(path: str) -> bool:
+    """Whether ``path`` is or holds, or is below, what has the keys of kernels and of servers."""
+    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
+    places = (*map(os.path.realpath, own), _runtime_directory())
+    return any(is_within(place, path) or is_within(path, place) for place in places)
+
+
+def _runtime_directory() -> str:
+    """Where Jupyter's servers write their tokens, and managers the connection files."""
+    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
+    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
+
+
+def _holds_keys(path: str) -> bool:
+    """Whether one of Jupyter's own folders, or of this package's, is in ``path``, or has it in it.
+
+    But for a folder in this package's cache, where snapshots are made by kernels of their own.
+    """
+    covers = find_jupyters(())
+    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    return any(is_within(cover.path, path) for cover in covers) or bool(
+        find_cover((cover for cover in covers if cover.path != cache), path)
+    )
+
+
+# -- inner -----------------------------------------------------------------------------------------
+
+
+def _open_notebooks_folder(
+    spec: SandboxSpec, request: LaunchRequest, written: WrittenFolders, stack: ExitStack
+) -> Opened | None:
+    """Raises LaunchError where a kernel may have decided which folder it is."""
+    named = (spec.uploads, spec.outputs)
+    if all(value is None or value.startswith("/") for value in named):
+        return None
+    try:
+        return stack.enter_context(open_path(str(request.folder), written.has))
+    except LinkRefused as error:
+        raise LaunchError(
+            f"The notebook's folder {request.folder} is reached through the link {error.link}"
+            f" (to {error.target}): {error.reason}.",
+            "if you know the link, open the notebook where it really is,"
+            f" {real_path(str(request.folder))}.",
+        ) from error
+    except OSError as error:
+        raise LaunchError(
+            f"The notebook's folder {request.folder} cannot be opened: {error.strerror}.",
+            TOO_MANY_FILES
+            if error.errno in SCARCE
+            else "see whether it is still there, and whether you may enter it.",
+        ) from error
+
+
+def _open_uploads(
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    folder: Opened | None,
+    written: WrittenFolders,
+    stack: ExitStack,
+) -> Opened | None:
+    if spec.uploads is None:
+        return None
+    found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
+    jupyters = _find_jupyters(spec, request, written)
+    home = find_home(found.path) or find_home_of(found)
+    # What is there by another path than its own has no cover.
+    cover = find_cover(jupyters, found.path) or find_keys_of(found, jupyters)
+    if spec.uploads == DEFAULTS.uploads and (home or cover or is_private(found.path)):
+        log.info("The notebook's folder holds a home or Jupyter's own files, so uploads is empty")
+        return None
+    if not found.is_folder or any(is_within(found.path, place) for place in NOT_A_SOURCE):
+        raise SettingError(
+            "uploads", spec.uploads, f"a folder of files that exists; {found.path} is none"
+        )
+    if home is not None:
+        raise SettingError("uploads", spec.uploads, describe_no_home(found.path, home))
+    if cover is not None:
+        raise SettingError(
+            "uploads",
+            spec.uploads,
+            f"a folder that is not in {cover}, where Jupyter has its keys and tokens",
+        )
+    return found
+
+
+def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
+    found = _open_setting("mounts", source, None, written)
+    keys = find_keys_of(found, find_jupyters(()))
+    if keys is not None:
+        found.close()
+        raise SettingError(
+            "mounts",
+            source,
+            f"a list whose sources keep off {keys}, where Jupyter has its keys and tokens",
+        )
+    system = found.path == "/" or any(is_within(found.path, place) for place in NOT_A_SOURCE)
+    closed = not read_only and (
+        not is_writable_allowed(found.path)
+        or _holds_keys(found.path)
+        or find_home_of(found) is not None
+    )
+    if system or closed:
+        found.close()
+        raise SettingError(
+            "mounts",
+            source,
+            f"a list of other sources: this one is {found.path}, of the system"
+            if system
+            else f"a list where it is read-only: {found.path} is of the system, or holds a home or"
+            " the keys of kernels",
+        )
+    return found
+
+
+def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -> dict[str, Opened]:
+    """Those of the two folders of skills that there are."""
+    folder = prepare_skills() if spec.skills == INSTALLED_SKILLS else spec.skills
+    if folder is None:
+        return {}
+    found = {}
+    with _open_setting("skills", str(folder), None, written) as opened:
+        for name, target in _SKILLS.items():
+            try:
+                part = stack.enter_context(open_below(opened, name))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                _check_scarce(f"{folder}/{name}", error)
+                raise SettingError(
+                    "skills", str(folder), f"a folder that can be read ({name}: {error.strerror})"
+                ) from error
+            if part.is_folder:
+                found[target] = part
+    return found
+
+
+def _open_setting(name: str, value: str, folder: Opened | None, written: WrittenFolders) -> Opened:
+    """What a setting names: an absolute path, or one below the notebook's folder, without links."""
+    try:
+        if value.startswith("/") or folder is None:
+            return open_path(value, written.has)
+        return open_below(folder, value)
+    except LinkRefused as error:
+        raise _by_planted_link(name, value, error) from error
+    except OSError as error:
+        path = value if folder is None else f"{folder.path}/{value}"
+        _check_scarce(path, error)
+        if error.errno == errno.ELOOP and folder is not None:
+            raise _by_link(name, value, path) from error
+        raise SettingError(
+            name, value, f"a path that exists and can be opened ({path}: {error.strerror})"
+        ) from error
+
+
+def _open_parent(spec: SandboxSpec, inputs: Inputs, stack: ExitStack) -> tuple[Opened, str]:
+    """The folder that outputs are in, and their name there."""
+    assert spec.outputs is not None
+    if spec.outputs.startswith("/"):
+        head, name = os.path.split(_follow_last(spec.outputs, inputs.written.has))
+        return stack.enter_context(_open_setting("outputs", head, None, inputs.written)), name
+    head, name = os.path.split(spec.outputs)
+    if not head:
+        assert inputs.folder is not None
+        return inputs.folder, name
+    found = stack.enter_context(_open_setting("outputs", head, inputs.folder, inputs.written))
+    return found, name
+
+
+def _follow_last(path: str, writable: Callable[[str, int], bool]) -> str:
+    """Where a folder really is that exists, else ``path``: a person's own link may name it."""
+    try:
+        with open_path(path, writable) as found:
+            return found.path
+    except FileNotFoundError:
+        return path
+    except LinkRefused as error:
+        raise _by_planted_link("outputs", path, error) from error
+    except OSError as error:
+        _check_scarce(path, error)
+        raise SettingError(
+            "outputs", path, f"a path that can be opened ({error.strerror})"
+        ) from error
+
+
+def _check_scarce(path: str, error: OSError) -> None:
+    """Raise LaunchError where it is no fault of the path's that it cannot be opened."""
+    if error.errno in SCARCE:
+        raise LaunchError(f"{path} cannot be opened: {error.strerror}.", TOO_MANY_FILES) from error
+
+
+def _make(parent: Opened, name: str) -> tuple[Opened, bool]:
+    try:
+        return make_folder(parent, name), True
+    except FileExistsError:  # by somebody else, just now
+        return open_below(parent, name), False
+
+
+def _by_link(name: str, value: str, path: str) -> SettingError:
+    real = real_path(path)
+    error = SettingError(name, value, "a folder below the notebook's, without a link")
+    error.fact = f"The setting {name} is {value!r}, and {path} leads to {real} by a link."
+    error.hint = (
+        "a kernel, or who made the repository, may have put it there. If it is meant, name the"
+        f" folder itself, in the kernelspec or in Jupyter's configuration:"
+        f" c.GVisorProvisioner.{name} = {real!r}."
+    )
+    return error
+
+
+def _by_planted_link(name: str, value: str, error: LinkRefused) -> SettingError:
+    return SettingError(
+        name,
+        value,
+        f"a path without the link {error.link} (to {error.target}): {error.reason}",
+    )

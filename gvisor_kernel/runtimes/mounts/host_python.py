@@ -1,0 +1,258 @@
+"""What the host's Python environment consists of: what image ``host`` has to show of it.
+
+Read-only looking. Nothing of a home is shown but what the interpreter imports from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import LinkRefused, Writable, follow, lies_in, nowhere
+from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyters, find_repositories
+from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
+from gvisor_kernel.spec.layout import SCRATCH, is_within
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 10.0
+PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
+"""What is shown of a prefix that is itself someone's home, or above it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """An interpreter and the paths that it imports from, as they are called on the host.
+
+    ``roots``: real directories and files to show at their own paths, none inside another.
+    ``links``: symbolic links on the way to them, and what they point to. ``aliases``: paths that
+    are to show a real one, as a link on the way lies where the sandbox has an empty directory.
+    ``prefixes``: where the interpreter is installed. ``covers``: repositories of editable installs
+    that lie in a root, of which only their packages are shown.
+    Of an image from the store: its digest, its root file system on the host, where it looks for
+    programs, its environment, and which paths it has of those that decide on variables.
+    """
+
+    python: str
+    version: str
+    bin_directory: str
+    roots: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    aliases: tuple[tuple[str, str], ...]
+    user_base: str | None
+    prefixes: tuple[str, ...] = ()
+    covers: tuple[Cover, ...] = ()
+    image: str | None = None
+    tree: str | None = None
+    path: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    present: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """What an interpreter says of itself."""
+
+    version: str
+    prefixes: tuple[str, ...]
+    site_directories: tuple[str, ...]
+    user_site: str | None
+    user_base: str | None
+
+
+_PROBE = """
+import json, site, sys, sysconfig
+user = site.ENABLE_USER_SITE
+print(json.dumps({
+    "version": "%d.%d.%d" % sys.version_info[:3],
+    "prefixes": [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix],
+    "site_directories": site.getsitepackages() + [sysconfig.get_path(n) for n in
+                        ("stdlib", "platstdlib", "purelib", "platlib")],
+    "user_site": site.getusersitepackages() if user else None,
+    "user_base": site.getuserbase() if user else None,
+}))
+"""
+
+_probed: dict[tuple[str, int], Interpreter] = {}
+
+
+def ask_interpreter(python: str, writable: Writable = nowhere) -> Interpreter:
+    """What ``python`` says of itself: in this process if it is the one, else in one of its own.
+
+    Raises LaunchError, also where it lies where a sandbox is ``writable``.
+    """
+    _check_interpreter(python, writable)
+    if python == sys.executable:
+        user = bool(site.ENABLE_USER_SITE)
+        paths = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
+        return Interpreter(
+            version="{}.{}.{}".format(*sys.version_info),
+            prefixes=(sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix),
+            site_directories=(*site.getsitepackages(), *paths),
+            user_site=site.getusersitepackages() if user else None,
+            user_base=site.getuserbase() if user else None,
+        )
+    try:
+        key = (python, Path(python).stat().st_mtime_ns)
+        if key not in _probed:
+            _probed[key] = _probe(python)
+        return _probed[key]
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise LaunchError(
+            f"The interpreter {python} does not answer: {error}.",
+            f"see whether `{python} -c pass` works; install the kernelspec again with the"
+            " interpreter that it is to run.",
+        ) from error
+
+
+def _probe(python: str) -> Interpreter:
+    keep = ("HOME", "PATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH")
+    environment = {name: os.environ[name] for name in keep if name in os.environ}
+    answer = subprocess.run(
+        [python, "-c", _PROBE],
+        env=environment,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PROBE_SECONDS,
+        check=True,
+    ).stdout
+    content = json.loads(answer.splitlines()[-1])
+    return Interpreter(
+        version=content["version"],
+        prefixes=tuple(content["prefixes"]),
+        site_directories=tuple(content["site_directories"]),
+        user_site=content["user_site"],
+        user_base=content["user_base"],
+    )
+
+
+def find_world(python: str, writable: Writable = nowhere) -> World:
+    """Everything that ``python`` needs to run as it does on the host. Raises LaunchError.
+
+    Of an editable install a link that lies where a sandbox is ``writable`` is not followed: what it
+    leads to is left out, and the log says so.
+    """
+    interpreter = ask_interpreter(python, writable)
+    paths: list[str] = ["/usr"]
+    # Where /usr is not merged these are directories, and needed as such.
+    paths += [p for p in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if _exists(p)]
+    for prefix in interpreter.prefixes:
+        paths.extend(_show_prefix(prefix))
+    paths += [path for path in interpreter.site_directories if _exists(path)]
+    site_directories = dict.fromkeys(interpreter.site_directories)
+    user_base = None
+    if interpreter.user_site is not None and _exists(interpreter.user_site):
+        user_base = interpreter.user_base
+        paths.append(interpreter.user_site)
+        site_directories[interpreter.user_site] = None
+    jupyters = find_jupyters(interpreter.prefixes)
+
+    def resolve(path: str) -> str | None:
+        try:
+            _, real = follow(path, writable)
+        except LinkRefused as error:
+            log.warning("%s is not shown: %s is a link, and %s", path, error.link, error.reason)
+            return None
+        except OSError:
+            return None
+        private = find_home(real) is not None or find_cover(jupyters, real) is not None
+        return None if private else real
+
+    editables = find_editables(site_directories, resolve)
+    packages = [path for editable in editables for path in editable.shown]
+    paths += [path for path in packages if resolve(path) is not None]
+    real_python = os.path.realpath(python)
+    if not any(is_within(real_python, os.path.realpath(path)) for path in paths):
+        paths.extend(_show_prefix(str(Path(real_python).parent.parent)))
+    paths.append(python)
+    links: dict[str, str] = {}
+    reals: list[str] = []
+    spelled: dict[str, str] = {}
+    for path in paths:
+        try:
+            crossed, real = follow(path, writable)
+        except LinkRefused as error:
+            raise LaunchError(
+                f"The kernel's Python needs {path}: {error.link} is a link on the way (to"
+                f" {error.target}), and {error.reason}.",
+                "let the Python environment lie where no kernel writes.",
+            ) from error
+        except OSError:
+            continue  # it is gone, or leads nowhere
+        links.update(crossed)
+        reals.append(real)
+        if any(is_within(link, scratch) for link in crossed for scratch in SCRATCH):
+            spelled[path] = real
+    roots = outermost(reals)
+    shown = (*roots, *SCRATCH)
+    visible = {
+        link: target
+        for link, target in links.items()
+        if not any(is_within(link, directory) for directory in shown)
+    }
+    hidden = [path for path in spelled if not any(is_within(path, root) for root in roots)]
+    return World(
+        python=python,
+        version=interpreter.version,
+        bin_directory=str(Path(python).parent),
+        roots=roots,
+        links=tuple(sorted(visible.items())),
+        aliases=tuple((path, spelled[path]) for path in outermost(hidden)),
+        user_base=user_base,
+        prefixes=tuple(dict.fromkeys(interpreter.prefixes)),
+        covers=find_repositories(
+            (editable.project for editable in editables if editable.project is not None),
+            # Also what lies in /usr, and is seen without being named.
+            [*reals, *map(os.path.realpath, (*interpreter.prefixes, *site_directories))],
+        ),
+    )
+
+
+def _check_interpreter(python: str, writable: Writable) -> None:
+    """It is run to be asked, outside of any sandbox: so no kernel may have made it."""
+    if python == sys.executable:
+        return
+    with suppress(OSError):
+        if lies_in(python, writable):
+            raise LaunchError(
+                f"The interpreter {python} lies where a kernel can write, or is reached by a link"
+                " there, and this server would have to run it.",
+                "let the Python environment lie where no kernel writes.",
+            )
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(path)
+
+
+def _show_prefix(prefix: str) -> Iterator[str]:
+    if is_within(prefix, "/usr"):
+        return
+    if find_home(os.path.realpath(prefix)) is None:
+        yield prefix
+        return
+    for part in PREFIX_PARTS:
+        path = os.path.join(prefix, part)  # noqa: PTH118 - text, as the interpreter spells it
+        if prefix != "/" and _exists(path):
+            yield path
+
+
+def outermost(paths: Iterable[str]) -> tuple[str, ...]:
+    """``paths`` that exist, without those that are inside another of them."""
+    kept: list[str] = []
+    for path in sorted(set(paths), key=lambda path: path.split("/")):
+        if _exists(path) and not any(is_within(path, root) for root in kept):
+            kept.append(path)
+    return tuple(kept)

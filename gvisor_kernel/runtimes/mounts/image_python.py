@@ -1,0 +1,51 @@
+"""What a sandbox of an image from the store is made of. Looks at its files and runs none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSpec
+from gvisor_kernel.errors import LaunchError, RootImageError
+from gvisor_kernel.host.folders import Writable
+from gvisor_kernel.images import RootImage, Store
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.mounts.host_python import World, find_world
+from gvisor_kernel.spec.environment import image_paths
+
+
+def choose_world(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
+    """The world of ``spec``'s image. ``writable``: see ``find_world``. Raises LaunchError."""
+    if spec.image == HOST_IMAGE:
+        return find_world(request.python, writable)
+    try:
+        return make_world(Store.open().find(spec.image))
+    except RootImageError as error:
+        raise LaunchError(error.fact, error.hint) from error
+
+
+def make_world(image: RootImage) -> World:
+    """Raises LaunchError where the image has no Python to run a sandbox."""
+    python = image.need_python()
+    return World(
+        python=python,
+        version=image.inside.version if image.inside is not None else "",
+        bin_directory=str(Path(python).parent),
+        roots=(),
+        links=(),
+        aliases=(),
+        user_base=None,
+        image=image.digest,
+        tree=str(image.tree),
+        path=image.path,
+        environment=tuple(sorted(image.environment.items())),
+        present=tuple(sorted(image.present(image_paths()))),
+    )
+
+
+def check_tree(world: World) -> None:
+    """Raise LaunchError where the image has been removed since it was looked at."""
+    if world.tree is not None and not Path(world.tree).is_dir():
+        raise LaunchError(
+            "The image was removed while a kernel was about to start in it.",
+            "import it again, or choose another: gvisor-kernel image list",
+        )

@@ -1,0 +1,1 @@
+"""Sandboxes by the runsc of this host."""

@@ -1,0 +1,49 @@
+"""Whether a sandbox is as locked in as was demanded, by what the host's kernel says of it."""
+
+from __future__ import annotations
+
+import os
+
+from gvisor_kernel.errors import IsolationError
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
+from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+
+SECCOMP_FILTER = 2
+NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
+
+
+def check_posture(sandbox: RunscSandbox) -> None:
+    """Raise IsolationError unless sentry and gofer are there and locked in."""
+    own = read_posture(os.getpid())
+    assert own is not None
+    for name in (SANDBOX_NAME, GOFER_NAME):
+        pid = sandbox.find_process(name)
+        posture = None if pid is None else read_posture(pid)
+        if posture is None:
+            raise IsolationError(
+                f"The sandbox has no process {name}, so it is not gVisor that runs the kernel.",
+                "see whether `runsc` on PATH is gVisor's: `gvisor-kernel doctor`.",
+                sandbox.stderr_tail(),
+            )
+        faults = find_faults(posture, own)
+        if faults:
+            raise IsolationError(
+                f"The sandbox's process {name} is not isolated: {', '.join(faults)}.",
+                "this runsc does not do what was asked of it; install a release that does.",
+                sandbox.stderr_tail(),
+            )
+
+
+def find_faults(posture: Posture, own: Posture) -> list[str]:
+    """What a process of the sandbox lacks; ``own`` is the posture of a process outside."""
+    faults = []
+    if 0 in posture.uids:
+        faults.append("it is root on the host")
+    if posture.seccomp != SECCOMP_FILTER:
+        faults.append("it has no seccomp filter")
+    faults += [
+        f"it shares the host's {name} namespace"
+        for name in NAMESPACES
+        if posture.namespaces[name] == own.namespaces[name]
+    ]
+    return faults

@@ -1,0 +1,410 @@
+"""The runtime ``runsc``: gVisor on this host, for root and for ordinary users.
+
+Root's sandboxes have a user namespace and private mounts of their own (``staging``), and cgroups
+where these can be made. An ordinary user's run in a user namespace, with the user's own rights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gvisor_kernel
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
+from gvisor_kernel.host.folders import LinkRefused, Opened, find_identity, open_path
+from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
+from gvisor_kernel.host.stage import Source
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.environment import find_environment, find_init_environment
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
+from gvisor_kernel.runtimes.mounts.host_python import World
+from gvisor_kernel.runtimes.mounts.image_python import check_tree, choose_world
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
+from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
+from gvisor_kernel.runtimes.runsc.checkpoint import write_image
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv
+from gvisor_kernel.runtimes.runsc.description import describe_sandbox
+from gvisor_kernel.runtimes.runsc.features import init_capabilities
+from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
+from gvisor_kernel.runtimes.runsc.posture import check_posture
+from gvisor_kernel.runtimes.runsc.rootfs import write_rootfs
+from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.runsc.staging import (
+    Stage,
+    can_map_owner,
+    choose_stage,
+    run_entered,
+    run_staged,
+)
+from gvisor_kernel.runtimes.runsc.starting import make_pipes, spawn, wait_for_sentry
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import finish_removals, lend, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.info import finalize_info
+from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
+from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
+from gvisor_kernel.spec.oci import finalize_config, guest_argv
+from gvisor_kernel.tracing import step
+
+log = logging.getLogger(__name__)
+
+RESTORE_SECONDS = 15.0
+"""A restore takes less than one; after this a cold start is the sooner way."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that was found out and decided before anything is started."""
+
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: Identity
+    runsc: Runsc
+    world: World
+    kernel_id: int
+    places: Places
+    mounts: tuple[Mount, ...]
+    opened: Mapping[str, Opened]
+    """The folders of a person, held, by where they are seen."""
+
+    def find_sources(self, written: WrittenFolders) -> list[Source]:
+        """What is to be mounted, in the order of the binds. Raises LaunchError."""
+        sources = []
+        for bind in self.binds:
+            if bind.target in self.opened:
+                folder = self.opened[bind.target]
+                sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
+            else:
+                sources.append(_look(bind.source, written, bind))
+        return sources
+
+    @property
+    def binds(self) -> list[Bind]:
+        return [mount for mount in self.mounts if isinstance(mount, Bind)]
+
+
+class RunscRuntime(Runtime):
+    """Sandboxes by the runsc that is installed on this host."""
+
+    name = "runsc"
+
+    def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
+        """``init_argv``: another PID 1 than the guest, which starts no kernel."""
+        self._init_argv = init_argv
+        self._swept = False
+        self._sweeping = threading.Lock()
+
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+    ) -> Sandbox:
+        runsc = find_runsc()
+        world = choose_world(spec, request, read_written(spec).has)
+        kernel_id = choose_kernel_id(world) if self._init_argv is None else 0
+        self._sweep_once()
+        identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
+        step("host looked at")
+        owner = records.this_process()
+        # What is read is let go before anything is undone: that takes descriptors, too.
+        with ExitStack() as kept, ExitStack() as held:
+            inputs = open_inputs(spec, request, held)
+            with records.locked():
+                places = Places(records.make_directory(identity.container_id))
+                try:
+                    outputs = _borrow(open_outputs(spec, inputs, kept))
+                    note_written(_find_writable(spec, inputs, outputs))
+                    cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
+                    record = records.first_record(
+                        *(spec, request, identity, outputs, owner),
+                        image=world.image,
+                        cgroups=cgroups,
+                    )
+                    records.write_record(places.directory, record)
+                    check_tree(world)
+                except BaseException as error:
+                    held.close()
+                    records.remove_directory(places.directory)
+                    if isinstance(error, OSError):
+                        raise _unprepared(error) from error
+                    raise
+            lifeline.hold(owner)
+            try:
+                if outputs.folder is not None and outputs.lent_by is not None:
+                    lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
+                for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
+                    directory.mkdir()
+                    directory.chmod(0o755)
+                opened = inputs.by_target(spec)
+                mounts = plan_mounts(
+                    *(spec, world, places),
+                    {target: folder.path for target, folder in opened.items()},
+                    outputs.path,
+                    lent=outputs.lent_by is not None,
+                )
+                if outputs.folder is not None:
+                    opened[OUTPUTS] = outputs.folder
+                plan = _Plan(
+                    *(spec, request, identity, runsc, world, kernel_id, places, mounts, opened)
+                )
+                cgroup = make_cgroup(identity.container_id, host_limits(spec))
+                if tuple(map(str, cgroup.directories)) != record.cgroups:
+                    record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
+                    records.write_record(places.directory, record)
+                step("state directory made, mounts planned")
+                return self._start(plan, record, cgroup, image, inputs.written)
+            except BaseException as error:
+                held.close()
+                self._undo(places, record, outputs)
+                if isinstance(error, OSError):
+                    raise _unprepared(error) from error
+                raise
+
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        return describe_sandbox(spec, request, self._init_argv)
+
+    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
+        assert isinstance(sandbox, RunscSandbox)
+        try:
+            check_posture(sandbox)
+            if not sandbox.hold_gofer():
+                raise IsolationError("The sandbox's gofer has ended.")
+            sandbox.record_processes()
+        except IsolationError:
+            sandbox.kill()  # not closed: the bridge's loop still watches its descriptors
+            raise
+
+    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
+        with ExitStack() as held:
+            inputs = open_inputs(spec, request, held)
+            opened = inputs.by_target(spec)
+            outputs = open_outputs(spec, inputs, held, make=False)
+            if outputs.folder is not None:
+                opened[OUTPUTS] = outputs.folder
+            for view in sandbox.mounts:
+                folder = opened.pop(view.target, None)
+                now = find_identity(view.source) if folder is None else folder.identity
+                if now is None or now != view.identity:
+                    return False
+            return not opened
+
+    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
+        assert isinstance(sandbox, RunscSandbox)
+        write_image(find_runsc(), sandbox, directory, seconds)
+
+    def advise(self, words: str) -> str:
+        return find_hint(words)
+
+    def sweep(self) -> list[str]:
+        return sweep_orphans(self.name)
+
+    def _sweep_once(self) -> None:
+        """What a dead owner left, the first start of a process removes; its own, each one."""
+        finish_removals()
+        with self._sweeping:
+            if self._swept:
+                return
+            self._swept = True
+        try:
+            for identity in self.sweep():
+                log.info("Removed %s, whose owner is gone", identity)
+        except GvisorKernelError as error:
+            log.warning("%s", error)
+
+    @staticmethod
+    def _undo(places: Places, record: Record, outputs: Outputs) -> None:
+        remove_sandbox(places.directory, record, outputs.folder)
+        lifeline.release()
+
+    def _start(
+        self,
+        plan: _Plan,
+        record: Record,
+        cgroup: Cgroup,
+        image: Path | None,
+        written: WrittenFolders,
+    ) -> RunscSandbox:
+        places = plan.places
+        as_root = os.geteuid() == 0
+        file_size = None if cgroup.bounds_memory else file_size_limit(plan.spec)
+        _write_files(plan, record.created, as_root=as_root)
+        stage = choose_stage([plan.runsc.path, str(places.directory)])
+        shown = plan.find_sources(written)
+        sources = [*shown, _look(str(places.rootfs), written)]
+        rootfs = stage.path(len(shown))
+        tree = plan.world.tree
+        if tree is not None:
+            sources.append(_look(tree, written))
+            rootfs = stage.path(len(sources))
+        config = finalize_config(
+            plan.spec,
+            args=self._init_argv
+            or guest_argv(plan.world.python, plan.request.ahead, plan.kernel_id),
+            environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
+            rootfs=rootfs,
+            mounts=_restage(plan.mounts, plan.binds, stage),
+            map_users=as_root,
+            file_size=file_size,
+            capabilities=init_capabilities(plan.runsc, plan.kernel_id),
+        )
+        (places.bundle / "config.json").write_text(json.dumps(config))
+        argv = start_argv(
+            plan.runsc,
+            root=str(places.runsc),
+            bundle=str(places.bundle),
+            container_id=plan.identity.container_id,
+            panic_log=str(places.runsc / "panic.log"),
+            pid_file=str(places.pid_file),
+            image=None if image is None else str(image),
+        )
+        step("bundle written")
+        ends = make_pipes()
+        try:
+            if as_root:
+                argv = prelude_argv(argv, cgroup=cgroup, file_size=file_size)
+                process = run_staged(
+                    stage,
+                    sources,
+                    places.meminfo,
+                    lambda: spawn(argv, ends, places),
+                    kernel_id=plan.kernel_id,
+                    merges=tree is not None,
+                )
+            else:
+                process = run_entered(
+                    stage,
+                    sources,
+                    places.meminfo,
+                    lambda first, fds: spawn([*first, *argv], ends, places, fds),
+                    state=replace(_look(str(places.runsc), written), read_only=False),
+                    cgroups=cgroup.directories,
+                    file_size=file_size,
+                    merges=tree is not None,
+                )
+        except BaseException:
+            ends.close_host()
+            raise
+        finally:
+            ends.close_guest()
+        step("runsc started")
+        stderr = StderrLog(ends.stderr, places.stderr_log)
+        seconds = plan.spec.start_timeout
+        if image is not None:
+            seconds = min(seconds, RESTORE_SECONDS)
+        try:
+            sentry = wait_for_sentry(process, places, stderr, seconds, restores=image is not None)
+        except BaseException:
+            ends.close_link()
+            raise
+        step("sandbox made by runsc" if image is None else "sandbox restored by runsc")
+        return RunscSandbox(
+            sentry=sentry,
+            ends=ends,
+            stderr=stderr,
+            record=record,
+            places=places,
+            mounts=tuple(
+                MountView(source.path, bind.target, bind.read_only, source.identity)
+                for bind, source in zip(plan.binds, shown, strict=True)
+            ),
+            kernel_environment=find_environment(plan.spec, plan.request, plan.world, plan.mounts),
+            python=plan.world.python,
+            workdir=WORKSPACE,
+            has_transcripts=plan.spec.transcripts,
+            lent=plan.opened[OUTPUTS].hold() if record.lent_by is not None else None,
+        )
+
+
+def _unprepared(error: OSError) -> LaunchError:
+    return LaunchError(f"A sandbox could not be prepared: {error}.", find_hint(str(error)))
+
+
+def _look(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:
+    """A source that is to be read, but for a ``bind`` that says otherwise. Raises LaunchError."""
+    try:
+        with open_path(path, written.has) as found:
+            if bind is None:
+                return Source(found.path, found.identity)
+            return Source(found.path, found.identity, bind.read_only, bind.foreign)
+    except LinkRefused as error:
+        raise LaunchError(
+            f"{path} cannot be shown: {error.link} is a link (to {error.target}), and"
+            f" {error.reason}.",
+            "let the kernel's Python, and the state directory, lie where no kernel writes.",
+        ) from error
+
+
+def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[Opened]:
+    """The folders of the host that the sandbox will be able to write."""
+    found = [
+        folder
+        for mount, folder in zip(spec.mounts, inputs.mounts, strict=True)
+        if not mount.read_only
+    ]
+    return [*found, outputs.folder] if outputs.folder is not None else found
+
+
+def _borrow(outputs: Outputs) -> Outputs:
+    """``outputs`` with its owner, where the kernel has to own it, as root cannot let that owner
+    look like the kernel. It is given back with the record; see ``sweep.give_back``.
+    """
+    if outputs.folder is None or os.geteuid() != 0 or can_map_owner(outputs.folder):
+        return outputs
+    status = outputs.folder.status()
+    owner = (status.st_uid, status.st_gid)
+    if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:  # another sandbox has it already
+        users = (
+            r for _, r in records.find_sandboxes() if r.outputs_file == outputs.folder.identity
+        )
+        above = os.stat("..", dir_fd=outputs.folder.fd)  # of one that nobody has given back
+        lent = (record.lent_by for record in users if record.lent_by is not None)
+        owner = next(lent, (above.st_uid, above.st_gid))
+    return replace(outputs, lent_by=owner)
+
+
+def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
+    """The files of the sandbox that the runtime, or the kernel, reads."""
+    places = plan.places
+    info = finalize_info(
+        plan.identity,
+        plan.spec,
+        kernel_name=plan.request.kernel_name,
+        created=created,
+        versions={
+            "gvisor-kernel": gvisor_kernel.__version__,
+            "runsc": plan.runsc.version,
+            "python": plan.world.version,
+        },
+        mounts=plan.mounts,
+    )
+    places.info.write_text(info)
+    places.info.chmod(0o644)
+    places.meminfo.write_text(meminfo(plan.spec))
+    places.meminfo.chmod(0o644)
+    write_rootfs(
+        places.rootfs,
+        container_id=plan.identity.container_id,
+        links=plan.world.links,
+        mounts=plan.mounts,
+        owner=SUBUID_BASE if as_root else None,
+        host_etc=Path("/etc") if plan.world.tree is None else None,
+    )
+
+
+def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> list[Mount]:
+    """``mounts`` with the sources that they have in the private namespace."""
+    places = {bind.target: stage.path(index) for index, bind in enumerate(binds)}
+    return [
+        replace(mount, source=places[mount.target]) if isinstance(mount, Bind) else mount
+        for mount in mounts
+    ]

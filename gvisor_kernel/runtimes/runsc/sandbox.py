@@ -1,0 +1,214 @@
+"""A running sandbox of runsc: its streams, its processes, and their end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.errors import StateError
+from gvisor_kernel.host import processes
+from gvisor_kernel.host.cgroups import count_oom_kills
+from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc.memory import HostMemory
+from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import (
+    END_SECONDS,
+    kill_sandbox,
+    remove_sandbox,
+    root_argument,
+)
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+log = logging.getLogger(__name__)
+
+
+class RunscSandbox(Sandbox):
+    """What ``RunscRuntime.start`` returns. Its process is the sentry, which ends with PID 1."""
+
+    def __init__(
+        self,
+        *,
+        sentry: Sentry,
+        ends: Ends,
+        stderr: StderrLog,
+        record: Record,
+        places: Places,
+        mounts: tuple[MountView, ...],
+        kernel_environment: Mapping[str, str],
+        python: str,
+        workdir: str,
+        has_transcripts: bool,
+        lent: Opened | None,
+    ) -> None:
+        """``lent``: the folder of outputs, where it has to be given back; closed with this."""
+        self.identity = record.identity
+        self.directory = places.directory
+        self.log_path = places.log
+        self.transcripts = places.transcripts if has_transcripts else None
+        self.link_in = ends.link_in
+        self.link_out = ends.link_out
+        self.exit_fd = sentry.fd
+        self.mounts = mounts
+        self.kernel_environment = dict(kernel_environment)
+        self.python = python
+        self.workdir = workdir
+        self._sentry = sentry.pid
+        self._ended = False
+        self._descriptors = threading.Lock()
+        self._stderr = stderr
+        self._record = record
+        self.container_id = record.container_id
+        self.runsc_root = places.runsc
+        self._groups = tuple(map(Path, record.cgroups))
+        self._memory: HostMemory | None = None
+        self._gofer: processes.ProcessId | None = None
+        self.is_imaged = False
+        """Its image is being written."""
+        self._lent = lent
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def poll(self) -> int | None:
+        with self._descriptors:
+            self._ended = self._ended or is_readable(self.exit_fd)
+        return 0 if self._ended else None
+
+    def memory_used(self) -> int | None:
+        if self._closed:
+            return None
+        memory = self._memory
+        if memory is None:
+            if self.poll() is not None:
+                return None
+            memory = self._find_memory()
+            if memory is None:
+                return 0  # still starting: nothing is in it yet
+            self._memory = memory
+        memory.gofer = self._gofer
+        return memory.read()
+
+    def memory_kills(self) -> int:
+        return count_oom_kills(self._groups)
+
+    def stderr_tail(self) -> str:
+        if self.poll() is not None:
+            self._stderr.wait(0.1)  # its last words are in the pipe
+        return self._stderr.tail()
+
+    def kill(self) -> None:
+        if self.is_imaged:
+            # The sentry's end, which brings the bridge here, is that of the image's writing; the
+            # command that has asked for it still has to say so.
+            mark = root_argument(self.directory)
+            with suppress(OSError):
+                processes.kill_with_argument(mark, (SANDBOX_NAME, GOFER_NAME))
+        elif not self._closed:
+            kill_sandbox(self.directory, self._groups)
+
+    def assign(self, kernel_id: str) -> None:
+        self._write_down(kernel_id=kernel_id, spare=False)
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def is_busy(self) -> bool:
+        # Its code runs in children of the sentry, which a SIGSTOP to that does not stop.
+        return any(map(processes.has_running_thread, processes.read_descendants(self._sentry)))
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, signum: signal.Signals) -> None:
+        """To the sentry alone. What runs inside does so by its leave, and waits when it does."""
+        with self._descriptors, suppress(OSError):
+            if not self._ended:
+                signal.pidfd_send_signal(self.exit_fd, signum)
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            gofer = self.find_process(GOFER_NAME)
+            if not remove_sandbox(self.directory, self._record, self._lent):
+                log.warning("Something of %s is left to the next sweep", self.identity)
+            self._stderr.wait(END_SECONDS)
+            self._closed = True
+            with self._descriptors:
+                self._ended = True
+                for fd in (self.link_in, self.link_out, self.exit_fd, self.helper_fd):
+                    with suppress(OSError):
+                        os.close(fd)
+            for pid in (self._sentry, gofer):
+                if pid is not None:
+                    processes.reap(pid)
+            if self._lent is not None:
+                self._lent.close()
+            memory, self._memory = self._memory, None
+            if memory is not None:
+                memory.close()
+            lifeline.release()
+
+    # -- for the runtime -------------------------------------------------------------------------
+
+    def find_process(self, name: str) -> int | None:
+        """The pid of the sandbox's process called ``name`` (sentry or gofer), if it lives."""
+        mark = root_argument(self.directory)
+        pids = [self._sentry] if name == SANDBOX_NAME else processes.find_with_argument(mark)
+        for pid in pids:
+            argv = processes.read_argv(pid)
+            if argv[:1] == [name] and mark in argv:
+                return pid
+        return None
+
+    def hold_gofer(self) -> bool:
+        """From here on ``helper_fd`` tells of the gofer's end; False where there is none.
+
+        A sentry that was restored does not notice it: what has to open a file waits for ever.
+        """
+        if self.helper_fd >= 0:
+            return not is_readable(self.helper_fd)
+        pid = self.find_process(GOFER_NAME)
+        with suppress(OSError):
+            fd = -1 if pid is None else os.pidfd_open(pid)
+            if pid is not None and self.find_process(GOFER_NAME) == pid:
+                self.helper_fd = fd
+                self._gofer = processes.identify(pid)
+                return True
+            if fd >= 0:
+                os.close(fd)
+        return False
+
+    def record_processes(self) -> None:
+        """Write into the record which processes of the host the sandbox has."""
+        found = {
+            "sentry": self._identify(SANDBOX_NAME),
+            "gofer": self._identify(GOFER_NAME),
+        }
+        known = {name: process for name, process in found.items() if process is not None}
+        self._write_down(processes=known)
+
+    def _write_down(self, **facts: Any) -> None:
+        with self._closing, suppress(OSError, StateError), records.locked():
+            if not self._closed:
+                record = records.read_record(self.directory) or self._record
+                records.write_record(self.directory, replace(record, **facts))
+
+    def _identify(self, name: str) -> processes.ProcessId | None:
+        pid = self.find_process(name)
+        return None if pid is None else processes.identify(pid)
+
+    def _find_memory(self) -> HostMemory | None:
+        pid = self.find_process(SANDBOX_NAME)
+        return None if pid is None else HostMemory.find(pid)

@@ -1,0 +1,167 @@
+"""Starting the program that makes a sandbox, and waiting until it has: pipes, process, sentry.
+
+The program leaves the sandbox behind and ends. What stays is the sentry and its gofer, which are
+nobody's children here, so the sentry is held by a pidfd and its exit status is not known.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gvisor_kernel.errors import LaunchError, SnapshotError
+from gvisor_kernel.host import commands, processes
+from gvisor_kernel.host.processes import SANDBOX_NAME
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.state.sweep import root_argument
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+PIPE_SIZE = 1024 * 1024
+LAST_WORDS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The host's ends of a sandbox's three pipes, and the sandbox's own, until it has them."""
+
+    link_in: int
+    link_out: int
+    stderr: int
+    guest: tuple[int, int, int]
+
+    def close_guest(self) -> None:
+        for fd in self.guest:
+            os.close(fd)
+
+    def close_link(self) -> None:
+        for fd in (self.link_in, self.link_out):
+            os.close(fd)
+
+    def close_host(self) -> None:
+        self.close_link()
+        os.close(self.stderr)
+
+
+@dataclass(frozen=True)
+class Sentry:
+    """The sandbox's own process: ``fd`` is a pidfd of it, which belongs to whom has this."""
+
+    pid: int
+    fd: int
+
+
+def make_pipes() -> Ends:
+    """Raises OSError, with none made."""
+    made: list[int] = []
+    try:
+        for _ in range(3):
+            made.extend(os.pipe2(os.O_CLOEXEC))
+    except OSError:
+        for fd in made:
+            os.close(fd)
+        raise
+    guest_in, link_in, link_out, guest_out, stderr, guest_stderr = made
+    for fd in (link_in, link_out):
+        with suppress(OSError):  # beyond the user's share of pipe memory: smaller, not wrong
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        os.set_blocking(fd, False)
+    return Ends(link_in, link_out, stderr, (guest_in, guest_out, guest_stderr))
+
+
+def spawn(
+    argv: Sequence[str], ends: Ends, places: Places, descriptors: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start ``argv`` at the sandbox's ends of the pipes; it also gets ``descriptors``."""
+    stdin, stdout, stderr = ends.guest
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd=places.directory,
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"{error.filename} is not there.",  # the program, or the sandbox's own directory
+            "it was removed while the kernel started: see by what, and start the kernel again.",
+        ) from error
+
+
+def wait_for_sentry(
+    process: subprocess.Popen[bytes],
+    places: Places,
+    stderr: StderrLog,
+    seconds: float,
+    *,
+    restores: bool,
+) -> Sentry:
+    """The sentry that ``process`` has left, once that has ended.
+
+    Raises LaunchError, or SnapshotError if it ``restores``; then ``process`` is gone with its
+    process group, and the rest is for the caller to remove.
+    """
+    kind = SnapshotError if restores else LaunchError
+    what = "restored" if restores else "started"
+    try:
+        if not _wait(process.pid, seconds):
+            raise kind(
+                f"The sandbox was not {what} within {seconds:g} s.",
+                "the machine may be busy: the setting start_timeout gives it longer.",
+                stderr.tail(),
+            )
+        status = commands.read_status(process.pid)
+        if status == 0:
+            sentry = find_sentry(places)
+            if sentry is not None:
+                return sentry
+            reason = "runsc ended and left no sandbox"
+        else:
+            reason = f"runsc ended with status {status}"
+        stderr.wait(LAST_WORDS_SECONDS)
+        words = stderr.tail()
+        raise kind(f"The sandbox could not be {what}: {reason}.", find_hint(words), words)
+    except BaseException:
+        commands.end_group(process)
+        raise
+    finally:
+        process.wait()
+
+
+def find_sentry(places: Places) -> Sentry | None:
+    """The process that the pid file names, held; None when it is gone."""
+    try:
+        pid = int(places.pid_file.read_text())
+        fd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return None
+    argv = processes.read_argv(pid)
+    if argv[:1] == [SANDBOX_NAME] and root_argument(places.directory) in argv:
+        return Sentry(pid, fd)
+    os.close(fd)
+    return None
+
+
+def is_readable(fd: int, seconds: float = 0) -> bool:
+    """Whether ``fd``, of a process for one, is or becomes readable within ``seconds``."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+def _wait(pid: int, seconds: float) -> bool:
+    """Whether the child ``pid`` ends within ``seconds``. Popen.wait would sleep and look."""
+    fd = os.pidfd_open(pid)
+    try:
+        return is_readable(fd, seconds)
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""The record of each sandbox, and its removal by whoever is left."""

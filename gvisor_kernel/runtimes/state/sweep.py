@@ -1,0 +1,298 @@
+"""Removing a sandbox, wholly, by what its record says: for close, for ``kill``, for the sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from gvisor_kernel.errors import StateError
+from gvisor_kernel.host import cgroups, processes
+from gvisor_kernel.host.folders import Identity, Opened, change_owner, reopen
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
+from gvisor_kernel.runtimes.mounts.written_folders import forget_written
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
+from gvisor_kernel.runtimes.state.records import Record
+
+log = logging.getLogger(__name__)
+
+FOREGROUND_SECONDS = 1.0
+"""What runsc in the foreground is given to notice that its sandbox is gone."""
+OUTPUTS_SECONDS = 10.0
+"""How long a start waits for outputs of an earlier sandbox that come to its own folder."""
+LATER_SECONDS = 1800.0
+"""How long outputs may take to be copied when nobody waits for it."""
+END_SECONDS = 5.0
+"""A killed process that is not gone after this is stuck in the host's kernel."""
+
+
+def root_argument(directory: Path) -> str:
+    """What stands in the argument list of every process of the sandbox in ``directory``."""
+    return f"--root={directory / 'runsc'}"
+
+
+def kill_sandbox(directory: Path, groups: Sequence[Path], *, wholly: bool = False) -> list[int]:
+    """SIGKILL the processes of a sandbox; the pids that got it. Does not wait, never raises.
+
+    Sentry and gofer if there are any, as runsc in the foreground then ends by itself, and takes
+    its dead children with it. ``wholly``, or where there are none: every process.
+    """
+    argument = root_argument(directory)
+    killed: list[int] = []
+    with suppress(OSError):
+        if not wholly:
+            killed = processes.kill_with_argument(argument, (SANDBOX_NAME, GOFER_NAME))
+        if not killed:
+            killed = processes.kill_with_argument(argument)
+            killed += cgroups.kill_cgroup(groups)
+    return killed
+
+
+def end_sandbox(directory: Path, groups: Sequence[Path]) -> bool:
+    """Kill and wait until nothing is left that could be killed. Bounded; never raises."""
+    deadline = time.monotonic() + END_SECONDS
+    if kill_sandbox(directory, groups):
+        remaining = processes.find_with_argument(root_argument(directory))
+        processes.wait_until_gone(remaining, time.monotonic() + FOREGROUND_SECONDS)
+    while killed := kill_sandbox(directory, groups, wholly=True):
+        if not processes.wait_until_gone(killed, deadline):
+            log.warning("Processes of %s do not end: %s", directory.name, killed)
+            return False
+    if not cgroups.remove_cgroup(groups, deadline):
+        log.warning("The cgroup of %s cannot be removed", directory.name)
+        return False
+    return True
+
+
+def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None = None) -> bool:
+    """End a sandbox and remove all that it had. Never raises; False leaves it to the next sweep.
+
+    And to the next ``finish_removals`` of this process, which may live for long; of a sandbox in
+    an engine, to the background. ``lent``: its outputs, where they are held open, which are found
+    by that then and not by their name.
+    """
+    if _remove_sandbox(directory, record, lent):
+        _unfinished.pop(directory, None)
+        return True
+    if record is not None and record.engine is not None:
+        remove_later(directory, record)
+    else:
+        _unfinished[directory] = record
+    return False
+
+
+def remove_later(directory: Path, record: Record) -> None:
+    """Remove a sandbox of an engine in the background, however long its outputs take."""
+
+    def remove() -> bool:
+        return not directory.exists() or _remove_sandbox(directory, record, seconds=LATER_SECONDS)
+
+    LEFTOVERS.put(directory, record.outputs, remove)
+
+
+def finish_removals(outputs: str | None = None) -> None:
+    """Try once more what ``remove_sandbox`` could not do, as when no file could be opened.
+
+    What is in an engine is not waited for, but what goes to the folder ``outputs``, and that for
+    OUTPUTS_SECONDS at most.
+    """
+    for directory, record in list(_unfinished.items()):
+        remove_sandbox(directory, record)
+    LEFTOVERS.try_soon(outputs, OUTPUTS_SECONDS)
+
+
+_unfinished: dict[Path, Record | None] = {}
+
+
+def _remove_sandbox(
+    directory: Path,
+    record: Record | None,
+    lent: Opened | None = None,
+    seconds: float | None = None,
+) -> bool:
+    """``seconds``: how long outputs may take to be copied; None: as long as at an end."""
+    groups = [Path(group) for group in record.cgroups] if record is not None else []
+    if not end_sandbox(directory, groups):
+        return False
+    if record is not None and record.engine is not None:
+        from gvisor_kernel.runtimes.docker.removal import COPY_SECONDS, remove_parts
+
+        # Its outputs may go to another folder since: `gvisor-kernel sync --to`.
+        record = records.read_record(directory) or record
+        if not remove_parts(directory, record, seconds or COPY_SECONDS):
+            return False
+    try:
+        with records.locked():
+            # Another sandbox may have left its duties to this one meanwhile.
+            record = records.read_record(directory) or record
+            if record is not None and record.outputs is not None:
+                _finish_outputs(record, directory, lent)
+            records.remove_directory(directory)
+    except StateError as error:
+        log.warning("%s", error)
+        return False
+    return not directory.exists()
+
+
+def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> None:
+    """Give back an outputs folder that was lent, remove one that was made and is still empty.
+
+    While another sandbox has the same one, all of this is left to that other.
+    """
+    for other, theirs in records.find_sandboxes():
+        if other != directory and _have_same_outputs(theirs, record):
+            made = theirs.made_outputs or record.made_outputs
+            heir = replace(theirs, made_outputs=made, lent_by=theirs.lent_by or record.lent_by)
+            if heir != theirs:
+                records.write_record(other, heir)
+            return
+    if record.outputs is None or record.outputs_file is None or record.outputs_parent is None:
+        return
+    outputs, same_boot = record.outputs, records.is_of_this_boot(record)
+    owner = record.lent_by
+    try:
+        if owner is not None and lent is not None:
+            give_back(lent, owner)
+            owner = None
+        with reopen(outputs, Identity(*record.outputs_file), same_boot=same_boot) as folder:
+            if owner is not None:
+                give_back(folder, owner)
+        parent, name = os.path.split(outputs)
+        with reopen(parent, Identity(*record.outputs_parent), same_boot=same_boot) as above:
+            if record.made_outputs:
+                with suppress(OSError):
+                    os.rmdir(name, dir_fd=above.fd)
+                    forget_written(Identity(*record.outputs_file))
+    except OSError as error:
+        if owner is not None:
+            log.warning(
+                "%s was lent to a sandbox, and cannot be given back: %s. It belongs to uid %d.",
+                *(outputs, error.strerror, owner[0]),
+            )
+
+
+def _have_same_outputs(theirs: Record, record: Record) -> bool:
+    return theirs.outputs == record.outputs or (
+        theirs.outputs_file is not None and theirs.outputs_file == record.outputs_file
+    )
+
+
+def lend(outputs: Opened, owner: tuple[int, int], kernel: int) -> None:
+    """Let ``kernel``, a uid and gid of the host, own ``outputs`` and what in it is ``owner``'s.
+
+    Files with more than one name are left alone: another name may lie elsewhere. Raises OSError for
+    the folder itself.
+    """
+    change_owner(outputs.fd, kernel, kernel)
+
+    def is_lent(status: os.stat_result) -> bool:
+        return status.st_uid == owner[0] and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1)
+
+    _change_owners(outputs, is_lent, (kernel, kernel))
+
+
+def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
+    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Never raises."""
+
+    def is_the_sandboxs(status: os.stat_result) -> bool:
+        return SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT
+
+    with suppress(OSError):
+        if is_the_sandboxs(outputs.status()):
+            change_owner(outputs.fd, *owner)
+    _change_owners(outputs, is_the_sandboxs, owner)
+
+
+def _change_owners(
+    folder: Opened, concerns: Callable[[os.stat_result], bool], owner: tuple[int, int]
+) -> None:
+    """Of all in ``folder`` that ``concerns``. Never raises.
+
+    Follows no link, and folders to any depth: a kernel has made them, as deep as it liked.
+    """
+    with suppress(OSError):
+        fd = folder.read()
+        try:
+            above = [(_identity(fd), _change_entries(fd, concerns, owner))]
+            while above:
+                _, folders = above[-1]
+                step = folders.pop() if folders else ".."
+                if step == "..":
+                    above.pop()
+                    if not above:
+                        return
+                try:
+                    reached = os.open(step, _FOLDER, dir_fd=fd)
+                except OSError:
+                    if step == "..":
+                        raise
+                    continue
+                os.close(fd)
+                fd = reached
+                if step != "..":
+                    above.append((_identity(fd), _change_entries(fd, concerns, owner)))
+                elif _identity(fd) != above[-1][0]:
+                    return  # moved meanwhile: who knows what is above it now
+        finally:
+            os.close(fd)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _change_entries(
+    fd: int, concerns: Callable[[os.stat_result], bool], owner: tuple[int, int]
+) -> list[str]:
+    """Of what is in the open folder; the folders in it."""
+    folders: list[str] = []
+    with suppress(OSError), os.scandir(fd) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                # Held: by its name it could be another's file a moment later.
+                held = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    status = os.fstat(held)
+                    if concerns(status):
+                        change_owner(held, *owner)
+                finally:
+                    os.close(held)
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(entry.name)
+    return folders
+
+
+def sweep_orphans(runtime: str | None = None) -> list[str]:
+    """Remove the sandboxes of this user whose owner is gone; their identities. Raises StateError.
+
+    ``runtime``: of that one alone. A directory without a record was left by a crash while it was
+    made or removed.
+    """
+    return [
+        record.identity if record is not None else directory.name
+        for directory, record in find_orphans(runtime)
+        if remove_sandbox(directory, record)
+    ]
+
+
+def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]:
+    """What ``sweep_orphans`` removes. Raises StateError."""
+    orphans: list[tuple[Path, Record | None]] = []
+    with records.locked():
+        for directory in records.sandbox_directories():
+            record = records.read_record(directory)
+            if record is not None and runtime not in (None, record.runtime):
+                continue
+            if record is None or records.is_orphan(record):
+                orphans.append((directory, record))
+    return orphans

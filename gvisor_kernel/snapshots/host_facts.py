@@ -1,0 +1,64 @@
+"""What of this host an image depends on, besides its sandbox: the guest's code, the processors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import gvisor_kernel
+from gvisor_kernel.runtimes.runsc.description import describe_host
+from gvisor_kernel.snapshots.key import HostFacts, digest
+
+PACKAGE = Path(gvisor_kernel.__file__).parent
+GUEST_FOLDERS = ("link", "guest")
+FEATURES = ("flags", "Features", "features", "isa")
+"""What /proc/cpuinfo calls them on x86, on ARM, and elsewhere."""
+
+
+def find_host_facts(package: Path = PACKAGE) -> HostFacts:
+    """As they are now. About a millisecond."""
+    files = sorted(_find_files(package))
+    return HostFacts(guest=[gvisor_kernel.__version__, *files], cpu=_find_processor())
+
+
+def find_stale_parts(parts: Mapping[str, str]) -> list[str]:
+    """Of an image's key, what is known to be otherwise here now, whatever is to be started."""
+    host = find_host_facts()
+    facts = {**describe_host(), "guest": list(host.guest), "cpu": list(host.cpu)}
+    return sorted(name for name, value in facts.items() if parts.get(name) != digest(value))
+
+
+def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of each file of the guest's code."""
+    for folder in GUEST_FOLDERS:
+        with os.scandir(package / folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    status = entry.stat()
+                    yield f"{folder}/{entry.name}", status.st_size, status.st_mtime_ns
+    status = (package / "__init__.py").stat()
+    yield "__init__.py", status.st_size, status.st_mtime_ns
+
+
+def _find_processor() -> list[str]:
+    # Libraries have as many threads as there were processors when they were imported.
+    return [*_read_processor(), str(len(os.sched_getaffinity(0)))]
+
+
+@cache
+def _read_processor() -> tuple[str, ...]:
+    """The architecture and the features of the first processor; they do not change."""
+    found = [os.uname().machine]
+    try:
+        # Read as far as the first processor: the kernel asks each one for what it tells of it.
+        with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
+            text = file.read(16384).decode(errors="replace").partition("\n\n")[0]
+    except OSError:
+        return tuple(found)
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in FEATURES:
+            found += sorted(value.split())
+    return tuple(found)

@@ -1,0 +1,168 @@
+"""Tar archives: what tarfile writes is read as it was meant, and nothing that is odd passes."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+
+from gvisor_kernel.archive.tar import BLOCK, HEADER_MOST, Entry, Kind, TarReader
+from gvisor_kernel.errors import RootImageError
+
+from ..images.helpers import MTIME, Item, folder, hard_link, link, make_tar
+
+
+def read(data: bytes) -> list[tuple[Entry, bytes]]:
+    reader = TarReader(io.BytesIO(data))
+    return [(entry, b"".join(iter(lambda: reader.read(7), b""))) for entry in reader]
+
+
+class Slow(io.BytesIO):
+    """Gives one byte at a time."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(1, size or 0))
+
+
+def change(data: bytes, offset: int, content: bytes) -> bytes:
+    """``data`` with another piece in the header at its start, and the checksum made right."""
+    header = bytearray(data[:BLOCK])
+    header[offset : offset + len(content)] = content
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data[BLOCK:]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_what_others_write_is_read(form: int) -> None:
+    long = "/".join(["a" * 40] * 5)
+    items = [
+        folder("./usr/", 0o1755),
+        Item("usr/tool", b"x" * 1000, mode=0o4755),
+        Item("empty"),
+        link("bin", "/usr/bin"),
+        hard_link("usr/other", "./usr/tool"),
+        Item(long, b"long"),
+        Item("café", b"name"),
+    ]
+    found = read(make_tar(items, form))
+    assert [entry.name for entry, _ in found] == [
+        *("usr", "usr/tool", "empty", "bin", "usr/other", long, "café"),
+    ]
+    assert [content for _, content in found] == [item.content for item in items]
+    kinds = [Kind.DIRECTORY, Kind.FILE, Kind.FILE, Kind.SYMLINK, Kind.HARD_LINK]
+    assert [entry.kind for entry, _ in found][:5] == kinds
+    assert found[0][0].mode == 0o1755
+    assert found[3][0].target == "/usr/bin"
+    assert found[4][0].target_parts == ("usr", "tool")
+    assert {entry.mtime for entry, _ in found} == {MTIME}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_without_bounds_of_the_header(form: int) -> None:
+    name, target = "/".join(["n" * 100] * 20), "t" * 3000
+    ((entry, _),) = read(make_tar([link(name, target)], form))
+    assert (entry.name, entry.target) == (name, target)
+
+
+def test_it_does_not_matter_how_the_bytes_arrive() -> None:
+    data = make_tar([folder("usr"), Item("usr/x" * 30, b"content"), Item("y", b"z")])
+    reader = TarReader(Slow(data))
+    found = [(e.name, b"".join(iter(lambda: reader.read(100), b""))) for e in reader]
+    assert found == [(e.name, content) for e, content in read(data)]
+
+
+def test_content_that_nobody_reads_is_passed_over() -> None:
+    data = make_tar([Item("a", b"x" * 1000), Item("b", b"y" * 512)])
+    assert [entry.name for entry in TarReader(io.BytesIO(data))] == ["a", "b"]
+
+
+ONE = make_tar([Item("name", b"content")], tarfile.USTAR_FORMAT)
+PAX = make_tar([Item("name", b"content", pax={"comment": "x" * 20})])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "cut off"),
+        (b"\x7fELF" + b"x" * 2000, "no tar archive"),
+        (ONE[:600], "cut off"),
+        (ONE[:1024], "cut off"),
+        (ONE[:516], "cut off"),
+        (ONE + ONE, "follows after its end"),
+        (change(ONE, 0, b"/name"), "is absolute"),
+        (change(ONE, 0, b"../name"), "leads out"),
+        (change(ONE, 0, b"a/../../name"), "leads out"),
+        (change(ONE, 0, b"na\nme"), "control character"),
+        (change(ONE, 0, b"na\x1bme"), "control character"),
+        (change(ONE, 0, b"na\xff\xfeme"), "not UTF-8"),
+        (change(ONE, 0, b"\0\0\0\0\0"), "without a name"),
+        (change(ONE, 0, b"name/"), "a file and a folder"),
+        (change(ONE, 0, b"./\0\0\0"), "a file and a folder"),
+        (change(ONE, 156, b"S"), "unusual kind"),
+        (change(ONE, 156, b"V"), "unusual kind"),
+        (change(ONE, 156, b"M"), "unusual kind"),
+        (change(ONE, 124, b"7777777777x"), "a number is none"),
+        (change(ONE, 124, b"\xff" * 12), "negative size"),
+        (change(ONE, 124, b"77777777777"), "cut off"),
+        (change(ONE, 156, b"L"), "without the entry"),
+        (change(change(ONE, 156, b"x"), 124, b"77777777777"), "name or attributes have"),
+        (change(change(ONE, 156, b"L"), 124, b"77777777777"), "name or attributes have"),
+        (change(change(ONE, 156, b"1"), 157, b"/etc/passwd"), "is absolute"),
+        (change(change(ONE, 156, b"1"), 157, b"../passwd"), "leads out"),
+        (change(ONE, 156, b"2"), "leads nowhere"),
+        (change(change(ONE, 156, b"2"), 157, b"a\nb"), "control character"),
+        (make_tar([Item("a/" * 101 + "b")]), "too deep"),
+        (make_tar([Item("a" * 256)]), "too long"),
+        (make_tar([link("a", "b" * 4096)]), "too long"),
+        (make_tar([Item("a", pax={"path": "/etc/passwd"})]), "is absolute"),
+        (make_tar([Item("a", pax={"size": "-1"})]), "negative size"),
+        (make_tar([Item("a", pax={"size": "many"})]), "should be a number"),
+        (make_tar([Item("a", pax={"mtime": "soon"})]), "should be a number"),
+        (make_tar([Item("a", pax={"GNU.sparse.major": "1"})]), "with holes"),
+        (PAX.replace(b"32 comment", b"31 comment"), "attributes are damaged"),
+        (PAX.replace(b"32 comment", b"99 comment"), "attributes are damaged"),
+    ],
+)
+def test_refused(data: bytes, words: str) -> None:
+    with pytest.raises(RootImageError, match=words):
+        read(data)
+
+
+def test_names_for_all_entries_at_once_are_refused() -> None:
+    packed = io.BytesIO()
+    with tarfile.open(
+        fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"path": "x"}
+    ) as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    with pytest.raises(RootImageError, match="for all its entries"):
+        read(packed.getvalue())
+
+
+def test_a_comment_for_all_entries_is_not() -> None:
+    packed = io.BytesIO()
+    with tarfile.open(
+        fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}
+    ) as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    assert [entry.name for entry, _ in read(packed.getvalue())] == ["a"]
+
+
+def test_attributes_of_a_gigabyte_are_not_held_in_memory() -> None:
+    header = change(change(ONE, 156, b"x"), 124, b"%011o\0" % (HEADER_MOST + 1))
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            assert size <= HEADER_MOST, "asked for all of it"
+            return super().read(size) or b"\0" * size
+
+    with pytest.raises(RootImageError, match="name or attributes have"):
+        list(TarReader(Endless(header[:BLOCK])))
+
+
+def test_extended_attributes_and_owners_are_read_over() -> None:
+    pax = {"SCHILY.xattr.security.capability": "x", "uid": "1", "LIBARCHIVE.creationtime": "1"}
+    ((entry, content),) = read(make_tar([Item("a", b"c", pax=pax)]))
+    assert (entry.name, content) == ("a", b"c")
