@@ -6,7 +6,8 @@ GvisorKernelError
 ├── SandboxError          a sandbox could not be had, or ended by itself
 │   ├── RuntimeMissing    the program that makes sandboxes is absent or unusable
 │   ├── LaunchError       a sandbox did not start
-│   ├── SnapshotError     an image of a sandbox could not be made, or not be used
+│   ├── SnapshotError     a snapshot could not be made, or not be used
+│   │   └── NoSnapshot    none fits what is to be started
 │   └── IsolationError    a sandbox started, but is not what was demanded; it was ended
 ├── KernelspecError       a kernelspec could not be installed, found or removed
 ├── RootImageError        an image cannot be imported, found, used or removed
@@ -82,6 +83,10 @@ class LaunchError(SandboxError):
 
 class SnapshotError(SandboxError):
     """An image of a sandbox could not be made or used. A start without one may well succeed."""
+
+
+class NoSnapshot(SnapshotError):
+    """No kernel of this kind can be restored now; ``fact`` says why. A cold start may succeed."""
 
 
 class IsolationError(SandboxError):

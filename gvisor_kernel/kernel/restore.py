@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from gvisor_kernel.bridge import ImageRun
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
@@ -107,22 +107,25 @@ def restore(
     runtime: Runtime,
     plan: KernelPlan,
     take_spare: Callable[[ImageKey], Sandbox | None] | None = None,
-) -> Restored | str:
-    """A sandbox restored from an image that fits ``plan``; or why there is none.
+) -> Restored:
+    """A sandbox restored from an image that fits ``plan``. Blocks.
 
     ``take_spare``: asked for one that was restored from the image of that key before.
-    Raises what ``Runtime.start`` raises for causes that a cold start would have as well.
+
+    :raises NoSnapshot: there is none; its fact says why.
+    :raises GvisorKernelError: what ``Runtime.start`` raises for causes that a cold start would
+        have as well.
     """
     try:
         store = Store.open()
     except SnapshotError as error:
         log.warning("Kernels start without images: %s", error)
-        return str(error)
+        raise NoSnapshot(str(error)) from error
     key, _ = find_key(runtime, plan)
     step("image's key made")
     with store.use(key.name) as image:
         if image is None:
-            return "none that fits"
+            raise NoSnapshot("none that fits")
         reason = image.meta.manifest.find_change()
         step("image compared with its files")
         if reason is None:
@@ -133,4 +136,4 @@ def restore(
             except SnapshotError as error:
                 reason = str(error)
     store.discard(key.name, reason)
-    return reason
+    raise NoSnapshot(reason)

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, ImageRun, KernelBridge
 from gvisor_kernel.bridge.sandbox_link import close_sandbox
-from gvisor_kernel.errors import LaunchError, SandboxError
+from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.background_builder import ImageBuilder
 from gvisor_kernel.kernel.plan import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.warm_pool import Spares
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.tracing import step, tracing
 
@@ -185,11 +185,14 @@ class SandboxedKernel:
             elif (obstacle := find_obstacle(plan)) is not None:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without an image: {obstacle}")
-            elif (obstacle := await self._restore(kernel, plan)) is None:
-                return kernel.address
             else:
+                try:
+                    await self._restore(kernel, plan)
+                    return kernel.address
+                except NoSnapshot as error:
+                    reason = error.fact
                 self._sandbox = await self._new_sandbox(kernel, plan)
-                kernel.note(f"the kernel starts without an image: {obstacle}")
+                kernel.note(f"the kernel starts without an image: {reason}")
                 # For the next one of this kind.
                 ImageBuilder.instance().want(plan)
             await self._start(kernel, plan)
@@ -234,16 +237,14 @@ class SandboxedKernel:
             and (plan.spec, plan.request) == (self._plan.spec, self._plan.request)
         )
 
-    async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> str | None:
-        """None if the kernel goes on from an image; else why not."""
+    async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> None:
+        """Let the kernel go on from an image. Raises NoSnapshot, and what ``restore`` raises."""
         runtime = get_runtime(plan.spec.runtime)
         take_spare = partial(Spares.instance().take, plan)
         restored = await self._in_worker(restore, runtime, plan, take_spare)
-        if isinstance(restored, str):
-            return restored
         sandbox = restored.sandbox
         try:
-            await self._verify(runtime, sandbox)  # before anything of a client's gets there
+            await self._verify(sandbox)  # before anything of a client's gets there
             await kernel.attach_restored(
                 sandbox,
                 sandbox.log_path,
@@ -258,10 +259,9 @@ class SandboxedKernel:
             await asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise
-            return str(error)
+            raise NoSnapshot(str(error)) from error
         self._sandbox = sandbox
         Spares.instance().want(plan)
-        return None
 
     @staticmethod
     async def _give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:
@@ -280,14 +280,12 @@ class SandboxedKernel:
             sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
         )
         step("guest answered")
-        await self._verify(runtime, sandbox, dict(hello.facts))
+        await self._verify(sandbox, dict(hello.facts))
         return sandbox
 
     @staticmethod
-    async def _verify(
-        runtime: Runtime, sandbox: Sandbox, said: dict[str, str] | None = None
-    ) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, runtime.verify, sandbox, said)
+    async def _verify(sandbox: Sandbox, said: dict[str, str] | None = None) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, sandbox.verify, said)
         step("sandbox checked from outside")
 
     async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -324,8 +322,7 @@ class SandboxedKernel:
         # The sandbox ends with the writing. What is left of it stays, as it does for a restart:
         # removed at once, it would take along the command that still has to say how it went.
         kernel.expect_end(restart=True)
-        runtime = get_runtime(plan.spec.runtime)
-        await self._in_worker(runtime.checkpoint, sandbox, directory, seconds)
+        await self._in_worker(sandbox.checkpoint, directory, seconds)
         return run
 
     @staticmethod

@@ -190,8 +190,6 @@ class Spares:
         except GvisorKernelError as error:
             log.info("No spare of %s can be made: %s", plan.request.kernel_name, error)
             return
-        if isinstance(restored, str):
-            return
         if not _stop(runtime, restored.sandbox):
             return
         spare = Spare(Kind.of(plan), restored)
@@ -202,7 +200,7 @@ class Spares:
 def _stop(runtime: Runtime, sandbox: Sandbox) -> bool:
     """Let a restored sandbox wait, checked and without using any CPU; False if it may not."""
     try:
-        runtime.verify(sandbox)
+        sandbox.verify()
     except GvisorKernelError as error:
         log.warning("%s", error)
         with suppress(Exception):

@@ -118,6 +118,26 @@ class Sandbox(ABC):
         """Let a paused sandbox go on, as if no time had passed but on its clocks."""
 
     @abstractmethod
+    def verify(self, said: Mapping[str, str] | None = None) -> None:
+        """Check from outside that this is a gVisor sandbox as demanded (after hello). Blocks.
+
+        ``said``: what its guest said of itself, before any kernel ran. None: it was restored.
+
+        :raises IsolationError: it is not; it has been ended.
+        """
+
+    @abstractmethod
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        """Write the image of this sandbox into ``directory``, which is empty, and end it. Blocks.
+
+        The image holds the sandbox's memory: whoever reads it reads that. What waits unread in
+        the link towards the guest becomes part of it. The sandbox is still to be closed, also
+        after an error.
+
+        :raises SnapshotError: it could not be written, or not within ``seconds``.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Kill, wait, and remove all that the sandbox had: processes, cgroup, mounts, files.
 
@@ -165,24 +185,6 @@ class Runtime(ABC):
         does. For runtimes that restore.
         """
         return False
-
-    @abstractmethod
-    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
-        """Write the image of ``sandbox`` into ``directory``, which is empty, and end it. Blocks.
-
-        The image holds the sandbox's memory: whoever reads it reads that. What waits unread in
-        the link towards the guest becomes part of it. ``sandbox`` is still to be closed, by the
-        caller, also after an error. Raises SnapshotError, after at most ``seconds``.
-        """
-
-    @abstractmethod
-    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
-        """Check from outside that ``sandbox`` is a gVisor sandbox as demanded (after hello).
-
-        ``said``: what its guest said of itself, before any kernel ran. None: it was restored.
-
-        Raises IsolationError after ending it.
-        """
 
     def advise(self, words: str) -> str:
         """What a person can do about a sandbox that ended while it started, writing ``words``."""

@@ -62,7 +62,7 @@ def look_inside(image: RootImage) -> Inside:
     try:
         answer = _read_line(sandbox)
         if answer.endswith(b"\n"):
-            runtime.verify(sandbox)
+            sandbox.verify()
         return _parse(answer, image, sandbox)
     finally:
         sandbox.close()

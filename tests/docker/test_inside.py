@@ -12,7 +12,6 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
 from ..gvisor import gvisor_release
@@ -132,7 +131,7 @@ def test_is_listed(seen: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_image_is_made_of_it(seen: Kernel, tmp_path: Path) -> None:
     sandbox = sandbox_of(seen[0])
     with pytest.raises(GvisorKernelError, match="cannot be written down"):
-        get_runtime("docker").checkpoint(sandbox, tmp_path, 1)
+        sandbox.checkpoint(tmp_path, 1)
     assert sandbox.poll() is None
 
 

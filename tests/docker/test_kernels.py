@@ -342,11 +342,11 @@ def test_a_container_that_is_not_as_asked_is_ended(
     sandbox = runtime.start(SandboxSpec(runtime="docker", image=IMAGE, outputs=None), request)
     assert isinstance(sandbox, DockerSandbox)
     try:
-        runtime.verify(sandbox, {"dmesg": GVISOR})
+        sandbox.verify({"dmesg": GVISOR})
         with pytest.MonkeyPatch.context() as patch:
             dmesg = change(sandbox, patch)
             with pytest.raises(IsolationError, match=words):
-                runtime.verify(sandbox, {"dmesg": dmesg})
+                sandbox.verify({"dmesg": dmesg})
         wait_until(lambda: sandbox.poll() is not None, "the sandbox to end")
     finally:
         sandbox.close()

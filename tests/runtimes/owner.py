@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     uid = inside.ask("os.getuid()")
     inside.ask("open('/mnt/user-data/outputs/kept', 'w').write('x')")
     inside.tell("time.sleep(1000)")
-    runtime.verify(sandbox)
+    sandbox.verify()
     record = records.read_record(sandbox.directory)
     assert record is not None
     assert lifeline._process is not None

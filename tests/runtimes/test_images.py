@@ -42,7 +42,7 @@ def image(runtime: RunscRuntime, tmp_path_factory: pytest.TempPathFactory) -> Pa
         inside = Conversation(sandbox)
         inside.ask(f"run({PREPARE!r})")
         directory = tmp_path_factory.mktemp("image")
-        runtime.checkpoint(sandbox, directory, WRITE_SECONDS)
+        sandbox.checkpoint(directory, WRITE_SECONDS)
         assert sandbox.poll() is not None
     finally:
         sandbox.close()
@@ -72,7 +72,7 @@ def test_it_goes_on_with_the_places_of_another_session(
     (folder / "data.csv").write_text("a,b\n")
     before = traces()
     inside = restore()
-    runtime.verify(inside.sandbox)
+    inside.sandbox.verify()
     assert len(inside.ask("remembered")) == 16
     assert inside.ask("os.getcwd()") == "/workspace"
     inside.ask("os.close(os.open('/workspace/.new', os.O_CREAT)) or os.unlink('/workspace/.new')")
@@ -122,7 +122,7 @@ def test_an_image_of_a_restored_sandbox(
     inside.ask("run('generation = 2')")
     directory = tmp_path / "image"
     directory.mkdir(mode=0o700)
-    runtime.checkpoint(inside.sandbox, directory, WRITE_SECONDS)
+    inside.sandbox.checkpoint(directory, WRITE_SECONDS)
     inside.sandbox.close()
     again = runtime.start(SandboxSpec(), make_request(folder), directory)
     try:
@@ -179,7 +179,7 @@ def test_no_image_of_what_has_ended(start: Start, runtime: RunscRuntime, tmp_pat
     inside.ask("1")
     inside.sandbox.kill()
     with pytest.raises(SnapshotError, match="could not be written"):
-        runtime.checkpoint(inside.sandbox, tmp_path, WRITE_SECONDS)
+        inside.sandbox.checkpoint(tmp_path, WRITE_SECONDS)
 
 
 def test_an_image_that_takes_too_long(start: Start, runtime: RunscRuntime, tmp_path: Path) -> None:
@@ -187,6 +187,6 @@ def test_an_image_that_takes_too_long(start: Start, runtime: RunscRuntime, tmp_p
     inside = start()
     inside.ask("1")
     with pytest.raises(SnapshotError, match=r"within 0\.01 s"):
-        runtime.checkpoint(inside.sandbox, tmp_path, 0.01)
+        inside.sandbox.checkpoint(tmp_path, 0.01)
     inside.sandbox.close()
     assert traces() == before

@@ -54,7 +54,7 @@ def descriptors() -> list[str]:
 def test_a_sandbox_is_locked_in(runtime: RunscRuntime, start: Start) -> None:
     inside = start()
     inside.ask("1")
-    runtime.verify(inside.sandbox)
+    inside.sandbox.verify()
     for name in (SANDBOX_NAME, GOFER_NAME):
         seen = processes.read_posture(find_process(inside.sandbox, name))
         assert seen is not None
@@ -82,7 +82,7 @@ def test_what_is_not_isolated_is_ended(
     inside = start()
     inside.ask("1")
     with pytest.raises(IsolationError, match="no seccomp filter"):
-        runtime.verify(inside.sandbox)
+        inside.sandbox.verify()
     assert select.select([inside.sandbox.exit_fd], [], [], 10)[0], "it was not ended"
     inside.sandbox.close()
     assert inside.sandbox.poll() is not None

@@ -71,7 +71,7 @@ def standins_image(
     sandbox = runtime.start(scene.spec, make_request(scene.report))
     try:
         Conversation(sandbox).ask("1")
-        runtime.checkpoint(sandbox, directory, patient(60))
+        sandbox.checkpoint(directory, patient(60))
     finally:
         sandbox.close()
     return directory

@@ -186,7 +186,7 @@ def test_a_process_that_poses_as_a_sandboxs(kernel: Kernel, name: str) -> None:
     real = kernel.sandbox.find_process(name)
     with impostor(kernel, name) as process:
         assert kernel.sandbox.find_process(name) == real
-        get_runtime("runsc").verify(kernel.sandbox)
+        kernel.sandbox.verify()
         with running_kernel(start={"cwd": str(kernel.folder)}):
             pass
         assert process.poll() is None, "another user's process was killed"

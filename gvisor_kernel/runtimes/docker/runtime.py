@@ -19,7 +19,6 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.errors import (
     GvisorKernelError,
-    IsolationError,
     LaunchError,
     SettingError,
     SnapshotError,
@@ -36,8 +35,7 @@ from gvisor_kernel.runtimes.docker.engine import (
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import COPIED, sweep_engine
-from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
-from gvisor_kernel.runtimes.docker.verification import find_outside_faults
+from gvisor_kernel.runtimes.docker.sandbox import NO_SNAPSHOTS, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
@@ -79,7 +77,6 @@ from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "A kernel in a Docker engine cannot be written down as an image."
 PYTHON = "python3"
 """As the image's own PATH has it."""
 
@@ -143,24 +140,6 @@ class DockerRuntime(Runtime):
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
-
-    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
-
-    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
-        assert isinstance(sandbox, DockerSandbox)
-        faults = []
-        if "gVisor" not in (said or {}).get("dmesg", ""):
-            faults.append("its kernel does not say that it is gVisor's")
-        faults += find_outside_faults(sandbox)
-        if faults:
-            sandbox.kill()
-            raise IsolationError(
-                f"The container is not the sandbox that was asked for: {'; '.join(faults)}.",
-                "see what the engine's runtime runsc is: `docker info`, `gvisor-kernel doctor`.",
-                sandbox.stderr_tail(),
-            )
-        sandbox.note_ready()
 
     def advise(self, words: str) -> str:
         return find_hint(words)

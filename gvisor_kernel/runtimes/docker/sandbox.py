@@ -8,13 +8,15 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import SandboxError, StateError
+from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError, StateError
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.memory import Gauge
 from gvisor_kernel.runtimes.docker.stream import Pumps
+from gvisor_kernel.runtimes.docker.verification import find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.starting import Ends
 from gvisor_kernel.runtimes.state import lifeline, records
@@ -24,6 +26,7 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
 
+NO_SNAPSHOTS = "A kernel in a Docker engine cannot be written down as an image."
 THREAD_SECONDS = 5.0
 
 
@@ -123,6 +126,23 @@ class DockerSandbox(Sandbox):
 
     def resume(self) -> None:
         pass
+
+    def verify(self, said: Mapping[str, str] | None = None) -> None:
+        faults = []
+        if "gVisor" not in (said or {}).get("dmesg", ""):
+            faults.append("its kernel does not say that it is gVisor's")
+        faults += find_outside_faults(self.engine, self.container, self.asked)
+        if faults:
+            self.kill()
+            raise IsolationError(
+                f"The container is not the sandbox that was asked for: {'; '.join(faults)}.",
+                "see what the engine's runtime runsc is: `docker info`, `gvisor-kernel doctor`.",
+                self.stderr_tail(),
+            )
+        self.note_ready()
+
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
     def close(self) -> None:
         with self._closing:

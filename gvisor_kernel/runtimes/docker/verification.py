@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.processes import SANDBOX_NAME, read_argv
-from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
+from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.spec.container import RUNTIME, find_faults, is_gvisor
 
 
-def find_outside_faults(sandbox: DockerSandbox) -> list[str]:
-    """How it is not; empty if it is."""
+def find_outside_faults(engine: Engine, container: str, asked: Mapping[str, Any]) -> list[str]:
+    """How ``container`` is not what was ``asked`` for; empty if it is."""
     try:
-        made = sandbox.engine.inspect(sandbox.container)
-        runtimes = sandbox.engine.info().get("Runtimes") or {}
+        made = engine.inspect(container)
+        runtimes = engine.info().get("Runtimes") or {}
     except SandboxError as error:
         return [error.fact.rstrip(".")]
-    faults = find_faults(sandbox.asked, made)
+    faults = find_faults(asked, made)
     if not is_gvisor(runtimes.get(RUNTIME) or {}):
         faults.append(f"the engine's runtime {RUNTIME} is another program")
     state = made.get("State") or {}
     if not state.get("Running"):
         faults.append("it does not run")
     pid = state.get("Pid")
-    if isinstance(pid, int) and _is_here(pid, sandbox.container):
+    if isinstance(pid, int) and _is_here(pid, container):
         argv = read_argv(pid)
         if argv and argv[0] != SANDBOX_NAME:
             faults.append(f"its process on this host is no {SANDBOX_NAME}")

@@ -9,31 +9,32 @@ from pathlib import Path
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host import commands
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.starting import is_readable
 
 END_SECONDS = 5.0
 WORDS_BYTES = 2000
 
 
-def write_image(runsc: Runsc, sandbox: RunscSandbox, directory: Path, seconds: float) -> None:
-    """See ``Runtime.checkpoint``."""
+def write_image(
+    runsc: Runsc, root: Path, container_id: str, exit_fd: int, directory: Path, seconds: float
+) -> None:
+    """Of the sandbox ``container_id`` below ``root``; see ``Sandbox.checkpoint``.
+
+    ``exit_fd``: the pidfd of its sentry, which ends as the image is written.
+    """
     argv = checkpoint_argv(
         runsc,
-        root=str(sandbox.runsc_root),
-        container_id=sandbox.container_id,
+        root=str(root),
+        container_id=container_id,
         image=str(directory),
         direct=can_write_directly(directory),
     )
-    sandbox.is_imaged = True
     try:
         (done,) = commands.run(
-            argv, seconds=seconds, most=WORDS_BYTES, cwd=sandbox.directory, umask=0o077
+            argv, seconds=seconds, most=WORDS_BYTES, cwd=root.parent, umask=0o077
         )
     except OSError as error:
         raise SnapshotError(f"{argv[0]} cannot be run: {error.strerror}.") from error
-    finally:
-        sandbox.is_imaged = False
     if done.status is None:
         raise SnapshotError(f"The image of a kernel was not written within {seconds:g} s.")
     if done.status != 0:
@@ -42,7 +43,7 @@ def write_image(runsc: Runsc, sandbox: RunscSandbox, directory: Path, seconds: f
             "kernels start without one, more slowly; see whether the disk is full.",
             done.words,
         )
-    if not is_readable(sandbox.exit_fd, END_SECONDS):
+    if not is_readable(exit_fd, END_SECONDS):
         raise SnapshotError("The sandbox went on although its image was written.")
 
 

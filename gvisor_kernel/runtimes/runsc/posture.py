@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from gvisor_kernel.errors import IsolationError
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 SECCOMP_FILTER = 2
 NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
 
 
-def check_posture(sandbox: RunscSandbox) -> None:
-    """Raise IsolationError unless sentry and gofer are there and locked in."""
+def check_posture(
+    find_process: Callable[[str], int | None], stderr_tail: Callable[[], str]
+) -> None:
+    """Raise IsolationError unless sentry and gofer are there and locked in.
+
+    ``find_process(name)``: the pid of the sandbox's process of that name.
+    """
     own = read_posture(os.getpid())
     assert own is not None
     for name in (SANDBOX_NAME, GOFER_NAME):
-        pid = sandbox.find_process(name)
+        pid = find_process(name)
         posture = None if pid is None else read_posture(pid)
         if posture is None:
             raise IsolationError(
                 f"The sandbox has no process {name}, so it is not gVisor that runs the kernel.",
                 "see whether `runsc` on PATH is gVisor's: `gvisor-kernel doctor`.",
-                sandbox.stderr_tail(),
+                stderr_tail(),
             )
         faults = find_faults(posture, own)
         if faults:
             raise IsolationError(
                 f"The sandbox's process {name} is not isolated: {', '.join(faults)}.",
                 "this runsc does not do what was asked of it; install a release that does.",
-                sandbox.stderr_tail(),
+                stderr_tail(),
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.folders import LinkRefused, Opened, find_identity, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
@@ -31,12 +31,10 @@ from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.runtimes.mounts.image_python import check_tree, choose_world
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
-from gvisor_kernel.runtimes.runsc.checkpoint import write_image
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import describe_sandbox
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
-from gvisor_kernel.runtimes.runsc.posture import check_posture
 from gvisor_kernel.runtimes.runsc.rootfs import write_rootfs
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
@@ -173,17 +171,6 @@ class RunscRuntime(Runtime):
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
-    def verify(self, sandbox: Sandbox, said: Mapping[str, str] | None = None) -> None:
-        assert isinstance(sandbox, RunscSandbox)
-        try:
-            check_posture(sandbox)
-            if not sandbox.hold_gofer():
-                raise IsolationError("The sandbox's gofer has ended.")
-            sandbox.record_processes()
-        except IsolationError:
-            sandbox.kill()  # not closed: the bridge's loop still watches its descriptors
-            raise
-
     def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
         with ExitStack() as held:
             inputs = open_inputs(spec, request, held)
@@ -197,10 +184,6 @@ class RunscRuntime(Runtime):
                 if now is None or now != view.identity:
                     return False
             return not opened
-
-    def checkpoint(self, sandbox: Sandbox, directory: Path, seconds: float) -> None:
-        assert isinstance(sandbox, RunscSandbox)
-        write_image(find_runsc(), sandbox, directory, seconds)
 
     def advise(self, words: str) -> str:
         return find_hint(words)

@@ -12,14 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import StateError
+from gvisor_kernel.errors import IsolationError, StateError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc.checkpoint import write_image
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
+from gvisor_kernel.runtimes.runsc.posture import check_posture
 from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.records import Record
@@ -135,6 +138,26 @@ class RunscSandbox(Sandbox):
         with self._descriptors, suppress(OSError):
             if not self._ended:
                 signal.pidfd_send_signal(self.exit_fd, signum)
+
+    def verify(self, said: Mapping[str, str] | None = None) -> None:
+        try:
+            check_posture(self.find_process, self.stderr_tail)
+            if not self.hold_gofer():
+                raise IsolationError("The sandbox's gofer has ended.")
+            self.record_processes()
+        except IsolationError:
+            self.kill()  # not closed: the bridge's loop still watches its descriptors
+            raise
+
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        self.is_imaged = True
+        try:
+            write_image(
+                *(find_runsc(), self.runsc_root, self.container_id, self.exit_fd),
+                *(directory, seconds),
+            )
+        finally:
+            self.is_imaged = False
 
     def close(self) -> None:
         with self._closing:
