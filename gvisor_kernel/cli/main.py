@@ -37,6 +37,14 @@ exit status:
   launch exits with the status of the kernel.
 """
 
+GROUPS = {
+    "use": ("install", "uninstall", "start", "launch", "skills"),
+    "look": ("doctor", "list", "logs", "transcript", "version"),
+    "images": ("image", "snapshot"),
+    "maintenance": ("kill", "sync", "prune"),
+}
+"""Of commands, as ``--help`` lists them: all that there are."""
+
 PLACES = """\
 where, unless you say:
   in a virtual or conda environment, that environment;
@@ -76,13 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gvisor-kernel",
-        description=DESCRIPTION,
+        usage="gvisor-kernel [-h] [--version] COMMAND ...",
         epilog=EPILOG,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gvisor-kernel {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        prog="gvisor-kernel", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
     add = make_add(commands)
 
     install = add("install", "kernelspecs:run_install", "add the kernel to Jupyter", PLACES)
@@ -127,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     doctor = add(
         "doctor",
         "doctor:run_doctor",
-        "check that sandboxes can start here, and say what to do where not",
+        "check that sandboxes can start here, and say what to do",
         "Exit status 1 if a check failed; warnings leave it 0. No check takes longer than 40 s.",
     )
     add_json(doctor)
@@ -213,14 +223,35 @@ def make_parser() -> argparse.ArgumentParser:
         help="the kernelspec to start (default: %(default)s)",
     )
     start.add_argument("--trace", action="store_true", help="list each step, in milliseconds")
-    snapshot = add("snapshot", "snapshots:run_list", "images that kernels start from")
+    snapshot = add(
+        "snapshot",
+        "snapshots:run_list",
+        "snapshots that kernels start from: list, build, verify, remove",
+    )
     add_snapshot(snapshot)
 
-    image = add("image", "images:run_list", "root file systems that kernels run in")
+    image = add(
+        "image",
+        "images:run_list",
+        "root file systems that kernels run in: import, build, list, remove",
+    )
     add_image(image)
 
     add("version", "version:run_version", "print the versions of gvisor-kernel and of runsc")
+    parser.description = f"{DESCRIPTION}\n{list_commands(commands)}"
     return parser
+
+
+def list_commands(commands: Subparsers) -> str:
+    """Every command with what it does, a line each, by GROUPS."""
+    lines = []
+    for title, names in GROUPS.items():
+        lines.append(f"{title}:")
+        for name in names:
+            words = str(commands.choices[name].description).rstrip(".")
+            lines.append(f"  {name:<12}{words[0].lower()}{words[1:]}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def make_add(commands: Subparsers) -> Add:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from gvisor_kernel import __version__
-from gvisor_kernel.cli.main import main, make_parser
+from gvisor_kernel.cli.main import GROUPS, main, make_parser
 from gvisor_kernel.cli.output import describe_age, describe_size, printable
 
-COMMANDS = (
-    *("install", "uninstall", "doctor", "list", "logs", "kill", "prune", "launch", "version"),
-    *("transcript", "skills", "snapshot"),
-)
+(SUBPARSERS,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+COMMANDS = tuple(SUBPARSERS.choices)
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,8 @@ def test_help_lists_every_command_and_the_exit_statuses() -> None:
     result = run("--help")
     assert result.returncode == 0
     for command in COMMANDS:
-        assert f"\n    {command}" in result.stdout
+        assert len(re.findall(rf"^  {command} {{2,}}\S.*$", result.stdout, re.M)) == 1
+    assert sorted(COMMANDS) == sorted(name for group in GROUPS.values() for name in group)
     assert "exit status:" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
 
