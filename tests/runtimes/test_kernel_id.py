@@ -92,8 +92,8 @@ def test_what_a_kernel_may_write_is_its_own(
             "gvisor_kernel.runtimes.runsc.runtime.can_map_owner", lambda path: False
         )
     if way == "one uid":
-        for module in ("runsc", "describe"):
-            name = f"gvisor_kernel.runtimes.{module}.choose_kernel_id"
+        for module in ("runtime", "description"):
+            name = f"gvisor_kernel.runtimes.runsc.{module}.choose_kernel_id"
             monkeypatch.setattr(name, lambda world: 0)
     start = {"cwd": str(tmp_path)}
     with running_kernel(settings=settings, start=start) as (_, client):
