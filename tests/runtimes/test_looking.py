@@ -18,9 +18,10 @@ ANSWER = json.dumps({"version": "3.12.0", "modules": ["zmq"], "packages": {}}).e
 
 
 class FakeSandbox:
-    """Has said what it says, and does not end."""
+    """Has said what it says, and does not end. ``fault``: what the look from outside finds."""
 
-    def __init__(self, says: bytes, memory: int) -> None:
+    def __init__(self, says: bytes, memory: int, fault: str) -> None:
+        self._fault = fault
         self.events: list[str] = []
         self._memory = memory
         self.link_out, self._write = os.pipe()
@@ -29,6 +30,11 @@ class FakeSandbox:
 
     def memory_used(self) -> int:
         return self._memory
+
+    def verify(self) -> None:
+        self.events.append("verified")
+        if self._fault:
+            raise IsolationError(self._fault)
 
     def kill(self) -> None:
         self.events.append("killed")
@@ -43,11 +49,10 @@ class FakeSandbox:
 
 
 class FakeRuntime:
-    """Stands for the runtime; ``fault``: what the look from outside finds."""
+    """Stands for the runtime."""
 
     def __init__(self, says: bytes, memory: int, fault: str) -> None:
-        self.sandbox = FakeSandbox(says, memory)
-        self.fault = fault
+        self.sandbox = FakeSandbox(says, memory, fault)
         self.limit = 0
 
     def __call__(self, init_argv: list[str]) -> FakeRuntime:
@@ -56,11 +61,6 @@ class FakeRuntime:
     def start(self, spec: Any, request: Any) -> FakeSandbox:
         self.limit = spec.memory_limit
         return self.sandbox
-
-    def verify(self, sandbox: FakeSandbox) -> None:
-        sandbox.events.append("verified")
-        if self.fault:
-            raise IsolationError(self.fault)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_a_start_at_each_step(
         sandbox = start(runtime, scene, image)
     assert sandbox is not None, "it does not start at all"
     sandbox.close()
-    first = next(i for i, name in enumerate(stop.passed) if "shown.py:" in name)
+    first = next(i for i, name in enumerate(stop.passed) if "mounts/folders.py:" in name)
     last = next(i for i, name in enumerate(stop.passed) if "starting.py:wait_for" in name)
     steps = stop.passed[first : last + 1]
     assert len(steps) > 50

@@ -18,9 +18,10 @@ from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.host.processes import read_children
 
 from ..faults.held import Peak, charged_to
-from ..jupyter.helpers import connected, execute, finish, wait_for, wait_until
+from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for, wait_until
 from ..patience import patient
 from ..sweeps import needs_all
+from ..world import WAYS
 from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRYS, SLOW, SMALL_PROCESS
 from .inside import Kernel, Neighbour, attacker
 
@@ -318,7 +319,7 @@ def test_output_beside_a_kernel_that_is_used(
 
 
 def test_the_last_output_of_a_kernel_that_is_read_slowly(
-    relayed: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+    beside: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the time that PID 1 gives a dead kernel's messages if none leaves."""
     monkeypatch.setattr(sharing, "BURST", 0)
@@ -331,7 +332,6 @@ def test_the_last_output_of_a_kernel_that_is_read_slowly(
         time.sleep(1)  # until all of it has left this process
         os._exit(3)
     """
-    msg_id = relayed.client.execute(textwrap.dedent(code))
     received = 0
 
     def look(message: dict[str, Any]) -> bool:
@@ -340,7 +340,9 @@ def test_the_last_output_of_a_kernel_that_is_read_slowly(
             received += message["content"]["text"].count("x")
         return message["msg_type"] == "error"
 
-    wait_for(relayed.client, look, "the end of the kernel", 60)
+    with running_kernel(settings=WAYS["relay"], start={"cwd": str(tmp_path)}) as (_, client):
+        msg_id = client.execute("import os, time\n" + textwrap.dedent(code))
+        wait_for(client, look, "the end of the kernel", 60)
     assert received == 10 << 20
 
 
