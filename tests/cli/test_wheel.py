@@ -85,7 +85,7 @@ def test_the_wheel_brings_the_skills(environment: Path) -> None:
     folder, *names = run_in(environment, "python", "-c", code).split()
     assert folder.startswith(str(environment))
     assert sorted(names) == sorted(path.name for path in (PROJECT / "skills").glob("*/*"))
-    assert (Path(folder) / "examples/writing-a-skill/reference/format.md").exists()
+    assert (Path(folder) / "examples/skill-creator/reference/format.md").exists()
 
 
 def test_the_wheel_is_typed_and_complete(environment: Path) -> None:

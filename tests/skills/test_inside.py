@@ -1,21 +1,23 @@
 """The skills that come with the package, used in a real sandbox: each example as it stands there.
 
-One kernel for all. What a bare system has is tried with ``-I -S``: no package but Python's own.
+One kernel for all. Its outputs are then opened by programs that share nothing with the libraries
+that made them: LibreOffice and Poppler, where they are installed.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import re
-import runpy
 import shutil
+import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jupyter_client import BlockingKernelClient
@@ -26,39 +28,45 @@ from gvisor_kernel.skills.archive import File
 from gvisor_kernel.skills.package import make_skill
 
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
+from ..patience import patient
 from ..world import PROJECT
 
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the kernel under test has no sandbox")
 
 SKILLS = PROJECT / "skills"
-sheets = runpy.run_path(str(SKILLS / "public/xlsx/scripts/sheets.py"))
-ROWS = [["name", "amount"], ["a", 1.5], ["=1+1", 2]]
-NOTEBOOK = {
-    "nbformat": 4,
-    "nbformat_minor": 5,
-    "metadata": {},
-    "cells": [
-        {"cell_type": "markdown", "source": ["# Analysis\n", "What was **found**.\n\n|a|\n|-|"]},
-        {
-            "cell_type": "code",
-            "source": "show()",
-            "outputs": [
-                {"output_type": "stream", "name": "stdout", "text": ["\x1b[31mred\x1b[0m\n"] * 300},
-                {"output_type": "display_data", "data": {"text/plain": "no picture"}},
-            ],
-        },
-    ],
-}  # fmt: skip
+SCRIPTS = sorted(SKILLS.glob("*/*/scripts/*.py"))
+OFFICE = shutil.which("soffice")
+MODULES = {
+    "docx": "python-docx",
+    "pptx": "python-pptx",
+    "openpyxl": "openpyxl",
+    "matplotlib": "matplotlib",
+    "pypdf": "pypdf",
+    "reportlab": "reportlab",
+}
+"""What the scripts import beside the standard library, and the packages that have it."""
+SERVER = """
+import json, sys
+TOOL = {"name": "echo", "description": "Says it again.", "inputSchema": {
+    "properties": {"text": {"type": "string"}}, "required": ["text"]}}
+for line in sys.stdin:
+    request = json.loads(line)
+    results = {
+        "initialize": {"protocolVersion": "2025-06-18", "serverInfo": {"name": "stand-in"}},
+        "tools/list": {"tools": [TOOL]},
+        "tools/call": {"content": [{"type": "text", "text": str(request.get("params"))}]},
+    }
+    if "id" in request:
+        answer = {"jsonrpc": "2.0", "id": request["id"], "result": results[request["method"]]}
+        print(json.dumps(answer), flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("skills")
-    sheets["write_workbook"](str(path / "data.xlsx"), {"Sheet1": ROWS, "Other": []})
-    shutil.copy(Path(__file__).parent / "data/by-openpyxl.xlsx", path)
     (path / "data.csv").write_text("month,sum,other\n1,10.5,007\n2,12,x\n")
-    (path / "query.sql").write_text("SELECT 1\n")
-    (path / "analysis.ipynb").write_text(json.dumps(NOTEBOOK))
+    (path / "stand_in.py").write_text(SERVER)
     return path
 
 
@@ -78,36 +86,51 @@ def run(client: BlockingKernelClient, code: str) -> str:
     return answer.text
 
 
-def bare(client: BlockingKernelClient, *argv: str) -> str:
-    """A script in the sandbox, on a Python without any package."""
+def shell(client: BlockingKernelClient, script: str) -> str:
+    """What a script of the shell printed in the sandbox."""
     return run(
         client,
         f"""
-import subprocess, sys
-done = subprocess.run([sys.executable, "-I", "-S", *{list(argv)!r}], capture_output=True, text=True)
-print(done.stdout, done.stderr)
-assert done.returncode == 0, done.stderr
+import subprocess
+done = subprocess.run(["bash", "-euc", {script!r}], capture_output=True, text=True)
+print(done.stdout)
+assert done.returncode == 0, done.stdout + done.stderr
 """,
     )
 
 
-def examples(name: str) -> list[str]:
-    """The Python in a SKILL.md."""
-    text = (SKILLS / "public" / name / "SKILL.md").read_text()
-    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+def follow(client: BlockingKernelClient, skill: str) -> list[str]:
+    """Run every example in a SKILL.md, one after the other; what each printed."""
+    text = (SKILLS / skill / "SKILL.md").read_text()
+    examples = re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert examples
+    return [(shell if kind == "sh" else run)(client, code) for kind, code in examples]
 
 
 def pdf_text(path: Path) -> str:
-    """All that is written on the pages of a PDF of ours; checks its table on the way."""
-    data = path.read_bytes()
-    assert data.startswith(b"%PDF-1.4\n")
-    table = int(data.split(b"startxref\n")[1].split()[0])
-    assert data[table:].startswith(b"xref\n")
-    for number, offset in enumerate(re.findall(rb"^(\d{10}) 00000 n", data[table:], re.M), 1):
-        assert data[int(offset) :].startswith(b"%d 0 obj" % number)
-    streams = re.findall(rb"<< (?:/Filter /FlateDecode )?/Length \d+ >>\nstream\n(.*?)\nendstream",
-                         data, re.DOTALL)  # fmt: skip
-    return "".join(zlib.decompress(stream).decode("latin-1") for stream in streams)
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not installed: apt-get install poppler-utils")
+    command = ["pdftotext", "-layout", path, "-"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what LibreOffice makes of the outputs."""
+    if OFFICE is None:
+        pytest.skip("LibreOffice is not installed: apt-get install libreoffice-writer …-calc …")
+    return tmp_path_factory.mktemp("office")
+
+
+def opened(office: Path, *paths: Path) -> list[str]:
+    """The texts of documents as LibreOffice lays them out. All at once: its start is what lasts."""
+    command = [str(OFFICE), f"-env:UserInstallation=file://{office}/profile", "--headless"]
+    command += ["--convert-to", "pdf", "--outdir", str(office), *map(str, paths)]
+    # Nothing of the user's: it would leave things in HOME and in XDG_RUNTIME_DIR.
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_RUNTIME_DIR"), str(office))
+    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **places}
+    subprocess.run(command, check=True, capture_output=True, timeout=patient(60), env=environment)
+    return [pdf_text(office / path.with_suffix(".pdf").name) for path in paths]
 
 
 def test_the_next_kernel_sees_ours_and_those_installed(client: BlockingKernelClient) -> None:
@@ -122,104 +145,192 @@ for place in ("public", "examples"):
         found[place + " refuses"] = error.strerror
 print(json.dumps(found))
 """))  # fmt: skip
-    ours = [name for name, (place, _) in shipped_skills().items() if place == "public"]
-    assert found["public"] == sorted([*ours, "of-mine"])
-    assert found["examples"] == ["writing-a-skill"]
+    ours = {place: [] for place in ("public", "examples")}
+    for name, (place, _) in shipped_skills().items():
+        ours[place].append(name)
+    assert found["public"] == sorted([*ours["public"], "of-mine"])
+    assert found["examples"] == sorted(ours["examples"])
     assert found["public refuses"] == found["examples refuses"] == "Read-only file system"
 
 
-def test_xlsx(client: BlockingKernelClient, folder: Path) -> None:
-    detect, plain, by_openpyxl = examples("xlsx")
-    run(client, detect)
-    run(client, plain)
-    if find_spec("openpyxl"):
-        run(client, by_openpyxl)
-    book = sheets["read_workbook"](str(folder / "outputs/result.xlsx"))
-    assert book["Results"][:3] == [["name", "amount"], ["a", 1.5], ["b", 2]]
-    assert list(book) == ["Results", "Notes"]
-    script = "/mnt/skills/public/xlsx/scripts/sheets.py"
-    outputs = "/mnt/user-data/outputs"
-    bare(client, script, "from-csv", "data.csv", f"{outputs}/from.xlsx")
-    assert sheets["read_sheet"](str(folder / "outputs/from.xlsx")) == [
-        ["month", "sum", "other"], [1, 10.5, "007"], [2, 12, "x"],
-    ]  # fmt: skip
-    bare(client, script, "to-csv", "data.xlsx", f"{outputs}/to.csv")
-    assert (folder / "outputs/to.csv").read_text().splitlines() == [
-        "name,amount",
-        "a,1.5",
-        "=1+1,2",
-    ]
-    shown = bare(client, script, "show", "by-openpyxl.xlsx")
-    assert "# Data: 7 rows, 5 columns" in shown
-    assert "\u00e9\u6f22\t1.5\t2026-01-02 03:04:00\tTrue" in shown
-    assert "7\t1900-01-05 00:00:00\tFalse" in shown
+def test_docx(client: BlockingKernelClient) -> None:
+    *_, read = follow(client, "public/docx")
+    assert "# Sales in 2026\n\n## Result\n\nSales grew by 12 %, most of it in May." in read
+    assert "| May | 1250.5 |" in read
+    code = "from read_docx import read_markdown, read_tables\n"
+    code += "print(read_markdown('/mnt/user-data/outputs/letter.docx'))\n"
+    code += "print(read_tables('/mnt/user-data/outputs/report.docx'))"
+    assert "Dear Ada,\n\nyour order of 5 May is on its way." in run(client, code)
 
 
-def test_pdf_report(client: BlockingKernelClient, folder: Path) -> None:
-    load, results, notebook = examples("pdf-report")
-    run(client, load)
-    pixel = "\\x89PNG\\r\\n\\x1a\\n"
-    run(
-        client,
-        f"""
-import os, struct, zlib
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-rows = b"".join(bytes([n % 5]) + bytes(range(40)) for n in range(10))
-png = b"{pixel}" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 6, 0, 0, 0))
-png += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-open("/mnt/user-data/outputs/sales.png", "wb").write(png)
-class Figure:
-    def savefig(self, file, **options):
-        file.write(png)
-fig = Figure()
-""",
-    )
-    run(client, results)
+def test_values_keep_the_formats_around_them(client: BlockingKernelClient) -> None:
+    """Word may part a name into runs, as here, and put it into a table or a footer."""
+    assert run(client, """
+import docx
+from fill_docx import fill
+document = docx.Document()
+for part in ("Dear {{cust", "omer", "}}, {{what}}{{unknown}}"):
+    document.add_paragraph().add_run("-") if not document.paragraphs else None
+    document.paragraphs[0].add_run(part).bold = part == "omer"
+document.add_table(1, 1).cell(0, 0).text = "{{ what }}"
+document.sections[0].footer.paragraphs[0].text = "for {{customer}}"
+document.save("/tmp/runs.docx")
+print(fill("/tmp/runs.docx", "/tmp/filled.docx", {"customer": "Ada", "what": "{{x}}"}))
+filled = docx.Document("/tmp/filled.docx")
+print([run.text for run in filled.paragraphs[0].runs], filled.tables[0].cell(0, 0).text)
+print(filled.sections[0].footer.paragraphs[0].text)
+""") == """\
+['unknown']
+['-', 'Dear Ada', '', ', {{x}}{{unknown}}'] {{x}}
+for Ada
+"""  # fmt: skip
+
+
+def test_pdf(client: BlockingKernelClient, folder: Path) -> None:
+    _, taken, fields, info = follow(client, "public/pdf")
+    assert "Sales grew by 12 %." in taken
+    assert "['customer', 'paid']" in fields
+    assert "pages: 1" in info
+    code = "print(list_fields('/mnt/user-data/outputs/filled.pdf'))"
+    assert "'value': 'Ada'" in run(client, code)
+    assert "'value': '/Yes'" in run(client, code)
+    code = """
+for values in ({"customers": "x"}, {"paid": "Maybe"}, {"customer": True}):
+    try:
+        fill("/mnt/user-data/outputs/form.pdf", "/tmp/none.pdf", values)
+    except ValueError as error:
+        print(error)
+Report("\u0394 \u0416").text("\u0394 < 1 & `x < 2`\\n\\n1. one\\n2. two").table(
+    [["a", "b"], *[[f"row {n}", n] for n in range(90)]]).save("/mnt/user-data/outputs/long.pdf")
+"""
+    assert len(run(client, code).splitlines()) == 3
     text = pdf_text(folder / "outputs/report.pdf")
-    for words in (
-        "Sales in 2026",
-        "Sales grew by 12 %.",
-        "May was best",
-        "1250.5",
-        "SELECT 1",
-        "Do Q",
-    ):
+    for words in ("Sales in 2026", "made from data.csv", "May was best", "1250.5", "SELECT month"):
         assert words in text
-    run(client, notebook)
-    text = pdf_text(folder / "outputs/analysis.pdf")
-    assert "Analysis" in text
-    assert "What was found." in text
-    assert "show\\(\\)" not in text
-    assert "... 100 lines more" in text
-    assert "\x1b" not in text
-    script = "/mnt/skills/public/pdf-report/scripts/report.py"
-    bare(client, script, "analysis.ipynb", "/mnt/user-data/outputs/bare.pdf", "--code")
-    assert "show\\(\\)" in pdf_text(folder / "outputs/bare.pdf")
+    assert "Ada" in pdf_text(folder / "outputs/filled.pdf")
+    text = pdf_text(folder / "outputs/long.pdf")
+    assert "\u0394<1&x<2\n1.one\n2.two" in re.sub(r" |\n(?=\n)", "", text)
+    assert text.count("\f") >= 2
+    assert len(re.findall(r"^[ \f]*a +b$", text, re.MULTILINE)) == text.count("\f")
+
+
+def test_pptx(client: BlockingKernelClient) -> None:
+    *_, read = follow(client, "public/pptx")
+    assert "## 2. Sales grew by 12 %\n\n- May was best\n  - thanks to the new shop" in read
+    assert "Notes: Say why August was so bad." in read
+    assert "- Chart, shop: Q1 1.0, Q2 3.0" in read
+    code = """
+try:
+    deck.table("Too many", [[n] for n in range(30)])
+except ValueError as error:
+    print(error)
+"""
+    assert "30 rows: a slide shows 1 to" in run(client, code)
+
+
+def test_xlsx(client: BlockingKernelClient, folder: Path) -> None:
+    follow(client, "public/xlsx")
+    assert "[{'month': 1, 'sum': 10.5, 'other': '007'}" in run(client, "print(records)")
+    code = """
+from read_xlsx import show
+print(show("/mnt/user-data/outputs/changed.xlsx"), open("/tmp/data.csv").read())
+"""
+    shown = run(client, code)
+    assert "# Sales: 4 rows, 4 columns\nmonth\tprice\tpieces\tsum\nMay\t2.75\t500\t=B2*C2" in shown
+    assert "month,sum,other" in shown
+    code = """
+Book().sheet("Odd", [{"a": "=1+1", "b": float("nan")}, {"c": True}]).save("/tmp/odd.xlsx")
+from read_xlsx import check, read_rows
+print(read_rows("/tmp/odd.xlsx"), check("/mnt/user-data/outputs/sales.xlsx"))
+"""
+    assert run(client, code) == (
+        "[['a', 'b', 'c'], ['=1+1', None, None], [None, None, True]] "
+        "['Sales has 4 formulas without a computed value.']\n"
+    )
 
 
 def test_plotting(client: BlockingKernelClient, folder: Path) -> None:
-    detect, by_matplotlib, by_script = examples("plotting")
-    run(client, detect)
-    if find_spec("matplotlib"):
-        run(client, by_matplotlib)
-        assert (folder / "outputs/sales.png").read_bytes().startswith(b"\x89PNG")
-    shown = execute(client, by_script).of_type("execute_result")
-    drawn = (folder / "outputs/sales.svg").read_text()
-    assert shown[0]["content"]["data"]["image/svg+xml"].strip() == drawn.strip()
-    for kind in ("line", "points", "bars"):
-        output = f"/mnt/user-data/outputs/{kind}.svg"
-        bare(client, "/mnt/skills/public/plotting/scripts/svgplot.py", "data.csv", output, kind)
-        root = ElementTree.parse(folder / f"outputs/{kind}.svg").getroot()  # noqa: S314 - ours
-        mark = {"line": "polyline", "points": "circle", "bars": "rect"}[kind]
-        assert root.findall(f"{{http://www.w3.org/2000/svg}}{mark}")
+    follow(client, "public/plotting")
+    for name in ("sales-by-month.png", "data.png"):
+        assert (folder / "outputs" / name).read_bytes().startswith(b"\x89PNG")
+    root = ElementTree.parse(folder / "outputs/sales-by-size.svg").getroot()  # noqa: S314 - ours
+    texts = "".join(root.itertext())
+    assert "Most sales are in May" in texts
+    assert "1,250.5" in texts
+
+
+def test_frontend_design(client: BlockingKernelClient, folder: Path) -> None:
+    assert "Nothing was found." in follow(client, "public/frontend-design")[-1]
+    page = (folder / "outputs/whole.html").read_text()
+    assert "h1 { color: teal }" in page
+    wrong = (
+        '<img src="https://example.org/x.png"><style>@import "y.css"</style><h1>a</h1><h3>b</h3>'
+    )
+    code = "import sys; sys.path.insert(0, '/mnt/skills/public/frontend-design/scripts')\n"
+    found = run(client, f"{code}from page import check\nprint(*check({wrong!r}), sep='\\n')")
+    for words in ("<img src> https://example.org/x.png", "style y.css", "no alt", "<h3> follows"):
+        assert words in found
+
+
+def test_canvas_design(client: BlockingKernelClient, folder: Path) -> None:
+    follow(client, "examples/canvas-design")
+    root = ElementTree.parse(folder / "outputs/poster.svg").getroot()  # noqa: S314 - ours
+    assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == 21
+    code = "small = Canvas('A6'); small.text(90, 50, 'far too long', size=20); print(small.found)"
+    assert "sticks out" in run(client, code)
+
+
+def test_libreoffice_opens_the_documents(folder: Path, office: Path) -> None:
+    outputs = folder / "outputs"
+    names = ("report.docx", "board.pptx", "sales.xlsx", "whole.html", "poster.svg")
+    if not all((outputs / name).exists() for name in names):
+        pytest.skip("the tests that make these documents did not run in this process")
+    report, board, sales, page, _ = opened(office, *(outputs / name for name in names))
+    assert "Sales in 2026" in report
+    assert re.search(r"1\. *Ask the customers", report)
+    assert re.search(r"May +1250\.5", report)
+    assert board.count("\f") == 4
+    assert "thanks to the new shop" in board
+    assert re.search(r"Total +600 +1,560\.00", sales), "LibreOffice computes the formulas"
+    assert "Sales grew by twelve per cent" in page
+
+
+def test_algorithmic_art(client: BlockingKernelClient, folder: Path) -> None:
+    follow(client, "examples/algorithmic-art")
+    for name in ("flows", "tiles-5", "sunflower-3"):
+        assert len(ElementTree.parse(folder / f"outputs/{name}.svg").getroot()) > 9  # noqa: S314
+    again = shell(client, """
+art=/mnt/skills/examples/algorithmic-art/scripts/art.py
+for rule in packing branches tiles; do python $art $rule 5 /tmp/$rule.svg; done
+cmp /tmp/tiles.svg /mnt/user-data/outputs/tiles-5.svg
+""")  # fmt: skip
+    assert again.split() == [f"/tmp/{rule}.svg" for rule in ("packing", "branches", "tiles")]
+
+
+def test_mcp_builder(client: BlockingKernelClient) -> None:
+    assert "There are: welcome." in follow(client, "examples/mcp-builder")[-1]
+    script = "try=/mnt/skills/examples/mcp-builder/scripts/try_server.py\n"
+    listed = shell(client, f"{script}python $try python stand_in.py")
+    assert "stand-in speaks 2025-06-18\n\necho: Says it again.\n  text (string, needed)" in listed
+    called = shell(
+        client, f'{script}python $try --call echo \'{{"text": "a"}}\' python stand_in.py'
+    )
+    assert "{'name': 'echo', 'arguments': {'text': 'a'}}" in called
+    server = f"{script}cd /mnt/user-data/outputs/my-notes\n"
+    if find_spec("mcp"):
+        assert "read_note: The text of one note." in shell(
+            client, f"{server}python $try python server.py"
+        )
+    else:
+        told = shell(client, f"{server}! python $try python server.py 2>&1")
+        assert "pip install 'mcp>=2'" in told
+        assert "the server ended with 1" in told
 
 
 def test_a_skill_written_inside_is_packed_and_installed_on_the_host(
     client: BlockingKernelClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "/mnt/skills/examples/writing-a-skill/scripts/new_skill.py"
-    bare(client, script, "word-count")
+    assert "still that of the template" in follow(client, "examples/skill-creator")[-1]
     monkeypatch.chdir(folder)
     assert read_folder(folder / "outputs/word-count").name == "word-count"
     for command in (["pack", "outputs/word-count"], ["check", "word-count.skill"]):
@@ -231,15 +342,51 @@ def test_a_skill_written_inside_is_packed_and_installed_on_the_host(
     assert main(["skills", "remove", "word-count"]) == 0
 
 
-def test_the_scripts_are_for_any_python_from_3_9() -> None:
-    import ast
+def test_our_own_pass_the_check_of_the_skill_creator(client: BlockingKernelClient) -> None:
+    code = "import sys; sys.path.insert(0, '/mnt/skills/examples/skill-creator/scripts')\n"
+    code += "from check_skill import check\nimport glob\n"
+    code += "print({path: check(path) for path in glob.glob('/mnt/skills/*/*') if check(path)})"
+    assert list(ast.literal_eval(run(client, code))) == ["/mnt/skills/public/of-mine"]
 
-    for path in SKILLS.rglob("*.py"):
-        ast.parse(path.read_text(), feature_version=(3, 9))
-        modules: set[Any] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                modules.add(str(node.module).split(".")[0])
-        assert modules <= sys.stdlib_module_names | {"pdf"}, path
+
+def test_a_missing_package_is_told_by_name(client: BlockingKernelClient) -> None:
+    """Without any package at all, which -I and -S make of a Python."""
+    scripts = {f"/mnt/skills/{path.relative_to(SKILLS)}": needs(path) for path in SCRIPTS}
+    told = json.loads(run(client, f"""
+import json, subprocess, sys
+told = {{}}
+for path in {[path for path, modules in scripts.items() if modules]!r}:
+    done = subprocess.run([sys.executable, "-I", "-S", path], capture_output=True, text=True)
+    told[path] = [done.returncode, done.stderr]
+print(json.dumps(told))
+"""))  # fmt: skip
+    assert len(told) >= 10
+    for path, (status, text) in told.items():
+        assert status == 1, path
+        (module,) = scripts[path]
+        assert text.startswith(f"The package {MODULES[module]} is missing in this sandbox"), path
+        assert "pip install 'gvisor-kernel[skills]'" in text, path
+        assert "Traceback" not in text, path
+
+
+def needs(path: Path) -> set[str]:
+    """The modules that a script imports, and that Python has not, nor its own folder."""
+    modules = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(str(node.module).split(".")[0])
+    return modules - sys.stdlib_module_names - {other.stem for other in path.parent.glob("*.py")}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_needs_python_3_9_and_what_it_says(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 9))
+    listed = path.parent / "requirements.txt"
+    packages = {MODULES[module] for module in needs(path)}
+    if packages:
+        project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+        lines = listed.read_text().splitlines()
+        assert set(lines) <= set(project["optional-dependencies"]["skills"])
+        assert packages <= {line.partition(">=")[0] for line in lines}

@@ -47,7 +47,7 @@ def test_a_starting_kernel_is_shown_our_own(folder: Path) -> None:
     assert prepare_skills() == folder
     ours = {f"{place}/{name}" for name, (place, _) in shipped_skills().items()}
     assert contents(folder) == ours
-    assert {"public/xlsx", "public/pdf-report", "public/plotting"} < ours
+    assert {"public/xlsx", "public/pdf", "public/plotting", "examples/skill-creator"} < ours
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     inodes = {path: path.stat().st_ino for path in folder.rglob("*")}
     assert prepare_skills() == folder
@@ -66,7 +66,7 @@ def test_installed_and_removed(folder: Path, tmp_path: Path, capsys: Captured) -
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert listed["a-skill"]["shipped"] is False
     assert listed["xlsx"]["shipped"] is True
-    assert listed["writing-a-skill"]["seen_at"] == "/mnt/skills/examples/writing-a-skill"
+    assert listed["skill-creator"]["seen_at"] == "/mnt/skills/examples/skill-creator"
     assert main(["skills", "list"]) == 0
     assert "For tests." in capsys.readouterr().out
     package.write_bytes(pack_skill(skill(body="new")))
@@ -217,7 +217,7 @@ def test_packing_by_the_command(tmp_path: Path, capsys: Captured) -> None:
     assert main(["skills", "pack", str(source), "-o", str(output)]) == 0
     assert (tmp_path / "precious").read_text() == "kept"
     assert main(["skills", "check", str(output)]) == 0
-    assert "scripts/sheets.py" in capsys.readouterr().out
+    assert "scripts/write_xlsx.py" in capsys.readouterr().out
     assert main(["skills", "pack", str(source), "-o", str(source / "x.skill")]) == 1
     assert main(["skills", "pack", str(source), "-o", "/nonexistent/x.skill"]) == 1
     assert main(["skills", "check", str(tmp_path / "precious")]) == 1
