@@ -9,6 +9,7 @@ As a program: python read_docx.py FILE.docx
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, Iterator
 
 try:
@@ -22,19 +23,19 @@ except ModuleNotFoundError as error:
     ) from None
 
 
-def read_markdown(path: str) -> str:
+def read_markdown(path: str | Path) -> str:
     """Headings, paragraphs, lists and tables of the body; no headers, footers, comments."""
     parts = []
-    for block in docx.Document(path).iter_inner_content():
+    for block in docx.Document(str(path)).iter_inner_content():
         lines = list(_table_lines(block) if isinstance(block, Table) else _lines(block))
         if lines:
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def read_tables(path: str) -> list[list[list[str]]]:
+def read_tables(path: str | Path) -> list[list[list[str]]]:
     """All tables of the body, each as rows of texts. A merged cell is there once for each part."""
-    return [_rows(table) for table in docx.Document(path).tables]
+    return [_rows(table) for table in docx.Document(str(path)).tables]
 
 
 def _rows(table: Table) -> list[list[str]]:

@@ -28,13 +28,18 @@ except ModuleNotFoundError as error:
     ) from None
 
 PAPER = {"A4": (Cm(21), Cm(29.7)), "Letter": (Cm(21.59), Cm(27.94))}
-INLINE = re.compile(r"\*\*(.+?)\*\*|\*(.+?)\*|`(.+?)`")
+INLINE = re.compile(r"\*\*(.+?)\*\*|(?<!\w)\*(\S|\S.*?\S)\*(?!\w)|`(.+?)`")
 """Bold, italic and code, as Markdown has them."""
 
 
+def is_missing(value: Any) -> bool:
+    """Whether it is one of the values by which numpy and pandas say that there is none."""
+    return not isinstance(value, str) and str(value) in ("nan", "NaT", "<NA>")
+
+
 def fill_up(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """``rows`` as lists of one length. Raises ValueError where there is not even a header."""
-    lists = [list(row) for row in rows]
+    """``rows`` as lists of one length; what is missing is None. Raises ValueError for none."""
+    lists = [[None if is_missing(value) else value for value in row] for row in rows]
     if not lists or not max(map(len, lists)):
         raise ValueError("a table has at least its header")
     columns = max(map(len, lists))

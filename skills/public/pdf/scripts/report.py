@@ -70,9 +70,14 @@ def find_fonts() -> tuple[str, str, str]:
     return names
 
 
+def is_missing(value: Any) -> bool:
+    """Whether it is one of the values by which numpy and pandas say that there is none."""
+    return not isinstance(value, str) and str(value) in ("nan", "NaT", "<NA>")
+
+
 def fill_up(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """``rows`` as lists of one length. Raises ValueError where there is not even a header."""
-    lists = [list(row) for row in rows]
+    """``rows`` as lists of one length; what is missing is None. Raises ValueError for none."""
+    lists = [[None if is_missing(value) else value for value in row] for row in rows]
     if not lists or not max(map(len, lists)):
         raise ValueError("a table has at least its header")
     columns = max(map(len, lists))
@@ -221,7 +226,7 @@ class Report:
         """reportlab's tags for Markdown's signs; all other signs of its XML are escaped."""
         text = escape(text)
         text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
-        text = re.sub(r"\*(.+?)\*", r"<i>\1</i>", text)
+        text = re.sub(r"(?<!\w)\*(\S|\S.*?\S)\*(?!\w)", r"<i>\1</i>", text)
         return re.sub(r"`(.+?)`", rf'<font name="{self.mono}">\1</font>', text)
 
     def _cell(self, value: Any, header: bool, right: bool) -> Paragraph:

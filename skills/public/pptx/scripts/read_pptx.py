@@ -11,6 +11,7 @@ With --check it tells instead what sticks out of a slide, is empty, or has no ti
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, Iterator
 
 try:
@@ -22,10 +23,10 @@ except ModuleNotFoundError as error:
     ) from None
 
 
-def read_markdown(path: str) -> str:
+def read_markdown(path: str | Path) -> str:
     """All slides in their order; of a picture there is its description."""
     lines = []
-    for number, slide in enumerate(Presentation(path).slides, 1):
+    for number, slide in enumerate(Presentation(str(path)).slides, 1):
         title = slide.shapes.title
         lines.append(f"## {number}. {title.text_frame.text if title is not None else ''}\n")
         for shape in _walk(slide.shapes):
@@ -37,9 +38,9 @@ def read_markdown(path: str) -> str:
     return "\n".join(lines)
 
 
-def check(path: str) -> list[str]:
+def check(path: str | Path) -> list[str]:
     """What a look at the slides would find, in one sentence each."""
-    presentation, found = Presentation(path), []
+    presentation, found = Presentation(str(path)), []
     for number, slide in enumerate(presentation.slides, 1):
         title = slide.shapes.title
         if title is None or not title.text_frame.text.strip():

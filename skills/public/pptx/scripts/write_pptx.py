@@ -9,6 +9,7 @@ As a program, each heading of a text in Markdown a slide: python write_pptx.py T
 from __future__ import annotations
 
 import io
+import numbers
 import re
 import sys
 from pathlib import Path
@@ -39,6 +40,29 @@ CHARTS = {
 }
 
 
+def is_missing(value: Any) -> bool:
+    """Whether it is one of the values by which numpy and pandas say that there is none."""
+    return not isinstance(value, str) and str(value) in ("nan", "NaT", "<NA>")
+
+
+def fill_up(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """``rows`` as lists of one length; what is missing is None. Raises ValueError for none."""
+    lists = [[None if is_missing(value) else value for value in row] for row in rows]
+    if not lists or not max(map(len, lists)):
+        raise ValueError("a table has at least its header")
+    columns = max(map(len, lists))
+    return [row + [None] * (columns - len(row)) for row in lists]
+
+
+def find_numbers(rows: list[list[Any]]) -> list[bool]:
+    """Of each column, whether it has numbers below its header and nothing else."""
+    columns = [[row[j] for row in rows[1:] if row[j] is not None] for j in range(len(rows[0]))]
+    return [
+        bool(column) and all(isinstance(value, numbers.Number) for value in column)
+        for column in columns
+    ]
+
+
 class Deck:
     """Slides, one after the other. Methods return the deck; ``presentation`` is python-pptx's."""
 
@@ -57,12 +81,17 @@ class Deck:
         ):
             self._place(shape, (MARGIN, top, WIDTH - 2 * MARGIN, Cm(4)))
             self._write(shape.text_frame, text, size)
+        if not subtitle:
+            self._remove(slide.placeholders[1])
         self.presentation.core_properties.title = self.presentation.core_properties.title or title
         return self
 
     def bullets(self, title: str, items: Iterable[str]) -> Deck:
         """One line for each item; two spaces before its text put it below the one above."""
-        slide = self._slide(title, BULLETS)
+        items = list(items)
+        slide = self._slide(title, BULLETS if items else TITLE_ONLY)
+        if not items:
+            return self
         body = slide.placeholders[1]
         self._place(body, self._inner)
         frame = body.text_frame
@@ -76,11 +105,11 @@ class Deck:
 
     def table(self, title: str, rows: Iterable[Sequence[Any]]) -> Deck:
         """The first row is the header. Raises ValueError for more rows than fit."""
-        rows = [list(row) for row in rows]
+        rows = fill_up(rows)
+        right, columns = find_numbers(rows), len(rows[0])
         height = Cm(1.1)
-        if not rows or height * len(rows) > self._inner[3]:
-            raise ValueError(f"{len(rows)} rows: a slide shows 1 to {self._inner[3] // height}")
-        columns = max(map(len, rows))
+        if height * len(rows) > self._inner[3]:
+            raise ValueError(f"{len(rows)} rows: a slide shows {self._inner[3] // height} at most")
         left, top, width, _ = self._inner
         shapes = self._slide(title).shapes
         table = shapes.add_table(len(rows), columns, left, top, width, height * len(rows)).table
@@ -88,8 +117,7 @@ class Deck:
             for j, value in enumerate(row):
                 frame = table.cell(i, j).text_frame
                 self._write(frame, "" if value is None else str(value), 16)
-                below = [other[j] for other in rows[1:] if j < len(other)]
-                if below and all(isinstance(value, (int, float)) for value in below):
+                if right[j]:
                     frame.paragraphs[0].alignment = PP_ALIGN.RIGHT
         return self
 
@@ -147,6 +175,11 @@ class Deck:
         self._write(slide.shapes.title.text_frame, title, 32)
         slide.shapes.title.text_frame.paragraphs[0].alignment = PP_ALIGN.LEFT
         return slide
+
+    @staticmethod
+    def _remove(shape: Any) -> None:
+        """An empty placeholder says "Click to add text" to whoever edits the slide."""
+        shape._element.getparent().remove(shape._element)
 
     @staticmethod
     def _place(shape: Any, place: tuple[int, int, int, int]) -> None:

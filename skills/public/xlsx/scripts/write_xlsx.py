@@ -137,8 +137,8 @@ class Book:
             value = value.replace(tzinfo=None)  # a workbook knows no time zones
         if hasattr(value, "item"):
             value = value.item()  # a number of numpy's
-        if value != value:  # a missing value of pandas: NaN
-            value = None
+        if not isinstance(value, str) and str(value) in ("nan", "NaT", "<NA>"):
+            value = None  # as numpy and pandas say that there is none
         cell = sheet.cell(row, column)
         if isinstance(value, Formula):
             cell.value = str(value)
