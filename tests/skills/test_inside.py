@@ -384,6 +384,23 @@ print(json.dumps(told))
         assert "Traceback" not in text, path
 
 
+def test_a_cell_is_told_of_a_missing_package_as_well(client: BlockingKernelClient) -> None:
+    """Where a script is imported: the cell fails with that sentence, and the kernel goes on."""
+    code = """
+import sys
+sys.path.insert(0, "/mnt/skills/public/docx/scripts")
+for name in ("docx", "read_docx"):
+    sys.modules.pop(name, None)
+sys.modules["docx"] = None  # an import of it then fails as if it were not there
+import read_docx
+"""
+    content = execute(client, code).reply["content"]
+    assert content["ename"] == "SystemExit"
+    assert content["evalue"].startswith("The package python-docx is missing in this sandbox")
+    assert "read_docx.py" not in "".join(content["traceback"])
+    assert run(client, "del sys.modules['docx']; print('still here')") == "still here\n"
+
+
 def needs(path: Path) -> set[str]:
     """The modules that a script imports, and that Python has not, nor its own folder."""
     modules = set[str]()
