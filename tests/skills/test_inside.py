@@ -322,6 +322,22 @@ cmp /tmp/tiles.svg /mnt/user-data/outputs/tiles-5.svg
     assert again.split() == [f"/tmp/{rule}.svg" for rule in ("packing", "branches", "tiles")]
 
 
+def test_what_is_no_document_is_told_in_a_sentence(client: BlockingKernelClient) -> None:
+    told = run(client, """
+import contextlib, importlib, sys
+for skill, script, *command in (
+    ["docx", "read_docx"], ["pptx", "read_pptx"], ["xlsx", "read_xlsx", "show"],
+    ["pdf", "pages", "text"], ["pdf", "forms", "list"],
+):
+    sys.path.insert(0, f"/mnt/skills/public/{skill}/scripts")
+    for path in ("data.csv", "missing"):
+        with contextlib.redirect_stderr(sys.stdout):
+            assert importlib.import_module(script).main([*command, path]) == 1
+""")  # fmt: skip
+    assert len(told.splitlines()) >= 10
+    assert "Traceback" not in told
+
+
 def test_mcp_builder(client: BlockingKernelClient) -> None:
     assert "There are: welcome." in follow(client, "examples/mcp-builder")[-1]
     script = "try=/mnt/skills/examples/mcp-builder/scripts/try_server.py\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero"), tmp_path / "missing"):
         with pytest.raises(SkillError, match=r"not an ordinary file|cannot be read"):
             read_package(path)
+
+
+def test_the_image_for_data_has_what_our_own_need() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = {line.partition(">=")[0] for line in project["optional-dependencies"]["skills"]}
+    assert wanted <= set((PROJECT / "images/python/Dockerfile").read_text().split())
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -9,11 +9,13 @@ As a program: python read_docx.py FILE.docx
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, Iterator
 
 try:
     import docx
+    from docx.opc.exceptions import PackageNotFoundError
     from docx.table import Table
     from docx.text.paragraph import Paragraph
 except ModuleNotFoundError as error:
@@ -69,7 +71,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    print(read_markdown(arguments[0]))
+    try:
+        print(read_markdown(arguments[0]))
+    except (OSError, ValueError, zipfile.BadZipFile, PackageNotFoundError) as error:
+        print(f"{arguments[0]} cannot be read: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

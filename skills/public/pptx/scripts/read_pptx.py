@@ -11,11 +11,13 @@ With --check it tells instead what sticks out of a slide, is empty, or has no ti
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, Iterator
 
 try:
     from pptx import Presentation
+    from pptx.exc import PackageNotFoundError
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"The package python-pptx is missing in this sandbox (there is no {error.name}). "
@@ -85,15 +87,19 @@ def _lines(shape: Any) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) == 2 and arguments[1] == "--check":
-        found = check(arguments[0])
-        print("\n".join(found) or "Nothing was found.")
-        return 1 if found else 0
-    if len(arguments) != 1:
+    if not arguments or arguments[1:] not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    print(read_markdown(arguments[0]))
-    return 0
+    try:
+        if not arguments[1:]:
+            print(read_markdown(arguments[0]))
+            return 0
+        found = check(arguments[0])
+    except (OSError, ValueError, zipfile.BadZipFile, PackageNotFoundError) as error:
+        print(f"{arguments[0]} cannot be read: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(found) or "Nothing was found.")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import csv
 import sys
+import zipfile
 from typing import Any
 
 try:
     from openpyxl import load_workbook
+    from openpyxl.utils.exceptions import InvalidFileException
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"The package openpyxl is missing in this sandbox (there is no {error.name}). "
@@ -31,13 +33,13 @@ def read_rows(path: str, sheet: str | None = None, formulas: bool = False) -> li
     """The cells of a sheet, without empty rows at its end.
 
     Of a formula the value that a spreadsheet program last saved, or None if none did; the formula
-    itself if ``formulas``. Raises KeyError for a sheet that is not there.
+    itself if ``formulas``. Raises ValueError for a sheet that is not there.
     """
     book = load_workbook(path, data_only=not formulas, read_only=True)
     try:
         names = [page.title for page in book.worksheets]
         if sheet is not None and sheet not in names:
-            raise KeyError(f"no sheet {sheet!r}; there are: {', '.join(names)}")
+            raise ValueError(f"there is no sheet {sheet!r}; there are: {', '.join(names)}")
         page = book[sheet] if sheet else book.worksheets[0]
         page.reset_dimensions()  # some programs save wrong ones
         rows = [list(row) for row in page.iter_rows(values_only=True)]
@@ -100,15 +102,19 @@ def write_csv(path: str, output: str, sheet: str | None = None) -> None:
 
 def main(arguments: list[str]) -> int:
     command, rest = (arguments or [""])[0], arguments[1:]
-    if command == "show" and len(rest) in (1, 2):
-        print(show(*rest))
-    elif command == "csv" and len(rest) in (2, 3):
-        write_csv(*rest)
-    elif command == "check" and len(rest) == 1:
-        print("\n".join(check(*rest)) or "Nothing was found.")
-    else:
-        print(__doc__, file=sys.stderr)
-        return 2
+    try:
+        if command == "show" and len(rest) in (1, 2):
+            print(show(*rest))
+        elif command == "csv" and len(rest) in (2, 3):
+            write_csv(*rest)
+        elif command == "check" and len(rest) == 1:
+            print("\n".join(check(*rest)) or "Nothing was found.")
+        else:
+            print(__doc__, file=sys.stderr)
+            return 2
+    except (OSError, ValueError, zipfile.BadZipFile, InvalidFileException) as error:
+        print(f"{rest[0]} cannot be read: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
