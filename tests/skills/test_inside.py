@@ -118,7 +118,7 @@ def pdf_text(path: Path) -> str:
 def office(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for what LibreOffice makes of the outputs."""
     if OFFICE is None:
-        pytest.skip("LibreOffice is not installed: apt-get install libreoffice-writer …-calc …")
+        pytest.skip("no LibreOffice: apt-get install libreoffice-{writer,calc,impress}")
     return tmp_path_factory.mktemp("office")
 
 
