@@ -57,8 +57,10 @@ MISSED_WAITS = 6
 """So many waits in a row without a byte from the host (which pings every 5 s), and it is gone.
 Counted in waits, not in time: a machine that slept was not silent."""
 DRAIN_SECONDS = 3.0
-"""How long none of a dead kernel's last messages may leave, before its exit is told. The host may
-read slowly, while other kernels are used; how much there is, is bounded."""
+"""How long nothing may leave of a dead kernel's last messages, before its exit is told. The host
+reads slowly while other kernels are used."""
+MAX_DRAIN_SECONDS = 30.0
+"""And how long all of it may take: answers to heartbeats leave as well."""
 DRAIN_MS = 50
 """How often to look meanwhile."""
 LINK_WORD = "{link}"
@@ -90,6 +92,7 @@ class Supervisor:
         self._held: Deque[Message] = deque()
         self._pace: Optional[Pace] = None
         self._drain_until: Optional[float] = None
+        self._drain_end = 0.0
         self._crowd = Crowd()
         self._log = GuestLog(connection)
         os.set_blocking(link_out, False)
@@ -174,7 +177,7 @@ class Supervisor:
                 raise HostGone(f"the link cannot be written: {error}") from error
             self._pending = self._pending[written:]
             if self._drain_until is not None:
-                self._drain_until = time.monotonic() + DRAIN_SECONDS
+                self._drain_until = min(time.monotonic() + DRAIN_SECONDS, self._drain_end)
 
     def _read_link(self) -> None:
         data = os.read(self.link_in, READ_SIZE)
@@ -282,6 +285,7 @@ class Supervisor:
         if process.reap(self.kernel) and self._drain_until is None:
             process.kill_everything()
             self._drain_until = time.monotonic() + DRAIN_SECONDS
+            self._drain_end = time.monotonic() + MAX_DRAIN_SECONDS
 
     def _finish_exit(self) -> None:
         """Tell a kernel's exit once its last messages are out, or had time enough."""

@@ -15,7 +15,7 @@ TOOLS = '''\
 from __future__ import annotations
 
 NOTES = {"welcome": "Put your own things here."}
-MOST = 4000
+MAX_ANSWER = 4000
 """Characters of one answer: what is longer costs a model its memory."""
 
 
@@ -29,7 +29,7 @@ def read_note(name: str) -> str:
     """The text of one note. Names are those that list_notes gives."""
     if name not in NOTES:
         raise ValueError(f"There is no note {name!r}. There are: {', '.join(sorted(NOTES))}.")
-    return NOTES[name][:MOST]
+    return NOTES[name][:MAX_ANSWER]
 '''
 
 SERVER = '''\
