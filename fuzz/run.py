@@ -28,10 +28,10 @@ from gvisor_kernel.link.frames import HEADER, FrameType  # noqa: E402
 
 CORPUS = FOLDER / "corpus" / "link"
 FOUND = FOLDER / "found"
-LENGTH_MOST = 4096
-KEPT_MOST = 700
+MAX_LENGTH = 4096
+MAX_KEPT = 700
 """Bytes of an input that is worth keeping: a person may have to read it."""
-SECONDS_MOST = 20
+MAX_SECONDS = 20
 """One input takes milliseconds; one that takes this long is a finding."""
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32759, 32760, 32761, 65535, 2**31, 2**32 - 1)
 
@@ -98,7 +98,7 @@ def changed(data: bytes, other: bytes, chance: random.Random) -> bytes:
             else:
                 frames.pop(place)
             stream = b"".join(frames)
-    return bytes([first]) + stream[:LENGTH_MOST]
+    return bytes([first]) + stream[:MAX_LENGTH]
 
 
 def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
@@ -111,7 +111,7 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
     while time.monotonic() < end:
         data = changed(chance.choice(pool), chance.choice(pool), chance)
         count += 1
-        signal.alarm(SECONDS_MOST)
+        signal.alarm(MAX_SECONDS)
         try:
             check(data)
             new, single = outcome(data)
@@ -125,7 +125,7 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
         if new not in known:
             known.add(new)
             pool.append(data)
-        if keep is not None and len(data) < KEPT_MOST and not single <= covered:
+        if keep is not None and len(data) < MAX_KEPT and not single <= covered:
             covered |= single
             write(keep, data)
     print(f"Fuzzed the link for {seconds:g} s: {count} inputs, {len(known)} outcomes, no finding.")
@@ -140,7 +140,7 @@ def write(folder: Path, data: bytes) -> Path:
 
 
 def too_long(signum: int, frame: object) -> None:
-    raise AssertionError(f"an input takes longer than {SECONDS_MOST} s")
+    raise AssertionError(f"an input takes longer than {MAX_SECONDS} s")
 
 
 def main() -> int:

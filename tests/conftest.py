@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from . import leaks
@@ -186,7 +186,7 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session", autouse=True)
 def no_images_are_made_beside_the_tests(request: pytest.FixtureRequest) -> None:
     """Nor, unless one is wanted, before them, where they are few."""
-    ImageBuilder.instance().end()
+    SnapshotBuilder.instance().end()
     if len(request.session.items) >= MANY and not os.environ.get("GK_TEST_KERNEL"):
         request.getfixturevalue("image")
 

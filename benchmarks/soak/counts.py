@@ -22,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 GRACE_SECONDS = 15.0
 POOLS = re.compile(r"asyncio_\d+$|gvisor-kernel-(launch|sign)_\d+$")
 """Threads that stay, to be used again, up to a number."""
-RSS_MOST = 64 * 1024 * 1024
+MAX_RSS = 64 * 1024 * 1024
 """Bytes by which a server may have grown: allocators keep what was used once."""
 RSS_PER_START = 16 * 1024
 """And for each start: Jupyter and ZMQ remember a little of each, and a session may be long."""
@@ -90,7 +90,7 @@ def find_leaks(before: Counts, after: Counts, starts: int) -> list[str]:
         if isinstance(has, frozenset):
             leaks += [f"{name}: {thing}" for thing in sorted(has - had)]
         elif name == "rss":
-            most = RSS_MOST + starts * RSS_PER_START
+            most = MAX_RSS + starts * RSS_PER_START
             if starts and has - had > most:
                 leaks.append(f"rss: {(has - had) >> 20} MiB more, {most >> 20} are allowed")
         elif has > had:

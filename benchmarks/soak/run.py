@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.soak import counts
 from benchmarks.soak.kernels import DEEDS, Kernel, a_kernel, cell
-from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.warm_pool import Spares
 
 AT_ONCE = 4
@@ -25,7 +25,7 @@ ROOM_PER_KERNEL = 150 * 1024 * 1024
 BUILD = ("-m", "gvisor_kernel", "snapshot", "build", "--kernel")
 STAY = (3, 12)
 """How many deeds a kernel sees in the mixed load before it is shut down."""
-ERRORS_MOST = 50
+MAX_ERRORS = 50
 
 
 class Soak:
@@ -62,7 +62,7 @@ class Soak:
         with self._phase("mixed load"):
             await self._mixed(60 * self._arguments.minutes)
         await asyncio.to_thread(Spares.instance().end)
-        await asyncio.to_thread(ImageBuilder.instance().end)
+        await asyncio.to_thread(SnapshotBuilder.instance().end)
         self._after = await asyncio.to_thread(
             counts.settle, self._base, self._containers, self._before
         )
@@ -91,7 +91,7 @@ class Soak:
 
     def _fail(self, what: str, error: BaseException) -> None:
         self._lost += 1
-        if len(self._errors) < ERRORS_MOST:
+        if len(self._errors) < MAX_ERRORS:
             self._errors.append(f"{what}: {type(error).__name__}: {error}")
             self._say(self._errors[-1])
 

@@ -17,9 +17,9 @@ from gvisor_kernel.archive.tar import Entry, Kind, Stream, TarReader, check_targ
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.validators import GIB, MIB
 
-ENTRIES_MOST = 600_000
+MAX_ENTRIES = 600_000
 """Files, folders and links, in all layers. One with an office suite and TeX has half."""
-BYTES_MOST = 64 * GIB
+MAX_BYTES = 64 * GIB
 DISK_SPARE = 256 * MIB
 """What an import leaves free on its disk."""
 ENTRY_COST = 4096
@@ -36,26 +36,26 @@ DEVICE_FOLDERS = ("dev",)
 class Budget:
     """What may still be taken, of all that one import reads; and what of it was left out."""
 
-    entries: int = ENTRIES_MOST
-    bytes: int = BYTES_MOST
+    entries: int = MAX_ENTRIES
+    bytes: int = MAX_BYTES
     left_out: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_disk(cls, directory: Path) -> Budget:
         free = shutil.disk_usage(directory).free - DISK_SPARE
-        return cls(bytes=max(min(BYTES_MOST, free), 0))
+        return cls(bytes=max(min(MAX_BYTES, free), 0))
 
     def take(self, size: int) -> None:
         """An entry with ``size`` bytes. Raises Refused."""
         self.entries -= 1
         self.bytes -= size + ENTRY_COST
         if self.entries < 0:
-            raise Refused(f"it has more than {ENTRIES_MOST} files, folders and links")
+            raise Refused(f"it has more than {MAX_ENTRIES} files, folders and links")
         if self.bytes < 0:
             raise Refused(
                 "its files take more space than there is for it",
                 f"make room on the disk, of which {DISK_SPARE // MIB} MiB stay free; an image may"
-                f" have {BYTES_MOST // GIB} GiB.",
+                f" have {MAX_BYTES // GIB} GiB.",
             )
 
     def leave_out(self, kind: Kind) -> None:

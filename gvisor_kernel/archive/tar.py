@@ -17,7 +17,7 @@ from gvisor_kernel.archive.refusal import Refused
 
 BLOCK = 512
 CHUNK = 256 * 1024
-HEADER_MOST = 1024 * 1024
+MAX_HEADER = 1024 * 1024
 """Bytes of a long name or of pax's records, which are held in memory. Real ones have hundreds."""
 MAX_EXTRA_BYTES = 256 * 1024 * 1024
 """Bytes of these in one archive. One with 300,000 files has some 50 MB."""
@@ -27,11 +27,11 @@ MAX_RECORDS = 1000
 """Of pax's in one of these; real ones have a dozen."""
 MAX_PADDING = 16 * 1024 * 1024
 """Bytes of zeros after the end; tape drives had blocks of one or two MiB."""
-NAME_MOST = 4095
+MAX_NAME = 4095
 """Bytes of a path, as Linux has it."""
-PART_MOST = 255
-DEPTH_MOST = 100
-MTIME_MOST = 2**33
+MAX_PART = 255
+MAX_DEPTH = 100
+MAX_MTIME = 2**33
 
 
 class Stream(Protocol):
@@ -86,7 +86,7 @@ def split_name(name: str, what: str = "the name") -> tuple[str, ...]:
     if ".." in parts:
         raise Refused(f"{shown} leads out of the image")
     _check_text(name, shown)
-    if len(parts) > DEPTH_MOST or any(len(part.encode()) > PART_MOST for part in parts):
+    if len(parts) > MAX_DEPTH or any(len(part.encode()) > MAX_PART for part in parts):
         raise Refused(f"{shown} is too long or too deep")
     return parts
 
@@ -106,7 +106,7 @@ def _check_text(text: str, shown: str) -> None:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise Refused(f"{shown} is not UTF-8") from None
-    if size > NAME_MOST:
+    if size > MAX_NAME:
         raise Refused(f"{shown} is too long or too deep")
 
 
@@ -206,7 +206,7 @@ class TarReader:
         return size
 
     def _take_header(self, size: int) -> bytes:
-        if size > HEADER_MOST:
+        if size > MAX_HEADER:
             raise Refused(f"an entry's name or attributes have {size} bytes")
         self._extra_bytes += size
         if self._extra_bytes > MAX_EXTRA_BYTES:
@@ -245,7 +245,7 @@ class TarReader:
             parts=parts,
             kind=found,
             mode=_number(header[100:108]) & 0o7777,
-            mtime=min(max(mtime, 0), MTIME_MOST),
+            mtime=min(max(mtime, 0), MAX_MTIME),
             size=size,
             target=check_target(target, name) if found is Kind.SYMLINK else "",
             target_parts=_split_target(target) if found is Kind.HARD_LINK else (),

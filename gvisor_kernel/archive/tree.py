@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_folder, open_in, sync_file_system
-from gvisor_kernel.archive.tar import CHUNK, DEPTH_MOST, show
+from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, show
 
 Parts: TypeAlias = tuple[str, ...]
 
@@ -42,7 +42,7 @@ class Tree:
         """The folder that was used last: most entries lie beside the one before."""
         self._times: dict[Parts, int] = {}
         """Folders get theirs at the end: what is made in one changes it."""
-        self._depth_most = _find_path(self._root).count("/") + DEPTH_MOST
+        self._depth_most = _find_path(self._root).count("/") + MAX_DEPTH
         self._own(self._root, ".")
 
     @property

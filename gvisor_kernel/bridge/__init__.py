@@ -5,9 +5,9 @@ What comes from a sandbox is bounded by the link, checked here, and signed anew.
 """
 
 from gvisor_kernel.bridge.clients import Address
-from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
+from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 from gvisor_kernel.bridge.thread import Bridge
 
-__all__ = ["Address", "Bridge", "ImageRun", "KernelBridge", "KernelIdentity", "LinkedSandbox"]
+__all__ = ["Address", "Bridge", "KernelBridge", "KernelIdentity", "LinkedSandbox", "SnapshotRun"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class ImageRun:
+class SnapshotRun:
     """What the bridge has to know of an image: the run that it was taken in, and the key that
     signed that kernel's messages inside.
 
@@ -22,7 +22,7 @@ class ImageRun:
     told: bool = False
 
     def __repr__(self) -> str:
-        return f"ImageRun(run={self.run}, key=…)"
+        return f"SnapshotRun(run={self.run}, key=…)"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import zmq
 from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
 from gvisor_kernel.bridge.exchange import Exchange
-from gvisor_kernel.bridge.identity import ImageRun, KernelIdentity
+from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.idle import Sleep
 from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.records import Records
@@ -150,7 +150,7 @@ class KernelBridge:
         sandbox: LinkedSandbox,
         log_path: Path,
         transcripts: Path | None,
-        image: ImageRun,
+        image: SnapshotRun,
         environment: dict[str, str],
         cwd: str,
         timeout: float,
@@ -229,14 +229,14 @@ class KernelBridge:
         self._memory = MemoryWatch(sandbox, limit, self._over_limit, self._far_over_limit)
         self._memory.start()
 
-    async def quiesce(self, timeout: float) -> ImageRun:
+    async def quiesce(self, timeout: float) -> SnapshotRun:
         """Let nothing be under way in either direction, so that an image may be taken.
 
         The kernel must be idle, and nobody may send to it. Raises LaunchError.
         """
         assert self._link is not None
         await self._answer(self._link.quiesce(), timeout)
-        return ImageRun(self._run, self._exchange.inner_key)
+        return SnapshotRun(self._run, self._exchange.inner_key)
 
     async def start_kernel(
         self, argv: list[str], environment: dict[str, str], cwd: str, timeout: float

@@ -36,7 +36,7 @@ from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import Role, State
 
 READ_SIZE = 256 * 1024
-LEAST_READ = 4 * 1024
+MIN_READ = 4 * 1024
 TURN_SECONDS = 0.01
 """How long one read may occupy the loop, which other kernels share. What takes longer, a flood of
 the smallest frames, is read in smaller pieces."""
@@ -177,7 +177,7 @@ class SandboxLink:
     def _adapt(self, size: int, seconds: float) -> None:
         """Read less at once, or more again."""
         if seconds > TURN_SECONDS:
-            self._read_size = max(LEAST_READ, min(size, self._read_size) // 2)
+            self._read_size = max(MIN_READ, min(size, self._read_size) // 2)
         elif seconds < TURN_SECONDS / 4:
             self._read_size = min(READ_SIZE, 2 * self._read_size)
 

@@ -25,7 +25,7 @@ from gvisor_kernel.runtimes.state.records import read_record
 FOLLOW_SECONDS = 0.2
 """How often a followed log is looked at."""
 TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
-LINE_MOST = 64 * 1024
+MAX_LINE = 64 * 1024
 
 
 def open_log(path: Path) -> IO[str] | None:
@@ -112,7 +112,7 @@ def read_lines(path: Path) -> Iterator[str]:
         file = open_log(part)
         if file is not None:
             with file:
-                while line := file.readline(LINE_MOST):
+                while line := file.readline(MAX_LINE):
                     yield line
 
 

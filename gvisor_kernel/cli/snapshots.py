@@ -22,7 +22,7 @@ from gvisor_kernel.cli.output import (
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
-from gvisor_kernel.snapshots.store import Image, Store
+from gvisor_kernel.snapshots.store import Snapshot, Store
 
 SHOWN_DIGITS = 12
 
@@ -36,7 +36,7 @@ WORDS = {
 """What the parts of a key are called where one is not as it was."""
 
 
-def find_one(store: Store, text: str) -> Image:
+def find_one(store: Store, text: str) -> Snapshot:
     """The image that ``text`` means: the beginning of just one key."""
     found = [image for image in store.images() if image.meta.key.startswith(text.lower())]
     if len(found) == 1:
@@ -49,7 +49,7 @@ def find_one(store: Store, text: str) -> Image:
     raise SnapshotError(f"There is no image {text!r}.", "see: gvisor-kernel snapshot list")
 
 
-def find_reason(image: Image) -> str | None:
+def find_reason(image: Snapshot) -> str | None:
     """Why no kernel may start from ``image`` any more; None if one may."""
     stale = find_stale_parts(image.meta.parts)
     if stale:
@@ -57,7 +57,7 @@ def find_reason(image: Image) -> str | None:
     return image.meta.manifest.find_change() or image.find_damage()
 
 
-def describe(image: Image) -> dict[str, Any]:
+def describe(image: Snapshot) -> dict[str, Any]:
     """An image in ``list --json``. Times are seconds since the epoch, sizes bytes."""
     meta = image.meta
     return {
@@ -70,7 +70,7 @@ def describe(image: Image) -> dict[str, Any]:
     }
 
 
-def cells_of(image: Image) -> tuple[str, ...]:
+def cells_of(image: Snapshot) -> tuple[str, ...]:
     """Of its row in ``list``."""
     label = image.meta.label
     return (

@@ -25,7 +25,7 @@ FOLDER = "transcripts"
 NAME = "transcript.jsonl"
 OLDER_FILES = 9
 """More than the bridge keeps."""
-LINE_MOST = 8 * 1024 * 1024
+MAX_LINE = 8 * 1024 * 1024
 SHOWN_LINES = 200
 SHOWN_CHARACTERS = 20_000
 """Of what one cell or one output says; --raw has all that was recorded."""
@@ -47,9 +47,9 @@ def open_parts(directory: Path) -> Iterator[IO[str]]:
 
 def read_entries(file: IO[str]) -> Iterator[dict[str, Any]]:
     """The entries of one file; what is none, or half of one, is left out."""
-    while line := file.readline(LINE_MOST):
+    while line := file.readline(MAX_LINE):
         try:
-            entry = parse_json(line, LINE_MOST)
+            entry = parse_json(line, MAX_LINE)
         except JsonError:
             continue
         if isinstance(entry, dict):
@@ -63,7 +63,7 @@ def run_transcript(arguments: argparse.Namespace) -> int:
     for file in open_parts(sandbox.directory):
         found = True
         if arguments.raw:
-            while text := file.read(LINE_MOST):
+            while text := file.read(MAX_LINE):
                 sys.stdout.write(printable(text))
             continue
         for entry in read_entries(file):

@@ -63,10 +63,10 @@ TRANSPORTS = ("auto", "ipc", "tcp")
 KERNEL_MODES = ("auto", "relay", "tcp")
 SNAPSHOTS = ("auto", "off")
 
-MEMORY_LEAST = 128 * MIB
+MIN_MEMORY = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
-DISK_LEAST = 16 * MIB
-PIDS_LEAST = 64
+MIN_DISK = 16 * MIB
+MIN_PIDS = 64
 """An idle sandbox with a Python kernel has about 26 host tasks; a few threads must fit as well."""
 
 
@@ -328,10 +328,10 @@ def accept_mount(name: str, item: object) -> ExtraMount:
 ACCEPT: Mapping[str, Callable[[str, object], AnyValue]] = {
     "runtime": accept_choice(RUNTIMES),
     "image": accept_image,
-    "memory_limit": accept_size(MEMORY_LEAST),
+    "memory_limit": accept_size(MIN_MEMORY),
     "cpu_shares": accept_whole(2, 262144),
-    "pids_limit": accept_whole(PIDS_LEAST, 4194304),
-    "disk_limit": accept_size(DISK_LEAST),
+    "pids_limit": accept_whole(MIN_PIDS, 4194304),
+    "disk_limit": accept_size(MIN_DISK),
     "uploads": accept_uploads,
     "outputs": accept_outputs,
     "skills": accept_skills,

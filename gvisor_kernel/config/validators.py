@@ -21,9 +21,9 @@ from gvisor_kernel.host.homes import find_home
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-SIZE_MOST = 2**60
-MODULES_MOST = 100
-STRINGS_MOST = 16 * 1024
+MAX_SIZE = 2**60
+MAX_MODULES = 100
+MAX_STRINGS = 16 * 1024
 """Characters of a list of words, as ASCII: it travels in one piece with the start of a kernel."""
 
 OWN_TARGETS = (
@@ -121,7 +121,7 @@ def accept_size(least: int) -> Callable[[str, object], int]:
             match = _SIZE.fullmatch(value.strip())
             if match:
                 size = int(float(match[1]) * _UNITS[(match[2] or "").upper()])
-        if least <= size <= SIZE_MOST:
+        if least <= size <= MAX_SIZE:
             return size
         raise SettingError(
             name, value, f'a number of bytes, or such as "4G" or "512M"; at least {least // MIB}M'
@@ -134,7 +134,7 @@ def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
     if (
         isinstance(value, list | tuple)
         and all(isinstance(item, str) and item and is_text(item) for item in value)
-        and sum(len(ascii(item)) for item in value) <= STRINGS_MOST
+        and sum(len(ascii(item)) for item in value) <= MAX_STRINGS
     ):
         return tuple(value)
     raise SettingError(name, value, accepted)
@@ -156,7 +156,7 @@ def accept_command(name: str, value: object) -> tuple[str, ...]:
 def accept_modules(name: str, value: object) -> tuple[str, ...]:
     accepted = 'a list of at most 100 names of Python modules, such as ["numpy", "os.path"]'
     names = accept_strings(name, value, accepted)
-    if len(names) > MODULES_MOST:
+    if len(names) > MAX_MODULES:
         raise SettingError(name, value, accepted)
     for i, item in enumerate(names):
         parts = item.split(".")

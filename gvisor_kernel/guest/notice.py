@@ -15,7 +15,7 @@ from gvisor_kernel.link import Channel
 from gvisor_kernel.strict_json import parse_json
 
 DELIMITER = b"<IDS|MSG>"
-MOST_PARTS_BEFORE = 16
+MAX_PARTS_BEFORE = 16
 LARGEST_HEADER = 64 * 1024
 
 
@@ -35,7 +35,7 @@ def stand_in(
     On iopub that is text on stderr, in the same cell; elsewhere the same reply, as an error.
     """
     try:
-        at = parts.index(DELIMITER, 0, MOST_PARTS_BEFORE + 1)
+        at = parts.index(DELIMITER, 0, MAX_PARTS_BEFORE + 1)
         header, parent = parts[at + 2], parts[at + 3]
         if len(parent) > LARGEST_HEADER:
             return None

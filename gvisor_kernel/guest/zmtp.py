@@ -19,7 +19,7 @@ SIGNATURE_AND_VERSION = 11
 _LONG_SIZE = struct.Struct(">Q")
 _VALUE_SIZE = struct.Struct(">I")
 
-FRAME_MOST = 1 << 40
+MAX_FRAME = 1 << 40
 """What a kernel sends is in the sandbox's memory already; this is only no size at all."""
 
 
@@ -86,7 +86,7 @@ class ZmtpConnection:
                 start = offset + 9
             else:
                 size, start = self._in[offset + 1], offset + 2
-            if size > FRAME_MOST:
+            if size > MAX_FRAME:
                 raise ZmtpError(f"a frame announces {size} bytes")
             if end - start < size:
                 break

@@ -19,12 +19,12 @@ from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_in
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, show, split_name
 
-DOCUMENT_MOST = 4 * 1024 * 1024
+MAX_DOCUMENT = 4 * 1024 * 1024
 MAX_DOCUMENTS = 300
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """All that are read of one archive; of an honest one three to some dozens."""
-LINKS_MOST = 3
-MEMBERS_MOST = 10_000
+MAX_LINKS = 3
+MAX_MEMBERS = 10_000
 XZ_MEMORY = 512 * 1024 * 1024
 MAX_IDLE = 4 * 1024 * 1024
 """Packed bytes that unpack to nothing, in a row: padding, or empty parts by the million."""
@@ -63,8 +63,8 @@ class Documents:
         with self._blobs.open(name) as stream:
             while data := stream.read(CHUNK):
                 content += data
-                if len(content) > DOCUMENT_MOST:
-                    raise Refused(f"{show(name)} has more than {DOCUMENT_MOST} bytes")
+                if len(content) > MAX_DOCUMENT:
+                    raise Refused(f"{show(name)} has more than {MAX_DOCUMENT} bytes")
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
             raise Refused(f"documents of more than {MAX_DOCUMENT_BYTES} bytes say what is in it")
@@ -106,8 +106,8 @@ class TarBlobs:
         file.seek(0)
         reader = TarReader(file)
         for count, entry in enumerate(reader):
-            if count >= MEMBERS_MOST:
-                raise Refused(f"it has more than {MEMBERS_MOST} parts")
+            if count >= MAX_MEMBERS:
+                raise Refused(f"it has more than {MAX_MEMBERS} parts")
             if entry.kind is Kind.DIRECTORY:
                 continue
             if entry.name in self._places or entry.name in self._links:
@@ -126,7 +126,7 @@ class TarBlobs:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Stream]:
-        for _ in range(LINKS_MOST):
+        for _ in range(MAX_LINKS):
             name = self._links.get(name, name)
         if name not in self._places:
             raise Refused(f"it has no {show(name)}")

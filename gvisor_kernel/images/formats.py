@@ -19,14 +19,14 @@ from typing import Any, TypeAlias
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.tar import Stream, show
-from gvisor_kernel.images.blobs import DOCUMENT_MOST, Blobs, Checked, Documents, unpacked
+from gvisor_kernel.images.blobs import MAX_DOCUMENT, Blobs, Checked, Documents, unpacked
 from gvisor_kernel.strict_json import JsonError, parse_json
 
-LAYERS_MOST = 500
+MAX_LAYERS = 500
 """Docker has at most 127."""
-INDEX_DEPTH_MOST = 3
-MANIFESTS_MOST = 200
-ENVIRONMENT_MOST = 64 * 1024
+MAX_INDEX_DEPTH = 3
+MAX_MANIFESTS = 200
+MAX_ENVIRONMENT = 64 * 1024
 
 ARCHITECTURES = {
     "x86_64": "amd64",
@@ -117,17 +117,17 @@ def _read_layout(documents: Documents) -> Iterator[tuple[str, Reading]]:
         raise Refused("it is an OCI layout of an unknown version")
     index = _parse(documents.read("index.json"), "index.json")
     for count, (reference, descriptor) in enumerate(_manifests(documents, index, "", 0)):
-        if count >= MANIFESTS_MOST:
-            raise Refused(f"it has more than {MANIFESTS_MOST} images")
+        if count >= MAX_MANIFESTS:
+            raise Refused(f"it has more than {MAX_MANIFESTS} images")
         yield reference, partial(_read_oci, documents, reference, descriptor)
 
 
 def _manifests(
     documents: Documents, index: Mapping[str, Any], reference: str, depth: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if depth > INDEX_DEPTH_MOST:
+    if depth > MAX_INDEX_DEPTH:
         raise Refused("its lists of images are nested too deep")
-    for descriptor in _list(index, "manifests")[:MANIFESTS_MOST]:
+    for descriptor in _list(index, "manifests")[:MAX_MANIFESTS]:
         if not isinstance(descriptor, dict):
             raise Refused("its list of images is damaged")
         annotations = descriptor.get("annotations")
@@ -183,13 +183,13 @@ def _read_blob(documents: Documents, descriptor: Mapping[str, Any]) -> bytes:
 
 def _read_docker(documents: Documents) -> Iterator[tuple[str, Reading]]:
     images = _parse_any(documents.read("manifest.json"), "manifest.json")
-    if not isinstance(images, list) or len(images) > MANIFESTS_MOST:
+    if not isinstance(images, list) or len(images) > MAX_MANIFESTS:
         raise Refused("its manifest.json is damaged")
     for image in images:
         if not isinstance(image, dict) or not isinstance(image.get("Config"), str):
             raise Refused("its manifest.json is damaged")
         tags = [str(tag) for tag in image.get("RepoTags") or []]
-        for tag in tags[:MANIFESTS_MOST] if len(images) > 1 or len(tags) == 1 else [""]:
+        for tag in tags[:MAX_MANIFESTS] if len(images) > 1 or len(tags) == 1 else [""]:
             yield tag, partial(_read_docker_image, documents, tag, image)
 
 
@@ -223,7 +223,7 @@ def _finish(
         )
     rootfs = config.get("rootfs")
     unpacked_digests = _list(rootfs if isinstance(rootfs, dict) else {}, "diff_ids")
-    if len(unpacked_digests) != len(layers) or len(layers) > LAYERS_MOST:
+    if len(unpacked_digests) != len(layers) or len(layers) > MAX_LAYERS:
         raise Refused(f"it has {len(layers)} layers, and its configuration {len(unpacked_digests)}")
     found = tuple(
         Layer(name, packed, _digest({"digest": inner}))
@@ -242,8 +242,8 @@ def read_environment(settings: Mapping[str, Any]) -> dict[str, str]:
         if not equals or not _VARIABLE.fullmatch(name) or not _is_value(value):
             raise Refused(f"it sets a variable {show(str(item))}, which is none")
         found[name] = value
-    if sum(len(name) + len(value.encode()) + 2 for name, value in found.items()) > ENVIRONMENT_MOST:
-        raise Refused(f"its environment has more than {ENVIRONMENT_MOST} bytes")
+    if sum(len(name) + len(value.encode()) + 2 for name, value in found.items()) > MAX_ENVIRONMENT:
+        raise Refused(f"its environment has more than {MAX_ENVIRONMENT} bytes")
     return found
 
 
@@ -281,6 +281,6 @@ def _parse(content: bytes, what: str) -> dict[str, Any]:
 
 def _parse_any(content: bytes, what: str) -> Any:
     try:
-        return parse_json(content, DOCUMENT_MOST)
+        return parse_json(content, MAX_DOCUMENT)
     except JsonError as error:
         raise Refused(f"{what} is damaged: {error}") from None

@@ -34,9 +34,9 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.images.inspection import Inside, RootImage
 
 FORMAT = 1
-DOCUMENT_MOST = 4 * 1024 * 1024
-DIGEST_MOST = 64
-DIGITS_LEAST = 6
+MAX_DOCUMENT = 4 * 1024 * 1024
+MAX_DIGEST = 64
+MIN_DIGITS = 6
 """Of a digest that stands for an image."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -95,7 +95,7 @@ class Store:
             if image is not None:
                 return image
         digits = text.removeprefix("sha256:")
-        if len(digits) >= DIGITS_LEAST:
+        if len(digits) >= MIN_DIGITS:
             found = [image for image in self.images() if image.digest.startswith(digits)]
             if len(found) == 1:
                 return found[0]
@@ -116,7 +116,7 @@ class Store:
 
     def _read_name(self, name: str) -> str | None:
         with contextlib.suppress(OSError):
-            digest = private_directories.read_file(self.root / "names" / name, DIGEST_MOST).decode(
+            digest = private_directories.read_file(self.root / "names" / name, MAX_DIGEST).decode(
                 "ascii", "replace"
             )
             return digest if _DIGEST.fullmatch(digest) else None
@@ -128,7 +128,7 @@ class Store:
         directory = self.root / digest
         try:
             content = json.loads(
-                private_directories.read_file(directory / "image.json", DOCUMENT_MOST)
+                private_directories.read_file(directory / "image.json", MAX_DOCUMENT)
             )
             if content.pop("format") != FORMAT or content["digest"] != digest:
                 return None
@@ -145,7 +145,7 @@ class Store:
     def _read_inside(directory: Path) -> Inside | None:
         try:
             content = json.loads(
-                private_directories.read_file(directory / "inside.json", DOCUMENT_MOST)
+                private_directories.read_file(directory / "inside.json", MAX_DOCUMENT)
             )
             return Inside(
                 version=str(content["version"]),

@@ -31,10 +31,10 @@ TRIES = 2
 """Of making one image, in this process's life."""
 
 
-class ImageBuilder:
-    """Of one process. Use ``ImageBuilder.instance()``; any thread."""
+class SnapshotBuilder:
+    """Of one process. Use ``SnapshotBuilder.instance()``; any thread."""
 
-    _instance: ImageBuilder | None = None
+    _instance: SnapshotBuilder | None = None
     _lock = ThreadLock()
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class ImageBuilder:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def instance(cls) -> ImageBuilder:
+    def instance(cls) -> SnapshotBuilder:
         with cls._lock:
             if cls._instance is None or cls._instance._pid != os.getpid():
                 cls._instance = cls()
@@ -136,7 +136,7 @@ class ImageBuilder:
 
 def _in_child() -> None:
     """A forked child has no builder: its parent's ends with its parent."""
-    instance = ImageBuilder._instance
+    instance = SnapshotBuilder._instance
     process = instance._process if instance is not None else None
     if process is not None and process.stdin is not None:
         with suppress(OSError):

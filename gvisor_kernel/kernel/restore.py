@@ -10,13 +10,19 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from gvisor_kernel.bridge import ImageRun
+from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
-from gvisor_kernel.snapshots.key import IMPORTED, ImageKey, KernelFacts, make_key, split_environment
+from gvisor_kernel.snapshots.key import (
+    IMPORTED,
+    KernelFacts,
+    SnapshotKey,
+    make_key,
+    split_environment,
+)
 from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.store import Meta, Store
 from gvisor_kernel.spec.layout import WORKSPACE
@@ -30,15 +36,15 @@ class Restored:
     """A sandbox with a live kernel in it, which does not know yet whose it is."""
 
     sandbox: Sandbox
-    key: ImageKey
-    run: ImageRun
+    key: SnapshotKey
+    run: SnapshotRun
 
     def discard(self, reason: str) -> None:
         """Let no other kernel start from this image. Blocks."""
         Store.open().discard(self.key.name, reason)
 
 
-def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[ImageKey, KernelPlan]:
+def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPlan]:
     """The key of the images that ``plan`` may start from, and the plan of a kernel to take one of.
 
     That one lacks the variables that a restored kernel is told later. Raises as ``Runtime.start``.
@@ -88,10 +94,10 @@ def _name(names: Collection[str]) -> str:
     return first if len(names) == 1 else f"{first} (and {len(names) - 1} more)"
 
 
-def _describe_run(meta: Meta, plan: KernelPlan) -> ImageRun:
+def _describe_run(meta: Meta, plan: KernelPlan) -> SnapshotRun:
     renewal = find_renewal(meta.facts)
     _, later = _split(plan)
-    return ImageRun(meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later))
+    return SnapshotRun(meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later))
 
 
 def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, str]:
@@ -106,7 +112,7 @@ def _can_be_told(plan: KernelPlan) -> bool:
 def restore(
     runtime: Runtime,
     plan: KernelPlan,
-    take_spare: Callable[[ImageKey], Sandbox | None] | None = None,
+    take_spare: Callable[[SnapshotKey], Sandbox | None] | None = None,
 ) -> Restored:
     """A sandbox restored from an image that fits ``plan``. Blocks.
 

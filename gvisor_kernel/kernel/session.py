@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvisor_kernel.bridge import Address, Bridge, ImageRun, KernelBridge
+from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.sandbox_link import close_sandbox
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
-from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.plan import KernelPlan, full_request, kernel_argv
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.warm_pool import Spares
@@ -194,7 +194,7 @@ class SandboxedKernel:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without an image: {reason}")
                 # For the next one of this kind.
-                ImageBuilder.instance().want(plan)
+                SnapshotBuilder.instance().want(plan)
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None
@@ -307,14 +307,14 @@ class SandboxedKernel:
         undoing.add_done_callback(self._undoing.discard)
         return undoing
 
-    async def checkpoint(self, directory: Path, seconds: float) -> ImageRun:
+    async def checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         """Write the image of the idle kernel into ``directory``; its sandbox ends.
 
         Nobody may be connected to it. Raises LaunchError, SnapshotError.
         """
         return await self._bridge.awaited(self._checkpoint(directory, seconds))
 
-    async def _checkpoint(self, directory: Path, seconds: float) -> ImageRun:
+    async def _checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         kernel, sandbox, plan = self._kernel, self._sandbox, self._plan
         if kernel is None or sandbox is None or plan is None:
             raise LaunchError("There is no kernel to take an image of.")

@@ -33,10 +33,10 @@ from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.reseed import find_renewal
-from gvisor_kernel.snapshots.store import Image, Meta, Store
+from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
 from gvisor_kernel.strict_json import parse_json
 
-LIST_MOST = 16 * 1024 * 1024
+MAX_LIST = 16 * 1024 * 1024
 """Bytes of the list of what a kernel has loaded. Real ones have some 100 KB."""
 
 Report = Callable[[str, float], None]
@@ -75,7 +75,7 @@ print(json.dumps([sorted(f for f in files if f), sorted(sys.path_importer_cache)
 """
 
 
-def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Report) -> Image:
+def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Report) -> Snapshot:
     """The snapshot that kernels of ``plan`` start from, made now. Called by ``snapshot build``.
 
     ``preload``: modules instead of those of the setting; ``report``: is told each step.
@@ -84,7 +84,7 @@ def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Repo
     """
     if preload is not None:
         plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
-    return make_image(plan, report)
+    return make_snapshot(plan, report)
 
 
 def build_in_background(plan: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def build_in_background(plan: dict[str, Any]) -> None:
         _make(store, found, lambda words, done: None)
 
 
-def make_image(plan: KernelPlan, report: Report) -> Image:
+def make_snapshot(plan: KernelPlan, report: Report) -> Snapshot:
     """Make the image of ``plan``. Raises GvisorKernelError, with nothing left behind."""
     store = Store.open()
     with builder_turn(store) as mine:
@@ -114,7 +114,7 @@ def make_image(plan: KernelPlan, report: Report) -> Image:
         return _make(store, plan, report)
 
 
-def _make(store: Store, plan: KernelPlan, report: Report) -> Image:
+def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
     obstacle = find_obstacle(plan)
     if obstacle is not None:
         raise SnapshotError(
@@ -209,7 +209,7 @@ def _warm_up(
     text = _run_python(client, LIST_FILES)
     _run_python(client, WARM_UP)
     try:
-        files, directories = parse_json(text, LIST_MOST)
+        files, directories = parse_json(text, MAX_LIST)
         paths = map(str, files), map(str, directories)
         return make_manifest(*paths, sandbox.mounts, since, str(sandbox.directory))
     except (ValueError, TypeError) as error:

@@ -22,7 +22,7 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.snapshots.key import ImageKey
+from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Spare:
     kind: Kind
     restored: Restored
 
-    def fits(self, kind: Kind, key: ImageKey) -> bool:
+    def fits(self, kind: Kind, key: SnapshotKey) -> bool:
         """Whether it is what a start of ``kind`` from the image of ``key`` would make now."""
         sandbox = self.restored.sandbox
         if self.kind != kind or self.restored.key != key or sandbox.poll() is not None:
@@ -104,7 +104,7 @@ class Spares:
         """Whether a spare waits for its start."""
         return self._spare is not None
 
-    def take(self, plan: KernelPlan, key: ImageKey) -> Sandbox | None:
+    def take(self, plan: KernelPlan, key: SnapshotKey) -> Sandbox | None:
         """The spare, going on and ``plan``'s own, if it is what ``plan`` would start from ``key``.
 
         Another kind's spare stays; one of this kind that does not fit any more is removed.

@@ -19,7 +19,7 @@ MEMORY = 1024**3
 """What the sandbox may use; a Python that lists its modules takes some 20 MiB."""
 LOOK_SECONDS = 0.05
 """How often its memory is looked at: nobody else does, as no bridge has this sandbox."""
-ANSWER_MOST = 4 * 1024 * 1024
+MAX_ANSWER = 4 * 1024 * 1024
 """A Python with thousands of packages has names of some 100 KB."""
 
 PROGRAM = """
@@ -75,7 +75,7 @@ def _read_line(sandbox: Sandbox) -> bytes:
     """
     deadline = time.monotonic() + SECONDS
     content = b""
-    while not content.endswith(b"\n") and len(content) <= ANSWER_MOST:
+    while not content.endswith(b"\n") and len(content) <= MAX_ANSWER:
         left = deadline - time.monotonic()
         if left <= 0:
             break
@@ -99,7 +99,7 @@ def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> Inside:
     try:
         if not answer.endswith(b"\n"):
             raise ValueError("it is no whole line")
-        content = parse_json(answer, ANSWER_MOST)
+        content = parse_json(answer, MAX_ANSWER)
         return Inside(
             version=str(content["version"])[:40],
             modules=frozenset(str(name)[:200] for name in content["modules"]),

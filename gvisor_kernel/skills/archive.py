@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 from gvisor_kernel.errors import SkillError
 
-PACKED_MOST = 32 * 1024 * 1024
+MAX_PACKED = 32 * 1024 * 1024
 """Bytes of an archive: it is held in memory."""
-UNPACKED_MOST = 64 * 1024 * 1024
+MAX_UNPACKED = 64 * 1024 * 1024
 """Bytes of all files together: likewise, and they land on the user's disk."""
-ENTRIES_MOST = 2000
+MAX_ENTRIES = 2000
 """Files and folders. What is meant to be read by a person or a model has a few dozen."""
-RATIO_MOST = 100
+MAX_RATIO = 100
 """How many times an entry may grow, if it grows beyond RATIO_FROM. Text grows 3 to 20 times."""
 RATIO_FROM = 1024 * 1024
-NAME_MOST = 400
+MAX_NAME = 400
 """Bytes of a path; below what any file system takes, wherever it is unpacked."""
-DEPTH_MOST = 10
+MAX_DEPTH = 10
 
 _END = struct.Struct("<4sHHHHIIH")
 _DIRECTORY = struct.Struct("<4sHHHHHHIIIHHHHHII")
@@ -68,8 +68,8 @@ def read_archive(data: bytes) -> dict[str, File]:
 
     Every size, checksum and name has been checked when this returns. Raises SkillError.
     """
-    if len(data) > PACKED_MOST:
-        raise SkillError(f"it has more than {PACKED_MOST} bytes")
+    if len(data) > MAX_PACKED:
+        raise SkillError(f"it has more than {MAX_PACKED} bytes")
     entries, directory_at = _read_directory(data)
     check_names([entry.name for entry in entries])
     _check_sizes(entries)
@@ -97,7 +97,7 @@ def check_path(name: str) -> None:
         raise SkillError(f"the name {shown} leads out of its folder")
     if any(part in ("", ".") or part[-1] in " ." or part[0] == " " for part in parts):
         raise SkillError(f"the name {shown} has an empty part, or one that begins or ends oddly")
-    if len(parts) > DEPTH_MOST or len(name.encode()) > NAME_MOST:
+    if len(parts) > MAX_DEPTH or len(name.encode()) > MAX_NAME:
         raise SkillError(f"the name {shown} is too long or too deep")
     if max(len(part.encode()) for part in parts) > 200:
         raise SkillError(f"the name {shown} has a part of more than 200 bytes")
@@ -130,14 +130,14 @@ def check_names(names: list[str]) -> None:
 
 def _check_sizes(entries: list[_Entry]) -> None:
     for entry in entries:
-        if entry.size > max(RATIO_FROM, RATIO_MOST * entry.packed):
+        if entry.size > max(RATIO_FROM, MAX_RATIO * entry.packed):
             raise SkillError(
                 f"{show(entry.name)} would grow from {entry.packed} to {entry.size} bytes,"
-                f" more than {RATIO_MOST} times"
+                f" more than {MAX_RATIO} times"
             )
     total = sum(entry.size for entry in entries)
-    if total > UNPACKED_MOST:
-        raise SkillError(f"its files have {total} bytes together, more than {UNPACKED_MOST}")
+    if total > MAX_UNPACKED:
+        raise SkillError(f"its files have {total} bytes together, more than {MAX_UNPACKED}")
 
 
 def _read_directory(data: bytes) -> tuple[list[_Entry], int]:
@@ -154,8 +154,8 @@ def _read_directory(data: bytes) -> tuple[list[_Entry], int]:
         raise SkillError("it is of the ZIP64 kind, which only huge archives need")
     if disk or first_disk or here != count:
         raise SkillError("it is a part of an archive of several files")
-    if count > ENTRIES_MOST:
-        raise SkillError(f"it has {count} entries, more than {ENTRIES_MOST}")
+    if count > MAX_ENTRIES:
+        raise SkillError(f"it has {count} entries, more than {MAX_ENTRIES}")
     if offset + size != end:
         raise SkillError("its directory is not where it should be")
     return list(_parse_directory(data[offset:end], count)), offset

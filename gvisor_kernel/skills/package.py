@@ -18,8 +18,8 @@ from pathlib import Path
 
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.skills.archive import (
-    ENTRIES_MOST,
-    PACKED_MOST,
+    MAX_ENTRIES,
+    MAX_PACKED,
     File,
     check_names,
     read_archive,
@@ -30,10 +30,10 @@ SUFFIX = ".skill"
 DOCUMENT = "SKILL.md"
 ROOT_FILES = (DOCUMENT, "LICENSE.txt")
 ROOT_FOLDERS = ("scripts", "reference")
-DOCUMENT_MOST = 256 * 1024
-DESCRIPTION_MOST = 1024
+MAX_DOCUMENT = 256 * 1024
+MAX_DESCRIPTION = 1024
 NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-NAME_MOST = 64
+MAX_NAME = 64
 LEFT_OUT = ("__pycache__",)
 """Besides names that begin with a dot; what editors, systems and Python leave in folders."""
 
@@ -66,7 +66,7 @@ def read_package(path: Path) -> Skill:
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise SkillError(f"{path} is not an ordinary file.", HINT)
-            data = file.read(PACKED_MOST + 1)
+            data = file.read(MAX_PACKED + 1)
     except OSError as error:
         raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
     try:
@@ -82,10 +82,10 @@ def read_folder(path: Path) -> Skill:
     try:
         for name, content in _walk(path, left_out):
             files[name] = content
-            if len(files) > ENTRIES_MOST:
-                raise SkillError(f"it has more than {ENTRIES_MOST} files")
-            if sum(len(file.content) for file in files.values()) > PACKED_MOST:
-                raise SkillError(f"its files have more than {PACKED_MOST} bytes together")
+            if len(files) > MAX_ENTRIES:
+                raise SkillError(f"it has more than {MAX_ENTRIES} files")
+            if sum(len(file.content) for file in files.values()) > MAX_PACKED:
+                raise SkillError(f"its files have more than {MAX_PACKED} bytes together")
         check_names(sorted(files))
         return make_skill(files, tuple(sorted(left_out)))
     except OSError as error:
@@ -113,7 +113,7 @@ def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
                     mode = os.fstat(file.fileno()).st_mode
                     if not stat.S_ISREG(mode):
                         raise SkillError(f"{show(prefix + name)} is no ordinary file")
-                    yield prefix + name, File(file.read(PACKED_MOST + 1), bool(mode & 0o100))
+                    yield prefix + name, File(file.read(MAX_PACKED + 1), bool(mode & 0o100))
     finally:
         os.close(top)
 
@@ -134,8 +134,8 @@ def make_skill(files: Mapping[str, File], left_out: tuple[str, ...] = ()) -> Ski
                 f" {' and '.join(f'{folder}/' for folder in ROOT_FOLDERS)}"
             )
     document = files[DOCUMENT].content
-    if len(document) > DOCUMENT_MOST:
-        raise SkillError(f"{DOCUMENT} has {len(document)} bytes, more than {DOCUMENT_MOST}")
+    if len(document) > MAX_DOCUMENT:
+        raise SkillError(f"{DOCUMENT} has {len(document)} bytes, more than {MAX_DOCUMENT}")
     try:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -145,14 +145,14 @@ def make_skill(files: Mapping[str, File], left_out: tuple[str, ...] = ()) -> Ski
         if not front.get(key):
             raise SkillError(f"the front matter of {DOCUMENT} has no {key}")
     name, description = front["name"], front["description"]
-    if len(name) > NAME_MOST or not NAME.fullmatch(name):
+    if len(name) > MAX_NAME or not NAME.fullmatch(name):
         raise SkillError(
-            f"its name is {show(name)}; use at most {NAME_MOST} lower-case letters, digits and"
+            f"its name is {show(name)}; use at most {MAX_NAME} lower-case letters, digits and"
             " single hyphens between them"
         )
-    if len(description) > DESCRIPTION_MOST or not description.isprintable():
+    if len(description) > MAX_DESCRIPTION or not description.isprintable():
         raise SkillError(
-            f"its description has {len(description)} characters; use at most {DESCRIPTION_MOST},"
+            f"its description has {len(description)} characters; use at most {MAX_DESCRIPTION},"
             " and none that control a terminal"
         )
     return Skill(name, description, files, left_out)

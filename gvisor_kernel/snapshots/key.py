@@ -67,7 +67,7 @@ imported already. None of them is in an image; such a kernel starts without one.
 
 
 @dataclass(frozen=True)
-class ImageKey:
+class SnapshotKey:
     """``parts``: a digest for each kind of fact, so that it can be told which one has changed."""
 
     parts: Mapping[str, str]
@@ -106,7 +106,7 @@ class HostFacts:
     """What the processors can do, and how many there are for a sandbox."""
 
 
-def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -> ImageKey:
+def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -> SnapshotKey:
     """The key for a ``kernel`` in a ``sandbox`` as ``Runtime.describe`` tells it."""
     facts = dict(sandbox)
     facts["config"] = normalize_config(sandbox["config"])
@@ -115,7 +115,7 @@ def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -
     facts["kernel"] = [list(kernel.argv), kernel.workdir, kernel.kernel_mode]
     facts["preload"] = list(kernel.preload)
     facts["environment"] = dict(kernel.environment)
-    return ImageKey({name: digest(value) for name, value in facts.items()})
+    return SnapshotKey({name: digest(value) for name, value in facts.items()})
 
 
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.base import MountView
 
-FILES_MOST = 20_000
+MAX_FILES = 20_000
 """A kernel with numpy, pandas and matplotlib imported has about 1,500."""
-DIRECTORIES_MOST = 2_000
-PATH_MOST = 4096
-NAMES_MOST = 100_000
+MAX_DIRECTORIES = 2_000
+MAX_PATH = 4096
+MAX_NAMES = 100_000
 """Entries that are looked at in one directory of the import path."""
 OUTPUTS = "outputs"
 """Comes and goes beside notebooks with each kernel, in a folder that is imported from, too."""
@@ -107,7 +107,7 @@ def make_manifest(
     """
     views = sorted(mounts, key=lambda view: len(view.target), reverse=True)
     found: dict[str, Stamp] = {}
-    for path in _translate(files, views, FILES_MOST, "files", own):
+    for path in _translate(files, views, MAX_FILES, "files", own):
         for spelled in {path, os.path.realpath(path)}:
             if spelled != path and not any(is_within(spelled, view.source) for view in views):
                 continue
@@ -121,7 +121,7 @@ def make_manifest(
                 raise SnapshotError(f"{spelled} changed while the image was made.")
             found[spelled] = (status.st_size, status.st_mtime_ns, status.st_ino)
     offered: dict[str, Directory | None] = {}
-    for path in _translate(directories, views, DIRECTORIES_MOST, "directories", own):
+    for path in _translate(directories, views, MAX_DIRECTORIES, "directories", own):
         changed = _changed(path)
         offered[path] = None if changed is None else Directory(changed, _names(path))
     return Manifest(found, offered)
@@ -135,7 +135,7 @@ def _translate(
     for count, path in enumerate(paths):
         if count >= most:
             raise SnapshotError(f"A kernel has more than {most} {what} loaded.")
-        if not isinstance(path, str) or len(path) > PATH_MOST or "\0" in path:
+        if not isinstance(path, str) or len(path) > MAX_PATH or "\0" in path:
             continue
         if not path.startswith("/") or path in seen or ".." in path.split("/"):
             continue
@@ -162,8 +162,8 @@ def _names(path: str) -> str:
     try:
         with os.scandir(path) as entries:
             for count, entry in enumerate(entries):
-                if count >= NAMES_MOST:
-                    raise SnapshotError(f"{path} has more than {NAMES_MOST} entries.")
+                if count >= MAX_NAMES:
+                    raise SnapshotError(f"{path} has more than {MAX_NAMES} entries.")
                 name = entry.name
                 if name == OUTPUTS:
                     continue

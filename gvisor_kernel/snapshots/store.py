@@ -37,21 +37,21 @@ from platformdirs import user_cache_path
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.snapshots.key import KEY_DIGITS, ImageKey
+from gvisor_kernel.snapshots.key import KEY_DIGITS, SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
 """Those below may hold values that the setting ``environment`` passed on: they are removed."""
-STORE_MOST = 4 * GIB
+MAX_STORE = 4 * GIB
 """Bytes of all images together: about forty kernels with numpy and pandas imported."""
 DISK_SHARE = 0.2
 """Of what the disk has free, or would have without images, no more than this."""
-META_MOST = 16 * 1024 * 1024
+MAX_META = 16 * 1024 * 1024
 BUSY_SECONDS = 5.0
 """A restore holds its image for a second or two; longer than this nobody waits for one to end."""
-REPLACED_MOST = 3
+MAX_REPLACED = 3
 """How often in a row an image may be replaced while somebody waits for it."""
 
 _KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
@@ -62,7 +62,7 @@ class Meta:
     """What is known of an image. ``sandbox_key`` signs messages inside: it is secret.
 
     ``run`` is the number of the kernel's run in the link. ``parts``: of the image's key, see
-    ``ImageKey``. ``label``: text for people, such as the kernelspec's name. ``facts``: JSON that
+    ``SnapshotKey``. ``label``: text for people, such as the kernelspec's name. ``facts``: JSON that
     those who make and restore images keep with them.
     """
 
@@ -77,7 +77,7 @@ class Meta:
 
 
 @dataclass(frozen=True)
-class Image:
+class Snapshot:
     """An image in the store. ``size`` in bytes of the disk, ``used``: seconds since the epoch.
 
     ``sums``: of the content of its files, by their names.
@@ -131,7 +131,7 @@ class Store:
     another process for moments, and none is for an event loop.
     """
 
-    def __init__(self, root: Path, most: int = STORE_MOST) -> None:
+    def __init__(self, root: Path, most: int = MAX_STORE) -> None:
         self.root = root
         self.most = most
 
@@ -148,7 +148,7 @@ class Store:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def images(self) -> list[Image]:
+    def images(self) -> list[Snapshot]:
         """Every image, the one that was used last first. What is none any more is left out."""
         found = []
         for name in os.listdir(self.root):  # noqa: PTH208
@@ -158,7 +158,7 @@ class Store:
         return sorted(found, key=lambda image: image.used, reverse=True)
 
     @contextlib.contextmanager
-    def use(self, key: str) -> Iterator[Image | None]:
+    def use(self, key: str) -> Iterator[Snapshot | None]:
         """The image of ``key`` if there is one; it stays as it is meanwhile, and counts as used.
 
         What is there and is no image, or a damaged one, is discarded.
@@ -172,13 +172,13 @@ class Store:
                 image = None
             yield image
 
-    def _take(self, key: str, stack: contextlib.ExitStack) -> Image | None:
+    def _take(self, key: str, stack: contextlib.ExitStack) -> Snapshot | None:
         """Raises Unusable."""
         lock = self.root / key / "lock"
         if not _KEY.fullmatch(key):
             return None
         try:
-            for _ in range(REPLACED_MOST):
+            for _ in range(MAX_REPLACED):
                 check_private(self.root / key)
                 fd = stack.enter_context(private_directories.lock(lock, fcntl.LOCK_SH))
                 if os.path.samestat(os.fstat(fd), lock.lstat()):
@@ -190,14 +190,14 @@ class Store:
                 raise Unusable(f"{error.filename} cannot be used: {error.strerror}") from error
         return None
 
-    def _read(self, key: str) -> Image:
+    def _read(self, key: str) -> Snapshot:
         """Raises Unusable, or FileNotFoundError."""
         directory = self.root / key
         check_private(directory)
         found = check_private(directory / "image")
         try:
             digest, _, text = private_directories.read_file(
-                directory / "meta.json", META_MOST
+                directory / "meta.json", MAX_META
             ).partition(b"\n")
             if hashlib.sha256(text).hexdigest().encode() != digest:
                 raise Unusable(f"{directory / 'meta.json'} is damaged, or another release's")
@@ -217,7 +217,7 @@ class Store:
         for name in sorted({*stamps, *found}):
             if stamps.get(name) != found.get(name):
                 raise Unusable(f"{directory / 'image' / name} is not as it was written")
-        return Image(meta, directory, measure(directory / "image"), used, sums)
+        return Snapshot(meta, directory, measure(directory / "image"), used, sums)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Store:
                 f"The image of a kernel cannot be written below {self.root}: {error.strerror}."
             ) from error
 
-    def keep(self, draft: Draft, key: ImageKey, meta: Meta) -> None:
+    def keep(self, draft: Draft, key: SnapshotKey, meta: Meta) -> None:
         """Put a written image in its place; older ones go where there is no room for all.
 
         One that is there for the key is replaced. Raises SnapshotError where the image alone

@@ -30,7 +30,7 @@ from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 RUNTIME = "runsc"
 """The name that the engine has to know gVisor by."""
-API_LEAST = "1.45"
+MIN_API = "1.45"
 """Docker 26: the first that shows a part of a volume."""
 
 LABEL = "org.gvisor-kernel."

@@ -20,7 +20,7 @@ that waits for it. Where the host refuses one, the runtime panics, and the sandb
 FILE_CHUNK = GIB
 """The runtime grows its memory file by this much, so a bound on it is a multiple of this."""
 
-PIDS_MOST = 4194304
+MAX_PIDS = 4194304
 """More than this the kernel of a 64-bit host does not take, nor has."""
 
 OPEN_FILES = 65536
@@ -31,7 +31,7 @@ def host_limits(spec: SandboxSpec) -> HostLimits:
     return HostLimits(
         memory=spec.memory_limit + MEMORY_BACKSTOP,
         cpu_shares=spec.cpu_shares,
-        pids=min(TASKS_OF_PROCESS * spec.pids_limit + PIDS_RUNTIME, PIDS_MOST),
+        pids=min(TASKS_OF_PROCESS * spec.pids_limit + PIDS_RUNTIME, MAX_PIDS),
     )
 
 

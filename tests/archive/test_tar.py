@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from gvisor_kernel.archive.tar import BLOCK, HEADER_MOST, Entry, Kind, TarReader
+from gvisor_kernel.archive.tar import BLOCK, MAX_HEADER, Entry, Kind, TarReader
 from gvisor_kernel.errors import RootImageError
 
 from ..images.helpers import MTIME, Item, folder, hard_link, link, make_tar
@@ -150,12 +150,12 @@ def test_a_comment_for_all_entries_is_not() -> None:
 
 
 def test_attributes_of_a_gigabyte_are_not_held_in_memory() -> None:
-    header = change(change(ONE, 156, b"x"), 124, b"%011o\0" % (HEADER_MOST + 1))
+    header = change(change(ONE, 156, b"x"), 124, b"%011o\0" % (MAX_HEADER + 1))
 
     class Endless(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             assert size is not None
-            assert size <= HEADER_MOST, "asked for all of it"
+            assert size <= MAX_HEADER, "asked for all of it"
             return super().read(size) or b"\0" * size
 
     with pytest.raises(RootImageError, match="name or attributes have"):

@@ -280,5 +280,5 @@ def test_following_goes_on_across_a_rotation_and_ends_with_the_sandbox(state: Pa
 
 def test_the_state_directory(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_state().state == "ok"
-    monkeypatch.setattr("gvisor_kernel.cli.checks.state.SPACE_LEAST", 2**62)
+    monkeypatch.setattr("gvisor_kernel.cli.checks.state.MIN_SPACE", 2**62)
     assert check_state().state == "warning"

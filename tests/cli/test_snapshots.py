@@ -19,7 +19,7 @@ from gvisor_kernel.runtimes.base import LaunchRequest, MountView
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import KernelFacts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
-from gvisor_kernel.snapshots.store import Image, Meta, Store
+from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
 
 Add = Callable[..., str]
 
@@ -154,7 +154,7 @@ def test_build_says_what_it_does(
 ) -> None:
     asked = []
 
-    def build(kernel: str, preload: object, report: Callable[[str, float], None]) -> Image:
+    def build(kernel: str, preload: object, report: Callable[[str, float], None]) -> Snapshot:
         asked.append((kernel, preload))
         report("starting \x1b[31m", 0.1)
         report("writing", 0.9)

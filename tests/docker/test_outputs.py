@@ -230,6 +230,6 @@ def test_takes_no_longer_than_it_may(outputs: Path) -> None:
 
 
 def test_too_many(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gvisor_kernel.runtimes.docker.outputs.ENTRIES_MOST", 2)
+    monkeypatch.setattr("gvisor_kernel.runtimes.docker.outputs.MAX_ENTRIES", 2)
     with pytest.raises(Refused, match="more than 2"):
         land(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

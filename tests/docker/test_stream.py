@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.runtimes.docker.stream import (
-    FRAME_MOST,
+    MAX_FRAME,
     STDERR,
     STDOUT,
     Demultiplexer,
@@ -69,7 +69,7 @@ def test_garbage_is_an_error_or_a_stream(data: bytes) -> None:
         b"\0\0\0\0\0\0\0\1",  # stdin, which nobody sends
         b"\3\0\0\0\0\0\0\1",  # an error of the engine's own
         b"\1\0\0\1\0\0\0\1",
-        b"\1\0\0\0" + (FRAME_MOST + 1).to_bytes(4),
+        b"\1\0\0\0" + (MAX_FRAME + 1).to_bytes(4),
         b"\1\0\0\0\xff\xff\xff\xff",
         b"HTTP/1.1",
     ],
@@ -81,7 +81,7 @@ def test_no_header(header: bytes) -> None:
 
 def test_a_large_frame_is_given_out_as_it_comes() -> None:
     reader = Demultiplexer()
-    assert not list(reader.receive(b"\1\0\0\0" + FRAME_MOST.to_bytes(4)))
+    assert not list(reader.receive(b"\1\0\0\0" + MAX_FRAME.to_bytes(4)))
     assert [(kind, bytes(data)) for kind, data in reader.receive(b"abc")] == [(STDOUT, b"abc")]
 
 

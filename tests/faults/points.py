@@ -34,7 +34,7 @@ from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import find_plan
 from gvisor_kernel.kernel import snapshot_builder
-from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
 from gvisor_kernel.kernel.connection_info import own_info
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -252,7 +252,7 @@ class Life:
     def image(self) -> None:
         """An image is made."""
         self._points.armed = True
-        snapshot_builder.make_image(self._plan, lambda words, done: None)
+        snapshot_builder.make_snapshot(self._plan, lambda words, done: None)
 
     def sweep(self) -> None:
         """What the next start of whomever does first."""
@@ -284,7 +284,7 @@ def kill_self() -> None:
 def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
     """In a child: go through a stage, and be killed at a point of it."""
     settle_in(request)
-    ImageBuilder.instance().end()
+    SnapshotBuilder.instance().end()
     points = Points()
     points.begin(request["at"], kill_self, list)
     life = find_life(request, points)
@@ -324,7 +324,7 @@ class Survivor:
         self._points = Points()
         # Whoever did not come back from an image tells the store so. The image is as it was.
         Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
-        ImageBuilder.instance().end()
+        SnapshotBuilder.instance().end()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         settle_in(request)

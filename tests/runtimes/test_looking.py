@@ -12,7 +12,7 @@ import pytest
 from gvisor_kernel.errors import IsolationError, LaunchError
 from gvisor_kernel.images import RootImage
 from gvisor_kernel.runtimes import image_probe
-from gvisor_kernel.runtimes.image_probe import ANSWER_MOST, MEMORY, look_inside
+from gvisor_kernel.runtimes.image_probe import MAX_ANSWER, MEMORY, look_inside
 
 ANSWER = json.dumps({"version": "3.12.0", "modules": ["zmq"], "packages": {}}).encode()
 
@@ -122,7 +122,7 @@ def test_memory_is_watched_though_no_bridge_has_the_sandbox(
     ids=["nothing", "half", "unended", "nested", "wrong", "long"],
 )
 def test_what_is_no_answer(image: RootImage, monkeypatch: pytest.MonkeyPatch, says: bytes) -> None:
-    monkeypatch.setattr(image_probe, "ANSWER_MOST", min(ANSWER_MOST, 60_000))
+    monkeypatch.setattr(image_probe, "MAX_ANSWER", min(MAX_ANSWER, 60_000))
     events, error = look(image, monkeypatch, says)
     assert events == ["verified"] * says.endswith(b"\n") + ["closed"]
     assert "does not answer" in str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.client import OwnClient
 from gvisor_kernel.snapshots.store import Store
 
@@ -59,7 +59,7 @@ def live(passed: points.Points, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     # Whoever did not come back from an image tells the store so. The image is as it was.
     Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
-    ImageBuilder.instance().end()
+    SnapshotBuilder.instance().end()
     passed = points.Points()
     for line in sys.stdin:
         print(json.dumps(live(passed, json.loads(line))), flush=True)

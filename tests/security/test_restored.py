@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.snapshots.store import Image, Store
+from gvisor_kernel.snapshots.store import Snapshot, Store
 
 from ..jupyter.helpers import kernel_log
 from .inside import Kernel, attacker
@@ -35,7 +35,7 @@ environment = dict.fromkeys(json.loads(sys.argv[2]), sys.argv[1])
 plan = replace(plan, spec=replace(plan.spec, environment=tuple(environment)),
                request=replace(plan.request, environment=environment),
                environment={"GK_HEADER": "Bearer " + sys.argv[1]}, substituted=("GK_HEADER",))
-snapshot_builder.make_image(plan, lambda words, done: None)
+snapshot_builder.make_snapshot(plan, lambda words, done: None)
 print(json.dumps([plan.identity.key.decode(), *map(bytes.decode, keys)]))
 """
 
@@ -47,7 +47,7 @@ PASSED = ("GK_PASSED", "JUPYTERHUB_API_TOKEN", "NVIDIA_API_KEY", "TF_TOKEN_app_e
 class Made:
     """An image, and what its maker had: words that are not to be found again."""
 
-    image: Image
+    image: Snapshot
     secrets: dict[str, str]
     folder: Path
 

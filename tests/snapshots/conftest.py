@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.snapshots.key import ImageKey
-from gvisor_kernel.snapshots.store import Image, Store
+from gvisor_kernel.snapshots.key import SnapshotKey
+from gvisor_kernel.snapshots.store import Snapshot, Store
 
 from ..jupyter.helpers import SANDBOXED
 from ..world import DEFAULT_KERNEL, World
@@ -60,7 +60,7 @@ def build(*arguments: str) -> str:
     return done.stdout.split()[1].rstrip(",")
 
 
-def image_of(kernel: str) -> Image | None:
+def image_of(kernel: str) -> Snapshot | None:
     """The image for kernels of a kernelspec."""
     for image in Store.open().images():
         if image.meta.label["kernel"] == kernel:
@@ -68,7 +68,7 @@ def image_of(kernel: str) -> Image | None:
     return None
 
 
-def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
+def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
     """The image of this run, in a store of the test's own, where it may be damaged."""
     image = image_of(DEFAULT_KERNEL)
     assert image is not None
@@ -79,15 +79,15 @@ def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Image:
     return copy
 
 
-def copy_to(store: Store, image: Image) -> None:
+def copy_to(store: Store, image: Snapshot) -> None:
     """As the store makes one: it refuses files that are not those that it has written."""
     with store.write() as draft:
         for path in image.files.iterdir():
             shutil.copyfile(path, draft.files / path.name)
-        store.keep(draft, ImageKey(image.meta.parts), image.meta)
+        store.keep(draft, SnapshotKey(image.meta.parts), image.meta)
 
 
-def rewrite(image: Image, change: Callable[[dict[str, Any]], None]) -> None:
+def rewrite(image: Snapshot, change: Callable[[dict[str, Any]], None]) -> None:
     """A meta.json that is whole, and says something else."""
     path = image.directory / "meta.json"
     content = json.loads(path.read_text().partition("\n")[2])

@@ -16,7 +16,7 @@ import pytest
 
 from gvisor_kernel.jupyter.plan_factory import find_plan
 from gvisor_kernel.kernel import background_builder
-from gvisor_kernel.kernel.background_builder import ImageBuilder
+from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.connection_info import own_info
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.runtimes import get_runtime
@@ -87,9 +87,9 @@ def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
 def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store, and images made here in the background, as in any server."""
     monkeypatch.setattr(background_builder, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(ImageBuilder, "_instance", None)
+    monkeypatch.setattr(SnapshotBuilder, "_instance", None)
     yield own_store
-    ImageBuilder.instance().end()
+    SnapshotBuilder.instance().end()
 
 
 def labels(store: Store) -> list[str]:
@@ -206,7 +206,7 @@ def test_what_cannot_be_made_is_tried_twice(
 ) -> None:
     plan = find_plan(KERNEL, own_info(), "")
     plan = replace(plan, spec=replace(plan.spec, preload=("gk_no_such_module",)))
-    images = ImageBuilder.instance()
+    images = SnapshotBuilder.instance()
     for tries in (1, 2):
         images.want(plan)
         wait_until(lambda tries=tries: images._failed.total() == tries, "the try")

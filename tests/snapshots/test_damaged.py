@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.snapshots.store import Image, Store, check_private
+from gvisor_kernel.snapshots.store import Snapshot, Store, check_private
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..world import kernelspec_of
 from .conftest import copy_image, rewrite, said
 
 KERNEL = kernelspec_of("restored")
-Damage = Callable[[Image], None]
+Damage = Callable[[Snapshot], None]
 
 
 def flip_a_bit(path: Path) -> None:
@@ -31,7 +31,7 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def pages(image: Image) -> Path:
+def pages(image: Snapshot) -> Path:
     """The largest file: the memory."""
     return max(image.files.iterdir(), key=lambda path: path.stat().st_size)
 
@@ -42,7 +42,7 @@ def replace_by_link(path: Path) -> None:
     path.symlink_to(elsewhere)
 
 
-def lie_of_the_pages(image: Image) -> None:
+def lie_of_the_pages(image: Snapshot) -> None:
     """What the file system says of the files is made to fit: runsc has to find it out itself."""
     truncate(pages(image))
     stamps = check_private(image.files)

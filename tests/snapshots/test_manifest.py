@@ -10,7 +10,7 @@ import pytest
 
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.snapshots.manifest import DIRECTORIES_MOST, FILES_MOST, Manifest, make_manifest
+from gvisor_kernel.snapshots.manifest import MAX_DIRECTORIES, MAX_FILES, Manifest, make_manifest
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_of_two_mounts_the_deeper_one_counts(site: Path, tmp_path: Path) -> None
 
 def test_a_list_without_end() -> None:
     endless = (f"/x/{i}" for i in range(10**9))
-    with pytest.raises(SnapshotError, match=f"{FILES_MOST} files"):
+    with pytest.raises(SnapshotError, match=f"{MAX_FILES} files"):
         make_manifest(endless, [], [])
-    with pytest.raises(SnapshotError, match=f"{DIRECTORIES_MOST} directories"):
+    with pytest.raises(SnapshotError, match=f"{MAX_DIRECTORIES} directories"):
         make_manifest([], endless, [])

@@ -16,9 +16,9 @@ from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_turn
-from gvisor_kernel.snapshots.key import ImageKey
+from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
-from gvisor_kernel.snapshots.store import Image, Meta, Store
+from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store.open()
 
 
-def key_of(number: int) -> ImageKey:
-    return ImageKey({"config": str(number)})
+def key_of(number: int) -> SnapshotKey:
+    return SnapshotKey({"config": str(number)})
 
 
 def add(store: Store, number: int, size: int = MIB, used: float | None = None) -> str:
@@ -274,4 +274,4 @@ def test_meta_is_text_that_can_be_read_again(store: Store) -> None:
     name = add(store, 1)
     content = json.loads((store.root / name / "meta.json").read_text().partition("\n")[2])
     assert content["format"] == module.FORMAT
-    assert isinstance(store.images()[0], Image)
+    assert isinstance(store.images()[0], Snapshot)

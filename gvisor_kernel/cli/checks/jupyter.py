@@ -13,7 +13,7 @@ from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, Kernelspec, find_kernelspecs
 
-PYTHON_LEAST = (3, 9)
+MIN_PYTHON = (3, 9)
 
 PYTHON_PROBE = """
 import json, sys
@@ -46,7 +46,7 @@ def check_python(interpreter: str = sys.executable) -> Check:
             f"{quoted} -I -c 'import ipykernel'",
         )
     shown = ".".join(str(part) for part in version)
-    if version < PYTHON_LEAST:
+    if version < MIN_PYTHON:
         return Check(
             "python", "failed", f"{interpreter} is Python {shown}", "use Python 3.9 or newer"
         )

@@ -9,7 +9,7 @@ from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.output import describe_size
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
 
-SPACE_LEAST = 256 * 1024 * 1024
+MIN_SPACE = 256 * 1024 * 1024
 """Logs and transcripts of a few kernels."""
 
 
@@ -26,7 +26,7 @@ def check_state() -> Check:
             "make room there, or: export XDG_STATE_HOME=/another/place",
         )
     free = shutil.disk_usage(root).free
-    if free < SPACE_LEAST:
+    if free < MIN_SPACE:
         return Check(
             "state directory",
             "warning",

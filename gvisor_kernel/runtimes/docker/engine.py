@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.errors import LaunchError, RuntimeMissing, SandboxError
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.spec.container import API_LEAST, LABEL, RUNTIME, is_gvisor
+from gvisor_kernel.spec.container import LABEL, MIN_API, RUNTIME, is_gvisor
 
 if TYPE_CHECKING:
     import docker
@@ -269,12 +269,12 @@ def connect(address: str | None = None) -> Engine:
         settings = docker.utils.kwargs_from_env(environment={**os.environ, "DOCKER_HOST": address})
         client = docker.APIClient(**settings, version="auto", timeout=ANSWER_SECONDS)
         patient = docker.APIClient(**settings, version=client._version, timeout=WORK_SECONDS)
-    if _number(client._version) < _number(API_LEAST):
+    if _number(client._version) < _number(MIN_API):
         client.close()
         patient.close()
         raise RuntimeMissing(
             f"The Docker engine at {address} is too old: it speaks {client._version} of its"
-            f" protocol, and {API_LEAST} is needed.",
+            f" protocol, and {MIN_API} is needed.",
             "Docker 26 or newer has it.",
         )
     return Engine(address, client, patient)

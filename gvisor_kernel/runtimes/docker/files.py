@@ -17,13 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gvisor_kernel.archive.tar import CHUNK, DEPTH_MOST
+from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import Opened
 
 log = logging.getLogger(__name__)
 
-ENTRIES_MOST = 200_000
+MAX_ENTRIES = 200_000
 """Files, folders and links that are copied into one sandbox."""
 ENTRY_COST = 4096
 """Bytes that each of them takes besides its content."""
@@ -42,7 +42,7 @@ class Room:
     covered: frozenset[tuple[int, int]] = frozenset()
     folder: str = ""
     setting: str = ""
-    entries: int = ENTRIES_MOST
+    entries: int = MAX_ENTRIES
     left_out: int = 0
 
     def take(self, size: int) -> None:
@@ -53,7 +53,7 @@ class Room:
             raise LaunchError(
                 f"The folder {self.folder} is too large to be copied into a sandbox.",
                 f"name a smaller one in the setting {self.setting}, or None; or raise disk_limit,"
-                f" which bounds it (so do {ENTRIES_MOST} files).",
+                f" which bounds it (so do {MAX_ENTRIES} files).",
             )
 
 
@@ -170,7 +170,7 @@ def _walk_folder(
                 continue
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 raise PermissionError
-            if len(path) > DEPTH_MOST:
+            if len(path) > MAX_DEPTH:
                 raise PermissionError
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, dir_fd=folder)

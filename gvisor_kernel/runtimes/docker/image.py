@@ -12,7 +12,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.spec.environment import kernel_environment
 
 VARIABLES_SIZE = 64 * 1024
-VOLUMES_MOST = 20
+MAX_VOLUMES = 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -49,7 +49,7 @@ def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
     volumes = [str(volume) for volume in config.get("Volumes") or ()]
     if sum(len(k) + len(v) for k, v in variables.items()) > VARIABLES_SIZE:
         raise _unusable(name, "its variables have more than 64 KiB")
-    if len(volumes) > VOLUMES_MOST or not all(map(_is_plain, volumes)):
+    if len(volumes) > MAX_VOLUMES or not all(map(_is_plain, volumes)):
         raise _unusable(name, "its volumes cannot be used")
     path = variables.pop("PATH", "")
     return EngineImage(

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from gvisor_kernel.archive.layers import DISK_SPARE, ENTRIES_MOST, ENTRY_COST
+from gvisor_kernel.archive.layers import DISK_SPARE, ENTRY_COST, MAX_ENTRIES
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_folder
 from gvisor_kernel.archive.tar import Entry, Kind, TarReader, show
@@ -45,7 +45,7 @@ class Landing:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         disk = os.fstatvfs(self._tree.root)
         self._room = disk.f_bavail * disk.f_frsize - DISK_SPARE
-        self._entries = ENTRIES_MOST
+        self._entries = MAX_ENTRIES
         self._told = Limiter()
         self.written = 0
         self.left_out = 0
@@ -76,7 +76,7 @@ class Landing:
     def _put(self, entry: Entry, reader: TarReader) -> None:
         self._entries -= 1
         if self._entries < 0:
-            raise Refused(f"there are more than {ENTRIES_MOST} files, folders and links")
+            raise Refused(f"there are more than {MAX_ENTRIES} files, folders and links")
         try:
             match entry.kind:
                 case Kind.DIRECTORY:

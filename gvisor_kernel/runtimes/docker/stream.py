@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 HEADER = 8
 STDOUT, STDERR = 1, 2
-FRAME_MOST = 16 * 1024 * 1024
+MAX_FRAME = 16 * 1024 * 1024
 """Bytes that a header may announce; engines send 32 KiB at once. Nothing is held back, so this is
 no bound on memory: above it, what is read is no header."""
 READ_SIZE = 256 * 1024
@@ -62,7 +62,7 @@ class Demultiplexer:
 def read_header(header: bytes) -> tuple[int, int]:
     """The kind of a frame, and its length. Raises StreamError."""
     kind, size = header[0], int.from_bytes(header[4:])
-    if kind not in (STDOUT, STDERR) or any(header[1:4]) or size > FRAME_MOST:
+    if kind not in (STDOUT, STDERR) or any(header[1:4]) or size > MAX_FRAME:
         raise StreamError(f"the engine sent {header.hex(' ')} where a frame of a stream begins")
     return kind, size
 
