@@ -23,11 +23,15 @@ def explain_death(status: int, memory: MemoryWatch | None) -> str:
     return reason
 
 
-def explain_loss(reason: str, memory: MemoryWatch | None) -> str:
-    """For a sandbox that is gone with its kernel, because of ``reason`` as the link has it."""
+def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> str:
+    """For a sandbox that is gone with its kernel, because of ``reason`` as the link has it.
+
+    ``panic``: what its runtime said as it failed.
+    """
     if memory is not None and memory.has_killed():
         return describe_excess(memory.used, memory.limit)
-    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}."
+    words = f' gVisor failed with "{panic}".' if panic else ""
+    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}.{words}"
 
 
 def describe_status(status: int) -> str:

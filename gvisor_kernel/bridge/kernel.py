@@ -410,7 +410,8 @@ class KernelBridge:
                 self.exit_status = ENDED_STATUS
                 return
         if self._death is None and not self._asked_to_end:
-            self._death = explain_loss(reason, self._memory)
+            panic = self._sandbox.find_panic() if self._sandbox is not None else ""
+            self._death = explain_loss(reason, self._memory, panic)
         if self.exit_status is None and self._finishing is None:
             self._kernel_ended(ENDED_STATUS)
 

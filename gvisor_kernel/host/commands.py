@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gvisor_kernel.errors import LaunchError
+
 READ_SIZE = 65536
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -37,8 +39,10 @@ def run(
 ) -> list[Ended]:
     """Run ``commands`` at the same time, and keep the last ``most`` bytes of what each prints.
 
-    Blocks for at most ``seconds``. Raises OSError where one cannot be started.
+    Blocks for at most ``seconds``. Raises OSError where one cannot be started, and LaunchError as
+    ``check_children`` does.
     """
+    check_children()
     deadline = time.monotonic() + seconds
     with_pipes: list[_Command] = []
     try:
@@ -48,6 +52,20 @@ def run(
     finally:
         for command in with_pipes:
             command.end()
+
+
+def check_children() -> None:
+    """Whether this process learns how its children end.
+
+    :raises LaunchError: it ignores SIGCHLD, as what started it did perhaps.
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise LaunchError(
+            "This process ignores the signal SIGCHLD, so it cannot wait for programs it starts.",
+            "set the signal back before kernels are started: "
+            "`signal.signal(signal.SIGCHLD, signal.SIG_DFL)`, or start this program from one that "
+            "does not ignore it.",
+        )
 
 
 def read_status(pid: int) -> int:

@@ -110,6 +110,14 @@ def _limit(entry: Entry) -> None:
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if entry.file_size is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if hard != resource.RLIM_INFINITY and hard < entry.file_size:
+            raise LaunchError(
+                f"This user's programs may write files of at most {hard} bytes; the memory of this "
+                f"sandbox is a file that may grow to {entry.file_size} bytes.",
+                "raise the limit for the program that starts kernels (`ulimit -H -f` shows it, "
+                "/etc/security/limits.conf sets it as fsize), or lower memory_limit.",
+            )
         resource.setrlimit(resource.RLIMIT_FSIZE, (entry.file_size, entry.file_size))
     for path in entry.cgroups:
         Path(path).write_text(str(os.getpid()))

@@ -91,6 +91,11 @@ class Sandbox(ABC):
     def stderr_tail(self) -> str:
         """The last lines (at most 4 KiB, printable) that runtime and PID 1 wrote to stderr."""
 
+    def find_panic(self) -> str:
+        """What the runtime said as it ended by an error of its own: printable, at most 200
+        characters; empty where it did not. Does not block, never raises."""
+        return ""
+
     @abstractmethod
     def kill(self) -> None:
         """End every process of the sandbox at once. Does not wait, thread-safe, never raises."""

@@ -20,6 +20,12 @@ that waits for it. Where the host refuses one, the runtime panics, and the sandb
 FILE_CHUNK = GIB
 """The runtime grows its memory file by this much, so a bound on it is a multiple of this."""
 
+CONTEXTS_OF_PROCESS = 18 * MIB
+"""Address range that the runtime takes from its memory file for the threads of each process
+inside: 4,096 contexts of 4 KiB, mapped on a boundary of 2 MiB. Nearly all of it stays a hole in the
+file. Where the range cannot be had the runtime panics, and the sandbox is gone. Source: gVisor,
+pkg/sentry/platform/systrap/subprocess.go, ``mapSharedRegions``."""
+
 MAX_PIDS = 4194304
 """More than this the kernel of a 64-bit host does not take, nor has."""
 
@@ -36,14 +42,22 @@ def host_limits(spec: SandboxSpec) -> HostLimits:
 
 
 def file_size_limit(spec: SandboxSpec) -> int:
-    """RLIMIT_FSIZE of the runtime where there is no cgroup: it bounds the memory file, in bytes.
+    """The largest file in bytes that a kernel can write where there is no cgroup.
 
-    Also the largest file that a kernel can write into outputs then. One chunk more than the
-    memory needs: the runtime leaves holes in its file, and a program that meets the end of it
-    dies by SIGBUS, long before its memory is used up.
+    One chunk more than the memory needs: the runtime leaves holes in its memory file, and a program
+    that meets the end of it dies by SIGBUS, long before its memory is used up.
     """
     chunks = 1 - (-(spec.memory_limit + MEMORY_BACKSTOP) // FILE_CHUNK)
     return chunks * FILE_CHUNK
+
+
+def memory_file_limit(spec: SandboxSpec) -> int:
+    """RLIMIT_FSIZE of the runtime where there is no cgroup: it bounds the memory file, in bytes.
+
+    Above ``file_size_limit``, by the holes that ``pids_limit`` processes make in that file.
+    """
+    contexts = -(-CONTEXTS_OF_PROCESS * spec.pids_limit // FILE_CHUNK)
+    return file_size_limit(spec) + contexts * FILE_CHUNK
 
 
 def guest_rlimits(spec: SandboxSpec, file_size: int | None) -> list[dict[str, int | str]]:

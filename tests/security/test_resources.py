@@ -36,7 +36,7 @@ HOST_SLACK = 64 * MIB
 RESPONSIVE = 1.0
 """Seconds: the median answer of a neighbour on a busy machine."""
 
-INTERRUPT_SECONDS = patient(20.0)
+INTERRUPT_SECONDS = patient(40.0)
 """It takes 2 s (docs/performance.md); more where much runs beside it. It was for ever."""
 
 BOMBS = {
@@ -146,10 +146,11 @@ subprocess.run([sys.executable, "-S", "-E", "-c", {FORKS!r}], start_new_session=
 @pytest.mark.alone  # an ordinary user has no cgroup that sees to PID 1's share of a busy machine
 def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
     """PID 1 and the kernel get the processor though five hundred processes ask for it all the
-    time, and their sandbox has room on the host for what these need."""
+    time, and their sandbox has room on the host for what these need: for an ordinary user, in the
+    memory file, whose size is bounded."""
     folder = ground.parent / "bombed"
     folder.mkdir(exist_ok=True)
-    with attacker(folder, {"pids_limit": 512, "memory_limit": "6G"}) as kernel:
+    with attacker(folder, {"pids_limit": 512}) as kernel:
         sentry = kernel.sandbox.find_process("runsc-sandbox")
         msg_id = kernel.client.execute(FORKS_IN_A_SESSION)
         wait_until(lambda: len(read_children(sentry)) > 450, "the bomb")

@@ -12,6 +12,7 @@ from gvisor_kernel.spec.limits import (
     guest_rlimits,
     host_limits,
     meminfo,
+    memory_file_limit,
 )
 
 
@@ -35,6 +36,13 @@ def test_the_host_limits_leave_room_for_the_runtime() -> None:
 )
 def test_the_memory_file_is_bounded_in_whole_chunks(memory: int, size: int) -> None:
     assert file_size_limit(SandboxSpec(memory_limit=memory)) == size
+
+
+def test_memory_file_has_room_for_each_process() -> None:
+    few = SandboxSpec(memory_limit=4 * GIB, pids_limit=1)
+    many = SandboxSpec(memory_limit=4 * GIB, pids_limit=512)
+    assert memory_file_limit(few) == file_size_limit(few) + GIB
+    assert memory_file_limit(many) == file_size_limit(many) + 512 * 18 * MIB
 
 
 def test_a_program_meets_the_limit_on_files_before_the_runtime_does() -> None:

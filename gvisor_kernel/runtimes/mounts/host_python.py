@@ -5,6 +5,7 @@ Read-only looking. Nothing of a home is shown but what the interpreter imports f
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import LinkRefused, Writable, follow, lies_in, nowhere
 from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.host.stage import TOO_MANY_FILES
 from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyters, find_repositories
 from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
 from gvisor_kernel.spec.layout import SCRATCH, is_within
@@ -109,9 +111,12 @@ def ask_interpreter(python: str, writable: Writable = nowhere) -> Interpreter:
             _probed[key] = _probe(python)
         return _probed[key]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
+        scarce = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         raise LaunchError(
             f"The interpreter {python} does not answer: {error}.",
-            f"see whether `{python} -c pass` works; install the kernelspec again with the"
+            TOO_MANY_FILES
+            if scarce
+            else f"see whether `{python} -c pass` works; install the kernelspec again with the"
             " interpreter that it is to run.",
         ) from error
 

@@ -103,7 +103,7 @@ class Places:
 
     @property
     def panic_log(self) -> Path:
-        return self.directory / "panic.log"
+        return self.runsc / "panic.log"
 
     @property
     def log(self) -> Path:

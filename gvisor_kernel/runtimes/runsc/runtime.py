@@ -20,6 +20,7 @@ import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
+from gvisor_kernel.host.commands import check_children
 from gvisor_kernel.host.folders import LinkRefused, Opened, find_identity, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.host.stage import Source
@@ -52,7 +53,12 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
-from gvisor_kernel.spec.limits import file_size_limit, host_limits, meminfo
+from gvisor_kernel.spec.limits import (
+    file_size_limit,
+    host_limits,
+    meminfo,
+    memory_file_limit,
+)
 from gvisor_kernel.spec.oci import finalize_config, guest_argv
 from gvisor_kernel.tracing import step
 
@@ -107,6 +113,7 @@ class RunscRuntime(Runtime):
     def start(
         self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
     ) -> Sandbox:
+        check_children()
         runsc = find_runsc()
         world = choose_world(spec, request, read_written(spec).has)
         kernel_id = choose_kernel_id(world) if self._init_argv is None else 0
@@ -219,7 +226,8 @@ class RunscRuntime(Runtime):
     ) -> RunscSandbox:
         places = plan.places
         as_root = os.geteuid() == 0
-        file_size = None if cgroup.bounds_memory else file_size_limit(plan.spec)
+        bounded = cgroup.bounds_memory
+        memory_file = None if bounded else memory_file_limit(plan.spec)
         _write_files(plan, record.created, as_root=as_root)
         stage = choose_stage([plan.runsc.path, str(places.directory)])
         shown = plan.find_sources(written)
@@ -237,7 +245,7 @@ class RunscRuntime(Runtime):
             rootfs=rootfs,
             mounts=_restage(plan.mounts, plan.binds, stage),
             map_users=as_root,
-            file_size=file_size,
+            file_size=None if bounded else file_size_limit(plan.spec),
             capabilities=init_capabilities(plan.runsc, plan.kernel_id),
         )
         (places.bundle / "config.json").write_text(json.dumps(config))
@@ -246,7 +254,7 @@ class RunscRuntime(Runtime):
             root=str(places.runsc),
             bundle=str(places.bundle),
             container_id=plan.identity.container_id,
-            panic_log=str(places.runsc / "panic.log"),
+            panic_log=str(places.panic_log),
             pid_file=str(places.pid_file),
             image=None if image is None else str(image),
         )
@@ -254,7 +262,7 @@ class RunscRuntime(Runtime):
         ends = make_pipes()
         try:
             if as_root:
-                argv = prelude_argv(argv, cgroup=cgroup, file_size=file_size)
+                argv = prelude_argv(argv, cgroup=cgroup, file_size=memory_file)
                 process = run_staged(
                     stage,
                     sources,
@@ -271,7 +279,7 @@ class RunscRuntime(Runtime):
                     lambda first, fds: spawn([*first, *argv], ends, places, fds),
                     state=replace(_look(str(places.runsc), written), read_only=False),
                     cgroups=cgroup.directories,
-                    file_size=file_size,
+                    file_size=memory_file,
                     merges=tree is not None,
                 )
         except BaseException:

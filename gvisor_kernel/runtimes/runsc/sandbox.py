@@ -23,7 +23,7 @@ from gvisor_kernel.runtimes.runsc.checkpoint import write_image
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.posture import check_posture
-from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable
+from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
@@ -74,6 +74,7 @@ class RunscSandbox(Sandbox):
         self._record = record
         self.container_id = record.container_id
         self.runsc_root = places.runsc
+        self._panic_log = places.panic_log
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: HostMemory | None = None
         self._gofer: processes.ProcessId | None = None
@@ -109,6 +110,9 @@ class RunscSandbox(Sandbox):
         if self.poll() is not None:
             self._stderr.wait(0.1)  # its last words are in the pipe
         return self._stderr.tail()
+
+    def find_panic(self) -> str:
+        return read_panic(self._panic_log)
 
     def kill(self) -> None:
         if self.is_imaged:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError, SnapshotError
 from gvisor_kernel.host import commands, processes
@@ -156,6 +157,17 @@ def is_readable(fd: int, seconds: float = 0) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(seconds * 1000))
+
+
+def read_panic(path: Path) -> str:
+    """The first line of the panic log at ``path``, printable and at most 200 characters; empty
+    where there is none. Never raises."""
+    with suppress(OSError), path.open("rb") as file:
+        for line in file.read(4096).decode(errors="replace").splitlines():
+            text = "".join(c for c in line if c.isprintable()).strip()
+            if text:
+                return text[:200]
+    return ""
 
 
 def _wait(pid: int, seconds: float) -> bool:
