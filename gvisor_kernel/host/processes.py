@@ -45,12 +45,22 @@ class Posture:
 
 def read_start_time(pid: int) -> int | None:
     """When ``pid`` started; None where there is no such process, or it is a zombie."""
+    fields = _read_stat(pid)
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether ``pid`` was stopped by a signal, such as SIGSTOP."""
+    return _read_stat(pid)[:1] == ["T"]
+
+
+def _read_stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
+        return []
+    return stat.rpartition(")")[2].split()  # the name, in parentheses, may contain anything
 
 
 def identify(pid: int) -> ProcessId | None:
