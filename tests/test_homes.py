@@ -21,9 +21,9 @@ from .security.inside import outputs_of, uploads_of
 
 @pytest.fixture(autouse=True)
 def nothing_is_known() -> Iterator[None]:
-    homes._known.clear()
+    homes._cache.clear()
     yield
-    homes._known.clear()
+    homes._cache.clear()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ ALLOWED = {
     "host/folders.py": "the module that opens: the root, and what it holds open already",
     "host/stage.py": PRIVATE_MOUNTS,
     "jupyter/kernelspecs.py": NAMED,
-    "host/locks.py:_holder": KERNEL,
+    "host/locks.py:_describe_holder": KERNEL,
     "host/log_files.py": STATE,
     "host/private_directories.py": OWN_STORE,
     "archive/": "below a folder that is held open",

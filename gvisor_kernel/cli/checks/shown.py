@@ -35,7 +35,10 @@ def check_environment(python: str) -> list[Check]:
         fact += f"; but not {_join(gaps)}"
     user_site = [interpreter.user_site] if interpreter.user_site is not None else []
     found = find_editables(dict.fromkeys((*interpreter.site_directories, *user_site)))
-    return [Check("host files", "ok", fact), *(check_editable(python, editable) for editable in found)]
+    return [
+        Check("host files", "ok", fact),
+        *(check_editable(python, editable) for editable in found),
+    ]
 
 
 def check_editable(python: str, editable: Editable) -> Check:
