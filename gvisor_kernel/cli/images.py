@@ -117,7 +117,7 @@ def finish(store: Store, imported: Imported) -> None:
         f" {image.entries} files, {describe_size(image.size)}"
     )
     for kind, count in image.left_out.items():
-        print(f"Left out: {count} {kind}")
+        print(f"Left out {count} {kind}")
     try:
         image.need_python()
         image.need_kernel([])

@@ -29,7 +29,6 @@ from gvisor_kernel.runtimes.docker.removal import end_container, redirect_output
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan, this_machine
 from gvisor_kernel.runtimes.state.sweep import end_sandbox, remove_sandbox
-from gvisor_kernel.spec.identity import parse_identity
 
 State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
@@ -204,12 +203,11 @@ def run_kill(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
+    ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
-    for text in removed:
-        identity = parse_identity(text)
-        shown = text if identity is None else identity.container_id
-        print(f"Removed the sandbox {printable(shown)}")
+    for identity in removed:
+        print(f"Removed the sandbox {printable(ids.get(identity, identity))}")
     left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
     if left:
         raise GvisorKernelError(
