@@ -131,7 +131,7 @@ def _enter_user_namespace() -> None:
         enter_namespace()
     except OSError as error:
         raise LaunchError(
-            f"A user namespace cannot be created: {error.strerror}.",
+            f"A user namespace cannot be made: {error.strerror}.",
         ) from error
 
 

@@ -45,7 +45,10 @@ def test_of_an_image_with_two_names_one_is_removed(
 ) -> None:
     take(write_root(tmp_path / "a.tar"), "one")
     take(write_root(tmp_path / "b.tar"), "two")
-    assert run(capsys, "remove", "one")[1] == "Removed the name one; the image has others\n"
+    assert (
+        run(capsys, "remove", "one")[1]
+        == "Removed the name one; the image stays, because it has other names\n"
+    )
     assert store.find("two").names == ("two",)
     assert run(capsys, "remove", "two")[0] == 0
     assert store.images() == []
