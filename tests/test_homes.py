@@ -1,4 +1,4 @@
-"""Whose home a folder is: by accounts, by place and by owner, whoever runs the server."""
+"""Homes are recognised by accounts, by place and by owner, and refused for every server user."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .security.inside import outputs_of, uploads_of
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_known() -> Iterator[None]:
-    homes._known.clear()
+def empty_cache() -> Iterator[None]:
+    homes._cache.clear()
     yield
-    homes._known.clear()
+    homes._cache.clear()
 
 
 @pytest.fixture
 def directory_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in the place of getent: it runs ``answer`` there, a script of the test's."""
+    """A program instead of getent, which runs the script ``answer`` that the test writes."""
     program = tmp_path / "getent"
     program.write_text(f"#!/bin/sh\nshift\n. {tmp_path}/answer\n")
     program.chmod(0o755)
@@ -37,15 +37,15 @@ def directory_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def bobs(tmp_path: Path, directory_service: Path) -> Path:
-    """The home of another account, in a folder of homes."""
+def bobs_home(tmp_path: Path, directory_service: Path) -> Path:
+    """The home of another account."""
     home = tmp_path / "people" / "bob"
     (home / "project").mkdir(parents=True)
     directory_service.write_text(f'[ "$1" ] || echo "bob:x:54321:54321::{home}:/bin/sh"\n')
     return home
 
 
-def test_every_account_of_this_machine() -> None:
+def test_home_of_every_account_is_found() -> None:
     for account in pwd.getpwall():
         home = account.pw_dir
         if not Path(home).is_dir() or home == "/" or f"{home}/".startswith(homes.SYSTEM):
@@ -56,16 +56,16 @@ def test_every_account_of_this_machine() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/root", "/home", "/home/whoever", "/home/no/.."])
-def test_where_homes_are_on_every_machine(path: str) -> None:
+def test_standard_home_paths_are_homes(path: str) -> None:
     assert find_home(os.path.normpath(path))
 
 
 @pytest.mark.parametrize("path", ["/usr", "/bin", "/usr/share", "/opt", "/home/ada/x"])
-def test_what_is_nobodys_home(path: str) -> None:
+def test_other_paths_are_no_homes(path: str) -> None:
     assert find_home(path) is None
 
 
-def test_the_one_of_the_servers_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_of_server_user_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "people" / "ada"
     home.mkdir(parents=True)
     (tmp_path / "alias").symlink_to(home)
@@ -74,12 +74,12 @@ def test_the_one_of_the_servers_user(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert find_home(str(path)) == str(tmp_path / "alias")
     for path in (home / "venv", tmp_path / "people" / "ad", tmp_path / "people" / "adam"):
         assert find_home(str(path)) is None
-    monkeypatch.setenv("HOME", "/")  # as a uid without an account has it in a container
+    monkeypatch.setenv("HOME", "/")  # the value for a uid without an account in a container
     assert find_home(str(home)) is None
 
 
-def test_what_accounts_of_services_say(tmp_path: Path, directory_service: Path) -> None:
-    """A home that is none keeps nobody from working, one that is a folder of theirs does."""
+def test_homes_of_service_accounts(tmp_path: Path, directory_service: Path) -> None:
+    """System paths are no homes, but other folders of service accounts are."""
     names = ("/", "//", "relative", "/nonexistent", "/bin", "/usr/sbin", "/dev/null", "/var/gone/x")
     names += ("", str(tmp_path / "www"), f"{tmp_path}//lib/../lib/db/")
     lines = [f"account-{n}:x:{n}:{n}::{name}:/bin/sh" for n, name in enumerate(names)]
@@ -95,8 +95,10 @@ def test_what_accounts_of_services_say(tmp_path: Path, directory_service: Path) 
 
 
 @root_only
-def test_of_an_account_that_no_list_has(tmp_path: Path, directory_service: Path) -> None:
-    """A directory service lists none; and the home is called otherwise, by a link."""
+def test_home_of_unlisted_account_is_found_by_owner(
+    tmp_path: Path, directory_service: Path
+) -> None:
+    """The directory service does not list it, and the account names its home by a link."""
     home = tmp_path / "disk" / "bob"
     (home / "project").mkdir(parents=True)
     for path in (home, home / "project"):
@@ -110,7 +112,7 @@ def test_of_an_account_that_no_list_has(tmp_path: Path, directory_service: Path)
 
 
 @pytest.mark.parametrize("answer", ["exec sleep 600", "exec yes", "exit 2", "kill -9 $$"])
-def test_a_directory_service_that_does_not_answer(
+def test_directory_service_without_answer_blocks_no_start(
     answer: str, tmp_path: Path, directory_service: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(homes, "MAX_SECONDS", 0.2)
@@ -122,30 +124,30 @@ def test_a_directory_service_that_does_not_answer(
     assert find_home("/root")
 
 
-def test_nobodys_home_is_uploads(bobs: Path, tmp_path: Path) -> None:
-    """Whoever runs the server: root's sees all homes."""
-    for folder in (bobs, bobs.parent):
+def test_home_is_refused_as_uploads(bobs_home: Path, tmp_path: Path) -> None:
+    """A home is refused for every server user, also for root."""
+    for folder in (bobs_home, bobs_home.parent):
         assert uploads_of(DEFAULTS, folder) is None
-        for uploads in (str(folder), "bob" if folder == bobs.parent else "project/.."):
+        for uploads in (str(folder), "bob" if folder == bobs_home.parent else "project/.."):
             with pytest.raises(SettingError, match="home") as caught:
                 uploads_of(SandboxSpec(uploads=uploads), folder)
-            assert str(bobs) in caught.value.hint
+            assert str(bobs_home) in caught.value.hint
         with pytest.raises(SettingError, match="choose one below it"):
             spec(uploads=str(folder))
-    project = bobs / "project"
+    project = bobs_home / "project"
     assert uploads_of(DEFAULTS, project) == str(project)
     assert spec(uploads=str(project)).uploads == str(project)
 
 
-def test_nobodys_home_is_written(bobs: Path) -> None:
-    for folder in (bobs, bobs.parent):
+def test_home_is_refused_as_outputs_and_writable_mount(bobs_home: Path) -> None:
+    for folder in (bobs_home, bobs_home.parent):
         with pytest.raises(SettingError):
             spec(outputs=str(folder))
         with pytest.raises(SettingError):
             spec(mounts=[{"source": str(folder), "target": "/data", "read_only": False}])
         with pytest.raises(SettingError):
-            outputs_of(SandboxSpec(outputs=str(folder)), bobs)
+            outputs_of(SandboxSpec(outputs=str(folder)), bobs_home)
         assert spec(mounts=[{"source": str(folder), "target": "/data"}]).mounts
     with pytest.raises(SettingError):
-        outputs_of(SandboxSpec(outputs="bob"), bobs.parent)
-    assert outputs_of(DEFAULTS, bobs) == str(bobs / "outputs")
+        outputs_of(SandboxSpec(outputs="bob"), bobs_home.parent)
+    assert outputs_of(DEFAULTS, bobs_home) == str(bobs_home / "outputs")

@@ -1,8 +1,8 @@
-"""Nothing is changed by a path that somebody else could lead elsewhere: a walk through the code.
+"""Checks in the source code that files are changed by path only in places that are safe.
 
 A folder that a sandbox or another user can change is opened by ``host/folders.py`` and used by its
-descriptor. So each call that makes, changes, opens to write or mounts something by its path is of
-a place that is this user's alone, and stands in the table below with the reason.
+descriptor. Each call that makes, changes, opens or mounts a file by its path has to be in the table
+below, with the reason why no other user can change that path.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BY_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 
 NOT_FILES = {"Store.open", "blobs.open", "self._file.open", "self._records.open"}
 
-STATE = "the state directory, whose parents nobody else can change (runtimes/state/records.py)"
-OWN_STORE = "a store of this user's alone, made and checked by host/private_directories.py"
-NAMED = "what a person has named on the command line, before any kernel runs"
+STATE = "the state directory, whose parents no other user can change (runtimes/state/records.py)"
+OWN_STORE = "a private store of this user, made and checked by host/private_directories.py"
+NAMED = "a path that a person has given on the command line"
 KERNEL = "the kernel's own file systems, /proc, /sys and /dev"
-PRIVATE_MOUNTS = "in a mount namespace, below a tmpfs, that nobody else sees"
+PRIVATE_MOUNTS = "on a tmpfs in a private mount namespace"
 
 ALLOWED = {
     "bridge/": STATE,
@@ -40,21 +40,21 @@ ALLOWED = {
     "cli/skills.py": NAMED,
     "host/homes.py": "the system's list of accounts",
     "host/enter.py": KERNEL + "; the state directory, opened again and compared",
-    "host/folders.py": "the module that opens: the root, and what it holds open already",
+    "host/folders.py": "the module that opens folders: the root, and files that are already open",
     "host/stage.py": PRIVATE_MOUNTS,
     "jupyter/kernelspecs.py": NAMED,
-    "host/locks.py:_holder": KERNEL,
+    "host/locks.py:_describe_holder": KERNEL,
     "host/log_files.py": STATE,
     "host/private_directories.py": OWN_STORE,
     "archive/": "below a folder that is held open",
-    "images/": OWN_STORE + "; an image that a person has named",
+    "images/": OWN_STORE + "; an image that a person has given",
     "host/cgroups.py": KERNEL,
     "runtimes/runsc/checkpoint.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_places": STATE,
     "runtimes/docker/runtime.py:_start_with": STATE,
     "runtimes/docker/files.py:write_list": STATE,
-    "runtimes/mounts/editable_installs.py:_read": "to read: what it names is opened again",
-    "runtimes/mounts/editable_installs.py:_open_at_once": "to read, likewise",
+    "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",
+    "runtimes/mounts/editable_installs.py:_open_at_once": "only read, likewise",
     "runtimes/runsc/features.py": STATE,
     "runtimes/runsc/rootfs.py": STATE,
     "runtimes/runsc/runtime.py:start": STATE,
@@ -62,6 +62,7 @@ ALLOWED = {
     "runtimes/runsc/runtime.py:_write_files": STATE,
     "runtimes/runsc/memory.py": KERNEL,
     "runtimes/runsc/staging.py:_make_namespace": KERNEL,
+    "runtimes/runsc/starting.py:read_panic": STATE + "; only read, and no link is followed",
     "runtimes/state/records.py": STATE,
     "runtimes/mounts/written_folders.py": STATE,
     "skills/package.py": NAMED + "; no link below it is followed",
@@ -69,11 +70,11 @@ ALLOWED = {
     "snapshots/host_facts.py": KERNEL,
     "snapshots/store.py": OWN_STORE,
 }
-"""A package, a module or a function, and why a path may be used there."""
+"""A package, a module or a function, and why it may use paths."""
 
 
 def find_calls(path: Path) -> Iterator[tuple[str, str]]:
-    """Each such call in a module: the function that it stands in, and its text."""
+    """Yield each such call in a module: the name of its function, and its text."""
     tree = ast.parse(path.read_text())
     for top in ast.walk(tree):
         if isinstance(top, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -91,7 +92,7 @@ def acts_by_path(call: ast.Call) -> bool:
         return False
     if module == "os":
         return method in OF_OS
-    if method == "replace":  # a string's takes two
+    if method == "replace":  # str.replace takes two arguments
         return len(call.args) == 1 and not call.keywords
     return name in OTHERS or (module != "" and method in OF_PATH)
 
@@ -100,7 +101,7 @@ def place_of(path: Path, function: str) -> str:
     return f"{path.relative_to(PACKAGE)}:{function}"
 
 
-def test_paths_are_used_where_they_are_known() -> None:
+def test_changes_by_path_are_in_known_modules_only() -> None:
     found = {
         place_of(path, function): call
         for path in MODULES
@@ -108,9 +109,9 @@ def test_paths_are_used_where_they_are_known() -> None:
         for function, call in find_calls(path)
     }
     unknown = {p: c for p, c in found.items() if not any(is_for(key, p) for key in ALLOWED)}
-    assert not unknown, "open it by host/folders.py, or say here why nobody can change the path"
-    gone = {key for key in ALLOWED if not any(is_for(key, place) for place in found)}
-    assert not gone, "these are not there any more"
+    assert not unknown, "open it with host/folders.py, or add a reason to ALLOWED"
+    unused = {key for key in ALLOWED if not any(is_for(key, place) for place in found)}
+    assert not unused, "remove these entries of ALLOWED"
 
 
 def is_for(key: str, place: str) -> bool:

@@ -1,4 +1,4 @@
-"""Programs and functions that may hang, with an end that is certain."""
+"""Run programs and functions that may hang, for a bounded time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: its status (None: it did not end in time), and all that it wrote."""
+    """The exit status of a program (None: it did not end in time) and its whole output."""
 
     status: int | None
     output: str
 
 
 def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> Outcome:
-    """Run a program without input, for at most ``seconds``; raises OSError if it cannot start.
+    """Run a program without input. Blocks for about ``seconds`` at most.
 
-    After the time is up it is killed with its process group, and with every process that has
-    ``mark`` among its arguments: what a sandbox program starts leaves the group.
+    After that time the program is killed with its process group and with every process that has
+    ``mark`` in one of its arguments: processes that runsc starts leave the group.
+
+    :raises OSError: when the program cannot be started
     """
     process = subprocess.Popen(
         argv,
@@ -49,7 +51,7 @@ def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> Outcome:
             kill_all(process.pid, mark)
         if process.stdout:
             process.stdout.close()
-        # It is gone by now, or in the kernel where nothing can end it: do not wait for that.
+        # The program has ended by now, or hangs in a system call: do not wait for that.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=2)
 
@@ -65,7 +67,7 @@ def kill_all(group: int, mark: str) -> None:
         return pid != os.getpid() and any(mark in word for word in read_argv(pid))
 
     deadline = time.monotonic() + 2
-    # More than once: a process may be about to become one with the mark.
+    # Repeat: a process that was seen without the mark may be about to exec a program with it.
     while killed := [pid for pid in find_processes() if kill_if(pid, is_marked)]:
         if not wait_until_gone(killed, deadline):
             return
@@ -76,10 +78,12 @@ def find_processes() -> list[int]:
 
 
 def call_within(seconds: float, function: Callable[[], T]) -> T:
-    """The result of ``function``, or TimeoutError; it then goes on in a thread that nobody awaits.
+    """Return the result of ``function``, which runs in a thread.
 
-    For what may hang in the kernel (a file system that does not answer), where no other end
-    can be forced.
+    For calls that may hang in the kernel (a file system that does not answer) and that nothing can
+    interrupt. After a timeout the daemon thread goes on.
+
+    :raises TimeoutError: when ``function`` did not return within ``seconds``
     """
     result: list[T] = []
     failure: list[BaseException] = []

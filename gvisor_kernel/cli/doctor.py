@@ -1,4 +1,4 @@
-"""``doctor``: one line a check, and what to do where it is not well."""
+"""``doctor``: one line for each check, followed by a fix if the check did not pass."""
 
 from __future__ import annotations
 

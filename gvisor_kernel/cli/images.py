@@ -1,4 +1,4 @@
-"""``image``: import, list, look into, check and remove the root file systems of kernels."""
+"""``image``: import, build, list, inspect, verify and remove the root file systems of kernels."""
 
 from __future__ import annotations
 
@@ -39,13 +39,15 @@ def run_import(arguments: argparse.Namespace) -> int:
     name = choose_name(source, arguments.name)
     store = Store.open()
     with progress() as report:
-        imported = take(store, source, name, arguments.reference, report)
+        imported = import_source(store, source, name, arguments.reference, report)
     finish(store, imported)
     return 0
 
 
-def take(store: Store, source: str, name: str, reference: str | None, report: Report) -> Imported:
-    """Import ``source``, a path or what an engine calls an image, and look into it."""
+def import_source(
+    store: Store, source: str, name: str, reference: str | None, report: Report
+) -> Imported:
+    """Import ``source``: a path, or the name of an image in Docker or Podman."""
     if Path(source).exists() or source.startswith(("/", ".", "~")):
         return import_path(store, Path(source), name, reference, source, report)
     with store.write() as draft:
@@ -64,12 +66,12 @@ def run_build(arguments: argparse.Namespace) -> int:
     with store.write() as draft:
         archive = Path(arguments.archive) if arguments.archive else None
         if arguments.bootstrap:
-            say(f"Making {arguments.bootstrap} of its packages")
+            print_step(f"Making the distribution {arguments.bootstrap} from its packages")
             archive = draft.scratch / "distribution.tar"
             bootstrap(arguments.bootstrap, archive)
         file = draft.scratch / "image.tar"
         for part in build(builder, arguments.image, base=base, archive=archive, file=file):
-            say(f"Building {part} with {builder.program}")
+            print_step(f"Building {part} with {builder.program}")
         origin = f"the Dockerfile of {arguments.image}"
         with progress() as report:
             imported = import_path(store, file, name, None, origin, report)
@@ -77,15 +79,15 @@ def run_build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def say(text: str) -> None:
-    """Among what the builders write."""
+def print_step(text: str) -> None:
+    """Print a step in such a way that it stands out in the output of Docker or buildah."""
     print(f"==> {printable(text)}", file=sys.stderr, flush=True)
 
 
 def import_path(
     store: Store, path: Path, name: str, reference: str | None, origin: str, report: Report
 ) -> Imported:
-    """Import a file or folder, and let its own Python say, in a sandbox, what it has."""
+    """Import a file or folder, then ask its Python, in a sandbox, for its version and packages."""
     imported = import_image(
         store,
         path,
@@ -95,7 +97,7 @@ def import_path(
         origin=origin,
         report=report,
     )
-    report("Looking into it", 0.95)
+    report("Starting its Python", 0.95)
     if imported.image.inside is None and imported.image.python is not None:
         try:
             inside = look_inside(imported.image)
@@ -108,7 +110,7 @@ def import_path(
 
 
 def finish(store: Store, imported: Imported) -> None:
-    """Say what there is now, and take away what it replaced."""
+    """Print what was imported, and remove the image that it replaced unless kernels run in it."""
     image = imported.image
     print(
         f"Imported {imported.image.called} ({image.digest[:SHOWN_DIGITS]}):"
@@ -119,40 +121,40 @@ def finish(store: Store, imported: Imported) -> None:
     try:
         image.need_python()
         image.need_kernel([])
-        versions = ", ".join(
-            f"{name} {version}" for name, version in describe_inside(image).items()
-        )
-        print(f'{printable(versions)}. Kernels run in it with the setting image="{image.called}".')
+        versions = ", ".join(f"{name} {version}" for name, version in list_versions(image).items())
+        print(f"It has {printable(versions)}.")
+        print(f"Install a kernel that uses it: gvisor-kernel install --image {image.called}")
     except LaunchError as error:
         print(f"No Python kernel can run in it. {printable(str(error))}")
     if imported.replaced is not None:
+        old_digits = imported.replaced[:SHOWN_DIGITS]
         try:
             old = store.find(imported.replaced)
-            with no_starts() as used:
+            with block_starts() as used:
                 store.remove(old, used)
         except RootImageError:
-            print(f"Kernels still run in {imported.replaced[:SHOWN_DIGITS]}, which it replaces.")
+            print(f"Kept the replaced image {old_digits}, because kernels still run in it.")
         else:
-            print(f"Removed {imported.replaced[:SHOWN_DIGITS]}, which it replaces.")
+            print(f"Removed the replaced image {old_digits}.")
         store.sweep()
 
 
 @contextmanager
-def no_starts() -> Iterator[set[str]]:
-    """Keeps kernels from being started meanwhile; the digests of the images that some run in."""
+def block_starts() -> Iterator[set[str]]:
+    """Block the start of kernels; yield the digests of the images that kernels run in."""
     with records.locked():
         yield records.images_in_use()
 
 
-def describe_inside(image: RootImage) -> dict[str, str]:
-    """The versions of what counts, by name."""
+def list_versions(image: RootImage) -> dict[str, str]:
+    """Return the versions of Python and of the packages that kernels need."""
     if image.inside is None:
         return {}
     return {"Python": image.inside.version, **image.inside.packages}
 
 
 def describe(image: RootImage) -> dict[str, Any]:
-    """An image in JSON. Times are seconds since the epoch, sizes bytes."""
+    """Return an image for JSON. Times are seconds since the epoch, sizes are bytes."""
     return {
         "names": list(image.names),
         "digest": image.digest,
@@ -165,13 +167,13 @@ def describe(image: RootImage) -> dict[str, Any]:
         "left_out": dict(image.left_out),
         "environment": dict(image.environment),
         "python": image.python,
-        "versions": describe_inside(image),
+        "versions": list_versions(image),
         "tree": str(image.tree),
     }
 
 
-def cells_of(image: RootImage) -> tuple[str, ...]:
-    """Of its row in ``list``."""
+def make_row(image: RootImage) -> tuple[str, ...]:
+    """Return the cells of an image's row in ``list``."""
     return (
         ", ".join(image.names) or "-",
         image.digest[:SHOWN_DIGITS],
@@ -191,7 +193,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not images:
         print("No images. Kernels run in the Python environment of this machine.")
         return 0
-    print_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM", map(cells_of, images))
+    print_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM", map(make_row, images))
     return 0
 
 
@@ -219,7 +221,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     sound: dict[str, bool] = {}
     with progress() as report:
         for number, image in enumerate(images):
-            report(f"Reading {image.called}", number / len(images))
+            report(f"Verifying {image.called}", number / len(images))
             try:
                 digest = measure_tree(image.tree, image.environment).digest
             except OSError:
@@ -229,10 +231,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print_json([{"digest": digest, "unchanged": fits} for digest, fits in sound.items()])
     else:
         for image in images:
-            words = (
-                "unchanged" if sound[image.digest] else "CHANGED: remove it, and import it again"
-            )
-            print(f"{image.digest[:SHOWN_DIGITS]}  {image.called}  {words}")
+            result = "unchanged" if sound[image.digest] else "CHANGED: remove and import it again"
+            print(f"{image.digest[:SHOWN_DIGITS]}  {image.called}  {result}")
         if not images:
             print("No images.")
     return 0 if all(sound.values()) else 1
@@ -243,9 +243,9 @@ def run_remove(arguments: argparse.Namespace) -> int:
     for text in arguments.image:
         image = store.find(text)
         if store.forget(text):
-            print(f"Removed the name {text}; the image has others")
+            print(f"Removed the name {text}; the image stays, because it has other names")
             continue
-        with no_starts() as used:
+        with block_starts() as used:
             store.remove(image, used)
         print(f"Removed {image.called}, {describe_size(image.size)}")
     store.sweep()
@@ -254,7 +254,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A bar on standard error, where that is a terminal."""
+    """Show a progress bar on standard error if that is a terminal; yield how to update it."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = make_console(stderr=True)

@@ -1,4 +1,4 @@
-"""``install`` and ``uninstall``: the kernel in Jupyter's picker."""
+"""``install`` and ``uninstall``: add a kernelspec to Jupyter, remove it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gvisor_kernel.spec.layout import is_within
 
 
 def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:
-    """(user, prefix) as asked for; None when nothing was asked for."""
+    """Return (user, prefix) from the options; None if no place was named."""
     if arguments.user:
         return True, None
     if arguments.sys_prefix:
@@ -38,55 +38,62 @@ def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | Non
 
 
 def default_place() -> tuple[bool, str | None]:
-    """(user, prefix) for an install that does not say where."""
+    """Return (user, prefix) for an install without an option for the place."""
     if sys.prefix != sys.base_prefix or Path(sys.prefix, "conda-meta").is_dir():
         return False, sys.prefix
     return os.geteuid() != 0, None
 
 
 def parse_setting(text: str) -> tuple[str, object]:
-    """``name=value``"""
+    """Parse ``name=value``."""
     name, equals, value = text.partition("=")
     if not equals:
         raise GvisorKernelError(
-            f"--set {text} names no value.", "write it as --set memory_limit=16G."
+            f"--set {text} has no value.", "write --set NAME=VALUE, such as --set memory_limit=16G."
         )
     return name, value_of(value)
 
 
 def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
-    """The settings that an install names. Raises GvisorKernelError."""
+    """Return the settings that the options of an install name.
+
+    :raises GvisorKernelError: when an option has no value, or a setting is given twice
+    """
     settings = dict(parse_setting(text) for text in arguments.settings)
     for name, value in (("image", arguments.image), ("memory_limit", arguments.memory)):
         if value is not None:
             if name in settings:
                 raise GvisorKernelError(
-                    f"The setting {name} is given twice.", "leave out the --set that names it."
+                    f"The setting {name} is given twice.",
+                    f"leave out --set {name}=…, or the option of its own.",
                 )
             settings[name] = value
     return settings
 
 
 def check_kernel(settings: dict[str, object]) -> None:
-    """Raise GvisorKernelError where no kernel of a kernelspec would start in its image."""
+    """Check that a kernel with ``settings`` finds its program in its image.
+
+    :raises GvisorKernelError: when a setting is wrong, or the kernel's program is missing
+    """
     spec = SandboxSettings(**settings).sandbox_spec()
     if spec.runtime == "docker":
-        return  # an engine's images come and go, and the engine may be elsewhere
+        return  # the engine may be on another machine, and the image may be pulled later
     python, argv = choose_program(spec, [], [])
     if spec.image != HOST_IMAGE or not argv:
         return
     if argv[1:2] == ("-m",) and find_spec(argv[2]) is None:
         raise KernelspecError(
             f"{sys.executable} has no module {argv[2]}, which the kernel needs.",
-            f"`{sys.executable} -m pip install {argv[2]}`; or run it in an image that has"
-            " it: --image NAME.",
+            f"run `{sys.executable} -m pip install {argv[2]}`, or choose an image that has it:"
+            " --image NAME.",
         )
     program = shutil.which(argv[0], path=host_path(python)) or argv[0]
     real = os.path.realpath(program)
     if "/" not in argv[0] and not any(is_within(real, r) for r in find_world(python).roots):
         raise KernelspecError(
-            f"{program} is {real}, which no sandbox shows.",
-            f"install {argv[0]} below /usr or in {sys.prefix}; or run it in an image that has it:"
+            f"The kernel's program {program} is {real}, which kernels cannot read.",
+            f"install {argv[0]} below /usr or in {sys.prefix}, or choose an image that has it:"
             " --image NAME.",
         )
 
@@ -106,11 +113,14 @@ def run_install(arguments: argparse.Namespace) -> int:
     )
     print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
     if not is_searched(kernelspec.directory.parent):
-        print(f"Jupyter finds it with JUPYTER_PATH={kernelspec.directory.parent.parent}")
+        print(
+            "Jupyter does not look there; start it with"
+            f" JUPYTER_PATH={kernelspec.directory.parent.parent}"
+        )
         return 0
     first = next(spec for spec in find_kernelspecs() if spec.name == kernelspec.name)
     if first.directory != kernelspec.directory:
-        print(f"Jupyter looks in {first.directory} before it, and uses that one.")
+        print(f"But Jupyter uses {first.directory}, which has the same name and comes first.")
     print("Check this machine with: gvisor-kernel doctor")
     return 0
 
@@ -120,10 +130,10 @@ def run_uninstall(arguments: argparse.Namespace) -> int:
     folder = find_destination(*place) if place else None
     found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]
     if not found:
-        where = folder or "Jupyter's folders"
+        where = folder or "the folders where Jupyter looks"
         raise KernelspecError(
             f"There is no kernelspec {arguments.name!r} of gvisor-kernel in {where}.",
-            'see what there is with "jupyter kernelspec list".',
+            "list the kernelspecs with: jupyter kernelspec list",
         )
     for kernelspec in found:
         remove_kernelspec(kernelspec)

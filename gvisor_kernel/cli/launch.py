@@ -1,4 +1,4 @@
-"""``launch``: one kernel in a sandbox behind a plain argv, by ``jupyter/launcher``."""
+"""``launch``: run one kernel in a sandbox in the foreground; see ``jupyter/launcher``."""
 
 from __future__ import annotations
 

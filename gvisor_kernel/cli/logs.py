@@ -1,7 +1,7 @@
-"""``logs``: what runtime, guest and bridge wrote of one sandbox, in the order of time.
+"""``logs``: what runtime, guest and bridge logged about one sandbox, in the order of time.
 
-The log is written on the host, yet it quotes what came from inside: it is shown escaped, and no
-link in its place is followed.
+The log files are written on the host but quote text from inside the sandbox: all text is escaped,
+and a symbolic link in the place of a log file is not followed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.runtimes.state.records import read_record
 
 FOLLOW_SECONDS = 0.2
-"""How often a followed log is looked at."""
+"""The interval, in seconds, at which a followed log is read."""
 TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
 MAX_LINE = 64 * 1024
+"""Characters of a line that are read at once."""
 
 
 def open_log(path: Path) -> IO[str] | None:
-    """The log, if it is an ordinary file; None where there is none (yet)."""
+    """Open a log file; return None if there is none (yet) or it is no regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -40,14 +41,14 @@ def open_log(path: Path) -> IO[str] | None:
     return open(descriptor, errors="backslashreplace", newline="\n")
 
 
-def is_over(sandbox: Listed) -> bool:
-    """Whether nothing more will be written: it has ended, and its record is gone or says so."""
+def has_ended(sandbox: Listed) -> bool:
+    """Whether nothing more will be logged: the record is gone, or says that the sandbox ended."""
     record = read_record(sandbox.directory)
     return record is None or find_state(record) in {"ended", "landing", "orphaned", "elsewhere"}
 
 
 class Follower:
-    """One file of a log, as it grows, across rotations."""
+    """Reads one log file while it grows, across rotations."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -55,7 +56,7 @@ class Follower:
         self._half = ""
 
     def read(self) -> list[str]:
-        """The lines that are new."""
+        """Return the lines that were added since the last call."""
         text = ""
         while True:
             if self._file is None:
@@ -65,7 +66,7 @@ class Follower:
             text += self._file.read()
             if not is_rotated(self._path, self._file):
                 break
-            text += self._file.read()  # what came between
+            text += self._file.read()  # lines written before the rotation
             self.close()
         *lines, self._half = (self._half + text).split("\n")
         return [f"{line}\n" for line in lines]
@@ -77,14 +78,14 @@ class Follower:
 
 
 def follow(directory: Path, sandbox: Listed) -> Iterator[str]:
-    """Lines as they are appended, until the sandbox is over."""
+    """Yield lines as they are appended, until the sandbox has ended. Blocks."""
     followers = [Follower(directory / name) for name in NAMES]
     try:
         while True:
-            over = is_over(sandbox)  # asked before the last look at the files
+            ended = has_ended(sandbox)  # before the files are read for the last time
             lines = [line for follower in followers for line in follower.read()]
-            yield from sorted(lines, key=time_of)
-            if over and not lines:
+            yield from sorted(lines, key=get_time)
+            if ended and not lines:
                 return
             if not lines:
                 time.sleep(FOLLOW_SECONDS)
@@ -94,20 +95,20 @@ def follow(directory: Path, sandbox: Listed) -> Iterator[str]:
 
 
 def is_rotated(path: Path, file: IO[str]) -> bool:
-    """Whether another file has taken the place of the one that is read."""
+    """Whether ``path`` is another file by now than the open ``file``."""
     try:
         return not os.path.samestat(path.lstat(), os.fstat(file.fileno()))
     except OSError:
         return False
 
 
-def time_of(line: str) -> str:
-    """What lines of several files are put in order by; those of one file keep theirs."""
+def get_time(line: str) -> str:
+    """Return the timestamp of a line, which is the key for merging lines of several files."""
     return line[:TIME_LENGTH]
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """All that is left of one file of a log, oldest first."""
+    """Yield all lines of one log file and its rotated parts, oldest first."""
     for part in log_parts(path):
         file = open_log(part)
         if file is not None:
@@ -125,11 +126,12 @@ def run_logs(arguments: argparse.Namespace) -> int:
         return 0
     found = False
     files = [read_lines(sandbox.directory / name) for name in NAMES]
-    for line in heapq.merge(*files, key=time_of):
+    for line in heapq.merge(*files, key=get_time):
         found = True
         sys.stdout.write(printable(line))
     if not found:
         raise GvisorKernelError(
-            f"The sandbox {sandbox.id} has no log yet.", "follow it as it comes: logs -f"
+            f"The sandbox {sandbox.id} has no log yet.",
+            f"wait for it: gvisor-kernel logs -f {sandbox.id}",
         )
     return 0

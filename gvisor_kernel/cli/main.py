@@ -1,7 +1,7 @@
-"""The command ``gvisor-kernel``: its arguments, and which module runs which command.
+"""The command ``gvisor-kernel``: its subcommands, and the module that runs each.
 
-Commands are imported when they run: an installed kernelspec starts ``launch`` for each kernel,
-and must not pay for the others.
+The module of a command is imported when the command runs: an installed kernelspec starts ``launch``
+for each kernel, which should not wait for the imports of other commands.
 """
 
 from __future__ import annotations
@@ -9,59 +9,69 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from gvisor_kernel import __version__
+from gvisor_kernel.cli.arguments import (
+    HelpFormatter,
+    Subparsers,
+    add_id,
+    add_image,
+    add_json,
+    add_place,
+    add_skills,
+    add_snapshot,
+    make_add,
+)
 from gvisor_kernel.errors import GvisorKernelError
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-Add: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 DESCRIPTION = """\
 Jupyter kernels that run inside gVisor sandboxes.
 
-Once installed, "Python 3 (gVisor)" is among the kernels of JupyterLab, jupyter console,
-nbclient and papermill. These commands set that up and look after what runs.
+After "gvisor-kernel install", the kernel "Python 3 (gVisor)" can be chosen in JupyterLab,
+jupyter console, nbclient and papermill. Each running kernel has a sandbox of its own.
 """
 
 EPILOG = """\
 exit status:
-  0    done
-  1    it failed, and standard error says why; doctor: a check failed; logs, kill and
-       transcript: no such sandbox; skills and image: refused
+  0    the command succeeded
+  1    the command failed, and standard error says why; doctor: a check failed;
+       verify: an image has changed, or a snapshot cannot be used
   2    the arguments are wrong
-  130  interrupted
+  130  interrupted by Ctrl-C
   launch exits with the status of the kernel.
 """
 
 GROUPS = {
-    "use": ("install", "uninstall", "start", "launch", "skills"),
-    "look": ("doctor", "list", "logs", "transcript", "version"),
-    "images": ("image", "snapshot"),
+    "kernels": ("install", "uninstall", "start", "launch", "skills"),
+    "information": ("doctor", "list", "logs", "transcript", "version"),
+    "images and snapshots": ("image", "snapshot"),
     "maintenance": ("kill", "sync", "prune"),
 }
-"""Of commands, as ``--help`` lists them: all that there are."""
+"""All commands, in the groups in which ``--help`` lists them."""
 
 PLACES = """\
-where, unless you say:
-  in a virtual or conda environment, that environment;
-  else, for root, the whole system; for anyone else, the user.
+default place, without --user, --sys-prefix and --prefix:
+  if this command is in a virtual or conda environment, that environment;
+  otherwise, for root: the whole system; for other users: that user.
+"""
+
+LIST_EPILOG = """\
+states:
+  starting      the kernel is not ready yet
+  running       in use
+  idle, paused  stopped until the next message, so that it uses no CPU (setting idle_stop)
+  spare         prepared in advance for the next start (setting spare)
+  ended         its Jupyter process is about to remove it
+  landing       ended; its outputs are still being copied out of the Docker engine
+  orphaned      its Jupyter process is gone: gvisor-kernel prune removes it
+  elsewhere     it runs on another machine that shares this state directory
 """
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps descriptions as written, and uses the terminal up to a readable width."""
-
-    def __init__(self, prog: str) -> None:
-        width = min(shutil.get_terminal_size().columns, 100) - 2
-        super().__init__(prog, max_help_position=28, width=width)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit status."""
+    """Run one command and return the exit status of the process."""
     arguments = make_parser().parse_args(argv)
     module, _, function = arguments.run.partition(":")
     try:
@@ -75,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has left, as in "list | head -1": that is no failure.
+        # The reader of our output has exited, as in "list | head -1": that is no failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return int(status)
@@ -95,19 +105,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = make_add(commands)
 
-    install = add("install", "kernelspecs:run_install", "add the kernel to Jupyter", PLACES)
+    install = add(
+        "install", "kernelspecs:run_install", "add a kernel to Jupyter's list of kernels", PLACES
+    )
     add_place(install)
     install.add_argument(
         "--language",
         choices=("python", "bash", "typescript", "java"),
         default="python",
-        help="of the kernel, which has to be installed where it is to run: %(choices)s",
+        help="the language of the kernel (default: %(default)s). Kernels of other languages have to"
+        " be installed in this environment, or in the image: see docs/languages.md",
     )
     install.add_argument(
-        "--name", help="the kernelspec's name, for programs (default: gvisor-LANGUAGE)"
+        "--name", help="the name of the kernelspec, for programs (default: gvisor-LANGUAGE)"
     )
     install.add_argument(
-        "--display-name", metavar="TEXT", help="the name that people see in the picker"
+        "--display-name",
+        metavar="TEXT",
+        help="the name that people see in Jupyter's list of kernels",
     )
     install.add_argument(
         "--set",
@@ -115,79 +130,95 @@ def make_parser() -> argparse.ArgumentParser:
         dest="settings",
         action="append",
         default=[],
-        help="a setting of this kernelspec, such as memory_limit=16G; may be repeated. A list or"
-        " null is written as in JSON",
+        help="a setting of this kernelspec, such as memory_limit=16G; may be repeated. Write a list"
+        " or null as in JSON. See docs/settings.md",
     )
     install.add_argument(
-        "--image", metavar="NAME", help="an image to run in, as gvisor-kernel image list shows it"
+        "--image",
+        metavar="NAME",
+        help='the image that kernels run in: a name that "gvisor-kernel image list" shows (default:'
+        " the Python environment of this machine)",
     )
-    install.add_argument("--memory", metavar="SIZE", help="the memory limit, such as 8G")
+    install.add_argument(
+        "--memory", metavar="SIZE", help="the memory limit, such as 8G (default: 4G)"
+    )
 
     uninstall = add(
         "uninstall",
         "kernelspecs:run_uninstall",
-        "take the kernel out of Jupyter",
-        "Without a place, every kernelspec of that name that Jupyter finds and that is ours goes.",
+        "remove a kernel from Jupyter's list of kernels",
+        "Without --user, --sys-prefix and --prefix, it removes every kernelspec of that name that\n"
+        "Jupyter finds and that gvisor-kernel has installed.",
     )
     add_place(uninstall)
     uninstall.add_argument(
-        "--name", default="gvisor-python", help="the kernelspec's name (default: %(default)s)"
+        "--name", default="gvisor-python", help="the name of the kernelspec (default: %(default)s)"
     )
 
     doctor = add(
         "doctor",
         "doctor:run_doctor",
-        "check that sandboxes can start here, and say what to do",
-        "Exit status 1 if a check failed; warnings leave it 0. No check takes longer than 40 s.",
+        "check that kernels can start on this machine, and suggest fixes",
+        "Each check prints OK, WARN or FAIL, and a line with an arrow that says what to do.\n"
+        "The exit status is 1 if a check failed; warnings do not count. No check takes longer\n"
+        "than 40 s.",
     )
     add_json(doctor)
 
-    listing = add("list", "sandboxes:run_list", "list the running sandboxes of this user")
+    listing = add("list", "sandboxes:run_list", "list the sandboxes of this user", LIST_EPILOG)
     add_json(listing)
 
-    logs = add("logs", "logs:run_logs", "show the log of a sandbox")
+    logs = add("logs", "logs:run_logs", "print the log of a sandbox")
     add_id(logs)
     logs.add_argument(
-        "-f", "--follow", action="store_true", help="go on until the sandbox has ended"
+        "-f",
+        "--follow",
+        action="store_true",
+        help="print new lines as they are written, until the sandbox has ended",
     )
 
     kill = add(
         "kill",
         "sandboxes:run_kill",
-        "end a sandbox and all that runs in it, at once",
-        "To Jupyter the kernel has died; it may start a fresh one.",
+        "kill a sandbox and all processes in it",
+        "Jupyter sees that the kernel has died, and may start a new one.",
     )
     add_id(kill)
 
     sync = add(
         "sync",
         "sandboxes:run_sync",
-        "copy what a sandbox of a Docker engine has in its outputs, now and not at its end",
-        "Files that are as they were when it started, or at the last time, are left alone.",
+        "copy the outputs of a sandbox out of its Docker engine now",
+        "Without this command, outputs are copied when the sandbox ends. Only files that have\n"
+        "changed since its start, or since the last copy, are copied.",
     )
     add_id(sync)
     sync.add_argument(
         "--to",
         metavar="FOLDER",
-        help="a folder that exists, where all its outputs go from now on; for when the one that it"
-        " began with was moved",
+        help="an existing folder that gets all outputs of this sandbox from now on; needed if the"
+        " original folder was moved or removed",
     )
 
     add(
         "prune",
         "sandboxes:run_prune",
-        "remove what is left of sandboxes whose Jupyter is gone",
-        "Sandboxes in use are not touched.",
+        "remove sandboxes whose Jupyter process is gone",
+        "Sandboxes in use are not changed.",
     )
 
     launch = add(
         "launch",
         "launch:run_launch",
-        "run one kernel in a sandbox until it ends (what a kernelspec starts)",
-        "SIGINT interrupts the kernel; SIGTERM, or the death of this process, ends the sandbox.",
+        "run one kernel in a sandbox until it ends (kernelspecs use this)",
+        "SIGINT interrupts the kernel. SIGTERM, or the end of this process, ends the sandbox.",
     )
     launch.add_argument(
-        "-f", "--connection-file", required=True, metavar="FILE", help="Jupyter's connection file"
+        "-f",
+        "--connection-file",
+        required=True,
+        metavar="FILE",
+        help="the connection file that a Jupyter front end wrote",
     )
     launch.add_argument(
         "--kernel",
@@ -199,22 +230,23 @@ def make_parser() -> argparse.ArgumentParser:
     transcript = add(
         "transcript",
         "transcripts:run_transcript",
-        "show what the kernel of a sandbox was asked and answered",
-        "A transcript goes with its sandbox; keep one with: transcript --raw ID > FILE",
+        "print the cells and outputs of a sandbox's kernel",
+        "A transcript is removed with its sandbox. To keep one:\n"
+        "gvisor-kernel transcript --raw ID > FILE",
     )
     add_id(transcript)
     transcript.add_argument(
-        "--raw", action="store_true", help="as it was recorded: one JSON object a line"
+        "--raw", action="store_true", help="print it as recorded: one JSON object per line"
     )
 
-    skills = add("skills", "skills:run_list", "pack, check, install, list and remove skills")
+    skills = add("skills", "skills:run_list", "manage the skills that kernels see at /mnt/skills")
     add_skills(skills)
 
     start = add(
         "start",
         "start:run_start",
-        "start a kernel, run a cell in it, end it, and say how long that took",
-        "The same steps go to the logger gvisor_kernel.tracing, at its level DEBUG.",
+        "start a kernel, run one cell, end it, and print how long that took",
+        "Jupyter servers log the same steps with the logger gvisor_kernel.tracing at level DEBUG.",
     )
     start.add_argument(
         "--kernel",
@@ -222,18 +254,18 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the kernelspec to start (default: %(default)s)",
     )
-    start.add_argument("--trace", action="store_true", help="list each step, in milliseconds")
+    start.add_argument("--trace", action="store_true", help="print each step, in milliseconds")
     snapshot = add(
         "snapshot",
         "snapshots:run_list",
-        "snapshots that kernels start from: list, build, verify, remove",
+        "manage snapshots: saved kernels that new kernels start from",
     )
     add_snapshot(snapshot)
 
     image = add(
         "image",
         "images:run_list",
-        "root file systems that kernels run in: import, build, list, remove",
+        "manage images: root file systems that kernels run in",
     )
     add_image(image)
 
@@ -243,172 +275,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def list_commands(commands: Subparsers) -> str:
-    """Every command with what it does, a line each, by GROUPS."""
+    """Return a line for each command with its description, by GROUPS."""
     lines = []
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
         for name in names:
-            words = str(commands.choices[name].description).rstrip(".")
-            lines.append(f"  {name:<12}{words[0].lower()}{words[1:]}")
+            text = str(commands.choices[name].description).rstrip(".")
+            lines.append(f"  {name:<12}{text[0].lower()}{text[1:]}")
         lines.append("")
     return "\n".join(lines)
-
-
-def make_add(commands: Subparsers) -> Add:
-    """A function that adds a command: its name, what runs it, one line of help, and more of it."""
-
-    def add(name: str, run: str, help: str, more: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=more,
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
-        )
-        command.set_defaults(run=f"gvisor_kernel.cli.{run}")
-        return command
-
-    return add
-
-
-def add_skills(skills: argparse.ArgumentParser) -> None:
-    add = make_add(skills.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    pack = add("pack", "skills:run_pack", "make a package of the skill in a folder")
-    pack.add_argument("directory", metavar="DIR", help="the folder with its SKILL.md")
-    pack.add_argument(
-        "-o", "--output", metavar="FILE", help="the package (default: NAME.skill, here)"
-    )
-    check = add("check", "skills:run_check", "say whether a package is one, and what is in it")
-    check.add_argument("file", metavar="FILE")
-    install = add(
-        "install",
-        "skills:run_install",
-        "install a package for the kernels that start from now on",
-        "In place of FILE, the name of a skill that came with gvisor-kernel puts that one back.",
-    )
-    install.add_argument("file", metavar="FILE")
-    install.add_argument(
-        "--examples", action="store_true", help="among the examples rather than the public ones"
-    )
-    listing = add("list", "skills:run_list", "list the skills that kernels see")
-    add_json(listing)
-    remove = add("remove", "skills:run_remove", "take a skill away")
-    remove.add_argument("name", metavar="NAME")
-
-
-def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
-    add = make_add(snapshot.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    listing = add("list", "snapshots:run_list", "list the images, the one used last first")
-    add_json(listing)
-    build = add(
-        "build",
-        "snapshots:run_build",
-        "make the image of a kernel now",
-        "Kernels make it by themselves, in the background, after the first start.",
-    )
-    build.add_argument(
-        "--kernel",
-        default="gvisor-python",
-        metavar="NAME",
-        help="the kernelspec whose kernels start from it (default: %(default)s)",
-    )
-    build.add_argument(
-        "--preload",
-        metavar="MODULES",
-        help="modules to import before, such as numpy,pandas; kernels start from it where their"
-        " setting preload says the same (default: what that says)",
-    )
-    build.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
-    verify = add(
-        "verify",
-        "snapshots:run_verify",
-        "say of each image whether a kernel may still start from it",
-        "Exit status 1 if there is one that none may.",
-    )
-    add_json(verify)
-    remove = add("remove", "snapshots:run_remove", "remove images")
-    what = remove.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "id", metavar="ID", nargs="?", help='as "list" shows it; the beginning will do'
-    )
-    what.add_argument("--all", action="store_true", help="every image")
-    what.add_argument(
-        "--stale", action="store_true", help="those from which no kernel may start any more"
-    )
-
-
-def add_image(image: argparse.ArgumentParser) -> None:
-    add = make_add(image.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    take = add(
-        "import",
-        "images:run_import",
-        "import an image, so that kernels can run in it",
-        "SOURCE is an OCI layout (a folder, or an archive of one), an archive of docker save, a\n"
-        "root file system (a folder, or a tar archive of one), packed or not; or, where Docker or\n"
-        "Podman runs, the name that the image has there.",
-    )
-    take.add_argument("source", metavar="SOURCE")
-    take.add_argument("--name", help="what to call it (default: as its source is called)")
-    take.add_argument(
-        "--reference", metavar="REF", help="which image, where the source has several"
-    )
-    build = add(
-        "build",
-        "images:run_build",
-        "build an image that comes with gvisor-kernel, and import it",
-        "With Docker where its engine is up, else with buildah. Images that it builds upon are\n"
-        "built before, unless they are there already.",
-    )
-    build.add_argument("image", metavar="NAME", help="base, python, polyglot or full")
-    build.add_argument("--name", help="what to call it (default: NAME)")
-    distribution = build.add_mutually_exclusive_group()
-    distribution.add_argument(
-        "--base", metavar="REF", help="the distribution to build upon, as a registry calls it"
-    )
-    distribution.add_argument(
-        "--archive", metavar="FILE", help="the archive of a root file system to build upon"
-    )
-    distribution.add_argument(
-        "--bootstrap",
-        metavar="SUITE",
-        help="build upon a release that mmdebstrap makes of its packages, such as trixie",
-    )
-    listing = add("list", "images:run_list", "list the images")
-    add_json(listing)
-    inspect = add("inspect", "images:run_inspect", "say what is known of an image")
-    inspect.add_argument("image", metavar="IMAGE")
-    add_json(inspect)
-    verify = add(
-        "verify",
-        "images:run_verify",
-        "say of each image whether its files are those that were imported",
-        "Reads every file. Exit status 1 if there is one that has changed.",
-    )
-    verify.add_argument("image", metavar="IMAGE", nargs="*", help="only these (default: all)")
-    add_json(verify)
-    remove = add(
-        "remove",
-        "images:run_remove",
-        "remove images that no running kernel uses",
-    )
-    remove.add_argument("image", metavar="IMAGE", nargs="+", help='as "list" shows it')
-
-
-def add_place(command: argparse.ArgumentParser) -> None:
-    place = command.add_mutually_exclusive_group()
-    place.add_argument("--user", action="store_true", help="for this user")
-    place.add_argument(
-        "--sys-prefix", action="store_true", help=f"in this Python environment ({sys.prefix})"
-    )
-    place.add_argument("--prefix", metavar="P", help="in P/share/jupyter/kernels")
-
-
-def add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
-
-
-def add_id(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "id", metavar="ID", help='as "list" shows it; the beginning will do if it is the only one'
-    )

@@ -1,4 +1,4 @@
-"""What every command prints with. Text from a sandbox reaches a terminal through ``printable``."""
+"""Functions that commands print with. ``printable`` escapes text that comes from a sandbox."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UNFOLDED = 2000
-"""Columns of what is no terminal."""
+"""Columns of a table when standard output is no terminal: each row is one line."""
+MAX_CUT_WIDTH = 100
+"""Columns of a table with a cut column when standard output is no terminal."""
 
 
 def printable(text: str) -> str:
-    """``text`` with everything that could steer a terminal, or reorder what is read, escaped.
+    """Escape everything in ``text`` that could control a terminal or reorder what a person reads.
 
     Line ends and tabs stay. Escape sequences, other control characters, bidirectional
-    overrides and lone surrogates become ``\\\\x1b``, ``\\\\u202e`` and the like.
+    overrides and lone surrogates become ``\\\\x1b``, ``\\\\u202e`` and so on.
     """
     return "".join(
         char if char in "\n\t" or char.isprintable() else char.encode("unicode_escape").decode()
@@ -30,24 +32,24 @@ def printable(text: str) -> str:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is: no markup, no highlighting of what others wrote."""
+    """Return a console that prints text unchanged: no markup, no highlighting, no emoji codes."""
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def print_json(document: object) -> None:
-    """One JSON document on standard output, for programs: keys are kept once released."""
+    """Print a JSON document for programs. Released keys are not renamed or removed."""
     print(json.dumps(document, indent=2))
 
 
 def print_error(error: GvisorKernelError) -> None:
-    """A failure on standard error: the fact, what to do, the evidence."""
+    """Print an error to standard error: the fact, the hint, the evidence."""
     print(f"gvisor-kernel: {printable(str(error))}", file=sys.stderr)
 
 
 def describe_size(size: int) -> str:
-    """Bytes for a person: 4.0 GiB, 512 MiB."""
+    """Describe a number of bytes: 4.0 GiB, 512 MiB."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
@@ -57,7 +59,7 @@ def describe_size(size: int) -> str:
 
 
 def describe_age(seconds: float) -> str:
-    """A time span for a person: 42 s, 17 min, 5 h, 3 d."""
+    """Describe a time span in seconds: 42 s, 17 min, 5 h, 3 d."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
@@ -65,12 +67,18 @@ def describe_age(seconds: float) -> str:
 
 
 def print_table(
-    left: Sequence[str], right: Sequence[str], last: str, rows: Iterable[Sequence[str]]
+    left: Sequence[str],
+    right: Sequence[str],
+    last: str,
+    rows: Iterable[Sequence[str]],
+    *,
+    cut: bool = False,
 ) -> None:
-    """What a command lists, under its titles; a row has a cell for each.
+    """Print ``rows`` under their titles; a row has a cell for each title. Cells are escaped here.
 
-    ``left`` and ``right``: how the cells of a column stand; only those of ``last`` are folded.
-    Cells may be what others wrote. Programs that read lines get one a row, however long.
+    ``left`` and ``right``: titles of left-aligned and of right-aligned columns. ``last``: the title
+    of the last column; only its cells are folded. To a pipe or file, each row is one line.
+    ``cut``: cells of the last column are cut instead of folded, also to a pipe or file.
     """
     from rich.table import Table
     from rich.text import Text
@@ -82,8 +90,11 @@ def print_table(
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column(last, overflow="fold")
     for cells in rows:
-        table.add_row(*(Text(printable(cell).replace("\n", "\\n")) for cell in cells))
+        texts = [Text(printable(cell).replace("\n", "\\n")) for cell in cells]
+        if cut:
+            texts[-1].no_wrap, texts[-1].overflow = True, "ellipsis"
+        table.add_row(*texts)
     console = make_console()
     if not console.is_terminal:
-        console.width = UNFOLDED
+        console.width = MAX_CUT_WIDTH if cut else UNFOLDED
     console.print(table)

@@ -1,7 +1,7 @@
-"""``list``, ``kill``, ``prune``: the sandboxes of this user, whoever started them.
+"""``list``, ``kill``, ``prune``, ``sync``: all sandboxes of this user.
 
-What is known of a sandbox is the record that its owner wrote on the host, and what the host's
-kernel says of its processes. Nothing is taken from inside one.
+The facts come from the record that the owner of a sandbox (a Jupyter process) wrote on the host,
+and from /proc. Nothing is read from inside a sandbox.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gvisor_kernel.cli.output import (
 )
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.processes import is_alive
+from gvisor_kernel.host.processes import is_alive, is_stopped
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.docker.removal import end_container, redirect_outputs, sync_outputs
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
@@ -31,19 +31,26 @@ from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orph
 from gvisor_kernel.runtimes.state.sweep import end_sandbox, remove_sandbox
 
 State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
-"""``spare``: restored ahead, stopped, no kernel's yet. ``ended``: its owner lives, and is about to
-remove it. ``landing``: likewise, and its outputs are still to be copied out of its engine.
-``elsewhere``: another machine, or a container, has it, and shares this state directory."""
+"""``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
+alive and will remove it. ``landing``: likewise, but its outputs are still to be copied out of the
+Docker engine. ``orphaned``: the owner is gone. ``elsewhere``: it runs on another machine, or in a
+container, that shares this state directory."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A sandbox as ``list`` shows it. ``memory_used`` is None where nothing runs or may be read."""
+    """A sandbox as ``list`` shows it.
+
+    ``memory_used``: bytes; None if nothing runs or the number cannot be read.
+    ``paused``: the sandbox of an idle kernel, stopped by the setting ``idle_stop`` until the next
+    message.
+    """
 
     directory: Path
     record: Record
     state: State
     memory_used: int | None
+    paused: bool
 
     @property
     def id(self) -> str:
@@ -51,13 +58,22 @@ class Listed:
 
 
 def find_all() -> list[Listed]:
-    """Every sandbox of this user, oldest first. Raises StateError."""
+    """Return all sandboxes of this user, oldest first.
+
+    :raises StateError: when the state directory cannot be used
+    """
     return [
-        Listed(directory, record, find_state(record), read_memory(record))
+        make_listed(directory, record)
         for directory, record in find_sandboxes()
-        # A record is about its own directory; one that says otherwise was not written by us.
+        # A record that names another directory was not written by gvisor-kernel.
         if record.container_id == directory.name
     ]
+
+
+def make_listed(directory: Path, record: Record) -> Listed:
+    state, sentry = find_state(record), record.processes.get("sentry")
+    paused = state == "running" and sentry is not None and is_stopped(sentry.pid)
+    return Listed(directory, record, state, read_memory(record), paused)
 
 
 def find_state(record: Record) -> State:
@@ -67,7 +83,7 @@ def find_state(record: Record) -> State:
         return "elsewhere"
     if record.ended:
         return "landing" if record.outputs is not None and record.ready else "ended"
-    if record.engine is not None:  # which has it; its owner removes it when it ends
+    if record.engine is not None:  # its processes are the engine's
         return "running" if record.ready else "starting"
     if not record.processes:
         return "starting"
@@ -77,7 +93,7 @@ def find_state(record: Record) -> State:
 
 
 def read_memory(record: Record) -> int | None:
-    """Bytes of the host's memory that a sandbox holds, as its owner counts them."""
+    """Return the memory of the host, in bytes, that a sandbox uses, counted as its owner does."""
     sentry = record.processes.get("sentry")
     if record.machine != this_machine() or sentry is None:
         return None
@@ -92,7 +108,10 @@ def read_memory(record: Record) -> int | None:
 
 
 def find_one(text: str) -> Listed:
-    """The sandbox that ``text`` means: an id, an identity, or the beginning of just one."""
+    """Find a sandbox by its id or identity, or by the beginning of one.
+
+    :raises GvisorKernelError: when no sandbox matches, or more than one
+    """
     found = [
         sandbox
         for sandbox in find_all()
@@ -104,20 +123,22 @@ def find_one(text: str) -> Listed:
         return (exact or found)[0]
     if found:
         raise GvisorKernelError(
-            f"{text!r} is the beginning of {len(found)} sandboxes' ids.",
-            f"give more of it: {', '.join(sandbox.id for sandbox in found[:4])}",
+            f"{len(found)} sandboxes have an id that begins with {text!r}.",
+            f"give more of the id: {', '.join(sandbox.id for sandbox in found[:4])}",
         )
-    raise GvisorKernelError(f"There is no sandbox {text!r}.", "see: gvisor-kernel list")
+    raise GvisorKernelError(
+        f"There is no sandbox {text!r}.", "list the sandboxes with: gvisor-kernel list"
+    )
 
 
-def cells_of(sandbox: Listed) -> tuple[str, ...]:
-    """Of its row in ``list``."""
+def make_row(sandbox: Listed) -> tuple[str, ...]:
+    """Return the cells of a sandbox's row in ``list``."""
     record, used = sandbox.record, sandbox.memory_used
     shown = "?" if used is None else describe_size(used)
     return (
         sandbox.id,
         record.kernel_name,
-        sandbox.state,
+        "idle, paused" if sandbox.paused else sandbox.state,
         f"{shown} / {describe_size(record.memory_limit)}",
         describe_age(time.time() - record.created),
         record.folder,
@@ -132,12 +153,12 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not sandboxes:
         print("No sandboxes.")
         return 0
-    print_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER", map(cells_of, sandboxes))
+    print_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER", map(make_row, sandboxes))
     return 0
 
 
 def describe(sandbox: Listed) -> dict[str, object]:
-    """A sandbox in ``list --json``. Times are seconds, sizes bytes."""
+    """Return a sandbox for ``list --json``. Times are in seconds, sizes in bytes."""
     record = sandbox.record
     return {
         "id": sandbox.id,
@@ -145,6 +166,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "name": record.kernel_name,
         "kernel_id": record.kernel_id,
         "state": sandbox.state,
+        "paused": sandbox.paused,
         "memory_used": sandbox.memory_used,
         "memory_limit": record.memory_limit,
         "created": record.created,
@@ -158,11 +180,12 @@ def run_kill(arguments: argparse.Namespace) -> int:
     sandbox = find_one(arguments.id)
     if sandbox.state == "elsewhere":
         raise GvisorKernelError(
-            f"The sandbox {sandbox.id} runs on {sandbox.record.machine.host}, or in a container.",
-            "run this there.",
+            f"The sandbox {sandbox.id} runs on the machine {sandbox.record.machine.host}, or in a"
+            " container there.",
+            "run this command there.",
         )
     groups = [Path(group) for group in sandbox.record.cgroups]
-    # A living owner removes the rest itself, as it does when a sandbox crashes.
+    # A living owner removes the rest itself, as after a crash of the sandbox.
     if sandbox.state == "orphaned":
         ended = remove_sandbox(sandbox.directory, sandbox.record)
     elif sandbox.record.engine is not None:
@@ -172,24 +195,25 @@ def run_kill(arguments: argparse.Namespace) -> int:
         ended = end_sandbox(sandbox.directory, groups)
     if not ended:
         raise GvisorKernelError(
-            f"Not everything of the sandbox {sandbox.id} could be ended.",
-            f"see what it is: ps -ef | grep {sandbox.id}",
+            f"Some processes of the sandbox {sandbox.id} are still running.",
+            f"see which: ps -ef | grep {sandbox.id}",
         )
-    print(f"Ended {sandbox.record.identity}")
+    print(f"Killed the sandbox {sandbox.id}")
     return 0
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    with make_console(stderr=True).status("Removing what is left of sandboxes …"):
+    ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
+    with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
     for identity in removed:
-        print(f"Removed {printable(identity)}")
+        print(f"Removed the sandbox {printable(ids.get(identity, identity))}")
     left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
     if left:
         raise GvisorKernelError(
-            f"Not everything of {', '.join(left)} could be removed.",
-            "run this again as the user, root perhaps, whose processes and cgroups they are; with"
-            " a Docker engine, when it answers.",
+            f"These sandboxes could not be removed completely: {', '.join(left)}.",
+            "run this again as the user who owns their processes and cgroups (perhaps root); if"
+            " they are in a Docker engine, when it answers again.",
         )
     if not removed:
         print("Nothing to remove.")
@@ -197,7 +221,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 
 def find_runtimes() -> list[str]:
-    """Those that may have left something: the optional one if there is an engine to ask."""
+    """Return the runtimes that may have left sandboxes: docker only if an engine was used."""
     used = {sandbox.record.runtime for sandbox in find_all()}
     if os.environ.get("DOCKER_HOST"):
         used.add("docker")
@@ -209,15 +233,15 @@ def run_sync(arguments: argparse.Namespace) -> int:
     record = sandbox.record
     if record.outputs is None:
         raise GvisorKernelError(
-            f"The sandbox {sandbox.id} keeps no outputs.",
-            "start it with the setting outputs; its folder on the host must be writable.",
+            f"The sandbox {sandbox.id} has no outputs folder on this machine.",
+            "set the setting outputs to a folder that you can write, and start the kernel again.",
         )
     if record.engine is None:
-        print(f"Nothing to copy: it writes into {printable(record.outputs)} itself")
+        print(f"Nothing to copy: the kernel writes directly into {printable(record.outputs)}")
         return 0
     if arguments.to is not None:
         record = redirect_outputs(sandbox.directory, record, arguments.to)
     written, left_out = sync_outputs(sandbox.directory, record)
-    more = f"; {left_out} were left out" if left_out else ""
+    more = f"; {left_out} could not be copied, see the sandbox's log" if left_out else ""
     print(f"Copied {written} changed files into {printable(str(record.outputs))}{more}")
     return 0

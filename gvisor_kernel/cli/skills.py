@@ -1,6 +1,6 @@
-"""``skills``: pack, check, install, list and remove what kernels see at /mnt/skills.
+"""``skills``: pack, check, install, list and remove the skills that kernels see at /mnt/skills.
 
-They work on this user's skills, or on the folder that Jupyter's configuration names.
+The commands work on this user's skills, or on the folder that Jupyter's configuration names.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ from gvisor_kernel.skills import (
 )
 from gvisor_kernel.spec import layout
 
-SEEN = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
+TARGETS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
 
 
 def open_store() -> SkillStore:
-    """The skills that the next kernel sees. Raises SkillError, SettingError."""
+    """Open the store of the skills that the next kernel sees.
+
+    :raises SkillError: when Jupyter's configuration turns skills off
+    :raises SettingError: when a setting in Jupyter's configuration is wrong
+    """
     from jupyter_core.application import JupyterApp
 
     from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
     class Configuration(JupyterApp):
-        """Jupyter's configuration files, as a server reads them."""
+        """Reads Jupyter's configuration files as a server does."""
 
         name = "jupyter-server"
         config_file_name = "jupyter_server_config"
@@ -51,12 +55,12 @@ def open_store() -> SkillStore:
     if setting is None:
         raise SkillError(
             "Jupyter's configuration sets skills to None: kernels see none.",
-            f'let c.GVisorProvisioner.skills be "{INSTALLED_SKILLS}" or a folder.',
+            f'set c.GVisorProvisioner.skills to "{INSTALLED_SKILLS}" or to a folder.',
         )
     if setting != INSTALLED_SKILLS:
         return SkillStore(Path(setting), keeps_shipped=False)
     store = SkillStore.of_user()
-    with contextlib.suppress(SkillError):  # what is wrong, the command itself will find and say
+    with contextlib.suppress(SkillError):  # the command itself reports the problem
         store.refresh()
     return store
 
@@ -67,8 +71,8 @@ def run_pack(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or f"{skill.name}{SUFFIX}")
     if output.resolve().is_relative_to(directory.resolve()):
         raise SkillError(
-            f"{output} would lie in the folder that it is made of.",
-            "name another place with -o.",
+            f"The package {output} would be in the folder that is packed.",
+            "name a file outside of that folder with -o.",
         )
     write_whole(output, pack_skill(skill))
     print(f"Packed {printable(str(output))}: {describe(skill)}")
@@ -78,7 +82,10 @@ def run_pack(arguments: argparse.Namespace) -> int:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step, also in place of a link. Raises SkillError."""
+    """Write a file in one step. A symbolic link at ``path`` is replaced, not followed.
+
+    :raises SkillError: when the file cannot be written
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
             try:
@@ -102,7 +109,7 @@ def describe(skill: Skill) -> str:
 
 def run_check(arguments: argparse.Namespace) -> int:
     skill = read_package(Path(arguments.file))
-    print(f"{printable(arguments.file)} is in order: {describe(skill)}")
+    print(f"{printable(arguments.file)} is valid: {describe(skill)}")
     print(skill.description)
     for name in sorted(skill.files):
         print(f"  {name}")
@@ -114,23 +121,23 @@ def run_install(arguments: argparse.Namespace) -> int:
     name = str(arguments.file)
     if not path.exists() and store.keeps_shipped and name in shipped_skills():
         store.restore(name)
-        print(f"{name} is again the one that came with gvisor-kernel.")
+        print(f"Restored the skill {name} that comes with gvisor-kernel.")
         return 0
     skill = read_package(path)
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
-    print(f"Kernels that start from now on see it at {SEEN[folder]}/{skill.name}")
+    print(f"New kernels see it at {TARGETS[folder]}/{skill.name}")
     return 0
 
 
-def cells_of(skill: Installed) -> tuple[str, ...]:
-    """Of its row in ``list``."""
+def make_row(skill: Installed) -> tuple[str, ...]:
+    """Return the cells of a skill's row in ``list``."""
     return (
         skill.name,
         skill.folder,
         "gvisor-kernel" if skill.shipped else "you",
-        f"not usable: {skill.problem}" if skill.problem else skill.description,
+        "not usable, see below" if skill.problem else skill.description,
     )
 
 
@@ -143,16 +150,19 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not skills:
         print(f"No skills in {printable(str(store.folder))}.")
         return 0
-    print_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION", map(cells_of, skills))
+    print_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION", map(make_row, skills), cut=True)
+    for skill in skills:
+        if skill.problem:
+            print(printable(f"{skill.name} is not usable: {skill.problem}"))
     return 0
 
 
 def describe_installed(skill: Installed) -> dict[str, object]:
-    """A skill in ``skills list --json``."""
+    """Return a skill for ``skills list --json``."""
     return {
         "name": skill.name,
         "folder": skill.folder,
-        "seen_at": f"{SEEN[skill.folder]}/{skill.name}",
+        "seen_at": f"{TARGETS[skill.folder]}/{skill.name}",
         "directory": str(skill.directory),
         "shipped": skill.shipped,
         "description": skill.description,

@@ -1,4 +1,4 @@
-"""``start``: start a kernel, have it answer, and say what that waited for."""
+"""``start``: start a kernel, run a cell in it, and report how long each step took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from gvisor_kernel.tracing import Trace, tracing
 
 
 def try_start(kernel_name: str) -> Trace:
-    """Start a kernel of a kernelspec, run a cell in it, end it. Raises GvisorKernelError."""
+    """Start a kernel of a kernelspec, run a cell in it and shut it down.
+
+    :raises GvisorKernelError: when the kernel does not start, or does not reply
+    """
     plan = find_plan(kernel_name, own_info(), "")
     kernel = SandboxedKernel()
     with tracing() as trace:
@@ -40,5 +43,5 @@ def run_start(arguments: argparse.Namespace) -> int:
             print(f"{1e3 * seconds:8.0f} {1e3 * (seconds - last):8.0f}  {words}")
             last = seconds
     else:
-        print(f"{arguments.kernel}: its first cell had run after {trace.steps[-1][1]:.2f} s")
+        print(f"{arguments.kernel}: the first cell finished after {trace.steps[-1][1]:.2f} s")
     return 0

@@ -1,8 +1,8 @@
-"""``transcript``: what the kernel of a sandbox was asked and answered, as the bridge recorded it.
+"""``transcript``: the cells and outputs of a sandbox's kernel, as the bridge recorded them.
 
-The entries are the bridge's own, on the host; what they quote is a client's or the sandbox's. So
-every quoted line stands behind a bar that no content can leave, escaped, and of long ones the
-beginning is shown.
+The bridge writes the entries on the host, but they quote text from clients and from the sandbox.
+So each quoted line is escaped and printed behind a bar, which no content can leave; of long texts
+only the beginning is printed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 FOLDER = "transcripts"
 NAME = "transcript.jsonl"
 OLDER_FILES = 9
-"""More than the bridge keeps."""
+"""Rotated files that are looked for: more than the bridge keeps."""
 MAX_LINE = 8 * 1024 * 1024
+"""Characters of an entry, in one line; more than the bridge writes."""
 SHOWN_LINES = 200
 SHOWN_CHARACTERS = 20_000
-"""Of what one cell or one output says; --raw has all that was recorded."""
+"""Limits for the text of one cell or one output; --raw prints all that was recorded."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 BAR = "  │ "
 
 
 def open_parts(directory: Path) -> Iterator[IO[str]]:
-    """The files of a transcript, oldest first; each is closed when the next is asked for."""
+    """Yield the open files of a transcript, oldest first; each is closed before the next."""
     path = directory / FOLDER / NAME
     names = [f"{NAME}.{number}" for number in range(OLDER_FILES, 0, -1)]
-    # One that is moved aside meanwhile is met again under its next name, or not at all.
+    # A file that is rotated before it is opened here is missed; the gap in ``n`` shows it.
     for part in (*(path.with_name(name) for name in names), path):
         file = open_log(part)
         if file is not None:
@@ -46,7 +47,7 @@ def open_parts(directory: Path) -> Iterator[IO[str]]:
 
 
 def read_entries(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """The entries of one file; what is none, or half of one, is left out."""
+    """Yield the entries of one file. Lines that are no JSON object are skipped."""
     while line := file.readline(MAX_LINE):
         try:
             entry = parse_json(line, MAX_LINE)
@@ -59,7 +60,7 @@ def read_entries(file: IO[str]) -> Iterator[dict[str, Any]]:
 def run_transcript(arguments: argparse.Namespace) -> int:
     sandbox = find_one(arguments.id)
     found = False
-    pages = Pages()
+    formatter = EntryFormatter()
     for file in open_parts(sandbox.directory):
         found = True
         if arguments.raw:
@@ -67,21 +68,22 @@ def run_transcript(arguments: argparse.Namespace) -> int:
                 sys.stdout.write(printable(text))
             continue
         for entry in read_entries(file):
-            for line in pages.show(entry):
+            for line in formatter.format(entry):
                 print(line)
     if not arguments.raw:
-        for line in pages.end():
+        for line in formatter.end():
             print(line)
     if not found:
         raise GvisorKernelError(
             f"The sandbox {sandbox.id} has no transcript.",
-            "nothing was run in it yet, or the setting transcripts is False.",
+            "run a cell in its kernel first; if that does not help, set the setting transcripts to"
+            " True.",
         )
     return 0
 
 
-class Pages:
-    """Entries made readable, one after the other, as lines without an end of line."""
+class EntryFormatter:
+    """Formats entries, one after the other, as lines without a line end."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -89,12 +91,12 @@ class Pages:
         self._heading = ""
         self._quote = Quote()
 
-    def show(self, entry: dict[str, Any]) -> Iterator[str]:
+    def format(self, entry: dict[str, Any]) -> Iterator[str]:
         number = entry.get("n")
         if isinstance(number, int):
             if number > self._last + 1:
                 yield from self.end()
-                what = "missing here" if self._last else "older, and gone"
+                what = "missing here" if self._last else "older than this were removed"
                 yield f"-- entries {what}: {number - self._last - 1} --"
             self._last = max(number, self._last)
         heading, text = describe_entry(entry)
@@ -110,14 +112,14 @@ class Pages:
         yield from self._quote.add(text)
 
     def end(self) -> Iterator[str]:
-        """What is left of the text under the last heading."""
+        """Yield the rest of the text under the last heading."""
         yield from self._quote.end()
         self._quote = Quote()
         self._heading = ""
 
 
 class Quote:
-    """Text as lines behind a bar, escaped; after the bounds, how much was left out."""
+    """Formats text as escaped lines behind a bar; beyond the limits it only counts."""
 
     def __init__(self) -> None:
         self._line = ""
@@ -137,7 +139,7 @@ class Quote:
         if self._line:
             yield from self._put(self._line)
         if self._left_out:
-            yield f"{BAR}… {self._left_out} characters more"
+            yield f"{BAR}… {self._left_out} more characters (--raw prints all)"
 
     def _put(self, line: str) -> Iterator[str]:
         if self._lines < SHOWN_LINES:
@@ -148,7 +150,7 @@ class Quote:
 
 
 def describe_entry(entry: dict[str, Any]) -> tuple[str, str]:
-    """A heading and the text below it, neither of them safe to print yet."""
+    """Return a heading and the text below it. Neither is escaped yet."""
     kind, event = as_text(entry.get("type")), entry.get("event")
     content = entry.get("content")
     if not isinstance(content, dict):
@@ -166,9 +168,8 @@ def describe_entry(entry: dict[str, Any]) -> tuple[str, str]:
         lines = traceback if isinstance(traceback, list) else [traceback]
         return f"error: {as_text(content.get('ename'))}", "\n".join(map(as_text, lines))
     if kind == "input_request":
-        return "asks for a password" if content.get("password") else "asks", as_text(
-            content.get("prompt")
-        )
+        heading = "asks for a password" if content.get("password") else NAMES["input_request"]
+        return heading, as_text(content.get("prompt"))
     data = content.get("data")
     if not isinstance(data, dict):
         return NAMES.get(kind, kind), as_text(data)
@@ -182,25 +183,26 @@ def describe_entry(entry: dict[str, Any]) -> tuple[str, str]:
 
 
 NAMES = {
-    "execute_request": "asked",
+    "execute_request": "cell",
     "execute_reply": "done",
     "stream": "output",
     "execute_result": "result",
-    "display_data": "shows",
-    "update_display_data": "shows instead",
+    "display_data": "display",
+    "update_display_data": "display update",
     "error": "error",
-    "input_request": "asks",
+    "input_request": "asks for input",
 }
+"""Headings of entries, by message type."""
 
 
 def as_text(value: object) -> str:
-    """Text of what should have been text."""
+    """Convert a value that should be a string, but may be any JSON, to a string."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value)
 
 
 def shorten(heading: str) -> str:
-    """A heading in one line, safe to print."""
+    """Return a heading as one escaped line of limited length."""
     clean = printable(COLOURS.sub("", heading)).replace("\n", "\\n")
     return clean if len(clean) <= 300 else clean[:300] + "…"

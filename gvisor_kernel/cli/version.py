@@ -1,4 +1,4 @@
-"""``version``: what a bug report should name."""
+"""``version``: the versions that a bug report should name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Settings: what there is, what is accepted, and the one place that reads them."""
+"""Settings: their names, defaults and accepted values. The only package that reads them."""

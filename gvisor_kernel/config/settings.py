@@ -1,11 +1,12 @@
-"""Settings, from Jupyter's configuration and a kernelspec, become one frozen SandboxSpec.
+"""Turns settings from Jupyter's configuration and a kernelspec into one frozen SandboxSpec.
 
-This is the only module that reads settings. What a client sends (``KERNEL_*``) is not read.
+This is the only module that reads settings. Variables that a client sends (``KERNEL_*``) are not
+read.
 
-Values are kept as they came and judged in ``SandboxSettings.sandbox_spec()``, so that a wrong
-one is one kind of error, in words, wherever it was written. Who wins, first one first: Jupyter's
-configuration (the administrator), the kernelspec, the default. Of a limit that is in both, the
-lower value holds: a kernelspec may ask for less than it is allowed.
+Values are stored unchecked and validated in ``SandboxSettings.sandbox_spec()``, so that a wrong
+value raises the same kind of error wherever it was written. Precedence: Jupyter's configuration
+(the administrator), then the kernelspec, then the default. If both set a limit, the lower value
+holds: a kernelspec may ask for less than it is allowed.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ MIN_MEMORY = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
 MIN_DISK = 16 * MIB
 MIN_PIDS = 64
-"""An idle sandbox with a Python kernel has about 26 host tasks; a few threads must fit as well."""
+"""An idle sandbox with a Python kernel has about 26 host tasks; a few more threads must fit."""
 
 
 @dataclass(frozen=True)
 class ExtraMount:
-    """A folder or file of the host that a kernel sees at ``target``."""
+    """A folder or file of the host that the kernel sees at ``target``."""
 
     source: str
     target: str
@@ -81,13 +82,14 @@ class ExtraMount:
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """What was asked of a sandbox: validated, without any state of the host.
+    """The validated settings of a sandbox. It depends on nothing of the host.
 
-    ``uploads``, ``outputs``: an absolute path, a path relative to the notebook's folder, or
-    None for "nothing of the host". ``skills``: a directory with ``public`` and ``examples``, None,
-    or INSTALLED_SKILLS for this user's.
-    ``command``: the kernel's argv with ``{connection_file}``, empty for ipykernel.
-    ``preload``: modules that are imported before an image of the kernel is taken.
+    Sizes are in bytes, ``start_timeout`` in seconds.
+    ``uploads``, ``outputs``: an absolute path, a path relative to the notebook's folder, or None
+    for no folder of the host. ``skills``: a directory with ``public`` and ``examples``, None, or
+    INSTALLED_SKILLS for the skills of this user.
+    ``command``: the kernel's argv with ``{connection_file}``; empty for ipykernel.
+    ``preload``: modules that are imported before a snapshot of the kernel is made.
     """
 
     runtime: str = "runsc"
@@ -116,23 +118,23 @@ class SandboxSpec:
 DEFAULTS = SandboxSpec()
 SETTINGS = tuple(field.name for field in fields(SandboxSpec))
 LIMITS = frozenset({"memory_limit", "cpu_shares", "pids_limit", "disk_limit"})
-"""Where Jupyter's configuration has one of these, a kernelspec can lower it, and nothing else."""
+"""If Jupyter's configuration sets one of these, a kernelspec can lower it but not raise it."""
 
 
 class Setting(Any):
-    """A trait that takes what it is given; ``sandbox_spec()`` says whether it is accepted."""
+    """A trait that stores any value; ``sandbox_spec()`` validates it."""
 
     def __init__(self, default: object, help: str) -> None:
         super().__init__(default, help=inspect.cleandoc(help))
         self.tag(config=True)
 
     def from_string(self, s: str) -> AnyValue:
-        """A value from Jupyter's command line."""
+        """Parse a value from Jupyter's command line."""
         return value_of(s)
 
 
 class ListSetting(Setting):
-    """A setting with a list in it, new for each instance, so that ``.append`` works on it."""
+    """A setting whose value is a list; each instance has its own, so that ``.append`` works."""
 
     def __init__(self, help: str) -> None:
         super().__init__([], help)
@@ -142,124 +144,127 @@ class ListSetting(Setting):
 
 
 class SandboxSettings(Configurable):
-    """Every setting of a sandbox, for a provisioner class to inherit.
+    """All settings of a sandbox; the provisioner class inherits them.
 
     A kernelspec's ``config`` arrives as keyword arguments (jupyter_client's provisioner factory
-    passes them on); ``c.GVisorProvisioner.*`` is loaded over them. Constructing never fails for
-    a wrong value or name: ``sandbox_spec()`` raises, where a person is shown the reason.
+    passes them); ``c.GVisorProvisioner.*`` overrides them. The constructor accepts wrong names and
+    values: ``sandbox_spec()`` raises for them, at a point where Jupyter shows the error to a
+    person.
     """
 
     runtime = Setting(
         DEFAULTS.runtime,
-        help="""What makes the sandbox. "runsc": the program of that name, on this machine.
-        "docker": a Docker engine that has runsc as a runtime, on this machine or another; "image"
-        is then the name of an image in that engine.""",
+        help="""How sandboxes are started. "runsc": with the program runsc on this machine.
+        "docker": by a Docker engine that has the runtime runsc, on this machine or another; the
+        setting "image" is then the name of an image in that engine.""",
     )
     image = Setting(
         DEFAULTS.image,
-        help="""The root file system. "host": the Python environment that Jupyter's kernelspec
-        names, read-only, with a small synthetic /etc and nothing of anyone's home. Or the name of
-        an image that "gvisor-kernel image import" has added, whose own Python runs the kernel.""",
+        help="""The root file system. "host": the Python environment that the kernelspec names,
+        read-only, with a small synthetic /etc and without any home directory. Otherwise the name
+        of an image that "gvisor-kernel image import" has added; its own Python runs the kernel.""",
     )
     memory_limit = Setting(
         DEFAULTS.memory_limit,
-        help="""Memory of the whole sandbox, in bytes or such as "4G" or "512M" (powers of
-        1024). Beyond it the kernel is killed, and the cell that ran says so.""",
+        help="""Memory of the whole sandbox, in bytes, or text such as "4G" or "512M" (powers of
+        1024). A kernel that uses more is killed, and the running cell shows the reason.""",
     )
     cpu_shares = Setting(
         DEFAULTS.cpu_shares,
-        help="""Weight when CPUs are contended, 2 to 262144; 1024 is one ordinary share. Holds
-        where cgroups can be written.""",
+        help="""Weight of the sandbox when processes compete for CPUs, 2 to 262144; 1024 is the
+        usual weight. Only enforced if cgroups can be written.""",
     )
-    pids_limit = Setting(DEFAULTS.pids_limit, help="The most processes and threads, 64 or more.")
+    pids_limit = Setting(
+        DEFAULTS.pids_limit, help="The maximum number of processes and threads, 64 to 4194304."
+    )
     disk_limit = Setting(
         DEFAULTS.disk_limit,
-        help="""Size of each of the sandbox's own writable file systems (/workspace, /tmp and
-        the like), in bytes or such as "2G". They live in memory and count towards
-        memory_limit as they fill.""",
+        help="""Size of each writable file system of the sandbox (/workspace, /tmp and so on), in
+        bytes, or text such as "2G". Files in them are in memory and count towards
+        memory_limit.""",
     )
     uploads = Setting(
         DEFAULTS.uploads,
-        help="""The folder seen read-only at /mnt/user-data/uploads, and copy-on-write at
-        /workspace: a path below the notebook's folder, an absolute path, or None for an empty
-        one. The default, the notebook's folder itself, shows nothing when that folder is the
-        home directory, or above it.""",
+        help="""The folder that the kernel sees read-only at /mnt/user-data/uploads, and
+        copy-on-write at /workspace: a path below the notebook's folder, an absolute path, or None
+        for an empty folder. The default is the notebook's folder itself; if that is a home
+        directory, or a folder above one, the kernel sees an empty folder.""",
     )
     outputs = Setting(
         DEFAULTS.outputs,
-        help="""The folder that the kernel may write, seen at /mnt/user-data/outputs: a path
-        below the notebook's folder, an absolute path, or None for one that is gone
-        afterwards. It is made when missing, and removed at the end if still empty.""",
+        help="""The folder that the kernel can write, at /mnt/user-data/outputs: a path below the
+        notebook's folder, an absolute path, or None for a folder that is removed with the sandbox.
+        It is created if it does not exist, and removed at the end if it is still empty.""",
     )
     skills = Setting(
         DEFAULTS.skills,
-        help="""The skills seen read-only at /mnt/skills. "installed": those that come with
-        gvisor-kernel, and those that "gvisor-kernel skills install" has added. Or the absolute
-        path of a folder with "public" and "examples" in it, or None for none.""",
+        help="""The skills that the kernel sees read-only at /mnt/skills. "installed": those that
+        come with gvisor-kernel, and those that "gvisor-kernel skills install" has added. Otherwise
+        the absolute path of a folder that contains "public" and "examples", or None for none.""",
     )
     transcripts = Setting(
         DEFAULTS.transcripts,
-        help="""Whether what a kernel is asked and answers is recorded, and seen read-only at
-        /mnt/transcripts.""",
+        help="""Whether requests to the kernel, its replies and its outputs are recorded. The
+        kernel sees the record read-only at /mnt/transcripts.""",
     )
     mounts = ListSetting(
-        help="""More folders or files of the host: a list of
+        help="""More folders or files of the host that the kernel sees: a list of
         {"source": "/absolute/host/path", "target": "/path/inside", "read_only": true}.
-        read_only may be left out, and is then true.""",
+        The default of read_only is true.""",
     )
     environment = ListSetting(
-        help="""Names of the server's environment variables that the kernel gets as well. No
-        others are passed. KERNEL_* cannot be named: clients set those.""",
+        help="""Names of environment variables of the server that are passed to the kernel. No
+        others are passed. KERNEL_* is not accepted, because clients set these variables.""",
     )
     start_timeout = Setting(
-        DEFAULTS.start_timeout, help="Seconds that a sandbox may take to start, 1 to 3600."
+        DEFAULTS.start_timeout, help="The time limit for the start of a kernel: 1 to 3600 seconds."
     )
     restart = Setting(
         DEFAULTS.restart,
-        help="""What a kernel restart renews: "kernel", a new process in the same sandbox, so
-        that files and installed packages stay; or "sandbox", everything.""",
+        help="""What a restart of the kernel replaces. "kernel": the process; files and installed
+        packages in the sandbox stay. "sandbox": the whole sandbox.""",
     )
     transport = Setting(
         DEFAULTS.transport,
-        help="""How clients on this machine reach the kernel: "ipc" (Unix sockets in a private
-        directory), "tcp" (127.0.0.1), or "auto": what the kernel manager asks for explicitly,
-        else ipc.""",
+        help="""How clients on this machine connect to the kernel: "ipc" (Unix sockets in a private
+        directory), "tcp" (127.0.0.1), or "auto": the transport that is configured for the kernel
+        manager, otherwise ipc.""",
     )
     command = ListSetting(
-        help="""The kernel's argv inside the sandbox, with "{connection_file}" in it; empty:
+        help="""The kernel's argv inside the sandbox, which contains "{connection_file}". Empty:
         ipykernel of the image's Python.""",
     )
     kernel_mode = Setting(
         DEFAULTS.kernel_mode,
-        help="""How messages reach the kernel's process inside. "auto": straight, where it is a
-        kernel of the ipykernel family; else, and with "relay" always, over a relay that any
-        Jupyter kernel understands. "tcp": a relay by ports of the sandbox's own loopback, for
-        kernels that know no Unix sockets, such as Java's.""",
+        help="""How messages are passed to the kernel's process in the sandbox. "auto": directly if
+        the kernel is based on ipykernel, otherwise through a relay. "relay": always through a
+        relay, which works with any Jupyter kernel. "tcp": through a relay on ports of the
+        sandbox's own loopback device, for kernels without Unix sockets, such as Java's.""",
     )
     snapshot = Setting(
         DEFAULTS.snapshot,
-        help="""Whether kernels start from an image of one that ran before. "auto": yes; the
-        image is made in the background after a start without one. "off": never.""",
+        help="""Whether kernels start from a snapshot, a saved kernel. "auto": yes; a snapshot is
+        made in the background after a start without one. "off": never.""",
     )
     preload = ListSetting(
-        help="""Names of Python modules that are imported before the image is taken, so that
-        importing them costs a new kernel nothing. They cost their memory in each kernel.""",
+        help="""Names of Python modules that are imported before the snapshot is made, so that a new
+        kernel has them at once. Their memory is used in each kernel.""",
     )
     idle_stop = Setting(
         DEFAULTS.idle_stop,
-        help="""Whether the sandbox of an idle kernel is stopped, so that it uses no CPU at all,
-        until it is asked something. One with a busy thread or a timer of its own is not.""",
+        help="""Whether the sandbox of an idle kernel is paused until the next message, so that it
+        uses no CPU. A kernel with a busy thread or a pending timer is not paused.""",
     )
-
     spare = Setting(
         DEFAULTS.spare,
         help="""Whether, after the second start of the same kernel in the same folder, a sandbox is
-        restored ahead for the next one. It is stopped, and holds what an idle kernel holds.""",
+        restored in advance for the next start. It is paused and uses the memory of an idle
+        kernel.""",
     )
 
     _unknown: dict[str, object]
     _lower: dict[str, object]
-    """Limits of the kernelspec, where the configuration has them as well."""
+    """Limits of the kernelspec that Jupyter's configuration sets as well."""
 
     def __init__(self, **kwargs: AnyValue) -> None:
         stanza = {name: kwargs.pop(name) for name in set(kwargs) - _CONSTRUCTOR}
@@ -278,7 +283,11 @@ class SandboxSettings(Configurable):
             setattr(self, name, stanza[name])
 
     def sandbox_spec(self) -> SandboxSpec:
-        """The settings as they stand now; raises SettingError for the first wrong one."""
+        """Return the validated settings.
+
+        :raises SettingError: for the first setting with a wrong value
+        :raises UnknownSetting: for the first name that is no setting
+        """
         for name, value in self._unknown.items():
             raise UnknownSetting(name, value, SETTINGS)
         values = {name: ACCEPT[name](name, getattr(self, name)) for name in SETTINGS}
@@ -289,7 +298,7 @@ class SandboxSettings(Configurable):
 
 
 _CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec", "log", "parent"})
-"""What jupyter_client passes to a provisioner besides the kernelspec's own keys."""
+"""Arguments that jupyter_client passes to a provisioner besides the keys of the kernelspec."""
 
 
 def accept_mounts(name: str, value: object) -> tuple[ExtraMount, ...]:
@@ -305,7 +314,7 @@ def accept_mounts(name: str, value: object) -> tuple[ExtraMount, ...]:
                 raise SettingError(
                     f"{name}[{i}].target",
                     mount.target,
-                    f"a path that is not at, below or above {other.target}, which is also mounted",
+                    f"a path that is not at, below or above {other.target}, another mount's target",
                 )
         mounts.append(mount)
     return tuple(mounts)
@@ -315,7 +324,7 @@ def accept_mount(name: str, item: object) -> ExtraMount:
     keys = {"source", "target", "read_only"}
     if not isinstance(item, Mapping) or not {"source", "target"} <= set(item) <= keys:
         raise SettingError(
-            name, item, 'a mapping with "source", "target" and, if need be, "read_only"'
+            name, item, 'a mapping with "source", "target" and, optionally, "read_only"'
         )
     read_only = accept_flag(f"{name}.read_only", item.get("read_only", True))
     return ExtraMount(

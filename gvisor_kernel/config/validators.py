@@ -1,7 +1,9 @@
-"""What values of settings are accepted: sizes, choices, names, paths.
+"""Validators of settings: sizes, choices, names, paths.
 
-One function for each kind of value: it takes the setting's name (for the message) and the value
-as it was written, and returns it as SandboxSpec holds it, or raises SettingError.
+There is one ``accept_*`` function for each kind of value. It takes the name of the setting (for
+the message) and the value as it was written, and returns the value for SandboxSpec.
+
+:raises SettingError: in each of them, when the value is not accepted
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ GIB = 1024 * MIB
 MAX_SIZE = 2**60
 MAX_MODULES = 100
 MAX_STRINGS = 16 * 1024
-"""Characters of a list of words, as ASCII: it travels in one piece with the start of a kernel."""
+"""ASCII characters in a list of strings: the list is sent in one frame when a kernel starts."""
 
-OWN_TARGETS = (
+RESERVED_TARGETS = (
     "/container_info.json",
     "/dev",
     "/etc",
@@ -38,19 +40,19 @@ OWN_TARGETS = (
     "/proc",
     "/run",
     "/sys",
-    "/tmp",  # noqa: S108 - the name inside
+    "/tmp",  # noqa: S108 - inside the sandbox
     "/usr",
     "/workspace",
     *("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"),
 )
-"""What the sandbox lays out itself: no extra mount at, below or above these."""
+"""Paths that the sandbox itself mounts: no extra mount can be at, below or above them."""
 
 NOT_A_SOURCE = ("/dev", "/proc", "/sys")
 NOT_WRITABLE = (
     *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"),
     *NOT_A_SOURCE,
 )
-"""Host folders whose contents would let a sandbox out if it could write them."""
+"""Folders of the host that would let a sandbox escape if it could write them."""
 
 HOST_IMAGE = "host"
 """The value of ``image`` that means the host's own Python environment."""
@@ -58,12 +60,12 @@ IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 IMAGE_NAME_RULE = 'lower-case letters, digits, ".", "_" and "-", at most 64'
 
 ENGINE_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
-"""The name of an image in a Docker engine, with a registry, a tag, a digest perhaps."""
+"""The name of an image in a Docker engine, optionally with a registry, a tag and a digest."""
 
 INSTALLED_SKILLS = "installed"
-"""The value of ``skills`` that means this user's, with those that come with the package."""
+"""The value of ``skills`` that means the shipped skills and those of this user."""
 
-OWN_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
+RESERVED_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
 
 
 def accept_choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
@@ -93,7 +95,7 @@ def accept_seconds(name: str, value: object) -> float:
 
 
 def value_of(text: str) -> object:
-    """What a command line means: JSON, or a literal of Python, else the text itself."""
+    """Parse a value from a command line: JSON, a Python literal, or otherwise the text itself."""
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
@@ -124,7 +126,9 @@ def accept_size(least: int) -> Callable[[str, object], int]:
         if least <= size <= MAX_SIZE:
             return size
         raise SettingError(
-            name, value, f'a number of bytes, or such as "4G" or "512M"; at least {least // MIB}M'
+            name,
+            value,
+            f'a number of bytes, or text such as "4G" or "512M"; at least {least // MIB}M',
         )
 
     return accept
@@ -141,7 +145,7 @@ def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
 
 
 def is_text(value: str) -> bool:
-    """Whether ``value`` can be an argument of a program: no NUL, no half of a character."""
+    """Whether ``value`` can be an argument of a program: no NUL, no lone surrogate."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
@@ -168,14 +172,14 @@ def accept_modules(name: str, value: object) -> tuple[str, ...]:
 def accept_environment(name: str, value: object) -> tuple[str, ...]:
     accepted = (
         "a list of names of environment variables, none of them KERNEL_* or "
-        + ", ".join(OWN_VARIABLES[:-1])
-        + f" or {OWN_VARIABLES[-1]}"
+        + ", ".join(RESERVED_VARIABLES[:-1])
+        + f" or {RESERVED_VARIABLES[-1]}"
     )
     names = accept_strings(name, value, accepted)
     for i, item in enumerate(names):
         if (
             not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", item, re.ASCII)
-            or item in OWN_VARIABLES
+            or item in RESERVED_VARIABLES
             or item.startswith("KERNEL_")
         ):
             raise SettingError(f"{name}[{i}]", item, accepted)
@@ -183,34 +187,37 @@ def accept_environment(name: str, value: object) -> tuple[str, ...]:
 
 
 def accept_image(name: str, value: object) -> str:
-    """Whether there is such an image is seen when a kernel starts: images come and go."""
+    """Check only the form of the name. Whether the image exists is checked at a kernel's start."""
     if isinstance(value, str) and (IMAGE_NAME.fullmatch(value) or ENGINE_IMAGE.fullmatch(value)):
         return value
     raise SettingError(name, value, _IMAGE_RULE)
 
 
 def check_image(runtime: str, image: str) -> None:
-    """Raise SettingError where ``runtime`` knows no image by such a name."""
+    """Check that ``runtime`` can have an image of such a name.
+
+    :raises SettingError: when it cannot
+    """
     if runtime == "docker" and image == HOST_IMAGE:
         raise SettingError(
             "image",
             image,
-            "the name of an image that the Docker engine has: the environment of this machine's"
-            " Python is not there. It needs python3 and ipykernel",
+            "the name of an image in the Docker engine that has python3 and ipykernel: the Python"
+            " environment of this machine is not available in the engine",
         )
     if runtime != "docker" and not IMAGE_NAME.fullmatch(image):
         raise SettingError("image", image, _IMAGE_RULE)
 
 
-_IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image, which has {IMAGE_NAME_RULE}'
+_IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image: {IMAGE_NAME_RULE}'
 
 
-# Paths. What is said of a folder here is advice, given early: where it leads is decided when it is
-# opened, by ``runtimes/mounts/folders.py``, and so a path stays as it was written.
+# Paths. These checks only report mistakes early. ``runtimes/mounts/folders.py`` decides when it
+# opens a folder, because links may change until then; so a path is returned with its links.
 
 
 def is_plain_path(value: object) -> bool:
-    """Whether ``value`` is text that can be a path in a mount table, without ``..``."""
+    """Whether ``value`` is a string that can be a path in a mount table, without ``..``."""
     return (
         isinstance(value, str)
         and value != ""
@@ -221,25 +228,25 @@ def is_plain_path(value: object) -> bool:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or below it; both absolute and normalised."""
+    """Whether ``path`` is ``folder`` or below it; both must be absolute and normalised."""
     return folder == "/" or path == folder or path.startswith(folder + "/")
 
 
 def real_path(path: str) -> str:
-    """``path`` without links, as far as this user can follow them. Raises nothing."""
+    """Resolve links in ``path``, as far as this user can read them. Never raises."""
     try:
         return os.path.realpath(path)
-    except OSError:  # a link that is not to be read, as /proc has them
+    except OSError:  # a link that cannot be read, as in /proc
         return posixpath.normpath(path)
 
 
 def is_directory(path: str) -> bool:
-    """Whether ``path`` is a directory that this user reaches. Raises nothing, however odd it is."""
-    return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and closed folders
+    """Whether ``path`` is a directory that this user can access. Never raises, for any text."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and denied access
 
 
 def is_free(path: str) -> bool:
-    """Whether nothing is at ``path``, as far as this user can see, and something could be."""
+    """Whether nothing exists at ``path``, and the user may look there."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -250,7 +257,7 @@ def is_free(path: str) -> bool:
 
 
 def is_writable_allowed(path: str) -> bool:
-    """Whether a sandbox may write the host's ``path`` (real) without being let out by that."""
+    """Whether a sandbox may write the host's ``path`` (without links): it cannot escape by it."""
     return (
         path != "/"
         and not any(is_within(path, folder) for folder in NOT_WRITABLE)
@@ -259,9 +266,9 @@ def is_writable_allowed(path: str) -> bool:
 
 
 def describe_no_home(path: str, home: str) -> str:
-    """For a SettingError: what is accepted in the place of ``path``, in which there is ``home``."""
-    fact = "is the home of an account" if path == home else f"holds a home, {home}"
-    return f"a folder that neither is nor holds anyone's home ({path} {fact}): choose one below it"
+    """Describe for a SettingError what is accepted instead of ``path``, which contains ``home``."""
+    fact = "is the home of an account" if path == home else f"contains a home, {home}"
+    return f"a folder that neither is nor contains a home ({path} {fact}): choose one below it"
 
 
 def _as_written(path: str) -> str:
@@ -293,8 +300,8 @@ def accept_outputs(name: str, value: object) -> str | None:
     if value is None:
         return None
     accepted = (
-        'a path below the notebook\'s folder (not "."), an absolute path that is neither a folder '
-        'of the system nor a home directory (both without ".."), or None'
+        'a path below the notebook\'s folder (not "."), an absolute path that is neither a system '
+        'folder nor a home directory (both without ".."), or None'
     )
     if not isinstance(value, str) or not is_plain_path(value):
         raise SettingError(name, value, accepted)
@@ -316,7 +323,7 @@ def accept_skills(name: str, value: object) -> str | None:
     if value == INSTALLED_SKILLS:
         return INSTALLED_SKILLS
     accepted = (
-        f'"{INSTALLED_SKILLS}", the absolute path of a folder with "public" or "examples" in it,'
+        f'"{INSTALLED_SKILLS}", the absolute path of a folder that contains "public" or "examples",'
         " or None"
     )
     if isinstance(value, str) and is_plain_path(value):
@@ -348,7 +355,10 @@ def accept_source(name: str, value: object, read_only: bool) -> str:
         raise SettingError(name, value, f"{accepted}, but not / or in {', '.join(NOT_A_SOURCE)}")
     if not read_only and not is_writable_allowed(real):
         raise SettingError(
-            name, value, "a path that is no system folder and no home, or let it be read-only"
+            name,
+            value,
+            "a path that is no system folder and contains no home directory, or set read_only to"
+            " true",
         )
     return _as_written(path)
 
@@ -362,11 +372,11 @@ def accept_target(name: str, value: object) -> str:
         and "," not in value
     ):
         target = "/" + posixpath.normpath(value).lstrip("/")
-        if not any(is_within(target, own) or is_within(own, target) for own in OWN_TARGETS):
+        if not any(is_within(target, r) or is_within(r, target) for r in RESERVED_TARGETS):
             return target
     raise SettingError(
         name,
         value,
         'an absolute path without "..", such as "/mnt/data", that is not at, below or above '
-        + ", ".join(OWN_TARGETS),
+        + ", ".join(RESERVED_TARGETS),
     )

@@ -1,1 +1,1 @@
-"""This machine: files by descriptor, mounts by system call. Nothing here knows what a kernel is."""
+"""Access to this machine: files, mounts, processes, cgroups. Nothing here knows about kernels."""

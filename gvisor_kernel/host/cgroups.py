@@ -1,7 +1,7 @@
-"""One cgroup a sandbox, where this user may make one: version 1 or 2, by root or delegated.
+"""Makes and removes the cgroup of a sandbox, version 1 or 2, if this user may: root or delegated.
 
-The directories are made here, and the runtime is told to ignore cgroups: so what was made is
-known exactly, and removed exactly. A sandbox without a cgroup is still held by the memory watch.
+The directories are made here and the runtime is told to ignore cgroups, so that exactly the
+directories that were made are removed. Without a cgroup, the memory watch still bounds a sandbox.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ ROOT = Path("/sys/fs/cgroup")
 PARENT = "gvisor-kernel"
 CONTROLLERS = ("memory", "cpu", "pids")
 ATTEMPTS = 5
+"""How often a cgroup is made while other sandboxes of this user remove the empty PARENT."""
 
 
 @dataclass(frozen=True)
 class HostLimits:
-    """Limits as a cgroup of the host holds them."""
+    """Limits in the units of a cgroup: memory in bytes, pids in tasks of the host."""
 
     memory: int
     cpu_shares: int
@@ -39,7 +40,7 @@ class HostLimits:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """The directories of one sandbox: one in version 2, one a controller in version 1."""
+    """The directories of a sandbox: one in version 2, one for each controller in version 1."""
 
     directories: tuple[Path, ...] = ()
     controllers: frozenset[str] = frozenset()
@@ -50,9 +51,9 @@ class Cgroup:
 
 
 def plan_cgroup(name: str, *, root: Path = ROOT) -> tuple[Path, ...]:
-    """The directories that ``make_cgroup`` would make, if this user may. Makes nothing.
+    """Return the directories that ``make_cgroup`` would make. Makes nothing.
 
-    To be written down before: who is killed while they are made has named them then.
+    The caller records them first, so that they can be removed if it is killed while they are made.
     """
     if (root / "cgroup.controllers").exists():
         parent = root / PARENT if os.geteuid() == 0 else _find_parent_v2(root)
@@ -64,16 +65,16 @@ def plan_cgroup(name: str, *, root: Path = ROOT) -> tuple[Path, ...]:
 
 
 def make_cgroup(name: str, limits: HostLimits, *, root: Path = ROOT) -> Cgroup:
-    """A cgroup ``name`` with ``limits``, as far as this user may; without directories if not."""
+    """Make a cgroup ``name`` with ``limits``. It has no directories if this user may not."""
     make = _make_v2 if (root / "cgroup.controllers").exists() else _make_v1
     for _ in range(ATTEMPTS):
-        with contextlib.suppress(FileNotFoundError):  # PARENT went away with another sandbox
+        with contextlib.suppress(FileNotFoundError):  # another sandbox has removed PARENT
             return make(name, limits, root)
     return Cgroup()
 
 
 def can_bound_memory(*, root: Path = ROOT) -> bool:
-    """Whether a cgroup that ``make_cgroup`` makes now would bound memory. Makes nothing."""
+    """Whether a cgroup that ``make_cgroup`` makes now would limit memory. Makes nothing."""
     if not (root / "cgroup.controllers").exists():
         return os.geteuid() == 0 and (root / "memory" / "cgroup.procs").exists()
     if os.geteuid() == 0:
@@ -127,10 +128,10 @@ def _make_v2(name: str, limits: HostLimits, root: Path) -> Cgroup:
 
 
 def _find_parent_v2(root: Path) -> Path | None:
-    """Where a cgroup with controllers can be made: for root a place of our own, else delegated.
+    """Find the directory to make a cgroup in: PARENT for root, otherwise a delegated one.
 
-    A user may move a process only below a common ancestor that is the user's too, so the search
-    goes up from where this process is, as long as the user may write there.
+    A user can only move a process between cgroups below a common ancestor that the user may write,
+    so the search goes up from this process's own cgroup while the user may write there.
     """
     if os.geteuid() == 0:
         parent = root / PARENT
@@ -160,7 +161,7 @@ def _own_path_v2() -> str:
 
 def _enable_controllers(directory: Path) -> None:
     for controller in CONTROLLERS:
-        with contextlib.suppress(OSError):  # not there, or processes in the way
+        with contextlib.suppress(OSError):  # not available, or processes are in this cgroup
             (directory / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
@@ -172,9 +173,9 @@ def _read_words(path: Path) -> set[str]:
 
 
 def _make_directory(directory: Path, values: dict[str, int]) -> bool:
-    """Make ``directory`` with ``values`` in its files, or nothing.
+    """Make ``directory`` and write ``values`` to its files. False if that is not possible.
 
-    Raises FileNotFoundError where the parent is gone.
+    :raises FileNotFoundError: when the parent does not exist
     """
     try:
         directory.mkdir()
@@ -193,14 +194,14 @@ def _make_directory(directory: Path, values: dict[str, int]) -> bool:
 
 
 def kill_cgroup(directories: Iterable[Path]) -> list[int]:
-    """SIGKILL every process in ``directories``; the pids that got it. Never raises."""
+    """Send SIGKILL to every process in ``directories``. Return their pids. Never raises."""
     killed = []
     for directory in directories:
         with contextlib.suppress(OSError):
             (directory / "cgroup.kill").write_text("1")
         for pid in _read_pids(directory):
             with open_process(pid) as fd:
-                # Looked at again, now that it cannot become another process unnoticed.
+                # Check again: the pidfd, once opened, cannot refer to a later process.
                 if fd is not None and pid in _read_pids(directory):
                     with contextlib.suppress(OSError):
                         signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -216,10 +217,12 @@ def _read_pids(directory: Path) -> list[int]:
 
 
 def remove_cgroup(directories: Iterable[Path], deadline: float) -> bool:
-    """Remove ``directories`` when they are empty, and our parents of them when these are.
+    """Remove ``directories`` once they are empty, and PARENT once that is empty. Never raises.
 
-    The kernel lets go of a dead process's cgroup a moment after the process can be waited for,
-    and tells nobody, so this looks again until ``time.monotonic()`` is ``deadline``. Never raises.
+    The kernel releases a dead process's cgroup a moment after the process can be waited for, and
+    sends no event, so this retries until ``time.monotonic()`` is ``deadline``. Blocks.
+
+    :return: whether all of them are gone
     """
     removed = True
     for directory in directories:
@@ -235,13 +238,13 @@ def remove_cgroup(directories: Iterable[Path], deadline: float) -> bool:
                 removed = False
             break
         if directory.parent.name == PARENT:
-            with contextlib.suppress(OSError):  # other sandboxes are in it
+            with contextlib.suppress(OSError):  # other sandboxes still use it
                 directory.parent.rmdir()
     return removed
 
 
 def count_oom_kills(directories: Iterable[Path]) -> int:
-    """How often the kernel ended a process of the sandbox for want of memory."""
+    """Return how many processes of the sandbox the kernel's OOM killer has killed."""
     for directory in directories:
         for file in ("memory.events", "memory.oom_control"):
             with contextlib.suppress(OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Programs that are asked something and end: within a time, with so much output, wholly.
+"""Runs short-lived programs with a limit of time and of output.
 
-Whatever such a program does, it is waited for no longer than was said, no more of what it prints
-is kept than that, and nothing that it started outlives the question. Programs that stay, as a
-sandbox does, are ``starting``'s.
+Whatever such a program does: this waits no longer than the limit, keeps no more output than the
+limit, and kills the program's process group at the end. Long-lived programs such as sandboxes are
+started by ``runtimes/runsc/starting.py``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a program ended: ``status`` as in ``subprocess``, None if it had to be ended.
+class CommandResult:
+    """``status``: as in ``subprocess``; None if the program was killed at the time limit.
 
-    ``words``: the last that it wrote to stdout and stderr.
+    ``words``: the end of its output to stdout and stderr.
     """
 
     status: int | None
@@ -36,22 +36,24 @@ class Ended:
 
 def run(
     *commands: Sequence[str], seconds: float, most: int, cwd: Path, umask: int = -1
-) -> list[Ended]:
-    """Run ``commands`` at the same time, and keep the last ``most`` bytes of what each prints.
+) -> list[CommandResult]:
+    """Run ``commands`` at the same time. Blocks for at most ``seconds``.
 
-    Blocks for at most ``seconds``. Raises OSError where one cannot be started, and LaunchError as
-    ``check_children`` does.
+    ``most``: how many bytes of each program's output are kept, from its end.
+
+    :raises OSError: when one of them cannot be started
+    :raises LaunchError: as ``check_children``
     """
     check_children()
     deadline = time.monotonic() + seconds
-    with_pipes: list[_Command] = []
+    started: list[_Command] = []
     try:
         for argv in commands:
-            with_pipes.append(_Command(argv, most, cwd, umask))
-        return [command.wait(deadline) for command in with_pipes]
+            started.append(_Command(argv, most, cwd, umask))
+        return [command.wait(deadline) for command in started]
     finally:
-        for command in with_pipes:
-            command.end()
+        for command in started:
+            command.close()
 
 
 def check_children() -> None:
@@ -69,9 +71,9 @@ def check_children() -> None:
 
 
 def read_status(pid: int) -> int:
-    """The exit status of a child that has ended, as in ``subprocess``. It stays to be waited for.
+    """Return the exit status of a child that has ended, as in ``subprocess``, without reaping it.
 
-    As long as it does, its pid is nobody else's, nor is its process group.
+    Until the child is reaped, its pid and its process group cannot be reused.
     """
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
@@ -79,7 +81,7 @@ def read_status(pid: int) -> int:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a child that leads its process group and was not waited for, and to the group."""
+    """Send SIGKILL to the process group of a child that leads it and was not yet reaped."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -100,8 +102,8 @@ class _Command:
         )
         self._exit = os.pidfd_open(self._process.pid)
 
-    def wait(self, deadline: float) -> Ended:
-        """Until the program has ended, whoever else still holds its stdout."""
+    def wait(self, deadline: float) -> CommandResult:
+        """Wait until the program has ended, even if another process still has its stdout open."""
         assert self._process.stdout is not None
         output = self._process.stdout.fileno()
         os.set_blocking(output, False)
@@ -112,12 +114,12 @@ class _Command:
             ready = {fd for fd, _ in poller.poll(left * 1000)}
             if output in ready and not self._read(output):
                 poller.unregister(output)
-            elif self._exit in ready:  # and nothing is left to be read
-                return Ended(read_status(self._process.pid), self._text())
-        return Ended(None, self._text())
+            elif self._exit in ready:  # and all output was read
+                return CommandResult(read_status(self._process.pid), self._text())
+        return CommandResult(None, self._text())
 
     def _read(self, output: int) -> bool:
-        """Whether more may come."""
+        """Read available output. False at its end."""
         try:
             content = os.read(output, READ_SIZE)
         except BlockingIOError:
@@ -128,7 +130,7 @@ class _Command:
     def _text(self) -> str:
         return self._words.decode(errors="replace")
 
-    def end(self) -> None:
+    def close(self) -> None:
         end_group(self._process)
         self._process.wait()
         os.close(self._exit)

@@ -1,13 +1,14 @@
-"""The program that an ordinary user's sandbox begins with: namespaces, limits, mounts, then runsc.
+"""The first program of an ordinary user's sandbox: it sets limits, namespaces and mounts.
 
     python -I -S -c CODE PACKAGES FD PROGRAM ARGUMENT…
 
-PACKAGES is the folder that has this package. Reads from the descriptor FD what is to be done
-(``Entry``), does it, and becomes PROGRAM. Where it cannot, it writes an error's fact and hint to
-the entry's ``errors`` and ends. In the new user namespace the user is root, and everything of the
-host is read-only but what the entry names.
+PACKAGES is the folder that contains this package. The program reads an ``Entry`` from the
+descriptor FD, carries it out, and execs PROGRAM, which is runsc. If that fails, it writes the fact
+and the hint of an error to the entry's ``errors`` and exits. In the new user namespace the user is
+root, and all files of the host are read-only except those that the entry names.
 
-Started by ``runtimes/runsc/staging.py``. It is single-threaded, as a new user namespace demands.
+``runtimes/runsc/staging.py`` starts it. It is single-threaded, because unshare(CLONE_NEWUSER) fails
+in a process with several threads.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ from gvisor_kernel.host.stage import (
     merge,
 )
 
-UNDONE = 125
-"""The exit status where it could not become PROGRAM."""
+FAILED = 125
+"""The exit status when PROGRAM could not be executed."""
 CODE = (
     "import sys; sys.path[:0] = [sys.argv.pop(1)];"
     " from gvisor_kernel.host.enter import main; sys.exit(main())"
 )
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
-"""By any Python, and then by what it becomes."""
+"""Signals that Python ignores; an exec would keep them ignored."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is to be done before the program starts.
+    """What to set up before the program starts.
 
-    ``stage``: the directory to be covered, where ``sources`` are found afterwards; ``merges``: see
-    ``stage.merge``. ``state``: a folder of the host that the program may write at its own path.
-    ``meminfo``: the file that is seen as /proc/meminfo. ``cgroups``: files to write the own pid to.
-    ``file_size``: RLIMIT_FSIZE in bytes. ``errors``: the descriptor for an error.
+    ``stage``: the directory where ``sources`` are attached, on a tmpfs; ``merges``: see
+    ``stage.merge``. ``state``: a folder of the host that the program may write, at its own path.
+    ``meminfo``: the file to mount on /proc/meminfo. ``cgroups``: files to write this pid to.
+    ``file_size``: RLIMIT_FSIZE in bytes. ``errors``: the descriptor to write an error to.
     """
 
     stage: str
@@ -81,13 +82,13 @@ def _read_source(facts: dict[str, Any]) -> Source:
 
 
 def main() -> int:
-    """Returns only where it could not become the program: the exit status."""
+    """Carry out the entry and exec the program. Return the exit status if that fails."""
     entry, argv = _read_entry(int(sys.argv[1])), sys.argv[2:]
-    os.set_inheritable(entry.errors, False)  # its end tells that the program runs
+    os.set_inheritable(entry.errors, False)  # end of file tells the parent that the exec succeeded
     try:
-        _limit(entry)
-        _enter()
-        _mount(entry)
+        _apply_limits(entry)
+        _enter_user_namespace()
+        _attach_mounts(entry)
         for signum in IGNORED:
             signal.signal(signum, signal.SIG_DFL)
         os.execve(argv[0], argv, {"PATH": os.environ.get("PATH", os.defpath)})  # noqa: S606
@@ -96,7 +97,7 @@ def main() -> int:
     except OSError as error:
         answer = {"fact": f"A sandbox could not be prepared: {error}.", "hint": ""}
     os.write(entry.errors, json.dumps(answer).encode())
-    return UNDONE
+    return FAILED
 
 
 def _read_entry(fd: int) -> Entry:
@@ -105,8 +106,8 @@ def _read_entry(fd: int) -> Entry:
         return Entry.read(file.read())
 
 
-def _limit(entry: Entry) -> None:
-    """Outside: cgroups belong to the user there."""
+def _apply_limits(entry: Entry) -> None:
+    """Set limits before the namespaces change: afterwards the cgroups could not be written."""
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if entry.file_size is not None:
@@ -123,8 +124,11 @@ def _limit(entry: Entry) -> None:
         Path(path).write_text(str(os.getpid()))
 
 
-def _enter() -> None:
-    """Be root of a user namespace, in a mount namespace of its own. Raises LaunchError."""
+def _enter_user_namespace() -> None:
+    """Become root of a new user namespace, in a new mount namespace.
+
+    :raises LaunchError: when the namespaces cannot be created
+    """
     uid, gid = os.geteuid(), os.getegid()
     try:
         mounts.unshare(mounts.CLONE_NEWUSER | mounts.CLONE_NEWNS)
@@ -139,23 +143,23 @@ def _enter() -> None:
         ) from error
 
 
-def _mount(entry: Entry) -> None:
+def _attach_mounts(entry: Entry) -> None:
     cover_meminfo(entry.meminfo)
     with ExitStack() as stack:
         trees = clone_all(stack, entry.sources)
         state = clone_source(entry.state)
         stack.callback(os.close, state)
         try:
-            # The sandbox's own read-only mounts are no substitute: code inside can remount them in
-            # a namespace of its own, and runsc of 2024 truncates a file on a read-only mount
-            # before it refuses to open it.
+            # The sandbox's own read-only mounts are not enough: code inside can remount them in a
+            # new namespace, and runsc of 2024 truncates a file on a read-only mount before it
+            # refuses to open it.
             mounts.set_attributes("/", add=mounts.ATTR_RDONLY, recursive=True)
             mounts.set_attributes("/proc", clear=mounts.ATTR_RDONLY, recursive=False)
             mounts.move_tree(state, entry.state.path)
         except OSError as error:
             raise LaunchError(
-                f"The host's files cannot be made read-only: {error.strerror}.",
-                "this kernel must be Linux 5.12 or newer.",
+                f"The host's files cannot be mounted read-only: {error.strerror}.",
+                "use Linux 5.12 or newer.",
             ) from error
         attach(entry.stage, entry.sources, trees)
         if entry.merges:

@@ -1,13 +1,13 @@
-"""Files and folders that a sandbox or another user can move: opened once, used by descriptor.
+"""Opens files and folders that a sandbox or another user can move. They are used by descriptor.
 
-This is the only way to such a folder. ``open_path`` walks from ``/``, one component at a time, and
-follows a link only where no sandbox can have made it. ``open_below`` follows none. Both return a
-descriptor, and whatever is done with the folder from then on is done by that: a name may lead to
-another folder a moment later, a descriptor never does. ``reopen`` is for another mount namespace,
-where a descriptor of this one cannot be mounted: it opens the name again, and refuses what is not
-the same file.
+Such a folder is opened only here. ``open_path`` walks from ``/``, one component at a time, and
+follows a symbolic link only if no sandbox can have made it. ``open_below`` follows none. Both
+return a descriptor, and everything is done by that descriptor: a name may lead to another folder a
+moment later, a descriptor never does. ``reopen`` is for another mount namespace, where a descriptor
+of this one cannot be mounted: it opens the name again and refuses another file than before.
 
-Nothing here decides which folders may be shown; see ``runtimes/mounts/folders.py``.
+"Link" means symbolic link in this module. Which folders a sandbox may see is decided in
+``runtimes/mounts/folders.py``.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-_SYS_OPENAT2 = 437  # on all architectures
+_SYS_OPENAT2 = 437  # the same on all architectures
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x02, 0x04
 RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
 _AT_FDCWD, _AT_EMPTY_PATH, _STATX_BTIME = -100, 0x1000, 0x800
 _NO_OPENAT2 = (errno.ENOSYS, errno.EPERM, errno.EAGAIN)
-"""Linux before 5.6, a container's filter, a folder that was moved during the look-up."""
+"""Errors after which the path is walked here: Linux before 5.6, a container's seccomp filter, a
+folder that was moved during the look-up."""
 _MASK, _BIRTH = struct.Struct("I"), struct.Struct("qI")
-"""Of struct statx, whose layout is the same on all architectures."""
+"""Fields of struct statx, whose layout is the same on all architectures."""
 MAX_LINKS = 40
-"""As Linux has it."""
+"""Links that are followed in one path: the limit of Linux."""
 MAX_DEPTH = 4096
-"""Of folders in each other, as deep as a path can name."""
+"""Nested folders: a path cannot name deeper ones."""
 
 _PATH = os.O_PATH | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Identity(NamedTuple):
-    """Which file it is, as long as somebody has it open: a name may change its meaning."""
+    """Device and inode of a file. They are unique as long as the file is open or exists."""
 
     device: int
     inode: int
 
 
 class LinkRefused(OSError):
-    """A link on the way that may have been planted. ``link``: where it is; ``target``: its text."""
+    """A symbolic link in a path that an attacker may have made.
+
+    ``link``: its path; ``target``: its text; ``reason``: why it is not followed.
+    """
 
     def __init__(self, link: str, target: str, reason: str) -> None:
         super().__init__(errno.ELOOP, reason, link)
@@ -59,9 +63,9 @@ class LinkRefused(OSError):
 
 @dataclass(frozen=True)
 class Opened:
-    """A folder or file that is held open. ``fd`` (O_PATH) belongs to whoever closes this.
+    """An open folder or file; a context manager that closes it. ``fd`` is an O_PATH descriptor.
 
-    ``path`` is where it was found, without links. It is for messages and for ``reopen``.
+    ``path``: where it was when it was opened, without links; for messages and for ``reopen``.
     """
 
     fd: int
@@ -79,31 +83,39 @@ class Opened:
         self.close()
 
     def hold(self) -> Opened:
-        """The same, to be closed by itself. Raises OSError."""
+        """Return a duplicate with a descriptor of its own.
+
+        :raises OSError: when there is no free descriptor
+        """
         return replace(self, fd=fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
     def status(self) -> os.stat_result:
         return os.fstat(self.fd)
 
     def read(self) -> int:
-        """A new descriptor to read it with, of the same file whatever its name leads to now.
+        """Open the same file for reading, even if its name leads to another one now.
 
-        Raises OSError.
+        :return: a descriptor, which the caller closes
+        :raises OSError: when this user may not read it
         """
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 Writable = Callable[[str, int], bool]
-"""Whether a sandbox may have written the folder of that path (without links) and descriptor."""
+"""Takes a folder's path (without links) and descriptor; tells whether a sandbox may have written
+the folder."""
 
 
 def nowhere(path: str, fd: int) -> bool:
-    """No folder at all is."""
+    """The ``Writable`` for paths that no sandbox can write."""
     return False
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
-    """The system call. Raises OSError."""
+    """Call openat2(2).
+
+    :raises OSError: with the error of the system call
+    """
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     result = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), size)
@@ -114,44 +126,51 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
 
 
 def open_path(path: str, writable: Writable = nowhere) -> Opened:
-    """What the absolute ``path`` leads to, by links that may be trusted.
+    """Open the absolute ``path``, following only links that can be trusted.
 
-    A link is refused where it lies in or below a folder that is ``writable``, and where it belongs
-    to another user (not root) and leads to what is not that user's. Raises LinkRefused, OSError.
+    A link is refused if it is in or below a folder that is ``writable``, or if it belongs to
+    another user (not root) and its target does not belong to that user.
+
+    :raises LinkRefused: when a link is refused
+    :raises OSError: when the path cannot be opened
     """
-    with contextlib.suppress(OSError):  # a link is on the way, or there is nothing
+    with contextlib.suppress(OSError):  # the path has a link, or does not exist
         fd = openat2(_AT_FDCWD, path, _PATH, RESOLVE_NO_SYMLINKS)
-        return _hold(fd, os.path.normpath(path))
-    return _Walk(path, writable).go()
+        return _make_opened(fd, os.path.normpath(path))
+    return _Walk(path, writable).resolve()
 
 
 def follow(path: str, writable: Writable = nowhere) -> tuple[dict[str, str], str]:
-    """The links that are crossed on the way to ``path``, and where it really is.
+    """Resolve ``path`` as ``open_path`` does.
 
-    As ``open_path`` goes there, and raises what that does.
+    :return: the links that were followed, with their texts, and the path without links
+    :raises LinkRefused: when a link is refused
+    :raises OSError: when the path cannot be opened
     """
     walk = _Walk(path, writable)
-    with walk.go() as found:
+    with walk.resolve() as found:
         return walk.crossed, found.path
 
 
 def lies_in(path: str, writable: Writable) -> bool:
-    """Whether ``path``, or what it leads to, is in a folder that is ``writable``.
+    """Whether ``path`` leads into a folder that is ``writable``, or by a link in such a folder.
 
-    True for what is reached by a link there. Raises OSError where it cannot be told.
+    :raises OSError: when the path cannot be opened
     """
     walk = _Walk(path, writable)
     try:
-        walk.go().close()
+        walk.resolve().close()
     except LinkRefused:
         return True
     return walk.ends_writable
 
 
 def find_ancestry(folder: Opened) -> list[Identity]:
-    """``folder`` and each folder above it, up to the root: the same by whatever path it was found.
+    """Return the identities of ``folder`` and of each folder above it, up to the root.
 
-    Raises OSError.
+    They do not depend on the path by which the folder was opened.
+
+    :raises OSError: when a folder cannot be opened
     """
     if not folder.is_folder:
         with open_real(os.path.dirname(folder.path)) as parent:  # noqa: PTH120 - text
@@ -173,21 +192,27 @@ def find_ancestry(folder: Opened) -> list[Identity]:
 
 
 def open_below(folder: Opened, path: str) -> Opened:
-    """What the relative ``path`` leads to in ``folder``. Raises OSError; ELOOP for any link."""
+    """Open the relative ``path`` in ``folder``.
+
+    :raises OSError: when it cannot be opened; ELOOP if the path has a link, EXDEV if it leads out
+    """
     path = os.path.normpath(path)
     if path.startswith(("/", "../")) or path == "..":
-        raise OSError(errno.EXDEV, "it leads out of the folder", path)
+        raise OSError(errno.EXDEV, "the path leads out of the folder", path)
     try:
         fd = openat2(folder.fd, path, _PATH, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
     except OSError as error:
         if error.errno not in _NO_OPENAT2:
             raise
         fd = _walk_below(folder.fd, path)
-    return _hold(fd, os.path.normpath(f"{folder.path}/{path}"))
+    return _make_opened(fd, os.path.normpath(f"{folder.path}/{path}"))
 
 
 def open_real(path: str) -> Opened:
-    """The absolute ``path``, on which no link may be. Raises OSError, ELOOP for any link."""
+    """Open the absolute ``path``, which must not contain a link.
+
+    :raises OSError: when it cannot be opened; ELOOP if the path has a link
+    """
     try:
         fd = openat2(_AT_FDCWD, path, _PATH, RESOLVE_NO_SYMLINKS)
     except OSError as error:
@@ -198,24 +223,26 @@ def open_real(path: str) -> Opened:
             fd = _walk_below(root, os.path.relpath(path, "/"))
         finally:
             os.close(root)
-    return _hold(fd, path)
+    return _make_opened(fd, path)
 
 
 def reopen(path: str, identity: Identity, *, same_boot: bool = True) -> Opened:
-    """``path``, without any link, if it still is the file of ``identity``.
+    """Open ``path``, which must not contain a link, if it is still the file of ``identity``.
 
-    ``same_boot``: since that was taken; devices are numbered anew with each. Raises OSError; ESTALE
-    where it is another file.
+    ``same_boot``: whether ``identity`` was read since the last boot; device numbers change with
+    each boot, so otherwise only the inode is compared.
+
+    :raises OSError: when it cannot be opened; ESTALE if it is another file
     """
     found = open_real(path)
     if found.identity != identity and (same_boot or found.identity.inode != identity.inode):
         found.close()
-        raise OSError(errno.ESTALE, "it is another file than the one that was looked at", path)
+        raise OSError(errno.ESTALE, "it was replaced by another file", path)
     return found
 
 
 def find_identity(path: str) -> Identity | None:
-    """Which file ``path`` is now, without any link; None if there is none."""
+    """Return the identity of the file at ``path`` now; None if it has links or does not exist."""
     try:
         with open_real(path) as found:
             return found.identity
@@ -224,9 +251,9 @@ def find_identity(path: str) -> Identity | None:
 
 
 def birth_time(fd: int) -> int:
-    """When the file of ``fd`` was made, in nanoseconds; 0 where its file system does not say.
+    """Return the creation time of a file in nanoseconds; 0 if its file system does not record it.
 
-    With it an inode's number tells a file from a later one, which may get the same number.
+    It tells a file from a later one that got the same inode number.
     """
     buffer = ctypes.create_string_buffer(256)
     statx = getattr(_libc, "statx", None)
@@ -237,10 +264,12 @@ def birth_time(fd: int) -> int:
 
 
 def make_folder(parent: Opened, name: str) -> Opened:
-    """A new folder, which belongs to whom ``parent`` belongs to. Raises OSError, FileExistsError.
+    """Make a new folder that belongs to the owner of ``parent``.
 
-    Root makes it as that user: a change of owner afterwards could hit what has been put in its
-    place.
+    Root makes it as that user: a chown afterwards could hit another file that was put in its place.
+
+    :raises FileExistsError: when ``name`` exists
+    :raises OSError: when it cannot be made
     """
     owner = parent.status()
     with acting_as(owner.st_uid, owner.st_gid):
@@ -249,7 +278,10 @@ def make_folder(parent: Opened, name: str) -> Opened:
 
 
 def change_owner(fd: int, uid: int, gid: int) -> None:
-    """Of the very file that ``fd`` (O_PATH) is, whatever its name leads to. Raises OSError."""
+    """Change the owner of the file that ``fd`` (O_PATH) refers to, whatever its name leads to now.
+
+    :raises OSError: when that is not permitted
+    """
     if _libc.fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -257,9 +289,9 @@ def change_owner(fd: int, uid: int, gid: int) -> None:
 
 @contextlib.contextmanager
 def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """This thread makes files as that user, where it is root's; other threads do not notice.
+    """Let this thread, if it is root's, create files as that user. Other threads are not affected.
 
-    Raises PermissionError where there is no such user in this user namespace.
+    :raises PermissionError: when this user namespace has no such user
     """
     if os.geteuid() != 0 or uid == 0:
         yield
@@ -267,7 +299,8 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
     try:
         _libc.setfsgid(gid)
         _libc.setfsuid(uid)
-        if (_libc.setfsuid(-1), _libc.setfsgid(-1)) != (uid, gid):  # neither reports an error
+        # Neither call reports an error: read the ids back.
+        if (_libc.setfsuid(-1), _libc.setfsgid(-1)) != (uid, gid):
             raise PermissionError(errno.EPERM, f"root may not act as uid {uid}, gid {gid}")
         yield
     finally:
@@ -278,7 +311,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
 # -- inner -----------------------------------------------------------------------------------------
 
 
-def _hold(fd: int, path: str) -> Opened:
+def _make_opened(fd: int, path: str) -> Opened:
     try:
         status = os.fstat(fd)
     except OSError:
@@ -289,7 +322,7 @@ def _hold(fd: int, path: str) -> Opened:
 
 
 def _walk_below(folder: int, path: str) -> int:
-    """As openat2 does it: one component after the other, none of them a link or ``..``."""
+    """Do what openat2 does: open one component after the other, none of them a link or ``..``."""
     fd = os.open(".", _PATH | os.O_DIRECTORY, dir_fd=folder)
     for part in path.split("/"):
         if part in ("", "."):
@@ -307,7 +340,7 @@ def _walk_below(folder: int, path: str) -> int:
 
 @dataclass
 class _Step:
-    """An open folder on the way. ``writable``: it, or one above it, is."""
+    """An open folder on the path. ``writable``: a sandbox may write it, or a folder above it."""
 
     fd: int
     path: str
@@ -316,52 +349,51 @@ class _Step:
 
 
 class _Walk:
-    """One look-up of a path, with a descriptor of each folder on the way."""
+    """One look-up of a path. It keeps a descriptor of each folder on the path open."""
 
     def __init__(self, path: str, writable: Writable) -> None:
         if not path.startswith("/"):
-            raise OSError(errno.EINVAL, "it is not absolute", path)
+            raise OSError(errno.EINVAL, "the path is not absolute", path)
         self._path = path
         self._writable = writable
         self._parts = list(reversed(path.split("/")))
         self._steps: list[_Step] = []
         self._links: list[tuple[int, int, str, str]] = []
-        """Those of other users whose targets are being walked: how many parts are left after
-        them, the owner, the link, its text."""
+        """Links of other users whose targets are being walked: how many parts are left after the
+        target, the owner, the link, its text."""
         self._followed = 0
         self.ends_writable = False
+        """Whether the path led into a writable folder."""
         self.crossed: dict[str, str] = {}
-        """Each link that was followed, and its text."""
+        """The links that were followed, with their texts."""
 
-    def go(self) -> Opened:
+    def resolve(self) -> Opened:
         try:
-            self._begin()
+            self._go_to_root()
             while self._parts:
                 part = self._parts.pop()
                 if part == "..":
-                    self._leave(1)
+                    self._close_steps(keep=max(len(self._steps) - 1, 1))
                 elif part not in ("", "."):
                     self._enter(part)
                 self._check_owners()
             step = self._steps.pop()
             self.ends_writable = step.writable
-            return _hold(step.fd, step.path)
+            return _make_opened(step.fd, step.path)
         finally:
             for step in self._steps:
                 os.close(step.fd)
 
-    def _begin(self) -> None:
-        """Be at the root."""
-        self._leave(0)
+    def _go_to_root(self) -> None:
+        self._close_steps(keep=1)
         if not self._steps:
             fd = os.open("/", _PATH | os.O_DIRECTORY)
             status = os.fstat(fd)
             self._steps.append(_Step(fd, "/", status, self._writable("/", fd)))
 
-    def _leave(self, keep: int) -> None:
-        """``keep`` 1: go up one folder; 0: to the root."""
-        lowest = max(len(self._steps) - 1, 1) if keep else 1
-        while len(self._steps) > lowest:
+    def _close_steps(self, keep: int) -> None:
+        """Go back to the first ``keep`` folders of the path."""
+        while len(self._steps) > keep:
             os.close(self._steps.pop().fd)
 
     def _enter(self, part: str) -> None:
@@ -390,14 +422,14 @@ class _Walk:
         if status.st_uid not in (0, os.geteuid()):
             self._links.append((len(self._parts), status.st_uid, link, target))
         if target.startswith("/"):
-            self._begin()
+            self._go_to_root()
         self._parts.extend(reversed(target.split("/")))
 
     def _check_owners(self) -> None:
-        """A link of another user's leads to what is that user's, or nowhere."""
+        """Refuse the link of another user if its target does not belong to that user."""
         while self._links and len(self._parts) <= self._links[-1][0]:
             _, owner, link, target = self._links.pop()
             if self._steps[-1].status.st_uid != owner:
                 raise LinkRefused(
-                    link, target, f"this link is of uid {owner}, and leads to what is not"
+                    link, target, f"this link belongs to uid {owner}, but its target does not"
                 )

@@ -1,8 +1,8 @@
-"""Whose home a folder is: no home of any account, nor a folder above one, is anybody's to lend out.
+"""Finds out whether a folder is the home of an account, or contains one. The callers decide.
 
-Looks and decides, for whoever runs the server. What is done with the answer stands elsewhere.
-Nothing of another's home is touched: it may lie on a file system that does not answer. So homes are
-compared as their accounts spell them, and whoever owns something in a folder is asked for by name.
+Nothing in another user's home is accessed, because it may be on a file system that does not answer.
+So paths are compared with the homes as the accounts spell them, and for the owners of a folder's
+entries the accounts are looked up by uid.
 """
 
 from __future__ import annotations
@@ -17,30 +17,34 @@ from contextlib import suppress
 from pathlib import Path
 
 TOP = "/home"
-"""What is directly in it counts as a home, with an account or without."""
+"""Each entry of this folder counts as a home, even without an account."""
 SYSTEM = ("/bin/", "/boot/", "/dev/", "/etc/", "/lib/", "/proc/", "/sbin/", "/sys/", "/usr/")
-"""Where accounts of services have a "home" that is none."""
+"""Service accounts have a "home" here that is not a home."""
 
 KEEP_SECONDS = 10.0
+"""How long an answer about accounts is cached."""
 MAX_SECONDS = 2.0
-"""For the accounts' directory service to answer; what it has not said by then is not known."""
+"""Time limit for getent, which may ask a directory service; later output is ignored."""
 MAX_BYTES = 8 * 1024 * 1024
-"""Of that answer: some 100,000 accounts."""
+"""Limit for the output of getent: about 100,000 accounts."""
 MAX_FOLDERS = 256
-"""In a folder, whose owners are asked for."""
+"""How many folders in a folder are checked for their owners."""
 MAX_OWNERS = 64
+"""How many different owners are looked up."""
 READ_SIZE = 65536
 PROGRAMS = ("/usr/bin/getent", "/bin/getent")
 
-_known: dict[tuple[str, ...], tuple[float, frozenset[str]]] = {}
-"""What was asked, until when it is known, and the answer. Without a lock: a process may fork."""
+_cache: dict[tuple[str, ...], tuple[float, frozenset[str]]] = {}
+"""Uids that were looked up (none: all accounts), the time when the entry expires, and the homes.
+
+It has no lock, because the process may fork while a thread holds one."""
 
 
 def find_home(path: str) -> str | None:
-    """The home that ``path`` is, or that is somewhere below it; None if there is none.
+    """Return the home that ``path`` is or that is below ``path``; None if there is none.
 
-    ``path``: absolute, without links. Milliseconds, and at most a few seconds where a directory
-    service of accounts does not answer. Raises nothing.
+    ``path``: absolute, without links. Blocks for milliseconds, or a few seconds if the directory
+    service of accounts does not answer. Never raises.
     """
     above = path.rstrip("/") + "/"
     for home in ("/root", TOP, *own_homes()):
@@ -49,23 +53,23 @@ def find_home(path: str) -> str | None:
             return home
         if home == TOP and posixpath.dirname(path) in (TOP, real):
             return path
-    for home in _ask():
+    for home in _look_up_homes():
         if home == path or (home.startswith(above) and os.path.lexists(home)):
             return home
     owners = list(_find_owners(path))
     if owners:
-        for home in _ask(*owners):
+        for home in _look_up_homes(*owners):
             if f"{_resolve(home)}/".startswith(above):
                 return home
     return None
 
 
 def own_homes() -> Iterator[str]:
-    """Of the one who runs the server, by environment and by account."""
+    """Yield the homes of this process's user, from HOME and from the account."""
     home = os.path.expanduser("~")  # noqa: PTH111 - never raises
-    if home != "/":  # as a uid without an account has it in a container
+    if home != "/":  # the value for a uid without an account in a container
         yield home
-    yield from _ask(str(os.geteuid()))
+    yield from _look_up_homes(str(os.geteuid()))
 
 
 def _resolve(path: str) -> str:
@@ -76,13 +80,13 @@ def _resolve(path: str) -> str:
 
 
 def _find_owners(path: str) -> Iterator[str]:
-    """The uids of whom ``path``, and the folders that are directly in it, belong to.
+    """Yield the uids that own ``path`` and the folders directly in it.
 
-    But for this user's and root's, whose homes are known.
+    Root and this user are left out, because their homes are known.
     """
     found = {0, os.geteuid()}
     with suppress(OSError), os.scandir(path) as entries:
-        for uid in _uids(path, entries):
+        for uid in _read_owners(path, entries):
             if uid not in found:
                 found.add(uid)
                 yield str(uid)
@@ -90,7 +94,7 @@ def _find_owners(path: str) -> Iterator[str]:
                 return
 
 
-def _uids(path: str, entries: Iterable[os.DirEntry[str]]) -> Iterator[int]:
+def _read_owners(path: str, entries: Iterable[os.DirEntry[str]]) -> Iterator[int]:
     yield Path(path).stat().st_uid
     folders = 0
     for entry in entries:
@@ -101,20 +105,23 @@ def _uids(path: str, entries: Iterable[os.DirEntry[str]]) -> Iterator[int]:
                 return
 
 
-def _ask(*uids: str) -> frozenset[str]:
-    """The homes of the accounts that are listed, or of ``uids``: directory services list none."""
+def _look_up_homes(*uids: str) -> frozenset[str]:
+    """Return the homes of the accounts ``uids``, or without ``uids`` of all listed accounts.
+
+    Directory services often do not list their accounts, so those have to be looked up by uid.
+    """
     now = time.monotonic()
-    for key, (until, _) in list(_known.items()):
+    for key, (until, _) in list(_cache.items()):
         if until < now:
-            _known.pop(key, None)
-    known = _known.get(uids)
-    if known is None:
-        homes = frozenset(_find_homes(_read_accounts(uids)))
-        known = _known[uids] = now + KEEP_SECONDS, homes
-    return known[1]
+            _cache.pop(key, None)
+    cached = _cache.get(uids)
+    if cached is None:
+        homes = frozenset(_parse_homes(_read_accounts(uids)))
+        cached = _cache[uids] = now + KEEP_SECONDS, homes
+    return cached[1]
 
 
-def _find_homes(accounts: str) -> Iterator[str]:
+def _parse_homes(accounts: str) -> Iterator[str]:
     for line in accounts.splitlines():
         fields = line.split(":")
         if len(fields) >= 6 and fields[5].startswith("/"):
@@ -124,7 +131,7 @@ def _find_homes(accounts: str) -> Iterator[str]:
 
 
 def _read_accounts(uids: tuple[str, ...]) -> str:
-    """Lines as in ``/etc/passwd``, which is also what is read where no program can be asked."""
+    """Return lines of getent in the format of /etc/passwd; without getent, that file's content."""
     for program in PROGRAMS:
         with suppress(OSError):
             return _run([program, "passwd", *uids])
@@ -134,7 +141,10 @@ def _read_accounts(uids: tuple[str, ...]) -> str:
 
 
 def _run(argv: list[str]) -> str:
-    """What a program prints within MAX_SECONDS. Raises OSError where it cannot be started."""
+    """Return what a program prints within MAX_SECONDS.
+
+    :raises OSError: when it cannot be started
+    """
     end = time.monotonic() + MAX_SECONDS
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -154,5 +164,5 @@ def _run(argv: list[str]) -> str:
     finally:
         process.kill()
         process.stdout.close()
-        with suppress(subprocess.TimeoutExpired):  # in the kernel, where nothing ends it
+        with suppress(subprocess.TimeoutExpired):  # it hangs in a system call
             process.wait(MAX_SECONDS)

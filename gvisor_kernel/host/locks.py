@@ -1,8 +1,8 @@
-"""Locks among the threads of a process, and among a user's processes.
+"""Locks between the threads of a process, and between the processes of a user.
 
-Two rules hold for both. A forked child has none of its parent's: nobody there would give it back.
-And none is waited for without end: a thread holds one for work that is bounded itself, and a
-process may be stopped while it holds one, so that is waited for so long and no longer.
+Two rules hold for both. A forked child does not inherit the locks of its parent, because no thread
+there would release them. And no wait is unbounded: a thread holds a lock only for work that is
+bounded itself; another process may be stopped while it holds one, so that wait has a time limit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 MAX_LOCK_SECONDS = 60.0
-"""How long a lock of another process is waited for. Most are held for milliseconds; the longest
-while a removed image of some gigabytes is deleted."""
+"""Time limit for the lock of another process. Most are held for milliseconds; the longest one
+while an image of some gigabytes is deleted."""
 MAX_PAUSE = 0.05
-"""Between two looks: nothing tells of a lock's end but a call without end."""
+"""Seconds between two attempts: flock() without LOCK_NB could block without a limit."""
 
 
 class ThreadLock:
-    """Like ``threading.Lock``, and free in a child that was forked while a thread held it.
+    """Like ``threading.Lock``, but unlocked in a child that was forked while a thread held it.
 
-    What it guards must be right between any two steps of who changes it.
+    So the data that it guards must be consistent after each step of a change.
     """
 
     def __init__(self) -> None:
@@ -39,30 +39,34 @@ class ThreadLock:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def renew(self) -> None:
-        """Free, whoever held it."""
+    def reset(self) -> None:
+        """Unlock it, in a forked child."""
         self._lock = threading.Lock()
 
 
 _thread_locks: weakref.WeakSet[ThreadLock] = weakref.WeakSet()
-_files: set[int] = set()
+_locked_fds: set[int] = set()
 
 
 @contextmanager
 def locked_file(fd: int, how: int, seconds: float = MAX_LOCK_SECONDS) -> Iterator[None]:
-    """Hold a lock on the open file ``fd``, which is closed at the end. ``how`` as for ``flock``.
+    """Hold a lock on the open file ``fd``, and close ``fd`` at the end. Blocks.
 
-    Raises TimeoutError, an OSError, after ``seconds``; BlockingIOError with LOCK_NB.
+    ``how``: as for ``flock``.
+
+    :raises TimeoutError: when another process holds the lock for ``seconds``
+    :raises BlockingIOError: with LOCK_NB, when another process holds the lock
+    :raises OSError: when the file system has no locks
     """
-    _files.add(fd)
+    _locked_fds.add(fd)
     try:
         _lock(fd, how, seconds)
         yield
     finally:
-        if fd in _files:  # a forked child has let it go already
-            _files.discard(fd)
+        if fd in _locked_fds:  # in a forked child it is closed already
+            _locked_fds.discard(fd)
             with suppress(OSError):
-                # Closed alone, it would last for as long as a child has the open file, too.
+                # A child may have inherited the open file: closing it here would not unlock it.
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
@@ -79,14 +83,14 @@ def _lock(fd: int, how: int, seconds: float) -> None:
                 raise
             if time.monotonic() >= deadline:
                 raise TimeoutError(
-                    errno.ETIMEDOUT, f"{_holder(fd)} has held its lock for {seconds:g} s"
+                    errno.ETIMEDOUT, f"{_describe_holder(fd)} has held its lock for {seconds:g} s"
                 ) from None
         time.sleep(pause)
         pause = min(2 * pause, MAX_PAUSE)
 
 
-def _holder(fd: int) -> str:
-    """Who holds the lock of ``fd``, for people: as proc_locks(5) has it."""
+def _describe_holder(fd: int) -> str:
+    """Describe for an error who holds the lock of ``fd``; see proc_locks(5)."""
     status = os.fstat(fd)
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError), open("/proc/locks") as lines:
@@ -97,14 +101,14 @@ def _holder(fd: int) -> str:
     return "another process"
 
 
-def _in_child() -> None:
+def _reset_in_child() -> None:
     for lock in list(_thread_locks):
-        lock.renew()
-    files = set(_files)
-    _files.clear()
-    for fd in files:
+        lock.reset()
+    fds = set(_locked_fds)
+    _locked_fds.clear()
+    for fd in fds:
         with suppress(OSError):
             os.close(fd)
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,9 +1,9 @@
-"""Files that grow by lines, and are bounded: a sandbox's log, a kernel's transcript.
+"""Line files of bounded size: the log of a sandbox, the transcript of a kernel.
 
-A sandbox's log is three files, so that nothing that comes from inside takes the room of what the
-host has to say of it: EVENTS (what the bridge did and saw), INSIDE (what the sandbox sent, or
-caused), STDERR (what its processes wrote to stderr). Of each the beginning is kept for good, and
-the end; what is dropped lies between. ``gvisor-kernel logs`` shows them as one.
+The log of a sandbox is three files, so that lines which a sandbox causes cannot displace the lines
+of the host: EVENTS (what the bridge did and observed), INSIDE (what the sandbox sent or caused),
+STDERR (what its processes wrote to stderr). Of each file the beginning and the end are kept, and
+lines between them are dropped. ``gvisor-kernel logs`` merges them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 EVENTS, INSIDE, STDERR = "kernel.log", "inside.log", "stderr.log"
 NAMES = (EVENTS, INSIDE, STDERR)
 FIRST = ".first"
-"""What the beginning of a file is called that has been moved aside."""
+"""The suffix of the part that has the beginning of a file."""
 MAX_EVENTS = 128 * 1024
 MAX_INSIDE = 512 * 1024
 MAX_STDERR = 256 * 1024
-"""Bytes of each part: the beginning, the one before, and the one that is written."""
+"""Bytes of each part of a file: the beginning, the previous part, and the current part."""
 
 
 class RotatedFile:
-    """Lines into one file, moved aside at ``size`` bytes. Each is in the file at once, and whole.
+    """Writes lines to a file, which is rotated at ``size`` bytes. Each line is written at once.
 
-    ``files``: how many there are at most, the newest first. ``keeps_first``: one more, the
-    beginning, is never dropped. A line that cannot be written, on a full disk for one, is left
-    out; nothing else happens. Where somebody has removed the file, nothing is made anew.
+    ``files``: the maximum number of parts, including the current one. ``keeps_first``: the first
+    part is kept in addition and never dropped. A line that cannot be written, such as on a full
+    disk, is dropped without an error. A file that was removed by somebody else is not made again.
     """
 
     def __init__(self, path: Path, size: int, files: int, *, keeps_first: bool = False) -> None:
@@ -43,12 +43,12 @@ class RotatedFile:
         self._gone = False
 
     def open(self) -> None:
-        """Make the file at once; else the first line does."""
+        """Create the file now; otherwise the first line does."""
         with suppress(OSError):
             self._open()
 
     def write(self, line: bytes) -> None:
-        """One line, or several."""
+        """Write one or more whole lines. Never raises OSError."""
         if self._gone or not line:
             return
         with suppress(OSError):
@@ -58,7 +58,7 @@ class RotatedFile:
                 descriptor = self._open()
             written = os.write(descriptor, line)
             if written < len(line):
-                os.ftruncate(descriptor, self._length)  # half a line would spoil the next
+                os.ftruncate(descriptor, self._length)  # remove a partial line
                 return
             self._length += written
 
@@ -94,16 +94,16 @@ class RotatedFile:
 
 
 def log_parts(path: Path) -> Iterator[Path]:
-    """Where the parts of a log file are, if they are: oldest first."""
+    """Yield the paths of the parts of a log file, oldest first. They may not exist."""
     yield path.with_name(path.name + FIRST)
     yield path.with_name(f"{path.name}.1")
     yield path
 
 
 class Allowance:
-    """How much may pass now: ``burst``, and what has come with time since.
+    """A token bucket: ``burst`` units at first, then ``per_second`` more.
 
-    Once used up it opens again with the next second's.
+    When it is used up it stays closed until the units of about one second are available.
     """
 
     def __init__(self, burst: float, per_second: float) -> None:
@@ -114,6 +114,7 @@ class Allowance:
         self._open = True
 
     def room(self) -> int:
+        """Return how many units may be spent now."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
         self._at = now
@@ -125,29 +126,29 @@ class Allowance:
 
 
 class Limiter:
-    """Lets the first lines of a kind pass, then one in a while; says of how many it told nothing.
+    """Limits log lines that a kernel or a client can cause: a burst, then one in ``seconds``.
 
-    For what a kernel or a client can cause as often as it likes.
+    The next line that passes tells how many were suppressed before it.
     """
 
     def __init__(self, burst: int = 20, seconds: float = 10.0) -> None:
         self._allowance = Allowance(burst, 1 / seconds)
         self.count = 0
-        self._untold = 0
+        self._suppressed = 0
 
     def take(self, text: str) -> str | None:
-        """The line to write, or None for none."""
+        """Return the line to write; None if it is suppressed."""
         self.count += 1
         if self._allowance.room() < 1:
-            self._untold += 1
+            self._suppressed += 1
             return None
         self._allowance.spend(1)
-        untold, self._untold = self._untold, 0
-        return f"{text} (and {untold} more before it)" if untold else text
+        suppressed, self._suppressed = self._suppressed, 0
+        return f"{text} (and {suppressed} more before it)" if suppressed else text
 
 
 def clean_lines(text: str) -> list[str]:
-    """The lines of ``text``, of any origin, with every control character escaped."""
+    """Split ``text``, which may come from a sandbox, into lines and escape control characters."""
     return [
         "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
         for line in text.splitlines()
@@ -155,6 +156,6 @@ def clean_lines(text: str) -> list[str]:
 
 
 def log_line(source: str, clean: str) -> bytes:
-    """A line of a log: its time, who wrote it, and what."""
+    """Format a line of a log: the time, its source, the escaped text."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""Linux's mount calls, by descriptor. Each raises OSError, with the call's name in its text.
+"""Linux's system calls for mounts, by descriptor. What is mounted where is decided in ``stage.py``.
 
-Nothing here decides what is mounted where; see ``stage.py``.
+:raises OSError: in each function, with the name of the system call in its text
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 1, 2, 4, 0x00100000
 
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # on all architectures
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on all architectures
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -31,7 +31,7 @@ class _MountAttr(ctypes.Structure):
 
 
 def unshare(flags: int) -> None:
-    """Give this thread new namespaces."""
+    """Move this thread to new namespaces."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare", "")
 
 
@@ -47,16 +47,16 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def clone_tree(fd: int, path: str) -> int:
-    """A detached copy of what is mounted at the open ``fd``, with all below it; a descriptor.
+    """Clone the mount at the open ``fd``, with all mounts below it. ``path`` is for the error.
 
-    It is in no mount table, and goes when the descriptor is closed. ``path`` is for the error.
+    :return: a descriptor of a detached mount, which is removed when the descriptor is closed
     """
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
     return _check(_libc.syscall(_SYS_OPEN_TREE, fd, b"", ctypes.c_uint(flags)), "open_tree", path)
 
 
 def move_tree(tree: int, target: str) -> None:
-    """Attach a detached tree at ``target``, a path that nobody else can change."""
+    """Attach a detached mount at ``target``, a path that no other process can change."""
     result = _libc.syscall(
         _SYS_MOVE_MOUNT,
         tree,
@@ -71,7 +71,7 @@ def move_tree(tree: int, target: str) -> None:
 def set_attributes(
     at: int | str, *, add: int = 0, clear: int = 0, namespace: int | None = None, recursive: bool
 ) -> None:
-    """Change a mount's attributes: of an open tree, or of the mount at a path."""
+    """Change attributes of a detached mount (a descriptor) or of the mount at a path."""
     structure = _MountAttr(attr_set=add, attr_clr=clear, userns_fd=namespace or 0)
     directory, path = (at, b"") if isinstance(at, int) else (_AT_FDCWD, os.fsencode(at))
     flags = (_AT_EMPTY_PATH if isinstance(at, int) else 0) | (_AT_RECURSIVE if recursive else 0)

@@ -1,9 +1,9 @@
-"""A directory of one user's alone, whose entries come and go among the user's processes.
+"""Directories that only one user can access, whose entries are shared by the user's processes.
 
-An entry is in its place in one step, when all of it is on the disk. What half exists is called
-``new-<random>``, and what is being removed ``gone-<random>``; the lock ``lock`` of the directory is
-held while names change, and that in a new entry as long as somebody makes it. Nothing here follows
-a link. What an entry is, and which may go, is its owner's affair.
+An entry gets its name in one step, after all of it was written. An unfinished entry is called
+``new-<random>``, one that is being removed ``gone-<random>``. The file ``lock`` of the directory is
+locked while names change, the file ``lock`` in a new entry while a process fills it. Nothing here
+follows a symbolic link. What an entry contains, and when it is removed, is decided by the stores.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NEW, GONE = "new-", "gone-"
 
 
 class NotPrivate(Exception):
-    """A directory is not this user's alone, or cannot be made; the text says which and why."""
+    """A directory belongs to another user, or cannot be made; the text says which and why."""
 
 
 def make_directories(*directories: Path) -> None:
-    """Make each, with mode 0700, in the one before it; or see that it is this user's.
+    """Make nested directories with mode 0700, or check that existing ones belong to this user.
 
-    Raises NotPrivate.
+    :raises NotPrivate: when one of them is a link, belongs to another user, or cannot be made
     """
     try:
         directories[0].parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,10 @@ def make_directories(*directories: Path) -> None:
                 directory.mkdir(mode=0o700)
             status = directory.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                raise NotPrivate(f"{directory} is a link, or somebody else's.")
+                raise NotPrivate(
+                    f"{directory} is a symbolic link, or belongs to another user (uid"
+                    f" {status.st_uid})."
+                )
             if status.st_mode & 0o077:
                 directory.chmod(0o700)
     except OSError as error:
@@ -50,13 +53,19 @@ def make_directories(*directories: Path) -> None:
 
 
 def alone(root: Path) -> AbstractContextManager[int]:
-    """Nobody else changes names in ``root`` meanwhile. Raises OSError."""
+    """Hold the lock of the directory ``root``: no other process changes names in it.
+
+    :raises OSError: when the lock cannot be had within MAX_LOCK_SECONDS
+    """
     return lock(root / "lock", fcntl.LOCK_EX, create=True)
 
 
 @contextlib.contextmanager
 def new_entry(root: Path) -> Iterator[Path]:
-    """An entry in the making, gone at the end unless it was renamed. Raises OSError."""
+    """Make an unfinished entry. At the end it is removed, unless it was renamed.
+
+    :raises OSError: when it cannot be made
+    """
     directory = root / f"{NEW}{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
         with alone(root):
@@ -67,7 +76,7 @@ def new_entry(root: Path) -> Iterator[Path]:
 
 
 def take_away(entry: Path) -> None:
-    """To where ``sweep`` finds it; whatever it is. Quiet where there is none. For who is alone."""
+    """Rename an entry so that ``sweep`` removes it. The caller holds the lock of the directory."""
     with contextlib.suppress(FileNotFoundError):
         if entry.is_symlink() or not entry.is_dir():
             entry.unlink()
@@ -76,7 +85,10 @@ def take_away(entry: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what was half made, or half removed, by processes that are gone. For who is alone."""
+    """Remove entries that were renamed by ``take_away``, or left unfinished by ended processes.
+
+    The caller holds the lock of the directory ``root``.
+    """
     for name in os.listdir(root):  # noqa: PTH208
         if name.startswith((NEW, GONE)):
             held = lock(root / name / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
@@ -91,10 +103,11 @@ def sweep(root: Path) -> None:
 def lock(
     path: Path, how: int, *, create: bool = False, seconds: float = MAX_LOCK_SECONDS
 ) -> Iterator[int]:
-    """Hold a lock on ``path``, which is no link.
+    """Hold a lock on the file ``path``. Blocks. ``how``: as for ``flock``.
 
-    Raises OSError: also when another process holds it for ``seconds``, and BlockingIOError with
-    LOCK_NB.
+    :raises TimeoutError: when another process holds the lock for ``seconds``
+    :raises BlockingIOError: with LOCK_NB, when another process holds the lock
+    :raises OSError: when the file cannot be opened, or is a symbolic link
     """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     fd = os.open(path, flags, 0o600)
@@ -103,17 +116,23 @@ def lock(
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """A file of this user's with at most ``most`` bytes. Raises OSError."""
+    """Read a file that belongs to this user and has at most ``most`` bytes.
+
+    :raises OSError: when it cannot be read, or is not such a file
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if status.st_uid != os.geteuid() or status.st_size > most:
-            raise PermissionError(f"{path} is somebody else's, or too large")
+            raise PermissionError(f"{path} belongs to another user, or has more than {most} bytes")
         return file.read()
 
 
 def write_file(path: Path, text: str) -> None:
-    """A new file, for this user alone, that is on the disk afterwards. Raises OSError."""
+    """Create a file with mode 0600 and sync it to the disk.
+
+    :raises OSError: when the file exists, or cannot be written
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(text)

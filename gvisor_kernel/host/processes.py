@@ -1,7 +1,7 @@
-"""Processes of the host: who is who, and ending exactly those that are meant.
+"""Finds, inspects and kills processes of the host.
 
-A pid is never trusted alone, since it may be somebody else's by now. A process is held by a pidfd,
-opened before it is looked at: if it ends between the look and the signal, the signal goes nowhere.
+A pid alone does not identify a process, because it can be reused. So a process that is to be killed
+is first opened as a pidfd, then checked: if it ends after the check, the signal is not delivered.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 SUBUID_BASE = 700_000_000
 SUBUID_COUNT = 65536
-"""The host's uids and gids of a sandbox that root starts: 0 inside is SUBUID_BASE outside. Above
-what useradd gives users for containers of their own (100000 to 600100000): whoever has a uid may
-signal its processes. Below the 10^9 that a system container has."""
+"""The host's uids and gids of sandboxes that root starts: 0 inside is SUBUID_BASE outside. They are
+above the ranges that useradd gives users for their containers (100000 to 600100000), because a user
+with the same uid may signal the processes, and below the 10^9 uids of a system container."""
 SANDBOX_NAME = "runsc-sandbox"
 GOFER_NAME = "runsc-gofer"
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process: its pid, and when it started, in clock ticks since the host did."""
+    """A process: its pid, and its start time in clock ticks since the boot of the host."""
 
     pid: int
     started: int
@@ -34,7 +34,7 @@ class ProcessId:
 
 @dataclass(frozen=True)
 class Posture:
-    """What the host's kernel says of a process: how far it is locked in."""
+    """How a process is confined: its uids, seccomp mode and namespaces, as /proc shows them."""
 
     pid: int
     name: str
@@ -44,17 +44,27 @@ class Posture:
 
 
 def read_start_time(pid: int) -> int | None:
-    """When ``pid`` started; None where there is no such process, or it is a zombie."""
+    """Return the start time of ``pid``; None if there is no such process, or it is a zombie."""
+    fields = _read_stat(pid)
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether ``pid`` was stopped by a signal, such as SIGSTOP."""
+    return _read_stat(pid)[:1] == ["T"]
+
+
+def _read_stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
+        return []
+    return stat.rpartition(")")[2].split()  # the name, in parentheses, may contain anything
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The process that is ``pid`` now."""
+    """Return the process that has ``pid`` now; None if there is none."""
     started = read_start_time(pid)
     return None if started is None else ProcessId(pid, started)
 
@@ -64,7 +74,7 @@ def is_alive(process: ProcessId) -> bool:
 
 
 def read_argv(pid: int) -> list[str]:
-    """The argument list of ``pid``; empty for what is gone, a zombie, or has none."""
+    """Return the argument list of ``pid``; empty if it has ended, is a zombie, or has none."""
     try:
         content = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -73,7 +83,7 @@ def read_argv(pid: int) -> list[str]:
 
 
 def read_children(pid: int) -> list[int]:
-    """The children of ``pid``; empty also where the kernel does not tell."""
+    """Return the children of ``pid``; empty also if the host's kernel does not list children."""
     children: list[int] = []
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -84,9 +94,9 @@ def read_children(pid: int) -> list[int]:
 
 
 def read_descendants(pid: int) -> list[int]:
-    """The children of ``pid``, and theirs, without end."""
+    """Return the children of ``pid``, their children, and so on."""
     found = read_children(pid)
-    for child in found:  # which grows meanwhile
+    for child in found:  # the list grows in this loop
         found += [grandchild for grandchild in read_children(child) if grandchild not in found]
     return found
 
@@ -101,9 +111,9 @@ def has_running_thread(pid: int) -> bool:
 
 
 def find_with_argument(argument: str) -> Iterator[int]:
-    """The pids whose argument list holds ``argument``, of this user and its sandboxes.
+    """Yield the pids of this user and its sandboxes whose argument list contains ``argument``.
 
-    Argument lists are for all to see and to copy: others' processes may pose as a sandbox's.
+    Other users are left out: anybody can start a process with the arguments of a sandbox.
     """
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -113,7 +123,7 @@ def find_with_argument(argument: str) -> Iterator[int]:
 
 
 def is_of_this_user(pid: int) -> bool:
-    """Whether ``pid`` runs with this user's uid, or with one of root's sandboxes."""
+    """Whether ``pid`` runs with this user's uid, or with a uid of root's sandboxes."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
@@ -127,7 +137,7 @@ def is_of_this_user(pid: int) -> bool:
 
 @contextlib.contextmanager
 def open_process(pid: int) -> Iterator[int | None]:
-    """A pidfd of ``pid``, or None if there is no such process."""
+    """Open a pidfd of ``pid``; None if there is no such process."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -140,7 +150,7 @@ def open_process(pid: int) -> Iterator[int | None]:
 
 
 def kill_if(pid: int, is_meant: Callable[[int], bool]) -> bool:
-    """SIGKILL ``pid`` if ``is_meant(pid)``. Whether a signal was sent."""
+    """Send SIGKILL to ``pid`` if ``is_meant(pid)``. Return whether the signal was sent."""
     with open_process(pid) as fd:
         if fd is None or not is_meant(pid):
             return False
@@ -151,9 +161,9 @@ def kill_if(pid: int, is_meant: Callable[[int], bool]) -> bool:
 
 
 def kill_with_argument(argument: str, names: Collection[str] | None = None) -> list[int]:
-    """SIGKILL every process whose argument list holds ``argument``; the pids that got it.
+    """Send SIGKILL to every process whose argument list contains ``argument``. Return their pids.
 
-    ``names``: only those that are called one of these.
+    ``names``: only processes whose argv[0] is one of these.
     """
 
     def is_meant(pid: int) -> bool:
@@ -164,9 +174,11 @@ def kill_with_argument(argument: str, names: Collection[str] | None = None) -> l
 
 
 def wait_until_gone(pids: Iterable[int], deadline: float) -> bool:
-    """Wait until no process is any of ``pids`` or ``time.monotonic()`` is ``deadline``.
+    """Wait until the processes ``pids`` have ended, or ``time.monotonic()`` is ``deadline``.
 
-    A pid that is taken by a new process meanwhile is waited for as well; nothing worse.
+    If a pid was reused, this waits for the new process; that does no other harm.
+
+    :return: whether all of them have ended
     """
     poller = select.poll()
     fds: set[int] = set()
@@ -191,13 +203,13 @@ def wait_until_gone(pids: Iterable[int], deadline: float) -> bool:
 
 
 def reap(pid: int) -> None:
-    """Forget a dead process that was left to this one: where this is the init of a container."""
+    """Reap a dead process that was reparented to this one, as to the init of a container."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def read_posture(pid: int) -> Posture | None:
-    """How far ``pid`` is locked in; None when it is gone."""
+    """Return how ``pid`` is confined; None if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
         namespaces = {

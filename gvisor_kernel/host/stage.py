@@ -1,12 +1,12 @@
-"""The mounts of one sandbox, put together in a mount namespace that nobody else sees.
+"""Assembles the mounts of a sandbox in a mount namespace of its own.
 
-A sandbox's files come from places that a kernel, or another user, can change at any time. So each
-source is opened here once more, without following links, compared with the file that the plan has
-looked at, copied as a detached mount, and attached below one directory that is covered by a tmpfs
-of this namespace alone. The runtime knows the places there, and no path of the host.
+The sources of mounts are in folders that a kernel, or another user, can change at any time. So each
+source is opened again here, without following links, compared with the file that was planned,
+cloned as a detached mount, and attached on a tmpfs that only this namespace has. The runtime gets
+paths on that tmpfs and no path of the host.
 
-Runs in root's thread with a namespace of its own (``runtimes/runsc/staging.py``), and in the
-program that an ordinary user's sandbox begins with (``host/enter.py``).
+For root this runs in a thread with its own mount namespace (``runtimes/runsc/staging.py``), for an
+ordinary user in the first program of the sandbox (``host/enter.py``).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from gvisor_kernel.host import mounts
 from gvisor_kernel.host.folders import Identity, Opened, find_identity, reopen
 
 TOO_MANY_FILES = (
-    "raise the limit of files that this server may have open: `ulimit -n`, or LimitNOFILE="
-    " where systemd starts it."
+    "raise the limit of open files of this server: `ulimit -n`, or LimitNOFILE= if systemd starts"
+    " it."
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder of the host that is to be mounted. ``path`` is without links.
+    """A file or folder of the host to mount. ``path`` must not contain links.
 
-    ``foreign``: it belongs to a person; see ``spec.layout.Bind``.
+    ``foreign``: it contains files of a person; see ``spec.layout.Bind``.
     """
 
     path: str
@@ -42,43 +42,51 @@ class Source:
 
 
 def place(directory: str, index: int) -> str:
-    """Where the ``index``-th source is found in the namespace."""
+    """Return the path of the ``index``-th source on the tmpfs."""
     return f"{directory}/{index}"
 
 
 def enter_namespace() -> None:
-    """See what the host unmounts from here on; what is mounted here is not seen there.
+    """Make all mounts slaves of the host's: mounts made here do not appear on the host.
 
-    For a thread that has its own mount namespace. Raises OSError.
+    Call it in a new mount namespace.
+
+    :raises OSError: when the mount call fails
     """
     mounts.mount("none", "/", None, mounts.MS_REC | mounts.MS_SLAVE, None)
 
 
 def cover_meminfo(meminfo: str) -> None:
-    """Let the runtime read ``meminfo`` as /proc/meminfo. Quiet where that cannot be done.
+    """Mount ``meminfo`` on /proc/meminfo, which the runtime reads. Never raises OSError.
 
-    Then the machine's memory shows inside, where it is only a number.
+    If it fails, /proc/meminfo in the sandbox shows the memory of the machine, not the limit.
     """
     with suppress(OSError):
         mounts.mount(meminfo, "/proc/meminfo", None, mounts.MS_BIND, None)
 
 
 def clone_source(source: Source, map_owner: Callable[[int, Source], None] | None = None) -> int:
-    """A detached mount of ``source``. ``map_owner`` changes that of a foreign one.
+    """Clone ``source`` as a detached mount and return its descriptor.
 
-    Raises LaunchError, also where the path has become another file.
+    ``map_owner``: called for a foreign source, to map the owner of its files.
+
+    :raises LaunchError: when it cannot be mounted, or was replaced by another file
     """
     try:
         with reopen(source.path, source.identity) as opened:
             return clone_opened(opened, source, map_owner)
     except OSError as error:
-        raise _unmounted(source, error) from error
+        raise _make_error(source, error) from error
 
 
 def clone_opened(
     opened: Opened, source: Source, map_owner: Callable[[int, Source], None] | None
 ) -> int:
-    """Likewise, of what was opened in this mount namespace. Raises LaunchError, OSError."""
+    """Do the same for a source that was opened in this mount namespace.
+
+    :raises LaunchError: when ``map_owner`` fails
+    :raises OSError: when it cannot be mounted
+    """
     tree = mounts.clone_tree(opened.fd, source.path)
     try:
         attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV
@@ -94,9 +102,9 @@ def clone_opened(
 
 
 def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> None:
-    """Cover ``directory`` and attach each of ``trees`` there, as ``place`` says.
+    """Mount a tmpfs on ``directory`` and attach each of ``trees`` there, at its ``place``.
 
-    Raises LaunchError, also where what can be seen there is not what was looked at.
+    :raises LaunchError: when a mount fails, or shows another file than the planned one
     """
     try:
         flags = mounts.MS_NOSUID | mounts.MS_NODEV
@@ -110,14 +118,14 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
             mounts.move_tree(tree, str(target))
     except OSError as error:
         raise LaunchError(
-            f"A private mount cannot be made on {directory}: {error.strerror}.",
-            "this kernel must be Linux 5.12 or newer.",
+            f"The mounts of the sandbox cannot be attached on {directory}: {error.strerror}.",
+            "use Linux 5.12 or newer.",
         ) from error
     for index, source in enumerate(sources):
         if find_identity(place(directory, index)) != source.identity:
             raise LaunchError(
-                f"What was mounted of {source.path} is not what was looked at.",
-                "something changes that folder while kernels start: see what, and try again.",
+                f"{source.path} was replaced by another file while the kernel started.",
+                "find out which program replaces it, and start the kernel again.",
             )
 
 
@@ -126,7 +134,10 @@ def clone_all(
     sources: Sequence[Source],
     map_owner: Callable[[int, Source], None] | None = None,
 ) -> list[int]:
-    """``clone_source`` of each; ``stack`` closes them. Raises LaunchError."""
+    """Call ``clone_source`` for each source; ``stack`` closes the descriptors.
+
+    :raises LaunchError: when one of them cannot be mounted, or was replaced by another file
+    """
     trees = []
     for source in sources:
         trees.append(clone_source(source, map_owner))
@@ -135,9 +146,11 @@ def clone_all(
 
 
 def merge(directory: str, count: int) -> None:
-    """The last two of ``count`` places in one, read-only, the one before the last above the last.
+    """Mount the last two of ``count`` places as a read-only overlay at ``place(directory, count)``.
 
-    It is found at ``place(directory, count)``. Raises LaunchError.
+    The upper layer is the one before the last, the lower layer the last.
+
+    :raises LaunchError: when overlays cannot be mounted
     """
     target = place(directory, count)
     flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_RDONLY
@@ -148,18 +161,18 @@ def merge(directory: str, count: int) -> None:
     except OSError as error:
         raise LaunchError(
             f"The image's files cannot be mounted: {error.strerror}.",
-            "this kernel must have overlay mounts: `sudo modprobe overlay`; an ordinary user"
-            " needs Linux 5.11 or newer.",
+            "load the overlay file system: `sudo modprobe overlay`; an ordinary user needs Linux"
+            " 5.11 or newer.",
         ) from error
 
 
-def _unmounted(source: Source, error: OSError) -> LaunchError:
-    hint = "see whether it exists; on a network file system, whether root may read it."
+def _make_error(source: Source, error: OSError) -> LaunchError:
+    hint = "check that it exists; on a network file system, that root may read it."
     if error.errno in (errno.EMFILE, errno.ENFILE):
         hint = TOO_MANY_FILES
     elif error.errno in (errno.ESTALE, errno.ELOOP, errno.ENOENT, errno.ENOTDIR):
         hint = (
-            "it was moved or replaced, perhaps by a link, while the kernel started: see by what,"
-            " and start the kernel again."
+            "it was moved or replaced, perhaps by a symbolic link, while the kernel started: find"
+            " out by which program, and start the kernel again."
         )
     return LaunchError(f"{source.path} cannot be mounted: {error.strerror}.", hint)

@@ -1,1 +1,1 @@
-"""Pure functions that turn settings and facts into what a sandbox is made of. No effects here."""
+"""Pure functions that turn settings and facts into specifications of a sandbox. No side effects."""

@@ -1,8 +1,8 @@
-"""The container that a Docker engine makes a sandbox of: pure functions, in the engine's own terms.
+"""The specification of a sandbox as a container of a Docker engine, for the engine's API.
 
-All of a sandbox's files come from two volumes: ``files``, which is filled before the start and
-read-only inside, and ``outputs``, which is read back. The engine may be on another machine, so no
-path of this one is in here.
+All files of a sandbox come from two volumes: ``files``, which is filled before the start and is
+read-only inside, and ``outputs``, whose content is copied back. The engine may be on another
+machine, so no path of this machine is used here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from gvisor_kernel.spec.limits import guest_rlimits, host_limits
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 RUNTIME = "runsc"
-"""The name that the engine has to know gVisor by."""
+"""The name of gVisor among the engine's runtimes."""
 MIN_API = "1.45"
-"""Docker 26: the first that shows a part of a volume."""
+"""Docker 26: the first version that can mount a subdirectory of a volume."""
 
 LABEL = "org.gvisor-kernel."
 STORE = "/gvisor-kernel"
-"""Where a container that is never started has the volumes, to be filled and read."""
-PLACE_SIZE = 65536
-"""Of a directory that is only there to be mounted over: the root itself is read-only."""
+"""Where the store container, which is never started, has the volumes, to be filled and read."""
+MOUNT_POINT_SIZE = 65536
+"""Bytes of a tmpfs that is only a mount point: the root file system is read-only."""
 
 _LAYOUT = (
     ("container_info.json", CONTAINER_INFO),
@@ -48,13 +48,13 @@ _LAYOUT = (
     ("guest", GUEST),
 )
 _ETC = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
-"""What says who the sandbox is. The engine's own hosts and resolv.conf would tell of its network;
-all else in ``/etc`` is the image's."""
+"""Files of ``/etc`` that are replaced. The engine's own hosts and resolv.conf would describe its
+network; all other files are those of the image."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the parts of one sandbox are called in the engine: never used twice."""
+    """The names of a sandbox's containers and volumes in the engine. They are never reused."""
 
     container_id: str
 
@@ -77,15 +77,15 @@ class Names:
 
 
 def etc_files(container_id: str) -> dict[str, str]:
-    """The content of the files that are shown in ``/etc``, by their names."""
+    """Return the content of the files that replace files of ``/etc``, by name."""
     own = {"resolv.conf": "", "machine-id": etc.machine_id(container_id) + "\n"}
     return {name: own.get(name, etc.FILES.get(name, "")) for name in _ETC}
 
 
 def file_mounts(names: Names, extra: Iterable[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-    """Every part of ``files`` that is shown, read-only.
+    """Return the mounts of all parts of the volume ``files``, read-only.
 
-    ``extra``: the places in the volume of what a person asked for, and where that is seen.
+    ``extra``: pairs of a path in the volume and its target, for the setting ``mounts``.
     """
     pairs = [*_LAYOUT, *((f"etc/{name}", f"/etc/{name}") for name in _ETC), *extra]
     return [
@@ -111,16 +111,17 @@ def finalize_container(
     extra: Iterable[tuple[str, str]] = (),
     volumes: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What the engine is asked to make. ``argv`` and ``environment`` are PID 1's.
+    """Return the request to create the container. ``argv`` and ``environment`` are PID 1's.
 
-    ``volumes``: what the image wants to write; else the engine would give it room on its disk.
+    ``volumes``: the paths that the image declares as volumes. Each gets a tmpfs; otherwise the
+    engine would create a volume without a size limit on its disk.
     """
     limits = host_limits(spec)
-    # CAP_SETFCAP, whether the engine's gVisor wants it or not: that could only be tried by one more
-    # container. The process of a sandbox is the engine's root, as Docker starts gVisor, and could
-    # make set-uid files already.
-    # /workspace is mounted over by PID 1.
-    scratch = [*scratch_mounts(spec), Tmpfs(WORKSPACE, PLACE_SIZE)]
+    # CAP_SETFCAP is added even if the engine's gVisor does not need it: finding that out would take
+    # another container. The sandbox's process is root of the engine's machine anyway, as Docker
+    # starts gVisor, and could make set-uid files without this capability.
+    # PID 1 mounts /workspace over this mount point.
+    scratch = [*scratch_mounts(spec), Tmpfs(WORKSPACE, MOUNT_POINT_SIZE)]
     mounts = file_mounts(names, extra)
     if keeps_outputs:
         mounts.append(_volume(names.outputs, OUTPUTS))
@@ -183,7 +184,7 @@ def finalize_container(
 def finalize_store(
     spec: SandboxSpec, names: Names, *, labels: Mapping[str, str], keeps_outputs: bool
 ) -> dict[str, Any]:
-    """A container to be filled through, and never started."""
+    """Return the request to create the store container, through which the volumes are filled."""
     mounts = [_volume(names.files, f"{STORE}/files")]
     if keeps_outputs:
         mounts.append(_volume(names.outputs, f"{STORE}/outputs"))
@@ -215,7 +216,7 @@ _EMPTY = ("Binds", "Devices", "DeviceRequests", "VolumesFrom", "PidMode", "Usern
 
 
 def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """How a container is not what was asked for, by what the engine says that it has made."""
+    """Compare the request ``asked`` with the engine's description ``made``; return differences."""
     wanted, got = asked["HostConfig"], made.get("HostConfig", {})
     faults = [
         f"{name} is {got.get(name)!r}, not {wanted[name]!r}"
@@ -225,20 +226,23 @@ def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     faults += [f"{name} is {got[name]!r}" for name in _EMPTY if got.get(name)]
     added = {str(name).removeprefix("CAP_") for name in got.get("CapAdd") or ()}
     if added != set(wanted["CapAdd"]) or "ALL" not in (got.get("CapDrop") or ()):
-        faults.append(f"its capabilities are ALL but {got.get('CapDrop')} and {sorted(added)}")
+        faults.append(
+            f"its capabilities are not as requested: CapDrop is {got.get('CapDrop')}, CapAdd is"
+            f" {sorted(added)}"
+        )
     if not any("no-new-privileges" in option for option in got.get("SecurityOpt") or ()):
         faults.append("its processes may gain privileges")
     writable = {m["Target"] for m in wanted["Mounts"] if not m["ReadOnly"]}
     for mount in made.get("Mounts", ()):
         target = mount.get("Destination")
         if mount.get("Type") not in ("volume", "tmpfs"):
-            faults.append(f"{target} is a {mount.get('Type')} of the engine's machine")
+            faults.append(f"{target} is a {mount.get('Type')} mount of the engine's machine")
         elif mount.get("Type") == "volume" and mount.get("RW") and target not in writable:
-            faults.append(f"{target} may be written")
+            faults.append(f"{target} is writable")
     return faults
 
 
 def is_gvisor(runtime: Mapping[str, Any]) -> bool:
-    """Whether an entry of the engine's runtimes starts gVisor, by the program that it names."""
+    """Whether an entry of the engine's list of runtimes is gVisor: its program is called runsc."""
     program = str(runtime.get("path") or runtime.get("runtimeType") or runtime.get("type") or "")
     return "runsc" in program.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""The environment of a kernel: a fixed table, and the names that a setting lists. Nothing else."""
+"""The environment variables of a kernel: a fixed table and those that a setting names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gvisor_kernel.spec.layout import HOME
 SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
 
 INIT_ENVIRONMENT = ("PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8")
-"""PID 1's whole environment: the kernel can read it, so nothing of anyone's is in it."""
+"""All variables of PID 1. The kernel can read them, so they contain nothing of the server."""
 
 _FIXED = {
     "IS_SANDBOX": "yes",
@@ -27,11 +27,11 @@ IMAGE_VARIABLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("PLAYWRIGHT_BROWSERS_PATH", ("/usr/local/share/ms-playwright",)),
     ("SSL_CERT_FILE", ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")),
 )
-"""Variables that are set where the image has one of these paths: the first that it has."""
+"""Variables that are set to the first of these paths that exists in the image, if any does."""
 
 
 def image_paths() -> tuple[str, ...]:
-    """The paths whose presence ``kernel_environment`` is told."""
+    """Return the paths whose existence ``kernel_environment`` needs to know."""
     return tuple(path for _, paths in IMAGE_VARIABLES for path in paths)
 
 
@@ -44,12 +44,12 @@ def kernel_environment(
     server: Mapping[str, str],
     image: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """The kernel's whole environment.
+    """Return all environment variables of the kernel.
 
-    ``bin_directories`` come first in PATH; ``present`` holds those of ``image_paths()`` that
-    exist inside; ``user_base`` is where the interpreter's user packages are, if there are any;
-    ``names`` are taken from ``server``, and never replace a value of the fixed table. ``image``:
-    what an image of its own sets; but for its PATH, which is in ``bin_directories`` already.
+    ``bin_directories``: the first entries of PATH. ``present``: those of ``image_paths()`` that
+    exist in the image. ``user_base``: where the interpreter's user packages are, if any.
+    ``names``: variables that are copied from ``server``; they do not replace a fixed value.
+    ``image``: variables that a root image sets, without its PATH, which is in ``bin_directories``.
     """
     path = dict.fromkeys((*bin_directories, *SYSTEM_PATH))
     environment = {**image, **{name: server[name] for name in names if name in server}}

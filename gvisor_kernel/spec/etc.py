@@ -1,6 +1,6 @@
-"""The synthetic ``/etc`` of the host image: users, names, and what programs need to be found.
+"""The synthetic ``/etc`` of the image ``host``: users, names, and configuration that programs need.
 
-Nothing that says who the host is, whom it knows, or how it is configured: no shadow, no
+It contains nothing that identifies the host, its users or its configuration: no shadow, no
 resolv.conf, no hosts, no keys, no proxies.
 """
 
@@ -29,7 +29,7 @@ FILES = {
     "shells": "/bin/sh\n/bin/bash\n",
     "fstab": "",
 }
-"""Written as they are, in every sandbox."""
+"""Files with the same content in every sandbox."""
 
 COPIED = (
     "ld.so.cache",
@@ -49,7 +49,8 @@ COPIED = (
     "timezone",
     "redhat-release",
 )
-"""Copied from the host where it has them: small files without secrets. A link stays a link."""
+"""Files that are copied from the host if it has them: small, without secrets. A symbolic link stays
+a link."""
 
 DIRECTORIES = (
     "alternatives",
@@ -62,15 +63,15 @@ DIRECTORIES = (
     "ssl/certs",
     "terminfo",
 )
-"""Seen read-only as they are on the host, where it has them."""
+"""Directories of the host that are mounted read-only if it has them."""
 
 DIRECTORY_PATTERNS = ("java-*-openjdk", "python3*", "ImageMagick-*")
-"""Likewise: configuration that packages under /usr link to."""
+"""More such directories: configuration that packages in /usr link to."""
 
 SINGLE_FILES = ("ssl/openssl.cnf", "pki/tls/openssl.cnf", "matplotlibrc")
-"""Copied like COPIED, below a directory of their own."""
+"""Files that are copied like COPIED but may be in a directory."""
 
 
 def machine_id(container_id: str) -> str:
-    """A machine id of the sandbox's own: 32 hexadecimal digits that say nothing of the host."""
+    """Return a machine id for the sandbox: 32 hexadecimal digits that do not identify the host."""
     return hashlib.sha256(b"gvisor-kernel\0" + container_id.encode()).hexdigest()[:32]

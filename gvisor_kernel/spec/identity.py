@@ -1,8 +1,9 @@
 """The identity of a sandbox: ``container_<ULID>--<name>--<hash>``.
 
-The ULID orders sandboxes by creation and, in lower case, is the runtime's id of the container.
-The name is the kernelspec's, reduced to what is safe in a file name. The hash says which
-configuration the sandbox has: two sandboxes with the same hash were asked for alike.
+ULIDs sort by creation time. In lower case the ULID is the container id, which the runtime uses and
+``gvisor-kernel list`` shows. The name is that of the kernelspec, reduced to characters that are
+safe in a file name. The hash identifies the configuration: sandboxes with the same settings and
+facts have the same hash.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NAME_LIMIT = 40  # keeps the identity, and paths that hold it, far below 255 byt
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a sandbox is, on the host and inside."""
+    """The identity of a sandbox, on the host and inside."""
 
     ulid: str
     name: str
@@ -34,29 +35,29 @@ class Identity:
 
     @property
     def container_id(self) -> str:
-        """The id that the runtime knows the container by: never used twice."""
+        """The container id for the runtime. It is never reused."""
         return self.ulid.lower()
 
 
 def finalize_name(kernel_name: str) -> str:
-    """``kernel_name`` in lower case, with everything but letters, digits, ``._-`` replaced."""
+    """Convert to lower case, and replace everything but letters, digits and ``._-``."""
     name = re.sub(r"[^a-z0-9._-]+", "-", kernel_name.lower())
     name = re.sub(r"-{2,}", "-", name).strip("-.")
     return name[:NAME_LIMIT].rstrip("-.") or "kernel"
 
 
 def hash_spec(spec: SandboxSpec, *facts: str) -> str:
-    """Twelve hexadecimal digits that are equal exactly where settings and ``facts`` are."""
+    """Return twelve hexadecimal digits, which depend on the settings and ``facts`` only."""
     content = json.dumps([dataclasses.asdict(spec), *facts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def new_identity(kernel_name: str, spec: SandboxSpec, *facts: str) -> Identity:
-    """A fresh identity; the only impure line of this package is its clock and random number."""
+    """Return a new identity. This is the only impure function here: it reads clock and random."""
     return Identity(str(ULID()), finalize_name(kernel_name), hash_spec(spec, *facts))
 
 
 def parse_identity(text: str) -> Identity | None:
-    """The identity that ``text`` spells, or None."""
+    """Parse an identity; None if ``text`` is none."""
     match = _IDENTITY.fullmatch(text)
     return Identity(*match.groups()) if match else None

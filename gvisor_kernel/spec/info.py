@@ -1,4 +1,4 @@
-"""``/container_info.json``: what a sandbox may know of itself. No path, name or id of the host."""
+"""``/container_info.json``: facts about the sandbox for its kernel. No path or name of the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def finalize_info(
     versions: Mapping[str, str],
     mounts: Iterable[Mount],
 ) -> str:
-    """The file's content. ``created`` is a Unix time; ``versions`` maps programs to versions."""
+    """Return the content of the file. ``created``: Unix time; ``versions``: by program."""
     by_target = {mount.target: mount for mount in mounts}
     layout = []
     for target in LAYOUT:

@@ -1,7 +1,7 @@
-"""Where things are inside a sandbox, and the order in which they are mounted.
+"""Paths inside a sandbox, and the order in which they are mounted.
 
-The six mounts of the file layout come first and in this order, so that the runtime's file
-descriptors for them are the same in every sandbox. Everything else follows, parents before
+The six mounts of the file layout come first and in a fixed order, so that the runtime's file
+descriptors for them are the same in every sandbox. The other mounts follow, parents before
 children.
 """
 
@@ -33,10 +33,11 @@ SYSTEM_DIRECTORIES = (
     *("/dev", "/proc", "/sys", "/etc", "/tmp"),  # noqa: S108 - inside the sandbox
     *("/run", "/mnt", "/home", "/root", "/opt", "/var/tmp"),  # noqa: S108
 )
-"""Directories that every sandbox has, mounted over or not."""
+"""Directories that exist in every sandbox, whether something is mounted on them or not."""
 
 SCRATCH = ("/tmp", "/var/tmp", "/dev/shm", HOME, "/run")  # noqa: S108 - inside the sandbox
-"""Empty at first in every sandbox: what the host has there is not seen, unless mounted into it."""
+"""Directories that are empty at the start of a sandbox: those of the host are not visible, except
+for mounts below them."""
 
 RUN_SIZE = 64 * MIB
 RUN_KERNEL_SIZE = 16 * MIB
@@ -44,10 +45,10 @@ RUN_KERNEL_SIZE = 16 * MIB
 
 @dataclass(frozen=True)
 class Bind:
-    """A host path seen at ``target``.
+    """A path of the host that is mounted at ``target``.
 
-    ``foreign``: the files there belong to a person, and are to look like the kernel's own
-    inside; otherwise owners that the sandbox does not know stay unknown.
+    ``foreign``: its files belong to a person and appear as the kernel's own inside. Otherwise
+    owners without a uid in the sandbox appear as nobody.
     """
 
     source: str
@@ -61,7 +62,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Tmpfs:
-    """An empty, size-limited directory in the sandbox's memory."""
+    """An empty directory in the sandbox's memory. ``size``: its limit in bytes."""
 
     target: str
     size: int
@@ -75,14 +76,14 @@ Mount = Bind | Tmpfs
 
 
 def is_within(path: str, directory: str) -> bool:
-    """Whether ``path`` is ``directory`` or below it. Text only: nothing is resolved."""
+    """Whether ``path`` is ``directory`` or below it. Links are not resolved."""
     return directory == "/" or path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def order_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
-    """The layout's mounts in the layout's order, then the others, parents before children.
+    """Return the mounts of LAYOUT in its order, then the others, parents before children.
 
-    Of two mounts on one target the later one wins.
+    If two mounts have the same target, the later one is used.
     """
     by_target = {mount.target: mount for mount in mounts}
     first = [by_target.pop(target) for target in LAYOUT if target in by_target]
@@ -91,7 +92,7 @@ def order_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
 
 
 def scratch_mounts(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
-    """The directories that a kernel may fill, each bounded."""
+    """Return the directories that a kernel may fill, each with a size limit."""
     shared_memory = min(spec.disk_limit, spec.memory_limit // 2)
     return (
         Tmpfs("/tmp", spec.disk_limit, 0o1777),  # noqa: S108 - inside the sandbox
@@ -105,7 +106,7 @@ def scratch_mounts(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
 
 
 def extra_binds(spec: SandboxSpec) -> tuple[Bind, ...]:
-    """The mounts that a person asked for; that their targets are free, the settings have seen."""
+    """Return the binds of the setting ``mounts``. The validators have checked their targets."""
     return tuple(
         Bind(mount.source, mount.target, mount.read_only, foreign=True) for mount in spec.mounts
     )

@@ -1,4 +1,4 @@
-"""What a sandbox may use, in the units of those who enforce it."""
+"""The limits of a sandbox, in the units of cgroups, rlimits and gVisor."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.host.cgroups import HostLimits
 
 MEMORY_BACKSTOP = 192 * MIB
-"""The kernel's hard limit lies this far above the one that the memory watch holds: room for the
-runtime's own memory, and for what a fast program takes between two looks."""
+"""Bytes by which the cgroup's limit is above the limit of the memory watch: for the runtime's own
+memory, and for what a fast program allocates between two checks of the watch."""
 
 PIDS_RUNTIME = 256
-"""Host tasks beside the sandbox's own: the runtime's threads."""
+"""Host tasks for the runtime's own threads."""
 
 TASKS_OF_PROCESS = 5
-"""Host tasks that a process inside may cost: its stub, threads of that, and one of the runtime
-that waits for it. Where the host refuses one, the runtime panics, and the sandbox is gone."""
+"""Host tasks that a process inside may need: its stub, threads of that, and a thread of the runtime
+that waits for it. If the host refuses a task, the runtime panics and the sandbox ends."""
 
 FILE_CHUNK = GIB
-"""The runtime grows its memory file by this much, so a bound on it is a multiple of this."""
+"""The runtime enlarges its memory file by this many bytes, so a limit for it is a multiple."""
 
 CONTEXTS_OF_PROCESS = 18 * MIB
 """Address range that the runtime takes from its memory file for the threads of each process
@@ -27,13 +27,14 @@ file. Where the range cannot be had the runtime panics, and the sandbox is gone.
 pkg/sentry/platform/systrap/subprocess.go, ``mapSharedRegions``."""
 
 MAX_PIDS = 4194304
-"""More than this the kernel of a 64-bit host does not take, nor has."""
+"""The largest number of tasks that a 64-bit Linux accepts as a limit."""
 
 OPEN_FILES = 65536
+"""Open files of a process inside (RLIMIT_NOFILE)."""
 
 
 def host_limits(spec: SandboxSpec) -> HostLimits:
-    """The cgroup of a sandbox."""
+    """Return the limits for the cgroup of a sandbox."""
     return HostLimits(
         memory=spec.memory_limit + MEMORY_BACKSTOP,
         cpu_shares=spec.cpu_shares,
@@ -42,10 +43,10 @@ def host_limits(spec: SandboxSpec) -> HostLimits:
 
 
 def file_size_limit(spec: SandboxSpec) -> int:
-    """The largest file in bytes that a kernel can write where there is no cgroup.
+    """Return the largest file in bytes that a kernel without a cgroup can write.
 
-    One chunk more than the memory needs: the runtime leaves holes in its memory file, and a program
-    that meets the end of it dies by SIGBUS, long before its memory is used up.
+    It is one chunk more than the memory needs: the runtime leaves holes in its memory file, and a
+    program that reaches the end of the file gets SIGBUS before its memory is used up.
     """
     chunks = 1 - (-(spec.memory_limit + MEMORY_BACKSTOP) // FILE_CHUNK)
     return chunks * FILE_CHUNK
@@ -61,10 +62,10 @@ def memory_file_limit(spec: SandboxSpec) -> int:
 
 
 def guest_rlimits(spec: SandboxSpec, file_size: int | None) -> list[dict[str, int | str]]:
-    """The ``rlimits`` of PID 1, which its children inherit.
+    """Return the ``rlimits`` of PID 1, which its children inherit.
 
-    ``file_size`` is the runtime's own bound, if it has one: a program that meets it inside gets
-    an error, where the runtime itself would die.
+    ``file_size``: the runtime's own RLIMIT_FSIZE, if it has one. With the same limit inside, a
+    program that exceeds it gets an error; without it, the runtime itself would be killed.
     """
     values = {
         "RLIMIT_NPROC": spec.pids_limit,
@@ -77,5 +78,5 @@ def guest_rlimits(spec: SandboxSpec, file_size: int | None) -> list[dict[str, in
 
 
 def meminfo(spec: SandboxSpec) -> str:
-    """What the runtime reads as the machine's memory, and shows inside as MemTotal."""
+    """Return the /proc/meminfo that the runtime reads; it shows this MemTotal inside."""
     return f"MemTotal: {spec.memory_limit // 1024} kB\n"

@@ -1,9 +1,9 @@
-"""The OCI runtime specification (``config.json``) of a sandbox, for root and for users.
+"""The OCI runtime specification (``config.json``) of a sandbox, for root and for ordinary users.
 
-PID 1 is uid 0 inside, with just the capabilities that it needs to mount the workspace and to
-start the kernel as somebody else. Started by root, the sandbox has a user namespace of its own,
-so that no process of it is the host's root, and uids for both; an ordinary user's sandbox is in
-one already, and has one uid.
+PID 1 is uid 0 inside, with only the capabilities that it needs to mount the workspace and to start
+the kernel as another user. A sandbox that root starts gets a user namespace of its own, so that
+none of its processes is the host's root, with different uids for PID 1 and the kernel. A sandbox of
+an ordinary user is already in a user namespace, and has only one uid.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from gvisor_kernel.spec.layout import GUEST, LAYOUT, Bind, Mount, Tmpfs, order_m
 from gvisor_kernel.spec.limits import guest_rlimits
 
 KERNEL_ID = 1
-"""The uid and gid, inside a sandbox that root starts, of the kernel and of all that it may write,
-but where ``runtimes.kernel_id`` says 0; see ``guest.identity``."""
+"""The uid and gid of the kernel, and of the files that it may write, in a sandbox that root starts.
+``runtimes/runsc/kernel_id.py`` says when it is 0 instead; see also ``guest.identity``."""
 
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_KILL")
 
 SETFCAP = "CAP_SETFCAP"
-"""PID 1 needs it besides where gVisor, as Linux since 5.12, asks for it to map uid 0: what is
-root of the new namespace could else give files capabilities that count outside of it."""
+"""PID 1 needs it as well if gVisor, like Linux since 5.12, requires it for mapping uid 0 into a new
+user namespace: without this check, root of that namespace could give files capabilities that are
+valid outside of it."""
 
 _NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
 
 
 def guest_argv(python: str, ahead: Sequence[str] = (), kernel_id: int = 0) -> tuple[str, ...]:
-    """PID 1: the guest, by the image's own interpreter.
+    """Return the argv of PID 1: the guest, run by the image's own interpreter.
 
-    Isolated from its environment, unless it is to become kernels itself: then it is the
-    interpreter that they would be started with, and imports what is in ``ahead``. ``kernel_id``:
-    the uid and gid of a kernel, as the sandbox counts them; PID 1 reads files with them.
+    ``ahead``: modules that PID 1 imports because kernels are forked from it. Then it runs with the
+    flags of a kernel, otherwise isolated from its environment (-I). ``kernel_id``: the kernel's
+    uid and gid inside the sandbox; PID 1 reads files with them.
     """
     flags = ("-Xfrozen_modules=off",) if ahead else ("-I",)
     become = f"import os; os.setegid({kernel_id}); os.seteuid({kernel_id}); " if kernel_id else ""
-    # The first entry of the path would be the working directory.
+    # Without -I, the first entry of sys.path is the working directory, which is replaced.
     return (
         python,
         *flags,
@@ -51,11 +52,11 @@ def guest_argv(python: str, ahead: Sequence[str] = (), kernel_id: int = 0) -> tu
 
 
 def describe_mount(mount: Mount) -> dict[str, Any]:
-    """One entry of ``mounts``."""
+    """Return an entry of ``mounts``."""
     match mount:
         case Bind():
             access = "ro" if mount.read_only else "rw"
-            # Private: what the host mounts below the source later is not for the sandbox.
+            # rprivate: the sandbox must not see later mounts of the host below the source.
             options = ["rbind", access, "nosuid", "nodev", "rprivate"]
             return {
                 "destination": mount.target,
@@ -73,7 +74,7 @@ def describe_mount(mount: Mount) -> dict[str, Any]:
 
 
 def system_mounts() -> list[dict[str, Any]]:
-    """The kernel's own file systems, which take no file descriptor of the host."""
+    """Return the mounts of gVisor's own file systems, which need no file of the host."""
     return [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=0755"]},
@@ -92,11 +93,11 @@ def finalize_config(
     file_size: int | None,
     capabilities: Sequence[str] = CAPABILITIES,
 ) -> dict[str, Any]:
-    """The content of ``config.json``.
+    """Return the content of ``config.json``.
 
-    The sources of ``mounts`` are paths as the runtime reaches them. ``map_users``: root starts
-    the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE, if it has one. ``environment`` and
-    ``capabilities``: PID 1's.
+    ``mounts``: their sources are paths in the runtime's mount namespace. ``map_users``: whether
+    root starts the sandbox. ``file_size``: the runtime's RLIMIT_FSIZE in bytes, if it has one.
+    ``args``, ``environment`` and ``capabilities`` are those of PID 1.
     """
     namespaces = [{"type": name} for name in _NAMESPACES]
     linux: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""doctor: what it finds wrong, that it never hangs, and that this machine is well."""
+"""doctor: the problems that each check finds, time limits, and a run on this machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ..gvisor import gvisor_release
 
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Jupyter with no kernelspecs but those that a test puts there."""
+    """A data directory of Jupyter without kernelspecs; no other directory is searched."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("JUPYTER_PATH", "")
     for name in ("ENV_JUPYTER_PATH", "SYSTEM_JUPYTER_PATH"):
@@ -49,7 +49,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Puts a shell script in front of the real program of a name."""
+    """Put a shell script first in PATH, instead of the real program of that name."""
 
     def make(name: str, script: str) -> Path:
         path = tmp_path / "bin" / name
@@ -62,7 +62,9 @@ def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: igno
     return make
 
 
-def test_this_machine_is_well(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_finds_no_failure_on_this_machine(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["install", "--user"])
     capsys.readouterr()
     status = main(["doctor", "--json"])
@@ -75,19 +77,19 @@ def test_this_machine_is_well(data_dir: Path, capsys: pytest.CaptureFixture[str]
     assert "% of a CPU" in facts["idle kernel"]
 
 
-def test_json_and_lines_say_the_same(
+def test_json_and_text_output_agree(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks = (
-        ("a", 1.0, lambda: Check("a", "ok", "fine [bold]as it is[/bold]")),
-        ("b", 1.0, lambda: [Check("b", "warning", "so so", "sudo do-this")]),
+        ("a", 1.0, lambda: Check("a", "ok", "no [bold]markup[/bold]")),
+        ("b", 1.0, lambda: [Check("b", "warning", "old", "sudo do-this")]),
         ("c", 1.0, lambda: Check("c", "failed", "bad \x1b[2J", "sudo do-that")),
     )
     monkeypatch.setattr(doctor, "CHECKS", checks)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "OK   a: fine [bold]as it is[/bold]",
-        "WARN b: so so",
+        "OK   a: no [bold]markup[/bold]",
+        "WARN b: old",
         "      → sudo do-this",
         "FAIL c: bad \\x1b[2J",
         "      → sudo do-that",
@@ -98,14 +100,14 @@ def test_json_and_lines_say_the_same(
     assert document["checks"][1] == {
         "name": "b",
         "state": "warning",
-        "fact": "so so",
+        "fact": "old",
         "fix": "sudo do-this",
     }
     monkeypatch.setattr(doctor, "CHECKS", checks[:2])
     assert main(["doctor"]) == 0
 
 
-def test_a_check_that_hangs_or_breaks_is_a_finding() -> None:
+def test_check_that_hangs_or_raises_is_reported_as_failed() -> None:
     forever = threading.Event()
     (check,) = run_check("x", 0.05, lambda: forever.wait() and Check("x", "ok", ""))  # type: ignore[arg-type,return-value]
     forever.set()
@@ -118,16 +120,16 @@ def test_a_check_that_hangs_or_breaks_is_a_finding() -> None:
     assert "ValueError: bug" in check.fact
 
     def refused() -> Check:
-        raise LaunchError("It is so.", "do this")
+        raise LaunchError("A fact.", "do this")
 
-    assert run_check("x", 1, refused) == [Check("x", "failed", "It is so.", "do this")]
+    assert run_check("x", 1, refused) == [Check("x", "failed", "A fact.", "do this")]
 
 
-def test_every_check_is_bounded() -> None:
+def test_every_check_has_a_time_limit() -> None:
     assert all(0 < seconds <= 40 for _, seconds, _ in CHECKS)
 
 
-def test_a_command_that_hangs_is_killed_with_what_left_its_group(tmp_path: Path) -> None:
+def test_hanging_command_is_killed_with_processes_outside_its_group(tmp_path: Path) -> None:
     mark = f"{tmp_path}/mark"
     sleeper = f"{sys.executable} -Sc 'import signal; signal.pause()' {mark}"
     started = time.monotonic()
@@ -137,20 +139,20 @@ def test_a_command_that_hangs_is_killed_with_what_left_its_group(tmp_path: Path)
     assert not list(find_with_argument(mark))
 
 
-def test_a_command_that_ends_is_reported_whole() -> None:
+def test_command_returns_status_and_output() -> None:
     outcome = run_command(["sh", "-c", "echo out; echo err >&2; exit 3"], 5)
     assert (outcome.status, outcome.output) == (3, "out\nerr")
     with pytest.raises(FileNotFoundError):
         run_command(["/nonexistent/program"], 5)
 
 
-def test_call_within_hands_on_results_and_exceptions() -> None:
+def test_call_within_returns_results_and_raises_exceptions() -> None:
     assert call_within(5, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         call_within(5, lambda: 1 // 0)
 
 
-def test_runsc_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_runsc_fails_two_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
     (check,) = check_runsc()
     assert check.state == "failed"
@@ -170,11 +172,11 @@ def test_runsc_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1.2026081755", None),
     ],
 )
-def test_the_day_of_a_release(version: str, released: date | None) -> None:
+def test_release_date_is_read_from_version(version: str, released: date | None) -> None:
     assert find_release_date(version, date(2026, 11, 26)) == released
 
 
-def test_how_old_it_is() -> None:
+def test_age_is_described_in_a_suitable_unit() -> None:
     days = (0, 1, 13, 15, 60, 70, 729, 731, 850)
     assert [describe_age(each) for each in days] == [
         *("0 days", "1 day", "13 days", "2 weeks", "9 weeks", "2 months", "24 months"),
@@ -185,11 +187,11 @@ def test_how_old_it_is() -> None:
 @pytest.mark.parametrize(
     ("version", "state", "fact"),
     [
-        ("release-20240102.0", "warning", "release 20240102.0, of 2024-01-02: "),
-        ("release-of-mine", "warning", "release of-mine; how old it is cannot be known from that"),
+        ("release-20240102.0", "warning", "release 20240102.0 of 2024-01-02, "),
+        ("release-of-mine", "warning", "release of-mine; the age cannot be told from this version"),
     ],
 )
-def test_what_is_said_of_an_old_runsc(
+def test_old_or_undated_runsc_is_a_warning(
     version: str,
     state: str,
     fact: str,
@@ -205,12 +207,12 @@ def test_what_is_said_of_an_old_runsc(
         " exit 0",
     )
     fake.instead_of("help", "exit 0")
-    first, lacks = check_runsc()
+    first, features = check_runsc()
     assert first.state == state
     assert fact in first.fact
     assert "gvisor.dev" in first.fix
     for what in ("uncompressed", "empty memory"):
-        assert what in lacks.fact
+        assert what in features.fact
 
 
 @pytest.mark.slow
@@ -221,7 +223,7 @@ def test_what_is_said_of_an_old_runsc(
         ("/bin/false", "ended before it answered"),
     ],
 )
-def test_a_kernel_that_does_not_start_though_its_guest_answers(
+def test_kernel_check_fails_if_kernel_program_does_not_start(
     program: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replace(kernel._make_plan(), argv=(program,))
@@ -231,13 +233,13 @@ def test_a_kernel_that_does_not_start_though_its_guest_answers(
     assert words in check.fact
 
 
-def test_the_platform_really_starts() -> None:
+def test_platform_check_starts_a_sandbox() -> None:
     check = check_platform()
     assert check.state == "ok", check
-    assert f"says it is Linux {gvisor_release()}" in check.fact
+    assert f"its kernel is Linux {gvisor_release()}" in check.fact
 
 
-def test_a_platform_that_does_not_start(fake_program) -> None:  # type: ignore[no-untyped-def]
+def test_platform_check_fails_if_sandbox_does_not_start(fake_program) -> None:  # type: ignore[no-untyped-def]
     fake_program("unshare", "echo 'unshare: unshare failed: Operation not permitted'; exit 1")
     check = check_platform()
     assert check.state == "failed"
@@ -245,9 +247,10 @@ def test_a_platform_that_does_not_start(fake_program) -> None:  # type: ignore[n
     assert check.fix.startswith("unshare -Ur ")
 
 
-def test_a_runsc_that_runs_things_outside_a_sandbox_is_found(fake_program) -> None:  # type: ignore[no-untyped-def]
+def test_platform_check_detects_runsc_without_sandbox(fake_program) -> None:  # type: ignore[no-untyped-def]
     fake_program("unshare", "uname -sr")
-    assert check_platform().fact == "what runsc started is not gVisor's kernel"
+    fact = "runsc started a program on the host's kernel, not on gVisor's"
+    assert check_platform().fact == fact
 
 
 @pytest.mark.parametrize(
@@ -259,13 +262,13 @@ def test_a_runsc_that_runs_things_outside_a_sandbox_is_found(fake_program) -> No
             {"kernel.apparmor_restrict_unprivileged_userns": "1"},
             *(False, "0", "AppArmor", "restrict_unprivileged_userns = 0"),
         ),
-        ({}, True, "2", "to this container by a seccomp filter", "seccomp=unconfined"),
+        ({}, True, "2", "in this container by a seccomp filter", "seccomp=unconfined"),
         ({}, True, "0", "security profile", "apparmor=unconfined"),
-        ({}, False, "2", "seccomp filter on this process", "outside"),
-        ({}, False, "0", "not known", "administrator"),
+        ({}, False, "2", "seccomp filter on this process", "without that filter"),
+        ({}, False, "0", "unknown reason", "administrator"),
     ],
 )
-def test_what_forbids_user_namespaces(
+def test_cause_of_forbidden_user_namespaces_is_named(
     sysctls: dict[str, str], container: bool, seccomp: str, fact: str, fix: str
 ) -> None:
     found = explain_userns(sysctls.get, container, seccomp)
@@ -273,7 +276,7 @@ def test_what_forbids_user_namespaces(
     assert fix in found[1]
 
 
-def test_user_namespaces(fake_program) -> None:  # type: ignore[no-untyped-def]
+def test_user_namespace_check_tries_unshare(fake_program) -> None:  # type: ignore[no-untyped-def]
     assert check_userns().state == "ok"
     fake_program("unshare", "echo 'unshare: unshare failed: No space left on device'; exit 1")
     check = check_userns()
@@ -281,7 +284,7 @@ def test_user_namespaces(fake_program) -> None:  # type: ignore[no-untyped-def]
     assert "No space left" in check.fact
 
 
-def test_cgroups(tmp_path: Path) -> None:
+def test_cgroup_check_distinguishes_versions_and_delegation(tmp_path: Path) -> None:
     root, own = tmp_path / "cgroup", tmp_path / "own"
     root.mkdir()
     own.write_text("1:memory:/x\n0::/user.slice/me\n")
@@ -302,13 +305,13 @@ def test_cgroups(tmp_path: Path) -> None:
     assert check_cgroups(root, own).state == "ok"
 
 
-def test_python() -> None:
+def test_python_check_accepts_this_interpreter() -> None:
     check = check_python(sys.executable)
     assert check.state == "ok"
     assert "ipykernel" in check.fact
 
 
-def test_python_without_ipykernel(tmp_path: Path) -> None:
+def test_python_check_names_missing_packages(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True)
     check = check_python(str(tmp_path / "v/bin/python"))
     assert check.state == "failed"
@@ -316,12 +319,12 @@ def test_python_without_ipykernel(tmp_path: Path) -> None:
     assert check.fix == f"{tmp_path}/v/bin/python -m pip install ipykernel pyzmq"
 
 
-def test_pythons_that_are_none(tmp_path: Path) -> None:
+def test_python_check_rejects_other_programs(tmp_path: Path) -> None:
     assert check_python("/nonexistent/python").fact.endswith("No such file or directory")
-    assert check_python("/bin/true").fact == "/bin/true does not answer"
+    assert check_python("/bin/true").fact == "/bin/true does not behave like a Python interpreter"
 
 
-def test_kernelspecs(data_dir: Path) -> None:
+def test_kernelspec_check_finds_wrong_settings_and_missing_interpreter(data_dir: Path) -> None:
     (check,) = check_kernelspecs()
     assert (check.state, check.fix) == ("failed", "gvisor-kernel install")
     main(["install", "--user", "--name", "gk-doctor"])
@@ -335,11 +338,11 @@ def test_kernelspecs(data_dir: Path) -> None:
     assert "memory_limit is 'much'" in check.fact
     path.write_text(good.replace(sys.executable, "/nonexistent/python"))
     (check,) = check_kernelspecs()
-    assert check.fact.endswith("starts /nonexistent/python, which is not there")
+    assert check.fact.endswith("cannot start: /nonexistent/python does not exist")
     assert check.fix.startswith("gvisor-kernel install --name gk-doctor")
 
 
-def test_interrupting_it_is_no_traceback() -> None:
+def test_interrupted_doctor_prints_no_traceback() -> None:
     code = (
         "import os, signal, sys; from gvisor_kernel.cli import doctor, main;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -352,8 +355,8 @@ def test_interrupting_it_is_no_traceback() -> None:
     assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "")
 
 
-def test_what_is_shown(tmp_path: Path) -> None:
-    """Each editable install, also one whose import hook cannot be followed."""
+def test_host_files_check_lists_environment_and_editable_installs(tmp_path: Path) -> None:
+    """Also an editable install whose import hook cannot be interpreted is listed."""
     environment = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
@@ -364,10 +367,10 @@ def test_what_is_shown(tmp_path: Path) -> None:
     (packages / "_other_editable_loader.py").write_text("install('other', '/no/such/build')\n")
     python = str(environment / "bin" / "python")
     shown, hook, mine = check_environment(python)
-    assert f"kernels of {python} read " in shown.fact
-    assert str(environment) in shown.fact.partition("; not ")[0]
-    assert str(environment / "etc" / "jupyter") in shown.fact.partition("; not ")[2]
+    assert f"kernels of {python} can read " in shown.fact
+    assert str(environment) in shown.fact.partition("; but not ")[0]
+    assert str(environment / "etc" / "jupyter") in shown.fact.partition("; but not ")[2]
     assert mine.state == "ok"
-    assert mine.fact == f"kernels read {tmp_path / 'repository' / 'src' / 'mine'}"
+    assert mine.fact == f"kernels can read {tmp_path / 'repository' / 'src' / 'mine'}"
     assert hook.state == "warning"
     assert "without -e" in hook.fix

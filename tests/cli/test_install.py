@@ -1,4 +1,4 @@
-"""install and uninstall: what Jupyter then lists, and what is refused."""
+"""install and uninstall: the kernelspecs that Jupyter finds, and errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ..world import PROJECT
 
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data directory of Jupyter with nothing in it; the user's, for this test."""
+    """An empty data directory of Jupyter for this user."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("JUPYTER_NO_CONFIG", "1")
     return tmp_path / "data"
 
 
-def test_jupyter_lists_what_was_installed(data_dir: Path) -> None:
+def test_jupyter_finds_installed_kernelspec(data_dir: Path) -> None:
     assert main(["install", "--user", "--name", "gk-one", "--display-name", "One"]) == 0
     spec = KernelSpecManager().get_kernel_spec("gk-one")
     assert Path(spec.resource_dir) == data_dir / "kernels/gk-one"
@@ -45,7 +45,7 @@ def test_jupyter_lists_what_was_installed(data_dir: Path) -> None:
     assert logos == {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}
 
 
-def test_uninstall_takes_it_away(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uninstall_removes_kernelspec(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["install", "--user", "--name", "gk-one"])
     assert main(["uninstall", "--name", "gk-one"]) == 0
     assert not (data_dir / "kernels/gk-one").exists()
@@ -53,7 +53,7 @@ def test_uninstall_takes_it_away(data_dir: Path, capsys: pytest.CaptureFixture[s
     assert "There is no kernelspec 'gk-one'" in capsys.readouterr().err
 
 
-def test_install_again_replaces(data_dir: Path) -> None:
+def test_second_install_replaces_settings(data_dir: Path) -> None:
     main(["install", "--user", "--name", "gk-one", "--set", "memory_limit=1G"])
     chosen = ["--set", "uploads=None", "--set", "cpu_shares=9", "--set", "spare=false"]
     main(["install", "--user", "--name", "gk-one", *chosen])
@@ -65,7 +65,7 @@ def test_install_again_replaces(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["memory_limit=1 apple", "memroy_limit=1G", "memory_limit"])
-def test_a_wrong_setting_installs_nothing(
+def test_wrong_setting_installs_nothing(
     data_dir: Path, setting: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["install", "--user", "--set", setting]) == 1
@@ -73,7 +73,9 @@ def test_a_wrong_setting_installs_nothing(
     assert not data_dir.exists()
 
 
-def test_prefix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_install_and_uninstall_with_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["install", "--prefix", str(tmp_path)]) == 0
     assert f"JUPYTER_PATH={tmp_path}/share/jupyter" in capsys.readouterr().out
     directory = tmp_path / "share/jupyter/kernels/gvisor-python"
@@ -82,7 +84,7 @@ def test_prefix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not directory.exists()
 
 
-def test_what_others_installed_is_left_alone(
+def test_foreign_kernelspec_is_not_changed(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = data_dir / "kernels/gk-one"
@@ -95,12 +97,12 @@ def test_what_others_installed_is_left_alone(
 
 
 @pytest.mark.parametrize("name", ["../x", "A B", "", "a/b"])
-def test_names_that_are_none(data_dir: Path, name: str) -> None:
+def test_invalid_kernelspec_name_is_refused(data_dir: Path, name: str) -> None:
     assert main(["install", "--user", "--name", name]) == 1
     assert not data_dir.exists()
 
 
-def test_others_may_read_it_whatever_the_umask(data_dir: Path) -> None:
+def test_installed_files_are_readable_with_any_umask(data_dir: Path) -> None:
     before = os.umask(0o077)
     try:
         main(["install", "--user", "--name", "gk-one"])
@@ -111,13 +113,13 @@ def test_others_may_read_it_whatever_the_umask(data_dir: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o644}
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_prefix_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "share").write_text("a file, which is in the way for root too")
     assert main(["install", "--prefix", str(tmp_path)]) == 1
     assert "--user" in capsys.readouterr().err
 
 
-def test_an_interpreter_that_is_gone_is_noticed(data_dir: Path) -> None:
+def test_missing_interpreter_is_none(data_dir: Path) -> None:
     main(["install", "--user", "--name", "gk-one"])
     path = data_dir / "kernels/gk-one/kernel.json"
     path.write_text(path.read_text().replace(sys.executable, "/nonexistent/python"))
@@ -127,18 +129,18 @@ def test_an_interpreter_that_is_gone_is_noticed(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"argv": 3}', '{"metadata": []}', '{"metadata": null}', "\udcff"]
 )
-def test_a_broken_kernel_json_is_nobody_s(tmp_path: Path, text: str) -> None:
+def test_broken_kernel_json_is_no_kernelspec_of_gvisor_kernel(tmp_path: Path, text: str) -> None:
     (tmp_path / "kernel.json").write_bytes(os.fsencode(text))
     with pytest.raises(KernelspecError):
         read_kernelspec(tmp_path)
 
 
-def test_the_template_is_the_one_of_the_repository() -> None:
+def test_template_is_that_of_the_repository() -> None:
     assert find_template() == PROJECT / "kernelspecs/gvisor-python"
     assert json.loads((find_template() / "kernel.json").read_text())["argv"][0] == "python3"
 
 
-def test_the_installed_argv_imports_nothing_from_the_notebook_s_folder(
+def test_installed_argv_imports_nothing_from_the_notebook_folder(
     data_dir: Path, tmp_path: Path
 ) -> None:
     main(["install", "--user", "--name", "gk-one"])
@@ -150,13 +152,13 @@ def test_the_installed_argv_imports_nothing_from_the_notebook_s_folder(
     assert "run one kernel in a sandbox" in result.stdout.lower()
 
 
-def test_an_image_and_memory_of_its_own(
+def test_install_checks_image_and_writes_memory_limit(
     data_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The image is an empty file called python3: nothing is started for an install."""
+    """The image has an empty file called python3: an install does not start it."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "images"))
     install = ["install", "--user", "--name", "gk-one", "--image", "world", "--memory", "8G"]
     assert main(install) == 1

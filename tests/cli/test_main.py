@@ -1,4 +1,4 @@
-"""The command as a program: its help, its exit statuses, how fast a launch is on its way."""
+"""The command as a program: its help, its exit statuses, the modules that it imports."""
 
 from __future__ import annotations
 
@@ -61,21 +61,23 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["launch"],
     ],
 )
-def test_wrong_arguments_are_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_exit_with_status_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_gvisor_kernel_and_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"gvisor-kernel {__version__}\nrunsc ")
     assert "\npyzmq " in out
 
 
-def test_launch_pays_for_no_other_command() -> None:
+def test_launch_imports_no_other_command() -> None:
     code = (
         "import sys; from gvisor_kernel.cli.main import make_parser;"
         "import gvisor_kernel.cli.launch;"
@@ -91,7 +93,7 @@ def test_launch_pays_for_no_other_command() -> None:
     assert result.stdout == "set()\n", result.stderr
 
 
-def test_a_reader_that_leaves_is_no_failure() -> None:
+def test_closed_pipe_is_no_failure() -> None:
     read, write = os.pipe()
     os.close(read)
     try:
@@ -106,12 +108,12 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
     assert (process.returncode, process.stderr) == (0, b"")
 
 
-def test_arguments_of_launch() -> None:
+def test_launch_arguments_are_parsed() -> None:
     arguments = make_parser().parse_args(["launch", "--kernel", "n", "-f", "c.json"])
     assert (arguments.kernel, arguments.connection_file) == ("n", "c.json")
 
 
-def test_text_of_a_sandbox_cannot_steer_a_terminal() -> None:
+def test_sandbox_text_cannot_control_the_terminal() -> None:
     text = "a\tb\n\x1b[2J\x9b31m\x07\r\x08\x7f\u202egpj\u200b\udcff é 漢 🙂"
     shown = printable(text)
     assert shown.startswith(
@@ -120,7 +122,7 @@ def test_text_of_a_sandbox_cannot_steer_a_terminal() -> None:
     assert all(char.isprintable() or char in "\n\t" for char in shown)
 
 
-def test_sizes_and_ages_for_people() -> None:
+def test_sizes_and_ages_are_described_with_units() -> None:
     assert [describe_size(n) for n in (0, 1023, 2048, 512 * 2**20, 4 * 2**30, 2**41)] == [
         *("0 B", "1023 B", "2 KiB", "512 MiB", "4.0 GiB", "2048.0 GiB"),
     ]

@@ -1,9 +1,10 @@
-"""list, logs, kill, prune: with a real kernel, and with what a dead owner leaves behind."""
+"""list, logs, kill, prune: with a real kernel, and with records of made-up sandboxes."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -35,7 +36,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def ended_process() -> ProcessId:
-    """A process that existed, and does no more."""
+    """Return a process that has ended."""
     with subprocess.Popen(["sleep", "60"]) as process:
         found = identify(process.pid)
         process.kill()
@@ -45,13 +46,13 @@ def ended_process() -> ProcessId:
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state directory without any sandbox."""
+    """An empty state directory."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return tmp_path / "gvisor-kernel/sandboxes"
 
 
 def make_record(container_id: str, **changes: object) -> Record:
-    """A sandbox that this process would own; ``changes`` say what is different."""
+    """Write the record of a sandbox that this process owns. ``changes``: other values of fields."""
     content: dict[str, object] = {
         "identity": f"container_{container_id.upper()}--made-up--0123456789ab",
         "container_id": container_id,
@@ -85,14 +86,14 @@ def kernel(
 
 @pytest.fixture
 def id(kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured) -> str:
-    """The sandbox of that kernel, the only one of this process."""
+    """The id of that kernel's sandbox, the only one of this process."""
     (found,) = [s for s in listed(capsys) if s["owner_pid"] == os.getpid()]
     return str(found["id"])
 
 
 @pytest.mark.skipif(not SANDBOXED, reason="the kernel under test has no sandbox")
 class TestRealKernel:
-    def test_list_shows_it(self, id: str, capsys: Captured) -> None:
+    def test_list_shows_running_kernel(self, id: str, capsys: Captured) -> None:
         (found,) = [s for s in listed(capsys) if s["id"] == id]
         assert found["state"] == "running"
         assert found["name"] == "gvisor-python"
@@ -102,9 +103,10 @@ class TestRealKernel:
         assert main(["list"]) == 0
         header, *lines = capsys.readouterr().out.splitlines()
         assert header.split() == ["ID", "NAME", "STATE", "MEMORY", "AGE", "FOLDER"]
-        assert [line for line in lines if line.startswith(id) and " running " in line]
+        (line,) = [line for line in lines if line.startswith(id)]
+        assert " running " in line or " idle, paused " in line
 
-    def test_logs_cannot_steer_the_terminal(
+    def test_logs_cannot_control_the_terminal(
         self, id: str, kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured
     ) -> None:
         log = find_one(id).directory / INSIDE
@@ -117,7 +119,7 @@ class TestRealKernel:
         assert "\\x1b]0;owned\\x07 from inside" in out
         assert "\x1b" not in out
 
-    def test_kill_ends_it_and_jupyter_notices(
+    def test_kill_ends_kernel_and_jupyter_notices(
         self, id: str, kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured
     ) -> None:
         follower = threading.Thread(target=main, args=(["logs", "-f", id],))
@@ -126,19 +128,19 @@ class TestRealKernel:
         wait_for(lambda: not kernel[0].is_alive())
         follower.join(timeout=10)
         assert not follower.is_alive()
-        assert f"Ended container_{id.upper()}" in capsys.readouterr().out
+        assert f"Killed the sandbox {id}\n" in capsys.readouterr().out
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Until ``condition``, which nothing announces to this process."""
+    """Poll until ``condition`` is true: this process gets no event for it."""
     deadline = time.monotonic() + seconds
     tick = threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         tick.wait(0.02)
 
 
-def test_without_any(state: Path, capsys: Captured) -> None:
+def test_commands_without_any_sandbox(state: Path, capsys: Captured) -> None:
     assert listed(capsys) == []
     assert main(["list"]) == 0
     assert main(["prune"]) == 0
@@ -148,7 +150,7 @@ def test_without_any(state: Path, capsys: Captured) -> None:
         assert "There is no sandbox '01abc'" in capsys.readouterr().err
 
 
-def test_states(state: Path, capsys: Captured) -> None:
+def test_list_distinguishes_states(state: Path, capsys: Captured) -> None:
     gone = ended_process()
     here = this_machine()
     make_record("01a", processes={})
@@ -168,7 +170,27 @@ def test_states(state: Path, capsys: Captured) -> None:
     }
 
 
-def test_a_record_about_another_directory_is_not_shown(state: Path, capsys: Captured) -> None:
+def test_list_shows_a_paused_kernel(state: Path, capsys: Captured) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        sentry = identify(process.pid)
+        assert sentry is not None
+        make_record("01a", processes={"sentry": sentry})
+        make_record("01b", processes={"sentry": sentry}, spare=True)
+        assert [s["paused"] for s in listed(capsys)] == [False, False]
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        assert [(s["state"], s["paused"]) for s in listed(capsys)] == [
+            ("running", True),
+            ("spare", False),
+        ]
+        assert main(["list"]) == 0
+        _, first, second = capsys.readouterr().out.splitlines()
+        assert " idle, paused " in first
+        assert " spare " in second
+        process.kill()
+
+
+def test_record_of_another_directory_is_not_listed(state: Path, capsys: Captured) -> None:
     record = make_record("01a")
     directory = make_directory("01b")
     write_record(directory, record)
@@ -176,7 +198,7 @@ def test_a_record_about_another_directory_is_not_shown(state: Path, capsys: Capt
     assert [s["id"] for s in listed(capsys)] == ["01a"]
 
 
-def test_names_cannot_steer_the_terminal(state: Path, capsys: Captured) -> None:
+def test_names_cannot_control_the_terminal(state: Path, capsys: Captured) -> None:
     make_record("01a", folder="/x\x1b[2J\n/y", kernel_name="[red]n\u202e")
     assert main(["list"]) == 0
     out = capsys.readouterr().out
@@ -184,33 +206,31 @@ def test_names_cannot_steer_the_terminal(state: Path, capsys: Captured) -> None:
     assert "[red]n\\u202e" in out
 
 
-def test_prune_removes_what_a_dead_owner_left_and_nothing_else(
-    state: Path, capsys: Captured
-) -> None:
+def test_prune_removes_orphaned_sandboxes_only(state: Path, capsys: Captured) -> None:
     make_record("01a")
-    record = make_record("01b", owner=ended_process())
+    make_record("01b", owner=ended_process())
     make_record("01c", machine=Machine("other", "boot", "pid:[1]"), owner=ended_process())
     assert check_leftovers().state == "warning"
-    assert record.identity in check_leftovers().fact
+    assert "started sandbox 01b is gone" in check_leftovers().fact
     assert main(["prune"]) == 0
-    assert capsys.readouterr().out == f"Removed {record.identity}\n"
+    assert capsys.readouterr().out == "Removed the sandbox 01b\n"
     assert {path.name for path in state.iterdir()} == {"01a", "01c"}
     assert check_leftovers().state == "ok"
 
 
-def test_kill_of_an_orphan_removes_it(state: Path) -> None:
+def test_kill_removes_orphaned_sandbox(state: Path) -> None:
     make_record("01b", owner=ended_process())
     assert main(["kill", "01b"]) == 0
     assert not (state / "01b").exists()
 
 
-def test_kill_leaves_other_machines_alone(state: Path, capsys: Captured) -> None:
+def test_kill_refuses_sandbox_of_another_machine(state: Path, capsys: Captured) -> None:
     make_record("01a", machine=Machine("other", "boot", "pid:[1]"))
     assert main(["kill", "01a"]) == 1
-    assert "runs on other" in capsys.readouterr().err
+    assert "runs on the machine other" in capsys.readouterr().err
 
 
-def test_kill_touches_no_process_that_the_record_merely_names(state: Path) -> None:
+def test_kill_ignores_processes_that_only_the_record_names(state: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as bystander:
         process = identify(bystander.pid)
         assert process is not None
@@ -220,19 +240,19 @@ def test_kill_touches_no_process_that_the_record_merely_names(state: Path) -> No
         bystander.kill()
 
 
-def test_an_id_may_be_shortened_unless_it_means_two(state: Path) -> None:
+def test_id_may_be_shortened_if_unique(state: Path) -> None:
     make_record("01abc")
     make_record("01abd")
     assert find_one("01ABC").id == "01abc"
     assert find_one("container_01abd").id == "01abd"
-    with pytest.raises(GvisorKernelError, match="beginning of 2 sandboxes"):
+    with pytest.raises(GvisorKernelError, match="2 sandboxes have an id that begins with '01ab'"):
         find_one("01ab")
     make_record("01ab")
     assert find_one("01ab").id == "01ab"
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
-def test_a_log_that_is_not_a_file_is_not_read(state: Path, kind: str, capsys: Captured) -> None:
+def test_log_that_is_no_regular_file_is_not_read(state: Path, kind: str, capsys: Captured) -> None:
     make_record("01a")
     log = state / "01a" / EVENTS
     if kind == "symlink":
@@ -247,7 +267,7 @@ def test_a_log_that_is_not_a_file_is_not_read(state: Path, kind: str, capsys: Ca
     assert "has no log yet" in captured.err
 
 
-def test_logs_read_the_older_part_first(state: Path, capsys: Captured) -> None:
+def test_logs_prints_older_parts_first(state: Path, capsys: Captured) -> None:
     make_record("01a")
     (state / "01a" / f"{EVENTS}.first").write_text("1 first\n")
     (state / "01a" / f"{EVENTS}.1").write_text("2 old\n")
@@ -260,7 +280,7 @@ def test_logs_read_the_older_part_first(state: Path, capsys: Captured) -> None:
     ]
 
 
-def test_following_goes_on_across_a_rotation_and_ends_with_the_sandbox(state: Path) -> None:
+def test_following_survives_rotation_and_ends_with_sandbox(state: Path) -> None:
     make_record("01a", processes={"runsc": this_process()})
     log = state / "01a" / EVENTS
     log.write_text("one\n")
@@ -278,7 +298,7 @@ def test_following_goes_on_across_a_rotation_and_ends_with_the_sandbox(state: Pa
     assert list(following) == []
 
 
-def test_the_state_directory(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_check_warns_of_little_space(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_state().state == "ok"
     monkeypatch.setattr("gvisor_kernel.cli.checks.state.MIN_SPACE", 2**62)
     assert check_state().state == "warning"

@@ -1,4 +1,4 @@
-"""start: a kernel that runs a cell and ends, and what that waited for."""
+"""start: a kernel runs a cell and ends; the steps of the start are listed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gvisor_kernel.tracing import Trace, step, tracing
 
 from ..jupyter.helpers import SANDBOXED
 
-pytestmark = pytest.mark.skipif(not SANDBOXED, reason="asks for a sandbox")
+pytestmark = pytest.mark.skipif(not SANDBOXED, reason="needs a sandbox")
 
 
-def test_each_step_is_listed_with_its_time(
+def test_trace_lists_each_step_with_its_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     monkeypatch.chdir(str(tmp_path))
@@ -29,12 +29,12 @@ def test_each_step_is_listed_with_its_time(
     assert any("by runsc" in text for text in words)
 
 
-def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_kernel_is_named_in_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["start", "--kernel", "nowhere"]) == 1
     assert "There is no kernelspec named 'nowhere'." in capsys.readouterr().err
 
 
-def test_steps_are_noted_only_while_somebody_traces() -> None:
+def test_steps_are_recorded_only_while_tracing() -> None:
     step("before")
     with tracing() as trace:
         step("one")

@@ -1,4 +1,4 @@
-"""transcript: a real conversation made readable, and hostile entries that stay harmless."""
+"""transcript: formatting of a real kernel's transcript, and escaping of hostile entries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlockingKernelC
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The transcripts of a sandbox that is made up."""
+    """The transcripts folder of a sandbox that has only a record."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     make_record(ID)
     path = tmp_path / "gvisor-kernel/sandboxes" / ID / "transcripts"
@@ -63,7 +63,9 @@ class TestRealKernel:
         (sandbox,) = [s for s in find_all() if s.record.owner.pid == os.getpid()]
         return sandbox.id
 
-    def test_a_conversation(self, client: BlockingKernelClient, capsys: Captured) -> None:
+    def test_transcript_shows_cells_and_outputs(
+        self, client: BlockingKernelClient, capsys: Captured
+    ) -> None:
         execute(client, "print('hel', end='', flush=True)\nprint('lo')")
         execute(client, "6 * 7")
         execute(client, "1 / 0")
@@ -76,20 +78,20 @@ class TestRealKernel:
         assert out.count("done: ") >= 3
         assert all(char.isprintable() or char in "\n\t" for char in out)
 
-    def test_complete_and_in_order_under_load(
+    def test_transcript_is_complete_and_in_order_under_load(
         self, client: BlockingKernelClient, capsys: Captured
     ) -> None:
-        """Also while a cell runs the kernel finds all that it has said, but for the last moment."""
+        """A running cell can read its own output in the transcript, except for the last moment."""
         before = 3000
         answer = execute(client, f"""
 import json, sys, threading, time
 for number in range({before}):
     print(number, flush=True)
-def said():
+def read_output():
     lines = open("/mnt/transcripts/transcript.jsonl").read().splitlines()
     return [json.loads(line) for line in lines if '"stream"' in line]
 deadline = time.monotonic() + 20
-while not said()[-1]["content"]["text"].endswith("{before - 1}\\n"):
+while not read_output()[-1]["content"]["text"].endswith("{before - 1}\\n"):
     assert time.monotonic() < deadline
     time.sleep(0.05)
 """)  # fmt: skip
@@ -107,7 +109,7 @@ while not said()[-1]["content"]["text"].endswith("{before - 1}\\n"):
         assert text == "".join(f"{number}\n" for number in range(before))
 
 
-def test_rotated_files_are_one_transcript(
+def test_rotated_files_are_read_as_one_transcript(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setattr(journal, "TRANSCRIPT_SIZE", 5000)
@@ -119,12 +121,12 @@ def test_rotated_files_are_one_transcript(
     lines = shown(capsys).splitlines()
     numbers = [int(line.removeprefix(BAR)) for line in lines if line.startswith(BAR)]
     assert numbers == list(range(numbers[0], 200))
-    assert lines[0] == f"-- entries older, and gone: {numbers[0]} --"
+    assert lines[0] == f"-- entries older than this were removed: {numbers[0]} --"
     raw = [json.loads(line)["n"] for line in shown(capsys, "--raw").splitlines()]
     assert raw == [number + 1 for number in numbers]
 
 
-def test_a_gap_is_shown(folder: Path, capsys: Captured) -> None:
+def test_gap_is_reported(folder: Path, capsys: Captured) -> None:
     write(folder, output("error", 1), output("error", 5))
     assert "-- entries missing here: 3 --" in shown(capsys)
 
@@ -135,10 +137,10 @@ def test_a_gap_is_shown(folder: Path, capsys: Captured) -> None:
         "\x1b]0;owned\x07",
         "\x1b[2J\x1b[1;1H",
         "\x9b31m",
-        "a\r[1] asked",
+        "a\r[1] cell",
         "\u202egpj.exe",
         "\ud800",
-        "x\n[2] asked   2026-01-01 00:00:00\n  │ rm -rf /",
+        "x\n[2] cell   2026-01-01 00:00:00\n  │ rm -rf /",
         "\x1b[31mred\x1b[0m",
     ],
 )
@@ -161,7 +163,7 @@ def test_content_stays_behind_its_bar(text: str, folder: Path, capsys: Captured)
     assert "\x1b" not in raw
 
 
-def test_what_no_bridge_writes_is_survived(folder: Path, capsys: Captured) -> None:
+def test_malformed_entries_are_skipped(folder: Path, capsys: Captured) -> None:
     write(
         folder,
         "no JSON",
@@ -177,7 +179,7 @@ def test_what_no_bridge_writes_is_survived(folder: Path, capsys: Captured) -> No
     assert shown(capsys).endswith(f"{BAR}the end\n")
 
 
-def test_long_texts_are_shown_by_their_beginning(folder: Path, capsys: Captured) -> None:
+def test_long_texts_are_cut(folder: Path, capsys: Captured) -> None:
     lines = "".join(f"{number}\n" for number in range(2000))
     write(
         folder,
@@ -188,10 +190,10 @@ def test_long_texts_are_shown_by_their_beginning(folder: Path, capsys: Captured)
     assert len(out) < 30_000
     assert f"\n{BAR}{SHOWN_LINES - 1}\n" in out
     assert f"\n{BAR}{SHOWN_LINES}\n" not in out
-    assert out.count(" characters more\n") == 2
+    assert out.count(" more characters (--raw prints all)\n") == 2
 
 
-def test_a_link_in_its_place_is_not_followed(
+def test_symbolic_link_instead_of_transcript_is_not_followed(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     secret = tmp_path / "secret"

@@ -1,4 +1,4 @@
-"""An installed wheel, without the repository: the kernelspec is there, and the command works."""
+"""An installed wheel, without the repository: it contains all files, and the commands work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGOS = {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel in it; its other packages are this environment's."""
+    """A virtual environment with the wheel. Its dependencies come from this environment."""
     base = tmp_path_factory.mktemp("wheel")
 
     def run(*argv: object) -> None:
@@ -32,8 +32,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     pip = [sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "-q"]
     run(*pip, "--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", wheel)
-    # A path in a .pth file is searched last, and .pth files found there are not read: what is
-    # installed editable in this environment stays out.
+    # A path in a .pth file is searched last, and .pth files in it are not read: so the editable
+    # installs of this environment are not found.
     (site,) = venv.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return venv
@@ -51,20 +51,20 @@ def run_in(environment: Path, *argv: str) -> str:
     return result.stdout
 
 
-def test_the_wheel_brings_the_kernelspec(environment: Path) -> None:
+def test_wheel_contains_the_kernelspec(environment: Path) -> None:
     kernelspec = environment / "share/jupyter/kernels/gvisor-python"
     assert {path.name for path in kernelspec.iterdir()} == {"kernel.json"} | LOGOS
     document = json.loads((kernelspec / "kernel.json").read_text())
     assert document["metadata"]["kernel_provisioner"]["provisioner_name"] == "gvisor-provisioner"
 
 
-def test_it_is_the_wheel_that_is_imported(environment: Path) -> None:
+def test_wheel_is_imported_and_not_the_repository(environment: Path) -> None:
     where = run_in(environment, "python", "-c", "import gvisor_kernel as g; print(g.__file__)")
     assert where.startswith(str(environment))
 
 
 @pytest.mark.parametrize("command", ["gvisor-kernel", "jupyter-gvisor"])
-def test_the_commands_are_there(environment: Path, command: str) -> None:
+def test_wheel_installs_the_commands(environment: Path, command: str) -> None:
     assert "Jupyter kernels that run inside" in run_in(environment, command, "--help")
 
 
@@ -78,7 +78,7 @@ def test_install_and_uninstall_work_without_the_repository(environment: Path) ->
     assert not kernelspec.exists()
 
 
-def test_the_wheel_brings_the_skills(environment: Path) -> None:
+def test_wheel_contains_the_skills(environment: Path) -> None:
     code = (
         "from gvisor_kernel.skills import find_shipped as f, shipped_skills as s; print(f(), *s())"
     )
@@ -88,14 +88,14 @@ def test_the_wheel_brings_the_skills(environment: Path) -> None:
     assert (Path(folder) / "examples/skill-creator/reference/format.md").exists()
 
 
-def test_the_wheel_is_typed_and_complete(environment: Path) -> None:
+def test_wheel_is_typed_and_complete(environment: Path) -> None:
     (package,) = environment.glob("lib/python*/site-packages/gvisor_kernel")
     assert (package / "py.typed").exists()
     for path in (PROJECT / "gvisor_kernel").rglob("*.py"):
         assert (package / path.relative_to(PROJECT / "gvisor_kernel")).exists()
 
 
-def test_the_wheel_brings_the_dockerfiles(environment: Path) -> None:
+def test_wheel_contains_the_dockerfiles(environment: Path) -> None:
     code = "from gvisor_kernel.images.builder import find_chain as f; print(*f('python'))"
     found = [Path(word) for word in run_in(environment, "python", "-c", code).split()]
     assert [path.name for path in found] == ["base", "python"]

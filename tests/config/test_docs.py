@@ -1,4 +1,4 @@
-"""Every setting is documented, with its default, and nothing is documented that does not exist."""
+"""docs/settings.md documents every setting with its default, and no other setting."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TEXT = (PROJECT / "docs/settings.md").read_text()
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.+)$", TEXT, re.MULTILINE))
 
 
-def test_the_document_has_a_section_for_each_setting_and_no_other() -> None:
+def test_document_has_exactly_one_section_per_setting() -> None:
     assert set(SECTIONS) == set(SETTINGS)
     assert len(re.findall("^### ", TEXT, re.MULTILINE)) == len(SETTINGS)
 
 
-def test_the_sections_name_the_defaults() -> None:
+def test_sections_name_the_defaults() -> None:
     settings = SandboxSettings()
     for name, text in SECTIONS.items():
         assert text.startswith(f"Default: `{getattr(settings, name)!r}`"), name

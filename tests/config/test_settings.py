@@ -1,4 +1,4 @@
-"""Settings: who wins, what is accepted, and that a wrong value is a sentence."""
+"""Settings: precedence, accepted values, and errors for wrong values."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from gvisor_kernel.errors import SettingError, UnknownSetting
 
 
 class GVisorProvisioner(KernelProvisionerBase, SandboxSettings):
-    """The settings in the place where they live, without the rest of a provisioner."""
+    """A provisioner class that has the settings but no sandbox."""
 
 
 GVisorProvisioner.__abstractmethods__ = frozenset()
 
 
 def spec(config: Config | None = None, **stanza: Any) -> SandboxSpec:
-    """What a kernelspec with ``stanza`` gives, built as jupyter_client's factory does."""
+    """Return the spec of a kernelspec with ``stanza``, built as by jupyter_client's factory."""
     return GVisorProvisioner(
         kernel_id="k", kernel_spec=None, parent=None, config=config, **stanza
     ).sandbox_spec()
 
 
-def test_an_empty_config_is_the_defaults() -> None:
+def test_empty_config_gives_the_defaults() -> None:
     assert spec() == SandboxSpec()
 
 
-def test_the_constructor_passes_on_what_is_not_a_setting() -> None:
+def test_constructor_passes_other_arguments_to_the_base_class() -> None:
     assert GVisorProvisioner(kernel_id="abc", memory_limit="1G").kernel_id == "abc"
 
 
-def test_the_kernelspec_stands_over_the_default() -> None:
+def test_kernelspec_overrides_the_default() -> None:
     assert spec(memory_limit="1G").memory_limit == GIB
 
 
-def test_jupyter_config_stands_over_the_kernelspec() -> None:
+def test_jupyter_config_overrides_the_kernelspec() -> None:
     config = Config()
     config.GVisorProvisioner.memory_limit = "2G"
     config.GVisorProvisioner.transcripts = False
@@ -49,14 +49,14 @@ def test_jupyter_config_stands_over_the_kernelspec() -> None:
     assert (found.memory_limit, found.transcripts, found.cpu_shares) == (2 * GIB, False, 7)
 
 
-def test_what_jupyter_config_appends_replaces_the_kernelspec_and_leaks_into_no_other() -> None:
+def test_appended_list_replaces_kernelspec_list_in_this_instance_only() -> None:
     config = Config()
     config.GVisorProvisioner.environment.append("B")
     assert spec(config, environment=["A"]).environment == ("B",)
     assert spec(config).environment == ("B",)
 
 
-def test_values_from_a_command_line() -> None:
+def test_command_line_values_are_parsed() -> None:
     from traitlets.config.loader import DeferredConfigString
 
     config = Config()
@@ -74,7 +74,7 @@ def test_instances_share_no_list() -> None:
     assert spec().mounts == ()
 
 
-def test_a_client_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.setenv(f"KERNEL_{name.upper()}", "1")
         monkeypatch.setenv(f"GVISOR_KERNEL_{name.upper()}", "1")
@@ -96,7 +96,7 @@ def test_a_client_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1073741824B", GIB),
     ],
 )
-def test_sizes(value: object, size: int) -> None:
+def test_size_is_parsed(value: object, size: int) -> None:
     assert spec(memory_limit=value).memory_limit == size
 
 
@@ -131,7 +131,7 @@ WRONG: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_a_wrong_value_names_setting_value_and_what_is_accepted(name: str, value: object) -> None:
+def test_wrong_value_error_names_setting_and_accepted_values(name: str, value: object) -> None:
     with pytest.raises(SettingError) as caught:
         spec(**{name: value})
     text = str(caught.value)
@@ -145,24 +145,24 @@ def test_every_setting_has_a_wrong_value() -> None:
     assert {name for name, _ in WRONG} | {"mounts"} == set(SETTINGS)
 
 
-def test_an_unknown_name_is_an_error_with_a_suggestion() -> None:
+def test_unknown_name_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UnknownSetting, match=r"(?s)memroy_limit.*did you mean 'memory_limit'"):
         spec(memroy_limit="1G")
 
 
 @pytest.mark.parametrize("name", ["network", "provisioner_name", "_unknown", "sandbox_spec"])
-def test_other_names_of_the_class_are_no_settings(name: str) -> None:
+def test_other_attributes_are_no_settings(name: str) -> None:
     with pytest.raises(UnknownSetting, match=name):
         spec(**{name: "x"})
 
 
-def test_a_kernelspec_cannot_pose_as_jupyter_config() -> None:
+def test_kernelspec_cannot_pass_a_jupyter_config() -> None:
     settings = GVisorProvisioner(config={"GVisorProvisioner": {"memory_limit": "64G"}})
     with pytest.raises(UnknownSetting, match="config"):
         settings.sandbox_spec()
 
 
-def test_an_unknown_name_in_jupyter_config_is_an_error_too() -> None:
+def test_unknown_name_in_jupyter_config_is_an_error() -> None:
     config = Config()
     config.GVisorProvisioner.memory_limits = "1G"
     with pytest.raises(UnknownSetting, match="memory_limits"):
@@ -173,14 +173,14 @@ def test_folders_are_normalised(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert spec(uploads="./data//x/").uploads == "data/x"
-    # A link stays one: where it leads is decided when the folder is opened.
+    # A symbolic link is not resolved: that is done when the folder is opened.
     assert spec(uploads=f"/{tmp_path}/link/").uploads == str(tmp_path / "link")
     assert spec(outputs=str(tmp_path / "link")).outputs == str(tmp_path / "link")
     assert spec(outputs=str(tmp_path / "new")).outputs == str(tmp_path / "new")
     assert spec(uploads=None, outputs=None).outputs is None
 
 
-def test_a_home_is_neither_uploads_nor_writable(
+def test_home_is_refused_as_uploads_and_as_writable_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "people" / "ann"
@@ -199,12 +199,12 @@ def test_a_home_is_neither_uploads_nor_writable(
         spec(uploads="~")
 
 
-def test_skills(tmp_path: Path) -> None:
+def test_skills_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "public").mkdir()
     assert spec(skills=str(tmp_path)).skills == str(tmp_path)
 
 
-def test_mounts(tmp_path: Path) -> None:
+def test_mounts_are_parsed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("file")
     mounts = spec(
@@ -238,7 +238,7 @@ def test_mounts(tmp_path: Path) -> None:
         None,
     ],
 )
-def test_wrong_targets(tmp_path: Path, target: object) -> None:
+def test_wrong_mount_target_is_refused(tmp_path: Path, target: object) -> None:
     with pytest.raises(SettingError) as caught:
         spec(mounts=[{"source": str(tmp_path), "target": target}])
     assert caught.value.setting == "mounts[0].target"
@@ -259,13 +259,13 @@ def test_wrong_targets(tmp_path: Path, target: object) -> None:
         None,
     ],
 )
-def test_wrong_sources(source: object) -> None:
+def test_wrong_mount_source_is_refused(source: object) -> None:
     with pytest.raises(SettingError) as caught:
         spec(mounts=[{"source": source, "target": "/data"}])
     assert caught.value.setting == "mounts[0].source"
 
 
-def test_a_socket_is_no_source(tmp_path: Path) -> None:
+def test_named_pipe_is_refused_as_mount_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(SettingError):
         spec(mounts=[{"source": str(tmp_path / "fifo"), "target": "/data"}])
@@ -287,6 +287,6 @@ def test_a_socket_is_no_source(tmp_path: Path) -> None:
         [{"source": "/etc", "target": "/data/x"}, {"source": "/usr", "target": "/data"}],
     ],
 )
-def test_the_schema_of_mounts_is_strict(mounts: object) -> None:
+def test_schema_of_mounts_is_strict(mounts: object) -> None:
     with pytest.raises(SettingError, match="mounts"):
         spec(mounts=mounts)

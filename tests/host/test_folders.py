@@ -1,4 +1,4 @@
-"""Paths are walked without a step that somebody else could choose."""
+"""Opening folders by descriptor, without following links that another user or a kernel made."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ pytestmark = pytest.mark.once
 
 
 @pytest.fixture(params=["openat2", "walk"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the system call, and as on a Linux that lacks it."""
+def with_and_without_openat2(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the test with the system call openat2, and as on a Linux without it."""
     if request.param == "walk":
 
         def missing(*arguments: object) -> int:
@@ -36,7 +38,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(autouse=True)
-def no_descriptor_is_lost() -> Iterator[None]:
+def no_descriptor_leaks() -> Iterator[None]:
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -48,16 +50,16 @@ def find(path: Path, *writable: Path) -> Path:
         return Path(found.path)
 
 
-def fails(code: int, path: Path, *writable: Path) -> OSError:
+def assert_fails(code: int, path: Path, *writable: Path) -> OSError:
     with pytest.raises(OSError, match="Errno") as caught:
         find(path, *writable)
     assert caught.value.errno == code
     return caught.value
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("with_and_without_openat2")
 class TestOpenPath:
-    def test_follows_links(self, tmp_path: Path) -> None:
+    def test_trusted_links_are_followed(self, tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
         (tmp_path / "a" / "file").touch()
         (tmp_path / "short").symlink_to("a/b")
@@ -68,31 +70,31 @@ class TestOpenPath:
         assert find(tmp_path / "long") == tmp_path / "a" / "file"
         assert find(Path("/")) == Path("/")
 
-    def test_what_cannot_be(self, tmp_path: Path) -> None:
+    def test_impossible_path_raises_oserror(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         (tmp_path / "loop").symlink_to("loop")
         (tmp_path / "nowhere").symlink_to("missing")
-        fails(errno.ELOOP, tmp_path / "loop")
-        fails(errno.ENOENT, tmp_path / "nowhere")
-        fails(errno.ENOTDIR, tmp_path / "file" / "x")
-        fails(errno.EINVAL, Path("relative"))
+        assert_fails(errno.ELOOP, tmp_path / "loop")
+        assert_fails(errno.ENOENT, tmp_path / "nowhere")
+        assert_fails(errno.ENOTDIR, tmp_path / "file" / "x")
+        assert_fails(errno.EINVAL, Path("relative"))
 
-    def test_a_link_in_a_folder_that_is_writable(self, tmp_path: Path) -> None:
+    def test_link_in_writable_folder_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "w" / "deep").mkdir(parents=True)
         (tmp_path / "w" / "deep" / "out").symlink_to(tmp_path)
-        error = fails(errno.ELOOP, tmp_path / "w" / "deep" / "out", tmp_path / "w")
+        error = assert_fails(errno.ELOOP, tmp_path / "w" / "deep" / "out", tmp_path / "w")
         assert isinstance(error, LinkRefused)
         assert (error.link, error.target) == (f"{tmp_path}/w/deep/out", str(tmp_path))
-        # What is there itself may be opened; and once outside again, links are trusted.
+        # A folder there may be opened; and links outside of it are trusted again.
         assert find(tmp_path / "w" / "deep", tmp_path / "w") == tmp_path / "w" / "deep"
         (tmp_path / "in").symlink_to("w/deep/../../x")
         (tmp_path / "x").symlink_to("w")
         assert find(tmp_path / "in", tmp_path / "w") == tmp_path / "w"
-        # By the way of a link of one's own into it, too.
+        # Also on a path that begins with a trusted link into the writable folder.
         (tmp_path / "mine").symlink_to("w/deep/out")
-        fails(errno.ELOOP, tmp_path / "mine", tmp_path / "w")
+        assert_fails(errno.ELOOP, tmp_path / "mine", tmp_path / "w")
 
-    def test_a_magic_link_is_its_text(self, tmp_path: Path) -> None:
+    def test_magic_link_is_resolved_by_its_text(self, tmp_path: Path) -> None:
         fd = os.open(tmp_path, os.O_PATH)
         try:
             moved = tmp_path.with_name("moved")
@@ -104,7 +106,7 @@ class TestOpenPath:
             os.close(fd)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("with_and_without_openat2")
 class TestOpenBelow:
     def test_no_link_is_followed(self, tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
@@ -125,7 +127,7 @@ class TestOpenBelow:
                     open_below(folder, path)
                 assert caught.value.errno == code, path
 
-    def test_a_moved_folder_is_the_same(self, tmp_path: Path) -> None:
+    def test_moved_folder_is_used_by_descriptor(self, tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
         with open_path(str(tmp_path / "a")) as folder:
             (tmp_path / "a").rename(tmp_path / "old")
@@ -133,7 +135,7 @@ class TestOpenBelow:
             with open_below(folder, "b") as found:
                 assert found.identity == find_identity(str(tmp_path / "old" / "b"))
 
-    def test_a_made_folder_belongs_to_the_folders_owner(self, tmp_path: Path) -> None:
+    def test_made_folder_belongs_to_owner_of_its_parent(self, tmp_path: Path) -> None:
         owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
         os.chown(tmp_path, *owner)
         with open_path(str(tmp_path)) as folder:
@@ -142,12 +144,12 @@ class TestOpenBelow:
             assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*owner, 0o755)
             with pytest.raises(FileExistsError):
                 make_folder(folder, "new")
-        # This thread is root's again, or was never anybody else.
+        # This thread acts as root again, or never acted as another user.
         (tmp_path / "file").touch()
         assert (tmp_path / "file").stat().st_uid == os.geteuid()
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("with_and_without_openat2")
 def test_reopen_refuses_another_file(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -171,7 +173,7 @@ def test_reopen_refuses_another_file(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ELOOP
 
 
-def test_what_is_read_is_what_was_opened(tmp_path: Path) -> None:
+def test_read_reads_the_opened_file_after_a_rename(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("first")
     with open_real(str(tmp_path / "file")) as found:
         (tmp_path / "file").rename(tmp_path / "old")

@@ -46,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where images come from: ``plain`` has Python, ``kernel`` ipykernel too, and is imported."""
     directory = make_image(tmp_path_factory.mktemp("images"))
     said = command("image", "import", str(directory), "--name", "mini", "--reference", "kernel")
-    assert 'Kernels run in it with the setting image="mini".' in said
+    assert "gvisor-kernel install --image mini\n" in said
     with pytest.MonkeyPatch.context() as patch:
         # To wait for a busy disk once is enough.
         patch.setattr("gvisor_kernel.archive.tree.sync_file_system", lambda directory: None)

@@ -94,7 +94,7 @@ def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
         assert image is None
     store.root.rename(tmp_path / "images")
     store.root.symlink_to(tmp_path / "images")
-    with pytest.raises(SnapshotError, match="is a link"):
+    with pytest.raises(SnapshotError, match="is a symbolic link"):
         Store.open()
 
 
@@ -104,7 +104,7 @@ def test_what_is_somebody_elses_is_not_used(store: Store) -> None:
     os.chown(store.root / name / "meta.json", 12345, 12345)
     assert store.images() == []
     os.chown(store.root, 12345, 12345)
-    with pytest.raises(SnapshotError, match="somebody else's"):
+    with pytest.raises(SnapshotError, match="belongs to another user"):
         Store.open()
 
 

@@ -1,1 +1,1 @@
-"""Settings and facts become specifications: pure functions, no sandbox."""
+"""Specifications made from settings and facts: pure functions, no sandbox."""

@@ -1,4 +1,4 @@
-"""The container that a Docker engine is asked for, and how one differs from it that it made."""
+"""The container that is requested from a Docker engine, and faults in the one that it created."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ask(**changes: Any) -> dict[str, Any]:
     return finalize_container(SPEC, NAMES, **arguments)
 
 
-def test_is_locked_in() -> None:
+def test_container_is_confined() -> None:
     asked = ask()
     host = asked["HostConfig"]
     assert host["Runtime"] == "runsc"
@@ -57,7 +57,7 @@ def test_is_locked_in() -> None:
     assert not host["Privileged"]
 
 
-def test_is_bounded() -> None:
+def test_container_has_all_limits() -> None:
     host = ask()["HostConfig"]
     assert 512 * MIB < host["Memory"] == host["MemorySwap"] < 1024 * MIB
     assert host["CpuShares"] == 77
@@ -69,7 +69,7 @@ def test_is_bounded() -> None:
         assert {"nosuid", "nodev"} < set(options.split(","))
 
 
-def test_shows_nothing_of_the_engines_machine_and_writes_outputs_alone() -> None:
+def test_container_mounts_volumes_only_and_writes_outputs_only() -> None:
     mounts = ask(extra=[("mounts/0", "/mnt/data")])["HostConfig"]["Mounts"]
     assert {mount["Type"] for mount in mounts} == {"volume"}
     assert {m["Target"] for m in mounts if not m["ReadOnly"]} == {OUTPUTS}
@@ -77,34 +77,34 @@ def test_shows_nothing_of_the_engines_machine_and_writes_outputs_alone() -> None
     assert all(mount["VolumeOptions"]["NoCopy"] for mount in mounts)
 
 
-def test_outputs_that_are_not_kept() -> None:
+def test_outputs_that_are_not_kept_are_a_tmpfs() -> None:
     host = ask(keeps_outputs=False)["HostConfig"]
     assert OUTPUTS in host["Tmpfs"]
     assert OUTPUTS not in {mount["Target"] for mount in host["Mounts"]}
 
 
-def test_the_images_volumes_are_bounded_and_take_no_place_of_ours() -> None:
+def test_image_volumes_are_bounded_and_replace_no_mount() -> None:
     host = ask(volumes=["/data", OUTPUTS, "/tmp"])["HostConfig"]
     assert f"size={64 * MIB}" in host["Tmpfs"]["/data"]
     assert OUTPUTS not in host["Tmpfs"]
     assert "mode=1777" in host["Tmpfs"]["/tmp"]
 
 
-def test_etc_says_nothing_of_a_network() -> None:
+def test_etc_describes_no_network() -> None:
     files = etc_files("01j")
     assert files["resolv.conf"] == ""
     assert files["passwd"].startswith("root:")
     assert len(files["machine-id"]) == 33
 
 
-def test_the_store_is_never_started_and_has_no_network() -> None:
+def test_store_container_has_no_network() -> None:
     store = finalize_store(SPEC, NAMES, labels={"l": "v"}, keeps_outputs=True)
     assert store["HostConfig"]["NetworkMode"] == "none"
     assert {m["Source"] for m in store["HostConfig"]["Mounts"]} == {NAMES.files, NAMES.outputs}
 
 
 def as_made(asked: dict[str, Any]) -> dict[str, Any]:
-    """What the engine says of a container that is as it was asked for."""
+    """Return the engine's description of a container that is as requested."""
     host = copy.deepcopy(asked["HostConfig"])
     mounts = [
         {"Type": "volume", "Destination": m["Target"], "RW": not m["ReadOnly"]}
@@ -113,7 +113,7 @@ def as_made(asked: dict[str, Any]) -> dict[str, Any]:
     return {"HostConfig": {**host, "Binds": None, "Devices": []}, "Mounts": mounts}
 
 
-def test_one_that_is_as_asked() -> None:
+def test_container_as_requested_has_no_faults() -> None:
     asked = ask()
     assert find_faults(asked, json.loads(json.dumps(as_made(asked)))) == []
 
@@ -124,7 +124,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "the host's ipc": lambda made: made["HostConfig"].update(IpcMode="host"),
     "the host's pids": lambda made: made["HostConfig"].update(PidMode="host"),
     "privileged": lambda made: made["HostConfig"].update(Privileged=True),
-    "one capability more": lambda made: made["HostConfig"]["CapAdd"].append("CAP_SYS_PTRACE"),
+    "an added capability": lambda made: made["HostConfig"]["CapAdd"].append("CAP_SYS_PTRACE"),
     "all capabilities": lambda made: made["HostConfig"].update(CapDrop=None),
     "new privileges": lambda made: made["HostConfig"].update(SecurityOpt=[]),
     "more memory": lambda made: made["HostConfig"].update(Memory=0),
@@ -136,16 +136,16 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a mount of the host": lambda made: made["Mounts"].append(
         {"Type": "bind", "Destination": "/host", "RW": False}
     ),
-    "a volume that may be written": lambda made: made["Mounts"].append(
+    "a writable volume": lambda made: made["Mounts"].append(
         {"Type": "volume", "Destination": "/data", "RW": True}
     ),
-    "guest code that may be written": lambda made: made["Mounts"][0].update(RW=True),
-    "nothing said": lambda made: made.clear(),
+    "writable guest code": lambda made: made["Mounts"][0].update(RW=True),
+    "empty description": lambda made: made.clear(),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_one_that_is_not(change: str) -> None:
+def test_changed_container_has_a_fault(change: str) -> None:
     asked = ask()
     made = as_made(asked)
     CHANGES[change](made)
@@ -163,5 +163,5 @@ def test_one_that_is_not(change: str) -> None:
         ({}, False),
     ],
 )
-def test_which_runtimes_are_gvisor(runtime: dict[str, Any], is_it: bool) -> None:
+def test_gvisor_runtime_is_recognised(runtime: dict[str, Any], is_it: bool) -> None:
     assert is_gvisor(runtime) == is_it

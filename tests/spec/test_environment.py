@@ -1,4 +1,4 @@
-"""The kernel's environment is a table and what a setting names."""
+"""The kernel's environment: a fixed table, and variables that a setting names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def make(**changes: object) -> dict[str, str]:
     return kernel_environment(**(arguments | changes))  # type: ignore[arg-type]
 
 
-def test_the_table_and_nothing_else() -> None:
+def test_environment_is_the_fixed_table_by_default() -> None:
     assert make() == {
         "IS_SANDBOX": "yes",
         "HOME": "/home/user",
@@ -28,28 +28,28 @@ def test_the_table_and_nothing_else() -> None:
     }
 
 
-def test_a_named_variable_is_taken_and_an_absent_one_is_not() -> None:
+def test_named_variable_is_copied_if_it_exists() -> None:
     environment = make(names=("REGION", "ABSENT"))
     assert environment["REGION"] == "r"
     assert not {"ABSENT", "SECRET"} & set(environment)
 
 
-def test_a_named_variable_cannot_replace_the_table() -> None:
+def test_named_variable_cannot_replace_a_fixed_one() -> None:
     assert make(names=("LANG",))["LANG"] == "C.UTF-8"
 
 
-def test_a_directory_is_in_the_path_once() -> None:
+def test_directory_is_in_path_once() -> None:
     path = make(bin_directories=["/usr/bin"])["PATH"].split(":")
     assert path[0] == "/usr/bin"
     assert len(path) == len(set(path))
 
 
-def test_what_the_image_has_is_named() -> None:
+def test_variables_name_paths_of_the_image() -> None:
     environment = make(present=image_paths())
     assert environment["JAVA_HOME"] == "/usr/lib/jvm/default-java"
     assert environment["NODE_PATH"] == "/usr/local/lib/node_modules"
     assert environment["SSL_CERT_FILE"] == "/etc/ssl/certs/ca-certificates.crt"
 
 
-def test_user_packages_are_found_where_they_are() -> None:
+def test_user_base_is_set() -> None:
     assert make(user_base="/home/ada/.local")["PYTHONUSERBASE"] == "/home/ada/.local"

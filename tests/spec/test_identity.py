@@ -1,4 +1,4 @@
-"""Identities: unique, readable back, safe in paths."""
+"""Identities: they are unique, can be parsed, and are safe in paths."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.identity import finalize_name, hash_spec, new_identity, parse_identity
 
 
-def test_an_identity_is_read_back_as_it_was() -> None:
+def test_identity_is_parsed_back() -> None:
     identity = new_identity("Python 3 (gVisor)", SandboxSpec(), "a fact")
     assert str(identity) == f"container_{identity.ulid}--python-3-gvisor--{identity.hash}"
     assert parse_identity(str(identity)) == identity
     assert identity.container_id == identity.ulid.lower()
 
 
-def test_no_two_sandboxes_are_the_same() -> None:
+def test_container_ids_are_unique() -> None:
     ids = {new_identity("k", SandboxSpec()).container_id for _ in range(1000)}
     assert len(ids) == 1000
 
 
-def test_the_hash_follows_settings_and_facts() -> None:
+def test_hash_depends_on_settings_and_facts() -> None:
     spec = SandboxSpec()
     assert hash_spec(spec, "x") == hash_spec(SandboxSpec(), "x")
     assert hash_spec(spec, "x") != hash_spec(spec, "y")
@@ -39,7 +39,7 @@ def test_the_hash_follows_settings_and_facts() -> None:
         ("x" * 300, "x" * 40),
     ],
 )
-def test_a_name_is_safe_in_paths(kernel_name: str, name: str) -> None:
+def test_name_is_safe_in_paths(kernel_name: str, name: str) -> None:
     assert finalize_name(kernel_name) == name
 
 

@@ -1,4 +1,4 @@
-"""The order of mounts, and what bounds them."""
+"""The order of mounts, and their sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gvisor_kernel.spec.layout import (
 )
 
 
-def test_the_layout_comes_first_and_in_its_order() -> None:
+def test_layout_mounts_come_first_in_their_order() -> None:
     mounts = [Bind("/usr", "/usr"), *(Bind("/x", target) for target in reversed(LAYOUT))]
     assert [mount.target for mount in order_mounts(mounts)] == [*LAYOUT, "/usr"]
 
@@ -28,11 +28,11 @@ def test_parents_are_mounted_before_children() -> None:
     ]
 
 
-def test_the_later_of_two_mounts_on_one_target_wins() -> None:
+def test_later_mount_on_same_target_wins() -> None:
     assert order_mounts([Bind("/a", "/t"), Bind("/b", "/t")]) == (Bind("/b", "/t"),)
 
 
-def test_every_scratch_directory_is_bounded() -> None:
+def test_every_scratch_directory_has_a_size() -> None:
     spec = SandboxSpec(memory_limit=1000, disk_limit=700)
     mounts = {mount.target: mount for mount in scratch_mounts(spec)}
     assert mounts["/tmp"].size == mounts["/home/user"].size == 700
@@ -45,13 +45,13 @@ def test_every_scratch_directory_is_bounded() -> None:
     }
 
 
-def test_extra_mounts_are_a_persons_files() -> None:
+def test_extra_mounts_are_foreign_binds() -> None:
     spec = SandboxSpec(mounts=(ExtraMount("/data", "/mnt/data", read_only=False),))
     assert extra_binds(spec) == (Bind("/data", "/mnt/data", read_only=False, foreign=True),)
     assert extra_binds(DEFAULTS) == ()
 
 
-def test_within_is_not_a_prefix_of_text() -> None:
+def test_is_within_compares_path_components() -> None:
     assert is_within("/usr/lib", "/usr")
     assert is_within("/usr", "/usr")
     assert not is_within("/usr2", "/usr")

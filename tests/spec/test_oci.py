@@ -1,4 +1,4 @@
-"""The runtime's configuration and /container_info.json, as data."""
+"""The content of config.json and of /container_info.json."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def make_config(*, map_users: bool = True, mounts: list[Mount] | None = None) ->
     )
 
 
-def test_the_layouts_binds_take_the_first_file_descriptors() -> None:
+def test_layout_binds_come_first() -> None:
     binds = [m for m in make_config()["mounts"] if m["type"] == "bind"]
     assert [m["destination"] for m in binds] == [*LAYOUT, "/usr"]
     assert [m["destination"] for m in binds if "rw" in m["options"]] == [OUTPUTS]
     assert all({"nosuid", "nodev", "rprivate"} <= set(m["options"]) for m in binds)
 
 
-def test_file_systems_are_mounted_before_what_is_in_them() -> None:
+def test_parent_file_systems_are_mounted_first() -> None:
     targets = [m["destination"] for m in make_config()["mounts"]]
     for parent, child in [("/dev", "/dev/shm"), ("/run", "/run/gvisor-kernel")]:
         assert targets.index(parent) < targets.index(child)
 
 
-def test_root_gets_a_user_namespace_without_the_hosts_root() -> None:
+def test_sandbox_of_root_has_user_namespace_without_host_root() -> None:
     linux = make_config()["linux"]
     assert {"type": "user"} in linux["namespaces"]
     assert linux["uidMappings"] == linux["gidMappings"]
     assert all(m["hostID"] > 0 for m in linux["uidMappings"])
 
 
-def test_a_user_is_in_a_user_namespace_already() -> None:
+def test_sandbox_of_user_has_no_further_user_namespace() -> None:
     linux = make_config(map_users=False)["linux"]
     assert "uidMappings" not in linux
     assert {n["type"] for n in linux["namespaces"]} == {"pid", "network", "ipc", "uts", "mount"}
 
 
-def test_pid_1_has_little() -> None:
+def test_pid_1_has_few_privileges() -> None:
     process = make_config()["process"]
     assert process["noNewPrivileges"]
     assert process["args"][0] == "/venv/bin/python"
@@ -64,14 +64,14 @@ def test_pid_1_has_little() -> None:
     assert {entry.partition("=")[0] for entry in process["env"]} == {"PATH", "LANG"}
 
 
-def test_a_tmpfs_has_a_size() -> None:
+def test_tmpfs_has_a_size() -> None:
     mounts = make_config(mounts=[Tmpfs("/tmp", 77, 0o1777)])["mounts"]
     tmp = next(m for m in mounts if m["destination"] == "/tmp")
     assert {"size=77", "mode=1777"} <= set(tmp["options"])
 
 
 @pytest.mark.parametrize("outputs", [LAYOUT_BINDS[3], Tmpfs(OUTPUTS, 5)])
-def test_the_info_says_what_is_kept_and_nothing_of_the_host(outputs: Mount) -> None:
+def test_info_tells_what_is_kept_and_no_host_path(outputs: Mount) -> None:
     mounts = [m for m in LAYOUT_BINDS if m.target != OUTPUTS] + [outputs]
     text = finalize_info(
         Identity("0" * 26, "python", "0" * 12),

@@ -1,6 +1,6 @@
-"""What ``doctor`` looks at. Each check is a function that returns a Check; nothing is printed.
+"""The checks of ``doctor``: functions that return one or more Checks. Nothing here prints.
 
-``CHECKS`` lists them all and bounds each in time.
+``CHECKS`` lists all of them and how long each may take.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("seccomp", 5, check_seccomp),
     ("cgroups", 5, check_cgroups),
     ("python", 20, check_pythons),
-    ("shown", 20, check_shown),
+    ("host files", 20, check_shown),
     ("provisioner", 5, check_provisioner),
     ("kernelspecs", 5, check_kernelspecs),
     ("state directory", 5, check_state),
@@ -33,17 +33,19 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("docker", 10, check_engines),
     ("kernel", 40, check_kernel),
 )
-"""The name, how many seconds it may take, and the function."""
+"""The name, the time limit in seconds, and the function."""
 
 
 def run_check(
     name: str, seconds: float, function: Callable[[], Check | list[Check]]
 ) -> list[Check]:
-    """The result of a check, whatever becomes of it: a hang and a bug are results too."""
+    """Run a check and return its results. A timeout or an exception becomes a failed Check."""
     try:
         result = call_within(seconds, function)
     except TimeoutError as error:
-        return [Check(name, "failed", str(error), "look for a disk that does not answer: df")]
+        return [
+            Check(name, "failed", str(error), "look for a file system that does not answer: df")
+        ]
     except GvisorKernelError as error:
         return [Check(name, "failed", error.fact, error.hint)]
     except Exception as error:
@@ -51,8 +53,8 @@ def run_check(
             Check(
                 name,
                 "failed",
-                f"the check itself failed: {type(error).__name__}: {error}",
-                "please report this",
+                f"the check itself raised {type(error).__name__}: {error}",
+                "please report this as a bug of gvisor-kernel",
             )
         ]
     return result if isinstance(result, list) else [result]

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ State = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of ``doctor``: what was looked at, how it stands, what to do where it is not well.
+    """One result that ``doctor`` prints: what was checked, its state, the fact, and a fix.
 
-    ``fix`` is a command to paste, or a sentence where no command does it.
+    ``fix`` is a command to paste, or a sentence where no command can do it.
     """
 
     name: str

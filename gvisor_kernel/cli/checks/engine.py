@@ -1,4 +1,4 @@
-"""The check of the Docker engine, where a kernelspec of ours uses one."""
+"""The check of the Docker engine, if a gvisor-kernel kernelspec uses one."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from gvisor_kernel.runtimes.docker.engine import check_engine, connect, find_ima
 
 
 def find_images() -> list[str]:
-    """The images that kernelspecs of the runtime docker name."""
+    """Return the images that kernelspecs with ``runtime = "docker"`` name."""
     images: list[str] = []
     for kernelspec in find_kernelspecs():
         try:
             spec = SandboxSettings(**kernelspec.settings).sandbox_spec()
         except GvisorKernelError:
-            continue  # another check says so
+            continue  # check_kernelspecs reports it
         if spec.runtime == "docker":
             images.append(spec.image)
     return list(dict.fromkeys(images))
 
 
 def check_engines() -> list[Check]:
-    """Whether the engine is there, has gVisor, and every image that a kernelspec names.
+    """Check that the engine answers, has the runtime runsc, and has the images of all kernelspecs.
 
-    Nothing where no kernelspec uses one, nor DOCKER_HOST names one.
+    Returns no results if no kernelspec uses an engine and DOCKER_HOST is not set.
     """
     images = find_images()
     if not images and not os.environ.get("DOCKER_HOST"):

@@ -1,7 +1,7 @@
-"""Checks of the machine: runsc's platform, and what the host's kernel lets this user do.
+"""Checks of the machine: runsc's platform, user namespaces, seccomp and cgroups.
 
-They look at the machine itself, not at what it says of itself, wherever that can be done: the
-platform check starts a sandbox.
+Where possible a check tries the feature instead of reading what the system claims: the platform
+check starts a sandbox.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 
 def check_platform() -> Check:
-    """Start a sandbox of runsc's own making and ask it for its kernel. Never kvm: it can hang."""
+    """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang."""
     try:
         runsc = find_runsc().path
     except RuntimeMissing:
-        return Check("platform", "failed", "no sandbox can start without runsc", INSTALL_RUNSC)
+        return Check("platform", "failed", "not tested, because runsc is missing", INSTALL_RUNSC)
     with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
         argv = ["unshare", "-Ur", runsc, "--root", root, "--network=none", "--ignore-cgroups"]
         argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
@@ -53,16 +53,19 @@ def check_platform() -> Check:
         )
     if last == f"Linux {platform.release()}":
         return Check(
-            "platform", "failed", "what runsc started is not gVisor's kernel", INSTALL_RUNSC
+            "platform",
+            "failed",
+            "runsc started a program on the host's kernel, not on gVisor's",
+            INSTALL_RUNSC,
         )
-    return Check("platform", "ok", f"a systrap sandbox started, and says it is {last}")
+    return Check("platform", "ok", f"a systrap sandbox started; its kernel is {last}")
 
 
-# What the host's kernel lets us do.
+# Features of the host's kernel.
 
 
 def read_sysctl(name: str) -> str | None:
-    """A value below /proc/sys, or None where this kernel has no such name."""
+    """Return a value below /proc/sys, or None if this kernel has no such name."""
     try:
         return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
     except OSError:
@@ -77,14 +80,14 @@ def sysctl_fix(name: str, value: int) -> str:
 
 
 CONTAINER_FIX = (
-    "start the container so that it may make user namespaces, for example: docker run"
+    "start this container with the permission to create user namespaces, for example: docker run"
     " --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
     " --security-opt systempaths=unconfined …"
 )
 
 
 def is_container() -> bool:
-    """Whether this looks like the inside of a container."""
+    """Whether this process seems to run in a container."""
     return (
         any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
         or "container" in os.environ
@@ -103,16 +106,16 @@ def check_userns() -> Check:
             "sudo apt-get install util-linux",
         )
     if outcome.status == 0:
-        return Check("user namespaces", "ok", "this user may make them")
+        return Check("user namespaces", "ok", "this user may create them")
     fact, fix = explain_userns(read_sysctl, is_container(), read_status("Seccomp"))
-    said = outcome.output.splitlines()[-1][:200] if outcome.output else "no answer within 5 s"
-    return Check("user namespaces", "failed", f"{fact} ({said})", fix)
+    evidence = outcome.output.splitlines()[-1][:200] if outcome.output else "no answer within 5 s"
+    return Check("user namespaces", "failed", f"{fact} ({evidence})", fix)
 
 
 def explain_userns(
     sysctl: Callable[[str], str | None], container: bool, seccomp: str | None
 ) -> tuple[str, str]:
-    """What most likely forbids user namespaces, and how to allow them."""
+    """Return what most likely forbids user namespaces, and how to allow them."""
     if sysctl("user.max_user_namespaces") == "0":
         name = "user.max_user_namespaces"
         return f"forbidden by {name} = 0", sysctl_fix(name, 15000)
@@ -121,17 +124,23 @@ def explain_userns(
         return f"forbidden by {name} = 0", sysctl_fix(name, 1)
     if container:
         why = "a seccomp filter" if seccomp == "2" else "its security profile"
-        return f"forbidden to this container by {why}", CONTAINER_FIX
+        return f"forbidden in this container by {why}", CONTAINER_FIX
     if sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1":
         name = "kernel.apparmor_restrict_unprivileged_userns"
         return f"forbidden by AppArmor: {name} = 1", sysctl_fix(name, 0)
     if seccomp == "2":
-        return "forbidden by a seccomp filter on this process", "run this outside that filter"
-    return "forbidden, by what is not known", "unshare -Urm true   # and ask your administrator"
+        return (
+            "forbidden by a seccomp filter on this process",
+            "run this in a session without that filter",
+        )
+    return (
+        "forbidden for an unknown reason",
+        "unshare -Urm true   # show its message to your administrator",
+    )
 
 
 def read_status(name: str) -> str | None:
-    """A field of /proc/self/status."""
+    """Return a field of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         key, _, value = line.partition(":")
         if key == name:
@@ -140,23 +149,26 @@ def read_status(name: str) -> str | None:
 
 
 def check_seccomp() -> Check:
-    """gVisor's systrap and the sentry's own confinement both need seccomp filters."""
+    """Check seccomp filters: gVisor's systrap and the confinement of the sentry need them."""
     actions = (read_sysctl("kernel.seccomp.actions_avail") or "").split()
     missing = [action for action in ("trap", "errno", "kill_process") if action not in actions]
     if missing:
         return Check(
             "seccomp",
             "failed",
-            f"this kernel's seccomp filters lack {', '.join(missing)}",
-            "use a kernel built with CONFIG_SECCOMP_FILTER, as all distributions have",
+            f"this kernel's seccomp filters lack the actions {', '.join(missing)}",
+            "use a kernel built with CONFIG_SECCOMP_FILTER, as those of all distributions are",
         )
-    return Check("seccomp", "ok", f"filters available on Linux {platform.release()}")
+    return Check("seccomp", "ok", f"filters are available on Linux {platform.release()}")
+
+
+NOT_ENFORCED = "the limits of memory and disk are enforced, cpu_shares is not"
 
 
 def check_cgroups(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Check:
-    """Which cgroups there are, and whether this process may make groups with limits."""
+    """Check which version of cgroups there is, and whether this user may create limited groups."""
     lines = own.read_text().splitlines() if own.exists() else []
     unified = next((line[3:] for line in lines if line.startswith("0::")), "/")
     if (root / "cgroup.controllers").exists():
@@ -167,28 +179,28 @@ def check_cgroups(
             controllers = set()
         missing = {"memory", "pids", "cpu"} - controllers
         if os.access(folder, os.W_OK) and not missing:
-            return Check("cgroups", "ok", "v2, delegated: all limits hold in the kernel")
+            return Check("cgroups", "ok", "v2, delegated to this user: all limits are enforced")
         lacking = f"without {', '.join(sorted(missing))}" if missing else "not writable"
         return Check(
             "cgroups",
             "warning",
-            f"v2, {lacking} for this user: memory and disk limits hold, cpu_shares do not",
+            f"v2, {lacking} for this user: {NOT_ENFORCED}",
             "sudo systemctl set-property user@$(id -u).service Delegate='cpu memory pids'"
             "   # then log in again",
         )
     if (root / "memory").is_dir():
         folders = [root / name for name in ("memory", "pids", "cpu")]
         if all(os.access(folder, os.W_OK) for folder in folders):
-            return Check("cgroups", "ok", "v1, writable: all limits hold in the kernel")
+            return Check("cgroups", "ok", "v1, writable: all limits are enforced")
         return Check(
             "cgroups",
             "warning",
-            "v1, not writable for this user: memory and disk limits hold, cpu_shares do not",
+            f"v1, not writable for this user: {NOT_ENFORCED}",
             "boot with cgroup v2, which can be delegated to users",
         )
     return Check(
         "cgroups",
         "warning",
-        f"none at {root}: memory and disk limits hold, cpu_shares do not",
-        "none is needed; to have them, mount cgroup2 there",
+        f"none at {root}: {NOT_ENFORCED}",
+        f"nothing has to be done; to get cpu_shares: mount -t cgroup2 none {root}",
     )

@@ -28,7 +28,7 @@ print(json.dumps(found))
 
 
 def check_python(interpreter: str = sys.executable) -> Check:
-    """The kernel's interpreter, asked in the way in which the sandbox starts it."""
+    """Check an interpreter of kernels, with the flags that the sandbox starts it with."""
     quoted = shlex.quote(interpreter)
     try:
         outcome = run_command([interpreter, "-I", "-c", PYTHON_PROBE], 8)
@@ -42,7 +42,7 @@ def check_python(interpreter: str = sys.executable) -> Check:
         return Check(
             "python",
             "failed",
-            f"{interpreter} does not answer",
+            f"{interpreter} does not behave like a Python interpreter",
             f"{quoted} -I -c 'import ipykernel'",
         )
     shown = ".".join(str(part) for part in version)
@@ -67,7 +67,7 @@ def check_python(interpreter: str = sys.executable) -> Check:
 
 
 def find_interpreters() -> list[str]:
-    """Each interpreter that a kernelspec of ours starts, or else the one that runs this."""
+    """Return the interpreters that gvisor-kernel kernelspecs start, or else this process's own."""
     found = (spec.interpreter for spec in find_kernelspecs() if spec.interpreter is not None)
     return list(dict.fromkeys(found)) or [sys.executable]
 
@@ -83,7 +83,7 @@ def check_kernelspecs() -> list[Check]:
             Check(
                 "kernelspecs",
                 "failed",
-                "Jupyter does not list a gVisor kernel",
+                "no kernelspec of gvisor-kernel is installed where Jupyter looks",
                 "gvisor-kernel install",
             )
         ]
@@ -94,17 +94,18 @@ def check_kernelspec(kernelspec: Kernelspec) -> Check:
     name = f"kernelspec {kernelspec.name}"
     folder = kernelspec.directory
     if kernelspec.interpreter is None:
-        missing = kernelspec.argv[0] if kernelspec.argv else "nothing"
+        fact = f"{kernelspec.argv[0]} does not exist" if kernelspec.argv else "its argv is empty"
+        quoted = shlex.quote(kernelspec.name)
         return Check(
             name,
             "failed",
-            f"{folder} starts {missing}, which is not there",
-            f"gvisor-kernel install --name {shlex.quote(kernelspec.name)}   # or uninstall",
+            f"{folder} cannot start: {fact}",
+            f"gvisor-kernel install --name {quoted}   # or: uninstall --name {quoted}",
         )
     try:
         SandboxSettings(**kernelspec.settings).sandbox_spec()
     except GvisorKernelError as error:
-        return Check(name, "failed", f"{folder}: {error.fact}", f"in its kernel.json, {error.hint}")
+        return Check(name, "failed", f"{folder}: {error.fact}", f"in its kernel.json: {error.hint}")
     return Check(name, "ok", f'"{kernelspec.display_name}" in {folder}')
 
 
@@ -118,7 +119,7 @@ def check_provisioner() -> Check:
         return Check(
             "provisioner",
             "failed",
-            f"this environment ({sys.prefix}) does not register {PROVISIONER}",
+            f"the entry point {PROVISIONER} is not registered in this environment ({sys.prefix})",
             f"{shlex.quote(sys.executable)} -m pip install gvisor-kernel",
         )
     return Check("provisioner", "ok", f"{PROVISIONER} is registered in {sys.prefix}")

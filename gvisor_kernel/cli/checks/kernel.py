@@ -1,4 +1,4 @@
-"""The check that counts: a kernel that is started as Jupyter starts one, runs a cell, and idles."""
+"""The check of a whole kernel: start it as Jupyter does, run a cell, measure it while idle."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 CELL = "__import__('os').uname().release"
-"""Evaluated by a cell, of which nothing else is kept."""
+"""The expression that the cell evaluates: the release of the kernel that runs it."""
 SAMPLE_SECONDS = 0.5
 SAMPLES = 3
-"""The quietest counts: a kernel has things to do after its first cell."""
+"""The lowest sample counts: a kernel still has work to do after its first cell."""
 MAX_IDLE_SHARE = 0.01
 
 
 def check_kernel() -> list[Check]:
-    """Nothing of the host is shown to this kernel but its Python environment.
+    """Start a kernel and run a cell in it.
 
-    For a thread of its own: the loop that the client made there is closed.
+    The kernel sees nothing of the host but its Python environment. Call this in a thread of its
+    own: it closes the event loop that the client makes in this thread.
     """
     started = time.monotonic()
     kernel = SandboxedKernel()
@@ -45,28 +46,32 @@ def check_kernel() -> list[Check]:
         try:
             release = _run_cell(client)
             seconds = time.monotonic() - started
-            fact = f"a cell ran {seconds:.1f} s after the start, on gVisor's Linux {release[:100]}"
+            fact = (
+                f"a kernel started and ran a cell within {seconds:.1f} s,"
+                f" on gVisor's Linux {release[:100]}"
+            )
             return [Check("kernel", "ok", fact), *_check_idle(kernel)]
         finally:
             client.stop_channels()
     except GvisorKernelError as error:
         evidence = error.detail.splitlines()[-1:]
         fact = " ".join([error.fact, *evidence])
-        return [Check("kernel", "failed", fact[:500], error.hint or "see the lines above")]
+        hint = error.hint or "fix the failed checks above first"
+        return [Check("kernel", "failed", fact[:500], hint)]
     finally:
         asyncio.run(kernel.close())
         ensure_event_loop().close()
 
 
 def _make_plan() -> KernelPlan:
-    """A cold start with the defaults, for the first interpreter that a kernelspec of ours names."""
+    """Plan a cold start with default settings, for the interpreter of the first kernelspec."""
     interpreters = [spec.interpreter for spec in find_kernelspecs() if spec.interpreter]
     python = next(iter(interpreters), sys.executable)
     spec = SandboxSpec(uploads=None, outputs=None, transcripts=False, snapshot="off")
     return KernelPlan(
         spec=spec,
         request=LaunchRequest("doctor", "", Path("/"), python, {}),
-        # Not to be stopped while it idles, or there were nothing to measure.
+        # An idle kernel that is paused would leave nothing to measure.
         identity=KernelIdentity(
             "doctor", new_key(), "hmac-sha256", spec.memory_limit, idle_stop=False
         ),
@@ -75,7 +80,10 @@ def _make_plan() -> KernelPlan:
 
 
 def _run_cell(client: OwnClient) -> str:
-    """What CELL is in the kernel. Raises LaunchError."""
+    """Evaluate CELL in the kernel.
+
+    :raises LaunchError: when the kernel ends, does not reply, or its reply has no result
+    """
     wait_for_reply(client, client.kernel_info())
     message_id = client.execute("", silent=False, user_expressions={"release": CELL})
     content = wait_for_reply(client, message_id)
@@ -83,12 +91,12 @@ def _run_cell(client: OwnClient) -> str:
         return str(content["user_expressions"]["release"]["data"]["text/plain"]).strip("'")
     except (LookupError, TypeError) as error:
         raise LaunchError(
-            f"The kernel's answer to a cell has no result: {str(content)[:300]}"
+            f"The kernel's reply to a cell has no result: {str(content)[:300]}"
         ) from error
 
 
 def _check_idle(kernel: SandboxedKernel) -> list[Check]:
-    """What it costs that the kernel is there; nothing where that cannot be seen."""
+    """Measure the CPU time of the idle sandbox; no result if its process cannot be found."""
     sandbox = kernel.sandbox
     pid = sandbox.find_process(SANDBOX_NAME) if isinstance(sandbox, RunscSandbox) else None
     if pid is None:
@@ -96,25 +104,25 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
     shares: list[float] = []
     for _ in range(SAMPLES):
         before, since = _cpu_seconds(pid), time.monotonic()
-        time.sleep(SAMPLE_SECONDS)  # that time goes by is what is measured
+        time.sleep(SAMPLE_SECONDS)  # not a wait for an event: the CPU time per second is measured
         shares.append((_cpu_seconds(pid) - before) / (time.monotonic() - since))
     share = max(min(shares), 0.0)
-    fact = f"a sandbox that idles takes {100 * share:.1f} % of a CPU"
+    fact = f"the sandbox of an idle kernel uses {100 * share:.1f} % of a CPU"
     if share > MAX_IDLE_SHARE:
         return [
             Check(
                 "idle kernel",
                 "warning",
-                f"{fact}, where a current gVisor takes less than {100 * MAX_IDLE_SHARE:.0f} %",
-                "leave the setting idle_stop as it is: it stops kernels that idle, and then they"
-                " take nothing",
+                f"{fact}; with a current gVisor it is less than {100 * MAX_IDLE_SHARE:.0f} %",
+                "nothing has to be done unless idle_stop is false: by default, idle kernels are"
+                " paused and use no CPU",
             )
         ]
     return [Check("idle kernel", "ok", fact)]
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What ``pid`` and its children, gVisor's stubs, have used of the CPUs."""
+    """Return the CPU time of ``pid`` and of its children, which are gVisor's stubs."""
     nanoseconds, waiting = 0, [pid]
     while waiting:
         tasks = Path(f"/proc/{waiting.pop()}/task")

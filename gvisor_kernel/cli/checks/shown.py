@@ -1,4 +1,4 @@
-"""Checks of what sandboxes are shown of this host: the environment, and editable installs in it."""
+"""Checks of what kernels can read of this host: the Python environment and editable installs."""
 
 from __future__ import annotations
 
@@ -13,32 +13,38 @@ from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_worl
 from gvisor_kernel.spec.layout import is_within
 
 MAX_NAMED = 20
-"""Paths in one line."""
+"""How many paths one result names."""
 
 
 def check_shown() -> list[Check]:
-    """For each interpreter that a kernelspec of ours starts. Raises LaunchError."""
+    """Check the environment of each interpreter that a gvisor-kernel kernelspec starts.
+
+    :raises LaunchError: when an interpreter does not answer
+    """
     return [check for python in find_interpreters() for check in check_environment(python)]
 
 
 def check_environment(python: str) -> list[Check]:
-    """What kernels of the interpreter ``python`` read of the host, whatever their settings."""
+    """List what kernels of the interpreter ``python`` can read of the host with any settings."""
     interpreter = ask_interpreter(python)
     world = find_world(python)
     covers = (*world.covers, *find_jupyters(world.prefixes))
     gaps = [c.path for c in covers if any(is_within(c.path, root) for root in world.roots)]
-    fact = f"kernels of {python} read {_name(world.roots)}"
+    fact = f"kernels of {python} can read {_join(world.roots)}"
     if gaps := [path for path in gaps if os.path.lexists(path)]:
-        fact += f"; not {_name(gaps)}"
+        fact += f"; but not {_join(gaps)}"
     user_site = [interpreter.user_site] if interpreter.user_site is not None else []
     found = find_editables(dict.fromkeys((*interpreter.site_directories, *user_site)))
-    return [Check("shown", "ok", fact), *(check_editable(python, editable) for editable in found)]
+    return [
+        Check("host files", "ok", fact),
+        *(check_editable(python, editable) for editable in found),
+    ]
 
 
 def check_editable(python: str, editable: Editable) -> Check:
-    """What is shown of a package that is installed as editable; the rest of its repository is not.
+    """List what kernels can read of an editable install; they cannot read its whole repository.
 
-    A hook that cannot be followed is no failure: kernels work, but for its packages.
+    An import hook that cannot be interpreted is only a warning: kernels work, without its packages.
     """
     name = f"editable {os.path.basename(editable.by)}"  # noqa: PTH119 - text
     pip = f"{shlex.quote(python)} -m pip install"
@@ -46,20 +52,20 @@ def check_editable(python: str, editable: Editable) -> Check:
         return Check(
             name,
             "warning",
-            f"{editable.by} does not say where its packages are, so kernels do not have them",
-            f"{pip} .   # without -e, in its repository",
+            f"{editable.by} does not tell where its packages are: kernels cannot import them",
+            f"{pip} .   # in its repository, without -e",
         )
     if editable.left_out:
         return Check(
             name,
             "warning",
-            f"{editable.folder or editable.by} has too many modules: {editable.left_out} are left"
-            " out",
-            f"put them into a package, or {pip} .   # without -e",
+            f"{editable.folder or editable.by} has too many modules: kernels cannot import"
+            f" {editable.left_out} of them",
+            f"move them into a package, or: {pip} .   # in the repository, without -e",
         )
-    return Check(name, "ok", f"kernels read {_name(editable.shown)}")
+    return Check(name, "ok", f"kernels can read {_join(editable.shown)}")
 
 
-def _name(paths: tuple[str, ...] | list[str]) -> str:
+def _join(paths: tuple[str, ...] | list[str]) -> str:
     more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
     return ", ".join(paths[:MAX_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Checks of this user's state: the directories that sandboxes are kept in, and leftovers."""
+"""Checks of this user's state directory: space in it, and sandboxes that were left behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gvisor_kernel.cli.output import describe_size
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
 
 MIN_SPACE = 256 * 1024 * 1024
-"""Logs and transcripts of a few kernels."""
+"""Room for logs and transcripts of a few kernels, in bytes."""
 
 
 def check_state() -> Check:
@@ -23,28 +23,28 @@ def check_state() -> Check:
             "state directory",
             "failed",
             f"{root} cannot be written: {error.strerror}",
-            "make room there, or: export XDG_STATE_HOME=/another/place",
+            "free some space there, or use another directory: export XDG_STATE_HOME=/another/place",
         )
     free = shutil.disk_usage(root).free
     if free < MIN_SPACE:
         return Check(
             "state directory",
             "warning",
-            f"{root} has {describe_size(free)} left",
-            "make room there, or: export XDG_STATE_HOME=/another/place",
+            f"{root} has only {describe_size(free)} of free space",
+            "free some space there, or use another directory: export XDG_STATE_HOME=/another/place",
         )
-    return Check("state directory", "ok", f"{root}, writable, {describe_size(free)} left")
+    return Check("state directory", "ok", f"{root} is writable and has {describe_size(free)} free")
 
 
 def check_leftovers() -> Check:
     sandboxes = find_sandboxes()
-    orphans = [record.identity for _, record in sandboxes if is_orphan(record)]
+    orphans = [record.container_id for _, record in sandboxes if is_orphan(record)]
     if orphans:
         more = "" if len(orphans) == 1 else f" and {len(orphans) - 1} more"
         return Check(
             "leftovers",
             "warning",
-            f"the owner of {orphans[0]}{more} is gone",
+            f"the Jupyter process that started sandbox {orphans[0]}{more} is gone",
             "gvisor-kernel prune",
         )
-    return Check("leftovers", "ok", f"none beside {len(sandboxes)} sandboxes in use")
+    return Check("leftovers", "ok", f"no orphaned sandboxes; {len(sandboxes)} in use")

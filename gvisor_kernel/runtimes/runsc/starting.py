@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import stat
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -160,9 +161,15 @@ def is_readable(fd: int, seconds: float = 0) -> bool:
 
 
 def read_panic(path: Path) -> str:
-    """The first line of the panic log at ``path``, printable and at most 200 characters; empty
-    where there is none. Never raises."""
-    with suppress(OSError), path.open("rb") as file:
+    """Return the first line of the panic log at ``path``: printable, at most 200 characters.
+
+    Empty where there is none. The runtime writes the file, so it is not trusted: no link is
+    followed and nothing is waited for. Never raises.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError), os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return ""
         for line in file.read(4096).decode(errors="replace").splitlines():
             text = "".join(c for c in line if c.isprintable()).strip()
             if text:

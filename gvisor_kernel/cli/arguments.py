@@ -1,0 +1,202 @@
+"""Arguments that several commands share, and those of ``skills``, ``snapshot`` and ``image``.
+
+Nothing here runs a command, and nothing is imported that ``launch`` would have to wait for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Add: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps line breaks of descriptions, and limits the width to 100 columns."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, 100) - 2
+        super().__init__(prog, max_help_position=28, width=width)
+
+
+def make_add(commands: Subparsers) -> Add:
+    """Return a function that adds a command: its name, its function, a line of help, an epilog."""
+
+    def add(name: str, run: str, help: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=more,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=f"gvisor_kernel.cli.{run}")
+        return command
+
+    return add
+
+
+def add_skills(skills: argparse.ArgumentParser) -> None:
+    add = make_add(skills.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    pack = add("pack", "skills:run_pack", "pack the skill in a folder into a package file")
+    pack.add_argument("directory", metavar="DIR", help="the folder that contains SKILL.md")
+    pack.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="the package to write (default: NAME.skill in the current directory)",
+    )
+    check = add("check", "skills:run_check", "check that a package is valid, and list its files")
+    check.add_argument("file", metavar="FILE", help="the package, such as NAME.skill")
+    install = add(
+        "install",
+        "skills:run_install",
+        "install a package, for all kernels that start from now on",
+        "If FILE is no file but the name of a skill that comes with gvisor-kernel, that skill is\n"
+        "restored.",
+    )
+    install.add_argument("file", metavar="FILE", help="the package, such as NAME.skill")
+    install.add_argument(
+        "--examples",
+        action="store_true",
+        help="install it at /mnt/skills/examples (default: /mnt/skills/public)",
+    )
+    listing = add(
+        "list",
+        "skills:run_list",
+        "list the skills that kernels see",
+        "Long descriptions are cut; --json prints them in full.",
+    )
+    add_json(listing)
+    remove = add("remove", "skills:run_remove", "remove a skill")
+    remove.add_argument("name", metavar="NAME", help='the name that "skills list" shows')
+
+
+def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
+    add = make_add(snapshot.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    listing = add("list", "snapshots:run_list", "list the snapshots, the last used one first")
+    add_json(listing)
+    build = add(
+        "build",
+        "snapshots:run_build",
+        "make a snapshot of a kernel now",
+        "Without this command, a snapshot is made in the background after a kernel's first start.",
+    )
+    build.add_argument(
+        "--kernel",
+        default="gvisor-python",
+        metavar="NAME",
+        help="the kernelspec to make the snapshot for (default: %(default)s)",
+    )
+    build.add_argument(
+        "--preload",
+        metavar="MODULES",
+        help="Python modules to import before the snapshot is made, such as numpy,pandas. Only"
+        " kernels whose setting preload is the same start from it (default: that setting)",
+    )
+    build.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
+    verify = add(
+        "verify",
+        "snapshots:run_verify",
+        "check for each snapshot whether kernels can still start from it",
+        "The exit status is 1 if kernels cannot start from one of them.",
+    )
+    add_json(verify)
+    remove = add("remove", "snapshots:run_remove", "remove snapshots")
+    what = remove.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "id", metavar="ID", nargs="?", help='the id that "snapshot list" shows, or its beginning'
+    )
+    what.add_argument("--all", action="store_true", help="all snapshots")
+    what.add_argument(
+        "--stale", action="store_true", help="the snapshots that kernels can no longer start from"
+    )
+
+
+def add_image(image: argparse.ArgumentParser) -> None:
+    add = make_add(image.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    importing = add(
+        "import",
+        "images:run_import",
+        "import an image, so that kernels can run in it",
+        "SOURCE is one of:\n"
+        "  an OCI layout: a folder, or an archive of one\n"
+        "  an archive that docker save wrote\n"
+        "  a root file system: a folder, or a tar archive of one\n"
+        "  the name of an image in Docker or Podman, if one of them is installed\n"
+        "Archives may be compressed.",
+    )
+    importing.add_argument("source", metavar="SOURCE", help="see below")
+    importing.add_argument("--name", help="the name of the image here (default: from SOURCE)")
+    importing.add_argument(
+        "--reference", metavar="REF", help="which image to import, if SOURCE contains several"
+    )
+    build = add(
+        "build",
+        "images:run_build",
+        "build an image that comes with gvisor-kernel, and import it",
+        "Docker builds it if its engine runs, otherwise buildah. Images that it is based on are\n"
+        "built first, unless they exist.",
+    )
+    build.add_argument("image", metavar="IMAGE", help="base, python, polyglot or full")
+    build.add_argument("--name", help="the name of the image here (default: IMAGE)")
+    distribution = build.add_mutually_exclusive_group()
+    distribution.add_argument(
+        "--base", metavar="REF", help="the image of the distribution to start from, in a registry"
+    )
+    distribution.add_argument(
+        "--archive", metavar="FILE", help="an archive of the root file system to start from"
+    )
+    distribution.add_argument(
+        "--bootstrap",
+        metavar="SUITE",
+        help="start from a Debian or Ubuntu release, such as trixie, that mmdebstrap makes from its"
+        " packages",
+    )
+    listing = add("list", "images:run_list", "list the images")
+    add_json(listing)
+    inspect = add("inspect", "images:run_inspect", "print what is known about an image")
+    inspect.add_argument("image", metavar="IMAGE", help='a name or digest that "image list" shows')
+    add_json(inspect)
+    verify = add(
+        "verify",
+        "images:run_verify",
+        "check that the files of images are still those that were imported",
+        "This reads every file. The exit status is 1 if an image has changed.",
+    )
+    verify.add_argument(
+        "image", metavar="IMAGE", nargs="*", help="the images to check (default: all)"
+    )
+    add_json(verify)
+    remove = add("remove", "images:run_remove", "remove images that no running kernel uses")
+    remove.add_argument(
+        "image", metavar="IMAGE", nargs="+", help='a name or digest that "image list" shows'
+    )
+
+
+def add_place(command: argparse.ArgumentParser) -> None:
+    place = command.add_mutually_exclusive_group()
+    place.add_argument(
+        "--user", action="store_true", help="in this user's data directory of Jupyter"
+    )
+    place.add_argument(
+        "--sys-prefix", action="store_true", help=f"in this Python environment, {sys.prefix}"
+    )
+    place.add_argument("--prefix", metavar="P", help="in P/share/jupyter/kernels")
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def add_id(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "id",
+        metavar="ID",
+        help='the id that "gvisor-kernel list" shows, or a unique beginning of it',
+    )
