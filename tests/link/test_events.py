@@ -95,19 +95,19 @@ def test_the_layouts() -> None:
 )
 def test_a_binary_payload_has_one_length(kind: type[Started], size: int) -> None:
     for wrong in {0, size - 1, size + 1, MAX_PAYLOAD}:
-        with pytest.raises(RemoteProtocolError, match=f"has {wrong} bytes; {size} belong"):
+        with pytest.raises(RemoteProtocolError, match=f"has {wrong} bytes; {size} are expected"):
             kind.decode(bytes(wrong))
 
 
 @pytest.mark.parametrize("number", [0, 65, 255])
 def test_there_are_64_signals(number: int) -> None:
-    with pytest.raises(RemoteProtocolError, match="no signal"):
+    with pytest.raises(RemoteProtocolError, match="SIGNAL has the number"):
         Signal.decode(b"\0\0\0\1" + bytes([number]))
 
 
 @pytest.mark.parametrize("status", [256, -65, 2**31 - 1, -(2**31)])
 def test_there_are_256_statuses_and_64_signals_that_end(status: int) -> None:
-    with pytest.raises(RemoteProtocolError, match="no exit status"):
+    with pytest.raises(RemoteProtocolError, match="EXIT has the status"):
         Exited.decode(b"\0\0\0\1" + status.to_bytes(4, "big", signed=True))
 
 
@@ -192,7 +192,9 @@ def test_a_resume_is_checked_whole(key: str, wrong: object) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_another_version_is_refused_by_name(role: Role, version: int) -> None:
     end = Connection(role, Hello())
-    with pytest.raises(RemoteProtocolError, match=f"speaks version {version} .* this side 2"):
+    with pytest.raises(
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 2"
+    ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 
 
