@@ -58,7 +58,7 @@ def test_gets_the_relay(change: str, environment: Path, tmp_path: Path) -> None:
         assert execute(client, "import ipykernel; ipykernel.__file__").result == repr(
             str(copy / "__init__.py")
         )
-        assert f"This kernel gets the relay: {reason}" in kernel_log(manager)
+        assert f"Using the relay for this kernel: {reason}" in kernel_log(manager)
         manager.restart_kernel()
         client.wait_for_ready(timeout=SECONDS)
         assert execute(client, "40 + 2").result == "42"

@@ -166,7 +166,7 @@ def test_one_that_breaks_the_rules_is_given_up_with_the_reason(tmp_path: Path) -
             peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             assert select.select([connection], [], [], SECONDS)[0]
             assert connection.receive() == []
-    assert connection.broken == "the other side does not speak ZMTP"
+    assert connection.broken == "the peer does not speak ZMTP"
     assert not connection.open
     assert not connection.send([b"x"])
 
@@ -177,7 +177,7 @@ WRONG = {
     "a message before READY": (GREETING + b"\x00\x01x", "before the handshake"),
     "unknown flags": (GREETING + b"\x80\x00", "flags 0x80"),
     "a size without end": (GREETING + b"\x02" + b"\xff" * 8, "announces"),
-    "an ERROR": (GREETING + b"\x04\x0b\x05ERROR\x04nope", "refuses: b'nope'"),
+    "an ERROR": (GREETING + b"\x04\x0b\x05ERROR\x04nope", "sent an ERROR: b'nope'"),
 }
 
 
