@@ -22,7 +22,7 @@ SLOT_SIZE = 8
 
 
 def with_room(function: Callable[[], None]) -> Callable[[], None]:
-    """Return ``function`` called from a frame of half a CHUNK_SIZE. Use it once per thread."""
+    """Return ``function`` called from a frame of half of CHUNK_SIZE. Use it once per thread."""
 
     def call() -> None:
         function()

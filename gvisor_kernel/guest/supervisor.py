@@ -64,7 +64,7 @@ MAX_DRAIN_SECONDS = 30.0
 """Seconds after which they are given up in any case: answers to heartbeats are written as well."""
 DRAIN_MS = 50
 """Milliseconds between checks meanwhile."""
-LINK_WORD = "{link}"
+LINK_PLACEHOLDER = "{link}"
 """Placeholder in the argv of a START: the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127
 """Exit status of a kernel whose program could not be started, as in a shell."""
@@ -223,9 +223,9 @@ class Supervisor:
         self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
         own_end = kernel_end = None
-        if LINK_WORD in argv:
+        if LINK_PLACEHOLDER in argv:
             own_end, kernel_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            argv = [str(LINK_FD) if word == LINK_WORD else word for word in argv]
+            argv = [str(LINK_FD) if word == LINK_PLACEHOLDER else word for word in argv]
         self.connection.diverts = kernel_end is not None
         try:
             tcp = any(TCP_FILE_WORD in word for word in argv)
