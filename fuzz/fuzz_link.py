@@ -1,7 +1,7 @@
-"""Feed the link what a hostile end may send; see README.md in this folder.
+"""Feed the link with what a hostile end may send; see README.md in this directory.
 
-``check`` holds what must be true of any bytes at all. It needs nothing but the project, and the
-tests call it too; only ``main`` needs atheris.
+``check`` checks what must hold for any bytes. It needs nothing but the project, and the tests call
+it too. Only ``main`` needs atheris.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ RESUME = Resume(1, (("A", "b"),), "/", "k", "00" * 64)
 PEER_HELLO = encode_frame(FrameType.HELLO, Hello().encode())
 
 
-def prepared(situation: int) -> Connection:
-    """An end in one of eight situations, taken from the low bits of the input's first byte.
+def make_end(situation: int) -> Connection:
+    """Return an end in one of eight situations, chosen by the low bits of the input's first byte.
 
-    With its two highest bits set, a guest diverts frames to a kernel that speaks them itself.
+    If its two highest bits are set, a guest diverts frames to a kernel that speaks them itself.
     """
     role = Role.GUEST if situation & 1 else Role.HOST
     stage = situation >> 1 & 3
@@ -58,7 +58,7 @@ def prepared(situation: int) -> Connection:
     return end
 
 
-def pieces(stream: bytes, size: int) -> list[bytes]:
+def split(stream: bytes, size: int) -> list[bytes]:
     return [stream[index : index + size] for index in range(0, len(stream), size)]
 
 
@@ -66,8 +66,8 @@ def events(end: Connection) -> list[Event]:
     return list(iter(end.next_event, None))
 
 
-def judged(end: Connection, stream: list[bytes]) -> tuple[list[Event], str | None, State]:
-    """All events, the error's text, the state. Anything but the protocol's error is a finding."""
+def feed(end: Connection, stream: list[bytes]) -> tuple[list[Event], str | None, State]:
+    """Return all events, the error's text and the state. Any other exception is a finding."""
     error = None
     try:
         for piece in stream:
@@ -78,8 +78,8 @@ def judged(end: Connection, stream: list[bytes]) -> tuple[list[Event], str | Non
     return events(end), error, end.state
 
 
-def answer(end: Connection, event: Event) -> None:
-    """A kernel that SIGKILL ends, and an owner that starts the next one."""
+def reply_to(end: Connection, event: Event) -> None:
+    """Reply to an event: SIGKILL ends the kernel, and after its end the next one is started."""
     if end.run is not None:
         with suppress(LocalProtocolError):  # the state may be ahead of the event
             if isinstance(event, Signal) and event.signum == 9:
@@ -94,8 +94,8 @@ def answer(end: Connection, event: Event) -> None:
                 end.send(replace(START, run=end.run + 1))
 
 
-def live(end: Connection, stream: list[bytes], consume: int) -> None:
-    """As an owner uses it: events between reads, some messages consumed late, output written."""
+def drive(end: Connection, stream: list[bytes], consume: int) -> None:
+    """Use an end as an owner does: take events between reads, consume some messages late, write."""
     held: list[Message] = []
     for piece in stream:
         with suppress(RemoteProtocolError):
@@ -104,12 +104,12 @@ def live(end: Connection, stream: list[bytes], consume: int) -> None:
             repr(event)
             if isinstance(event, Message):
                 held.append(event)
-            answer(end, event)
+            reply_to(end, event)
         for channel in DATA_CHANNELS:
             assert 0 <= end.held(channel) <= WINDOW + MAX_MESSAGE
         while len(held) > consume:
             end.consumed(held.pop(0))
-        with suppress(LocalProtocolError):  # not while it has no kernel
+        with suppress(LocalProtocolError):  # refused while there is no kernel
             end.send_message(DATA_CHANNELS[len(piece) % 5], [piece, b""])
         for output in iter(end.data_to_send, b""):
             assert len(output) < 256 * 1024 + 2 * MAX_FRAME
@@ -119,15 +119,15 @@ def live(end: Connection, stream: list[bytes], consume: int) -> None:
 
 
 def check(data: bytes) -> None:
-    """No bytes raise anything but RemoteProtocolError, and how they are cut makes no difference."""
+    """Check that bytes raise nothing but RemoteProtocolError, and the same however they are cut."""
     if not data:
         return
     first, stream = data[0], data[1:]
     size = (first >> 3 & 7) * 5 + 1
-    whole = judged(prepared(first), [stream])
-    assert judged(prepared(first), pieces(stream, 1)) == whole
-    assert judged(prepared(first), pieces(stream, size)) == whole
-    live(prepared(first), pieces(stream, size), consume=first >> 6)
+    whole = feed(make_end(first), [stream])
+    assert feed(make_end(first), split(stream, 1)) == whole
+    assert feed(make_end(first), split(stream, size)) == whole
+    drive(make_end(first), split(stream, size), consume=first >> 6)
 
 
 def main() -> None:

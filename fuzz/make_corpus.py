@@ -1,15 +1,15 @@
-"""Write the seeds of corpus/link: streams as the two ends really send them, and a few wrong ones.
+"""Write the seeds of corpus/link: streams as the two ends really send them, and some invalid ones.
 
-The first byte of a seed is what ``fuzz_link.prepared`` and ``check`` make of it: bit 0 the role
-(1: guest), bits 1 and 2 how far it is (0 opening, 1 idle, 2 running, 3 after a run; a host:
-resuming), bits 6 and 7 both set a guest that diverts frames.
+``fuzz_link.make_end`` and ``check`` read the first byte of a seed: bit 0 is the role (1: guest);
+bits 1 and 2 are the state (0 opening, 1 idle, 2 running, 3 after a run, or resuming for a host);
+if bits 6 and 7 are set, a guest diverts frames.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fuzz_link import prepared
+from fuzz_link import make_end
 
 from gvisor_kernel.link import (
     Ask,
@@ -38,12 +38,12 @@ DIVERTS = 0xC0
 
 
 def conversation() -> tuple[bytes, bytes]:
-    """Two runs, a word of each kind: what the host received, and what the guest received."""
+    """Make two runs with most types of frames; return what host and guest received."""
     host = Connection(Role.HOST, Hello(facts=(("release", "1"),)))
     guest = Connection(Role.GUEST, Hello(facts=(("python", "3"),)))
     to_host = to_guest = b""
 
-    def carry() -> None:
+    def exchange() -> None:
         nonlocal to_host, to_guest
         while True:
             down, up = host.data_to_send(), guest.data_to_send()
@@ -58,10 +58,10 @@ def conversation() -> tuple[bytes, bytes]:
                     if isinstance(event, Message):
                         end.consumed(event)
 
-    carry()
+    exchange()
     for run in (1, 2):
         host.send(Start(run, ("python3", "{connection_file}"), (("A", "b"),), "/workspace", "key"))
-        carry()
+        exchange()
         guest.send(Started(run))
         host.send_message(Channel.SHELL, [b"id", b"<IDS|MSG>", b"sign", b"{}", b"", b"{}", b"{}"])
         host.send_message(Channel.HB, [b"beat"])
@@ -72,23 +72,25 @@ def conversation() -> tuple[bytes, bytes]:
         host.send(Ping(run))
         host.send(Signal(run, 9))
         host.send(Ask(run))
-        carry()
+        exchange()
         guest.send(Quiet(run, True))
-        carry()
+        exchange()
         guest.send(Exited(run, -9))
-        carry()
+        exchange()
     host.send_stop()
-    carry()
+    exchange()
     return to_host, to_guest
 
 
-def restored() -> tuple[bytes, bytes]:
-    """A guest in the middle of a run goes on from an image, and is idle: what each received."""
-    host, guest = prepared(HOST | RESUMING), prepared(GUEST | RUNNING)
+def resume_restored() -> tuple[bytes, bytes]:
+    """Resume a restored guest and find it idle; return what host and guest received."""
+    host, guest = make_end(HOST | RESUMING), make_end(GUEST | RUNNING)
     guest.data_to_send()
     to_guest = host.data_to_send()
     guest.receive_data(to_guest)
-    to_host = raw(FrameType.QUIET, b"\0\0\0\1\0") + raw(FrameType.DATA, b"\0", 2)  # stale
+    to_host = raw_frame(FrameType.QUIET, b"\0\0\0\1\0") + raw_frame(
+        FrameType.DATA, b"\0", 2
+    )  # stale
     host.receive_data(to_host)
     host.send_message(Channel.SHELL, [b"id", b"request"])
     guest.send(Resumed(1, True))
@@ -101,43 +103,45 @@ def restored() -> tuple[bytes, bytes]:
     return to_host + up + guest.data_to_send(), to_guest + down + host.data_to_send()
 
 
-def raw(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
+def raw_frame(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
     return HEADER.pack(kind, channel, flags, 0, len(payload)) + payload
 
 
-def seeds() -> dict[str, bytes]:
+def make_seeds() -> dict[str, bytes]:
     to_host, to_guest = conversation()
-    host_restored, guest_restored = restored()
+    host_restored, guest_restored = resume_restored()
     parts = b"\0\2" + (3).to_bytes(4, "big") + bytes(4) + b"abc"
-    halves = raw(FrameType.DATA, parts[:5], 2) + raw(FrameType.DATA, parts[5:], 2, FLAG_LAST)
+    halves = raw_frame(FrameType.DATA, parts[:5], 2) + raw_frame(
+        FrameType.DATA, parts[5:], 2, FLAG_LAST
+    )
     exit_status = b"\0\0\0\1" + (-9).to_bytes(4, "big", signed=True)
     return {
         "guest-whole": bytes([GUEST | OPENING]) + to_guest,
         "host-hello": bytes([HOST | OPENING]) + to_host[:120],
         "host-halves": bytes([HOST | RUNNING | 8]) + halves * 3,
         "host-half-then-exit": bytes([HOST | RUNNING])
-        + raw(FrameType.DATA, parts, 2)
-        + raw(FrameType.EXIT, exit_status),
-        "guest-late": bytes([GUEST | AFTER | 16]) + raw(FrameType.DATA, parts, 1) + halves
-        + raw(FrameType.SIGNAL, b"\0\0\0\1\2"),
-        "guest-stop": bytes([GUEST | IDLE]) + raw(FrameType.STOP) + b"\xff" * 9,
-        "host-log": bytes([HOST | IDLE]) + raw(FrameType.LOG, bytes(range(256)), 2),
-        "host-credit": bytes([HOST | RUNNING]) + raw(FrameType.CREDIT, bytes(4), 1),
-        "host-credit-over": bytes([HOST | RUNNING]) + raw(FrameType.CREDIT, b"\xff" * 4, 1),
+        + raw_frame(FrameType.DATA, parts, 2)
+        + raw_frame(FrameType.EXIT, exit_status),
+        "guest-late": bytes([GUEST | AFTER | 16]) + raw_frame(FrameType.DATA, parts, 1) + halves
+        + raw_frame(FrameType.SIGNAL, b"\0\0\0\1\2"),
+        "guest-stop": bytes([GUEST | IDLE]) + raw_frame(FrameType.STOP) + b"\xff" * 9,
+        "host-log": bytes([HOST | IDLE]) + raw_frame(FrameType.LOG, bytes(range(256)), 2),
+        "host-credit": bytes([HOST | RUNNING]) + raw_frame(FrameType.CREDIT, bytes(4), 1),
+        "host-credit-over": bytes([HOST | RUNNING]) + raw_frame(FrameType.CREDIT, b"\xff" * 4, 1),
         "host-long": bytes([HOST | RUNNING]) + HEADER.pack(FrameType.DATA, 2, 0, 0, 2**31),
         "host-parts": bytes([HOST | RUNNING])
-        + raw(FrameType.DATA, b"\x10\0" + bytes(4 * 4096), 2, FLAG_LAST),
+        + raw_frame(FrameType.DATA, b"\x10\0" + bytes(4 * 4096), 2, FLAG_LAST),
         "guest-restored": bytes([GUEST | RUNNING]) + guest_restored,
         "guest-diverts": bytes([GUEST | RUNNING | DIVERTS]) + guest_restored,
         "host-restored": bytes([HOST | RESUMING]) + host_restored,
-        "host-quiet": bytes([HOST | RUNNING]) + raw(FrameType.QUIET, b"\0\0\0\1\1") * 3,
-        "host-deep": bytes([HOST | OPENING]) + raw(FrameType.HELLO, b"[" * 5000),
+        "host-quiet": bytes([HOST | RUNNING]) + raw_frame(FrameType.QUIET, b"\0\0\0\1\1") * 3,
+        "host-deep": bytes([HOST | OPENING]) + raw_frame(FrameType.HELLO, b"[" * 5000),
     }  # fmt: skip
 
 
 def main() -> None:
     CORPUS.mkdir(parents=True, exist_ok=True)
-    for name, seed in seeds().items():
+    for name, seed in make_seeds().items():
         (CORPUS / name).write_bytes(seed)
 
 

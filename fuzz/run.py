@@ -1,8 +1,8 @@
-"""Fuzz the link for a given time with nothing but Python; see README.md in this folder.
+"""Fuzz the link for a given time with nothing but Python; see README.md in this directory.
 
-Inputs are those of the corpus with something changed: bytes, frames, lengths, halves of two. One
-that makes an end do what none did before (its events, its error, its state) is changed further.
-A finding is written to fuzz/found and ends the run with status 1.
+Inputs are changed inputs of the corpus: bytes, frames, lengths, or halves of two inputs. An input
+that has a new outcome (events, error and state of the end) is changed further. A finding is written
+to fuzz/found and ends the run with status 1.
 """
 
 from __future__ import annotations
@@ -22,44 +22,43 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
-from fuzz_link import check, judged, prepared  # noqa: E402
+from fuzz_link import check, feed, make_end  # noqa: E402
 
 from gvisor_kernel.link.frames import HEADER, FrameType  # noqa: E402
 
 CORPUS = FOLDER / "corpus" / "link"
 FOUND = FOLDER / "found"
 MAX_LENGTH = 4096
+"""Bytes of a changed input."""
 MAX_KEPT = 700
-"""Bytes of an input that is worth keeping: a person may have to read it."""
+"""Bytes of an input that --keep writes: a person may have to read it."""
 MAX_SECONDS = 20
-"""One input takes milliseconds; one that takes this long is a finding."""
+"""Seconds after which an input is a finding. An input takes milliseconds."""
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32759, 32760, 32761, 65535, 2**31, 2**32 - 1)
 
 
 def outcome(data: bytes) -> tuple[Hashable, set[Hashable]]:
-    """What an input does to an end, as a whole and one by one; without numbers and texts.
+    """Return what an input does to an end, as a whole and in parts, without numbers and texts.
 
-    The second is what the corpus has one input for each of: an error, by role, and a kind of
-    event, by situation.
+    The parts are an error, by role, and each type of event, by situation. The corpus has one input
+    for each part.
     """
-    events, error, state = judged(prepared(data[0]), [data[1:]])
-    said = re.sub(r"\d+|'.*'", "", error or "")
+    events, error, state = feed(make_end(data[0]), [data[1:]])
+    error_kind = re.sub(r"\d+|'.*'", "", error or "")
     kinds = frozenset(type(event).__name__ for event in events)
-    single = {(data[0] & 1, said), *((data[0] & 7, state, kind) for kind in kinds)}
-    return (data[0] & 7, kinds, said, state), single
+    found_parts = {(data[0] & 1, error_kind), *((data[0] & 7, state, kind) for kind in kinds)}
+    return (data[0] & 7, kinds, error_kind, state), found_parts
 
 
-def random_frame(chance: random.Random) -> bytes:
-    payload = chance.randbytes(chance.choice((0, 1, 4, 5, 8, 8, 9, 40)))
-    length = len(payload) if chance.random() < 0.9 else chance.choice(NUMBERS)
-    kind = chance.choice([*FrameType, chance.randrange(256)])
-    return (
-        HEADER.pack(kind, chance.randrange(7), chance.choice((0, 0, 1, 255)), 0, length) + payload
-    )
+def random_frame(rng: random.Random) -> bytes:
+    payload = rng.randbytes(rng.choice((0, 1, 4, 5, 8, 8, 9, 40)))
+    length = len(payload) if rng.random() < 0.9 else rng.choice(NUMBERS)
+    kind = rng.choice([*FrameType, rng.randrange(256)])
+    return HEADER.pack(kind, rng.randrange(7), rng.choice((0, 0, 1, 255)), 0, length) + payload
 
 
 def cut_frames(stream: bytes) -> list[bytes]:
-    """The frames of a stream; what is none, or half of one, is the last."""
+    """Split a stream into frames. The last piece is the rest, empty or incomplete."""
     frames = []
     while len(stream) >= HEADER.size:
         end = HEADER.size + HEADER.unpack_from(stream)[-1]
@@ -68,33 +67,33 @@ def cut_frames(stream: bytes) -> list[bytes]:
     return [*frames, stream]
 
 
-def changed(data: bytes, other: bytes, chance: random.Random) -> bytes:
-    """``data`` with one to four changes, some of which keep its frames whole."""
+def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Return ``data`` with one to four changes. Some of them keep its frames whole."""
     first, stream = data[0], data[1:]
-    for _ in range(chance.randint(1, 4)):
-        way = chance.randrange(9)
-        at = chance.randrange(len(stream) + 1)
-        end = min(len(stream), at + chance.randint(0, 24))
-        if way == 0:
-            first = chance.randrange(256)
-        elif way == 1:
-            stream = stream[:at] + chance.randbytes(end - at) + stream[end:]
-        elif way == 2:
+    for _ in range(rng.randint(1, 4)):
+        change = rng.randrange(9)
+        at = rng.randrange(len(stream) + 1)
+        end = min(len(stream), at + rng.randint(0, 24))
+        if change == 0:
+            first = rng.randrange(256)
+        elif change == 1:
+            stream = stream[:at] + rng.randbytes(end - at) + stream[end:]
+        elif change == 2:
             stream = stream[:at] + stream[end:]
-        elif way == 3:
+        elif change == 3:
             stream = stream[:end] + stream[at:]
-        elif way == 4:
-            number = chance.choice(NUMBERS).to_bytes(4, "big")[-chance.choice((1, 2, 4)) :]
+        elif change == 4:
+            number = rng.choice(NUMBERS).to_bytes(4, "big")[-rng.choice((1, 2, 4)) :]
             stream = stream[:at] + number + stream[at + len(number) :]
-        elif way == 5:
-            stream = stream[:at] + other[chance.randrange(len(other)) :]
+        elif change == 5:
+            stream = stream[:at] + other[rng.randrange(len(other)) :]
         else:
             frames = cut_frames(stream)
-            place = chance.randrange(len(frames))
-            if way == 6:
-                frames.insert(place, random_frame(chance))
-            elif way == 7:
-                frames.insert(place, chance.choice(cut_frames(other[1:])))
+            place = rng.randrange(len(frames))
+            if change == 6:
+                frames.insert(place, random_frame(rng))
+            elif change == 7:
+                frames.insert(place, rng.choice(cut_frames(other[1:])))
             else:
                 frames.pop(place)
             stream = b"".join(frames)
@@ -102,19 +101,19 @@ def changed(data: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
-    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
     pool = [path.read_bytes() for path in sorted(CORPUS.iterdir())]
     known = {outcome(data)[0] for data in pool}
     covered = set().union(*(outcome(data)[1] for data in pool))
     end = time.monotonic() + seconds
     count = 0
     while time.monotonic() < end:
-        data = changed(chance.choice(pool), chance.choice(pool), chance)
+        data = mutate(rng.choice(pool), rng.choice(pool), rng)
         count += 1
         signal.alarm(MAX_SECONDS)
         try:
             check(data)
-            new, single = outcome(data)
+            new, found_parts = outcome(data)
         except Exception:
             traceback.print_exc()
             path = write(FOUND, data)
@@ -125,8 +124,8 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
         if new not in known:
             known.add(new)
             pool.append(data)
-        if keep is not None and len(data) < MAX_KEPT and not single <= covered:
-            covered |= single
+        if keep is not None and len(data) < MAX_KEPT and not found_parts <= covered:
+            covered |= found_parts
             write(keep, data)
     print(f"Fuzzed the link for {seconds:g} s: {count} inputs, {len(known)} outcomes, no finding.")
     return 0
@@ -139,17 +138,19 @@ def write(folder: Path, data: bytes) -> Path:
     return path
 
 
-def too_long(signum: int, frame: object) -> None:
+def raise_timeout(signum: int, frame: object) -> None:
     raise AssertionError(f"an input takes longer than {MAX_SECONDS} s")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the link with changes of its corpus.")
     parser.add_argument("--seconds", type=float, default=120, help="how long (default: 120)")
-    parser.add_argument("--seed", type=int, help="repeats a run (default: another each time)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where to put new inputs")
+    parser.add_argument("--seed", type=int, help="repeat a run (default: a random seed)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="write new inputs to this directory"
+    )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGALRM, raise_timeout)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     return fuzz(arguments.seconds, seed, arguments.keep)
 

@@ -1,5 +1,6 @@
-"""What runs inside a sandbox: PID 1. Imports ``link``, the standard library, and pyzmq late.
+"""PID 1 of a sandbox, and the adapters that run in the kernel process.
 
-Python 3.9 and newer, since the interpreter is that of the image. Nothing here is trusted by the
-host: a kernel can end PID 1, but PID 1 is the only process that holds the link.
+Imports only ``link`` and the standard library, and pyzmq late, in kernel processes. Runs on Python
+3.9 and newer, because the interpreter is that of the root image. The host trusts nothing here: a
+kernel may end PID 1, but only PID 1 holds the link.
 """

@@ -1,4 +1,4 @@
-"""The connection file that a kernel reads inside its sandbox. Needs no pyzmq."""
+"""The connection file that a kernel reads inside its sandbox. Does not need pyzmq."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from gvisor_kernel.link.frames import DATA_CHANNELS, Channel
 DIRECTORY = "/run/gvisor-kernel/kernel"
 LOOPBACK = "127.0.0.1"
 FILE_WORD = "{connection_file}"
-"""In a START's argv: stands for the path of the kernel's connection file."""
+"""Placeholder in the argv of a START: the path of the kernel's connection file."""
 TCP_FILE_WORD = "{tcp_connection_file}"
-"""Likewise, of one that names ports of the sandbox's own loopback, for kernels without Unix
-sockets."""
+"""Placeholder for the path of a connection file with TCP ports of the sandbox's loopback, for
+kernels that cannot use Unix sockets."""
 
 SocketAddress = Union[str, Tuple[str, int]]
-"""The path of a Unix socket, or address and port."""
+"""The path of a Unix socket, or IP address and port."""
 
 
 def socket_prefix(run: int) -> str:
-    """What, with ``-N`` for channel N, is the path of a socket of kernel number ``run``."""
+    """Return the common prefix of the socket paths of kernel number ``run``.
+
+    ``-N`` after it is the path for channel number N.
+    """
     return f"{DIRECTORY}/{run}/s"
 
 
 def unix_addresses(run: int) -> Dict[Channel, SocketAddress]:
-    """Where kernel number ``run`` listens, if it is told to by Unix sockets."""
+    """Return where kernel number ``run`` listens if its connection file names Unix sockets."""
     prefix = socket_prefix(run)
     return {Channel(number): f"{prefix}-{int(number)}" for number in DATA_CHANNELS}
 
 
 def free_ports() -> Dict[Channel, SocketAddress]:
-    """Ports of the loopback that are free now. Nobody else is in the sandbox to take them."""
+    """Return free loopback ports. No other process of the sandbox runs that could take them."""
     sockets = {Channel(number): socket.socket() for number in DATA_CHANNELS}
     try:
         for bound in sockets.values():
@@ -48,7 +51,7 @@ def free_ports() -> Dict[Channel, SocketAddress]:
 def write_connection_file(
     run: int, addresses: Dict[Channel, SocketAddress], key: str, scheme: str
 ) -> str:
-    """Make a fresh directory for kernel number ``run``; returns its connection file's path."""
+    """Write a connection file for kernel number ``run`` in a new directory. Return its path."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     directory = f"{DIRECTORY}/{run}"
     os.makedirs(directory, mode=0o700)

@@ -1,4 +1,4 @@
-"""What PID 1 counts inside its sandbox; shown to people."""
+"""The processes, threads and memory that PID 1 reports (STATS). Shown to people."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 
 from gvisor_kernel.link import Stats
 
-MANY = 48
-"""Processes, of which more are not asked one by one: each answers only when it has a moment, and
-while hundreds compete for the processor PID 1 would do nothing else."""
+MAX_INSPECTED = 48
+"""Number of processes above which PID 1 does not read the stat file of each. A process answers
+only when it is scheduled, and PID 1 would do nothing else while hundreds compete for the CPU."""
 
 
 def count_processes() -> Stats:
-    """Processes, threads and resident bytes of the sandbox, PID 1 included.
+    """Count processes, threads and resident bytes of the sandbox, PID 1 included.
 
-    Where there are too many, each is taken for one thread, and for nothing resident.
+    If there are too many processes, each counts as one thread without memory.
     """
     processes = threads = pages = 0
     names = [name for name in os.listdir("/proc") if name.isdigit()]
-    if len(names) > MANY:
+    if len(names) > MAX_INSPECTED:
         return Stats(len(names), len(names), 0)
     for name in names:
         try:
@@ -27,6 +27,6 @@ def count_processes() -> Stats:
             threads += int(fields[17])
             pages += int(fields[21])
         except (OSError, IndexError, ValueError):
-            continue  # it ended meanwhile
+            continue  # the process has ended meanwhile
         processes += 1
     return Stats(processes, threads, pages * os.sysconf("SC_PAGE_SIZE"))

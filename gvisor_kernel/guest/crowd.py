@@ -1,9 +1,9 @@
-"""Many processes at once: held back for a moment, so that an interrupted kernel can notice.
+"""Pauses all other processes for a moment, so that an interrupted kernel can handle the signal.
 
-Where hundreds of processes compete, each gets its turn after seconds, and again for each of its
-system calls: a kernel needs many for what an interrupt asks of it. All others wait while it does
-that. With few processes nothing of this happens: a program may mind being stopped, as a shell does
-that waits for it.
+Where hundreds of processes compete for the CPU, each is scheduled after seconds only, and again for
+each of its system calls. A kernel needs many system calls to handle an interrupt, so all other
+processes wait meanwhile. With few processes nothing is paused: a program may not expect to be
+stopped, such as a shell that waits for it.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ from typing import Optional
 from gvisor_kernel.guest import linux
 from gvisor_kernel.guest.process import KernelProcess
 
-MANY = 64
-"""Threads of all processes, from which on they are a crowd."""
+MIN_CROWD_THREADS = 64
+"""Number of threads in the sandbox from which other processes are paused."""
 HOLD_SECONDS = 2.0
+"""Seconds for which they are paused."""
 
 
 class Crowd:
-    """All processes of the sandbox but PID 1 and the kernel itself."""
+    """All processes of the sandbox except PID 1 and the kernel."""
 
     def __init__(self) -> None:
-        self._until: Optional[float] = None
+        self._paused_until: Optional[float] = None
 
     @property
     def wait_ms(self) -> Optional[int]:
-        """After how long to ``look``; None while nobody is held back."""
-        if self._until is None:
+        """Milliseconds until ``look`` must be called; None while nothing is paused."""
+        if self._paused_until is None:
             return None
-        return max(0, int((self._until - time.monotonic()) * 1000) + 1)
+        return max(0, int((self._paused_until - time.monotonic()) * 1000) + 1)
 
     def hold_back(self, kernel: KernelProcess) -> None:
-        """Let only ``kernel`` run for HOLD_SECONDS, if there are many others."""
-        if os.getpid() != 1 or linux.count_tasks() < MANY:
+        """Let only ``kernel`` run for HOLD_SECONDS, if there are many other threads."""
+        if os.getpid() != 1 or linux.count_tasks() < MIN_CROWD_THREADS:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGSTOP)
             os.kill(kernel.pid, signal.SIGCONT)
-        self._until = time.monotonic() + HOLD_SECONDS
+        self._paused_until = time.monotonic() + HOLD_SECONDS
 
     def look(self) -> None:
-        """Let them go on, once it is time."""
-        if self._until is not None and time.monotonic() >= self._until:
-            self._until = None
+        """Continue the paused processes once their time is over."""
+        if self._paused_until is not None and time.monotonic() >= self._paused_until:
+            self._paused_until = None
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGCONT)

@@ -1,11 +1,12 @@
-"""The kernel process's own end of the link: frames on one socket, two threads. No ZMQ here.
+"""The end of the link in a kernel process that speaks frames itself. No ZMQ here.
 
-One thread reads; one writes what cannot leave at once. A small message leaves from the thread that
-sends it: waking another thread costs more inside gVisor than the call. The socket carries packets,
-each some whole frames. So an exception that a signal raises in the main thread (an interrupt, an
-alarm of the notebook) may lose the message that is being sent, but never leaves half a frame.
+It has one socket and two threads. One thread reads; the other writes what cannot be sent at once.
+The calling thread sends small messages itself, because to wake another thread costs more inside
+gVisor than the system call. The socket keeps packet boundaries, and each packet holds whole frames.
+So an exception that a signal raises in the main thread (an interrupt, an alarm of the notebook) may
+lose the message that is being sent, but never leaves a partial frame.
 
-On the other side of the socket PID 1 passes the frames on, unread. See docs/protocol.md.
+PID 1 has the other end of the socket and forwards the frames undecoded. See docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -36,98 +37,98 @@ from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import DIRECT_CHANNELS, Channel, FrameReader, FrameType, encode_frame
 
 READ_SIZE = 256 * 1024
-PACKET = 128 * 1024
-"""Bytes of a packet at most: a few frames."""
-SMALL = 16 * 1024
-"""Bytes of a message that may leave from the thread that sends it."""
-AHEAD = 4 * 1024 * 1024
-"""Bytes of output that wait for the host; above, whoever writes output waits too."""
-AHEAD_MESSAGES = 1000
-"""Messages that wait for the writing thread, likewise."""
+"""Bytes to read at once; a packet is smaller."""
+PACKET_SIZE = 128 * 1024
+"""Target size of a packet in bytes: a few frames."""
+MAX_SENT_AT_ONCE = 16 * 1024
+"""Bytes of a message up to which the calling thread sends it itself."""
+MAX_QUEUED = 4 * 1024 * 1024
+"""Bytes of output that may wait for the host. Above it, a thread that writes output waits."""
+MAX_QUEUED_MESSAGES = 1000
+"""Messages that may wait for the writing thread. Above it, a thread that writes output waits."""
 DRAIN_SECONDS = 3.0
-"""How long the last messages of a kernel that ends may take to leave its process."""
-LOOK_SECONDS = 0.1
-"""How often a thread that waits for room looks again, should it have missed the news."""
+"""Seconds that the last messages of a kernel that exits may take to leave its process."""
+POLL_SECONDS = 0.1
+"""Seconds after which a thread that waits for room checks again, in case it missed the signal."""
 
 Parts = List[bytes]
-_LAST: Parts = []
-"""In the queue: what was sent before it is the last."""
+_END: Parts = []
+"""Queue entry that marks the end: everything to be sent was queued before it."""
 
 
 class DirectLink:
-    """The link as the kernel process has it, from ``start`` to the end of the process.
+    """The kernel's end of the link, from ``start`` to the end of the process.
 
-    ``send`` may be called from any thread.
+    Set the ``on_…`` callbacks before ``start``; the reading thread calls them. Any thread may call
+    ``send``.
     """
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self.on_message: Callable[[Message], None] = lambda message: None
-        """Takes what came; in the reading thread. Set before ``start``."""
+        """Called with each received message."""
         self._on_resume: Callable[[Resume], None] = lambda resume: None
         self.on_ask: Callable[[], bool] = lambda: False
-        """Says whether the kernel has nothing to do by itself; in the reading thread. Set before
-        ``start``."""
+        """Called for an ASK; returns whether the kernel is idle."""
         self.on_signal: Callable[[int], None] = lambda signum: None
-        """Hears of a signal that this process was sent; in the reading thread. Set before
-        ``start``."""
+        """Called with the number of a signal that PID 1 has sent to this process."""
         self._flow = Flow(DIRECT_CHANNELS)
         self._frames = FrameReader()
         self._lock = threading.Lock()
-        """Guards ``_flow``, ``_unsent`` and the order of what is written."""
+        """Guards ``_flow``, ``_unsent`` and the order of writes."""
         self._waiting: Deque[Tuple[Optional[Channel], Parts]] = deque()
-        """For the writing thread, which takes one out when it has been queued in ``_flow``."""
-        self._acts: Deque[Callable[[], None]] = deque()
+        """Entries for the writing thread, which removes each after it was added to ``_flow``."""
+        self._callbacks: Deque[Callable[[], None]] = deque()
         self._timers: List[Tuple[float, Callable[[], None]]] = []
         self._unsent: Deque[bytes] = deque()
-        """Frames that are counted as sent, when the socket was full."""
+        """Frames that count as sent, but were not written because the socket was full."""
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """Not an Event: whoever is interrupted while it waits would leave that one's lock in
-        disorder, for the writing thread to stumble over."""
-        self._last_taken = False
+        self._room_made: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Not an Event: an interrupt of a thread that waits could leave the Event's lock in a state
+        that breaks the writing thread."""
+        self._end_queued = False
         self._drained = threading.Event()
-        self._open = False
+        self._started = False
         self._pid = os.getpid()
         self._delivery = threading.RLock()
-        """Held while a message is delivered."""
+        """Held while ``on_message`` runs."""
         self._delivering = True
         self._writer: Optional[threading.Thread] = None
-        os.register_at_fork(after_in_child=self._leave_to_parent)
+        os.register_at_fork(after_in_child=self._close_in_child)
 
     @staticmethod
-    def _thread(target: Callable[[], None], name: str) -> threading.Thread:
+    def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
         thread = threading.Thread(target=with_room(target), name=name, daemon=True)
-        # A debugger neither stops these threads nor shows them.
+        # Debuggers must neither stop these threads nor list them.
         thread.pydev_do_not_trace = True  # type: ignore[attr-defined]
         thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
         return thread
 
     def start(self, hello: Hello) -> None:
-        """Say that this kernel speaks frames, and begin."""
+        """Send the HELLO and start the threads. ``hello``: its facts say what this kernel is."""
         self._socket.send(encode_frame(FrameType.HELLO, hello.encode()))
-        # Made no sooner: ipykernel 6 lets no thread run that was made before the kernel started.
-        self._writer = self._thread(self._writing, "Link writer")
-        self._open = True
+        # Not created earlier: ipykernel 6 does not run threads created before the kernel started.
+        self._writer = self._make_thread(self._run_writer, "Link writer")
+        self._started = True
         self._writer.start()
-        self._thread(self._reading, "Link reader").start()
+        self._make_thread(self._run_reader, "Link reader").start()
         self._wake.put(None)
 
     # -- sending, from any thread ----------------------------------------------------------------
 
     def send(self, channel: Channel, parts: Parts) -> None:
-        """Send a message, or leave it to the writing thread. Never waits for the host."""
+        """Send a message, or queue it for the writing thread. Any thread. Never blocks."""
         if not self._send_at_once(channel, parts):
-            self._leave_to_writer(channel, parts)
+            self._queue_for_writer(channel, parts)
 
-    def _leave_to_writer(self, channel: Optional[Channel], parts: Parts) -> None:
+    def _queue_for_writer(self, channel: Optional[Channel], parts: Parts) -> None:
         self._waiting.append((channel, parts))
         self._wake.put(None)
 
     def _send_at_once(self, channel: Channel, parts: Parts) -> bool:
-        if self._waiting or not self._open or self._lock.locked():
+        if self._waiting or not self._started or self._lock.locked():
             return False
-        if sum(map(len, parts)) > SMALL:
+        if sum(map(len, parts)) > MAX_SENT_AT_ONCE:
             return False
         with self._lock:
             if self._waiting or self._unsent:
@@ -141,49 +142,49 @@ class DirectLink:
                 self._unsent.append(frame)
                 self._wake.put(None)
             except OSError:
-                return True  # PID 1 is gone, and this process with it
+                return True  # PID 1 has ended, and this process ends with it
         return True
 
     def serves(self, thread: threading.Thread) -> bool:
-        """Whether ``thread`` may wait for what it lets the writing thread do."""
-        return thread is not self._writer and self._writes()
+        """Return whether ``thread`` may wait for a callback that the writing thread runs."""
+        return thread is not self._writer and self._has_writer()
 
-    def _writes(self) -> bool:
+    def _has_writer(self) -> bool:
         return self._writer is not None and self._writer.is_alive()
 
-    def run_soon(self, act: Callable[[], None]) -> None:
-        """Let the writing thread call ``act``, after what was queued before."""
-        self._acts.append(act)
+    def run_soon(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in the writing thread, after everything that was queued before."""
+        self._callbacks.append(callback)
         self._wake.put(None)
 
-    def run_later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Let the writing thread call ``act`` after ``seconds``."""
-        self._timers.append((time.monotonic() + seconds, act))
+    def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in the writing thread after ``seconds``."""
+        self._timers.append((time.monotonic() + seconds, callback))
         self._wake.put(None)
 
     def wait_for_room(self) -> None:
-        """Wait while far more output is queued than the host takes. For whoever makes output."""
-        while self._crowded() and self._pid == os.getpid() and self._writes():
+        """Block while too much output is queued for the host. Called by threads that write."""
+        while self._is_full() and self._pid == os.getpid() and self._has_writer():
             with contextlib.suppress(queue.Empty):
-                self._room.get(timeout=LOOK_SECONDS)
+                self._room_made.get(timeout=POLL_SECONDS)
 
-    def _crowded(self) -> bool:
-        return self._flow.queued() > AHEAD or len(self._waiting) > AHEAD_MESSAGES
+    def _is_full(self) -> bool:
+        return self._flow.queued() > MAX_QUEUED or len(self._waiting) > MAX_QUEUED_MESSAGES
 
     # -- the two threads -------------------------------------------------------------------------
 
-    def _reading(self) -> None:
-        self._to_the_end(self._read)
+    def _run_reader(self) -> None:
+        self._run_until_closed(self._read)
 
-    def _writing(self) -> None:
-        self._to_the_end(self._write)
+    def _run_writer(self) -> None:
+        self._run_until_closed(self._write)
 
-    def _to_the_end(self, work: Callable[[], None]) -> None:
-        """Without one of its threads the link is of no use: PID 1 then sees it closed."""
+    def _run_until_closed(self, work: Callable[[], None]) -> None:
+        """Run ``work``, then close the socket: without either thread the link is useless."""
         try:
             work()
-        except Exception as error:  # code of the notebook has changed what is here
-            complain(f"The kernel's link ends: {type(error).__name__}: {error}\n")
+        except Exception as error:  # code of the notebook may have changed objects used here
+            print_error(f"The kernel's link failed: {type(error).__name__}: {error}\n")
         finally:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -193,55 +194,55 @@ class DirectLink:
             due = min((at for at, _ in self._timers), default=None)
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
-            self._act()
+            self._run_callbacks()
             with self._lock:
                 urgent: Parts = []
                 while self._waiting:
-                    self._add(self._waiting[0], urgent)
+                    self._queue_entry(self._waiting[0], urgent)
                     self._waiting.popleft()
                 if not self._flush(urgent):
                     return
 
-    def _act(self) -> None:
-        """What other threads asked this one to do. An error in it is shown, and is no end."""
+    def _run_callbacks(self) -> None:
+        """Run the callbacks that are due. Their errors are printed and do not end the thread."""
         now = time.monotonic()
         for timer in [timer for timer in self._timers if timer[0] <= now]:
             self._timers.remove(timer)
-            self._acts.append(timer[1])
-        while self._acts:
+            self._callbacks.append(timer[1])
+        while self._callbacks:
             try:
-                self._acts.popleft()()
+                self._callbacks.popleft()()
             except Exception as error:
-                complain(f"{type(error).__name__}: {error}\n")
+                print_error(f"{type(error).__name__}: {error}\n")
 
-    def _add(self, item: Tuple[Optional[Channel], Parts], urgent: Parts) -> None:
-        channel, parts = item
+    def _queue_entry(self, entry: Tuple[Optional[Channel], Parts], urgent: Parts) -> None:
+        channel, parts = entry
         if channel is None:
-            self._last_taken |= parts is _LAST
+            self._end_queued |= parts is _END
             urgent += parts
             return
         try:
             self._flow.add(channel, parts)
         except LocalProtocolError as error:
-            complain(explain_drop(channel, error))
+            print_error(explain_drop(channel, error))
 
     def _flush(self, urgent: Parts) -> bool:
-        """Write what the host has room for; False when the link is gone."""
+        """Write as much as credit allows. Return False when the socket is closed."""
         try:
             while self._unsent:
                 self._socket.send(self._unsent[0])
                 self._unsent.popleft()
             out = list(urgent)
-            self._flow.write(out, PACKET)
+            self._flow.write(out, PACKET_SIZE)
             while out:
                 self._socket.send(b"".join(out))
                 out = []
-                self._flow.write(out, PACKET)
+                self._flow.write(out, PACKET_SIZE)
         except OSError:
             return False
-        if not self._crowded() and self._room.empty():
-            self._room.put(None)
-        if self._last_taken and not self._flow.queued():
+        if not self._is_full() and self._room_made.empty():
+            self._room_made.put(None)
+        if self._end_queued and not self._flow.queued():
             self._drained.set()
         return True
 
@@ -262,7 +263,7 @@ class DirectLink:
                     self._resume(Resume.decode(frame.payload))
                     continue
                 if frame.type is FrameType.ASK:
-                    self._answer(Ask.decode(frame.payload))
+                    self._answer_ask(Ask.decode(frame.payload))
                     continue
                 if frame.type is FrameType.SIGNAL:
                     self.on_signal(Signal.decode(frame.payload).signum)
@@ -281,11 +282,11 @@ class DirectLink:
                 if not self._flush([]):
                     return
 
-    def _answer(self, ask: Ask) -> None:
-        """In a packet of its own, for PID 1."""
+    def _answer_ask(self, ask: Ask) -> None:
+        """Answer an ASK. The QUIET leaves in a packet of its own, as PID 1 expects."""
         idle = self.on_ask()
         with self._lock:
-            idle = idle and not (self._waiting or self._unsent or self._timers or self._acts)
+            idle = idle and not (self._waiting or self._unsent or self._timers or self._callbacks)
             quiet = Quiet(ask.run, idle and not self._flow.queued())
             self._unsent.append(encode_frame(FrameType.QUIET, quiet.encode()))
 
@@ -294,38 +295,40 @@ class DirectLink:
             if self._delivering:
                 self.on_message(message)
 
-    # -- restored from an image --------------------------------------------------------------------
+    # -- restored from a snapshot ------------------------------------------------------------------
 
-    def on_resume(self, act: Callable[[Resume], None]) -> None:
-        """``act`` makes this process another kernel than its image; called in the reading thread,
-        before any message of the new host is read."""
-        self._on_resume = act
+    def on_resume(self, callback: Callable[[Resume], None]) -> None:
+        """Set ``callback``, which applies a RESUME to this process.
+
+        The reading thread calls it before it reads any message of the new host.
+        """
+        self._on_resume = callback
 
     def _resume(self, resume: Resume) -> None:
         with self._lock:
             self._flow.begin()
         self._on_resume(resume)
         resumed = encode_frame(FrameType.RESUMED, Resumed(resume.run, True).encode())
-        self._leave_to_writer(None, [resumed])
+        self._queue_for_writer(None, [resumed])
 
     # -- the end ---------------------------------------------------------------------------------
 
     def stop_delivering(self) -> None:
-        """No message is delivered after this. The host's credit is, for what has to leave."""
+        """Deliver no message from now on. Credit is still read, so that queued output leaves."""
         with self._delivery:
             self._delivering = False
 
     def drain(self) -> None:
-        """Wait until what was sent has left this process, DRAIN_SECONDS at most."""
-        self._leave_to_writer(None, _LAST)
+        """Block until everything queued has left this process, for DRAIN_SECONDS at most."""
+        self._queue_for_writer(None, _END)
         self._drained.wait(DRAIN_SECONDS)
 
-    def _leave_to_parent(self) -> None:
-        """A forked child has neither the threads nor the link."""
+    def _close_in_child(self) -> None:
+        """Close the socket in a forked child, which has neither the threads nor the link."""
         self._socket.close()
 
 
-def complain(text: str) -> None:
-    """To the process's stderr, which ipykernel shows in the notebook."""
+def print_error(text: str) -> None:
+    """Print to the process's stderr, which ipykernel shows in the notebook."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())

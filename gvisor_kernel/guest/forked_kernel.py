@@ -1,8 +1,8 @@
-"""A kernel that is a fork of PID 1: its interpreter has started, and imported ipykernel, already.
+"""A kernel that is a fork of PID 1, whose interpreter has already imported ipykernel.
 
-So a start waits for neither, nor does a restart in the same sandbox; and what a kernel only reads
-of the imported modules is in memory once. PID 1 cannot be changed by a kernel: its user namespace
-is another one.
+So neither a start nor a restart in the same sandbox waits for the interpreter or the imports, and
+kernels share the memory of imported modules that they only read. A kernel cannot change PID 1: PID
+1 is in another user namespace.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from gvisor_kernel.guest import python_kernel
 from gvisor_kernel.guest.resume import reseed
 
 EARLY_PREFIXES = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
-"""Variables that an interpreter reads as it starts."""
+"""Prefixes of variables that an interpreter reads when it starts."""
 
 
 def import_ahead(names: Sequence[str]) -> bool:
-    """Import what a kernel will need. False, where it cannot be: then kernels start by exec."""
+    """Import the modules ``names`` and the ipykernel adapter.
+
+    Returns False if there are none, or one fails: kernels are then started by exec.
+    """
     if not names:
         return False
     try:
@@ -39,15 +42,15 @@ def import_ahead(names: Sequence[str]) -> bool:
         print(f"{names[0]} cannot be imported: {error}", file=sys.stderr)
         return False
     gc.collect()
-    gc.freeze()  # else the collector of each kernel would write to every page
+    gc.freeze()  # otherwise the garbage collector of each kernel would write to every page
     return True
 
 
 def find_module(argv: Sequence[str], environment: Mapping[str, str]) -> Optional[List[str]]:
-    """``sys.argv`` for ``python_kernel``, if a fork of this process can be what ``argv`` starts.
+    """Return the ``sys.argv`` of ``python_kernel`` if a fork can replace the command ``argv``.
 
-    It can where that is the same interpreter with the same options, running ``python_kernel``,
-    and no variable differs that it would read as it starts.
+    It can if ``argv`` runs ``python_kernel`` with this interpreter and its options, and if no
+    variable differs that an interpreter reads when it starts. Otherwise return None.
     """
     own = [sys.executable, "-Xfrozen_modules=off", python_kernel.__file__]
     if list(argv[:3]) != own:
@@ -59,7 +62,10 @@ def find_module(argv: Sequence[str], environment: Mapping[str, str]) -> Optional
 
 
 def become(argv: List[str], environment: Mapping[str, str]) -> NoReturn:
-    """Run the kernel in this process, a forked child that has its descriptors, and end with it."""
+    """Run the kernel in this process and exit with its status. Never returns.
+
+    The process must be a forked child whose descriptors are set up.
+    """
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -77,10 +83,10 @@ def become(argv: List[str], environment: Mapping[str, str]) -> NoReturn:
             python_kernel.main()
             status = 0
         except SystemExit as error:
-            status = _status_of(error)
+            status = _find_exit_status(error)
         except BaseException:
             traceback.print_exc()
-        # As an interpreter ends.
+        # The same steps as at the end of an interpreter.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     except BaseException:
@@ -92,7 +98,7 @@ def become(argv: List[str], environment: Mapping[str, str]) -> NoReturn:
         os._exit(status)
 
 
-def _status_of(error: SystemExit) -> int:
+def _find_exit_status(error: SystemExit) -> int:
     if error.code is None:
         return 0
     if isinstance(error.code, int):

@@ -1,4 +1,4 @@
-"""What the host's log gets from inside: PID 1's words, and a kernel's within a budget."""
+"""What PID 1 sends to the host's log: its own lines, and the kernel's output within a budget."""
 
 from __future__ import annotations
 
@@ -7,53 +7,63 @@ import time
 from gvisor_kernel.link import Connection, LogSource
 
 LOG_BURST = 256 * 1024
+"""Bytes of log that a kernel may cause at once."""
 LOG_PER_SECOND = 32 * 1024
-"""Of what a kernel writes, or makes PID 1 write, this much is forwarded."""
+"""Bytes of log per second that a kernel may cause in the long run."""
 
 
 class LogBudget:
-    """How many bytes of log may pass now: a bucket that fills with time."""
+    """The bytes of log that may be forwarded now: a bucket that fills with time.
+
+    ``dropped``: bytes that were refused and not reported yet.
+    """
 
     def __init__(self) -> None:
-        self._left = float(LOG_BURST)
-        self._at = time.monotonic()
+        self._available = float(LOG_BURST)
+        self._refilled_at = time.monotonic()
         self.dropped = 0
 
-    def take(self, size: int) -> bool:
-        """Whether ``size`` bytes may pass. Once something did not, nothing does before there is
-        room for half a second's: that much was dropped takes a line, too."""
+    def spend(self, size: int) -> bool:
+        """Return whether ``size`` bytes may be forwarded, and count them.
+
+        After a refusal nothing is forwarded until there is budget for half a second: the report of
+        the dropped bytes needs a line too.
+        """
         now = time.monotonic()
-        self._left = min(float(LOG_BURST), self._left + (now - self._at) * LOG_PER_SECOND)
-        self._at = now
-        if self._left < (max(size, LOG_PER_SECOND // 2) if self.dropped else size):
+        self._available = min(
+            float(LOG_BURST), self._available + (now - self._refilled_at) * LOG_PER_SECOND
+        )
+        self._refilled_at = now
+        if self._available < (max(size, LOG_PER_SECOND // 2) if self.dropped else size):
             self.dropped += size
             return False
-        self._left -= size
+        self._available -= size
         return True
 
 
 class GuestLog:
-    """Lines for the log, over the link."""
+    """Writes lines to the host's log over the link."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._budget = LogBudget()
 
     def say(self, text: str) -> None:
+        """Write a line of PID 1."""
         self._connection.send_log(LogSource.GUEST, text)
 
     def complain(self, text: str) -> None:
-        """Of what a kernel causes, no more than of what it writes itself."""
-        if self._may_pass(len(text)):
+        """Write a line that a kernel has caused; it counts in the kernel's budget."""
+        if self._spend_budget(len(text)):
             self.say(text)
 
     def pass_on(self, source: LogSource, data: bytes) -> None:
-        """What the kernel wrote to its stdout or stderr; said to be dropped, where it is."""
-        if self._may_pass(len(data)):
+        """Forward output of the kernel within its budget, with a note of what was dropped."""
+        if self._spend_budget(len(data)):
             self._connection.send_log(source, data.decode("utf-8", "replace"))
 
-    def _may_pass(self, size: int) -> bool:
-        if not self._budget.take(size):
+    def _spend_budget(self, size: int) -> bool:
+        if not self._budget.spend(size):
             return False
         if self._budget.dropped:
             self.say(f"{self._budget.dropped} bytes of output were not logged.\n")

@@ -1,8 +1,9 @@
-"""Who PID 1 is, and who the kernel: two uids where the sandbox has them, as those of root.
+"""The uids of PID 1 and of the kernel: two of them if the sandbox has two, as a sandbox of root.
 
-PID 1 is uid 0, as whom a kernel can neither open its descriptors nor signal it. Its effective uid
-is the kernel's until it serves, so that it can read code which only its owner may; and for moments
-afterwards, to make what a kernel is to own and to reach what only a kernel may.
+PID 1 is uid 0, so that a kernel can neither open its descriptors nor signal it. Until PID 1 serves
+the link, its effective uid is the kernel's, so that it can read code that only the owner may read.
+Later it changes its effective uid for moments: to create what a kernel must own, and to reach what
+only a kernel may reach.
 """
 
 from __future__ import annotations
@@ -14,52 +15,52 @@ from typing import Iterator
 from gvisor_kernel.guest import linux
 
 INIT_ID = 0
-"""PID 1's uid and gid."""
+"""The uid and gid of PID 1 inside the sandbox."""
 
 kernel_id = INIT_ID
-"""The uid and gid of a kernel, as the sandbox counts them; PID 1's own where there is one alone."""
+"""The uid and gid of a kernel inside the sandbox. PID 1's own if the sandbox has only one."""
 
 
 def learn() -> None:
-    """Take ``kernel_id`` from the effective uid, before it is changed. See ``spec.oci``."""
+    """Set ``kernel_id`` to the effective uid. Call it before any change; see ``spec.oci``."""
     global kernel_id
     kernel_id = os.geteuid()
 
 
 def be_init() -> None:
-    """Be INIT_ID from here on, with all capabilities that are permitted."""
+    """Change to INIT_ID for good, with all permitted capabilities."""
     if kernel_id != INIT_ID:
-        _take(INIT_ID)
-        linux.set_dumpable(False)  # else what /proc tells of it were the kernel's for moments
+        _set_effective_ids(INIT_ID)
+        linux.set_dumpable(False)  # otherwise /proc/1 would belong to the kernel's uid for moments
 
 
 @contextlib.contextmanager
 def as_kernel() -> Iterator[None]:
-    """With the kernel's rights to files, and without capabilities."""
-    with _for_now(kernel_id, INIT_ID):
+    """Use the kernel's rights to files and no capabilities inside the block."""
+    with _switched(kernel_id, INIT_ID):
         yield
 
 
 @contextlib.contextmanager
 def as_init() -> Iterator[None]:
-    """With PID 1's rights, before ``be_init``."""
-    with _for_now(INIT_ID, kernel_id):
+    """Use PID 1's rights inside the block. Only before ``be_init``."""
+    with _switched(INIT_ID, kernel_id):
         yield
 
 
 @contextlib.contextmanager
-def _for_now(number: int, afterwards: int) -> Iterator[None]:
+def _switched(number: int, afterwards: int) -> Iterator[None]:
     if number == afterwards:
         yield
         return
-    _take(number)
+    _set_effective_ids(number)
     try:
         yield
     finally:
-        _take(afterwards)
+        _set_effective_ids(afterwards)
 
 
-def _take(number: int) -> None:
-    os.seteuid(INIT_ID)  # only as root of the sandbox may it change its gid
+def _set_effective_ids(number: int) -> None:
+    os.seteuid(INIT_ID)  # only root of the sandbox may change the gid
     os.setegid(number)
     os.seteuid(number)

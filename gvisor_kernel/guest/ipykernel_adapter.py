@@ -1,17 +1,18 @@
-"""Lets a kernel of the ipykernel family speak frames, at as few and as narrow points as there are.
+"""Makes a kernel of the ipykernel family speak frames, with as few changes to it as possible.
 
-Its ROUTER and XPUB sockets are bound to ``inproc`` addresses. What arrives on the link goes in by
-DEALER sockets; what the kernel sends to one of those leaves by the link instead. All else is
-ipykernel's own and stays: identities, threads, subshells, the debugger's socket to the shell
+Its ROUTER and XPUB sockets are bound to ``inproc`` addresses. Messages from the link enter through
+DEALER sockets; replies to these, and what the kernel publishes, go to the link instead. Everything
+else stays ipykernel's own: identities, threads, subshells, the debugger's socket to the shell
 channel, the output of forked children.
 
-The points, the same in ipykernel 6.29 to 7.4 (docs/architecture.md names the versions tested):
+These methods are replaced. They are the same in ipykernel 6.29 to 7.4 (docs/architecture.md names
+the versions tested):
 
-- ``IPKernelApp._bind_socket(socket, port)``: binds one of the application's four sockets,
-- ``IPKernelApp.init_heartbeat()``: would start a thread and a socket; PID 1 answers instead,
-- ``IPKernelApp.init_io()``: after it ``sys.stdout`` and ``sys.stderr`` are ``OutStream``,
-- ``IPKernelApp.start()``: starts the kernel, and then serves,
-- ``IPKernelApp.close()``: closes the sockets, at exit.
+- ``IPKernelApp._bind_socket(socket, port)`` binds one of the application's four sockets.
+- ``IPKernelApp.init_heartbeat()`` would start a thread and a socket; PID 1 answers heartbeats.
+- ``IPKernelApp.init_io()``: after it ``sys.stdout`` and ``sys.stderr`` are ``OutStream``.
+- ``IPKernelApp.start()`` starts the kernel and serves.
+- ``IPKernelApp.close()`` closes the sockets at exit.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from gvisor_kernel.guest.quiet import Quietness
 from gvisor_kernel.guest.resume import rekey_kernel, rename_kernel, reseed, settle_in
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
-POINTS: Dict[str, List[str]] = {
+METHODS: Dict[str, List[str]] = {
     "_bind_socket": ["self", "s", "port"],
     "init_heartbeat": ["self"],
     "init_io": ["self"],
     "start": ["self"],
     "close": ["self"],
 }
+"""The replaced methods and the parameters that each must have."""
 SOCKETS = {
     "shell_socket": Channel.SHELL,
     "stdin_socket": Channel.STDIN,
@@ -44,13 +46,13 @@ SOCKETS = {
     "iopub_socket": Channel.IOPUB,
 }
 IDENTITY = b"gvisor-kernel-link"
-"""Of the DEALER sockets, on all channels: a kernel sends its input_request to the identity that
-sent the execute_request."""
+"""Identity of the DEALER sockets on all channels: a kernel sends its input_request to the identity
+that sent the execute_request."""
 
 
 def find_obstacle(application: Any) -> Optional[str]:
-    """Why the class ``application`` cannot be adapted; None when all points are as expected."""
-    for name, parameters in POINTS.items():
+    """Return why the class ``application`` cannot be adapted, or None if it can."""
+    for name, parameters in METHODS.items():
         method = getattr(application, name, None)
         if method is None:
             return f"{application.__name__} has no {name}"
@@ -61,19 +63,19 @@ def find_obstacle(application: Any) -> Optional[str]:
 
 
 class Adapter:
-    """Between one IPKernelApp and one DirectLink."""
+    """Connects one IPKernelApp to one DirectLink."""
 
     def __init__(self, link: DirectLink, facts: Hello) -> None:
         self.link = link
         link.on_message = self.deliver
         self.facts = facts
-        self.flushes_by_itself = True
-        """Both output streams know by themselves whether there is something to flush."""
+        self.flushes_on_demand = True
+        """Whether both output streams know by themselves when there is something to flush."""
         self._dealers: Dict[Channel, zmq.Socket[bytes]] = {}
         self._to_main: Optional[shortcuts.ToMain] = None
 
     def bind(self, application: Any, kernel_socket: Any, port: int) -> int:
-        """Instead of ``_bind_socket``."""
+        """Replace ``_bind_socket``: bind to ``inproc`` and connect the DEALER socket."""
         channel = next(
             channel
             for name, channel in SOCKETS.items()
@@ -89,11 +91,11 @@ class Adapter:
             dealer.setsockopt(zmq.IDENTITY, IDENTITY)
             dealer.connect(address)
             self._dealers[channel] = dealer
-        self._lead_out(kernel_socket, channel)
+        self._redirect_sends(kernel_socket, channel)
         return port
 
-    def _lead_out(self, kernel_socket: Any, channel: Channel) -> None:
-        """Let what ``kernel_socket`` sends to the link's identity, or publishes, go to the link."""
+    def _redirect_sends(self, kernel_socket: Any, channel: Channel) -> None:
+        """Send to the link what ``kernel_socket`` publishes or sends to the link's identity."""
         send_inproc = kernel_socket.send_multipart
         link = self.link
 
@@ -111,7 +113,7 @@ class Adapter:
         kernel_socket.send_multipart = send_multipart
 
     def deliver(self, message: Message) -> None:
-        """Hand a message to the kernel's own sockets. In the link's reading thread."""
+        """Pass a message to the kernel's own sockets. Called in the link's reading thread."""
         to_main = self._to_main if message.channel is Channel.SHELL else None
         if to_main is not None and to_main.deliver(message.parts):
             return
@@ -122,34 +124,34 @@ class Adapter:
             except zmq.ZMQError:  # the kernel is closing its sockets
                 return
 
-    def begin(self, application: Any) -> None:
-        """The kernel listens: take the shorter ways, and open the link."""
+    def open_link(self, application: Any) -> None:
+        """Install the shortcuts and start the link. Called when the kernel's sockets are bound."""
         kernel = application.kernel
-        if self.flushes_by_itself:
+        if self.flushes_on_demand:
             kernel._execute_sleep = 0
-        shortcuts.reply_at_once(kernel, self._lead_out)
+        shortcuts.reply_at_once(kernel, self._redirect_sends)
         self._to_main = shortcuts.ToMain(kernel, IDENTITY)
         interrupts.get_ready()
         self.link.on_signal = partial(interrupts.notice, later=self.link.run_later)
-        self.link.on_resume(partial(become_another, application))
+        self.link.on_resume(partial(apply_resume, application))
         self.link.start(self.facts)
-        self.link.on_ask = Quietness(application).is_quiet  # which knows the link's threads, too
+        self.link.on_ask = Quietness(application).is_quiet  # created after the link's threads
 
     def close_dealers(self) -> None:
-        """Before the context is terminated, which waits for every socket."""
+        """Close the DEALER sockets before the context is terminated, which waits for them."""
         for dealer in self._dealers.values():
             dealer.close()
         self._dealers.clear()
 
-    def slow_down(self, stream: Any) -> None:
-        """Let whoever writes output wait while the host is far behind."""
+    def throttle_writes(self, stream: Any) -> None:
+        """Make ``stream.write`` block while too much output is queued for the host."""
         write, link = stream.write, self.link
 
-        def patient_write(text: str) -> Any:
+        def throttled_write(text: str) -> Any:
             link.wait_for_room()
             return write(text)
 
-        stream.write = patient_write
+        stream.write = throttled_write
 
 
 def _as_bytes(part: Any) -> bytes:
@@ -159,7 +161,7 @@ def _as_bytes(part: Any) -> bytes:
 
 
 def adapt(application: Any, adapter: Adapter) -> None:
-    """Change the points of the class ``application``; see the top."""
+    """Replace the methods of the class ``application``; see the top of this module."""
     start, close, init_io = application.start, application.close, application.init_io
 
     def adapted_bind(self: Any, s: Any, port: int) -> int:
@@ -173,18 +175,18 @@ def adapt(application: Any, adapter: Adapter) -> None:
         shortcuts.publish_at_once(self.iopub_thread, adapter.link)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "pub_thread"):
-                adapter.slow_down(stream)
-                adapter.flushes_by_itself &= shortcuts.flush_by_link(stream, adapter.link)
+                adapter.throttle_writes(stream)
+                adapter.flushes_on_demand &= shortcuts.flush_by_link(stream, adapter.link)
 
     def adapted_start(self: Any) -> None:
         if self.subapp is None:
-            begin = self.kernel.start
+            start_kernel = self.kernel.start
 
-            def begin_with_link() -> None:
-                begin()
-                adapter.begin(self)
+            def start_with_link() -> None:
+                start_kernel()
+                adapter.open_link(self)
 
-            self.kernel.start = begin_with_link
+            self.kernel.start = start_with_link
         start(self)
 
     def adapted_close(self: Any) -> None:
@@ -200,8 +202,8 @@ def adapt(application: Any, adapter: Adapter) -> None:
     application.close = adapted_close
 
 
-def become_another(application: Any, resume: Resume) -> None:
-    """Restored from an image; see ``resume``. In the link's reading thread."""
+def apply_resume(application: Any, resume: Resume) -> None:
+    """Apply a RESUME to this kernel; see ``resume``. Called in the link's reading thread."""
     reseed(bytes.fromhex(resume.seed))
     settle_in(resume)
     rename_kernel(application)

@@ -1,8 +1,8 @@
-"""Shorter ways through ipykernel, for a kernel that speaks frames itself.
+"""Shortcuts through ipykernel, for a kernel that speaks frames itself.
 
-A message that ipykernel hands from thread to thread costs 20 µs a step on Linux and 150 µs inside
-gVisor. Nothing here changes what is sent, or in which order; each shortcut is taken only where
-this ipykernel has what it needs, and else the message goes ipykernel's own way.
+To pass a message from thread to thread costs 20 µs on Linux and 150 µs inside gVisor. No shortcut
+changes what is sent, or in which order. Each is used only if this ipykernel has what it needs;
+otherwise messages take ipykernel's own way.
 """
 
 from __future__ import annotations
@@ -23,34 +23,33 @@ from gvisor_kernel.link import Channel
 from gvisor_kernel.link.frames import Part
 
 CAPTURE_WAIT = 0.0005
-CAPTURE_LOOKS = 20
-"""Output of other programs that is still in the pipe to ipykernel's thread: looked at so often."""
-
-
+"""Seconds between two checks of the pipe in which ipykernel captures output of other programs."""
+CAPTURE_CHECKS = 20
+"""Number of checks before a flush goes on although the pipe is not empty."""
 STOP_ABORTING = b"stop aborting"
-"""A message of ipykernel's to itself."""
+"""Content of a message that ipykernel sends to itself."""
 
-MERGED = 1024 * 1024
-"""Characters of output in one message at most. ipykernel puts all that was printed within 0.2 s
-into one, be it 500 MB: more than a message may have, and all of it for the host to hold at once."""
+MAX_STREAM_TEXT = 1024 * 1024
+"""Characters of output in one message at most. ipykernel puts all output of 0.2 s into one message:
+500 MB would exceed the limit of a message, and the host would have to hold all of it."""
 
 STREAM_PARTS = (
     *("_buffers", "_fid", "_flush", "_flush_buffers", "_flush_pending", "_schedule_flush"),
     *("flush_interval", "flush_timeout"),
 )
-"""Of an OutStream, what ``flush_by_link`` relies on."""
+"""The attributes of an OutStream that ``flush_by_link`` needs."""
 
 
 def publish_at_once(iopub_thread: Any, link: DirectLink) -> None:
-    """iopub messages leave from the thread that makes them, not by way of the IOPub thread.
+    """Send iopub messages from the calling thread, without a hop to the IOPub thread.
 
-    Output of ``print`` is collected there as ever. In a forked child nothing changes.
+    Output of ``print`` is still collected there. In a forked child nothing changes.
     """
-    publish, master = iopub_thread.send_multipart, os.getpid()
+    original_send, owner_pid = iopub_thread.send_multipart, os.getpid()
 
     def send_multipart(parts: Any, *args: Any, **kwargs: Any) -> None:
-        if os.getpid() != master or iopub_thread.closed:
-            publish(parts, *args, **kwargs)
+        if os.getpid() != owner_pid or iopub_thread.closed:
+            original_send(parts, *args, **kwargs)
             return
         if iopub_thread.thread is not None and iopub_thread.thread.ident != threading.get_ident():
             link.wait_for_room()
@@ -60,29 +59,29 @@ def publish_at_once(iopub_thread: Any, link: DirectLink) -> None:
 
 
 def flush_by_link(stream: Any, link: DirectLink) -> bool:
-    """The link's writing thread collects and sends what is printed, not the IOPub thread.
+    """Let the link's writing thread collect and send printed output, not the IOPub thread.
 
-    ``flush`` asks for it only if something was written. It also waits for what other programs
-    wrote to the stream's descriptor and ipykernel has not read yet, so that ipykernel need not
-    sleep for that. False where this ipykernel has it otherwise.
+    ``flush`` wakes that thread only if something was written. It also waits for output of other
+    programs that ipykernel has not read from the stream's descriptor yet, so that ipykernel need
+    not sleep for it. Returns False, and changes nothing, if this ipykernel lacks what is needed.
     """
     if not all(hasattr(stream, name) for name in STREAM_PARTS):
         return False
-    ask, send, master = stream.flush, stream._flush, os.getpid()
-    take = stream._flush_buffers
+    original_flush, send, owner_pid = stream.flush, stream._flush, os.getpid()
+    take_buffers = stream._flush_buffers
     sending = threading.Lock()
 
     def _flush_buffers() -> Iterator[Tuple[Any, str]]:
-        for parent, text in take():
-            for start in range(0, len(text), MERGED):
-                yield parent, text[start : start + MERGED]
+        for parent, text in take_buffers():
+            for start in range(0, len(text), MAX_STREAM_TEXT):
+                yield parent, text[start : start + MAX_STREAM_TEXT]
 
     def _flush() -> None:
         with sending:
             send()
 
     def free_locks() -> None:
-        """In a forked child: threads that it has not may have held them at the fork."""
+        """Replace the locks in a forked child: threads that it lacks may have held them."""
         nonlocal sending
         sending = threading.Lock()
         if hasattr(stream, "_buffer_lock"):
@@ -92,27 +91,27 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
 
     def flush() -> None:
         thread = threading.current_thread()
-        if os.getpid() != master or stream.closed or not link.serves(thread):
-            ask()
+        if os.getpid() != owner_pid or stream.closed or not link.serves(thread):
+            original_flush()
             return
-        for _ in range(CAPTURE_LOOKS):
-            if not _unread(stream._fid):
+        for _ in range(CAPTURE_CHECKS):
+            if not _count_unread(stream._fid):
                 break
             time.sleep(CAPTURE_WAIT)
-        # In this order: what is no longer in the buffers was taken by somebody who is sending.
+        # Check in this order: text that has left the buffers is being sent under the lock.
         if stream._buffers or sending.locked():
-            # A bare lock: an interrupt of this wait may leave an Event's own lock in disorder.
-            under_way = threading.Lock()
-            under_way.acquire()
+            # Not an Event: an interrupt of the wait could leave the Event's lock in a bad state.
+            flushing = threading.Lock()
+            flushing.acquire()
 
             def flush_and_tell() -> None:
                 try:
                     _flush()
                 finally:
-                    under_way.release()
+                    flushing.release()
 
             link.run_soon(flush_and_tell)
-            under_way.acquire(timeout=stream.flush_timeout)
+            flushing.acquire(timeout=stream.flush_timeout)
 
     def _schedule_flush() -> None:
         if not stream._flush_pending:
@@ -124,8 +123,8 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
     return True
 
 
-def _unread(fd: Any) -> int:
-    """Bytes that wait in a pipe."""
+def _count_unread(fd: Any) -> int:
+    """Return the number of bytes that wait in a pipe."""
     if fd is None:
         return 0
     try:
@@ -135,19 +134,19 @@ def _unread(fd: Any) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
-def reply_at_once(kernel: Any, lead_out: Callable[[Any, Channel], None]) -> None:
-    """Replies leave from the main thread, not by way of the shell channel's (ipykernel 7)."""
+def reply_at_once(kernel: Any, redirect_sends: Callable[[Any, Channel], None]) -> None:
+    """Send replies from the main thread, without a hop to the shell channel's (ipykernel 7)."""
     thread = getattr(kernel, "shell_channel_thread", None)
     pair: Any = getattr(getattr(thread, "manager", None), "_main_to_shell_channel", None)
     if hasattr(pair, "from_socket"):
-        lead_out(pair.from_socket, Channel.SHELL)
+        redirect_sends(pair.from_socket, Channel.SHELL)
 
 
 class ToMain:
-    """Requests go to the main thread at once, not by way of the shell channel's (ipykernel 7).
+    """Passes requests to the main thread, without a hop to the shell channel's (ipykernel 7).
 
-    While the kernel has a subshell, or a GUI's loop that watches its sockets, they do not; once
-    it had a subshell, never again, so that no request overtakes another.
+    Not used while the kernel has a subshell, or while a GUI event loop watches its sockets. After a
+    subshell it is never used again, so that no request overtakes another.
     """
 
     def __init__(self, kernel: Any, identity: bytes) -> None:
@@ -159,11 +158,11 @@ class ToMain:
             hasattr(self._manager, name) for name in ("_shell_channel_to_main", "_cache")
         ) and hasattr(kernel, "_post_dummy_stop_aborting_message")
         if self._usable:
-            self._abort_elsewhere = kernel._abort_queues
+            self._original_abort = kernel._abort_queues
             kernel._abort_queues = self._abort_queued
 
     def deliver(self, parts: Sequence[Part]) -> bool:
-        """Whether the request went this way. In the link's reading thread."""
+        """Pass a request on. Return False if it must go another way. Reading thread of the link."""
         if self._usable and self._manager._cache:
             self._usable = False
         if not self._usable or self._kernel.eventloop is not None:
@@ -176,17 +175,17 @@ class ToMain:
         return True
 
     def _abort_queued(self, subshell_id: Any = None) -> None:
-        """After an error: what was requested before this is aborted, and nothing later.
+        """After an error, abort the requests that arrived before, and no later ones.
 
-        The message that ends it must come the way that requests come, to stand behind them.
+        The message that ends the aborting must take the way of the requests, to come after them.
         """
         if subshell_id is not None or not self._usable or self._kernel.eventloop is not None:
-            self._abort_elsewhere(subshell_id)
+            self._original_abort(subshell_id)
             return
         self._kernel._aborting = True
         self._loop.call_soon_threadsafe(self._handle, [zmq.Frame(STOP_ABORTING)])
 
     def _handle(self, frames: List[Any]) -> None:
-        """As the stream does that reads the main thread's socket."""
+        """Call the handler of the stream that reads the main thread's socket."""
         stream = self._manager._shell_channel_to_main.to_stream
         stream._run_callback(stream._recv_callback, frames)

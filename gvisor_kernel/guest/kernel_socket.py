@@ -1,8 +1,8 @@
-"""PID 1's end of the socket on which a kernel speaks frames itself. Frames pass here unread.
+"""PID 1's end of the socket on which a kernel speaks frames itself. Frames pass undecoded.
 
-The socket carries packets, each some whole frames.
-PID 1 stays in between, so that whatever the kernel does, the link never carries half a frame of
-it, and a signal, an exit or a sign of life never waits for the kernel's interpreter.
+The socket keeps packet boundaries, and each packet holds whole frames. PID 1 stays in between, so
+that the link never carries a partial frame, whatever the kernel does, and so that a signal, an exit
+or a sign of life never waits for the kernel's interpreter.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from gvisor_kernel.link import Hello, Quiet, RemoteProtocolError
 from gvisor_kernel.link.frames import DIRECT_CHANNELS, Frame, FrameReader, FrameType, whole_frames
 
 READ_SIZE = 256 * 1024
-"""More than a packet of a kernel that keeps to the rules."""
-BUFFER = 1024 * 1024
-"""Bytes that the socket is asked to keep in each direction."""
+"""Bytes to read at once: more than a packet of a kernel that follows the protocol."""
+BUFFER_SIZE = 1024 * 1024
+"""Bytes of the socket's buffer in each direction."""
 RELAY = "relay"
-"""The fact in a kernel's HELLO that asks for the relay, with the reason."""
+"""Name of the fact in a kernel's HELLO that asks for the relay; its value is the reason."""
 
 FROM_KERNEL = {(int(FrameType.DATA), int(channel)) for channel in DIRECT_CHANNELS} | {
     (int(FrameType.CREDIT), int(channel)) for channel in DIRECT_CHANNELS
 }
-"""What passes."""
+"""(type, channel) of the frames that are forwarded to the host."""
 
 
 class KernelSocket:
-    """Between PID 1 and one kernel, from the kernel's start to its end."""
+    """Connects PID 1 to one kernel, from the kernel's start to its end."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._waiting: Deque[bytes] = deque()
         self.facts: Optional[Dict[str, str]] = None
-        """What the kernel said of itself; None until it has spoken."""
+        """The facts of the kernel's HELLO; None until it has come."""
         self.resuming = False
-        """A RESUME was passed on, and its RESUMED has not come."""
+        """Whether a RESUME was forwarded and the RESUMED has not come yet."""
         self.quiet: Optional[Quiet] = None
-        """The kernel's answer to an ASK, for PID 1 to take away."""
+        """The kernel's reply to an ASK; the caller resets it to None."""
         self.closed = False
-        """The kernel's end is closed: nothing comes any more."""
+        """Whether the kernel has closed its end, so that nothing more can be read."""
         end.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+                end.setsockopt(socket.SOL_SOCKET, option, BUFFER_SIZE)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
     def direct(self) -> bool:
-        """The kernel speaks frames."""
+        """Whether the kernel speaks frames."""
         return self.facts is not None and RELAY not in self.facts
 
     # -- to the kernel ---------------------------------------------------------------------------
@@ -62,17 +62,17 @@ class KernelSocket:
         return bool(self._waiting)
 
     def put(self, frame: bytes) -> None:
-        """Pass a frame on, as soon as the kernel takes it."""
+        """Queue a frame for the kernel."""
         self._waiting.append(frame)
 
     def resume(self, frame: bytes) -> None:
-        """Pass a RESUME on. Until the kernel's RESUMED, what it sends is dropped."""
+        """Forward a RESUME. Until the kernel's RESUMED everything that it sends is dropped."""
         self._waiting.clear()
         self.resuming = True
         self.put(frame)
 
     def flush(self) -> None:
-        """Write what may be written without waiting; for a kernel that reads no more, nothing."""
+        """Write what the socket accepts without blocking. If the kernel has ended, drop it all."""
         while self._waiting:
             try:
                 self._socket.send(self._waiting[0])
@@ -86,9 +86,9 @@ class KernelSocket:
     # -- from the kernel -------------------------------------------------------------------------
 
     def read(self) -> bytes:
-        """Read once; whole frames to pass on, maybe none.
+        """Read one packet. Return the whole frames to forward, which may be none.
 
-        Raises RemoteProtocolError when the kernel sent anything else.
+        :raises RemoteProtocolError: when the packet violates the protocol
         """
         try:
             data = self._socket.recv(READ_SIZE)
@@ -100,22 +100,22 @@ class KernelSocket:
             self.closed = True
             return b""
         if self.facts is None or self.resuming:
-            return self._answer(data)
+            return self._read_reply(data)
         if data[0] == FrameType.QUIET:
-            self.quiet = Quiet.decode(_only_frame(data).payload)
+            self.quiet = Quiet.decode(_decode_single(data).payload)
             return b""
         if whole_frames(data, FROM_KERNEL) != len(data):
-            raise RemoteProtocolError("The kernel sent a part of a frame.")
+            raise RemoteProtocolError("The kernel sent a partial frame.")
         return data
 
-    def _answer(self, data: bytes) -> bytes:
-        """The packet that answers what PID 1 waits for, or one that comes too early to count."""
+    def _read_reply(self, data: bytes) -> bytes:
+        """Handle the HELLO or RESUMED that PID 1 waits for; drop everything that precedes it."""
         reader = FrameReader()
         reader.receive_data(data)
         frame = reader.next_frame()
         if self.facts is None:
             if frame is None or frame.type is not FrameType.HELLO:
-                raise RemoteProtocolError("The kernel's first frame is no HELLO.")
+                raise RemoteProtocolError("The first frame of the kernel is not a HELLO.")
             self.facts = dict(Hello.decode(frame.payload).facts)
         elif frame is not None and frame.type is FrameType.RESUMED:
             self.resuming = False
@@ -125,10 +125,10 @@ class KernelSocket:
         self._socket.close()
 
 
-def _only_frame(packet: bytes) -> Frame:
+def _decode_single(packet: bytes) -> Frame:
     reader = FrameReader()
     reader.receive_data(packet)
     frame = reader.next_frame()
     if frame is None or reader.pending:
-        raise RemoteProtocolError("The kernel sent a part of a frame.")
+        raise RemoteProtocolError("The kernel sent a partial frame.")
     return frame

@@ -1,4 +1,4 @@
-"""The system calls that Python 3.9 has no names for. Thin: each raises OSError, decides nothing."""
+"""System calls that Python 3.9 has no functions for. They decide nothing; each raises OSError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 PR_SET_NO_NEW_PRIVS = 38
 LAST_CAPABILITY = 63
 _TASKS_AT = struct.calcsize("10l")
-"""In what sysinfo(2) tells."""
+"""Offset of the number of tasks in the struct of sysinfo(2)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,7 +25,7 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str, options: str) -> None:
-    """mount(2) without flags."""
+    """Call mount(2) without flags."""
     result = _libc.mount(
         source.encode(),
         target.encode(),
@@ -37,24 +37,24 @@ def mount(source: str, target: str, kind: str, options: str) -> None:
 
 
 def unshare_user() -> None:
-    """Move the calling process into a new user namespace; its maps are for its parent to write."""
+    """Move this process into a new user namespace. Its parent has to write the uid and gid maps."""
     _check(_libc.unshare(CLONE_NEWUSER), "unshare a user namespace")
 
 
 def drop_capabilities() -> None:
-    """Empty every set: neither this process nor a program started from it has a capability.
+    """Drop all capabilities, for this process and every program that it starts.
 
-    A new program of uid 1000 would have none anyway; a fork of PID 1 has all that it had.
+    A new program of uid 1000 would have none anyway, but a fork of PID 1 has those of PID 1.
     """
     for capability in range(LAST_CAPABILITY + 1):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            break  # EINVAL: one past the last capability that this kernel knows
+            break  # EINVAL: the number after the last capability of this kernel
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "drop all capabilities")
 
 
 def raise_capabilities() -> None:
-    """Let all that this process may have be effective, as a change of its uid has undone."""
+    """Make all permitted capabilities effective. A change of the uid has cleared them."""
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
     sets = ctypes.create_string_buffer(24)
     _check(_libc.capget(header, sets), "read the capabilities")
@@ -68,12 +68,12 @@ def forbid_new_privileges() -> None:
 
 
 def set_dumpable(whether: bool) -> None:
-    """Whether what /proc tells of this process belongs to its uid, or to root alone."""
+    """Set whether the files in /proc/PID belong to this process's uid (True) or to root."""
     _check(_libc.prctl(PR_SET_DUMPABLE, int(whether), 0, 0, 0), "set dumpable")
 
 
 def count_tasks() -> int:
-    """Threads of all processes, by one call that waits for none of them."""
+    """Count the threads of all processes. One system call, which waits for none of them."""
     buffer = ctypes.create_string_buffer(128)
     _check(_libc.sysinfo(buffer), "sysinfo")
     tasks: int = struct.unpack_from("H", buffer, _TASKS_AT)[0]
@@ -81,7 +81,7 @@ def count_tasks() -> int:
 
 
 def read_kernel_log(size: int) -> str:
-    """The first ``size`` bytes of the kernel's messages; empty where they may not be read."""
+    """Return the first ``size`` bytes of the kernel's log; empty if reading is not permitted."""
     buffer = ctypes.create_string_buffer(65536)
     length = _libc.klogctl(3, buffer, len(buffer))
     return buffer.raw[: max(length, 0)][:size].decode("ascii", "replace")

@@ -1,4 +1,4 @@
-"""Where PID 1 begins: make the working directory, say hello, serve the link, end everything."""
+"""The entry point of PID 1: mount the workspace, send HELLO, serve the link, end everything."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from gvisor_kernel.guest.workspace import mount_workspace, own_scratch
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
 
-DMESG = 200
-"""Bytes of the kernel's log that are told: gVisor's begins by saying whose it is."""
+DMESG_SIZE = 200
+"""Bytes of the kernel's log in the HELLO. The log of gVisor begins with its name."""
 
 
 def hello() -> Hello:
-    """Who this is, for the host's log."""
+    """Create the HELLO with facts about this sandbox for the host's log."""
     system = os.uname()
     return Hello(
         facts=(
             ("release", gvisor_kernel.__version__),
             ("python", platform.python_version()),
             ("kernel", f"{system.sysname} {system.release} {system.version}"),
-            ("dmesg", linux.read_kernel_log(DMESG)),
+            ("dmesg", linux.read_kernel_log(DMESG_SIZE)),
         )
     )
 
 
 def main(*ahead: str) -> None:
-    """Run as PID 1 of a sandbox, the link on stdin and stdout. Does not return.
+    """Run as PID 1 of a sandbox, with the link on stdin and stdout. Does not return.
 
-    ``ahead``: modules that a kernel will need, imported while nobody waits for them.
+    ``ahead``: modules that a kernel will need, imported before the first kernel is started.
     """
     status = 0
     try:
@@ -48,7 +48,7 @@ def main(*ahead: str) -> None:
         supervisor.run()
     except HostGone as reason:
         print(f"The sandbox ends: {reason}.", file=sys.stderr)
-    except Exception as error:  # last words: the host shows stderr when a sandbox ends
+    except Exception as error:  # the host shows stderr when a sandbox ends
         print(f"The sandbox ends: {type(error).__name__}: {error}", file=sys.stderr)
         status = 1
     finally:

@@ -1,7 +1,7 @@
-"""What stands in the place of a kernel's message that is too large for the link.
+"""The replacement for a message of a kernel that is too large for the link.
 
-Only for a kernel that speaks ZMQ: PID 1 has its messages in hand, and the key that signs them. One
-that speaks frames itself says so on its own stderr (``direct``).
+Only for a relayed kernel, of which PID 1 has the messages and the signing key. A kernel that speaks
+frames itself prints the reason to its own stderr (``direct``).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from gvisor_kernel.strict_json import parse_json
 
 DELIMITER = b"<IDS|MSG>"
 MAX_PARTS_BEFORE = 16
-LARGEST_HEADER = 64 * 1024
+"""Number of identities before the delimiter up to which a list of parts counts as a message."""
+MAX_HEADER = 64 * 1024
+"""Bytes of a header, or of a parent header, that is parsed or repeated at most."""
 
 
 def explain_drop(channel: Channel, error: Exception) -> str:
-    """For the person who waits for the message."""
+    """Return the text for the person who waits for the message."""
     return (
         f"A message on {channel.name.lower()} was dropped. {error} "
         "Show it in parts, or write it to a file.\n"
@@ -30,16 +32,17 @@ def explain_drop(channel: Channel, error: Exception) -> str:
 def stand_in(
     channel: Channel, parts: List[bytes], key: str, scheme: str, words: str
 ) -> Optional[List[bytes]]:
-    """Parts that tell ``words`` where ``parts`` would have gone; None if those are no message.
+    """Return signed parts that tell ``words`` in place of ``parts``; None if these are no message.
 
-    On iopub that is text on stderr, in the same cell; elsewhere the same reply, as an error.
+    On iopub the replacement is text on stderr of the same cell. On other channels it is the same
+    reply with status "error".
     """
     try:
         at = parts.index(DELIMITER, 0, MAX_PARTS_BEFORE + 1)
         header, parent = parts[at + 2], parts[at + 3]
-        if len(parent) > LARGEST_HEADER:
+        if len(parent) > MAX_HEADER:
             return None
-        fields = parse_json(header, LARGEST_HEADER)
+        fields = parse_json(header, MAX_HEADER)
         if channel is Channel.IOPUB:
             fields["msg_type"], fields["msg_id"] = "stream", uuid.uuid4().hex
             content = {"name": "stderr", "text": words}

@@ -1,6 +1,7 @@
-"""Keeps a relayed kernel from running ahead of its clients: by SIGSTOP, and SIGCONT later.
+"""Slows a relayed kernel to the speed of its clients, with SIGSTOP and SIGCONT.
 
-So a slow client slows its kernel and loses nothing. A kernel that speaks frames itself has credit.
+So a slow client slows its kernel and loses nothing. A kernel that speaks frames itself is slowed by
+credit instead.
 """
 
 from __future__ import annotations
@@ -12,34 +13,35 @@ from gvisor_kernel.guest.process import KernelProcess
 
 STOP_ABOVE = 64 * 1024 * 1024
 RESUME_BELOW = 16 * 1024 * 1024
-"""Output that waits for the host: above the one the kernel is stopped, below the other resumed."""
+"""Bytes of output that wait for the host: above STOP_ABOVE the kernel is stopped, below
+RESUME_BELOW it is continued."""
 SIGNAL_GRACE = 0.5
-"""Seconds that a kernel may run after a signal though its output waits: to notice it."""
+"""Seconds that a kernel may run after a signal although its output waits, to handle the signal."""
 
 
 class Pace:
-    """Of one kernel, from its start to its end."""
+    """One instance per kernel process."""
 
     def __init__(self, kernel: KernelProcess) -> None:
         self._kernel = kernel
         self._stopped = False
-        self._runs_until = 0.0
+        self._grace_end = 0.0
 
     def look(self, waiting: int) -> None:
-        """Stop the kernel, or let it run, now that ``waiting`` bytes of its output wait."""
+        """Stop or continue the kernel. ``waiting``: bytes of its output that wait for the host."""
         if self._stopped:
             if waiting < RESUME_BELOW:
-                self._let_run()
-        elif waiting > STOP_ABOVE and time.monotonic() >= self._runs_until:
+                self._continue()
+        elif waiting > STOP_ABOVE and time.monotonic() >= self._grace_end:
             self._kernel.signal_group(signal.SIGSTOP)
             self._stopped = True
 
     def let_notice(self) -> None:
-        """It was sent a signal, and has to run to notice; it is stopped again if it prints on."""
-        self._runs_until = time.monotonic() + SIGNAL_GRACE
+        """Let a stopped kernel run for SIGNAL_GRACE, to handle a signal that it was sent."""
+        self._grace_end = time.monotonic() + SIGNAL_GRACE
         if self._stopped:
-            self._let_run()
+            self._continue()
 
-    def _let_run(self) -> None:
+    def _continue(self) -> None:
         self._kernel.signal_group(signal.SIGCONT)
         self._stopped = False

@@ -1,8 +1,8 @@
-"""Between the link and a kernel that speaks frames itself: what passes, and what PID 1 says of it.
+"""Forwards frames between the link and a kernel that speaks frames itself.
 
-Frames pass unread. What is not for a kernel to say ends it, and so does silence that it cannot
-break any more: here is when, and which words the log gets. Whether it speaks frames at all, the
-kernel decides; until then all is kept that is meant for it.
+Frames pass undecoded. A kernel is killed when it violates the protocol, or lives on after it has
+closed its socket; this module decides when, and what is logged. The kernel decides whether it
+speaks frames at all. Until then the frames for it are kept.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.frames import FrameType, encode_frame
 from gvisor_kernel.link.state import State
 
-AHEAD = 8 * 1024 * 1024
-"""Bytes of a kernel's own frames that wait for the host; above, no more are taken from it. More
-than its credit allows, so only a kernel that breaks the rules gets there."""
-UNDECIDED_MS = 50
-"""How often to look whether a kernel that has not spoken listens on ZMQ instead."""
-MUTE_SECONDS = 3.0
-"""How long a kernel may live on that has closed its socket: time to end by itself."""
+MAX_QUEUED = 8 * 1024 * 1024
+"""Bytes of a kernel's frames that may wait for the host. Above it nothing more is read from the
+kernel. This is more than its credit, so only a kernel that violates the protocol gets there."""
+DECIDE_MS = 50
+"""Milliseconds between checks whether a kernel without a HELLO listens on ZMQ instead."""
+CLOSED_SECONDS = 3.0
+"""Seconds that a kernel may live after it has closed its socket: time to exit by itself."""
 
 
 class Passage:
-    """For one kernel, from its start to its end, or until it gets the relay.
+    """One instance per kernel process, until it ends or gets the relay.
 
-    ``unsent``: whether bytes wait for the host that the connection has given out already.
+    ``unsent``: returns whether bytes that the connection has given out still wait for the host.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Passage:
         self._kernel = kernel
         self._connection = connection
         self._log = log
-        self._unsent = unsent
+        self._has_unsent = unsent
         self._stillness = Stillness()
         self._asked = False
-        """The kernel has been told of an ASK, and its answer has not come."""
-        self._mute_until: Optional[float] = None
+        """Whether an ASK was forwarded to the kernel and its reply has not come yet."""
+        self._kill_at: Optional[float] = None
         self.early: List[bytes] = []
-        """Frames for the kernel that came before it said what it speaks."""
+        """Frames for the kernel that came before it was known to speak frames."""
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -74,41 +74,44 @@ class Passage:
 
     @property
     def events(self) -> int:
-        """What to poll for; 0 for nothing."""
+        """The events to poll for; 0 for none."""
         events = select.POLLOUT if self._socket.wants_to_write else 0
-        if not self._socket.closed and self._connection.queued() < AHEAD:
+        if not self._socket.closed and self._connection.queued() < MAX_QUEUED:
             events |= select.POLLIN
         return events
 
     @property
     def wait_ms(self) -> Optional[int]:
-        """After how long to look without being woken."""
+        """Milliseconds after which ``decide`` must be called without an event; None: never."""
         undecided = self._socket.facts is None
-        return UNDECIDED_MS if undecided or self._mute_until is not None else None
+        return DECIDE_MS if undecided or self._kill_at is not None else None
 
     @property
     def finished(self) -> bool:
-        """Nothing more comes from the kernel."""
+        """Whether nothing more can come from the kernel."""
         return self._socket.closed
 
     # -- to the kernel ---------------------------------------------------------------------------
 
     def put(self, frame: bytes) -> None:
-        """A frame of the host's, for the kernel."""
+        """Forward a frame of the host to the kernel."""
         if self._socket.direct:
             self._socket.put(frame)
         else:
             self.early.append(frame)
 
     def resume(self, resume: Resume) -> None:
-        """Restored from an image: whatever was under way is not."""
+        """Forward a RESUME. Everything that was under way in the snapshot is dropped."""
         self._asked = False
         self.early.clear()
         self._socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
         self._socket.flush()
 
     def tell(self, sent: Signal) -> None:
-        """A signal was sent to the kernel's process group: it may have to see to it."""
+        """Report a signal to the kernel that was sent to its process group already.
+
+        Its main thread may have to be woken to handle it.
+        """
         if self._socket.direct:
             self._socket.put(encode_frame(FrameType.SIGNAL, sent.encode()))
 
@@ -116,7 +119,7 @@ class Passage:
         self._socket.flush()
 
     def ask(self, ask: Ask) -> None:
-        """Whether it has anything to do the kernel is asked itself, if it looks as if not."""
+        """Answer an ASK, or forward it to the kernel if the sandbox looks idle from outside."""
         if not self._socket.direct:
             self._connection.send(Quiet(ask.run, False))
         elif self._stillness.look(self._kernel.pid) and not self._asked:
@@ -128,12 +131,12 @@ class Passage:
     # -- from the kernel -------------------------------------------------------------------------
 
     def read(self) -> None:
-        """Pass on what has come. A kernel that says what it may not is killed."""
+        """Forward what has come. A kernel that violates the protocol is killed."""
         resuming, run = self._socket.resuming, self._connection.run
         try:
             frames = self._socket.read()
         except RemoteProtocolError as error:
-            self._log.complain(f"The kernel broke the rules of its link, and is killed. {error}\n")
+            self._log.complain(f"Killed the kernel: it violated the link protocol. {error}\n")
             self._socket.closed = True
             self._kernel.signal_group(signal.SIGKILL)
             return
@@ -145,13 +148,13 @@ class Passage:
                 self._connection.divert(frames)
             if answer is not None and self._asked and answer.run == run:
                 self._asked = False
-                idle = not self._connection.queued() and not self._unsent()
+                idle = not self._connection.queued() and not self._has_unsent()
                 self._connection.send(Quiet(answer.run, answer.quiet and idle))
 
     def decide(self) -> Optional[bool]:
-        """Whether the kernel speaks frames; None while that is not known.
+        """Return whether the kernel speaks frames; None while this is not known.
 
-        It does not where it asks for the relay, or listens on ZMQ without having spoken.
+        It does not if it asks for the relay, or listens on ZMQ without having sent a HELLO.
         """
         if self._socket.direct:
             for frame in self.early:
@@ -159,23 +162,23 @@ class Passage:
             self.early.clear()
             return True
         if self._socket.facts is not None:
-            self._log.complain(f"This kernel gets the relay: {self._socket.facts[RELAY]}.\n")
+            self._log.complain(f"Using the relay for this kernel: {self._socket.facts[RELAY]}.\n")
             return False
         assert self._connection.run is not None
         listening = os.path.exists(f"{socket_prefix(self._connection.run)}-{int(Channel.SHELL)}")
         return False if listening else None
 
     def end_mute(self) -> None:
-        """Kill a kernel that can neither hear nor be heard any more, and lives on."""
+        """Kill a kernel that lives on CLOSED_SECONDS after it has closed its end of the link."""
         if not (self._socket.direct and self._socket.closed):
             return
         now = time.monotonic()
-        if self._mute_until is None:
-            self._mute_until = now + MUTE_SECONDS
-        elif now >= self._mute_until:
-            self._log.complain("The kernel has closed its end of the link, and is killed.\n")
+        if self._kill_at is None:
+            self._kill_at = now + CLOSED_SECONDS
+        elif now >= self._kill_at:
+            self._log.complain("Killed the kernel: it closed its end of the link.\n")
             self._kernel.signal_group(signal.SIGKILL)
-            self._mute_until = now + MUTE_SECONDS
+            self._kill_at = now + CLOSED_SECONDS
 
     def close(self) -> None:
         self._socket.close()

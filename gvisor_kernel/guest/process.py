@@ -1,9 +1,9 @@
-"""One kernel process: started as uid 1000 without capabilities, signalled, reaped.
+"""The kernel process: started as uid 1000 without capabilities, signalled and reaped.
 
-The uid: a child of PID 1 enters a user namespace of its own in which the uid that the sandbox has
-for kernels (``identity``) is called 1000, and has no other. So the kernel owns what it writes, on
-the host too, and holds no capability over anything outside that namespace. A plain setuid(1000)
-would not do: a sandbox of an ordinary user has one uid, and uid 1000 could write nothing.
+The uid: a child of PID 1 enters its own user namespace, which maps uid 1000 to the uid that the
+sandbox has for kernels (``identity``), and maps no other. So the kernel owns what it writes, on the
+host too, and has no capability over anything outside that namespace. A plain setuid(1000) would not
+work: a sandbox of an ordinary user has one uid, and uid 1000 could write nothing.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from gvisor_kernel.guest import forked_kernel, identity, linux, seccomp
 from gvisor_kernel.link import LogSource
 
 KERNEL_ID = 1000
-"""The uid and gid that the kernel sees as its own."""
+"""The uid and gid that the kernel sees as its own inside its user namespace."""
 
 LINK_FD = 3
-"""Where a kernel that may speak frames itself finds its socket."""
+"""The descriptor of the socket on which a kernel may speak frames itself."""
 
 _SYNC = b"."
 
 
 class StartError(Exception):
-    """The kernel's program could not be started; the text says why."""
+    """The program of the kernel could not be started; the text says why."""
 
 
 class KernelProcess:
-    """The process group of one kernel. ``output``: where its stdout and stderr can be read."""
+    """The process group of a kernel.
+
+    ``output``: descriptors from which its stdout and stderr can be read. ``status``: as in
+    ``subprocess``, once ``reap`` has found that it ended.
+    """
 
     def __init__(self, pid: int, stdout: int, stderr: int) -> None:
         self.pid = pid
@@ -40,12 +44,12 @@ class KernelProcess:
         self.status: Optional[int] = None
 
     def signal_group(self, signum: int) -> None:
-        """Signal the kernel and its children. Quiet when they are gone."""
+        """Send a signal to the kernel and its children. Does nothing when they have ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signum)
 
     def close_output(self, fd: int) -> None:
-        """Stop reading one of ``output``: the kernel has closed it, or is gone."""
+        """Stop reading one descriptor of ``output``: the kernel has closed it, or has ended."""
         del self.output[fd]
         os.close(fd)
 
@@ -57,16 +61,16 @@ def start_kernel(
     link: Optional[int] = None,
     forked: Optional[List[str]] = None,
 ) -> KernelProcess:
-    """Start ``argv`` in its own session and user namespace. Raises StartError.
+    """Start ``argv`` in its own session and user namespace. Blocks until the program runs.
 
-    ``forked``: instead of ``argv``, the child becomes a kernel itself; see ``forked_kernel``.
-    ``link``: a descriptor that the program gets as LINK_FD; the caller's stays open.
-    Returns once the program runs: an exec that fails is reported here, not as an exit status.
+    :param link: a descriptor that the program gets as LINK_FD; the caller's stays open
+    :param forked: run a kernel in the child instead of ``argv``; see ``forked_kernel``
+    :raises StartError: when the program cannot be started, a failed exec included
     """
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
     failure_read, failure_write = os.pipe()
-    with identity.as_kernel():  # else it could not open /dev/stdout
+    with identity.as_kernel():  # otherwise the kernel could not open /dev/stdout
         stdout_read, stdout_write = os.pipe()
         stderr_read, stderr_write = os.pipe()
     pid = os.fork()
@@ -112,7 +116,7 @@ def _write_maps(pid: int) -> None:
         try:
             fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY)
         except FileNotFoundError:
-            if name == "setgroups":  # gVisor of 2024 has no such file, and asks for none
+            if name == "setgroups":  # releases of gVisor from 2024 lack the file and do not need it
                 continue
             raise
         try:
@@ -130,7 +134,7 @@ def _become_kernel(
     link: Optional[int],
     forked: Optional[List[str]],
 ) -> NoReturn:
-    """In the child: never returns, whatever happens."""
+    """Set up the forked child and run the kernel in it. Never returns."""
     unshared, mapped, failure = pipes
     try:
         os.setsid()
@@ -141,7 +145,7 @@ def _become_kernel(
         os.setresgid(KERNEL_ID, KERNEL_ID, KERNEL_ID)
         os.setresuid(KERNEL_ID, KERNEL_ID, KERNEL_ID)
         linux.drop_capabilities()
-        linux.set_dumpable(True)  # it may look at itself
+        linux.set_dumpable(True)  # the kernel may read its own files in /proc
         linux.forbid_new_privileges()
         seccomp.install()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -154,14 +158,14 @@ def _become_kernel(
                 failure = os.dup(failure)
                 os.set_inheritable(failure, False)
             os.dup2(link, LINK_FD)
-        # The failure pipe stays open until exec closes it (close-on-exec); nothing else does.
+        # Close everything except the failure pipe, which exec closes (close-on-exec), and the link.
         for name in os.listdir("/proc/self/fd"):
             fd = int(name)
             if fd > 2 and fd != failure and (link is None or fd != LINK_FD):
                 try:
                     os.close(fd)
                 except OSError as error:
-                    if error.errno != errno.EBADF:  # the directory's own descriptor
+                    if error.errno != errno.EBADF:  # the descriptor of the directory itself
                         raise
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
@@ -171,7 +175,7 @@ def _become_kernel(
             os.close(failure)
             forked_kernel.become(forked, environment)
         os.execvpe(argv[0], argv, environment)
-    except BaseException as error:  # nothing may unwind into PID 1's code in this child
+    except BaseException as error:  # this child must not return into PID 1's code
         text = f"{argv[0]} cannot be started inside the sandbox: {error}"
         os.write(failure, text.encode("utf-8", "replace")[:4096])
     finally:
@@ -179,15 +183,15 @@ def _become_kernel(
 
 
 def kill_everything() -> None:
-    """SIGKILL to every process of the sandbox but PID 1. Does nothing unless called by PID 1."""
-    if os.getpid() != 1:  # started outside a sandbox by mistake: it would end a whole machine
+    """Send SIGKILL to every process of the sandbox except PID 1. Only PID 1 does anything."""
+    if os.getpid() != 1:  # started outside a sandbox by mistake: this would end all processes
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
 
 
 def reap(kernel: Optional[KernelProcess]) -> bool:
-    """Collect all dead children; True when the kernel was among them (its status is set then)."""
+    """Reap all dead children. Return whether the kernel was one; its ``status`` is set then."""
     found = False
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Runs a Python module as a kernel, with room on its stack, speaking frames if it can.
+"""Runs a Python module as a kernel, with room on its stack, speaking frames if possible.
 
-``python python_kernel.py [--link FD] MODULE ARGUMENT…`` does what ``python -m MODULE ARGUMENT…``
-does. With a link, a kernel of the ipykernel family (MODULE starts an IPKernelApp) speaks frames on
-it; any other says on it that it wants the relay.
+``python python_kernel.py [--link FD] MODULE ARGUMENT…`` runs MODULE as ``python -m MODULE
+ARGUMENT…`` does. With a link, a kernel of the ipykernel family (MODULE starts an IPKernelApp)
+speaks frames on it. Any other kernel asks for the relay on it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ GUEST = "/opt/gvisor-kernel"
 
 
 def run_kernel() -> None:
-    """Returns when the kernel has been shut down."""
+    """Run the module. Returns when the kernel has shut down."""
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def speak_frames(end: socket.socket) -> None:
-    """Adapt ipykernel to the link, or say on it why not."""
+    """Adapt ipykernel to the link, or send the reason why not on it."""
     from gvisor_kernel.link import Hello
     from gvisor_kernel.link.frames import FrameType, encode_frame
 
@@ -46,7 +46,7 @@ def speak_frames(end: socket.socket) -> None:
 
 
 def main() -> None:
-    """Take the link, then run the module; nothing of the guest's stays on the import path."""
+    """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
         from gvisor_kernel.guest.room import with_room
@@ -62,5 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this file's folder: its neighbours are not for a kernel to import
+    del sys.path[0]  # the kernel must not import the modules in this file's directory
     main()

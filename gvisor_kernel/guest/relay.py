@@ -1,8 +1,8 @@
-"""The kernel's five ZMQ sockets, seen from PID 1. No link, no process: messages in, messages out.
+"""PID 1's client of the five ZMQ sockets of a kernel. Knows neither the link nor the process.
 
-Shell and stdin share one identity: a kernel addresses its ``input_request`` to the sender of the
-``execute_request``. Nothing here blocks, and nothing that a kernel has sent is dropped: the
-supervisor stops a kernel that is too far ahead.
+Shell and stdin share one identity, because a kernel sends its ``input_request`` to the sender of
+the ``execute_request``. Nothing here blocks, and no message of a kernel is dropped: the supervisor
+stops a kernel that is too far ahead.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ SOCKET_TYPES = {
 }
 READ_SIZE = 256 * 1024
 CONNECT_MS = 20
-"""How often to look whether a kernel listens that did not yet."""
+"""Milliseconds between attempts to connect to a kernel that does not listen yet."""
 CONNECT_SECONDS = 1.0
-"""The most that connecting to a port may take; on the loopback it is there or refused at once."""
+"""Seconds that connecting to a port may take. On the loopback it succeeds or fails at once."""
 RECONNECT_MS = 200
-"""The same for one that has closed a connection."""
+"""Milliseconds between attempts after the kernel has closed a connection."""
 
 
 class RelayConnection:
-    """To one of the kernel's sockets: not there yet, open, or closed by the kernel."""
+    """The connection to one of the kernel's sockets. Opened again after the kernel closes it."""
 
     def __init__(self, address: SocketAddress, socket_type: str, identity: bytes) -> None:
         self._address = address
@@ -46,10 +46,10 @@ class RelayConnection:
         self._socket: Optional[socket.socket] = None
         self._zmtp = ZmtpConnection(socket_type, identity)
         self._unsent: Deque[memoryview] = deque()
-        self._early: List[Sequence[Part]] = []
+        self._queued: List[Sequence[Part]] = []
         self.was_open = False
         self.broken: Optional[str] = None
-        """What rule the kernel broke; it is not talked to any more then."""
+        """The ZMTP rule that the kernel violated. The connection is not used any more then."""
 
     @property
     def open(self) -> bool:
@@ -64,7 +64,7 @@ class RelayConnection:
         return bool(self._unsent)
 
     def connect(self) -> None:
-        """Try once. A kernel that does not listen yet is no error."""
+        """Try to connect once. A kernel that does not listen yet is not an error."""
         if self._socket is not None or self.broken:
             return
         try:
@@ -77,18 +77,18 @@ class RelayConnection:
         self.flush()
 
     def send(self, parts: Sequence[Part]) -> bool:
-        """Queue a message; False when the kernel broke ZMQ's rules, and will never get it."""
+        """Queue a message. Return False if the connection is broken and will never send it."""
         if self.broken:
             return False
         if self._zmtp.ready:
             self._zmtp.send(parts)
             self.flush()
         else:
-            self._early.append(parts)
+            self._queued.append(parts)
         return True
 
     def flush(self) -> None:
-        """Write what may be written without waiting."""
+        """Write what the socket accepts without blocking."""
         data = self._zmtp.data_to_send()
         if data:
             self._unsent.append(memoryview(data))
@@ -106,7 +106,7 @@ class RelayConnection:
                 self._unsent.popleft()
 
     def receive(self) -> List[List[bytes]]:
-        """Read once; the messages that are whole."""
+        """Read once. Return the messages that are complete."""
         if self._socket is None:
             return []
         try:
@@ -126,17 +126,17 @@ class RelayConnection:
             self.close()
             return []
         if self._zmtp.ready and not ready:
-            self._greet()
+            self._finish_handshake()
         self.flush()
         return messages
 
-    def _greet(self) -> None:
+    def _finish_handshake(self) -> None:
         self.was_open = True
         if self._type == "SUB":
             self._zmtp.subscribe()
-        for parts in self._early:
+        for parts in self._queued:
             self._zmtp.send(parts)
-        self._early.clear()
+        self._queued.clear()
 
     def close(self) -> None:
         if self._socket is not None:
@@ -146,7 +146,10 @@ class RelayConnection:
 
 
 def _connect(address: SocketAddress) -> socket.socket:
-    """A socket that never blocks, connected. Raises OSError."""
+    """Return a connected, non-blocking socket.
+
+    :raises OSError: when the kernel does not listen
+    """
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
     attempt = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -155,7 +158,7 @@ def _connect(address: SocketAddress) -> socket.socket:
             attempt.settimeout(CONNECT_SECONDS)
         else:
             attempt.setblocking(False)
-        with as_kernel():  # nobody else may reach its socket
+        with as_kernel():  # only the kernel's uid may reach its socket
             attempt.connect(address)
         attempt.setblocking(False)
     except OSError:
@@ -165,7 +168,7 @@ def _connect(address: SocketAddress) -> socket.socket:
 
 
 class Relay:
-    """Connected to a kernel as soon as that listens on ``addresses``."""
+    """The connections to one kernel, opened as soon as it listens on ``addresses``."""
 
     def __init__(self, addresses: Dict[Channel, SocketAddress]) -> None:
         identity = os.urandom(8).hex().encode()
@@ -173,42 +176,42 @@ class Relay:
             channel: RelayConnection(addresses[channel], kind, b"" if kind == "SUB" else identity)
             for channel, kind in SOCKET_TYPES.items()
         }
-        self._told: List[Channel] = []
-        self._tried = 0.0
+        self._reported: List[Channel] = []
+        self._last_attempt = 0.0
         self.connect()
 
     def connect(self) -> None:
-        """Try those that are not connected; call it every ``wait_ms``."""
-        self._tried = time.monotonic()
+        """Try to open the connections that are not open."""
+        self._last_attempt = time.monotonic()
         for connection in self._connections.values():
             connection.connect()
 
     @property
     def wait_ms(self) -> Optional[int]:
-        """How long to wait before ``connect`` is to be called again; None: not at all."""
+        """Milliseconds until ``look`` must be called; None if all connections are open."""
         missing = [c for c in self._connections.values() if not c.open and not c.broken]
         if not missing:
             return None
         return RECONNECT_MS if all(c.was_open for c in missing) else CONNECT_MS
 
     def look(self) -> None:
-        """Connect where it is time to."""
+        """Try to open the missing connections if it is time to."""
         wait = self.wait_ms
-        if wait is not None and time.monotonic() - self._tried >= wait / 1000:
+        if wait is not None and time.monotonic() - self._last_attempt >= wait / 1000:
             self.connect()
 
     @property
     def listening(self) -> bool:
-        """The kernel's iopub is connected: nothing it answers from now on can be missed."""
+        """Whether iopub is connected, so that no output can be missed from now on."""
         return self._connections[Channel.IOPUB].was_open
 
     @property
     def finished(self) -> bool:
-        """Every connection that was there is closed: the kernel's last bytes have been read."""
+        """Whether no connection is open: the kernel's last bytes have been read."""
         return not any(connection.open for connection in self._connections.values())
 
     def wanted(self) -> Iterator[Tuple[int, int]]:
-        """Descriptors and what to wait for on them, as ``select.poll`` has it."""
+        """Yield descriptors and the events to poll for."""
         for connection in self._connections.values():
             if connection.open:
                 yield (
@@ -217,14 +220,14 @@ class Relay:
                 )
 
     def send(self, channel: Channel, parts: Sequence[Part]) -> bool:
-        """Hand a message to the kernel. Never blocks, never drops while the kernel lives.
+        """Queue a message for the kernel. Never blocks; drops nothing while the kernel lives.
 
-        False when the kernel broke ZMQ's rules.
+        Returns False if the kernel violated ZMTP on this channel.
         """
         return channel is Channel.IOPUB or self._connections[channel].send(parts)
 
     def receive(self, ready: Dict[int, int]) -> Iterator[Tuple[Channel, List[bytes]]]:
-        """What the kernel sent, of those connections that are ``ready``; one read each."""
+        """Read once from each connection in ``ready``. Yield the messages that are complete."""
         for channel, connection in self._connections.items():
             if connection.open and connection.fileno() in ready:
                 if connection.wants_to_write:
@@ -233,10 +236,10 @@ class Relay:
                     yield channel, parts
 
     def news(self) -> Iterator[Tuple[Channel, str]]:
-        """Which connections have been given up since the last call, and why."""
+        """Yield the channels that were given up since the last call, and the reasons."""
         for channel, connection in self._connections.items():
-            if connection.broken and channel not in self._told:
-                self._told.append(channel)
+            if connection.broken and channel not in self._reported:
+                self._reported.append(channel)
                 yield channel, connection.broken
 
     def close(self) -> None:

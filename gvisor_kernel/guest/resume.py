@@ -1,8 +1,8 @@
-"""What makes a kernel restored from an image another kernel than all others of that image.
+"""Makes a kernel that was restored from a snapshot different from all other copies of it.
 
-Runs in the kernel's process, before any message of its new clients is read. Only what this process
-has loaded is touched. What stays the same in all copies: the hash secret of ``str``, the layout of
-the address space, and generators that a preloaded module made for itself.
+Runs in the kernel process before any message of its new clients is read. Only modules that are
+loaded are touched. These stay the same in all copies: the hash secret of ``str``, the layout of the
+address space, and generators that a preloaded module created for itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def reseed(seed: bytes) -> None:
-    """Give every generator that is loaded a state of its own. ``seed``: 64 random bytes."""
+    """Reseed every random generator that is loaded. ``seed``: 64 random bytes."""
     modules = sys.modules
     if "_ssl" in modules:
         modules["_ssl"].RAND_add(seed + os.urandom(64), 64.0)
@@ -40,15 +40,16 @@ def reseed(seed: bytes) -> None:
 
 
 def renew_uuid(module: Any) -> None:
-    """Another node and sequence for ``uuid1``. libuuid, which would make them, keeps its own in a
-    place that nobody can reach; so Python's own way is taken instead of it."""
+    """Give ``uuid1`` a new node and sequence.
+
+    libuuid keeps its state where nobody can reach it, so Python's own implementation is used."""
     module._generate_time_safe = None
     module._last_timestamp = None
-    module._node = int.from_bytes(os.urandom(6), "big") | 1 << 40  # RFC 4122: no address of a card
+    module._node = int.from_bytes(os.urandom(6), "big") | 1 << 40  # RFC 4122: not a MAC address
 
 
 def settle_in(resume: Resume) -> None:
-    """The environment and the working directory; what was known of files is looked up anew."""
+    """Apply environment and working directory. Caches of file names are cleared."""
     os.environ.update(resume.environment)
     if "TZ" in os.environ:
         time.tzset()
@@ -60,7 +61,7 @@ def settle_in(resume: Resume) -> None:
 
 
 def rename_kernel(application: Any) -> None:
-    """A session and an identity that no copy of the image shares, for an IPKernelApp."""
+    """Give an IPKernelApp a session and an identity that no other copy has."""
     session = application.session
     session.session = str(uuid.uuid4())
     session.digest_history.clear()
@@ -70,7 +71,7 @@ def rename_kernel(application: Any) -> None:
 
 
 def rekey_kernel(application: Any, key: str) -> None:
-    """``key`` for the messages of an IPKernelApp from here on, and in its connection file."""
+    """Sign the messages of an IPKernelApp with ``key``, and write it to its connection file."""
     application.session.key = key.encode()
     with contextlib.suppress(OSError, ValueError):
         with open(application.connection_file, encoding="utf-8") as file:
@@ -81,7 +82,7 @@ def rekey_kernel(application: Any, key: str) -> None:
 
 
 def renew() -> None:
-    """For a kernel that is spoken to by the relay: run in it as code, as nothing else can."""
+    """Reseed a relayed kernel. The host executes this in it as code: nothing else can reach it."""
     reseed(os.urandom(64))
     importlib.invalidate_caches()
     kernelapp = sys.modules.get("ipykernel.kernelapp")

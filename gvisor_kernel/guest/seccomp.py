@@ -1,13 +1,13 @@
-"""The kernel process makes no set-uid or set-gid files, no devices, and no mounts.
+"""A seccomp filter: the kernel process cannot make set-uid or set-gid files, devices or mounts.
 
-A file in ``outputs`` belongs to the folder's owner on the host, who may be root; one with a
-set-uid bit would be a program with which any user of the host becomes its owner. File systems
-have no option against making such files, so the calls are refused: a filter of this kernel
-process and all its children that they cannot take off.
+A file in ``outputs`` belongs to the directory's owner on the host, who may be root. With a set-uid
+bit it would be a program with which any user of the host becomes its owner. File systems have no
+option against such files, so the system calls are refused, for this process and all its children,
+which cannot remove the filter.
 
-A mount in a namespace of its own would go round that: with an overlay over ``outputs``, which a
-current gVisor allows, gVisor itself makes devices there for what is removed, and copies files
-with the mode that another file system says they have.
+A mount in a namespace of its own would circumvent that: with an overlay over ``outputs``, which a
+current gVisor allows, gVisor itself creates devices there for what is removed, and copies files
+with the mode that another file system reports.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Dict, List, NamedTuple, Optional
 
 SET_ID = 0o6000
 DEVICE = 0o020000
-"""Set in the file types "block" and "character" of mknod, and not in those it may make."""
+"""Bit that is set in the types "block" and "character" of mknod and in no type that is allowed."""
 CREATES = 0o100 | 0o20000000
-"""O_CREAT and O_TMPFILE of x86-64 and arm64: without them open has no mode."""
+"""O_CREAT and O_TMPFILE of x86-64 and arm64. Without them open takes no mode."""
 
 PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2
@@ -33,19 +33,22 @@ KILL_PROCESS = 0x80000000
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 
-ABSENT = (
+HIDDEN_CALLS = (
     *("openat2", "fchmodat2", "io_uring_setup"),
     *("open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr"),
 )
-"""As in a kernel that has none of them: calls that pass their mode in memory or to another call,
-and the newer ones of mounts."""
-FORBIDDEN = ("mount",)
-"""As to whoever has no capability."""
+"""Calls that fail with ENOSYS, as in a kernel without them: calls that pass their mode in memory or
+to another call, and the newer calls for mounts."""
+FORBIDDEN_CALLS = ("mount",)
+"""Calls that fail with EPERM, as for a process without capabilities."""
 
 
 class Rule(NamedTuple):
-    """Which argument of a call is the file's mode, and which its flags, if without them it has
-    none."""
+    """Which argument of a call is the mode of a file.
+
+    ``flags``: the argument with the flags, if the call takes a mode only with some of them.
+    ``bits``: the bits that the mode may not have.
+    """
 
     mode: int
     flags: Optional[int] = None
@@ -62,63 +65,67 @@ RULES: Dict[str, Rule] = {
     "mknod": Rule(1, bits=SET_ID | DEVICE),
     "mknodat": Rule(2, bits=SET_ID | DEVICE),
 }
-_NEW = {
+_COMMON_NUMBERS = {
     **{"io_uring_setup": 425, "openat2": 437, "fchmodat2": 452, "mount_setattr": 442},
     **{"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431},
     **{"fsmount": 432, "fspick": 433},
 }
 NUMBERS: Dict[int, Dict[str, int]] = {
     0xC000003E: {
-        **_NEW,
+        **_COMMON_NUMBERS,
         **{"open": 2, "creat": 85, "chmod": 90, "fchmod": 91, "mknod": 133, "mount": 165},
         **{"openat": 257, "mknodat": 259, "fchmodat": 268},
     },
     0xC00000B7: {
-        **_NEW,
+        **_COMMON_NUMBERS,
         **{"mknodat": 33, "mount": 40, "fchmod": 52, "fchmodat": 53, "openat": 56},
     },
 }
-"""The calls' numbers on x86-64 and arm64, by the architecture's number in a filter."""
+"""The numbers of the calls, by the audit number of the architecture: x86-64 and arm64."""
 
 
-def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("HBBI", code, if_true, if_false, value)
 
 
 def _argument(index: int) -> bytes:
-    """Load the lower half of an argument; modes and flags have no more."""
+    """Load the lower half of an argument. Modes and flags have no more bits."""
     low = FIRST_ARGUMENT + 8 * index + (4 if sys.byteorder == "big" else 0)
-    return _step(LOAD, low)
+    return _instruction(LOAD, low)
 
 
-def _judge(rule: Rule) -> List[bytes]:
+def _check_mode(rule: Rule) -> List[bytes]:
     steps = [
         _argument(rule.mode),
-        _step(ANY_BIT, rule.bits, 0, 1),
-        _step(RETURN, ERRNO | errno.EPERM),
-        _step(RETURN, ALLOW),
+        _instruction(ANY_BIT, rule.bits, 0, 1),
+        _instruction(RETURN, ERRNO | errno.EPERM),
+        _instruction(RETURN, ALLOW),
     ]
     if rule.flags is not None:
-        steps = [_argument(rule.flags), _step(ANY_BIT, CREATES, 0, len(steps) - 1), *steps]
+        steps = [_argument(rule.flags), _instruction(ANY_BIT, CREATES, 0, len(steps) - 1), *steps]
     return steps
 
 
 def finalize_program() -> List[bytes]:
-    """The filter's steps. A call of an architecture that is not known ends the process."""
+    """Return the instructions. A call of an unknown architecture ends the process."""
     program: List[bytes] = []
     for architecture, numbers in NUMBERS.items():
-        steps = [_step(LOAD, NUMBER)]
+        steps = [_instruction(LOAD, NUMBER)]
         for name, number in numbers.items():
-            if name in ABSENT:
-                block = [_step(RETURN, ERRNO | errno.ENOSYS)]
-            elif name in FORBIDDEN:
-                block = [_step(RETURN, ERRNO | errno.EPERM)]
+            if name in HIDDEN_CALLS:
+                block = [_instruction(RETURN, ERRNO | errno.ENOSYS)]
+            elif name in FORBIDDEN_CALLS:
+                block = [_instruction(RETURN, ERRNO | errno.EPERM)]
             else:
-                block = _judge(RULES[name])
-            steps += [_step(EQUAL, number, 0, len(block)), *block]
-        steps.append(_step(RETURN, ALLOW))
-        program += [_step(LOAD, ARCHITECTURE), _step(EQUAL, architecture, 0, len(steps)), *steps]
-    return [*program, _step(RETURN, KILL_PROCESS)]
+                block = _check_mode(RULES[name])
+            steps += [_instruction(EQUAL, number, 0, len(block)), *block]
+        steps.append(_instruction(RETURN, ALLOW))
+        program += [
+            _instruction(LOAD, ARCHITECTURE),
+            _instruction(EQUAL, architecture, 0, len(steps)),
+            *steps,
+        ]
+    return [*program, _instruction(RETURN, KILL_PROCESS)]
 
 
 class _Program(ctypes.Structure):
@@ -126,9 +133,12 @@ class _Program(ctypes.Structure):
 
 
 def install() -> None:
-    """Filter this process and all it starts, for good. Needs no_new_privs. Raises OSError."""
+    """Install the filter for this process and its children, for good. Needs no_new_privs.
+
+    :raises OSError: when the kernel refuses it
+    """
     program = finalize_program()
     raw = _Program(len(program), b"".join(program))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(raw), 0, 0) < 0:
-        raise OSError(ctypes.get_errno(), "install the filter of system calls")
+        raise OSError(ctypes.get_errno(), "install the seccomp filter")

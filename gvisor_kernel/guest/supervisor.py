@@ -1,6 +1,6 @@
-"""PID 1's loop: link on one side, the kernel's process and sockets on the other.
+"""PID 1's event loop: the link on one side, the kernel's process and sockets on the other.
 
-One thread and one poll. Everything that waits is in the poll, so an idle supervisor uses no CPU.
+One thread and one poll. Everything that is waited for is polled, so an idle supervisor uses no CPU.
 """
 
 from __future__ import annotations
@@ -53,24 +53,25 @@ from gvisor_kernel.link import (
 
 READ_SIZE = 256 * 1024
 WAIT_MS = 10_000
+"""Milliseconds of a wait for the host."""
 MISSED_WAITS = 6
-"""So many waits in a row without a byte from the host (which pings every 5 s), and it is gone.
-Counted in waits, not in time: a machine that slept was not silent."""
+"""Number of waits in a row without a byte from the host after which it is considered dead; it sends
+a PING every 5 s. Waits are counted, not time: a machine that slept was not silent."""
 DRAIN_SECONDS = 3.0
-"""How long nothing may leave of a dead kernel's last messages, before its exit is told. The host
-reads slowly while other kernels are used."""
+"""Seconds without a byte written after which a dead kernel's last messages are given up. The host
+reads slowly while other kernels are busy."""
 MAX_DRAIN_SECONDS = 30.0
-"""And how long all of it may take: answers to heartbeats leave as well."""
+"""Seconds after which they are given up in any case: answers to heartbeats are written as well."""
 DRAIN_MS = 50
-"""How often to look meanwhile."""
-LINK_WORD = "{link}"
-"""In a START's argv: stands for the descriptor of the socket on which to speak frames."""
+"""Milliseconds between checks meanwhile."""
+LINK_PLACEHOLDER = "{link}"
+"""Placeholder in the argv of a START: the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127
-"""The status of a kernel whose program could not be started, as a shell gives it."""
+"""Exit status of a kernel whose program could not be started, as in a shell."""
 
 
 class HostGone(Exception):
-    """The link ended, broke, fell silent, or said stop: end the sandbox."""
+    """The link ended, failed or fell silent, or the host sent STOP: end the sandbox."""
 
 
 class Supervisor:
@@ -83,11 +84,11 @@ class Supervisor:
         self.kernel: Optional[KernelProcess] = None
         self.relay: Optional[Relay] = None
         self.passage: Optional[Passage] = None
-        """One of the two, while there is a kernel: for one that speaks ZMQ, or frames itself."""
+        """While there is a kernel, one of both: the relay for ZMQ, the passage for frames."""
         self.imported = False
-        """This process has imported what a kernel needs, and can become one by a fork."""
-        self._signs: Optional[Tuple[str, str]] = None
-        """Key and scheme of the kernel's messages; of a relayed one they never change."""
+        """Whether this process has imported what a kernel needs, so that a fork can be a kernel."""
+        self._signing: Optional[Tuple[str, str]] = None
+        """Key and scheme of the kernel's signatures. Those of a relayed kernel never change."""
         self._pending = memoryview(b"")
         self._held: Deque[Message] = deque()
         self._pace: Optional[Pace] = None
@@ -103,11 +104,14 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def greet(self) -> None:
-        """Say hello before anything that takes time."""
+        """Send the HELLO. Called before anything that takes time."""
         self._flush()
 
     def run(self) -> None:
-        """Serve until HostGone is raised."""
+        """Serve the link.
+
+        :raises HostGone: when the sandbox must end
+        """
         heard = time.monotonic()
         missed = 0
         while True:
@@ -117,10 +121,10 @@ class Supervisor:
             if self.link_in in ready:
                 heard, missed = now, 0
             elif now - heard >= WAIT_MS / 1000:
-                # However long it was: a machine that slept missed one wait.
+                # Count one wait, however long it was: a machine that slept missed only one.
                 heard, missed = now, missed + 1
             if missed >= MISSED_WAITS:
-                raise HostGone("the host has been silent")
+                raise HostGone(f"no bytes from the host in {MISSED_WAITS} waits of 10 s")
             if self.link_in in ready:
                 self._read_link()
             if self._wake in ready:
@@ -138,7 +142,7 @@ class Supervisor:
     # -- waiting ---------------------------------------------------------------------------------
 
     def _wait(self) -> Dict[int, int]:
-        """What is ready; empty after WAIT_MS of nothing."""
+        """Return the descriptors that are ready; empty after WAIT_MS without any."""
         wanted: List[Tuple[int, int]] = [(self.link_in, select.POLLIN), (self._wake, select.POLLIN)]
         if self._pending:
             wanted.append((self.link_out, select.POLLOUT))
@@ -153,17 +157,17 @@ class Supervisor:
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
-        masks: Dict[int, int] = {}
+        events_of: Dict[int, int] = {}
         for fd, events in wanted:
-            masks[fd] = masks.get(fd, 0) | events
-        for fd, events in masks.items():
+            events_of[fd] = events_of.get(fd, 0) | events
+        for fd, events in events_of.items():
             poller.register(fd, events)
         return dict(poller.poll(timeout))
 
     # -- the link --------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Write what may be written without waiting."""
+        """Write what the descriptor accepts without blocking."""
         while True:
             if not self._pending:
                 self._pending = memoryview(self.connection.data_to_send(READ_SIZE))
@@ -174,7 +178,7 @@ class Supervisor:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise HostGone(f"the link cannot be written: {error}") from error
+                raise HostGone(f"cannot write to the link: {error}") from error
             self._pending = self._pending[written:]
             if self._drain_until is not None:
                 self._drain_until = min(time.monotonic() + DRAIN_SECONDS, self._drain_end)
@@ -182,14 +186,14 @@ class Supervisor:
     def _read_link(self) -> None:
         data = os.read(self.link_in, READ_SIZE)
         if not data:
-            raise HostGone("the link has ended")
+            raise HostGone("the host closed the link")
         try:
             self.connection.receive_data(data)
         except LinkError as error:
-            raise HostGone(f"the host broke the rules of the link: {error}") from error
-        self._take_events()
+            raise HostGone(f"the host violated the link protocol: {error}") from error
+        self._handle_events()
 
-    def _take_events(self) -> None:
+    def _handle_events(self) -> None:
         while True:
             event = self.connection.next_event()
             if event is None:
@@ -200,29 +204,29 @@ class Supervisor:
                 if self.passage is not None:
                     self.passage.put(event.frame)
             elif isinstance(event, Start):
-                self._start(event)
+                self._start_kernel(event)
             elif isinstance(event, Resume):
-                self._resume(event)
+                self._resume_kernel(event)
             elif isinstance(event, Signal):
-                self._signal(event)
+                self._send_signal(event)
             elif isinstance(event, Ping):
                 self.connection.send(count_processes())
             elif isinstance(event, Ask):
-                self._ask(event)
+                self._answer_ask(event)
             elif isinstance(event, Stop):
-                raise HostGone("the host said stop")
+                raise HostGone("the host sent STOP")
 
     # -- the kernel ------------------------------------------------------------------------------
 
-    def _start(self, start: Start) -> None:
+    def _start_kernel(self, start: Start) -> None:
         self._drop_held()
-        self._signs = start.key, start.signature_scheme
+        self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
-        own = kernels = None
-        if LINK_WORD in argv:
-            own, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            argv = [str(LINK_FD) if word == LINK_WORD else word for word in argv]
-        self.connection.diverts = kernels is not None
+        own_end = kernel_end = None
+        if LINK_PLACEHOLDER in argv:
+            own_end, kernel_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            argv = [str(LINK_FD) if word == LINK_PLACEHOLDER else word for word in argv]
+        self.connection.diverts = kernel_end is not None
         try:
             tcp = any(TCP_FILE_WORD in word for word in argv)
             addresses = free_ports() if tcp else unix_addresses(start.run)
@@ -235,13 +239,13 @@ class Supervisor:
                 argv,
                 dict(start.environment),
                 start.cwd,
-                kernels.fileno() if kernels is not None else None,
+                kernel_end.fileno() if kernel_end is not None else None,
                 find_module(argv, dict(start.environment)) if self.imported else None,
             )
             self._pace = Pace(self.kernel)
-            if own is not None:
+            if own_end is not None:
                 self.passage = Passage(
-                    own, self.kernel, self.connection, self._log, lambda: bool(self._pending)
+                    own_end, self.kernel, self.connection, self._log, lambda: bool(self._pending)
                 )
             else:
                 self.relay = Relay(addresses)
@@ -253,12 +257,12 @@ class Supervisor:
             self.connection.send(Exited(start.run, CANNOT_START))
             return
         finally:
-            if kernels is not None:
-                kernels.close()
+            if kernel_end is not None:
+                kernel_end.close()
         self.connection.send(Started(start.run))
 
-    def _resume(self, resume: Resume) -> None:
-        """Restored from an image: another host is at the other end, other folders are mounted."""
+    def _resume_kernel(self, resume: Resume) -> None:
+        """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
         self._drop_held()
         with as_kernel():
             refresh_workspace()
@@ -267,7 +271,7 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _signal(self, event: Signal) -> None:
+    def _send_signal(self, event: Signal) -> None:
         if self.kernel is None:
             return
         if event.signum == signal.SIGKILL:
@@ -288,7 +292,7 @@ class Supervisor:
             self._drain_end = time.monotonic() + MAX_DRAIN_SECONDS
 
     def _finish_exit(self) -> None:
-        """Tell a kernel's exit once its last messages are out, or had time enough."""
+        """Send EXIT once the kernel's last messages are sent, or have taken too long."""
         if self._drain_until is None or self.kernel is None:
             return
         drained = (
@@ -311,11 +315,11 @@ class Supervisor:
         self._drop_held()
 
     def _drop_held(self) -> None:
-        """Messages that no kernel will take."""
+        """Drop messages that no kernel will receive."""
         while self._held:
             self.connection.consumed(self._held.popleft())
 
-    # -- frames of a kernel that speaks them itself ------------------------------------------------
+    # -- frames of a kernel that speaks frames itself ----------------------------------------------
 
     def _pass_frames(self, ready: Dict[int, int]) -> None:
         passage = self.passage
@@ -333,7 +337,7 @@ class Supervisor:
         passage.flush()
 
     def _use_relay(self, passage: Passage) -> None:
-        """Talk ZMQ to the kernel, from the first message on."""
+        """Switch to ZMQ, beginning with the first message for the kernel."""
         assert self.connection.run is not None
         passage.close()
         self.passage = None
@@ -341,22 +345,22 @@ class Supervisor:
         self.connection.diverts = False
         for frame in passage.early:
             self.connection.receive_data(frame)
-        self._take_events()
+        self._handle_events()
 
-    def _ask(self, ask: Ask) -> None:
+    def _answer_ask(self, ask: Ask) -> None:
         if self.passage is not None:
             self.passage.ask(ask)
         else:
-            self.connection.send(Quiet(ask.run, False))  # a relayed kernel cannot be asked
+            self.connection.send(Quiet(ask.run, False))  # a relayed kernel may always have work
 
     def _answer_heartbeats(self) -> None:
-        """In the kernel's place: they tell that its process exists."""
+        """Answer heartbeats for the kernel: they say that its process exists."""
         while self._held:
             message = self._held.popleft()
             self.connection.send_message(message.channel, message.parts)
             self.connection.consumed(message)
 
-    # -- what the kernel says --------------------------------------------------------------------
+    # -- messages and output of the kernel -------------------------------------------------------
 
     def _pass_messages(self, ready: Dict[int, int]) -> None:
         assert self.relay is not None
@@ -365,16 +369,19 @@ class Supervisor:
             while self._held:
                 message = self._held.popleft()
                 if not self.relay.send(message.channel, message.parts):
-                    self._log.complain(f"The kernel does not speak on {message.channel.name}.\n")
+                    self._log.complain(
+                        f"Dropped a message on {message.channel.name.lower()}:"
+                        " the kernel violated the ZMTP protocol there.\n"
+                    )
                 self.connection.consumed(message)
         for channel, parts in self.relay.receive(ready):
             try:
                 self.connection.send_message(channel, parts)
             except LocalProtocolError as error:
-                self._tell_of_drop(channel, parts, explain_drop(channel, error))
+                self._report_drop(channel, parts, explain_drop(channel, error))
         for channel, reason in self.relay.news():
             self._log.complain(
-                f"The kernel broke ZMQ's rules on {channel.name.lower()}, and is killed:"
+                f"Killed the kernel: it violated the ZMTP protocol on {channel.name.lower()}:"
                 f" {reason}.\n"
             )
             if self.kernel is not None:
@@ -382,14 +389,14 @@ class Supervisor:
         if self._pace is not None:
             self._pace.look(self.connection.queued(Channel.IOPUB))
 
-    def _tell_of_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
+    def _report_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
         self._log.complain(words)
-        told = stand_in(channel, parts, *self._signs, words) if self._signs else None
-        if told is not None:
-            self.connection.send_message(channel, told)
+        replacement = stand_in(channel, parts, *self._signing, words) if self._signing else None
+        if replacement is not None:
+            self.connection.send_message(channel, replacement)
 
     def _pass_output(self, ready: Dict[int, int]) -> None:
-        """Forward what the kernel wrote to its stdout and stderr, within the budget."""
+        """Forward what the kernel wrote to stdout and stderr, within its budget."""
         assert self.kernel is not None
         for fd, source in tuple(self.kernel.output.items()):
             if fd not in ready:

@@ -1,4 +1,4 @@
-"""/workspace: the uploads, copy-on-write, as the kernel's working directory."""
+"""/workspace, the kernel's working directory: the uploads with copy-on-write."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gvisor_kernel.guest import identity, linux
 UPLOADS = "/mnt/user-data/uploads"
 WORKSPACE = "/workspace"
 SCRATCH = "/run/gvisor-kernel/workspace"
-"""A tmpfs of the disk limit's size: what is written to /workspace goes here."""
+"""A tmpfs of the size of the disk limit. Everything written to /workspace goes here."""
 OUTPUTS = "/mnt/user-data/outputs"
 SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
-"""The tmpfs that not everybody may write to; outputs are one where they are kept nowhere."""
+"""tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
 
 
 def own_scratch() -> None:
-    """Let the roots of what a kernel may fill belong to it, where they are uid 0's."""
+    """Give the tmpfs roots that a kernel may fill to the kernel's uid, if they are uid 0's."""
     with identity.as_init():
         for path in SCRATCH_ROOTS if identity.kernel_id != identity.INIT_ID else ():
             if os.stat(path).st_uid == identity.INIT_ID:
@@ -26,8 +26,9 @@ def own_scratch() -> None:
 
 
 def mount_workspace() -> None:
-    """Show the uploads in /workspace, copy-on-write. For a process with a kernel's effective uid:
-    gVisor reaches what is below an overlay in the name of who mounted it.
+    """Mount the uploads at /workspace with copy-on-write.
+
+    The effective uid must be the kernel's: gVisor accesses the lower layer as the mounting user.
     """
     linux.raise_capabilities()
     upper, work = f"{SCRATCH}/upper", f"{SCRATCH}/work"
@@ -38,9 +39,9 @@ def mount_workspace() -> None:
 
 
 def refresh_workspace() -> None:
-    """Let /workspace list what is in the uploads now, not what was when an image was taken.
+    """Make /workspace list the present uploads, not those of the time of the snapshot.
 
-    gVisor's overlay keeps the list of a folder until something is made in it.
+    gVisor's overlay caches the list of a directory until something is created in it.
     """
     with contextlib.suppress(OSError):
         descriptor, path = tempfile.mkstemp(dir=WORKSPACE)

@@ -1,9 +1,9 @@
-"""ZMTP 3.0, the protocol of ZMQ's sockets, as far as a kernel's client needs it. No I/O.
+"""ZMTP 3.0, the wire protocol of ZMQ, as far as a client of a kernel needs it. No I/O.
 
-Only the NULL mechanism, only the connecting side. PID 1 speaks it itself: libzmq would add a
-thread, whose every wake-up costs inside gVisor, and an image would need pyzmq for its kernels.
-The specification is RFC 23 of ZeroMQ (rfc.zeromq.org/spec/23); libzmq, JeroMQ and zeromq.js speak
-3.0 to a peer that says 3.0.
+Only the NULL mechanism and only the connecting side. PID 1 speaks it itself: libzmq would add a
+thread, which is expensive to wake inside gVisor, and an image would need pyzmq for its kernels.
+The specification is RFC 23 of ZeroMQ (rfc.zeromq.org/spec/23). libzmq, JeroMQ and zeromq.js speak
+3.0 to a peer that announces 3.0.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from gvisor_kernel.link.frames import Part
 
 MORE, LONG, COMMAND = 0x01, 0x02, 0x04
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-SIGNATURE_AND_VERSION = 11
+VERSION_END = 11
+"""Bytes of the greeting up to its major version, which tell whether a peer speaks ZMTP 3."""
 _LONG_SIZE = struct.Struct(">Q")
 _VALUE_SIZE = struct.Struct(">I")
 
 MAX_FRAME = 1 << 40
-"""What a kernel sends is in the sandbox's memory already; this is only no size at all."""
+"""Bytes of a frame that are accepted. The frame is in the sandbox's memory anyway; this only
+refuses sizes that are absurd."""
 
 
 class ZmtpError(Exception):
-    """The peer does not speak ZMTP 3 with the mechanism NULL, or breaks its rules."""
+    """The peer does not speak ZMTP 3 with the NULL mechanism, or violates the protocol."""
 
 
 class ZmtpConnection:
-    """One connection. ``data_to_send`` begins with all that a handshake needs of this side."""
+    """One connection, without its socket. The greeting and the READY are queued at once."""
 
     def __init__(self, socket_type: str, identity: bytes = b"") -> None:
         properties = _property(b"Socket-Type", socket_type.encode())
@@ -38,7 +40,7 @@ class ZmtpConnection:
         self._in = bytearray()
         self._greeted = False
         self.ready = False
-        """The handshake is done on both sides."""
+        """Whether the handshake is complete on both sides."""
         self._parts: List[bytes] = []
 
     # -- sending ---------------------------------------------------------------------------------
@@ -55,11 +57,11 @@ class ZmtpConnection:
             self._out.append(part)
 
     def subscribe(self) -> None:
-        """Ask a publisher for everything."""
+        """Subscribe to all topics of a publisher."""
         self.send([b"\x01"])
 
     def data_to_send(self) -> bytes:
-        """All that is queued."""
+        """Return everything that is queued."""
         if not self._out:
             return b""
         data = b"".join(self._out)
@@ -69,7 +71,10 @@ class ZmtpConnection:
     # -- receiving -------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes) -> List[List[bytes]]:
-        """Take what was read; the messages that are whole now. Raises ZmtpError."""
+        """Process received bytes. Return the messages that are complete.
+
+        :raises ZmtpError: when they violate the protocol
+        """
         self._in += data
         if not self._greeted and not self._take_greeting():
             return []
@@ -97,7 +102,7 @@ class ZmtpConnection:
                 self._take_command(body)
                 continue
             if not self.ready:
-                raise ZmtpError("a message came before the handshake was done")
+                raise ZmtpError("a message came before the handshake was complete")
             self._parts.append(body)
             if not flags & MORE:
                 messages.append(self._parts)
@@ -106,16 +111,16 @@ class ZmtpConnection:
         return messages
 
     def _take_greeting(self) -> bool:
-        if len(self._in) >= SIGNATURE_AND_VERSION:
+        if len(self._in) >= VERSION_END:
             if self._in[0] != 0xFF or self._in[9] != 0x7F:
-                raise ZmtpError("the other side does not speak ZMTP")
+                raise ZmtpError("the peer does not speak ZMTP")
             if self._in[10] < 3:
-                raise ZmtpError(f"the other side speaks ZMTP {self._in[10]}; 3 is needed")
+                raise ZmtpError(f"the peer speaks ZMTP {self._in[10]}; version 3 is required")
         if len(self._in) < len(GREETING):
             return False
         mechanism = bytes(self._in[12:32]).rstrip(b"\0")
         if mechanism != b"NULL":
-            raise ZmtpError(f"the other side wants the mechanism {mechanism!r}")
+            raise ZmtpError(f"the peer requires the mechanism {mechanism!r} instead of NULL")
         del self._in[: len(GREETING)]
         self._greeted = True
         return True
@@ -126,8 +131,8 @@ class ZmtpConnection:
         if name == b"READY":
             self.ready = True
         elif name == b"ERROR":
-            raise ZmtpError(f"the other side refuses: {rest[1:200]!r}")
-        elif name == b"PING":  # a time to live of two bytes, and a context to give back
+            raise ZmtpError(f"the peer sent an ERROR: {rest[1:200]!r}")
+        elif name == b"PING":  # a time to live of two bytes, and the context for the PONG
             self._out.append(_command(b"PONG", rest[2:18]))
 
 

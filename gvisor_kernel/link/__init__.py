@@ -1,9 +1,9 @@
-"""The protocol between bridge and guest, without any I/O.
+"""The protocol between bridge (host) and PID 1 (guest), without any I/O.
 
-Bytes come in through ``Connection.receive_data``, events go out of ``next_event``; what is to be
-written comes out of ``data_to_send``. Both ends use the same class. Standard library only and
-Python 3.9, since this package is mounted into every sandbox. The bytes are specified in
-docs/protocol.md.
+Received bytes go into ``Connection.receive_data`` and come out of ``next_event`` as events. Bytes
+to write come out of ``data_to_send``. Both ends use the same class. This package is mounted into
+every sandbox: it uses the standard library only and runs on Python 3.9. docs/protocol.md specifies
+the bytes.
 """
 
 from gvisor_kernel.link.connection import Connection

@@ -1,6 +1,7 @@
-"""One end of a link: bytes in, events out; calls in, bytes out. No I/O, no clock, no thread.
+"""One end of a link: received bytes become events, calls become bytes to write.
 
-The windows are in ``flow``, the table of who may send what in ``state``.
+No I/O, no clock and no thread here. The windows are in ``flow``; the tables of who may send which
+frame in which state are in ``state``.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ from gvisor_kernel.link.frames import (
 from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
 
 PONGS_KEPT = 64
-"""Answers that wait to be written. Of a flood of pings only the last are answered."""
+"""Number of PONGs that may wait to be written. Only the last pings of a flood are answered, so a
+flood does not grow the queue."""
 
 _OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
-_EVENTS: dict[FrameType, Callable[[bytes], Event]] = {
+_DECODERS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.START: Start.decode,
     FrameType.STARTED: Started.decode,
     FrameType.SIGNAL: Signal.decode,
@@ -61,7 +63,7 @@ _EVENTS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.ASK: Ask.decode,
     FrameType.QUIET: Quiet.decode,
 }
-_FRAME_OF = {
+_FRAME_TYPES = {
     Start: FrameType.START,
     Started: FrameType.STARTED,
     Signal: FrameType.SIGNAL,
@@ -73,40 +75,42 @@ _FRAME_OF = {
     Quiet: FrameType.QUIET,
 }
 Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, Ask, Quiet]
-_OF_ONE_RUN = (Started, Exited, Signal, Ask, Quiet)
+_RUN_EVENTS = (Started, Exited, Signal, Ask, Quiet)
 
 
 class Connection:
     """One end of a link.
 
-    After a RemoteProtocolError the connection is CLOSED: every later call with data raises it
-    again, and its owner ends the other side. After a STOP it is CLOSED too, and drops data.
+    After a RemoteProtocolError the state is CLOSED: every later ``receive_data`` raises the same
+    error, and the owner must end the other side. After a STOP the state is CLOSED too, and received
+    data is dropped.
 
-    ``state`` is that of the last byte received: it may be ahead of the events still to be taken,
-    so an owner that answers an event looks at it first.
+    ``state`` is the state after the last received byte. It may be ahead of the events that the
+    owner has not taken yet, so the owner must check it before it answers an event.
     """
 
     def __init__(self, role: Role, hello: Hello, resume: Resume | None = None) -> None:
-        """``resume``: a host's first frame to a guest that was restored in the middle of a run.
+        """Create an end that is to send HELLO, or ``resume`` instead.
 
-        Raises LocalProtocolError when ``resume`` cannot be sent.
+        :param resume: the first frame of a host whose guest was restored in the middle of a run
+        :raises LocalProtocolError: when ``resume`` cannot be sent
         """
         self.role = role
         self.state = State.OPENING
         self.run: int | None = None
-        """The number of the kernel that runs or, while IDLE, ran last."""
+        """Number of the current run or, while IDLE, of the last one. None before the first."""
         self.diverts = False
-        """A guest's: whether DATA and CREDIT are for the kernel to read, all but those of hb.
-        They are events then (Diverted), unread; ``divert`` sends the kernel's own."""
+        """Guest only: whether the kernel reads and writes DATA and CREDIT itself, except on hb.
+        Such frames become Diverted events, undecoded; ``divert`` sends the kernel's own frames."""
         self._reader = FrameReader()
         self._events: deque[Event] = deque()
         self._urgent: deque[bytes] = deque([encode_frame(FrameType.HELLO, hello.encode())])
         self._pongs: deque[int] = deque(maxlen=PONGS_KEPT)
         self._diverted: deque[bytes] = deque()
         self._flow = Flow(DATA_CHANNELS, views=role is Role.HOST)
-        self._broken: RemoteProtocolError | None = None
+        self._error: RemoteProtocolError | None = None
         if resume is not None:
-            payload = _checked_payload(resume)
+            payload = _encode_checked(resume)
             self._urgent = deque([encode_frame(FrameType.RESUME, payload)])
             self.state = State.RESUMING
             self.run = resume.run
@@ -114,9 +118,12 @@ class Connection:
     # -- receiving -------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes from the other side. Raises RemoteProtocolError, and nothing else."""
-        if self._broken is not None:
-            raise self._broken
+        """Process bytes from the other side.
+
+        :raises RemoteProtocolError: when they violate the protocol; no other exception is raised
+        """
+        if self._error is not None:
+            raise self._error
         if self.state is State.CLOSED:
             return
         self._reader.receive_data(data)
@@ -127,12 +134,12 @@ class Connection:
                     return
                 self._handle(frame)
         except RemoteProtocolError as error:
-            self._broken = error
+            self._error = error
             self._close()
             raise
 
     def next_event(self) -> Event | None:
-        """The next event, or None until more bytes come in."""
+        """Return the next event, or None until more bytes are received."""
         return self._events.popleft() if self._events else None
 
     def consumed(self, message: Message) -> None:
@@ -140,12 +147,12 @@ class Connection:
         self._flow.consumed(message)
 
     def held(self, channel: Channel) -> int:
-        """The size of all whole messages on ``channel`` that are not yet consumed."""
+        """Return the size in bytes of the whole messages on ``channel`` not consumed yet."""
         return self._flow.held(channel)
 
     def _handle(self, frame: Frame) -> None:
         kind = frame.type
-        if kind is FrameType.DATA and self.state is State.RUNNING:  # most of all frames
+        if kind is FrameType.DATA and self.state is State.RUNNING:  # the most frequent case
             self._handle_channel(frame)
             return
         if kind not in SENDERS[_OTHER[self.role]]:
@@ -156,13 +163,13 @@ class Connection:
             and self.state is State.IDLE
             and self.run is not None
         ):
-            self._handle_late(frame)
+            self._drop_late(frame)
             return
         if kind in STALE and self.role is Role.HOST and self.state is State.RESUMING:
-            return  # written before the image was taken, or counted in the windows of that time
-        after = self._after(kind, RemoteProtocolError)
-        if kind in _EVENTS:
-            self._handle_run(_EVENTS[kind](frame.payload))
+            return  # written before the snapshot was taken: it counts in the windows of that time
+        after = self._next_state(kind, RemoteProtocolError)
+        if kind in _DECODERS:
+            self._handle_run(_DECODERS[kind](frame.payload))
         elif kind is FrameType.DATA or kind is FrameType.CREDIT:
             self._handle_channel(frame)
         elif kind is FrameType.HELLO:
@@ -170,7 +177,7 @@ class Connection:
             if hello.version != VERSION:
                 raise RemoteProtocolError(
                     f"The {_OTHER[self.role].value} speaks version {hello.version} of the link, "
-                    f"this side {VERSION}."
+                    f"this side speaks {VERSION}."
                 )
             self._events.append(hello)
         elif kind is FrameType.PING:
@@ -184,15 +191,15 @@ class Connection:
             if frame.payload:
                 raise RemoteProtocolError("A STOP has a payload.")
             self._close()
-            for event in self._events:  # none matters any more, and none can be answered
+            for event in self._events:  # after STOP no event can be answered
                 if isinstance(event, Message):
                     self.consumed(event)
             self._events.clear()
             self._events.append(Stop())
         self.state = after
 
-    def _handle_late(self, frame: Frame) -> None:
-        """What the host sent before it knew of the exit: checked, and dropped."""
+    def _drop_late(self, frame: Frame) -> None:
+        """Check and drop a frame that the host sent before it received the EXIT."""
         if frame.type is FrameType.DATA:
             self._flow.take(frame, late=True)
         elif frame.type is FrameType.CREDIT:
@@ -200,23 +207,25 @@ class Connection:
         else:
             decode = Ask.decode if frame.type is FrameType.ASK else Signal.decode
             if decode(frame.payload).run != self.run:
-                raise RemoteProtocolError(f"A {frame.type.name} is not for run {self.run}.")
+                raise RemoteProtocolError(f"A {frame.type.name} does not name run {self.run}.")
 
     def _handle_run(self, event: Event) -> None:
-        """An event that belongs to one run, or to none (STATS, PONG)."""
+        """Handle an event that belongs to one run, and also STATS and PONG."""
         if isinstance(event, (Start, Resume)):
-            self._begin(event.run)
-        elif isinstance(event, (*_OF_ONE_RUN, Resumed)) and event.run != self.run:
-            raise RemoteProtocolError(f"Run {event.run} is spoken of while run {self.run} is on.")
-        if isinstance(event, Resume):  # nobody waits for these any more
+            self._begin_run(event.run)
+        elif isinstance(event, (*_RUN_EVENTS, Resumed)) and event.run != self.run:
+            raise RemoteProtocolError(
+                f"A frame names run {event.run}; the current run is {self.run}."
+            )
+        if isinstance(event, Resume):  # the new host waits for none of these frames
             self._urgent.clear()
             self._pongs.clear()
         if isinstance(event, Exited):
-            self._give_up()
+            self._drop_unfinished()
         self._events.append(event)
 
     def _handle_channel(self, frame: Frame) -> None:
-        """A frame of a kernel's channel."""
+        """Handle a DATA or CREDIT frame."""
         if self.diverts and frame.channel != Channel.HB:
             payload = frame.payload
             self._events.append(
@@ -232,63 +241,67 @@ class Connection:
     # -- sending ---------------------------------------------------------------------------------
 
     def send(self, event: Sendable) -> None:
-        """Queue an event.
+        """Queue a frame for ``event``. Events overtake messages.
 
-        Raises LocalProtocolError, and changes nothing, when the state does not allow it or the
-        other side would refuse its values.
+        An Exited drops the messages that are queued: an owner that wants to send them first must
+        wait until ``queued()`` returns 0.
 
-        Events overtake messages. An Exited gives up the messages that are queued: an owner that
-        wants them out first waits until ``queued()`` is 0.
+        :raises LocalProtocolError: when the state does not allow it, or the other side would refuse
+            its values; nothing has changed then
         """
-        kind = _FRAME_OF[type(event)]
+        kind = _FRAME_TYPES[type(event)]
         self._check_sender(kind)
-        after = self._after(kind, LocalProtocolError)
-        if isinstance(event, _OF_ONE_RUN) and event.run != self.run:
-            raise LocalProtocolError(f"Run {event.run} is not on; run {self.run} is.")
-        payload = _checked_payload(event)
+        after = self._next_state(kind, LocalProtocolError)
+        if isinstance(event, _RUN_EVENTS) and event.run != self.run:
+            raise LocalProtocolError(
+                f"Run {event.run} is not the current run, which is {self.run}."
+            )
+        payload = _encode_checked(event)
         self._urgent.append(encode_frame(kind, payload))
         self.state = after
         if isinstance(event, Start):
-            self._begin(event.run)
+            self._begin_run(event.run)
         elif isinstance(event, Exited):
-            self._give_up()
+            self._drop_unfinished()
 
     def send_message(self, channel: Channel, parts: Sequence[Part]) -> None:
-        """Queue a message; if large, uncopied. Raises LocalProtocolError (state, size)."""
-        self._after(FrameType.DATA, LocalProtocolError)
+        """Queue a message. Large parts are not copied.
+
+        :raises LocalProtocolError: when the state does not allow it, or the message is too large
+        """
+        self._next_state(FrameType.DATA, LocalProtocolError)
         self._flow.add(channel, parts)
 
     def divert(self, frames: bytes) -> None:
-        """Queue whole DATA and CREDIT frames of a kernel that reads and writes them itself.
+        """Queue whole DATA and CREDIT frames that the kernel wrote itself.
 
-        Raises LocalProtocolError (state).
+        :raises LocalProtocolError: when the state does not allow it
         """
-        self._after(FrameType.DATA, LocalProtocolError)
+        self._next_state(FrameType.DATA, LocalProtocolError)
         self._diverted.append(frames)
 
     def send_log(self, source: LogSource, text: str) -> None:
-        """Queue text for the log, cut to one frame; in any state, since nothing answers it."""
+        """Queue text for the log, cut to one frame. Allowed in any state: a LOG has no reply."""
         self._check_sender(FrameType.LOG)
         payload = text.encode("utf-8", "replace")[:MAX_PAYLOAD]
         self._urgent.append(encode_frame(FrameType.LOG, payload, source))
 
     def send_stop(self) -> None:
-        """Queue a STOP and give up all messages that wait. Does nothing while CLOSED."""
+        """Queue a STOP and drop all queued messages. Does nothing while CLOSED."""
         self._check_sender(FrameType.STOP)
         if self.state is not State.CLOSED:
             self._close()
             self._urgent.append(encode_frame(FrameType.STOP))
 
     def queued(self, channel: Channel | None = None) -> int:
-        """Bytes of messages that wait to be sent, on one channel or, diverted ones too, on all."""
+        """Return the queued bytes of messages on ``channel``, or on all and of diverted frames."""
         own = self._flow.queued(channel)
         return own if channel is not None else own + sum(map(len, self._diverted))
 
     def data_to_send(self, limit: int = 256 * 1024) -> bytes:
-        """The next bytes to write, about ``limit`` at most; empty when all must wait.
+        """Return the next bytes to write, about ``limit`` at most; empty if nothing may be sent.
 
-        Frames without a channel first, then credit, then the channels in the order of
-        DATA_CHANNELS.
+        Order: frames without a channel, CREDIT, then the channels in the order of DATA_CHANNELS.
         """
         out: list[bytes] = []
         size = 0
@@ -302,7 +315,7 @@ class Connection:
             frame = encode_frame(FrameType.PONG, Pong(self._pongs.popleft()).encode())
             out.append(frame)
             size += len(frame)
-        # While a guest resumes, its host drops what it sends, and would not count it.
+        # A resuming host drops DATA and CREDIT without counting them, so a resuming guest waits.
         if self.state is State.RUNNING or (self.state is State.RESUMING and self.role is Role.HOST):
             size += self._flow.write(out, limit - size)
             while self._diverted and size < limit:
@@ -317,12 +330,12 @@ class Connection:
         if kind not in SENDERS[self.role]:
             raise LocalProtocolError(f"The {self.role.value} may not send {kind.name}.")
 
-    def _after(
+    def _next_state(
         self,
         kind: FrameType,
         error: Callable[[str], RemoteProtocolError] | Callable[[str], LocalProtocolError],
     ) -> State:
-        """The state after a frame of ``kind``, from either side; an error if there is none."""
+        """Return the state after a frame of ``kind`` from either side, or raise ``error``."""
         if kind in ALWAYS and self.state in (State.IDLE, State.RUNNING, State.RESUMING):
             return self.state
         after = TRANSITIONS.get((self.state, kind))
@@ -333,21 +346,24 @@ class Connection:
     def _close(self) -> None:
         self.state = State.CLOSED
         self._reader = FrameReader()
-        self._give_up()
+        self._drop_unfinished()
 
-    def _begin(self, run: int) -> None:
+    def _begin_run(self, run: int) -> None:
         self.run = run
         self._flow.begin()
         self._diverted.clear()
 
-    def _give_up(self) -> None:
-        """A run is over: what either side had not finished sending is forgotten."""
+    def _drop_unfinished(self) -> None:
+        """Drop the partial and queued messages of a run that has ended."""
         self._flow.give_up()
         self._diverted.clear()
 
 
-def _checked_payload(event: Sendable | Resume) -> bytes:
-    """The payload of an event that the other side will take. Raises LocalProtocolError."""
+def _encode_checked(event: Sendable | Resume) -> bytes:
+    """Encode ``event`` and check that the other side would accept it.
+
+    :raises LocalProtocolError: when it would not
+    """
     try:
         payload = event.encode()
         type(event).decode(payload)

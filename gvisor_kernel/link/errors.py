@@ -1,15 +1,15 @@
-"""Whose fault it was: the two errors of the link. Nothing else lives here."""
+"""The errors of the link: one for each side's fault. Nothing else lives here."""
 
 from __future__ import annotations
 
 
 class LinkError(Exception):
-    """The rules of the link were broken."""
+    """The protocol was violated."""
 
 
 class LocalProtocolError(LinkError):
-    """This side asked its own connection for something the rules forbid: a bug here."""
+    """This side asked its own connection for something that the protocol forbids: a bug here."""
 
 
 class RemoteProtocolError(LinkError):
-    """The other side sent bytes that the rules forbid. The connection is unusable from now on."""
+    """The other side sent bytes that the protocol forbids. The connection cannot be used again."""

@@ -1,7 +1,7 @@
-"""What a connection reports and what it is asked to send: frozen data, nothing else.
+"""Events: what a connection reports, and what its owner sends. Frozen data, nothing else.
 
-Each class reads and writes its own payload; a payload from the other side is checked whole
-before an event exists.
+Each class encodes and decodes its own payload. A payload from the other side is checked completely
+before an event is created.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VERSION = 2
 _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")
 _RUN = struct.Struct(">I")
-_RUN_ANSWER = struct.Struct(">IB")
+_RUN_FLAG = struct.Struct(">IB")
 _TOKEN = struct.Struct(">Q")
 _STATS = struct.Struct(">IIQ")
 CREDIT = struct.Struct(">I")
@@ -32,35 +32,35 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
     if len(payload) != layout.size:
         raise RemoteProtocolError(
-            f"A {name} payload has {len(payload)} bytes; {layout.size} belong there."
+            f"A {name} payload has {len(payload)} bytes; {layout.size} are expected."
         )
     return layout.unpack(payload)
 
 
-def _unpack_answer(payload: bytes, name: str) -> tuple[int, bool]:
-    run, answer = _unpack(_RUN_ANSWER, payload, name)
+def _unpack_run_flag(payload: bytes, name: str) -> tuple[int, bool]:
+    run, answer = _unpack(_RUN_FLAG, payload, name)
     if answer > 1:
-        raise RemoteProtocolError(f"A {name} has {answer} for a yes or a no.")
+        raise RemoteProtocolError(f"A {name} has the answer {answer}; 0 or 1 is expected.")
     return run, bool(answer)
 
 
-def _object(payload: bytes, name: str) -> dict[str, Any]:
+def _parse_object(payload: bytes, name: str) -> dict[str, Any]:
     try:
         value = parse_json(payload, MAX_PAYLOAD)
     except JsonError as error:
-        raise RemoteProtocolError(f"A {name} payload cannot be used: {error}.") from None
+        raise RemoteProtocolError(f"A {name} payload is invalid: {error}.") from None
     if not isinstance(value, dict):
-        raise RemoteProtocolError(f"A {name} payload is not an object.")
+        raise RemoteProtocolError(f"A {name} payload is not a JSON object.")
     return value
 
 
-def _text(value: object, name: str) -> str:
+def _check_text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise RemoteProtocolError(f"{name} is not text.")
     return value
 
 
-def _number(value: object, name: str) -> int:
+def _check_number(value: object, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
         raise RemoteProtocolError(f"{name} is not a number from 0 to 2^32-1.")
     return value
@@ -68,9 +68,10 @@ def _number(value: object, name: str) -> int:
 
 @dataclass(frozen=True)
 class Hello:
-    """The first frame of each side. Both must speak the same version.
+    """HELLO: the first frame of each side. Both sides must send the same version.
 
-    ``facts``: text about the sender (its release, its Python); shown to people, never acted on.
+    ``facts``: name and value of facts about the sender, such as its release and its Python. They
+    are shown to people and never acted on.
     """
 
     version: int = VERSION
@@ -83,23 +84,26 @@ class Hello:
 
     @classmethod
     def decode(cls, payload: bytes) -> Hello:
-        body = _object(payload, "HELLO")
+        body = _parse_object(payload, "HELLO")
         if body.get("protocol") != PROTOCOL:
-            raise RemoteProtocolError("A HELLO names another protocol.")
+            raise RemoteProtocolError(f"A HELLO does not name the protocol {PROTOCOL!r}.")
         facts = body.get("facts", {})
         if not isinstance(facts, dict):
-            raise RemoteProtocolError("The facts of a HELLO are not an object.")
-        pairs = tuple((key, _text(value, "A fact of a HELLO")) for key, value in facts.items())
+            raise RemoteProtocolError("The facts of a HELLO are not a JSON object.")
+        pairs = tuple(
+            (key, _check_text(value, "A fact of a HELLO")) for key, value in facts.items()
+        )
         if any(_SURROGATE.search(text) for pair in pairs for text in pair):
-            raise RemoteProtocolError("A fact of a HELLO cannot be written as UTF-8.")
-        return cls(_number(body.get("version"), "The version of a HELLO"), pairs)
+            raise RemoteProtocolError("A fact of a HELLO cannot be encoded as UTF-8.")
+        return cls(_check_number(body.get("version"), "The version of a HELLO"), pairs)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Host to guest: start kernel number ``run``.
+    """START, host to guest: start a kernel process; run number ``run`` begins.
 
-    ``argv`` may hold ``{connection_file}``. ``key`` signs the kernel's messages inside.
+    ``argv`` may contain placeholders such as ``{connection_file}``. ``environment`` is the whole
+    environment of the kernel. ``key`` signs the kernel's messages inside the sandbox.
     """
 
     run: int
@@ -123,20 +127,22 @@ class Start:
 
     @classmethod
     def decode(cls, payload: bytes) -> Start:
-        body = _object(payload, "START")
+        body = _parse_object(payload, "START")
         argv, environment = body.get("argv"), body.get("environment")
         if not isinstance(argv, list) or not argv or not isinstance(environment, dict):
-            raise RemoteProtocolError("A START lacks its argv or its environment.")
+            raise RemoteProtocolError("The argv or the environment of a START is invalid.")
         return cls(
-            run=_number(body.get("run"), "The run of a START"),
-            argv=tuple(_text(word, "A word of a START's argv") for word in argv),
+            run=_check_number(body.get("run"), "The run of a START"),
+            argv=tuple(_check_text(word, "A word of a START's argv") for word in argv),
             environment=tuple(
-                (name, _text(value, "A value of a START's environment"))
+                (name, _check_text(value, "A value of a START's environment"))
                 for name, value in environment.items()
             ),
-            cwd=_text(body.get("cwd"), "The cwd of a START"),
-            key=_text(body.get("key"), "The key of a START"),
-            signature_scheme=_text(body.get("signature_scheme"), "The scheme of a START"),
+            cwd=_check_text(body.get("cwd"), "The cwd of a START"),
+            key=_check_text(body.get("key"), "The key of a START"),
+            signature_scheme=_check_text(
+                body.get("signature_scheme"), "The signature_scheme of a START"
+            ),
         )
 
     def __repr__(self) -> str:
@@ -145,7 +151,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Started:
-    """Guest to host: the process of kernel number ``run`` exists."""
+    """STARTED, guest to host: the process of the kernel of run ``run`` exists."""
 
     run: int
 
@@ -159,11 +165,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Resume:
-    """Host to guest, restored from an image of kernel number ``run``: you are somebody else now.
+    """RESUME, host to a guest restored from a snapshot: adopt this key, environment and seed.
 
-    ``key`` signs the kernel's messages from here on, where a kernel can change its key; else the
-    key of its START stays. ``environment`` is set over what the image has, ``seed`` is 64 random
-    bytes in hexadecimal, for what would else be the same in every copy.
+    ``run`` is the run that the snapshot was taken in. ``key`` signs the kernel's messages from now
+    on, if the kernel can change its key; otherwise the key of its START stays. ``environment``
+    overrides variables of the snapshot. ``seed`` is 64 random bytes in hexadecimal, for everything
+    that would be the same in every copy of the snapshot.
     """
 
     run: int
@@ -185,19 +192,19 @@ class Resume:
 
     @classmethod
     def decode(cls, payload: bytes) -> Resume:
-        body = _object(payload, "RESUME")
+        body = _parse_object(payload, "RESUME")
         environment = body.get("environment")
         if not isinstance(environment, dict):
-            raise RemoteProtocolError("A RESUME lacks its environment.")
+            raise RemoteProtocolError("The environment of a RESUME is not a JSON object.")
         return cls(
-            run=_number(body.get("run"), "The run of a RESUME"),
+            run=_check_number(body.get("run"), "The run of a RESUME"),
             environment=tuple(
-                (name, _text(value, "A value of a RESUME's environment"))
+                (name, _check_text(value, "A value of a RESUME's environment"))
                 for name, value in environment.items()
             ),
-            cwd=_text(body.get("cwd"), "The cwd of a RESUME"),
-            key=_text(body.get("key"), "The key of a RESUME"),
-            seed=_text(body.get("seed"), "The seed of a RESUME"),
+            cwd=_check_text(body.get("cwd"), "The cwd of a RESUME"),
+            key=_check_text(body.get("key"), "The key of a RESUME"),
+            seed=_check_text(body.get("seed"), "The seed of a RESUME"),
         )
 
     def __repr__(self) -> str:
@@ -206,25 +213,26 @@ class Resume:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Guest to host: kernel number ``run`` is ready, with nothing left of the image's life.
+    """RESUMED, guest to host: the restored kernel of run ``run`` is ready.
 
-    ``rekeyed``: it signs with the key of the RESUME, not with that of its START.
+    Everything that was under way when the snapshot was taken is dropped. ``rekeyed``: the kernel
+    signs with the key of the RESUME, not with that of its START.
     """
 
     run: int
     rekeyed: bool
 
     def encode(self) -> bytes:
-        return _RUN_ANSWER.pack(self.run, self.rekeyed)
+        return _RUN_FLAG.pack(self.run, self.rekeyed)
 
     @classmethod
     def decode(cls, payload: bytes) -> Resumed:
-        return cls(*_unpack_answer(payload, "RESUMED"))
+        return cls(*_unpack_run_flag(payload, "RESUMED"))
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Host to guest: has anything of kernel number ``run`` still to happen by itself?"""
+    """ASK, host to guest: is the kernel of run ``run`` idle, so that its sandbox may be stopped?"""
 
     run: int
 
@@ -238,33 +246,36 @@ class Ask:
 
 @dataclass(frozen=True)
 class Quiet:
-    """Guest to host, the answer to an Ask.
+    """QUIET, guest to host: the reply to an ASK.
 
-    ``quiet``: nothing will happen in the sandbox until something is sent to it.
+    ``quiet``: the kernel is idle. Nothing happens in the sandbox until a frame is sent to it.
     """
 
     run: int
     quiet: bool
 
     def encode(self) -> bytes:
-        return _RUN_ANSWER.pack(self.run, self.quiet)
+        return _RUN_FLAG.pack(self.run, self.quiet)
 
     @classmethod
     def decode(cls, payload: bytes) -> Quiet:
-        return cls(*_unpack_answer(payload, "QUIET"))
+        return cls(*_unpack_run_flag(payload, "QUIET"))
 
 
 @dataclass(frozen=True)
 class Diverted:
-    """A DATA or CREDIT frame, unread: for the kernel, which speaks frames itself."""
+    """A DATA or CREDIT frame, undecoded, for a kernel that speaks frames itself."""
 
     frame: bytes
 
 
 @dataclass(frozen=True)
 class Message:
-    """A whole message of a kernel's channel. ``size`` is what it counts in its channel's
-    window, ``generation`` which windows those are: each run has fresh ones."""
+    """A whole message on a channel of the kernel.
+
+    ``size`` is what it counts in its channel's window, in bytes. ``generation`` says which windows
+    these are: each run has new ones.
+    """
 
     channel: Channel
     parts: list[Part]
@@ -277,7 +288,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Signal:
-    """Host to guest: send ``signum`` to the process group of kernel number ``run``."""
+    """SIGNAL, host to guest: send ``signum`` to the process group of the kernel of run ``run``."""
 
     run: int
     signum: int
@@ -289,15 +300,16 @@ class Signal:
     def decode(cls, payload: bytes) -> Signal:
         run, signum = _unpack(_RUN_SIGNAL, payload, "SIGNAL")
         if not 0 < signum <= 64:
-            raise RemoteProtocolError(f"There is no signal {signum}.")
+            raise RemoteProtocolError(f"A SIGNAL has the number {signum}; 1 to 64 are allowed.")
         return cls(run, signum)
 
 
 @dataclass(frozen=True)
 class Exited:
-    """Guest to host: kernel number ``run`` ended; its last messages came before this.
+    """EXIT, guest to host: the kernel of run ``run`` ended; it sent its last messages before this.
 
-    ``status`` as in ``subprocess``: the exit status, or minus the signal that ended it.
+    ``status`` as in ``subprocess``: the exit status, or the negative number of the signal that
+    ended it.
     """
 
     run: int
@@ -310,13 +322,16 @@ class Exited:
     def decode(cls, payload: bytes) -> Exited:
         run, status = _unpack(_RUN_STATUS, payload, "EXIT")
         if not -64 <= status <= 255:
-            raise RemoteProtocolError(f"There is no exit status {status}.")
+            raise RemoteProtocolError(f"An EXIT has the status {status}; -64 to 255 are allowed.")
         return cls(run, status)
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Guest to host: what it counts inside. Shown to people, never acted on."""
+    """STATS, guest to host: processes, threads and bytes of memory inside the sandbox.
+
+    Shown to people and never acted on.
+    """
 
     processes: int
     threads: int
@@ -332,7 +347,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Log:
-    """Guest to host: text for the kernel's log. Any text at all: the reader must clean it."""
+    """LOG, guest to host: text for the kernel's log. The reader must remove control characters."""
 
     source: LogSource
     text: str
@@ -340,7 +355,10 @@ class Log:
 
 @dataclass(frozen=True)
 class Ping:
-    """Are you there? The answer is a Pong with the same token, which the connection queues."""
+    """PING, from either side: a sign of life is requested.
+
+    The receiving connection queues the reply by itself: a Pong with the same token.
+    """
 
     token: int
 
@@ -354,6 +372,8 @@ class Ping:
 
 @dataclass(frozen=True)
 class Pong:
+    """PONG, the reply to a PING, with its token."""
+
     token: int
 
     def encode(self) -> bytes:
@@ -366,7 +386,7 @@ class Pong:
 
 @dataclass(frozen=True)
 class Stop:
-    """Host to guest: end every process and the sandbox with it."""
+    """STOP, host to guest: end every process, and the sandbox with it."""
 
 
 Event = Union[

@@ -1,15 +1,17 @@
 """Flow control of one end: what each channel may send and may still receive, in one run.
 
-No state of a run, no frames without a channel: those are the connection's. A kernel that speaks
-frames itself (``guest.direct``) uses this without a connection, for all its channels but hb.
+Runs, states and frames without a channel belong to the connection. A kernel that speaks frames
+itself (``guest.direct``) uses this module without a connection, for all its channels except hb.
 
-Each channel has, in each direction, a window of WINDOW bytes; a DATA frame costs its payload and
-FRAME_COST. A receiver keeps the credit that the sender may still use at WINDOW less the whole
+Each channel has a window of WINDOW bytes in each direction. A DATA frame costs its payload and
+FRAME_COST. A receiver keeps the credit that the sender may still use at WINDOW, less the whole
 messages that its owner has not consumed. A fragment in the middle of a message costs credit that
-is given back without the owner: a message may be larger than the window. So a channel never holds
-more than WINDOW and its largest message, half of one included, whatever the sender does: once held
-messages fill the window, only the credit that is out, a window at most, can still come. Credit is
-given when it is written, so a sender that does not read gets none.
+is given back without the owner, so a message may be larger than the window.
+
+So a channel never holds more than WINDOW and its largest message, a partial one included, whatever
+the sender does: once held messages fill the window, only the credit that was given out, a window
+at most, can still arrive. Credit counts as given when it is written, so a sender that does not
+read gets none.
 """
 
 from __future__ import annotations
@@ -35,22 +37,22 @@ from gvisor_kernel.link.frames import (
 )
 
 WINDOW = 1024 * 1024
-"""Bytes a sender may be ahead of its receiver, per channel and direction. As large as the pipe
-below, so that the pipe stays busy; all channels together bound a host's share per kernel."""
+"""Bytes that a sender may be ahead of its receiver, per channel and direction. As large as the
+pipe below, so that the pipe stays busy. It also bounds the host's memory per kernel."""
 
 FRAME_COST = 256
-"""What a DATA frame costs beside its payload: about what an object for it takes in memory. So a
-window of the smallest messages is not thirty windows of memory."""
+"""Bytes of credit that a DATA frame costs in addition to its payload: about the memory of its
+object. Without it a window of the smallest messages would take thirty windows of memory."""
 
 CREDIT_STEP = WINDOW // 4
-"""Credit is returned in steps of at least this, so that small messages cost no frame each."""
+"""Least bytes of credit that are given back at once, so that small messages cost no frame each."""
 
 JOINED = 64 * 1024
-"""Messages up to this size are copied into one piece: cheaper than to handle each part."""
+"""Bytes of a message up to which its parts are joined by a copy: cheaper than to handle each."""
 
 
 class _Inflow:
-    """One channel as its receiver sees it."""
+    """The state of one channel at its receiver."""
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
@@ -58,19 +60,22 @@ class _Inflow:
         self.held = 0
         self.partial = bytearray()
 
-    def due(self) -> int:
-        """Credit to give back now, 0 while it is not worth a frame."""
+    def find_credit_due(self) -> int:
+        """Return the credit to give back now, or 0 while it is not worth a frame."""
         due = max(0, WINDOW - self.held) - self.credit
         return due if due >= CREDIT_STEP else 0
 
 
 class _Outflow:
-    """One channel as its sender sees it: pieces of messages, cut into frames as credit allows."""
+    """The state of one channel at its sender: pieces of messages, cut into frames as credit allows.
+
+    ``size`` is their size in bytes.
+    """
 
     def __init__(self) -> None:
         self.credit = WINDOW
         self.pieces: deque[tuple[memoryview, bool]] = deque()
-        """Each with whether it is the last of its message."""
+        """Each piece, and whether it is the last of its message."""
         self.size = 0
 
     def add(self, pieces: list[Part]) -> None:
@@ -86,8 +91,8 @@ class _Outflow:
         self.pieces.clear()
         self.size = 0
 
-    def cut(self, channel: Channel, out: list[bytes]) -> int:
-        """Append one DATA frame to ``out`` and return its size, or 0 when it has to wait."""
+    def cut_frame(self, channel: Channel, out: list[bytes]) -> int:
+        """Append one DATA frame to ``out`` and return its size, or 0 if it has to wait."""
         room = min(self.credit - FRAME_COST, MAX_PAYLOAD)
         if not self.pieces or room <= 0:
             return 0
@@ -95,12 +100,12 @@ class _Outflow:
         length = flags = 0
         while not flags:
             piece, last = self.pieces[0]
-            cut = room - length
-            if len(piece) > cut:
-                if cut:
-                    taken.append(piece[:cut])
-                    self.pieces[0] = piece[cut:], last
-                    length += cut
+            left = room - length
+            if len(piece) > left:
+                if left:
+                    taken.append(piece[:left])
+                    self.pieces[0] = piece[left:], last
+                    length += left
                 break
             taken.append(piece)
             length += len(piece)
@@ -115,9 +120,9 @@ class _Outflow:
 
 
 class Flow:
-    """The windows of ``channels`` in both directions. ``begin`` makes them fresh for a run.
+    """The windows of ``channels`` in both directions.
 
-    ``views``: see ``frames.VIEWED``.
+    ``views``: unpack large parts as views; see ``frames.VIEWED``.
     """
 
     def __init__(self, channels: Iterable[Channel] = DATA_CHANNELS, *, views: bool = False) -> None:
@@ -127,13 +132,13 @@ class Flow:
         self.begin()
 
     def begin(self) -> None:
-        """Full windows, nothing held, nothing queued. What was held before is nobody's."""
+        """Begin a run: full windows, nothing queued. Messages held before do not count any more."""
         self._generation += 1
         self._inflow = {c: _Inflow(largest_message(c)) for c in self._channels}
         self._outflow = {channel: _Outflow() for channel in self._channels}
 
     def give_up(self) -> None:
-        """Forget what either side had not finished sending."""
+        """Drop the partial messages of the other side and the queued ones of this side."""
         for channel in self._channels:
             self._inflow[channel].partial = bytearray()
             self._outflow[channel].clear()
@@ -141,9 +146,10 @@ class Flow:
     # -- receiving -------------------------------------------------------------------------------
 
     def take(self, frame: Frame, *, late: bool = False) -> Message | None:
-        """Count a DATA frame; the message that it completes, which is held until ``consumed``.
+        """Count a DATA frame. Return the message that it completes, held until ``consumed``.
 
-        ``late``: only its form is checked. Raises RemoteProtocolError.
+        :param late: only check its form
+        :raises RemoteProtocolError: when it is empty, or over the credit or the message size
         """
         channel = Channel(frame.channel)
         payload = frame.payload
@@ -155,8 +161,8 @@ class Flow:
         cost = len(payload) + FRAME_COST
         if cost > inflow.credit:
             raise RemoteProtocolError(
-                f"A frame of cost {cost} came on {channel.name.lower()}; "
-                f"credit was {inflow.credit}."
+                f"A DATA frame on {channel.name.lower()} costs {cost} bytes of credit; "
+                f"only {inflow.credit} are left."
             )
         inflow.credit -= cost
         if len(inflow.partial) + len(payload) > inflow.largest:
@@ -178,9 +184,15 @@ class Flow:
         return message
 
     def take_credit(self, frame: Frame, *, late: bool = False) -> None:
-        """Count a CREDIT frame; ``late``: only its form is checked. Raises RemoteProtocolError."""
+        """Count a CREDIT frame.
+
+        :param late: only check its form
+        :raises RemoteProtocolError: when it is malformed, or credit exceeds the window
+        """
         if len(frame.payload) != CREDIT.size:
-            raise RemoteProtocolError("A CREDIT payload has not 4 bytes.")
+            raise RemoteProtocolError(
+                f"A CREDIT payload has {len(frame.payload)} bytes; {CREDIT.size} are expected."
+            )
         if late:
             return
         outflow = self._outflow[Channel(frame.channel)]
@@ -189,36 +201,40 @@ class Flow:
             raise RemoteProtocolError(f"Credit of {outflow.credit} is over the window of {WINDOW}.")
 
     def consumed(self, message: Message) -> None:
-        """Tell that ``message`` has left this process's memory; its sender gets the credit back.
+        """Release ``message``: it has left this process's memory. Its sender gets the credit back.
 
-        Of windows before the last ``begin`` it changes nothing. Raises LocalProtocolError for what
-        is not held: a message may be consumed only once.
+        A message of windows before the last ``begin`` changes nothing.
+
+        :raises LocalProtocolError: when it is not held; each message is consumed once
         """
         if message.generation != self._generation:
             return
         inflow = self._inflow[message.channel]
         if inflow.held < message.size:
-            raise LocalProtocolError(f"{message!r} is not held: it was consumed before.")
+            raise LocalProtocolError(f"{message!r} is not held: it was already consumed.")
         inflow.held -= message.size
 
     def held(self, channel: Channel) -> int:
-        """The size of all whole messages on ``channel`` that are not yet consumed."""
+        """Return the size in bytes of the whole messages on ``channel`` not consumed yet."""
         return self._inflow[channel].held
 
     def partial(self, channel: Channel) -> int:
-        """Bytes of half a message on ``channel``."""
+        """Return the received bytes of an incomplete message on ``channel``."""
         return len(self._inflow[channel].partial)
 
     # -- sending ---------------------------------------------------------------------------------
 
     def add(self, channel: Channel, parts: Sequence[Part]) -> None:
-        """Queue a message; if large, uncopied. Raises LocalProtocolError (size)."""
+        """Queue a message. Large parts are not copied.
+
+        :raises LocalProtocolError: when it is too large
+        """
         self._outflow[channel].add(pack_message(parts, channel))
 
     def pass_small(self, channel: Channel, parts: list[bytes]) -> bytes | None:
-        """The one DATA frame of a message, counted as sent; None when it has to be queued.
+        """Return the one DATA frame of a message, counted as sent; None if it must be queued.
 
-        Raises LocalProtocolError (size).
+        :raises LocalProtocolError: when the message is too large
         """
         outflow = self._outflow[channel]
         pieces = pack_message(parts, channel)
@@ -229,20 +245,20 @@ class Flow:
         return HEADER.pack(FrameType.DATA, channel, FLAG_LAST, 0, length) + b"".join(pieces)
 
     def queued(self, channel: Channel | None = None) -> int:
-        """Bytes of messages that wait to be sent, on one channel or on all."""
+        """Return the queued bytes of messages, on one channel or on all."""
         if channel is not None:
             return self._outflow[channel].size
         return sum(outflow.size for outflow in self._outflow.values())
 
     def write(self, out: list[bytes], limit: int) -> int:
-        """Append the frames that may be sent, about ``limit`` bytes at most; returns their size.
+        """Append the frames that may be sent, about ``limit`` bytes at most. Return their size.
 
-        Credit first, then the channels in the order of DATA_CHANNELS.
+        CREDIT first, then the channels in the order of DATA_CHANNELS.
         """
         size = 0
         for channel in self._channels:
             inflow = self._inflow[channel]
-            due = inflow.due()
+            due = inflow.find_credit_due()
             if due:
                 inflow.credit += due
                 frame = encode_frame(FrameType.CREDIT, CREDIT.pack(due), channel)
@@ -251,7 +267,7 @@ class Flow:
         for channel in self._channels:
             outflow = self._outflow[channel]
             while size < limit:
-                added = outflow.cut(channel, out)
+                added = outflow.cut_frame(channel, out)
                 if not added:
                     break
                 size += added

@@ -1,11 +1,12 @@
-"""Frames: their layout, their limits, reading and writing them. No meaning, no state of a run.
+"""Frames and messages as bytes: their layout, their limits, encoding and decoding.
 
-A frame is a header of 8 bytes and a payload::
+What a frame means, and when it may be sent, is not decided here. A frame is a header of 8 bytes
+and a payload::
 
     type u8 | channel u8 | flags u8 | zero u8 | payload length u32, big endian
 
-A frame is at most 32 KiB with its header: so small that a heartbeat passes a 500 MB output
-after a few microseconds, so large that the header costs nothing.
+A frame is at most 32 KiB with its header: small enough that a heartbeat overtakes a 500 MB output
+after a few microseconds, large enough that the header costs nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ MAX_FRAME = 32 * 1024
 MAX_PAYLOAD = MAX_FRAME - HEADER.size
 
 FLAG_LAST = 0x01
-"""On DATA: this fragment ends its message."""
+"""Flag of a DATA frame: this fragment is the last of its message."""
 
 
 class FrameType(enum.IntEnum):
+    """The byte on the wire of each frame; docs/protocol.md says what each one means."""
+
     HELLO = 1
     START = 2
     STARTED = 3
@@ -45,7 +48,7 @@ class FrameType(enum.IntEnum):
 
 
 class Channel(enum.IntEnum):
-    """The kernel's channels; the value is the byte on the wire. NONE: the frame has no channel."""
+    """A channel of the kernel; the value is the byte on the wire. NONE: a frame without channel."""
 
     NONE = 0
     SHELL = 1
@@ -56,7 +59,7 @@ class Channel(enum.IntEnum):
 
 
 class LogSource(enum.IntEnum):
-    """Who wrote a log line; stands in the channel byte of a LOG frame."""
+    """The writer of a log line: the channel byte of a LOG frame."""
 
     GUEST = 0
     STDOUT = 1
@@ -64,15 +67,15 @@ class LogSource(enum.IntEnum):
 
 
 DATA_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Channel.IOPUB)
-"""In the order in which waiting frames are sent: what must never wait comes first."""
+"""All channels, in the order in which waiting frames are sent: the most urgent first."""
 
 DIRECT_CHANNELS = DATA_CHANNELS[1:]
-"""Those of a kernel that speaks frames itself. Its heartbeat PID 1 answers: it tells that the
-kernel's process exists, as ipykernel's own does, whatever holds the interpreter."""
+"""The channels of a kernel that speaks frames itself. PID 1 answers its heartbeats: they say that
+the kernel's process exists, whatever holds its interpreter, as ipykernel's own thread does."""
 
 
 class Frame(NamedTuple):
-    """One frame as it was read. ``channel`` is a Channel or, on LOG, a LogSource."""
+    """A decoded frame. ``channel`` is a Channel or, for LOG, a LogSource."""
 
     type: FrameType
     channel: int
@@ -89,11 +92,14 @@ class Frame(NamedTuple):
         return f"<{self.type.name}{where}{last} {len(self.payload)} bytes>"
 
     def __repr__(self) -> str:
-        return str(self)  # a payload may be a key
+        return str(self)  # a payload may contain a key
 
 
 def encode_frame(kind: FrameType, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
-    """The bytes of one frame. Raises LocalProtocolError when the payload is too long."""
+    """Return the bytes of one frame.
+
+    :raises LocalProtocolError: when the payload is too long
+    """
     if len(payload) > MAX_PAYLOAD:
         raise LocalProtocolError(
             f"A {kind.name} payload of {len(payload)} bytes is over the {MAX_PAYLOAD} of a frame."
@@ -107,16 +113,18 @@ _CHANNELLED = frozenset((FrameType.DATA, FrameType.CREDIT))
 
 
 def whole_frames(data: bytes | bytearray | memoryview, allowed: Container[tuple[int, int]]) -> int:
-    """How many bytes of ``data`` are whole frames, each of an ``allowed`` (type, channel).
+    """Return how many bytes of ``data`` are whole frames, each of an ``allowed`` (type, channel).
 
-    Nothing else is looked at. Raises RemoteProtocolError for another frame.
+    Nothing else is checked.
+
+    :raises RemoteProtocolError: for a frame that is not allowed, or is too long
     """
     offset, end = 0, len(data)
     while end - offset >= HEADER.size:
         kind, channel, _, _, length = HEADER.unpack_from(data, offset)
         if (kind, channel) not in allowed or length > MAX_PAYLOAD:
             raise RemoteProtocolError(
-                f"A frame of type {kind} with {length} bytes on channel {channel} may not pass."
+                f"A frame of type {kind} with {length} bytes on channel {channel} is not allowed."
             )
         if end - offset < HEADER.size + length:
             break
@@ -125,25 +133,29 @@ def whole_frames(data: bytes | bytearray | memoryview, allowed: Container[tuple[
 
 
 class FrameReader:
-    """Cuts a byte stream into frames, however it arrives."""
+    """Splits a byte stream into frames. Reads may be cut anywhere."""
 
     def __init__(self) -> None:
         self._buffer = b""
         self._start = 0
 
     def receive_data(self, data: bytes) -> None:
-        """Take what was read. Holds at most one call's data and one frame, if drained each time."""
+        """Add received bytes. If ``next_frame`` is called until it returns None after each call,
+        the reader holds the data of one call and one frame at most."""
         rest = self._buffer[self._start :]
         self._buffer = rest + data if rest else bytes(data)
         self._start = 0
 
     @property
     def pending(self) -> int:
-        """Bytes that are no whole frame yet."""
+        """Bytes received that are not a whole frame yet."""
         return len(self._buffer) - self._start
 
     def next_frame(self) -> Frame | None:
-        """The next whole frame, or None. Raises RemoteProtocolError on anything malformed."""
+        """Return the next whole frame, or None.
+
+        :raises RemoteProtocolError: when the header is malformed; its payload need not be there
+        """
         available = len(self._buffer) - self._start
         if available < HEADER.size:
             if not available:
@@ -161,9 +173,9 @@ class FrameReader:
             raise RemoteProtocolError(f"A {kind.name} frame has unknown flags.")
         if kind in _CHANNELLED:
             if not 0 < channel <= _LAST_CHANNEL:
-                raise RemoteProtocolError(f"A {kind.name} frame names the channel {channel}.")
+                raise RemoteProtocolError(f"A {kind.name} frame has the invalid channel {channel}.")
         elif channel and (kind is not FrameType.LOG or channel > LogSource.STDERR):
-            raise RemoteProtocolError(f"A {kind.name} frame names the channel {channel}.")
+            raise RemoteProtocolError(f"A {kind.name} frame has the invalid channel {channel}.")
         if available < HEADER.size + length:
             return None
         begin = self._start + HEADER.size
@@ -174,35 +186,35 @@ class FrameReader:
 # -- messages of several parts -------------------------------------------------------------------
 
 MAX_MESSAGE = 256 * 1024 * 1024
-"""Bytes of one message. A kernel's largest honest output (a picture, a table of buffers) fits;
-what the receiver must hold while it comes in stays bounded."""
+"""Bytes of a packed message. The largest honest output of a kernel (a picture, a table of buffers)
+fits, and what a receiver holds of a partial message is bounded."""
 MAX_SMALL_MESSAGE = 16 * 1024 * 1024
-"""Bytes of one message on SMALL_CHANNELS, where no honest one is large: of half a message a
-receiver holds as much on each channel."""
+"""Bytes of a packed message on SMALL_CHANNELS, where no honest message is large. A receiver may
+hold a partial message of each channel."""
 SMALL_CHANNELS = frozenset((Channel.HB, Channel.CONTROL, Channel.STDIN))
 MAX_PARTS = 4096
-"""Parts of one message: identities, the delimiter, the signature, four dicts, the buffers."""
+"""Parts of a message: identities, the delimiter, the signature, four dicts, the buffers."""
 
 VIEWED = 64 * 1024
-"""A receiver that asks for views gets parts above this size as views of the one buffer in which
-their message came: to copy 100 MB takes a tenth of a second, in which no other thread runs."""
+"""Bytes of a part above which a receiver that asks for views gets a view of the message's buffer.
+To copy 100 MB takes a tenth of a second, in which no other thread runs."""
 
 Part = Union[bytes, memoryview]
-"""A part of a message; a view only above VIEWED, and only at an end that asks for views."""
+"""A part of a message. A view only above VIEWED, and only at an end that asks for views."""
 
 _COUNT = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
 
 
 def largest_message(channel: Channel) -> int:
-    """Bytes of a packed message on ``channel`` at most."""
+    """Return the most bytes of a packed message on ``channel``."""
     return min(MAX_MESSAGE, MAX_SMALL_MESSAGE) if channel in SMALL_CHANNELS else MAX_MESSAGE
 
 
 def pack_message(parts: Sequence[Part], channel: Channel = Channel.NONE) -> list[Part]:
-    """A message's parts as the pieces that a series of DATA frames carries, uncopied.
+    """Return the pieces that DATA frames carry for a message. The parts are not copied.
 
-    Raises LocalProtocolError when it has more than MAX_PARTS, or is too large for ``channel``.
+    :raises LocalProtocolError: when it has more than MAX_PARTS or none, or is too large
     """
     if not 0 < len(parts) <= MAX_PARTS:
         raise LocalProtocolError(f"A message has {len(parts)} parts; 1 to {MAX_PARTS} are allowed.")
@@ -215,22 +227,25 @@ def pack_message(parts: Sequence[Part], channel: Channel = Channel.NONE) -> list
 
 
 def unpack_message(data: Union[bytes, bytearray], *, views: bool = False) -> list[Part]:
-    """The parts of a whole message; with ``views``, see VIEWED, ``data`` may not change any more.
+    """Return the parts of a whole message.
 
-    Raises RemoteProtocolError unless every byte fits.
+    :param views: return large parts as views of ``data``, which must not change any more
+    :raises RemoteProtocolError: when the lengths do not match the data exactly
     """
     if len(data) < _COUNT.size:
-        raise RemoteProtocolError("A message is too short to count its parts.")
+        raise RemoteProtocolError("A message is too short for the count of its parts.")
     (count,) = _COUNT.unpack_from(data)
     if not 0 < count <= MAX_PARTS:
-        raise RemoteProtocolError(f"A message announces {count} parts.")
+        raise RemoteProtocolError(
+            f"A message announces {count} parts; 1 to {MAX_PARTS} are allowed."
+        )
     offset = _COUNT.size + count * _LENGTH.size
     if len(data) < offset:
         raise RemoteProtocolError("A message is too short for the lengths of its parts.")
     lengths = struct.unpack_from(f">{count}I", data, _COUNT.size)
     if offset + sum(lengths) != len(data):
         raise RemoteProtocolError("The lengths of a message's parts do not add up to its size.")
-    # A slice of bytes is its only copy; that of a bytearray would be one too many.
+    # A slice of bytes is already a copy. A slice of a bytearray would be copied twice.
     source = data if isinstance(data, bytes) else memoryview(data)
     parts: list[Part] = []
     for length in lengths:

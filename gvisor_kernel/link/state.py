@@ -1,8 +1,9 @@
-"""Who may send what, and when: two tables and nothing else.
+"""Which side may send which frame in which state: tables and nothing else.
 
-A connection is OPENING until the other side's HELLO, then IDLE; RUNNING between START and EXIT;
-CLOSED after STOP, or once the other side broke a rule. Each side sends its HELLO without waiting.
-The host of a guest that was restored from an image in the middle of a run begins by RESUMING.
+A connection is OPENING until it receives the HELLO of the other side, then IDLE. It is RUNNING
+between START and EXIT, and CLOSED after STOP or after the other side violated the protocol. Each
+side sends its HELLO without waiting. The host of a guest that was restored from a snapshot in the
+middle of a run begins in RESUMING.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ SENDERS = {
         }
     ),
 }
-"""The frames that each side may send at all."""
+"""The frames that each side may send in any state."""
 
 ALWAYS = frozenset({FrameType.STATS, FrameType.LOG, FrameType.PING, FrameType.PONG})
-"""What changes no state, and may come in every state but OPENING and CLOSED."""
+"""Frames that change no state. They are allowed in every state but OPENING and CLOSED."""
 
 TRANSITIONS = {
     (State.OPENING, FrameType.HELLO): State.IDLE,
@@ -82,16 +83,16 @@ TRANSITIONS = {
     (State.RESUMING, FrameType.EXIT): State.IDLE,
     (State.RESUMING, FrameType.STOP): State.CLOSED,
 }
-"""(state, frame) -> state, whichever side sends it. What is in neither table breaks the rules.
+"""The state after a frame, whichever side sends it. A frame in neither table is a violation.
 
-Three exceptions, for what was on its way while the state changed. What the host sent before it
-learned of an EXIT (LATE) reaches an IDLE guest, which drops it. What a guest wrote before it was
-told to resume (STALE) reaches a RESUMING host, which drops it. And whatever comes after a STOP is
-dropped by both.
+There are three exceptions, for frames that were under way while the state changed. An IDLE guest
+drops the frames that the host sent before it received the EXIT (LATE). A RESUMING host drops the
+frames that the guest wrote before it received the RESUME (STALE). Both sides drop whatever arrives
+after a STOP.
 """
 
 LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL, FrameType.ASK})
-"""What a guest drops while it is IDLE after a run."""
+"""Frames that a guest drops while it is IDLE after a run."""
 
 STALE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.QUIET})
-"""What a host drops while it is RESUMING."""
+"""Frames that a host drops while it is RESUMING."""

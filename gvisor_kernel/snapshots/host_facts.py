@@ -13,6 +13,8 @@ from gvisor_kernel.snapshots.key import HostFacts, digest
 
 PACKAGE = Path(gvisor_kernel.__file__).parent
 GUEST_FOLDERS = ("link", "guest")
+"""Folders with the guest's code. Only files directly in them are listed: if one gets a subpackage,
+a change there would not change the key, and kernels would be restored with the old code."""
 FEATURES = ("flags", "Features", "features", "isa")
 """What /proc/cpuinfo calls them on x86, on ARM, and elsewhere."""
 

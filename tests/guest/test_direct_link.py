@@ -1,4 +1,4 @@
-"""The link in the kernel's own process, in this process."""
+"""The kernel's end of the link (``guest.direct``), run in this process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.link import Hello
 
 
-def test_its_threads_run_where_those_made_before_the_kernel_do_not(
+def test_link_threads_run_with_the_thread_hooks_of_ipykernel_6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As ipykernel 6.29 to 6.31 has it: what it notes of a new thread decides on its run."""
+    """ipykernel 6.29 to 6.31 replaces ``Thread.__init__``, and runs only threads made since."""
     host, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     link = DirectLink(kernel)
     init, run = threading.Thread.__init__, threading.Thread.run
@@ -38,5 +38,5 @@ def test_its_threads_run_where_those_made_before_the_kernel_do_not(
         link.run_soon(acted.set)
         assert acted.wait(10)
         host.shutdown(socket.SHUT_WR)
-        assert host.recv(4096) == b"", "the reading thread has not seen the end"
+        assert host.recv(4096) == b"", "the reading thread did not notice the end"
     kernel.close()

@@ -1,4 +1,4 @@
-"""What PID 1 forwards to the host's log of what a kernel writes, or makes it write."""
+"""What PID 1 forwards to the host's log of a kernel's output, and of lines that a kernel causes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Sink:
 
 @pytest.mark.parametrize("size", [1, 100, 500])
 @pytest.mark.parametrize("way", ["output", "complaints"])
-def test_a_flood_is_cut_and_its_notes_with_it(
+def test_flood_of_output_is_cut_with_few_notes(
     way: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The note that something was dropped once came with every byte that passed."""
+    """Once, a note that output was dropped came with every byte that passed."""
     now = 1000.0
     monkeypatch.setattr(guest_log.time, "monotonic", lambda: now)
     monkeypatch.setattr(guest_log, "LOG_BURST", BURST)
@@ -51,7 +51,7 @@ def test_a_flood_is_cut_and_its_notes_with_it(
     assert told <= sent - (passed - sum(map(len, notes)))
 
 
-def test_a_little_passes_whole() -> None:
+def test_small_output_is_forwarded_completely() -> None:
     sink = Sink()
     log = GuestLog(cast(Any, sink))
     log.pass_on(LogSource.STDOUT, b"one")

@@ -1,4 +1,4 @@
-"""PID 1 and kernels that misbehave towards it, in real sandboxes."""
+"""PID 1 and kernels that misbehave, in real sandboxes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ STOP = "import os, time; print('now', flush=True); time.sleep(0.5); os.kill(os.g
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def notebook_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "notebooks"
     path.mkdir()
     monkeypatch.chdir(path)
     return path
 
 
-def restart(manager: Any, client: Any) -> None:
-    """Restart the kernel, and see that it is in the same sandbox, alone."""
+def restart_in_same_sandbox(manager: Any, client: Any) -> None:
+    """Restart the kernel. It must be in the same sandbox, and the only process besides PID 1."""
     identity = manager.provisioner._kernel.sandbox.identity
     manager.restart_kernel(now=True)
     client.wait_for_ready(timeout=SECONDS)
@@ -74,25 +74,25 @@ def restart(manager: Any, client: Any) -> None:
         ),
     ],
 )
-def test_a_kernel_that_misbehaves_goes_on_and_is_restarted(code: str) -> None:
+def test_misbehaving_kernel_continues_and_can_be_restarted(code: str) -> None:
     with running_kernel() as (manager, client):
         assert execute(client, code).status == "ok"
         assert execute(client, "6 * 7").result == "42"
-        restart(manager, client)
+        restart_in_same_sandbox(manager, client)
 
 
-def test_a_kernel_that_stops_itself() -> None:
+def test_kernel_that_stops_itself_can_be_restarted_and_shut_down() -> None:
     with running_kernel() as (manager, client):
         client.execute(STOP)
         wait_for_text(client, "now")
-        restart(manager, client)
+        restart_in_same_sandbox(manager, client)
         client.execute(STOP)
         wait_for_text(client, "now")
         manager.shutdown_kernel(now=True)
 
 
-def test_a_kernel_that_breaks_its_own_sockets() -> None:
-    """It closes them and answers PID 1 with bytes that are no ZMQ."""
+def test_kernel_that_breaks_its_sockets_can_be_restarted() -> None:
+    """It closes them and answers PID 1 with bytes that are not ZMTP."""
     code = """
 import glob, os, socket, threading, time
 listeners = []
@@ -118,11 +118,11 @@ time.sleep(600)
         for _ in range(3):
             client.execute("1")
             client.kernel_info()
-        restart(manager, client)
+        restart_in_same_sandbox(manager, client)
 
 
-def test_forged_messages_are_dropped_and_break_nothing() -> None:
-    """Published by a kernel that bypasses its own session: no key, no message, another topic."""
+def test_forged_messages_are_dropped() -> None:
+    """The kernel bypasses its session: no key, no message, another topic."""
     code = """
 import zmq
 socket = get_ipython().kernel.iopub_socket
@@ -140,22 +140,22 @@ for parts in forged * 20:
         answer = execute(client, code)
         assert answer.status == "ok"
         told = [message["content"] for message in answer.of_type("stream")]
-        assert all("5000 parts" in content["text"] for content in told)  # by the kernel's own end
+        assert all("5000 parts" in content["text"] for content in told)  # said by the kernel's end
         assert execute(client, "6 * 7").result == "42"
 
 
-def test_a_kernel_that_is_deaf_to_sigterm() -> None:
+def test_kernel_that_ignores_sigterm_can_be_restarted() -> None:
     with running_kernel() as (manager, client):
         execute(client, "import signal; x = signal.signal(signal.SIGTERM, signal.SIG_IGN)")
         manager.signal_kernel(signal.SIGTERM)
         assert execute(client, "6 * 7").result == "42"
-        restart(manager, client)
+        restart_in_same_sandbox(manager, client)
 
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_a_client_that_reads_nothing_slows_the_kernel_and_loses_nothing() -> None:
-    """200 MB in messages of 1 MB: neither dropped in PID 1 nor kept in this process."""
+def test_stalled_client_slows_the_kernel_and_loses_nothing() -> None:
+    """200 MB in messages of 1 MB are neither dropped in PID 1 nor kept in this process."""
     count = 200
     code = f"""
 import time
@@ -169,13 +169,13 @@ open('/mnt/user-data/outputs/done', 'w').write(str(time.monotonic() - begin))
     with stalling_client() as (_, client):
         execute(client, "1")
         gc.collect()
-        before = resident()
+        before = read_resident_bytes()
         msg_id = client.execute(code)
         outputs = Path("outputs")
         wait_until(lambda: (outputs / "started").exists(), "the first output")
         peak, deadline = 0, time.monotonic() + 6
-        while time.monotonic() < deadline:  # nothing tells how much is *not* sent
-            peak = max(peak, resident())
+        while time.monotonic() < deadline:  # no event tells how much is not sent
+            peak = max(peak, read_resident_bytes())
             time.sleep(0.1)
         assert not (outputs / "done").exists(), "the kernel was not stopped"
         assert peak - before < 64 * MIB
@@ -185,7 +185,7 @@ open('/mnt/user-data/outputs/done', 'w').write(str(time.monotonic() - begin))
             message = next_message(client, "iopub", end, f"all output; {len(got)} came")
             if message["parent_header"].get("msg_id") != msg_id:
                 continue
-            # ipykernel itself may complain on stderr that its output does not flow.
+            # ipykernel may print to stderr that its output is not read.
             if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
                 got += [int(line) for line in message["content"]["text"].split()]
         assert got == list(range(count))
@@ -195,7 +195,7 @@ open('/mnt/user-data/outputs/done', 'w').write(str(time.monotonic() - begin))
 @pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("how", ["interrupt", "shutdown", "shutdown now"])
-def test_a_kernel_that_is_stopped_still_obeys(how: str) -> None:
+def test_stopped_kernel_can_be_interrupted_and_shut_down(how: str) -> None:
     code = """
 open('/mnt/user-data/outputs/started', 'w').close()
 try:
@@ -207,7 +207,7 @@ except KeyboardInterrupt:
         manager.shutdown_wait_time = 2.0
         client.execute(code)
         wait_until(Path("outputs/started").exists, "the first output")
-        wait_until(lambda: state_inside_is_stopped(manager), "the kernel to be stopped", 20)
+        wait_until(lambda: prints_no_more(manager), "the kernel to be stopped", 20)
         if how == "interrupt":
             manager.interrupt_kernel()
             wait_until(Path("outputs/interrupted").exists, "the interrupt", 20)
@@ -216,8 +216,8 @@ except KeyboardInterrupt:
         assert not manager.is_alive()
 
 
-def state_inside_is_stopped(manager: Any) -> bool:
-    """The sandbox's memory has not grown for a second, so the kernel prints no more."""
+def prints_no_more(manager: Any) -> bool:
+    """Return whether the sandbox's memory has not grown for a second: the kernel prints no more."""
     sandbox = manager.provisioner._kernel.sandbox
     before = sandbox.memory_used()
     deadline = time.monotonic() + 1
@@ -230,7 +230,7 @@ def state_inside_is_stopped(manager: Any) -> bool:
 
 @contextmanager
 def stalling_client() -> Iterator[tuple[KernelManager, Any]]:
-    """A kernel whose only client holds next to nothing in its own queue: its stall is felt."""
+    """A kernel whose only client holds hardly any messages, so that it stalls at once."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.setsockopt(zmq.RCVHWM, 2)
     manager = KernelManager(kernel_name=SOONEST)
@@ -247,7 +247,7 @@ def stalling_client() -> Iterator[tuple[KernelManager, Any]]:
         context.destroy(linger=0)
 
 
-def resident() -> int:
-    """Bytes of this process: client, server and bridge in one."""
+def read_resident_bytes() -> int:
+    """Return the resident bytes of this process: client, server and bridge in one."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""A message that is too large for the link: something in the notebook says so, in each mode."""
+"""A message that is too large for the link is reported in the notebook, in each kernel mode."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SHOW = (
 @pytest.mark.slow
 @pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no link")
 @pytest.mark.parametrize("way", ["direct", "relay"])
-def test_a_huge_output(way: str, tmp_path: Path) -> None:
-    """It is gone; the cell says so, and goes on."""
+def test_too_large_output_is_reported_in_its_cell(way: str, tmp_path: Path) -> None:
+    """The output is dropped; the cell reports it and continues."""
     with running_kernel(settings=WAYS[way], start={"cwd": str(tmp_path)}) as (_, client):
         answer = execute(client, SHOW)
         assert answer.status == "ok"
@@ -48,7 +48,7 @@ def signed(kind: str, **changes: Any) -> tuple[Session, list[bytes]]:
     return session, [b"topic", *session.serialize(message)]
 
 
-def test_on_iopub_it_is_text_of_the_same_cell() -> None:
+def test_replacement_on_iopub_is_stderr_text_of_the_cell() -> None:
     session, parts = signed("display_data")
     told = stand_in(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone")
     assert told is not None
@@ -61,7 +61,7 @@ def test_on_iopub_it_is_text_of_the_same_cell() -> None:
     assert message["header"]["msg_id"] != json.loads(parts[3])["msg_id"]
 
 
-def test_elsewhere_it_is_the_reply_as_an_error() -> None:
+def test_replacement_of_a_reply_is_an_error_reply() -> None:
     session, parts = signed("inspect_reply")
     told = stand_in(Channel.SHELL, parts, "inner", "hmac-sha256", "gone")
     assert told is not None
@@ -82,5 +82,5 @@ def test_elsewhere_it_is_the_reply_as_an_error() -> None:
         [DELIMITER, b"", b"[" * 60000, b"{}", b"{}", b"{}"],
     ],
 )
-def test_for_what_is_no_message_nothing_is_said(parts: list[bytes]) -> None:
+def test_malformed_message_has_no_replacement(parts: list[bytes]) -> None:
     assert stand_in(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone") is None

@@ -1,4 +1,4 @@
-"""The interpreter's stack has room, so that no call maps and unmaps a chunk of it."""
+"""``with_room`` and forked kernels: the stack, and what the code of a cell can see of the guest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def probe():
     print(worst(400))
 
 """
-"""Calls at each of 400 depths; a chunk that is mapped anew at each call is a fault at each."""
+"""Calls at 400 depths. A chunk that is mapped anew at each call causes a page fault each."""
 
 
 def worst_faults(run: str) -> int:
@@ -41,16 +41,16 @@ def worst_faults(run: str) -> int:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="this CPython may keep its chunks itself")
-def test_without_room_some_depth_is_unlucky() -> None:
+def test_calls_without_room_map_chunks_at_some_depth() -> None:
     assert worst_faults("probe()") >= 1000
 
 
-def test_with_room_none_is() -> None:
+def test_calls_with_room_map_no_chunks() -> None:
     assert worst_faults("with_room(probe)()") < 500
 
 
-def test_a_kernel_is_a_fork_of_pid_1_and_looks_like_an_interpreter_of_its_own() -> None:
-    """Nothing of the guest's, or of how it was started, is to be seen by the code of a cell."""
+def test_forked_kernel_looks_like_its_own_interpreter() -> None:
+    """The code of a cell can see neither the guest's modules nor how it was started."""
     with running_kernel() as (_, client):
         answer = execute(
             client, "open('/proc/1/cmdline').read() == open('/proc/self/cmdline').read()"
@@ -69,8 +69,8 @@ def test_a_kernel_is_a_fork_of_pid_1_and_looks_like_an_interpreter_of_its_own() 
         )
 
 
-def test_another_command_line_or_a_variable_read_early_gets_an_interpreter_of_its_own() -> None:
-    """And with room on its stack all the same."""
+def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
+    """Such a kernel has room on its stack, too."""
     for settings in ({"kernel_mode": "relay"}, {"environment": ["PYTHONHASHSEED"]}):
         start = {"env": {"PYTHONHASHSEED": "7"}}
         with running_kernel(settings=settings, start=start) as (_, client):

@@ -1,4 +1,4 @@
-"""An ipykernel that is not as those we know gets the relay, and the log says why."""
+"""An ipykernel whose methods are not as expected gets the relay, and the log says why."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..snapshots.conftest import make_python, packages_of
 from ..world import WAYS
 
 CHANGES = {
-    "a point that is missing": (
+    "a missing method": (
         ("_bind_socket", "_bind_one_socket"),
         "IPKernelApp has no _bind_socket",
     ),
-    "a point that takes something else": (
+    "a method with another parameter": (
         ("def init_heartbeat(self)", "def init_heartbeat(self, context=None)"),
         "IPKernelApp.init_heartbeat takes ['self', 'context'], not ['self']",
     ),
@@ -34,7 +34,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.once
 @pytest.mark.parametrize("change", CHANGES)
-def test_gets_the_relay(change: str, environment: Path, tmp_path: Path) -> None:
+def test_unknown_ipykernel_gets_the_relay(change: str, environment: Path, tmp_path: Path) -> None:
     (old, new), reason = CHANGES[change]
     known = find_spec("ipykernel")
     assert known is not None
@@ -58,7 +58,7 @@ def test_gets_the_relay(change: str, environment: Path, tmp_path: Path) -> None:
         assert execute(client, "import ipykernel; ipykernel.__file__").result == repr(
             str(copy / "__init__.py")
         )
-        assert f"This kernel gets the relay: {reason}" in kernel_log(manager)
+        assert f"Using the relay for this kernel: {reason}" in kernel_log(manager)
         manager.restart_kernel()
         client.wait_for_ready(timeout=SECONDS)
         assert execute(client, "40 + 2").result == "42"

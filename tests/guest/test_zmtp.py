@@ -1,4 +1,4 @@
-"""PID 1's own ZMTP against libzmq: what a kernel's sockets would do, and what garbage does."""
+"""PID 1's ZMTP against libzmq: messages of a kernel's sockets, and garbage."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
         yield context
 
 
-def until(connection: RelayConnection, count: int) -> list[list[bytes]]:
-    """Messages of one connection, until there are ``count`` of them."""
+def receive(connection: RelayConnection, count: int) -> list[list[bytes]]:
+    """Receive from one connection until there are ``count`` messages."""
     messages: list[list[bytes]] = []
     while len(messages) < count:
         events = select.POLLIN | (select.POLLOUT if connection.wants_to_write else 0)
@@ -41,7 +41,7 @@ def until(connection: RelayConnection, count: int) -> list[list[bytes]]:
     return messages
 
 
-def ready(connection: RelayConnection) -> None:
+def finish_handshake(connection: RelayConnection) -> None:
     while not connection.was_open:
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN)
@@ -58,7 +58,7 @@ MESSAGES = [
 ]
 
 
-def test_a_router_takes_and_answers_all_messages(
+def test_router_receives_and_returns_all_messages(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
     path = tmp_path / "s"
@@ -68,7 +68,7 @@ def test_a_router_takes_and_answers_all_messages(
         connection = RelayConnection(str(path), "DEALER", b"me")
         connection.connect()
         connection.send([b"early"])  # before the handshake
-        ready(connection)
+        finish_handshake(connection)
         assert router.recv_multipart() == [b"me", b"early"]
         for parts in MESSAGES:
             connection.send(parts)
@@ -77,12 +77,12 @@ def test_a_router_takes_and_answers_all_messages(
                 connection.flush()
             assert router.recv_multipart() == [b"me", *parts]
             router.send_multipart([b"me", *parts])
-            assert until(connection, 1) == [parts]
+            assert receive(connection, 1) == [parts]
         connection.close()
 
 
 @pytest.mark.parametrize("kind", [zmq.PUB, zmq.XPUB])
-def test_a_publisher_is_subscribed_to_and_drops_nothing(
+def test_publisher_is_subscribed_and_drops_nothing(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, kind: int
 ) -> None:
     path = tmp_path / "s"
@@ -91,11 +91,11 @@ def test_a_publisher_is_subscribed_to_and_drops_nothing(
         publisher.bind(f"ipc://{path}")
         connection = RelayConnection(str(path), "SUB", b"")
         connection.connect()
-        ready(connection)
+        finish_handshake(connection)
         if kind == zmq.XPUB:
             publisher.rcvtimeo = int(SECONDS * 1000)
             assert publisher.recv() == b"\x01"
-        else:  # nothing tells when a PUB knows of a subscription, but that its messages come
+        else:  # only arriving messages tell that a PUB knows of a subscription
             while True:
                 publisher.send(b"are you there")
                 if select.select([connection], [], [], 0.01)[0]:
@@ -103,16 +103,16 @@ def test_a_publisher_is_subscribed_to_and_drops_nothing(
                     break
         for number in range(3000):
             publisher.send_multipart([b"topic", str(number).encode()])
-        received = [parts for parts in until(connection, 3000) if parts != [b"are you there"]]
-        received += until(connection, 3000 - len(received)) if len(received) < 3000 else []
+        received = [parts for parts in receive(connection, 3000) if parts != [b"are you there"]]
+        received += receive(connection, 3000 - len(received)) if len(received) < 3000 else []
         assert received == [[b"topic", str(number).encode()] for number in range(3000)]
         connection.close()
 
 
-def test_a_kernel_s_heartbeats_of_the_protocol_are_answered(
+def test_zmtp_heartbeats_are_answered(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    """A socket with ZMQ_HEARTBEAT_IVL gives up a peer that does not."""
+    """A socket with ZMQ_HEARTBEAT_IVL closes the connection to a peer that does not answer."""
     path = tmp_path / "s"
     with context.socket(zmq.ROUTER) as router:
         router.heartbeat_ivl, router.heartbeat_timeout = 20, 2000
@@ -120,8 +120,8 @@ def test_a_kernel_s_heartbeats_of_the_protocol_are_answered(
         router.bind(f"ipc://{path}")
         connection = RelayConnection(str(path), "DEALER", b"me")
         connection.connect()
-        ready(connection)
-        for _ in range(5):  # each wakes for a PING, and answers
+        finish_handshake(connection)
+        for _ in range(5):  # a PING arrives and is answered
             assert select.select([connection], [], [], SECONDS)[0]
             assert connection.receive() == []
         connection.send([b"still here"])
@@ -129,7 +129,7 @@ def test_a_kernel_s_heartbeats_of_the_protocol_are_answered(
         connection.close()
 
 
-def test_a_relay_waits_for_a_kernel_that_does_not_listen_yet(
+def test_relay_waits_for_a_kernel_that_does_not_listen_yet(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
     relay = Relay({channel: f"{tmp_path}/s-{int(channel)}" for channel in SOCKET_TYPES})
@@ -153,7 +153,7 @@ def test_a_relay_waits_for_a_kernel_that_does_not_listen_yet(
     relay.close()
 
 
-def test_one_that_breaks_the_rules_is_given_up_with_the_reason(tmp_path: Path) -> None:
+def test_connection_that_violates_zmtp_is_closed_with_the_reason(tmp_path: Path) -> None:
     import socket
 
     with socket.socket(socket.AF_UNIX) as listener:
@@ -166,23 +166,23 @@ def test_one_that_breaks_the_rules_is_given_up_with_the_reason(tmp_path: Path) -
             peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             assert select.select([connection], [], [], SECONDS)[0]
             assert connection.receive() == []
-    assert connection.broken == "the other side does not speak ZMTP"
+    assert connection.broken == "the peer does not speak ZMTP"
     assert not connection.open
     assert not connection.send([b"x"])
 
 
-WRONG = {
+INVALID = {
     "an old version": (GREETING[:10] + b"\x01\x00", "speaks ZMTP 1"),
     "another mechanism": (GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32), "CURVE"),
     "a message before READY": (GREETING + b"\x00\x01x", "before the handshake"),
     "unknown flags": (GREETING + b"\x80\x00", "flags 0x80"),
     "a size without end": (GREETING + b"\x02" + b"\xff" * 8, "announces"),
-    "an ERROR": (GREETING + b"\x04\x0b\x05ERROR\x04nope", "refuses: b'nope'"),
+    "an ERROR": (GREETING + b"\x04\x0b\x05ERROR\x04nope", "sent an ERROR: b'nope'"),
 }
 
 
-@pytest.mark.parametrize(("data", "words"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_no_zmtp_is_named(data: bytes, words: str) -> None:
+@pytest.mark.parametrize(("data", "words"), INVALID.values(), ids=INVALID.keys())
+def test_invalid_zmtp_is_refused_with_a_reason(data: bytes, words: str) -> None:
     with pytest.raises(ZmtpError, match=words):
         ZmtpConnection("DEALER").receive_data(data)
 
@@ -191,7 +191,7 @@ READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER"
 
 
 @given(st.lists(st.lists(st.binary(max_size=400), min_size=1, max_size=4), max_size=4), st.data())
-def test_messages_come_out_however_the_bytes_arrive(
+def test_messages_are_received_however_the_bytes_are_cut(
     messages: list[list[bytes]], data: st.DataObject
 ) -> None:
     sender = ZmtpConnection("ROUTER")
@@ -208,13 +208,13 @@ def test_messages_come_out_however_the_bytes_arrive(
 
 
 @given(st.binary(max_size=2000), st.booleans())
-def test_garbage_is_an_error_or_waits_for_more(garbage: bytes, greeted: bool) -> None:
+def test_garbage_raises_only_zmtp_errors(garbage: bytes, greeted: bool) -> None:
     connection = ZmtpConnection("DEALER")
     with suppress(ZmtpError):
         connection.receive_data((GREETING + READY if greeted else b"") + garbage)
 
 
-def test_the_example_of_ready_is_what_libzmq_sends() -> None:
+def test_ready_has_the_layout_of_libzmq() -> None:
     connection = ZmtpConnection("ROUTER")
     assert connection.data_to_send() == GREETING + READY
     assert len(GREETING) == 64

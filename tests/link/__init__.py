@@ -1,1 +1,1 @@
-"""The link, without a byte of I/O: frames, states, flow, and whatever a hostile end may send."""
+"""The link without I/O: frames, states, flow control, and everything a hostile end may send."""

@@ -1,4 +1,4 @@
-"""Connections brought to a state, frames as raw bytes, and a wire between two ends."""
+"""Connections in a given state, frames as raw bytes, and a wire between two ends."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ RESUME = Resume(1, (("HOME", "/home/user"),), "/workspace", "secret", "00" * 64)
 
 
 def raw(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0, zero: int = 0) -> bytes:
-    """A frame with nothing checked."""
+    """Return a frame without any check."""
     return HEADER.pack(kind, channel, flags, zero, len(payload)) + payload
 
 
 def data(channel: Channel, parts: list[bytes]) -> bytes:
-    """A message in one DATA frame."""
+    """Return a message in one DATA frame."""
     return raw(FrameType.DATA, b"".join(pack_message(parts)), channel, FLAG_LAST)
 
 
@@ -68,11 +68,11 @@ VALID = {
     FrameType.ASK: raw(FrameType.ASK, Ask(1).encode()),
     FrameType.QUIET: raw(FrameType.QUIET, Quiet(1, True).encode()),
 }
-"""A frame of each type, as run 1 would have it."""
+"""A valid frame of each type, for run 1."""
 
 
-def brought_to(role: Role, state: State, after_run: bool = False) -> Connection:
-    """An end in ``state``, with nothing to send and no event left; ``after_run``: IDLE again."""
+def connection_in(role: Role, state: State, after_run: bool = False) -> Connection:
+    """Return an end in ``state`` with nothing to send and no event; ``after_run``: IDLE again."""
     if state is State.RESUMING and role is Role.HOST:
         end = Connection(role, Hello(), RESUME)
         assert end.data_to_send() == VALID[FrameType.RESUME]
@@ -103,26 +103,26 @@ def brought_to(role: Role, state: State, after_run: bool = False) -> Connection:
     return end
 
 
-def joined() -> tuple[Connection, Connection]:
-    """Host and guest with run 1 on and nothing under way."""
-    return brought_to(Role.HOST, State.RUNNING), brought_to(Role.GUEST, State.RUNNING)
+def connected_pair() -> tuple[Connection, Connection]:
+    """Return host and guest in run 1, with nothing under way."""
+    return connection_in(Role.HOST, State.RUNNING), connection_in(Role.GUEST, State.RUNNING)
 
 
 def events(end: Connection) -> list[Event]:
-    """All events that wait; messages stay held."""
+    """Return all events that wait. Messages stay held."""
     return list(iter(end.next_event, None))
 
 
-def taken(end: Connection) -> list[Message]:
-    """The messages among all events that wait, consumed."""
+def consume_messages(end: Connection) -> list[Message]:
+    """Take all events that wait, consume the messages among them and return these."""
     messages = [event for event in events(end) if isinstance(event, Message)]
     for message in messages:
         end.consumed(message)
     return messages
 
 
-def carried(host: Connection, guest: Connection) -> tuple[list[Message], list[Message]]:
-    """Move bytes both ways and consume messages until neither end has more: what each received."""
+def exchange(host: Connection, guest: Connection) -> tuple[list[Message], list[Message]]:
+    """Move bytes and consume messages until neither end has more; what host and guest received."""
     to_host: list[Message] = []
     to_guest: list[Message] = []
     while True:
@@ -131,15 +131,15 @@ def carried(host: Connection, guest: Connection) -> tuple[list[Message], list[Me
             return to_host, to_guest
         guest.receive_data(down)
         host.receive_data(up)
-        to_guest += taken(guest)
-        to_host += taken(host)
+        to_guest += consume_messages(guest)
+        to_host += consume_messages(host)
 
 
 @contextmanager
 def small_limits(
     window: int = 4096, step: int = 1024, cost: int = 64, payload: int = 512, message: int = 65536
 ) -> Iterator[None]:
-    """The same code with limits that a test reaches at once."""
+    """Run the same code with limits that a test reaches at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flow, "WINDOW", window)
         patch.setattr(flow, "CREDIT_STEP", step)

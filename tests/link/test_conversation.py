@@ -1,7 +1,7 @@
-"""Two ends joined back to back, and hypothesis in the place of wire, owners and luck.
+"""Two connected ends, with hypothesis as the wire and as the owners.
 
-Whatever is sent arrives once, whole, and in order on its channel; however the bytes are cut, and
-whenever messages are consumed. What a run's end gives up is the tail of a channel and no more.
+Whatever is sent arrives once, whole and in order on its channel, however the bytes are cut and
+whenever messages are consumed. The end of a run drops the tail of a channel and nothing else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.frames import DATA_CHANNELS
 from gvisor_kernel.link.state import Role, State
 
-from .helpers import OTHER, joined, small_limits
+from .helpers import OTHER, connected_pair, small_limits
 
 WINDOW, MESSAGE = 4096, 65536
 
@@ -47,7 +47,7 @@ messages = st.lists(part, min_size=1, max_size=5)
 
 
 class Conversation(RuleBasedStateMachine):
-    """Each end has a wire to the other; every rule is one step of a wire or of an owner."""
+    """Two ends and two wires. Each rule is one step of a wire or of an owner."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class Conversation(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.everything_arrives()
+            self.check_that_everything_arrives()
         finally:
             self.limits.__exit__(None, None, None)
 
     @initialize(greeted=st.booleans(), running=st.booleans())
     def begin(self, greeted: bool, running: bool) -> None:
-        """Most of what there is to see needs a kernel; the way to one is walked at times."""
+        """Skip the handshake and the START in most examples: most rules need a running kernel."""
         if greeted or running:
             for role in Role:
                 self.write(role, 5000)
@@ -98,7 +98,7 @@ class Conversation(RuleBasedStateMachine):
 
     @precondition(lambda self: self.ends[Role.GUEST].state is State.RUNNING)
     @rule(started=st.booleans())
-    def guest_tells_of_its_run(self, started: bool) -> None:
+    def guest_reports_its_run(self, started: bool) -> None:
         event = Started(self.run_of(Role.GUEST)) if started else Exited(self.run_of(Role.GUEST), 0)
         self.ends[Role.GUEST].send(event)
 
@@ -108,7 +108,7 @@ class Conversation(RuleBasedStateMachine):
         self.ends[Role.HOST].send(Signal(self.run_of(Role.HOST), 2))
 
     @rule(role=roles, what=st.sampled_from([Ping, Stats, Log]))
-    def say(self, role: Role, what: type) -> None:
+    def send_other_frame(self, role: Role, what: type) -> None:
         end = self.ends[role]
         if end.state is State.OPENING or (role is Role.HOST and what is not Ping):
             return
@@ -145,7 +145,7 @@ class Conversation(RuleBasedStateMachine):
         wire, end = self.wires[role], self.ends[role]
         end.receive_data(bytes(wire[:size]))
         del wire[:size]
-        if role is Role.HOST:  # it begins the runs, and only once nothing of the last can come
+        if role is Role.HOST:  # it begins the runs, once nothing of the last one can arrive
             self.run_seen[role] = end.run or 0
         for event in iter(end.next_event, None):
             if isinstance(event, Message):
@@ -158,13 +158,13 @@ class Conversation(RuleBasedStateMachine):
             else:
                 assert isinstance(event, (Hello, Started, Exited, Signal, Pong))
 
-    # -- what must be true -----------------------------------------------------------------------
+    # -- invariants ------------------------------------------------------------------------------
 
     @invariant()
-    def no_end_holds_more_than_its_bound(self) -> None:
+    def held_bytes_are_bounded(self) -> None:
         for role, end in self.ends.items():
             for channel in DATA_CHANNELS:
-                # What an end still holds of an earlier run is in none of its windows any more.
+                # Messages held from an earlier run count in no window any more.
                 assert end.held(channel) == sum(
                     message.size
                     for message in self.held[role]
@@ -174,15 +174,15 @@ class Conversation(RuleBasedStateMachine):
                 assert end.held(channel) + half <= WINDOW + MESSAGE
 
     @invariant()
-    def what_arrived_is_what_was_sent_so_far(self) -> None:
+    def received_messages_are_a_prefix_of_the_sent_ones(self) -> None:
         for (role, run, channel), got in self.received.items():
             sent = self.sent[OTHER[role], run, channel]
             assert got == sent[: len(got)]
         for role in Role:
             assert self.seen[role] == self.expected[role][: len(self.seen[role])]
 
-    def everything_arrives(self) -> None:
-        """With owners that consume and wires that carry, nothing stays behind in a live run."""
+    def check_that_everything_arrives(self) -> None:
+        """Consume and carry everything: nothing of a live run may stay behind."""
         while True:
             for role in Role:
                 while self.held[role]:
@@ -192,8 +192,8 @@ class Conversation(RuleBasedStateMachine):
                 break
             for role in Role:
                 self.read(role, 1 << 20)
-                self.no_end_holds_more_than_its_bound()
-                self.what_arrived_is_what_was_sent_so_far()
+                self.held_bytes_are_bounded()
+                self.received_messages_are_a_prefix_of_the_sent_ones()
         assert self.seen == self.expected
         host, guest = self.ends[Role.HOST], self.ends[Role.GUEST]
         assert host.state is guest.state
@@ -220,12 +220,12 @@ TestConversation = Conversation.TestCase
     st.lists(st.tuples(roles, channels, messages), max_size=12),
     st.randoms(use_true_random=False),
 )
-def test_any_messages_arrive_under_any_cuts(
+def test_messages_arrive_however_the_bytes_are_cut(
     sent: list[tuple[Role, Channel, list[bytes]]], chance: Any
 ) -> None:
-    """All at once, with the window a fraction of one message."""
+    """Queue everything at once, with a window that is a fraction of one message."""
     with small_limits(window=2048, step=512, cost=32, payload=256):
-        ends = dict(zip((Role.HOST, Role.GUEST), joined(), strict=True))
+        ends = dict(zip((Role.HOST, Role.GUEST), connected_pair(), strict=True))
         for role, channel, parts in sent:
             ends[role].send_message(channel, parts)
         wires = {role: bytearray() for role in Role}

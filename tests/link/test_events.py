@@ -1,4 +1,4 @@
-"""Events and their payloads: each comes back as it was, and nothing else is accepted."""
+"""Events and their payloads: each decodes to what was encoded, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.frames import MAX_PAYLOAD, FrameType
 from gvisor_kernel.link.state import Role, State
 
-from .helpers import RESUME, START, brought_to, events, joined, raw
+from .helpers import RESUME, START, connected_pair, connection_in, events, raw
 
 ODD_TEXT = 'tab\t quote" nul\0 ü \U0001f600 \udc80'
-"""What may stand in an environment: a byte that is not UTF-8 shows as a lone surrogate."""
+"""Text that an environment may contain. A byte that is not UTF-8 shows as a lone surrogate."""
 
-WRITTEN = [
+EVENTS = [
     Hello(),
     Hello(1, (("release", "1.2"), ("", ""), ("python", "3.9 ü\0"))),
     START,
@@ -64,12 +64,12 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize("event", WRITTEN, ids=repr)
-def test_a_payload_is_read_as_it_was_written(event: Hello | Start | Stats) -> None:
+@pytest.mark.parametrize("event", EVENTS, ids=repr)
+def test_payload_decodes_to_the_encoded_event(event: Hello | Start | Stats) -> None:
     assert type(event).decode(event.encode()) == event
 
 
-def test_the_layouts() -> None:
+def test_payload_layouts_are_fixed() -> None:
     assert Started(1).encode().hex() == "00000001"
     assert Signal(1, 2).encode().hex() == "0000000102"
     assert Exited(1, -9).encode().hex() == "00000001fffffff7"
@@ -93,26 +93,26 @@ def test_the_layouts() -> None:
 @pytest.mark.parametrize(
     ("kind", "size"), [(Started, 4), (Signal, 5), (Exited, 8), (Stats, 16), (Ping, 8), (Pong, 8)]
 )
-def test_a_binary_payload_has_one_length(kind: type[Started], size: int) -> None:
+def test_binary_payload_of_wrong_length_is_refused(kind: type[Started], size: int) -> None:
     for wrong in {0, size - 1, size + 1, MAX_PAYLOAD}:
-        with pytest.raises(RemoteProtocolError, match=f"has {wrong} bytes; {size} belong"):
+        with pytest.raises(RemoteProtocolError, match=f"has {wrong} bytes; {size} are expected"):
             kind.decode(bytes(wrong))
 
 
 @pytest.mark.parametrize("number", [0, 65, 255])
-def test_there_are_64_signals(number: int) -> None:
-    with pytest.raises(RemoteProtocolError, match="no signal"):
+def test_signal_number_out_of_range_is_refused(number: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="SIGNAL has the number"):
         Signal.decode(b"\0\0\0\1" + bytes([number]))
 
 
 @pytest.mark.parametrize("status", [256, -65, 2**31 - 1, -(2**31)])
-def test_there_are_256_statuses_and_64_signals_that_end(status: int) -> None:
-    with pytest.raises(RemoteProtocolError, match="no exit status"):
+def test_exit_status_out_of_range_is_refused(status: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="EXIT has the status"):
         Exited.decode(b"\0\0\0\1" + status.to_bytes(4, "big", signed=True))
 
 
-def changed(payload: bytes, **values: object) -> bytes:
-    """A JSON payload with other values; ``...`` takes one away."""
+def change_payload(payload: bytes, **values: object) -> bytes:
+    """Return a JSON payload with other values; ``...`` removes a key."""
     body = {**json.loads(payload), **values}
     return json.dumps({key: value for key, value in body.items() if value is not ...}).encode()
 
@@ -138,72 +138,74 @@ NOT_TEXT: list[object] = [..., None, 1, [], {}, ["x"]]
 
 @pytest.mark.parametrize("kind", [Hello, Start])
 @pytest.mark.parametrize("payload", NOT_OBJECTS, ids=lambda payload: repr(payload[:8]))
-def test_what_is_no_object_is_refused(kind: type[Hello], payload: bytes) -> None:
+def test_payload_without_json_object_is_refused(kind: type[Hello], payload: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         kind.decode(payload)
 
 
-def each(name: str, values: Iterable[object]) -> list[dict[str, object]]:
+def one_key_each(name: str, values: Iterable[object]) -> list[dict[str, object]]:
     return [{name: value} for value in values]
 
 
-WRONG_STARTS = [
-    *each("run", NOT_NUMBERS),
-    *each("cwd", NOT_TEXT),
-    *each("key", NOT_TEXT),
-    *each("signature_scheme", NOT_TEXT),
-    *each("argv", (..., None, [], {}, "python3", [1], ["x", None])),
-    *each("environment", (..., None, [], "A=1", {"A": 1}, {"A": None})),
+INVALID_STARTS = [
+    *one_key_each("run", NOT_NUMBERS),
+    *one_key_each("cwd", NOT_TEXT),
+    *one_key_each("key", NOT_TEXT),
+    *one_key_each("signature_scheme", NOT_TEXT),
+    *one_key_each("argv", (..., None, [], {}, "python3", [1], ["x", None])),
+    *one_key_each("environment", (..., None, [], "A=1", {"A": 1}, {"A": None})),
 ]
-WRONG_HELLOS = [
-    *each("version", NOT_NUMBERS),
-    *each("protocol", (..., None, "", "jupyter", 1)),
-    *each("facts", (None, [], "x", {"a": 1}, {"a": None}, {"a": ["b"]})),
-    *each("facts", ({"a": "\ud800"}, {"\udfff": "b"})),
+INVALID_HELLOS = [
+    *one_key_each("version", NOT_NUMBERS),
+    *one_key_each("protocol", (..., None, "", "jupyter", 1)),
+    *one_key_each("facts", (None, [], "x", {"a": 1}, {"a": None}, {"a": ["b"]})),
+    *one_key_each("facts", ({"a": "\ud800"}, {"\udfff": "b"})),
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG_STARTS, ids=repr)
-def test_a_start_is_checked_whole(wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize("wrong", INVALID_STARTS, ids=repr)
+def test_start_with_an_invalid_field_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
-        Start.decode(changed(START.encode(), **wrong))
+        Start.decode(change_payload(START.encode(), **wrong))
 
 
-@pytest.mark.parametrize("wrong", WRONG_HELLOS, ids=repr)
-def test_a_hello_is_checked_whole(wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize("wrong", INVALID_HELLOS, ids=repr)
+def test_hello_with_an_invalid_field_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
-        Hello.decode(changed(Hello().encode(), **wrong))
+        Hello.decode(change_payload(Hello().encode(), **wrong))
 
 
-def test_what_a_later_version_adds_to_an_object_is_passed_over() -> None:
-    assert Hello.decode(changed(Hello().encode(), extra=[1])) == Hello()
-    assert Start.decode(changed(START.encode(), extra={})) == START
-    assert Resume.decode(changed(RESUME.encode(), extra=None)) == RESUME
+def test_unknown_keys_are_ignored() -> None:
+    assert Hello.decode(change_payload(Hello().encode(), extra=[1])) == Hello()
+    assert Start.decode(change_payload(START.encode(), extra={})) == START
+    assert Resume.decode(change_payload(RESUME.encode(), extra=None)) == RESUME
 
 
 @pytest.mark.parametrize("key", ["run", "environment", "cwd", "key", "seed"])
 @pytest.mark.parametrize("wrong", [None, [], -1, {"a": 1}], ids=repr)
-def test_a_resume_is_checked_whole(key: str, wrong: object) -> None:
+def test_resume_with_an_invalid_field_is_refused(key: str, wrong: object) -> None:
     with pytest.raises(RemoteProtocolError):
-        Resume.decode(changed(RESUME.encode(), **{key: wrong}))
+        Resume.decode(change_payload(RESUME.encode(), **{key: wrong}))
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, 2**32 - 1])
 @pytest.mark.parametrize("role", Role)
-def test_another_version_is_refused_by_name(role: Role, version: int) -> None:
+def test_other_version_is_refused_with_both_versions(role: Role, version: int) -> None:
     end = Connection(role, Hello())
-    with pytest.raises(RemoteProtocolError, match=f"speaks version {version} .* this side 2"):
+    with pytest.raises(
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 2"
+    ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 
 
-def test_a_stop_and_a_credit_have_their_lengths() -> None:
+def test_stop_and_credit_of_wrong_length_are_refused() -> None:
     for stream in (
         raw(FrameType.STOP, b"x"),
         raw(FrameType.CREDIT, bytes(3), Channel.HB),
         raw(FrameType.CREDIT, bytes(5), Channel.HB),
     ):
         with pytest.raises(RemoteProtocolError):
-            brought_to(Role.GUEST, State.IDLE).receive_data(stream)
+            connection_in(Role.GUEST, State.IDLE).receive_data(stream)
 
 
 ANY_LOG = [b"", b"\xff\xfe\0", b"\xed\xa0\x80", b"\x1b[2J\r\n\a", bytes(range(256)), b"\xf0\x9f"]
@@ -211,8 +213,8 @@ ANY_LOG = [b"", b"\xff\xfe\0", b"\xed\xa0\x80", b"\x1b[2J\r\n\a", bytes(range(25
 
 @pytest.mark.parametrize("text", ANY_LOG, ids=repr)
 @pytest.mark.parametrize("source", LogSource)
-def test_a_log_is_text_whatever_its_bytes(source: LogSource, text: bytes) -> None:
-    host = brought_to(Role.HOST, State.IDLE)
+def test_log_with_any_bytes_decodes_to_text(source: LogSource, text: bytes) -> None:
+    host = connection_in(Role.HOST, State.IDLE)
     host.receive_data(raw(FrameType.LOG, text, source))
     (log,) = events(host)
     assert isinstance(log, Log)
@@ -220,8 +222,8 @@ def test_a_log_is_text_whatever_its_bytes(source: LogSource, text: bytes) -> Non
     assert log.text.encode("utf-8") == text.decode("utf-8", "replace").encode("utf-8")
 
 
-def test_a_log_is_cut_to_one_frame() -> None:
-    host, guest = joined()
+def test_long_log_is_cut_to_one_frame() -> None:
+    host, guest = connected_pair()
     guest.send_log(LogSource.STDOUT, "ü" * MAX_PAYLOAD)
     guest.send_log(LogSource.STDERR, "lone \ud800")
     host.receive_data(guest.data_to_send())
@@ -230,7 +232,7 @@ def test_a_log_is_cut_to_one_frame() -> None:
     assert second == Log(LogSource.STDERR, "lone ?")
 
 
-REFUSED_HERE = [
+UNSENDABLE = [
     (Role.HOST, Signal(1, 0)),
     (Role.HOST, Signal(1, 65)),
     (Role.HOST, Signal(1, 256)),
@@ -245,9 +247,9 @@ REFUSED_HERE = [
 ]
 
 
-@pytest.mark.parametrize(("role", "event"), REFUSED_HERE, ids=repr)
-def test_what_the_other_side_would_refuse_is_not_sent(role: Role, event: Ping) -> None:
-    end = brought_to(role, State.RUNNING)
+@pytest.mark.parametrize(("role", "event"), UNSENDABLE, ids=repr)
+def test_event_that_the_peer_would_refuse_is_not_sent(role: Role, event: Ping) -> None:
+    end = connection_in(role, State.RUNNING)
     with pytest.raises(LocalProtocolError):
         end.send(event)
     assert end.state is State.RUNNING
@@ -255,16 +257,16 @@ def test_what_the_other_side_would_refuse_is_not_sent(role: Role, event: Ping) -
     assert end.data_to_send() == b""
 
 
-NOT_STARTS = {
+UNSENDABLE_STARTS = {
     "no argv": Start(1, (), (), "/", "k"),
     "no number": Start(-1, ("x",), (), "/", "k"),
     "too long": Start(1, ("x" * MAX_PAYLOAD,), (), "/", "k"),
 }
 
 
-@pytest.mark.parametrize("start", NOT_STARTS.values(), ids=NOT_STARTS.keys())
-def test_a_start_that_cannot_be_sent_starts_nothing(start: Start) -> None:
-    host = brought_to(Role.HOST, State.IDLE)
+@pytest.mark.parametrize("start", UNSENDABLE_STARTS.values(), ids=UNSENDABLE_STARTS.keys())
+def test_start_that_cannot_be_sent_changes_no_state(start: Start) -> None:
+    host = connection_in(Role.HOST, State.IDLE)
     with pytest.raises(LocalProtocolError):
         host.send(start)
     assert host.state is State.IDLE
@@ -272,7 +274,7 @@ def test_a_start_that_cannot_be_sent_starts_nothing(start: Start) -> None:
     assert host.data_to_send() == b""
 
 
-def test_no_event_prints_a_secret_or_a_body() -> None:
+def test_repr_of_events_contains_no_secrets_or_bodies() -> None:
     assert "secret" not in repr(START)
     assert "/home/user" not in repr(START)
     assert "secret" not in repr(RESUME)

@@ -1,4 +1,4 @@
-"""Frames as bytes: fed whole, byte by byte, with trailing data; and everything malformed."""
+"""Frames as bytes: fed whole, byte by byte and with trailing data, and all malformed headers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from gvisor_kernel.link.frames import (
 from .helpers import VALID, byte_by_byte, raw, whole
 
 Feed = Callable[[Callable[[bytes], object], bytes], None]
-fed = pytest.mark.parametrize("feed", [whole, byte_by_byte])
+parametrize_feed = pytest.mark.parametrize("feed", [whole, byte_by_byte])
 
 
-def frames_of(stream: bytes, feed: Feed = whole) -> tuple[list[Frame], FrameReader]:
+def read_frames(stream: bytes, feed: Feed = whole) -> tuple[list[Frame], FrameReader]:
     reader = FrameReader()
     found: list[Frame] = []
 
@@ -36,27 +36,27 @@ def frames_of(stream: bytes, feed: Feed = whole) -> tuple[list[Frame], FrameRead
     return found, reader
 
 
-@fed
+@parametrize_feed
 @pytest.mark.parametrize("kind", FrameType, ids=lambda kind: kind.name)
-def test_each_frame_is_read_as_it_was_written(kind: FrameType, feed: Feed) -> None:
-    (frame,), reader = frames_of(VALID[kind], feed)
+def test_frame_decodes_to_the_encoded_frame(kind: FrameType, feed: Feed) -> None:
+    (frame,), reader = read_frames(VALID[kind], feed)
     assert encode_frame(frame.type, frame.payload, frame.channel, frame.flags) == VALID[kind]
     assert frame.type is kind
     assert reader.pending == 0
 
 
-@fed
-def test_many_frames_in_a_row(feed: Feed) -> None:
-    found, reader = frames_of(b"".join(VALID.values()) * 3, feed)
+@parametrize_feed
+def test_consecutive_frames_are_all_read(feed: Feed) -> None:
+    found, reader = read_frames(b"".join(VALID.values()) * 3, feed)
     assert [frame.type for frame in found] == list(FrameType) * 3
     assert reader.pending == 0
 
 
-@fed
+@parametrize_feed
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_trailing_data_waits_for_its_rest(cut: int, feed: Feed) -> None:
+def test_incomplete_frame_stays_pending(cut: int, feed: Feed) -> None:
     second = VALID[FrameType.PING]
-    found, reader = frames_of(VALID[FrameType.STATS] + second[:cut], feed)
+    found, reader = read_frames(VALID[FrameType.STATS] + second[:cut], feed)
     assert [frame.type for frame in found] == [FrameType.STATS]
     assert reader.pending == cut
     reader.receive_data(second[cut:])
@@ -66,21 +66,21 @@ def test_trailing_data_waits_for_its_rest(cut: int, feed: Feed) -> None:
     assert reader.next_frame() is None
 
 
-@fed
-def test_the_largest_frame(feed: Feed) -> None:
+@parametrize_feed
+def test_largest_frame_is_read(feed: Feed) -> None:
     payload = bytes(range(256)) * (MAX_PAYLOAD // 256) + b"tail"
     payload = payload[:MAX_PAYLOAD].ljust(MAX_PAYLOAD, b".")
     stream = encode_frame(FrameType.DATA, payload, Channel.HB, FLAG_LAST)
     assert len(stream) == MAX_FRAME == 32 * 1024
-    (frame,), _ = frames_of(stream, feed)
+    (frame,), _ = read_frames(stream, feed)
     assert frame.payload == payload
 
 
-def test_a_byte_more_is_refused_on_both_sides() -> None:
+def test_frame_over_the_limit_is_refused_on_both_sides() -> None:
     with pytest.raises(LocalProtocolError, match="32761"):
         encode_frame(FrameType.LOG, bytes(MAX_PAYLOAD + 1))
     with pytest.raises(RemoteProtocolError, match="announces 32761"):
-        frames_of(HEADER.pack(FrameType.LOG, 0, 0, 0, MAX_PAYLOAD + 1))
+        read_frames(HEADER.pack(FrameType.LOG, 0, 0, 0, MAX_PAYLOAD + 1))
 
 
 MALFORMED = {
@@ -102,10 +102,10 @@ MALFORMED = {
 }
 
 
-@fed
+@parametrize_feed
 @pytest.mark.parametrize("stream", MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_is_malformed_is_refused_with_its_header(stream: bytes, feed: Feed) -> None:
-    """No payload is waited for, and what came before it is still read."""
+def test_malformed_header_is_refused_without_its_payload(stream: bytes, feed: Feed) -> None:
+    """The payload is not waited for, and the frame before is still read."""
     reader = FrameReader()
     feed(reader.receive_data, VALID[FrameType.STATS] + stream[: HEADER.size])
     assert reader.next_frame() is not None
@@ -113,7 +113,7 @@ def test_what_is_malformed_is_refused_with_its_header(stream: bytes, feed: Feed)
         reader.next_frame()
 
 
-def test_a_reader_keeps_nothing_that_was_read() -> None:
+def test_reader_keeps_no_data_of_read_frames() -> None:
     reader = FrameReader()
     reader.receive_data(VALID[FrameType.DATA] * 20_000 + b"\4")
     while reader.next_frame() is not None:
@@ -123,9 +123,9 @@ def test_a_reader_keeps_nothing_that_was_read() -> None:
     assert len(reader._buffer) == 1
 
 
-def test_frames_print_themselves_without_their_payload() -> None:
+def test_repr_of_frames_contains_no_payload() -> None:
     def shown(stream: bytes) -> str:
-        (frame,), _ = frames_of(stream)
+        (frame,), _ = read_frames(stream)
         assert repr(frame) == str(frame)
         return str(frame)
 

@@ -1,6 +1,6 @@
-"""Any bytes at all, and valid streams with something changed: nothing but the protocol's error.
+"""Fuzzing: any bytes and changed valid streams raise nothing but RemoteProtocolError.
 
-What must hold is ``check`` of fuzz/fuzz_link.py, which atheris can run for hours; here for seconds.
+``check`` of fuzz/fuzz_link.py says what must hold. atheris can run it for hours; this runs seconds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ valid = st.sampled_from(list(VALID.values()))
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda path: path.name)
-def test_the_corpus(seed: Path) -> None:
-    """Each seed also in every other situation."""
+def test_corpus_is_handled(seed: Path) -> None:
+    """Each seed is also checked in every other situation."""
     stream = seed.read_bytes()
     check(stream)
     for first in range(0, 256, 9 if len(stream) < 2000 else 85):
@@ -52,20 +52,20 @@ def test_the_corpus(seed: Path) -> None:
 
 @settings(FUZZ, max_examples=300)
 @given(st.binary(max_size=400))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_handled(data: bytes) -> None:
     check(data)
 
 
 @settings(FUZZ, max_examples=250)
 @given(firsts, st.lists(st.one_of(valid, valid, frames, headers, st.binary(max_size=9))))
-def test_frames_of_any_kind_in_any_order(first: bytes, stream: list[bytes]) -> None:
+def test_any_frames_in_any_order_are_handled(first: bytes, stream: list[bytes]) -> None:
     check(first + b"".join(stream))
 
 
 @settings(FUZZ, max_examples=250)
 @given(st.data())
-def test_a_valid_stream_with_something_changed(data: st.DataObject) -> None:
-    """Bytes replaced, removed, doubled, put in; or the middle of another stream."""
+def test_changed_valid_streams_are_handled(data: st.DataObject) -> None:
+    """Bytes are replaced, removed, doubled or inserted, or frames are."""
     seeds = [seed.read_bytes() for seed in SEEDS]
     stream = bytearray(data.draw(st.sampled_from([seed for seed in seeds if len(seed) < 2000])))
     for _ in range(data.draw(st.integers(1, 4))):

@@ -1,4 +1,4 @@
-"""Messages of several parts: packed and unpacked, their limits, and every way not to add up."""
+"""Messages of several parts: packing, unpacking, their limits, and inconsistent lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MESSAGES = {
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("parts", MESSAGES.values(), ids=MESSAGES.keys())
-def test_parts_come_out_as_they_went_in(
+def test_unpacked_parts_equal_the_packed_ones(
     parts: list[bytes], kind: type[bytes] | type[bytearray]
 ) -> None:
     unpacked = unpack_message(kind(b"".join(pack_message(parts))))
@@ -29,7 +29,7 @@ def test_parts_come_out_as_they_went_in(
     assert all(type(part) is bytes for part in unpacked)
 
 
-def test_the_layout() -> None:
+def test_packed_layout_is_fixed() -> None:
     packed = b"".join(pack_message([b"ab", b"", b"c"]))
     assert packed == bytes.fromhex("0003 00000002 00000000 00000001") + b"abc"
 
@@ -40,15 +40,15 @@ def test_packing_copies_no_part() -> None:
 
 
 @pytest.mark.parametrize("count", [0, MAX_PARTS + 1])
-def test_too_few_and_too_many_parts(count: int) -> None:
+def test_number_of_parts_is_limited(count: int) -> None:
     with pytest.raises(LocalProtocolError, match=f"has {count} parts"):
         pack_message([b""] * count)
     with pytest.raises(RemoteProtocolError, match=f"announces {count} parts"):
         unpack_message(struct.pack(">H", count) + bytes(4 * count))
 
 
-def test_the_largest_message() -> None:
-    largest = bytes(MAX_MESSAGE - 6)  # with the count and one length; never touched, so cheap
+def test_size_of_a_message_is_limited() -> None:
+    largest = bytes(MAX_MESSAGE - 6)  # less the count and one length; cheap, since never touched
     assert len(pack_message([largest])) == 2
     with pytest.raises(LocalProtocolError, match=str(MAX_MESSAGE + 4)):
         pack_message([largest, b""])
@@ -69,13 +69,13 @@ def test_the_largest_message() -> None:
     ],
     ids=lambda packed: packed[:12].hex() or "nothing",
 )
-def test_what_does_not_add_up_is_refused(packed: bytes) -> None:
+def test_inconsistent_lengths_are_refused(packed: bytes) -> None:
     for kind in (bytes, bytearray):
         with pytest.raises(RemoteProtocolError):
             unpack_message(kind(packed))
 
 
-def test_a_large_part_can_be_had_uncopied() -> None:
+def test_large_part_can_be_a_view() -> None:
     packed = bytearray(b"".join(pack_message([b"head", bytes(VIEWED), b"x" * (VIEWED + 1)])))
     small, whole, large = unpack_message(packed, views=True)
     assert (type(small), type(whole), type(large)) == (bytes, bytes, memoryview)

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: its tables are read and compared, both ways."""
+"""docs/protocol.md describes the code: its tables are read and compared in both directions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .helpers import VALID, data
 TEXT = (PROJECT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 
-def table(first: str, second: str) -> Iterator[list[str]]:
-    """The rows of the table whose header begins with these two cells."""
+def read_table(first: str, second: str) -> Iterator[list[str]]:
+    """Yield the rows of the table whose header begins with these two cells."""
     head = re.search(rf"^\| {first} \| {second} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
-    assert head is not None, f"a table of {first} and {second}"
+    assert head is not None, f"there is no table of {first} and {second}"
     for line in head[1].splitlines():
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def number(text: str) -> int:
+def parse_number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def test_every_frame_has_its_number_and_its_senders() -> None:
-    documented = {row[1]: (int(row[0]), row[2]) for row in table("type", "name")}
+def test_document_lists_number_and_senders_of_each_frame() -> None:
+    documented = {row[1]: (int(row[0]), row[2]) for row in read_table("type", "name")}
     roles = {"host": {Role.HOST}, "guest": {Role.GUEST}, "both": set(Role)}
     assert documented == {
         kind.name: (
@@ -45,8 +45,8 @@ def test_every_frame_has_its_number_and_its_senders() -> None:
     }
 
 
-def test_every_payload_has_its_size() -> None:
-    for row in table("type", "name"):
+def test_document_states_payload_sizes() -> None:
+    for row in read_table("type", "name"):
         kind, payload = FrameType[row[1]], row[3]
         size = len(VALID[kind]) - frames.HEADER.size
         if payload == "JSON":
@@ -55,22 +55,22 @@ def test_every_payload_has_its_size() -> None:
             assert payload.endswith(f" to {frames.MAX_PAYLOAD:,} bytes")
         else:
             assert payload == (f"{size} bytes" if size else "none")
-    for names, sizes, _ in table("frame", "bytes"):
+    for names, sizes, _ in read_table("frame", "bytes"):
         for name in names.split(", "):
             size = len(VALID[FrameType[name]]) - frames.HEADER.size
             assert sum(map(int, sizes.split(", "))) == size, name
 
 
-def test_every_transition() -> None:
+def test_document_lists_all_transitions() -> None:
     documented = [
         (State(before), FrameType[name], State(after))
-        for before, name, after in table("state", "frame")
+        for before, name, after in read_table("state", "frame")
     ]
     assert len(documented) == len(set(documented))
     assert {(before, kind): after for before, kind, after in documented} == TRANSITIONS
 
 
-def test_what_changes_no_state_and_what_may_be_late() -> None:
+def test_document_lists_frames_outside_the_transitions() -> None:
     (calm,) = re.findall(r"([A-Z, ]+ and PONG) change no state", TEXT)
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", calm)} == ALWAYS
     (late,) = re.findall(r"\*\*([A-Z, ]+ and [A-Z]+) at an idle guest, after a run", TEXT)
@@ -81,8 +81,8 @@ def test_what_changes_no_state_and_what_may_be_late() -> None:
         assert f"*{name.value}*" in TEXT
 
 
-def test_every_limit() -> None:
-    documented = {row[0].strip("`"): number(row[1]) for row in table("name", "value")}
+def test_document_lists_all_limits() -> None:
+    documented = {row[0].strip("`"): parse_number(row[1]) for row in read_table("name", "value")}
     for name, value in documented.items():
         module = next(m for m in (frames, flow, connection) if hasattr(m, name))
         assert getattr(module, name) == value, name
@@ -92,30 +92,30 @@ def test_every_limit() -> None:
     assert set(documented) == limits | {"WINDOW", "FRAME_COST", "CREDIT_STEP", "PONGS_KEPT"}
 
 
-def test_every_channel_and_every_source_of_a_log() -> None:
-    documented = {row[1]: int(row[0]) for row in table("byte", "channel")}
+def test_document_lists_channels_and_log_sources() -> None:
+    documented = {row[1]: int(row[0]) for row in read_table("byte", "channel")}
     assert documented == {channel.name.lower(): int(channel) for channel in Channel if channel}
     assert "CREDIT, then " + ", ".join(channel.name.lower() for channel in DATA_CHANNELS) in TEXT
     assert [source.name for source in LogSource] == ["GUEST", "STDOUT", "STDERR"]
     assert "0 the guest, 1 the kernel's stdout, 2 its stderr" in TEXT
 
 
-def test_the_example_is_a_frame() -> None:
+def test_document_example_is_a_valid_frame() -> None:
     (example,) = re.findall(r"^    ((?:[0-9a-f]{2} +){17}[0-9a-f]{2})$", TEXT, re.MULTILINE)
     assert bytes.fromhex(example) == data(Channel.HB, [b"beat"])
 
 
-def test_the_packing() -> None:
+def test_document_describes_the_packing() -> None:
     assert "count u16 | length of part 1 u32" in TEXT
     assert b"".join(pack_message([b"a", b""])) == b"\0\2\0\0\0\1\0\0\0\0a"
 
 
-def test_the_version_and_the_protocol() -> None:
+def test_document_states_version_and_protocol() -> None:
     assert f"`version` in HELLO is {events.VERSION}." in TEXT
     assert f'`protocol` is `"{events.PROTOCOL}"`' in TEXT
 
 
-def test_the_rule_of_silence() -> None:
+def test_document_states_the_silence_limits() -> None:
     assert f"a PING every {sandbox_link.PING_SECONDS:g} s" in TEXT
     assert sandbox_link.WAIT_SECONDS * 1000 == supervisor.WAIT_MS == 10_000
     assert "waits of 10 s" in TEXT

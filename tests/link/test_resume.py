@@ -1,4 +1,4 @@
-"""A guest that was restored in the middle of a run, and the host that tells it to go on."""
+"""RESUME: a guest that was restored in the middle of a run, and its new host."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from gvisor_kernel.link import Channel, Connection, Diverted, Exited, Hello, Res
 from gvisor_kernel.link.frames import FLAG_LAST, FrameType, pack_message
 from gvisor_kernel.link.state import Role, State
 
-from .helpers import RESUME, START, brought_to, carried, credit, data, events, joined, raw
+from .helpers import (
+    RESUME,
+    START,
+    connected_pair,
+    connection_in,
+    credit,
+    data,
+    events,
+    exchange,
+    raw,
+)
 
 
-def used_guest() -> Connection:
-    """A guest as an image has it: in run 1, its windows half used, a message half sent."""
-    guest = brought_to(Role.GUEST, State.RUNNING)
+def make_used_guest() -> Connection:
+    """Return a guest as in a snapshot: in run 1, windows half used, a message half sent."""
+    guest = connection_in(Role.GUEST, State.RUNNING)
     guest.receive_data(data(Channel.SHELL, [bytes(20_000)]))
     guest.send_message(Channel.IOPUB, [bytes(500_000)])
     while guest.data_to_send():
@@ -20,8 +30,8 @@ def used_guest() -> Connection:
     return guest
 
 
-def test_both_sides_begin_with_full_windows() -> None:
-    guest = used_guest()
+def test_resume_fills_the_windows_of_both_sides() -> None:
+    guest = make_used_guest()
     (old,) = events(guest)
     host = Connection(Role.HOST, Hello(), RESUME)
     host.send_message(Channel.SHELL, [bytes(900_000)])
@@ -30,13 +40,13 @@ def test_both_sides_begin_with_full_windows() -> None:
     guest.consumed(old)  # type: ignore[arg-type]
     guest.send(Resumed(1, True))
     guest.send_message(Channel.IOPUB, [bytes(1_000_000)])
-    to_host, to_guest = carried(host, guest)
-    assert [len(m.parts[0]) for m in to_host] == [1_000_000]  # and nothing of the image's life
+    to_host, to_guest = exchange(host, guest)
+    assert [len(m.parts[0]) for m in to_host] == [1_000_000]  # nothing from before the snapshot
     assert [len(m.parts[0]) for m in to_guest] == [900_000]
     assert host.state is guest.state is State.RUNNING
 
 
-def test_a_host_drops_uncounted_what_came_before() -> None:
+def test_resuming_host_drops_stale_frames_uncounted() -> None:
     host = Connection(Role.HOST, Hello(), RESUME)
     stale = data(Channel.IOPUB, [bytes(20_000)]) * 100 + credit(Channel.SHELL, 2**31)
     host.receive_data(stale + raw(FrameType.RESUMED, Resumed(1, True).encode()))
@@ -44,8 +54,8 @@ def test_a_host_drops_uncounted_what_came_before() -> None:
     assert host.held(Channel.IOPUB) == 0
 
 
-def test_a_guest_says_nothing_on_channels_before_it_has_resumed() -> None:
-    guest = used_guest()
+def test_guest_sends_no_data_before_resumed() -> None:
+    guest = make_used_guest()
     host = Connection(Role.HOST, Hello(), RESUME)
     guest.receive_data(host.data_to_send())
     guest.send_message(Channel.IOPUB, [b"early"])
@@ -55,15 +65,15 @@ def test_a_guest_says_nothing_on_channels_before_it_has_resumed() -> None:
     assert [type(event).__name__ for event in events(host)] == ["Resumed", "Message"]
 
 
-def test_a_kernel_may_die_instead() -> None:
+def test_kernel_may_exit_while_resuming() -> None:
     host = Connection(Role.HOST, Hello(), RESUME)
     host.receive_data(raw(FrameType.EXIT, Exited(1, -9).encode()))
     assert events(host) == [Exited(1, -9)]
     host.send(START)
 
 
-def test_diverted_frames_pass_unread_and_heartbeats_do_not() -> None:
-    host, guest = joined()
+def test_diverted_frames_are_not_decoded_except_heartbeats() -> None:
+    host, guest = connected_pair()
     guest.diverts = True
     nonsense = raw(FrameType.DATA, b"no message", Channel.SHELL, FLAG_LAST)
     beat = data(Channel.HB, [b"beat"])
@@ -82,8 +92,8 @@ def test_diverted_frames_pass_unread_and_heartbeats_do_not() -> None:
     assert events(host) == [Exited(1, 0)]
 
 
-def test_what_is_held_of_an_earlier_run_is_nobody_s() -> None:
-    host, guest = joined()
+def test_held_message_of_an_earlier_run_does_not_count() -> None:
+    host, guest = connected_pair()
     guest.send_message(Channel.IOPUB, [bytes(900_000)])
     host.receive_data(guest.data_to_send(2_000_000))
     (message,) = events(host)

@@ -30,7 +30,7 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.frames import FLAG_LAST, FrameType, encode_frame
 from gvisor_kernel.link.state import Role, State
 
-from .helpers import OTHER, START, VALID, brought_to, carried, data, events, joined, raw
+from .helpers import OTHER, START, VALID, connected_pair, connection_in, data, events, exchange, raw
 
 F = FrameType
 SITUATIONS = {
@@ -42,21 +42,21 @@ SITUATIONS = {
     "closed": (State.CLOSED, False),
 }
 DROPPED = "dropped"
-CALM = {F.PING, F.PONG}
-"""Either side's, while idle, running and resuming, to no effect on the state."""
+ALWAYS_ALLOWED = {F.PING, F.PONG}
+"""Frames of both sides that change no state, allowed while idle, running and resuming."""
 
 RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
     "opening": {F.HELLO: State.IDLE},
-    "idle": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
-    "idle after a run": dict.fromkeys(CALM | {F.STATS, F.LOG}, State.IDLE),
+    "idle": dict.fromkeys(ALWAYS_ALLOWED | {F.STATS, F.LOG}, State.IDLE),
+    "idle after a run": dict.fromkeys(ALWAYS_ALLOWED | {F.STATS, F.LOG}, State.IDLE),
     "running": {
         **dict.fromkeys(
-            CALM | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT, F.QUIET}, State.RUNNING
+            ALWAYS_ALLOWED | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT, F.QUIET}, State.RUNNING
         ),
         F.EXIT: State.IDLE,
     },
     "resuming": {
-        **dict.fromkeys(CALM | {F.STATS, F.LOG}, State.RESUMING),
+        **dict.fromkeys(ALWAYS_ALLOWED | {F.STATS, F.LOG}, State.RESUMING),
         **dict.fromkeys({F.DATA, F.CREDIT, F.QUIET}, DROPPED),
         F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
@@ -66,30 +66,30 @@ RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
 RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
     "opening": {F.HELLO: State.IDLE, F.STOP: State.CLOSED},
     "idle": {
-        **dict.fromkeys(CALM, State.IDLE),
+        **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
         F.START: State.RUNNING,
         F.STOP: State.CLOSED,
     },
     "idle after a run": {
-        **dict.fromkeys(CALM, State.IDLE),
+        **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
         **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, DROPPED),
         F.START: State.RUNNING,
         F.STOP: State.CLOSED,
     },
     "running": {
-        **dict.fromkeys(CALM | {F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, State.RUNNING),
+        **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, State.RUNNING),
         F.RESUME: State.RESUMING,
         F.STOP: State.CLOSED,
     },
     "resuming": {
-        **dict.fromkeys(CALM | {F.DATA, F.CREDIT, F.SIGNAL}, State.RESUMING),
+        **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL}, State.RESUMING),
         F.STOP: State.CLOSED,
     },
     "closed": dict.fromkeys(FrameType, DROPPED),
 }
 RECEIVED = {Role.HOST: RECEIVED_BY_HOST, Role.GUEST: RECEIVED_BY_GUEST}
 SILENT = {F.CREDIT}
-"""What is taken without an event."""
+"""Frames that cause no event."""
 
 
 @pytest.mark.parametrize("kind", FrameType, ids=lambda kind: kind.name)
@@ -97,7 +97,7 @@ SILENT = {F.CREDIT}
 @pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
 def test_receiving_each_frame_in_each_state(role: Role, situation: str, kind: FrameType) -> None:
     before, after_run = SITUATIONS[situation]
-    end = brought_to(role, before, after_run)
+    end = connection_in(role, before, after_run)
     expected = RECEIVED[role][situation].get(kind)
     if expected is None:
         with pytest.raises(RemoteProtocolError):
@@ -132,7 +132,7 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.QUIET: lambda end: end.send(Quiet(1, True)),
     F.STOP: Connection.send_stop,
 }
-"""What an owner can send. HELLO, RESUME, CREDIT and PONG the connection sends by itself."""
+"""How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG."""
 
 SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "opening": {F.STOP: State.CLOSED},
@@ -171,7 +171,7 @@ SENT = {Role.HOST: SENT_BY_HOST, Role.GUEST: SENT_BY_GUEST}
 @pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
 def test_sending_each_frame_in_each_state(role: Role, situation: str, kind: FrameType) -> None:
     before, after_run = SITUATIONS[situation]
-    end = brought_to(role, before, after_run)
+    end = connection_in(role, before, after_run)
     expected = SENT[role][situation].get(kind)
     if expected is not None:
         SEND[kind](end)
@@ -180,7 +180,7 @@ def test_sending_each_frame_in_each_state(role: Role, situation: str, kind: Fram
         assert end.data_to_send() == (b"" if waits else VALID[kind])
         return
     if (role, situation, kind) == (Role.HOST, "closed", F.STOP):
-        SEND[kind](end)  # once is enough: the second does nothing
+        SEND[kind](end)  # a second STOP does nothing
     else:
         with pytest.raises(LocalProtocolError):
             SEND[kind](end)
@@ -189,7 +189,7 @@ def test_sending_each_frame_in_each_state(role: Role, situation: str, kind: Fram
 
 
 @pytest.mark.parametrize("role", Role)
-def test_hello_is_the_first_frame_and_waits_for_nothing(role: Role) -> None:
+def test_hello_is_sent_first_without_waiting(role: Role) -> None:
     end = Connection(role, Hello(facts=(("a", "b"),)))
     other = Connection(OTHER[role], Hello())
     other.receive_data(end.data_to_send())
@@ -197,8 +197,8 @@ def test_hello_is_the_first_frame_and_waits_for_nothing(role: Role) -> None:
     assert (end.state, other.state) == (State.OPENING, State.IDLE)
 
 
-def test_no_state_lets_a_side_send_what_is_the_other_s() -> None:
-    """The tables above, against the list of who may send what at all."""
+def test_no_state_accepts_frames_of_the_wrong_sender() -> None:
+    """The tables above must agree with the lists of who may send which frame in any state."""
 
     def accepted(role: Role) -> set[FrameType]:
         rows = RECEIVED[role].values()
@@ -210,17 +210,17 @@ def test_no_state_lets_a_side_send_what_is_the_other_s() -> None:
 
 
 @pytest.mark.parametrize("kind", [F.STARTED, F.EXIT, F.QUIET])
-def test_another_run_s_frame_breaks_the_rules_for_a_host(kind: FrameType) -> None:
-    host = brought_to(Role.HOST, State.RUNNING)
+def test_host_refuses_frames_of_another_run(kind: FrameType) -> None:
+    host = connection_in(Role.HOST, State.RUNNING)
     payload = {F.STARTED: Started(2), F.EXIT: Exited(2, 0), F.QUIET: Quiet(2, True)}[kind].encode()
-    with pytest.raises(RemoteProtocolError, match=r"Run 2 .* run 1"):
+    with pytest.raises(RemoteProtocolError, match=r"run 2; the current run is 1"):
         host.receive_data(raw(kind, payload))
 
 
 @pytest.mark.parametrize("kind", [F.SIGNAL, F.ASK])
 @pytest.mark.parametrize("after_run", [False, True])
-def test_another_run_s_frame_breaks_the_rules_for_a_guest(after_run: bool, kind: FrameType) -> None:
-    guest = brought_to(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
+def test_guest_refuses_frames_of_another_run(after_run: bool, kind: FrameType) -> None:
+    guest = connection_in(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
     payload = Signal(2, 15).encode() if kind is F.SIGNAL else Ask(2).encode()
     with pytest.raises(RemoteProtocolError):
         guest.receive_data(raw(kind, payload))
@@ -233,11 +233,11 @@ def test_late_frames_are_checked_before_they_are_dropped() -> None:
         raw(F.DATA, b"", Channel.SHELL, FLAG_LAST),
     ):
         with pytest.raises(RemoteProtocolError):
-            brought_to(Role.GUEST, State.IDLE, after_run=True).receive_data(stream)
+            connection_in(Role.GUEST, State.IDLE, after_run=True).receive_data(stream)
 
 
-def test_what_crosses_an_exit_is_dropped_and_costs_no_credit() -> None:
-    host, guest = joined()
+def test_frames_that_cross_an_exit_are_dropped_without_credit() -> None:
+    host, guest = connected_pair()
     host.send_message(Channel.SHELL, [bytes(100_000)])
     host.send(Signal(1, 2))
     guest.send(Exited(1, -15))
@@ -246,25 +246,25 @@ def test_what_crosses_an_exit_is_dropped_and_costs_no_credit() -> None:
     host.receive_data(guest.data_to_send())
     assert events(host) == [Exited(1, -15)]
     host.send(START)
-    for size in (900_000, 5_000_000):  # both need the whole window again
+    for size in (900_000, 5_000_000):  # both need the whole window
         host.send_message(Channel.SHELL, [bytes(size)])
-    _, to_guest = carried(host, guest)
+    _, to_guest = exchange(host, guest)
     assert [len(message.parts[0]) for message in to_guest] == [900_000, 5_000_000]
 
 
-def test_what_crosses_a_stop_is_dropped_by_the_host() -> None:
-    host, guest = joined()
+def test_host_drops_frames_that_cross_a_stop() -> None:
+    host, guest = connected_pair()
     guest.send_message(Channel.IOPUB, [b"late"])
     guest.send(Exited(1, 0))
     guest.send_log(LogSource.GUEST, "late")
     host.send_stop()
     host.receive_data(guest.data_to_send())
     assert events(host) == []
-    host.receive_data(b"\xff" * 100)  # not even read
+    host.receive_data(b"\xff" * 100)  # not even decoded
 
 
 def test_stop_is_the_last_frame() -> None:
-    host = brought_to(Role.HOST, State.RUNNING)
+    host = connection_in(Role.HOST, State.RUNNING)
     host.send_message(Channel.SHELL, [bytes(5_000_000)])
     host.send(Signal(1, 2))
     host.send_stop()
@@ -274,9 +274,9 @@ def test_stop_is_the_last_frame() -> None:
     assert host.data_to_send() == b""
 
 
-def test_a_guest_learns_of_a_stop_before_anything_else() -> None:
-    """What came before it can no longer be answered."""
-    guest = brought_to(Role.GUEST, State.IDLE)
+def test_guest_handles_stop_before_earlier_frames() -> None:
+    """Events from before the STOP cannot be answered any more."""
+    guest = connection_in(Role.GUEST, State.IDLE)
     before = VALID[F.START] + VALID[F.PING] + VALID[F.DATA]
     guest.receive_data(before + VALID[F.STOP] + VALID[F.DATA] + b"\xff" * 20)
     assert events(guest) == [Stop()]
@@ -285,13 +285,13 @@ def test_a_guest_learns_of_a_stop_before_anything_else() -> None:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_after_broken_rules_every_call_with_data_says_so_again(role: Role) -> None:
-    end = brought_to(role, State.RUNNING)
+def test_protocol_error_is_raised_again_by_each_call(role: Role) -> None:
+    end = connection_in(role, State.RUNNING)
     end.receive_data(VALID[F.PING])
     with pytest.raises(RemoteProtocolError) as first:
         end.receive_data(VALID[F.PONG] + b"\xff" * 8)
     assert end.state is State.CLOSED
-    assert events(end) == [Ping(7), Pong(7)]  # what was right before it is still there
+    assert events(end) == [Ping(7), Pong(7)]  # valid frames before the violation are still there
     for stream in (b"", VALID[F.PING], b"\xff"):
         with pytest.raises(RemoteProtocolError) as again:
             end.receive_data(stream)
@@ -303,8 +303,8 @@ def test_after_broken_rules_every_call_with_data_says_so_again(role: Role) -> No
         end.send(Ping(1))
 
 
-def test_a_broken_guest_may_still_say_why() -> None:
-    guest = brought_to(Role.GUEST, State.RUNNING)
+def test_guest_can_log_after_a_protocol_error() -> None:
+    guest = connection_in(Role.GUEST, State.RUNNING)
     guest.send_message(Channel.IOPUB, [b"x"])
     with pytest.raises(RemoteProtocolError):
         guest.receive_data(b"\xff" * 8)
@@ -313,7 +313,7 @@ def test_a_broken_guest_may_still_say_why() -> None:
 
 
 def test_pings_are_answered_with_their_token() -> None:
-    host, guest = joined()
+    host, guest = connected_pair()
     host.send(Ping(2**64 - 1))
     guest.send(Ping(0))
     guest.receive_data(host.data_to_send())
@@ -323,8 +323,8 @@ def test_pings_are_answered_with_their_token() -> None:
     assert events(host) == [Ping(0), Pong(2**64 - 1)]
 
 
-def test_a_flood_of_pings_is_answered_in_part_and_not_kept() -> None:
-    host = brought_to(Role.HOST, State.IDLE)
+def test_flood_of_pings_is_answered_in_part() -> None:
+    host = connection_in(Role.HOST, State.IDLE)
     host.receive_data(b"".join(encode_frame(F.PING, Ping(n).encode()) for n in range(10_000)))
     answer = host.data_to_send()
     assert len(answer) == 64 * 16
