@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gvisor_kernel.bridge.settling import Settling
+from gvisor_kernel.bridge.settling import RenewalRequest
 from gvisor_kernel.bridge.wire import WireError, new_message
 from gvisor_kernel.link import Channel
 from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, parse_json
@@ -117,15 +117,15 @@ def test_no_nesting_disturbs_a_kernel_that_settles(make: Callable[[int], str]) -
     """Its answer is refused as what it is, and nothing is left to the loop's own handler."""
 
     async def answer(content: bytes) -> str:
-        settling = Settling("1", asyncio.get_running_loop().create_future())
+        settling = RenewalRequest("1", asyncio.get_running_loop().create_future())
         reply = new_message("execute_reply", {}, settling.request.header, b"")
         idle = new_message("status", {"execution_state": "idle"}, settling.request.header, b"")
         object.__setattr__(reply, "content", content)
         try:
-            settling.takes(Channel.SHELL, reply)
+            settling.consumes(Channel.SHELL, reply)
         except WireError:
             return "refused"
-        assert settling.takes(Channel.IOPUB, idle)
+        assert settling.consumes(Channel.IOPUB, idle)
         return type(settling.done.exception()).__name__
 
     for depth in (1, MAX_DEPTH + 1, *range(200, 1400, 50), 30_000):

@@ -26,7 +26,7 @@ from gvisor_kernel.snapshots.store import Snapshot, Store
 
 SHOWN_DIGITS = 12
 
-WORDS = {
+REASONS = {
     "runtime": "runsc has changed",
     "etc": "files of /etc have changed",
     "user": "it is another user's",
@@ -38,7 +38,7 @@ WORDS = {
 
 def find_one(store: Store, text: str) -> Snapshot:
     """The image that ``text`` means: the beginning of just one key."""
-    found = [image for image in store.images() if image.meta.key.startswith(text.lower())]
+    found = [image for image in store.snapshots() if image.meta.key.startswith(text.lower())]
     if len(found) == 1:
         return found[0]
     if found:
@@ -53,7 +53,7 @@ def find_reason(image: Snapshot) -> str | None:
     """Why no kernel may start from ``image`` any more; None if one may."""
     stale = find_stale_parts(image.meta.parts)
     if stale:
-        return WORDS[stale[0]]
+        return REASONS[stale[0]]
     return image.meta.manifest.find_change() or image.find_damage()
 
 
@@ -70,7 +70,7 @@ def describe(image: Snapshot) -> dict[str, Any]:
     }
 
 
-def cells_of(image: Snapshot) -> tuple[str, ...]:
+def make_row(image: Snapshot) -> tuple[str, ...]:
     """Of its row in ``list``."""
     label = image.meta.label
     return (
@@ -86,7 +86,7 @@ def cells_of(image: Snapshot) -> tuple[str, ...]:
 
 def run_list(arguments: argparse.Namespace) -> int:
     store = Store.open()
-    images = store.images()
+    images = store.snapshots()
     if arguments.json:
         print_json([describe(image) for image in images])
         return 0
@@ -94,15 +94,15 @@ def run_list(arguments: argparse.Namespace) -> int:
         print("No snapshots.")
         return 0
     print_table(
-        ("ID", "KERNEL", "PYTHON"), ("SIZE", "AGE", "USED"), "PRELOAD", map(cells_of, images)
+        ("ID", "KERNEL", "PYTHON"), ("SIZE", "AGE", "USED"), "PRELOAD", map(make_row, images)
     )
     held = sum(image.size for image in images)
-    print(f"{describe_size(held)} of at most {describe_size(store.room())}, in {store.root}")
+    print(f"{describe_size(held)} of at most {describe_size(store.capacity())}, in {store.root}")
     return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    images = Store.open().images()
+    images = Store.open().snapshots()
     reasons = {image.meta.key: find_reason(image) for image in images}
     if arguments.json:
         print_json([{"id": key, "fits": not why, "reason": why} for key, why in reasons.items()])
@@ -122,7 +122,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
     if arguments.id is not None:
         images = [find_one(store, arguments.id)]
     else:
-        images = [i for i in store.images() if arguments.all or find_reason(i) is not None]
+        images = [i for i in store.snapshots() if arguments.all or find_reason(i) is not None]
     in_use = []
     for image in images:
         if store.remove(image.meta.key):

@@ -131,9 +131,9 @@ class Store:
     another process for moments, and none is for an event loop.
     """
 
-    def __init__(self, root: Path, most: int = MAX_STORE) -> None:
+    def __init__(self, root: Path, max_size: int = MAX_STORE) -> None:
         self.root = root
-        self.most = most
+        self.max_size = max_size
 
     @classmethod
     def open(cls) -> Store:
@@ -148,7 +148,7 @@ class Store:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def images(self) -> list[Snapshot]:
+    def snapshots(self) -> list[Snapshot]:
         """Every image, the one that was used last first. What is none any more is left out."""
         found = []
         for name in os.listdir(self.root):  # noqa: PTH208
@@ -165,14 +165,14 @@ class Store:
         """
         with contextlib.ExitStack() as stack:
             try:
-                image = self._take(key, stack)
+                image = self._open_locked(key, stack)
             except Unusable as error:
                 stack.close()
                 self.discard(key, str(error))
                 image = None
             yield image
 
-    def _take(self, key: str, stack: contextlib.ExitStack) -> Snapshot | None:
+    def _open_locked(self, key: str, stack: contextlib.ExitStack) -> Snapshot | None:
         """Raises Unusable."""
         lock = self.root / key / "lock"
         if not _KEY.fullmatch(key):
@@ -228,7 +228,7 @@ class Store:
         Raises SnapshotError where the disk has no room for any.
         """
         self.sweep()
-        if self.room() <= 0:
+        if self.capacity() <= 0:
             raise SnapshotError(
                 f"The disk of {self.root} is too full for images of kernels.", "make room there."
             )
@@ -251,9 +251,9 @@ class Store:
         """
         assert meta.key == key.name
         size = measure(draft.files)
-        if size > self.room():
+        if size > self.capacity():
             raise SnapshotError(
-                f"The image of a kernel has {size} bytes, and there is room for {self.room()}.",
+                f"The image of a kernel has {size} bytes, and there is room for {self.capacity()}.",
                 "preload less, or make room on the disk.",
             )
         for folder, _, names in os.walk(draft.files):
@@ -275,7 +275,7 @@ class Store:
         place = self.root / meta.key
         with private_directories.alone(self.root):
             private_directories.take_away(place)
-            self._make_room(size)
+            self._evict(size)
             draft.directory.rename(place)
         self.sweep()
 
@@ -321,20 +321,20 @@ class Store:
                         private_directories.take_away(self.root / name)
             private_directories.sweep(self.root)
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many bytes all images together may have."""
         free = shutil.disk_usage(self.root).free
-        return min(self.most, int(DISK_SHARE * (free + self._held())))
+        return min(self.max_size, int(DISK_SHARE * (free + self._measure_all())))
 
-    def _held(self) -> int:
+    def _measure_all(self) -> int:
         return sum(measure(self.root / name / "image") for name in os.listdir(self.root))  # noqa: PTH208
 
-    def _make_room(self, size: int) -> None:
+    def _evict(self, size: int) -> None:
         """For ``size`` bytes more. What is in use stays: the store may be too large for a while."""
-        images = self.images()
+        images = self.snapshots()
         held = sum(image.size for image in images)
         for image in reversed(images):
-            if held + size <= self.room():
+            if held + size <= self.capacity():
                 return
             with (
                 contextlib.suppress(OSError),

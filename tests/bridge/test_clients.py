@@ -129,7 +129,7 @@ def test_a_client_that_stalls_alone_loses_nothing(
             await asyncio.sleep(1.5)  # several times PATIENCE, in which nobody reads
             few = len(taken)
             assert few <= 4 * HIGH_WATER
-            assert made.sockets.waiting() == 200 - few
+            assert made.sockets.count_waiting() == 200 - few
             assert await numbers(stalled, 200) == list(range(200))
             assert taken == list(range(200))
 
@@ -183,7 +183,7 @@ def test_one_timer_however_often_it_is_looked_at(
 
             monkeypatch.setattr(loop, "call_later", count)
             for _ in range(100):
-                made.sockets.resume()
+                made.sockets.resume_reading()
             await asyncio.sleep(1.2)
             assert len(timers) < 20
 
@@ -283,7 +283,7 @@ def test_a_client_that_never_reads_its_replies(
 
 
 def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
-    """Edge-triggered: what came while nothing was taken is found by ``resume`` alone."""
+    """Edge-triggered: what came while nothing was taken is found by ``resume_reading`` alone."""
 
     async def wait() -> None:
         async with bench(world) as made:
@@ -294,7 +294,7 @@ def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
             await asyncio.sleep(0.1)
             assert not made.received
             made.open = True
-            made.sockets.resume()
+            made.sockets.resume_reading()
             await until(lambda: len(made.received) == 500)
             assert [int(parts[1]) for _, parts in made.received] == list(range(500))
 

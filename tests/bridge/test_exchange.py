@@ -20,7 +20,7 @@ from gvisor_kernel.bridge import lanes, wire
 from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
-from gvisor_kernel.bridge.lanes import LONG, Lane
+from gvisor_kernel.bridge.lanes import MAX_INLINE, Lane
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.wire import DELIMITER, Signer, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, Message
@@ -29,7 +29,7 @@ from gvisor_kernel.link.state import State
 
 SECONDS = 30.0
 HOST, INNER = "host-key", "inner-key"
-LARGE = 4 * LONG
+LARGE = 4 * MAX_INLINE
 
 
 def sign(key: str, message: WireMessage) -> list[Part]:
@@ -85,7 +85,7 @@ class Bench:
             *(lambda _: True, executor),
         )
         self.exchange.link = self.link  # type: ignore[assignment]
-        self.exchange.sign_for(INNER)
+        self.exchange.set_kernel_key(INNER)
 
     def connect(self, kind: int, channel: Channel) -> Any:
         socket = self._clients.socket(kind)
@@ -137,7 +137,7 @@ async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[B
     original = Signer._sign
 
     def watched(self: Signer, *dicts: Part) -> bytes:
-        if sum(map(len, dicts)) > LONG:
+        if sum(map(len, dicts)) > MAX_INLINE:
             threads.add(threading.get_ident())
         return original(self, *dicts)
 
@@ -198,8 +198,8 @@ def test_a_death_is_told_after_what_the_kernel_said(
             bench.exchange._pending.update({"1": b'{"msg_id": "1"}', "2": b'{"msg_id": "2"}'})
             bench.say(Channel.IOPUB, "stream", 7, LARGE)
             bench.say(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
-            await bench.exchange.settle_out(SECONDS)
-            bench.exchange.tell("it was told to")
+            await bench.exchange.drain_kernel(SECONDS)
+            bench.exchange.show_death("it was told to")
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
 
@@ -263,7 +263,7 @@ def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
             return number
 
         for number in range(10):
-            size = LONG + 1 if number % 3 == 0 else 1
+            size = MAX_INLINE + 1 if number % 3 == 0 else 1
             lane.put(size, lambda n=number: work(n), done.append)
         assert not done
         assert not lane.empty
@@ -282,7 +282,7 @@ def test_a_closed_lane_does_nothing_more(executor: ThreadPoolExecutor) -> None:
         lane = Lane(executor)
         may_end = threading.Event()
         for number in range(3):
-            lane.put(LONG + 1, lambda n=number: may_end.wait(SECONDS) and n, done.append)
+            lane.put(MAX_INLINE + 1, lambda n=number: may_end.wait(SECONDS) and n, done.append)
         lane.close()
         may_end.set()
         await asyncio.get_running_loop().run_in_executor(executor, lambda: None)
@@ -301,8 +301,8 @@ def test_a_lane_without_workers_does_the_work_itself() -> None:
         done: list[int] = []
         lane = Lane(executor)
         for number in range(3):
-            lane.put(LONG + 1, lambda n=number: n, done.append)
+            lane.put(MAX_INLINE + 1, lambda n=number: n, done.append)
         assert done == [0, 1, 2]
-        assert lanes.LONG == LONG
+        assert lanes.MAX_INLINE == MAX_INLINE
 
     asyncio.run(run())

@@ -39,7 +39,7 @@ def test_a_wake_up_that_a_sibling_has_read() -> None:
         return 42
 
     def wait() -> None:
-        answers.append(loop.run_until_complete(Bridge.instance().awaited(answer())))
+        answers.append(loop.run_until_complete(Bridge.instance().run(answer())))
         loop.close()
 
     waiting = threading.Thread(target=wait, daemon=True)
@@ -59,7 +59,7 @@ async def answer():
     return 42
 
 async def ask():
-    return await Bridge.instance().awaited(answer())
+    return await Bridge.instance().run(answer())
 
 ask_now, pids = run_sync(ask), []
 ask_now()
@@ -83,7 +83,7 @@ def test_siblings_that_were_forked_with_a_loop() -> None:
 
 
 def test_cancelled() -> None:
-    """What is not awaited any more ends."""
+    """What is not run any more ends."""
     ended = threading.Event()
 
     async def endless() -> None:
@@ -93,7 +93,7 @@ def test_cancelled() -> None:
             ended.set()
 
     async def cancel() -> None:
-        task = asyncio.ensure_future(Bridge.instance().awaited(endless()))
+        task = asyncio.ensure_future(Bridge.instance().run(endless()))
         await asyncio.wait({task}, timeout=0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -108,7 +108,7 @@ def test_an_error_is_the_callers() -> None:
         raise ValueError("as it is")
 
     with pytest.raises(ValueError, match="as it is"):
-        asyncio.run(Bridge.instance().awaited(fail()))
+        asyncio.run(Bridge.instance().run(fail()))
 
 
 def test_a_bridge_that_has_ended() -> None:
@@ -116,7 +116,7 @@ def test_a_bridge_that_has_ended() -> None:
     bridge._loop.call_soon_threadsafe(bridge._loop.stop)
     bridge._thread.join(SECONDS)
     with pytest.raises(LaunchError, match="this process ends"):
-        asyncio.run(bridge.awaited(asyncio.sleep(0)))
+        asyncio.run(bridge.run(asyncio.sleep(0)))
     bridge._loop.close()
     bridge._context.term()
     bridge.executor.shutdown()

@@ -113,9 +113,9 @@ def test_dropped_messages_are_counted_and_few_are_told(tmp_path: Path) -> None:
     records.note("sandbox is up")
     for number in range(13_000):
         records.note_drop(f"the kernel's message on iopub was dropped: {number}")
-    records.sum_up()
+    records.report_drops()
     records.note_drop("of the next kernel")
-    records.sum_up()
+    records.report_drops()
     records.note("the link ended")
     records.close()
     events = [

@@ -63,15 +63,15 @@ def test_others_that_nobody_uses_do_not_count(sharing: Sharing, clock: Clock) ->
     clock.now += IN_USE_SECONDS
     assert pauses(loud, 100 * MIB) == 0
     near.note_use()
-    near.leave()
-    near.leave()
+    near.close()
+    near.close()
     assert pauses(loud, 100 * MIB) == 0
 
 
 def test_one_that_is_being_ended_is_read_at_once(sharing: Sharing, clock: Clock) -> None:
     loud, near = sharing.add(), sharing.add()
     near.note_use()
-    loud.hurry(1)
+    loud.suspend_limit(1)
     assert pauses(loud, 100 * MIB) == 0
     clock.now += 1
     assert pauses(loud, 100 * MIB) > 0

@@ -112,22 +112,22 @@ def test_verify(
 def test_there_are_words_for_all_that_is_verified() -> None:
     from gvisor_kernel.snapshots.host_facts import find_stale_parts
 
-    assert set(find_stale_parts({})) == set(module.WORDS)
+    assert set(find_stale_parts({})) == set(module.REASONS)
 
 
 def test_remove(store: Store, add: Add, library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = sorted([add(), add("numpy"), add("pandas")])
     assert run("remove", names[0][:12]) == 0
     assert f"Removed {names[0][:12]}, 3 MiB" in capsys.readouterr().out
-    assert sorted(image.meta.key for image in store.images()) == names[1:]
+    assert sorted(image.meta.key for image in store.snapshots()) == names[1:]
     assert run("remove", "--stale") == 0
     assert capsys.readouterr().out == "Nothing to remove.\n"
     library.write_text("edited")
     fresh = add("scipy")
     assert run("remove", "--stale") == 0
-    assert [image.meta.key for image in store.images()] == [fresh]
+    assert [image.meta.key for image in store.snapshots()] == [fresh]
     assert run("remove", "--all") == 0
-    assert store.images() == []
+    assert store.snapshots() == []
 
 
 def test_an_id_that_is_not_enough(
@@ -146,7 +146,7 @@ def test_one_in_use_stays(
     with store.use(name):
         assert run("remove", name) == 1
     assert "just now" in capsys.readouterr().err
-    assert len(store.images()) == 1
+    assert len(store.snapshots()) == 1
 
 
 def test_build_says_what_it_does(
@@ -159,7 +159,7 @@ def test_build_says_what_it_does(
         report("starting \x1b[31m", 0.1)
         report("writing", 0.9)
         add()
-        return store.images()[0]
+        return store.snapshots()[0]
 
     monkeypatch.setattr("gvisor_kernel.jupyter.plan_factory.find_plan", lambda name, *_: name)
     monkeypatch.setattr("gvisor_kernel.kernel.snapshot_builder.build_snapshot", build)

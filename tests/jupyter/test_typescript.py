@@ -9,7 +9,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernel.command import need_on_host
+from gvisor_kernel.kernel.command import check_on_host
 
 from ..gvisor import gvisor_release
 from ..world import PROJECT, World
@@ -112,7 +112,7 @@ def test_a_restart_renews_it(manager: KernelManager, client: BlockingKernelClien
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(GvisorKernelError, match="no program deno") as caught:
-        need_on_host("/usr/bin/python3", ["deno", "{connection_file}"])
+        check_on_host("/usr/bin/python3", ["deno", "{connection_file}"])
     assert "pip install 'deno" in str(caught.value)
 
 

@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         keys = json.loads(done.stdout)
         assert len(keys) == 2
         words |= {"the clients' key": keys[0], "a key": keys[1], "the folder": folder.name}
-        (image,) = Store.open().images()
+        (image,) = Store.open().snapshots()
         yield Made(image, words, folder)
 
 

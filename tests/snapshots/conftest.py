@@ -60,22 +60,22 @@ def build(*arguments: str) -> str:
     return done.stdout.split()[1].rstrip(",")
 
 
-def image_of(kernel: str) -> Snapshot | None:
+def snapshot_of(kernel: str) -> Snapshot | None:
     """The image for kernels of a kernelspec."""
-    for image in Store.open().images():
+    for image in Store.open().snapshots():
         if image.meta.label["kernel"] == kernel:
             return image
     return None
 
 
-def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
+def copy_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
     """The image of this run, in a store of the test's own, where it may be damaged."""
-    image = image_of(DEFAULT_KERNEL)
+    image = snapshot_of(DEFAULT_KERNEL)
     assert image is not None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = Store.open()
     copy_to(store, image)
-    (copy,) = store.images()
+    (copy,) = store.snapshots()
     return copy
 
 

@@ -26,7 +26,7 @@ from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
 from ..world import kernelspec_of
-from .conftest import copy_image, packages_of
+from .conftest import copy_snapshot, packages_of
 
 KERNEL = kernelspec_of("restored")
 
@@ -93,7 +93,7 @@ def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def labels(store: Store) -> list[str]:
-    return sorted(image.meta.label["preload"] for image in store.images())
+    return sorted(image.meta.label["preload"] for image in store.snapshots())
 
 
 def sandboxes_of(store: Store) -> list[Record]:
@@ -128,13 +128,13 @@ def test_the_first_start_is_cold_and_the_next_is_not(
     assert "the kernel starts without an image: none that fits" in log
     wait_until(lambda: labels(in_background) == ["gk_version"], "the image")
     assert start() == ("1", "restored")
-    old = in_background.images()[0].meta.created
+    old = in_background.snapshots()[0].meta.created
     module.write_text("version = 22\n")
     version, log = start()
     assert version == "22"
     assert f"the kernel starts without an image: {module} has changed" in log
     wait_until(
-        lambda: [i for i in in_background.images() if i.meta.created > old], "the next image"
+        lambda: [i for i in in_background.snapshots() if i.meta.created > old], "the next image"
     )
     assert start() == ("22", "restored")
 
@@ -208,10 +208,10 @@ def test_what_cannot_be_made_is_tried_twice(
     plan = replace(plan, spec=replace(plan.spec, preload=("gk_no_such_module",)))
     images = SnapshotBuilder.instance()
     for tries in (1, 2):
-        images.want(plan)
+        images.request(plan)
         wait_until(lambda tries=tries: images._failed.total() == tries, "the try")
         wait_until(lambda: not images._current, "its end")
-    images.want(plan)
+    images.request(plan)
     assert not images._wanted
     assert "gk_no_such_module cannot be imported" in caplog.text
     assert left_in(in_background) == set()
@@ -220,7 +220,7 @@ def test_what_cannot_be_made_is_tried_twice(
 @pytest.mark.once
 def test_the_store_is_bounded(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three images where there is room for two, the one used least lately goes."""
-    oldest = copy_image(tmp_path, monkeypatch)
+    oldest = copy_snapshot(tmp_path, monkeypatch)
     os.utime(oldest.directory / "used", (1e9, 1e9))
     monkeypatch.setattr(Store.__init__, "__defaults__", (int(2.5 * oldest.size),))
     store = Store.open()

@@ -13,7 +13,7 @@ from gvisor_kernel.snapshots.store import Snapshot, Store, check_private
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..world import kernelspec_of
-from .conftest import copy_image, rewrite, said
+from .conftest import copy_snapshot, rewrite, said
 
 KERNEL = kernelspec_of("restored")
 Damage = Callable[[Snapshot], None]
@@ -101,10 +101,10 @@ def test_is_seen_before_it_is_restored(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    damaged = copy_image(tmp_path, monkeypatch)
+    damaged = copy_snapshot(tmp_path, monkeypatch)
     damage, reason = DAMAGES[name]
     damage(damaged)
-    assert Store.open().images() == []
+    assert Store.open().snapshots() == []
     with Store.open().use(damaged.meta.key) as found:
         assert found is None
     assert reason in said(caplog)
@@ -120,7 +120,7 @@ def test_costs_one_cold_start(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    damaged = copy_image(tmp_path, monkeypatch)
+    damaged = copy_snapshot(tmp_path, monkeypatch)
     damage, reason = DAMAGES[name]
     damage(damaged)
     with running_kernel(KERNEL, start={"cwd": str(tmp_path)}) as (manager, client):
@@ -143,7 +143,7 @@ def test_what_is_in_the_files_is_checked_when_asked(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A disk that loses a bit changes no file's time."""
-    damaged = copy_image(tmp_path, monkeypatch)
+    damaged = copy_snapshot(tmp_path, monkeypatch)
     assert main(["snapshot", "verify"]) == 0
     flip_a_bit(pages(damaged))
     stamps = check_private(damaged.files)
@@ -157,7 +157,7 @@ def test_what_is_in_the_files_is_checked_when_asked(
 def test_the_copy_that_is_damaged_there_would_have_served(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy_image(tmp_path, monkeypatch)
+    copy_snapshot(tmp_path, monkeypatch)
     with running_kernel(KERNEL, start={"cwd": str(tmp_path)}) as (manager, client):
         assert execute(client, "40 + 2").result == "42"
         assert "the kernel goes on from an image" in kernel_log(manager)

@@ -196,13 +196,13 @@ def test_a_key_that_lies(
 ) -> None:
     """A relayed kernel answers nothing that is not signed with its own: so a cold one starts."""
     monkeypatch.setattr(session, "RESUME_SECONDS", 2.0)
-    (image,) = Store.open().images()
+    (image,) = Store.open().snapshots()
     rewrite(image, lambda content: content.update(sandbox_key="0" * 64))
     with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(tmp_path)}) as (m, client):
         assert execute(client, "40 + 2").result == "42"
         assert "the kernel starts without an image" in kernel_log(m)
     assert "did not answer within 2 s" in said(caplog)
-    assert Store.open().images() == []
+    assert Store.open().snapshots() == []
 
 
 def test_a_kernel_that_ends_is_not_waited_for(
@@ -214,7 +214,7 @@ def test_a_kernel_that_ends_is_not_waited_for(
     finally:
         remove(folder)
     assert "ended before it answered" in capsys.readouterr().err
-    assert own_store.images() == []
+    assert own_store.snapshots() == []
 
 
 def test_what_a_kernel_of_another_language_depends_on(tmp_path: Path) -> None:

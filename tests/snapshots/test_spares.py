@@ -92,7 +92,7 @@ def test_one_that_does_not_come_to_rest_is_none(
         return True
 
     monkeypatch.setattr(RunscSandbox, "is_busy", look)
-    monkeypatch.setattr(warm_pool, "STOPS", 2)
+    monkeypatch.setattr(warm_pool, "MAX_STOPS", 2)
     for _ in range(2):
         with started():
             pass

@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.snapshots import store as module
-from gvisor_kernel.snapshots.build import builder_turn
+from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
@@ -53,7 +53,7 @@ def add(store: Store, number: int, size: int = MIB, used: float | None = None) -
 
 
 def keys(store: Store) -> list[str]:
-    return [image.meta.key for image in store.images()]
+    return [image.meta.key for image in store.snapshots()]
 
 
 def test_an_image_is_kept_and_found(store: Store) -> None:
@@ -89,7 +89,7 @@ def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     meta = store.root / name / "meta.json"
     meta.rename(tmp_path / "elsewhere")
     meta.symlink_to(tmp_path / "elsewhere")
-    assert store.images() == []
+    assert store.snapshots() == []
     with store.use(name) as image:
         assert image is None
     store.root.rename(tmp_path / "images")
@@ -102,7 +102,7 @@ def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
 def test_what_is_somebody_elses_is_not_used(store: Store) -> None:
     name = add(store, 1)
     os.chown(store.root / name / "meta.json", 12345, 12345)
-    assert store.images() == []
+    assert store.snapshots() == []
     os.chown(store.root, 12345, 12345)
     with pytest.raises(SnapshotError, match="somebody else's"):
         Store.open()
@@ -112,7 +112,7 @@ def test_what_is_somebody_elses_is_not_used(store: Store) -> None:
 def test_what_cannot_be_read_is_no_image(content: str, store: Store) -> None:
     name = add(store, 1)
     (store.root / name / "meta.json").write_text(content)
-    assert store.images() == []
+    assert store.snapshots() == []
     with store.use(name) as image:
         assert image is None
     add(store, 1)
@@ -128,7 +128,7 @@ def test_no_image_of_that_name(key: str, store: Store) -> None:
 
 
 def test_what_was_used_last_stays_longest(store: Store) -> None:
-    store.most = 5 * MIB + MIB // 2
+    store.max_size = 5 * MIB + MIB // 2
     names = [add(store, number, used=1000.0 + number) for number in range(5)]
     assert keys(store) == names[::-1]
     with store.use(names[0]):
@@ -139,7 +139,7 @@ def test_what_was_used_last_stays_longest(store: Store) -> None:
 
 
 def test_what_is_in_use_stays(store: Store) -> None:
-    store.most = 2 * MIB + MIB // 2
+    store.max_size = 2 * MIB + MIB // 2
     first, second = add(store, 1, used=1.0), add(store, 2, used=2.0)
     with store.use(first) as image:
         assert image is not None
@@ -150,7 +150,7 @@ def test_what_is_in_use_stays(store: Store) -> None:
 
 
 def test_an_image_that_is_too_large_is_not_kept(store: Store) -> None:
-    store.most = 2 * MIB
+    store.max_size = 2 * MIB
     name = add(store, 1)
     with pytest.raises(SnapshotError, match="there is room for 2097152"):
         add(store, 2, size=3 * MIB)
@@ -161,7 +161,7 @@ def test_an_image_that_is_too_large_is_not_kept(store: Store) -> None:
 def test_a_disk_without_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 20 * MIB})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    assert store.room() == 4 * MIB
+    assert store.capacity() == 4 * MIB
     usage.free = 0
     with pytest.raises(SnapshotError, match="too full"), store.write():
         pass
@@ -191,14 +191,14 @@ def test_removing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not store.remove(name)
     assert store.remove(name)
     assert not store.remove(name)
-    assert store.images() == []
+    assert store.snapshots() == []
 
 
 def test_discarding_needs_no_turn(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     name = add(store, 1)
     with caplog.at_level("INFO"), store.use(name):
         store.discard(name, "it did not restore")
-        assert store.images() == []
+        assert store.snapshots() == []
     assert "it did not restore" in caplog.text
     store.sweep()
     assert not [path for path in store.root.iterdir() if path.is_dir()]
@@ -217,7 +217,7 @@ def test_an_image_is_replaced(store: Store) -> None:
 
 
 def test_many_at_once(store: Store) -> None:
-    store.most = 8 * MIB
+    store.max_size = 8 * MIB
 
     def work(number: int) -> None:
         mine = Store(store.root)
@@ -249,7 +249,7 @@ def builder(store: Store) -> Iterator[multiprocessing.Process]:
 
 
 def build_for_ever(root: Path, ready: multiprocessing.synchronize.Event) -> None:
-    with builder_turn(Store(root)) as mine, Store(root).write():
+    with builder_lock(Store(root)) as mine, Store(root).write():
         assert mine
         ready.set()
         multiprocessing.Event().wait()
@@ -258,13 +258,13 @@ def build_for_ever(root: Path, ready: multiprocessing.synchronize.Event) -> None
 def test_one_builder_at_a_time_and_its_death(
     store: Store, builder: multiprocessing.Process
 ) -> None:
-    with builder_turn(store) as mine:
+    with builder_lock(store) as mine:
         assert not mine
     store.sweep()
     assert [path for path in store.root.iterdir() if path.name.startswith("new-")]
     builder.kill()
     builder.join()
-    with builder_turn(store) as mine:
+    with builder_lock(store) as mine:
         assert mine
     store.sweep()
     assert not [path for path in store.root.iterdir() if path.is_dir()]
@@ -274,4 +274,4 @@ def test_meta_is_text_that_can_be_read_again(store: Store) -> None:
     name = add(store, 1)
     content = json.loads((store.root / name / "meta.json").read_text().partition("\n")[2])
     assert content["format"] == module.FORMAT
-    assert isinstance(store.images()[0], Snapshot)
+    assert isinstance(store.snapshots()[0], Snapshot)

@@ -27,13 +27,13 @@ def start_cold(
 ) -> str:
     """What ``code`` prints in a kernel that has found no image, though there is one."""
     start = {"cwd": str(folder), "env": {**os.environ, **(environment or {})}}
-    before = {image.meta.key for image in Store.open().images()}
+    before = {image.meta.key for image in Store.open().snapshots()}
     assert before
     with running_kernel(start=start, **how) as (manager, client):
         log = kernel_log(manager)
         said = execute(client, code).text
     assert f"the kernel starts without an image: {reason}" in log
-    assert {image.meta.key for image in Store.open().images()} == before, (
+    assert {image.meta.key for image in Store.open().snapshots()} == before, (
         "others still start from it"
     )
     return said
