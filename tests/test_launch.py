@@ -104,7 +104,7 @@ def _listens(port: int) -> bool:
     return True
 
 
-def test_a_cell_an_interrupt_and_an_end(connection_file: Path) -> None:
+def test_launcher_runs_cells_interrupts_and_ends(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         assert execute(client, "import os; print(os.getuid())").text == "1000\n"
         busy = client.execute("print('busy', flush=True)\nwhile True: pass")
@@ -116,26 +116,26 @@ def test_a_cell_an_interrupt_and_an_end(connection_file: Path) -> None:
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
 
 
-def test_it_ends_with_its_kernel(connection_file: Path) -> None:
+def test_launcher_ends_with_its_kernel(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         client.execute("import os; os._exit(7)")
         assert process.wait(SECONDS) == 7
 
 
-def test_it_ends_when_a_client_asks(connection_file: Path) -> None:
+def test_launcher_ends_at_shutdown_request(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         client.shutdown()
         assert process.wait(SECONDS) == 0
 
 
-def test_nothing_stays_of_one_that_is_killed(connection_file: Path) -> None:
+def test_killed_launcher_leaves_nothing(connection_file: Path) -> None:
     with launched(connection_file) as (process, _):
         process.kill()
         process.wait()
 
 
 @pytest.mark.parametrize("delay", [0.5, 1.0])
-def test_a_stop_while_it_starts(connection_file: Path, delay: float) -> None:
+def test_sigterm_during_start_ends_launcher(connection_file: Path, delay: float) -> None:
     process = subprocess.Popen(argv(connection_file), start_new_session=True)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
@@ -147,7 +147,7 @@ def test_a_stop_while_it_starts(connection_file: Path, delay: float) -> None:
         process.wait()
 
 
-def test_it_ends_with_the_front_end_that_started_it(connection_file: Path) -> None:
+def test_launcher_ends_with_its_front_end(connection_file: Path) -> None:
     """As ipykernel does where Jupyter has set JPY_PARENT_PID."""
     front_end = subprocess.Popen(
         [
@@ -195,11 +195,11 @@ def fails(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_kernelspec_that_is_not_there(connection_file: Path) -> None:
+def test_unknown_kernelspec_is_reported(connection_file: Path) -> None:
     assert "'no-such-kernel'" in fails(connection_file, "no-such-kernel")
 
 
-def test_a_wrong_setting(connection_file: Path, world: World) -> None:
+def test_wrong_setting_is_reported(connection_file: Path, world: World) -> None:
     spec = json.loads((world.kernelspecs / DEFAULT_KERNEL / "kernel.json").read_text())
     spec["metadata"]["kernel_provisioner"]["config"] = {"memory_limit": "lots"}
     folder = world.add_kernelspec("wrong-setting", spec)
@@ -213,7 +213,7 @@ def test_a_wrong_setting(connection_file: Path, world: World) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"transport": "udp", "key": ""}'])
-def test_a_connection_file_that_is_none(text: str, tmp_path: Path) -> None:
+def test_invalid_connection_file_is_reported(text: str, tmp_path: Path) -> None:
     path = tmp_path / "kernel-v3.json"
     path.write_text(text)
     assert str(path) in fails(path)

@@ -55,7 +55,7 @@ def nested(depth: int) -> bytes:
         b'"\xed\xa0\x80"',
     ],
 )
-def test_what_is_flat_enough_is_taken(data: bytes) -> None:
+def test_json_within_bounds_is_parsed(data: bytes) -> None:
     expected = json.loads(data)
     for kind in (bytes, bytearray, memoryview):
         assert parse_json(kind(data), LARGE) == expected
@@ -81,12 +81,12 @@ def test_what_is_flat_enough_is_taken(data: bytes) -> None:
     ],
     ids=lambda data: data[:12].hex() or "nothing",
 )
-def test_all_else_is_refused_in_one_way(data: bytes) -> None:
+def test_other_data_raises_json_error(data: bytes) -> None:
     with pytest.raises(JsonError):
         parse_json(data, LARGE)
 
 
-def test_an_error_tells_nothing_of_the_data() -> None:
+def test_error_contains_nothing_of_data() -> None:
     with pytest.raises(JsonError) as caught:
         parse_json(b'{"secret": "s3cr3t"', LARGE)
     assert "s3cr3t" not in str(caught.value)
@@ -102,7 +102,7 @@ def find_parsers() -> set[str]:
     return found
 
 
-def test_strangers_are_parsed_here_alone() -> None:
+def test_only_listed_modules_parse_json() -> None:
     assert find_parsers() == set(OWN)
 
 
@@ -113,7 +113,7 @@ def status(text: str) -> bytes:
 @pytest.mark.parametrize(
     "make", [lambda d: "[" * d + "]" * d, lambda d: '{"a":' * d + "1" + "}" * d]
 )
-def test_no_nesting_disturbs_a_kernel_that_settles(make: Callable[[int], str]) -> None:
+def test_nested_reply_to_renewal_request_is_refused(make: Callable[[int], str]) -> None:
     """Its answer is refused as what it is, and nothing is left to the loop's own handler."""
 
     async def answer(content: bytes) -> str:

@@ -244,7 +244,7 @@ class Exchange:
             self._log_drop("a client's", channel, error)
 
     def _welcome(self, topic: bytes) -> None:
-        """Welcome a topic's first subscriber (JEP 65), so that it knows that it misses no output."""
+        """Welcome a topic's first subscriber (JEP 65): from now on it misses no output."""
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
 

@@ -223,8 +223,7 @@ class KernelBridge:
             self._link.end(f"no answer within {timeout:g} s (start_timeout)")
             raise self._launch_error(
                 f"The sandbox of {self.identity.name} did not answer within {timeout:g} s.",
-                "raise the setting start_timeout, or look for the cause with: "
-                "gvisor-kernel doctor",
+                "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
             ) from None
 
     def _watch_memory(self, sandbox: LinkedSandbox) -> None:

@@ -126,7 +126,7 @@ class SandboxLink:
     # -- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Read once per event, as other kernels share this loop and credit must be returned soon."""
+        """Read once per event: other kernels share this loop, and credit must be returned soon."""
         size = self._read_once()
         self.flush()
         pause = self._share.take(size)
@@ -172,7 +172,8 @@ class SandboxLink:
             elif isinstance(event, Quiet):
                 self._on_quiet(event)
             else:
-                if isinstance(event, ACTIVITY_EVENTS) and getattr(event, "channel", None) is not Channel.HB:
+                is_heartbeat = getattr(event, "channel", None) is Channel.HB
+                if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
                     self.moved()
                 self._on_event(event)
 

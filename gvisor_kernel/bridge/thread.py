@@ -40,7 +40,7 @@ POLL_SECONDS = 0.1
 
 
 class Bridge:
-    """All kernels of a process. Use ``Bridge.instance()``. Any thread, unless a method says else."""
+    """All kernels of a process. Use ``Bridge.instance()``. Any thread, where not said otherwise."""
 
     _instance: Bridge | None = None
     _lock = ThreadLock()

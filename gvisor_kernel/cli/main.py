@@ -299,13 +299,15 @@ def add_skills(skills: argparse.ArgumentParser) -> None:
 
 def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     add = make_add(snapshot.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    listing = add("list", "snapshots:run_list", "list the images, the one used last first")
+    listing = add(
+        "list", "snapshots:run_list", "list the snapshots and their states, the last used first"
+    )
     add_json(listing)
     build = add(
         "build",
         "snapshots:run_build",
-        "make the image of a kernel now",
-        "Kernels make it by themselves, in the background, after the first start.",
+        "make the snapshot of a kernel now",
+        "Without this command it is made in the background after the first start.",
     )
     build.add_argument(
         "--kernel",
@@ -316,25 +318,25 @@ def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--preload",
         metavar="MODULES",
-        help="modules to import before, such as numpy,pandas; kernels start from it where their"
-        " setting preload says the same (default: what that says)",
+        help="modules to import first, such as numpy,pandas; a kernel starts from the snapshot if"
+        " its setting preload names the same modules (default: that setting)",
     )
     build.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
     verify = add(
         "verify",
         "snapshots:run_verify",
-        "say of each image whether a kernel may still start from it",
-        "Exit status 1 if there is one that none may.",
+        "check whether kernels may still start from each snapshot; reads all files",
+        "Exit status 1 if there is a snapshot from which no kernel may start.",
     )
     add_json(verify)
-    remove = add("remove", "snapshots:run_remove", "remove images")
+    remove = add("remove", "snapshots:run_remove", "remove snapshots")
     what = remove.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "id", metavar="ID", nargs="?", help='as "list" shows it; the beginning will do'
     )
-    what.add_argument("--all", action="store_true", help="every image")
+    what.add_argument("--all", action="store_true", help="all snapshots")
     what.add_argument(
-        "--stale", action="store_true", help="those from which no kernel may start any more"
+        "--stale", action="store_true", help="snapshots from which no kernel may start any more"
     )
 
 

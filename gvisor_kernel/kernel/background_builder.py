@@ -142,7 +142,7 @@ class SnapshotBuilder:
 
 
 def _in_child() -> None:
-    """Close a forked child's copy of the builder's stdin, so that the builder ends with the parent."""
+    """Close a forked child's copy of the builder's stdin: the builder ends with the parent."""
     instance = SnapshotBuilder._instance
     process = instance._process if instance is not None else None
     if process is not None and process.stdin is not None:

@@ -139,7 +139,7 @@ def make_manifest(
 def _translate(
     paths: Iterable[str], views: Sequence[MountView], most: int, what: str, own: str | None
 ) -> Iterator[str]:
-    """Yield the paths on the host for ``paths`` in a sandbox. ``views`` are sorted deepest first."""
+    """Yield the host's paths for ``paths`` in a sandbox. ``views`` are sorted deepest first."""
     seen: set[str] = set()
     for count, path in enumerate(paths):
         if count >= most:

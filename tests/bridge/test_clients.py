@@ -116,7 +116,7 @@ async def numbers(socket: Any, count: int) -> list[int]:
         return [int((await socket.recv_multipart())[1]) for _ in range(count)]
 
 
-def test_a_client_that_stalls_alone_loses_nothing(
+def test_only_client_loses_nothing_when_it_stalls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long: without anybody else to wait for, the messages wait, and not in libzmq."""
@@ -136,7 +136,7 @@ def test_a_client_that_stalls_alone_loses_nothing(
     run(stall())
 
 
-def test_a_stalled_client_holds_up_others_no_longer_than_patience(
+def test_stalled_client_blocks_others_for_patience_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "PATIENCE", 1.0)
@@ -166,9 +166,7 @@ def test_a_stalled_client_holds_up_others_no_longer_than_patience(
     run(stall())
 
 
-def test_one_timer_however_often_it_is_looked_at(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stalled_socket_has_one_timer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def stall() -> None:
         async with bench(world) as made:
             await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
@@ -190,7 +188,7 @@ def test_one_timer_however_often_it_is_looked_at(
     run(stall())
 
 
-def test_a_stalled_client_that_leaves_frees_the_others(
+def test_disconnect_of_stalled_client_unblocks_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def leave() -> None:
@@ -205,7 +203,7 @@ def test_a_stalled_client_that_leaves_frees_the_others(
     run(leave())
 
 
-def test_hundreds_of_topics_are_welcomed(world: World) -> None:
+def test_each_of_many_topics_is_welcomed(world: World) -> None:
     """Each welcome is sent while subscriptions are being read; one client may have many."""
 
     async def subscribe() -> None:
@@ -228,7 +226,7 @@ def test_hundreds_of_topics_are_welcomed(world: World) -> None:
     run(subscribe())
 
 
-def test_a_reply_to_a_client_that_has_gone(world: World) -> None:
+def test_reply_to_disconnected_client_is_dropped(world: World) -> None:
     async def reply() -> None:
         async with bench(world) as made:
             gone = made.connect(zmq.DEALER, Channel.SHELL, identity=b"gone")
@@ -247,7 +245,7 @@ def test_a_reply_to_a_client_that_has_gone(world: World) -> None:
     run(reply())
 
 
-def test_a_client_that_never_reads_its_replies(
+def test_client_that_never_reads_blocks_others_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds up others once, and costs a few messages, however many were for it."""
@@ -282,7 +280,7 @@ def test_a_client_that_never_reads_its_replies(
     run(stall())
 
 
-def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
+def test_messages_wait_until_reading_resumes(world: World) -> None:
     """Edge-triggered: what came while nothing was taken is found by ``resume_reading`` alone."""
 
     async def wait() -> None:
@@ -301,7 +299,7 @@ def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
     run(wait())
 
 
-def test_what_does_not_speak_zmq_is_ignored(world: World) -> None:
+def test_connection_without_zmq_is_ignored(world: World) -> None:
     async def garbage() -> None:
         async with bench(world, Address("tcp", "127.0.0.1")) as made:
             for port in made.sockets.address.ports.values():
@@ -315,7 +313,7 @@ def test_what_does_not_speak_zmq_is_ignored(world: World) -> None:
     run(garbage())
 
 
-def test_names_left_by_a_killed_process_are_taken_over(world: World) -> None:
+def test_links_of_killed_process_are_replaced(world: World) -> None:
     ports = {channel: int(channel) for channel in clients.SOCKET_TYPES}
     ip = str(world.run / "fixed")
     stale = Path(f"{ip}-{ports[Channel.SHELL]}")
@@ -332,7 +330,7 @@ def test_names_left_by_a_killed_process_are_taken_over(world: World) -> None:
     assert not list(world.run.iterdir())
 
 
-def test_a_port_in_use_is_an_error_that_says_so(world: World) -> None:
+def test_port_in_use_is_reported(world: World) -> None:
     async def clash() -> None:
         async with bench(world, Address("tcp", "127.0.0.1")) as made:
             with pytest.raises(LaunchError, match=r"cannot be opened at 127"):
@@ -341,7 +339,7 @@ def test_a_port_in_use_is_an_error_that_says_so(world: World) -> None:
     run(clash())
 
 
-def test_closing_gives_all_back(world: World) -> None:
+def test_close_calls_back_for_waiting_messages(world: World) -> None:
     async def close() -> None:
         async with bench(world) as made:
             await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)

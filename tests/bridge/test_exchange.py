@@ -151,7 +151,7 @@ async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[B
             bench.close()
 
 
-def test_large_output_is_signed_elsewhere_and_overtaken_by_nothing(
+def test_large_output_is_signed_in_worker_and_keeps_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
@@ -167,7 +167,7 @@ def test_large_output_is_signed_elsewhere_and_overtaken_by_nothing(
     asyncio.run(run())
 
 
-def test_large_requests_are_signed_elsewhere_and_overtaken_by_nothing(
+def test_large_requests_are_signed_in_worker_and_keep_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
@@ -187,7 +187,7 @@ def test_large_requests_are_signed_elsewhere_and_overtaken_by_nothing(
     asyncio.run(run())
 
 
-def test_a_death_is_told_after_what_the_kernel_said(
+def test_death_is_shown_after_kernel_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Output that is still being checked comes before it, and a reply makes it needless."""
@@ -207,7 +207,7 @@ def test_a_death_is_told_after_what_the_kernel_said(
 
 
 @pytest.mark.parametrize("size", [wire.MAX_IDENTITY + 1, 100_000])
-def test_a_topic_as_long_as_a_message_is_dropped(
+def test_message_with_too_long_topic_is_dropped(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
@@ -221,9 +221,7 @@ def test_a_topic_as_long_as_a_message_is_dropped(
     asyncio.run(run())
 
 
-def test_messages_that_are_dropped_do_not_fill_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropped_messages_do_not_fill_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as pushed all else out of both of its files once."""
 
     async def run() -> None:
@@ -250,7 +248,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
+def test_lane_keeps_order(executor: ThreadPoolExecutor) -> None:
     async def run() -> None:
         done: list[int] = []
         emptied = asyncio.Event()
@@ -276,7 +274,7 @@ def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
     asyncio.run(run())
 
 
-def test_a_closed_lane_does_nothing_more(executor: ThreadPoolExecutor) -> None:
+def test_closed_lane_ignores_work(executor: ThreadPoolExecutor) -> None:
     async def run() -> None:
         done: list[int] = []
         lane = Lane(executor)
@@ -292,7 +290,7 @@ def test_a_closed_lane_does_nothing_more(executor: ThreadPoolExecutor) -> None:
     asyncio.run(run())
 
 
-def test_a_lane_without_workers_does_the_work_itself() -> None:
+def test_lane_without_workers_runs_work_on_loop() -> None:
     """As at the end of a process."""
 
     async def run() -> None:

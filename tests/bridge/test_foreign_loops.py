@@ -18,7 +18,7 @@ from ..patience import patient
 SECONDS = patient(20)
 
 
-def test_a_wake_up_that_a_sibling_has_read() -> None:
+def test_answer_arrives_when_sibling_reads_wake_up() -> None:
     """Siblings that were forked with a loop share the pipe that wakes it: one byte, one reader."""
     loop: Any = asyncio.new_event_loop()
     loop._write_to_self = lambda: None
@@ -75,14 +75,14 @@ print({os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids})
 """
 
 
-def test_siblings_that_were_forked_with_a_loop() -> None:
+def test_forked_siblings_that_share_loop_get_answers() -> None:
     """Jupyter's own: it keeps one for the calls of a manager, and a pool of workers inherits it."""
     argv = [sys.executable, "-W", "ignore", "-c", SIBLINGS]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
     assert done.stdout == "{0}\n", done.stderr
 
 
-def test_cancelled() -> None:
+def test_cancelled_call_is_cancelled_on_bridge() -> None:
     """What is not run any more ends."""
     ended = threading.Event()
 
@@ -103,7 +103,7 @@ def test_cancelled() -> None:
     assert ended.wait(SECONDS)
 
 
-def test_an_error_is_the_callers() -> None:
+def test_exception_reaches_caller() -> None:
     async def fail() -> None:
         raise ValueError("as it is")
 
@@ -111,11 +111,11 @@ def test_an_error_is_the_callers() -> None:
         asyncio.run(Bridge.instance().run(fail()))
 
 
-def test_a_bridge_that_has_ended() -> None:
+def test_call_to_ended_bridge_raises_launch_error() -> None:
     bridge = Bridge()
     bridge._loop.call_soon_threadsafe(bridge._loop.stop)
     bridge._thread.join(SECONDS)
-    with pytest.raises(LaunchError, match="this process ends"):
+    with pytest.raises(LaunchError, match="this process is exiting"):
         asyncio.run(bridge.run(asyncio.sleep(0)))
     bridge._loop.close()
     bridge._context.term()

@@ -19,7 +19,7 @@ SIZES = st.integers(0, 1 << 45)
 
 
 @given(SIZES, SIZES)
-def test_no_look_comes_much_too_late(used: int, limit: int) -> None:
+def test_next_look_is_soon_enough_for_fastest_growth(used: int, limit: int) -> None:
     wait = seconds_to_next_look(used, limit)
     assert MIN_LOOK_SECONDS <= wait <= MAX_LOOK_SECONDS
     if used <= limit:
@@ -37,5 +37,5 @@ def test_no_look_comes_much_too_late(used: int, limit: int) -> None:
         (4 << 30, "4 GiB"),
     ],
 )
-def test_a_size_as_a_person_reads_it(size: int, text: str) -> None:
+def test_size_is_formatted_for_people(size: int, text: str) -> None:
     assert format_size(size) == text

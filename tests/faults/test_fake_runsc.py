@@ -285,10 +285,10 @@ def test_it_restores_nothing(
         fake.instead_of("restore", script)
         with running_kernel() as (manager, client):
             assert execute(client, "6 * 7").result == "42"
-            assert "the kernel goes on from an image" not in kernel_log(manager)
+            assert "the kernel was restored from a snapshot" not in kernel_log(manager)
     assert len(given_up) == 4
     fake.as_ever("restore")
     monkeypatch.setattr(runtime, "RESTORE_SECONDS", seconds)
     with running_kernel() as (manager, client):
         assert execute(client, "6 * 7").result == "42"
-        assert "the kernel goes on from an image" in kernel_log(manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(manager)

@@ -149,7 +149,7 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
     runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
     assert (runtime == "DockerSandbox") == (way == "docker")
     log = kernel_log(manager)
-    assert ("the kernel goes on from an image" in log) == (way == "restored"), log
+    assert ("the kernel was restored from a snapshot" in log) == (way == "restored"), log
 
 
 def kernel_log(manager: KernelManager) -> str:

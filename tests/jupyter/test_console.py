@@ -41,7 +41,7 @@ def expect_prompt(child: pexpect.spawn, number: int) -> str:
     return ESCAPES.sub("", child.before)
 
 
-def test_a_session(console: pexpect.spawn) -> None:
+def test_console_session(console: pexpect.spawn) -> None:
     """Run code, answer input(), interrupt, go on, leave."""
     console.send("print(6 * 7)\r")
     assert "42" in expect_prompt(console, 2)
@@ -65,7 +65,7 @@ def test_a_session(console: pexpect.spawn) -> None:
     assert console.exitstatus == 0
 
 
-def test_leaving_by_end_of_file(console: pexpect.spawn) -> None:
+def test_end_of_file_ends_console(console: pexpect.spawn) -> None:
     console.sendeof()
     console.expect("exit")
     console.send("y\r")

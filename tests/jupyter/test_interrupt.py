@@ -59,7 +59,9 @@ def interruptible(
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())
-def test_interrupt(interruptible: tuple[KernelManager, BlockingKernelClient], code: str) -> None:
+def test_interrupt_ends_cell(
+    interruptible: tuple[KernelManager, BlockingKernelClient], code: str
+) -> None:
     manager, client = interruptible
     msg_id = client.execute(code)
     wait_for_text(client, "running")
@@ -75,7 +77,7 @@ def test_interrupt(interruptible: tuple[KernelManager, BlockingKernelClient], co
     assert execute(client, "40 + 2").result == "42"
 
 
-def test_of_a_server_in_the_background(way: str) -> None:
+def test_interrupt_works_for_background_server(way: str) -> None:
     """What a shell starts with ``&`` ignores SIGINT; its kernels do not."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -89,7 +91,7 @@ def test_of_a_server_in_the_background(way: str) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_interrupts_of_an_idle_kernel_do_no_harm(
+def test_interrupt_of_idle_kernel_is_harmless(
     interruptible: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
     manager, client = interruptible
@@ -128,7 +130,7 @@ def told(
     return shared
 
 
-def test_one_that_a_waiting_call_has_not_noticed(
+def test_unnoticed_interrupt_wakes_waiting_call(
     told: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
     """By chance that happens to one of some hundreds, where the machine is busy."""
@@ -141,7 +143,7 @@ def test_one_that_a_waiting_call_has_not_noticed(
     assert execute(client, code).text == "False\n"
 
 
-def test_what_the_notebook_does_with_the_waking_signal_is_its_own(
+def test_wake_up_signal_does_not_call_notebooks_handler(
     told: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
     manager, client = told

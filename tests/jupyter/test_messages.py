@@ -50,7 +50,7 @@ slider
 """
 
 
-def test_input(client: BlockingKernelClient) -> None:
+def test_input_request_is_answered(client: BlockingKernelClient) -> None:
     msg_id = client.execute("print('hello', input('name? '))", allow_stdin=True)
     question = next_message(client, "stdin", time.monotonic() + SECONDS, "an input_request")
     assert question["content"] == {"prompt": "name? ", "password": False}
@@ -58,7 +58,7 @@ def test_input(client: BlockingKernelClient) -> None:
     assert finish(client, msg_id).text == "hello Ada\n"
 
 
-def test_password(client: BlockingKernelClient) -> None:
+def test_password_request_is_answered(client: BlockingKernelClient) -> None:
     msg_id = client.execute("import getpass; print(len(getpass.getpass()))", allow_stdin=True)
     question = next_message(client, "stdin", time.monotonic() + SECONDS, "an input_request")
     assert question["content"]["password"] is True
@@ -66,13 +66,13 @@ def test_password(client: BlockingKernelClient) -> None:
     assert finish(client, msg_id).text == "6\n"
 
 
-def test_input_is_refused_to_a_client_that_has_none(client: BlockingKernelClient) -> None:
+def test_input_is_refused_without_stdin(client: BlockingKernelClient) -> None:
     answer = finish(client, client.execute("input()", allow_stdin=False))
     assert answer.error == "StdinNotImplementedError"
 
 
 @pytest.mark.parametrize("size", [0, 1, 10_000_000])
-def test_buffers(client: BlockingKernelClient, size: int) -> None:
+def test_buffers_survive_round_trip(client: BlockingKernelClient, size: int) -> None:
     """Binary buffers, empty ones among them, to a comm and back."""
     assert execute(client, ECHO).status == "ok"
     send(client, "comm_open", {"comm_id": f"e{size}", "target_name": "echo"}, channel="shell")
@@ -83,7 +83,7 @@ def test_buffers(client: BlockingKernelClient, size: int) -> None:
     assert [bytes(b) for b in back["buffers"]] == buffers
 
 
-def test_widget(client: BlockingKernelClient) -> None:
+def test_widget_updates_both_ways(client: BlockingKernelClient) -> None:
     """A slider moves in the front end, its callback runs; the kernel moves it, and it is told."""
     pytest.importorskip("ipywidgets")
     answer = execute(client, SLIDER)
@@ -109,7 +109,7 @@ def test_widget(client: BlockingKernelClient) -> None:
     assert {"value": 7} in states
 
 
-def test_comm_reaches_a_kernel_in_an_async_cell(client: BlockingKernelClient) -> None:
+def test_comm_reaches_kernel_during_async_cell(client: BlockingKernelClient) -> None:
     execute(client, ECHO)
     code = "import asyncio; print('waiting', flush=True); await asyncio.sleep(1); print('done')"
     msg_id = client.execute(code)
@@ -120,7 +120,7 @@ def test_comm_reaches_a_kernel_in_an_async_cell(client: BlockingKernelClient) ->
     assert execute(client, "1 + 1").result == "2"
 
 
-def test_subshell(client: BlockingKernelClient) -> None:
+def test_subshell_answers_while_main_shell_is_busy(client: BlockingKernelClient) -> None:
     """A subshell answers while the main shell is busy."""
     info = finish(client, client.kernel_info()).reply["content"]
     if "kernel subshells" not in info.get("supported_features", []):
@@ -141,7 +141,7 @@ def test_subshell(client: BlockingKernelClient) -> None:
     assert ask(client, "delete_subshell_request", header)["status"] == "ok"
 
 
-def test_control_is_answered_while_the_kernel_floods_iopub(client: BlockingKernelClient) -> None:
+def test_control_is_answered_while_kernel_floods_iopub(client: BlockingKernelClient) -> None:
     msg_id = client.execute("for i in range(200): print('x' * 100_000)")
     first = wait_for(
         client,
@@ -175,7 +175,7 @@ def test_no_output_is_lost(client: BlockingKernelClient) -> None:
     assert numbers == [str(i) for i in range(3000)]
 
 
-def test_usage(client: BlockingKernelClient) -> None:
+def test_usage_request_is_answered(client: BlockingKernelClient) -> None:
     usage = ask(client, "usage_request")
     assert usage["pid"] == int(execute(client, "import os; print(os.getpid())").text)
     assert (
@@ -200,7 +200,9 @@ def subscribe(manager: KernelManager, topic: bytes) -> tuple[zmq.Socket[bytes], 
     return socket, Session(key=info["key"], signature_scheme=info["signature_scheme"])
 
 
-def test_welcome(manager: KernelManager, client: BlockingKernelClient) -> None:
+def test_first_subscriber_of_topic_is_welcomed(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
     """A topic's first subscriber is told that it is subscribed (JEP 65), and no other one.
 
     All who subscribe hear what one is told, and kernel gateway's notebook-http mode, for one,
@@ -242,7 +244,7 @@ def test_wrong_signature_is_ignored(
     assert execute(client, "print('intruder' in globals())").text == "False\n"
 
 
-def test_a_replayed_message_does_nothing(client: BlockingKernelClient) -> None:
+def test_replayed_message_is_ignored(client: BlockingKernelClient) -> None:
     execute(client, "count = 0")
     message = client.session.msg("execute_request", {"code": "count += 1", "silent": False})
     frames = client.session.serialize(message)
@@ -252,7 +254,7 @@ def test_a_replayed_message_does_nothing(client: BlockingKernelClient) -> None:
     assert execute(client, "print(count)").text == "1\n"
 
 
-def test_a_second_client_of_one_session_takes_over(manager: KernelManager) -> None:
+def test_second_client_of_session_takes_over(manager: KernelManager) -> None:
     """``km.client()`` twice gives the same identity twice; the newer is answered."""
     with closing_client(manager) as older:
         assert execute(older, "1").result == "1"
@@ -282,7 +284,7 @@ def test_two_clients_see_each_other(manager: KernelManager, client: BlockingKern
         assert finish(other, msg_id).result == "42"
 
 
-def test_heartbeat(client: BlockingKernelClient) -> None:
+def test_heartbeat_is_echoed(client: BlockingKernelClient) -> None:
     with zmq.Context.instance().socket(zmq.REQ) as socket:
         socket.linger = 0
         socket.rcvtimeo = int(SECONDS * 1000)

@@ -101,7 +101,7 @@ def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: st
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all(sources: Path, tmp_path: Path) -> None:
+def test_nbclient_suite_passes(sources: Path, tmp_path: Path) -> None:
     """In two processes: much of the time is spent waiting."""
     environment = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "gvisor-provisioner"} if SANDBOXED else {}
 
@@ -123,7 +123,9 @@ def test_all(sources: Path, tmp_path: Path) -> None:
     assert sum(int(re.findall(r"(\d+) passed", said)[-1]) for said in halves) > 80
 
 
-def test_those_that_need_settings(sources: Path, tmp_path: Path, world: World) -> None:
+def test_nbclient_tests_that_need_settings_pass(
+    sources: Path, tmp_path: Path, world: World
+) -> None:
     """With a kernelspec ``python3`` whose settings mount the folder and pass the variables."""
     meeting = Path("/var/tmp") / f"{world.base.name}-meeting"
     variables = ["NBEXECUTE_TEST_PARALLEL_TMPDIR", "IPYKERNEL_CELL_NAME"]

@@ -69,7 +69,7 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=needs_all) if n == "java" else n for n in KEPT]
 )
-def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
+def test_notebook_runs(name: str, kernel_name: str, folder: Path) -> None:
     """Its cells check what they print, so an error is what would tell."""
     notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=150, resources={"metadata": {"path": str(folder)}})
@@ -86,7 +86,7 @@ def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
     assert any(kind.startswith("image/") for kind in shown) or name == "bash"
 
 
-def test_each_is_run_and_none_has_old_outputs() -> None:
+def test_each_notebook_is_run_and_has_no_outputs() -> None:
     names = {path.stem: path for path in (PROJECT / "notebooks").glob("*.ipynb")}
     assert set(names) == {*KEPT, "tour"}
     for path in names.values():

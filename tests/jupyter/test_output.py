@@ -24,7 +24,7 @@ PRINTING = {
 
 
 @pytest.mark.parametrize("how", PRINTING)
-def test_output_of(how: str, client: BlockingKernelClient) -> None:
+def test_output_is_shown(how: str, client: BlockingKernelClient) -> None:
     code, said = PRINTING[how]
     answer = execute(client, code)
     assert answer.status == "ok", answer.reply["content"]
@@ -51,7 +51,7 @@ def words(answer: Answer, name: str) -> list[str]:
     return "".join(s["text"] for s in streams if s["name"] == name).split()
 
 
-def test_threads_that_print(client: BlockingKernelClient) -> None:
+def test_output_of_threads_keeps_order(client: BlockingKernelClient) -> None:
     code = """
 import threading
 def work(number):
@@ -66,7 +66,7 @@ for thread in threads: thread.join()
         assert places == sorted(places)
 
 
-def test_a_thread_that_goes_on_printing(client: BlockingKernelClient) -> None:
+def test_thread_output_after_its_cell_is_shown(client: BlockingKernelClient) -> None:
     """After its cell, and while others run."""
     code = """
 import threading
@@ -110,7 +110,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     [(FORKED, "statuses"), (POOL, "found")],
     ids=["forked", "multiprocessing"],
 )
-def test_children_that_print(client: BlockingKernelClient, code: str, rest: str) -> None:
+def test_output_of_children_is_shown(client: BlockingKernelClient, code: str, rest: str) -> None:
     """ipykernel passes their output on by a socket of its own; it may come after the cell."""
     msg_id = client.execute(code)
     seen = ""
@@ -125,7 +125,7 @@ def test_children_that_print(client: BlockingKernelClient, code: str, rest: str)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_children_that_print_while_a_thread_does(client: BlockingKernelClient) -> None:
+def test_children_print_while_thread_prints(client: BlockingKernelClient) -> None:
     """They have none of the kernel's threads, so none will free what those held at the fork."""
     code = """
 import os, signal, sys, threading
@@ -150,7 +150,7 @@ thread.join()
     assert execute(client, "set(statuses)").result == "{0}"
 
 
-def test_a_spawned_child_inherits_nothing_of_the_link(client: BlockingKernelClient) -> None:
+def test_spawned_child_inherits_no_descriptors(client: BlockingKernelClient) -> None:
     """Nor any other descriptor of the kernel's."""
     code = """
 import json, os, subprocess, sys
@@ -163,7 +163,7 @@ print(done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("way_of", ["at once", "in lines"])
-def test_100_megabytes(client: BlockingKernelClient, way_of: str) -> None:
+def test_100_megabytes_of_output_arrive(client: BlockingKernelClient, way_of: str) -> None:
     if way_of == "at once":
         code = "print('x' * 100_000_000)"
     else:
@@ -180,12 +180,12 @@ def test_100_megabytes(client: BlockingKernelClient, way_of: str) -> None:
     assert execute(client, "40 + 2").result == "42"
 
 
-def test_100_000_small_prints(client: BlockingKernelClient) -> None:
+def test_100_000_small_prints_arrive(client: BlockingKernelClient) -> None:
     answer = execute(client, "for i in range(100_000): print(i)")
     assert answer.text.split() == [str(i) for i in range(100_000)]
 
 
-def test_output_that_is_no_text(client: BlockingKernelClient) -> None:
+def test_invalid_text_output_is_harmless(client: BlockingKernelClient) -> None:
     answer = execute(
         client, "print('\\ud800 \\x00 \\x1b[31m'); import os; os.write(1, b'\\xff\\n')"
     )
@@ -193,7 +193,7 @@ def test_output_that_is_no_text(client: BlockingKernelClient) -> None:
     assert execute(client, "print('next')").text == "next\n"
 
 
-def test_completions(client: BlockingKernelClient) -> None:
+def test_completions_are_found(client: BlockingKernelClient) -> None:
     execute(client, "import os.path\nfirst_name = last_name = {'key one': 1}")
     for code, wanted in (
         ("first_n", "first_name"),
@@ -209,7 +209,7 @@ def test_completions(client: BlockingKernelClient) -> None:
         assert any(wanted.endswith(match.strip("'\"")) for match in content["matches"]), content
 
 
-def test_inspection_and_history(client: BlockingKernelClient) -> None:
+def test_inspection_and_history_are_answered(client: BlockingKernelClient) -> None:
     execute(client, "def documented():\n    'What it does.'")
     content = finish(client, client.inspect("documented", 5)).reply["content"]
     assert "What it does." in content["data"]["text/plain"]

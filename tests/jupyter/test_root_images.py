@@ -131,7 +131,7 @@ def test_the_image_is_the_root_and_its_python_runs_all(
     assert measure_tree(mini.tree, mini.environment).digest == mini.digest
 
 
-def test_kernels_share_an_image_that_is_kept_while_they_run(mini: RootImage) -> None:
+def test_image_in_use_is_shared_and_kept(mini: RootImage) -> None:
     with (
         running_kernel(settings=settings("direct")) as (_, first),
         running_kernel(settings=settings("direct")) as (_, second),
@@ -145,7 +145,7 @@ def test_kernels_share_an_image_that_is_kept_while_they_run(mini: RootImage) -> 
     assert mini.tree.is_dir()
 
 
-def test_kernels_go_on_from_snapshots_of_it(world: World, mini: RootImage) -> None:
+def test_kernels_in_image_are_restored_from_snapshots(world: World, mini: RootImage) -> None:
     spec = json.loads((world.kernelspecs / kernelspec_of("restored") / "kernel.json").read_text())
     spec["metadata"]["kernel_provisioner"]["config"]["image"] = "mini"
     world.add_kernelspec("gk-mini", spec)
@@ -157,7 +157,7 @@ def test_kernels_go_on_from_snapshots_of_it(world: World, mini: RootImage) -> No
         )
 
 
-def test_a_kernel_in_another_language(mini: RootImage) -> None:
+def test_bash_kernel_runs_in_image(mini: RootImage) -> None:
     """By the kernelspec gvisor-bash, whose Python is that of the image."""
     pytest.importorskip("bash_kernel")
     install = ["install", "--user", "--language", "bash", "--name", "gk-bash", "--image", "mini"]
@@ -193,14 +193,14 @@ def start(settings: dict[str, object]) -> None:
         ),
     ],
 )
-def test_what_an_image_lacks_is_named_before_anything_starts(
+def test_missing_program_in_image_is_named_before_start(
     mini: RootImage, more: dict[str, object], words: str
 ) -> None:
     with pytest.raises(GvisorKernelError, match=words):
         start({"image": "mini", "snapshot": "off", **more})
 
 
-def test_an_image_without_python(
+def test_image_without_python_is_refused(
     tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
@@ -211,7 +211,9 @@ def test_an_image_without_python(
         start({"image": "empty"})
 
 
-def test_an_image_without_ipykernel(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_without_ipykernel_is_refused(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["image", "import", str(images), "--name", "plain", "--reference", "plain"]) == 0
     assert "has no module ipykernel" in capsys.readouterr().out
     for way in ("direct", "relay", "restored"):
@@ -232,9 +234,7 @@ def test_snapshots_of_one_image_do_not_fit_another(mini: RootImage, tmp_path: Pa
     assert [name for name in found[0] if found[0][name] != found[1][name]] == ["world"]
 
 
-def test_folders_of_the_host_are_mounted_where_the_image_has_none(
-    mini: RootImage, tmp_path: Path
-) -> None:
+def test_host_folder_is_mounted_where_image_has_none(mini: RootImage, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/file").write_text("from the host")
     mounts = [{"source": str(tmp_path / "more"), "target": "/data/deep"}]
@@ -243,7 +243,7 @@ def test_folders_of_the_host_are_mounted_where_the_image_has_none(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files belong to somebody else")
-def test_on_the_host_the_files_are_the_sandboxes_own(mini: RootImage) -> None:
+def test_image_files_belong_to_one_sandbox_user(mini: RootImage) -> None:
     owners = {(s.st_uid, s.st_gid) for s in (p.lstat() for p in mini.tree.rglob("*"))}
     assert len(owners) == 1
     assert owners != {(0, 0)}

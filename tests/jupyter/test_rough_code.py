@@ -42,14 +42,14 @@ def works(client: BlockingKernelClient) -> None:
 # -- errors ---------------------------------------------------------------------------------------
 
 
-def test_the_cell_after_an_error_runs(client: BlockingKernelClient) -> None:
+def test_cell_after_error_runs(client: BlockingKernelClient) -> None:
     """However soon it comes, once the first has ended."""
     for number in range(40):
         assert execute(client, "1 / 0").error == "ZeroDivisionError"
         assert execute(client, f"{number}").result == f"{number}"
 
 
-def test_cells_that_wait_behind_an_error_are_aborted(client: BlockingKernelClient) -> None:
+def test_cells_waiting_behind_error_are_aborted(client: BlockingKernelClient) -> None:
     failing = client.execute("import time; print('here', flush=True); time.sleep(0.3); 1 / 0")
     wait_for_text(client, "here")
     waiting = [client.execute("must_not_run = True") for _ in range(3)]
@@ -85,7 +85,7 @@ return then."""
 
 
 @pytest.mark.parametrize("what", HOLDING)
-def test_interrupt_while_the_interpreter_lock_is_held(
+def test_interrupt_works_while_gil_is_held(
     what: str, manager: KernelManager, client: BlockingKernelClient
 ) -> None:
     """The signal comes from outside; no thread of the kernel has to run for it."""
@@ -96,7 +96,7 @@ def test_interrupt_while_the_interpreter_lock_is_held(
     works(client)
 
 
-def test_a_shutdown_is_possible_while_the_interpreter_lock_is_held(way: str, folder: Path) -> None:
+def test_shutdown_works_while_gil_is_held(way: str, folder: Path) -> None:
     """Asked and not heeded for its time, the kernel is killed."""
 
     def be_quick(manager: KernelManager) -> None:
@@ -115,7 +115,9 @@ while True: ctypes.PyDLL(None).sleep(600)
     assert not manager.is_alive()
 
 
-def test_interrupts_wherever_they_hit(manager: KernelManager, client: BlockingKernelClient) -> None:
+def test_interrupts_during_output_are_harmless(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
     """While a cell prints all the time, most hit the code that sends."""
     for number in range(12):
         msg_id = client.execute(f"while True: print('{number:03}' * 100)")
@@ -125,7 +127,7 @@ def test_interrupts_wherever_they_hit(manager: KernelManager, client: BlockingKe
     works(client)
 
 
-def test_an_alarm_whose_handler_raises(client: BlockingKernelClient) -> None:
+def test_raising_signal_handler_is_harmless(client: BlockingKernelClient) -> None:
     """In the middle of printing, fifty times."""
     code = """
 import signal, sys
@@ -151,7 +153,7 @@ signal.signal(signal.SIGALRM, signal.SIG_DFL)
 # -- comms while a cell runs ----------------------------------------------------------------------
 
 
-def test_a_comm_answers_while_an_async_cell_waits(client: BlockingKernelClient) -> None:
+def test_comm_answers_while_async_cell_waits(client: BlockingKernelClient) -> None:
     """Where ipykernel reads while a cell awaits; else the answer comes once it has ended."""
     execute(client, ECHO)
     code = "import asyncio; print('waiting', flush=True); await asyncio.sleep(0.3); print('done')"
@@ -197,7 +199,7 @@ print(found)
     ],
     ids=["closed", "replaced", "closed by Python"],
 )
-def test_code_that_closes_descriptors_0_to_2(way: str, code: str) -> None:
+def test_closing_descriptors_0_to_2_is_harmless(way: str, code: str) -> None:
     with running_kernel(settings=WAYS.get(way)) as (_, client):
         assert execute(client, code).status == "ok"
         works(client)
@@ -205,7 +207,7 @@ def test_code_that_closes_descriptors_0_to_2(way: str, code: str) -> None:
         assert ask(client, "kernel_info_request")["status"] == "ok"
 
 
-def test_code_that_closes_every_descriptor(way: str, folder: Path) -> None:
+def test_closing_all_descriptors_ends_only_kernel(way: str, folder: Path) -> None:
     """It ends its kernel, which is noticed, and told; the sandbox serves the next one."""
     settings = WAYS.get(way)
     with running_kernel(settings=settings) as (manager, client):
@@ -219,7 +221,7 @@ def test_code_that_closes_every_descriptor(way: str, folder: Path) -> None:
 # -- the end --------------------------------------------------------------------------------------
 
 
-def test_an_exit_with_output_queued(way: str) -> None:
+def test_exit_delivers_queued_output(way: str) -> None:
     """All that was printed before is shown, but by ipykernel's own sockets, which lose it at exit
     without a sandbox, too."""
     with running_kernel(settings=WAYS.get(way)) as (manager, client):

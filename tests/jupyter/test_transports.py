@@ -14,7 +14,7 @@ from traitlets.config import Config
 from .helpers import SANDBOXED, execute, running_kernel
 
 
-def test_by_default_sockets_of_this_user_only() -> None:
+def test_default_is_private_ipc_sockets() -> None:
     if not SANDBOXED:
         pytest.skip("the local kernel takes tcp by default")
     with running_kernel() as (manager, client):
@@ -27,7 +27,7 @@ def test_by_default_sockets_of_this_user_only() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_transport_of_the_manager(transport: str) -> None:
+def test_managers_transport_is_used(transport: str) -> None:
     """As configuration sets it; that a trait was given its own default, tcp, nobody can see."""
     config = Config({"KernelManager": {"transport": transport}})
     with running_kernel(config=config) as (manager, client):
@@ -42,7 +42,7 @@ def test_transport_of_the_manager(transport: str) -> None:
         assert execute(client, "40 + 3").result == "43"
 
 
-def test_transport_of_the_settings() -> None:
+def test_settings_transport_is_used() -> None:
     if not SANDBOXED:
         pytest.skip("the local kernel has no settings")
     with running_kernel(settings={"transport": "tcp"}) as (manager, client):
@@ -51,7 +51,7 @@ def test_transport_of_the_settings() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_curve(transport: str) -> None:
+def test_curve_keeps_strangers_out(transport: str) -> None:
     """With encryption required, who has the key of the messages but not CURVE's is not heard."""
     config = Config({"KernelManager": {"transport": transport, "transport_encryption": "required"}})
     with running_kernel(config=config) as (manager, client):

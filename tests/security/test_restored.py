@@ -146,7 +146,7 @@ def restored(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[K
     environment = {**os.environ, **dict.fromkeys(PASSED, "my own"), "TMPDIR": "/workspace"}
     settings = {"environment": [*PASSED, "TMPDIR"]}
     with attacker(folder, settings, env=environment) as kernel:
-        assert "the kernel goes on from an image" in kernel_log(kernel.manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(kernel.manager)
         yield kernel
 
 
