@@ -1,4 +1,4 @@
-"""The launcher as a front end without provisioners uses it: an argv, a connection file, signals."""
+"""The launcher as front ends without provisioners use it: argv, connection file, signals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nothing_left_by_the_test(
 
 @pytest.fixture
 def connection_file(tmp_path: Path) -> Path:
-    """As a front end writes it: ports that were free a moment ago."""
+    """A connection file as a front end writes it, with ports that were free a moment ago."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)]
         ports = [s.getsockname()[1] for s in sockets]
@@ -72,7 +72,7 @@ def argv(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> list[str]:
 
 @contextmanager
 def launched(connection_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
-    """A launcher whose kernel answers, and a client of it; killed at the end if it still runs."""
+    """Start a launcher and a client, and wait for the kernel. The launcher is killed at the end."""
     process = subprocess.Popen(argv(connection_file), start_new_session=True)
     try:
         with connected(connection_file) as client:
@@ -84,7 +84,7 @@ def launched(connection_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], A
 
 @contextmanager
 def connected(connection_file: Path) -> Iterator[Any]:
-    """A client that has no heart: one that beats in vain for a second gives a start up."""
+    """Connect a client without a heartbeat, which would give up a start after a second."""
     client = BlockingKernelClient(connection_file=str(connection_file))
     client.load_connection_file()
     wait_until(lambda: _listens(client.hb_port), "the launcher to listen")
@@ -148,7 +148,7 @@ def test_sigterm_during_start_ends_launcher(connection_file: Path, delay: float)
 
 
 def test_launcher_ends_with_its_front_end(connection_file: Path) -> None:
-    """As ipykernel does where Jupyter has set JPY_PARENT_PID."""
+    """ipykernel does the same if Jupyter has set JPY_PARENT_PID."""
     front_end = subprocess.Popen(
         [
             *(sys.executable, "-c"),

@@ -1,4 +1,4 @@
-"""Locks: a forked child has none of its parent's, and none of a process is waited for for ever."""
+"""Locks: a forked child does not keep its parent's, and no process is waited for for ever."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ go_on.set()
 thread.join()
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-"""A child is forked while a thread of its parent holds a lock, and wants it too."""
+"""Forks a child while a thread of the parent holds a lock; the child takes the same lock."""
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_child_can_take_lock_held_at_fork(hold: str) -> None:
 
 
 def test_child_does_not_keep_parents_lock(tmp_path: Path) -> None:
-    """The parent is killed while it holds a lock; a child of it, which lives on, holds nothing."""
+    """The parent is killed while it holds a lock; its child, which lives on, does not hold it."""
     path = tmp_path / "lock"
     code = f"""
 import fcntl, os, sys

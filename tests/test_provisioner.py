@@ -1,4 +1,4 @@
-"""The provisioner's hooks that no front end's test comes by: paths, facts, a fresh sandbox."""
+"""The provisioner's hooks that no other test covers: paths, facts, restarts in a new sandbox."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def provisioner_of(manager: KernelManager) -> GVisorProvisioner:
 
 
 def test_resolve_path_finds_only_mounted_files(tmp_path: Path) -> None:
-    """Files that are mounted have a host path; nothing else has, whatever is planted."""
+    """Mounted files have a host path; all other paths have none, also behind planted links."""
     (tmp_path / "data.csv").write_text("1\n")
     with running_kernel(start={"cwd": str(tmp_path)}) as (manager, client):
         code = "import os\nopen('/mnt/user-data/outputs/made', 'w').close()\n"
@@ -40,7 +40,7 @@ def test_resolve_path_finds_only_mounted_files(tmp_path: Path) -> None:
             "/mnt/user-data/outputs/../../../etc/passwd",
             "../../etc/passwd",
             "/etc/passwd",
-            "new",  # copy-on-write: it is in the sandbox alone
+            "new",  # copy-on-write: it exists only in the sandbox
             "data.csv\0",
             "",
         ):
@@ -81,7 +81,7 @@ def test_restart_setting_sandbox_starts_new_sandbox(tmp_path: Path) -> None:
 
 
 def test_kernelspec_variables_with_passed_values_are_named(tmp_path: Path) -> None:
-    """They are known by name, so that no image holds them."""
+    """They are known by name, so that no snapshot contains them."""
     variables = {"HEADER": "Bearer ${TOKEN}", "SHORT": "$TOKEN", "OWN": "1", "OTHER": "$HOME"}
     provisioner = GVisorProvisioner(kernel_id="", kernel_spec=KernelSpec(env=variables))
     spec = SandboxSpec(environment=("TOKEN",))

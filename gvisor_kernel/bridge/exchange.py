@@ -23,8 +23,8 @@ from gvisor_kernel.bridge.deaths import make_death_messages
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
+from gvisor_kernel.bridge.renewal import RenewalRequest
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.settling import RenewalRequest
 from gvisor_kernel.bridge.waiting import ClientMessage, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, LocalProtocolError, Message

@@ -1,4 +1,4 @@
-"""Where the Unix sockets of kernels lie, and what dead processes leave."""
+"""The directories for the Unix sockets of kernels, and the sweep after dead processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..world import World
 
 
 def dead_name() -> str:
-    """What a process that has ended was called."""
+    """Return the name of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         name = endpoints.owner_name(process.pid)
         process.communicate()
@@ -38,7 +38,7 @@ def test_each_process_has_private_directory(world: World) -> None:
 
 
 def test_too_long_path_falls_back_to_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever TMPDIR points, which may be as long."""
+    """TMPDIR is not used, as it may be too long as well."""
     root = tmp_path / ("long" * 25)
     monkeypatch.setenv("TMPDIR", str(root))
     base = endpoints.make_base(root)

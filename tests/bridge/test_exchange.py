@@ -1,4 +1,4 @@
-"""What passes between clients and a link: in order, and no long work on the loop that all share."""
+"""Messages between clients and a link keep their order; long work is not done on the loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LARGE = 4 * MAX_INLINE
 
 
 def sign(key: str, message: WireMessage) -> list[Part]:
-    """Not by the signer that is watched."""
+    """Sign without the ``Signer`` that the tests watch."""
     dicts = (message.header, message.parent, message.metadata, message.content)
     digest = hmac.new(key.encode(), b"".join(dicts), "sha256").hexdigest().encode()
     return [*message.identities, DELIMITER, digest, *dicts]
@@ -43,17 +43,17 @@ class FakeConnection:
     state = State.RUNNING
 
     def __init__(self) -> None:
-        self.taken: list[Message] = []
+        self.consumed_messages: list[Message] = []
 
     def queued(self, channel: Channel) -> int:
         return 0
 
     def consumed(self, message: Message) -> None:
-        self.taken.append(message)
+        self.consumed_messages.append(message)
 
 
 class FakeLink:
-    """A link to a kernel that does nothing."""
+    """A link to a kernel that does nothing; records sent messages."""
 
     ended = stopped = False
 
@@ -71,7 +71,7 @@ class FakeLink:
 
 
 class Bench:
-    """An exchange, its clients, and the threads in which something large was signed."""
+    """An exchange, its clients, and the threads in which large messages were signed."""
 
     def __init__(self, base: Path, executor: ThreadPoolExecutor) -> None:
         self.link = FakeLink()
@@ -101,10 +101,9 @@ class Bench:
         assert welcome.kind == "iopub_welcome"
         return socket
 
-    def say(
+    def send_as_kernel(
         self, channel: Channel, kind: str, number: int, size: int = 10, to: bytes = b"t"
     ) -> None:
-        """As the kernel."""
         parent = json.dumps({"msg_id": str(number)}).encode()
         message = new_message(kind, {"n": number, "x": "x" * size}, parent, to)
         parts = sign(INNER, message)
@@ -158,9 +157,11 @@ def test_large_output_is_signed_in_worker_and_keeps_order(
         async with opened(tmp_path, monkeypatch) as bench:
             client = await bench.subscribe()
             for number in range(30):
-                bench.say(Channel.IOPUB, "stream", number, LARGE if number % 10 == 0 else 10)
+                bench.send_as_kernel(
+                    Channel.IOPUB, "stream", number, LARGE if number % 10 == 0 else 10
+                )
             assert [number_of(await receive(client)) for _ in range(30)] == list(range(30))
-            await until(lambda: len(bench.link.connection.taken) == 30)
+            await until(lambda: len(bench.link.connection.consumed_messages) == 30)
             assert bench.signed_large
             assert threading.get_ident() not in bench.signed_large
 
@@ -190,16 +191,16 @@ def test_large_requests_are_signed_in_worker_and_keep_order(
 def test_death_is_shown_after_kernel_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output that is still being checked comes before it, and a reply makes it needless."""
+    """Output that is still being checked comes first; a cell with a reply gets no error."""
 
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
             client = await bench.subscribe()
             bench.exchange._pending.update({"1": b'{"msg_id": "1"}', "2": b'{"msg_id": "2"}'})
-            bench.say(Channel.IOPUB, "stream", 7, LARGE)
-            bench.say(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
+            bench.send_as_kernel(Channel.IOPUB, "stream", 7, LARGE)
+            bench.send_as_kernel(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
             await bench.exchange.drain_kernel(SECONDS)
-            bench.exchange.show_death("it was told to")
+            bench.exchange.show_death("the reason")
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
 
@@ -213,16 +214,16 @@ def test_message_with_too_long_topic_is_dropped(
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
             client = await bench.subscribe()
-            bench.say(Channel.IOPUB, "stream", 1, to=bytes(size))
-            bench.say(Channel.IOPUB, "stream", 2)
+            bench.send_as_kernel(Channel.IOPUB, "stream", 1, to=bytes(size))
+            bench.send_as_kernel(Channel.IOPUB, "stream", 2)
             assert number_of(await receive(client)) == 2
-            assert len(bench.link.connection.taken) == 2
+            assert len(bench.link.connection.consumed_messages) == 2
 
     asyncio.run(run())
 
 
 def test_dropped_messages_do_not_fill_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as pushed all else out of both of its files once."""
+    """13,000 of them once pushed all other lines out of the log."""
 
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
@@ -232,7 +233,7 @@ def test_dropped_messages_do_not_fill_log(tmp_path: Path, monkeypatch: pytest.Mo
             for _ in range(13_000):
                 bench.exchange.from_kernel(Message(Channel.IOPUB, parts, 10, 0))
             bench.records.close()
-            assert len(bench.link.connection.taken) == 13_000
+            assert len(bench.link.connection.consumed_messages) == 13_000
 
     asyncio.run(run())
     assert "sandbox is up" in (tmp_path / "log").read_text()
@@ -269,7 +270,7 @@ def test_lane_keeps_order(executor: ThreadPoolExecutor) -> None:
         await asyncio.wait_for(emptied.wait(), SECONDS)
         assert done == list(range(10))
         lane.put(1, lambda: 10, done.append)
-        assert done[-1] == 10  # at once
+        assert done[-1] == 10  # it was done at once
 
     asyncio.run(run())
 
@@ -291,7 +292,7 @@ def test_closed_lane_ignores_work(executor: ThreadPoolExecutor) -> None:
 
 
 def test_lane_without_workers_runs_work_on_loop() -> None:
-    """As at the end of a process."""
+    """At the exit of a process the executor accepts no work."""
 
     async def run() -> None:
         executor = ThreadPoolExecutor(1)

@@ -1,4 +1,4 @@
-"""Answers of the bridge reach whoever awaits them, also on a loop that others wake by mistake."""
+"""Answers of the bridge reach the caller, also on a loop whose wake-ups other processes read."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ SECONDS = patient(20)
 
 
 def test_answer_arrives_when_sibling_reads_wake_up() -> None:
-    """Siblings that were forked with a loop share the pipe that wakes it: one byte, one reader."""
+    """Siblings that were forked with a loop share its pipe, and only one reads each byte."""
     loop: Any = asyncio.new_event_loop()
     loop._write_to_self = lambda: None
     select = loop._selector.select
     answers: list[int] = []
     waits, said = threading.Event(), threading.Event()
 
-    def select_and_say(timeout: float | None = None) -> Any:
+    def select_and_notify(timeout: float | None = None) -> Any:
         if timeout is None or timeout > 0:
             waits.set()
         return select(timeout)
 
-    loop._selector.select = select_and_say
+    loop._selector.select = select_and_notify
 
     async def answer() -> int:
         assert await asyncio.to_thread(waits.wait, SECONDS)
@@ -76,14 +76,14 @@ print({os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids})
 
 
 def test_forked_siblings_that_share_loop_get_answers() -> None:
-    """Jupyter's own: it keeps one for the calls of a manager, and a pool of workers inherits it."""
+    """jupyter_core keeps a loop for a manager's calls, and a pool of workers inherits it."""
     argv = [sys.executable, "-W", "ignore", "-c", SIBLINGS]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
     assert done.stdout == "{0}\n", done.stderr
 
 
 def test_cancelled_call_is_cancelled_on_bridge() -> None:
-    """What is not run any more ends."""
+    """The coroutine ends on the bridge's loop."""
     ended = threading.Event()
 
     async def endless() -> None:

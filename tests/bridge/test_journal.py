@@ -1,4 +1,4 @@
-"""The log and the transcript of a kernel: bounded, in order, and not to be forged."""
+"""The log and the transcript of a kernel are bounded, ordered, and cannot be forged."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The log's own, which a test sets."""
+    """The clock of the log, which a test sets."""
     made = Clock()
     monkeypatch.setattr(log_files.time, "monotonic", lambda: made.now)
     return made
 
 
 def entries(directory: Path) -> list[dict[str, Any]]:
-    """All that was recorded, oldest first."""
+    """Return all recorded entries, oldest first."""
     files = sorted(directory.glob("transcript.jsonl*"), key=lambda p: p.name, reverse=True)
     files = [f for f in files if f.suffix != ".jsonl"] + [directory / "transcript.jsonl"]
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
@@ -69,7 +69,7 @@ def test_log_escapes_control_characters(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["\n" * 32760, "\r" * 32760, "\0" * 32760, "line\n" * 6552, ""])
 def test_flood_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
-    """It takes no room of what the bridge has to say, and what is left out is told."""
+    """It pushes out no event of the bridge, and the log says what was left out."""
     log = KernelLog(tmp_path / "log")
     log.write("bridge", "before")
     for _ in range(200):
@@ -87,7 +87,7 @@ def test_flood_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
 
 
 def test_log_keeps_beginning_and_end(tmp_path: Path, clock: Clock) -> None:
-    """However much comes between, and for however long."""
+    """However much is logged in between, and for however long."""
     log = KernelLog(tmp_path / "log")
     for number in range(30_000):
         clock.now += 1.0
@@ -107,7 +107,7 @@ def test_log_keeps_beginning_and_end(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_dropped_messages_are_counted_and_few_are_logged(tmp_path: Path) -> None:
-    """13,000 of them once pushed all else out of the log."""
+    """13,000 of them once pushed all other lines out of the log."""
     records = Records()
     records.open(tmp_path / "log", None)
     records.note("sandbox is up")
@@ -152,7 +152,7 @@ def test_log_reports_omitted_characters(tmp_path: Path, clock: Clock) -> None:
     log = KernelLog(tmp_path / "log")
     for _ in range(journal.INSIDE_BURST // 1000 + 1):
         log.write_inside("stdout", "x" * 1000)
-    clock.now += 0.5  # half a second's is not enough to begin again
+    clock.now += 0.5  # half a second's allowance is not enough to begin again
     log.write_inside("stdout", "y" * 1000)
     clock.now += 1.0
     log.write_inside("stdout", "again")
@@ -188,7 +188,7 @@ def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_removed_log_is_not_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its directory may be on its way out."""
+    """Its directory may be being removed."""
     monkeypatch.setattr(journal, "MAX_EVENTS", 1000)
     log = KernelLog(tmp_path / "log")
     log.write("bridge", "one")
@@ -226,7 +226,7 @@ def test_transcript_omits_passwords_and_large_content(tmp_path: Path) -> None:
     transcript.record("request", message("input_reply", value="secret"))
     transcript.record("output", message("display_data", data="x" * 100_000))
     transcript.record("reply", message("execute_reply", status="ok"))
-    large, reply = entries(tmp_path)  # a reply is on disk at once
+    large, reply = entries(tmp_path)  # a reply is written at once
     transcript.close()
     assert "content" not in large
     assert large["size"] > 100_000

@@ -1,4 +1,4 @@
-"""When the bridge looks at a sandbox's memory, and how it names a size."""
+"""When the bridge measures a sandbox's memory, and how it formats a size."""
 
 from __future__ import annotations
 

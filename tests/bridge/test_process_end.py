@@ -1,4 +1,4 @@
-"""The end of the process that owns kernels, and of one that it forked."""
+"""The exit of a process that owns kernels, and of its forked child."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_program(text: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_forked_child_does_not_touch_parents_kernels() -> None:
-    """Whether it ends at once, or calls what it inherited: that does nothing, and does not hang."""
+    """Calls to the inherited provisioner have no effect in the child, and do not hang."""
     with running_kernel() as (manager, client):
         assert execute(client, "kept = 1").status == "ok"
         pid = os.fork()
@@ -72,7 +72,7 @@ manager.start_kernel()
 
 
 def test_shutdown_after_bridge_ended_is_harmless() -> None:
-    """A handler registered before the first kernel runs after the bridge's own (nbclient does)."""
+    """An exit handler of before the first kernel, such as nbclient's, runs after the bridge's."""
     done = run_program("""
 import atexit
 from jupyter_client import KernelManager
@@ -88,7 +88,7 @@ manager.start_kernel()
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
 def test_cancelled_start_leaves_nothing(delay: float) -> None:
-    """In the middle of whatever is going on then, and the process ends straight after."""
+    """The process exits right after the cancellation."""
     done = run_program(f"""
 import asyncio
 from jupyter_client import AsyncKernelManager

@@ -1,4 +1,4 @@
-"""A kernel that sends much, beside others that clients use."""
+"""The read rate of a kernel that floods its output while clients use other kernels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sharing(clock: Clock) -> Sharing:
 
 
 def pauses(share: Share, size: int) -> float:
-    """Over ``size`` bytes that come as fast as they are read."""
+    """Return the sum of the pauses while ``size`` bytes are read at once."""
     return sum(share.take(READ_SIZE) for _ in range(size // READ_SIZE))
 
 

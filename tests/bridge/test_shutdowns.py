@@ -1,4 +1,4 @@
-"""For which kernel a shutdown request was meant."""
+"""A shutdown request ends only the kernel that it was sent to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernelspec gvisor-bash: jupyter_kernel_test's checks, and what people do in a shell."""
+"""The kernelspec gvisor-bash: jupyter_kernel_test's checks, and common uses of a shell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "gvisor-bash"
 
 @pytest.fixture(scope="module", autouse=True)
 def kernelspec(world: World) -> Iterator[None]:
-    """As it is installed, but cold: nothing makes an image beside the tests."""
+    """The installed kernelspec without snapshots: none must be made during the tests."""
     install = ["install", "--user", "--language", "bash", "--set", "snapshot=off"]
     assert main(install) == 0
     yield
@@ -41,7 +41,7 @@ class TestConformance(Conformance):
     code_hello_world = "echo hello, world"
     completion_samples = [{"text": "unal", "matches": {"unalias"}}]  # noqa: RUF012
     code_generate_error = "false"
-    # bash_kernel gives bash one terminal, so what goes to stderr is stdout to it.
+    # bash_kernel runs bash on one terminal, so stderr of a program is stdout of the kernel.
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_interrupt_ends_only_running_cell(
     manager: KernelManager, client: BlockingKernelClient
 ) -> None:
     execute(client, "before=here")
-    # Between two commands of its own bash loses an interrupt now and then, unsandboxed too.
+    # Bash sometimes loses an interrupt between two commands, also without a sandbox.
     client.execute("sh -c 'echo begun; exec sleep 600'")
     wait_for_text(client, "begun")
     manager.interrupt_kernel()

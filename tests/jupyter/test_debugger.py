@@ -1,4 +1,4 @@
-"""The debugger: a breakpoint stops a cell, variables can be read, and it goes on."""
+"""The debugger: a breakpoint stops a cell, variables can be read, and the cell continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebooks in forked workers: nbclient's users run many at a time in a pool of processes."""
+"""Notebooks in a pool of forked workers, as users of nbclient run them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ JAR = "kernels/java/jjava.jar"
 
 @pytest.fixture(scope="module", autouse=True)
 def kernelspec(world: World) -> Iterator[None]:
-    """As it is installed, but cold: nothing makes an image beside the tests."""
+    """The installed kernelspec without snapshots: none must be made during the tests."""
     install = ["install", "--user", "--language", "java", "--set", "snapshot=off"]
     assert main(install) == 0
     yield
@@ -89,7 +89,7 @@ def test_interrupt_ends_only_running_cell(
     manager: KernelManager, client: BlockingKernelClient
 ) -> None:
     execute(client, 'String before = "here";')
-    # Between two statements of a cell jjava loses an interrupt now and then, unsandboxed too.
+    # jjava sometimes loses an interrupt between two statements, also without a sandbox.
     client.execute('{ System.out.println("begun"); Thread.sleep(600_000); }')
     wait_for_text(client, "begun")
     manager.interrupt_kernel()

@@ -1,4 +1,4 @@
-"""A kernel's life as jupyter_client leads it: start, restart, crash, shutdown, many at once."""
+"""A kernel's life under jupyter_client: start, restart, crash, shutdown, many at once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def nothing_left_by_the_test(world: World, folder: Path) -> Iterator[None]:
 
 
 def test_shutdown_runs_atexit_handlers(folder: Path) -> None:
-    """What the kernel registered with atexit runs, and its connection file is gone."""
+    """The kernel's atexit handlers run, and its connection file is removed."""
     with running_kernel() as (manager, client):
         connection_file = Path(manager.connection_file)
         assert connection_file.exists()
@@ -72,7 +72,7 @@ def test_shutdown_now_while_busy_with_children() -> None:
 
 
 def test_shutdown_kills_kernel_that_ignores_it() -> None:
-    """Neither the message nor SIGINT nor SIGTERM reaches it; the kill does."""
+    """It ignores the message, SIGINT and SIGTERM, but not SIGKILL."""
     code = """
 import signal
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,7 +112,7 @@ def test_shutdown_before_kernel_answers() -> None:
 
 
 def test_restart_keeps_connection_and_files() -> None:
-    """The namespace is new, the client's connection stays; and so do files in the sandbox."""
+    """The namespace is new; the client's connection and files in the sandbox stay."""
     with running_kernel() as (manager, client):
         execute(client, "x = 1; open('/tmp/kept-' + str(__import__('os').getuid()), 'w').close()")
         session, connection = manager.session.key, manager.get_connection_info()
@@ -125,7 +125,7 @@ def test_restart_keeps_connection_and_files() -> None:
 
 
 def test_second_start_replaces_kernel() -> None:
-    """jupyter_client allows it; nbclient's tests do it."""
+    """jupyter_client allows a second start, and nbclient's tests do it."""
     if not SANDBOXED:
         pytest.skip("the local provisioner forgets the first kernel, and leaves it running")
     with running_kernel() as (manager, client):
@@ -147,7 +147,7 @@ def test_restart_while_busy(now: bool) -> None:
 
 
 def test_failed_restart_can_be_retried(tmp_path: Path) -> None:
-    """As where the notebook's folder is away for a moment; the manager knows the old addresses."""
+    """The notebook's folder is missing for a moment; the manager keeps the old addresses."""
     folder, away = tmp_path / "notebook", tmp_path / "away"
     folder.mkdir()
     settings = {"snapshot": "off", "restart": "sandbox"}
@@ -162,7 +162,7 @@ def test_failed_restart_can_be_retried(tmp_path: Path) -> None:
 
 
 def test_requests_during_restart_are_answered() -> None:
-    """As Jupyter's server does: one kernel_info_request, and then it waits."""
+    """Jupyter's server sends one kernel_info_request and then waits."""
     with running_kernel() as (manager, client):
         manager.restart_kernel()
         assert finish(client, client.kernel_info()).status == "ok"
@@ -188,7 +188,7 @@ def test_many_restarts_leak_nothing(world: World) -> None:
             if i == 1:
                 before = size()
         assert execute(client, "40 + 2").result == "42"
-        # A socket or two may be connecting just now; a leak would be of ten at least.
+        # A socket or two may be connecting now; a leak would be ten or more.
         grown = {name: count - before[name] for name, count in size().items()}
         assert all(count < 5 for count in grown.values()), grown
         assert grown["processes"] <= 0, grown
@@ -203,10 +203,10 @@ def test_crash_is_noticed(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
 def test_crashed_kernel_is_restarted(how: str) -> None:
-    """jupyter_client's restarter brings a fresh kernel, which the same client can use."""
+    """jupyter_client's restarter starts a new kernel, which the same client can use."""
 
     async def crash() -> None:
-        # The second is for crashes soon after a start, which are taken for a fight over ports.
+        # The second option: a crash soon after a start would count as a conflict about ports.
         restarter = {"time_to_dead": 0.2, "random_ports_until_alive": False}
         config = Config({"KernelRestarter": restarter})
         manager = AsyncIOLoopKernelManager(kernel_name=SOONEST, config=config, autorestart=True)
@@ -303,7 +303,7 @@ def test_managers_work_on_several_loops_and_threads() -> None:
             with running_kernel() as (_, client):
                 results.append(int(execute(client, "1 + 1").result))
         finally:
-            ensure_event_loop().close()  # jupyter_core makes one for each thread
+            ensure_event_loop().close()  # jupyter_core creates one per thread
 
     threads = [threading.Thread(target=in_a_thread) for _ in range(2)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Each kind of message that a front end exchanges with a kernel, besides plain execution."""
+"""All message types that a front end exchanges with a kernel, except plain execution."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_input_is_refused_without_stdin(client: BlockingKernelClient) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 10_000_000])
 def test_buffers_survive_round_trip(client: BlockingKernelClient, size: int) -> None:
-    """Binary buffers, empty ones among them, to a comm and back."""
+    """Binary buffers, also empty ones, go to a comm and back."""
     assert execute(client, ECHO).status == "ok"
     send(client, "comm_open", {"comm_id": f"e{size}", "target_name": "echo"}, channel="shell")
     buffers = [os.urandom(size), b"", b"\x00" * 3, b""]
@@ -84,7 +84,7 @@ def test_buffers_survive_round_trip(client: BlockingKernelClient, size: int) -> 
 
 
 def test_widget_updates_both_ways(client: BlockingKernelClient) -> None:
-    """A slider moves in the front end, its callback runs; the kernel moves it, and it is told."""
+    """A slider moved by the front end runs its callback; one moved by the kernel is reported."""
     pytest.importorskip("ipywidgets")
     answer = execute(client, SLIDER)
     model = next(
@@ -132,7 +132,7 @@ def test_subshell_answers_while_main_shell_is_busy(client: BlockingKernelClient)
     wait_for_text(client, "busy")
     content = {"code": "print('from the subshell'); go.set()", "silent": False}
     msg_id = send(client, "execute_request", content, channel="shell", header=header)
-    replies: dict[str, str] = {}  # either may come first: the one lets the other go
+    replies: dict[str, str] = {}  # either may come first
     while not {main, msg_id} <= set(replies):
         reply = next_message(client, "shell", time.monotonic() + SECONDS, "both replies")
         replies[reply["parent_header"]["msg_id"]] = reply["content"]["status"]
@@ -161,7 +161,7 @@ for i in range(3000): display(i)
 
 
 def test_no_output_is_lost(client: BlockingKernelClient) -> None:
-    """A burst of more messages than any default high-water mark, read when all are sent."""
+    """A burst of more messages than any default high-water mark is read after all were sent."""
     msg_id = client.execute(FLOOD)
     reply = reply_to(client, msg_id)
     assert reply["content"]["status"] == "ok"
@@ -203,10 +203,10 @@ def subscribe(manager: KernelManager, topic: bytes) -> tuple[zmq.Socket[bytes], 
 def test_first_subscriber_of_topic_is_welcomed(
     manager: KernelManager, client: BlockingKernelClient
 ) -> None:
-    """A topic's first subscriber is told that it is subscribed (JEP 65), and no other one.
+    """Only a topic's first subscriber gets a welcome (JEP 65).
 
-    All who subscribe hear what one is told, and kernel gateway's notebook-http mode, for one,
-    blocks for good when a message without a parent comes after its first request.
+    All subscribers receive it, and kernel gateway's notebook-http mode blocks for ever if a message
+    without a parent comes after its first request.
     """
 
     def next_welcome(socket: zmq.Socket[bytes], session: Session) -> str:
@@ -235,7 +235,7 @@ def test_wrong_signature_is_ignored(
     try:
         code = {"code": "intruder = 1", "silent": False}
         send(stranger, "execute_request", code, channel=channel)
-        # Sent on the same connection, and so read after it.
+        # It is sent on the same connection, so it is read after the forged message.
         stranger.session.key = manager.session.key
         msg_id = send(stranger, "kernel_info_request", channel=channel)
         assert reply_to(stranger, msg_id, channel=channel)["content"]["status"] == "ok"
@@ -255,7 +255,7 @@ def test_replayed_message_is_ignored(client: BlockingKernelClient) -> None:
 
 
 def test_second_client_of_session_takes_over(manager: KernelManager) -> None:
-    """``km.client()`` twice gives the same identity twice; the newer is answered."""
+    """Two clients of ``km.client()`` share an identity; the newer one gets the replies."""
     with closing_client(manager) as older:
         assert execute(older, "1").result == "1"
         with closing_client(manager) as newer:

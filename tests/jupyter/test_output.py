@@ -1,4 +1,4 @@
-"""What code prints, by whatever means, is shown in its cell: all of it, and in order."""
+"""All output of code is shown in its cell and in order, however it is printed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def test_output_is_shown(how: str, client: BlockingKernelClient) -> None:
     code, said = PRINTING[how]
     answer = execute(client, code)
     assert answer.status == "ok", answer.reply["content"]
-    if "child" in how or "shell" in how:  # a terminal's ends of line, or another process's time
-        said_by_kernel = answer.text.replace("\r", "").strip()
-        assert said_by_kernel == said
+    if "child" in how or "shell" in how:  # line ends of a terminal, or output of another process
+        assert answer.text.replace("\r", "").strip() == said
     else:
         assert answer.text == said
 
@@ -67,7 +66,7 @@ for thread in threads: thread.join()
 
 
 def test_thread_output_after_its_cell_is_shown(client: BlockingKernelClient) -> None:
-    """After its cell, and while others run."""
+    """Also while other cells run."""
     code = """
 import threading
 go, done = threading.Event(), threading.Event()
@@ -111,7 +110,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     ids=["forked", "multiprocessing"],
 )
 def test_output_of_children_is_shown(client: BlockingKernelClient, code: str, rest: str) -> None:
-    """ipykernel passes their output on by a socket of its own; it may come after the cell."""
+    """ipykernel forwards their output over its own socket; it may come after the cell."""
     msg_id = client.execute(code)
     seen = ""
     while len(seen.split()) < 3 or not seen.endswith("\n"):
@@ -119,14 +118,14 @@ def test_output_of_children_is_shown(client: BlockingKernelClient, code: str, re
         if message["content"]["name"] == "stdout":
             seen += message["content"]["text"]
     assert sorted(seen.split()) == ["child0", "child1", "child2"]
-    # Its idle may have been read above.
+    # Its idle message may have been read above.
     assert execute(client, f"sum({rest})").result == ("0" if rest == "statuses" else "6")
     assert msg_id
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_children_print_while_thread_prints(client: BlockingKernelClient) -> None:
-    """They have none of the kernel's threads, so none will free what those held at the fork."""
+    """Locks that the kernel's threads hold at a fork must not block the children."""
     code = """
 import os, signal, sys, threading
 ended = threading.Event()
@@ -151,7 +150,7 @@ thread.join()
 
 
 def test_spawned_child_inherits_no_descriptors(client: BlockingKernelClient) -> None:
-    """Nor any other descriptor of the kernel's."""
+    """Neither those of the link nor any other of the kernel."""
     code = """
 import json, os, subprocess, sys
 program = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:-1])"

@@ -1,4 +1,4 @@
-"""Kernels in an image from the store, made of this machine's Python: what they see and leave."""
+"""Kernels in an image of the store, which is made of this machine's Python."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command(*arguments: str) -> str:
         text=True,
         timeout=170,
         check=False,
-        cwd=PROJECT,  # the package that is tested, where another one is installed
+        cwd=PROJECT,  # run this checkout, even if another version is installed
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,12 +43,13 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where images come from: ``plain`` has Python, ``kernel`` ipykernel too, and is imported."""
+    """An OCI layout with two images. ``plain`` has Python; ``kernel``, which is imported as
+    ``mini``, also has ipykernel."""
     directory = make_image(tmp_path_factory.mktemp("images"))
     said = command("image", "import", str(directory), "--name", "mini", "--reference", "kernel")
     assert 'Kernels run in it with the setting image="mini".' in said
     with pytest.MonkeyPatch.context() as patch:
-        # To wait for a busy disk once is enough.
+        # One wait for a busy disk is enough.
         patch.setattr("gvisor_kernel.archive.tree.sync_file_system", lambda directory: None)
         yield directory
     assert main(["image", "remove", *(image.digest for image in Store.open().images())]) == 0
@@ -105,9 +106,7 @@ for change in (
 
 
 @pytest.mark.parametrize("way", ["direct", "relay"])
-def test_the_image_is_the_root_and_its_python_runs_all(
-    mini: RootImage, folder: Path, way: str
-) -> None:
+def test_image_is_root_and_its_python_runs_kernel(mini: RootImage, folder: Path, way: str) -> None:
     (folder / "data.csv").write_text("a,b\n")
     with running_kernel(settings=settings(way)) as (manager, client):
         assert_way(manager, client, way)
@@ -158,7 +157,7 @@ def test_kernels_in_image_are_restored_from_snapshots(world: World, mini: RootIm
 
 
 def test_bash_kernel_runs_in_image(mini: RootImage) -> None:
-    """By the kernelspec gvisor-bash, whose Python is that of the image."""
+    """The kernelspec gvisor-bash uses the image's Python."""
     pytest.importorskip("bash_kernel")
     install = ["install", "--user", "--language", "bash", "--name", "gk-bash", "--image", "mini"]
     assert main([*install, "--set", "snapshot=off"]) == 0
@@ -170,7 +169,7 @@ def test_bash_kernel_runs_in_image(mini: RootImage) -> None:
 
 
 def start(settings: dict[str, object]) -> None:
-    """Start a kernel that is not to start."""
+    """Start a kernel that must not start."""
     manager = KernelManager(
         kernel_name="gvisor-python", config=Config({"GVisorProvisioner": settings})
     )

@@ -1,4 +1,4 @@
-"""A Jupyter server over REST and websockets: what JupyterLab does, without the browser."""
+"""A Jupyter server over REST and websockets, used as JupyterLab does, but without a browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kernel(server: JupyterServer) -> Iterator[str]:
 def test_kernel_runs_interrupts_restarts_and_ends(
     server: JupyterServer, kernel: str, world: World
 ) -> None:
-    """Start, run, interrupt an endless loop, restart, delete; then it is gone."""
+    """At the end the kernel is deleted, and its sandbox is gone."""
     with server.page(kernel) as page:
         page.execute("print(6 * 7)")
         page.wait_for_text("42")
@@ -66,9 +66,9 @@ def test_kernel_runs_interrupts_restarts_and_ends(
 
 
 def test_all_pages_see_all_outputs(server: JupyterServer, kernel: str) -> None:
-    """Both see all outputs; a third that comes later sees what is printed from then on."""
+    """A page that is opened later sees the outputs from then on."""
     with server.page(kernel) as one, server.page(kernel) as two:
-        for page in (one, two):  # a page is served when its first request was answered
+        for page in (one, two):  # a page gets outputs after the reply to its first request
             page.wait_for_reply(page.send("kernel_info_request", {}))
         one.execute("print('from one')")
         two.wait_for_text("from one")
@@ -107,7 +107,7 @@ def test_page_can_end_kernel(server: JupyterServer, kernel: str) -> None:
 
 
 def test_kernel_sees_notebooks_folder(server: JupyterServer) -> None:
-    """A kernel of a session sees the notebook's folder, and its outputs are beside the notebook."""
+    """Its outputs are stored beside the notebook."""
     folder: Path = server.folder / "deep"
     folder.mkdir()
     (folder / "data.txt").write_text("of the notebook")

@@ -1,4 +1,4 @@
-"""Settings as Jupyter hands them on: what is wrong is said by name, and nothing is left of it."""
+"""Settings from Jupyter reach the sandbox; a wrong one is reported by name and leaves nothing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_wrong_setting_is_reported(name: str, where: str, folder: Path) -> None:
         start({name: WRONG[name]}, where)
     said = str(error.value)
     assert "What to do:" in said
-    if name != "mounts":  # of which the wrong part is shown
+    if name != "mounts":  # its error shows only the wrong part
         assert str(WRONG[name]).strip("[]'") in said
     assert list(folder.iterdir()) == []
 
@@ -114,7 +114,7 @@ def find_numbers(value: Any) -> set[int]:
 
 
 def test_kernel_variables_of_client_are_ignored(folder: Path) -> None:
-    """JupyterLab and others pass KERNEL_* on from whoever starts a kernel."""
+    """JupyterLab and others pass KERNEL_* variables of the client on."""
     (folder / "here").touch()
     environment = {
         "KERNEL_MEMORY_LIMIT": "1T",
@@ -137,7 +137,7 @@ def test_kernel_variables_of_client_are_ignored(folder: Path) -> None:
 def test_failed_start_shows_runsc_error(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a ``runsc`` on PATH before the real one, which answers all but ``run`` like that."""
+    """A ``runsc`` that fails at ``run`` is on PATH before the real one."""
     program = tmp_path / "bin" / "runsc"
     program.parent.mkdir()
     program.write_text(
@@ -173,7 +173,7 @@ def test_missing_command_is_reported(folder: Path) -> None:
 
 
 def test_kernel_that_ends_at_once_leaves_nothing(folder: Path) -> None:
-    """It may be noticed during the start or after it; both ways it is over, and nothing is left."""
+    """Its end may be noticed during the start or after it."""
     manager = KernelManager(kernel_name=KERNEL)
     command = ["python3", "-c", "raise SystemExit(3)", "{connection_file}"]
     manager.config = Config({"GVisorProvisioner": {"command": command}})

@@ -1,4 +1,4 @@
-"""How a client reaches the kernel: ipc and tcp, in the clear and with CURVE."""
+"""How a client reaches the kernel: ipc and tcp, unencrypted and with CURVE."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_default_is_private_ipc_sockets() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_managers_transport_is_used(transport: str) -> None:
-    """As configuration sets it; that a trait was given its own default, tcp, nobody can see."""
+    """It counts if configured; a trait that is set to its default, tcp, cannot be told apart."""
     config = Config({"KernelManager": {"transport": transport}})
     with running_kernel(config=config) as (manager, client):
         info = manager.get_connection_info()
@@ -52,7 +52,7 @@ def test_settings_transport_is_used() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_curve_keeps_strangers_out(transport: str) -> None:
-    """With encryption required, who has the key of the messages but not CURVE's is not heard."""
+    """With encryption required, a client with the message key but without CURVE is ignored."""
     config = Config({"KernelManager": {"transport": transport, "transport_encryption": "required"}})
     with running_kernel(config=config) as (manager, client):
         assert manager.get_connection_info()["transport"] == transport

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(not SANDBOXED, reason="another kernel than ours"
 
 NAME = "gvisor-typescript"
 NULLS = pytest.mark.xfail(
-    reason="Deno 2.7 sends null for user_expressions and transient, unsandboxed too"
+    reason="Deno 2.7 sends null for user_expressions and transient, also without a sandbox"
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kernelspec(world: World) -> Iterator[None]:
-    """As it is installed, but cold: nothing makes an image beside the tests."""
+    """The installed kernelspec without snapshots: none must be made during the tests."""
     install = ["install", "--user", "--language", "typescript", "--set", "snapshot=off"]
     assert main(install) == 0
     yield
@@ -47,8 +47,8 @@ class TestConformance(Conformance):
     incomplete_code_samples = ["function f() {"]  # noqa: RUF012
     code_generate_error = "throw new Error('no')"
 
-    # Not by code_execute_result and code_display_data, whose subtests cannot be expected to fail:
-    # test_results_and_outputs_are_shown looks at what these would, without the schema.
+    # code_execute_result and code_display_data are not set, as xfail does not work for their
+    # subtests. test_results_and_outputs_are_shown checks the same without the schema.
     @NULLS
     def test_execute_stdout(self) -> None:
         super().test_execute_stdout()
