@@ -31,7 +31,7 @@ STEPS = (
     "gvisor_kernel.bridge.kernel:KernelBridge.attach",
     "gvisor_kernel.bridge.kernel:KernelBridge.start_kernel",
     "gvisor_kernel.bridge.kernel:KernelBridge.attach_restored",
-    "gvisor_kernel.snapshots.store:Store._take",
+    "gvisor_kernel.snapshots.store:Store._open_locked",
     "gvisor_kernel.snapshots.manifest:Manifest.find_change",
     "gvisor_kernel.snapshots.host_facts:find_host_facts",
     "jupyter_client.provisioning.local_provisioner:LocalProvisioner.launch_kernel",

@@ -1,7 +1,7 @@
 """Jupyter kernels that run inside gVisor sandboxes.
 
-Only the version stands here: the guest, which runs inside a sandbox on the standard library
-alone, imports this package too.
+Contains only the version: the guest imports this package inside a sandbox, where only the standard
+library is available.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""``python -m gvisor_kernel``: the command line, also what an installed kernelspec starts."""
+"""``python -m gvisor_kernel``: the command line. Installed kernelspecs start it as well."""
 
 from __future__ import annotations
 

@@ -3,19 +3,19 @@
 GvisorKernelError
 ├── SettingError          a setting has a value that is not accepted
 │   └── UnknownSetting    there is no setting of that name
-├── SandboxError          a sandbox could not be had, or ended by itself
-│   ├── RuntimeMissing    the program that makes sandboxes is absent or unusable
-│   ├── LaunchError       a sandbox did not start
-│   ├── SnapshotError     a snapshot could not be made, or not be used
-│   │   └── NoSnapshot    none fits what is to be started
-│   └── IsolationError    a sandbox started, but is not what was demanded; it was ended
+├── SandboxError          a sandbox could not be started or used, or ended unexpectedly
+│   ├── RuntimeMissing    the program that makes sandboxes is missing or unusable
+│   ├── LaunchError       a sandbox or its kernel did not start
+│   ├── SnapshotError     a snapshot could not be made or used
+│   │   └── NoSnapshot    no snapshot fits the kernel
+│   └── IsolationError    a sandbox is not isolated as required; it was ended
 ├── KernelspecError       a kernelspec could not be installed, found or removed
-├── RootImageError        an image cannot be imported, found, used or removed
-├── SkillError            a skill's folder or package is not one, or cannot be had
+├── RootImageError        an image could not be imported, found, used or removed
+├── SkillError            a skill is invalid, or could not be installed, found or removed
 └── StateError            the directories of this user's sandboxes cannot be used
 
-Every error is a fact with its values, and a hint: what the reader can do about it. Jupyter
-shows ``str(error)`` to a person, so it holds both.
+Each error has a fact with its values and a hint about what to do. ``str(error)`` contains both, as
+Jupyter shows it to the user.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from collections.abc import Iterable
 
 
 class GvisorKernelError(Exception):
-    """What went wrong (``fact``), what to do (``hint``), evidence (``detail``, may be empty)."""
+    """Base class: what went wrong (``fact``), what to do (``hint``), evidence (``detail``).
+
+    Hint and detail may be empty.
+    """
 
     def __init__(self, fact: str, hint: str = "", detail: str = "") -> None:
         self.fact = fact
@@ -50,7 +53,7 @@ class SettingError(GvisorKernelError):
         self.value = value
         try:
             self.shown = repr(value)
-        except (ValueError, RecursionError):  # a number of many thousand digits, a deep nest
+        except (ValueError, RecursionError):  # a number with too many digits, or deep nesting
             self.shown = f"a {type(value).__name__} too large to be shown"
         if len(self.shown) > 200:
             self.shown = self.shown[:200] + "…"
@@ -70,27 +73,27 @@ class UnknownSetting(SettingError):
 
 
 class SandboxError(GvisorKernelError):
-    """A sandbox could not be had, or ended by itself."""
+    """A sandbox could not be started or used, or ended unexpectedly."""
 
 
 class RuntimeMissing(SandboxError):
-    """The program that makes sandboxes is absent or unusable."""
+    """The program that makes sandboxes is missing or unusable."""
 
 
 class LaunchError(SandboxError):
-    """A sandbox did not start; ``detail`` has the last lines that it wrote."""
+    """A sandbox or its kernel did not start; ``detail`` has the last lines that it wrote."""
 
 
 class SnapshotError(SandboxError):
-    """An image of a sandbox could not be made or used. A start without one may well succeed."""
+    """A snapshot could not be made or used. A cold start may succeed."""
 
 
 class NoSnapshot(SnapshotError):
-    """No kernel of this kind can be restored now; ``fact`` says why. A cold start may succeed."""
+    """No snapshot fits the kernel; ``fact`` says why. A cold start may succeed."""
 
 
 class IsolationError(SandboxError):
-    """A sandbox is not what was demanded. It has been ended before this is raised."""
+    """A sandbox is not isolated as required. It was ended before this is raised."""
 
 
 class KernelspecError(GvisorKernelError):
@@ -98,12 +101,12 @@ class KernelspecError(GvisorKernelError):
 
 
 class RootImageError(GvisorKernelError):
-    """An image of a root file system could not be imported, found, used or removed."""
+    """An image (root file system) could not be imported, found, used or removed."""
 
 
 class SkillError(GvisorKernelError):
-    """A skill's folder or package is not one, or could not be installed, found or removed."""
+    """A skill is invalid, or could not be installed, found or removed."""
 
 
 class StateError(GvisorKernelError):
-    """The directories that hold this user's sandboxes cannot be used."""
+    """The directories of this user's sandboxes cannot be used."""

@@ -1,8 +1,8 @@
-"""JSON that a sandbox, an archive or an image wrote: parsed within bounds, here and nowhere else.
+"""Parses JSON from sandboxes, archives and images within bounds. No other module parses such JSON.
 
-Python's parser calls itself once a level, and so do most functions that later take its result. So
-nesting is bounded before anything is parsed. Standard library only and Python 3.9, since this file
-is mounted into every sandbox.
+Python's parser recurses once per level, and so do most functions that take its result. So nesting
+is bounded before parsing. Standard library and Python 3.9 only, as this file is mounted into each
+sandbox.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import re
 from typing import Any
 
 MAX_DEPTH = 100
-"""Arrays and objects in each other. Honest documents and messages have less than 20."""
+"""Levels of nested arrays and objects. Usual documents and messages have less than 20."""
 
 _MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 
 
 class JsonError(ValueError):
-    """Data that is no JSON, or exceeds a bound. Its text has nothing of the data in it."""
+    """Data is not JSON, or exceeds a bound. The text contains nothing of the data."""
 
 
 def parse_json(data: bytes | bytearray | memoryview | str, max_size: int) -> Any:
-    """What ``data`` says: UTF-8, at most ``max_size`` bytes (or characters), MAX_DEPTH levels.
+    """Parse JSON in UTF-8 with at most ``max_size`` bytes (or characters) and MAX_DEPTH levels.
 
-    Raises JsonError, and nothing else.
+    :raises JsonError: when ``data`` is something else; no other exception is raised
     """
     if len(data) > max_size:
         raise JsonError(f"it has {len(data)} bytes, over the limit of {max_size}")

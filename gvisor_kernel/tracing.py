@@ -1,7 +1,7 @@
-"""What a start of a kernel waits for, step by step: noted where it happens, shown by whoever asks.
+"""Records the steps of a kernel's start with their times, for ``gvisor-kernel start --trace``.
 
-``step`` may be called from anywhere, and notes nothing unless somebody listens: in ``tracing``,
-in tasks that were made there, and in workers that were given its context.
+``step`` may be called anywhere. It records something only inside ``tracing``, in tasks that were
+created there, and in workers that run in its context.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Trace:
-    """Steps in the order in which they ended, with the seconds since the trace began."""
+    """Steps in the order in which they ended, with seconds since the start of the trace."""
 
     began: float = field(default_factory=time.perf_counter)
     steps: list[tuple[str, float]] = field(default_factory=list)
 
     def note(self, words: str) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         seconds = time.perf_counter() - self.began
         last = self.steps[-1][1] if self.steps else 0.0
         self.steps.append((words, seconds))
@@ -35,7 +35,7 @@ _current: ContextVar[Trace | None] = ContextVar("gvisor_kernel_trace", default=N
 
 
 def step(words: str) -> None:
-    """Note that a step has ended, if somebody traces."""
+    """Record the end of a step, if there is a current trace."""
     trace = _current.get()
     if trace is not None:
         trace.note(words)
@@ -43,7 +43,7 @@ def step(words: str) -> None:
 
 @contextmanager
 def tracing(trace: Trace | None = None) -> Iterator[Trace]:
-    """Note the steps of what is done inside."""
+    """Record the steps that end inside this context."""
     trace = trace or _current.get() or Trace()
     token = _current.set(trace)
     try:

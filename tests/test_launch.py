@@ -1,4 +1,4 @@
-"""The launcher as a front end without provisioners uses it: an argv, a connection file, signals."""
+"""The launcher as front ends without provisioners use it: argv, connection file, signals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nothing_left_by_the_test(
 
 @pytest.fixture
 def connection_file(tmp_path: Path) -> Path:
-    """As a front end writes it: ports that were free a moment ago."""
+    """A connection file as a front end writes it, with ports that were free a moment ago."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)]
         ports = [s.getsockname()[1] for s in sockets]
@@ -72,7 +72,7 @@ def argv(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> list[str]:
 
 @contextmanager
 def launched(connection_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
-    """A launcher whose kernel answers, and a client of it; killed at the end if it still runs."""
+    """Start a launcher and a client, and wait for the kernel. The launcher is killed at the end."""
     process = subprocess.Popen(argv(connection_file), start_new_session=True)
     try:
         with connected(connection_file) as client:
@@ -84,7 +84,7 @@ def launched(connection_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], A
 
 @contextmanager
 def connected(connection_file: Path) -> Iterator[Any]:
-    """A client that has no heart: one that beats in vain for a second gives a start up."""
+    """Connect a client without a heartbeat, which would give up a start after a second."""
     client = BlockingKernelClient(connection_file=str(connection_file))
     client.load_connection_file()
     wait_until(lambda: _listens(client.hb_port), "the launcher to listen")
@@ -104,7 +104,7 @@ def _listens(port: int) -> bool:
     return True
 
 
-def test_a_cell_an_interrupt_and_an_end(connection_file: Path) -> None:
+def test_launcher_runs_cells_interrupts_and_ends(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         assert execute(client, "import os; print(os.getuid())").text == "1000\n"
         busy = client.execute("print('busy', flush=True)\nwhile True: pass")
@@ -116,26 +116,26 @@ def test_a_cell_an_interrupt_and_an_end(connection_file: Path) -> None:
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
 
 
-def test_it_ends_with_its_kernel(connection_file: Path) -> None:
+def test_launcher_ends_with_its_kernel(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         client.execute("import os; os._exit(7)")
         assert process.wait(SECONDS) == 7
 
 
-def test_it_ends_when_a_client_asks(connection_file: Path) -> None:
+def test_launcher_ends_at_shutdown_request(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         client.shutdown()
         assert process.wait(SECONDS) == 0
 
 
-def test_nothing_stays_of_one_that_is_killed(connection_file: Path) -> None:
+def test_killed_launcher_leaves_nothing(connection_file: Path) -> None:
     with launched(connection_file) as (process, _):
         process.kill()
         process.wait()
 
 
 @pytest.mark.parametrize("delay", [0.5, 1.0])
-def test_a_stop_while_it_starts(connection_file: Path, delay: float) -> None:
+def test_sigterm_during_start_ends_launcher(connection_file: Path, delay: float) -> None:
     process = subprocess.Popen(argv(connection_file), start_new_session=True)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
@@ -147,8 +147,8 @@ def test_a_stop_while_it_starts(connection_file: Path, delay: float) -> None:
         process.wait()
 
 
-def test_it_ends_with_the_front_end_that_started_it(connection_file: Path) -> None:
-    """As ipykernel does where Jupyter has set JPY_PARENT_PID."""
+def test_launcher_ends_with_its_front_end(connection_file: Path) -> None:
+    """ipykernel does the same if Jupyter has set JPY_PARENT_PID."""
     front_end = subprocess.Popen(
         [
             *(sys.executable, "-c"),
@@ -195,11 +195,11 @@ def fails(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_kernelspec_that_is_not_there(connection_file: Path) -> None:
+def test_unknown_kernelspec_is_reported(connection_file: Path) -> None:
     assert "'no-such-kernel'" in fails(connection_file, "no-such-kernel")
 
 
-def test_a_wrong_setting(connection_file: Path, world: World) -> None:
+def test_wrong_setting_is_reported(connection_file: Path, world: World) -> None:
     spec = json.loads((world.kernelspecs / DEFAULT_KERNEL / "kernel.json").read_text())
     spec["metadata"]["kernel_provisioner"]["config"] = {"memory_limit": "lots"}
     folder = world.add_kernelspec("wrong-setting", spec)
@@ -213,7 +213,7 @@ def test_a_wrong_setting(connection_file: Path, world: World) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"transport": "udp", "key": ""}'])
-def test_a_connection_file_that_is_none(text: str, tmp_path: Path) -> None:
+def test_invalid_connection_file_is_reported(text: str, tmp_path: Path) -> None:
     path = tmp_path / "kernel-v3.json"
     path.write_text(text)
     assert str(path) in fails(path)

@@ -1,4 +1,4 @@
-"""Locks: a forked child has none of its parent's, and none of a process is waited for for ever."""
+"""Locks: a forked child does not keep its parent's, and no process is waited for for ever."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ go_on.set()
 thread.join()
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-"""A child is forked while a thread of its parent holds a lock, and wants it too."""
+"""Forks a child while a thread of the parent holds a lock; the child takes the same lock."""
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     ],
     ids=lambda hold: hold.split("\n")[0].rpartition(" ")[2],
 )
-def test_held_at_a_fork(hold: str) -> None:
+def test_child_can_take_lock_held_at_fork(hold: str) -> None:
     code = FORK.format(hold=hold, seconds=SECONDS)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
@@ -71,8 +71,8 @@ def test_held_at_a_fork(hold: str) -> None:
     assert done.stdout == "0\n", done.stderr
 
 
-def test_a_child_does_not_hold_on_to_its_parents(tmp_path: Path) -> None:
-    """The parent is killed while it holds a lock; a child of it, which lives on, holds nothing."""
+def test_child_does_not_keep_parents_lock(tmp_path: Path) -> None:
+    """The parent is killed while it holds a lock; its child, which lives on, does not hold it."""
     path = tmp_path / "lock"
     code = f"""
 import fcntl, os, sys
@@ -116,7 +116,7 @@ def stopped_holder(path: Path) -> Iterator[int]:
             process.kill()
 
 
-def test_a_holder_that_is_stopped(tmp_path: Path) -> None:
+def test_stopped_holder_is_named(tmp_path: Path) -> None:
     with stopped_holder(tmp_path / "lock") as pid:
         fd = os.open(tmp_path / "lock", os.O_RDWR)
         held = locked_file(fd, fcntl.LOCK_EX, 0.1)
@@ -126,7 +126,7 @@ def test_a_holder_that_is_stopped(tmp_path: Path) -> None:
             os.fstat(fd)
 
 
-def test_a_holder_of_the_state_directory_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_holder_of_state_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "locked_file", functools.partial(locked_file, seconds=0.1))
     holder = stopped_holder(records.state_root() / "lock")
     refused = pytest.raises(StateError, match="cannot be locked: the process")

@@ -1,4 +1,4 @@
-"""The provisioner's hooks that no front end's test comes by: paths, facts, a fresh sandbox."""
+"""The provisioner's hooks that no other test covers: paths, facts, restarts in a new sandbox."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def provisioner_of(manager: KernelManager) -> GVisorProvisioner:
     return manager.provisioner
 
 
-def test_resolve_path(tmp_path: Path) -> None:
-    """Files that are mounted have a host path; nothing else has, whatever is planted."""
+def test_resolve_path_finds_only_mounted_files(tmp_path: Path) -> None:
+    """Mounted files have a host path; all other paths have none, also behind planted links."""
     (tmp_path / "data.csv").write_text("1\n")
     with running_kernel(start={"cwd": str(tmp_path)}) as (manager, client):
         code = "import os\nopen('/mnt/user-data/outputs/made', 'w').close()\n"
@@ -40,7 +40,7 @@ def test_resolve_path(tmp_path: Path) -> None:
             "/mnt/user-data/outputs/../../../etc/passwd",
             "../../etc/passwd",
             "/etc/passwd",
-            "new",  # copy-on-write: it is in the sandbox alone
+            "new",  # copy-on-write: it exists only in the sandbox
             "data.csv\0",
             "",
         ):
@@ -48,7 +48,7 @@ def test_resolve_path(tmp_path: Path) -> None:
     assert provisioner_of(manager).resolve_path("data.csv") is None
 
 
-def test_info_goes_out_and_in() -> None:
+def test_provisioner_info_can_be_loaded() -> None:
     with running_kernel() as (manager, _):
         provisioner = provisioner_of(manager)
         info: dict[str, Any] = asyncio.run(provisioner.get_provisioner_info())
@@ -64,7 +64,7 @@ def test_info_goes_out_and_in() -> None:
         assert not other.has_process
 
 
-def test_restart_of_the_whole_sandbox(tmp_path: Path) -> None:
+def test_restart_setting_sandbox_starts_new_sandbox(tmp_path: Path) -> None:
     settings = {"restart": "sandbox"}
     with running_kernel(settings=settings, start={"cwd": str(tmp_path)}) as (manager, client):
         first = asyncio.run(provisioner_of(manager).get_provisioner_info())["sandbox"]
@@ -80,8 +80,8 @@ def test_restart_of_the_whole_sandbox(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["kept"]
 
 
-def test_variables_of_a_kernelspec_that_hold_what_is_passed_on(tmp_path: Path) -> None:
-    """They are known by name, so that no image holds them."""
+def test_kernelspec_variables_with_passed_values_are_named(tmp_path: Path) -> None:
+    """They are known by name, so that no snapshot contains them."""
     variables = {"HEADER": "Bearer ${TOKEN}", "SHORT": "$TOKEN", "OWN": "1", "OTHER": "$HOME"}
     provisioner = GVisorProvisioner(kernel_id="", kernel_spec=KernelSpec(env=variables))
     spec = SandboxSpec(environment=("TOKEN",))

@@ -1,5 +1,4 @@
-"""JSON of strangers: what is taken, what is refused, and that nothing else in the package parses
-any."""
+"""JSON from untrusted sources: what is parsed and refused, and that no other module parses it."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gvisor_kernel.bridge.settling import Settling
+from gvisor_kernel.bridge.renewal import RenewalRequest
 from gvisor_kernel.bridge.wire import WireError, new_message
 from gvisor_kernel.link import Channel
 from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, parse_json
@@ -20,24 +19,24 @@ from .test_style import MODULES, PACKAGE
 LARGE = 10 * 1024 * 1024
 
 OWN = {
-    "cli/checks/jupyter.py": "what this machine's own interpreter says",
-    "cli/snapshots.py": "the plan that this package's own process was given",
+    "cli/checks/jupyter.py": "output of this machine's interpreter",
+    "cli/snapshots.py": "a plan from a process of this package",
     "guest/resume.py": "the connection file, in the kernel's own process",
-    "host/enter.py": "what this package's own process was given",
+    "host/enter.py": "input from a process of this package",
     "jupyter/kernelspecs.py": "kernelspecs of this machine",
     "jupyter/launcher.py": "the connection file of a front end",
-    "images/store.py": "flat documents that the store has written",
-    "runtimes/docker/files.py": "a flat list that the runtime has written",
-    "runtimes/runsc/features.py": "a flat document that the runtime has written",
-    "runtimes/runsc/staging.py": "an error of this package's own process",
-    "runtimes/state/records.py": "a record that this user has written",
-    "runtimes/mounts/host_python.py": "what this machine's own interpreter says",
-    "runtimes/mounts/written_folders.py": "flat lines that the runtime has written",
-    "skills/store.py": "a flat record that the store has written",
+    "images/store.py": "flat documents that the store wrote",
+    "runtimes/docker/files.py": "a flat list that the runtime wrote",
+    "runtimes/runsc/features.py": "a flat document that the runtime wrote",
+    "runtimes/runsc/staging.py": "an error of a process of this package",
+    "runtimes/state/records.py": "a record that this user wrote",
+    "runtimes/mounts/host_python.py": "output of this machine's interpreter",
+    "runtimes/mounts/written_folders.py": "flat lines that the runtime wrote",
+    "skills/store.py": "a flat record that the store wrote",
     "snapshots/store.py": "a document whose checksum was compared",
-    "strict_json.py": "here it is bounded",
+    "strict_json.py": "the parser with bounds",
 }
-"""Modules that call Python's parser, with whose JSON it is."""
+"""Modules that call Python's parser, and where the JSON comes from."""
 
 
 def nested(depth: int) -> bytes:
@@ -55,7 +54,7 @@ def nested(depth: int) -> bytes:
         b'"\xed\xa0\x80"',
     ],
 )
-def test_what_is_flat_enough_is_taken(data: bytes) -> None:
+def test_json_within_bounds_is_parsed(data: bytes) -> None:
     expected = json.loads(data)
     for kind in (bytes, bytearray, memoryview):
         assert parse_json(kind(data), LARGE) == expected
@@ -81,12 +80,12 @@ def test_what_is_flat_enough_is_taken(data: bytes) -> None:
     ],
     ids=lambda data: data[:12].hex() or "nothing",
 )
-def test_all_else_is_refused_in_one_way(data: bytes) -> None:
+def test_other_data_raises_json_error(data: bytes) -> None:
     with pytest.raises(JsonError):
         parse_json(data, LARGE)
 
 
-def test_an_error_tells_nothing_of_the_data() -> None:
+def test_error_contains_nothing_of_data() -> None:
     with pytest.raises(JsonError) as caught:
         parse_json(b'{"secret": "s3cr3t"', LARGE)
     assert "s3cr3t" not in str(caught.value)
@@ -102,7 +101,7 @@ def find_parsers() -> set[str]:
     return found
 
 
-def test_strangers_are_parsed_here_alone() -> None:
+def test_only_listed_modules_parse_json() -> None:
     assert find_parsers() == set(OWN)
 
 
@@ -113,20 +112,20 @@ def status(text: str) -> bytes:
 @pytest.mark.parametrize(
     "make", [lambda d: "[" * d + "]" * d, lambda d: '{"a":' * d + "1" + "}" * d]
 )
-def test_no_nesting_disturbs_a_kernel_that_settles(make: Callable[[int], str]) -> None:
-    """Its answer is refused as what it is, and nothing is left to the loop's own handler."""
+def test_nested_reply_to_renewal_request_is_refused(make: Callable[[int], str]) -> None:
+    """The reply is refused by WireError; no exception reaches the loop's handler."""
 
     async def answer(content: bytes) -> str:
-        settling = Settling("1", asyncio.get_running_loop().create_future())
-        reply = new_message("execute_reply", {}, settling.request.header, b"")
-        idle = new_message("status", {"execution_state": "idle"}, settling.request.header, b"")
+        renewal = RenewalRequest("1", asyncio.get_running_loop().create_future())
+        reply = new_message("execute_reply", {}, renewal.request.header, b"")
+        idle = new_message("status", {"execution_state": "idle"}, renewal.request.header, b"")
         object.__setattr__(reply, "content", content)
         try:
-            settling.takes(Channel.SHELL, reply)
+            renewal.consumes(Channel.SHELL, reply)
         except WireError:
             return "refused"
-        assert settling.takes(Channel.IOPUB, idle)
-        return type(settling.done.exception()).__name__
+        assert renewal.consumes(Channel.IOPUB, idle)
+        return type(renewal.done.exception()).__name__
 
     for depth in (1, MAX_DEPTH + 1, *range(200, 1400, 50), 30_000):
         said = asyncio.run(answer(status(make(depth))))

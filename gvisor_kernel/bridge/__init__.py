@@ -1,7 +1,8 @@
-"""The host's end of every link: one thread and one loop a process, for all its kernels.
+"""The bridge between Jupyter clients and sandboxes: one thread and one event loop per process.
 
-Towards clients, ZMQ sockets and the host key; towards a sandbox, the link and a key of its own.
-What comes from a sandbox is bounded by the link, checked here, and signed anew.
+Clients connect to ZMQ sockets and sign with the host key. A sandbox is reached by its link and
+signs with a key of its own. The link bounds what a sandbox sends; the bridge checks each message
+and signs it again.
 """
 
 from gvisor_kernel.bridge.clients import Address

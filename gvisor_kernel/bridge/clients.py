@@ -1,8 +1,8 @@
-"""The five ZMQ sockets that clients connect to. Messages are opaque here but for subscriptions.
+"""The five ZMQ sockets that clients connect to. Only subscriptions are parsed here.
 
-Nothing blocks and nothing is dropped in silence: a socket that cannot take a message now keeps it
-until it can. How much may wait is the link's matter: its credit comes back only once a message
-has left here.
+No call blocks, and no message is dropped without a log line: a message that a socket cannot take
+now waits until it can. The link bounds how many wait, since its credit is returned only after a
+message was sent here.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ SOCKET_TYPES = {
     Channel.HB: zmq.ROUTER,
 }
 HIGH_WATER = 4
-"""Messages that libzmq may hold for one client on one socket. ZMQ counts messages, not bytes, so a
-small number bounds bytes: a stalled client costs four messages, and then the kernel waits."""
+"""Messages that libzmq may hold for one client on one socket. ZMQ counts messages and not bytes,
+so this must be small: a stalled client costs four messages, and then the kernel waits."""
 REQUESTS_HIGH_WATER = 1000
-"""Requests that libzmq may hold from one client; clients are trusted."""
+"""Requests that libzmq may hold from one client. Clients are trusted."""
 PATIENCE = 10.0
-"""Seconds that one client which does not read may hold up all others; then it loses messages
-until it reads again. A client that is alone is waited for without end."""
-BATCH = 32
-"""Messages taken from one socket before the loop has its turn."""
-SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
-"""Seconds until a message that no client took is tried again, should nothing else tell of room:
-as long as it has waited already."""
-WELCOMES_WAITING = 1000
-"""Messages waiting on iopub above which no subscription is taken: each adds a welcome, and a
-client that subscribes need not have signed anything."""
+"""Seconds that a client which does not read may block all others. After that it loses messages
+until it reads again. An only client may block for ever."""
+MAX_BATCH = 32
+"""Messages read from one socket before the loop serves others."""
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.01, 0.5
+"""Seconds until a blocked message is tried again if no event says that there is room: as long as
+it has waited already, within these bounds."""
+MAX_WAITING_WELCOMES = 1000
+"""Messages waiting on iopub. Above this no subscription is read: each adds a welcome message, and
+a client can subscribe without a valid signature."""
 MAX_SOCKET_PATH = 107
-"""Bytes in a Unix socket's path (sun_path less its NUL)."""
+"""Bytes in the path of a Unix socket (sun_path without its NUL)."""
 
-Taken = Callable[[], None]
+OnSent = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where clients connect: as in a connection file. Ports of 0 are chosen at bind."""
+    """The address that clients connect to, as in a connection file. Bind chooses ports of 0."""
 
     transport: str
     ip: str
@@ -69,10 +69,10 @@ class Address:
 
 
 class ClientSockets:
-    """Bound from construction to ``close``. Lives on the bridge's loop.
+    """ZMQ sockets, bound from construction to ``close``. Use on the bridge's loop only.
 
-    ``on_message(channel, parts)`` is called for what a client sent, while ``may_take(channel)``;
-    ``on_subscribe(topic)`` when iopub is subscribed to for a topic that no client had.
+    Calls ``on_message(channel, parts)`` for each message of a client, as long as
+    ``may_read(channel)`` is true. Calls ``on_subscribe(topic)`` for a topic's first subscription.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class ClientSockets:
         address: Address,
         base: Path,
         on_message: Callable[[Channel, list[Part]], None],
-        may_take: Callable[[Channel], bool],
+        may_read: Callable[[Channel], bool],
         on_subscribe: Callable[[bytes], None],
     ) -> None:
-        """Raises LaunchError when the sockets cannot be bound."""
+        """:raises LaunchError: when the sockets cannot be bound"""
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
-        self._may_take = may_take
+        self._may_read = may_read
         self._on_subscribe = on_subscribe
-        self._waiting: dict[Channel, deque[tuple[list[Part], Taken | None]]] = {}
+        self._waiting: dict[Channel, deque[tuple[list[Part], OnSent | None]]] = {}
         self._blocked_since: dict[Channel, float] = {}
         self._stalled: set[tuple[Channel, bytes]] = set()
-        """Clients that lost a reply, and have not read since."""
-        self._coming: dict[Channel, asyncio.Handle] = {}
-        """The next look at a socket that is due without its descriptor; at most one each."""
+        """Clients that lost a reply and have not read since."""
+        self._scheduled: dict[Channel, asyncio.Handle] = {}
+        """Calls of ``_service`` that no event of a descriptor causes; at most one per socket."""
         self._topics: Counter[bytes] = Counter()
-        """Subscriptions to iopub, of all clients."""
+        """Subscriptions of all clients to iopub."""
         self._warnings = Limiter()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._directory: Path | None = None
@@ -108,17 +108,17 @@ class ClientSockets:
             self.address = self._bind(address, base)
         except (zmq.ZMQError, OSError) as error:
             self.close()
-            # What libzmq says of a socket that it could not have a descriptor for.
+            # libzmq reports ENOTSOCK when it gets no file descriptor for a socket.
             scarce = error.errno == errno.ENOTSOCK
             raise LaunchError(
                 f"The kernel's {address.transport} sockets cannot be opened at "
                 f"{address.ip or base}: {os.strerror(errno.EMFILE) if scarce else error}.",
-                "check that the address is this machine's, that the ports are free and that the "
-                "directory can be written.",
+                "check that the address belongs to this machine, that the ports are free and that "
+                "the directory is writable.",
             ) from error
         for channel, socket in self._sockets.items():
-            self._loop.add_reader(socket.fileno(), self._pump, channel)
-            self._loop.call_soon(self._pump, channel)
+            self._loop.add_reader(socket.fileno(), self._service, channel)
+            self._loop.call_soon(self._service, channel)
 
     @staticmethod
     def _make_socket(
@@ -132,7 +132,8 @@ class ClientSockets:
             socket.setsockopt(zmq.XPUB_NODROP, 1)
         else:
             socket.rcvhwm = REQUESTS_HIGH_WATER
-            # Two clients of one manager share an identity; without handover the second is mute.
+            # Two clients of one manager share an identity. Without handover the second one would
+            # get no replies.
             socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if address.curve_secretkey is not None:
@@ -158,7 +159,7 @@ class ClientSockets:
             self._directory.mkdir(mode=0o700)
             ip = address.ip or f"{self._directory}/k"
             if len(f"{self._directory}/k-99".encode()) > MAX_SOCKET_PATH:
-                raise OSError(f"the path {self._directory} is too long for a socket")
+                raise OSError(f"the path {self._directory} is too long for a Unix socket")
             for channel, socket in self._sockets.items():
                 ports[channel] = ports.get(channel) or int(channel)
                 socket.bind(f"ipc://{self._directory}/l-{int(channel)}")
@@ -169,10 +170,10 @@ class ClientSockets:
         return bound_address
 
     def _expose(self, address: Address) -> None:
-        """Give the ipc sockets the names that clients know.
+        """Create the names that clients know for the ipc sockets.
 
-        Links to the real sockets: a manager unlinks the names at each restart, and the sockets,
-        with their connections, stay.
+        They are symbolic links: a manager unlinks the names at each restart, but the sockets and
+        their connections must stay.
         """
         if self._directory is None:
             return
@@ -181,40 +182,46 @@ class ClientSockets:
             if name.is_symlink():
                 if name.readlink() == target:
                     continue
-                name.unlink()  # of a kernel before this one, whose process was killed
+                name.unlink()  # left by an earlier kernel, whose process was killed
             name.symlink_to(target)
 
     def expose(self) -> None:
-        """Make sure that clients can connect (again). Raises LaunchError."""
+        """Create the names that clients connect to, where they are missing.
+
+        :raises LaunchError: when they cannot be created
+        """
         try:
             self._expose(self.address)
         except OSError as error:
-            raise LaunchError(f"The kernel's sockets cannot be named: {error}.") from error
+            raise LaunchError(
+                f"The names of the kernel's sockets cannot be created: {error}."
+            ) from error
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def send(self, channel: Channel, parts: list[Part], taken: Taken | None = None) -> None:
-        """Send to the client that ``parts`` names, or publish; ``taken`` is called once it left.
+    def send(self, channel: Channel, parts: list[Part], on_sent: OnSent | None = None) -> None:
+        """Send ``parts`` to the client that they name, or publish them on iopub.
 
-        Large parts go uncopied: nobody may change them afterwards.
+        Large parts are sent without a copy: the caller must not change them afterwards.
+        ``on_sent`` is called when the message was sent or dropped.
         """
         if self._closed:
-            if taken is not None:
-                taken()
+            if on_sent is not None:
+                on_sent()
             return
-        self._waiting[channel].append((parts, taken))
+        self._waiting[channel].append((parts, on_sent))
         if len(self._waiting[channel]) == 1:
             self._send_waiting(channel)
-            self._look_again(channel)
+            self._recheck(channel)
 
-    def waiting(self) -> int:
-        """Messages that no client has taken yet."""
+    def count_waiting(self) -> int:
+        """Return the number of messages that libzmq has not accepted yet."""
         return sum(map(len, self._waiting.values()))
 
     def _send_waiting(self, channel: Channel) -> None:
         socket, waiting = self._sockets[channel], self._waiting[channel]
         while waiting:
-            parts, taken = waiting[0]
+            parts, on_sent = waiting[0]
             try:
                 _send(socket, parts)
             except zmq.Again:
@@ -222,44 +229,46 @@ class ClientSockets:
                     continue
                 return
             except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:  # the client has left: nobody to tell
+                if error.errno != zmq.EHOSTUNREACH:  # the client has disconnected
                     self._warn(f"A message on {channel.name.lower()} was not sent: {error}")
             self._blocked_since.pop(channel, None)
             if self._stalled:
-                self._stalled.discard((channel, _name(parts)))
+                self._stalled.discard((channel, _destination(parts)))
             waiting.popleft()
-            if taken is not None:
-                taken()
+            if on_sent is not None:
+                on_sent()
 
     def _give_up_on_stalled(self, channel: Channel) -> bool:
-        """Whether the waiting message may be tried again at once, because a stalled peer lost it.
+        """Drop the first waiting message if its client stalls; whether it was dropped.
 
-        On iopub one lossy send makes libzmq pass the stalled subscriber by until it reads again.
-        On the others the message itself is for the stalled client, and is dropped; so are the next
-        ones, at once, until it reads again.
+        On iopub, one lossy send makes libzmq skip the stalled subscriber until it reads again. On
+        the other channels the message is for the stalled client itself. The next messages for it
+        are dropped at once, until it reads again.
         """
         now = time.monotonic()
-        client = channel, _name(self._waiting[channel][0][0])
+        client = channel, _destination(self._waiting[channel][0][0])
         if client not in self._stalled:
             since = self._blocked_since.setdefault(channel, now)
             if now - since < PATIENCE or (channel is Channel.IOPUB and self._topics.total() < 2):
-                if channel not in self._coming:
-                    wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, now - since))
-                    self._coming[channel] = self._loop.call_later(wait, self._come_back, channel)
+                if channel not in self._scheduled:
+                    wait = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, now - since))
+                    self._scheduled[channel] = self._loop.call_later(
+                        wait, self._run_scheduled, channel
+                    )
                 return False
-            self._warn(f"A client does not read {channel.name.lower()}; it loses messages.")
+            self._warn(f"A client does not read {channel.name.lower()}; dropping its messages.")
             if channel is not Channel.IOPUB:
                 self._stalled.add(client)
         self._blocked_since[channel] = now
-        parts, taken = self._waiting[channel].popleft()
+        parts, on_sent = self._waiting[channel].popleft()
         if channel is Channel.IOPUB:
             socket = self._sockets[channel]
             socket.setsockopt(zmq.XPUB_NODROP, 0)
             with suppress(zmq.ZMQError):
                 _send(socket, parts)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
-        if taken is not None:
-            taken()
+        if on_sent is not None:
+            on_sent()
         return True
 
     def _warn(self, text: str) -> None:
@@ -269,28 +278,28 @@ class ClientSockets:
 
     # -- receiving -------------------------------------------------------------------------------
 
-    def resume(self) -> None:
-        """Look again at the sockets: ``may_take`` may have changed."""
+    def resume_reading(self) -> None:
+        """Serve all sockets now. Call when ``may_read`` may have changed."""
         for channel in self._sockets:
-            self._pump(channel)
+            self._service(channel)
 
-    def _come_back(self, channel: Channel) -> None:
-        self._coming.pop(channel, None)
-        self._pump(channel)
+    def _run_scheduled(self, channel: Channel) -> None:
+        self._scheduled.pop(channel, None)
+        self._service(channel)
 
-    def _pump(self, channel: Channel) -> None:
+    def _service(self, channel: Channel) -> None:
         if not self._closed:
-            self._use(channel)
+            self._transfer(channel)
 
-    def _use(self, channel: Channel) -> None:
-        """Send and receive what can be, and come back if more is there.
+    def _transfer(self, channel: Channel) -> None:
+        """Send and receive what is possible, and schedule another call if more is there.
 
-        A ZMQ descriptor tells of changes, not of states: after each use EVENTS is asked again.
+        A ZMQ descriptor is edge-triggered: EVENTS has to be read after each use.
         """
         socket = self._sockets[channel]
-        left = BATCH
+        left = MAX_BATCH
         self._send_waiting(channel)
-        while left and self._takes(channel) and self._readable(socket):
+        while left and self._wants_input(channel) and self._readable(socket):
             left -= 1
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -300,44 +309,44 @@ class ClientSockets:
                 frame.buffer if len(frame) > VIEWED else frame.bytes for frame in frames
             ]
             if channel is Channel.IOPUB:
-                self._take_subscription(parts[0])
+                self._update_topics(parts[0])
             else:
                 self._on_message(channel, parts)
-        self._look_again(channel)
+        self._recheck(channel)
 
-    def _takes(self, channel: Channel) -> bool:
+    def _wants_input(self, channel: Channel) -> bool:
         if channel is Channel.IOPUB:
-            return len(self._waiting[channel]) < WELCOMES_WAITING
-        return self._may_take(channel)
+            return len(self._waiting[channel]) < MAX_WAITING_WELCOMES
+        return self._may_read(channel)
 
-    def _look_again(self, channel: Channel) -> None:
-        """A socket that still has something to read does not tell so a second time.
+    def _recheck(self, channel: Channel) -> None:
+        """Schedule another call for a socket that is still readable; its descriptor stays silent.
 
-        Nor of room: to ask for EVENTS also takes in that a queue has room again, and then its
-        descriptor stays quiet. So what waits is tried after that.
+        Reading EVENTS also consumes the event that a queue has room again. So waiting messages are
+        tried after it.
         """
         if self._closed:
             return
         readable = self._readable(self._sockets[channel])
         if self._waiting[channel]:
             self._send_waiting(channel)
-        if not readable or not self._takes(channel):
+        if not readable or not self._wants_input(channel):
             return
-        coming = self._coming.pop(channel, None)
-        if coming is not None:
-            coming.cancel()
-        self._coming[channel] = self._loop.call_soon(self._come_back, channel)
+        scheduled = self._scheduled.pop(channel, None)
+        if scheduled is not None:
+            scheduled.cancel()
+        self._scheduled[channel] = self._loop.call_soon(self._run_scheduled, channel)
 
     @staticmethod
     def _readable(socket: zmq.Socket[bytes]) -> bool:
         events = socket.getsockopt(zmq.EVENTS)
         return bool(isinstance(events, int) and events & zmq.POLLIN)
 
-    def _take_subscription(self, frame: Part) -> None:
-        """Only the first of a topic is told of, as by ipykernel, whose socket tells of no other.
+    def _update_topics(self, frame: Part) -> None:
+        """Report the first subscription to a topic only, as ipykernel's XPUB socket does.
 
-        What is said to a new subscriber, all others hear as well, and not all of them can bear a
-        message without a parent (kernel gateway's notebook-http mode).
+        All subscribers of a topic get the welcome message, and some cannot handle a message
+        without a parent (kernel gateway's notebook-http mode).
         """
         topic = bytes(frame[1:])
         if frame[:1] == b"\1":
@@ -350,11 +359,11 @@ class ClientSockets:
                 del self._topics[topic]
 
     def close(self) -> None:
-        """Close all; what waits is dropped. Idempotent."""
+        """Close all sockets and drop waiting messages. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        for handle in self._coming.values():
+        for handle in self._scheduled.values():
             handle.cancel()
         for socket in self._sockets.values():
             with suppress(zmq.ZMQError, ValueError, OSError):
@@ -362,9 +371,9 @@ class ClientSockets:
             socket.close()
         for waiting in self._waiting.values():
             while waiting:
-                taken = waiting.popleft()[1]
-                if taken is not None:
-                    taken()
+                on_sent = waiting.popleft()[1]
+                if on_sent is not None:
+                    on_sent()
         if self._directory is not None:
             address = getattr(self, "address", None)
             if address is not None:
@@ -380,15 +389,15 @@ class ClientSockets:
 
 
 def _send(socket: zmq.Socket[bytes], parts: list[Part]) -> None:
-    """All of a message, or raise zmq.Again. Large parts go uncopied, where that is possible."""
+    """Send a whole message, or raise zmq.Again. Large parts are not copied where possible."""
     try:
         frames = [zmq.Frame(part, copy=False) if len(part) > VIEWED else part for part in parts]
-    except (zmq.ZMQError, OSError, RuntimeError):  # no descriptors for it, or the process's end
+    except (zmq.ZMQError, OSError, RuntimeError):  # no descriptors left, or the process exits
         socket.send_multipart(parts, zmq.NOBLOCK)
         return
     socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
 
-def _name(parts: list[Part]) -> bytes:
-    """What a message says of whom it is for: of a client's identity at most its 255 bytes."""
+def _destination(parts: list[Part]) -> bytes:
+    """Return the identity of a message's client, at most 255 bytes, as ZMQ has it."""
     return bytes(parts[0][:255])

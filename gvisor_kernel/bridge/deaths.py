@@ -1,4 +1,4 @@
-"""Why a kernel ended by itself, in words for the person who sees it in a cell."""
+"""Explains to the user, in the cell that was running, why a kernel died."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from gvisor_kernel.link.frames import Part
 
 
 def explain_death(status: int, memory: MemoryWatch | None) -> str:
-    """For an exit that nobody asked for. ``status`` as in ``subprocess``."""
+    """Return the reason for an exit that was not requested. ``status`` is as in ``subprocess``."""
     if memory is not None and memory.explains(status):
         return describe_excess(memory.used, memory.limit)
-    reason = f"The kernel ended by itself, {describe_status(status)}."
+    reason = f"The kernel ended unexpectedly {describe_status(status)}."
     if status == -signal.SIGBUS and memory is not None:
         reason += (
-            " So ends, among others, a program that maps more shared memory than "
-            f"memory_limit, {format_size(memory.limit)}, has room for."
+            " One possible cause is a program that uses more shared memory than memory_limit "
+            f"({format_size(memory.limit)}) allows."
         )
     return reason
 
 
 def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> str:
-    """For a sandbox that is gone with its kernel, because of ``reason`` as the link has it.
+    """Return the reason for a sandbox that ended with its kernel; ``reason`` is the link's.
 
-    ``panic``: what its runtime said as it failed.
+    ``panic``: what the runtime said as it failed, if it did.
     """
     if memory is not None and memory.has_killed():
         return describe_excess(memory.used, memory.limit)
     words = f' gVisor failed with "{panic}".' if panic else ""
-    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}.{words}"
+    return f"The kernel's sandbox ended: {reason.removesuffix('.')}.{words}"
 
 
 def describe_status(status: int) -> str:
-    """``with exit status 1``, ``by signal SIGKILL``."""
+    """Return a phrase such as ``with exit status 1`` or ``by signal SIGKILL``."""
     if status >= 0:
         return f"with exit status {status}"
     with suppress(ValueError):
@@ -43,8 +43,11 @@ def describe_status(status: int) -> str:
     return f"by signal {-status}"
 
 
-def tell_death(reason: str, parent: Part) -> list[WireMessage]:
-    """What a cell gets in the place of its end. ``parent``: the raw header of its request."""
+def make_death_messages(reason: str, parent: Part) -> list[WireMessage]:
+    """Return the messages that end a cell whose kernel died: an error, then idle.
+
+    ``parent`` is the raw header of the cell's request.
+    """
     content = {
         "ename": "KernelDied",
         "evalue": reason,

@@ -1,8 +1,8 @@
-"""Where a process keeps the Unix sockets of its kernels, and what dead processes left there.
+"""Directories for the Unix sockets of kernels, and the removal of those that dead processes left.
 
-A directory a process, below a private root, named by pid and start time, so that a sweep can tell
-whose owner is gone. Where that path is too long for a socket, a directory of an unpredictable name
-in /tmp serves, and a link to it stands in its place.
+Each process has one directory below a private root. Its name is the pid and the start time, so
+that a sweep can tell whether the owner is alive. If that path is too long for a Unix socket, a
+directory with an unpredictable name in /tmp is used, and a symbolic link to it takes its place.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gvisor_kernel.errors import StateError
 SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes an unpredictable, private name in it
 SHORT_PREFIX = "gvk-"
 
-LONGEST_BASE = 107 - len("/12345678/l-65535")
-"""Bytes a base may have, so that a kernel's directory and socket fit below it."""
+MAX_BASE = 107 - len("/12345678/l-65535")
+"""Bytes in the path of a process's directory, so that a kernel's directory and socket fit below."""
 
 
 def owner_name(pid: int) -> str | None:
-    """``PID-STARTTIME`` of a living process, None of a dead one (proc(5), field 22 of stat)."""
+    """Return ``PID-STARTTIME``, or None for a dead process (field 22 of stat in proc(5))."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -32,13 +32,16 @@ def owner_name(pid: int) -> str | None:
 
 
 def make_base(root: Path) -> Path:
-    """This process's directory below ``root`` (made 0700). Raises StateError."""
+    """Create this process's directory below ``root`` with mode 0700, and return it.
+
+    :raises StateError: when it cannot be created or belongs to another user
+    """
     name = owner_name(os.getpid())
     assert name is not None
     base = root / name
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if len(os.fsencode(base)) <= LONGEST_BASE:
+        if len(os.fsencode(base)) <= MAX_BASE:
             base.mkdir(mode=0o700, exist_ok=True)
         elif not base.is_symlink():
             base.symlink_to(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir=SHORT_ROOT))
@@ -47,14 +50,14 @@ def make_base(root: Path) -> Path:
             raise PermissionError(f"{resolved} belongs to another user")
     except OSError as error:
         raise StateError(
-            f"The directory for kernels' sockets cannot be used: {error}.",
-            f"make {root} a directory of yours with mode 0700, on a disk with room.",
+            f"The directory for kernel sockets cannot be used: {error}.",
+            f"make {root} a directory that you own, with mode 0700, on a disk with free space.",
         ) from error
     return resolved
 
 
 def remove_base(root: Path, name: str) -> None:
-    """Remove what the process ``name`` had below ``root``. Never raises."""
+    """Remove the directory ``name`` of a process below ``root``. Never raises."""
     base = root / name
     with suppress(OSError):
         if base.is_symlink():
@@ -67,7 +70,7 @@ def remove_base(root: Path, name: str) -> None:
 
 
 def sweep_bases(root: Path) -> None:
-    """Remove what dead processes left below ``root``. Never raises."""
+    """Remove the directories of dead processes below ``root``. Never raises."""
     try:
         names = [path.name for path in root.iterdir()]
     except OSError:

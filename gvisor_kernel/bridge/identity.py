@@ -1,4 +1,4 @@
-"""What the bridge is told of a kernel, and of an image that one is restored from."""
+"""What the bridge knows about a kernel, and about a snapshot that a kernel is restored from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SnapshotRun:
-    """What the bridge has to know of an image: the run that it was taken in, and the key that
-    signed that kernel's messages inside.
+    """The kernel in a snapshot.
 
-    ``code``: what a kernel restored from it runs before anything of a client's; ``always``: also
-    one that has become another by itself. ``told``: the kernel lacks variables that it has to be
-    told, which one behind the relay cannot be.
+    ``run`` is the run in which it was taken, and ``key`` signed that kernel's messages inside the
+    sandbox. A restored kernel runs ``code`` before any message of a client; a kernel that adopted
+    a new key by itself runs it only with ``always``. ``told`` means that the kernel still has to
+    receive environment variables, which is impossible behind the relay.
     """
 
     run: int
@@ -27,11 +27,14 @@ class SnapshotRun:
 
 @dataclass(frozen=True)
 class KernelIdentity:
-    """What the bridge has to know of a kernel. ``key`` is the host key, for clients alone."""
+    """The kernel as its clients know it.
+
+    ``key`` is the host key, which only clients know. ``memory_limit`` is in bytes.
+    """
 
     name: str
     key: bytes
     signature_scheme: str
     memory_limit: int
     idle_stop: bool = False
-    """Whether its sandbox may be stopped while it is idle."""
+    """Whether the sandbox may be stopped while the kernel is idle."""

@@ -1,6 +1,7 @@
-"""When the guest of an idle kernel is asked whether its sandbox may be stopped. Stops nothing.
+"""Decides when to ask the guest of an idle kernel whether its sandbox may be stopped.
 
-An idle sandbox costs some 3 % of a core, a stopped one nothing; to ask costs what a heartbeat does.
+Stops nothing itself. An idle sandbox uses about 3 % of a core, a stopped one nothing. A question
+costs as much as a heartbeat.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SETTLED_SECONDS = 1.0
-"""How long nothing was sent or came, before the guest is asked for the first time."""
-LONGEST_WAIT = 60.0
-"""Each time the answer is no, or none comes, the wait for the next question doubles up to this."""
-SOON = 0.2
-"""The wait when the answer was yes, and something else was sent meanwhile."""
+"""Silence in both directions before the guest is asked for the first time."""
+MAX_WAIT_SECONDS = 60.0
+"""The wait for the next question doubles up to this, as long as the answer is no or missing."""
+RETRY_SECONDS = 0.2
+"""The wait after an answer of yes that came too late, since something was sent meanwhile."""
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """What the owner of a sandbox has to say of its being stopped.
+    """Callbacks to the owner of a sandbox that may be stopped.
 
-    ``allowed``: whether it may be, for all that the owner knows, if its guest says that it is idle.
-    ``changed(stopped)``: it was just stopped, or goes on.
+    ``allowed`` returns whether the owner agrees to a stop if the guest says that it is idle.
+    ``changed(stopped)`` is called after the sandbox was stopped or resumed.
     """
 
     allowed: Callable[[], bool]
@@ -30,47 +31,50 @@ class Sleep:
 
 
 class IdleWatch:
-    """Calls ``ask`` when it is time, from the first ``moved`` to ``end``. On the running loop."""
+    """Timer that calls ``ask`` while a sandbox is silent, from the first ``moved`` to ``end``.
+
+    Uses the loop that runs at construction.
+    """
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self._ask = ask
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._moved = 0.0
+        self._last_activity = 0.0
         self._wait = SETTLED_SECONDS
         self._ended = False
 
     def moved(self) -> None:
-        """A message went either way, or the sandbox goes on: it may be busy for a while."""
-        self._moved = self._loop.time()
+        """Note activity: a message was sent or received, or the sandbox was resumed."""
+        self._last_activity = self._loop.time()
         if self._timer is None or self._wait > SETTLED_SECONDS:
             self._wait = SETTLED_SECONDS
-            self._plan(SETTLED_SECONDS)
+            self._schedule(SETTLED_SECONDS)
 
-    def ask_soon(self) -> None:
-        """The answer was yes, and came too late."""
-        self._plan(SOON)
+    def retry_soon(self) -> None:
+        """Ask again soon: the answer was yes, but came too late."""
+        self._schedule(RETRY_SECONDS)
 
-    def rest(self) -> None:
-        """The sandbox is stopped: there is nobody to ask."""
+    def pause(self) -> None:
+        """Ask no more until the next ``moved``: the sandbox is stopped."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def end(self) -> None:
-        self.rest()
+        self.pause()
         self._ended = True
 
-    def _plan(self, seconds: float) -> None:
-        self.rest()
+    def _schedule(self, seconds: float) -> None:
+        self.pause()
         if not self._ended:
-            self._timer = self._loop.call_later(seconds, self._due)
+            self._timer = self._loop.call_later(seconds, self._on_timer)
 
-    def _due(self) -> None:
-        still = self._loop.time() - self._moved
+    def _on_timer(self) -> None:
+        still = self._loop.time() - self._last_activity
         if still < SETTLED_SECONDS:
-            self._plan(SETTLED_SECONDS - still)
+            self._schedule(SETTLED_SECONDS - still)
             return
-        self._plan(self._wait)
-        self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._schedule(self._wait)
+        self._wait = min(2 * self._wait, MAX_WAIT_SECONDS)
         self._ask()

@@ -1,7 +1,7 @@
-"""Two files of a kernel that the bridge writes: its log and its transcript. Both bounded.
+"""The log and the transcript of a kernel, which the bridge writes. Both are bounded.
 
-Neither is ever written from inside; what comes from a sandbox goes in as JSON or as escaped
-lines, so it cannot forge an entry. How files are kept small stands in ``log_files``.
+The sandbox writes neither. Text from it is stored as JSON or as escaped lines, so it cannot forge
+an entry. Rotation is in ``log_files``.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from gvisor_kernel.strict_json import parse_json
 
 INSIDE_BURST = 512 * 1024
 INSIDE_PER_SECOND = 64 * 1024
-"""Bytes of the log that a sandbox may cause at once, and in the long run. More than an honest guest
-sends: one that is not costs neither the disk nor the bridge's time."""
+"""Bytes of log that a sandbox may cause at once and per second. An honest guest sends less. This
+bounds the disk space and the time that a hostile one takes."""
 MAX_EVENT = 8 * 1024
-"""Characters of one event: a guest's facts, for one, are its own words."""
+"""Characters of one event. A guest chooses the length of some, such as its facts."""
 RECENT_LINES = 20
 RECENT_LENGTH = 500
 TRANSCRIPT_SIZE = 8 * 1024 * 1024
 TRANSCRIPT_FILES = 4
-"""transcript.jsonl and the three before it; the oldest goes."""
+"""transcript.jsonl and three older files; the oldest is removed."""
 RECORDED_REQUEST = 512 * 1024
 RECORDED_CONTENT = 16 * 1024
-"""Content of more bytes, of a request and of anything else, is recorded by its size alone."""
+"""Bytes of content in a request and in other messages. Of longer content only the size is kept."""
 RECORDED_KINDS = {
     "request": frozenset({"execute_request"}),
     "reply": frozenset({"execute_reply"}),
@@ -53,14 +53,14 @@ RECORDED_KINDS = {
         }
     ),
 }
-"""What a person would call the conversation. By who says it, so that no output of a kernel looks
-like a request. ``input_reply`` is left out: it may be a password."""
+"""The recorded message types by event, so that no output of a kernel looks like a request.
+``input_reply`` is left out, since it may be a password."""
 
 
 class KernelLog:
-    """Text for ``gvisor-kernel logs``: a line has a time, who wrote it, and what.
+    """Log for ``gvisor-kernel logs``. Each line has a time, a source and a text.
 
-    ``path``: of the events; what comes from inside goes into a file beside it.
+    Events of the bridge go to ``path``, text from inside the sandbox to a file beside it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,20 +69,20 @@ class KernelLog:
         self._inside = Allowance(INSIDE_BURST, INSIDE_PER_SECOND)
         self._left_out = 0
         self.recent: deque[str] = deque(maxlen=RECENT_LINES)
-        """The last lines from inside, clean: what an error shows a person."""
+        """The last lines from inside, escaped, for the detail of an error."""
 
     def write(self, source: str, text: str) -> None:
-        """Record an event, of which the host decides how many there are.
+        """Write an event. Not for events that a sandbox can cause without limit.
 
-        Its text may quote anybody: control characters are escaped, lines are marked.
+        Control characters are escaped and each line is marked, as the text may quote the sandbox.
         """
         for line in clean_lines(text[:MAX_EVENT]):
             self._events.write(log_line(source, line))
 
     def write_inside(self, source: str, text: str) -> None:
-        """Likewise what a sandbox sent or caused, within its allowance (INSIDE_BURST).
+        """Write text that a sandbox sent or caused, within its allowance (INSIDE_BURST).
 
-        Of what is left out, the log tells how much it was.
+        The log says how much text was left out.
         """
         room = self._inside.room()
         if not room:
@@ -105,7 +105,7 @@ class KernelLog:
         self._inside.spend(size)
 
     def remember(self, text: str) -> None:
-        """Keep the last lines of ``text`` for an error's detail."""
+        """Keep the last lines of ``text`` for the detail of an error."""
         for line in text.splitlines()[-RECENT_LINES:]:
             self.recent.extend(clean[:RECENT_LENGTH] for clean in clean_lines(line[:RECENT_LENGTH]))
 
@@ -119,10 +119,10 @@ class KernelLog:
 
 
 class Transcript:
-    """What a kernel was asked and answered: JSON lines, in the order in which it passed here.
+    """Requests, outputs and replies of a kernel as JSON lines, in the order of the bridge.
 
-    Entries are counted (``n``): one that is missing, because the disk was full or it was moved
-    out by newer ones, leaves a gap. An entry is in the file before its message is passed on.
+    Entries are numbered (``n``), so that a missing one leaves a gap: the disk was full, or the
+    entry was in a removed file. An entry is written before its message is passed on.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -132,7 +132,7 @@ class Transcript:
         self._count = 0
 
     def record(self, event: str, message: WireMessage) -> None:
-        """Record ``message`` (checked before) as a request, an output or a reply."""
+        """Record a checked message. ``event`` is "request", "output" or "reply"."""
         kind = message.kind
         if kind not in RECORDED_KINDS[event]:
             return

@@ -1,6 +1,6 @@
-"""One kernel, seen from both sides: clients on ZMQ, a sandbox on a link. On the bridge's loop.
+"""The life of one kernel between its clients and its sandbox: start, restore, end, memory limit.
 
-Its birth and its death, and what is awaited meanwhile. How messages pass stands in ``exchange``.
+Everything runs on the bridge's loop. Messages are passed by ``exchange``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.idle import Sleep
-from gvisor_kernel.bridge.memory import ASK_SECONDS, MemoryWatch, describe_excess
+from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
 from gvisor_kernel.bridge.sharing import Sharing
@@ -49,21 +49,21 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
-"""How long clients may take to read a dead kernel's last messages before its exit is reported."""
-LONELY_SECONDS = 60.0
-"""How long a sandbox whose kernel died is kept for a restart."""
+"""How long clients have to read a dead kernel's last messages before its exit is reported."""
+RESTART_SECONDS = 60.0
+"""How long the sandbox of a dead kernel is kept for a restart."""
 KILL_SECONDS = 6.0
-"""How long PID 1 has to report a kernel that was to be killed, its last messages included; then
-its sandbox is ended too, and with it the files in there."""
+"""How long PID 1 has to report the end of a killed kernel, including its last messages. After that
+the sandbox is ended, and the files in it are lost."""
 ENDED_STATUS = -9
-"""The exit status of a kernel whose sandbox ended without telling one."""
+"""The exit status of a kernel whose sandbox ended without reporting one."""
 
 
 class KernelBridge:
-    """From ``Bridge.open_kernel`` to ``close``; across restarts, which keep its sockets.
+    """A kernel's sockets from ``Bridge.open_kernel`` to ``close``, and its sandboxes meanwhile.
 
-    The attributes ``exit_status`` and ``alive`` may be read from any thread; everything else is
-    called on the bridge's loop (``Bridge.call``).
+    ``exit_status`` and ``alive`` may be read from any thread. Use everything else on the bridge's
+    loop (``Bridge.call``).
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class KernelBridge:
         executor: Executor,
         sharing: Sharing,
     ) -> None:
-        """``executor``: for long work on messages. ``sharing``: of all kernels of the bridge.
+        """Bind the client sockets. ``executor`` checks and signs large messages.
 
-        Raises LaunchError when the sockets cannot be opened; see ClientSockets.
+        :raises LaunchError: when the sockets cannot be opened; see ClientSockets
         """
         self.identity = identity
         self.exit_status: int | None = None
-        """None while a kernel runs or starts; see ``subprocess`` for the numbers."""
+        """None while a kernel runs or starts, else as in ``subprocess``."""
         self.facts: dict[str, str] = {}
-        """What the guest said of itself before any kernel ran; for people."""
+        """What the guest reported about itself before any kernel ran; for people."""
         self.stats: Stats | None = None
         self._loop = asyncio.get_running_loop()
         self._sharing = sharing
@@ -93,15 +93,15 @@ class KernelBridge:
         self._deaths = Limiter()
         self._run = 0
         self._started: asyncio.Future[None] | None = None
-        self._greeted: asyncio.Future[Hello] | None = None
+        self._hello: asyncio.Future[Hello] | None = None
         self._resumed: asyncio.Future[Resumed] | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
-        self._asked_to_end = False
+        self._end_expected = False
         self.shutdowns = ShutdownRequests()
         self._keep_sandbox = True
         self._memory: MemoryWatch | None = None
-        self._lonely: asyncio.TimerHandle | None = None
+        self._removal_timer: asyncio.TimerHandle | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._detached = False
@@ -110,7 +110,7 @@ class KernelBridge:
             *(self._is_shutdown_for_this_kernel, executor),
         )
 
-    # -- what the provisioner asks ---------------------------------------------------------------
+    # -- for the provisioner ---------------------------------------------------------------------
 
     @property
     def address(self) -> Address:
@@ -118,7 +118,7 @@ class KernelBridge:
 
     @property
     def sandbox(self) -> LinkedSandbox | None:
-        """The sandbox, while its link stands."""
+        """The sandbox, unless its link has ended."""
         return self._sandbox if self._link is not None and not self._link.ended else None
 
     @property
@@ -129,17 +129,18 @@ class KernelBridge:
     async def attach(
         self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None, timeout: float
     ) -> Hello:
-        """Take over ``sandbox`` and wait ``timeout`` seconds for its guest.
+        """Take over ``sandbox`` and wait up to ``timeout`` seconds for its guest.
 
-        Raises LaunchError, with the sandbox ended and closed.
+        :raises LaunchError: when the guest does not answer. The sandbox has been ended; the caller
+            calls ``end_sandbox``.
         """
-        self._take_over(sandbox, log_path, transcripts)
-        self._greeted = self._loop.create_future()
+        self._adopt(sandbox, log_path, transcripts)
+        self._hello = self._loop.create_future()
         self._use_link(sandbox)
         try:
-            hello = await self._answer(self._greeted, timeout)
+            hello = await self._wait_for_answer(self._hello, timeout)
         finally:
-            self._greeted = None
+            self._hello = None
         self.facts = dict(hello.facts)
         self.note(f"sandbox is up: {self.facts}")
         self._watch_memory(sandbox)
@@ -150,78 +151,79 @@ class KernelBridge:
         sandbox: LinkedSandbox,
         log_path: Path,
         transcripts: Path | None,
-        image: SnapshotRun,
+        snapshot: SnapshotRun,
         environment: dict[str, str],
         cwd: str,
         timeout: float,
     ) -> None:
-        """Take over ``sandbox``, restored from ``image``, with its kernel.
+        """Take over ``sandbox``, which was restored from ``snapshot``, with its kernel.
 
-        Returns once that kernel is another one than all others of the image. What clients sent
-        meanwhile is delivered. Raises LaunchError, with the sandbox ended; it is to be closed.
+        Returns when the kernel has adopted its own key, environment and random seed. Then delivers
+        the messages that clients sent meanwhile.
+
+        :raises LaunchError: when that fails. The caller closes the sandbox.
         """
-        self._take_over(sandbox, log_path, transcripts)
-        self._run = image.run
+        self._adopt(sandbox, log_path, transcripts)
+        self._run = snapshot.run
         self._exchange.expose()
         key = secrets.token_hex(32)
-        resume = Resume(image.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
+        resume = Resume(snapshot.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
         self._resumed = self._loop.create_future()
-        self._exchange.holding = True
+        self._exchange.restoring = True
         try:
             self._use_link(sandbox, resume)
             self._watch_memory(sandbox)
-            answer = await self._answer(self._resumed, timeout)
-            if image.told and not answer.rekeyed:
-                raise WireError("it cannot be told the variables that are passed on to it")
-            self._exchange.sign_for(key if answer.rekeyed else image.key)
-            if image.code and (image.always or not answer.rekeyed):
-                await self._answer(self._exchange.settle(image.code), timeout)
+            answer = await self._wait_for_answer(self._resumed, timeout)
+            if snapshot.told and not answer.rekeyed:
+                raise WireError("it cannot receive the environment variables that it is passed")
+            self._exchange.set_kernel_key(key if answer.rekeyed else snapshot.key)
+            if snapshot.code and (snapshot.always or not answer.rekeyed):
+                await self._wait_for_answer(self._exchange.run_first(snapshot.code), timeout)
         except (LocalProtocolError, WireError) as error:
             raise self._launch_error(f"The kernel cannot be restored: {error}.") from error
         finally:
-            self._resumed = self._exchange.settling = None
-            self._exchange.holding = False
-        self.note("the kernel goes on from an image")
+            self._resumed = self._exchange.renewal = None
+            self._exchange.restoring = False
+        self.note("the kernel was restored from a snapshot")
         self._exchange.deliver_waiting()
         assert self._link is not None
         self._link.flush()
-        self._exchange.resume()
+        self._exchange.resume_reading()
 
-    def _take_over(self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None) -> None:
+    def _adopt(self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None) -> None:
         if self._detached:
-            raise LaunchError("No kernel can be started any more: this process ends.")
+            raise LaunchError("No kernel can be started: this process is exiting.")
         self._records.open(log_path, transcripts)
         self._sandbox = sandbox
         self._begin_run()
 
     def _begin_run(self) -> None:
         self._death = None
-        self._asked_to_end = False
+        self._end_expected = False
         self.exit_status = None
         self._exited.clear()
         self._keep_sandbox = True
         self.shutdowns.begin()
 
     def _use_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> None:
-        sleep = Sleep(lambda: not self._exchange.pending, self._sleep_changed)
+        sleep = Sleep(lambda: not self._exchange.pending, self._on_sleep_change)
         self._link = self._exchange.link = SandboxLink(
-            *(sandbox, self._on_event, self._on_link_end, self._exchange.resume),
+            *(sandbox, self._on_event, self._on_link_end, self._exchange.resume_reading),
             *(self._sharing.add(), resume),
             sleep if self.identity.idle_stop and sandbox.pauses else None,
         )
 
-    async def _answer(self, answer: asyncio.Future[T], timeout: float) -> T:
-        """What the guest answers; its sandbox is ended if that takes longer than ``timeout``."""
+    async def _wait_for_answer(self, answer: asyncio.Future[T], timeout: float) -> T:
+        """Await the guest's answer; end its sandbox after ``timeout`` seconds without one."""
         assert self._link is not None
         try:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            self._link.end(f"no answer within start_timeout, {timeout:g} s")
+            self._link.end(f"no answer within {timeout:g} s (start_timeout)")
             raise self._launch_error(
                 f"The sandbox of {self.identity.name} did not answer within {timeout:g} s.",
-                "raise the setting start_timeout, or see what holds it up with: "
-                "gvisor-kernel doctor",
+                "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
             ) from None
 
     def _watch_memory(self, sandbox: LinkedSandbox) -> None:
@@ -230,27 +232,31 @@ class KernelBridge:
         self._memory.start()
 
     async def quiesce(self, timeout: float) -> SnapshotRun:
-        """Let nothing be under way in either direction, so that an image may be taken.
+        """Wait until no data is on its way in either direction, so that a snapshot may be taken.
 
-        The kernel must be idle, and nobody may send to it. Raises LaunchError.
+        The kernel must be idle, and no client may send to it.
+
+        :raises LaunchError: when the guest does not answer within ``timeout`` seconds
         """
         assert self._link is not None
-        await self._answer(self._link.quiesce(), timeout)
-        return SnapshotRun(self._run, self._exchange.inner_key)
+        await self._wait_for_answer(self._link.quiesce(), timeout)
+        return SnapshotRun(self._run, self._exchange.kernel_key)
 
     async def start_kernel(
         self, argv: list[str], environment: dict[str, str], cwd: str, timeout: float
     ) -> None:
-        """Start a kernel in the attached sandbox; returns once its process exists.
+        """Start a kernel in the attached sandbox, and wait until its process exists.
 
-        Called after ``settle``. Raises LaunchError. What clients sent meanwhile is delivered.
+        Delivers the messages that clients sent meanwhile. Call ``wait_for_end`` before.
+
+        :raises LaunchError: when the process does not exist within ``timeout`` seconds
         """
         if self._link is None or self._link.ended:
             raise self._launch_error("The sandbox ended before its kernel was started.")
         self._run += 1
         self._begin_run()
         key = secrets.token_hex(32)
-        self._exchange.sign_for(key)
+        self._exchange.set_kernel_key(key)
         self._exchange.expose()
         self._started = self._loop.create_future()
         start = Start(self._run, tuple(argv), tuple(environment.items()), cwd, key)
@@ -263,8 +269,8 @@ class KernelBridge:
         except LocalProtocolError as error:
             raise self._launch_error(
                 f"The kernel cannot be started: {error}",
-                "where it is too long: pass fewer or shorter variables (setting environment, or "
-                "env in the kernelspec). Else restart the kernel.",
+                "if it is too long, pass fewer or shorter variables (setting environment, or env "
+                "in the kernelspec). Otherwise restart the kernel.",
             ) from error
         except TimeoutError:
             self._link.end("the kernel did not start in time")
@@ -274,52 +280,58 @@ class KernelBridge:
             ) from None
         finally:
             self._started = None
-        self._exchange.resume()
+        self._exchange.resume_reading()
 
     def signal(self, signum: int) -> None:
-        """Signal the kernel's process group. Quiet when there is none."""
+        """Signal the kernel's process group, if there is a kernel."""
         link = self._link
         if link is None or link.ended or link.connection.state is not State.RUNNING:
             return
         if signum in (signal.SIGKILL, signal.SIGTERM):
-            self._asked_to_end = True
+            self._end_expected = True
         with suppress(LocalProtocolError):
             link.connection.send(Signal(self._run, signum))
         link.moved()
         link.flush()
 
     def expect_end(self, restart: bool) -> None:
-        """A shutdown was requested: the next exit is no accident."""
-        self._asked_to_end = True
+        """Note that a shutdown was requested: the next exit is expected.
+
+        ``restart``: keep the sandbox for the next kernel.
+        """
+        self._end_expected = True
         self._keep_sandbox = restart
         if self._link is not None:
-            self._link.hurry(KILL_SECONDS)
+            self._link.suspend_limit(KILL_SECONDS)
 
     async def kill(self) -> None:
-        """End the kernel now; its sandbox too, should PID 1 not see to it."""
+        """Kill the kernel, and its sandbox if PID 1 does not report the end in KILL_SECONDS."""
         self.signal(signal.SIGKILL)
         if self._link is not None:
-            self._link.hurry(KILL_SECONDS)
+            self._link.suspend_limit(KILL_SECONDS)
         try:
             async with asyncio.timeout(KILL_SECONDS):
                 await self._exited.wait()
         except TimeoutError:
             if self._link is not None:
                 self._link.end("PID 1 did not end the kernel")
-        await self._finished()
+        await self._wait_until_finished()
 
-    async def settle(self) -> None:
-        """Let an end that is under way be done; a sandbox that still stands then is kept."""
-        await self._finished()
-        if self._lonely is not None:
-            self._lonely.cancel()
+    async def wait_for_end(self) -> None:
+        """Wait until a pending end of the kernel or the sandbox is complete.
+
+        A sandbox that is still alive then is kept.
+        """
+        await self._wait_until_finished()
+        if self._removal_timer is not None:
+            self._removal_timer.cancel()
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
     async def end_sandbox(self) -> None:
-        """End the sandbox and remove what it had; the sockets stay. Idempotent.
+        """End the sandbox and remove its files, but keep the client sockets. Idempotent.
 
-        Whoever calls this while it is under way waits for the same end.
+        Concurrent callers wait for the same end.
         """
         await asyncio.shield(self._begin_end())
 
@@ -330,12 +342,12 @@ class KernelBridge:
 
     async def _end_sandbox(self) -> None:
         try:
-            self._asked_to_end = True
+            self._end_expected = True
             if self._link is not None:
-                self._link.end("it was closed")
-            await self._finished()
-            if self._lonely is not None:
-                self._lonely.cancel()
+                self._link.end("the sandbox was closed")
+            await self._wait_until_finished()
+            if self._removal_timer is not None:
+                self._removal_timer.cancel()
             if self._memory is not None:
                 self._memory.stop()
             sandbox, self._sandbox = self._sandbox, None
@@ -346,24 +358,24 @@ class KernelBridge:
             self._ending = None
 
     async def detach(self) -> LinkedSandbox | None:
-        """Kill the sandbox and close the sockets for good; the caller closes the sandbox."""
+        """Kill the sandbox and close the client sockets for good; the caller closes the sandbox."""
         self._detached = True
         sandbox, self._sandbox = self._sandbox, None
-        self._asked_to_end = True
+        self._end_expected = True
         if self._link is not None:
-            self._link.end("this process ends")
+            self._link.end("this process is exiting")
         self._exchange.close()
         if self.exit_status is None:
             self.exit_status = ENDED_STATUS
         return sandbox
 
     async def close(self) -> None:
-        """End the sandbox and close the sockets. Idempotent."""
+        """End the sandbox and close the client sockets. Idempotent."""
         await self.end_sandbox()
         self._exchange.close()
 
     def _is_shutdown_for_this_kernel(self, request: WireMessage) -> bool:
-        """False for one that was meant for the kernel that has ended; else an end is expected."""
+        """Return False for a request to a kernel that has ended; else expect an end."""
         if not self.shutdowns.arrive(running=self._exchange.running):
             return False
         with suppress(WireError):
@@ -379,8 +391,8 @@ class KernelBridge:
         if isinstance(event, Message):
             self._exchange.from_kernel(event)
         elif isinstance(event, Hello):
-            if self._greeted is not None and not self._greeted.done():
-                self._greeted.set_result(event)
+            if self._hello is not None and not self._hello.done():
+                self._hello.set_result(event)
         elif isinstance(event, Started):
             if self._started is not None and not self._started.done():
                 self._started.set_result(None)
@@ -392,24 +404,24 @@ class KernelBridge:
         elif isinstance(event, Stats):
             self.stats = event
         elif isinstance(event, Log):
-            self._records.keep(event)
+            self._records.write_inside(event)
 
     # -- ends ------------------------------------------------------------------------------------
 
     def _on_link_end(self, reason: str) -> None:
         self.note(f"the link ended: {reason}")
-        settling = self._exchange.settling
-        settled = None if settling is None else settling.done
-        for awaited in (self._greeted, self._resumed, settled):
+        renewal = self._exchange.renewal
+        settled = None if renewal is None else renewal.done
+        for awaited in (self._hello, self._resumed, settled):
             if awaited is not None and not awaited.done():
                 awaited.set_exception(
                     self._launch_error(
-                        f"The sandbox of {self.identity.name} ended at once: {reason}."
+                        f"The sandbox of {self.identity.name} ended during the start: {reason}."
                     )
                 )
                 self.exit_status = ENDED_STATUS
                 return
-        if self._death is None and not self._asked_to_end:
+        if self._death is None and not self._end_expected:
             panic = self._sandbox.find_panic() if self._sandbox is not None else ""
             self._death = explain_loss(reason, self._memory, panic)
         if self.exit_status is None and self._finishing is None:
@@ -417,23 +429,23 @@ class KernelBridge:
 
     def _kernel_ended(self, status: int) -> None:
         if self._resumed is not None and self._link is not None and not self._link.ended:
-            self._link.end("its kernel ended while it was restored")
+            self._link.end("its kernel ended during the restore")
         elif self._finishing is None:
             self._finishing = self._loop.create_task(self._finish(status))
 
     async def _finish(self, status: int) -> None:
-        """Tell why a kernel died, let its last messages out, then report its exit."""
+        """Explain the death of a kernel, send its last messages, then report its exit."""
         try:
-            await self._let_out(status)
+            await self._report_end(status)
         finally:
             self.exit_status = status
             self._exited.set()
             self._finishing = None
             if self._sandbox is not None:
-                wait = LONELY_SECONDS if self._keep_sandbox else 0.0
-                self._lonely = self._loop.call_later(wait, self._end_lonely)
+                wait = RESTART_SECONDS if self._keep_sandbox else 0.0
+                self._removal_timer = self._loop.call_later(wait, self._end_unless_restarted)
 
-    async def _let_out(self, status: int) -> None:
+    async def _report_end(self, status: int) -> None:
         if self._started is not None and not self._started.done():
             self._started.set_exception(
                 self._launch_error(
@@ -441,32 +453,32 @@ class KernelBridge:
                 )
             )
         self.note(f"the kernel ended {describe_status(status)}")
-        await self._exchange.settle_out(FLUSH_SECONDS)
-        self._records.sum_up()
+        await self._exchange.drain_kernel(FLUSH_SECONDS)
+        self._records.report_drops()
         reason = self._death
-        if reason is None and not self._asked_to_end:
+        if reason is None and not self._end_expected:
             reason = explain_death(status, self._memory)
         if reason is not None:
-            self._tell(reason)
-        self._exchange.forget_cells()
-        await self._settle_memory()
-        await self._exchange.let_out(FLUSH_SECONDS)
+            self._report_death(reason)
+        self._exchange.forget_requests()
+        await self._end_if_memory_stays()
+        await self._exchange.drain_clients(FLUSH_SECONDS)
 
-    def _end_lonely(self) -> None:
+    def _end_unless_restarted(self) -> None:
         if self.exit_status is not None:
             self._begin_end()
 
-    async def _finished(self) -> None:
+    async def _wait_until_finished(self) -> None:
         if self._finishing is not None:
             await asyncio.shield(self._finishing)
 
-    def _tell(self, reason: str) -> None:
-        """Write down why the kernel died, and show it in the cell that was running."""
+    def _report_death(self, reason: str) -> None:
+        """Log why the kernel died, and show it in the cell that was running."""
         line = self._deaths.take(f"{self.identity.name}: {reason}")
         if line is not None:
             log.warning("%s", line)
         self.note(reason)
-        self._exchange.tell(reason)
+        self._exchange.show_death(reason)
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""
@@ -481,8 +493,8 @@ class KernelBridge:
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def _sleep_changed(self, stopped: bool) -> None:
-        """What is stopped takes no memory, so nobody looks."""
+    def _on_sleep_change(self, stopped: bool) -> None:
+        """Measure memory only while the sandbox runs: a stopped one takes no more."""
         if self._memory is not None:
             self._memory.stop()
             if not stopped:
@@ -492,23 +504,23 @@ class KernelBridge:
         if self._exchange.running and self._death is None:
             self._death = describe_excess(used, self.identity.memory_limit)
             self.signal(signal.SIGKILL)
-            self._loop.call_later(ASK_SECONDS, self._end_if_still_over, self._run)
+            self._loop.call_later(KILL_GRACE_SECONDS, self._end_if_still_over, self._run)
 
     def _far_over_limit(self, used: int) -> None:
         self._death = describe_excess(used, self.identity.memory_limit)
         if self._link is not None:
-            self._link.end("it was over its memory limit")
+            self._link.end("the sandbox exceeded its memory limit")
 
-    async def _settle_memory(self) -> None:
-        """A sandbox whose files alone nearly fill its memory ends with its kernel."""
+    async def _end_if_memory_stays(self) -> None:
+        """End a sandbox whose files nearly fill its memory: they would kill the next kernel."""
         link, memory = self._link, self._memory
         if self._death is None or link is None or link.ended or memory is None:
             return
         if not await memory.has_fallen():
-            link.end("its files alone nearly fill its memory limit")
+            link.end("the files in the sandbox nearly fill its memory limit")
 
     def _end_if_still_over(self, run: int) -> None:
-        """PID 1 had its time to end kernel number ``run``."""
+        """End the sandbox if PID 1 has not ended kernel number ``run`` yet."""
         link = self._link
         if link is not None and not link.ended and self._run == run and self._exchange.running:
             link.end("PID 1 did not end a kernel over its memory limit")

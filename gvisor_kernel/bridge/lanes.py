@@ -1,8 +1,8 @@
-"""Work on messages of one channel and one direction: in order, and what is long not on the loop.
+"""Ordered work on messages of one channel and direction; long work runs in a worker thread.
 
-All kernels share the bridge's loop. To check and to sign a message of 100 MB takes half a second;
-hashlib lets other threads run meanwhile, so that is done in a worker, and what comes after it on
-the same channel waits. Nothing here knows what a message is.
+All kernels share the bridge's loop. Checking and signing a message of 100 MB takes half a second,
+during which hashlib releases the GIL. So a worker does it, and later messages of the same channel
+wait. Nothing here knows what a message is.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-LONG = 256 * 1024
-"""Bytes. Work on more goes to a worker; that on less takes under a millisecond, which is about
-what it costs to get there and back."""
+MAX_INLINE = 256 * 1024
+"""Bytes of a message that is handled on the loop. That takes less than a millisecond, which is
+about the cost of a round trip to a worker."""
 
 
 class Lane:
-    """In order: ``work()``, where ``size`` is over LONG in a worker of ``executor``, then
-    ``then(result)`` on the loop. ``work`` must not raise.
+    """Queue of work items; each runs ``work()`` and then ``then(result)`` on the loop, in order.
 
-    ``on_empty`` is called when a lane in which something had to wait has nothing left.
+    ``work`` runs in ``executor`` if its size is over MAX_INLINE. It must not raise. ``on_empty``
+    is called when the last of the items that had to wait is done.
     """
 
     def __init__(self, executor: Executor, on_empty: Callable[[], None] | None = None) -> None:
@@ -37,47 +37,47 @@ class Lane:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits or is under way."""
+        """Whether no item waits or runs."""
         return not (self._busy or self._waiting)
 
     def put(self, size: int, work: Callable[[], T], then: Callable[[T], None]) -> None:
-        """What is short, and has nothing before it, is done before this returns."""
+        """Add an item. A short one in an empty lane is done before this returns."""
         if self._closed:
             return
-        if size <= LONG and self.empty:
+        if size <= MAX_INLINE and self.empty:
             then(work())
             return
         self._waiting.append((size, work, then))
-        self._go_on()
+        self._run_next()
 
     def close(self) -> None:
-        """Drop what waits; what is under way has no effect any more."""
+        """Drop waiting items; the result of a running one is ignored."""
         self._closed = True
         self._waiting.clear()
 
-    def _go_on(self) -> None:
+    def _run_next(self) -> None:
         while self._waiting and not self._busy:
             size, work, then = self._waiting.popleft()
             self._busy = True
-            if size > LONG and self._hand_over(work, then):
+            if size > MAX_INLINE and self._run_in_worker(work, then):
                 return
             self._finish(work(), then)
         if self.empty and self._on_empty is not None and not self._closed:
             self._on_empty()
 
-    def _hand_over(self, work: Callable[[], T], then: Callable[[T], None]) -> bool:
+    def _run_in_worker(self, work: Callable[[], T], then: Callable[[T], None]) -> bool:
         try:
             working = self._loop.run_in_executor(self._executor, work)
-        except RuntimeError:  # this process ends, and has no workers any more
+        except RuntimeError:  # the process exits, and the executor has shut down
             return False
 
         def done(future: asyncio.Future[T]) -> None:
-            if future.cancelled():  # likewise
+            if future.cancelled():  # the process exits
                 return
             try:
                 self._finish(future.result(), then)
             finally:
-                self._go_on()
+                self._run_next()
 
         working.add_done_callback(done)
         return True

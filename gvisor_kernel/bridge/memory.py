@@ -1,6 +1,6 @@
-"""A sandbox's memory, watched from outside: when to look, when it is too much, what to say then.
+"""Watches the memory of a sandbox from outside, and reports when it is over its limit.
 
-Ends nothing: what follows is its owner's to do.
+Ends nothing itself; the owner of the sandbox does.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Callable
 
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 
-LOOK_SECONDS = 0.1
-"""The longest time between two looks."""
-SHORTEST_LOOK = 0.005
-FASTEST_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
-"""Bytes a second that a sandbox can touch at most (measured: about 2 GiB/s on two cores). The
-nearer the limit, the sooner the next look, so that even this rate does not pass it by much."""
-OVERRUN = 128 * 1024**2
-"""So far over the limit the whole sandbox is killed at once, without asking its PID 1."""
-ASK_SECONDS = 1.0
-"""How long PID 1 has to end the kernel; then the whole sandbox is killed."""
+MAX_LOOK_SECONDS = 0.1
+"""The longest time between two measurements."""
+MIN_LOOK_SECONDS = 0.005
+MAX_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
+"""Bytes per second that a sandbox can touch (measured: about 2 GiB/s on two cores). The nearer the
+limit, the sooner the next measurement, so that this rate exceeds the limit only a little."""
+MAX_OVERRUN = 128 * 1024**2
+"""Bytes over the limit above which the whole sandbox is killed, without asking PID 1."""
+KILL_GRACE_SECONDS = 1.0
+"""How long PID 1 has to end the kernel. After that the whole sandbox is killed."""
 
 
 def seconds_to_next_look(used: int, limit: int) -> float:
-    """How long the next look may wait."""
-    return min(LOOK_SECONDS, max(SHORTEST_LOOK, (limit - used) / FASTEST_GROWTH))
+    """Return how long the next measurement may wait."""
+    return min(MAX_LOOK_SECONDS, max(MIN_LOOK_SECONDS, (limit - used) / MAX_GROWTH))
 
 
 def format_size(size: int) -> str:
-    """Bytes as a person reads them: ``4 GiB``, ``1.5 GiB``, ``300 MiB``."""
+    """Format bytes for people: ``4 GiB``, ``1.5 GiB``, ``300 MiB``."""
     for unit, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if size >= factor:
             return f"{size / factor:.1f}".removesuffix(".0") + f" {unit}"
@@ -38,14 +38,14 @@ def format_size(size: int) -> str:
 
 
 NEARLY_FULL = 0.8
-"""Of the memory limit: so much used, and a death by signal is put down to it."""
+"""Share of the memory limit above which a death by signal is explained by the limit."""
 
 
 class MemoryWatch:
-    """Compares what ``sandbox`` uses with ``limit``, again and again, from ``start`` to ``stop``.
+    """Compares the memory of ``sandbox`` with ``limit`` bytes from ``start`` to ``stop``.
 
-    ``on_over(used)`` is called at each look that finds more than the limit, ``on_overrun`` when it
-    is more by OVERRUN: then the watch is over. On the loop that runs at construction.
+    Calls ``on_over(used)`` at each measurement above the limit. Calls ``on_overrun(used)`` once
+    when the limit is exceeded by MAX_OVERRUN, and stops. Uses the loop that runs at construction.
     """
 
     def __init__(
@@ -57,23 +57,23 @@ class MemoryWatch:
     ) -> None:
         self.limit = limit
         self.used = 0
-        """At the last look."""
+        """Bytes at the last measurement."""
         self._sandbox = sandbox
         self._on_over = on_over
         self._on_overrun = on_overrun
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._kills = 0
-        """By the host's kernel, that were known."""
+        """OOM kills by the host's kernel that were seen."""
 
     def start(self) -> None:
-        """Look now, and go on."""
+        """Measure now, and schedule the next measurement."""
         used = self._sandbox.memory_used()
-        wait = LOOK_SECONDS
+        wait = MAX_LOOK_SECONDS
         if used is not None:
             self.used = used
             wait = seconds_to_next_look(used, self.limit)
-            if used > self.limit + OVERRUN:
+            if used > self.limit + MAX_OVERRUN:
                 self._on_overrun(used)
                 return
             if used > self.limit:
@@ -85,14 +85,15 @@ class MemoryWatch:
             self._timer.cancel()
 
     def explains(self, status: int) -> bool:
-        """Whether an unexplained death was the host's or the runtime's own bound on memory."""
+        """Return whether the memory limit of the host or the runtime can explain a death."""
         killed = status in (-signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV)
         return self.has_killed() or (killed and self.used > NEARLY_FULL * self.limit)
 
     def has_killed(self) -> bool:
-        """Whether the host's kernel has ended something of the sandbox, newly, as it tells.
+        """Return whether the host's kernel killed a process of the sandbox since the last call.
 
-        Inside, that looks like a program that ended by itself: gVisor's stand-in for it is killed.
+        Inside the sandbox this looks like a program that ended by itself, since the OOM killer
+        kills gVisor's stub process for it.
         """
         kills = self._sandbox.memory_kills()
         new, self._kills = kills > self._kills, kills
@@ -101,12 +102,12 @@ class MemoryWatch:
         return new
 
     async def has_fallen(self) -> bool:
-        """Whether memory is free again, ASK_SECONDS after a death for want of it.
+        """Wait up to KILL_GRACE_SECONDS after an out-of-memory death; whether memory is free again.
 
-        What a dead kernel held is freed soon. What it left in files is not, and would end the
-        next kernel.
+        The memory of a dead kernel is freed soon. Files that it left in memory are not, and would
+        end the next kernel.
         """
-        deadline = self._loop.time() + ASK_SECONDS
+        deadline = self._loop.time() + KILL_GRACE_SECONDS
         while True:
             used = self._sandbox.memory_used()
             if used is None or used < NEARLY_FULL * self.limit:
@@ -117,10 +118,10 @@ class MemoryWatch:
 
 
 def describe_excess(used: int, limit: int) -> str:
-    """Why a kernel was ended, for the person who sees it in a cell."""
+    """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
     return (
         f"The kernel used {format_size(used)} of memory; its limit is {format_size(limit)}. "
-        "It was ended. To allow more, raise the setting memory_limit (for instance "
+        "It was ended. To allow more, raise the setting memory_limit (for example "
         f'c.GVisorProvisioner.memory_limit = "{format_size(2 * limit)}" in Jupyter\'s '
         "configuration, or memory_limit in the kernelspec), and restart the kernel."
     )

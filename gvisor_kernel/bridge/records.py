@@ -1,4 +1,4 @@
-"""What is written down of one kernel: its log and its transcript, while it has a sandbox."""
+"""Writes the log and the transcript of one kernel, while it has a sandbox."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gvisor_kernel.link import Channel, Log
 
 
 class Records:
-    """From ``open`` to ``close``, again and again; quiet when closed."""
+    """The log and the transcript of the current sandbox. Can be reopened; silent when closed."""
 
     def __init__(self) -> None:
         self._log: KernelLog | None = None
@@ -30,40 +30,43 @@ class Records:
         self._log = self._transcript = None
 
     def note(self, text: str) -> None:
-        """An event. Not for what a kernel or a client can cause as often as it likes."""
+        """Log an event. Not for events that a kernel or a client can cause without limit."""
         if self._log is not None:
             self._log.write("bridge", text)
 
     def note_drop(self, text: str) -> None:
-        """A message was dropped: of the first ones and of some of the others, each is told."""
+        """Count a dropped message. Only the first ones and some of the later ones are logged."""
         line = self._drops.take(text)
         if line is not None and self._log is not None:
             self._log.write_inside("bridge", line)
 
-    def sum_up(self) -> None:
-        """A kernel has ended: how many messages were dropped."""
+    def report_drops(self) -> None:
+        """Log how many messages were dropped, at the end of a kernel."""
         if self._drops.count:
             self.note(f"{self._drops.count} messages were dropped")
         self._drops = Limiter()
 
-    def keep(self, event: Log) -> None:
-        """What was said inside."""
+    def write_inside(self, event: Log) -> None:
+        """Log what a process in the sandbox wrote."""
         if self._log is not None:
             self._log.write_inside(event.source.name.lower(), event.text)
             self._log.remember(event.text)
 
     @property
     def recent(self) -> list[str]:
-        """The last lines from inside, clean."""
+        """The last lines from inside, escaped."""
         return list(self._log.recent) if self._log is not None else []
 
-    def asked(self, message: WireMessage) -> None:
-        """A client's request goes to the kernel."""
+    def record_request(self, message: WireMessage) -> None:
+        """Record a client's request in the transcript."""
         if self._transcript is not None:
             with suppress(WireError):
                 self._transcript.record("request", message)
 
-    def answered(self, channel: Channel, message: WireMessage) -> None:
-        """The kernel's message goes to clients. Raises WireError."""
+    def record_answer(self, channel: Channel, message: WireMessage) -> None:
+        """Record a kernel's message in the transcript.
+
+        :raises WireError: when its header or parent header cannot be parsed
+        """
         if self._transcript is not None and channel is not Channel.CONTROL:
             self._transcript.record("reply" if channel is Channel.SHELL else "output", message)

@@ -1,6 +1,6 @@
-"""The host's end of one link: its descriptors on the loop, its liveness, its sleep.
+"""The host's end of one link: reads and writes it, checks that the sandbox is alive, stops it.
 
-Events go to its owner, but for the answers to what is asked here.
+Events go to the owner, except the answers to this module's own questions.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from gvisor_kernel.link.state import Role, State
 READ_SIZE = 256 * 1024
 MIN_READ = 4 * 1024
 TURN_SECONDS = 0.01
-"""How long one read may occupy the loop, which other kernels share. What takes longer, a flood of
-the smallest frames, is read in smaller pieces."""
+"""How long one read may occupy the loop, which other kernels share. If a read takes longer, as with
+a flood of the smallest frames, the next ones are smaller."""
 LAST_BYTES = 4 * 1024 * 1024
-"""Read after the end of the sandbox's process: far more than a pipe holds, should one write on."""
-LOOK_SECONDS = 0.1
+"""Bytes read after the end of the sandbox's process: far more than a pipe holds. This bounds what a
+process that survived it may write."""
+POLL_SECONDS = 0.1
 PING_SECONDS = 5.0
 WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
-"""Waits in a row without a byte before a sandbox counts as dead. Waits, not time: while the
-machine sleeps the loop counts none."""
-MOVES = (Message, Log, Started, Resumed)
-"""What comes from a sandbox in which something goes on."""
+"""Waits without a byte in a row before a sandbox counts as dead. Waits are counted and not seconds,
+since the loop's timers stop while the machine is suspended."""
+ACTIVITY_EVENTS = (Message, Log, Started, Resumed)
+"""Events that show activity in the sandbox."""
 
 
 class LinkedSandbox(Protocol):
-    """What the bridge needs of a sandbox; every runtime's Sandbox has it."""
+    """The part of a runtime's Sandbox that the bridge uses."""
 
     link_in: int
     link_out: int
@@ -74,7 +75,7 @@ class LinkedSandbox(Protocol):
 
 
 class SandboxLink:
-    """Reads and writes one link until it ends; then calls ``on_end(reason)`` once."""
+    """Reads and writes one link until it ends, then calls ``on_end(reason)`` once."""
 
     def __init__(
         self,
@@ -86,16 +87,17 @@ class SandboxLink:
         resume: Resume | None = None,
         sleep: Sleep | None = None,
     ) -> None:
-        """``resume``: what to tell a guest that was restored. Raises LocalProtocolError.
+        """``resume`` is sent to a restored guest. ``share`` limits reads, and is closed at the end.
 
-        ``share``: what it may send, which is left at the end. ``sleep``: None for a sandbox that is
-        never stopped.
+        ``sleep`` is None for a sandbox that is never stopped.
+
+        :raises LocalProtocolError: when ``resume`` is too large
         """
         hello = Hello(facts=(("release", __version__),))
         self.connection = Connection(Role.HOST, hello, resume)
         self.ended = False
         self.stopped = False
-        """The sandbox is stopped, and goes on with the next frame that is written to it."""
+        """The sandbox is stopped. The next frame that is written resumes it."""
         self._sandbox = sandbox
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
@@ -106,39 +108,39 @@ class SandboxLink:
         self._last_bytes = LAST_BYTES
         self._pending = memoryview(b"")
         self._writing = False
-        self._heard = True
-        self._missed = 0
+        self._received = True
+        self._silent_waits = 0
         self._token = 0
         self._quiesced: asyncio.Future[None] | None = None
         self._sleep = sleep
-        self._idle = IdleWatch(self._ask) if sleep is not None else None
-        self._alone = False
-        """Nothing was written since the guest was asked."""
+        self._idle = IdleWatch(self._ask_if_idle) if sleep is not None else None
+        self._unwritten_since_ask = False
+        """Nothing was written since the last question to the guest."""
         self._timers: list[asyncio.TimerHandle] = []
         self._loop.add_reader(sandbox.link_out, self._read)
-        self._loop.add_reader(sandbox.exit_fd, self._exited)
+        self._loop.add_reader(sandbox.exit_fd, self._on_process_exit)
         if sandbox.helper_fd >= 0:
-            self._loop.add_reader(sandbox.helper_fd, self._lost_helper)
+            self._loop.add_reader(sandbox.helper_fd, self._on_helper_exit)
         self._start_timers()
         self.flush()
 
     # -- reading ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """One read a turn: other kernels share this loop, and credit must go back soon."""
+        """Read once per event: other kernels share this loop, and credit must be returned soon."""
         size = self._read_once()
         self.flush()
         pause = self._share.take(size)
         if pause and not self.ended:
             self._loop.remove_reader(self._sandbox.link_out)
-            self._loop.call_later(pause, self._read_on)
+            self._loop.call_later(pause, self._resume_reading)
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         if not self.ended:
             self._loop.add_reader(self._sandbox.link_out, self._read)
 
     def _read_once(self) -> int:
-        """How many bytes were read; 0 if there is nothing, or never will be."""
+        """Return the number of bytes read; 0 if there are none, or if the link has ended."""
         try:
             data = os.read(self._sandbox.link_out, self._read_size)
         except BlockingIOError:
@@ -149,60 +151,61 @@ class SandboxLink:
         if not data:
             self.end("the sandbox ended")
             return 0
-        self._heard = True
-        self._go_on()  # it was not idle
+        self._received = True
+        self._wake()  # the guest was not idle after all
         began = self._loop.time()
         try:
             self.connection.receive_data(data)
         except RemoteProtocolError as error:
-            self.end(f"the sandbox broke the rules of the link: {error}")
+            self.end(f"the sandbox violated the link protocol: {error}")
             return 0
-        self._pass_events()
-        self._adapt(len(data), self._loop.time() - began)
+        self._dispatch_events()
+        self._adapt_read_size(len(data), self._loop.time() - began)
         return len(data)
 
-    def _pass_events(self) -> None:
+    def _dispatch_events(self) -> None:
         while not self.ended:
             event = self.connection.next_event()
             if event is None:
                 break
             if isinstance(event, Pong) and self._quiesced is not None:
-                self._settle(event)
+                self._on_pong(event)
             elif isinstance(event, Quiet):
-                self._take_answer(event)
+                self._on_quiet(event)
             else:
-                if isinstance(event, MOVES) and getattr(event, "channel", None) is not Channel.HB:
+                is_heartbeat = getattr(event, "channel", None) is Channel.HB
+                if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
                     self.moved()
                 self._on_event(event)
 
-    def _adapt(self, size: int, seconds: float) -> None:
-        """Read less at once, or more again."""
+    def _adapt_read_size(self, size: int, seconds: float) -> None:
+        """Adapt the size of the next read to the time that the last one took."""
         if seconds > TURN_SECONDS:
             self._read_size = max(MIN_READ, min(size, self._read_size) // 2)
         elif seconds < TURN_SECONDS / 4:
             self._read_size = min(READ_SIZE, 2 * self._read_size)
 
-    def _lost_helper(self) -> None:
-        self.end("a process of it that it needs to reach files has ended")
+    def _on_helper_exit(self) -> None:
+        self.end("the sandbox's file server process (gofer) ended")
 
-    def _exited(self) -> None:
-        """The runtime's process is gone: take what is still in the pipe, then end."""
+    def _on_process_exit(self) -> None:
+        """Read what is left in the pipe after the end of the runtime's process, then end."""
         self._loop.remove_reader(self._sandbox.exit_fd)
-        self._read_last()
+        self._read_remaining()
 
-    def _read_last(self) -> None:
-        """One read a turn, likewise."""
+    def _read_remaining(self) -> None:
+        """Read once per turn of the loop, as in ``_read``."""
         size = 0 if self.ended or self._last_bytes <= 0 else self._read_once()
         if size:
             self._last_bytes -= size
-            self._loop.call_soon(self._read_last)
+            self._loop.call_soon(self._read_remaining)
         else:
             self.end("the sandbox's process ended")
 
     # -- writing ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write what the connection has, now or as soon as the pipe takes it."""
+        """Write the connection's data, now or as soon as the pipe accepts it."""
         if self.ended:
             return
         while True:
@@ -211,14 +214,14 @@ class SandboxLink:
                 if not self._pending:
                     self._watch_writable(False)
                     return
-                self._alone = False
-                self._go_on()
+                self._unwritten_since_ask = False
+                self._wake()
             try:
                 written = os.write(self._sandbox.link_in, self._pending)
             except BlockingIOError:
                 self._watch_writable(True)
                 return
-            except OSError:  # EPIPE: the reading side tells the reason
+            except OSError:  # EPIPE: the reading side reports the reason
                 self._watch_writable(False)
                 return
             self._pending = self._pending[written:]
@@ -236,7 +239,10 @@ class SandboxLink:
         self._on_room()
 
     def send_message(self, channel: Channel, parts: list[Part]) -> None:
-        """Send a message to the kernel. Raises LocalProtocolError."""
+        """Send a message to the kernel.
+
+        :raises LocalProtocolError: when the link cannot carry it, or no kernel runs
+        """
         self.connection.send_message(channel, parts)
         if channel is not Channel.HB:
             self.moved()
@@ -244,14 +250,14 @@ class SandboxLink:
             self._share.note_use()
         self.flush()
 
-    def hurry(self, seconds: float) -> None:
-        """Read at once what comes, whatever other kernels do."""
-        self._share.hurry(seconds)
+    def suspend_limit(self, seconds: float) -> None:
+        """Read without a rate limit for ``seconds``."""
+        self._share.suspend_limit(seconds)
 
     # -- liveness --------------------------------------------------------------------------------
 
     def _start_timers(self) -> None:
-        self._heard, self._missed = True, 0
+        self._received, self._silent_waits = True, 0
         self._timers = [
             self._loop.call_later(PING_SECONDS, self._ping),
             self._loop.call_later(WAIT_SECONDS, self._count_wait),
@@ -266,14 +272,14 @@ class SandboxLink:
         self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
 
     def quiesce(self) -> asyncio.Future[None]:
-        """Send no ping any more; done once the guest has read all that was written.
+        """Stop pings and questions; the future is done when the guest has read all data.
 
-        What waits unread in the pipe would become part of an image that is taken now.
+        Data that is still in the pipe would become part of a snapshot.
         """
         if self._idle is not None:
             self._idle.end()
             self._idle = None
-        self._go_on()
+        self._wake()
         self._timers[0].cancel()
         self._quiesced = self._loop.create_future()
         self._token += 1
@@ -281,15 +287,15 @@ class SandboxLink:
         self.flush()
         return self._quiesced
 
-    def _settle(self, pong: Pong) -> None:
+    def _on_pong(self, pong: Pong) -> None:
         assert self._quiesced is not None
         if pong.token == self._token and not self._quiesced.done() and not self._pending:
             self._quiesced.set_result(None)
 
     def _count_wait(self) -> None:
-        self._missed = 0 if self._heard else self._missed + 1
-        self._heard = False
-        if self._missed >= MISSED_WAITS:
+        self._silent_waits = 0 if self._received else self._silent_waits + 1
+        self._received = False
+        if self._silent_waits >= MISSED_WAITS:
             self.end(f"the sandbox was silent for {MISSED_WAITS * WAIT_SECONDS:.0f} s")
             return
         self._timers[1] = self._loop.call_later(WAIT_SECONDS, self._count_wait)
@@ -297,63 +303,63 @@ class SandboxLink:
     # -- asleep ----------------------------------------------------------------------------------
 
     def moved(self) -> None:
-        """Something goes on that is worth to stay awake for."""
+        """Note activity, for which the sandbox has to stay awake."""
         if self._idle is not None:
             self._idle.moved()
 
-    def _ask(self) -> None:
+    def _ask_if_idle(self) -> None:
         run = self.connection.run
-        if self.connection.state is not State.RUNNING or run is None or not self._is_free():
+        if self.connection.state is not State.RUNNING or run is None or not self._may_sleep():
             return
         with suppress(LocalProtocolError):
             self.connection.send(Ask(run))
         self.flush()
-        self._alone = True
+        self._unwritten_since_ask = True
 
-    def _is_free(self) -> bool:
-        """Whether nothing waits to be sent, and the owner has no objection."""
+    def _may_sleep(self) -> bool:
+        """Whether no data waits to be sent, and the owner agrees to a stop."""
         waits = self._pending or self.connection.queued()
         return not waits and self._sleep is not None and self._sleep.allowed()
 
-    def _take_answer(self, answer: Quiet) -> None:
-        if not answer.quiet or self._idle is None or self.stopped or not self._is_free():
+    def _on_quiet(self, answer: Quiet) -> None:
+        if not answer.quiet or self._idle is None or self.stopped or not self._may_sleep():
             return
-        if not self._alone:
-            self._idle.ask_soon()
+        if not self._unwritten_since_ask:
+            self._idle.retry_soon()
             return
-        self._idle.rest()
+        self._idle.pause()
         for timer in self._timers:
             timer.cancel()
         self.stopped = True
         self._sandbox.pause()
-        self._loop.call_later(LOOK_SECONDS, self._look_at_rest)
-        self._tell_change()
+        self._loop.call_later(POLL_SECONDS, self._check_stopped)
+        self._report_sleep()
 
-    def _look_at_rest(self) -> None:
-        """What ran when the sandbox was stopped may go on running: then it is stopped later."""
+    def _check_stopped(self) -> None:
+        """Resume a stopped sandbox that is busy: a system call that ran at the stop may run on."""
         if self.stopped and not self.ended and self._sandbox.is_busy():
-            self._go_on()
+            self._wake()
 
-    def _tell_change(self) -> None:
+    def _report_sleep(self) -> None:
         if self._sleep is not None:
             self._sleep.changed(self.stopped)
 
-    def _go_on(self) -> None:
-        """Let a stopped sandbox run. Nobody has counted its silence."""
+    def _wake(self) -> None:
+        """Resume a stopped sandbox, and restart the heartbeat timers."""
         if self.stopped and not self.ended:
             self.stopped = False
             self._sandbox.resume()
             self._start_timers()
-            self._tell_change()
+            self._report_sleep()
             self.moved()
 
     def end(self, reason: str) -> None:
-        """Stop reading and writing, kill the sandbox, tell the owner. Idempotent."""
+        """Stop reading and writing, kill the sandbox and call ``on_end``. Idempotent."""
         if self.ended:
             return
         self.ended = True
         self.stopped = False
-        self._share.leave()
+        self._share.close()
         if self._idle is not None:
             self._idle.end()
         for timer in self._timers:
@@ -367,8 +373,11 @@ class SandboxLink:
 
 
 async def close_sandbox(sandbox: LinkedSandbox) -> None:
-    """``sandbox.close`` in a thread of its own: one that has much to copy out of an engine keeps
-    no worker from those that start. Here, when this process ends and has no threads any more."""
+    """Call ``sandbox.close`` in a new thread and wait for it.
+
+    No worker of the executor is used, since copying outputs from a Docker engine may take long and
+    would block launches. At the exit of the process no thread can start; then close here.
+    """
     loop = asyncio.get_running_loop()
     closed: asyncio.Future[None] = loop.create_future()
 
@@ -386,7 +395,7 @@ async def close_sandbox(sandbox: LinkedSandbox) -> None:
             sandbox.close()
         except BaseException as raised:
             error = raised
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, error)
 
     try:

@@ -1,8 +1,8 @@
-"""How fast a kernel's output is read while clients use other kernels of this process.
+"""Limits how fast a kernel's output is read while clients use other kernels of this process.
 
-A flood keeps the sandbox busy that sends it, this process, and the client that reads it: on a small
-machine there is no CPU left for the others. Read slowly, it costs as little as it is slow. Nobody
-is slowed down who is alone, and no message is lost: a kernel that is not read waits.
+A flood of output keeps its sandbox, this process and the client busy; on a small machine no CPU is
+left for other kernels. A slower read costs less CPU. A kernel that is used alone is not limited,
+and no message is lost: a kernel whose output is not read waits.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import time
 from collections.abc import Callable
 
 IN_USE_SECONDS = 2.0
-"""How long after a client's request on shell a kernel counts as one that is being used."""
+"""How long a kernel counts as used after a client's request on shell."""
 BURST = 8 * 1024 * 1024
 PER_SECOND = 16 * 1024 * 1024
-"""Bytes that are read at once, and in the long run, from a kernel beside one that is used."""
+"""Bytes read at once, and per second, from a kernel while another one is used."""
 
 
 class Sharing:
-    """One instance per bridge. On its loop."""
+    """The shares of all kernels of a bridge. Use on the bridge's loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._used: dict[Share, float] = {}
 
     def add(self) -> Share:
-        """The share of one more kernel, until ``Share.leave``."""
+        """Return the share of another kernel; the caller closes it."""
         return Share(self)
 
     def note_use(self, share: Share) -> None:
@@ -34,38 +34,38 @@ class Sharing:
     def forget(self, share: Share) -> None:
         self._used.pop(share, None)
 
-    def others_are_used(self, share: Share) -> bool:
+    def others_in_use(self, share: Share) -> bool:
         since = self.clock() - IN_USE_SECONDS
         return any(at > since for other, at in self._used.items() if other is not share)
 
 
 class Share:
-    """What one kernel may send."""
+    """How much may be read from one kernel."""
 
     def __init__(self, sharing: Sharing) -> None:
         self._sharing = sharing
         self._left = float(BURST)
         self._at = sharing.clock()
-        self._hurried_until = self._at
+        self._suspended_until = self._at
 
     def note_use(self) -> None:
-        """A client has asked this kernel something."""
+        """Note a client's request to this kernel."""
         self._sharing.note_use(self)
 
     def take(self, size: int) -> float:
-        """``size`` bytes were read; for how many seconds no more are to be."""
+        """Count ``size`` bytes that were read; return the seconds to wait before the next read."""
         now = self._sharing.clock()
-        if now < self._hurried_until or not self._sharing.others_are_used(self):
+        if now < self._suspended_until or not self._sharing.others_in_use(self):
             self._left, self._at = float(BURST), now
             return 0.0
         self._left = min(BURST, self._left + (now - self._at) * PER_SECOND) - size
         self._at = now
         return max(0.0, -self._left / PER_SECOND)
 
-    def hurry(self, seconds: float) -> None:
-        """The kernel is being ended, and somebody waits for its last words: read them at once."""
-        self._hurried_until = self._sharing.clock() + seconds
+    def suspend_limit(self, seconds: float) -> None:
+        """Do not limit the kernel for ``seconds``: it is ending, and its last output is awaited."""
+        self._suspended_until = self._sharing.clock() + seconds
 
-    def leave(self) -> None:
-        """The kernel's link has ended. Idempotent."""
+    def close(self) -> None:
+        """Forget the kernel, as its link has ended. Idempotent."""
         self._sharing.forget(self)

@@ -1,8 +1,8 @@
-"""For which kernel a shutdown request was meant: the one that runs, or one that has ended before.
+"""Decides whether a shutdown request is for the running kernel or for one that has ended.
 
-A manager sends its request, and says so to the provisioner; the request comes by a socket that may
-only just be connecting. When the kernel is dead the manager waits for nothing, and starts the next
-one, which the request would end.
+A manager sends its request over a socket and also announces it to the provisioner. The socket may
+still be connecting, so the request may come late. If the kernel is dead already, the manager starts
+the next one at once, and a late request would end that one.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from __future__ import annotations
 import time
 
 STRAY_SECONDS = 10.0
-"""How late a request may come. One that never does must not hide another for longer."""
+"""How late a request may come. A request that never comes must not hide another one for longer."""
 
 
 class ShutdownRequests:
-    """Counts what was announced against what has come, from kernel to kernel."""
+    """Counts announced requests against received ones, across restarts."""
 
     def __init__(self) -> None:
         self._due = 0
-        """Announced, and not here yet."""
+        """Announced, but not received yet."""
         self._early = 0
-        """Here, and not announced: yet, or because a client sent it by itself."""
+        """Received, but not announced: not yet, or a client sent it by itself."""
         self._strays = 0
-        """Announced for a kernel that has ended since."""
+        """Announced for a kernel that has ended, and not received yet."""
         self._until = 0.0
 
     def announce(self) -> None:
-        """The manager says that it has sent a request to the kernel."""
+        """Note that the manager has sent a request to the kernel."""
         if self._early:
             self._early -= 1
         else:
             self._due += 1
 
     def begin(self) -> None:
-        """Another kernel starts; or the same one goes on starting."""
+        """Note the start of a kernel. May be called again during the same start."""
         if time.monotonic() > self._until:
             self._strays = 0
         if self._due:
@@ -42,7 +42,7 @@ class ShutdownRequests:
         self._due = self._early = 0
 
     def arrive(self, *, running: bool) -> bool:
-        """A request is here. Whether it is meant for a kernel that runs."""
+        """Note a received request; return whether it is for the running kernel."""
         if self._strays and time.monotonic() < self._until:
             self._strays -= 1
             return False

@@ -1,6 +1,6 @@
-"""The bridge's own thread and loop: one a process, started with its first kernel.
+"""The bridge's own thread and event loop: one per process, started with the first kernel.
 
-A manager of Jupyter's may have no running loop between two calls; nothing of ours may live there.
+A manager of Jupyter may have no running loop between two calls, so the bridge cannot use that one.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from gvisor_kernel.link.frames import VIEWED
 
 T = TypeVar("T")
 
-SIGNERS = 2
-"""Threads that check and sign large messages, of all kernels."""
+SIGNER_THREADS = 2
+"""Threads that check and sign large messages of all kernels."""
 EXIT_SECONDS = 10.0
-"""How long the end of this process waits for its sandboxes to be removed."""
+"""How long the exit of this process waits for the removal of its sandboxes."""
 
 
-LOOK_SECONDS = 0.1
-"""How long a wake-up that was lost can delay an answer."""
+POLL_SECONDS = 0.1
+"""How long a lost wake-up can delay an answer."""
 
 
 class Bridge:
-    """Use ``Bridge.instance()``. Its methods may be called from any thread."""
+    """All kernels of a process. Use ``Bridge.instance()``. Any thread, where not said otherwise."""
 
     _instance: Bridge | None = None
     _lock = ThreadLock()
@@ -52,59 +52,62 @@ class Bridge:
         self._bases: dict[Path, Path] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65536)
-        # What pyzmq needs to send large messages uncopied, a thread and descriptors, comes with the
-        # first: to be had now, and not in the middle of a message.
+        # With the first uncopied frame pyzmq starts a thread and opens descriptors. If these are
+        # not available, that must fail here and not in the middle of a message.
         zmq.Frame(bytes(2 * VIEWED), copy=False)
         self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
-        # Apart from launches, each of which may take a worker for seconds.
-        self._signers = concurrent.futures.ThreadPoolExecutor(SIGNERS, "gvisor-kernel-sign")
+        # A pool of its own, as each launch may occupy a worker for seconds.
+        self._signers = concurrent.futures.ThreadPoolExecutor(SIGNER_THREADS, "gvisor-kernel-sign")
         self._sharing = Sharing()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self.executor)
-        self._thread = threading.Thread(target=self._run, name="gvisor-kernel-bridge", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_loop, name="gvisor-kernel-bridge", daemon=True
+        )
         self._thread.start()
 
     @classmethod
     def instance(cls) -> Bridge:
-        """This process's bridge; a forked child gets one of its own."""
+        """Return this process's bridge. A forked child gets its own."""
         with cls._lock:
             if cls._instance is None or cls._instance._pid != os.getpid():
                 cls._instance = cls()
                 atexit.register(cls._instance.stop)
             return cls._instance
 
-    def _run(self) -> None:
+    def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
     @property
     def ended(self) -> bool:
-        """Its kernels have ended with it, or belong to the process that this one was forked from.
+        """Whether the bridge was stopped, or belongs to the process that this one was forked from.
 
-        Nothing is to be called any more then: nobody would answer.
+        Call nothing any more then: there would be no answer.
         """
         return self._stopped or self._pid != os.getpid()
 
     def call(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run ``work`` on the bridge's loop. ``awaited`` awaits the future on another one."""
+        """Schedule ``work`` on the bridge's loop. ``run`` also awaits it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def awaited(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the bridge's loop and await it on the running one, whosever that is.
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the bridge's loop and await it on the running loop.
 
-        That loop is looked after by a timer: its wake-up may be lost. A process that forks after
-        it has used Jupyter shares the loop that jupyter_core keeps with its children, the pipe by
-        which other threads wake it included, and any of them may read what was meant for another.
+        A timer polls for the result, since the wake-up of the running loop may be lost: a process
+        that forks after it has used Jupyter shares jupyter_core's loop with its children, and also
+        the pipe that wakes it, which any of them may read.
 
-        Raises what ``work`` does, and LaunchError when the bridge's thread has ended.
+        :raises LaunchError: when the bridge's thread has ended
+        :raises Exception: what ``work`` raises
         """
         done = asyncio.wrap_future(self.call(work))
         try:
             while not done.done():
                 if not self._thread.is_alive():
                     work.close()
-                    raise LaunchError("No kernel can be reached any more: this process ends.")
-                await asyncio.wait({done}, timeout=LOOK_SECONDS)
+                    raise LaunchError("The kernel cannot be reached: this process is exiting.")
+                await asyncio.wait({done}, timeout=POLL_SECONDS)
         except (asyncio.CancelledError, LaunchError):
             done.cancel()
             raise
@@ -113,12 +116,15 @@ class Bridge:
     async def open_kernel(
         self, identity: KernelIdentity, address: Address, root: Path
     ) -> KernelBridge:
-        """A kernel's client sockets, bound, without a sandbox yet. On the loop.
+        """Bind the client sockets of a kernel that has no sandbox yet. On the bridge's loop.
 
-        ``root`` is a private directory for Unix sockets. Raises LaunchError, StateError.
+        ``root`` is a private directory for Unix sockets.
+
+        :raises LaunchError: when the sockets cannot be opened
+        :raises StateError: when ``root`` cannot be used
         """
         base = self._bases.get(root)
-        if base is None or not base.is_dir():  # the first one, or somebody has removed it
+        if base is None or not base.is_dir():  # the first kernel, or the directory was removed
             sweep_bases(root)
             remove_base(root, owner_name(os.getpid()) or "")
             base = self._bases[root] = make_base(root)
@@ -129,7 +135,7 @@ class Bridge:
         return kernel
 
     async def close_kernel(self, kernel: KernelBridge) -> None:
-        """Close ``kernel`` and forget it. On the loop; idempotent."""
+        """Close ``kernel`` and forget it. On the bridge's loop. Idempotent."""
         await kernel.close()
         self._kernels.discard(kernel)
 
@@ -138,9 +144,9 @@ class Bridge:
         return [sandbox for sandbox in sandboxes if sandbox is not None]
 
     def stop(self) -> None:
-        """End every kernel; called when the process exits.
+        """End every kernel. Called when the process exits. Blocks.
 
-        Sandboxes are closed here and not on the executor: by now Python lets it start nothing.
+        Sandboxes are closed in this thread: at exit the executor accepts no work.
         """
         if self.ended:
             return

@@ -1,4 +1,4 @@
-"""What clients send while no kernel can take it: kept for the one that is starting, bounded."""
+"""Bounded queue of messages that clients send before the starting kernel can take them."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from gvisor_kernel.bridge.wire import WireMessage
 from gvisor_kernel.link import Channel
 from gvisor_kernel.link.frames import Part
 
-WAITING_MESSAGES = 1000
-WAITING_BYTES = 16 * 1024 * 1024
-"""What clients may send ahead while a sandbox starts; above, their sockets are not read."""
+MAX_MESSAGES = 1000
+MAX_BYTES = 16 * 1024 * 1024
+"""Messages and bytes that clients may send while a sandbox starts. Above this their sockets are
+not read."""
 
-Sent: TypeAlias = WireMessage | list[Part]
-"""A message that was checked, or the parts of a heartbeat."""
+ClientMessage: TypeAlias = WireMessage | list[Part]
+"""A checked message, or the parts of a heartbeat."""
 
 
 class WaitingMessages:
-    """In the order in which they came."""
+    """Messages in the order in which they came."""
 
     def __init__(self) -> None:
-        self._messages: deque[tuple[Channel, Sent]] = deque()
+        self._messages: deque[tuple[Channel, ClientMessage]] = deque()
         self._size = 0
 
     @property
     def full(self) -> bool:
-        return len(self._messages) >= WAITING_MESSAGES or self._size >= WAITING_BYTES
+        return len(self._messages) >= MAX_MESSAGES or self._size >= MAX_BYTES
 
-    def add(self, channel: Channel, message: Sent) -> None:
+    def add(self, channel: Channel, message: ClientMessage) -> None:
         self._messages.append((channel, message))
         self._size += _size(message)
 
-    def take(self) -> list[tuple[Channel, Sent]]:
-        """All of them; none waits any more."""
+    def take(self) -> list[tuple[Channel, ClientMessage]]:
+        """Remove all messages and return them."""
         taken, self._messages, self._size = list(self._messages), deque(), 0
         return taken
 
     def drop_executions(self) -> None:
-        """Cells that were sent to a kernel that has died are not for the next one to run."""
+        """Drop the cells that were sent to a dead kernel: the next one must not run them."""
         for channel, message in self.take():
             if isinstance(message, list) or message.kind != "execute_request":
                 self.add(channel, message)
 
 
-def _size(message: Sent) -> int:
+def _size(message: ClientMessage) -> int:
     return sum(map(len, message)) if isinstance(message, list) else message.size

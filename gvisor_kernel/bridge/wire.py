@@ -1,4 +1,4 @@
-"""Jupyter's message format: splitting, checking and signing. No sockets, no meaning of a message.
+"""Jupyter's wire format: splits, checks and signs messages. Knows no sockets and no message types.
 
 https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol
 """
@@ -18,30 +18,33 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 DELIMITER = b"<IDS|MSG>"
 MAX_HEADER = 64 * 1024
-"""Bytes of a header that is parsed here; honest ones have a few hundred."""
+"""Bytes of a header that is parsed here. Usual ones have a few hundred."""
 MAX_IDENTITIES = 16
 MAX_IDENTITY = 4096
-"""Bytes of a client's identity, or of a topic; ZMQ has at most 255 for the first."""
+"""Bytes of a client's identity or of a topic. ZMQ allows 255 for an identity."""
 
 
 class WireError(Exception):
-    """Parts that are no Jupyter message, or whose signature is not by the expected key."""
+    """Parts that are not a Jupyter message, or whose signature is wrong."""
 
 
 def parse_object(data: Part, name: str) -> dict[str, Any]:
-    """A JSON object of at most MAX_HEADER bytes. Raises WireError."""
+    """Parse a JSON object of at most MAX_HEADER bytes.
+
+    :raises WireError: when ``data`` is not one
+    """
     try:
         value = parse_json(data, MAX_HEADER)
     except JsonError as error:
-        raise WireError(f"a {name} cannot be used: {error}") from None
+        raise WireError(f"the {name} cannot be parsed: {error}") from None
     if not isinstance(value, dict):
-        raise WireError(f"a {name} is not an object")
+        raise WireError(f"the {name} is not a JSON object")
     return value
 
 
 @dataclass(frozen=True)
 class WireMessage:
-    """A message as it stands on the wire; only the headers are ever parsed, and only on demand."""
+    """A message as on the wire. Only its headers are parsed, on demand."""
 
     identities: list[Part]
     signature: Part
@@ -53,24 +56,33 @@ class WireMessage:
 
     @property
     def size(self) -> int:
-        """Bytes of all its parts but the signature."""
+        """Bytes of all parts except the signature."""
         parts = (self.header, self.parent, self.metadata, self.content)
         return sum(map(len, (*self.identities, *parts, *self.buffers)))
 
     @cached_property
     def kind(self) -> str:
-        """Its ``msg_type``. Raises WireError."""
+        """The ``msg_type``.
+
+        :raises WireError: when the header cannot be parsed
+        """
         kind = parse_object(self.header, "header").get("msg_type")
         return kind if isinstance(kind, str) else ""
 
     @cached_property
     def id(self) -> str:
-        """Its ``msg_id``. Raises WireError."""
+        """The ``msg_id``.
+
+        :raises WireError: when the header cannot be parsed
+        """
         return _text(parse_object(self.header, "header").get("msg_id"))
 
     @cached_property
     def parent_id(self) -> str:
-        """The ``msg_id`` of what it answers, or "". Raises WireError."""
+        """The ``msg_id`` of the parent, or "".
+
+        :raises WireError: when the parent header cannot be parsed
+        """
         return _text(parse_object(self.parent, "parent header").get("msg_id"))
 
 
@@ -79,13 +91,16 @@ def _text(value: object) -> str:
 
 
 def split_message(parts: list[Part]) -> WireMessage:
-    """The message that ``parts`` hold. Raises WireError."""
+    """Split the parts of a ZMQ message.
+
+    :raises WireError: when they are not a Jupyter message
+    """
     try:
         at = parts.index(DELIMITER, 0, MAX_IDENTITIES + 1)
     except ValueError:
         raise WireError("a message has no delimiter") from None
     if any(len(identity) > MAX_IDENTITY for identity in parts[:at]):
-        raise WireError(f"a message has an identity of over {MAX_IDENTITY} bytes")
+        raise WireError(f"a message has an identity of more than {MAX_IDENTITY} bytes")
     body = parts[at + 1 :]
     if len(body) < 5:
         raise WireError(f"a message has {len(body)} parts after its delimiter; 5 are needed")
@@ -94,10 +109,10 @@ def split_message(parts: list[Part]) -> WireMessage:
 
 
 class Signer:
-    """One key. An empty key signs nothing and accepts everything, as in jupyter_client."""
+    """Signs and checks with one key. An empty key accepts everything, as in jupyter_client."""
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
-        """Raises ValueError for a scheme that is not ``hmac-`` and a digest of hashlib."""
+        """:raises ValueError: when ``scheme`` is not ``hmac-`` and a digest of hashlib"""
         prefix, _, digest = scheme.partition("-")
         if prefix != "hmac" or not digest:
             raise ValueError(f"The signature scheme {scheme!r} is not of the form hmac-DIGEST.")
@@ -112,19 +127,22 @@ class Signer:
         return signing.hexdigest().encode()
 
     def check(self, message: WireMessage) -> None:
-        """Raise WireError unless ``message`` was signed with this key."""
+        """Check the signature of ``message``.
+
+        :raises WireError: when it was not signed with this key
+        """
         expected = self._sign(message.header, message.parent, message.metadata, message.content)
         if expected and not hmac.compare_digest(expected, message.signature):
             raise WireError("a message has a wrong signature")
 
     def sign(self, message: WireMessage) -> list[Part]:
-        """The parts of ``message``, signed with this key."""
+        """Return the parts of ``message``, signed with this key."""
         dicts = (message.header, message.parent, message.metadata, message.content)
         return [*message.identities, DELIMITER, self._sign(*dicts), *dicts, *message.buffers]
 
 
 def new_message(kind: str, content: dict[str, Any], parent: Part, topic: bytes) -> WireMessage:
-    """A message of the bridge's own, for iopub. ``parent`` is the raw header it answers."""
+    """Make a message of the bridge for iopub. ``parent`` is the raw header of its request."""
     header = {
         "msg_id": uuid.uuid4().hex,
         "msg_type": kind,

@@ -1,4 +1,4 @@
-"""``snapshot``: list, check, remove and make the images that kernels start from."""
+"""The commands ``snapshot list``, ``verify``, ``remove`` and ``build``."""
 
 from __future__ import annotations
 
@@ -14,105 +14,135 @@ from typing import Any
 from gvisor_kernel.cli.output import (
     describe_age,
     describe_size,
-    make_console,
     print_json,
     print_table,
     printable,
 )
 from gvisor_kernel.config.validators import accept_modules
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.errors import RuntimeMissing, SnapshotError
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.store import Snapshot, Store
 
 SHOWN_DIGITS = 12
 
-WORDS = {
+REASONS = {
     "runtime": "runsc has changed",
     "etc": "files of /etc have changed",
-    "user": "it is another user's",
+    "user": "it belongs to another user",
     "guest": "gvisor-kernel has changed",
-    "cpu": "the processors are others",
+    "cpu": "the CPU features or the number of CPUs changed",
 }
-"""What the parts of a key are called where one is not as it was."""
+"""Why a snapshot is stale, by the part of its key that differs now."""
 
 
 def find_one(store: Store, text: str) -> Snapshot:
-    """The image that ``text`` means: the beginning of just one key."""
-    found = [image for image in store.images() if image.meta.key.startswith(text.lower())]
+    """Return the snapshot whose key alone begins with ``text``.
+
+    :raises SnapshotError: when there is none, or more than one
+    """
+    found = [s for s in store.snapshots() if s.meta.key.startswith(text.lower())]
     if len(found) == 1:
         return found[0]
     if found:
         raise SnapshotError(
-            f"{text!r} is the beginning of {len(found)} images' ids.",
-            f"give more of it: {', '.join(image.meta.key for image in found[:4])}",
+            f"The IDs of {len(found)} snapshots begin with {text!r}.",
+            f"give more of the ID: {', '.join(snapshot.meta.key for snapshot in found[:4])}",
         )
-    raise SnapshotError(f"There is no image {text!r}.", "see: gvisor-kernel snapshot list")
+    raise SnapshotError(f"There is no snapshot {text!r}.", "see: gvisor-kernel snapshot list")
 
 
-def find_reason(image: Snapshot) -> str | None:
-    """Why no kernel may start from ``image`` any more; None if one may."""
-    stale = find_stale_parts(image.meta.parts)
+def find_change(snapshot: Snapshot) -> str | None:
+    """Return what has changed since ``snapshot`` was made, or None. Does not read its files.
+
+    :raises RuntimeMissing: when there is no usable runsc
+    """
+    stale = find_stale_parts(snapshot.meta.parts)
     if stale:
-        return WORDS[stale[0]]
-    return image.meta.manifest.find_change() or image.find_damage()
+        return REASONS[stale[0]]
+    return snapshot.meta.manifest.find_change()
 
 
-def describe(image: Snapshot) -> dict[str, Any]:
-    """An image in ``list --json``. Times are seconds since the epoch, sizes bytes."""
-    meta = image.meta
+def find_reason(snapshot: Snapshot) -> str | None:
+    """Return why no kernel may start from ``snapshot``, or None. Reads all of its files.
+
+    :raises RuntimeMissing: when there is no usable runsc
+    """
+    return find_change(snapshot) or snapshot.find_damage()
+
+
+def find_listed_reason(snapshot: Snapshot) -> str | None:
+    """Return the reason that ``list`` shows, also where there is no usable runsc."""
+    try:
+        return find_change(snapshot)
+    except RuntimeMissing as error:
+        return error.fact.removesuffix(".")
+
+
+def describe_state(reason: str | None) -> str:
+    return "fits" if reason is None else f"stale: {reason}"
+
+
+def describe(snapshot: Snapshot, reason: str | None) -> dict[str, Any]:
+    """Return a snapshot as in ``list --json``. Times are seconds since the epoch, sizes bytes."""
+    meta = snapshot.meta
     return {
         "id": meta.key,
         **{name: meta.label.get(name, "") for name in ("kernel", "python", "mode", "preload")},
-        "size": image.size,
+        "size": snapshot.size,
         "created": meta.created,
-        "used": image.used,
+        "used": snapshot.used,
         "files": len(meta.manifest.files),
+        "fits": reason is None,
+        "reason": reason,
     }
 
 
-def cells_of(image: Snapshot) -> tuple[str, ...]:
-    """Of its row in ``list``."""
-    label = image.meta.label
+def make_row(snapshot: Snapshot, reason: str | None) -> tuple[str, ...]:
+    """Return the cells of a snapshot's row in ``list``."""
+    label = snapshot.meta.label
     return (
-        image.meta.key[:SHOWN_DIGITS],
+        snapshot.meta.key[:SHOWN_DIGITS],
         label.get("kernel", "?"),
         label.get("python", "?"),
-        describe_size(image.size),
-        describe_age(time.time() - image.meta.created),
-        f"{describe_age(time.time() - image.used)} ago",
         label.get("preload", ""),
+        describe_size(snapshot.size),
+        describe_age(time.time() - snapshot.meta.created),
+        f"{describe_age(time.time() - snapshot.used)} ago",
+        describe_state(reason),
     )
 
 
 def run_list(arguments: argparse.Namespace) -> int:
     store = Store.open()
-    images = store.images()
+    snapshots = store.snapshots()
+    reasons = [find_listed_reason(snapshot) for snapshot in snapshots]
     if arguments.json:
-        print_json([describe(image) for image in images])
+        print_json([describe(*both) for both in zip(snapshots, reasons, strict=True)])
         return 0
-    if not images:
+    unusable = store.unusable()
+    if not snapshots and not unusable:
         print("No snapshots.")
         return 0
-    print_table(
-        ("ID", "KERNEL", "PYTHON"), ("SIZE", "AGE", "USED"), "PRELOAD", map(cells_of, images)
-    )
-    held = sum(image.size for image in images)
-    print(f"{describe_size(held)} of at most {describe_size(store.room())}, in {store.root}")
+    rows = [make_row(*both) for both in zip(snapshots, reasons, strict=True)]
+    unknown = ("?", "?", "", "?", "?", "?")
+    rows += [(key[:SHOWN_DIGITS], *unknown, f"unusable: {why}") for key, why in unusable.items()]
+    print_table(("ID", "KERNEL", "PYTHON", "PRELOAD"), ("SIZE", "AGE", "USED"), "STATE", rows)
+    held = sum(snapshot.size for snapshot in snapshots)
+    print(f"{describe_size(held)} of at most {describe_size(store.capacity())}, in {store.root}")
     return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    images = Store.open().images()
-    reasons = {image.meta.key: find_reason(image) for image in images}
+    snapshots = Store.open().snapshots()
+    reasons = {snapshot.meta.key: find_reason(snapshot) for snapshot in snapshots}
     if arguments.json:
         print_json([{"id": key, "fits": not why, "reason": why} for key, why in reasons.items()])
     else:
-        for image in images:
-            why = reasons[image.meta.key]
-            words = "fits" if why is None else f"stale: {why}"
-            kernel = image.meta.label.get("kernel", "?")
-            print(printable(f"{image.meta.key[:SHOWN_DIGITS]}  {kernel}  {words}"))
-        if not images:
+        for snapshot in snapshots:
+            state = describe_state(reasons[snapshot.meta.key])
+            kernel = snapshot.meta.label.get("kernel", "?")
+            print(printable(f"{snapshot.meta.key[:SHOWN_DIGITS]}  {kernel}  {state}"))
+        if not snapshots:
             print("No snapshots.")
     return 1 if any(reasons.values()) else 0
 
@@ -120,31 +150,33 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     store = Store.open()
     if arguments.id is not None:
-        images = [find_one(store, arguments.id)]
+        snapshots = [find_one(store, arguments.id)]
     else:
-        images = [i for i in store.images() if arguments.all or find_reason(i) is not None]
+        snapshots = [s for s in store.snapshots() if arguments.all or find_reason(s) is not None]
     in_use = []
-    for image in images:
-        if store.remove(image.meta.key):
-            print(f"Removed {image.meta.key[:SHOWN_DIGITS]}, {describe_size(image.size)}")
+    for snapshot in snapshots:
+        if store.remove(snapshot.meta.key):
+            print(f"Removed {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
         else:
-            in_use.append(image.meta.key[:SHOWN_DIGITS])
-    if not images:
+            in_use.append(snapshot.meta.key[:SHOWN_DIGITS])
+    if not snapshots:
         print("Nothing to remove.")
     if in_use:
         raise SnapshotError(
-            f"Kernels start from {', '.join(in_use)} just now.", "run this again in a moment."
+            f"Kernels are starting from {', '.join(in_use)} now.", "try again in a moment."
         )
     return 0
 
 
 GIVE_UP_SECONDS = 10.0
-"""How long a builder whose owner has gone may take to clear away what it has begun."""
+"""How long a builder whose owner has ended may take to remove what it has begun."""
 
 
 def build_from_stdin() -> None:
-    """Make the image of the plan in the first line of stdin. When stdin ends this process does:
-    whoever wanted the image is gone. It takes along what it has begun."""
+    """Make the snapshot of the plan in the first line of stdin.
+
+    This process ends, and removes what it has begun, when stdin closes: then its owner has ended.
+    """
     plan = json.loads(sys.stdin.readline())
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -168,20 +200,14 @@ def run_build(arguments: argparse.Namespace) -> int:
     if arguments.preload is not None:
         names = [name.strip() for name in arguments.preload.split(",") if name.strip()]
         preload = accept_modules("preload", names)
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from gvisor_kernel.jupyter.plan_factory import find_plan
+    from gvisor_kernel.cli.images import progress
+    from gvisor_kernel.jupyter.plan_factory import check_provisioner, find_plan
     from gvisor_kernel.kernel.connection_info import own_info
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Looking at what there is", total=1.0)
-
-        def report(words: str, done: float) -> None:
-            progress.update(task, description=printable(words), completed=done)
-
-        plan = find_plan(arguments.kernel, own_info(), "")
-        image = build_snapshot(plan, preload, report)
-    print(f"Made {image.meta.key[:SHOWN_DIGITS]}, {describe_size(image.size)}")
+    check_provisioner(arguments.kernel)
+    with progress() as report:
+        report("Reading the settings", 0.0)
+        snapshot = build_snapshot(find_plan(arguments.kernel, own_info(), ""), preload, report)
+    print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
     return 0

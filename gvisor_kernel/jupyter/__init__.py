@@ -1,1 +1,1 @@
-"""What Jupyter calls: the provisioner, the launcher for front ends without one, kernelspecs."""
+"""The parts that Jupyter uses: the provisioner, the launcher for other front ends, kernelspecs."""

@@ -1,12 +1,12 @@
-"""Kernelspecs: what Jupyter lists in its picker. Installs, finds and removes ours.
+"""Installs, finds and removes our kernelspecs, which Jupyter lists in its kernel picker.
 
-A kernelspec is a folder with kernel.json and logos. The templates are ``kernelspecs/`` of the
-repository, which a wheel carries inside the package. What a kernelspec *means* (its settings) is
-config/settings.py's; this module only writes and reads the files.
+A kernelspec is a folder with kernel.json and logos. The templates are in ``kernelspecs/`` of the
+repository; a wheel has them inside the package. This module only reads and writes the files; the
+settings in them belong to config/settings.py.
 
-The argv of an installed kernelspec is a launcher of the same sandbox, for front ends that know
-nothing of provisioners. Its ``-P`` keeps the notebook's folder, where a sandbox may have written
-a ``json.py``, from being imported on the host.
+The argv of an installed kernelspec starts the launcher, for front ends that do not know
+provisioners. Its ``-P`` keeps Python from importing modules of the notebook's folder on the host,
+where a sandbox may have written a ``json.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFAULT_NAME = "gvisor-python"
 
 @dataclass(frozen=True)
 class Kernelspec:
-    """An installed kernelspec of ours. ``interpreter`` is None where it cannot be found."""
+    """An installed kernelspec of ours. ``interpreter`` is None if it does not exist."""
 
     name: str
     display_name: str
@@ -45,7 +45,10 @@ class Kernelspec:
 
 
 def find_template(name: str = DEFAULT_NAME) -> Path:
-    """The folder of a kernelspec as the package ships it; raises KernelspecError."""
+    """Return the folder of a kernelspec's template in the package.
+
+    :raises KernelspecError: when there is none
+    """
     package = Path(__file__).parent.parent
     for kernelspecs in (package / "kernelspecs_data", package.parent / "kernelspecs"):
         if (kernelspecs / name / "kernel.json").is_file():
@@ -57,7 +60,10 @@ def find_template(name: str = DEFAULT_NAME) -> Path:
 
 
 def template_settings(name: str) -> dict[str, object]:
-    """The settings that a kernelspec of the package has by itself. Raises KernelspecError."""
+    """Return the settings in the template of a kernelspec.
+
+    :raises KernelspecError: when there is no template
+    """
     document = json.loads((find_template(name) / "kernel.json").read_text())
     return dict(document["metadata"]["kernel_provisioner"]["config"])
 
@@ -69,7 +75,7 @@ def render_kernelspec(
     interpreter: str,
     settings: Mapping[str, object],
 ) -> dict[str, Any]:
-    """kernel.json for one installation: this interpreter, this name, these settings."""
+    """Return the content of kernel.json for one installation."""
     argv = list(template["argv"])
     argv[0] = interpreter
     argv[argv.index("--kernel") + 1] = name
@@ -95,21 +101,23 @@ def install_kernelspec(
     interpreter: str = sys.executable,
     template: str = DEFAULT_NAME,
 ) -> Kernelspec:
-    """Install into the user's folder, below ``prefix``, or else for the whole system.
+    """Install a kernelspec into the user's folder, below ``prefix``, or else for the whole system.
 
-    ``template``: the kernelspec of the package that it is made of. ``settings`` go into the
-    kernelspec's ``config``. A kernelspec of ours with the same name in the same place is replaced.
-    Raises KernelspecError, or SettingError for a wrong setting.
+    ``template`` names the kernelspec of the package that is copied. ``settings`` are added to its
+    ``config``. A kernelspec of ours with the same name in the same place is replaced.
+
+    :raises KernelspecError: when the name is invalid or taken, or when it cannot be written
+    :raises SettingError: when a setting is wrong
     """
     if not re.fullmatch(r"[a-z0-9._-]+", name):
         raise KernelspecError(
-            f"A kernelspec cannot be named {name!r}.",
+            f"The name {name!r} is not valid for a kernelspec.",
             'use lower-case letters, digits, ".", "_" and "-".',
         )
     if not Path(interpreter).is_absolute():
         raise KernelspecError(
             f"The path of the Python interpreter is {interpreter!r}, which is not absolute.",
-            "run this with an interpreter that knows its own path.",
+            "run this command with an absolute path of the interpreter.",
         )
     settings = settings or {}
     SandboxSettings(**settings).sandbox_spec()
@@ -135,7 +143,7 @@ def install_kernelspec(
         for logo in folder.glob("logo-*"):
             shutil.copyfile(logo, source / logo.name)
         (source / "kernel.json").write_text(json.dumps(document, indent=1) + "\n")
-        # Other users read a system-wide kernelspec, whatever this process's umask is.
+        # Other users must be able to read a system-wide kernelspec, whatever the umask is.
         source.chmod(0o755)
         for path in source.iterdir():
             path.chmod(0o644)
@@ -150,7 +158,7 @@ def install_kernelspec(
 
 
 def find_destination(user: bool, prefix: str | None) -> Path:
-    """The folder of kernelspecs that a choice of place means."""
+    """Return the folder of kernelspecs for the user, for ``prefix``, or for the system."""
     if user:
         return Path(jupyter_data_dir(), "kernels")
     if prefix is not None:
@@ -159,19 +167,19 @@ def find_destination(user: bool, prefix: str | None) -> Path:
 
 
 def make_manager() -> KernelSpecManager:
-    """A kernelspec manager that leaves it to our caller to say what was done."""
+    """Return a kernelspec manager that logs errors only."""
     quiet = logging.getLogger(__name__)
     quiet.setLevel(logging.ERROR)
     return KernelSpecManager(log=quiet)
 
 
 def is_searched(folder: Path) -> bool:
-    """Whether Jupyter, as this process would run it, looks for kernelspecs in ``folder``."""
+    """Return whether Jupyter, run by this process, searches ``folder`` for kernelspecs."""
     return str(folder) in make_manager().kernel_dirs
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether a folder holds a kernelspec that names our provisioner."""
+    """Return whether a folder contains a kernelspec that names our provisioner."""
     try:
         read_kernelspec(directory)
     except KernelspecError:
@@ -180,7 +188,10 @@ def is_ours(directory: Path) -> bool:
 
 
 def read_kernelspec(directory: Path) -> Kernelspec:
-    """A kernelspec of ours from its folder; raises KernelspecError when it is not one."""
+    """Read a kernelspec of ours from its folder.
+
+    :raises KernelspecError: when the folder does not contain one
+    """
     try:
         document = json.loads((directory / "kernel.json").read_text())
         provisioner = document["metadata"]["kernel_provisioner"]
@@ -196,11 +207,13 @@ def read_kernelspec(directory: Path) -> Kernelspec:
             settings=dict(provisioner.get("config") or {}),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise KernelspecError(f"{directory} holds no kernelspec of gvisor-kernel.") from error
+        raise KernelspecError(
+            f"{directory} does not contain a kernelspec of gvisor-kernel."
+        ) from error
 
 
 def find_interpreter(argv: tuple[str, ...]) -> str | None:
-    """The interpreter that Jupyter would start: a bare ``python3`` is Jupyter's own."""
+    """Return the interpreter that Jupyter would start: ``python3`` means Jupyter's own."""
     if not argv:
         return None
     if re.fullmatch(r"python(3(\.\d+)?)?", argv[0]):
@@ -209,9 +222,9 @@ def find_interpreter(argv: tuple[str, ...]) -> str | None:
 
 
 def find_kernelspecs(folder: Path | None = None) -> list[Kernelspec]:
-    """Our kernelspecs in the order in which Jupyter looks; the first of a name is the one used.
+    """Return our kernelspecs in Jupyter's search order, in which the first of a name wins.
 
-    Looks in ``folder`` only, if it is given.
+    With ``folder``, search only there.
     """
     folders = [folder] if folder else [Path(path) for path in make_manager().kernel_dirs]
     found: dict[Path, Kernelspec] = {}
@@ -227,7 +240,10 @@ def find_kernelspecs(folder: Path | None = None) -> list[Kernelspec]:
 
 
 def remove_kernelspec(kernelspec: Kernelspec) -> None:
-    """Remove an installed kernelspec; raises KernelspecError when that is not permitted."""
+    """Remove an installed kernelspec.
+
+    :raises KernelspecError: when the files cannot be removed
+    """
     try:
         if kernelspec.directory.is_symlink():
             kernelspec.directory.unlink()
@@ -236,5 +252,5 @@ def remove_kernelspec(kernelspec: Kernelspec) -> None:
     except OSError as error:
         raise KernelspecError(
             f"The kernelspec {kernelspec.directory} cannot be removed: {error.strerror}.",
-            "run this as the user who owns it.",
+            "run this command as the user who owns it.",
         ) from error

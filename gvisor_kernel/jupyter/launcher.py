@@ -1,8 +1,8 @@
-"""A sandboxed kernel behind a plain argv, for front ends that know no provisioners.
+"""Runs a sandboxed kernel from a plain argv, for front ends that do not know provisioners.
 
-Reads the connection file that the front end wrote, serves just those ports, and lives as long as
-the kernel: SIGINT interrupts it, SIGTERM ends it, and should this process be killed, the sandbox
-ends because its link does.
+Reads the connection file of the front end, serves the ports in it, and exits when the kernel ends.
+SIGINT interrupts the kernel and SIGTERM ends it. If this process is killed, the sandbox ends
+because its link is closed.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def read_connection_file(path: str) -> dict[str, Any]:
-    """The connection info of ``path``. Raises LaunchError."""
+    """Return the connection info in the file ``path``.
+
+    :raises LaunchError: when the file cannot be read or lacks an entry
+    """
     try:
         info = json.loads(Path(path).read_text())
         if info["transport"] not in ("tcp", "ipc") or not isinstance(info["key"], str):
-            raise ValueError("its transport or its key is not usable")
+            raise ValueError("its transport or its key is invalid")
         for name in CHANNELS:
             info[name] = int(info[name])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LaunchError(
             f"The connection file {path} cannot be used: {error!r}.",
-            "give the file that a Jupyter front end wrote (-f).",
+            "pass a connection file that a Jupyter front end wrote (-f).",
         ) from error
     return dict(info)
 
 
 def run_launcher(connection_file: str, kernel_name: str) -> int:
-    """Start a kernel and stay until it ends; its exit status, or 128 plus its signal.
+    """Run a kernel until it ends; return its exit status, or 128 plus its signal. Blocks.
 
-    Called by ``gvisor-kernel launch``. Raises GvisorKernelError when it cannot be started.
+    :raises GvisorKernelError: when it cannot be started
     """
     info = read_connection_file(connection_file)
     plan = find_plan(kernel_name, info, Path(connection_file).stem)
@@ -75,7 +78,7 @@ async def _serve(plan: KernelPlan) -> int:
         while (status := kernel.exit_status) is None and not stopping.is_set():
             await asyncio.wait({stopped}, timeout=0.1)
             if os.environ.get("JPY_PARENT_PID") and os.getppid() != parent:
-                break  # as ipykernel does: a kernel ends with its front end
+                break  # a kernel ends with its front end, as with ipykernel
         if status is None:
             return 128 + signal.SIGTERM
         return status if status >= 0 else 128 - status

@@ -1,4 +1,4 @@
-"""The plan of a kernel that no manager of Jupyter's starts: for the launcher and the commands."""
+"""Makes the plan of a kernel that no Jupyter manager starts: for the launcher and the commands."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_core.application import JupyterApp
 
 from gvisor_kernel.bridge import KernelIdentity
 from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_kernelspecs
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.connection_info import read_address
@@ -19,26 +21,49 @@ from gvisor_kernel.runtimes.base import LaunchRequest
 
 
 class _Configuration(JupyterApp):
-    """Jupyter's configuration files, as a server reads them: the same limits hold here."""
+    """Jupyter's configuration files as a server reads them, so that the same limits apply."""
 
     name = "jupyter-server"
     config_file_name = "jupyter_server_config"
 
 
-def find_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
-    """A kernelspec's settings, as Jupyter's configuration has them, and the address in ``info``.
+def check_provisioner(kernel_name: str) -> None:
+    """Check that Jupyter would start kernels of this kernelspec with our provisioner.
 
-    Raises GvisorKernelError.
+    :raises KernelspecError: when there is no such kernelspec, or when it uses another provisioner
     """
+    application, kernel_spec = _find_kernel_spec(kernel_name)
+    stanza = kernel_spec.metadata.get("kernel_provisioner", {})
+    default = KernelProvisionerFactory(parent=application).default_provisioner_name
+    provisioner = stanza.get("provisioner_name", default)
+    if provisioner == PROVISIONER:
+        return
+    names = ", ".join(dict.fromkeys(spec.name for spec in find_kernelspecs()))
+    raise KernelspecError(
+        f"The kernelspec {kernel_name!r} does not start kernels in gVisor: its provisioner is"
+        f" {provisioner}.",
+        f"name one of these kernelspecs: {names}." if names else "run: gvisor-kernel install",
+    )
+
+
+def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
     application = _Configuration()
     application.load_config_file()
     try:
-        kernel_spec = KernelSpecManager(parent=application).get_kernel_spec(kernel_name)
+        return application, KernelSpecManager(parent=application).get_kernel_spec(kernel_name)
     except NoSuchKernel as error:
         raise KernelspecError(
             f"There is no kernelspec named {kernel_name!r}.",
-            "see which there are: jupyter kernelspec list",
+            "list the kernelspecs: jupyter kernelspec list",
         ) from error
+
+
+def find_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
+    """Make a plan from a kernelspec, Jupyter's configuration and the address in ``info``.
+
+    :raises GvisorKernelError: when the kernelspec, a setting or the kernel's program is wrong
+    """
+    application, kernel_spec = _find_kernel_spec(kernel_name)
     stanza = kernel_spec.metadata.get("kernel_provisioner", {}).get("config", {})
     settings = GVisorProvisioner(
         kernel_id="", kernel_spec=kernel_spec, parent=None, config=application.config, **stanza

@@ -1,8 +1,8 @@
-"""Jupyter's provisioner: each hook of KernelProvisionerBase, in terms of a SandboxedKernel.
+"""The kernel provisioner: implements the hooks of KernelProvisionerBase with a SandboxedKernel.
 
-What Jupyter means by each call, and when it comes, stands at each method. Two rules hold for all:
-nothing raises because a kernel is dead already, and ``cleanup`` alone is enough, and may come
-twice.
+The docstring of each method says when Jupyter calls it. Two rules hold for all of them: none
+raises because the kernel is dead already, and ``cleanup`` alone releases everything and may be
+called twice.
 """
 
 from __future__ import annotations
@@ -44,11 +44,14 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     # -- start -----------------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Called first at each start and restart; raises SettingError before anything is made.
+        """Make the plan. Called first at each start and restart.
 
-        ``kwargs`` has ``env`` (the server's whole environment, or this process's where a manager
-        passes none; only what the setting ``environment`` names is used), ``cwd``,
+        ``kwargs`` may have ``env`` (the server's whole environment, of which only the variables in
+        the setting ``environment`` are used; by default this process's), ``cwd`` and
         ``extra_arguments``. The result must have ``cmd``.
+
+        :raises SettingError: when a setting is wrong; nothing was created then
+        :raises GvisorKernelError: when the kernel's program or folder cannot be used
         """
         environment = dict(kwargs.pop("env", os.environ))
         extra_arguments = list(kwargs.pop("extra_arguments", []))
@@ -95,16 +98,16 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         )
 
     def _own_key(self) -> bytes:
-        """Without a manager nobody has made a key yet; it stays the same across restarts."""
+        """Return the key of a kernel without a manager. It stays the same across restarts."""
         if self._plan is not None:
             return self._plan.identity.key
         return new_key()
 
     def _choose_address(self, spec: SandboxSpec) -> Address:
-        """ipc in a private directory, unless the setting or the manager demands otherwise.
+        """Choose ipc in a private directory, unless the setting or the manager says otherwise.
 
-        A manager's default is tcp, so only what shows that someone chose it counts: its
-        configuration, another ip, ports that are set.
+        A manager's default is tcp. Its transport counts only if someone chose it: if it is
+        configured, or if an ip or ports are set.
         """
         manager = self.parent
         if manager is None:
@@ -122,13 +125,16 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if transport == "tcp":
             ip = manager.ip if manager.transport == "tcp" and manager.ip else "127.0.0.1"
             return Address("tcp", ip, ports, *curve)
-        # An ip of ipc is a path; it is kept where ports say that somebody has chosen it.
+        # With ipc the ip is a path. It is kept only if ports show that someone chose it.
         own = manager.transport == "ipc" and all(ports.values())
         return Address("ipc", manager.ip if own else "", ports if own else {}, *curve)
 
     @staticmethod
     def _choose_curve(manager: Any) -> tuple[bytes | None, bytes | None]:
-        """CURVE ends at the bridge, so every kernel supports it (jupyter_client 8.9 and newer)."""
+        """Return CURVE keys if the manager wants them (jupyter_client 8.9 and newer).
+
+        CURVE ends at the bridge, so each kernel supports it.
+        """
         policy = getattr(manager, "transport_encryption", "disabled")
         if policy not in ("auto", "required"):
             return None, None
@@ -137,9 +143,12 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         return manager.curve_publickey, manager.curve_secretkey
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Called after ``pre_launch``; returns the connection info, its key as bytes.
+        """Start the kernel; return the connection info with the key as bytes.
 
-        A failure leaves nothing behind: Jupyter calls no ``cleanup`` then.
+        Called after ``pre_launch``. A failure leaves nothing behind, as Jupyter does not call
+        ``cleanup`` then.
+
+        :raises GvisorKernelError: when the kernel cannot be started
         """
         plan = self._plan
         if plan is None:
@@ -158,22 +167,22 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
 
     @property
     def has_process(self) -> bool:
-        """True from a launch until ``wait`` or ``cleanup`` has seen the end."""
+        """True from a launch until ``wait`` or ``cleanup`` returns."""
         return self._launched
 
     async def poll(self) -> int | None:
-        """None while the kernel lives, else its exit status. Every 3 s by the restarter."""
+        """Return None while the kernel lives, else its exit status. Called every few seconds."""
         return self._kernel.exit_status if self._kernel is not None and self._launched else 0
 
     async def wait(self) -> int | None:
-        """Until the kernel has ended. Jupyter bounds it with a timeout."""
+        """Wait until the kernel has ended. Jupyter sets a timeout."""
         while (status := await self.poll()) is None:
             await asyncio.sleep(0.02)
         self._launched = False
         return status
 
     async def send_signal(self, signum: int) -> None:
-        """To the kernel's process group. SIGINT is how Jupyter interrupts (mode ``signal``)."""
+        """Signal the kernel's process group. Jupyter interrupts by SIGINT (mode ``signal``)."""
         if self._kernel is None:
             return
         if signum == signal.SIGKILL:
@@ -182,21 +191,24 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             await self._kernel.signal(signum)
 
     async def kill(self, restart: bool = False) -> None:
-        """SIGKILL, at ``shutdown_kernel(now=True)``. ``restart`` is False even on a restart."""
+        """Send SIGKILL. Called by ``shutdown_kernel(now=True)``, with ``restart`` always False."""
         if self._kernel is not None:
             await self._kernel.kill()
 
     async def terminate(self, restart: bool = False) -> None:
-        """SIGTERM, when a kernel did not follow its shutdown request."""
+        """Send SIGTERM. Called when a kernel ignores its shutdown request."""
         await self.send_signal(signal.SIGTERM)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
-        """The request itself went to the kernel on control."""
+        """Expect the kernel's end. The request itself goes to the kernel on control."""
         if self._kernel is not None:
             await self._kernel.expect_end(restart)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """The last call of a shutdown; on a restart the sandbox stays, if the setting says so."""
+        """End the sandbox; on a restart keep it if the setting ``restart`` says so.
+
+        The last call of a shutdown.
+        """
         if self._kernel is None:
             return
         self._launched = False
@@ -208,34 +220,36 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     # -- facts -----------------------------------------------------------------------------------
 
     async def get_provisioner_info(self) -> dict[str, Any]:
-        """For managers that persist their kernels; adds ``sandbox``, its identity."""
+        """Return facts for managers that persist their kernels, and the sandbox's identity."""
         info: dict[str, Any] = await super().get_provisioner_info()
         sandbox = self._kernel.sandbox if self._kernel is not None else None
         info["sandbox"] = sandbox.identity if sandbox is not None else None
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
-        """Takes the facts back. The kernel itself cannot be: it ended with its process."""
+        """Restore these facts. The kernel itself ended with the process that started it."""
         await super().load_provisioner_info(provisioner_info)
 
     def resolve_path(self, path: str) -> str | None:
-        """The host's path of what the kernel calls ``path``: for mounted files alone."""
+        """Return the host's path of a mounted file that the kernel knows as ``path``, or None."""
         found = self._kernel.host_path(path) if self._kernel is not None else None
         return str(found) if found is not None else None
 
 
 def choose_folder(cwd: Any, manager: Any) -> Path:
-    """The notebook's folder. Where a server's client names it, it is below the server's root.
+    """Return the notebook's folder, which must be below the root of a server.
 
-    ``../..`` in a request would else show the kernel any folder that the server's user can read.
-    Raises LaunchError.
+    Without this check, ``../..`` in a client's request would show the kernel any folder that the
+    server's user can read.
+
+    :raises LaunchError: when the folder is not below the server's root
     """
     root = getattr(getattr(manager, "parent", None), "root_dir", "")
     folder = Path(os.path.abspath(cwd or root or Path.cwd()))  # noqa: PTH100 - also drops ".."
     if root and not folder.is_relative_to(os.path.abspath(root)):  # noqa: PTH100
         raise LaunchError(
             f"The kernel's folder {folder} is not below the server's root, {root}.",
-            "start it from a notebook of this server; or let root_dir hold that folder.",
+            "start the kernel from a notebook of this server, or set root_dir to a folder above.",
         )
     return folder
 
@@ -245,7 +259,7 @@ def _default_ip(transport: str) -> str:
 
 
 def _is_configured(manager: Any, name: str) -> bool:
-    """Whether Jupyter's configuration sets ``name`` for this manager's class or one above it."""
+    """Whether Jupyter's configuration sets ``name`` for the manager's class or a base class."""
     with suppress(AttributeError):
         return any(name in manager.config.get(cls.__name__, {}) for cls in type(manager).__mro__)
     return False

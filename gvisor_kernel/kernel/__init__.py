@@ -1,1 +1,1 @@
-"""One kernel's life: its plan, its session, snapshots that it starts from."""
+"""The life of one kernel: its plan, its session, and the snapshots that it starts from."""

@@ -1,7 +1,6 @@
-"""Images made in the background: one process at a time, of low priority, that ends with this one.
+"""Starts processes that make snapshots in the background: one at a time, with low priority.
 
-Here is only when one is wanted and who makes it; how it is made stands in ``imaging``, which that
-process runs.
+Such a process ends with this one. It runs ``snapshot_builder``, which makes the snapshot.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ from gvisor_kernel.snapshots.build import MAX_BUILD_SECONDS
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
-"""After a cold start, before anything is done: its user has begun to work, and may want more."""
+"""The wait after a cold start: its user has just begun to work, and may start more kernels."""
 END_SECONDS = 15.0
+"""How long a builder has to remove its unfinished snapshot when this process exits."""
 BUILD = ("-P", "-m", "gvisor_kernel", "snapshot", "build", "--plan")
-"""``-P``: nothing is imported from the working directory, which may be a folder of notebooks."""
-TRIES = 2
-"""Of making one image, in this process's life."""
+"""``-P``: import nothing from the working directory, which may be a folder of notebooks."""
+MAX_TRIES = 2
+"""Attempts to make one snapshot in the life of this process."""
 
 
 class SnapshotBuilder:
-    """Of one process. Use ``SnapshotBuilder.instance()``; any thread."""
+    """Queue of snapshots to make. One per process: use ``instance()``. Any thread."""
 
     _instance: SnapshotBuilder | None = None
     _lock = ThreadLock()
@@ -55,18 +55,21 @@ class SnapshotBuilder:
                 atexit.register(cls._instance.end)
             return cls._instance
 
-    def want(self, plan: KernelPlan) -> None:
-        """Make an image for kernels like ``plan``'s, sometime, if nobody has made it by then."""
+    def request(self, plan: KernelPlan) -> None:
+        """Have a snapshot made for kernels like ``plan``'s, unless it exists by then.
+
+        Returns at once. Failures are only logged.
+        """
         text = json.dumps(write_plan(plan), sort_keys=True)
         with self._changed:
             if self._ended or text in (self._current, *self._wanted):
                 return
-            if self._failed[text] >= TRIES:
+            if self._failed[text] >= MAX_TRIES:
                 return
             self._wanted.append(text)
             if self._thread is None:
                 self._thread = threading.Thread(
-                    target=self._run, name="gvisor-kernel-images", daemon=True
+                    target=self._run, name="gvisor-kernel-snapshots", daemon=True
                 )
                 self._thread.start()
             self._changed.notify_all()
@@ -88,34 +91,38 @@ class SnapshotBuilder:
                         start_new_session=True,
                     )
                 except OSError as error:
-                    log.info("No image of a kernel can be made: %s", error)
+                    log.info("Could not start the process that makes snapshots: %s", error)
                     continue
             self._wait(process, text)
             with self._changed:
                 self._current = ""
 
     def _wait(self, process: subprocess.Popen[bytes], text: str) -> None:
-        """The builder ends with its stdin, which this process keeps open as long as it lives."""
+        """Send the plan to the builder and wait for its end. It also ends when its stdin closes."""
         assert process.stdin is not None
         assert process.stderr is not None
-        words = b""
+        message = b""
         late = threading.Timer(MAX_BUILD_SECONDS, process.kill)
         late.daemon = True
         late.start()
         with suppress(OSError, ValueError):
             process.stdin.write(text.encode() + b"\n")
-            words = process.stderr.read()[-2000:]
+            message = process.stderr.read()[-2000:]
         with suppress(OSError):
             process.stdin.close()
         status = process.wait()
         late.cancel()
         if status and not self._ended:
             self._failed[text] += 1
-            log.warning("No image of a kernel was made: %s", words.decode(errors="replace").strip())
+            text = message.decode(errors="replace").strip()
+            log.warning("Could not make a snapshot: %s", text)
         process.stderr.close()
 
     def end(self) -> None:
-        """Give up what is not done. Called when the process exits; quiet in a forked child."""
+        """Stop the builder and drop waiting plans. Called at exit. Does nothing in a forked child.
+
+        Blocks up to END_SECONDS.
+        """
         if self._pid != os.getpid():
             return
         with self._changed:
@@ -135,13 +142,13 @@ class SnapshotBuilder:
 
 
 def _in_child() -> None:
-    """A forked child has no builder: its parent's ends with its parent."""
+    """Close a forked child's copy of the builder's stdin: the builder ends with the parent."""
     instance = SnapshotBuilder._instance
     process = instance._process if instance is not None else None
     if process is not None and process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
-        process.returncode = 0  # not this process's child
+        process.returncode = 0  # it is not a child of this process
 
 
 os.register_at_fork(after_in_child=_in_child)

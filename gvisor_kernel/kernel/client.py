@@ -15,40 +15,43 @@ from gvisor_kernel.kernel.connection_info import describe_address
 from gvisor_kernel.kernel.plan import KernelPlan
 
 STEP_SECONDS = 120.0
-"""How long an answer may take: a module to preload may be large."""
+"""How long a reply may take: a module to preload may be large."""
 
 
-LOOK_SECONDS = 0.5
-"""How often to look whether it can come at all."""
-HINT = "start one in a notebook, and see what it says: gvisor-kernel logs ID"
+POLL_SECONDS = 0.5
+"""How often to check that the kernel is still alive."""
+HINT = "start such a kernel in a notebook, and read its log: gvisor-kernel logs ID"
 
 
 class OwnClient(BlockingKernelClient):
-    """``lives``: whether there is still a kernel that may answer."""
+    """Client that can check by ``kernel_lives`` whether the kernel may still answer."""
 
-    lives: Callable[[], bool] = staticmethod(lambda: True)
+    kernel_lives: Callable[[], bool] = staticmethod(lambda: True)
 
 
 def connect(
-    address: Address, plan: KernelPlan, lives: Callable[[], bool] = OwnClient.lives
+    address: Address, plan: KernelPlan, kernel_lives: Callable[[], bool] = OwnClient.kernel_lives
 ) -> OwnClient:
-    """A client of the kernel of ``plan`` at ``address``; whoever calls this stops its channels."""
+    """Connect a client to the kernel of ``plan`` at ``address``; the caller stops its channels."""
     client = OwnClient()
-    client.lives = lives
+    client.kernel_lives = kernel_lives
     client.load_connection_info(describe_address(address, plan.identity))
     client.start_channels(hb=False)
     return client
 
 
 def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
-    """The content of the reply to a request on shell. Raises LaunchError."""
+    """Return the content of the reply to a request on shell. Blocks up to STEP_SECONDS.
+
+    :raises LaunchError: when the kernel ends or does not reply in time
+    """
     deadline = time.monotonic() + STEP_SECONDS
     while True:
-        lived = client.lives()
+        was_alive = client.kernel_lives()
         try:
-            message = client.get_shell_msg(timeout=LOOK_SECONDS)
+            message = client.get_shell_msg(timeout=POLL_SECONDS)
         except Empty:
-            if not lived:
+            if not was_alive:
                 raise LaunchError("The kernel ended before it answered.", HINT) from None
             if time.monotonic() > deadline:
                 raise LaunchError(f"The kernel did not answer within {STEP_SECONDS:g} s.") from None

@@ -1,6 +1,6 @@
-"""What a kernel's argv is inside, on the host and in an image; and what of it is missing.
+"""Finds the command line of a kernel inside its sandbox, and reports missing programs.
 
-Looks, and starts nothing.
+Only looks at files; starts nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gvisor_kernel.images import Store
 from gvisor_kernel.spec.environment import SYSTEM_PATH
 
 DATA_WORD = "{data}"
-"""In a word of the setting ``command``: a folder ``share/jupyter`` that has what follows it. There
-packages of Python lay down the files of kernels in other languages."""
+"""Prefix in the setting ``command`` for a folder ``share/jupyter`` that contains the rest of the
+path. Python packages install the files of kernels in other languages there."""
 SYSTEM_DATA = ("/usr/local/share/jupyter", "/usr/share/jupyter")
 REMEDIES = {
     "bash_kernel": "`python3 -m pip install bash_kernel`",
@@ -27,17 +27,19 @@ REMEDIES = {
     "java": "`sudo apt-get install default-jdk-headless`, a JDK of Java 17 or newer",
     "kernels/java/jjava.jar": "`python3 -m pip install --pre jjava`",
 }
-"""How one comes to what our own kernelspecs start, by the name of it."""
+"""How to install the programs that our own kernelspecs start, by name."""
 
 
 def choose_program(
     spec: SandboxSpec, argv: list[str], extra: list[str]
 ) -> tuple[str, tuple[str, ...]]:
-    """The interpreter, which for the image ``host`` defines it, and the kernel's argv inside.
+    """Return the Python interpreter and the kernel's argv inside the sandbox.
 
-    An empty argv is ipykernel of that interpreter. A kernelspec of ours names this launcher, not
-    a kernel; any other kernelspec's argv is run as it is. Raises GvisorKernelError where what is
-    to run is not there.
+    In the image ``host`` the interpreter decides what the sandbox shows. An empty argv means
+    ipykernel of that interpreter. A kernelspec of ours names the launcher and not a kernel; the
+    argv of any other kernelspec is used unchanged.
+
+    :raises GvisorKernelError: when the program does not exist
     """
     if spec.runtime == "docker":
         return choose_in_engine(spec, argv, extra)
@@ -52,16 +54,16 @@ def choose_program(
     if argv[0] in {"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"}:
         argv[0] = python or sys.executable
     python = python or sys.executable
-    return python, (*need_on_host(python, argv), *extra)
+    return python, (*check_on_host(python, argv), *extra)
 
 
 def choose_in_image(
     spec: SandboxSpec, argv: list[str], extra: list[str]
 ) -> tuple[str, tuple[str, ...]]:
-    """Likewise, for an image from the store: a kernelspec's Python is that of the image."""
+    """Do the same for an image of the store; Python in an argv means the image's Python."""
     image = Store.open().find(spec.image)
     python = image.need_python()
-    argv = choose_own(spec, argv)
+    argv = choose_argv(spec, argv)
     if argv and is_python(argv[0]):
         argv[0] = python
     image.need_kernel(argv, REMEDIES)
@@ -74,15 +76,15 @@ def choose_in_image(
 def choose_in_engine(
     spec: SandboxSpec, argv: list[str], extra: list[str]
 ) -> tuple[str, tuple[str, ...]]:
-    """Likewise, for an image of a Docker engine. What that has is seen when it starts."""
-    argv = choose_own(spec, argv)
+    """Do the same for an image of a Docker engine, without a check: the engine may be remote."""
+    argv = choose_argv(spec, argv)
     if argv and is_python(argv[0]):
         argv[0] = "python3"
     return "python3", (*argv, *extra) if argv else ()
 
 
-def choose_own(spec: SandboxSpec, argv: list[str]) -> list[str]:
-    """The argv of a kernel inside an image of its own; empty for ipykernel."""
+def choose_argv(spec: SandboxSpec, argv: list[str]) -> list[str]:
+    """Return the argv of a kernel inside an image other than ``host``; empty for ipykernel."""
     ours = "gvisor_kernel" in argv and "launch" in argv
     return list(spec.command) or ([] if ours else argv)
 
@@ -91,31 +93,36 @@ def is_python(program: str) -> bool:
     return re.fullmatch(r"python3?(\.\d+)?", Path(program).name) is not None
 
 
-def need_on_host(python: str, argv: Sequence[str]) -> list[str]:
-    """``argv`` for the image ``host``. Raises LaunchError where something of it is missing."""
+def check_on_host(python: str, argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` for the image ``host``, with data folders filled in.
+
+    :raises LaunchError: when its program or a data file does not exist
+    """
     path = host_path(python)
-    # A path may be one that the setting mounts makes.
+    # A path with a slash is not checked, as the setting mounts may create it.
     if "/" not in argv[0] and shutil.which(argv[0], path=path) is None:
         raise LaunchError(
-            f"There is no program {argv[0]}, which the kernel needs, in {path}.",
+            f"The kernel needs the program {argv[0]}, which is not in {path}.",
             f"install it: {REMEDIES[argv[0]]}; or run the kernel in an image that has it."
             if argv[0] in REMEDIES
-            else "install it, or name another in the setting command.",
+            else "install it, or name another program in the setting command.",
         )
     return fill_data(argv, python, os.path.exists, "This machine")
 
 
 def host_path(python: str) -> str:
-    """Where a kernel of the image ``host`` finds programs."""
+    """Return the PATH of a kernel in the image ``host``."""
     return ":".join(dict.fromkeys((str(Path(python).parent), *SYSTEM_PATH)))
 
 
 def fill_data(
     argv: Sequence[str], python: str, exists: Callable[[str], bool], where: str
 ) -> list[str]:
-    """``argv`` with paths in the place of ``{data}``: of the interpreter first, then the system's.
+    """Replace ``{data}`` in ``argv`` by a path: the interpreter's folder or the system's.
 
-    Raises LaunchError for a file that none of them has.
+    ``where`` names the place in an error.
+
+    :raises LaunchError: when no folder has the file
     """
     folders = dict.fromkeys((str(Path(python).parent.parent / "share/jupyter"), *SYSTEM_DATA))
     filled = []
@@ -126,7 +133,7 @@ def fill_data(
             if found is None:
                 remedy = REMEDIES.get(name, "its package, into the Python that runs the kernel")
                 raise LaunchError(
-                    f"{where} has no {name}, which the kernel needs, in {', '.join(folders)}.",
+                    f"{where} has no file {name}, which the kernel needs, in {', '.join(folders)}.",
                     f"install it: {remedy}.",
                 )
             word = found

@@ -1,4 +1,4 @@
-"""A kernel's address and keys as a connection file has them."""
+"""Converts a kernel's address and keys to and from the content of a connection file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ CHANNELS = {
 
 
 def new_key() -> bytes:
-    """A key that signs messages between a kernel's clients and the bridge."""
+    """Return a random key for messages between a kernel's clients and the bridge."""
     return secrets.token_hex(32).encode()
 
 
 def own_info() -> dict[str, Any]:
-    """For a kernel that only this process uses: Unix sockets at a place that the bridge chooses."""
+    """Return connection info for a kernel that only this process uses: the bridge chooses paths."""
     return {"transport": "ipc", "ip": "", "key": new_key().decode()}
 
 
 def read_address(info: dict[str, Any]) -> Address:
-    """The address in ``info``, a connection file's content; ports that it lacks are chosen."""
+    """Return the address in ``info``, the content of a connection file. Ports may be missing."""
     public, secret = (
         info[name].encode() if info.get(name) else None
         for name in ("curve_publickey", "curve_secretkey")
@@ -40,7 +40,7 @@ def read_address(info: dict[str, Any]) -> Address:
 
 
 def describe_address(address: Address, identity: KernelIdentity) -> KernelConnectionInfo:
-    """A connection file's content, with the key as bytes (as Jupyter's managers want it)."""
+    """Return the content of a connection file, with the key as bytes, as Jupyter's managers do."""
     info: dict[str, Any] = {
         "transport": address.transport,
         "ip": address.ip,

@@ -1,6 +1,6 @@
-"""What is to be started: one frozen plan, and the kernel's command line in it.
+"""The plan of one kernel: all that decides what is started, and the kernel's command line.
 
-Decides and starts nothing. A plan can be written down for another process of the same user.
+Starts nothing. A plan can be serialized for another process of the same user.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ IPYKERNEL = (
     *("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"),
     "--HistoryManager.hist_file=:memory:",
 )
-"""As ipykernel's own kernelspec has it: frozen modules would hide lines from the debugger. And the
-history of inputs, which ends with the sandbox, in memory: a thread that writes it to a file after
-each cell costs a tenth of a short cell's time inside gVisor."""
+"""The argv of ipykernel's own kernelspec: frozen modules would hide lines from the debugger. The
+input history is in memory, as it ends with the sandbox anyway: a thread that writes it to a file
+after each cell costs a tenth of a short cell's time inside gVisor."""
 
-AHEAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
-"""What PID 1 imports while it waits to be asked for a kernel of ipykernel."""
+IMPORTED_AHEAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
+"""Modules that PID 1 imports before it is asked to start an ipykernel."""
 
 PYTHON_KERNEL = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
-"""Does what ``python -m`` does, a hundred times faster at unlucky moments, and lets the kernel
-speak frames itself; see there."""
+"""Runs a module as ``python -m`` does, but up to a hundred times faster, and lets the kernel speak
+the link's frames itself; see its docstring."""
 LINK = ("--link", "{link}")
 FILE, TCP_FILE = "{connection_file}", "{tcp_connection_file}"
-"""Words for PID 1: the paths of a connection file with Unix sockets, and of one with ports."""
+"""Placeholders that PID 1 fills: the path of a connection file with Unix sockets or with ports."""
 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """All that decides what is started: settings, place, keys, addresses, program.
+    """All that decides what is started: settings, folders, keys, addresses, program.
 
-    ``argv`` empty: ipykernel of the sandbox's interpreter. ``environment`` is added to the
-    sandbox's own; ``substituted``: the names in it whose values hold those of variables that a
-    setting passes on.
+    An empty ``argv`` means ipykernel of the sandbox's interpreter. ``environment`` is added to the
+    sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
+    the setting ``environment`` passes on.
     """
 
     spec: SandboxSpec
@@ -52,9 +52,10 @@ class KernelPlan:
 
 
 def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
-    """``argv`` with guest/python_kernel.py in the place of ``-m``, if it runs a Python module.
+    """Replace ``-m`` by guest/python_kernel.py in ``argv`` if it runs a Python module.
 
-    In ``kernel_mode`` "auto" the kernel is offered the link; PID 1 puts its number for "{link}".
+    In ``kernel_mode`` "auto" the kernel is offered the link: PID 1 replaces "{link}" by its
+    descriptor number.
     """
     if "python" not in Path(argv[0]).name:
         return argv
@@ -68,21 +69,21 @@ def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
 
 
 def kernel_argv(plan: KernelPlan) -> tuple[str, ...]:
-    """The kernel's command line inside, as PID 1 is told it."""
+    """Return the kernel's command line inside the sandbox, with placeholders for PID 1."""
     argv = list(plan.argv) or [plan.request.python, *IPYKERNEL]
     if plan.spec.kernel_mode == "tcp":
         argv = [word.replace(FILE, TCP_FILE) for word in argv]
     return tuple(prepare_argv(argv, plan.spec.kernel_mode))
 
 
-def full_request(plan: KernelPlan) -> LaunchRequest:
-    """``plan.request``, with what PID 1 is to import for this kernel."""
-    ahead = AHEAD if not plan.argv and plan.spec.kernel_mode == "auto" else ()
+def make_launch_request(plan: KernelPlan) -> LaunchRequest:
+    """Return ``plan.request`` with the modules that PID 1 imports for this kernel."""
+    ahead = IMPORTED_AHEAD if not plan.argv and plan.spec.kernel_mode == "auto" else ()
     return dataclasses.replace(plan.request, ahead=ahead)
 
 
 def write_plan(plan: KernelPlan) -> dict[str, Any]:
-    """``plan`` as JSON takes it, without its keys and addresses: for a kernel of one's own."""
+    """Return ``plan`` as JSON, without its keys and addresses, for another process to start."""
     request = {**vars(plan.request), "folder": str(plan.request.folder)}
     return {
         "spec": dataclasses.asdict(plan.spec),
@@ -94,7 +95,7 @@ def write_plan(plan: KernelPlan) -> dict[str, Any]:
 
 
 def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
-    """What ``write_plan`` wrote, with a ``key`` for its clients, who find it by ipc."""
+    """Return the plan that ``write_plan`` wrote, with ``key`` for clients and an ipc address."""
     settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in content["spec"].items()

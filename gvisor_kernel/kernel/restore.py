@@ -1,7 +1,7 @@
-"""Which image a plan may start from, and the sandbox that is restored from it.
+"""Finds the snapshot that a plan may start from, and restores a sandbox from it.
 
-All of it blocks, for a worker thread. Whatever is wrong with an image costs a cold start: it is
-discarded with the reason in the log, and nothing is raised.
+All functions block, so they run in worker threads. A snapshot that cannot be used only costs a
+cold start: it is discarded, and ``NoSnapshot`` says why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
-from gvisor_kernel.kernel.plan import KernelPlan, full_request, kernel_argv
+from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
@@ -33,23 +33,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Restored:
-    """A sandbox with a live kernel in it, which does not know yet whose it is."""
+    """A restored sandbox. Its kernel has no key, environment and seed of its own yet."""
 
     sandbox: Sandbox
     key: SnapshotKey
     run: SnapshotRun
 
     def discard(self, reason: str) -> None:
-        """Let no other kernel start from this image. Blocks."""
+        """Let no other kernel start from this snapshot. Blocks."""
         Store.open().discard(self.key.name, reason)
 
 
 def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPlan]:
-    """The key of the images that ``plan`` may start from, and the plan of a kernel to take one of.
+    """Return the key of snapshots that fit ``plan``, and the plan of a kernel to take one of.
 
-    That one lacks the variables that a restored kernel is told later. Raises as ``Runtime.start``.
+    The second plan lacks the variables that a restored kernel receives later.
+
+    :raises GvisorKernelError: see ``Runtime.start``
     """
-    early, later = _split(plan)
+    early, later = _split_variables(plan)
     kernel = KernelFacts(
         argv=kernel_argv(plan),
         environment=early,
@@ -57,7 +59,8 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPla
         kernel_mode=plan.spec.kernel_mode,
         preload=plan.spec.preload,
     )
-    key = make_key(runtime.describe(plan.spec, full_request(plan)), kernel, find_host_facts())
+    sandbox = runtime.describe(plan.spec, make_launch_request(plan))
+    key = make_key(sandbox, kernel, find_host_facts())
     bare = replace(
         plan,
         request=replace(plan.request, environment=_without(plan.request.environment, later)),
@@ -67,36 +70,38 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPla
 
 
 def find_obstacle(plan: KernelPlan) -> str | None:
-    """Why no kernel of ``plan`` is imaged or restored, whatever images there are; None if it may.
+    """Return why ``plan`` never uses or makes a snapshot; None if it may.
 
-    A variable that a setting passes on is in no image, so a restored kernel has to be told it. And
-    mounts of a restored sandbox are those of its image. Raises SettingError.
+    No snapshot holds a variable that a setting passes on, so a restored kernel must be able to
+    receive it. And the mounts of a restored sandbox are those of its snapshot.
+
+    :raises SettingError: when the uploads cannot be used
     """
     if are_uploads_covered(plan.spec, plan.request):
-        return "Jupyter's own files are among the uploads, where they are not shown"
-    _, later = _split(plan)
-    if later and not _can_be_told(plan):
-        return f"{_name(later)} is passed on, which this kernel could not be told when restored"
+        return "the uploads contain Jupyter's own files, which the sandbox does not show"
+    _, later = _split_variables(plan)
+    if later and not _accepts_variables(plan):
+        return f"this kernel cannot receive {_summarize_names(later)} after a restore"
     late = IMPORTED.intersection(later)
     if late and plan.spec.preload:
-        return f"{_name(late)} is passed on, which modules of preload may read when imported"
+        return f"modules of preload may read {_summarize_names(late)} before a restore"
     return None
 
 
-def _split(plan: KernelPlan) -> tuple[dict[str, str], dict[str, str]]:
+def _split_variables(plan: KernelPlan) -> tuple[dict[str, str], dict[str, str]]:
     names = plan.spec.environment
     passed = {n: plan.request.environment[n] for n in names if n in plan.request.environment}
     return split_environment({**passed, **plan.environment}, (*names, *plan.substituted))
 
 
-def _name(names: Collection[str]) -> str:
+def _summarize_names(names: Collection[str]) -> str:
     first = min(names)
     return first if len(names) == 1 else f"{first} (and {len(names) - 1} more)"
 
 
 def _describe_run(meta: Meta, plan: KernelPlan) -> SnapshotRun:
     renewal = find_renewal(meta.facts)
-    _, later = _split(plan)
+    _, later = _split_variables(plan)
     return SnapshotRun(meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later))
 
 
@@ -104,8 +109,8 @@ def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, st
     return {name: value for name, value in environment.items() if name not in names}
 
 
-def _can_be_told(plan: KernelPlan) -> bool:
-    """Whether a restored kernel can set its variables: only one that speaks frames itself."""
+def _accepts_variables(plan: KernelPlan) -> bool:
+    """Whether a restored kernel can set variables: only one that speaks the link's frames can."""
     return not plan.argv and plan.spec.kernel_mode == "auto"
 
 
@@ -114,31 +119,31 @@ def restore(
     plan: KernelPlan,
     take_spare: Callable[[SnapshotKey], Sandbox | None] | None = None,
 ) -> Restored:
-    """A sandbox restored from an image that fits ``plan``. Blocks.
+    """Restore a sandbox from a snapshot that fits ``plan``. Blocks.
 
-    ``take_spare``: asked for one that was restored from the image of that key before.
+    ``take_spare(key)`` may return a sandbox that was restored earlier from the same snapshot.
 
-    :raises NoSnapshot: there is none; its fact says why.
-    :raises GvisorKernelError: what ``Runtime.start`` raises for causes that a cold start would
-        have as well.
+    :raises NoSnapshot: when no snapshot fits; its fact says why
+    :raises GvisorKernelError: when a cold start would fail as well; see ``Runtime.start``
     """
     try:
         store = Store.open()
     except SnapshotError as error:
-        log.warning("Kernels start without images: %s", error)
+        log.warning("Kernels start without snapshots: %s", error)
         raise NoSnapshot(str(error)) from error
     key, _ = find_key(runtime, plan)
-    step("image's key made")
-    with store.use(key.name) as image:
-        if image is None:
-            raise NoSnapshot("none that fits")
-        reason = image.meta.manifest.find_change()
-        step("image compared with its files")
+    step("snapshot's key computed")
+    with store.use(key.name) as snapshot:
+        if snapshot is None:
+            raise NoSnapshot("no snapshot fits")
+        reason = snapshot.meta.manifest.find_change()
+        step("snapshot's files compared")
         if reason is None:
             try:
                 sandbox = take_spare(key) if take_spare is not None else None
-                sandbox = sandbox or runtime.start(plan.spec, full_request(plan), image.files)
-                return Restored(sandbox, key, _describe_run(image.meta, plan))
+                request = make_launch_request(plan)
+                sandbox = sandbox or runtime.start(plan.spec, request, snapshot.files)
+                return Restored(sandbox, key, _describe_run(snapshot.meta, plan))
             except SnapshotError as error:
                 reason = str(error)
     store.discard(key.name, reason)

@@ -1,7 +1,7 @@
-"""One sandboxed kernel: a runtime's sandbox and the bridge's sockets, brought together.
+"""One sandboxed kernel: connects a runtime's sandbox with the bridge's client sockets.
 
-Used by the provisioner and by the launcher, which differ only in who asks. Every method may be
-awaited on any loop: the work is done on the bridge's.
+The provisioner and the launcher use it. Each method may be awaited on any loop; the work runs on
+the bridge's loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.sandbox_link import close_sandbox
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.background_builder import SnapshotBuilder
-from gvisor_kernel.kernel.plan import KernelPlan, full_request, kernel_argv
+from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.warm_pool import Spares
 from gvisor_kernel.runtimes import get_runtime
@@ -30,13 +30,13 @@ from gvisor_kernel.tracing import step, tracing
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-VIEWED_IN_WORKSPACE = "/mnt/user-data/uploads"
+UPLOADS = "/mnt/user-data/uploads"
 RESUME_SECONDS = 15.0
-"""How long a restored kernel has to answer; then a cold one is started instead."""
+"""How long a restored kernel has to answer. After that a cold one is started instead."""
 
 
 class SandboxedKernel:
-    """At most one kernel at a time, in at most one sandbox; both may be renewed by ``launch``."""
+    """At most one kernel in at most one sandbox. ``launch`` may replace both."""
 
     def __init__(self) -> None:
         self._bridge = Bridge.instance()
@@ -50,7 +50,7 @@ class SandboxedKernel:
 
     @property
     def exit_status(self) -> int | None:
-        """None while the kernel lives; 0 when there is none, or when it is another process's."""
+        """None while the kernel lives, else its status; 0 if this process has no kernel."""
         if self._kernel is None:
             return 0
         if self._bridge.ended:
@@ -66,9 +66,9 @@ class SandboxedKernel:
         return self._sandbox
 
     def host_path(self, path: str) -> Path | None:
-        """The host's path of a file that the kernel calls ``path``, where it is mounted.
+        """Return the host's path of the mounted file that the kernel knows as ``path``.
 
-        None for all else, also for what leads out of its mount (a link planted inside).
+        Returns None if it is not mounted, or if a symbolic link leads out of the mount.
         """
         if self._sandbox is None or "\0" in path:
             return None
@@ -79,7 +79,7 @@ class SandboxedKernel:
         views += [
             MountView(view.source, self._sandbox.workdir, True)
             for view in views
-            if view.target == VIEWED_IN_WORKSPACE
+            if view.target == UPLOADS
         ]
         for view in views:
             if inside.is_relative_to(view.target):
@@ -92,44 +92,45 @@ class SandboxedKernel:
                     return found
         return None
 
-    # -- actions, from any loop; quiet once this process's bridge has ended ------------------------
+    # -- actions, from any loop; no effect once this process's bridge has ended -------------------
 
     async def launch(self, plan: KernelPlan) -> Address:
-        """Start a kernel by ``plan``; returns where clients connect.
+        """Start a kernel by ``plan``; return the address that clients connect to.
 
-        In the sandbox of the last one, where that stands, was made by an equal plan and may be
-        kept. Raises what ``Runtime.start`` raises; nothing is left behind then, nor when this is
-        cancelled: ``close`` waits until all is undone.
+        Reuses the sandbox of the last kernel if it is alive, has an equal plan and may be kept. A
+        failed or cancelled start leaves nothing behind: ``close`` waits until all is undone.
+
+        :raises GvisorKernelError: see ``Runtime.start``
         """
         if self._bridge.ended:
-            raise LaunchError("No kernel can be started any more: this process ends.")
-        return await self._bridge.awaited(self._launch(plan))
+            raise LaunchError("No kernel can be started: this process is exiting.")
+        return await self._bridge.run(self._launch(plan))
 
     async def signal(self, signum: int) -> None:
-        """Signal the kernel and its children; quiet when there are none."""
+        """Signal the kernel and its children, if there is a kernel."""
         if self._kernel is not None and not self._bridge.ended:
-            await self._bridge.awaited(self._signal(self._kernel, signum))
+            await self._bridge.run(self._signal(self._kernel, signum))
 
     async def kill(self) -> None:
-        """End the kernel at once; quiet when there is none."""
+        """Kill the kernel, if there is one."""
         if self._kernel is not None and not self._bridge.ended:
-            await self._bridge.awaited(self._kernel.kill())
+            await self._bridge.run(self._kernel.kill())
 
     async def expect_end(self, restart: bool) -> None:
-        """A shutdown was requested by a client's message: the exit to come is no accident."""
+        """Note that a client's message requested a shutdown: the next exit is expected."""
         if self._kernel is not None and not self._bridge.ended:
-            await self._bridge.awaited(self._expect_end(self._kernel, restart))
+            await self._bridge.run(self._expect_end(self._kernel, restart))
 
     async def end_sandbox(self) -> None:
-        """End the sandbox; clients' sockets stay for the next launch. Idempotent."""
+        """End the sandbox, but keep clients' sockets for the next launch. Idempotent."""
         self._sandbox = None
         if self._kernel is not None and not self._bridge.ended:
-            await self._bridge.awaited(self._kernel.end_sandbox())
+            await self._bridge.run(self._kernel.end_sandbox())
 
     async def close(self) -> None:
-        """End all and remove all. Idempotent."""
+        """End the kernel and its sandbox, and close clients' sockets. Idempotent."""
         if not self._bridge.ended:
-            await self._bridge.awaited(self._close())
+            await self._bridge.run(self._close())
         self._kernel = self._sandbox = None
 
     # -- on the bridge's loop --------------------------------------------------------------------
@@ -172,11 +173,11 @@ class SandboxedKernel:
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
         kernel = self._kernel
         try:
-            if kernel.alive:  # started twice without an end between, as managers allow
+            if kernel.alive:  # managers may start a kernel twice without an end in between
                 kernel.expect_end(restart=True)
                 await kernel.kill()
-            await kernel.settle()
-            if self._may_reuse(kernel, plan) and await self._start_again(kernel, plan):
+            await kernel.wait_for_end()
+            if self._may_reuse(kernel, plan) and await self._start_in_kept_sandbox(kernel, plan):
                 return kernel.address
             await kernel.end_sandbox()
             self._plan = plan
@@ -184,7 +185,7 @@ class SandboxedKernel:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
                 self._sandbox = await self._new_sandbox(kernel, plan)
-                kernel.note(f"the kernel starts without an image: {obstacle}")
+                kernel.note(f"the kernel starts without a snapshot: {obstacle}")
             else:
                 try:
                     await self._restore(kernel, plan)
@@ -192,18 +193,18 @@ class SandboxedKernel:
                 except NoSnapshot as error:
                     reason = error.fact
                 self._sandbox = await self._new_sandbox(kernel, plan)
-                kernel.note(f"the kernel starts without an image: {reason}")
-                # For the next one of this kind.
-                SnapshotBuilder.instance().want(plan)
+                kernel.note(f"the kernel starts without a snapshot: {reason}")
+                # For the next kernel of this kind.
+                SnapshotBuilder.instance().request(plan)
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None
             if is_new:
                 self._kernel = None
                 undo = self._bridge.close_kernel(kernel)
-            else:  # its clients, and its manager, know where it was: it can be tried again there
+            else:  # clients and the manager know its address, so keep the sockets for a retry
                 undo = kernel.end_sandbox()
-            # Whoever cancels twice does not wait here; ``close`` does, for all that is undone.
+            # A second cancellation does not wait here, but ``close`` waits for the undo.
             await asyncio.shield(self._undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
                 hint = get_runtime(plan.spec.runtime).advise(error.detail)
@@ -219,12 +220,12 @@ class SandboxedKernel:
         await kernel.start_kernel(argv, environment, sandbox.workdir, seconds)
         step("kernel's process started")
 
-    async def _start_again(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
-        """Whether a kernel starts in the sandbox of the last one, which may have spoilt it."""
+    async def _start_in_kept_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
+        """Start a kernel in the last one's sandbox; False if that fails, as it may be broken."""
         try:
             await self._start(kernel, plan)
         except LaunchError as error:
-            log.warning("A kernel starts in a new sandbox. In that of the last one: %s", error.fact)
+            log.warning("Could not reuse the sandbox: %s Starting a new one.", error.fact)
             return False
         return True
 
@@ -238,13 +239,17 @@ class SandboxedKernel:
         )
 
     async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> None:
-        """Let the kernel go on from an image. Raises NoSnapshot, and what ``restore`` raises."""
+        """Restore the kernel from a snapshot.
+
+        :raises NoSnapshot: when there is none, or when the restored kernel does not answer
+        :raises GvisorKernelError: see ``restore``
+        """
         runtime = get_runtime(plan.spec.runtime)
         take_spare = partial(Spares.instance().take, plan)
         restored = await self._in_worker(restore, runtime, plan, take_spare)
         sandbox = restored.sandbox
         try:
-            await self._verify(sandbox)  # before anything of a client's gets there
+            await self._verify(sandbox)  # before it gets any message of a client
             await kernel.attach_restored(
                 sandbox,
                 sandbox.log_path,
@@ -254,28 +259,28 @@ class SandboxedKernel:
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
             )
-            step("kernel told who it is")
+            step("kernel adopted its key and environment")
         except BaseException as error:
             await asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise
             raise NoSnapshot(str(error)) from error
         self._sandbox = sandbox
-        Spares.instance().want(plan)
+        Spares.instance().request(plan)
 
     @staticmethod
     async def _give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:
         await kernel.end_sandbox()
-        await close_sandbox(restored.sandbox)  # if the bridge has not even taken it over
+        await close_sandbox(restored.sandbox)  # in case the bridge has not taken it over
         if not isinstance(error, SandboxError):
-            return  # it says nothing of the image: the start was cancelled, for one
-        with suppress(RuntimeError):  # this process is ending
+            return  # not the snapshot's fault: for example, the start was cancelled
+        with suppress(RuntimeError):  # this process is exiting
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, restored.discard, str(error))
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
-        sandbox = await self._in_worker(runtime.start, plan.spec, full_request(plan))
+        sandbox = await self._in_worker(runtime.start, plan.spec, make_launch_request(plan))
         hello = await kernel.attach(
             sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
         )
@@ -289,12 +294,12 @@ class SandboxedKernel:
         step("sandbox checked from outside")
 
     async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
-        """``work`` in a worker; when this is cancelled, a sandbox that it started is closed."""
+        """Run ``work`` in a worker. On cancellation, close the sandbox that it starts."""
         loop = asyncio.get_running_loop()
         try:
             starting = loop.run_in_executor(None, copy_context().run, work, *arguments)
-        except RuntimeError as error:  # the executor: this process is ending
-            raise LaunchError(f"No kernel can be started any more: {error}.") from error
+        except RuntimeError as error:  # the executor has shut down: this process is exiting
+            raise LaunchError(f"No kernel can be started: {error}.") from error
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -308,26 +313,29 @@ class SandboxedKernel:
         return undoing
 
     async def checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
-        """Write the image of the idle kernel into ``directory``; its sandbox ends.
+        """Write a snapshot of the idle kernel into ``directory``, within ``seconds``.
 
-        Nobody may be connected to it. Raises LaunchError, SnapshotError.
+        The sandbox ends. No client may be connected.
+
+        :raises LaunchError: when there is no kernel, or when it does not become idle
+        :raises SnapshotError: when the snapshot cannot be written
         """
-        return await self._bridge.awaited(self._checkpoint(directory, seconds))
+        return await self._bridge.run(self._checkpoint(directory, seconds))
 
     async def _checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         kernel, sandbox, plan = self._kernel, self._sandbox, self._plan
         if kernel is None or sandbox is None or plan is None:
-            raise LaunchError("There is no kernel to take an image of.")
+            raise LaunchError("There is no kernel to take a snapshot of.")
         run = await kernel.quiesce(seconds)
-        # The sandbox ends with the writing. What is left of it stays, as it does for a restart:
-        # removed at once, it would take along the command that still has to say how it went.
+        # The sandbox ends when the snapshot is written. Keep its state as for a restart: its
+        # removal would kill the checkpoint command, whose status is still needed.
         kernel.expect_end(restart=True)
         await self._in_worker(sandbox.checkpoint, directory, seconds)
         return run
 
     @staticmethod
     async def _undo(starting: asyncio.Future[Any]) -> None:
-        with suppress(Exception):  # then nothing was started
+        with suppress(Exception):  # if it fails, it has started nothing
             started = await starting
             sandbox = started.sandbox if isinstance(started, Restored) else started
             if isinstance(sandbox, Sandbox):

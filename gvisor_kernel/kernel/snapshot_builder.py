@@ -1,7 +1,7 @@
-"""Makes an image: starts a kernel with nothing of anyone's in it, warms it up, writes it down.
+"""Makes a snapshot: starts a kernel without any user's data, warms it up, and writes its state.
 
-For a process that does nothing else: the command ``snapshot build``, or the one that ``builder``
-starts in the background.
+For a process that does nothing else: the command ``snapshot build``, or the process that
+``background_builder`` starts.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.runtimes.mounts.folders import keeps_outputs
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.snapshots.build import builder_turn, session_free, step_back
+from gvisor_kernel.snapshots.build import builder_lock, lower_priority, strip_session
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
 from gvisor_kernel.strict_json import parse_json
 
 MAX_LIST = 16 * 1024 * 1024
-"""Bytes of the list of what a kernel has loaded. Real ones have some 100 KB."""
+"""Bytes of the list of files that a kernel has loaded. Usual lists have about 100 KB."""
 
 Report = Callable[[str, float], None]
-"""Takes words for the step that begins, and the share of all that is done."""
+"""Called at each step with a text for people and the share of the work that is done."""
 
 WARM_UP = """
 import gc
@@ -49,22 +49,23 @@ gc.freeze()
 import ctypes
 ctypes.CDLL(None).malloc_trim(0)
 """
-"""What every copy would else do for itself, or carry along."""
+"""Frees memory that each restored kernel would otherwise hold or free itself."""
 
-QUESTIONS = {
+WARM_UP_REQUESTS = {
     "java": (20, "int warm = 6 * 7; System.out"),
     "typescript": (5, "const warm: number = 6 * 7; console.lo"),
 }
-"""By language: how often a kernel is asked to complete which code before its image is taken.
+"""By language: number and code of the completion requests before the snapshot is taken.
 
-A first cell waits long for compilers to be loaded, and whatever a kernel runs may count as one."""
+They load the compilers, for which the first cell would otherwise wait. Running code instead would
+count as a cell."""
 
 SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/local/lib", "/usr/lib")
 PACKAGE_LISTS = (
     *("/var/lib/dpkg/status", "/lib/apk/db/installed", "/var/lib/pacman/local"),
     *("/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite"),
 )
-"""Where the package managers of distributions write down what is installed."""
+"""The databases of the distributions' package managers."""
 
 LIST_FILES = """
 import json, sys
@@ -76,11 +77,11 @@ print(json.dumps([sorted(f for f in files if f), sorted(sys.path_importer_cache)
 
 
 def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Report) -> Snapshot:
-    """The snapshot that kernels of ``plan`` start from, made now. Called by ``snapshot build``.
+    """Make the snapshot that kernels of ``plan`` start from. Blocks.
 
-    ``preload``: modules instead of those of the setting; ``report``: is told each step.
+    ``preload`` replaces the modules of the setting.
 
-    :raises GvisorKernelError: it cannot be made; nothing is left of it.
+    :raises GvisorKernelError: when it cannot be made; nothing is left of it
     """
     if preload is not None:
         plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
@@ -88,28 +89,31 @@ def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Repo
 
 
 def build_in_background(plan: dict[str, Any]) -> None:
-    """Make the image of a plan (``write_plan``), unless somebody has made it meanwhile.
+    """Make the snapshot of a plan (``write_plan``) with low priority, unless it exists. Blocks.
 
-    Raises GvisorKernelError.
+    :raises GvisorKernelError: when it cannot be made
     """
-    step_back()
+    lower_priority()
     found = read_plan(plan, new_key())
     store = Store.open()
-    with builder_turn(store, wait=True):
+    with builder_lock(store, wait=True):
         key, _ = find_key(get_runtime(found.spec.runtime), found)
-        with store.use(key.name) as image:
-            if image is not None and image.meta.manifest.find_change() is None:
+        with store.use(key.name) as snapshot:
+            if snapshot is not None and snapshot.meta.manifest.find_change() is None:
                 return
-        _make(store, found, lambda words, done: None)
+        _make(store, found, lambda text, done: None)
 
 
 def make_snapshot(plan: KernelPlan, report: Report) -> Snapshot:
-    """Make the image of ``plan``. Raises GvisorKernelError, with nothing left behind."""
+    """Make the snapshot of ``plan``. Blocks.
+
+    :raises GvisorKernelError: when it cannot be made; nothing is left of it
+    """
     store = Store.open()
-    with builder_turn(store) as mine:
+    with builder_lock(store) as mine:
         if not mine:
             raise SnapshotError(
-                "Another image of a kernel is being made just now.", "try again in a moment."
+                "Another process is making a snapshot now.", "try again in a moment."
             )
         return _make(store, plan, report)
 
@@ -118,16 +122,16 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
     obstacle = find_obstacle(plan)
     if obstacle is not None:
         raise SnapshotError(
-            f"There is no image of such a kernel: {obstacle}.",
-            "take the name out of the setting environment; a value that is no secret may stand in"
-            " the kernelspec's env.",
+            f"No snapshot can be made of this kernel: {obstacle}.",
+            "take the variable out of the setting environment; a value that is not secret may be"
+            " in the kernelspec's env.",
         )
     runtime = get_runtime(plan.spec.runtime)
     key, bare = find_key(runtime, plan)
     with store.write() as draft:
         keeps = keeps_outputs(plan.spec, plan.request)
-        spec, request = session_free(bare.spec, bare.request, draft.scratch, keeps_outputs=keeps)
-        # Whatever a start may do else, this one is cold, and what is looked at is the kernel.
+        spec, request = strip_session(bare.spec, bare.request, draft.scratch, keeps_outputs=keeps)
+        # This start must be cold.
         spec = replace(spec, snapshot="off", transcripts=spec.transcripts)
         bare = replace(bare, spec=spec, request=request)
         since = time.time()
@@ -141,11 +145,11 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
                 manifest = _warm_up(client, kernel, plan, language, since, report)
             finally:
                 client.stop_channels()
-            report("Writing its image", 0.8)
+            report("Writing the snapshot", 0.8)
             run = asyncio.run(kernel.checkpoint(draft.files, STEP_SECONDS))
         finally:
             asyncio.run(kernel.close())
-        report("Keeping it", 0.95)
+        report("Storing the snapshot", 0.95)
         meta = Meta(
             key=key.name,
             parts=dict(key.parts),
@@ -162,14 +166,16 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
             created=time.time(),
         )
         store.keep(draft, key, meta)
-    with store.use(key.name) as image:
-        if image is None:
-            raise SnapshotError("The image was removed as soon as it was made.")
-        return image
+    with store.use(key.name) as snapshot:
+        if snapshot is None:
+            raise SnapshotError(
+                "The snapshot was removed as soon as it was made.", "make it again."
+            )
+        return snapshot
 
 
 def _find_language(client: OwnClient, report: Report) -> str:
-    report("Waiting for it", 0.2)
+    report("Waiting for the kernel", 0.2)
     info = wait_for_reply(client, client.kernel_info())
     return str(info["language_info"].get("name"))
 
@@ -185,26 +191,25 @@ def _warm_up(
     sandbox = kernel.sandbox
     assert sandbox is not None
     renewal = find_renewal({"language": language})
-    if renewal.code:  # what every copy is to do first has to work
+    if renewal.code:  # each restored kernel runs it, so make no snapshot if it fails
         _run(client, renewal.code)
     if language != "python":
-        times, code = QUESTIONS.get(language.lower(), (0, ""))
+        times, code = WARM_UP_REQUESTS.get(language.lower(), (0, ""))
         for number in range(times):
-            report("Warming it up", 0.3 + 0.5 * number / times)
+            report("Warming up the kernel", 0.3 + 0.5 * number / times)
             wait_for_reply(client, client.is_complete(code))
             wait_for_reply(client, client.complete(code))
-        if (
-            plan.spec.image != HOST_IMAGE
-        ):  # whose files never change, and whose digest is in the key
+        if plan.spec.image != HOST_IMAGE:
+            # The files of an image never change, and its digest is part of the key.
             return make_manifest([], [], [], since)
         return list_installed(plan.request.python)
     steps = len(plan.spec.preload)
     for number, name in enumerate(plan.spec.preload):
         report(f"Importing {name}", 0.3 + 0.4 * number / steps)
         _run_python(client, f"import importlib\nimportlib.import_module({name!r})", name)
-    report("Warming it up", 0.7)
-    # No completion: what that imports holds 34 MiB, in every kernel. Who wants it at once preloads
-    # jedi.
+    report("Warming up the kernel", 0.7)
+    # No completion request: it imports jedi, which takes 34 MiB in each kernel. Users who want
+    # fast completions preload jedi.
     wait_for_reply(client, client.is_complete("print"))
     text = _run_python(client, LIST_FILES)
     _run_python(client, WARM_UP)
@@ -213,13 +218,14 @@ def _warm_up(
         paths = map(str, files), map(str, directories)
         return make_manifest(*paths, sandbox.mounts, since, str(sandbox.directory))
     except (ValueError, TypeError) as error:
-        raise SnapshotError(f"The kernel's list of files cannot be used: {error}.") from error
+        raise SnapshotError(f"The kernel's list of files cannot be parsed: {error}.") from error
 
 
 def list_installed(python: str) -> Manifest:
-    """For a kernel that cannot say what it has loaded: what changes with any installed package.
+    """Return a manifest that changes with each installed package: for a kernel of another language.
 
-    Those of the interpreter ``python``, which may be what runs it, and those of the system.
+    Such a kernel cannot list what it has loaded. The packages are those of the interpreter
+    ``python``, which may run the kernel, and those of the system.
     """
     interpreter = ask_interpreter(python)
     folders = {*interpreter.site_directories, interpreter.user_site or "", *SYSTEM_FOLDERS} - {""}
@@ -229,7 +235,7 @@ def list_installed(python: str) -> Manifest:
 
 
 def _run_python(client: OwnClient, code: str, preloaded: str = "") -> str:
-    """Run ``code`` so that nothing of it is seen afterwards; what it printed."""
+    """Run ``code`` without a trace in the kernel's namespace; return what it printed."""
     return _run(client, f"exec({code!r}, {{}})", preloaded)
 
 
@@ -237,13 +243,13 @@ def _run(client: OwnClient, code: str, preloaded: str = "") -> str:
     message_id = client.execute(code, silent=True, store_history=False)
     content = wait_for_reply(client, message_id)
     if content["status"] != "ok":
-        words = f"{content.get('ename')}: {content.get('evalue')}"
+        failure = f"{content.get('ename')}: {content.get('evalue')}"
         if preloaded:
             raise SnapshotError(
-                f"The module {preloaded} cannot be imported in a sandbox: {words}.",
+                f"The module {preloaded} cannot be imported in a sandbox: {failure}.",
                 "take it out of the setting preload, or install it.",
             )
-        raise SnapshotError(f"The kernel could not be warmed up: {words}.")
+        raise SnapshotError(f"The kernel could not be warmed up: {failure}.")
     printed = ""
     with suppress(Exception):
         while True:

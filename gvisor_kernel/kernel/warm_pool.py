@@ -1,7 +1,7 @@
-"""One sandbox restored ahead, for the next start of a kernel that was started twice already.
+"""Keeps one spare: a sandbox that was restored ahead for the next start of the same kernel.
 
-Here is when there is one and who gets it; how a sandbox is restored stands in ``restoring``. A
-spare is stopped, so it costs memory alone, and it ends with this process like any sandbox of it.
+A spare is made after the second start of a kernel. It is stopped, so that it costs only memory, and
+it ends with this process, like all of its sandboxes. ``restore`` restores it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,28 @@ from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
 
-WANTED_AFTER = 2
-"""Starts of the same kind in this process: who runs one notebook and ends gets no spare."""
+MIN_STARTS = 2
+"""Starts of the same kind in this process before a spare is made."""
 WAIT_SECONDS = 1.0
-"""After such a start, before anything is done: its user wants the machine now."""
+"""The wait after such a start: its user needs the CPU now."""
 KEEP_SECONDS = 300.0
-"""How long a spare waits. It holds what an idle kernel holds, and the folders it is to show."""
+"""How long a spare waits. It holds the memory of an idle kernel and open folders of the host."""
 END_SECONDS = 20.0
-STOPS = 20
-LOOK_SECONDS = 0.1
-"""What ran when a sandbox was stopped may go on running, and use a core: it is stopped again."""
-KINDS = 1000
-"""Of starts that are counted."""
+"""How long the exit of this process waits for the removal of the spare."""
+MAX_STOPS = 20
+POLL_SECONDS = 0.1
+"""Attempts to stop a sandbox, and the wait after each: a system call that ran at the stop may run
+on and use a core."""
+MAX_KINDS = 1000
+"""Kinds of starts that are counted."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Starts of one kind may take the place of each other: all but whose kernel it is."""
+    """The settings and the request of a start, without the kernel's identity.
+
+    A spare may serve any start of its kind.
+    """
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -64,20 +69,20 @@ class Spare:
     restored: Restored
 
     def fits(self, kind: Kind, key: SnapshotKey) -> bool:
-        """Whether it is what a start of ``kind`` from the image of ``key`` would make now."""
+        """Return whether a start of ``kind`` from the snapshot ``key`` would make the same now."""
         sandbox = self.restored.sandbox
         if self.kind != kind or self.restored.key != key or sandbox.poll() is not None:
             return False
         runtime = get_runtime(kind.spec.runtime)
         try:
             return runtime.shows_now(sandbox, kind.spec, kind.request)
-        except GvisorKernelError as error:  # the start says so again, to whom it concerns
-            log.info("A spare is not used: %s", error.fact)
+        except GvisorKernelError as error:  # the start will fail with the same error
+            log.info("The spare is not used: %s", error.fact)
             return False
 
 
 class Spares:
-    """Of one process. Use ``Spares.instance()``; any thread."""
+    """The spare of a process and the thread that makes it. Use ``instance()``. Any thread."""
 
     _instance: Spares | None = None
     _lock = ThreadLock()
@@ -101,14 +106,14 @@ class Spares:
 
     @property
     def ready(self) -> bool:
-        """Whether a spare waits for its start."""
+        """Whether there is a spare."""
         return self._spare is not None
 
     def take(self, plan: KernelPlan, key: SnapshotKey) -> Sandbox | None:
-        """The spare, going on and ``plan``'s own, if it is what ``plan`` would start from ``key``.
+        """Return the spare, resumed and assigned to ``plan``'s kernel, if it fits; else None.
 
-        Another kind's spare stays; one of this kind that does not fit any more is removed.
-        Blocks for milliseconds, or for a removal.
+        A spare of another kind stays. One of this kind that no longer fits is removed. Blocks for
+        milliseconds, or for a removal.
         """
         kind = Kind.of(plan)
         with self._changed:
@@ -123,19 +128,19 @@ class Spares:
             return None
         sandbox.assign(plan.request.kernel_id)
         sandbox.resume()
-        step("restored ahead")
+        step("spare taken")
         return sandbox
 
-    def want(self, plan: KernelPlan) -> None:
-        """A kernel was started from an image by ``plan``: have a spare, if that happens often."""
+    def request(self, plan: KernelPlan) -> None:
+        """Count a start from a snapshot; make a spare after MIN_STARTS of the same kind."""
         kind = Kind.of(plan)
         with self._changed:
             if self._ended or not plan.spec.spare:
                 return
-            if len(self._starts) >= KINDS:  # a server of many folders, in which nobody comes back
+            if len(self._starts) >= MAX_KINDS:  # a server of many folders
                 self._starts.clear()
             self._starts[kind] += 1
-            if self._starts[kind] < WANTED_AFTER:
+            if self._starts[kind] < MIN_STARTS:
                 return
             self._wanted = plan
             if self._thread is None:
@@ -146,9 +151,9 @@ class Spares:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Remove the spare, and make none any more. Called when the process exits.
+        """Remove the spare and make no other. Called at exit. Blocks up to END_SECONDS.
 
-        Quiet in a forked child, which has neither the spare nor its thread.
+        Does nothing in a forked child, which has neither the spare nor its thread.
         """
         if self._pid != os.getpid():
             return
@@ -161,20 +166,20 @@ class Spares:
 
     # -- in the thread ---------------------------------------------------------------------------
 
-    def _has_news(self) -> bool:
+    def _has_work(self) -> bool:
         return self._ended or self._wanted is not None
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_news, KEEP_SECONDS if self._spare else None)
+                self._changed.wait_for(self._has_work, KEEP_SECONDS if self._spare else None)
                 if self._wanted is not None:
                     self._changed.wait_for(lambda: self._ended, WAIT_SECONDS)
                 plan, self._wanted = self._wanted, None
                 ended = self._ended
                 old = self._spare
                 if old is not None and plan is not None and old.kind == Kind.of(plan):
-                    continue  # there is one
+                    continue  # there is such a spare already
                 self._spare = None
             if old is not None:
                 old.restored.sandbox.close()
@@ -188,7 +193,7 @@ class Spares:
         try:
             restored = restore(runtime, replace(plan, request=Kind.of(plan).request))
         except GvisorKernelError as error:
-            log.info("No spare of %s can be made: %s", plan.request.kernel_name, error)
+            log.info("Could not make a spare of %s: %s", plan.request.kernel_name, error)
             return
         if not _stop(runtime, restored.sandbox):
             return
@@ -198,7 +203,7 @@ class Spares:
 
 
 def _stop(runtime: Runtime, sandbox: Sandbox) -> bool:
-    """Let a restored sandbox wait, checked and without using any CPU; False if it may not."""
+    """Verify a restored sandbox and stop it; close it and return False if that fails."""
     try:
         sandbox.verify()
     except GvisorKernelError as error:
@@ -206,13 +211,13 @@ def _stop(runtime: Runtime, sandbox: Sandbox) -> bool:
         with suppress(Exception):
             sandbox.close()
         return False
-    for _ in range(STOPS):
+    for _ in range(MAX_STOPS):
         sandbox.pause()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         if not sandbox.is_busy():
             return True
         sandbox.resume()
-        time.sleep(LOOK_SECONDS)
-    log.warning("No spare: a restored sandbox does not come to rest.")
+        time.sleep(POLL_SECONDS)
+    log.warning("No spare was made: the restored sandbox keeps using CPU after a stop.")
     sandbox.close()
     return False

@@ -1,5 +1,5 @@
-"""Images of live, idle kernels: which one fits a start, what it depends on, where they are kept.
+"""Snapshots of live, idle kernels: which one fits a start, what it depends on, where it is stored.
 
-An image is made and restored by a runtime. Here is decided whether it may be; nothing in this
-package starts a sandbox.
+A runtime makes and restores a snapshot. This package decides whether one may be used, and starts
+no sandbox.
 """

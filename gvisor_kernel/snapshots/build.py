@@ -1,7 +1,7 @@
-"""Making an image without being in anyone's way: what to start for it, and who may do so now.
+"""What is special about a kernel that is started to make a snapshot of it.
 
-Starting, waiting and writing is ``sandboxed``'s. Here is what is special about a kernel that is
-started to be imaged: nothing of a session is in it, one is made at a time, and it has time.
+It has no data of a session, only one is started at a time, and its process has low priority.
+``kernel/snapshot_builder.py`` starts it and writes the snapshot.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from gvisor_kernel.snapshots.store import Store
 
 NICENESS = 19
 MAX_BUILD_SECONDS = 900.0
-"""How long making one image may take, with much to import on a busy machine."""
+"""How long making one snapshot may take, with many imports on a busy machine."""
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
 
 
-def session_free(
+def strip_session(
     spec: SandboxSpec, request: LaunchRequest, folder: Path, *, keeps_outputs: bool
 ) -> tuple[SandboxSpec, LaunchRequest]:
-    """What to start for an image of ``spec`` and ``request``: the same, with nothing in it.
+    """Return ``spec`` and ``request`` without the data of a session, to make a snapshot of.
 
-    ``folder``: an empty one in the place of the notebook's (``Draft.scratch``).
-    ``keeps_outputs``: whether the sandboxes that restore have a folder of the host for their
-    outputs (``shown.keeps_outputs``), since a mount cannot become one of another kind.
+    ``folder`` is an empty one that replaces the notebook's (``Draft.scratch``). ``keeps_outputs``
+    says whether restored sandboxes mount a folder of the host for outputs: then this one must have
+    such a mount as well, since a restore cannot change the kind of a mount.
     """
     outputs = str(folder / "outputs") if keeps_outputs else None
     empty = replace(spec, uploads=None, outputs=outputs)
@@ -45,10 +45,12 @@ def session_free(
 
 
 @contextlib.contextmanager
-def builder_turn(store: Store, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process may make an image now: False while another of this user makes one.
+def builder_lock(store: Store, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock on making snapshots; yield False if another process of this user holds it.
 
-    ``wait``: until that has ended. Raises SnapshotError when it takes longer than any image does.
+    With ``wait``, wait up to MAX_BUILD_SECONDS for it. Blocks.
+
+    :raises SnapshotError: when the other process holds it for longer than that
     """
     how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     turn = private_directories.lock(
@@ -62,16 +64,16 @@ def builder_turn(store: Store, *, wait: bool = False) -> Iterator[bool]:
             mine = False
         except TimeoutError as error:
             raise SnapshotError(
-                f"No image can be made while another one is: {error.strerror}.",
-                "see what that process does; where it was stopped (Ctrl-Z), let it go on.",
+                f"No snapshot can be made while another one is being made: {error.strerror}.",
+                "look at what that process does; if it was stopped (Ctrl-Z), resume it.",
             ) from error
         yield mine
 
 
-def step_back() -> None:
-    """Let this process, and what it starts from now on, have what others leave of CPU and disk.
+def lower_priority() -> None:
+    """Give this process and its future children the lowest priority for CPU and disk.
 
-    Cannot be taken back: for a process that does nothing else. Never raises.
+    This cannot be undone, so the process should do nothing else. Never raises.
     """
     with contextlib.suppress(OSError):
         os.nice(NICENESS)

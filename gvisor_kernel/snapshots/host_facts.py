@@ -1,4 +1,4 @@
-"""What of this host an image depends on, besides its sandbox: the guest's code, the processors."""
+"""The facts of this host that a snapshot depends on: the guest's code and the CPU features."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ GUEST_FOLDERS = ("link", "guest")
 """Folders with the guest's code. Only files directly in them are listed: if one gets a subpackage,
 a change there would not change the key, and kernels would be restored with the old code."""
 FEATURES = ("flags", "Features", "features", "isa")
-"""What /proc/cpuinfo calls them on x86, on ARM, and elsewhere."""
+"""The names of the CPU features in /proc/cpuinfo on x86, on ARM and on other architectures."""
 
 
 def find_host_facts(package: Path = PACKAGE) -> HostFacts:
-    """As they are now. About a millisecond."""
+    """Return the current facts. Takes about a millisecond."""
     files = sorted(_find_files(package))
     return HostFacts(guest=[gvisor_kernel.__version__, *files], cpu=_find_processor())
 
 
 def find_stale_parts(parts: Mapping[str, str]) -> list[str]:
-    """Of an image's key, what is known to be otherwise here now, whatever is to be started."""
+    """Return the parts of a snapshot's key that differ from this host now, whatever the kernel."""
     host = find_host_facts()
     facts = {**describe_host(), "guest": list(host.guest), "cpu": list(host.cpu)}
     return sorted(name for name, value in facts.items() if parts.get(name) != digest(value))
 
 
 def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of each file of the guest's code."""
+    """Yield name, size and modification time of each file of the guest's code."""
     for folder in GUEST_FOLDERS:
         with os.scandir(package / folder) as entries:
             for entry in entries:
@@ -45,16 +45,16 @@ def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _find_processor() -> list[str]:
-    # Libraries have as many threads as there were processors when they were imported.
+    # Libraries start as many threads as there are CPUs when they are imported.
     return [*_read_processor(), str(len(os.sched_getaffinity(0)))]
 
 
 @cache
 def _read_processor() -> tuple[str, ...]:
-    """The architecture and the features of the first processor; they do not change."""
+    """Return the architecture and the features of the first CPU. They do not change."""
     found = [os.uname().machine]
     try:
-        # Read as far as the first processor: the kernel asks each one for what it tells of it.
+        # Read only the first CPU: Linux queries each one for its part of the file.
         with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
             text = file.read(16384).decode(errors="replace").partition("\n\n")[0]
     except OSError:

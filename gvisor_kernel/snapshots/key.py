@@ -1,7 +1,7 @@
-"""The key of an image: what it was made of, reduced to a name. Pure: facts in, digests out.
+"""Computes the key of a snapshot from the facts that it depends on. Pure: no I/O.
 
-Two starts have one key where a kernel that was imaged in the one may go on in the other. So all
-that shapes a sandbox or its kernel is in it, but for what a restore replaces: the sources of a
+Two starts have the same key if a snapshot of the one can be restored for the other. So the key
+contains all that shapes a sandbox or its kernel, except what a restore replaces: the sources of a
 session's own mounts, the memory limit, and variables that the guest sets afterwards.
 """
 
@@ -19,7 +19,7 @@ KEY_DIGITS = 32
 
 EARLY = frozenset(
     {
-        # The interpreter: what `python --help-env` and the documentation of CPython list.
+        # Read by the interpreter: listed by `python --help-env` and CPython's documentation.
         *("PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONPLATLIBDIR", "PYTHONSTARTUP"),
         *("PYTHONOPTIMIZE", "PYTHONDEBUG", "PYTHONINSPECT", "PYTHONUNBUFFERED", "PYTHONVERBOSE"),
         *("PYTHONCASEOK", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONHASHSEED"),
@@ -31,20 +31,20 @@ EARLY = frozenset(
         *("PYTHON_CPU_COUNT", "PYTHON_DISABLE_REMOTE_DEBUG", "PYTHON_FROZEN_MODULES"),
         *("PYTHON_GIL", "PYTHON_JIT", "PYTHON_TLBC", "PYTHON_THREAD_INHERIT_CONTEXT"),
         *("PYTHON_CONTEXT_AWARE_WARNINGS", "PYTHON_COLORS", "PYTHON_BASIC_REPL"),
-        # The loader and the C library below it.
+        # Read by the dynamic loader and the C library.
         *("LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "LD_BIND_NOW", "LD_DEBUG", "GCONV_PATH"),
         *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_ARENA_TEST", "MALLOC_MMAP_MAX_"),
         *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_", "LOCPATH"),
         *("LANG", "LC_ALL", "LC_ADDRESS", "LC_COLLATE", "LC_CTYPE", "LC_IDENTIFICATION"),
         *("LC_MEASUREMENT", "LC_MESSAGES", "LC_MONETARY", "LC_NAME", "LC_NUMERIC", "LC_PAPER"),
         *("LC_TELEPHONE", "LC_TIME"),
-        # ipykernel, which looks for its configuration as it starts.
+        # Read by ipykernel, which looks for its configuration at its start.
         *("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_NO_CONFIG"),
     }
 )
-"""Variables that a kernel's interpreter reads once, as it starts. A closed list of exact names: a
-value that a setting passes on is in an image only under one of these. Nothing that is meant to hold
-a secret is called so, while any prefix (JUPYTER, NVIDIA_, TF_) has tokens among its names."""
+"""Variables that a kernel's interpreter reads once, at its start. A value that a setting passes on
+is in a snapshot only under one of these exact names. No secret has such a name. A prefix instead
+(JUPYTER, NVIDIA_, TF_) would match names of tokens."""
 
 IMPORTED = frozenset(
     {
@@ -62,31 +62,31 @@ IMPORTED = frozenset(
         *("JAX_PLATFORMS", "JAX_ENABLE_X64", "XLA_FLAGS", "HF_HOME", "TOKENIZERS_PARALLELISM"),
     }
 )
-"""Variables that libraries read once, as they are imported: too late for a kernel that has them
-imported already. None of them is in an image; such a kernel starts without one."""
+"""Variables that libraries read once, at their import. A restored kernel would receive them too
+late. No snapshot contains them; a kernel with ``preload`` that is passed one starts without."""
 
 
 @dataclass(frozen=True)
 class SnapshotKey:
-    """``parts``: a digest for each kind of fact, so that it can be told which one has changed."""
+    """A digest for each kind of fact (``parts``), so that an error can name what has changed."""
 
     parts: Mapping[str, str]
 
     @property
     def name(self) -> str:
-        """Hexadecimal digits: the image's name in the store."""
+        """The snapshot's name in the store: hexadecimal digits."""
         return digest(dict(self.parts))[:KEY_DIGITS]
 
     def differences(self, other: Mapping[str, str]) -> list[str]:
-        """The kinds of facts that ``other`` has otherwise, or lacks, or has besides."""
+        """Return the kinds of facts that differ from ``other``, or that only one of both has."""
         names = sorted({*self.parts, *other})
         return [name for name in names if self.parts.get(name) != other.get(name)]
 
 
 @dataclass(frozen=True)
 class KernelFacts:
-    """What is started in a sandbox. ``argv`` as the guest gets it; ``environment``: what is in
-    the image of it; ``kernel_mode``, ``preload`` as the settings have them.
+    """The kernel in a snapshot. ``argv`` is as the guest gets it, ``environment`` is without the
+    variables that are set after a restore, ``kernel_mode`` and ``preload`` are the settings.
     """
 
     argv: Sequence[str]
@@ -98,16 +98,16 @@ class KernelFacts:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What an image depends on besides its sandbox: see ``facts.find_host_facts``."""
+    """The facts of the host that a snapshot depends on; see ``host_facts.find_host_facts``."""
 
     guest: Sequence[Any]
-    """This package's version, and each file of the code that runs inside."""
+    """This package's version, and each file of the code that runs in the sandbox."""
     cpu: Sequence[str]
-    """What the processors can do, and how many there are for a sandbox."""
+    """The CPU features, and the number of CPUs for a sandbox."""
 
 
 def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -> SnapshotKey:
-    """The key for a ``kernel`` in a ``sandbox`` as ``Runtime.describe`` tells it."""
+    """Return the key for ``kernel`` in a sandbox that ``Runtime.describe`` has described."""
     facts = dict(sandbox)
     facts["config"] = normalize_config(sandbox["config"])
     facts["guest"] = list(host.guest)
@@ -119,10 +119,10 @@ def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -
 
 
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.json`` without what the bundle of a restore decides.
+    """Return ``config.json`` without what each restore replaces.
 
-    Of the mounts of the layout the source: another session has another one. The memory limit. The
-    place of the root file system, which is written anew for each sandbox.
+    That is the memory limit, the path of the root file system, and the sources of the layout's
+    mounts, which differ between sessions.
     """
     normal = dict(config)
     normal["linux"] = {key: value for key, value in config["linux"].items() if key != "resources"}
@@ -139,10 +139,10 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def split_environment(
     environment: Mapping[str, str], passed: Collection[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What is in the image of a kernel, and what it is told when it is restored.
+    """Split variables into those of the snapshot and those that a kernel receives after a restore.
 
-    ``passed``: names whose values a setting passes on from the server. They come later unless
-    they are on the list of what an interpreter reads as it starts.
+    ``passed`` names the variables that a setting passes on from the server. They come after the
+    restore unless they are in EARLY.
     """
     names = {name for name in passed if name in environment and name not in EARLY}
     early = {name: value for name, value in environment.items() if name not in names}
@@ -150,6 +150,6 @@ def split_environment(
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its names."""
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
     content = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode("ascii")).hexdigest()

@@ -1,9 +1,8 @@
-"""The files that an image's processes had loaded, as they were: what a restore must find unchanged.
+"""The files that a snapshot's processes had loaded. A restore must find them unchanged.
 
-A restored process maps its files anew from the host: a library that was upgraded meanwhile would
-be half the old one and half the new one. The list of names comes out of a sandbox, so it is
-bounded, and nothing is done with a name but to look at what has it, below what the sandbox was
-shown of the interpreter's world.
+A restored process maps its files again from the host, so an upgraded library would be half old and
+half new. The list of names comes from a sandbox: it is bounded, and a name is only used to stat a
+file below the folders that the sandbox was shown.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ MAX_FILES = 20_000
 MAX_DIRECTORIES = 2_000
 MAX_PATH = 4096
 MAX_NAMES = 100_000
-"""Entries that are looked at in one directory of the import path."""
+"""Entries that are read in one directory of the import path."""
 OUTPUTS = "outputs"
-"""Comes and goes beside notebooks with each kernel, in a folder that is imported from, too."""
+"""Name that is ignored: each kernel creates and removes this folder beside its notebook, and that
+directory may be on the import path."""
 
 Stamp: TypeAlias = tuple[int, int, int]
-"""Size, time of change in nanoseconds, inode."""
+"""Size, modification time in nanoseconds, inode."""
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory of the import path: its time of change, and what it offers for import.
+    """A directory of the import path: its modification time, and a digest of importable names.
 
-    The names are looked at only where the time has changed: a notebook saved beside a package
-    changes nothing.
+    The names are compared only if the time has changed, as it does when a notebook is saved beside
+    a package.
     """
 
     changed: int
@@ -46,13 +46,13 @@ class Directory:
 
 @dataclass(frozen=True)
 class Manifest:
-    """By paths of the host. Directories that did not exist have None."""
+    """Files and directories by their paths on the host; None for a directory that did not exist."""
 
     files: dict[str, Stamp]
     directories: dict[str, Directory | None]
 
     def find_change(self) -> str | None:
-        """Words for the first thing that is not as it was; None when all is. Milliseconds."""
+        """Return what has changed first, or None. Takes milliseconds."""
         lstat = os.lstat
         for path, stamp in self.files.items():
             try:
@@ -62,12 +62,14 @@ class Manifest:
             if (status.st_size, status.st_mtime_ns, status.st_ino) != stamp:
                 return f"{path} has changed"
         for path, directory in self.directories.items():
-            now = _changed(path)
+            now = _modified_at(path)
             if directory is None:
                 if now is not None:
                     return f"{path} is new"
-            elif now != directory.changed and (now is None or _names(path) != directory.names):
-                return f"what {path} offers has changed"
+            elif now != directory.changed and (
+                now is None or _digest_names(path) != directory.names
+            ):
+                return f"the modules in {path} have changed"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +83,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: Any) -> Manifest:
-        """Raises ValueError, KeyError or TypeError for what ``to_json`` did not make."""
+        """Parse the result of ``to_json``.
+
+        :raises ValueError, KeyError, TypeError: when ``content`` is something else
+        """
         return cls(
             {path: (size, changed, inode) for path, size, changed, inode in content["files"]},
             {
@@ -98,12 +103,14 @@ def make_manifest(
     since: float | None = None,
     own: str | None = None,
 ) -> Manifest:
-    """The manifest of an image. ``files`` and ``directories`` are paths as a sandbox called them.
+    """Make the manifest of a snapshot. ``files`` and ``directories`` are paths inside the sandbox.
 
-    ``mounts``: what it was shown of the host; a path that is in none of them is passed over, as it
-    lies in the image itself. ``since``: when the sandbox was started; a file that is younger may
-    not be what was loaded. ``own``: the sandbox's directory on the host, which ends with it.
-    Raises SnapshotError for that, and for a list without end.
+    ``mounts`` are the sandbox's; a path in none of them is skipped, as it is part of the snapshot
+    itself. ``since`` is the start of the sandbox in seconds since the epoch. ``own`` is the
+    sandbox's directory on the host, which is skipped, as it ends with the sandbox.
+
+    :raises SnapshotError: when a file is younger than ``since``, so that the loaded one may have
+        been another; when there are too many paths
     """
     views = sorted(mounts, key=lambda view: len(view.target), reverse=True)
     found: dict[str, Stamp] = {}
@@ -118,23 +125,25 @@ def make_manifest(
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                 continue
             if since is not None and status.st_mtime > since:
-                raise SnapshotError(f"{spelled} changed while the image was made.")
+                raise SnapshotError(
+                    f"{spelled} changed while the snapshot was made.", "make the snapshot again."
+                )
             found[spelled] = (status.st_size, status.st_mtime_ns, status.st_ino)
     offered: dict[str, Directory | None] = {}
     for path in _translate(directories, views, MAX_DIRECTORIES, "directories", own):
-        changed = _changed(path)
-        offered[path] = None if changed is None else Directory(changed, _names(path))
+        changed = _modified_at(path)
+        offered[path] = None if changed is None else Directory(changed, _digest_names(path))
     return Manifest(found, offered)
 
 
 def _translate(
     paths: Iterable[str], views: Sequence[MountView], most: int, what: str, own: str | None
 ) -> Iterator[str]:
-    """Those of ``paths`` that are the host's, as it calls them. ``views``: deepest first."""
+    """Yield the host's paths for ``paths`` in a sandbox. ``views`` are sorted deepest first."""
     seen: set[str] = set()
     for count, path in enumerate(paths):
         if count >= most:
-            raise SnapshotError(f"A kernel has more than {most} {what} loaded.")
+            raise SnapshotError(f"The kernel has loaded more than {most} {what}.")
         if not isinstance(path, str) or len(path) > MAX_PATH or "\0" in path:
             continue
         if not path.startswith("/") or path in seen or ".." in path.split("/"):
@@ -147,17 +156,17 @@ def _translate(
                 break
 
 
-def _changed(path: str) -> int | None:
-    """When the directory ``path`` changed last; None if there is none."""
+def _modified_at(path: str) -> int | None:
+    """Return the modification time of the directory ``path``, or None if there is none."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - text in, number out
+        status = os.stat(path)  # noqa: PTH116 - faster than Path
     except OSError:
         return None
     return status.st_mtime_ns if stat.S_ISDIR(status.st_mode) else None
 
 
-def _names(path: str) -> str:
-    """A digest of the names in ``path`` that mean something to an import system."""
+def _digest_names(path: str) -> str:
+    """Return a digest of the names in ``path`` that can be imported."""
     names = []
     try:
         with os.scandir(path) as entries:

@@ -1,8 +1,8 @@
-"""What a restored kernel runs so that it shares no random numbers with other copies of its image.
+"""Code that gives a restored kernel new random numbers, by the language that the kernel reports.
 
-By language, as kernels call it. A Python kernel that speaks frames does all of it by itself
-(``guest/resume.py``). Of other languages nothing is known: what they had seeded before the image
-was taken stays the same in all its copies.
+A Python kernel that speaks the link's frames does this by itself (``guest/resume.py``). For
+languages that are not listed here, random state of before the snapshot is the same in all restored
+kernels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from gvisor_kernel.spec.layout import GUEST
 
 @dataclass(frozen=True)
 class Renewal:
-    """``code`` leaves nothing behind that a cell could see. ``always``: also in a kernel of the
-    ipykernel family, whose process is not the one that runs its cells."""
+    """``code`` must leave nothing behind that a cell could see. ``always``: run it also in a
+    kernel of the ipykernel family, whose cells run in another process."""
 
     code: str = ""
     always: bool = False
@@ -38,7 +38,7 @@ renew()
         "RANDOM=${SRANDOM:-$(od -An -N4 -tu4 /dev/urandom)}; history -d -1 2>/dev/null; true",
         always=True,
     ),
-    # The engine seeds its generator once, and takes no other seed.
+    # V8 seeds Math.random once and accepts no other seed, so replace the function.
     "typescript": Renewal(
         """{
   const drawn = new Uint32Array(1024);
@@ -58,5 +58,5 @@ renew()
 
 
 def find_renewal(facts: dict[str, Any]) -> Renewal:
-    """The one for an image, by what is kept of its kernel."""
+    """Return the renewal for a snapshot, by the facts in its ``Meta``."""
     return RENEWALS.get(str(facts.get("language")), Renewal())

@@ -1,18 +1,18 @@
-"""Where images are kept: one private directory a user, one directory in it for each image.
+"""Stores snapshots on disk: one private directory per user, with one directory per snapshot.
 
     images/                       0700
-      lock                        held while images come and go
-      <key>/  lock                shared: somebody restores from it; exclusive: it goes
-              meta.json           0600, written last; its first line is the rest's checksum
-              image/              what the runtime wrote, 0700; as meta.json says it was
-              used                its time of change: when the image was used last
+      lock                        held while snapshots are added or removed
+      <key>/  lock                shared during a restore, exclusive during a removal
+              meta.json           0600, written last; the first line is the checksum of the rest
+              image/              0700, what the runtime wrote; meta.json has its stamps and sums
+              used                its modification time is the last use of the snapshot
       new-<random>/               being written, as long as its lock is held
       gone-<random>/              being removed
 
-An image holds the memory of a kernel, its sandbox's key among it. So nobody else may enter, and
-nothing is read through a link, or from a directory of somebody else's. A restore has no time to
-read an image twice: it compares what the file system says of its files, and ``find_damage`` what
-is in them.
+A snapshot contains the memory of a kernel, and so its sandbox's key. No other user may enter the
+store, and nothing is read through a symbolic link or from another user's directory. A restore has
+no time to read a snapshot twice: it compares only what stat says of the files. ``find_damage``
+compares their contents.
 """
 
 from __future__ import annotations
@@ -43,27 +43,30 @@ from gvisor_kernel.snapshots.manifest import Manifest
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Those below may hold values that the setting ``environment`` passed on: they are removed."""
+"""Format of meta.json. Snapshots of older formats may contain values that the setting
+``environment`` passed on, so they are removed."""
 MAX_STORE = 4 * GIB
-"""Bytes of all images together: about forty kernels with numpy and pandas imported."""
+"""Bytes of all snapshots together: about forty kernels with numpy and pandas imported."""
 DISK_SHARE = 0.2
-"""Of what the disk has free, or would have without images, no more than this."""
+"""Share of the disk space that would be free without snapshots, as another bound on their size."""
 MAX_META = 16 * 1024 * 1024
+"""Bytes of meta.json."""
 BUSY_SECONDS = 5.0
-"""A restore holds its image for a second or two; longer than this nobody waits for one to end."""
+"""How long a removal waits for a restore, which holds the snapshot for a second or two."""
 MAX_REPLACED = 3
-"""How often in a row an image may be replaced while somebody waits for it."""
+"""How often a snapshot may be replaced while this process waits for its lock."""
 
 _KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known of an image. ``sandbox_key`` signs messages inside: it is secret.
+    """What is known about a snapshot.
 
-    ``run`` is the number of the kernel's run in the link. ``parts``: of the image's key, see
-    ``SnapshotKey``. ``label``: text for people, such as the kernelspec's name. ``facts``: JSON that
-    those who make and restore images keep with them.
+    ``parts`` are those of its ``SnapshotKey``. ``run`` is the number of the kernel's run on the
+    link. ``sandbox_key`` signs messages inside the sandbox and is secret. ``label`` is text for
+    people, such as the kernelspec's name. ``facts`` is JSON for those who restore it. ``created``
+    is in seconds since the epoch.
     """
 
     key: str
@@ -78,9 +81,10 @@ class Meta:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An image in the store. ``size`` in bytes of the disk, ``used``: seconds since the epoch.
+    """A snapshot in the store.
 
-    ``sums``: of the content of its files, by their names.
+    ``size`` is in bytes on disk, ``used`` in seconds since the epoch. ``sums`` are the checksums
+    of its files, by name.
     """
 
     meta: Meta
@@ -95,7 +99,7 @@ class Snapshot:
         return self.directory / "image"
 
     def find_damage(self) -> str | None:
-        """Words for the first file that is not as it was written. Reads them all: seconds."""
+        """Return which file is damaged, or None. Reads all files, which takes seconds."""
         for name, digest in self.sums.items():
             try:
                 if _checksum(self.files / name) != digest:
@@ -107,39 +111,43 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Draft:
-    """An image that is being written. Its directories are empty at first."""
+    """A snapshot that is being written. Its directories are empty at first."""
 
     directory: Path
 
     @property
     def files(self) -> Path:
-        """For the runtime to write the image into."""
+        """The directory that the runtime writes the snapshot into."""
         return self.directory / "image"
 
     @property
     def scratch(self) -> Path:
-        """In the place of a notebook's folder, as long as the image is made."""
+        """The notebook's folder of the kernel that the snapshot is taken of."""
         return self.directory / "scratch"
 
 
 class Unusable(Exception):
-    """What is in the place of an image is none; the text says why."""
+    """A directory in the store is not a usable snapshot; the text says why."""
 
 
 class Store:
-    """The images of this user, shared by all of the user's processes. Every method may wait for
-    another process for moments, and none is for an event loop.
+    """The snapshots of this user, shared by all processes of the user.
+
+    All methods block: they may wait for another process for a moment.
     """
 
-    def __init__(self, root: Path, most: int = MAX_STORE) -> None:
+    def __init__(self, root: Path, max_size: int = MAX_STORE) -> None:
         self.root = root
-        self.most = most
+        self.max_size = max_size
 
     @classmethod
     def open(cls) -> Store:
-        """This user's, made if need be. Raises SnapshotError where it is not private."""
+        """Open this user's store, and create it if it does not exist.
+
+        :raises SnapshotError: when its directory is not private
+        """
         cache = user_cache_path("gvisor-kernel")
-        fix = "let it be a directory of yours alone, or let XDG_CACHE_HOME name another place."
+        fix = "make it a directory that only you can enter, or set XDG_CACHE_HOME to another place."
         try:
             private_directories.make_directories(cache, cache / "images")
         except private_directories.NotPrivate as error:
@@ -148,32 +156,45 @@ class Store:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def images(self) -> list[Snapshot]:
-        """Every image, the one that was used last first. What is none any more is left out."""
+    def snapshots(self) -> list[Snapshot]:
+        """Return all usable snapshots, the last used first."""
         found = []
-        for name in os.listdir(self.root):  # noqa: PTH208
+        for name in self._keys():
             with contextlib.suppress(Unusable, FileNotFoundError):
-                if _KEY.fullmatch(name):
-                    found.append(self._read(name))
-        return sorted(found, key=lambda image: image.used, reverse=True)
+                found.append(self._read(name))
+        return sorted(found, key=lambda snapshot: snapshot.used, reverse=True)
+
+    def unusable(self) -> dict[str, str]:
+        """Return why each unusable snapshot is so, by key. The next ``sweep`` removes them."""
+        reasons = {}
+        for name in self._keys():
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    self._read(name)
+                except Unusable as error:
+                    reasons[name] = str(error)
+        return reasons
+
+    def _keys(self) -> list[str]:
+        return sorted(filter(_KEY.fullmatch, os.listdir(self.root)))  # noqa: PTH208
 
     @contextlib.contextmanager
     def use(self, key: str) -> Iterator[Snapshot | None]:
-        """The image of ``key`` if there is one; it stays as it is meanwhile, and counts as used.
+        """Yield the snapshot of ``key``, or None; it cannot be removed meanwhile.
 
-        What is there and is no image, or a damaged one, is discarded.
+        Marks the snapshot as used. Discards it if it is not usable.
         """
         with contextlib.ExitStack() as stack:
             try:
-                image = self._take(key, stack)
+                snapshot = self._open_locked(key, stack)
             except Unusable as error:
                 stack.close()
                 self.discard(key, str(error))
-                image = None
-            yield image
+                snapshot = None
+            yield snapshot
 
-    def _take(self, key: str, stack: contextlib.ExitStack) -> Snapshot | None:
-        """Raises Unusable."""
+    def _open_locked(self, key: str, stack: contextlib.ExitStack) -> Snapshot | None:
+        """:raises Unusable: when a snapshot exists, but cannot be used"""
         lock = self.root / key / "lock"
         if not _KEY.fullmatch(key):
             return None
@@ -182,16 +203,16 @@ class Store:
                 check_private(self.root / key)
                 fd = stack.enter_context(private_directories.lock(lock, fcntl.LOCK_SH))
                 if os.path.samestat(os.fstat(fd), lock.lstat()):
-                    image = self._read(key)
-                    os.utime(image.directory / "used", follow_symlinks=False)
-                    return image
+                    snapshot = self._read(key)
+                    os.utime(snapshot.directory / "used", follow_symlinks=False)
+                    return snapshot
         except OSError as error:
             if os.path.lexists(self.root / key):
                 raise Unusable(f"{error.filename} cannot be used: {error.strerror}") from error
         return None
 
     def _read(self, key: str) -> Snapshot:
-        """Raises Unusable, or FileNotFoundError."""
+        """:raises Unusable, FileNotFoundError: when it cannot be used, or does not exist"""
         directory = self.root / key
         check_private(directory)
         found = check_private(directory / "image")
@@ -200,10 +221,12 @@ class Store:
                 directory / "meta.json", MAX_META
             ).partition(b"\n")
             if hashlib.sha256(text).hexdigest().encode() != digest:
-                raise Unusable(f"{directory / 'meta.json'} is damaged, or another release's")
+                raise Unusable(f"{directory / 'meta.json'} is damaged, or of another release")
             content = json.loads(text)
             if content.pop("format") != FORMAT or content["key"] != key:
-                raise Unusable(f"{directory / 'meta.json'} is another image's, or release's")
+                raise Unusable(
+                    f"{directory / 'meta.json'} belongs to another snapshot or another release"
+                )
             content["manifest"] = Manifest.from_json(content["manifest"])
             sums, stamps = content.pop("sums"), content.pop("stamps")
             meta = Meta(**content)
@@ -213,24 +236,25 @@ class Store:
         except OSError as error:
             raise Unusable(f"{directory / 'meta.json'} cannot be read: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Unusable(f"{directory / 'meta.json'} cannot be used: {error!r}") from error
+            raise Unusable(f"{directory / 'meta.json'} cannot be parsed: {error!r}") from error
         for name in sorted({*stamps, *found}):
             if stamps.get(name) != found.get(name):
-                raise Unusable(f"{directory / 'image' / name} is not as it was written")
+                raise Unusable(f"{directory / 'image' / name} was changed after it was written")
         return Snapshot(meta, directory, measure(directory / "image"), used, sums)
 
     # -- writing ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Draft]:
-        """A new image in the making; gone at the end, unless ``keep`` was called with it.
+        """Yield a draft of a new snapshot, which is removed at the end unless ``keep`` was called.
 
-        Raises SnapshotError where the disk has no room for any.
+        :raises SnapshotError: when the disk is full, or when an OSError is raised meanwhile
         """
         self.sweep()
-        if self.room() <= 0:
+        if self.capacity() <= 0:
             raise SnapshotError(
-                f"The disk of {self.root} is too full for images of kernels.", "make room there."
+                f"The disk of {self.root} is too full for snapshots of kernels.",
+                "free disk space there.",
             )
         try:
             with private_directories.new_entry(self.root) as directory:
@@ -240,21 +264,22 @@ class Store:
                 yield draft
         except OSError as error:
             raise SnapshotError(
-                f"The image of a kernel cannot be written below {self.root}: {error.strerror}."
+                f"The snapshot cannot be written below {self.root}: {error.strerror}."
             ) from error
 
     def keep(self, draft: Draft, key: SnapshotKey, meta: Meta) -> None:
-        """Put a written image in its place; older ones go where there is no room for all.
+        """Add a written snapshot to the store, and replace one of the same key.
 
-        One that is there for the key is replaced. Raises SnapshotError where the image alone
-        is larger than the store may be.
+        The least recently used snapshots are removed until all fit.
+
+        :raises SnapshotError: when this snapshot alone is too large
         """
         assert meta.key == key.name
         size = measure(draft.files)
-        if size > self.room():
+        if size > self.capacity():
             raise SnapshotError(
-                f"The image of a kernel has {size} bytes, and there is room for {self.room()}.",
-                "preload less, or make room on the disk.",
+                f"The snapshot has {size} bytes, but there is room for {self.capacity()}.",
+                "preload fewer modules, or free disk space.",
             )
         for folder, _, names in os.walk(draft.files):
             for name in names:
@@ -275,12 +300,12 @@ class Store:
         place = self.root / meta.key
         with private_directories.alone(self.root):
             private_directories.take_away(place)
-            self._make_room(size)
+            self._evict(size)
             draft.directory.rename(place)
         self.sweep()
 
     def remove(self, key: str) -> bool:
-        """Remove an image, once nobody restores from it. False: there is none, or it is in use."""
+        """Remove a snapshot. Return False if there is none, or if it is in use for BUSY_SECONDS."""
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
@@ -293,73 +318,71 @@ class Store:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     return False
-                time.sleep(0.02)  # nothing tells of a lock's end but waiting without end
+                time.sleep(0.02)  # flock has no timeout
             except OSError:
                 return False
         self.sweep()
         return True
 
     def discard(self, key: str, reason: str) -> None:
-        """Let nobody use an image any more: it does not restore, or what it was made of is gone."""
-        log.warning("An image of a kernel is not used any more (%s): %s", key, reason)
+        """Remove a snapshot that cannot be restored any more, also while it is in use."""
+        log.debug("Snapshot %s is no longer usable: %s", key, reason)
         with contextlib.suppress(OSError):
             with private_directories.alone(self.root):
                 private_directories.take_away(self.root / key)
             self.sweep()
 
     def sweep(self) -> None:
-        """Remove what was half written, or half removed, by processes that are gone.
-
-        And what is no image any more, such as those of another release.
-        """
+        """Remove unusable snapshots, and what dead processes have left half written or removed."""
         with private_directories.alone(self.root):
-            for name in os.listdir(self.root):  # noqa: PTH208
-                if _KEY.fullmatch(name):
-                    try:
-                        self._read(name)
-                    except (Unusable, FileNotFoundError):
-                        private_directories.take_away(self.root / name)
+            for name in self._keys():
+                try:
+                    self._read(name)
+                except (Unusable, FileNotFoundError):
+                    private_directories.take_away(self.root / name)
             private_directories.sweep(self.root)
 
-    def room(self) -> int:
-        """How many bytes all images together may have."""
+    def capacity(self) -> int:
+        """Return how many bytes all snapshots together may have."""
         free = shutil.disk_usage(self.root).free
-        return min(self.most, int(DISK_SHARE * (free + self._held())))
+        return min(self.max_size, int(DISK_SHARE * (free + self._measure_all())))
 
-    def _held(self) -> int:
+    def _measure_all(self) -> int:
         return sum(measure(self.root / name / "image") for name in os.listdir(self.root))  # noqa: PTH208
 
-    def _make_room(self, size: int) -> None:
-        """For ``size`` bytes more. What is in use stays: the store may be too large for a while."""
-        images = self.images()
-        held = sum(image.size for image in images)
-        for image in reversed(images):
-            if held + size <= self.room():
+    def _evict(self, size: int) -> None:
+        """Make room for ``size`` bytes. Snapshots in use stay, so the store may grow too large."""
+        snapshots = self.snapshots()
+        held = sum(snapshot.size for snapshot in snapshots)
+        for snapshot in reversed(snapshots):
+            if held + size <= self.capacity():
                 return
             with (
                 contextlib.suppress(OSError),
-                private_directories.lock(image.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
+                private_directories.lock(
+                    snapshot.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
+                ),
             ):
-                private_directories.take_away(image.directory)
-                held -= image.size
+                private_directories.take_away(snapshot.directory)
+                held -= snapshot.size
 
 
 def check_private(directory: Path) -> dict[str, list[int]]:
-    """What the file system says of the files in ``directory``, by their names.
+    """Return size, times and inode of the files in ``directory``, by name.
 
-    Raises Unusable unless all of it is this user's, with no links in it, and nobody else may
-    write there; FileNotFoundError if it is not there.
+    :raises Unusable: when a file is a symbolic link, belongs to another user or is writable by one
+    :raises FileNotFoundError: when there is no such directory
     """
     found = {}
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise Unusable(f"{directory} is no directory")
+        raise Unusable(f"{directory} is not a directory")
     _check_owner(str(directory), status)
     with os.scandir(directory) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
-                raise Unusable(f"{entry.path} is a link")
+                raise Unusable(f"{entry.path} is a symbolic link")
             _check_owner(entry.path, status)
             if stat.S_ISREG(status.st_mode):
                 times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -369,9 +392,9 @@ def check_private(directory: Path) -> dict[str, list[int]]:
 
 def _check_owner(path: str, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
-        raise Unusable(f"{path} is another user's ({status.st_uid})")
+        raise Unusable(f"{path} belongs to another user (uid {status.st_uid})")
     if status.st_mode & 0o022:
-        raise Unusable(f"{path} may be written by others")
+        raise Unusable(f"{path} is writable by other users")
 
 
 def _checksum(path: Path) -> str:
@@ -381,7 +404,7 @@ def _checksum(path: Path) -> str:
 
 
 def measure(directory: Path) -> int:
-    """The bytes that the files in ``directory`` take on the disk."""
+    """Return the bytes that the files in ``directory`` take on disk; 0 if it cannot be read."""
     try:
         with os.scandir(directory) as entries:
             return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)

@@ -1,4 +1,4 @@
-"""The sockets of clients, with real ZMQ on the other side and no kernel at all."""
+"""The sockets of clients, with real ZMQ clients and no kernel."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..world import World
 
 SECONDS = patient(20)
 SMALL_BUFFERS = 4096
-"""Of a client that stalls, so that what the system holds for it does not hide the stall."""
+"""Bytes in the receive buffer of a stalled client: a large buffer would hide the stall."""
 
 
 class Bench:
-    """Client sockets, and what they reported."""
+    """Client sockets, and the messages and topics that they reported."""
 
     def __init__(self, base: Path, address: Address | None = None) -> None:
         self.received: list[tuple[Channel, list[bytes]]] = []
@@ -71,12 +71,12 @@ class Bench:
         return socket
 
     def publish(self, count: int, size: int) -> list[int]:
-        """Publish numbered messages; the list grows by the number of each that has left."""
-        taken: list[int] = []
+        """Publish numbered messages; return a list that grows by the number of each sent one."""
+        sent: list[int] = []
         for number in range(count):
             parts = [b"t", b"%d" % number, bytes(size)]
-            self.sockets.send(Channel.IOPUB, parts, lambda n=number: taken.append(n))
-        return taken
+            self.sockets.send(Channel.IOPUB, parts, lambda n=number: sent.append(n))
+        return sent
 
     def close(self) -> None:
         self.sockets.close()
@@ -94,7 +94,7 @@ async def bench(world: World, address: Address | None = None) -> AsyncIterator[B
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work``; what a callback of the loop raises fails the test."""
+    """Run ``work``; an exception in a callback of the loop fails the test."""
 
     async def main() -> None:
         raised: list[dict[str, Any]] = []
@@ -116,27 +116,27 @@ async def numbers(socket: Any, count: int) -> list[int]:
         return [int((await socket.recv_multipart())[1]) for _ in range(count)]
 
 
-def test_a_client_that_stalls_alone_loses_nothing(
+def test_only_client_loses_nothing_when_it_stalls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long: without anybody else to wait for, the messages wait, and not in libzmq."""
+    """However long it stalls, messages wait for it, and outside libzmq."""
     monkeypatch.setattr(clients, "PATIENCE", 0.2)
 
     async def stall() -> None:
         async with bench(world) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
-            taken = made.publish(200, 500_000)
+            sent = made.publish(200, 500_000)
             await asyncio.sleep(1.5)  # several times PATIENCE, in which nobody reads
-            few = len(taken)
+            few = len(sent)
             assert few <= 4 * HIGH_WATER
-            assert made.sockets.waiting() == 200 - few
+            assert made.sockets.count_waiting() == 200 - few
             assert await numbers(stalled, 200) == list(range(200))
-            assert taken == list(range(200))
+            assert sent == list(range(200))
 
     run(stall())
 
 
-def test_a_stalled_client_holds_up_others_no_longer_than_patience(
+def test_stalled_client_blocks_others_for_patience_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "PATIENCE", 1.0)
@@ -149,7 +149,7 @@ def test_a_stalled_client_holds_up_others_no_longer_than_patience(
             started = asyncio.get_running_loop().time()
             assert await numbers(reader, 200) == list(range(200))
             assert asyncio.get_running_loop().time() - started > 0.9
-            # Passed by now, without more waiting, until it reads again.
+            # From now on it is skipped at once, until it reads again.
             started = asyncio.get_running_loop().time()
             made.publish(50, 500_000)
             assert await numbers(reader, 50) == list(range(50))
@@ -166,9 +166,7 @@ def test_a_stalled_client_holds_up_others_no_longer_than_patience(
     run(stall())
 
 
-def test_one_timer_however_often_it_is_looked_at(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stalled_socket_has_one_timer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def stall() -> None:
         async with bench(world) as made:
             await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
@@ -183,14 +181,14 @@ def test_one_timer_however_often_it_is_looked_at(
 
             monkeypatch.setattr(loop, "call_later", count)
             for _ in range(100):
-                made.sockets.resume()
+                made.sockets.resume_reading()
             await asyncio.sleep(1.2)
             assert len(timers) < 20
 
     run(stall())
 
 
-def test_a_stalled_client_that_leaves_frees_the_others(
+def test_disconnect_of_stalled_client_unblocks_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def leave() -> None:
@@ -205,8 +203,8 @@ def test_a_stalled_client_that_leaves_frees_the_others(
     run(leave())
 
 
-def test_hundreds_of_topics_are_welcomed(world: World) -> None:
-    """Each welcome is sent while subscriptions are being read; one client may have many."""
+def test_each_of_many_topics_is_welcomed(world: World) -> None:
+    """Each welcome is sent while subscriptions are read; one client may have many of them."""
 
     async def subscribe() -> None:
         async with bench(world) as made:
@@ -228,7 +226,7 @@ def test_hundreds_of_topics_are_welcomed(world: World) -> None:
     run(subscribe())
 
 
-def test_a_reply_to_a_client_that_has_gone(world: World) -> None:
+def test_reply_to_disconnected_client_is_dropped(world: World) -> None:
     async def reply() -> None:
         async with bench(world) as made:
             gone = made.connect(zmq.DEALER, Channel.SHELL, identity=b"gone")
@@ -237,20 +235,20 @@ def test_a_reply_to_a_client_that_has_gone(world: World) -> None:
                 await client.send_multipart([b"hello"])
             await until(lambda: len(made.received) == 2)
             gone.close()
-            taken: list[str] = []
+            sent: list[str] = []
             for parts in ([b"gone", b"x"], [b"nobody", b"x"], [b"", b"x"], [b"stays", b"x"]):
-                made.sockets.send(Channel.SHELL, parts, lambda: taken.append(""))
+                made.sockets.send(Channel.SHELL, parts, lambda: sent.append(""))
             async with asyncio.timeout(SECONDS):
                 assert await stays.recv_multipart() == [b"x"]
-            assert len(taken) == 4
+            assert len(sent) == 4
 
     run(reply())
 
 
-def test_a_client_that_never_reads_its_replies(
+def test_client_that_never_reads_blocks_others_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It holds up others once, and costs a few messages, however many were for it."""
+    """It blocks others once and costs a few messages, however many it was sent."""
     monkeypatch.setattr(clients, "PATIENCE", 1.0)
 
     async def stall() -> None:
@@ -262,14 +260,14 @@ def test_a_client_that_never_reads_its_replies(
             for client in (stalled, reader):
                 await client.send_multipart([b"hello"])
             await until(lambda: len(made.received) == 2)
-            taken: list[int] = []
+            sent: list[int] = []
             for number in range(200):
                 for name in (b"s", b"r"):
                     parts = [name, b"x", b"%d" % number, bytes(500_000)]
-                    made.sockets.send(Channel.SHELL, parts, lambda n=number: taken.append(n))
-            assert len(taken) <= 8 * HIGH_WATER
+                    made.sockets.send(Channel.SHELL, parts, lambda n=number: sent.append(n))
+            assert len(sent) <= 8 * HIGH_WATER
             assert await numbers(reader, 200) == list(range(200))
-            await until(lambda: len(taken) == 400)
+            await until(lambda: len(sent) == 400)
             got = []
             async with asyncio.timeout(SECONDS):
                 while await stalled.poll(300):
@@ -282,8 +280,8 @@ def test_a_client_that_never_reads_its_replies(
     run(stall())
 
 
-def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
-    """Edge-triggered: what came while nothing was taken is found by ``resume`` alone."""
+def test_messages_wait_until_reading_resumes(world: World) -> None:
+    """The descriptor is edge-triggered: only ``resume_reading`` finds the waiting messages."""
 
     async def wait() -> None:
         async with bench(world) as made:
@@ -294,14 +292,14 @@ def test_a_closed_door_keeps_messages_for_later(world: World) -> None:
             await asyncio.sleep(0.1)
             assert not made.received
             made.open = True
-            made.sockets.resume()
+            made.sockets.resume_reading()
             await until(lambda: len(made.received) == 500)
             assert [int(parts[1]) for _, parts in made.received] == list(range(500))
 
     run(wait())
 
 
-def test_what_does_not_speak_zmq_is_ignored(world: World) -> None:
+def test_connection_without_zmq_is_ignored(world: World) -> None:
     async def garbage() -> None:
         async with bench(world, Address("tcp", "127.0.0.1")) as made:
             for port in made.sockets.address.ports.values():
@@ -315,7 +313,7 @@ def test_what_does_not_speak_zmq_is_ignored(world: World) -> None:
     run(garbage())
 
 
-def test_names_left_by_a_killed_process_are_taken_over(world: World) -> None:
+def test_links_of_killed_process_are_replaced(world: World) -> None:
     ports = {channel: int(channel) for channel in clients.SOCKET_TYPES}
     ip = str(world.run / "fixed")
     stale = Path(f"{ip}-{ports[Channel.SHELL]}")
@@ -332,7 +330,7 @@ def test_names_left_by_a_killed_process_are_taken_over(world: World) -> None:
     assert not list(world.run.iterdir())
 
 
-def test_a_port_in_use_is_an_error_that_says_so(world: World) -> None:
+def test_port_in_use_is_reported(world: World) -> None:
     async def clash() -> None:
         async with bench(world, Address("tcp", "127.0.0.1")) as made:
             with pytest.raises(LaunchError, match=r"cannot be opened at 127"):
@@ -341,16 +339,16 @@ def test_a_port_in_use_is_an_error_that_says_so(world: World) -> None:
     run(clash())
 
 
-def test_closing_gives_all_back(world: World) -> None:
+def test_close_calls_back_for_waiting_messages(world: World) -> None:
     async def close() -> None:
         async with bench(world) as made:
             await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
-            taken = made.publish(100, 500_000)
+            sent = made.publish(100, 500_000)
             made.sockets.close()
             made.sockets.close()
-            assert sorted(taken) == list(range(100))
-            made.sockets.send(Channel.SHELL, [b"a", b"b"], lambda: taken.append(100))
-            assert taken[-1] == 100
+            assert sorted(sent) == list(range(100))
+            made.sockets.send(Channel.SHELL, [b"a", b"b"], lambda: sent.append(100))
+            assert sent[-1] == 100
         assert not list(world.run.iterdir())
 
     run(close())

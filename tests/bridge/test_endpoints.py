@@ -1,4 +1,4 @@
-"""Where the Unix sockets of kernels lie, and what dead processes leave."""
+"""The directories for the Unix sockets of kernels, and the sweep after dead processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..world import World
 
 
 def dead_name() -> str:
-    """What a process that has ended was called."""
+    """Return the name of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         name = endpoints.owner_name(process.pid)
         process.communicate()
@@ -26,7 +26,7 @@ def dead_name() -> str:
     return name
 
 
-def test_a_private_directory_for_each_process(world: World) -> None:
+def test_each_process_has_private_directory(world: World) -> None:
     root = world.run / "sockets"
     base = endpoints.make_base(root)
     assert stat.S_IMODE(base.stat().st_mode) == 0o700
@@ -37,15 +37,13 @@ def test_a_private_directory_for_each_process(world: World) -> None:
     root.rmdir()
 
 
-def test_a_path_too_long_for_a_socket_falls_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wherever TMPDIR points, which may be as long."""
+def test_too_long_path_falls_back_to_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TMPDIR is not used, as it may be too long as well."""
     root = tmp_path / ("long" * 25)
     monkeypatch.setenv("TMPDIR", str(root))
     base = endpoints.make_base(root)
     try:
-        assert len(os.fsencode(base)) <= endpoints.LONGEST_BASE
+        assert len(os.fsencode(base)) <= endpoints.MAX_BASE
         assert stat.S_IMODE(base.stat().st_mode) == 0o700
         assert endpoints.make_base(root) == base
     finally:
@@ -54,7 +52,7 @@ def test_a_path_too_long_for_a_socket_falls_back(
     assert not list(root.iterdir())
 
 
-def test_the_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
+def test_sweep_removes_only_directories_of_dead_processes(tmp_path: Path) -> None:
     mine = tmp_path / (endpoints.owner_name(os.getpid()) or "")
     (mine / "0001").mkdir(parents=True)
     for name in (dead_name(), f"{os.getpid()}-1", "4194999-12"):
@@ -67,7 +65,7 @@ def test_the_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -
     endpoints.sweep_bases(tmp_path / "nowhere")
 
 
-def test_the_sweep_follows_no_link_but_its_own(tmp_path: Path) -> None:
+def test_sweep_follows_only_its_own_links(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()
@@ -79,7 +77,7 @@ def test_the_sweep_follows_no_link_but_its_own(tmp_path: Path) -> None:
     assert (precious / "file").exists()
 
 
-def test_a_root_that_cannot_be_used_is_an_error_with_a_hint(tmp_path: Path) -> None:
+def test_unusable_root_raises_error_with_hint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="sockets cannot be used") as error:
         endpoints.make_base(tmp_path / "file")

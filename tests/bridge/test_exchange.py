@@ -1,4 +1,4 @@
-"""What passes between clients and a link: in order, and no long work on the loop that all share."""
+"""Messages between clients and a link keep their order; long work is not done on the loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gvisor_kernel.bridge import lanes, wire
 from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
-from gvisor_kernel.bridge.lanes import LONG, Lane
+from gvisor_kernel.bridge.lanes import MAX_INLINE, Lane
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.wire import DELIMITER, Signer, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, Message
@@ -29,11 +29,11 @@ from gvisor_kernel.link.state import State
 
 SECONDS = 30.0
 HOST, INNER = "host-key", "inner-key"
-LARGE = 4 * LONG
+LARGE = 4 * MAX_INLINE
 
 
 def sign(key: str, message: WireMessage) -> list[Part]:
-    """Not by the signer that is watched."""
+    """Sign without the ``Signer`` that the tests watch."""
     dicts = (message.header, message.parent, message.metadata, message.content)
     digest = hmac.new(key.encode(), b"".join(dicts), "sha256").hexdigest().encode()
     return [*message.identities, DELIMITER, digest, *dicts]
@@ -43,17 +43,17 @@ class FakeConnection:
     state = State.RUNNING
 
     def __init__(self) -> None:
-        self.taken: list[Message] = []
+        self.consumed_messages: list[Message] = []
 
     def queued(self, channel: Channel) -> int:
         return 0
 
     def consumed(self, message: Message) -> None:
-        self.taken.append(message)
+        self.consumed_messages.append(message)
 
 
 class FakeLink:
-    """A link to a kernel that does nothing."""
+    """A link to a kernel that does nothing; records sent messages."""
 
     ended = stopped = False
 
@@ -71,7 +71,7 @@ class FakeLink:
 
 
 class Bench:
-    """An exchange, its clients, and the threads in which something large was signed."""
+    """An exchange, its clients, and the threads in which large messages were signed."""
 
     def __init__(self, base: Path, executor: ThreadPoolExecutor) -> None:
         self.link = FakeLink()
@@ -85,7 +85,7 @@ class Bench:
             *(lambda _: True, executor),
         )
         self.exchange.link = self.link  # type: ignore[assignment]
-        self.exchange.sign_for(INNER)
+        self.exchange.set_kernel_key(INNER)
 
     def connect(self, kind: int, channel: Channel) -> Any:
         socket = self._clients.socket(kind)
@@ -101,10 +101,9 @@ class Bench:
         assert welcome.kind == "iopub_welcome"
         return socket
 
-    def say(
+    def send_as_kernel(
         self, channel: Channel, kind: str, number: int, size: int = 10, to: bytes = b"t"
     ) -> None:
-        """As the kernel."""
         parent = json.dumps({"msg_id": str(number)}).encode()
         message = new_message(kind, {"n": number, "x": "x" * size}, parent, to)
         parts = sign(INNER, message)
@@ -137,7 +136,7 @@ async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[B
     original = Signer._sign
 
     def watched(self: Signer, *dicts: Part) -> bytes:
-        if sum(map(len, dicts)) > LONG:
+        if sum(map(len, dicts)) > MAX_INLINE:
             threads.add(threading.get_ident())
         return original(self, *dicts)
 
@@ -151,23 +150,25 @@ async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[B
             bench.close()
 
 
-def test_large_output_is_signed_elsewhere_and_overtaken_by_nothing(
+def test_large_output_is_signed_in_worker_and_keeps_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
             client = await bench.subscribe()
             for number in range(30):
-                bench.say(Channel.IOPUB, "stream", number, LARGE if number % 10 == 0 else 10)
+                bench.send_as_kernel(
+                    Channel.IOPUB, "stream", number, LARGE if number % 10 == 0 else 10
+                )
             assert [number_of(await receive(client)) for _ in range(30)] == list(range(30))
-            await until(lambda: len(bench.link.connection.taken) == 30)
+            await until(lambda: len(bench.link.connection.consumed_messages) == 30)
             assert bench.signed_large
             assert threading.get_ident() not in bench.signed_large
 
     asyncio.run(run())
 
 
-def test_large_requests_are_signed_elsewhere_and_overtaken_by_nothing(
+def test_large_requests_are_signed_in_worker_and_keep_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
@@ -187,19 +188,19 @@ def test_large_requests_are_signed_elsewhere_and_overtaken_by_nothing(
     asyncio.run(run())
 
 
-def test_a_death_is_told_after_what_the_kernel_said(
+def test_death_is_shown_after_kernel_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output that is still being checked comes before it, and a reply makes it needless."""
+    """Output that is still being checked comes first; a cell with a reply gets no error."""
 
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
             client = await bench.subscribe()
             bench.exchange._pending.update({"1": b'{"msg_id": "1"}', "2": b'{"msg_id": "2"}'})
-            bench.say(Channel.IOPUB, "stream", 7, LARGE)
-            bench.say(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
-            await bench.exchange.settle_out(SECONDS)
-            bench.exchange.tell("it was told to")
+            bench.send_as_kernel(Channel.IOPUB, "stream", 7, LARGE)
+            bench.send_as_kernel(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
+            await bench.exchange.drain_kernel(SECONDS)
+            bench.exchange.show_death("the reason")
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
 
@@ -207,24 +208,22 @@ def test_a_death_is_told_after_what_the_kernel_said(
 
 
 @pytest.mark.parametrize("size", [wire.MAX_IDENTITY + 1, 100_000])
-def test_a_topic_as_long_as_a_message_is_dropped(
+def test_message_with_too_long_topic_is_dropped(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
             client = await bench.subscribe()
-            bench.say(Channel.IOPUB, "stream", 1, to=bytes(size))
-            bench.say(Channel.IOPUB, "stream", 2)
+            bench.send_as_kernel(Channel.IOPUB, "stream", 1, to=bytes(size))
+            bench.send_as_kernel(Channel.IOPUB, "stream", 2)
             assert number_of(await receive(client)) == 2
-            assert len(bench.link.connection.taken) == 2
+            assert len(bench.link.connection.consumed_messages) == 2
 
     asyncio.run(run())
 
 
-def test_messages_that_are_dropped_do_not_fill_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many as pushed all else out of both of its files once."""
+def test_dropped_messages_do_not_fill_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """13,000 of them once pushed all other lines out of the log."""
 
     async def run() -> None:
         async with opened(tmp_path, monkeypatch) as bench:
@@ -234,7 +233,7 @@ def test_messages_that_are_dropped_do_not_fill_the_log(
             for _ in range(13_000):
                 bench.exchange.from_kernel(Message(Channel.IOPUB, parts, 10, 0))
             bench.records.close()
-            assert len(bench.link.connection.taken) == 13_000
+            assert len(bench.link.connection.consumed_messages) == 13_000
 
     asyncio.run(run())
     assert "sandbox is up" in (tmp_path / "log").read_text()
@@ -250,7 +249,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
+def test_lane_keeps_order(executor: ThreadPoolExecutor) -> None:
     async def run() -> None:
         done: list[int] = []
         emptied = asyncio.Event()
@@ -263,7 +262,7 @@ def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
             return number
 
         for number in range(10):
-            size = LONG + 1 if number % 3 == 0 else 1
+            size = MAX_INLINE + 1 if number % 3 == 0 else 1
             lane.put(size, lambda n=number: work(n), done.append)
         assert not done
         assert not lane.empty
@@ -271,18 +270,18 @@ def test_a_lane_keeps_its_order(executor: ThreadPoolExecutor) -> None:
         await asyncio.wait_for(emptied.wait(), SECONDS)
         assert done == list(range(10))
         lane.put(1, lambda: 10, done.append)
-        assert done[-1] == 10  # at once
+        assert done[-1] == 10  # it was done at once
 
     asyncio.run(run())
 
 
-def test_a_closed_lane_does_nothing_more(executor: ThreadPoolExecutor) -> None:
+def test_closed_lane_ignores_work(executor: ThreadPoolExecutor) -> None:
     async def run() -> None:
         done: list[int] = []
         lane = Lane(executor)
         may_end = threading.Event()
         for number in range(3):
-            lane.put(LONG + 1, lambda n=number: may_end.wait(SECONDS) and n, done.append)
+            lane.put(MAX_INLINE + 1, lambda n=number: may_end.wait(SECONDS) and n, done.append)
         lane.close()
         may_end.set()
         await asyncio.get_running_loop().run_in_executor(executor, lambda: None)
@@ -292,8 +291,8 @@ def test_a_closed_lane_does_nothing_more(executor: ThreadPoolExecutor) -> None:
     asyncio.run(run())
 
 
-def test_a_lane_without_workers_does_the_work_itself() -> None:
-    """As at the end of a process."""
+def test_lane_without_workers_runs_work_on_loop() -> None:
+    """At the exit of a process the executor accepts no work."""
 
     async def run() -> None:
         executor = ThreadPoolExecutor(1)
@@ -301,8 +300,8 @@ def test_a_lane_without_workers_does_the_work_itself() -> None:
         done: list[int] = []
         lane = Lane(executor)
         for number in range(3):
-            lane.put(LONG + 1, lambda n=number: n, done.append)
+            lane.put(MAX_INLINE + 1, lambda n=number: n, done.append)
         assert done == [0, 1, 2]
-        assert lanes.LONG == LONG
+        assert lanes.MAX_INLINE == MAX_INLINE
 
     asyncio.run(run())

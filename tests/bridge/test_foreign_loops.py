@@ -1,4 +1,4 @@
-"""Answers of the bridge reach whoever awaits them, also on a loop that others wake by mistake."""
+"""Answers of the bridge reach the caller, also on a loop whose wake-ups other processes read."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..patience import patient
 SECONDS = patient(20)
 
 
-def test_a_wake_up_that_a_sibling_has_read() -> None:
-    """Siblings that were forked with a loop share the pipe that wakes it: one byte, one reader."""
+def test_answer_arrives_when_sibling_reads_wake_up() -> None:
+    """Siblings that were forked with a loop share its pipe, and only one reads each byte."""
     loop: Any = asyncio.new_event_loop()
     loop._write_to_self = lambda: None
     select = loop._selector.select
     answers: list[int] = []
     waits, said = threading.Event(), threading.Event()
 
-    def select_and_say(timeout: float | None = None) -> Any:
+    def select_and_notify(timeout: float | None = None) -> Any:
         if timeout is None or timeout > 0:
             waits.set()
         return select(timeout)
 
-    loop._selector.select = select_and_say
+    loop._selector.select = select_and_notify
 
     async def answer() -> int:
         assert await asyncio.to_thread(waits.wait, SECONDS)
@@ -39,7 +39,7 @@ def test_a_wake_up_that_a_sibling_has_read() -> None:
         return 42
 
     def wait() -> None:
-        answers.append(loop.run_until_complete(Bridge.instance().awaited(answer())))
+        answers.append(loop.run_until_complete(Bridge.instance().run(answer())))
         loop.close()
 
     waiting = threading.Thread(target=wait, daemon=True)
@@ -59,7 +59,7 @@ async def answer():
     return 42
 
 async def ask():
-    return await Bridge.instance().awaited(answer())
+    return await Bridge.instance().run(answer())
 
 ask_now, pids = run_sync(ask), []
 ask_now()
@@ -75,15 +75,15 @@ print({os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids})
 """
 
 
-def test_siblings_that_were_forked_with_a_loop() -> None:
-    """Jupyter's own: it keeps one for the calls of a manager, and a pool of workers inherits it."""
+def test_forked_siblings_that_share_loop_get_answers() -> None:
+    """jupyter_core keeps a loop for a manager's calls, and a pool of workers inherits it."""
     argv = [sys.executable, "-W", "ignore", "-c", SIBLINGS]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
     assert done.stdout == "{0}\n", done.stderr
 
 
-def test_cancelled() -> None:
-    """What is not awaited any more ends."""
+def test_cancelled_call_is_cancelled_on_bridge() -> None:
+    """The coroutine ends on the bridge's loop."""
     ended = threading.Event()
 
     async def endless() -> None:
@@ -93,7 +93,7 @@ def test_cancelled() -> None:
             ended.set()
 
     async def cancel() -> None:
-        task = asyncio.ensure_future(Bridge.instance().awaited(endless()))
+        task = asyncio.ensure_future(Bridge.instance().run(endless()))
         await asyncio.wait({task}, timeout=0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -103,20 +103,20 @@ def test_cancelled() -> None:
     assert ended.wait(SECONDS)
 
 
-def test_an_error_is_the_callers() -> None:
+def test_exception_reaches_caller() -> None:
     async def fail() -> None:
         raise ValueError("as it is")
 
     with pytest.raises(ValueError, match="as it is"):
-        asyncio.run(Bridge.instance().awaited(fail()))
+        asyncio.run(Bridge.instance().run(fail()))
 
 
-def test_a_bridge_that_has_ended() -> None:
+def test_call_to_ended_bridge_raises_launch_error() -> None:
     bridge = Bridge()
     bridge._loop.call_soon_threadsafe(bridge._loop.stop)
     bridge._thread.join(SECONDS)
-    with pytest.raises(LaunchError, match="this process ends"):
-        asyncio.run(bridge.awaited(asyncio.sleep(0)))
+    with pytest.raises(LaunchError, match="this process is exiting"):
+        asyncio.run(bridge.run(asyncio.sleep(0)))
     bridge._loop.close()
     bridge._context.term()
     bridge.executor.shutdown()

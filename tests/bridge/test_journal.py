@@ -1,4 +1,4 @@
-"""The log and the transcript of a kernel: bounded, in order, and not to be forged."""
+"""The log and the transcript of a kernel are bounded, ordered, and cannot be forged."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The log's own, which a test sets."""
+    """The clock of the log, which a test sets."""
     made = Clock()
     monkeypatch.setattr(log_files.time, "monotonic", lambda: made.now)
     return made
 
 
 def entries(directory: Path) -> list[dict[str, Any]]:
-    """All that was recorded, oldest first."""
+    """Return all recorded entries, oldest first."""
     files = sorted(directory.glob("transcript.jsonl*"), key=lambda p: p.name, reverse=True)
     files = [f for f in files if f.suffix != ".jsonl"] + [directory / "transcript.jsonl"]
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
@@ -56,7 +56,7 @@ def message(kind: str, **content: Any) -> WireMessage:
         "a\x0bb\x0cc\x1cd\x85e\u2028f",
     ],
 )
-def test_the_log_escapes_what_moves_a_terminal(text: str, tmp_path: Path) -> None:
+def test_log_escapes_control_characters(text: str, tmp_path: Path) -> None:
     log = KernelLog(tmp_path / "log")
     log.write("stdout", text)
     log.remember(text)
@@ -68,8 +68,8 @@ def test_the_log_escapes_what_moves_a_terminal(text: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["\n" * 32760, "\r" * 32760, "\0" * 32760, "line\n" * 6552, ""])
-def test_a_storm_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
-    """It takes no room of what the bridge has to say, and what is left out is told."""
+def test_flood_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
+    """It pushes out no event of the bridge, and the log says what was left out."""
     log = KernelLog(tmp_path / "log")
     log.write("bridge", "before")
     for _ in range(200):
@@ -86,8 +86,8 @@ def test_a_storm_from_inside_is_bounded(text: str, tmp_path: Path) -> None:
     assert all(len(line) <= journal.RECENT_LENGTH for line in log.recent)
 
 
-def test_the_beginning_and_the_end_of_all_that_is_logged_stay(tmp_path: Path, clock: Clock) -> None:
-    """However much comes between, and for however long."""
+def test_log_keeps_beginning_and_end(tmp_path: Path, clock: Clock) -> None:
+    """However much is logged in between, and for however long."""
     log = KernelLog(tmp_path / "log")
     for number in range(30_000):
         clock.now += 1.0
@@ -106,16 +106,16 @@ def test_the_beginning_and_the_end_of_all_that_is_logged_stay(tmp_path: Path, cl
         assert sum(path.stat().st_size for path in parts) <= 3 * log_files.MAX_INSIDE
 
 
-def test_dropped_messages_are_counted_and_few_are_told(tmp_path: Path) -> None:
-    """13,000 of them once pushed all else out of the log."""
+def test_dropped_messages_are_counted_and_few_are_logged(tmp_path: Path) -> None:
+    """13,000 of them once pushed all other lines out of the log."""
     records = Records()
     records.open(tmp_path / "log", None)
     records.note("sandbox is up")
     for number in range(13_000):
         records.note_drop(f"the kernel's message on iopub was dropped: {number}")
-    records.sum_up()
+    records.report_drops()
     records.note_drop("of the next kernel")
-    records.sum_up()
+    records.report_drops()
     records.note("the link ended")
     records.close()
     events = [
@@ -132,7 +132,7 @@ def test_dropped_messages_are_counted_and_few_are_told(tmp_path: Path) -> None:
     assert told[0].endswith("dropped: 0")
 
 
-def test_a_limited_line_tells_how_many_were_not(clock: Clock) -> None:
+def test_limiter_reports_suppressed_lines(clock: Clock) -> None:
     limiter = Limiter(burst=3, seconds=10.0)
     assert [limiter.take(str(n)) for n in range(6)] == ["0", "1", "2", None, None, None]
     clock.now += 11.0
@@ -141,18 +141,18 @@ def test_a_limited_line_tells_how_many_were_not(clock: Clock) -> None:
     assert limiter.count == 8
 
 
-def test_an_event_is_not_as_long_as_what_it_quotes(tmp_path: Path) -> None:
+def test_long_event_is_truncated(tmp_path: Path) -> None:
     log = KernelLog(tmp_path / "log")
     log.write("bridge", "x" * 1_000_000)
     log.close()
     assert (tmp_path / "log").stat().st_size < 2 * journal.MAX_EVENT
 
 
-def test_what_is_left_out_of_the_log_is_told(tmp_path: Path, clock: Clock) -> None:
+def test_log_reports_omitted_characters(tmp_path: Path, clock: Clock) -> None:
     log = KernelLog(tmp_path / "log")
     for _ in range(journal.INSIDE_BURST // 1000 + 1):
         log.write_inside("stdout", "x" * 1000)
-    clock.now += 0.5  # half a second's is not enough to begin again
+    clock.now += 0.5  # half a second's allowance is not enough to begin again
     log.write_inside("stdout", "y" * 1000)
     clock.now += 1.0
     log.write_inside("stdout", "again")
@@ -166,7 +166,7 @@ def test_what_is_left_out_of_the_log_is_told(tmp_path: Path, clock: Clock) -> No
     assert again.endswith(" stdout: again")
 
 
-def test_text_forges_no_line_of_the_log(tmp_path: Path) -> None:
+def test_text_cannot_forge_log_line(tmp_path: Path) -> None:
     log = KernelLog(tmp_path / "log")
     log.write("stdout", "x\n2026-01-01T00:00:00.000000Z bridge: all is well\n")
     log.close()
@@ -174,7 +174,7 @@ def test_text_forges_no_line_of_the_log(tmp_path: Path) -> None:
     assert [line.split(" ", 2)[1] for line in lines] == ["stdout:", "stdout:"]
 
 
-def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "MAX_EVENTS", 10_000)
     log = KernelLog(tmp_path / "log")
     for number in range(2000):
@@ -187,10 +187,8 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(map(len, log.recent)) <= journal.RECENT_LINES * 500
 
 
-def test_a_log_that_somebody_removed_is_not_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its directory may be on its way out."""
+def test_removed_log_is_not_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory may be being removed."""
     monkeypatch.setattr(journal, "MAX_EVENTS", 1000)
     log = KernelLog(tmp_path / "log")
     log.write("bridge", "one")
@@ -201,7 +199,7 @@ def test_a_log_that_somebody_removed_is_not_made_anew(
     assert not list(tmp_path.iterdir())
 
 
-def test_no_link_is_followed(tmp_path: Path) -> None:
+def test_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").touch()
     (tmp_path / "log").symlink_to(tmp_path / "target")
     log = KernelLog(tmp_path / "log")
@@ -210,7 +208,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == b""
 
 
-def test_the_transcript_rotates_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transcript_rotates_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "TRANSCRIPT_SIZE", 10_000)
     transcript = Transcript(tmp_path)
     for number in range(150):
@@ -223,19 +221,19 @@ def test_the_transcript_rotates_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert recorded == list(range(150 - len(recorded), 150))
 
 
-def test_the_transcript_leaves_out_passwords_and_large_content(tmp_path: Path) -> None:
+def test_transcript_omits_passwords_and_large_content(tmp_path: Path) -> None:
     transcript = Transcript(tmp_path)
     transcript.record("request", message("input_reply", value="secret"))
     transcript.record("output", message("display_data", data="x" * 100_000))
     transcript.record("reply", message("execute_reply", status="ok"))
-    large, reply = entries(tmp_path)  # a reply is on disk at once
+    large, reply = entries(tmp_path)  # a reply is written at once
     transcript.close()
     assert "content" not in large
     assert large["size"] > 100_000
     assert (reply["event"], reply["id"]) == ("reply", "the-request")
 
 
-def test_content_that_is_no_json_is_counted(tmp_path: Path) -> None:
+def test_invalid_json_content_is_recorded_by_size(tmp_path: Path) -> None:
     good = message("stream")
     transcript = Transcript(tmp_path)
     for content in (b"\xff\xfe", b"[" * 10_000, b"1" * 10_000):
@@ -246,13 +244,13 @@ def test_content_that_is_no_json_is_counted(tmp_path: Path) -> None:
     assert [entry["size"] for entry in entries(tmp_path)] == [2, 10_000, 10_000]
 
 
-def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+def test_unwritable_directory_raises_nothing(tmp_path: Path) -> None:
     transcript = Transcript(tmp_path / "nowhere")
     transcript.record("output", message("stream"))
     transcript.close()
 
 
-def test_entries_are_counted_and_there_at_once(tmp_path: Path) -> None:
+def test_entries_are_numbered_and_written_at_once(tmp_path: Path) -> None:
     transcript = Transcript(tmp_path)
     for number in range(1, 4):
         transcript.record("output", message("stream"))
@@ -260,7 +258,7 @@ def test_entries_are_counted_and_there_at_once(tmp_path: Path) -> None:
     transcript.close()
 
 
-def test_no_output_looks_like_a_request(tmp_path: Path) -> None:
+def test_output_cannot_look_like_request(tmp_path: Path) -> None:
     transcript = Transcript(tmp_path)
     for kind in ("execute_request", "execute_reply", "comm_msg"):
         transcript.record("output", message(kind))
@@ -272,7 +270,7 @@ def test_no_output_looks_like_a_request(tmp_path: Path) -> None:
     assert len(asked["content"]["code"]) == 100_000
 
 
-def test_a_number_that_json_does_not_know_is_counted(tmp_path: Path) -> None:
+def test_content_with_nan_is_recorded_by_size(tmp_path: Path) -> None:
     transcript = Transcript(tmp_path)
     transcript.record("output", message("display_data", data={"x": float("nan")}))
     transcript.close()
@@ -281,7 +279,7 @@ def test_a_number_that_json_does_not_know_is_counted(tmp_path: Path) -> None:
     assert json.loads(line)["size"] > 0
 
 
-def test_a_full_disk_leaves_whole_entries_and_a_gap(
+def test_full_disk_leaves_whole_entries_and_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = [300]

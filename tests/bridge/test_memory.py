@@ -1,4 +1,4 @@
-"""When the bridge looks at a sandbox's memory, and how it names a size."""
+"""When the bridge measures a sandbox's memory, and how it formats a size."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.bridge.memory import (
-    FASTEST_GROWTH,
-    LOOK_SECONDS,
-    SHORTEST_LOOK,
+    MAX_GROWTH,
+    MAX_LOOK_SECONDS,
+    MIN_LOOK_SECONDS,
     format_size,
     seconds_to_next_look,
 )
@@ -19,11 +19,11 @@ SIZES = st.integers(0, 1 << 45)
 
 
 @given(SIZES, SIZES)
-def test_no_look_comes_much_too_late(used: int, limit: int) -> None:
+def test_next_look_is_soon_enough_for_fastest_growth(used: int, limit: int) -> None:
     wait = seconds_to_next_look(used, limit)
-    assert SHORTEST_LOOK <= wait <= LOOK_SECONDS
+    assert MIN_LOOK_SECONDS <= wait <= MAX_LOOK_SECONDS
     if used <= limit:
-        assert used + wait * FASTEST_GROWTH <= limit + SHORTEST_LOOK * FASTEST_GROWTH + 1
+        assert used + wait * MAX_GROWTH <= limit + MIN_LOOK_SECONDS * MAX_GROWTH + 1
 
 
 @pytest.mark.parametrize(
@@ -37,5 +37,5 @@ def test_no_look_comes_much_too_late(used: int, limit: int) -> None:
         (4 << 30, "4 GiB"),
     ],
 )
-def test_a_size_as_a_person_reads_it(size: int, text: str) -> None:
+def test_size_is_formatted_for_people(size: int, text: str) -> None:
     assert format_size(size) == text

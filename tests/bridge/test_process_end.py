@@ -1,4 +1,4 @@
-"""The end of the process that owns kernels, and of one that it forked."""
+"""The exit of a process that owns kernels, and of its forked child."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run_program(text: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_forked_child_leaves_its_parents_kernels_alone() -> None:
-    """Whether it ends at once, or calls what it inherited: that does nothing, and does not hang."""
+def test_forked_child_does_not_touch_parents_kernels() -> None:
+    """Calls to the inherited provisioner have no effect in the child, and do not hang."""
     with running_kernel() as (manager, client):
         assert execute(client, "kept = 1").status == "ok"
         pid = os.fork()
@@ -62,7 +62,7 @@ def test_a_forked_child_leaves_its_parents_kernels_alone() -> None:
         assert execute(client, "kept").result == "1"
 
 
-def test_a_process_that_ends_without_a_shutdown() -> None:
+def test_exit_without_shutdown_ends_kernels() -> None:
     done = run_program("""
 from jupyter_client import KernelManager
 manager = KernelManager(kernel_name="gvisor-python")
@@ -71,8 +71,8 @@ manager.start_kernel()
     assert done.returncode == 0, done.stderr
 
 
-def test_a_shutdown_after_the_bridge_has_ended() -> None:
-    """A handler registered before the first kernel runs after the bridge's own (nbclient does)."""
+def test_shutdown_after_bridge_ended_is_harmless() -> None:
+    """An exit handler of before the first kernel, such as nbclient's, runs after the bridge's."""
     done = run_program("""
 import atexit
 from jupyter_client import KernelManager
@@ -87,8 +87,8 @@ manager.start_kernel()
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
-def test_a_start_that_is_cancelled(delay: float) -> None:
-    """In the middle of whatever is going on then, and the process ends straight after."""
+def test_cancelled_start_leaves_nothing(delay: float) -> None:
+    """The process exits right after the cancellation."""
     done = run_program(f"""
 import asyncio
 from jupyter_client import AsyncKernelManager
@@ -105,7 +105,7 @@ print("ended")
     assert done.stdout.endswith("ended\n"), done.stderr
 
 
-def test_two_shutdowns_at_once() -> None:
+def test_concurrent_shutdowns_are_harmless() -> None:
     done = run_program("""
 import asyncio
 from jupyter_client import AsyncKernelManager

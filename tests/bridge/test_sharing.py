@@ -1,4 +1,4 @@
-"""A kernel that sends much, beside others that clients use."""
+"""The read rate of a kernel that floods its output while clients use other kernels."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def sharing(clock: Clock) -> Sharing:
 
 
 def pauses(share: Share, size: int) -> float:
-    """Over ``size`` bytes that come as fast as they are read."""
+    """Return the sum of the pauses while ``size`` bytes are read at once."""
     return sum(share.take(READ_SIZE) for _ in range(size // READ_SIZE))
 
 
-def test_alone_it_is_read_at_once(sharing: Sharing) -> None:
+def test_only_used_kernel_is_not_limited(sharing: Sharing) -> None:
     share = sharing.add()
     share.note_use()
     assert pauses(share, 100 * MIB) == 0
 
 
-def test_beside_one_that_is_used_it_is_read_slowly(sharing: Sharing, clock: Clock) -> None:
+def test_kernel_beside_used_one_is_read_slowly(sharing: Sharing, clock: Clock) -> None:
     loud, near = sharing.add(), sharing.add()
     near.note_use()
     assert pauses(loud, BURST) == 0
@@ -49,7 +49,7 @@ def test_beside_one_that_is_used_it_is_read_slowly(sharing: Sharing, clock: Cloc
         near.note_use()
 
 
-def test_what_is_read_late_is_not_held_against_it_twice(sharing: Sharing, clock: Clock) -> None:
+def test_late_read_reduces_next_pause(sharing: Sharing, clock: Clock) -> None:
     loud, near = sharing.add(), sharing.add()
     near.note_use()
     pauses(loud, BURST)
@@ -57,21 +57,21 @@ def test_what_is_read_late_is_not_held_against_it_twice(sharing: Sharing, clock:
     assert loud.take(READ_SIZE) == 0
 
 
-def test_others_that_nobody_uses_do_not_count(sharing: Sharing, clock: Clock) -> None:
+def test_unused_kernels_do_not_limit_others(sharing: Sharing, clock: Clock) -> None:
     loud, near = sharing.add(), sharing.add()
     near.note_use()
     clock.now += IN_USE_SECONDS
     assert pauses(loud, 100 * MIB) == 0
     near.note_use()
-    near.leave()
-    near.leave()
+    near.close()
+    near.close()
     assert pauses(loud, 100 * MIB) == 0
 
 
-def test_one_that_is_being_ended_is_read_at_once(sharing: Sharing, clock: Clock) -> None:
+def test_ending_kernel_is_not_limited(sharing: Sharing, clock: Clock) -> None:
     loud, near = sharing.add(), sharing.add()
     near.note_use()
-    loud.hurry(1)
+    loud.suspend_limit(1)
     assert pauses(loud, 100 * MIB) == 0
     clock.now += 1
     assert pauses(loud, 100 * MIB) > 0

@@ -1,4 +1,4 @@
-"""For which kernel a shutdown request was meant."""
+"""A shutdown request ends only the kernel that it was sent to."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def requests() -> ShutdownRequests:
     return made
 
 
-def test_one_ends_the_kernel_that_runs(requests: ShutdownRequests) -> None:
+def test_announced_request_ends_running_kernel(requests: ShutdownRequests) -> None:
     requests.announce()
     assert requests.arrive(running=True)
 
 
-def test_nor_has_it_to_be_announced(requests: ShutdownRequests) -> None:
+def test_shutdown_is_accepted_without_announcement(requests: ShutdownRequests) -> None:
     assert requests.arrive(running=True)
 
 
-def test_one_that_comes_when_the_next_kernel_runs_does_not_end_that(
+def test_late_request_does_not_end_next_kernel(
     requests: ShutdownRequests,
 ) -> None:
     requests.announce()
@@ -33,21 +33,21 @@ def test_one_that_comes_when_the_next_kernel_runs_does_not_end_that(
     assert requests.arrive(running=True)
 
 
-def test_one_that_came_before_it_was_announced_hides_no_other(requests: ShutdownRequests) -> None:
+def test_request_before_announcement_hides_no_other(requests: ShutdownRequests) -> None:
     assert requests.arrive(running=True)
     requests.announce()
     requests.begin()
     assert requests.arrive(running=True)
 
 
-def test_one_for_a_dead_kernel_ends_nothing(requests: ShutdownRequests) -> None:
+def test_request_for_dead_kernel_ends_nothing(requests: ShutdownRequests) -> None:
     requests.announce()
     assert not requests.arrive(running=False)
     requests.begin()
     assert requests.arrive(running=True)
 
 
-def test_one_that_never_comes_is_forgotten(
+def test_missing_request_is_forgotten(
     requests: ShutdownRequests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests.announce()

@@ -1,19 +1,23 @@
-"""``gvisor-kernel snapshot``: what it says of images, and which it removes."""
+"""``gvisor-kernel snapshot``: what it prints, which snapshots it removes, what it refuses."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 
 from gvisor_kernel.cli import snapshots as module
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.jupyter.plan_factory import check_provisioner
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView
 from gvisor_kernel.snapshots.host_facts import find_host_facts
@@ -63,35 +67,70 @@ def run(*argv: str) -> int:
     return main(["snapshot", *argv])
 
 
-def test_no_images(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_store(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["list"], ["verify"], ["remove", "--all"], ["remove", "--stale"]):
         assert run(*argv) == 0
     assert capsys.readouterr().out == "No snapshots.\nNo snapshots.\n" + "Nothing to remove.\n" * 2
     assert run("remove", "0") == 1
-    assert "There is no image '0'" in capsys.readouterr().err
+    assert "There is no snapshot '0'" in capsys.readouterr().err
 
 
-def test_list(store: Store, add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_snapshots(store: Store, add: Add, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = add(), add("numpy", "pandas", kernel="\x1b[31mgvisor-other")
     os.utime(store.root / first / "used", (2e9, 2e9))
     os.utime(store.root / second / "used", (1e9, 1e9))
     assert run("list") == 0
     title, one, two, sums = capsys.readouterr().out.splitlines()
-    assert title.split() == ["ID", "KERNEL", "PYTHON", "SIZE", "AGE", "USED", "PRELOAD"]
+    assert title.split() == ["ID", "KERNEL", "PYTHON", "PRELOAD", "SIZE", "AGE", "USED", "STATE"]
     assert one.split()[:5] == [first[:12], "gvisor-python", "3.11.7", "3", "MiB"]
-    assert two.split()[:2] == [second[:12], "\\x1b[31mgvisor-other"]
-    assert two.endswith("numpy, pandas")
+    assert one.split()[-1] == "fits"
+    assert two.split()[:5] == [second[:12], "\\x1b[31mgvisor-other", "3.11.7", "numpy,", "pandas"]
     assert sums.startswith("6 MiB of at most ")
     assert str(store.root) in sums
     assert run("list", "--json") == 0
     listed: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    assert [image["id"] for image in listed] == [first, second]
+    assert [snapshot["id"] for snapshot in listed] == [first, second]
     assert listed[1]["preload"] == "numpy, pandas"
     assert listed[0]["created"] == 1e9
+    assert (listed[0]["fits"], listed[0]["reason"]) == (True, None)
     assert "s3cret" not in json.dumps(listed)
 
 
-def test_verify(
+def test_list_shows_why_snapshot_is_stale(
+    add: Add, library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add()
+    library.write_text("upgraded")
+    assert run("list") == 0
+    assert f"stale: {library} has changed" in capsys.readouterr().out.splitlines()[1]
+    assert run("list", "--json") == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["fits"], listed["reason"]) == (False, f"{library} has changed")
+
+    def find_no_runsc(parts: object) -> list[str]:
+        raise RuntimeMissing("The program runsc (gVisor) is not installed.")
+
+    monkeypatch.setattr(module, "find_stale_parts", find_no_runsc)
+    assert run("list") == 0
+    assert "stale: The program runsc (gVisor) is not installed\n" in capsys.readouterr().out
+
+
+def test_list_shows_why_snapshot_is_unusable(
+    store: Store, add: Add, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an update of gvisor-kernel to a release with another format."""
+    fits, unusable = add(), add("numpy")
+    meta = store.root / unusable / "meta.json"
+    meta.write_text("{}")
+    assert run("list") == 0
+    _, one, two, sums = capsys.readouterr().out.splitlines()
+    assert one.startswith(fits[:12])
+    assert two.startswith(unusable[:12])
+    assert two.endswith(f"unusable: {meta} is damaged, or of another release")
+    assert sums.startswith("3 MiB of at most ")
+
+
+def test_verify_shows_reasons(
     add: Add, library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = add()
@@ -106,50 +145,52 @@ def test_verify(
     ]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(99)))
     assert run("verify") == 1
-    assert "stale: the processors are others" in capsys.readouterr().out
+    assert "stale: the CPU features or the number of CPUs changed" in capsys.readouterr().out
 
 
-def test_there_are_words_for_all_that_is_verified() -> None:
+def test_each_stale_part_has_reason() -> None:
     from gvisor_kernel.snapshots.host_facts import find_stale_parts
 
-    assert set(find_stale_parts({})) == set(module.WORDS)
+    assert set(find_stale_parts({})) == set(module.REASONS)
 
 
-def test_remove(store: Store, add: Add, library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remove_removes_chosen_snapshots(
+    store: Store, add: Add, library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = sorted([add(), add("numpy"), add("pandas")])
     assert run("remove", names[0][:12]) == 0
     assert f"Removed {names[0][:12]}, 3 MiB" in capsys.readouterr().out
-    assert sorted(image.meta.key for image in store.images()) == names[1:]
+    assert sorted(snapshot.meta.key for snapshot in store.snapshots()) == names[1:]
     assert run("remove", "--stale") == 0
     assert capsys.readouterr().out == "Nothing to remove.\n"
     library.write_text("edited")
     fresh = add("scipy")
     assert run("remove", "--stale") == 0
-    assert [image.meta.key for image in store.images()] == [fresh]
+    assert [snapshot.meta.key for snapshot in store.snapshots()] == [fresh]
     assert run("remove", "--all") == 0
-    assert store.images() == []
+    assert store.snapshots() == []
 
 
-def test_an_id_that_is_not_enough(
+def test_ambiguous_id_is_refused(
     store: Store, add: Add, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(), add("numpy")
     assert run("remove", "") == 1
-    assert "is the beginning of 2 images' ids" in capsys.readouterr().err
+    assert "The IDs of 2 snapshots begin with ''" in capsys.readouterr().err
 
 
-def test_one_in_use_stays(
+def test_snapshot_in_use_is_kept(
     store: Store, add: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gvisor_kernel.snapshots.store.BUSY_SECONDS", 0.05)
     name = add()
     with store.use(name):
         assert run("remove", name) == 1
-    assert "just now" in capsys.readouterr().err
-    assert len(store.images()) == 1
+    assert f"Kernels are starting from {name[:12]} now" in capsys.readouterr().err
+    assert len(store.snapshots()) == 1
 
 
-def test_build_says_what_it_does(
+def test_build_reports_result(
     store: Store, add: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -159,15 +200,86 @@ def test_build_says_what_it_does(
         report("starting \x1b[31m", 0.1)
         report("writing", 0.9)
         add()
-        return store.images()[0]
+        return store.snapshots()[0]
 
-    monkeypatch.setattr("gvisor_kernel.jupyter.plan_factory.find_plan", lambda name, *_: name)
+    checked: list[str] = []
+    factory = "gvisor_kernel.jupyter.plan_factory"
+    monkeypatch.setattr(f"{factory}.check_provisioner", checked.append)
+    monkeypatch.setattr(f"{factory}.find_plan", lambda name, *_: name)
     monkeypatch.setattr("gvisor_kernel.kernel.snapshot_builder.build_snapshot", build)
     assert run("build", "--preload", "numpy, pandas,numpy,") == 0
     assert run("build", "--kernel", "other") == 0
     assert asked == [("gvisor-python", ("numpy", "pandas")), ("other", None)]
+    assert checked == ["gvisor-python", "other"]
     captured = capsys.readouterr()
     assert captured.out.startswith("Made ")
-    assert "\x1b[31m" not in captured.err
+    assert captured.err == ""
     assert run("build", "--preload", "os; print()") == 1
     assert "preload[0]" in capsys.readouterr().err
+
+
+def test_build_prints_no_empty_line(store: Store, add: Add) -> None:
+    """Standard error is no terminal here, and gets nothing at all."""
+    code = """
+import sys
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.jupyter import plan_factory
+from gvisor_kernel.kernel import snapshot_builder
+from gvisor_kernel.snapshots.store import Store
+def build(plan, preload, report):
+    report("Starting a kernel", 0.5)
+    return Store.open().snapshots()[0]
+plan_factory.check_provisioner = lambda name: None
+plan_factory.find_plan = lambda *_: None
+snapshot_builder.build_snapshot = build
+sys.exit(main(["snapshot", "build"]))
+"""
+    name = add()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"Made {name[:12]}, 3 MiB\n", "")
+
+
+KERNELSPEC = {
+    "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    "display_name": "Python 3",
+    "language": "python",
+}
+OURS = {"metadata": {"kernel_provisioner": {"provisioner_name": "gvisor-provisioner"}}}
+
+
+@pytest.fixture
+def kernelspecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder in which Jupyter finds kernelspecs, with ``theirs`` and ``mine`` in it."""
+    folder = tmp_path / "data" / "kernels"
+    for name, more in (("theirs", {}), ("mine", OURS)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "kernel.json").write_text(json.dumps({**KERNELSPEC, **more}))
+    monkeypatch.setattr(KernelSpecManager, "kernel_dirs", [str(folder)])
+    monkeypatch.delenv("JUPYTER_DEFAULT_PROVISIONER_NAME", raising=False)
+    return folder
+
+
+@pytest.mark.usefixtures("store")
+def test_build_refuses_kernelspec_of_other_provisioner(
+    kernelspecs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("build", "--kernel", "theirs") == 1
+    said = capsys.readouterr().err
+    assert "The kernelspec 'theirs' does not start kernels in gVisor" in said
+    assert "its provisioner is local-provisioner" in said
+    assert "name one of these kernelspecs: mine." in said
+    (kernelspecs / "mine" / "kernel.json").unlink()
+    assert run("build", "--kernel", "theirs") == 1
+    assert "run: gvisor-kernel install" in capsys.readouterr().err
+    assert run("build", "--kernel", "none") == 1
+    assert "There is no kernelspec named 'none'" in capsys.readouterr().err
+
+
+def test_our_provisioner_is_accepted_also_as_default(
+    kernelspecs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_provisioner("mine")
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "gvisor-provisioner")
+    check_provisioner("theirs")

@@ -195,7 +195,7 @@ def test_it(what: str, fake: FakeRunsc) -> None:
 
 def test_it_lets_pass_what_breaks_the_link(fake: FakeRunsc) -> None:
     fake.instead_of("run", NONSENSE)
-    assert "broke the rules of the link" in refusal(snapshot="off")
+    assert "violated the link protocol" in refusal(snapshot="off")
 
 
 def test_it_runs_something_outside_of_a_sandbox(fake: FakeRunsc) -> None:
@@ -251,13 +251,13 @@ def test_asked_for_an_image_it(
     monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
     script, words = IMAGES[what]
     fake.instead_of("checkpoint", script)
-    images = Store.open().images()
+    images = Store.open().snapshots()
     with bounded_memory():
         assert main(["snapshot", "build"]) == 1
     said = capsys.readouterr().err
     assert words in said
     assert not NOT_FOR_PEOPLE.search(said), said
-    assert Store.open().images() == images
+    assert Store.open().snapshots() == images
     assert not list(Store.open().root.glob("*-*"))
     assert "checkpoint" in fake.asked()
 
@@ -269,7 +269,7 @@ def test_asked_for_an_image_it_is_slow_to_end(
     """The sandbox has ended with the writing; the command is let be until it has said so."""
     fake.instead_of("checkpoint", f'{fake.real} "$@"; status=$?; sleep 2; exit $status')
     assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
-    assert len(Store.open().images()) == 1
+    assert len(Store.open().snapshots()) == 1
 
 
 def test_it_restores_nothing(
@@ -285,10 +285,10 @@ def test_it_restores_nothing(
         fake.instead_of("restore", script)
         with running_kernel() as (manager, client):
             assert execute(client, "6 * 7").result == "42"
-            assert "the kernel goes on from an image" not in kernel_log(manager)
+            assert "the kernel was restored from a snapshot" not in kernel_log(manager)
     assert len(given_up) == 4
     fake.as_ever("restore")
     monkeypatch.setattr(runtime, "RESTORE_SECONDS", seconds)
     with running_kernel() as (manager, client):
         assert execute(client, "6 * 7").result == "42"
-        assert "the kernel goes on from an image" in kernel_log(manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(manager)

@@ -188,7 +188,7 @@ def test_no_room_for_images(
         ]
         with running_kernel(settings={"snapshot": "auto"}) as (manager, client):
             assert execute(client, "6 * 7").result == "42"
-            assert "goes on from an image" not in kernel_log(manager)
+            assert "was restored from a snapshot" not in kernel_log(manager)
 
 
 def test_a_state_directory_that_cannot_be_written(

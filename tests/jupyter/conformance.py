@@ -13,7 +13,7 @@ class Conformance(jupyter_kernel_test.KernelTests):
     __test__ = False
 
     def execute_helper(self, *arguments: Any, **options: Any) -> Any:
-        """The package's own gives each output a tenth of a second to follow the one before it."""
+        """Wait longer for each output than the package, which allows a tenth of a second."""
         channel = self.kc.iopub_channel
 
         def get_msg(timeout: float) -> Any:
@@ -26,10 +26,10 @@ class Conformance(jupyter_kernel_test.KernelTests):
             channel.get_msg = get_soon  # type: ignore[method-assign]
 
     def flush_channels(self) -> None:
-        """Before a check asks something: take all that belongs to what was asked before.
+        """Read all messages of earlier requests before a check sends the next one.
 
-        The package's own waits a tenth of a second for that, and fails at what comes later, as
-        would the answers to those who asked a kernel that was slow to start again and again.
+        The package's own method waits a tenth of a second for them, and fails at later ones, such
+        as answers of a slow kernel to repeated requests.
         """
         asked = self.kc.kernel_info()
         while self.kc.get_shell_msg(timeout=SECONDS)["parent_header"].get("msg_id") != asked:

@@ -1,4 +1,4 @@
-"""A folder for every test, and a kernel that the tests of a module share, started in each way."""
+"""Fixtures: a folder for each test, and a kernel per module, started in each way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def way(request: pytest.FixtureRequest) -> str:
-    """How the kernels of a module start: by a module's ``pytestmark = every_way``, in each way."""
+    """How the kernels of a module start; ``pytestmark = every_way`` runs a module in each way."""
     name = str(getattr(request, "param", ""))
     if name == "restored":
         request.getfixturevalue("image")
@@ -36,7 +36,7 @@ def way(request: pytest.FixtureRequest) -> str:
 def shared(
     way: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    """One kernel for all the tests of a module that leave it as it was."""
+    """One kernel for all tests of a module that do not change it."""
     start = {"cwd": str(tmp_path_factory.mktemp("shared"))}
     with running_kernel(settings=WAYS.get(way), start=start) as (manager, client):
         if way:

@@ -1,8 +1,8 @@
-"""Runs notebooks in forked workers of a process that has run a kernel, and has one.
+"""Runs notebooks in forked workers of a process that has a kernel.
 
-``python -m tests.jupyter.forked_workers KERNEL NOTEBOOKS WORKERS``. What jupyter_core keeps for the
-next call, an event loop, comes along with the fork: the workers share its descriptors, and so each
-other's wake-ups.
+``python -m tests.jupyter.forked_workers KERNEL NOTEBOOKS WORKERS``. The workers inherit the event
+loop that jupyter_core keeps between calls. They share its descriptors, and so each other's
+wake-ups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 
 
 def run_notebook(kernel: str, number: int) -> int:
-    """The number that the notebook prints, and only it."""
+    """Run a notebook that prints ``number``, and return what it printed."""
     cell = nbformat.v4.new_code_cell(f"print({number})")
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook, kernel_name=kernel, timeout=None, startup_timeout=300).execute()
@@ -27,15 +27,15 @@ def run_notebook(kernel: str, number: int) -> int:
 
 
 def main(kernel: str, notebooks: int, workers: int) -> None:
-    warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons, of a fork beside threads
+    warnings.simplefilter("ignore", DeprecationWarning)  # of newer Pythons: a fork with threads
     run_notebook(kernel, 0)
     manager = KernelManager(kernel_name=kernel)
     manager.start_kernel()
     try:
         numbers = range(1, notebooks + 1)
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            said = list(pool.map(run_notebook, [kernel] * notebooks, numbers))
-        assert said == list(numbers), said
+            printed = list(pool.map(run_notebook, [kernel] * notebooks, numbers))
+        assert printed == list(numbers), printed
         assert manager.is_alive()
     finally:
         manager.shutdown_kernel()

@@ -1,6 +1,6 @@
-"""How the tests of this folder start kernels and talk to them.
+"""Functions with which the tests start kernels and send requests to them.
 
-What is expected of a kernel stands in the tests. Every wait ends at a deadline, with a sentence.
+What is expected of a kernel is in the tests. Each wait has a deadline and fails with a sentence.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
 SANDBOXED = KERNEL == DEFAULT_KERNEL
 SOONEST = kernelspec_of("restored") if SANDBOXED else KERNEL
-"""For starts by a name alone, of how a kernel starts regardless."""
+"""The kernelspec that starts fastest, for tests that start it by its name alone."""
 SECONDS = patient(60)
-"""How long an answer may take before a test fails."""
+"""How long a reply may take before a test fails."""
 
 Message = dict[str, Any]
 
 EVERY_WAY = [pytest.param("relay", marks=pytest.mark.once), pytest.param("restored")]
-"""The two ways in which a kernel is spoken to. A cold one is spoken to as one that was restored,
-and test_conformance.py has it, too."""
+"""The two ways in which messages reach a kernel. A cold kernel is reached like a restored one;
+test_conformance.py also tests that way."""
 every_way = pytest.mark.parametrize(
     "way", EVERY_WAY if SANDBOXED else [""], indirect=True, scope="module"
 )
-"""For modules whose kernels must answer alike, however they are spoken to."""
+"""For modules whose kernels must answer alike, whichever way messages reach them."""
 every_runtime = pytest.mark.parametrize(
     "way",
     [*EVERY_WAY, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],
     indirect=True,
     scope="module",
 )
-"""Likewise, for those that need no more than ipykernel in an image: also by a Docker engine."""
+"""The same, also in a Docker engine: for modules that need only ipykernel in an image."""
 
 
 @dataclass
 class Answer:
-    """All that came back for one request: its reply, and its messages on iopub in order."""
+    """The reply to one request, and its messages on iopub in order."""
 
     reply: Message
     outputs: list[Message] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Answer:
 
     @property
     def result(self) -> str:
-        """The text of the last expression."""
+        """The text of the cell's result."""
         return next(
             m["content"]["data"]["text/plain"]
             for m in self.outputs
@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The name of the exception, or an empty text."""
+        """The name of the exception, or an empty string."""
         return str(self.reply["content"].get("ename", ""))
 
     def of_type(self, message_type: str) -> list[Message]:
@@ -96,12 +96,12 @@ def running_kernel(
     settings: dict[str, Any] | None = None,
     start: dict[str, Any] | None = None,
 ) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    """A kernel that answers, and a client of it; shut down at the end.
+    """Start a kernel and a client of it, and wait for an answer; shut it down at the end.
 
-    ``prepare`` sees the manager before the start, ``config`` is Jupyter's, ``settings`` are the
-    provisioner's part of it, ``start`` is for ``start_kernel``. Unless the settings say else, it
-    starts from the image of the run where that fits, which is the soonest; else cold. No image is
-    made (``tests/conftest.py``).
+    ``prepare`` gets the manager before the start, ``config`` is Jupyter's, ``settings`` are the
+    provisioner's part of it, and ``start`` is passed to ``start_kernel``. By default the kernel
+    starts from the run's snapshot if that fits, else cold. No snapshot is made
+    (``tests/conftest.py``).
     """
     settings = WAYS["restored"] | (settings or {})
     config = Config({"GVisorProvisioner": settings}) if config is None else config
@@ -118,11 +118,11 @@ def running_kernel(
 
 @contextmanager
 def connected(manager: KernelManager) -> Iterator[BlockingKernelClient]:
-    """A client of the manager's kernel, once that answers.
+    """Connect a client to the manager's kernel, and wait for an answer.
 
-    With a session of its own, as Jupyter's server makes them: clients of one session share an
-    identity, and the kernel answers the last of them. Without a heartbeat, whose thread takes a
-    second to end.
+    The client has its own session, as in Jupyter's server: clients of one session share an
+    identity, and the kernel answers only the last of them. It has no heartbeat, whose thread takes
+    a second to end.
     """
     client = manager.client(session=Session(key=manager.session.key))
     client.start_channels(hb=False)
@@ -140,20 +140,20 @@ with open(sys.argv[sys.argv.index("-f") + 1]) as file:
 print(os.path.exists(f"{info['ip']}-{info['shell_port']}"))
 del json, os, sys, file, info
 """
-"""Whether the kernel listens on ZMQ."""
+"""Prints whether the kernel listens on ZMQ sockets."""
 
 
 def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -> None:
-    """The kernel was started in ``way``, and is spoken to by it."""
+    """Check that the kernel was started and is reached in ``way``."""
     assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
     runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
     assert (runtime == "DockerSandbox") == (way == "docker")
     log = kernel_log(manager)
-    assert ("the kernel goes on from an image" in log) == (way == "restored"), log
+    assert ("the kernel was restored from a snapshot" in log) == (way == "restored"), log
 
 
 def kernel_log(manager: KernelManager) -> str:
-    """What the bridge wrote down of the kernel that runs, and of what it said."""
+    """Return the log of the running kernel: events of the bridge, and text from inside."""
     path = manager.provisioner._kernel.sandbox.log_path  # type: ignore[union-attr]
     inside = path.with_name(INSIDE)
     return path.read_text() + (inside.read_text() if inside.exists() else "")
@@ -171,7 +171,7 @@ def finish(
     *,
     channel: str = "shell",
 ) -> Answer:
-    """Wait for all that belongs to a request which is already under way."""
+    """Wait for the reply and all outputs of a request that was sent already."""
     deadline = time.monotonic() + seconds
     outputs: list[Message] = []
     while True:
@@ -186,7 +186,7 @@ def finish(
 def reply_to(
     client: BlockingKernelClient, msg_id: str, seconds: float = SECONDS, *, channel: str = "shell"
 ) -> Message:
-    """The reply to a request; replies to others are dropped."""
+    """Return the reply to a request, and drop replies to others."""
     deadline = time.monotonic() + seconds
     while True:
         message = next_message(client, channel, deadline, f"a reply to {msg_id}")
@@ -200,7 +200,7 @@ def wait_for(
     what: str,
     seconds: float = SECONDS,
 ) -> Message:
-    """The first message on iopub from now on that fulfils ``condition``."""
+    """Return the first message on iopub from now on for which ``condition`` is true."""
     deadline = time.monotonic() + seconds
     while True:
         message = next_message(client, "iopub", deadline, what)
@@ -240,7 +240,7 @@ def send(
     header: dict[str, Any] | None = None,
     buffers: list[bytes] | None = None,
 ) -> str:
-    """Send a message that the client has no method for; its msg_id."""
+    """Send a message that the client has no method for; return its msg_id."""
     message = client.session.msg(message_type, content or {})
     message["header"].update(header or {})
     socket = getattr(client, f"{channel}_channel").socket
@@ -251,7 +251,7 @@ def send(
 def ask(
     client: BlockingKernelClient, message_type: str, content: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The content of the reply to a request on the control channel."""
+    """Send a request on the control channel; return the content of the reply."""
     msg_id = send(client, message_type, content)
     content = reply_to(client, msg_id, channel="control")["content"]
     assert isinstance(content, dict)
@@ -259,9 +259,9 @@ def ask(
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Look for what announces itself by no event, such as a process of another's that ends.
+    """Poll for something that causes no event, such as the end of another process's child.
 
-    ``seconds``: on an idle machine (``patient``).
+    ``seconds`` is the limit on an idle machine (``patient``).
     """
     deadline = time.monotonic() + patient(seconds)
     while not (found := condition()):

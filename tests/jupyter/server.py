@@ -1,4 +1,4 @@
-"""A Jupyter server in a process of its own, and how a browser's page talks to it."""
+"""A Jupyter server in its own process, and a client that acts like a browser's page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .helpers import SECONDS, Message, wait_until
 
 
 class JupyterServer:
-    """``jupyter server`` on a free port; ``log`` holds all that it said."""
+    """``jupyter server`` on a free port. ``log`` contains all that it printed."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class JupyterServer:
         if not self._is_up.wait(SECONDS) or not self.url:
             self.stop()
             raise AssertionError("The server did not start:\n" + "".join(self.log[-40:]))
-        wait_until(self._answers, "the server to listen")  # it says where before it does
+        wait_until(self._answers, "the server to listen")  # it prints its URL before it listens
 
     def _answers(self) -> bool:
         try:
@@ -83,7 +83,7 @@ class JupyterServer:
         self._is_up.set()
 
     def stop(self) -> None:
-        """As a service manager stops it."""
+        """Stop the server by SIGTERM, as a service manager does."""
         if self._process is None:
             return
         self._process.terminate()
@@ -96,7 +96,10 @@ class JupyterServer:
                 self._reader.join()
 
     def ask(self, method: str, path: str, /, **body: Any) -> Any:
-        """One REST call; the JSON that came back. Raises requests.HTTPError for 4xx and 5xx."""
+        """Make a REST call and return the JSON of the response.
+
+        :raises requests.HTTPError: for a status of 4xx or 5xx
+        """
         answer = requests.request(
             method,
             f"{self.url}/api/{path}",
@@ -109,7 +112,7 @@ class JupyterServer:
 
     @contextmanager
     def page(self, kernel_id: str) -> Iterator[Page]:
-        """A websocket to a kernel."""
+        """Open a websocket to a kernel."""
         session = uuid.uuid4().hex
         connection = create_connection(
             f"{self.url.replace('http', 'ws')}/api/kernels/{kernel_id}/channels"
@@ -123,7 +126,7 @@ class JupyterServer:
 
 
 class Page:
-    """One client: sends requests, and takes messages of all channels as they come."""
+    """One client: sends requests, and receives the messages of all channels in order."""
 
     def __init__(self, connection: WebSocket, session: str) -> None:
         self.connection = connection
@@ -159,7 +162,7 @@ class Page:
             try:
                 message: Message = json.loads(self.connection.recv())
             except WebSocketTimeoutException:
-                raise AssertionError(f"Waited in vain for {what}; came: {seen[-20:]}") from None
+                raise AssertionError(f"Waited in vain for {what}; got: {seen[-20:]}") from None
             if condition(message):
                 return message
             seen.append(f"{message['msg_type']} {str(message['content'])[:80]}")

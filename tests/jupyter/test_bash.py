@@ -1,4 +1,4 @@
-"""The kernelspec gvisor-bash: jupyter_kernel_test's checks, and what people do in a shell."""
+"""The kernelspec gvisor-bash: jupyter_kernel_test's checks, and common uses of a shell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "gvisor-bash"
 
 @pytest.fixture(scope="module", autouse=True)
 def kernelspec(world: World) -> Iterator[None]:
-    """As it is installed, but cold: nothing makes an image beside the tests."""
+    """The installed kernelspec without snapshots: none must be made during the tests."""
     install = ["install", "--user", "--language", "bash", "--set", "snapshot=off"]
     assert main(install) == 0
     yield
@@ -41,7 +41,7 @@ class TestConformance(Conformance):
     code_hello_world = "echo hello, world"
     completion_samples = [{"text": "unal", "matches": {"unalias"}}]  # noqa: RUF012
     code_generate_error = "false"
-    # bash_kernel gives bash one terminal, so what goes to stderr is stdout to it.
+    # bash_kernel runs bash on one terminal, so stderr of a program is stdout of the kernel.
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +53,34 @@ def shared(
         yield both
 
 
-def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
+def test_kernel_runs_in_sandbox(client: BlockingKernelClient) -> None:
     assert execute(client, "id -u; pwd; echo $HOME").text == "1000\n/workspace\n/home/user\n"
     assert gvisor_release() in execute(client, "uname -r").text
     assert execute(client, "echo kept > /mnt/user-data/outputs/file && ls outputs").error == ""
 
 
-def test_what_is_set_stays(client: BlockingKernelClient) -> None:
+def test_shell_state_persists_between_cells(client: BlockingKernelClient) -> None:
     execute(client, "name=world; greet() { echo hello $1; }; cd /tmp")
     assert execute(client, "greet $name; pwd; cd /workspace").text == "hello world\n/tmp\n"
 
 
-def test_pipes_loops_and_files(client: BlockingKernelClient) -> None:
+def test_shell_pipes_loops_and_files_work(client: BlockingKernelClient) -> None:
     code = "for n in 3 1 2; do echo $n; done > numbers; sort numbers | head -n 2 | tr '\\n' ' '"
     assert execute(client, code).text.split() == ["1", "2"]
 
 
-def test_an_interrupt_ends_what_runs_and_nothing_else(
+def test_interrupt_ends_only_running_cell(
     manager: KernelManager, client: BlockingKernelClient
 ) -> None:
     execute(client, "before=here")
-    # Between two commands of its own bash loses an interrupt now and then, unsandboxed too.
+    # Bash sometimes loses an interrupt between two commands, also without a sandbox.
     client.execute("sh -c 'echo begun; exec sleep 600'")
     wait_for_text(client, "begun")
     manager.interrupt_kernel()
     assert execute(client, "echo $before").text == "here\n"
 
 
-def test_without_the_module_none_is_installed(
+def test_install_fails_without_bash_kernel(
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,7 +93,7 @@ def test_without_the_module_none_is_installed(
     assert not (tmp_path / "share").exists()
 
 
-def test_the_kernelspec_says_what_it_is(world: World) -> None:
+def test_kernelspec_has_name_language_and_logos(world: World) -> None:
     found = read_kernelspec(world.kernelspecs / NAME)
     assert found.display_name == "Bash (gVisor)"
     assert found.argv[found.argv.index("--kernel") + 1] == NAME

@@ -1,4 +1,4 @@
-"""The kernel against jupyter_kernel_test, the checks that Jupyter offers to kernel authors."""
+"""Runs jupyter_kernel_test, Jupyter's checks for kernel authors, against the kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Checks(Conformance):
     file_extension = ".py"
     code_hello_world = "print('hello, world')"
     code_stderr = "import sys; print('test', file=sys.stderr)"
-    completion_samples = [{"text": "zi", "matches": {"zip"}}]  # noqa: RUF012 - the suite's way
+    completion_samples = [{"text": "zi", "matches": {"zip"}}]  # noqa: RUF012 - as the suite does
     complete_code_samples = ["1", "print('hello, world')", "def f(x):\n  return x*2\n\n\n"]  # noqa: RUF012
     incomplete_code_samples = ["print('''hello", "def f(x):\n  x*2"]  # noqa: RUF012
     invalid_code_samples = ["import = 7q"]  # noqa: RUF012
@@ -80,7 +80,7 @@ class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):
 
     @classmethod
     def tearDownClass(cls) -> None:
-        # The welcome comes before the kernel is up, and a client that is stopped as soon as that
-        # may find its heartbeat not yet begun, and then never stopping (jupyter_client 8.10).
+        # The welcome comes before the kernel is up. If a client is stopped before its heartbeat
+        # has begun, the heartbeat never stops (jupyter_client 8.10).
         cls.kc.wait_for_ready(timeout=SECONDS)
         super().tearDownClass()

@@ -1,4 +1,4 @@
-"""``jupyter console`` on a pseudo-terminal, as a person types into it."""
+"""``jupyter console`` on a pseudo-terminal, with typed input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .helpers import KERNEL, SECONDS
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()].|[=>])")
 
 END_OF_TYPING = "\x1b[?2004l"
-"""No more brackets around what is pasted: the line is complete."""
+"""The terminal code that ends bracketed paste: the line is complete."""
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def console() -> Iterator[pexpect.spawn]:
 
 
 def expect_prompt(child: pexpect.spawn, number: int) -> str:
-    """Wait for the prompt; what came before it, without the terminal's escapes."""
+    """Wait for the prompt; return the text before it, without terminal escapes."""
     child.expect(rf"In \[.{{0,12}}{number}.{{0,12}}\]:")
     return ESCAPES.sub("", child.before)
 
 
-def test_a_session(console: pexpect.spawn) -> None:
-    """Run code, answer input(), interrupt, go on, leave."""
+def test_console_session(console: pexpect.spawn) -> None:
+    """Run code, answer input(), interrupt, continue, exit."""
     console.send("print(6 * 7)\r")
     assert "42" in expect_prompt(console, 2)
 
     console.send("name = input('who? ')\r")
-    console.expect_exact(END_OF_TYPING)  # what was typed has the question in it
+    console.expect_exact(END_OF_TYPING)  # the typed line contains the question, too
     console.expect(r"who\? ")
     console.send("Ada\r")
     expect_prompt(console, 3)
@@ -65,7 +65,7 @@ def test_a_session(console: pexpect.spawn) -> None:
     assert console.exitstatus == 0
 
 
-def test_leaving_by_end_of_file(console: pexpect.spawn) -> None:
+def test_end_of_file_ends_console(console: pexpect.spawn) -> None:
     console.sendeof()
     console.expect("exit")
     console.send("y\r")

@@ -1,4 +1,4 @@
-"""The debugger: a breakpoint stops a cell, variables can be read, and it goes on."""
+"""The debugger: a breakpoint stops a cell, variables can be read, and the cell continues."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def attached(client: BlockingKernelClient) -> Iterator[BlockingKernelClient]:
     debug(client, "disconnect", restart=False, terminateDebuggee=False)
 
 
-def test_breakpoint(attached: BlockingKernelClient) -> None:
+def test_breakpoint_stops_cell(attached: BlockingKernelClient) -> None:
     source = debug(attached, "dumpCell", code=CODE)["sourcePath"]
     placed = debug(attached, "setBreakpoints", source={"path": source}, breakpoints=[{"line": 3}])[
         "breakpoints"
@@ -66,7 +66,7 @@ def test_breakpoint(attached: BlockingKernelClient) -> None:
     assert finish(attached, msg_id).text == "42\n"
 
 
-def test_debug_info_and_variables_without_a_stop(attached: BlockingKernelClient) -> None:
+def test_debug_info_and_variables_work_without_stop(attached: BlockingKernelClient) -> None:
     assert debug(attached, "debugInfo")["isStarted"] is True
     finish(attached, attached.execute("answer = 42"))
     names = [v["name"] for v in debug(attached, "inspectVariables")["variables"]]

@@ -1,4 +1,4 @@
-"""Notebooks in forked workers: nbclient's users run many at a time in a pool of processes."""
+"""Notebooks in a pool of forked workers, as users of nbclient run them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def run_workers(notebooks: int, workers: int, seconds: float) -> None:
     assert done.stdout == f"{notebooks} notebooks\n", done.stdout
 
 
-def test_in_a_few_workers() -> None:
+def test_notebooks_run_in_forked_workers() -> None:
     run_workers(6, 3, 170)
 
 
 @needs_all
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("image")
-def test_two_hundred() -> None:
+def test_two_hundred_notebooks_run_in_forked_workers() -> None:
     run_workers(200, 6, 1150)

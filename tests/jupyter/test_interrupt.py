@@ -1,4 +1,4 @@
-"""Interrupts, by signal and by message: Python code, blocking C code, child processes."""
+"""Interrupts by signal and by message: of Python code, blocking C code and child processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from .helpers import (
 pytestmark = every_runtime
 
 RUNNING = "print('running', flush=True); import time; time.sleep(0.2)\n"
-"""The pause: ipykernel now and then loses an interrupt that comes while it flushes an output."""
+"""With a pause, as ipykernel sometimes loses an interrupt while it flushes output."""
 LOOP = RUNNING + "while True: pass"
 SLEEP = RUNNING + "time.sleep(600)"
 REGEX = RUNNING + "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
 LOCK = RUNNING + "import threading; threading.Event().wait()"
-# ipykernel does not wake its loop for an interrupt (tornado's add_callback from a signal handler).
+# ipykernel does not wake its loop at an interrupt (tornado's add_callback in a signal handler), so
+# the coroutine has to wake it.
 COROUTINE = RUNNING + "import asyncio\nwhile True: await asyncio.sleep(0.05)"
 CHILD = (
     """
@@ -59,24 +60,26 @@ def interruptible(
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())
-def test_interrupt(interruptible: tuple[KernelManager, BlockingKernelClient], code: str) -> None:
+def test_interrupt_ends_cell(
+    interruptible: tuple[KernelManager, BlockingKernelClient], code: str
+) -> None:
     manager, client = interruptible
     msg_id = client.execute(code)
     wait_for_text(client, "running")
     manager.interrupt_kernel()
     answer = finish(client, msg_id)
-    if code is SHELL:  # IPython reports how the command ended, and goes on
+    if code is SHELL:  # IPython reports how the command ended, and continues
         assert answer.status == "ok"
     else:
-        # IPython calls an interrupted coroutine cancelled.
+        # IPython reports an interrupted coroutine as cancelled.
         assert answer.error in ("KeyboardInterrupt", "CancelledError"), answer.reply["content"]
     if code is CHILD:
         assert execute(client, "print(child.wait(60))").text == "-2\n"
     assert execute(client, "40 + 2").result == "42"
 
 
-def test_of_a_server_in_the_background(way: str) -> None:
-    """What a shell starts with ``&`` ignores SIGINT; its kernels do not."""
+def test_interrupt_works_for_background_server(way: str) -> None:
+    """A shell starts a server with ``&`` so that it ignores SIGINT; its kernels must not."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with running_kernel(settings=WAYS.get(way)) as (manager, client):
@@ -89,7 +92,7 @@ def test_of_a_server_in_the_background(way: str) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_interrupts_of_an_idle_kernel_do_no_harm(
+def test_interrupt_of_idle_kernel_is_harmless(
     interruptible: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
     manager, client = interruptible
@@ -97,7 +100,7 @@ def test_interrupts_of_an_idle_kernel_do_no_harm(
         manager.interrupt_kernel()
         assert manager.kernel_spec is not None
         if manager.kernel_spec.interrupt_mode == "message":
-            # It takes its way beside requests, and may come after one that was sent later.
+            # It is sent on another channel than requests, and may come after a later one.
             wait_for(client, is_idle_after_interrupt, "the end of the interrupt")
     assert execute(client, "40 + 2").result == "42"
 
@@ -115,24 +118,24 @@ masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 print('running', flush=True)
 time.sleep(600)
 """
-"""Another thread takes the signal, and the sleep goes on: as if it had come just before it."""
+"""Another thread gets the signal and the sleep continues, as if it had come just before it."""
 
 
 @pytest.fixture
-def told(
+def notified(
     way: str, shared: tuple[KernelManager, BlockingKernelClient]
 ) -> tuple[KernelManager, BlockingKernelClient]:
-    """A kernel that is told of its signals."""
+    """A kernel that PID 1 notifies of its signals."""
     if way != "restored":
-        pytest.skip("only a kernel that speaks frames is told of its signals")
+        pytest.skip("PID 1 notifies only a kernel that speaks frames")
     return shared
 
 
-def test_one_that_a_waiting_call_has_not_noticed(
-    told: tuple[KernelManager, BlockingKernelClient],
+def test_unnoticed_interrupt_wakes_waiting_call(
+    notified: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
-    """By chance that happens to one of some hundreds, where the machine is busy."""
-    manager, client = told
+    """On a busy machine this happens to one of some hundred interrupts."""
+    manager, client = notified
     msg_id = client.execute(UNNOTICED)
     wait_for_text(client, "running")
     manager.interrupt_kernel()
@@ -141,10 +144,10 @@ def test_one_that_a_waiting_call_has_not_noticed(
     assert execute(client, code).text == "False\n"
 
 
-def test_what_the_notebook_does_with_the_waking_signal_is_its_own(
-    told: tuple[KernelManager, BlockingKernelClient],
+def test_wake_up_signal_does_not_call_notebooks_handler(
+    notified: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
-    manager, client = told
+    manager, client = notified
     code = "seen = []; before = signal.signal(signal.SIGURG, lambda *_: seen.append(1))"
     assert execute(client, "import signal, time; " + code).status == "ok"
     msg_id = client.execute(SLEEP)

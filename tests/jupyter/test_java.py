@@ -32,7 +32,7 @@ JAR = "kernels/java/jjava.jar"
 
 @pytest.fixture(scope="module", autouse=True)
 def kernelspec(world: World) -> Iterator[None]:
-    """As it is installed, but cold: nothing makes an image beside the tests."""
+    """The installed kernelspec without snapshots: none must be made during the tests."""
     install = ["install", "--user", "--language", "java", "--set", "snapshot=off"]
     assert main(install) == 0
     yield
@@ -70,7 +70,7 @@ def shared(
         yield both
 
 
-def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
+def test_kernel_runs_in_sandbox(client: BlockingKernelClient) -> None:
     code = 'System.out.println(System.getProperty("user.dir") + System.getProperty("os.version"))'
     assert execute(client, code).text == f"/workspace{gvisor_release()}\n"
     write = 'java.nio.file.Files.writeString(java.nio.file.Path.of("outputs/file"), "kept")'
@@ -78,32 +78,32 @@ def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
     assert execute(client, "new java.security.SecureRandom().nextInt()").error == ""
 
 
-def test_input(client: BlockingKernelClient) -> None:
+def test_input_is_answered(client: BlockingKernelClient) -> None:
     asked = client.execute("new Scanner(System.in).nextLine()", allow_stdin=True)
     client.get_stdin_msg(timeout=SECONDS)
     client.input("typed")
     assert finish(client, asked).result == "typed"
 
 
-def test_an_interrupt_ends_what_runs_and_nothing_else(
+def test_interrupt_ends_only_running_cell(
     manager: KernelManager, client: BlockingKernelClient
 ) -> None:
     execute(client, 'String before = "here";')
-    # Between two statements of a cell jjava loses an interrupt now and then, unsandboxed too.
+    # jjava sometimes loses an interrupt between two statements, also without a sandbox.
     client.execute('{ System.out.println("begun"); Thread.sleep(600_000); }')
     wait_for_text(client, "begun")
     manager.interrupt_kernel()
     assert execute(client, "System.out.println(before)").text == "here\n"
 
 
-def test_a_restart_renews_it(manager: KernelManager, client: BlockingKernelClient) -> None:
+def test_restart_clears_state(manager: KernelManager, client: BlockingKernelClient) -> None:
     execute(client, "int gone = 1;")
     manager.restart_kernel()
     client.wait_for_ready(timeout=SECONDS)
     assert execute(client, "gone").error == "CompilationException"
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_jar_is_named() -> None:
     with pytest.raises(GvisorKernelError, match=JAR) as caught:
         fill_data(["java", f"{{data}}/{JAR}"], "/usr/bin/python3", lambda path: False, "It")
     assert "pip install --pre jjava" in str(caught.value)
@@ -111,6 +111,6 @@ def test_what_is_missing_is_named() -> None:
     assert found == [f"/opt/x/share/jupyter/{JAR}"]
 
 
-def test_it_has_logos() -> None:
+def test_kernelspec_has_logos() -> None:
     logos = {path.name for path in (PROJECT / "kernelspecs" / NAME).glob("logo-*")}
     assert logos == {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}

@@ -1,4 +1,4 @@
-"""A kernel's life as jupyter_client leads it: start, restart, crash, shutdown, many at once."""
+"""A kernel's life under jupyter_client: start, restart, crash, shutdown, many at once."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def nothing_left_by_the_test(world: World, folder: Path) -> Iterator[None]:
     assert not left, "left behind:\n" + "\n".join(sorted(left))
 
 
-def test_shutdown_is_polite(folder: Path) -> None:
-    """What the kernel registered with atexit runs, and its connection file is gone."""
+def test_shutdown_runs_atexit_handlers(folder: Path) -> None:
+    """The kernel's atexit handlers run, and its connection file is removed."""
     with running_kernel() as (manager, client):
         connection_file = Path(manager.connection_file)
         assert connection_file.exists()
@@ -71,8 +71,8 @@ def test_shutdown_now_while_busy_with_children() -> None:
         assert not manager.is_alive()
 
 
-def test_shutdown_of_a_kernel_that_ignores_it() -> None:
-    """Neither the message nor SIGINT nor SIGTERM reaches it; the kill does."""
+def test_shutdown_kills_kernel_that_ignores_it() -> None:
+    """It ignores the message, SIGINT and SIGTERM, but not SIGKILL."""
     code = """
 import signal
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,7 +90,7 @@ while True: pass
     assert not manager.is_alive()
 
 
-def test_calls_to_a_dead_kernel_do_not_raise() -> None:
+def test_calls_to_dead_kernel_do_not_raise() -> None:
     with running_kernel() as (manager, client):
         client.execute("import os; os._exit(3)")
         wait_until(lambda: not manager.is_alive(), "the end of the kernel", 10)
@@ -104,15 +104,15 @@ def test_calls_to_a_dead_kernel_do_not_raise() -> None:
         assert not manager.is_alive()
 
 
-def test_shutdown_before_the_kernel_answers() -> None:
+def test_shutdown_before_kernel_answers() -> None:
     manager = KernelManager(kernel_name=SOONEST)
     manager.start_kernel()
     manager.shutdown_kernel(now=True)
     assert not manager.is_alive()
 
 
-def test_restart() -> None:
-    """The namespace is new, the client's connection stays; and so do files in the sandbox."""
+def test_restart_keeps_connection_and_files() -> None:
+    """The namespace is new; the client's connection and files in the sandbox stay."""
     with running_kernel() as (manager, client):
         execute(client, "x = 1; open('/tmp/kept-' + str(__import__('os').getuid()), 'w').close()")
         session, connection = manager.session.key, manager.get_connection_info()
@@ -124,8 +124,8 @@ def test_restart() -> None:
         assert execute(client, code).status == "ok"
 
 
-def test_a_second_start_replaces_the_kernel() -> None:
-    """jupyter_client allows it; nbclient's tests do it."""
+def test_second_start_replaces_kernel() -> None:
+    """jupyter_client allows a second start, and nbclient's tests do it."""
     if not SANDBOXED:
         pytest.skip("the local provisioner forgets the first kernel, and leaves it running")
     with running_kernel() as (manager, client):
@@ -146,8 +146,8 @@ def test_restart_while_busy(now: bool) -> None:
         assert execute(client, "40 + 2").result == "42"
 
 
-def test_a_restart_that_failed_can_be_tried_again(tmp_path: Path) -> None:
-    """As where the notebook's folder is away for a moment; the manager knows the old addresses."""
+def test_failed_restart_can_be_retried(tmp_path: Path) -> None:
+    """The notebook's folder is missing for a moment; the manager keeps the old addresses."""
     folder, away = tmp_path / "notebook", tmp_path / "away"
     folder.mkdir()
     settings = {"snapshot": "off", "restart": "sandbox"}
@@ -161,8 +161,8 @@ def test_a_restart_that_failed_can_be_tried_again(tmp_path: Path) -> None:
         assert execute(client, "6 * 7").result == "42"
 
 
-def test_requests_made_during_a_restart_are_answered() -> None:
-    """As Jupyter's server does: one kernel_info_request, and then it waits."""
+def test_requests_during_restart_are_answered() -> None:
+    """Jupyter's server sends one kernel_info_request and then waits."""
     with running_kernel() as (manager, client):
         manager.restart_kernel()
         assert finish(client, client.kernel_info()).status == "ok"
@@ -171,7 +171,7 @@ def test_requests_made_during_a_restart_are_answered() -> None:
 @pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.timeout(300)
-def test_a_dozen_restarts_grow_nothing(world: World) -> None:
+def test_many_restarts_leak_nothing(world: World) -> None:
     def size() -> dict[str, int]:
         return {
             "processes": len(leaks.processes(world, leaks.SANDBOX)),
@@ -188,25 +188,25 @@ def test_a_dozen_restarts_grow_nothing(world: World) -> None:
             if i == 1:
                 before = size()
         assert execute(client, "40 + 2").result == "42"
-        # A socket or two may be connecting just now; a leak would be of ten at least.
+        # A socket or two may be connecting now; a leak would be ten or more.
         grown = {name: count - before[name] for name, count in size().items()}
         assert all(count < 5 for count in grown.values()), grown
         assert grown["processes"] <= 0, grown
 
 
 @pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
-def test_a_crash_is_noticed(how: str) -> None:
+def test_crash_is_noticed(how: str) -> None:
     with running_kernel() as (manager, client):
         client.execute(f"import os; {how}")
         wait_until(lambda: not manager.is_alive(), "the manager to see the crash", 10)
 
 
 @pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
-def test_a_crashed_kernel_is_restarted(how: str) -> None:
-    """jupyter_client's restarter brings a fresh kernel, which the same client can use."""
+def test_crashed_kernel_is_restarted(how: str) -> None:
+    """jupyter_client's restarter starts a new kernel, which the same client can use."""
 
     async def crash() -> None:
-        # The second is for crashes soon after a start, which are taken for a fight over ports.
+        # The second option: a crash soon after a start would count as a conflict about ports.
         restarter = {"time_to_dead": 0.2, "random_ports_until_alive": False}
         config = Config({"KernelRestarter": restarter})
         manager = AsyncIOLoopKernelManager(kernel_name=SOONEST, config=config, autorestart=True)
@@ -252,7 +252,7 @@ async def double(manager: AsyncKernelManager, number: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_twenty_kernels_at_once() -> None:
+def test_twenty_kernels_run_at_once() -> None:
     async def run() -> list[int]:
         kernels = AsyncMultiKernelManager(default_kernel_name=SOONEST)
 
@@ -268,7 +268,7 @@ def test_twenty_kernels_at_once() -> None:
     assert asyncio.run(run()) == [2 * i for i in range(20)]
 
 
-def test_sync_multi_kernel_manager() -> None:
+def test_sync_multi_kernel_manager_works() -> None:
     kernels = MultiKernelManager(default_kernel_name=SOONEST)
     try:
         ids = [kernels.start_kernel() for _ in range(2)]
@@ -282,7 +282,7 @@ def test_sync_multi_kernel_manager() -> None:
         kernels.shutdown_all(now=True)
 
 
-def test_managers_of_several_loops_and_threads() -> None:
+def test_managers_work_on_several_loops_and_threads() -> None:
     """A kernel outlives the loop that started it, and each thread may have its own."""
 
     async def start() -> AsyncKernelManager:
@@ -303,7 +303,7 @@ def test_managers_of_several_loops_and_threads() -> None:
             with running_kernel() as (_, client):
                 results.append(int(execute(client, "1 + 1").result))
         finally:
-            ensure_event_loop().close()  # jupyter_core makes one for each thread
+            ensure_event_loop().close()  # jupyter_core creates one per thread
 
     threads = [threading.Thread(target=in_a_thread) for _ in range(2)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Each kind of message that a front end exchanges with a kernel, besides plain execution."""
+"""All message types that a front end exchanges with a kernel, except plain execution."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ slider
 """
 
 
-def test_input(client: BlockingKernelClient) -> None:
+def test_input_request_is_answered(client: BlockingKernelClient) -> None:
     msg_id = client.execute("print('hello', input('name? '))", allow_stdin=True)
     question = next_message(client, "stdin", time.monotonic() + SECONDS, "an input_request")
     assert question["content"] == {"prompt": "name? ", "password": False}
@@ -58,7 +58,7 @@ def test_input(client: BlockingKernelClient) -> None:
     assert finish(client, msg_id).text == "hello Ada\n"
 
 
-def test_password(client: BlockingKernelClient) -> None:
+def test_password_request_is_answered(client: BlockingKernelClient) -> None:
     msg_id = client.execute("import getpass; print(len(getpass.getpass()))", allow_stdin=True)
     question = next_message(client, "stdin", time.monotonic() + SECONDS, "an input_request")
     assert question["content"]["password"] is True
@@ -66,14 +66,14 @@ def test_password(client: BlockingKernelClient) -> None:
     assert finish(client, msg_id).text == "6\n"
 
 
-def test_input_is_refused_to_a_client_that_has_none(client: BlockingKernelClient) -> None:
+def test_input_is_refused_without_stdin(client: BlockingKernelClient) -> None:
     answer = finish(client, client.execute("input()", allow_stdin=False))
     assert answer.error == "StdinNotImplementedError"
 
 
 @pytest.mark.parametrize("size", [0, 1, 10_000_000])
-def test_buffers(client: BlockingKernelClient, size: int) -> None:
-    """Binary buffers, empty ones among them, to a comm and back."""
+def test_buffers_survive_round_trip(client: BlockingKernelClient, size: int) -> None:
+    """Binary buffers, also empty ones, go to a comm and back."""
     assert execute(client, ECHO).status == "ok"
     send(client, "comm_open", {"comm_id": f"e{size}", "target_name": "echo"}, channel="shell")
     buffers = [os.urandom(size), b"", b"\x00" * 3, b""]
@@ -83,8 +83,8 @@ def test_buffers(client: BlockingKernelClient, size: int) -> None:
     assert [bytes(b) for b in back["buffers"]] == buffers
 
 
-def test_widget(client: BlockingKernelClient) -> None:
-    """A slider moves in the front end, its callback runs; the kernel moves it, and it is told."""
+def test_widget_updates_both_ways(client: BlockingKernelClient) -> None:
+    """A slider moved by the front end runs its callback; one moved by the kernel is reported."""
     pytest.importorskip("ipywidgets")
     answer = execute(client, SLIDER)
     model = next(
@@ -109,7 +109,7 @@ def test_widget(client: BlockingKernelClient) -> None:
     assert {"value": 7} in states
 
 
-def test_comm_reaches_a_kernel_in_an_async_cell(client: BlockingKernelClient) -> None:
+def test_comm_reaches_kernel_during_async_cell(client: BlockingKernelClient) -> None:
     execute(client, ECHO)
     code = "import asyncio; print('waiting', flush=True); await asyncio.sleep(1); print('done')"
     msg_id = client.execute(code)
@@ -120,7 +120,7 @@ def test_comm_reaches_a_kernel_in_an_async_cell(client: BlockingKernelClient) ->
     assert execute(client, "1 + 1").result == "2"
 
 
-def test_subshell(client: BlockingKernelClient) -> None:
+def test_subshell_answers_while_main_shell_is_busy(client: BlockingKernelClient) -> None:
     """A subshell answers while the main shell is busy."""
     info = finish(client, client.kernel_info()).reply["content"]
     if "kernel subshells" not in info.get("supported_features", []):
@@ -132,7 +132,7 @@ def test_subshell(client: BlockingKernelClient) -> None:
     wait_for_text(client, "busy")
     content = {"code": "print('from the subshell'); go.set()", "silent": False}
     msg_id = send(client, "execute_request", content, channel="shell", header=header)
-    replies: dict[str, str] = {}  # either may come first: the one lets the other go
+    replies: dict[str, str] = {}  # either may come first
     while not {main, msg_id} <= set(replies):
         reply = next_message(client, "shell", time.monotonic() + SECONDS, "both replies")
         replies[reply["parent_header"]["msg_id"]] = reply["content"]["status"]
@@ -141,7 +141,7 @@ def test_subshell(client: BlockingKernelClient) -> None:
     assert ask(client, "delete_subshell_request", header)["status"] == "ok"
 
 
-def test_control_is_answered_while_the_kernel_floods_iopub(client: BlockingKernelClient) -> None:
+def test_control_is_answered_while_kernel_floods_iopub(client: BlockingKernelClient) -> None:
     msg_id = client.execute("for i in range(200): print('x' * 100_000)")
     first = wait_for(
         client,
@@ -161,7 +161,7 @@ for i in range(3000): display(i)
 
 
 def test_no_output_is_lost(client: BlockingKernelClient) -> None:
-    """A burst of more messages than any default high-water mark, read when all are sent."""
+    """A burst of more messages than any default high-water mark is read after all were sent."""
     msg_id = client.execute(FLOOD)
     reply = reply_to(client, msg_id)
     assert reply["content"]["status"] == "ok"
@@ -175,7 +175,7 @@ def test_no_output_is_lost(client: BlockingKernelClient) -> None:
     assert numbers == [str(i) for i in range(3000)]
 
 
-def test_usage(client: BlockingKernelClient) -> None:
+def test_usage_request_is_answered(client: BlockingKernelClient) -> None:
     usage = ask(client, "usage_request")
     assert usage["pid"] == int(execute(client, "import os; print(os.getpid())").text)
     assert (
@@ -200,11 +200,13 @@ def subscribe(manager: KernelManager, topic: bytes) -> tuple[zmq.Socket[bytes], 
     return socket, Session(key=info["key"], signature_scheme=info["signature_scheme"])
 
 
-def test_welcome(manager: KernelManager, client: BlockingKernelClient) -> None:
-    """A topic's first subscriber is told that it is subscribed (JEP 65), and no other one.
+def test_first_subscriber_of_topic_is_welcomed(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
+    """Only a topic's first subscriber gets a welcome (JEP 65).
 
-    All who subscribe hear what one is told, and kernel gateway's notebook-http mode, for one,
-    blocks for good when a message without a parent comes after its first request.
+    All subscribers receive it, and kernel gateway's notebook-http mode blocks for ever if a message
+    without a parent comes after its first request.
     """
 
     def next_welcome(socket: zmq.Socket[bytes], session: Session) -> str:
@@ -233,7 +235,7 @@ def test_wrong_signature_is_ignored(
     try:
         code = {"code": "intruder = 1", "silent": False}
         send(stranger, "execute_request", code, channel=channel)
-        # Sent on the same connection, and so read after it.
+        # It is sent on the same connection, so it is read after the forged message.
         stranger.session.key = manager.session.key
         msg_id = send(stranger, "kernel_info_request", channel=channel)
         assert reply_to(stranger, msg_id, channel=channel)["content"]["status"] == "ok"
@@ -242,7 +244,7 @@ def test_wrong_signature_is_ignored(
     assert execute(client, "print('intruder' in globals())").text == "False\n"
 
 
-def test_a_replayed_message_does_nothing(client: BlockingKernelClient) -> None:
+def test_replayed_message_is_ignored(client: BlockingKernelClient) -> None:
     execute(client, "count = 0")
     message = client.session.msg("execute_request", {"code": "count += 1", "silent": False})
     frames = client.session.serialize(message)
@@ -252,8 +254,8 @@ def test_a_replayed_message_does_nothing(client: BlockingKernelClient) -> None:
     assert execute(client, "print(count)").text == "1\n"
 
 
-def test_a_second_client_of_one_session_takes_over(manager: KernelManager) -> None:
-    """``km.client()`` twice gives the same identity twice; the newer is answered."""
+def test_second_client_of_session_takes_over(manager: KernelManager) -> None:
+    """Two clients of ``km.client()`` share an identity; the newer one gets the replies."""
     with closing_client(manager) as older:
         assert execute(older, "1").result == "1"
         with closing_client(manager) as newer:
@@ -282,7 +284,7 @@ def test_two_clients_see_each_other(manager: KernelManager, client: BlockingKern
         assert finish(other, msg_id).result == "42"
 
 
-def test_heartbeat(client: BlockingKernelClient) -> None:
+def test_heartbeat_is_echoed(client: BlockingKernelClient) -> None:
     with zmq.Context.instance().socket(zmq.REQ) as socket:
         socket.linger = 0
         socket.rcvtimeo = int(SECONDS * 1000)

@@ -1,7 +1,7 @@
-"""nbclient's own tests, every kernel of theirs in a sandbox, through Jupyter's default provisioner.
+"""Runs nbclient's own tests with all kernels in sandboxes, by Jupyter's default provisioner.
 
-They come from nbclient's source distribution, of the version that is installed. It is fetched once
-into a cache outside of the repository's files (``GK_TEST_CACHE``, else ``.cache``).
+They come from the source distribution of the installed version of nbclient. It is downloaded once
+into a cache (``GK_TEST_CACHE``, else ``.cache``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEED_SETTINGS = (
     "test_async_parallel_notebooks",
     "test_run_all_notebooks[Skip Exceptions with Cell Tags.ipynb-opts8]",
 )
-"""Two kernels meet in a folder of the host; the third needs a variable of the test's process."""
+"""The first two need a folder of the host for two kernels, the third a variable of the test."""
 
 PYTEST = (
     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"),
@@ -67,7 +67,7 @@ def sources(world: World) -> Path:
             cache.mkdir(exist_ok=True)
             archive = archive.rename(cache / archive.name)
         except OSError:
-            pass  # somebody else's checkout, or another file system: used where it is
+            pass  # a read-only checkout or another file system: use the file where it is
     unpacked = world.base / "nbclient"
     with tarfile.open(archive) as tar:
         tar.extractall(unpacked, filter="data")
@@ -75,7 +75,7 @@ def sources(world: World) -> Path:
 
 
 def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: str) -> str:
-    """nbclient's tests, with a folder of their own for the connection files that they leave."""
+    """Run nbclient's tests, with their own folder for the connection files that they leave."""
     temporary = folder.with_name("tmp")
     temporary.mkdir()
     done = subprocess.run(
@@ -101,8 +101,8 @@ def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: st
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all(sources: Path, tmp_path: Path) -> None:
-    """In two processes: much of the time is spent waiting."""
+def test_nbclient_suite_passes(sources: Path, tmp_path: Path) -> None:
+    """Two processes run the halves, as the tests mostly wait."""
     environment = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "gvisor-provisioner"} if SANDBOXED else {}
 
     def run_half(number: int, which: str) -> str:
@@ -123,7 +123,9 @@ def test_all(sources: Path, tmp_path: Path) -> None:
     assert sum(int(re.findall(r"(\d+) passed", said)[-1]) for said in halves) > 80
 
 
-def test_those_that_need_settings(sources: Path, tmp_path: Path, world: World) -> None:
+def test_nbclient_tests_that_need_settings_pass(
+    sources: Path, tmp_path: Path, world: World
+) -> None:
     """With a kernelspec ``python3`` whose settings mount the folder and pass the variables."""
     meeting = Path("/var/tmp") / f"{world.base.name}-meeting"
     variables = ["NBEXECUTE_TEST_PARALLEL_TMPDIR", "IPYKERNEL_CELL_NAME"]

@@ -1,8 +1,8 @@
-"""The notebooks that come with the project, each run by nbclient in its own kernelspec.
+"""Runs each notebook of the project by nbclient, in the kernelspec that it names.
 
-The tour is ``scripts/demo``'s, and runs with it. The one of the image ``full`` runs where
-``GK_TEST_IMAGES`` names a folder as XDG_DATA_HOME is one, in which that image has been built:
-building it takes minutes, 3 GiB, and the distribution's packages.
+``scripts/demo`` runs the tour. The notebook of the image ``full`` needs ``GK_TEST_IMAGES``: a
+folder to use as XDG_DATA_HOME, in which that image was built. Building it takes minutes, 3 GiB and
+the distribution's packages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEPT = {
     "java": {"mandelbrot.png": PNG},
     "typescript": {"epidemic.svg": b"<svg "},
 }
-"""What each notebook leaves in outputs, and how that begins."""
+"""The files that each notebook leaves in outputs, and the first bytes of each."""
 IMAGES = os.environ.get("GK_TEST_IMAGES", "")
 MISSING = {
     "bash": not find_spec("bash_kernel") and "bash_kernel is not installed",
@@ -48,7 +48,7 @@ PLAIN = {"application/json", "image/png", "image/svg+xml", "text/html", "text/pl
 
 @pytest.fixture
 def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The kernelspec that a notebook names, installed as a user would, but cold."""
+    """The kernelspec that a notebook names, installed as users do, but without snapshots."""
     if reason := MISSING.get(name):
         pytest.skip(reason)
     wanted = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -64,13 +64,13 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     assert main(["uninstall", "--user", "--name", kernel]) == 0
 
 
-# nbclient takes the time by it where a kernel writes dates in a way of its own, as these do.
+# nbclient calls it for kernels whose dates have an unusual format, as these have.
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=needs_all) if n == "java" else n for n in KEPT]
 )
-def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
-    """Its cells check what they print, so an error is what would tell."""
+def test_notebook_runs(name: str, kernel_name: str, folder: Path) -> None:
+    """Its cells check their results, so a failure raises an error in the notebook."""
     notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=150, resources={"metadata": {"path": str(folder)}})
     client.execute()
@@ -86,7 +86,7 @@ def test_it_runs(name: str, kernel_name: str, folder: Path) -> None:
     assert any(kind.startswith("image/") for kind in shown) or name == "bash"
 
 
-def test_each_is_run_and_none_has_old_outputs() -> None:
+def test_each_notebook_is_run_and_has_no_outputs() -> None:
     names = {path.stem: path for path in (PROJECT / "notebooks").glob("*.ipynb")}
     assert set(names) == {*KEPT, "tour"}
     for path in names.values():

@@ -1,4 +1,4 @@
-"""What code prints, by whatever means, is shown in its cell: all of it, and in order."""
+"""All output of code is shown in its cell and in order, however it is printed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ PRINTING = {
 
 
 @pytest.mark.parametrize("how", PRINTING)
-def test_output_of(how: str, client: BlockingKernelClient) -> None:
+def test_output_is_shown(how: str, client: BlockingKernelClient) -> None:
     code, said = PRINTING[how]
     answer = execute(client, code)
     assert answer.status == "ok", answer.reply["content"]
-    if "child" in how or "shell" in how:  # a terminal's ends of line, or another process's time
-        said_by_kernel = answer.text.replace("\r", "").strip()
-        assert said_by_kernel == said
+    if "child" in how or "shell" in how:  # line ends of a terminal, or output of another process
+        assert answer.text.replace("\r", "").strip() == said
     else:
         assert answer.text == said
 
@@ -51,7 +50,7 @@ def words(answer: Answer, name: str) -> list[str]:
     return "".join(s["text"] for s in streams if s["name"] == name).split()
 
 
-def test_threads_that_print(client: BlockingKernelClient) -> None:
+def test_output_of_threads_keeps_order(client: BlockingKernelClient) -> None:
     code = """
 import threading
 def work(number):
@@ -66,8 +65,8 @@ for thread in threads: thread.join()
         assert places == sorted(places)
 
 
-def test_a_thread_that_goes_on_printing(client: BlockingKernelClient) -> None:
-    """After its cell, and while others run."""
+def test_thread_output_after_its_cell_is_shown(client: BlockingKernelClient) -> None:
+    """Also while other cells run."""
     code = """
 import threading
 go, done = threading.Event(), threading.Event()
@@ -110,8 +109,8 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     [(FORKED, "statuses"), (POOL, "found")],
     ids=["forked", "multiprocessing"],
 )
-def test_children_that_print(client: BlockingKernelClient, code: str, rest: str) -> None:
-    """ipykernel passes their output on by a socket of its own; it may come after the cell."""
+def test_output_of_children_is_shown(client: BlockingKernelClient, code: str, rest: str) -> None:
+    """ipykernel forwards their output over its own socket; it may come after the cell."""
     msg_id = client.execute(code)
     seen = ""
     while len(seen.split()) < 3 or not seen.endswith("\n"):
@@ -119,14 +118,14 @@ def test_children_that_print(client: BlockingKernelClient, code: str, rest: str)
         if message["content"]["name"] == "stdout":
             seen += message["content"]["text"]
     assert sorted(seen.split()) == ["child0", "child1", "child2"]
-    # Its idle may have been read above.
+    # Its idle message may have been read above.
     assert execute(client, f"sum({rest})").result == ("0" if rest == "statuses" else "6")
     assert msg_id
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_children_that_print_while_a_thread_does(client: BlockingKernelClient) -> None:
-    """They have none of the kernel's threads, so none will free what those held at the fork."""
+def test_children_print_while_thread_prints(client: BlockingKernelClient) -> None:
+    """Locks that the kernel's threads hold at a fork must not block the children."""
     code = """
 import os, signal, sys, threading
 ended = threading.Event()
@@ -150,8 +149,8 @@ thread.join()
     assert execute(client, "set(statuses)").result == "{0}"
 
 
-def test_a_spawned_child_inherits_nothing_of_the_link(client: BlockingKernelClient) -> None:
-    """Nor any other descriptor of the kernel's."""
+def test_spawned_child_inherits_no_descriptors(client: BlockingKernelClient) -> None:
+    """Neither those of the link nor any other of the kernel."""
     code = """
 import json, os, subprocess, sys
 program = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:-1])"
@@ -163,7 +162,7 @@ print(done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("way_of", ["at once", "in lines"])
-def test_100_megabytes(client: BlockingKernelClient, way_of: str) -> None:
+def test_100_megabytes_of_output_arrive(client: BlockingKernelClient, way_of: str) -> None:
     if way_of == "at once":
         code = "print('x' * 100_000_000)"
     else:
@@ -180,12 +179,12 @@ def test_100_megabytes(client: BlockingKernelClient, way_of: str) -> None:
     assert execute(client, "40 + 2").result == "42"
 
 
-def test_100_000_small_prints(client: BlockingKernelClient) -> None:
+def test_100_000_small_prints_arrive(client: BlockingKernelClient) -> None:
     answer = execute(client, "for i in range(100_000): print(i)")
     assert answer.text.split() == [str(i) for i in range(100_000)]
 
 
-def test_output_that_is_no_text(client: BlockingKernelClient) -> None:
+def test_invalid_text_output_is_harmless(client: BlockingKernelClient) -> None:
     answer = execute(
         client, "print('\\ud800 \\x00 \\x1b[31m'); import os; os.write(1, b'\\xff\\n')"
     )
@@ -193,7 +192,7 @@ def test_output_that_is_no_text(client: BlockingKernelClient) -> None:
     assert execute(client, "print('next')").text == "next\n"
 
 
-def test_completions(client: BlockingKernelClient) -> None:
+def test_completions_are_found(client: BlockingKernelClient) -> None:
     execute(client, "import os.path\nfirst_name = last_name = {'key one': 1}")
     for code, wanted in (
         ("first_n", "first_name"),
@@ -209,7 +208,7 @@ def test_completions(client: BlockingKernelClient) -> None:
         assert any(wanted.endswith(match.strip("'\"")) for match in content["matches"]), content
 
 
-def test_inspection_and_history(client: BlockingKernelClient) -> None:
+def test_inspection_and_history_are_answered(client: BlockingKernelClient) -> None:
     execute(client, "def documented():\n    'What it does.'")
     content = finish(client, client.inspect("documented", 5)).reply["content"]
     assert "What it does." in content["data"]["text/plain"]

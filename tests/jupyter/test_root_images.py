@@ -1,4 +1,4 @@
-"""Kernels in an image from the store, made of this machine's Python: what they see and leave."""
+"""Kernels in an image of the store, which is made of this machine's Python."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command(*arguments: str) -> str:
         text=True,
         timeout=170,
         check=False,
-        cwd=PROJECT,  # the package that is tested, where another one is installed
+        cwd=PROJECT,  # run this checkout, even if another version is installed
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,12 +43,13 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where images come from: ``plain`` has Python, ``kernel`` ipykernel too, and is imported."""
+    """An OCI layout with two images. ``plain`` has Python; ``kernel``, which is imported as
+    ``mini``, also has ipykernel."""
     directory = make_image(tmp_path_factory.mktemp("images"))
     said = command("image", "import", str(directory), "--name", "mini", "--reference", "kernel")
     assert "gvisor-kernel install --image mini\n" in said
     with pytest.MonkeyPatch.context() as patch:
-        # To wait for a busy disk once is enough.
+        # One wait for a busy disk is enough.
         patch.setattr("gvisor_kernel.archive.tree.sync_file_system", lambda directory: None)
         yield directory
     assert main(["image", "remove", *(image.digest for image in Store.open().images())]) == 0
@@ -105,9 +106,7 @@ for change in (
 
 
 @pytest.mark.parametrize("way", ["direct", "relay"])
-def test_the_image_is_the_root_and_its_python_runs_all(
-    mini: RootImage, folder: Path, way: str
-) -> None:
+def test_image_is_root_and_its_python_runs_kernel(mini: RootImage, folder: Path, way: str) -> None:
     (folder / "data.csv").write_text("a,b\n")
     with running_kernel(settings=settings(way)) as (manager, client):
         assert_way(manager, client, way)
@@ -131,7 +130,7 @@ def test_the_image_is_the_root_and_its_python_runs_all(
     assert measure_tree(mini.tree, mini.environment).digest == mini.digest
 
 
-def test_kernels_share_an_image_that_is_kept_while_they_run(mini: RootImage) -> None:
+def test_image_in_use_is_shared_and_kept(mini: RootImage) -> None:
     with (
         running_kernel(settings=settings("direct")) as (_, first),
         running_kernel(settings=settings("direct")) as (_, second),
@@ -145,7 +144,7 @@ def test_kernels_share_an_image_that_is_kept_while_they_run(mini: RootImage) -> 
     assert mini.tree.is_dir()
 
 
-def test_kernels_go_on_from_snapshots_of_it(world: World, mini: RootImage) -> None:
+def test_kernels_in_image_are_restored_from_snapshots(world: World, mini: RootImage) -> None:
     spec = json.loads((world.kernelspecs / kernelspec_of("restored") / "kernel.json").read_text())
     spec["metadata"]["kernel_provisioner"]["config"]["image"] = "mini"
     world.add_kernelspec("gk-mini", spec)
@@ -157,8 +156,8 @@ def test_kernels_go_on_from_snapshots_of_it(world: World, mini: RootImage) -> No
         )
 
 
-def test_a_kernel_in_another_language(mini: RootImage) -> None:
-    """By the kernelspec gvisor-bash, whose Python is that of the image."""
+def test_bash_kernel_runs_in_image(mini: RootImage) -> None:
+    """The kernelspec gvisor-bash uses the image's Python."""
     pytest.importorskip("bash_kernel")
     install = ["install", "--user", "--language", "bash", "--name", "gk-bash", "--image", "mini"]
     assert main([*install, "--set", "snapshot=off"]) == 0
@@ -170,7 +169,7 @@ def test_a_kernel_in_another_language(mini: RootImage) -> None:
 
 
 def start(settings: dict[str, object]) -> None:
-    """Start a kernel that is not to start."""
+    """Start a kernel that must not start."""
     manager = KernelManager(
         kernel_name="gvisor-python", config=Config({"GVisorProvisioner": settings})
     )
@@ -193,14 +192,14 @@ def start(settings: dict[str, object]) -> None:
         ),
     ],
 )
-def test_what_an_image_lacks_is_named_before_anything_starts(
+def test_missing_program_in_image_is_named_before_start(
     mini: RootImage, more: dict[str, object], words: str
 ) -> None:
     with pytest.raises(GvisorKernelError, match=words):
         start({"image": "mini", "snapshot": "off", **more})
 
 
-def test_an_image_without_python(
+def test_image_without_python_is_refused(
     tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
@@ -211,7 +210,9 @@ def test_an_image_without_python(
         start({"image": "empty"})
 
 
-def test_an_image_without_ipykernel(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_without_ipykernel_is_refused(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["image", "import", str(images), "--name", "plain", "--reference", "plain"]) == 0
     assert "has no module ipykernel" in capsys.readouterr().out
     for way in ("direct", "relay", "restored"):
@@ -232,9 +233,7 @@ def test_snapshots_of_one_image_do_not_fit_another(mini: RootImage, tmp_path: Pa
     assert [name for name in found[0] if found[0][name] != found[1][name]] == ["world"]
 
 
-def test_folders_of_the_host_are_mounted_where_the_image_has_none(
-    mini: RootImage, tmp_path: Path
-) -> None:
+def test_host_folder_is_mounted_where_image_has_none(mini: RootImage, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/file").write_text("from the host")
     mounts = [{"source": str(tmp_path / "more"), "target": "/data/deep"}]
@@ -243,7 +242,7 @@ def test_folders_of_the_host_are_mounted_where_the_image_has_none(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files belong to somebody else")
-def test_on_the_host_the_files_are_the_sandboxes_own(mini: RootImage) -> None:
+def test_image_files_belong_to_one_sandbox_user(mini: RootImage) -> None:
     owners = {(s.st_uid, s.st_gid) for s in (p.lstat() for p in mini.tree.rglob("*"))}
     assert len(owners) == 1
     assert owners != {(0, 0)}

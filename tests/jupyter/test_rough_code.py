@@ -1,4 +1,4 @@
-"""Code that is rough with its own process, and must break neither its kernel nor the link."""
+"""Code that disturbs its own process must break neither the kernel nor the link."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .helpers import (
 )
 from .test_messages import ECHO, is_comm_message, wait_for
 
-# By the relay a kernel stands on its own: what breaks one that speaks frames itself tries both.
+# A relayed kernel does not speak frames itself, so it is tested only in a complete run.
 pytestmark = pytest.mark.parametrize(
     "way",
     [pytest.param("relay", marks=needs_all), "restored"] if SANDBOXED else [""],
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-def works(client: BlockingKernelClient) -> None:
+def assert_works(client: BlockingKernelClient) -> None:
     answer = execute(client, "print('printed')\n40 + 2")
     assert (answer.text, answer.result) == ("printed\n", "42")
 
@@ -42,14 +42,14 @@ def works(client: BlockingKernelClient) -> None:
 # -- errors ---------------------------------------------------------------------------------------
 
 
-def test_the_cell_after_an_error_runs(client: BlockingKernelClient) -> None:
-    """However soon it comes, once the first has ended."""
+def test_cell_after_error_runs(client: BlockingKernelClient) -> None:
+    """Also if it comes as soon as the first cell has ended."""
     for number in range(40):
         assert execute(client, "1 / 0").error == "ZeroDivisionError"
         assert execute(client, f"{number}").result == f"{number}"
 
 
-def test_cells_that_wait_behind_an_error_are_aborted(client: BlockingKernelClient) -> None:
+def test_cells_waiting_behind_error_are_aborted(client: BlockingKernelClient) -> None:
     failing = client.execute("import time; print('here', flush=True); time.sleep(0.3); 1 / 0")
     wait_for_text(client, "here")
     waiting = [client.execute("must_not_run = True") for _ in range(3)]
@@ -61,15 +61,15 @@ def test_cells_that_wait_behind_an_error_are_aborted(client: BlockingKernelClien
 
 # -- interrupts -----------------------------------------------------------------------------------
 
-SAY_SO = """
+TOUCH = """
 from pathlib import Path
 outputs = Path("/mnt/user-data/outputs")
 (outputs if outputs.is_dir() else Path("outputs")).joinpath("{0}").touch()
 """
-"""By a file, as ipykernel's threads may need the lock to send what was printed before."""
+"""Reports by a file, as ipykernel's threads may need the GIL to send what was printed."""
 
 
-def wait_until_said(manager: KernelManager, what: str) -> None:
+def wait_until_touched(manager: KernelManager, what: str) -> None:
     path = Path(manager._launch_args["cwd"], "outputs", what)
     wait_until(path.exists, f"the cell to be {what}")
     path.unlink()
@@ -80,24 +80,24 @@ HOLDING = {
     "a call of C": "import ctypes\nwhile True: ctypes.PyDLL(None).usleep(300_000)",
     "a long call of C": "import ctypes\nwhile True: ctypes.PyDLL(None).sleep(600)",
 }
-"""Code of C that looks at no signals is left when it returns, as in a local kernel; system calls
-return then."""
+"""C code that ignores signals ends when it returns, as in a local kernel. Interrupted system calls
+return at once."""
 
 
 @pytest.mark.parametrize("what", HOLDING)
-def test_interrupt_while_the_interpreter_lock_is_held(
+def test_interrupt_works_while_gil_is_held(
     what: str, manager: KernelManager, client: BlockingKernelClient
 ) -> None:
-    """The signal comes from outside; no thread of the kernel has to run for it."""
-    msg_id = client.execute(SAY_SO.format("holding") + HOLDING[what])
-    wait_until_said(manager, "holding")
+    """PID 1 sends the signal; no thread of the kernel has to run for it."""
+    msg_id = client.execute(TOUCH.format("holding") + HOLDING[what])
+    wait_until_touched(manager, "holding")
     manager.interrupt_kernel()
     assert finish(client, msg_id).error == "KeyboardInterrupt"
-    works(client)
+    assert_works(client)
 
 
-def test_a_shutdown_is_possible_while_the_interpreter_lock_is_held(way: str, folder: Path) -> None:
-    """Asked and not heeded for its time, the kernel is killed."""
+def test_shutdown_works_while_gil_is_held(way: str, folder: Path) -> None:
+    """The kernel ignores the request, so it is killed after the wait time."""
 
     def be_quick(manager: KernelManager) -> None:
         manager.shutdown_wait_time = 0.5
@@ -110,23 +110,25 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 while True: ctypes.PyDLL(None).sleep(600)
 """
-        client.execute(SAY_SO.format("deaf") + code)
-        wait_until_said(manager, "deaf")
+        client.execute(TOUCH.format("deaf") + code)
+        wait_until_touched(manager, "deaf")
     assert not manager.is_alive()
 
 
-def test_interrupts_wherever_they_hit(manager: KernelManager, client: BlockingKernelClient) -> None:
-    """While a cell prints all the time, most hit the code that sends."""
+def test_interrupts_during_output_are_harmless(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
+    """The cell prints all the time, so most of them hit the code that sends."""
     for number in range(12):
         msg_id = client.execute(f"while True: print('{number:03}' * 100)")
         wait_for_text(client, f"{number:03}")
         manager.interrupt_kernel()
         assert finish(client, msg_id).error == "KeyboardInterrupt"
-    works(client)
+    assert_works(client)
 
 
-def test_an_alarm_whose_handler_raises(client: BlockingKernelClient) -> None:
-    """In the middle of printing, fifty times."""
+def test_raising_signal_handler_is_harmless(client: BlockingKernelClient) -> None:
+    """The signal comes fifty times in the middle of printing."""
     code = """
 import signal, sys
 class Late(Exception): pass
@@ -145,14 +147,14 @@ signal.signal(signal.SIGALRM, signal.SIG_DFL)
     answer = execute(client, code)
     assert answer.status == "ok", answer.reply["content"]
     assert execute(client, "rang").result == "50"
-    works(client)
+    assert_works(client)
 
 
 # -- comms while a cell runs ----------------------------------------------------------------------
 
 
-def test_a_comm_answers_while_an_async_cell_waits(client: BlockingKernelClient) -> None:
-    """Where ipykernel reads while a cell awaits; else the answer comes once it has ended."""
+def test_comm_answers_while_async_cell_waits(client: BlockingKernelClient) -> None:
+    """If ipykernel does not read while a cell awaits, the answers come after the cell."""
     execute(client, ECHO)
     code = "import asyncio; print('waiting', flush=True); await asyncio.sleep(0.3); print('done')"
     msg_id = client.execute(code)
@@ -173,7 +175,7 @@ def test_a_comm_answers_while_an_async_cell_waits(client: BlockingKernelClient) 
 
 
 def test_descriptors_0_to_2_are_not_the_link(client: BlockingKernelClient) -> None:
-    """What is written there is output at most, and what is read there is nothing."""
+    """Data that is written there is output at most; there is nothing to read."""
     code = """
 import os
 with open("/dev/null", "r+b", buffering=0) as null:
@@ -185,7 +187,7 @@ print(found)
     answer = execute(client, code)
     assert answer.status == "ok", answer.reply["content"]
     assert "b''" in answer.text
-    works(client)
+    assert_works(client)
 
 
 @pytest.mark.parametrize(
@@ -197,31 +199,31 @@ print(found)
     ],
     ids=["closed", "replaced", "closed by Python"],
 )
-def test_code_that_closes_descriptors_0_to_2(way: str, code: str) -> None:
+def test_closing_descriptors_0_to_2_is_harmless(way: str, code: str) -> None:
     with running_kernel(settings=WAYS.get(way)) as (_, client):
         assert execute(client, code).status == "ok"
-        works(client)
+        assert_works(client)
         assert execute(client, "1 / 0").error == "ZeroDivisionError"
         assert ask(client, "kernel_info_request")["status"] == "ok"
 
 
-def test_code_that_closes_every_descriptor(way: str, folder: Path) -> None:
-    """It ends its kernel, which is noticed, and told; the sandbox serves the next one."""
+def test_closing_all_descriptors_ends_only_kernel(way: str, folder: Path) -> None:
+    """The end of the kernel is noticed and reported; the sandbox serves the next kernel."""
     settings = WAYS.get(way)
     with running_kernel(settings=settings) as (manager, client):
         client.execute("import os; os.closerange(0, 65536); os._exit(0)")
         wait_until(lambda: not manager.is_alive(), "the end of the kernel", 20)
         manager.restart_kernel(now=True)
         client.wait_for_ready(timeout=SECONDS)
-        works(client)
+        assert_works(client)
 
 
 # -- the end --------------------------------------------------------------------------------------
 
 
-def test_an_exit_with_output_queued(way: str) -> None:
-    """All that was printed before is shown, but by ipykernel's own sockets, which lose it at exit
-    without a sandbox, too."""
+def test_exit_delivers_queued_output(way: str) -> None:
+    """All output of before is shown, except with ipykernel's own sockets, which also lose it
+    without a sandbox."""
     with running_kernel(settings=WAYS.get(way)) as (manager, client):
         msg_id = client.execute("for i in range(200): print('x' * 99_999)\nexit()")
         if way in ("direct", "restored"):
@@ -230,7 +232,7 @@ def test_an_exit_with_output_queued(way: str) -> None:
 
 
 def finish_output(client: BlockingKernelClient, msg_id: str) -> str:
-    """What a cell printed, of which there may be no reply."""
+    """Return what a cell printed, which may get no reply."""
     deadline = time.monotonic() + SECONDS
     texts: list[str] = []
     while True:

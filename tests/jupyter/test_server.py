@@ -1,4 +1,4 @@
-"""A Jupyter server over REST and websockets: what JupyterLab does, without the browser."""
+"""A Jupyter server over REST and websockets, used as JupyterLab does, but without a browser."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def kernel(server: JupyterServer) -> Iterator[str]:
         server.ask("DELETE", f"kernels/{kernel_id}")
 
 
-def test_life_of_a_kernel(server: JupyterServer, kernel: str, world: World) -> None:
-    """Start, run, interrupt an endless loop, restart, delete; then it is gone."""
+def test_kernel_runs_interrupts_restarts_and_ends(
+    server: JupyterServer, kernel: str, world: World
+) -> None:
+    """At the end the kernel is deleted, and its sandbox is gone."""
     with server.page(kernel) as page:
         page.execute("print(6 * 7)")
         page.wait_for_text("42")
@@ -63,10 +65,10 @@ def test_life_of_a_kernel(server: JupyterServer, kernel: str, world: World) -> N
         )
 
 
-def test_two_pages(server: JupyterServer, kernel: str) -> None:
-    """Both see all outputs; a third that comes later sees what is printed from then on."""
+def test_all_pages_see_all_outputs(server: JupyterServer, kernel: str) -> None:
+    """A page that is opened later sees the outputs from then on."""
     with server.page(kernel) as one, server.page(kernel) as two:
-        for page in (one, two):  # a page is served when its first request was answered
+        for page in (one, two):  # a page gets outputs after the reply to its first request
             page.wait_for_reply(page.send("kernel_info_request", {}))
         one.execute("print('from one')")
         two.wait_for_text("from one")
@@ -80,7 +82,7 @@ def test_two_pages(server: JupyterServer, kernel: str) -> None:
                 page.wait_for_text("to all")
 
 
-def test_a_page_that_is_closed_and_opened_again(server: JupyterServer, kernel: str) -> None:
+def test_reopened_page_reaches_same_kernel(server: JupyterServer, kernel: str) -> None:
     with server.page(kernel) as page:
         page.execute("kept = 'kept'; print('done')")
         page.wait_for_text("done")
@@ -89,7 +91,7 @@ def test_a_page_that_is_closed_and_opened_again(server: JupyterServer, kernel: s
         page.wait_for_text("kept")
 
 
-def test_a_crash_is_told_and_mended(server: JupyterServer, kernel: str) -> None:
+def test_crash_is_reported_and_kernel_restarted(server: JupyterServer, kernel: str) -> None:
     with server.page(kernel) as page:
         page.execute("import os; os._exit(1)")
         page.wait_for_state("restarting")
@@ -97,15 +99,15 @@ def test_a_crash_is_told_and_mended(server: JupyterServer, kernel: str) -> None:
         page.wait_for_text("again")
 
 
-def test_shutdown_by_a_page(server: JupyterServer, kernel: str) -> None:
+def test_page_can_end_kernel(server: JupyterServer, kernel: str) -> None:
     with server.page(kernel) as page:
         page.wait_for_reply(page.send("kernel_info_request", {}))
         page.execute("exit()")
         page.wait_for_state("idle")
 
 
-def test_a_notebook_is_where_its_kernel_looks(server: JupyterServer) -> None:
-    """A kernel of a session sees the notebook's folder, and its outputs are beside the notebook."""
+def test_kernel_sees_notebooks_folder(server: JupyterServer) -> None:
+    """Its outputs are stored beside the notebook."""
     folder: Path = server.folder / "deep"
     folder.mkdir()
     (folder / "data.txt").write_text("of the notebook")
@@ -129,7 +131,7 @@ def test_a_notebook_is_where_its_kernel_looks(server: JupyterServer) -> None:
         assert (folder / "outputs" / "o").stat().st_uid == folder.stat().st_uid
 
 
-def test_failed_start_is_told(world: World, server: JupyterServer) -> None:
+def test_failed_start_is_reported(world: World, server: JupyterServer) -> None:
     if not SANDBOXED:
         pytest.skip("the local kernel has no settings")
     world.add_kernelspec(

@@ -1,4 +1,4 @@
-"""Settings as Jupyter hands them on: what is wrong is said by name, and nothing is left of it."""
+"""Settings from Jupyter reach the sandbox; a wrong one is reported by name and leaves nothing."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ def start(settings: dict[str, Any], where: str) -> None:
 
 @pytest.mark.parametrize("where", ["configuration", "kernelspec"])
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_setting(name: str, where: str, folder: Path) -> None:
+def test_wrong_setting_is_reported(name: str, where: str, folder: Path) -> None:
     with pytest.raises(Exception, match=name) as error:
         start({name: WRONG[name]}, where)
     said = str(error.value)
     assert "What to do:" in said
-    if name != "mounts":  # of which the wrong part is shown
+    if name != "mounts":  # its error shows only the wrong part
         assert str(WRONG[name]).strip("[]'") in said
     assert list(folder.iterdir()) == []
 
 
-def test_settings_reach_the_sandbox() -> None:
+def test_settings_reach_sandbox() -> None:
     settings = {"memory_limit": "1G", "environment": ["GK_PASSED"]}
     environment = {"GK_PASSED": "yes", "GK_SECRET": "no"}
     code = """
@@ -94,7 +94,7 @@ print(json.dumps([info, dict(os.environ)]))
     assert "GK_SECRET" not in inside
 
 
-def test_variables_come_from_this_process_where_a_manager_passes_none(
+def test_variables_default_to_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GK_PASSED", "yes")
@@ -113,8 +113,8 @@ def find_numbers(value: Any) -> set[int]:
     return {value} if isinstance(value, int) else set()
 
 
-def test_a_client_changes_nothing_with_kernel_variables(folder: Path) -> None:
-    """JupyterLab and others pass KERNEL_* on from whoever starts a kernel."""
+def test_kernel_variables_of_client_are_ignored(folder: Path) -> None:
+    """JupyterLab and others pass KERNEL_* variables of the client on."""
     (folder / "here").touch()
     environment = {
         "KERNEL_MEMORY_LIMIT": "1T",
@@ -134,10 +134,10 @@ def test_a_client_changes_nothing_with_kernel_variables(folder: Path) -> None:
     assert "GK_SECRET" not in said
 
 
-def test_failed_start_says_what_runsc_said(
+def test_failed_start_shows_runsc_error(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a ``runsc`` on PATH before the real one, which answers all but ``run`` like that."""
+    """A ``runsc`` that fails at ``run`` is on PATH before the real one."""
     program = tmp_path / "bin" / "runsc"
     program.parent.mkdir()
     program.write_text(
@@ -155,7 +155,9 @@ esac
     assert list(folder.iterdir()) == []
 
 
-def test_missing_runsc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
+def test_missing_runsc_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(command_line, "EXTRA_PATH", "")
     with pytest.raises(Exception, match="runsc") as error:
@@ -164,14 +166,14 @@ def test_missing_runsc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: 
     assert list(folder.iterdir()) == []
 
 
-def test_a_command_that_is_not_there(folder: Path) -> None:
+def test_missing_command_is_reported(folder: Path) -> None:
     with pytest.raises(Exception, match="no-such-program"):
         start({"command": ["/usr/bin/no-such-program", "{connection_file}"]}, "configuration")
     assert list(folder.iterdir()) == []
 
 
-def test_a_kernel_that_ends_at_once(folder: Path) -> None:
-    """It may be noticed during the start or after it; both ways it is over, and nothing is left."""
+def test_kernel_that_ends_at_once_leaves_nothing(folder: Path) -> None:
+    """Its end may be noticed during the start or after it."""
     manager = KernelManager(kernel_name=KERNEL)
     command = ["python3", "-c", "raise SystemExit(3)", "{connection_file}"]
     manager.config = Config({"GVisorProvisioner": {"command": command}})

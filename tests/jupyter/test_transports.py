@@ -1,4 +1,4 @@
-"""How a client reaches the kernel: ipc and tcp, in the clear and with CURVE."""
+"""How a client reaches the kernel: ipc and tcp, unencrypted and with CURVE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from traitlets.config import Config
 from .helpers import SANDBOXED, execute, running_kernel
 
 
-def test_by_default_sockets_of_this_user_only() -> None:
+def test_default_is_private_ipc_sockets() -> None:
     if not SANDBOXED:
         pytest.skip("the local kernel takes tcp by default")
     with running_kernel() as (manager, client):
@@ -27,8 +27,8 @@ def test_by_default_sockets_of_this_user_only() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_transport_of_the_manager(transport: str) -> None:
-    """As configuration sets it; that a trait was given its own default, tcp, nobody can see."""
+def test_managers_transport_is_used(transport: str) -> None:
+    """It counts if configured; a trait that is set to its default, tcp, cannot be told apart."""
     config = Config({"KernelManager": {"transport": transport}})
     with running_kernel(config=config) as (manager, client):
         info = manager.get_connection_info()
@@ -42,7 +42,7 @@ def test_transport_of_the_manager(transport: str) -> None:
         assert execute(client, "40 + 3").result == "43"
 
 
-def test_transport_of_the_settings() -> None:
+def test_settings_transport_is_used() -> None:
     if not SANDBOXED:
         pytest.skip("the local kernel has no settings")
     with running_kernel(settings={"transport": "tcp"}) as (manager, client):
@@ -51,8 +51,8 @@ def test_transport_of_the_settings() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_curve(transport: str) -> None:
-    """With encryption required, who has the key of the messages but not CURVE's is not heard."""
+def test_curve_keeps_strangers_out(transport: str) -> None:
+    """With encryption required, a client with the message key but without CURVE is ignored."""
     config = Config({"KernelManager": {"transport": transport, "transport_encryption": "required"}})
     with running_kernel(config=config) as (manager, client):
         assert manager.get_connection_info()["transport"] == transport

@@ -9,7 +9,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernel.command import need_on_host
+from gvisor_kernel.kernel.command import check_on_host
 
 from ..gvisor import gvisor_release
 from ..world import PROJECT, World
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(not SANDBOXED, reason="another kernel than ours"
 
 NAME = "gvisor-typescript"
 NULLS = pytest.mark.xfail(
-    reason="Deno 2.7 sends null for user_expressions and transient, unsandboxed too"
+    reason="Deno 2.7 sends null for user_expressions and transient, also without a sandbox"
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kernelspec(world: World) -> Iterator[None]:
-    """As it is installed, but cold: nothing makes an image beside the tests."""
+    """The installed kernelspec without snapshots: none must be made during the tests."""
     install = ["install", "--user", "--language", "typescript", "--set", "snapshot=off"]
     assert main(install) == 0
     yield
@@ -47,8 +47,8 @@ class TestConformance(Conformance):
     incomplete_code_samples = ["function f() {"]  # noqa: RUF012
     code_generate_error = "throw new Error('no')"
 
-    # Not by code_execute_result and code_display_data, whose subtests cannot be expected to fail:
-    # test_results_and_outputs_of_all_kinds looks at what these would, without the schema.
+    # code_execute_result and code_display_data are not set, as xfail does not work for their
+    # subtests. test_results_and_outputs_are_shown checks the same without the schema.
     @NULLS
     def test_execute_stdout(self) -> None:
         super().test_execute_stdout()
@@ -67,7 +67,7 @@ def shared(
         yield both
 
 
-def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
+def test_kernel_runs_in_sandbox(client: BlockingKernelClient) -> None:
     code = (
         "console.log(Deno.uid(), Deno.cwd()); console.log(Deno.readTextFileSync('/proc/version'))"
     )
@@ -77,7 +77,7 @@ def test_it_is_in_the_sandbox(client: BlockingKernelClient) -> None:
     assert execute(client, "Deno.writeTextFileSync('outputs/file', 'kept')").error == ""
 
 
-def test_results_and_outputs_of_all_kinds(client: BlockingKernelClient) -> None:
+def test_results_and_outputs_are_shown(client: BlockingKernelClient) -> None:
     assert execute(client, "const n: number = 6; n * 7").result == "\x1b[33m42\x1b[39m"
     assert execute(client, "console.log('hello')").text == "hello\n"
     (error,) = execute(client, "console.error('oh')").of_type("stream")
@@ -88,12 +88,12 @@ def test_results_and_outputs_of_all_kinds(client: BlockingKernelClient) -> None:
     assert shown["content"]["data"] == {"image/svg+xml": "<svg/>"}
 
 
-def test_types_go_and_what_is_declared_stays(client: BlockingKernelClient) -> None:
+def test_declarations_persist_between_cells(client: BlockingKernelClient) -> None:
     execute(client, "interface Point { x: number }; const p: Point = { x: 4 }")
     assert execute(client, "console.log(p.x + 1)").text == "5\n"
 
 
-def test_an_interrupt_ends_what_runs_and_nothing_else(
+def test_interrupt_ends_only_running_cell(
     manager: KernelManager, client: BlockingKernelClient
 ) -> None:
     execute(client, "const before = 'here'")
@@ -103,19 +103,19 @@ def test_an_interrupt_ends_what_runs_and_nothing_else(
     assert execute(client, "console.log(before)").text == "here\n"
 
 
-def test_a_restart_renews_it(manager: KernelManager, client: BlockingKernelClient) -> None:
+def test_restart_clears_state(manager: KernelManager, client: BlockingKernelClient) -> None:
     execute(client, "var gone = 1")
     manager.restart_kernel()
     client.wait_for_ready(timeout=SECONDS)
     assert execute(client, "console.log(typeof gone)").text == "undefined\n"
 
 
-def test_what_is_missing_is_named() -> None:
-    with pytest.raises(GvisorKernelError, match="no program deno") as caught:
-        need_on_host("/usr/bin/python3", ["deno", "{connection_file}"])
+def test_missing_program_is_named() -> None:
+    with pytest.raises(GvisorKernelError, match="needs the program deno") as caught:
+        check_on_host("/usr/bin/python3", ["deno", "{connection_file}"])
     assert "pip install 'deno" in str(caught.value)
 
 
-def test_it_has_logos() -> None:
+def test_kernelspec_has_logos() -> None:
     logos = {path.name for path in (PROJECT / "kernelspecs" / NAME).glob("logo-*")}
     assert logos == {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"}

@@ -50,7 +50,7 @@ def logs_in(folder: Path) -> list[Path]:
     return found
 
 
-STUMBLES = r"on iopub costs \d+ bytes of credit; only|ended by itself, by signal SIGKILL"
+STUMBLES = r"on iopub costs \d+ bytes of credit; only|ended unexpectedly by signal SIGKILL"
 """Or, where the host reads it in small pieces, the kernel's own end stumbles first: over credit
 given back for what it never counted. PID 1 sees its link closed then, and kills it."""
 BREAKS = {

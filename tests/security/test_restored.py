@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         keys = json.loads(done.stdout)
         assert len(keys) == 2
         words |= {"the clients' key": keys[0], "a key": keys[1], "the folder": folder.name}
-        (image,) = Store.open().images()
+        (image,) = Store.open().snapshots()
         yield Made(image, words, folder)
 
 
@@ -146,7 +146,7 @@ def restored(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[K
     environment = {**os.environ, **dict.fromkeys(PASSED, "my own"), "TMPDIR": "/workspace"}
     settings = {"environment": [*PASSED, "TMPDIR"]}
     with attacker(folder, settings, env=environment) as kernel:
-        assert "the kernel goes on from an image" in kernel_log(kernel.manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(kernel.manager)
         yield kernel
 
 

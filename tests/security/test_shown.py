@@ -155,7 +155,9 @@ def test_what_is_imported_is_there(place: Place) -> None:
 
 def test_it_starts_without_an_image(place: Place) -> None:
     """Whose mounts would be others."""
-    assert "without an image: Jupyter's own files are among" in kernel_log(place.kernel.manager)
+    assert "without a snapshot: the uploads contain Jupyter's own files" in kernel_log(
+        place.kernel.manager
+    )
 
 
 def test_jupyters_own_folders_are_no_uploads_and_no_mount(

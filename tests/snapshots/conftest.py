@@ -1,10 +1,9 @@
-"""Kernels of an environment of the test's own, which may be changed, and images of them."""
+"""Fixtures: a Python environment that tests may change, kernels of it and their snapshots."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import site
 import subprocess
@@ -29,7 +28,10 @@ with tempfile.TemporaryDirectory():
     pass
 own = secrets.token_hex(8)
 """
-"""A module that uses every generator as it is imported."""
+"""A module that uses each random generator when it is imported."""
+
+
+STORE_LOGGER = "gvisor_kernel.snapshots.store"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_python(folder: Path) -> Path:
-    """An interpreter with this one's packages, and a place for more."""
+    """Create an environment with this one's packages, and return its interpreter."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages_of(folder) / "these.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return folder / "bin" / "python"
@@ -53,51 +55,54 @@ def packages_of(folder: Path) -> Path:
 
 
 def build(*arguments: str) -> str:
-    """The image of what ``snapshot build`` says that it has made: the beginning of its key."""
+    """Run ``snapshot build``; return the beginning of the snapshot's key."""
     command = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[1].rstrip(",")
 
 
-def image_of(kernel: str) -> Snapshot | None:
-    """The image for kernels of a kernelspec."""
-    for image in Store.open().images():
-        if image.meta.label["kernel"] == kernel:
-            return image
+def snapshot_of(kernel: str) -> Snapshot | None:
+    """Return the snapshot for kernels of a kernelspec."""
+    for snapshot in Store.open().snapshots():
+        if snapshot.meta.label["kernel"] == kernel:
+            return snapshot
     return None
 
 
-def copy_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
-    """The image of this run, in a store of the test's own, where it may be damaged."""
-    image = image_of(DEFAULT_KERNEL)
-    assert image is not None
+def copy_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
+    """Copy this run's snapshot into a store of the test, where it may be damaged."""
+    snapshot = snapshot_of(DEFAULT_KERNEL)
+    assert snapshot is not None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = Store.open()
-    copy_to(store, image)
-    (copy,) = store.images()
+    copy_to(store, snapshot)
+    (copy,) = store.snapshots()
     return copy
 
 
-def copy_to(store: Store, image: Snapshot) -> None:
-    """As the store makes one: it refuses files that are not those that it has written."""
+def copy_to(store: Store, snapshot: Snapshot) -> None:
+    """Copy a snapshot by the store's own methods: it refuses files that it has not written."""
     with store.write() as draft:
-        for path in image.files.iterdir():
+        for path in snapshot.files.iterdir():
             shutil.copyfile(path, draft.files / path.name)
-        store.keep(draft, SnapshotKey(image.meta.parts), image.meta)
+        store.keep(draft, SnapshotKey(snapshot.meta.parts), snapshot.meta)
 
 
-def rewrite(image: Snapshot, change: Callable[[dict[str, Any]], None]) -> None:
-    """A meta.json that is whole, and says something else."""
-    path = image.directory / "meta.json"
+def rewrite(snapshot: Snapshot, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change meta.json, with a right checksum."""
+    path = snapshot.directory / "meta.json"
     content = json.loads(path.read_text().partition("\n")[2])
     change(content)
     text = json.dumps(content)
     path.write_text(hashlib.sha256(text.encode()).hexdigest() + "\n" + text)
 
 
-def said(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
+@pytest.fixture
+def discards(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Return a function for the log lines about snapshots that are no longer usable."""
+    caplog.set_level("DEBUG", logger=STORE_LOGGER)
+    return lambda: "\n".join(r.getMessage() for r in caplog.records if r.name == STORE_LOGGER)
 
 
 @pytest.fixture
@@ -117,7 +122,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kernelspec(environment: Path, world: World, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a kernelspec of ``environment``, whose kernels start from images."""
+    """The name of a kernelspec of ``environment`` whose kernels start from snapshots."""
     name = f"gvisor-{Path(request.module.__file__).stem}"
     folder = world.add_kernelspec(
         name,

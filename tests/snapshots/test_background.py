@@ -1,4 +1,4 @@
-"""Images made in the background: after a cold start, one at a time, behind everybody else."""
+"""Snapshots made in the background: after a cold start, one at a time, with low priority."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
 from ..world import kernelspec_of
-from .conftest import copy_image, packages_of
+from .conftest import copy_snapshot, packages_of
 
 KERNEL = kernelspec_of("restored")
 
@@ -51,8 +51,8 @@ if sys.stdin.readline() == "fork\\n":
 for manager in managers:
     manager.shutdown_kernel(now=True)
 """
-"""A server that starts a kernel for each module to preload, and ends with a line on stdin; told to
-fork, it has a child, and both stay."""
+"""A server that starts a kernel for each module to preload. It ends at a line on stdin. At the line
+"fork" it forks a child instead, and both stay."""
 
 
 HOSTILE = "open('imported', 'w').close(); raise SystemExit(7)\n"
@@ -60,13 +60,13 @@ HOSTILE = "open('imported', 'w').close(); raise SystemExit(7)\n"
 
 @contextmanager
 def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs in a folder of notebooks, which may have anything in it: nothing of that is imported."""
+    """Run a server in a folder whose hostile modules must not be imported."""
     for name in ("gvisor_kernel.py", "json.py", "rich.py", "sitecustomize.py"):
         (folder / name).write_text(HOSTILE)
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", SERVER, folder, *preload],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder)},  # for what a killed one leaves
+        env={**os.environ, "TMPDIR": str(folder)},  # for files that a killed server leaves
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -85,7 +85,7 @@ def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """An empty store, and images made here in the background, as in any server."""
+    """An empty store. This process makes snapshots in the background, like any server."""
     monkeypatch.setattr(background_builder, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(SnapshotBuilder, "_instance", None)
     yield own_store
@@ -93,11 +93,11 @@ def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def labels(store: Store) -> list[str]:
-    return sorted(image.meta.label["preload"] for image in store.images())
+    return sorted(snapshot.meta.label["preload"] for snapshot in store.snapshots())
 
 
 def sandboxes_of(store: Store) -> list[Record]:
-    """Those of kernels that an image is to be taken of."""
+    """Return the sandboxes of kernels that a snapshot is being made of."""
     return [record for _, record in find_sandboxes() if record.folder.startswith(str(store.root))]
 
 
@@ -105,14 +105,14 @@ def left_in(store: Store) -> set[str]:
     return {path.name for path in store.root.iterdir()} - {"lock", "builder"}
 
 
-def test_the_first_start_is_cold_and_the_next_is_not(
+def test_first_start_is_cold_and_next_is_restored(
     in_background: Store,
     kernelspec: str,
     environment: Path,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    """And again after an upgrade of a package, in the same server."""
+    """An upgraded package makes the next start cold again, in the same server."""
     module = packages_of(environment) / "gk_version.py"
     module.write_text("version = 1\n")
 
@@ -121,27 +121,29 @@ def test_the_first_start_is_cold_and_the_next_is_not(
         with running_kernel(kernelspec, settings=settings, start={"cwd": str(tmp_path)}) as (m, c):
             said = execute(c, "import gk_version; print(gk_version.version)").text.strip()
             log = kernel_log(m)
-        return said, "restored" if "goes on from an image" in log else log
+        return said, "restored" if "was restored from a snapshot" in log else log
 
     version, log = start()
     assert version == "1"
-    assert "the kernel starts without an image: none that fits" in log
-    wait_until(lambda: labels(in_background) == ["gk_version"], "the image")
+    assert "the kernel starts without a snapshot: no snapshot fits" in log
+    wait_until(lambda: labels(in_background) == ["gk_version"], "the snapshot")
     assert start() == ("1", "restored")
-    old = in_background.images()[0].meta.created
+    old = in_background.snapshots()[0].meta.created
     module.write_text("version = 22\n")
     version, log = start()
     assert version == "22"
-    assert f"the kernel starts without an image: {module} has changed" in log
+    assert f"the kernel starts without a snapshot: {module} has changed" in log
     wait_until(
-        lambda: [i for i in in_background.images() if i.meta.created > old], "the next image"
+        lambda: [s for s in in_background.snapshots() if s.meta.created > old], "the next snapshot"
     )
     assert start() == ("22", "restored")
 
 
 @pytest.mark.once
-def test_one_at_a_time_behind_everybody_else(own_store: Store, tmp_path: Path) -> None:
-    """Two servers, three kernels, three images: in turn, with what others leave of the machine."""
+def test_snapshots_are_made_one_at_a_time_with_low_priority(
+    own_store: Store, tmp_path: Path
+) -> None:
+    """Two servers with three kernels make three snapshots in turn, at the lowest priority."""
     disk: dict[int, Counter[str]] = defaultdict(Counter)
     with server(tmp_path, "wave", "csv"), server(tmp_path, "json"):
 
@@ -156,10 +158,10 @@ def test_one_at_a_time_behind_everybody_else(own_store: Store, tmp_path: Path) -
                         disk[process.pid][disk_priority(process.pid)] += 1
             return len(labels(own_store)) == 3
 
-        wait_until(look, "three images", 120)
+        wait_until(look, "three snapshots", 120)
     assert labels(own_store) == ["csv", "json", "wave"]
     assert sum("idle" in seen for seen in disk.values()) >= 6, "three builders and their sandboxes"
-    # While they end they have none, and some may not have been looked at before.
+    # A process that ends has no priority, and some were not seen before their end.
     assert all("idle" in seen or seen.total() <= 2 for seen in disk.values()), disk
     assert len(left_in(own_store)) == 3
 
@@ -170,10 +172,12 @@ def disk_priority(pid: int) -> str:
 
 
 @pytest.mark.parametrize("how", ["ended", "killed", "killed with a child that stays"])
-def test_it_ends_with_its_server(how: str, own_store: Store, tmp_path: Path) -> None:
-    """In the middle of it: no process, no sandbox, no half image."""
+def test_builder_ends_with_its_server(how: str, own_store: Store, tmp_path: Path) -> None:
+    """It leaves no process, no sandbox and no unfinished snapshot."""
     with server(tmp_path, "pandas") as process:
-        wait_until(lambda: any(r.processes for r in sandboxes_of(own_store)), "an image's sandbox")
+        wait_until(
+            lambda: any(r.processes for r in sandboxes_of(own_store)), "a snapshot's sandbox"
+        )
         (builder_id,) = {record.owner.pid for record in sandboxes_of(own_store)}
         child = 0
         if "child" in how:
@@ -190,7 +194,7 @@ def test_it_ends_with_its_server(how: str, own_store: Store, tmp_path: Path) -> 
         os.kill(child, signal.SIGKILL)
     assert sandboxes_of(own_store) == []
     assert left_in(own_store) == set()
-    get_runtime("runsc").sweep()  # a server that is killed leaves its kernel's directory
+    get_runtime("runsc").sweep()  # a killed server leaves its kernel's directory
 
 
 def is_there(pid: int) -> bool:
@@ -201,26 +205,28 @@ def is_there(pid: int) -> bool:
 
 
 @pytest.mark.once
-def test_what_cannot_be_made_is_tried_twice(
+def test_failing_snapshot_is_tried_twice(
     in_background: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = find_plan(KERNEL, own_info(), "")
     plan = replace(plan, spec=replace(plan.spec, preload=("gk_no_such_module",)))
-    images = SnapshotBuilder.instance()
+    builder = SnapshotBuilder.instance()
     for tries in (1, 2):
-        images.want(plan)
-        wait_until(lambda tries=tries: images._failed.total() == tries, "the try")
-        wait_until(lambda: not images._current, "its end")
-    images.want(plan)
-    assert not images._wanted
+        builder.request(plan)
+        wait_until(lambda tries=tries: builder._failed.total() == tries, "a failed attempt")
+        wait_until(lambda: not builder._current, "the end of the attempt")
+    builder.request(plan)
+    assert not builder._wanted
     assert "gk_no_such_module cannot be imported" in caplog.text
     assert left_in(in_background) == set()
 
 
 @pytest.mark.once
-def test_the_store_is_bounded(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three images where there is room for two, the one used least lately goes."""
-    oldest = copy_image(tmp_path, monkeypatch)
+def test_store_removes_least_recently_used_snapshot(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has room for two of three snapshots."""
+    oldest = copy_snapshot(tmp_path, monkeypatch)
     os.utime(oldest.directory / "used", (1e9, 1e9))
     monkeypatch.setattr(Store.__init__, "__defaults__", (int(2.5 * oldest.size),))
     store = Store.open()
@@ -233,8 +239,8 @@ def test_the_store_is_bounded(image: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(left_in(store)) == 2
     words = [text for text, _ in said]
     assert words[: len(words) // 2] == [
-        *("Starting a kernel", "Waiting for it", "Importing json", "Warming it up"),
-        *("Writing its image", "Keeping it"),
+        *("Starting a kernel", "Waiting for the kernel", "Importing json"),
+        *("Warming up the kernel", "Writing the snapshot", "Storing the snapshot"),
     ]
     done = [share for _, share in said][: len(words) // 2]
     assert done == sorted(done)

@@ -1,4 +1,4 @@
-"""An image that is damaged, or a lie, costs one cold start: no error, and the log says why."""
+"""A damaged or forged snapshot costs one cold start: no error is raised, and the log says why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gvisor_kernel.snapshots.store import Snapshot, Store, check_private
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..world import kernelspec_of
-from .conftest import copy_image, rewrite, said
+from .conftest import copy_snapshot, rewrite
 
 KERNEL = kernelspec_of("restored")
 Damage = Callable[[Snapshot], None]
@@ -31,9 +31,9 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def pages(image: Snapshot) -> Path:
+def pages(snapshot: Snapshot) -> Path:
     """The largest file: the memory."""
-    return max(image.files.iterdir(), key=lambda path: path.stat().st_size)
+    return max(snapshot.files.iterdir(), key=lambda path: path.stat().st_size)
 
 
 def replace_by_link(path: Path) -> None:
@@ -42,94 +42,110 @@ def replace_by_link(path: Path) -> None:
     path.symlink_to(elsewhere)
 
 
-def lie_of_the_pages(image: Snapshot) -> None:
-    """What the file system says of the files is made to fit: runsc has to find it out itself."""
-    truncate(pages(image))
-    stamps = check_private(image.files)
-    rewrite(image, lambda content: content.update(stamps=stamps))
+def truncate_unnoticed(snapshot: Snapshot) -> None:
+    """Truncate the memory and forge the stamps, so that only runsc can notice it."""
+    truncate(pages(snapshot))
+    stamps = check_private(snapshot.files)
+    rewrite(snapshot, lambda content: content.update(stamps=stamps))
 
 
+CHANGED = "was changed after it was written"
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "truncated": (lambda image: truncate(pages(image)), "not as it was written"),
-    "a bit flipped": (lambda image: flip_a_bit(pages(image)), "not as it was written"),
-    "a bit of what is known of it": (
-        lambda image: flip_a_bit(image.directory / "meta.json"),
+    "truncated": (lambda snapshot: truncate(pages(snapshot)), CHANGED),
+    "a bit flipped": (lambda snapshot: flip_a_bit(pages(snapshot)), CHANGED),
+    "a bit of meta.json flipped": (
+        lambda snapshot: flip_a_bit(snapshot.directory / "meta.json"),
         "is damaged",
     ),
-    "a file missing": (lambda image: pages(image).unlink(), "not as it was written"),
-    "a file more": (lambda image: (image.files / "more").touch(), "not as it was written"),
-    "nothing known of it": (lambda image: (image.directory / "meta.json").unlink(), "No such file"),
-    "a link in the place of a file": (lambda image: replace_by_link(pages(image)), "is a link"),
-    "a link in the place of all": (lambda image: replace_by_link(image.directory), "no directory"),
-    "its folder open to a group": (lambda image: image.files.chmod(0o770), "by others"),
-    "a file open to a group": (lambda image: pages(image).chmod(0o660), "by others"),
-    "files that lie": (lie_of_the_pages, "could not be restored"),
-    "a manifest that lies": (
-        lambda image: rewrite(
-            image, lambda content: content["manifest"]["files"].append(["/etc/passwd", 1, 2, 3])
+    "a file missing": (lambda snapshot: pages(snapshot).unlink(), CHANGED),
+    "an additional file": (lambda snapshot: (snapshot.files / "more").touch(), CHANGED),
+    "meta.json missing": (
+        lambda snapshot: (snapshot.directory / "meta.json").unlink(),
+        "No such file",
+    ),
+    "a file replaced by a link": (
+        lambda snapshot: replace_by_link(pages(snapshot)),
+        "is a symbolic link",
+    ),
+    "the snapshot replaced by a link": (
+        lambda snapshot: replace_by_link(snapshot.directory),
+        "is not a directory",
+    ),
+    "a folder writable by its group": (
+        lambda snapshot: snapshot.files.chmod(0o770),
+        "is writable by other users",
+    ),
+    "a file writable by its group": (
+        lambda snapshot: pages(snapshot).chmod(0o660),
+        "is writable by other users",
+    ),
+    "truncated with forged stamps": (truncate_unnoticed, "could not be restored"),
+    "a forged manifest": (
+        lambda snapshot: rewrite(
+            snapshot, lambda content: content["manifest"]["files"].append(["/etc/passwd", 1, 2, 3])
         ),
         "/etc/passwd has changed",
     ),
-    "another image's": (
-        lambda image: rewrite(image, lambda content: content.update(key="0" * 32)),
-        "another image's",
+    "meta.json of another snapshot": (
+        lambda snapshot: rewrite(snapshot, lambda content: content.update(key="0" * 32)),
+        "belongs to another snapshot",
     ),
 }
 if os.geteuid() == 0:
-    DAMAGES["another user's folder"] = (
-        lambda image: os.chown(image.files, 12345, 12345),
-        "another user's",
+    DAMAGES["a folder of another user"] = (
+        lambda snapshot: os.chown(snapshot.files, 12345, 12345),
+        "belongs to another user (uid 12345)",
     )
-    DAMAGES["another user's file"] = (
-        lambda image: os.chown(pages(image), 12345, 12345),
-        "another user's",
+    DAMAGES["a file of another user"] = (
+        lambda snapshot: os.chown(pages(snapshot), 12345, 12345),
+        "belongs to another user (uid 12345)",
     )
 
 
-AT_THE_RESTORE = ("files that lie", "a manifest that lies")
+DETECTED_AT_RESTORE = ("truncated with forged stamps", "a forged manifest")
 STARTED = (
-    *("truncated", "a bit flipped", "a file missing", "a link in the place of all"),
-    *("its folder open to a group", *AT_THE_RESTORE),
+    *("truncated", "a bit flipped", "a file missing", "the snapshot replaced by a link"),
+    *("a folder writable by its group", *DETECTED_AT_RESTORE),
 )
 
 
-@pytest.mark.parametrize("name", [name for name in DAMAGES if name not in AT_THE_RESTORE])
-def test_is_seen_before_it_is_restored(
+@pytest.mark.parametrize("name", [name for name in DAMAGES if name not in DETECTED_AT_RESTORE])
+def test_damage_is_detected_before_restore(
     name: str,
     image: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    discards: Callable[[], str],
 ) -> None:
-    damaged = copy_image(tmp_path, monkeypatch)
+    damaged = copy_snapshot(tmp_path, monkeypatch)
     damage, reason = DAMAGES[name]
     damage(damaged)
-    assert Store.open().images() == []
+    assert Store.open().snapshots() == []
     with Store.open().use(damaged.meta.key) as found:
         assert found is None
-    assert reason in said(caplog)
+    assert reason in discards()
     assert left() == []
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", STARTED)
-def test_costs_one_cold_start(
+def test_damaged_snapshot_costs_one_cold_start(
     name: str,
     image: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    discards: Callable[[], str],
 ) -> None:
-    damaged = copy_image(tmp_path, monkeypatch)
+    damaged = copy_snapshot(tmp_path, monkeypatch)
     damage, reason = DAMAGES[name]
     damage(damaged)
     with running_kernel(KERNEL, start={"cwd": str(tmp_path)}) as (manager, client):
         assert execute(client, "40 + 2").result == "42"
         log = kernel_log(manager)
-    assert "the kernel goes on from an image" not in log
-    assert "the kernel starts without an image" in log
-    assert damaged.meta.key in said(caplog)
-    assert reason in said(caplog)
+    assert "the kernel was restored from a snapshot" not in log
+    assert "the kernel starts without a snapshot" in log
+    assert damaged.meta.key in discards()
+    assert reason in discards()
     assert left() == []
 
 
@@ -139,11 +155,11 @@ def left() -> list[str]:
     return sorted({path.name for path in store.root.iterdir()} - {"lock", "builder"})
 
 
-def test_what_is_in_the_files_is_checked_when_asked(
+def test_verify_detects_damaged_content(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A disk that loses a bit changes no file's time."""
-    damaged = copy_image(tmp_path, monkeypatch)
+    """A bit that the disk loses changes no file's time, so only ``snapshot verify`` finds it."""
+    damaged = copy_snapshot(tmp_path, monkeypatch)
     assert main(["snapshot", "verify"]) == 0
     flip_a_bit(pages(damaged))
     stamps = check_private(damaged.files)
@@ -154,10 +170,10 @@ def test_what_is_in_the_files_is_checked_when_asked(
     assert left() == []
 
 
-def test_the_copy_that_is_damaged_there_would_have_served(
+def test_undamaged_copy_is_restored(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy_image(tmp_path, monkeypatch)
+    copy_snapshot(tmp_path, monkeypatch)
     with running_kernel(KERNEL, start={"cwd": str(tmp_path)}) as (manager, client):
         assert execute(client, "40 + 2").result == "42"
-        assert "the kernel goes on from an image" in kernel_log(manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(manager)

@@ -1,4 +1,4 @@
-"""Images of an environment with editable installs: of packages alone, with the rest covered."""
+"""Snapshots of an environment with editable installs: only the packages are shown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ pytestmark = pytest.mark.once
 
 
 def start(kernelspec: str, folder: Path, code: str) -> tuple[bool, str]:
-    """Whether a kernel goes on from an image, and what ``code`` prints in it."""
+    """Return whether a kernel is restored from a snapshot, and what ``code`` prints in it."""
     with running_kernel(kernelspec, start={"cwd": str(folder)}) as (manager, client):
-        return "the kernel goes on from an image" in kernel_log(manager), execute(client, code).text
+        restored = "the kernel was restored from a snapshot" in kernel_log(manager)
+        return restored, execute(client, code).text
 
 
-def test_an_image_of_editable_installs(environment: Path, kernelspec: str, tmp_path: Path) -> None:
-    """One repository beside the environment, one in it, which also has been a server's data."""
+def test_snapshot_covers_editable_installs(
+    environment: Path, kernelspec: str, tmp_path: Path
+) -> None:
+    """One repository is beside the environment, one in it, together with a server's data."""
     mine, tool = tmp_path / "mine", environment / "src" / "tool"
     jupyter = environment / "share" / "jupyter"
     for path in (

@@ -1,4 +1,4 @@
-"""What an image's name depends on, and what it does not."""
+"""What the key of a snapshot depends on, and what it does not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECRETS = (
     *("MPL_TOKEN", "NUMBA_TOKEN", "CUDA_TOKEN", "LC_TOKEN", "MALLOC_TOKEN", "OMP_NUM_THREADS"),
     *("HTTPS_PROXY", "TMPDIR", "SSL_CERT_FILE", "TZ"),
 )
-"""Names of variables whose values are in no image, though many begin like one that may be."""
+"""Variables whose values must be in no snapshot, though many begin like one that may be in it."""
 HOST = HostFacts(["1.0", ("guest/main.py", 100, 5)], ["x86_64", "avx2", "2"])
 
 
@@ -50,11 +50,11 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return describe(tmp_path_factory.mktemp("one"))
 
 
-def test_another_session_has_the_same(sandbox: dict[str, Any], tmp_path: Path) -> None:
+def test_other_session_has_same_key(sandbox: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "outputs").mkdir()
     key = make_key(sandbox, KERNEL, HOST)
-    # Where no cgroup bounds memory, a limit that kernels see does.
+    # Without a cgroup, kernels see the memory limit, so it is part of the key.
     limit = 5 << 30 if can_bound_memory() else 4 << 30
     other = describe(tmp_path, uploads="data", memory_limit=limit, cpu_shares=3, transcripts=False)
     assert make_key(other, KERNEL, HOST) == key
@@ -72,7 +72,7 @@ def test_another_session_has_the_same(sandbox: dict[str, Any], tmp_path: Path) -
         ("config", {"mounts": (ExtraMount("/srv", "/srv/data"),)}),
     ],
 )
-def test_settings_that_shape_a_sandbox(
+def test_settings_that_shape_sandbox_change_key(
     part: str, settings: dict[str, Any], sandbox: dict[str, Any], tmp_path: Path
 ) -> None:
     key = make_key(sandbox, KERNEL, HOST)
@@ -81,9 +81,9 @@ def test_settings_that_shape_a_sandbox(
 
 
 def find_compared(described: dict[str, Any]) -> dict[str, Any]:
-    """What a current runsc holds against the checkpoint's at a restore, and refuses else.
+    """Return what a current runsc compares with the checkpoint at a restore.
 
-    Of config.json all but: where mounts and the root come from, the environment and resources.
+    That is config.json without the sources of mounts and root, the environment and the resources.
     """
     config = copy.deepcopy(described["config"])
     for mount in config["mounts"]:
@@ -94,10 +94,10 @@ def find_compared(described: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("memory", [256 << 20, 1 << 30, 3 << 30, 4608 << 20, 5 << 30, 64 << 30])
 @pytest.mark.parametrize("settings", [{}, {"cpu_shares": 3, "uploads": None}, {"disk_limit": 9000}])
-def test_what_runsc_compares_is_in_it(
+def test_key_contains_what_runsc_compares(
     memory: int, settings: dict[str, Any], sandbox: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Whatever the limits are, what has one key can be restored."""
+    """For any limits, a snapshot of the same key can be restored."""
     other = describe(tmp_path, memory_limit=memory, **settings)
     if make_key(other, KERNEL, HOST) == make_key(sandbox, KERNEL, HOST):
         assert find_compared(other) == find_compared(sandbox)
@@ -108,7 +108,7 @@ def test_what_runsc_compares_is_in_it(
 
 
 @pytest.mark.parametrize("part", ["runtime", "flags", "world", "etc", "user"])
-def test_whatever_a_runtime_tells(part: str, sandbox: dict[str, Any]) -> None:
+def test_each_fact_of_runtime_changes_key(part: str, sandbox: dict[str, Any]) -> None:
     other = copy.deepcopy(sandbox)
     other[part][-1] = "else"
     key = make_key(sandbox, KERNEL, HOST)
@@ -130,12 +130,14 @@ def test_whatever_a_runtime_tells(part: str, sandbox: dict[str, Any]) -> None:
         ("environment", {"environment": {}}),
     ],
 )
-def test_the_kernel(part: str, change: dict[str, Any], sandbox: dict[str, Any]) -> None:
+def test_kernel_facts_change_key(
+    part: str, change: dict[str, Any], sandbox: dict[str, Any]
+) -> None:
     key = make_key(sandbox, KERNEL, HOST)
     assert key.differences(make_key(sandbox, replace(KERNEL, **change), HOST).parts) == [part]
 
 
-def test_the_guests_code(tmp_path: Path, sandbox: dict[str, Any]) -> None:
+def test_guest_code_changes_key(tmp_path: Path, sandbox: dict[str, Any]) -> None:
     for part in ("link", "guest", "__init__.py"):
         copying = shutil.copytree if (PACKAGE / part).is_dir() else shutil.copy2
         copying(PACKAGE / part, tmp_path / part)
@@ -149,7 +151,7 @@ def test_the_guests_code(tmp_path: Path, sandbox: dict[str, Any]) -> None:
     assert make_key(sandbox, KERNEL, edited) != make_key(sandbox, KERNEL, find_host_facts(tmp_path))
 
 
-def test_the_processors(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_count_changes_key(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     facts = find_host_facts()
     assert facts.cpu[0] == os.uname().machine
     assert len(facts.cpu) > 10
@@ -158,7 +160,7 @@ def test_the_processors(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     assert key.differences(make_key(sandbox, KERNEL, find_host_facts()).parts) == ["cpu"]
 
 
-def test_values_that_a_setting_passes_on_come_later() -> None:
+def test_passed_variables_are_not_in_snapshot() -> None:
     secret = dict.fromkeys(SECRETS, "s3cret")
     own = {"PYTHONPATH": "/x", "LANG": "C.UTF-8", "OWN": "1", "NVIDIA_OWN": "2"}
     early, later = split_environment({**secret, **own}, (*SECRETS, "PYTHONPATH", "LANG", "ABSENT"))
@@ -166,7 +168,7 @@ def test_values_that_a_setting_passes_on_come_later() -> None:
     assert early == own
 
 
-def test_the_list_of_what_is_read_at_the_start_has_names_alone() -> None:
+def test_early_variables_are_exact_names_without_secrets() -> None:
     for name in EARLY:
         assert not name.endswith("_") or name.startswith("MALLOC_"), f"{name} looks like a prefix"
         assert not {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASS", "AUTH"} & set(name.split("_"))
@@ -174,7 +176,7 @@ def test_the_list_of_what_is_read_at_the_start_has_names_alone() -> None:
 
 
 def plan_of(*names: str, argv: tuple[str, ...] = (), **settings: Any) -> KernelPlan:
-    """A kernel that is passed ``names``, of which the server has all."""
+    """Return the plan of a kernel that is passed the variables ``names``."""
     request = LaunchRequest("k", "id", Path("/srv"), sys.executable, dict.fromkeys(names, "s3cret"))
     spec = SandboxSpec(environment=names, **settings)
     identity = KernelIdentity("k", b"key", "hmac-sha256", spec.memory_limit)
@@ -182,7 +184,7 @@ def plan_of(*names: str, argv: tuple[str, ...] = (), **settings: Any) -> KernelP
 
 
 @pytest.mark.parametrize(
-    ("plan", "obstacle"),
+    ("plan", "named"),
     [
         (plan_of("API_TOKEN", "OMP_NUM_THREADS"), ""),
         (plan_of("PYTHONPATH", argv=("bash", "{connection_file}")), ""),
@@ -192,13 +194,13 @@ def plan_of(*names: str, argv: tuple[str, ...] = (), **settings: Any) -> KernelP
         (plan_of("API_TOKEN", "OMP_NUM_THREADS", preload=("numpy",)), "OMP_NUM_THREADS"),
     ],
 )
-def test_a_kernel_that_could_not_be_told_has_no_image(plan: KernelPlan, obstacle: str) -> None:
-    found = find_obstacle(plan)
-    assert found is None if not obstacle else found is not None and found.startswith(obstacle)
+def test_kernel_that_cannot_receive_variables_has_no_snapshot(plan: KernelPlan, named: str) -> None:
+    obstacle = find_obstacle(plan)
+    assert obstacle is None if not named else obstacle is not None and f" {named} " in obstacle
 
 
-def test_a_kernelspecs_variable_that_is_made_of_a_passed_one() -> None:
-    """``"env": {"HEADER": "Bearer ${API_TOKEN}"}`` holds the token as well."""
+def test_kernelspec_variable_with_passed_value_is_not_in_snapshot() -> None:
+    """``"env": {"HEADER": "Bearer ${API_TOKEN}"}`` contains the token as well."""
     plan = replace(
         plan_of("API_TOKEN"),
         environment={"HEADER": "Bearer s3cret", "OWN": "1"},
@@ -209,7 +211,7 @@ def test_a_kernelspecs_variable_that_is_made_of_a_passed_one() -> None:
     assert (bare.environment, bare.request.environment) == ({"OWN": "1"}, {})
 
 
-def test_what_is_stale_for_every_kernel(sandbox: dict[str, Any]) -> None:
+def test_stale_parts_are_found_without_kernel(sandbox: dict[str, Any]) -> None:
     parts = dict(make_key(sandbox, KERNEL, find_host_facts()).parts)
     assert find_stale_parts(parts) == []
     parts.update(guest="0", runtime="0", config="0")

@@ -1,4 +1,4 @@
-"""Images of kernels of any language, spoken to by frames or by the relay."""
+"""Snapshots of kernels in any language, reached by frames or by the relay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from gvisor_kernel.snapshots.store import Store
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
 from ..sweeps import needs_all
 from ..world import World, kernelspec_of
-from .conftest import build, make_python, packages_of, rewrite, said
+from .conftest import build, make_python, packages_of, rewrite
 
 pytestmark = pytest.mark.once
 
@@ -39,7 +39,7 @@ print(json.dumps([drawn, session.key.decode(), os.getcwd(), os.listdir(), sorted
 
 @pytest.fixture(scope="module", params=[pytest.param("direct", marks=needs_all), "relay"])
 def bash_way(request: pytest.FixtureRequest, world: World) -> Iterator[str]:
-    """An image of a kernel of bash_kernel; how such a kernel is spoken to."""
+    """A snapshot of a bash_kernel; whether it is reached directly or by the relay."""
     folder = add_bash(world, {"direct": "auto", "relay": "relay"}[request.param])
     try:
         build("--kernel", BASH)
@@ -71,8 +71,8 @@ def remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def test_bash(bash_way: str, tmp_path: Path) -> None:
-    """Starts from an image, with random numbers and files of its own; restarts without one."""
+def test_bash_kernels_are_restored(bash_way: str, tmp_path: Path) -> None:
+    """Each has its own random numbers and files; a restart does not use the snapshot."""
     drawn = []
     for number in range(COPIES):
         folder = tmp_path / str(number)
@@ -80,7 +80,7 @@ def test_bash(bash_way: str, tmp_path: Path) -> None:
         (folder / f"data-{number}").touch()
         with running_kernel(BASH, start={"cwd": str(folder)}) as (manager, client):
             log = kernel_log(manager)
-            assert "the kernel goes on from an image" in log
+            assert "the kernel was restored from a snapshot" in log
             first = execute(client, "echo $RANDOM $RANDOM $SRANDOM; pwd; ls; echo $?")
             drawn.append(first.text.splitlines()[0])
             assert first.reply["content"]["execution_count"] == 1
@@ -98,7 +98,7 @@ def test_bash(bash_way: str, tmp_path: Path) -> None:
 
 
 def listens(client: BlockingKernelClient) -> bool:
-    """Whether the kernel has sockets of ZMQ, which one that speaks frames has not."""
+    """Return whether the kernel has ZMQ sockets; one that speaks frames has none."""
     return "-1" in execute(client, "ls /run/gvisor-kernel/kernel/*").text
 
 
@@ -116,12 +116,12 @@ System.out.println(System.getProperty("user.dir") + " "
     + String.join(" ", new TreeSet<>(Arrays.asList(new java.io.File(".").list()))));
 """,
 }
-"""Prints what is drawn from four sources of random numbers, then where the kernel is."""
+"""Prints numbers from four random sources, then the working directory and its files."""
 
 
 @pytest.fixture(scope="module", params=["typescript", pytest.param("java", marks=needs_all)])
 def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A language whose kernel has compilers to load, with an image of it."""
+    """A language whose kernel loads compilers, with a snapshot of that kernel."""
     language = str(request.param)
     if language == "java" and not shutil.which("java", path=host_path("/usr/bin/python3")):
         pytest.skip("there is no java on this machine")
@@ -133,17 +133,15 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
     assert main(["uninstall", "--user", "--name", f"gvisor-{language}"]) == 0
 
 
-def test_a_language_with_a_compiler(compiled: str, tmp_path: Path) -> None:
-    """It starts from an image; nothing of what warmed it up is seen; its random numbers are its
-    own.
-    """
+def test_compiled_language_kernels_are_restored(compiled: str, tmp_path: Path) -> None:
+    """Nothing of the warm-up is visible, and each kernel has its own random numbers."""
     drawn = []
     for number in range(COPIES):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / f"data-{number}").touch()
         with running_kernel(f"gvisor-{compiled}", start={"cwd": str(folder)}) as (m, client):
-            assert "the kernel goes on from an image" in kernel_log(m)
+            assert "the kernel was restored from a snapshot" in kernel_log(m)
             answer = execute(client, LOOK[compiled])
             assert answer.reply["content"]["execution_count"] == 1
             random, where = re.sub("\x1b\\[[0-9]+m", "", answer.text).splitlines()
@@ -156,7 +154,7 @@ def test_a_language_with_a_compiler(compiled: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def relayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A store with one image, of a Python kernel that is spoken to by the relay."""
+    """A store with one snapshot, of a Python kernel behind the relay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         build("--kernel", RELAYED, "--preload", "numpy")
@@ -168,15 +166,15 @@ SETTINGS = {"snapshot": "auto", "preload": ["numpy"]}
 
 
 @pytest.mark.usefixtures("relayed")
-def test_python_by_the_relay(tmp_path: Path) -> None:
-    """It shares the key of its image, which opens nothing but itself, and no random numbers."""
+def test_relayed_python_kernels_are_restored(tmp_path: Path) -> None:
+    """They share the key of the snapshot, which only signs inside, but no random numbers."""
     found = []
     for number in range(COPIES):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / f"data-{number}").touch()
         with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(folder)}) as (m, client):
-            assert "the kernel goes on from an image" in kernel_log(m)
+            assert "the kernel was restored from a snapshot" in kernel_log(m)
             answer = execute(client, LOOK_IN_PYTHON)
             assert answer.reply["content"]["execution_count"] == 1
             drawn, key, where, files, names = json.loads(answer.text)
@@ -191,21 +189,21 @@ def test_python_by_the_relay(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("relayed")
-def test_a_key_that_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_wrong_sandbox_key_costs_cold_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discards: Callable[[], str]
 ) -> None:
-    """A relayed kernel answers nothing that is not signed with its own: so a cold one starts."""
+    """A relayed kernel ignores messages that are not signed with its key, so a cold one starts."""
     monkeypatch.setattr(session, "RESUME_SECONDS", 2.0)
-    (image,) = Store.open().images()
-    rewrite(image, lambda content: content.update(sandbox_key="0" * 64))
+    (snapshot,) = Store.open().snapshots()
+    rewrite(snapshot, lambda content: content.update(sandbox_key="0" * 64))
     with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(tmp_path)}) as (m, client):
         assert execute(client, "40 + 2").result == "42"
-        assert "the kernel starts without an image" in kernel_log(m)
-    assert "did not answer within 2 s" in said(caplog)
-    assert Store.open().images() == []
+        assert "the kernel starts without a snapshot" in kernel_log(m)
+    assert "did not answer within 2 s" in discards()
+    assert Store.open().snapshots() == []
 
 
-def test_a_kernel_that_ends_is_not_waited_for(
+def test_build_fails_at_once_when_kernel_ends(
     own_store: Store, capsys: pytest.CaptureFixture[str], world: World
 ) -> None:
     folder = add_bash(world, "auto", "no_such_kernel", "no-such-kernel")
@@ -214,11 +212,11 @@ def test_a_kernel_that_ends_is_not_waited_for(
     finally:
         remove(folder)
     assert "ended before it answered" in capsys.readouterr().err
-    assert own_store.images() == []
+    assert own_store.snapshots() == []
 
 
-def test_what_a_kernel_of_another_language_depends_on(tmp_path: Path) -> None:
-    """It cannot say what it has loaded: so any package that is installed or changed counts."""
+def test_other_language_depends_on_installed_packages(tmp_path: Path) -> None:
+    """Such a kernel cannot list what it has loaded, so any installed or changed package counts."""
     python = make_python(tmp_path / "environment")
     packages = packages_of(tmp_path / "environment")
     installed = packages / "some-1.0.dist-info"
@@ -231,4 +229,4 @@ def test_what_a_kernel_of_another_language_depends_on(tmp_path: Path) -> None:
     assert before.find_change() == f"{installed / 'RECORD'} has changed"
     before = list_installed(str(python))
     (packages / "more.py").touch()
-    assert before.find_change() == f"what {packages} offers has changed"
+    assert before.find_change() == f"the modules in {packages} have changed"

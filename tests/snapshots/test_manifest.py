@@ -1,4 +1,4 @@
-"""What is noticed of the files that an image depends on, and what a sandbox may make us look at."""
+"""Which changes of a snapshot's files are detected, and which paths a sandbox may name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gvisor_kernel.snapshots.manifest import MAX_DIRECTORIES, MAX_FILES, Manifes
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A directory of packages, which a sandbox sees at /site."""
+    """A directory of packages that a sandbox sees at /site."""
     site = tmp_path / "site"
     (site / "package").mkdir(parents=True)
     for name in ("package/__init__.py", "package/fast.so", "module.py"):
@@ -41,26 +41,26 @@ def manifest(views: list[MountView]) -> Manifest:
     return Manifest.from_json(json.loads(json.dumps(made.to_json())))
 
 
-def test_it_is_kept(manifest: Manifest, site: Path, views: list[MountView]) -> None:
+def test_manifest_survives_json(manifest: Manifest, site: Path, views: list[MountView]) -> None:
     assert manifest == make_manifest(FILES, ["/site", "/site/none"], views)
-    assert str(site / "package/fast.so") in manifest.files, "what a link leads to counts as well"
+    assert str(site / "package/fast.so") in manifest.files, "the target of a link counts as well"
     assert manifest.find_change() is None
 
 
-def test_an_edited_module(manifest: Manifest, site: Path) -> None:
+def test_edited_module_is_detected(manifest: Manifest, site: Path) -> None:
     (site / "module.py").write_text("y")
     assert manifest.find_change() == f"{site}/module.py has changed"
 
 
-def test_outputs_beside_notebooks_come_and_go(manifest: Manifest, site: Path) -> None:
-    """In a folder of notebooks that is imported from, as that of a package under development."""
+def test_outputs_folder_is_ignored(manifest: Manifest, site: Path) -> None:
+    """Kernels create it beside notebooks, in a folder that may be on the import path."""
     (site / "outputs").mkdir()
     assert manifest.find_change() is None
     (site / "output").mkdir()
-    assert manifest.find_change() == f"what {site} offers has changed"
+    assert manifest.find_change() == f"the modules in {site} have changed"
 
 
-def test_an_upgraded_library_of_the_same_size_and_age(manifest: Manifest, site: Path) -> None:
+def test_replaced_library_of_same_size_and_time_is_detected(manifest: Manifest, site: Path) -> None:
     new = site / "package" / "new.so"
     new.write_text("x")
     os.utime(new, (1000, 1000))
@@ -68,45 +68,45 @@ def test_an_upgraded_library_of_the_same_size_and_age(manifest: Manifest, site: 
     assert manifest.find_change() == f"{site}/package/fast.so has changed"
 
 
-def test_a_removed_module(manifest: Manifest, site: Path) -> None:
+def test_removed_module_is_detected(manifest: Manifest, site: Path) -> None:
     (site / "module.py").unlink()
     assert manifest.find_change() == f"{site}/module.py is gone"
 
 
 @pytest.mark.parametrize("name", ["new.py", "new-1.0.dist-info", "new.pth", "new"])
-def test_an_installed_package(name: str, manifest: Manifest, site: Path) -> None:
+def test_installed_package_is_detected(name: str, manifest: Manifest, site: Path) -> None:
     (site / name).mkdir()
-    assert manifest.find_change() == f"what {site} offers has changed"
+    assert manifest.find_change() == f"the modules in {site} have changed"
 
 
-def test_a_notebook_saved_beside_a_package(manifest: Manifest, site: Path) -> None:
+def test_saved_notebook_is_ignored(manifest: Manifest, site: Path) -> None:
     for name in ("Untitled.ipynb", ".ipynb_checkpoints", "__pycache__", "a b.csv"):
         (site / name).touch()
     assert manifest.find_change() is None
 
 
-def test_a_directory_that_was_not_there(manifest: Manifest, site: Path) -> None:
+def test_new_directory_is_detected(manifest: Manifest, site: Path) -> None:
     before = site.stat()
     (site / "none").mkdir()
     os.utime(site, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert manifest.find_change() == f"{site}/none is new"
 
 
-def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+def test_removed_directory_is_detected(tmp_path: Path) -> None:
     (tmp_path / "path").mkdir()
     made = make_manifest([], ["/p/path"], [MountView(str(tmp_path), "/p", True)])
     (tmp_path / "path").rmdir()
-    assert made.find_change() == f"what {tmp_path}/path offers has changed"
+    assert made.find_change() == f"the modules in {tmp_path}/path have changed"
 
 
-def test_a_file_that_changed_meanwhile(site: Path, views: list[MountView]) -> None:
+def test_file_changed_since_start_is_refused(site: Path, views: list[MountView]) -> None:
     (site / "module.py").touch()
     with pytest.raises(SnapshotError, match=r"module\.py changed"):
         make_manifest(FILES, [], views, since=2000)
     assert make_manifest(["/site/libm.so"], [], views, since=2e12).files
 
 
-def test_names_out_of_a_sandbox_lead_nowhere(
+def test_names_from_sandbox_are_confined_to_mounts(
     site: Path, views: list[MountView], tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text("x")
@@ -121,7 +121,7 @@ def test_names_out_of_a_sandbox_lead_nowhere(
     assert set(made.directories) == {str(site / n) for n in ("pipe", "nothing", "package")}
 
 
-def test_of_two_mounts_the_deeper_one_counts(site: Path, tmp_path: Path) -> None:
+def test_deeper_mount_wins(site: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.py").touch()
@@ -130,7 +130,7 @@ def test_of_two_mounts_the_deeper_one_counts(site: Path, tmp_path: Path) -> None
     assert list(made.files) == [str(other / "a.py"), str(site / "module.py")]
 
 
-def test_a_list_without_end() -> None:
+def test_endless_list_is_refused() -> None:
     endless = (f"/x/{i}" for i in range(10**9))
     with pytest.raises(SnapshotError, match=f"{MAX_FILES} files"):
         make_manifest(endless, [], [])

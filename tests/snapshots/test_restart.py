@@ -1,4 +1,4 @@
-"""A restart in a restored sandbox: a fork of its first process, which has imported ipykernel."""
+"""A restart in a restored sandbox forks its first process, which has imported ipykernel."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def kernel(image: str, tmp_path: Path) -> Iterator[tuple[KernelManager, Blocking
     settings = {"environment": ["GK_OWN"]}
     start = {"cwd": str(tmp_path), "env": {**os.environ, "GK_OWN": "own"}}
     with running_kernel(settings=settings, start=start) as (manager, client):
-        assert "the kernel goes on from an image" in kernel_log(manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(manager)
         yield manager, client
 
 
@@ -61,10 +61,10 @@ def look(client: BlockingKernelClient) -> dict[str, Any]:
     return found
 
 
-def test_is_a_fork_of_the_waiting_parent(
+def test_restart_forks_waiting_parent(
     kernel: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
-    """Polite, at once, and after the kernel was killed: in the same sandbox, each time."""
+    """A polite restart, one at once, and one after a kill all stay in the same sandbox."""
     manager, client = kernel
     found = [look(client)]
     sandbox = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
@@ -92,5 +92,5 @@ def test_is_a_fork_of_the_waiting_parent(
     for number in range(3):
         assert len({again["drawn"][number] for again in found}) == len(found)
     log = kernel_log(manager)
-    assert log.count("the kernel goes on from an image") == 1
-    assert "without an image" not in log
+    assert log.count("the kernel was restored from a snapshot") == 1
+    assert "without a snapshot" not in log

@@ -1,4 +1,4 @@
-"""Kernels of one image share nothing that matters, and each has what is its session's own."""
+"""Kernels of one snapshot share nothing that matters; each has its own session."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ print(__import__("json").dumps(look()))
 
 
 def look(number: int, kernelspec: str, folder: Path) -> dict[str, Any]:
-    """What kernel ``number`` finds, and what the host knows of it."""
+    """Return what kernel ``number`` finds inside, and what the host knows about it."""
     folder.mkdir()
     (folder / f"data-{number}").touch()
     settings = {"memory_limit": (5000 + number) << 20} if can_bound_memory() else {}
     start = {"cwd": str(folder), "env": {**os.environ, "GK_OWN": f"own-{number}"}}
     with running_kernel(kernelspec, settings=settings, start=start) as (manager, client):
-        assert "the kernel goes on from an image" in kernel_log(manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(manager)
         before = time.time(), time.monotonic()
         answer = execute(client, LOOK.replace("look():", f"look(): # {number}", 1))
         assert answer.status == "ok", answer.reply["content"]
@@ -117,15 +117,15 @@ def copies(kernelspec: str, tmp_path_factory: pytest.TempPathFactory) -> list[di
             numbers = range(first, COPIES, AT_ONCE)
             return [look(n, kernelspec, folder / str(n)) for n in numbers]
         finally:
-            ensure_event_loop().close()  # jupyter_core makes one for each thread
+            ensure_event_loop().close()  # jupyter_core creates one per thread
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = [one for some in pool.map(look_at_some, range(AT_ONCE)) for one in some]
     return sorted(found, key=lambda one: int(one["number"]))
 
 
-def test_nothing_that_is_drawn_comes_twice(copies: list[dict[str, Any]]) -> None:
-    """Random numbers, keys, names and identities: not in two kernels, not in one by chance."""
+def test_random_values_are_unique(copies: list[dict[str, Any]]) -> None:
+    """Random numbers, keys, names and identities differ between kernels and within one."""
     for name in copies[0]["drawn"]:
         values = [str(copy["drawn"][name]) for copy in copies]
         assert len(set(values)) == COPIES, f"{name}: {sorted(values)}"
@@ -139,7 +139,7 @@ def test_nothing_that_is_drawn_comes_twice(copies: list[dict[str, Any]]) -> None
     assert len(set(messages)) == len(messages)
 
 
-def test_each_has_what_is_its_sessions(copies: list[dict[str, Any]]) -> None:
+def test_each_kernel_has_its_own_session(copies: list[dict[str, Any]]) -> None:
     for number, copy in enumerate(copies):
         assert copy["uploads"] == [f"data-{number}", "outputs"]
         assert copy["workspace"] == [f"data-{number}", "made", "outputs"]
@@ -157,8 +157,8 @@ def test_each_has_what_is_its_sessions(copies: list[dict[str, Any]]) -> None:
         assert abs(created - copy["host's clocks"][0][0]) < 120
 
 
-def test_nothing_of_its_makers_or_of_the_others_is_there(copies: list[dict[str, Any]]) -> None:
-    """As a kernel that has just begun: first cell, empty history, no names, no files."""
+def test_restored_kernel_is_pristine(copies: list[dict[str, Any]]) -> None:
+    """It is like a new kernel: first cell, empty history, no names, no files."""
     for copy in copies:
         assert copy["count"] == 1
         assert len(copy["cells"]) == 2
@@ -175,10 +175,10 @@ def test_nothing_of_its_makers_or_of_the_others_is_there(copies: list[dict[str, 
         ]
         assert "made" in copy["temporary"]
         assert [name for name in copy["temporary"] if name.startswith("tmp")] == []
-        assert copy["home"] == ["README"]  # IPython's, of its profile
+        assert copy["home"] == ["README"]  # of IPython's profile
 
 
-def test_the_clocks_are_right(copies: list[dict[str, Any]]) -> None:
+def test_clocks_are_right(copies: list[dict[str, Any]]) -> None:
     for copy in copies:
         (before, _), (after, _) = copy["host's clocks"]
         assert before - 0.1 <= copy["clocks"][0] <= after + 0.1
@@ -187,7 +187,7 @@ def test_the_clocks_are_right(copies: list[dict[str, Any]]) -> None:
         assert elapsed[0] > 0
 
 
-def test_what_stays_the_same_is_what_is_documented(copies: list[dict[str, Any]]) -> None:
+def test_shared_state_is_documented(copies: list[dict[str, Any]]) -> None:
     text = (PROJECT / "docs" / "snapshots.md").read_text()
     assert len({copy["hash"] for copy in copies}) == 1
     assert "string hashes" in text
@@ -195,11 +195,11 @@ def test_what_stays_the_same_is_what_is_documented(copies: list[dict[str, Any]])
     assert "made for itself when it was imported" in text
 
 
-def test_numpy_that_is_imported_afterwards(image: str, tmp_path: Path) -> None:
+def test_numpy_imported_later_is_seeded_differently(image: str, tmp_path: Path) -> None:
     found = []
     for number in range(2):
         with running_kernel(start={"cwd": str(tmp_path)}) as (manager, client):
-            assert "the kernel goes on from an image" in kernel_log(manager)
+            assert "the kernel was restored from a snapshot" in kernel_log(manager)
             code = f"import numpy, random; print(numpy.random.random(), random.random(), {number})"
             found += execute(client, code).text.split()[:2]
     assert len(set(found)) == 4

@@ -1,4 +1,4 @@
-"""The sandbox that is restored ahead: who gets it, and that it is nobody's trouble else."""
+"""The spare, a sandbox that is restored ahead: which start takes it, and when it is removed."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spares]:
-    """The spares of a test, which makes them at once and leaves none."""
-    mine = Spares()
+def spares(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spares]:
+    """The spares of a test, made without a delay; none is left at the end."""
+    spares = Spares()
     monkeypatch.setattr(warm_pool, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(Spares, "_instance", mine)
-    yield mine
-    mine.end()
+    monkeypatch.setattr(Spares, "_instance", spares)
+    yield spares
+    spares.end()
     assert not find_spares()
 
 
@@ -67,7 +67,7 @@ def identity_of(manager: KernelManager) -> str:
 
 @pytest.fixture
 def spare() -> Listed:
-    """One that is there, in the test's folder, after two starts."""
+    """A spare for the test's folder, made after two starts."""
     for _ in range(2):
         assert not find_spares()
         with started():
@@ -82,9 +82,7 @@ def wait_for_spare() -> Listed:
     return found
 
 
-def test_one_that_does_not_come_to_rest_is_none(
-    mine: Spares, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_busy_sandbox_becomes_no_spare(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = threading.Semaphore(0)
 
     def look(sandbox: RunscSandbox) -> bool:
@@ -92,21 +90,21 @@ def test_one_that_does_not_come_to_rest_is_none(
         return True
 
     monkeypatch.setattr(RunscSandbox, "is_busy", look)
-    monkeypatch.setattr(warm_pool, "STOPS", 2)
+    monkeypatch.setattr(warm_pool, "MAX_STOPS", 2)
     for _ in range(2):
         with started():
             pass
     assert looks.acquire(timeout=SECONDS)
     assert looks.acquire(timeout=SECONDS)
-    wait_until(lambda: not find_spares(), "it to be removed")
-    assert not mine.ready
+    wait_until(lambda: not find_spares(), "the removal of the sandbox")
+    assert not spares.ready
 
 
-def test_the_next_start_of_the_kind_gets_it(spare: Listed, folder: Path) -> None:
+def test_next_start_of_same_kind_takes_spare(spare: Listed, folder: Path) -> None:
     (folder / "data.txt").write_text("later than the spare")
     with started(env={"UNKNOWN": "secret"}) as (manager, client):
         assert identity_of(manager) == spare.record.identity
-        assert "the kernel goes on from an image" in kernel_log(manager)
+        assert "the kernel was restored from a snapshot" in kernel_log(manager)
         code = """
 import os, secrets
 open("/mnt/user-data/outputs/kept", "w").write("kept")
@@ -124,7 +122,7 @@ print(open("data.txt").read(), os.getcwd(), "UNKNOWN" in os.environ, 6 * 7)
 
 
 @pytest.mark.once
-def test_the_kernel_has_the_id_of_its_start(spare: Listed) -> None:
+def test_spare_gets_kernel_id_of_its_start(spare: Listed) -> None:
     def name(manager: KernelManager) -> None:
         manager.kernel_id = "of-this-start"
 
@@ -135,21 +133,21 @@ def test_the_kernel_has_the_id_of_its_start(spare: Listed) -> None:
 
 
 @pytest.mark.once
-def test_a_start_in_another_folder_does_not_get_it(spare: Listed, tmp_path: Path) -> None:
+def test_start_in_other_folder_does_not_take_spare(spare: Listed, tmp_path: Path) -> None:
     with started(cwd=str(tmp_path)) as (manager, _):
         assert identity_of(manager) != spare.record.identity
     assert [s.id for s in find_spares()] == [spare.id]
 
 
 @pytest.mark.once
-def test_nor_one_with_other_settings(spare: Listed) -> None:
+def test_start_with_other_settings_does_not_take_spare(spare: Listed) -> None:
     settings = {"spare": True, "memory_limit": "1G"}
     with running_kernel(settings=settings) as (manager, _):
         assert identity_of(manager) != spare.record.identity
 
 
-def test_nor_one_in_a_new_folder_of_the_name(spare: Listed, folder: Path) -> None:
-    """The spare shows the old one, so it is removed."""
+def test_start_in_replaced_folder_removes_spare(spare: Listed, folder: Path) -> None:
+    """The spare shows the old folder, so it is removed."""
     folder.rename(folder.with_name("moved"))
     folder.mkdir()
     (folder / "new.txt").touch()
@@ -159,7 +157,7 @@ def test_nor_one_in_a_new_folder_of_the_name(spare: Listed, folder: Path) -> Non
         assert spare.id not in [s.id for s in find_all()]
 
 
-def test_one_that_was_killed_is_not_missed(spare: Listed) -> None:
+def test_killed_spare_does_not_stop_next_start(spare: Listed) -> None:
     kill = [sys.executable, "-m", "gvisor_kernel", "kill", spare.id]
     subprocess.run(kill, check=True, capture_output=True)
     with started() as (manager, client):
@@ -169,7 +167,7 @@ def test_one_that_was_killed_is_not_missed(spare: Listed) -> None:
 
 
 @pytest.mark.once
-def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spare_is_removed_after_keep_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_pool, "KEEP_SECONDS", 0.2)
     seen: list[bool] = []
     make = Spares._make
@@ -184,15 +182,15 @@ def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None
             pass
     wait_until(lambda: seen, "a spare")
     assert seen == [True]
-    wait_until(lambda: not find_spares(), "its end")
+    wait_until(lambda: not find_spares(), "the removal of the spare")
 
 
 @pytest.mark.once
-def test_off_by_the_setting(mine: Spares) -> None:
+def test_setting_turns_spares_off(spares: Spares) -> None:
     for _ in range(3):
         with running_kernel(settings={"spare": False}):
             pass
-    assert mine._thread is None
+    assert spares._thread is None
 
 
 OWNER = """
@@ -216,7 +214,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("how", ["exits", "is killed"])
-def test_the_end_of_its_process_is_its_end(how: str, world: World) -> None:
+def test_spare_ends_with_its_process(how: str, world: World) -> None:
     before = leaks.everything(world, leaks.SANDBOX)
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -232,7 +230,7 @@ def test_the_end_of_its_process_is_its_end(how: str, world: World) -> None:
     assert not leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
 
 
-def test_list_shows_it_as_what_it_is(spare: Listed) -> None:
+def test_list_shows_spare(spare: Listed) -> None:
     command = [sys.executable, "-m", "gvisor_kernel", "list", "--json"]
     shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert [(s["id"], s["state"]) for s in shown] == [(spare.id, "spare")]

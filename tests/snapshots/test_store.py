@@ -1,4 +1,4 @@
-"""The store of images: private, bounded, and safe for several processes at once."""
+"""The store of snapshots is private, bounded, and safe for concurrent processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.snapshots import store as module
-from gvisor_kernel.snapshots.build import builder_turn
+from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
@@ -53,24 +53,28 @@ def add(store: Store, number: int, size: int = MIB, used: float | None = None) -
 
 
 def keys(store: Store) -> list[str]:
-    return [image.meta.key for image in store.images()]
+    return [snapshot.meta.key for snapshot in store.snapshots()]
 
 
-def test_an_image_is_kept_and_found(store: Store) -> None:
+def test_snapshot_is_stored_and_found(store: Store) -> None:
     name = add(store, 1)
-    with store.use(name) as image:
-        assert image is not None
-        assert image.meta.parts == dict(key_of(1).parts)
-        assert image.meta.sandbox_key == "s3cret"
-        assert image.meta.manifest.files == {"/usr/bin/python3": (1, 2, 3)}
-        assert (image.meta.run, image.meta.facts, image.meta.created) == (3, {"window": 5}, 1.5)
-        assert [path.name for path in image.files.iterdir()] == ["pages.img"]
-        assert image.size >= MIB
-        assert "s3cret" not in repr(image)
+    with store.use(name) as snapshot:
+        assert snapshot is not None
+        assert snapshot.meta.parts == dict(key_of(1).parts)
+        assert snapshot.meta.sandbox_key == "s3cret"
+        assert snapshot.meta.manifest.files == {"/usr/bin/python3": (1, 2, 3)}
+        assert (snapshot.meta.run, snapshot.meta.facts, snapshot.meta.created) == (
+            3,
+            {"window": 5},
+            1.5,
+        )
+        assert [path.name for path in snapshot.files.iterdir()] == ["pages.img"]
+        assert snapshot.size >= MIB
+        assert "s3cret" not in repr(snapshot)
     assert not (store.root / name / "scratch").exists()
 
 
-def test_nobody_else_may_enter(store: Store) -> None:
+def test_store_is_private(store: Store) -> None:
     name = add(store, 1)
     for path in (store.root.parent, store.root, store.root / name, store.root / name / "image"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -78,7 +82,7 @@ def test_nobody_else_may_enter(store: Store) -> None:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
-def test_a_directory_that_was_open_is_closed(store: Store) -> None:
+def test_open_directory_is_made_private(store: Store) -> None:
     store.root.chmod(0o755)
     Store.open()
     assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
@@ -89,9 +93,9 @@ def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     meta = store.root / name / "meta.json"
     meta.rename(tmp_path / "elsewhere")
     meta.symlink_to(tmp_path / "elsewhere")
-    assert store.images() == []
-    with store.use(name) as image:
-        assert image is None
+    assert store.snapshots() == []
+    with store.use(name) as snapshot:
+        assert snapshot is None
     store.root.rename(tmp_path / "images")
     store.root.symlink_to(tmp_path / "images")
     with pytest.raises(SnapshotError, match="is a symbolic link"):
@@ -99,36 +103,38 @@ def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_is_somebody_elses_is_not_used(store: Store) -> None:
+def test_other_users_files_are_refused(store: Store) -> None:
     name = add(store, 1)
     os.chown(store.root / name / "meta.json", 12345, 12345)
-    assert store.images() == []
+    assert store.snapshots() == []
     os.chown(store.root, 12345, 12345)
     with pytest.raises(SnapshotError, match="belongs to another user"):
         Store.open()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"format": 1}', '{"format": 99}'])
-def test_what_cannot_be_read_is_no_image(content: str, store: Store) -> None:
+def test_invalid_metadata_is_unusable(content: str, store: Store) -> None:
     name = add(store, 1)
+    assert store.unusable() == {}
     (store.root / name / "meta.json").write_text(content)
-    assert store.images() == []
-    with store.use(name) as image:
-        assert image is None
+    assert store.snapshots() == []
+    assert store.unusable().keys() == {name}
+    with store.use(name) as snapshot:
+        assert snapshot is None
     add(store, 1)
     assert keys(store) == [name]
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "../images", "lock", "0" * 31, "0" * 32])
-def test_no_image_of_that_name(key: str, store: Store) -> None:
-    with store.use(key) as image:
-        assert image is None
+def test_unknown_key_has_no_snapshot(key: str, store: Store) -> None:
+    with store.use(key) as snapshot:
+        assert snapshot is None
     assert not store.remove(key)
     store.discard(key, "no reason")
 
 
-def test_what_was_used_last_stays_longest(store: Store) -> None:
-    store.most = 5 * MIB + MIB // 2
+def test_least_recently_used_snapshots_are_removed(store: Store) -> None:
+    store.max_size = 5 * MIB + MIB // 2
     names = [add(store, number, used=1000.0 + number) for number in range(5)]
     assert keys(store) == names[::-1]
     with store.use(names[0]):
@@ -138,19 +144,19 @@ def test_what_was_used_last_stays_longest(store: Store) -> None:
     assert set(keys(store)) == {names[0], names[3], names[4], last}
 
 
-def test_what_is_in_use_stays(store: Store) -> None:
-    store.most = 2 * MIB + MIB // 2
+def test_snapshot_in_use_is_kept(store: Store) -> None:
+    store.max_size = 2 * MIB + MIB // 2
     first, second = add(store, 1, used=1.0), add(store, 2, used=2.0)
-    with store.use(first) as image:
-        assert image is not None
-        os.utime(image.directory / "used", (1, 1))
+    with store.use(first) as snapshot:
+        assert snapshot is not None
+        os.utime(snapshot.directory / "used", (1, 1))
         third = add(store, 3)
         assert set(keys(store)) == {first, third}
     assert second not in keys(store)
 
 
-def test_an_image_that_is_too_large_is_not_kept(store: Store) -> None:
-    store.most = 2 * MIB
+def test_too_large_snapshot_is_refused(store: Store) -> None:
+    store.max_size = 2 * MIB
     name = add(store, 1)
     with pytest.raises(SnapshotError, match="there is room for 2097152"):
         add(store, 2, size=3 * MIB)
@@ -158,16 +164,16 @@ def test_an_image_that_is_too_large_is_not_kept(store: Store) -> None:
     assert not [path for path in store.root.iterdir() if path.name.startswith(("new", "gone"))]
 
 
-def test_a_disk_without_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 20 * MIB})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    assert store.room() == 4 * MIB
+    assert store.capacity() == 4 * MIB
     usage.free = 0
     with pytest.raises(SnapshotError, match="too full"), store.write():
         pass
 
 
-def test_a_draft_that_is_not_kept_is_gone(store: Store) -> None:
+def test_abandoned_draft_is_removed(store: Store) -> None:
     with store.write() as draft:
         (draft.files / "pages.img").touch()
     assert not draft.directory.exists()
@@ -175,7 +181,7 @@ def test_a_draft_that_is_not_kept_is_gone(store: Store) -> None:
         raise OSError(28, "No space left on device")
 
 
-def test_what_others_left_half_done_is_swept(store: Store) -> None:
+def test_sweep_removes_unfinished_entries(store: Store) -> None:
     for name in ("new-1", "gone-2"):
         (store.root / name / "image").mkdir(parents=True)
     with store.write() as draft:
@@ -184,27 +190,29 @@ def test_what_others_left_half_done_is_swept(store: Store) -> None:
     assert not [path for path in store.root.iterdir() if path.is_dir()]
 
 
-def test_removing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_fails_while_in_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
     name = add(store, 1)
     with store.use(name):
         assert not store.remove(name)
     assert store.remove(name)
     assert not store.remove(name)
-    assert store.images() == []
+    assert store.snapshots() == []
 
 
-def test_discarding_needs_no_turn(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_discard_works_while_in_use(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     name = add(store, 1)
-    with caplog.at_level("INFO"), store.use(name):
+    with caplog.at_level("DEBUG"), store.use(name):
         store.discard(name, "it did not restore")
-        assert store.images() == []
-    assert "it did not restore" in caplog.text
+        assert store.snapshots() == []
+    assert f"Snapshot {name} is no longer usable: it did not restore" in caplog.text
+    # Unrelated clients, after a `pip install`, must not see it on their stderr.
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
     store.sweep()
     assert not [path for path in store.root.iterdir() if path.is_dir()]
 
 
-def test_an_image_is_replaced(store: Store) -> None:
+def test_snapshot_of_same_key_is_replaced(store: Store) -> None:
     name = add(store, 1)
     with store.use(name) as old:
         assert old is not None
@@ -216,16 +224,16 @@ def test_an_image_is_replaced(store: Store) -> None:
         assert len(pages.read()) == MIB
 
 
-def test_many_at_once(store: Store) -> None:
-    store.most = 8 * MIB
+def test_concurrent_use_is_safe(store: Store) -> None:
+    store.max_size = 8 * MIB
 
     def work(number: int) -> None:
         mine = Store(store.root)
         for turn in range(5):
             add(mine, number % 3)
-            with mine.use(key_of(turn % 3).name) as image:
-                if image is not None:
-                    assert (image.files / "pages.img").stat().st_size == MIB
+            with mine.use(key_of(turn % 3).name) as snapshot:
+                if snapshot is not None:
+                    assert (snapshot.files / "pages.img").stat().st_size == MIB
             if turn == 3:
                 mine.discard(key_of(number % 3).name, "test")
 
@@ -249,29 +257,29 @@ def builder(store: Store) -> Iterator[multiprocessing.Process]:
 
 
 def build_for_ever(root: Path, ready: multiprocessing.synchronize.Event) -> None:
-    with builder_turn(Store(root)) as mine, Store(root).write():
+    with builder_lock(Store(root)) as mine, Store(root).write():
         assert mine
         ready.set()
         multiprocessing.Event().wait()
 
 
-def test_one_builder_at_a_time_and_its_death(
+def test_builder_lock_is_exclusive_and_ends_with_its_process(
     store: Store, builder: multiprocessing.Process
 ) -> None:
-    with builder_turn(store) as mine:
+    with builder_lock(store) as mine:
         assert not mine
     store.sweep()
     assert [path for path in store.root.iterdir() if path.name.startswith("new-")]
     builder.kill()
     builder.join()
-    with builder_turn(store) as mine:
+    with builder_lock(store) as mine:
         assert mine
     store.sweep()
     assert not [path for path in store.root.iterdir() if path.is_dir()]
 
 
-def test_meta_is_text_that_can_be_read_again(store: Store) -> None:
+def test_metadata_is_json_with_format(store: Store) -> None:
     name = add(store, 1)
     content = json.loads((store.root / name / "meta.json").read_text().partition("\n")[2])
     assert content["format"] == module.FORMAT
-    assert isinstance(store.images()[0], Snapshot)
+    assert isinstance(store.snapshots()[0], Snapshot)

@@ -1,4 +1,4 @@
-"""Where anything is otherwise than in an image, the kernel starts cold, and as it is asked to."""
+"""A kernel that differs from the snapshot in anything starts cold, with the right settings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def start_cold(
     code: str,
     folder: Path,
     environment: dict[str, str] | None = None,
-    reason: str = "none that fits",
+    reason: str = "no snapshot fits",
     **how: Any,
 ) -> str:
-    """What ``code`` prints in a kernel that has found no image, though there is one."""
+    """Return what ``code`` prints in a kernel for which no snapshot fits, though there is one."""
     start = {"cwd": str(folder), "env": {**os.environ, **(environment or {})}}
-    before = {image.meta.key for image in Store.open().images()}
+    before = {snapshot.meta.key for snapshot in Store.open().snapshots()}
     assert before
     with running_kernel(start=start, **how) as (manager, client):
         log = kernel_log(manager)
         said = execute(client, code).text
-    assert f"the kernel starts without an image: {reason}" in log
-    assert {image.meta.key for image in Store.open().images()} == before, (
-        "others still start from it"
+    assert f"the kernel starts without a snapshot: {reason}" in log
+    assert {snapshot.meta.key for snapshot in Store.open().snapshots()} == before, (
+        "the snapshot must stay for other kernels"
     )
     return said
 
@@ -42,7 +42,7 @@ def start_cold(
 pytestmark = [pytest.mark.usefixtures("image"), pytest.mark.once]
 
 
-def test_a_mount_and_limits(tmp_path: Path) -> None:
+def test_other_mounts_and_limits_start_cold(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.csv").touch()
     mount = {"source": str(tmp_path / "data"), "target": "/srv/data"}
@@ -53,26 +53,26 @@ def test_a_mount_and_limits(tmp_path: Path) -> None:
     assert said == f"['mine.csv'] 100 {1 << 30}\n"
 
 
-def test_a_variable_that_is_read_early(tmp_path: Path) -> None:
+def test_early_variable_starts_cold(tmp_path: Path) -> None:
     settings = {"environment": ["PYTHONOPTIMIZE"], "preload": ["wave"]}
     code = "import os, sys; print(sys.flags.optimize, 'wave' in sys.modules)"
     said = start_cold(code, tmp_path, {"PYTHONOPTIMIZE": "2"}, settings=settings)
     assert said == "2 False\n"
 
 
-def test_a_variable_that_a_restored_kernel_could_not_be_told(tmp_path: Path) -> None:
-    """It is in no image: by the relay; or as a module of ``preload`` has read it already."""
+def test_variable_that_cannot_be_received_starts_cold(tmp_path: Path) -> None:
+    """Behind the relay, or if a module of ``preload`` may have read it before the snapshot."""
     code = "import os; print(os.environ['OMP_NUM_THREADS'])"
     for more in ({"kernel_mode": "relay"}, {"preload": ["wave"]}):
         settings = {"environment": ["OMP_NUM_THREADS"], **more}
-        reason = "OMP_NUM_THREADS is passed on"
+        reason = "this kernel cannot receive" if "kernel_mode" in more else "modules of preload"
         said = start_cold(
             code, tmp_path, {"OMP_NUM_THREADS": "3"}, reason=reason, settings=settings
         )
         assert said == "3\n"
 
 
-def test_another_interpreter(tmp_path: Path) -> None:
+def test_other_interpreter_starts_cold(tmp_path: Path) -> None:
     python = make_python(tmp_path / "environment")
 
     def choose(manager: KernelManager) -> None:
@@ -83,8 +83,8 @@ def test_another_interpreter(tmp_path: Path) -> None:
     assert said == f"{tmp_path / 'environment'}\n"
 
 
-def test_another_runsc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same program by another name: who knows what it is."""
+def test_other_runsc_starts_cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper around the same program counts as another one."""
     program = tmp_path / "bin" / "runsc"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shutil.which("runsc")} "$@"\n')
@@ -104,12 +104,12 @@ def one_processor() -> Iterator[None]:
 
 
 def use_processors(which: set[int]) -> None:
-    """With all threads there are, as for a server that was started so."""
+    """Set the CPUs of all threads, as for a server that was started with them."""
     for task in Path("/proc/self/task").iterdir():
         with suppress(ProcessLookupError):
             os.sched_setaffinity(int(task.name), which)
 
 
 @pytest.mark.usefixtures("one_processor")
-def test_fewer_processors(tmp_path: Path) -> None:
+def test_fewer_cpus_start_cold(tmp_path: Path) -> None:
     assert start_cold("import os; print(os.cpu_count())", tmp_path) == "1\n"

@@ -1,7 +1,7 @@
-"""Code that a restored kernel runs before anything of a client's reaches it, and unseen by clients.
+"""A request that a restored kernel runs before any message of a client; clients do not see it.
 
-Its answer also shows that the kernel lives, and that the key is the right one. Which code that is,
-the image's makers say.
+The answer also shows that the kernel is alive and that its key is the right one. The code comes
+from ``snapshots/reseed.py``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from gvisor_kernel.bridge.wire import WireError, WireMessage, new_message, parse
 from gvisor_kernel.link import Channel
 
 
-class Settling:
-    """One request to run ``code``. ``done``: once it has run; its error, if it failed."""
+class RenewalRequest:
+    """One request to run ``code``. The future ``done`` gets WireError if the code fails."""
 
     def __init__(self, code: str, done: asyncio.Future[None]) -> None:
         content = {
@@ -31,8 +31,11 @@ class Settling:
         self._status = ""
         self._idle = False
 
-    def takes(self, channel: Channel, message: WireMessage) -> bool:
-        """Whether ``message`` belongs to the request, and is for nobody else. Raises WireError."""
+    def consumes(self, channel: Channel, message: WireMessage) -> bool:
+        """Return whether ``message`` belongs to this request, so that no client gets it.
+
+        :raises WireError: when the message cannot be parsed
+        """
         if message.parent_id != self.request.id:
             return False
         if channel is Channel.SHELL:
@@ -45,5 +48,5 @@ class Settling:
             if self._status == "ok":
                 self.done.set_result(None)
             else:
-                self.done.set_exception(WireError("its kernel could not renew itself"))
+                self.done.set_exception(WireError("its code for new random numbers failed"))
         return True
