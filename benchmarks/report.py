@@ -293,7 +293,7 @@ def cell(results: Results, column: Column, variant: str) -> str:
 
 def notes(results: Results) -> str:
     lines = list(_notes(results))
-    return "\n".join(["### What could not be had, and what failed", "", *lines]) if lines else ""
+    return "\n".join(["### Absent variants and failures", "", *lines]) if lines else ""
 
 
 def _notes(results: Results) -> Iterator[str]:
