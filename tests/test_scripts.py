@@ -32,14 +32,14 @@ def bare(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("script", ["demo", "test"])
-def test_help(script: str) -> None:
+def test_help_is_printed(script: str) -> None:
     done = run(PROJECT / "scripts" / script, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: scripts/{script}")
 
 
 @pytest.mark.parametrize("script", ["demo", "test"])
-def test_a_user_without_runsc_gets_a_line_to_paste(bare: Path, script: str) -> None:
+def test_user_without_runsc_gets_install_command(bare: Path, script: str) -> None:
     (bare / "apt-get").symlink_to("/bin/false")  # there, and not to be called
     done = run("unshare", "--user", PROJECT / "scripts" / script, path=bare)
     assert done.returncode == 1
@@ -48,21 +48,21 @@ def test_a_user_without_runsc_gets_a_line_to_paste(bare: Path, script: str) -> N
     assert "run " + script + " again" in done.stderr
 
 
-def test_a_system_without_apt_gets_the_names(bare: Path) -> None:
+def test_system_without_apt_gets_package_names(bare: Path) -> None:
     done = run("unshare", "--user", PROJECT / "scripts" / "demo", path=bare)
     assert done.returncode == 1
     assert "this is missing: runsc" in done.stderr
     assert "gvisor.dev" in done.stderr
 
 
-def test_a_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON", "/bin/false")
     done = run(PROJECT / "scripts" / "demo")
     assert done.returncode == 1
     assert "PYTHON is /bin/false" in done.stderr
 
 
-def test_the_tour(tmp_path: Path) -> None:
+def test_tour_runs_and_leaves_plot(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2\n")
     done = run(sys.executable, PROJECT / "scripts" / "tour.py", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

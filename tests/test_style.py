@@ -95,7 +95,7 @@ def is_main_guard(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
-def test_the_table_was_read() -> None:
+def test_import_table_is_read() -> None:
     assert MAY_IMPORT["link"] == {"link", "strict_json"}
     assert MAY_IMPORT["guest"] == {"guest", "link", "strict_json"}
     assert {"config", "errors"} <= MAY_IMPORT["spec"]
@@ -116,7 +116,7 @@ class TestModule:
         ]
         assert not wrong, f"{part} may import {sorted(MAY_IMPORT[part])}"
 
-    def test_imports_no_library_where_there_is_none(self, path: Path) -> None:
+    def test_imports_no_third_party_library_where_forbidden(self, path: Path) -> None:
         part = part_of(path)
         for line, name in imports(path):
             library = name.split(".")[0]
@@ -140,7 +140,7 @@ class TestModule:
             if isinstance(node, ast.Name):
                 assert node.id != "SystemExit", f"line {node.lineno}"
 
-    def test_says_what_lives_there(self, path: Path) -> None:
+    def test_has_a_docstring(self, path: Path) -> None:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, "a module starts with what lives there"
         assert path.read_text().startswith(('"""', 'r"""'))
@@ -149,13 +149,13 @@ class TestModule:
         assert len(path.read_text().splitlines()) < 600, "split it by noun"
 
 
-def test_tests_say_what_they_test() -> None:
+def test_every_test_module_has_a_docstring() -> None:
     for path in (PROJECT / "tests").rglob("*.py"):
         if path.name != "__init__.py":
             assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def test_the_guest_is_written_for_the_oldest_python_it_runs_on() -> None:
+def test_guest_and_link_parse_as_python_3_9() -> None:
     for path in MODULES:
         if part_of(path) in {"guest", "link"}:
             ast.parse(path.read_text(), feature_version=(3, 9))

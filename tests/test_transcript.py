@@ -14,7 +14,7 @@ lines = open("/mnt/transcripts/transcript.jsonl").read().splitlines()
 """
 
 
-def test_a_conversation_is_recorded() -> None:
+def test_requests_and_replies_are_recorded() -> None:
     with running_kernel() as (manager, client):
         sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
         execute(client, "print('hello')")
@@ -41,7 +41,7 @@ def test_a_conversation_is_recorded() -> None:
     assert [entry["time"] for entry in entries] == sorted(entry["time"] for entry in entries)
 
 
-def test_none_where_none_is_wanted() -> None:
+def test_no_transcript_when_setting_is_off() -> None:
     with running_kernel(settings={"transcripts": False}) as (manager, client):
         sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
         assert sandbox.transcripts is None

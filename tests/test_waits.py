@@ -201,7 +201,7 @@ def test_every_wait_has_an_end_or_a_reason() -> None:
     assert not wrong, "\n".join(["waits without an end, for which no reason stands here:", *wrong])
 
 
-def test_no_reason_is_left_over() -> None:
+def test_no_reason_is_unused() -> None:
     assert not ALLOWED.keys() - set(FOUND)
     for start in ALLOWED_MODULES:
         assert any(f"{module} {text}".startswith(start) for module, text in FOUND), start
@@ -219,7 +219,7 @@ def test_no_reason_is_left_over() -> None:
         "while not done():\n    time.sleep(1)",
     ],
 )
-def test_what_it_finds(code: str) -> None:
+def test_unbounded_code_is_found(code: str) -> None:
     assert list(unbounded(ast.parse(code)))
 
 
@@ -233,5 +233,5 @@ def test_what_it_finds(code: str) -> None:
         "while time.monotonic() < deadline:\n    time.sleep(1)",
     ],
 )
-def test_what_it_passes(code: str) -> None:
+def test_bounded_code_is_not_found(code: str) -> None:
     assert not list(unbounded(ast.parse(code)))

@@ -37,7 +37,7 @@ def test_one_round_leaves_results_tables_and_plots(tmp_path: Path) -> None:
     assert (tmp_path / "start.png").exists()
 
 
-def test_what_cannot_be_measured_is_said_and_measures_nothing() -> None:
+def test_unknown_figure_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--figures", "nonsense"],
         cwd=PROJECT,

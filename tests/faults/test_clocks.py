@@ -46,14 +46,14 @@ def wall_clocks() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.once
-def test_who_looks_at_the_wall_clock() -> None:
+def test_wall_clock_is_read_only_for_display() -> None:
     found = {place for place in wall_clocks() if not place[0].startswith("cli/")}
     assert found <= set(FOR_PEOPLE), "use time.monotonic(), or say here what for"
     assert ("bridge/journal.py", "record") in found
 
 
 @pytest.mark.parametrize("seconds", [TEN_YEARS, -TEN_YEARS], ids=["forward", "back"])
-def test_the_clock_jumps(seconds: int, world: World, image: str, tmp_path: Path) -> None:
+def test_kernel_works_when_wall_clock_jumps(seconds: int, world: World, image: str, tmp_path: Path) -> None:
     before = leaks.everything(world)
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.jumpy", str(seconds)],

@@ -221,13 +221,13 @@ def points_of(share: int) -> int:
 
 @pytest.mark.timeout(1200 if ALL else 180)
 @pytest.mark.parametrize("stage", [marked(stage, "owner") for stage in STAGES])
-def test_the_owner_is_killed(lane: Lane, stage: str) -> None:
+def test_killed_owner_leaves_nothing(lane: Lane, stage: str) -> None:
     """And with it the bridge: what it leaves ends by itself, and the next start works."""
     kill_owners(lane, stage, points_of(2))
 
 
 @pytest.mark.timeout(1200 if ALL else 180)
 @pytest.mark.parametrize("stage", [marked(stage, "part") for stage in WITH_PARTS])
-def test_a_part_is_killed(lane: Lane, stage: str) -> None:
+def test_killed_part_leaves_nothing(lane: Lane, stage: str) -> None:
     """Whoever waits is told in words, nothing is left, and the next start works."""
     kill_parts(lane, stage, points_of(2))

@@ -166,7 +166,7 @@ def refusal(**settings: Any) -> str:
 
 
 @pytest.mark.parametrize("what", NO_SANDBOX)
-def test_it_starts_no_sandbox_and(what: str, fake: FakeRunsc) -> None:
+def test_broken_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
     script, words = NO_SANDBOX[what]
     with subprocess.Popen(["sleep", "100"]) as innocent:
         fake.instead_of("run", script.replace("INNOCENT", str(innocent.pid)))
@@ -182,7 +182,7 @@ def test_it_starts_no_sandbox_and(what: str, fake: FakeRunsc) -> None:
 
 
 @pytest.mark.parametrize("what", HANGS)
-def test_it(what: str, fake: FakeRunsc) -> None:
+def test_hanging_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
     fake.instead_of("run", HANGS[what])
     since = time.monotonic()
     assert "not started within 1 s" in refusal(snapshot="off", start_timeout=1)
@@ -193,12 +193,12 @@ def test_it(what: str, fake: FakeRunsc) -> None:
             assert execute(client, "6 * 7").result == "42"
 
 
-def test_it_lets_pass_what_breaks_the_link(fake: FakeRunsc) -> None:
+def test_nonsense_on_the_link_is_refused(fake: FakeRunsc) -> None:
     fake.instead_of("run", NONSENSE)
     assert "broke the rules of the link" in refusal(snapshot="off")
 
 
-def test_it_runs_something_outside_of_a_sandbox(fake: FakeRunsc) -> None:
+def test_process_outside_sandbox_is_refused(fake: FakeRunsc) -> None:
     """With the right name, and the right words on the link."""
     fake.instead_of("run", POSES)
     words = refusal(snapshot="off")
@@ -210,7 +210,7 @@ def test_it_runs_something_outside_of_a_sandbox(fake: FakeRunsc) -> None:
     ("question", "what"),
     [*(("--version", what) for what in ANSWERS), ("flags", "says nothing"), ("flags", "hangs")],
 )
-def test_asked_who_it_is(
+def test_broken_version_or_flags_command_is_refused(
     question: str, what: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "hangs":
@@ -224,7 +224,7 @@ def test_asked_who_it_is(
     assert "run" not in fake.asked()
 
 
-def test_the_command_line_says_why(fake: FakeRunsc) -> None:
+def test_command_line_prints_the_reason(fake: FakeRunsc) -> None:
     fake.instead_of("run", "echo 'fatal error: out of luck' >&2; exit 2")
     done = subprocess.run(
         [sys.executable, "-m", "gvisor_kernel", "start"],
@@ -240,7 +240,7 @@ def test_the_command_line_says_why(fake: FakeRunsc) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("what", IMAGES)
-def test_asked_for_an_image_it(
+def test_broken_checkpoint_command_makes_no_snapshot(
     what: str,
     fake: FakeRunsc,
     monkeypatch: pytest.MonkeyPatch,
@@ -263,7 +263,7 @@ def test_asked_for_an_image_it(
 
 
 @pytest.mark.once
-def test_asked_for_an_image_it_is_slow_to_end(
+def test_slow_checkpoint_command_makes_a_snapshot(
     fake: FakeRunsc, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The sandbox has ended with the writing; the command is let be until it has said so."""
@@ -272,7 +272,7 @@ def test_asked_for_an_image_it_is_slow_to_end(
     assert len(Store.open().images()) == 1
 
 
-def test_it_restores_nothing(
+def test_failed_restore_becomes_cold_start(
     fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever it does, the start is a cold one; and the image is not tried a second time."""

@@ -98,7 +98,7 @@ def try_to_start(**settings: Any) -> str:
 
 
 @root_only
-def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_with_little_room_is_refused_or_works(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However little is left: refused with the reason, or it works."""
     with small_disk(world.base / "d1", 1024 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
@@ -117,7 +117,7 @@ def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 @root_only
-def test_a_state_directory_that_fills_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_kernel_survives_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs and transcripts have gaps then; kernels run, restart and end."""
     with small_disk(world.base / "d1", 4096 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
@@ -134,7 +134,7 @@ def test_a_state_directory_that_fills_up(world: World, monkeypatch: pytest.Monke
 
 @root_only
 @pytest.mark.once
-def test_a_full_folder_of_outputs(tmp_path: Path) -> None:
+def test_full_outputs_folder_gives_error_in_cell(tmp_path: Path) -> None:
     with small_disk(tmp_path / "outputs", 1024 * KIB) as disk:
         settings = {"outputs": str(disk.place), "snapshot": "off"}
         with running_kernel(settings=settings) as (_, client):
@@ -148,7 +148,7 @@ def test_a_full_folder_of_outputs(tmp_path: Path) -> None:
 @root_only
 @pytest.mark.once
 @pytest.mark.parametrize("name", ["TMPDIR", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"])
-def test_a_full_place(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_with_full_user_folder_is_refused_or_works(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept in others of the user's folders: needed, and the reason is said; or not."""
     with small_disk(world.base / "d2", 64 * KIB) as disk:
         monkeypatch.setenv(name, str(disk.place))
@@ -166,7 +166,7 @@ def test_a_full_place(name: str, world: World, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "size", [pytest.param(16, marks=needs_all), 60, pytest.param(120, marks=needs_all)]
 )
-def test_no_room_for_images(
+def test_no_snapshot_is_made_without_room(
     size: int,
     world: World,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,7 +191,7 @@ def test_no_room_for_images(
             assert "goes on from an image" not in kernel_log(manager)
 
 
-def test_a_state_directory_that_cannot_be_written(
+def test_read_only_state_directory_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = world.base / "d4"
@@ -234,7 +234,7 @@ def read_only(place: Path) -> Iterator[None]:
             folder.chmod(mode)
 
 
-def test_the_state_directory_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_kernel_survives_removed_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a kernel runs: it goes on and ends, and the next start makes the directory anew."""
     if any(is_within(sys.executable, place) for place in SCRATCH):
         pytest.skip("folders that lead to this Python would be in the state directory")

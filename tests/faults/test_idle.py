@@ -120,7 +120,7 @@ def kernel() -> Iterator[Watched]:
 # -- stopped, and woken --------------------------------------------------------------------------
 
 
-def test_an_idle_kernel_is_stopped_and_goes_on(kernel: Watched) -> None:
+def test_idle_kernel_is_stopped_and_continues(kernel: Watched) -> None:
     execute(kernel.client, "x = 40")
     kernel.wait_for_stop()
     assert execute(kernel.client, "x + 2").result == "42"
@@ -150,7 +150,7 @@ def comm(client: BlockingKernelClient) -> None:
 
 
 @pytest.mark.parametrize("ask", [complete, usage, comm], ids=lambda ask: str(ask.__name__))
-def test_messages_wake_it(kernel: Watched, ask: Callable[[BlockingKernelClient], None]) -> None:
+def test_message_wakes_stopped_kernel(kernel: Watched, ask: Callable[[BlockingKernelClient], None]) -> None:
     ask(kernel.client)  # the first completion of a kernel takes seconds
     kernel.wait_for_stop()
     ask(kernel.client)
@@ -169,7 +169,7 @@ handlers["usage_request"] = slow
 
 
 @pytest.mark.parametrize("wait", ["time.sleep(1)", "await asyncio.sleep(1)"])
-def test_not_stopped_before_it_has_answered(kernel: Watched, wait: str) -> None:
+def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> None:
     """Nor when the host does not know what it was asked: ipykernel's control thread is at it."""
     assert execute(kernel.client, SLOW.format(wait=wait)).status == "ok"
     try:
@@ -182,7 +182,7 @@ def test_not_stopped_before_it_has_answered(kernel: Watched, wait: str) -> None:
     kernel.wait_for_stop()
 
 
-def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
+def test_interrupt_wakes_stopped_kernel(kernel: Watched) -> None:
     execute(kernel.client, "x = 40")
     kernel.wait_for_stop()
     kernel.manager.interrupt_kernel()
@@ -190,7 +190,7 @@ def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
     assert execute(kernel.client, "x + 2").result == "42"
 
 
-def test_one_whose_code_runs_on_though_it_is_stopped_goes_on(
+def test_sandbox_that_is_still_busy_is_stopped_again(
     kernel: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sentry is stopped, not the processes in which its sandbox's code runs."""
@@ -207,7 +207,7 @@ def test_one_whose_code_runs_on_though_it_is_stopped_goes_on(
     assert execute(kernel.client, "x").result == "42"
 
 
-def test_code_that_runs_on_is_noticed(kernel: Watched) -> None:
+def test_code_that_still_runs_is_noticed(kernel: Watched) -> None:
     msg_id = kernel.client.execute("print('begun', flush=True)\nwhile True: pass")
     wait_for_text(kernel.client, "begun")
 
@@ -227,7 +227,7 @@ def test_code_that_runs_on_is_noticed(kernel: Watched) -> None:
     wait_until(lambda: not kernel.sandbox.is_busy(), "a stopped sandbox to be at rest")
 
 
-def test_nobody_looks_at_its_memory(kernel: Watched) -> None:
+def test_memory_of_stopped_kernel_is_not_measured(kernel: Watched) -> None:
     kernel.wait_for_stop()
     watch = kernel.manager.provisioner._kernel._kernel._memory  # type: ignore[union-attr]
     wait_until(lambda: watch._timer.cancelled(), "the end of looking")
@@ -236,7 +236,7 @@ def test_nobody_looks_at_its_memory(kernel: Watched) -> None:
 
 
 @pytest.mark.once
-def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
+def test_heartbeat_does_not_wake_stopped_kernel(kernel: Watched) -> None:
     kernel.wait_for_stop()
     with zmq.Context() as context, context.socket(zmq.REQ) as heart:
         heart.linger = 0
@@ -249,7 +249,7 @@ def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
 
 
 @pytest.mark.once
-def test_clocks_and_sleepers_go_on(kernel: Watched) -> None:
+def test_clocks_advance_in_stopped_sandbox(kernel: Watched) -> None:
     """Time passes in a stopped sandbox."""
     execute(kernel.client, "import time; a = time.monotonic(), time.time()")
     kernel.wait_for_stop()
@@ -310,7 +310,7 @@ BUSY = {
 
 @pytest.mark.once
 @pytest.mark.parametrize("what", BUSY)
-def test_not_stopped_with(kernel: Watched, what: str) -> None:
+def test_kernel_with_pending_work_is_not_stopped(kernel: Watched, what: str) -> None:
     begin, end = BUSY[what]
     assert execute(kernel.client, begin).status == "ok"
     kernel.assert_stays_awake()
@@ -328,7 +328,7 @@ def test_not_stopped_with(kernel: Watched, what: str) -> None:
     ],
     ids=["blocks", "awaits", "asks"],
 )
-def test_not_stopped_while_a_cell(kernel: Watched, code: str) -> None:
+def test_kernel_with_running_cell_is_not_stopped(kernel: Watched, code: str) -> None:
     """The bridge does not even ask then, so what the guest would say is asked for here."""
     bridge = kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
     msg_id = kernel.client.execute(code, allow_stdin=True)
@@ -365,13 +365,13 @@ HARMLESS = {
 
 @pytest.mark.once
 @pytest.mark.parametrize("what", HARMLESS)
-def test_stopped_in_spite_of(kernel: Watched, what: str) -> None:
+def test_kernel_with_harmless_threads_is_stopped(kernel: Watched, what: str) -> None:
     assert execute(kernel.client, HARMLESS[what]).status == "ok"
     kernel.wait_for_stop()
 
 
 @pytest.mark.once
-def test_a_subshell_is_idle_as_well(kernel: Watched) -> None:
+def test_idle_subshell_does_not_prevent_stop(kernel: Watched) -> None:
     """JupyterLab makes one for the messages of widgets, and keeps it."""
 
     def ask(kind: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -398,14 +398,14 @@ def test_a_subshell_is_idle_as_well(kernel: Watched) -> None:
         ask("delete_subshell_request", header)
 
 
-def test_a_relayed_kernel_is_never_stopped() -> None:
+def test_relayed_kernel_is_never_stopped() -> None:
     with watched_kernel(kernel_mode="relay") as kernel:
         kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
         kernel.assert_stays_awake()
 
 
 @pytest.mark.once
-def test_off_by_the_setting(kernel: Watched) -> None:
+def test_idle_stop_false_never_stops_kernel(kernel: Watched) -> None:
     """Started and used before another one, which is stopped while this one is not."""
     with running_kernel(settings={"idle_stop": False}) as (manager, client):
         execute(client, "1")
@@ -421,7 +421,7 @@ def test_off_by_the_setting(kernel: Watched) -> None:
 
 
 @pytest.mark.parametrize("now", [False, True], ids=["polite", "now"])
-def test_restart_and_shutdown_of_a_stopped_one(now: bool) -> None:
+def test_stopped_kernel_can_be_restarted_and_shut_down(now: bool) -> None:
     with watched_kernel() as kernel:
         kernel.wait_for_stop()
         kernel.manager.restart_kernel(now=now)
@@ -432,14 +432,14 @@ def test_restart_and_shutdown_of_a_stopped_one(now: bool) -> None:
         assert not kernel.manager.is_alive()
 
 
-def test_signals_reach_a_stopped_one() -> None:
+def test_signal_reaches_stopped_kernel() -> None:
     with watched_kernel() as kernel:
         kernel.wait_for_stop()
         kernel.manager.signal_kernel(signal.SIGTERM)
         wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 10)
 
 
-def test_the_sentry_of_a_stopped_one_is_killed() -> None:
+def test_killed_sentry_of_stopped_kernel_is_noticed() -> None:
     with watched_kernel() as kernel:
         record = record_of(kernel.manager.provisioner._kernel.sandbox.identity)  # type: ignore[union-attr]
         kernel.wait_for_stop()
@@ -450,7 +450,7 @@ def test_the_sentry_of_a_stopped_one_is_killed() -> None:
         )
 
 
-def test_the_owner_of_stopped_ones_is_killed(world: World, tmp_path: Path) -> None:
+def test_killed_owner_of_stopped_kernels_leaves_nothing(world: World, tmp_path: Path) -> None:
     before = leaks.everything(world)
     with holder(2, tmp_path, "idle") as (process, identities):
         sentries = [record_of(identity).processes["sentry"] for identity in identities]

@@ -66,7 +66,7 @@ def survivor() -> Iterator[Any]:
         assert answer.result == "2"
 
 
-def test_server_killed(survivor: Any, world: World, tmp_path: Path) -> None:
+def test_killed_server_leaves_nothing(survivor: Any, world: World, tmp_path: Path) -> None:
     """kill -9 of the process that owns the kernels, and with it of the bridge."""
     before = leaks.everything(world)
     with holder(2, tmp_path) as (process, identities):
@@ -83,7 +83,7 @@ def test_server_killed(survivor: Any, world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> None:
+def test_killed_sandbox_process_ends_the_kernel(survivor: Any, world: World, part: str) -> None:
     """kill -9 of the sentry, of the gofer: the kernel has died, and Jupyter is told."""
     with running_kernel() as (manager, client):
         sandbox = manager.provisioner._kernel.sandbox
@@ -106,7 +106,7 @@ def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> Non
     assert execute(survivor, "survived").result == "1"
 
 
-def test_kernel_killed(survivor: Any, world: World) -> None:
+def test_killed_kernel_keeps_its_sandbox(survivor: Any, world: World) -> None:
     """The kernel ends by itself: its sandbox stays for a restart, with its files."""
     with running_kernel() as (manager, client):
         execute(client, "open('kept', 'w').write('x')")

@@ -32,7 +32,7 @@ def scarce(how: str, world: World) -> Any:
 
 
 @pytest.mark.once
-def test_at_a_start(world: World) -> None:
+def test_start_with_few_descriptors_is_refused_or_works(world: World) -> None:
     """However few are left: refused in words, without a descriptor lost, or it works."""
     tries = scarce("start", world)["tries"]
     for one in tries:
@@ -44,7 +44,7 @@ def test_at_a_start(world: World) -> None:
     assert not tries[-1]["said"]
 
 
-def test_while_a_kernel_runs(world: World) -> None:
+def test_running_kernel_survives_without_descriptors(world: World) -> None:
     """Cells run whole, are interrupted; what cannot be had then can be had afterwards."""
     done = scarce("run", world)
     assert all(done["works"]), done

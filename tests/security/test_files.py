@@ -82,7 +82,7 @@ def changes(top):
 @pytest.mark.parametrize(
     "way", ["", "/proc/self/root", "/proc/thread-self/root", "/mnt/user-data/outputs/../../.."]
 )
-def test_change_what_is_read_only(kernel: Kernel, way: str) -> None:
+def test_read_only_paths_cannot_be_changed(kernel: Kernel, way: str) -> None:
     """Straight, and by other names of the same place."""
     targets = [*READ_ONLY, "/opt/gvisor-kernel/gvisor_kernel/link", "/usr/lib", sys.prefix]
     found = kernel.run(f"{CHANGE}\nfound = {{t: changes({way!r} + t) for t in {targets!r}}}")
@@ -90,7 +90,7 @@ def test_change_what_is_read_only(kernel: Kernel, way: str) -> None:
     assert not (kernel.folder / "outputs" / "taken").exists()
 
 
-def test_change_what_is_read_only_by_a_link(kernel: Kernel) -> None:
+def test_read_only_paths_cannot_be_changed_through_symlink(kernel: Kernel) -> None:
     found = kernel.run(f"""
         {CHANGE.replace(chr(10), chr(10) + "        ")}
         os.symlink("/mnt/user-data/uploads", "/workspace/way")
@@ -124,7 +124,7 @@ print(json.dumps(done))
 """
 
 
-def test_remount_in_a_namespace(kernel: Kernel) -> None:
+def test_remount_in_user_namespace_is_refused(kernel: Kernel) -> None:
     """The kernel's filter refuses; what does without, ``test_pid_1_remounts_what_it_is_shown``."""
     files = [
         "/mnt/user-data/uploads/data.csv",
@@ -164,7 +164,7 @@ print(json.dumps(done))
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
-def test_an_overlay_over_outputs(kernel: Kernel, outputs: Path) -> None:
+def test_overlay_over_outputs_is_refused(kernel: Kernel, outputs: Path) -> None:
     """gVisor itself would make a device there for a folder that is removed."""
     assert kernel.run(f"found = as_root_of_a_namespace({OVERLAY!r})") == []
     odd = [p for p in outputs.rglob("*") if not (p.is_dir() or p.is_file())]
@@ -193,7 +193,7 @@ print(json.dumps(done))
 
 
 @pytest.mark.parametrize("enter", ["elsewhere", "as_root_of_a_namespace"])
-def test_what_a_later_kernel_runs(kernel: Kernel, enter: str) -> None:
+def test_code_of_later_kernel_cannot_be_replaced(kernel: Kernel, enter: str) -> None:
     """The guest's code, the interpreter, and each folder above them, are as they were: a later
     kernel of the same sandbox runs them."""
     guest, python = "/opt/gvisor-kernel/gvisor_kernel", Path(sys.executable)
@@ -207,7 +207,7 @@ def test_what_a_later_kernel_runs(kernel: Kernel, enter: str) -> None:
     assert kernel.run(f"found = sorted(os.listdir({guest!r}))") == parts
 
 
-def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
+def test_refused_write_leaves_file_whole(kernel: Kernel) -> None:
     """runsc of 2024 truncates a file of a read-only mount, and only then refuses to open it."""
     found = kernel.run("""
         found = [
@@ -219,7 +219,7 @@ def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
     assert (kernel.folder / "data.csv").read_text() == "1,2\n"
 
 
-def test_the_workspace_is_a_copy(kernel: Kernel) -> None:
+def test_workspace_is_a_copy(kernel: Kernel) -> None:
     """What is changed, removed and made there is not so in the notebook's folder."""
     kernel.run("""
         Path("/workspace/new").write_text("x")
@@ -234,7 +234,7 @@ def test_the_workspace_is_a_copy(kernel: Kernel) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something on the host")
-def test_a_mount_made_later(ground: Path) -> None:
+def test_later_host_mount_is_not_visible_inside(ground: Path) -> None:
     """What the host mounts below a shown folder afterwards is neither seen nor written inside."""
     base = ground.parent / "volume"
     base.mkdir(exist_ok=True)
@@ -280,7 +280,7 @@ def mount(place: Path, shared: bool = False) -> None:
 # What is not shown.
 
 
-def test_read_what_is_not_shown(kernel: Kernel, ground: Path, tmp_path: Path) -> None:
+def test_hidden_paths_cannot_be_read(kernel: Kernel, ground: Path, tmp_path: Path) -> None:
     hidden = [
         *HIDDEN,
         *(str(ground / name) for name in ("private/secret", "neighbour")),
@@ -295,7 +295,7 @@ def test_read_what_is_not_shown(kernel: Kernel, ground: Path, tmp_path: Path) ->
     assert found == []
 
 
-def test_climb_out(kernel: Kernel, ground: Path) -> None:
+def test_dotdot_paths_stay_inside(kernel: Kernel, ground: Path) -> None:
     """By ``..``, by folders that are held open, by moving them away from below."""
     secret = str((ground / "private" / "secret").relative_to("/"))
     found = kernel.run(f"""
@@ -387,7 +387,7 @@ def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None
     assert not [path for path, mode in modes.items() if mode & 0o6000]
 
 
-def test_odd_files_in_outputs(kernel: Kernel, outputs: Path) -> None:
+def test_outputs_get_no_device_pipe_or_socket(kernel: Kernel, outputs: Path) -> None:
     """Neither devices nor pipes nor sockets, at which a program of the host could hang."""
     kernel.run("""
         outputs = "/mnt/user-data/outputs/"
@@ -414,7 +414,7 @@ def test_files_belong_to_the_folders_owner(kernel: Kernel, outputs: Path) -> Non
     assert found == {(owner.st_uid, owner.st_gid)}
 
 
-def test_odd_names_in_outputs(kernel: Kernel, outputs: Path) -> None:
+def test_odd_names_in_outputs_are_kept_unchanged(kernel: Kernel, outputs: Path) -> None:
     """They are the same names outside, in the one place where the kernel may make some."""
     names = [
         *(
@@ -446,7 +446,7 @@ def test_odd_names_in_outputs(kernel: Kernel, outputs: Path) -> None:
     assert sorted(path.name for path in kernel.folder.iterdir()) == ["data.csv", "outputs"]
 
 
-def test_a_huge_sparse_file_in_outputs(kernel: Kernel, outputs: Path) -> None:
+def test_huge_sparse_file_in_outputs_takes_no_disk_space(kernel: Kernel, outputs: Path) -> None:
     """It takes no room on the host's disk."""
     kernel.run("""
         found = refused(lambda: os.truncate(
@@ -456,7 +456,7 @@ def test_a_huge_sparse_file_in_outputs(kernel: Kernel, outputs: Path) -> None:
         assert path.stat().st_blocks < 1000
 
 
-def test_deep_folders_in_outputs(tmp_path: Path) -> None:
+def test_host_handles_deep_folders_in_outputs(tmp_path: Path) -> None:
     """What the host does with outputs afterwards, it does at any depth, and follows no link."""
     top = tmp_path / "outputs"
     top.mkdir()
@@ -480,7 +480,7 @@ def test_deep_folders_in_outputs(tmp_path: Path) -> None:
 # Room.
 
 
-def test_a_full_disk_limit(ground: Path) -> None:
+def test_disk_limit_gives_enospc(ground: Path) -> None:
     """ENOSPC inside, in each place; the neighbour writes on, and so does the host."""
     folder = ground.parent / "small"
     folder.mkdir(exist_ok=True)

@@ -104,14 +104,14 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("attack", BREAKS)
-def test_what_breaks_a_rule(victim: Kernel, attack: str) -> None:
+def test_protocol_violation_ends_the_sandbox(victim: Kernel, attack: str) -> None:
     log = ends_by(victim, *BREAKS[attack])
     if BREAKS[attack][1] is STUMBLES:
         # Whoever noticed it has said why.
         assert re.search(r"came on iopub; credit was \d+\.|Credit of \d+ is over the window", log)
 
 
-def test_a_forged_exit(victim: Kernel) -> None:
+def test_forged_exit_is_believed_and_next_kernel_gets_new_sandbox(victim: Kernel) -> None:
     """The bridge has to believe it; the next kernel does not suffer from the one that lives on."""
     sandbox = victim.sandbox.identity
     ends_by(victim, "say(frame(EXIT, run + struct.pack('>i', 42)))", "with exit status 42")
@@ -119,7 +119,7 @@ def test_a_forged_exit(victim: Kernel) -> None:
     assert victim.sandbox.identity != sandbox
 
 
-def test_a_spoilt_sandbox(victim: Kernel) -> None:
+def test_sandbox_that_cannot_start_kernels_is_replaced(victim: Kernel) -> None:
     """Where no kernel can be started any more the next one has a new sandbox, too."""
     sandbox = victim.sandbox.identity
     spoil = """
@@ -131,7 +131,7 @@ def test_a_spoilt_sandbox(victim: Kernel) -> None:
     assert victim.sandbox.identity != sandbox
 
 
-def test_lies_that_break_no_rule(victim: Kernel) -> None:
+def test_forged_statistics_and_logs_are_not_acted_on(victim: Kernel) -> None:
     """Statistics, log lines, answers that nobody asked for: shown to people, and acted on never."""
     lies = """
     say(frame(STATS, b"\\xff" * 16) + frame(PONG, b"\\xff" * 8) * 1000 + frame(STARTED, run))
@@ -150,7 +150,7 @@ def test_lies_that_break_no_rule(victim: Kernel) -> None:
     assert not re.search(r"(?m)^\S+Z bridge: .*all is well", log)
 
 
-def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
+def test_writing_to_every_descriptor_reaches_only_own_link(victim: Kernel) -> None:
     """Whatever it finds: its own end of the link is the only way out among them."""
     directory = victim.sandbox.directory
     ends_by(
@@ -178,7 +178,7 @@ def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
     assert not [line for line in forged if re.match(r"\S+Z bridge: all", line)]
 
 
-def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
+def test_host_frames_contain_no_host_identity(victim: Kernel, beside: Neighbour) -> None:
     """Who reads in PID 1's place reads what this kernel is asked: no key, path, pid of the host."""
     theirs = beside.kernel.manager.session.key.decode()
     hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.inner_key}
@@ -242,14 +242,14 @@ say(b"\\xff" * 8)
 
 
 @pytest.mark.once
-def test_a_storm_of_random_frames(victim: Kernel, beside: Neighbour) -> None:
+def test_random_frames_do_not_disturb_neighbour(victim: Kernel, beside: Neighbour) -> None:
     """None of which breaks a rule; the neighbour answers. With ``--all`` a million."""
     frames = FRAMES.replace("COUNT", str(1_000_000 if ALL else 200_000))
     ends_by(victim, frames, r"Unknown frame type 255\.", lambda: answers(beside, 20))
 
 
 @pytest.mark.parametrize("text", ["b'\\n' * 32760", "b'\\0' * 32760", "b''"])
-def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
+def test_log_flood_is_bounded(victim: Kernel, beside: Neighbour, text: str) -> None:
     """What it pushes out of the log is its own, and the neighbour does not wait for it."""
     directory = victim.sandbox.directory
     victim.client.execute("1")
@@ -269,7 +269,7 @@ def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
     assert sum(file.stat().st_size for file in logs_in(directory)) < MAX_LOG
 
 
-def test_half_a_frame_then_silence(
+def test_half_a_frame_blocks_nobody(
     victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for the other half, and the sandbox is ended from outside when it is asked."""
@@ -328,7 +328,7 @@ def stalled_clients(kernel: Kernel) -> Iterator[None]:
         yield
 
 
-def test_a_flood_on_each_channel(
+def test_flood_on_each_channel_is_bounded(
     victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To clients that do not read. Of a channel no more is held than a window and few messages."""

@@ -92,7 +92,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_reach_out(kernel: Kernel, attack: str) -> None:
+def test_network_access_fails_at_once(kernel: Kernel, attack: str) -> None:
     code, expected = ATTACKS[attack]
     error, seconds = kernel.run(TOOLS + f"\nfound = timed(lambda: {code})")
     assert error is not None, "it was done"
@@ -100,7 +100,7 @@ def test_reach_out(kernel: Kernel, attack: str) -> None:
     assert seconds < SOON
 
 
-def test_reach_out_as_root_of_a_namespace(kernel: Kernel) -> None:
+def test_network_access_fails_as_namespace_root(kernel: Kernel) -> None:
     """With every capability in a network namespace of its own there is still no way out."""
     attacks = {
         name: ATTACKS[name][0]
@@ -118,7 +118,7 @@ print(json.dumps([found, [name for _, name in socket.if_nameindex()]]))
     assert set(devices) <= {"lo"}
 
 
-def test_a_link_local_address(kernel: Kernel) -> None:
+def test_link_local_address_is_unreachable(kernel: Kernel) -> None:
     """By way of the loopback, where nobody answers: the one attempt that would wait."""
     found = kernel.run("""
         with socket.socket(socket.AF_INET6) as one:
@@ -131,7 +131,7 @@ def test_a_link_local_address(kernel: Kernel) -> None:
     assert found
 
 
-def test_there_is_only_a_loopback(kernel: Kernel) -> None:
+def test_only_loopback_interface_exists(kernel: Kernel) -> None:
     found = kernel.run("""
         found = {
             "interfaces": [name for _, name in socket.if_nameindex()],
@@ -170,7 +170,7 @@ def heard(server: socket.socket) -> bool:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "127.1.2.3"])  # noqa: S104
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_services_of_the_hosts_loopback(kernel: Kernel, host: str, kind: socket.SocketKind) -> None:
+def test_host_loopback_services_are_unreachable(kernel: Kernel, host: str, kind: socket.SocketKind) -> None:
     """Such as Jupyter itself."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
@@ -192,7 +192,7 @@ def test_services_of_the_hosts_loopback(kernel: Kernel, host: str, kind: socket.
         raise
 
 
-def test_services_of_the_neighbour(kernel: Kernel, beside: Neighbour) -> None:
+def test_neighbour_services_are_unreachable(kernel: Kernel, beside: Neighbour) -> None:
     port = beside.kernel.run("""
         server = socket.create_server(("127.0.0.1", 0))
         server.setblocking(False)
@@ -207,7 +207,7 @@ def test_services_of_the_neighbour(kernel: Kernel, beside: Neighbour) -> None:
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-def test_abstract_sockets_of_the_host(kernel: Kernel, kind: socket.SocketKind) -> None:
+def test_host_abstract_sockets_are_unreachable(kernel: Kernel, kind: socket.SocketKind) -> None:
     name = f"\0gk-test-{os.getpid()}-{int(kind)}"
     with listening(socket.AF_UNIX, kind, name) as server:
         code = f"connect({name!r}, socket.AF_UNIX, {int(kind)})"
@@ -215,7 +215,7 @@ def test_abstract_sockets_of_the_host(kernel: Kernel, kind: socket.SocketKind) -
         assert not heard(server)
 
 
-def test_an_abstract_socket_inside_is_not_the_hosts(kernel: Kernel) -> None:
+def test_abstract_socket_inside_is_not_visible_on_host(kernel: Kernel) -> None:
     """Nobody on the host can be lured to a name that a kernel has taken."""
     name = f"gk-test-{os.getpid()}-lure"
     kernel.run(f"lure = socket.socket(socket.AF_UNIX); lure.bind({chr(0) + name!r}); found = 0")
@@ -226,7 +226,7 @@ def test_an_abstract_socket_inside_is_not_the_hosts(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("where", ["uploads", "outputs"])
-def test_path_sockets_of_the_host(kernel: Kernel, where: str) -> None:
+def test_host_path_sockets_are_unreachable(kernel: Kernel, where: str) -> None:
     """A Unix socket in a folder that is shown is a file that cannot be connected to."""
     folder = kernel.folder if where == "uploads" else kernel.folder / "outputs"
     # A path of at most 107 bytes: by way of an open directory.
@@ -246,7 +246,7 @@ def test_path_sockets_of_the_host(kernel: Kernel, where: str) -> None:
     assert None not in found
 
 
-def test_a_socket_in_outputs(kernel: Kernel) -> None:
+def test_socket_in_outputs_is_not_created_on_host(kernel: Kernel) -> None:
     """Nor is one made inside a socket of the host, at which somebody else could knock."""
     kernel.run("""
         found = refused(lambda: socket.socket(socket.AF_UNIX).bind("/mnt/user-data/outputs/lure"))
@@ -278,7 +278,7 @@ for name, protocol in others.items():
     assert [what for what, error in found.items() if error is None] == []
 
 
-def test_events_of_the_hosts_devices(kernel: Kernel) -> None:
+def test_host_device_events_are_not_received(kernel: Kernel) -> None:
     """The socket for them exists inside; nothing is ever said on it."""
     found = kernel.run("""
         try:
@@ -294,7 +294,7 @@ def test_events_of_the_hosts_devices(kernel: Kernel) -> None:
     assert found in (False, "EPROTONOSUPPORT", "ENOTSUP", "EPERM", "EACCES")
 
 
-def test_the_hosts_sockets_are_not_listed(kernel: Kernel) -> None:
+def test_host_sockets_are_not_listed(kernel: Kernel) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         table = Path("/proc/net/tcp").read_text()

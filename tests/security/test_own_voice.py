@@ -42,7 +42,7 @@ VOICES = {
 
 
 @pytest.mark.parametrize("voice", VOICES)
-def test_what_a_kernel_says_on_its_own_socket(patient: Kernel, voice: str) -> None:
+def test_kernel_that_breaks_frame_rules_is_killed(patient: Kernel, voice: str) -> None:
     """PID 1 ends it, and the sandbox is good for another one."""
     code, words = VOICES[voice]
     identity = patient.sandbox.identity
@@ -53,7 +53,7 @@ def test_what_a_kernel_says_on_its_own_socket(patient: Kernel, voice: str) -> No
     assert patient.sandbox.identity == identity
 
 
-def test_its_own_link_held_for_ever(patient: Kernel) -> None:
+def test_kernel_that_blocks_its_link_can_be_restarted(patient: Kernel) -> None:
     """It has made itself mute: a restart helps, and nobody else waits."""
     patient.client.execute("link._lock.acquire(); link._delivery.acquire(); time.sleep(100)")
     identity = patient.sandbox.identity
@@ -64,7 +64,7 @@ def test_its_own_link_held_for_ever(patient: Kernel) -> None:
 # -- with messages of its own ---------------------------------------------------------------------
 
 
-def test_messages_for_anothers_clients(victim: Kernel, beside: Neighbour) -> None:
+def test_forged_messages_do_not_reach_other_clients(victim: Kernel, beside: Neighbour) -> None:
     """By their identity and session, and as an answer to what they asked: only its own get them."""
     theirs = beside.kernel.client
     asked = theirs.session.msg("execute_request")["header"]
@@ -86,7 +86,7 @@ def test_messages_for_anothers_clients(victim: Kernel, beside: Neighbour) -> Non
 
 
 @pytest.mark.parametrize("way", ["patient", "relayed"])
-def test_replayed_and_unsigned_messages(request: pytest.FixtureRequest, way: str) -> None:
+def test_replayed_and_unsigned_messages_are_dropped(request: pytest.FixtureRequest, way: str) -> None:
     """Of the kernel before, with another's signature, with none: each is dropped and noted."""
     kernel: Kernel = request.getfixturevalue(way)
     kept = "/mnt/user-data/outputs/parts"
@@ -142,7 +142,7 @@ for content in (b"", b"\\xff", b"[" * 10000, b'{"a": NaN}', b'{"a": 1e999}', b"9
 """
 
 
-def test_what_a_kernel_can_make_its_transcript_say(victim: Kernel) -> None:
+def test_kernel_cannot_forge_requests_in_transcript(victim: Kernel) -> None:
     """Any output and any reply, to requests that never were, too; no request, and nothing twice."""
     path = victim.sandbox.transcripts / "transcript.jsonl"
     before = len(path.read_bytes().splitlines())

@@ -114,7 +114,7 @@ def number(*arguments):
 """
 
 
-def test_is_nobody(kernel: Kernel) -> None:
+def test_kernel_has_no_privileges(kernel: Kernel) -> None:
     """uid 1000, no capability in any set, and none to be had by a set-uid program."""
     found = kernel.run("""
         status = dict(l.split(":", 1) for l in Path("/proc/self/status").read_text().splitlines())
@@ -132,7 +132,7 @@ def test_is_nobody(kernel: Kernel) -> None:
     assert found["no_new_privs"] == 1
 
 
-def test_is_on_gvisors_kernel(kernel: Kernel) -> None:
+def test_kernel_runs_on_gvisor(kernel: Kernel) -> None:
     release, log = kernel.run("found = [os.uname().release, subprocess.getoutput('dmesg')]")
     assert release != os.uname().release
     assert "gVisor" in log
@@ -140,12 +140,12 @@ def test_is_on_gvisors_kernel(kernel: Kernel) -> None:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 @pytest.mark.parametrize("name", CALLS)
-def test_call(kernel: Kernel, name: str) -> None:
+def test_privileged_call_is_refused(kernel: Kernel, name: str) -> None:
     assert kernel.run(f"{NUMBER}\nfound = refused(lambda: {CALLS[name]})") is not None
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
-def test_calls_as_root_of_a_namespace(kernel: Kernel) -> None:
+def test_privileged_calls_are_refused_as_namespace_root(kernel: Kernel) -> None:
     """Who has every capability in namespaces of its own still has none over anything else."""
     own = ("setns", "setuid", "setresuid", "setgid", "setgroups", "chroot", "sethostname", "mount")
     attacks = {
@@ -164,7 +164,7 @@ print(json.dumps([name for name, code in attacks.items() if refused(lambda: eval
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the sandbox of an ordinary user has one uid")
-def test_pid_1_is_somebody_else(kernel: Kernel) -> None:
+def test_pid_1_has_another_uid(kernel: Kernel) -> None:
     """Its ends of the link, signals to it, its limits: nothing of it is the kernel's."""
     attempt = f"{{name: refused(lambda: eval(code)) for name, code in {INIT | INIT_NOW!r}.items()}}"
     found = kernel.run(f"{NUMBER}\nfound = {attempt}")
@@ -175,7 +175,7 @@ def test_pid_1_is_somebody_else(kernel: Kernel) -> None:
     assert kernel.run("found = 42") == 42  # it serves on
 
 
-def test_set_uid_programs(kernel: Kernel) -> None:
+def test_set_uid_programs_give_no_privileges(kernel: Kernel) -> None:
     """Of the image, such as su and mount: they run, as the same nobody."""
     programs = [
         str(path)
@@ -205,7 +205,7 @@ def test_set_uid_programs(kernel: Kernel) -> None:
     assert options
 
 
-def test_write_to_proc_and_sys(kernel: Kernel) -> None:
+def test_proc_and_sys_cannot_be_written(kernel: Kernel) -> None:
     """What can be opened for writing is the process's own, or gVisor's; the host's stays."""
     names = (
         *("kernel/core_pattern", "kernel/hostname", "kernel/modprobe", "kernel/sysrq"),
@@ -238,7 +238,7 @@ def test_write_to_proc_and_sys(kernel: Kernel) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_devices(kernel: Kernel) -> None:
+def test_no_host_devices_exist(kernel: Kernel) -> None:
     found = kernel.run("""
         found = {}
         for path in glob.glob("/dev/**", recursive=True):
@@ -256,7 +256,7 @@ def test_devices(kernel: Kernel) -> None:
     assert "opens" not in found.values()
 
 
-def test_processes_of_the_host(kernel: Kernel) -> None:
+def test_host_processes_are_not_visible(kernel: Kernel) -> None:
     me = os.getpid()
     found = kernel.run(f"""
         found = {{
@@ -288,7 +288,7 @@ CAPABILITIES = (
 DESCRIPTORS = (
     r"anon_inode:\[(eventfd|eventpoll|pidfd|signalfd|timerfd)\]",
     r"anon_inode:seccomp notify",  # of the stubs, whose system calls it answers
-    r"anon_inode:\[io_uring\]",  # never enabled: see test_posture_system_calls
+    r"anon_inode:\[io_uring\]",  # never enabled: see test_posture_filters_system_calls
     r"/memfd:(runsc-memory|flipcall_packet_windows|systrap-memory)[ -]?.*",
     r"pipe:\[\d+\]",
     r"/dev/null",
@@ -343,7 +343,7 @@ def namespaces(pid: int) -> dict[str, str]:
     return {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES}
 
 
-def test_posture_identity(kernel: Kernel) -> None:
+def test_posture_has_unprivileged_identity(kernel: Kernel) -> None:
     """No process of a sandbox is root on the host, its stubs included, nor can one become it."""
     tops = processes_of(kernel)
     everyone = {one: name for name, pid in tops.items() for one in family(pid)}
@@ -367,7 +367,7 @@ def test_posture_identity(kernel: Kernel) -> None:
         assert int(fields[16]) >= os.nice(0), "it has raised its priority on the host"
 
 
-def test_posture_namespaces(kernel: Kernel, beside: Neighbour) -> None:
+def test_posture_has_separate_namespaces(kernel: Kernel, beside: Neighbour) -> None:
     """Each sandbox has its own: neither the host's nor the neighbour's."""
     host = namespaces(os.getpid())
     mine, other = processes_of(kernel), processes_of(beside.kernel)
@@ -380,7 +380,7 @@ def test_posture_namespaces(kernel: Kernel, beside: Neighbour) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may read filters of the host")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 @pytest.mark.parametrize("name", [SANDBOX_NAME, GOFER_NAME])
-def test_posture_system_calls(kernel: Kernel, name: str) -> None:
+def test_posture_filters_system_calls(kernel: Kernel, name: str) -> None:
     """Whoever takes over a process of the sandbox asks the host for none of these.
 
     A current runsc leaves a ring of io_uring with its processes, which works past every filter
@@ -394,7 +394,7 @@ def test_posture_system_calls(kernel: Kernel, name: str) -> None:
     assert allows(filters, 0), "read: the filters were not understood"
 
 
-def test_posture_descriptors(kernel: Kernel) -> None:
+def test_posture_has_only_own_descriptors(kernel: Kernel) -> None:
     """Open are the sandbox's own pipes, memory, and what it is shown: no device, no host socket."""
     allowed = re.compile("|".join(f"(?:{one})" for one in DESCRIPTORS))
     shown = {view.target for view in kernel.sandbox.mounts} | {"/"}

@@ -117,7 +117,7 @@ def look_inside(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("way", ["cold", "restored"])
-def test_a_start_at_each_step(
+def test_swap_at_each_step_of_start_is_harmless(
     runtime: RunscRuntime, scene: Scene, way: str, request: pytest.FixtureRequest
 ) -> None:
     """Each step with one component, each component at many steps; ``--all``: each with each."""
@@ -147,7 +147,7 @@ def test_a_start_at_each_step(
     assert refused, "no swap was noticed: were there any?"
 
 
-def test_a_spare_of_another_folder(runtime: RunscRuntime, scene: Scene) -> None:
+def test_spare_of_swapped_folder_is_not_taken(runtime: RunscRuntime, scene: Scene) -> None:
     """A sandbox that was made before is not taken for one of what the names lead to now."""
     request = make_request(scene.report)
     sandbox = runtime.start(scene.spec, request)
@@ -172,7 +172,7 @@ def test_a_spare_of_another_folder(runtime: RunscRuntime, scene: Scene) -> None:
         sandbox.close()
 
 
-def test_a_spare_is_taken_at_each_step(
+def test_swap_while_spare_is_taken_is_harmless(
     runtime: RunscRuntime, scene: Scene, standins_image: Path
 ) -> None:
     """Restored before the swap, looked at during it: it shows what was there before, or goes."""
@@ -196,7 +196,7 @@ def test_a_spare_is_taken_at_each_step(
         sandbox.close()
 
 
-def test_an_end_at_each_step(runtime: RunscRuntime, scene: Scene) -> None:
+def test_swap_at_each_step_of_end_is_harmless(runtime: RunscRuntime, scene: Scene) -> None:
     """And the start after it, which finds the folder swapped, as that of a restart does."""
     sandbox = start(runtime, scene)
     assert sandbox is not None
@@ -225,7 +225,7 @@ LIVES = ("start", "renew", "shutdown")
 MORE_LIVES = ("restart", "run", "end")
 
 
-def test_a_kernels_life_at_each_step(scene: Scene, image: str) -> None:
+def test_swap_at_each_step_of_kernel_life_is_harmless(scene: Scene, image: str) -> None:
     """A whole kernel, restored where it can be; "renew" is a restart with a new sandbox."""
     if not scene.maps_owners:
         pytest.skip("a folder that is lent is tried without a kernel")
@@ -281,7 +281,7 @@ def racing(scene: Scene) -> Iterator[Callable[[str, str, str | None], Any]]:
 @needs_all
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_a_free_race(
+def test_continuous_swapping_is_harmless(
     runtime: RunscRuntime, scene: Scene, component: str, standins_image: Path
 ) -> None:
     """Of starts, cold and from an image, of ends, and of sandboxes that were made before."""

@@ -114,7 +114,7 @@ def bombs():
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bomb(kernel: Kernel, beside: Neighbour, bomb: str) -> None:
+def test_pids_limit_stops_bomb(kernel: Kernel, beside: Neighbour, bomb: str) -> None:
     """The pids limit ends the growth; the kernel goes on, and can clear up."""
     code = f"import os, signal\ncount = 0\n{BOMBS[bomb]}\nprint(count, flush=True)\nsignal.pause()"
     try:
@@ -144,7 +144,7 @@ subprocess.run([sys.executable, "-S", "-E", "-c", {FORKS!r}], start_new_session=
 
 
 @pytest.mark.alone  # an ordinary user has no cgroup that sees to PID 1's share of a busy machine
-def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
+def test_interrupt_works_during_fork_bomb(ground: Path) -> None:
     """PID 1 and the kernel get the processor though five hundred processes ask for it all the
     time, and their sandbox has room on the host for what these need."""
     folder = ground.parent / "bombed"
@@ -186,7 +186,7 @@ print(failed)
     assert kernel.run(f"found = int({run})") == 0
 
 
-def test_open_files(kernel: Kernel) -> None:
+def test_open_file_limit_gives_emfile(kernel: Kernel) -> None:
     """Each process has its share; one that has used it up is told, and nobody else is."""
     found = kernel.run("""
         import resource
@@ -212,7 +212,7 @@ def test_open_files(kernel: Kernel) -> None:
         assert count < most
 
 
-def test_cpu_hogs(kernel: Kernel, beside: Neighbour) -> None:
+def test_neighbour_answers_beside_cpu_hogs(kernel: Kernel, beside: Neighbour) -> None:
     kernel.run("""
         hogs = [subprocess.Popen([sys.executable, "-S", "-E", "-c", "while True: pass"])
                 for _ in range(4)]
@@ -246,7 +246,7 @@ def talker(ground: Path) -> Iterator[Kernel]:
         yield kernel
 
 
-def test_prints_for_ever_to_a_closed_browser(talker: Kernel, beside: Neighbour) -> None:
+def test_endless_output_to_closed_browser_is_bounded(talker: Kernel, beside: Neighbour) -> None:
     """The kernel is slowed down, nothing piles up, and whoever comes back can stop it."""
     client = talker.client
     client.execute("while True: print('x' * 100000, flush=True)")
@@ -270,7 +270,7 @@ def connected_again(kernel: Kernel) -> Any:
 @pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("size", [256 * MIB, pytest.param(1024 * MIB, marks=needs_all)])
-def test_much_output(talker: Kernel, beside: Neighbour, size: int) -> None:
+def test_large_output_arrives_with_bounded_memory(talker: Kernel, beside: Neighbour, size: int) -> None:
     """All of it arrives, and passes through a bounded room."""
     client = talker.client
     before, most, received, at = held_by_us(), 0, 0, 0
@@ -295,7 +295,7 @@ def test_much_output(talker: Kernel, beside: Neighbour, size: int) -> None:
     assert most < HOST_SLACK + 64 * MIB  # of which the client's own is some
 
 
-def test_output_beside_a_kernel_that_is_used(
+def test_output_is_throttled_beside_used_kernel(
     talker: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read slowly, so that the other one answers, and all of it arrives."""
@@ -318,7 +318,7 @@ def test_output_beside_a_kernel_that_is_used(
     assert not any(pauses), "who says little does not wait"
 
 
-def test_the_last_output_of_a_kernel_that_is_read_slowly(
+def test_last_output_of_throttled_kernel_arrives(
     beside: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the time that PID 1 gives a dead kernel's messages if none leaves."""
@@ -364,7 +364,7 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("hog", [*HOGS, *(pytest.param(hog, marks=needs_all) for hog in SLOW_HOGS)])
-def test_memory_of_the_sandbox_itself(ground: Path, unbounded: None, hog: str) -> None:
+def test_memory_of_sandbox_itself_counts(ground: Path, unbounded: None, hog: str) -> None:
     """Page tables, names, links, and what stands in pipes is not in the kernel's memory, and
     counts as well."""
     folder = ground.parent / "doomed"
@@ -390,7 +390,7 @@ def test_memory_of_the_sandbox_itself(ground: Path, unbounded: None, hog: str) -
 
 
 @pytest.mark.parametrize("hog", [pytest.param(hog, marks=needs_all) for hog in BOUNDED])
-def test_what_another_limit_bounds(ground: Path, unbounded: None, hog: str) -> None:
+def test_host_kernel_memory_is_counted(ground: Path, unbounded: None, hog: str) -> None:
     """It is counted, so far as the host's kernel can be asked."""
     folder = ground.parent / "bounded"
     folder.mkdir(exist_ok=True)
@@ -417,7 +417,7 @@ signal.pause()
 """
 
 
-def test_all_is_counted(ground: Path, unbounded: None) -> None:
+def test_counted_memory_matches_cgroup_charge(ground: Path, unbounded: None) -> None:
     """Nearly what the host's kernel charges a sandbox with."""
     folder = ground.parent / "counted"
     folder.mkdir(exist_ok=True)

@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield Made(image, words, folder)
 
 
-def test_the_image_on_the_disk(made: Made) -> None:
+def test_snapshot_files_contain_no_secrets(made: Made) -> None:
     """Plain memory: what is looked for would be found, as a word of the kernel's own shows."""
     content = b"".join(path.read_bytes() for path in made.image.files.iterdir())
     assert made.image.meta.sandbox_key.encode() in content
@@ -154,7 +154,7 @@ def digest(word: str) -> str:
     return hashlib.sha256(word.encode()).hexdigest()
 
 
-def test_a_kernel_that_goes_on_from_it(made: Made, restored: Kernel) -> None:
+def test_restored_kernel_contains_no_secrets(made: Made, restored: Kernel) -> None:
     own = f"gk-{secrets.token_hex(16)}"
     restored.run(f"own = {own!r}; found = 0")
     inner = restored.run("found = get_ipython().kernel.session.key.decode()")
@@ -166,7 +166,7 @@ def test_a_kernel_that_goes_on_from_it(made: Made, restored: Kernel) -> None:
     assert digest(restored.manager.session.key.decode()) not in found
 
 
-def test_what_a_setting_passes_on(made: Made, restored: Kernel) -> None:
+def test_restored_kernel_has_its_own_passed_variables(made: Made, restored: Kernel) -> None:
     """Is each kernel's own value, and its folder, transcript and log are."""
     for name in PASSED:
         assert restored.run(f"found = os.environ[{name!r}]") == "my own"
@@ -179,7 +179,7 @@ def test_what_a_setting_passes_on(made: Made, restored: Kernel) -> None:
         assert word not in text, name
 
 
-def test_the_key_of_the_image(made: Made, restored: Kernel) -> None:
+def test_restored_kernel_changes_its_key(made: Made, restored: Kernel) -> None:
     """Who reads it out of one kernel signs nothing with it in another: that has changed its own."""
     inner = restored.run("found = get_ipython().kernel.session.key.decode()")
     assert inner != made.image.meta.sandbox_key

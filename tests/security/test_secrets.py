@@ -84,7 +84,7 @@ def everywhere():
 '''
 
 
-def test_variables(kernel: Kernel) -> None:
+def test_environment_contains_only_allowed_variables(kernel: Kernel) -> None:
     """Of the server's environment, and of what a client sends along."""
     found = kernel.run("""
         texts = [Path(p).read_bytes() for p in glob.glob("/proc/[0-9]*/environ")
@@ -117,14 +117,14 @@ def test_variables(kernel: Kernel) -> None:
     assert "mallory" not in "".join(found["texts"])
 
 
-def test_credentials_in_the_home(kernel: Kernel, planted: list[Path], world: World) -> None:
+def test_home_credentials_do_not_exist_inside(kernel: Kernel, planted: list[Path], world: World) -> None:
     homes = (Path.home(), "/root", "/home/user")
     paths = [*map(str, planted), *(f"{home}/{name}" for home in homes for name in CREDENTIALS)]
     turned = [path[::-1] for path in paths]  # what a cell says is found in the transcript
     assert kernel.run(f"found = [p for p in {turned!r} if os.path.lexists(p[::-1])]") == []
 
 
-def test_a_search_of_everything(
+def test_full_search_finds_no_secret_or_host_name(
     kernel: Kernel, beside: Neighbour, planted: list[Path], world: World
 ) -> None:
     """Every file and every word of the kernel's own: no secret, nothing that names the host."""
@@ -189,7 +189,7 @@ found = sorted(found)
 """
 
 
-def test_keys_in_memory(kernel: Kernel, beside: Neighbour) -> None:
+def test_kernel_memory_contains_no_connection_keys(kernel: Kernel, beside: Neighbour) -> None:
     """The kernel's whole memory holds no key of a connection of the host, its own or another's."""
     found = kernel.run(MEMORY)
     assert len(found) > 10, "the search does not even find what is there"
@@ -198,7 +198,7 @@ def test_keys_in_memory(kernel: Kernel, beside: Neighbour) -> None:
         assert hashlib.sha256(key).hexdigest() not in found
 
 
-def test_connection_files(kernel: Kernel) -> None:
+def test_connection_files_inside_are_the_sandboxs_own(kernel: Kernel) -> None:
     """Those that a kernel finds are the sandbox's own."""
     found = kernel.run("""
         found = []
@@ -213,7 +213,7 @@ def test_connection_files(kernel: Kernel) -> None:
         assert info.get("ip") != host["ip"]
 
 
-def test_container_info(kernel: Kernel) -> None:
+def test_container_info_names_nothing_of_the_host(kernel: Kernel) -> None:
     """It says what a sandbox may know of itself, and no more."""
     info = kernel.run("found = json.loads(Path('/container_info.json').read_text())")
     assert set(info) == {
@@ -225,7 +225,7 @@ def test_container_info(kernel: Kernel) -> None:
         assert word not in text
 
 
-def test_memory_left_by_the_neighbour(kernel: Kernel, beside: Neighbour) -> None:
+def test_new_memory_and_files_are_empty(kernel: Kernel, beside: Neighbour) -> None:
     """New memory and new files are empty, whatever others had there."""
     beside.kernel.run(f"hoard = bytearray({SECRET!r}.encode() * 500_000); del hoard; found = 0")
     turned = SECRET[::-1]
@@ -241,7 +241,7 @@ def test_memory_left_by_the_neighbour(kernel: Kernel, beside: Neighbour) -> None
     assert found == [False, False]
 
 
-def test_crash_logs(kernel: Kernel) -> None:
+def test_crash_logs_contain_no_secrets(kernel: Kernel) -> None:
     """What is kept of a crash says how it ended; nobody's environment is in it."""
     manager = kernel.manager
     log = kernel.sandbox.log_path
@@ -260,7 +260,7 @@ def test_crash_logs(kernel: Kernel) -> None:
         assert b"mallory" not in text
 
 
-def test_a_failed_start(world: World, tmp_path: Path) -> None:
+def test_failed_start_prints_no_secrets(world: World, tmp_path: Path) -> None:
     """An error that a person is shown quotes nothing of the environment."""
     code = """
 import os, sys

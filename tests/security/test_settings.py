@@ -91,7 +91,7 @@ def judge(name: str, value: object) -> SettingError | None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_hostile_values(name: str) -> None:
+def test_hostile_values_are_refused(name: str) -> None:
     """Of all of them, at least fifty a setting are refused; what is accepted is harmless there."""
     values = [*HOSTILE, deep()]
     refused = [value for value in values if judge(name, value) is not None]
@@ -126,13 +126,13 @@ ANY_VALUE = st.recursive(
 @given(st.sampled_from(SETTINGS), ANY_VALUE)
 @example("memory_limit", "5\u212a")
 @example("skills", "~nobody-at-all")
-def test_any_value(name: str, value: object) -> None:
+def test_any_value_is_accepted_or_refused_cleanly(name: str, value: object) -> None:
     judge(name, value)
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30).filter(lambda name: name not in SETTINGS), ANY_VALUE)
-def test_any_name(name: str, value: object) -> None:
+def test_unknown_name_is_refused(name: str, value: object) -> None:
     """A setting that does not exist is no setting, whatever it is called."""
     if name in ("config", "parent", "log", "kernel_id", "kernel_spec", "connection_info"):
         return  # jupyter_client's own, which say nothing to a sandbox
@@ -141,7 +141,7 @@ def test_any_name(name: str, value: object) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
-def test_folders_that_are_closed(tmp_path: Path) -> None:
+def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "public").mkdir(parents=True)
     closed.chmod(0)
@@ -154,7 +154,7 @@ def test_folders_that_are_closed(tmp_path: Path) -> None:
         closed.chmod(0o700)
 
 
-def test_the_largest_limits_start() -> None:
+def test_kernel_starts_with_largest_limits() -> None:
     """What is accepted works: no number that the host's kernel refuses is passed on to it."""
     most = {
         "memory_limit": 2**60,
@@ -186,12 +186,12 @@ def spec_of(configured: dict[str, Any], stanza: dict[str, Any]) -> SandboxSpec:
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
-def test_a_kernelspec_widens_no_fixed_limit(name: str) -> None:
+def test_kernelspec_cannot_raise_fixed_limit(name: str) -> None:
     assert getattr(spec_of({name: FIXED[name]}, {name: GENEROUS[name]}), name) == FIXED[name]
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
-def test_a_kernelspec_may_ask_for_less(name: str) -> None:
+def test_kernelspec_can_lower_limit(name: str) -> None:
     less = {"memory_limit": "256M", "cpu_shares": 10, "pids_limit": 70, "disk_limit": "16M"}
     found = getattr(spec_of({name: FIXED[name]}, {name: less[name]}), name)
     assert found == getattr(spec_of({}, {name: less[name]}), name)
@@ -199,7 +199,7 @@ def test_a_kernelspec_may_ask_for_less(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
-def test_a_kernelspec_with_nonsense_for_a_fixed_limit(name: str) -> None:
+def test_kernelspec_with_invalid_limit_is_refused(name: str) -> None:
     with pytest.raises(SettingError, match=name):
         spec_of({name: FIXED[name]}, {name: "lots"})
 
@@ -218,7 +218,7 @@ def test_a_kernelspec_with_nonsense_for_a_fixed_limit(name: str) -> None:
         ("start_timeout", 10, 3600),
     ],
 )
-def test_a_kernelspec_changes_nothing_that_is_fixed(name: str, fixed: Any, wanted: Any) -> None:
+def test_kernelspec_cannot_change_fixed_setting(name: str, fixed: Any, wanted: Any) -> None:
     assert getattr(spec_of({name: fixed}, {name: wanted}), name) == getattr(
         spec_of({name: fixed}, {}), name
     )
@@ -237,7 +237,7 @@ def test_a_kernelspec_changes_nothing_that_is_fixed(name: str, fixed: Any, wante
         {"traits": {}, "memory_limit": "64G"},
     ],
 )
-def test_a_kernelspec_that_poses_as_configuration(stanza: dict[str, Any]) -> None:
+def test_kernelspec_cannot_pose_as_configuration(stanza: dict[str, Any]) -> None:
     """By its own names it reaches neither the configuration nor what is inside the class."""
     config = Config({"GVisorProvisioner": {"memory_limit": 512 * MIB}})
     arguments = {"kernel_id": "k", "kernel_spec": None, "config": config} | stanza
@@ -250,7 +250,7 @@ def test_a_kernelspec_that_poses_as_configuration(stanza: dict[str, Any]) -> Non
     assert found.memory_limit <= 512 * MIB
 
 
-def test_a_kernelspec_of_somebody_else_and_a_client(
+def test_foreign_kernelspec_and_client_get_fixed_settings(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both ask for all that there is; the kernel that starts has what the administrator fixed."""
@@ -319,14 +319,14 @@ class Manager:
 
 
 @pytest.mark.parametrize("way", ["..", "../..", "/etc", "sub/../../..", "/", "../root-of-others"])
-def test_a_client_that_climbs_out_of_the_servers_root(tmp_path: Path, way: str) -> None:
+def test_folder_outside_server_root_is_refused(tmp_path: Path, way: str) -> None:
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     with pytest.raises(LaunchError, match="not below the server's root"):
         choose_folder(os.path.join(root, way), Manager(root))  # noqa: PTH118 - as a server does
 
 
-def test_a_folder_of_the_server(tmp_path: Path) -> None:
+def test_folder_inside_server_root_is_accepted(tmp_path: Path) -> None:
     manager = Manager(tmp_path)
     assert choose_folder(str(tmp_path / "sub"), manager) == tmp_path / "sub"
     assert choose_folder(None, manager) == tmp_path

@@ -107,7 +107,7 @@ def halves(place: Place) -> str:
     return f"b{place.secret[:9]!r} + b{place.secret[9:]!r}"
 
 
-def test_a_search_for_what_is_not_shown(place: Place) -> None:
+def test_search_finds_no_hidden_file(place: Place) -> None:
     """Of the whole environment, the repositories, what is mounted, the working directory."""
     tops = [str(place.base), "/mnt", "/workspace"]
     searched, found = place.kernel.run(f"tops, word = {tops}, {halves(place)}\n{SEARCH}")
@@ -115,7 +115,7 @@ def test_a_search_for_what_is_not_shown(place: Place) -> None:
     assert found == []
 
 
-def test_a_search_as_root_of_a_namespace(place: Place) -> None:
+def test_search_as_namespace_root_finds_no_hidden_file(place: Place) -> None:
     """An empty directory that is mounted above them cannot be taken away there, nor mounted by."""
     tops = [str(place.base), "/mnt", "/workspace", "/tmp/m"]
     code = f"""
@@ -138,7 +138,7 @@ def test_a_search_as_root_of_a_namespace(place: Place) -> None:
     assert found == []
 
 
-def test_what_is_imported_is_there(place: Place) -> None:
+def test_imported_packages_are_shown(place: Place) -> None:
     run = place.kernel.run
     source = place.base / "repository" / "src"
     assert run("import mine; found = mine.seen") == str(source / "mine" / "__init__.py")
@@ -153,12 +153,12 @@ def test_what_is_imported_is_there(place: Place) -> None:
     assert run("found = sorted(os.listdir('/workspace'))") == [".data", "outputs", "seen"]
 
 
-def test_it_starts_without_an_image(place: Place) -> None:
+def test_kernel_with_covered_uploads_starts_without_snapshot(place: Place) -> None:
     """Whose mounts would be others."""
     assert "without an image: Jupyter's own files are among" in kernel_log(place.kernel.manager)
 
 
-def test_jupyters_own_folders_are_no_uploads_and_no_mount(
+def test_jupyter_folders_are_refused_as_uploads_and_mounts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"

@@ -118,7 +118,7 @@ def make_plan(kernel: Kernel) -> dict[str, Any]:
 
 @as_root
 @pytest.mark.parametrize("who", OTHERS)
-def test_reach_read_or_end_a_kernel(kernel: Kernel, open_world: None, who: str) -> None:
+def test_other_user_cannot_reach_read_or_end_kernel(kernel: Kernel, open_world: None, who: str) -> None:
     assert execute(kernel.client, "secret = 1").status == "ok"
     plan = make_plan(kernel)
     assert None not in plan["pids"]
@@ -144,7 +144,7 @@ def test_state_is_private(kernel: Kernel) -> None:
             assert not stat.S_IMODE(path.lstat().st_mode) & 0o022 or path.is_symlink(), path
 
 
-def test_no_secret_in_an_argument_list(kernel: Kernel) -> None:
+def test_argument_lists_contain_no_secret(kernel: Kernel) -> None:
     """Those of all processes can be seen by all."""
     key = kernel.manager.session.key
     for name in (SANDBOX_NAME, GOFER_NAME):
@@ -181,7 +181,7 @@ def impostor(kernel: Kernel, name: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @as_root
 @pytest.mark.parametrize("name", [SANDBOX_NAME, GOFER_NAME])
-def test_a_process_that_poses_as_a_sandboxs(kernel: Kernel, name: str) -> None:
+def test_process_with_sandbox_name_is_not_mistaken(kernel: Kernel, name: str) -> None:
     """It is neither looked at instead, whereupon the kernel would be ended, nor waited for."""
     real = kernel.sandbox.find_process(name)
     with impostor(kernel, name) as process:
@@ -207,7 +207,7 @@ def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @as_root
-def test_a_planted_state_directory(shared_folder: Path) -> None:
+def test_planted_state_directory_is_refused(shared_folder: Path) -> None:
     planted = shared_folder / "gvisor-kernel"
     planted.mkdir()
     os.chown(planted, 65534, 65534)
@@ -217,7 +217,7 @@ def test_a_planted_state_directory(shared_folder: Path) -> None:
 
 
 @as_root
-def test_a_planted_link_as_state_directory(shared_folder: Path, tmp_path: Path) -> None:
+def test_state_directory_symlink_is_refused(shared_folder: Path, tmp_path: Path) -> None:
     """To a folder of ours: its mode would change, and what looks like sandboxes be swept."""
     mine = tmp_path / "mine"
     (mine / "sandboxes" / "letters").mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_a_planted_link_as_state_directory(shared_folder: Path, tmp_path: Path) 
     assert stat.S_IMODE(mine.stat().st_mode) == 0o755
 
 
-def test_a_state_directory_that_was_open(shared_folder: Path) -> None:
+def test_open_state_directory_is_closed(shared_folder: Path) -> None:
     (shared_folder / "gvisor-kernel").mkdir()
     (shared_folder / "gvisor-kernel").chmod(0o777)
     assert stat.S_IMODE(state_root().stat().st_mode) == 0o700
@@ -239,7 +239,7 @@ def test_a_state_directory_that_was_open(shared_folder: Path) -> None:
 @pytest.mark.parametrize(
     "mode", [0o777, pytest.param(0o775, marks=as_root), pytest.param(0o755, marks=as_root)]
 )
-def test_a_state_directory_where_others_may_write(shared_folder: Path, mode: int) -> None:
+def test_state_directory_below_writable_folder_is_refused(shared_folder: Path, mode: int) -> None:
     """They could put another directory in its place: mode 777, a group's, another user's folder."""
     state_root()
     above = shared_folder.parent
@@ -259,7 +259,7 @@ def test_a_state_directory_where_others_may_write(shared_folder: Path, mode: int
     state_root()
 
 
-def test_no_predictable_name_in_a_shared_folder(kernel: Kernel, world: World) -> None:
+def test_start_creates_no_predictable_name_in_shared_folder(kernel: Kernel, world: World) -> None:
     """A start makes nothing in the folder for temporary files, where others could be first."""
     before = {path.name for path in (*world.temporary.iterdir(), *Path("/tmp").iterdir())}
     with running_kernel(start={"cwd": str(kernel.folder)}):

@@ -22,7 +22,7 @@ NO_ZMTP = {
 
 
 @pytest.mark.parametrize("attack", NO_ZMTP)
-def test_what_is_no_zmtp(relayed: Kernel, attack: str) -> None:
+def test_invalid_zmtp_ends_the_kernel(relayed: Kernel, attack: str) -> None:
     identity = relayed.sandbox.identity
     log = ends_by(relayed, NO_ZMTP[attack], "by signal SIGKILL")
     assert len(re.findall(r"The kernel broke ZMQ's rules on \w+, and is killed: ", log)) >= 1
@@ -30,7 +30,7 @@ def test_what_is_no_zmtp(relayed: Kernel, attack: str) -> None:
     assert relayed.sandbox.identity == identity
 
 
-def test_a_zmtp_frame_without_end(relayed: Kernel) -> None:
+def test_endless_zmtp_frame_hits_memory_limit(relayed: Kernel) -> None:
     """What PID 1 holds of it is memory of the sandbox, and counted."""
     code = """
     (iopub,) = voices(IOPUB)
@@ -42,7 +42,7 @@ def test_a_zmtp_frame_without_end(relayed: Kernel) -> None:
     works_again(relayed)
 
 
-def test_a_flood_of_zmtp(relayed: Kernel, beside: Neighbour) -> None:
+def test_zmtp_flood_is_handled(relayed: Kernel, beside: Neighbour) -> None:
     """Commands and tiny messages on each socket, one of a million parts: it is well after that."""
     code = """
     for channel in range(SHELL, HB + 1):
