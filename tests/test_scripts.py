@@ -1,4 +1,4 @@
-"""The two commands of the README: what they say when something is missing, and the tour."""
+"""Tests of scripts/demo and scripts/test: help, messages about missing programs, and the tour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(*argv: str | Path, path: Path | None = None) -> subprocess.CompletedProc
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A PATH with the tools of any system, and none that we need installed."""
+    """A PATH with the basic tools of any system and none of the programs to install."""
     for tool in TOOLS:
         found = shutil.which(tool)
         assert found, tool
@@ -40,7 +40,7 @@ def test_help_is_printed(script: str) -> None:
 
 @pytest.mark.parametrize("script", ["demo", "test"])
 def test_user_without_runsc_gets_install_command(bare: Path, script: str) -> None:
-    (bare / "apt-get").symlink_to("/bin/false")  # there, and not to be called
+    (bare / "apt-get").symlink_to("/bin/false")  # exists, but must not be called
     done = run("unshare", "--user", PROJECT / "scripts" / script, path=bare)
     assert done.returncode == 1
     line = "sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends runsc'"

@@ -1,4 +1,4 @@
-"""Every promise of docs/threat-model.md names a test that exists, and every attack has its row."""
+"""The threat model names only tests that exist, and names each test of tests/security."""
 
 from __future__ import annotations
 

@@ -50,9 +50,7 @@ def results() -> Results:
         ([1.0, 2.0, 3.0], 1.0, 3.0),
     ],
 )
-def test_quantile_interpolates_linearly(
-    values: list[float], share: float, expected: float
-) -> None:
+def test_quantile_interpolates_linearly(values: list[float], share: float, expected: float) -> None:
     assert quantile(values, share) == pytest.approx(expected)
 
 
@@ -86,9 +84,7 @@ def test_tables_show_ratios_and_absent_variants(results: Results) -> None:
     assert f"- {PEER}: absent. no Docker engine answers" in text
 
 
-def test_write_docs_keeps_text_around_the_results(
-    results: Results, tmp_path: Path
-) -> None:
+def test_write_docs_keeps_text_around_the_results(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
     path.write_text(f"before\n{report.BEGIN}\nreplaced\n{report.END}\nafter\n")
     report.write_docs(results, path)

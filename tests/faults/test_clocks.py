@@ -53,7 +53,9 @@ def test_wall_clock_is_read_only_for_display() -> None:
 
 
 @pytest.mark.parametrize("seconds", [TEN_YEARS, -TEN_YEARS], ids=["forward", "back"])
-def test_kernel_works_when_wall_clock_jumps(seconds: int, world: World, image: str, tmp_path: Path) -> None:
+def test_kernel_works_when_wall_clock_jumps(
+    seconds: int, world: World, image: str, tmp_path: Path
+) -> None:
     before = leaks.everything(world)
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.jumpy", str(seconds)],

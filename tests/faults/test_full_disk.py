@@ -98,7 +98,9 @@ def try_to_start(**settings: Any) -> str:
 
 
 @root_only
-def test_start_with_little_room_is_refused_or_works(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_with_little_room_is_refused_or_works(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However little is left: refused with the reason, or it works."""
     with small_disk(world.base / "d1", 1024 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
@@ -117,7 +119,9 @@ def test_start_with_little_room_is_refused_or_works(world: World, monkeypatch: p
 
 
 @root_only
-def test_running_kernel_survives_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_kernel_survives_full_state_directory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logs and transcripts have gaps then; kernels run, restart and end."""
     with small_disk(world.base / "d1", 4096 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
@@ -148,7 +152,9 @@ def test_full_outputs_folder_gives_error_in_cell(tmp_path: Path) -> None:
 @root_only
 @pytest.mark.once
 @pytest.mark.parametrize("name", ["TMPDIR", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"])
-def test_start_with_full_user_folder_is_refused_or_works(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_with_full_user_folder_is_refused_or_works(
+    name: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is kept in others of the user's folders: needed, and the reason is said; or not."""
     with small_disk(world.base / "d2", 64 * KIB) as disk:
         monkeypatch.setenv(name, str(disk.place))
@@ -234,7 +240,9 @@ def read_only(place: Path) -> Iterator[None]:
             folder.chmod(mode)
 
 
-def test_running_kernel_survives_removed_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_kernel_survives_removed_state_directory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a kernel runs: it goes on and ends, and the next start makes the directory anew."""
     if any(is_within(sys.executable, place) for place in SCRATCH):
         pytest.skip("folders that lead to this Python would be in the state directory")

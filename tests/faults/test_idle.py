@@ -150,7 +150,9 @@ def comm(client: BlockingKernelClient) -> None:
 
 
 @pytest.mark.parametrize("ask", [complete, usage, comm], ids=lambda ask: str(ask.__name__))
-def test_message_wakes_stopped_kernel(kernel: Watched, ask: Callable[[BlockingKernelClient], None]) -> None:
+def test_message_wakes_stopped_kernel(
+    kernel: Watched, ask: Callable[[BlockingKernelClient], None]
+) -> None:
     ask(kernel.client)  # the first completion of a kernel takes seconds
     kernel.wait_for_stop()
     ask(kernel.client)

@@ -1,4 +1,4 @@
-"""Files: of the host a kernel changes what is in outputs, and reads what it is shown; no more."""
+"""Files: a kernel changes only outputs, and reads only what it is shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OF_A_FILE = {
 }
 
 def changes(top):
-    """What of all that changes a file system succeeds below top, a folder or a file."""
+    """The names of the changes that succeed below top, a folder or a file."""
     top = Path(top)
     folder = top.is_dir()
     one = next((p for p in top.iterdir() if p.is_file()), top / "none") if folder else top
@@ -71,7 +71,7 @@ def changes(top):
         "shared memory": lambda: __import__("mmap").mmap(os.open(one, os.O_RDWR), 1),
     }
     Path("/workspace/moved").write_text("x")
-    if not folder:  # beside it is the sandbox's own root, where it makes what it likes
+    if not folder:  # its siblings are in the sandbox's own root, which is writable
         attempts = {name: action for name, action in attempts.items() if name in OF_A_FILE}
     done = [name for name, action in attempts.items() if refused(action) is None]
     os.close(at)
@@ -83,7 +83,7 @@ def changes(top):
     "way", ["", "/proc/self/root", "/proc/thread-self/root", "/mnt/user-data/outputs/../../.."]
 )
 def test_read_only_paths_cannot_be_changed(kernel: Kernel, way: str) -> None:
-    """Straight, and by other names of the same place."""
+    """Directly, and through other names of the same place."""
     targets = [*READ_ONLY, "/opt/gvisor-kernel/gvisor_kernel/link", "/usr/lib", sys.prefix]
     found = kernel.run(f"{CHANGE}\nfound = {{t: changes({way!r} + t) for t in {targets!r}}}")
     assert {target: done for target, done in found.items() if done} == {}
@@ -125,7 +125,7 @@ print(json.dumps(done))
 
 
 def test_remount_in_user_namespace_is_refused(kernel: Kernel) -> None:
-    """The kernel's filter refuses; what does without, ``test_pid_1_remounts_what_it_is_shown``."""
+    """The kernel's filter refuses. Without it: ``test_pid_1_remounts_what_it_is_shown``."""
     files = [
         "/mnt/user-data/uploads/data.csv",
         "/container_info.json",
@@ -165,7 +165,7 @@ print(json.dumps(done))
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_overlay_over_outputs_is_refused(kernel: Kernel, outputs: Path) -> None:
-    """gVisor itself would make a device there for a folder that is removed."""
+    """gVisor itself would make a device in outputs for a folder that is removed."""
     assert kernel.run(f"found = as_root_of_a_namespace({OVERLAY!r})") == []
     odd = [p for p in outputs.rglob("*") if not (p.is_dir() or p.is_file())]
     assert odd == []
@@ -174,7 +174,7 @@ def test_overlay_over_outputs_is_refused(kernel: Kernel, outputs: Path) -> None:
 CHANGE_WHAT_RUNS = """
 import shutil, tempfile
 folders, interpreter = json.loads(sys.argv[1])
-libc.mount(b"none", b"/", None, 32, None)  # where it may be: to be written
+libc.mount(b"none", b"/", None, 32, None)  # make it writable where that is possible
 done = []
 def note(name, action):
     if refused(action) is None:
@@ -194,8 +194,8 @@ print(json.dumps(done))
 
 @pytest.mark.parametrize("enter", ["elsewhere", "as_root_of_a_namespace"])
 def test_code_of_later_kernel_cannot_be_replaced(kernel: Kernel, enter: str) -> None:
-    """The guest's code, the interpreter, and each folder above them, are as they were: a later
-    kernel of the same sandbox runs them."""
+    """A later kernel of the same sandbox runs the guest's code and the interpreter, so these and
+    each folder above them must not change."""
     guest, python = "/opt/gvisor-kernel/gvisor_kernel", Path(sys.executable)
     targets = (Path(guest, "guest"), python, python.resolve())
     above = {str(folder) for target in targets for folder in (target, *target.parents)}
@@ -208,7 +208,7 @@ def test_code_of_later_kernel_cannot_be_replaced(kernel: Kernel, enter: str) -> 
 
 
 def test_refused_write_leaves_file_whole(kernel: Kernel) -> None:
-    """runsc of 2024 truncates a file of a read-only mount, and only then refuses to open it."""
+    """runsc of 2024 truncates a file of a read-only mount before it refuses to open it."""
     found = kernel.run("""
         found = [
             refused(lambda: open("/mnt/user-data/uploads/data.csv", "w")),
@@ -220,7 +220,7 @@ def test_refused_write_leaves_file_whole(kernel: Kernel) -> None:
 
 
 def test_workspace_is_a_copy(kernel: Kernel) -> None:
-    """What is changed, removed and made there is not so in the notebook's folder."""
+    """Changes in /workspace do not reach the notebook's folder."""
     kernel.run("""
         Path("/workspace/new").write_text("x")
         Path("/workspace/data.csv").write_text("overwritten")
@@ -235,7 +235,7 @@ def test_workspace_is_a_copy(kernel: Kernel) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something on the host")
 def test_later_host_mount_is_not_visible_inside(ground: Path) -> None:
-    """What the host mounts below a shown folder afterwards is neither seen nor written inside."""
+    """A later mount below a shown folder can be neither read nor written inside."""
     base = ground.parent / "volume"
     base.mkdir(exist_ok=True)
     mount(base, shared=True)
@@ -266,7 +266,7 @@ print(json.dumps(found))
             assert set(map(tuple, found.values())) == {()}
             assert [names_in(place) for place in places] == [["secret"], ["secret"]]
             for place in places:
-                subprocess.run(["umount", place], check=True)  # nor is it busy
+                subprocess.run(["umount", place], check=True)  # and it is not busy
     finally:
         subprocess.run(["umount", "--recursive", "--lazy", base], check=True)
 
@@ -296,7 +296,7 @@ def test_hidden_paths_cannot_be_read(kernel: Kernel, ground: Path, tmp_path: Pat
 
 
 def test_dotdot_paths_stay_inside(kernel: Kernel, ground: Path) -> None:
-    """By ``..``, by folders that are held open, by moving them away from below."""
+    """Through ``..``, folders that are held open, and folders that are moved."""
     secret = str((ground / "private" / "secret").relative_to("/"))
     found = kernel.run(f"""
         found = []
@@ -322,7 +322,7 @@ def test_dotdot_paths_stay_inside(kernel: Kernel, ground: Path) -> None:
 
 
 def test_links_in_outputs_do_not_lead_out(kernel: Kernel, ground: Path) -> None:
-    """A link that the kernel makes is followed inside, where the host's files are not."""
+    """Links that the kernel makes are resolved inside, where the host's files do not exist."""
     found = kernel.run(f"""
         outputs = Path("/mnt/user-data/outputs")
         links = {{"up": "../../private/secret", "absolute": {str(ground / "private/secret")!r},
@@ -345,7 +345,7 @@ def test_links_in_outputs_do_not_lead_out(kernel: Kernel, ground: Path) -> None:
 
 
 def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None:
-    """What it writes into outputs belongs to the folder's owner: a set-uid file would be theirs."""
+    """Files in outputs belong to the folder's owner, and so would a set-uid file."""
     found = kernel.run("""
         outputs = "/mnt/user-data/outputs/"
         Path(outputs, "program").write_text("#!/bin/sh")
@@ -380,7 +380,7 @@ def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None
         os.close(program)
         assert subprocess.run(["cp", "-p", "/usr/bin/env", outputs + "copy"]).returncode == 0
     """)
-    allowed = {"mkdir"}  # which drops the bits, as it should
+    allowed = {"mkdir"}  # succeeds, but drops the bits
     assert [what for what, error in found.items() if error is None and what not in allowed] == []
     modes = {path: path.lstat().st_mode for path in outputs.rglob("*")}
     assert {path.name for path in modes} == {"program", "d", "copy", "m"}
@@ -388,7 +388,7 @@ def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None
 
 
 def test_outputs_get_no_device_pipe_or_socket(kernel: Kernel, outputs: Path) -> None:
-    """Neither devices nor pipes nor sockets, at which a program of the host could hang."""
+    """A program of the host could block on a device, a pipe or a socket."""
     kernel.run("""
         outputs = "/mnt/user-data/outputs/"
         found = {
@@ -415,7 +415,7 @@ def test_files_belong_to_the_folders_owner(kernel: Kernel, outputs: Path) -> Non
 
 
 def test_odd_names_in_outputs_are_kept_unchanged(kernel: Kernel, outputs: Path) -> None:
-    """They are the same names outside, in the one place where the kernel may make some."""
+    """The host sees the same names, and only in outputs."""
     names = [
         *(
             b"line\nfeed",
@@ -447,7 +447,7 @@ def test_odd_names_in_outputs_are_kept_unchanged(kernel: Kernel, outputs: Path) 
 
 
 def test_huge_sparse_file_in_outputs_takes_no_disk_space(kernel: Kernel, outputs: Path) -> None:
-    """It takes no room on the host's disk."""
+    """A sparse file allocates no blocks on the host."""
     kernel.run("""
         found = refused(lambda: os.truncate(
             os.open("/mnt/user-data/outputs/huge", os.O_CREAT | os.O_RDWR), 1 << 40))
@@ -457,7 +457,7 @@ def test_huge_sparse_file_in_outputs_takes_no_disk_space(kernel: Kernel, outputs
 
 
 def test_host_handles_deep_folders_in_outputs(tmp_path: Path) -> None:
-    """What the host does with outputs afterwards, it does at any depth, and follows no link."""
+    """The host's work on outputs afterwards has no depth limit and follows no link."""
     top = tmp_path / "outputs"
     top.mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -481,7 +481,7 @@ def test_host_handles_deep_folders_in_outputs(tmp_path: Path) -> None:
 
 
 def test_disk_limit_gives_enospc(ground: Path) -> None:
-    """ENOSPC inside, in each place; the neighbour writes on, and so does the host."""
+    """Each writable place gives ENOSPC; neighbour and host can still write."""
     folder = ground.parent / "small"
     folder.mkdir(exist_ok=True)
     settings = {"disk_limit": "16M", "memory_limit": "400M", "outputs": None}

@@ -1,4 +1,4 @@
-"""Settings: what a kernelspec or a client says widens nothing, and what is wrong is named."""
+"""Settings: a kernelspec or a client widens nothing, and an error names a wrong setting."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HOSTILE: list[object] = [*PATHS, *NUMBERS, *OTHERS]
 
 
 def deep() -> list[Any]:
-    """A list in a list, and so on, deeper than Python recurses."""
+    """Return lists nested deeper than Python's recursion limit."""
     found: list[Any] = []
     for _ in range(5000):
         found = [found]
@@ -74,7 +74,7 @@ def deep() -> list[Any]:
 
 
 def judge(name: str, value: object) -> SettingError | None:
-    """The error of a value as a kernelspec has it, which is of the one kind; None: accepted."""
+    """Return the SettingError for a value in a kernelspec; None if it is accepted."""
     try:
         SandboxSettings(**{name: value}).sandbox_spec()
     except SettingError as raised:
@@ -86,13 +86,13 @@ def judge(name: str, value: object) -> SettingError | None:
     assert name in said
     assert "What to do: set it to" in said
     assert len(said) < 2000
-    said.encode()  # a person is shown it
+    said.encode()  # it can be shown
     return error
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_hostile_values_are_refused(name: str) -> None:
-    """Of all of them, at least fifty a setting are refused; what is accepted is harmless there."""
+    """At least fifty values are refused per setting, and fewer than half are accepted."""
     values = [*HOSTILE, deep()]
     refused = [value for value in values if judge(name, value) is not None]
     assert len(refused) >= 50
@@ -133,9 +133,9 @@ def test_any_value_is_accepted_or_refused_cleanly(name: str, value: object) -> N
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30).filter(lambda name: name not in SETTINGS), ANY_VALUE)
 def test_unknown_name_is_refused(name: str, value: object) -> None:
-    """A setting that does not exist is no setting, whatever it is called."""
+    """Any name that is not a setting gives UnknownSetting."""
     if name in ("config", "parent", "log", "kernel_id", "kernel_spec", "connection_info"):
-        return  # jupyter_client's own, which say nothing to a sandbox
+        return  # names of jupyter_client, which do not affect a sandbox
     with pytest.raises(UnknownSetting):
         SandboxSettings(**{name: value}).sandbox_spec()
 
@@ -155,7 +155,7 @@ def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_kernel_starts_with_largest_limits() -> None:
-    """What is accepted works: no number that the host's kernel refuses is passed on to it."""
+    """The largest accepted values work: the host's kernel refuses none of them."""
     most = {
         "memory_limit": 2**60,
         "disk_limit": 2**60,
@@ -167,7 +167,7 @@ def test_kernel_starts_with_largest_limits() -> None:
         assert execute(client, "6 * 7").result == "42"
 
 
-# Whoever writes what: the administrator's limits hold.
+# The administrator's limits hold, whoever writes the kernelspec.
 
 GENEROUS = {"memory_limit": "64G", "cpu_shares": 262144, "pids_limit": 100_000, "disk_limit": "1T"}
 FIXED: dict[str, Any] = {
@@ -238,7 +238,7 @@ def test_kernelspec_cannot_change_fixed_setting(name: str, fixed: Any, wanted: A
     ],
 )
 def test_kernelspec_cannot_pose_as_configuration(stanza: dict[str, Any]) -> None:
-    """By its own names it reaches neither the configuration nor what is inside the class."""
+    """Names in a kernelspec reach neither the configuration nor attributes of the class."""
     config = Config({"GVisorProvisioner": {"memory_limit": 512 * MIB}})
     arguments = {"kernel_id": "k", "kernel_spec": None, "config": config} | stanza
     if not isinstance(arguments["config"], Config):
@@ -253,7 +253,7 @@ def test_kernelspec_cannot_pose_as_configuration(stanza: dict[str, Any]) -> None
 def test_foreign_kernelspec_and_client_get_fixed_settings(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ask for all that there is; the kernel that starts has what the administrator fixed."""
+    """Both ask for everything; the kernel gets what the administrator has fixed."""
     (tmp_path / "data.csv").touch()
     template = json.loads((world.kernelspecs / KERNEL / "kernel.json").read_text())
     template["metadata"]["kernel_provisioner"]["config"] = {
@@ -307,7 +307,7 @@ print(json.dumps(found))
 
 
 class Server:
-    """As much of a server's kernel manager as says where its notebooks are."""
+    """The part of a server that says where its notebooks are."""
 
     def __init__(self, root: Path) -> None:
         self.root_dir = str(root)
