@@ -1,4 +1,4 @@
-"""The figures of the benchmarks are computed right: quantiles, ratios, tables, memory."""
+"""Tests of the benchmarks' computations: quantiles, ratios, tables, memory."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_each_measured_group_has_a_plot(results: Results, tmp_path: Path) -> Non
 
 
 def test_memory_file_counts_once_and_whole() -> None:
-    """As a sentry and its stubs have it: one file, mapped in part by several processes."""
+    """A sentry and its stubs share one file, of which several processes map a part."""
     size = 8 * 1024**2
     before = processes.memory([psutil.Process()])
     fd = os.memfd_create("benchmark")
@@ -114,7 +114,7 @@ def test_memory_file_counts_once_and_whole() -> None:
         os.pwrite(fd, b"x" * size, 0)
         with mmap.mmap(fd, size // 2) as mapped:
             assert mapped[0] == ord("x")
-            assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0  # all of it is mapped
+            assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0  # all pages are mapped
             code = "import sys; print(flush=True); sys.stdin.read()"
             with subprocess.Popen(
                 [sys.executable, "-I", "-c", code],

@@ -1,4 +1,4 @@
-"""A short soak, as a person starts it; and that what is left over is found and told."""
+"""A short run of the soak's command, and its detection of leaks."""
 
 from __future__ import annotations
 

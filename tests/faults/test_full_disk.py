@@ -1,6 +1,6 @@
-"""No room on the host's disks, or none to write on: an error that says so, and nothing stays.
+"""A full or read-only disk of the host gives an error with the reason, and nothing is left.
 
-A disk here is a small tmpfs, so only root runs most of this.
+The disks are small tmpfs mounts, so only root runs most of these tests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KIB = 1024
 NO_ROOM = re.compile(r"no space left|no room|disk is full|too full|there is room for", re.I)
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(", re.I)
 LEFT = (0, 4, 8, 16, 32, 64, 128, 256, 512)
-"""KiB that a disk has left when a kernel is started."""
+"""KiB that are free when a kernel starts."""
 
 
 class Disk:
@@ -86,7 +86,7 @@ def nothing_is_left(world: World) -> Iterator[None]:
 
 
 def try_to_start(**settings: Any) -> str:
-    """What a start is refused with; empty, where it is not, and the kernel works."""
+    """Start a kernel and use it; return the error's text, or "" if it works."""
     try:
         with running_kernel(settings={"snapshot": "off", **settings}) as (_, client):
             assert execute(client, "6 * 7").result == "42"
@@ -101,7 +101,7 @@ def try_to_start(**settings: Any) -> str:
 def test_start_with_little_room_is_refused_or_works(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However little is left: refused with the reason, or it works."""
+    """With any free space the start is refused with the reason, or it works."""
     with small_disk(world.base / "d1", 1024 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
         records.state_root()
@@ -122,7 +122,7 @@ def test_start_with_little_room_is_refused_or_works(
 def test_running_kernel_survives_full_state_directory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logs and transcripts have gaps then; kernels run, restart and end."""
+    """Logs and transcripts get gaps; kernels run, restart and end."""
     with small_disk(world.base / "d1", 4096 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
         with running_kernel(settings={"snapshot": "off"}) as (manager, client):
@@ -155,7 +155,7 @@ def test_full_outputs_folder_gives_error_in_cell(tmp_path: Path) -> None:
 def test_start_with_full_user_folder_is_refused_or_works(
     name: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is kept in others of the user's folders: needed, and the reason is said; or not."""
+    """The start is refused with the reason if it needs the folder, or works."""
     with small_disk(world.base / "d2", 64 * KIB) as disk:
         monkeypatch.setenv(name, str(disk.place))
         monkeypatch.setattr("tempfile.tempdir", None)
@@ -179,7 +179,7 @@ def test_no_snapshot_is_made_without_room(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    """Not made, with a reason, by whichever limit comes first; kernels start cold."""
+    """The command gives the reason, whichever limit comes first; kernels start cold."""
     monkeypatch.chdir(tmp_path)
     with small_disk(world.base / "d3", size * KIB * KIB) as disk:
         monkeypatch.setenv("XDG_CACHE_HOME", str(disk.place))
@@ -243,7 +243,7 @@ def read_only(place: Path) -> Iterator[None]:
 def test_running_kernel_survives_removed_state_directory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a kernel runs: it goes on and ends, and the next start makes the directory anew."""
+    """The kernel continues and ends, and the next start makes the directory again."""
     if any(is_within(sys.executable, place) for place in SCRATCH):
         pytest.skip("folders that lead to this Python would be in the state directory")
     place = world.base / "d5"
@@ -258,7 +258,7 @@ def test_running_kernel_survives_removed_state_directory(
     assert not try_to_start()
     with running_kernel(settings={"snapshot": "off"}) as (manager, _):
         shutil.rmtree(place)
-        with pytest.raises(GvisorKernelError, match=str(place)):  # clients would not find it
+        with pytest.raises(GvisorKernelError, match=str(place)):  # clients could not connect
             manager.restart_kernel(now=True)
         manager.cleanup_resources()
     assert not try_to_start()

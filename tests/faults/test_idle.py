@@ -1,4 +1,4 @@
-"""An idle kernel's sandbox is stopped; whoever wants something of it does not notice."""
+"""The sandbox of an idle kernel is stopped, and wakes transparently at the next request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .test_owner_death import holder, record_of
 
 QUICK = 0.1
 ANSWERS = 4
-"""Questions that a kernel is asked before it counts as one that is not stopped."""
+"""Number of negative answers after which a kernel counts as not stopped."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Watched:
-    """A kernel, its client, and what its guest answers when it is asked."""
+    """A kernel, its client, and its guest's answers to whether it is quiet."""
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
@@ -88,7 +88,7 @@ class Watched:
         wait_until(lambda: self.is_stopped, "the sandbox to be stopped")
 
     def assert_stays_awake(self) -> None:
-        """The guest is asked a few times, and says each time that there is something to do."""
+        """Assert that the guest is asked a few times and answers each time that it is not quiet."""
         with self._answered:
             del self.answers[:]
             assert self._answered.wait_for(lambda: len(self.answers) >= ANSWERS, SECONDS)
@@ -167,12 +167,12 @@ async def slow(*args):
     await usage(*args)
 handlers["usage_request"] = slow
 """
-"""Longer than a kernel has to be idle here; on a busy machine any answer can take that long."""
+"""Longer than these tests' idle time; on a busy machine any answer can take that long."""
 
 
 @pytest.mark.parametrize("wait", ["time.sleep(1)", "await asyncio.sleep(1)"])
 def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> None:
-    """Nor when the host does not know what it was asked: ipykernel's control thread is at it."""
+    """Also if the host does not know of the request, which ipykernel's control thread handles."""
     assert execute(kernel.client, SLOW.format(wait=wait)).status == "ok"
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +195,7 @@ def test_interrupt_wakes_stopped_kernel(kernel: Watched) -> None:
 def test_sandbox_that_is_still_busy_is_stopped_again(
     kernel: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sentry is stopped, not the processes in which its sandbox's code runs."""
+    """SIGSTOP stops the sentry, not the processes that run the sandbox's code."""
     looks: list[bool] = []
 
     def look() -> bool:
@@ -213,7 +213,7 @@ def test_code_that_still_runs_is_noticed(kernel: Watched) -> None:
     msg_id = kernel.client.execute("print('begun', flush=True)\nwhile True: pass")
     wait_for_text(kernel.client, "begun")
 
-    def runs_on() -> bool:  # unless it had just come to wait for the sentry
+    def runs_on() -> bool:  # false if the loop is just waiting for the sentry
         kernel.sandbox.pause()
         try:
             return bool(kernel.sandbox.is_busy())
@@ -252,7 +252,7 @@ def test_heartbeat_does_not_wake_stopped_kernel(kernel: Watched) -> None:
 
 @pytest.mark.once
 def test_clocks_advance_in_stopped_sandbox(kernel: Watched) -> None:
-    """Time passes in a stopped sandbox."""
+    """Both clocks advance while a sandbox is stopped."""
     execute(kernel.client, "import time; a = time.monotonic(), time.time()")
     kernel.wait_for_stop()
     since = time.monotonic()
@@ -331,7 +331,7 @@ def test_kernel_with_pending_work_is_not_stopped(kernel: Watched, what: str) -> 
     ids=["blocks", "awaits", "asks"],
 )
 def test_kernel_with_running_cell_is_not_stopped(kernel: Watched, code: str) -> None:
-    """The bridge does not even ask then, so what the guest would say is asked for here."""
+    """The bridge does not ask while a cell runs, so the test asks the guest."""
     bridge = kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
     msg_id = kernel.client.execute(code, allow_stdin=True)
     wait_until(lambda: msg_id in bridge._exchange._pending, "the request to reach the bridge")
@@ -374,7 +374,7 @@ def test_kernel_with_harmless_threads_is_stopped(kernel: Watched, what: str) -> 
 
 @pytest.mark.once
 def test_idle_subshell_does_not_prevent_stop(kernel: Watched) -> None:
-    """JupyterLab makes one for the messages of widgets, and keeps it."""
+    """JupyterLab makes a subshell for messages of widgets, and keeps it."""
 
     def ask(kind: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
         msg_id = send(kernel.client, kind, content)
@@ -408,7 +408,7 @@ def test_relayed_kernel_is_never_stopped() -> None:
 
 @pytest.mark.once
 def test_idle_stop_false_never_stops_kernel(kernel: Watched) -> None:
-    """Started and used before another one, which is stopped while this one is not."""
+    """A kernel that is used before another one is not stopped when the other one is."""
     with running_kernel(settings={"idle_stop": False}) as (manager, client):
         execute(client, "1")
         execute(kernel.client, "1")

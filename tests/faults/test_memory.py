@@ -1,4 +1,4 @@
-"""The memory limit: the kernel ends, the cell says why, the host stays unharmed."""
+"""The memory limit: the kernel is killed, the cell says why, the host is not affected."""
 
 from __future__ import annotations
 
