@@ -297,11 +297,11 @@ BUSY = {
         "l.add_reader(r, print)",
         "l.remove_reader(r); os.close(r); os.close(w)",
     ),
-    "a child": (
+    "a child process": (
         "import subprocess; p = subprocess.Popen(['sleep', '1000'])",
         "p.kill(); p.wait()",
     ),
-    "a child that has left": (
+    "a detached child": (
         "import subprocess; s = 'sleep 1000 > /dev/null 2>&1 & echo $!'\n"
         "p = subprocess.run(['setsid', 'sh', '-c', s], stdout=subprocess.PIPE)",
         "import os; os.kill(int(p.stdout), 9)",
@@ -328,7 +328,7 @@ def test_kernel_with_pending_work_is_not_stopped(kernel: Watched, what: str) -> 
         "import asyncio; await asyncio.Future()",
         "input()",
     ],
-    ids=["blocks", "awaits", "asks"],
+    ids=["blocks", "awaits", "reads input"],
 )
 def test_kernel_with_running_cell_is_not_stopped(kernel: Watched, code: str) -> None:
     """The bridge does not ask while a cell runs, so the test asks the guest."""
@@ -350,7 +350,7 @@ HARMLESS = {
         "import concurrent.futures as c; pool = c.ThreadPoolExecutor(2)\n"
         "pool.submit(print).result()"
     ),
-    "what asyncio.to_thread leaves": "import asyncio; await asyncio.to_thread(print)",
+    "the thread of asyncio.to_thread": "import asyncio; await asyncio.to_thread(print)",
     "a timer that was cancelled": (
         "import asyncio; asyncio.get_running_loop().call_later(1000, print).cancel()"
     ),

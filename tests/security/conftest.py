@@ -12,7 +12,7 @@ import pytest
 
 from ..jupyter.helpers import SANDBOXED
 from ..world import WAYS
-from .inside import SECRET, Host, Kernel, Neighbour, attacker, neighbour
+from .inside import SECRET, Host, Kernel, Neighbour, attacker, running_neighbour
 from .speaking import DIRECT, ZMTP, armed
 from .voice import lend_voice
 
@@ -52,9 +52,9 @@ def kernel(ground: Path, attacker_settings: dict[str, Any]) -> Iterator[Kernel]:
 
 
 @pytest.fixture(scope="module")
-def beside(ground: Path) -> Iterator[Neighbour]:
-    with neighbour(ground / "neighbour") as beside:
-        yield beside
+def neighbour(ground: Path) -> Iterator[Neighbour]:
+    with running_neighbour(ground / "neighbour") as neighbour:
+        yield neighbour
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def outputs(kernel: Kernel) -> Iterator[Path]:
 
 
 @pytest.fixture
-def unharmed(ground: Path, beside: Neighbour) -> Iterator[None]:
+def unharmed(ground: Path, neighbour: Neighbour) -> Iterator[None]:
     """After the attack check that the host's files are unchanged and the neighbour answers."""
     outputs = ground / "notebooks" / "outputs"
     host = Host((ground,), left_out=(outputs,))
     before = host.look()
     yield
     assert host.look() == before
-    beside.check()
+    neighbour.check()
 
 
 # For attacks on the link: tests/security/speaking.py.

@@ -116,7 +116,7 @@ class Neighbour:
 
 
 @contextmanager
-def neighbour(folder: Path) -> Iterator[Neighbour]:
+def running_neighbour(folder: Path) -> Iterator[Neighbour]:
     with attacker(folder) as kernel:
         kernel.run(
             "asked = 0; found = Path('/mnt/user-data/outputs/mine').write_text(\"neighbour's\")"

@@ -187,6 +187,6 @@ def read_raw_until_idle(kernel: Kernel, msg_id: str) -> list[list[bytes]]:
             return found
 
 
-def assert_answers(beside: Neighbour, times: int) -> None:
+def assert_answers(neighbour: Neighbour, times: int) -> None:
     for _ in range(times):
-        beside.check()
+        neighbour.check()

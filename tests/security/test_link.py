@@ -60,11 +60,11 @@ VIOLATIONS = {
         r"announces 4294967295 bytes; the limit is 32760\.",
     ),
     "an unknown channel": ("forge(frame(DATA, b'x', channel=9))", r"names the channel 9\."),
-    "a signal to another": (
+    "a SIGNAL frame": (
         "forge(frame(SIGNAL, run + b'\\x09'))",
         r"The guest may not send SIGNAL\.",
     ),
-    "a start of another": (
+    "a START frame": (
         "forge(frame(START, json.dumps({'run': 9, 'argv': ['sh']}).encode()))",
         r"The guest may not send START\.",
     ),
@@ -72,7 +72,7 @@ VIOLATIONS = {
         'forge(frame(HELLO, b\'{"protocol": "gvisor-kernel-link", "version": 2, "facts": {}}\'))',
         r"HELLO is not allowed while the link is running\.",
     ),
-    "a restore that never was": (
+    "a forged RESUMED": (
         "forge(frame(RESUMED, run + b'\\x00'))",
         r"RESUMED is not allowed while the link is running\.",
     ),
@@ -180,9 +180,9 @@ def test_writing_to_every_descriptor_reaches_only_own_link(victim: Kernel) -> No
     assert not [line for line in forged if re.match(r"\S+Z bridge: all", line)]
 
 
-def test_host_frames_contain_no_host_identity(victim: Kernel, beside: Neighbour) -> None:
+def test_host_frames_contain_no_host_identity(victim: Kernel, neighbour: Neighbour) -> None:
     """Frames from the host contain this kernel's requests, but no key, path or pid of the host."""
-    theirs = beside.kernel.manager.session.key.decode()
+    theirs = neighbour.kernel.manager.session.key.decode()
     hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.inner_key}
     stolen = victim.folder / "outputs" / "stolen"
 
@@ -244,16 +244,16 @@ forge(b"\\xff" * 8)
 
 
 @pytest.mark.once
-def test_random_frames_do_not_disturb_neighbour(victim: Kernel, beside: Neighbour) -> None:
+def test_random_frames_do_not_disturb_neighbour(victim: Kernel, neighbour: Neighbour) -> None:
     """No frame breaks a rule, and the neighbour answers. With ``--all`` a million frames."""
     frames = FRAMES.replace("COUNT", str(1_000_000 if ALL else 200_000))
     assert_ends_with(
-        victim, frames, r"Unknown frame type 255\.", lambda: assert_answers(beside, 20)
+        victim, frames, r"Unknown frame type 255\.", lambda: assert_answers(neighbour, 20)
     )
 
 
 @pytest.mark.parametrize("text", ["b'\\n' * 32760", "b'\\0' * 32760", "b''"])
-def test_log_flood_is_bounded(victim: Kernel, beside: Neighbour, text: str) -> None:
+def test_log_flood_is_bounded(victim: Kernel, neighbour: Neighbour, text: str) -> None:
     """The flood replaces only its own lines in the log, and does not delay the neighbour."""
     directory = victim.sandbox.directory
     victim.client.execute("1")
@@ -268,13 +268,13 @@ def test_log_flood_is_bounded(victim: Kernel, beside: Neighbour, text: str) -> N
         forge(b"\\xff" * 8)
         """,
         r"Unknown frame type 255\.",
-        lambda: assert_answers(beside, 10),
+        lambda: assert_answers(neighbour, 10),
     )
     assert sum(file.stat().st_size for file in logs_in(directory)) < MAX_LOG
 
 
 def test_half_a_frame_blocks_nobody(
-    victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+    victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing waits for the other half, and a restart ends the sandbox from outside."""
     process = Path(f"/proc/{victim.sandbox._sentry}")
@@ -283,7 +283,7 @@ def test_half_a_frame_blocks_nobody(
         "stop_pid_1(); forge(frame(DATA, bytes(100), IOPUB)[:50]); time.sleep(100)"
     )
     wait_until(lambda: connection._reader.pending == 50, "half a frame")
-    assert_answers(beside, 3)
+    assert_answers(neighbour, 3)
     assert victim.manager.is_alive()
     monkeypatch.setattr(bridge_kernel, "KILL_SECONDS", 0.5)
     assert_restart_works(victim)
@@ -337,7 +337,7 @@ def stalled_clients(kernel: Kernel) -> Iterator[None]:
 
 
 def test_flood_on_each_channel_is_bounded(
-    victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+    victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With clients that do not read, a window and a few messages per channel are held."""
     monkeypatch.setattr(clients, "PATIENCE", SECONDS)
@@ -348,7 +348,7 @@ def test_flood_on_each_channel_is_bounded(
         assert execute(victim.client, "6 * 7").result == "42"
         msg_id = victim.client.execute(FLOOD)
         wait_until(lambda: all(map(connection.held, channels)), "all channels to be full")
-        assert_answers(beside, 5)
+        assert_answers(neighbour, 5)
         assert all(map(connection.held, channels))
         assert memory.grown() < HOST_SLACK
         monkeypatch.setattr(clients, "PATIENCE", 0.1)
@@ -362,5 +362,5 @@ def test_flood_on_each_channel_is_bounded(
                 forge(frame(DATA, pack(b"stalled", bytes(30000)), HB, 1))
             """,
             r"came on hb; credit was \d+\.",
-            lambda: assert_answers(beside, 2),
+            lambda: assert_answers(neighbour, 2),
         )

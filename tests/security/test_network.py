@@ -194,8 +194,8 @@ def test_host_loopback_services_are_unreachable(
         raise
 
 
-def test_neighbour_services_are_unreachable(kernel: Kernel, beside: Neighbour) -> None:
-    port = beside.kernel.run("""
+def test_neighbour_services_are_unreachable(kernel: Kernel, neighbour: Neighbour) -> None:
+    port = neighbour.kernel.run("""
         server = socket.create_server(("127.0.0.1", 0))
         server.setblocking(False)
         found = server.getsockname()[1]
@@ -203,9 +203,9 @@ def test_neighbour_services_are_unreachable(kernel: Kernel, beside: Neighbour) -
     try:
         code = f"connect(('127.0.0.1', {port}))"
         assert kernel.run(TOOLS + f"\nfound = refused(lambda: {code})") == "ECONNREFUSED"
-        assert beside.kernel.run("found = refused(server.accept)") == "EAGAIN"
+        assert neighbour.kernel.run("found = refused(server.accept)") == "EAGAIN"
     finally:
-        beside.kernel.run("server.close(); found = None")
+        neighbour.kernel.run("server.close(); found = None")
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])

@@ -34,10 +34,10 @@ FORBIDDEN_FRAMES = {
     "a log": ("link._socket.send(frame(LOG, b'bridge: all is well', 0))", "type 9 "),
     "a heartbeat": ("link._socket.send(frame(DATA, pack(b'x'), HB, 1))", "on channel 5 "),
     "a second hello": ("link._socket.send(frame(HELLO, b'{}'))", "type 1 "),
-    "a restore that never was": ("link._socket.send(frame(RESUMED, run + b'\\1'))", "type 14 "),
-    "an answer that is none": ("link._socket.send(frame(QUIET, b'1'))", "QUIET"),
-    "nothing any more": ("link._socket.shutdown(2)", "has closed its end of the link"),
-    "its own windows": ("link._flow._outflow[IOPUB].credit = 2**40", "its end of the link"),
+    "a forged RESUMED": ("link._socket.send(frame(RESUMED, run + b'\\1'))", "type 14 "),
+    "an invalid answer": ("link._socket.send(frame(QUIET, b'1'))", "QUIET"),
+    "a closed socket": ("link._socket.shutdown(2)", "has closed its end of the link"),
+    "a changed window": ("link._flow._outflow[IOPUB].credit = 2**40", "its end of the link"),
 }
 
 
@@ -64,9 +64,9 @@ def test_kernel_that_blocks_its_link_can_be_restarted(survivor: Kernel) -> None:
 # -- with messages of its own ---------------------------------------------------------------------
 
 
-def test_forged_messages_do_not_reach_other_clients(victim: Kernel, beside: Neighbour) -> None:
+def test_forged_messages_do_not_reach_other_clients(victim: Kernel, neighbour: Neighbour) -> None:
     """Messages with another client's identity, session and parent reach only the own clients."""
-    theirs = beside.kernel.client
+    theirs = neighbour.kernel.client
     asked = theirs.session.msg("execute_request")["header"]
     code = f"""
     asked = json.loads({json.dumps(asked, default=str)!r})
@@ -79,7 +79,7 @@ def test_forged_messages_do_not_reach_other_clients(victim: Kernel, beside: Neig
     msg_id = victim.client.execute(textwrap.dedent(code))
     got = read_raw_until_idle(victim, msg_id)
     assert len([parts for parts in got if b'"forged"' in parts[-1]]) == 9
-    beside.check()
+    neighbour.check()
     for channel in (theirs.shell_channel, theirs.stdin_channel, theirs.control_channel):
         assert channel.socket.poll(0) == 0
     assert theirs.iopub_channel.socket.poll(0) == 0

@@ -92,17 +92,17 @@ PID_1 = {
     "its stdout": "os.open('/proc/1/fd/1', os.O_WRONLY)",
     "its stderr": "os.open('/proc/1/fd/2', os.O_WRONLY)",
     "a signal": "os.kill(1, signal.SIGCONT)",
-    "a question for it": "os.kill(1, 0)",
+    "signal 0": "os.kill(1, 0)",
     "a signal by pidfd": "number(424, number(434, 1, 0), 18, None, 0)",
     "its limits": "__import__('resource').prlimit(1, 7)",
-    "limits for it": "__import__('resource').prlimit(1, 7, (100, 100))",
-    "its switch": "open('/proc/1/oom_score_adj', 'w').write('1')",
+    "new limits for it": "__import__('resource').prlimit(1, 7, (100, 100))",
+    "its oom_score_adj": "open('/proc/1/oom_score_adj', 'w').write('1')",
 }
 REFUSED = ("EACCES", "EPERM", "ENOSYS")
 PID_1_CURRENT = {
     "its environment": "open('/proc/1/environ').read()",
     "its descriptors": "os.listdir('/proc/1/fd')",
-    "its memory's map": "open('/proc/1/maps').read()",
+    "its memory map": "open('/proc/1/maps').read()",
     "its priority": "os.setpriority(os.PRIO_PROCESS, 1, 5)",
     "its processors": "os.sched_setaffinity(1, {0})",
 }
@@ -373,10 +373,10 @@ def test_posture_has_unprivileged_identity(kernel: Kernel) -> None:
         assert int(fields[16]) >= os.nice(0), "it has raised its priority on the host"
 
 
-def test_posture_has_separate_namespaces(kernel: Kernel, beside: Neighbour) -> None:
+def test_posture_has_separate_namespaces(kernel: Kernel, neighbour: Neighbour) -> None:
     """A sandbox shares namespaces neither with the host nor with its neighbour."""
     host = namespaces(os.getpid())
-    mine, other = processes_of(kernel), processes_of(beside.kernel)
+    mine, other = processes_of(kernel), processes_of(neighbour.kernel)
     for name in (SANDBOX_NAME, GOFER_NAME):
         ours, theirs = namespaces(mine[name]), namespaces(other[name])
         assert [kind for kind in NAMESPACES if ours[kind] == host[kind] and kind != "pid"] == []

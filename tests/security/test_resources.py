@@ -114,12 +114,12 @@ def bombs():
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_pids_limit_stops_bomb(kernel: Kernel, beside: Neighbour, bomb: str) -> None:
+def test_pids_limit_stops_bomb(kernel: Kernel, neighbour: Neighbour, bomb: str) -> None:
     """The pids limit stops the growth; the kernel continues, and can clean up."""
     code = f"import os, signal\ncount = 0\n{BOMBS[bomb]}\nprint(count, flush=True)\nsignal.pause()"
     try:
         kernel.run(COUNT + SMALL % code + "found = None")
-        beside.check()
+        neighbour.check()
         # PID 1 and its child are root of the sandbox and not counted.
         count = kernel.run("found = tasks()")
         assert count <= PIDS + 8
@@ -212,7 +212,7 @@ def test_open_file_limit_gives_emfile(kernel: Kernel) -> None:
         assert count < most
 
 
-def test_neighbour_answers_beside_cpu_hogs(kernel: Kernel, beside: Neighbour) -> None:
+def test_neighbour_answers_beside_cpu_hogs(kernel: Kernel, neighbour: Neighbour) -> None:
     kernel.run("""
         hogs = [subprocess.Popen([sys.executable, "-S", "-E", "-c", "while True: pass"])
                 for _ in range(4)]
@@ -222,7 +222,7 @@ def test_neighbour_answers_beside_cpu_hogs(kernel: Kernel, beside: Neighbour) ->
         seconds = []
         for _ in range(8):
             begun = time.monotonic()
-            beside.check()
+            neighbour.check()
             seconds.append(time.monotonic() - begun)
     finally:
         kernel.run("[hog.kill() or hog.wait() for hog in hogs]; found = None")
@@ -246,7 +246,7 @@ def talker(ground: Path) -> Iterator[Kernel]:
         yield kernel
 
 
-def test_endless_output_to_closed_browser_is_bounded(talker: Kernel, beside: Neighbour) -> None:
+def test_endless_output_to_closed_browser_is_bounded(talker: Kernel, neighbour: Neighbour) -> None:
     """The kernel is slowed down, output does not pile up, and a later client can interrupt it."""
     client = talker.client
     client.execute("while True: print('x' * 100000, flush=True)")
@@ -254,7 +254,7 @@ def test_endless_output_to_closed_browser_is_bounded(talker: Kernel, beside: Nei
     client.stop_channels()
     before, most = held_by_us(), 0
     for _ in range(10):
-        beside.check()
+        neighbour.check()
         most = max(most, held_by_us() - before)
     assert most < HOST_SLACK
     with connected_again(talker) as again:
@@ -271,7 +271,7 @@ def connected_again(kernel: Kernel) -> Any:
 @pytest.mark.once
 @pytest.mark.parametrize("size", [256 * MIB, pytest.param(1024 * MIB, marks=needs_all)])
 def test_large_output_arrives_with_bounded_memory(
-    talker: Kernel, beside: Neighbour, size: int
+    talker: Kernel, neighbour: Neighbour, size: int
 ) -> None:
     """All output arrives, and passes through a bounded buffer."""
     client = talker.client
@@ -289,7 +289,7 @@ def test_large_output_arrives_with_bounded_memory(
             if received >> 27 > at:
                 at = received >> 27
                 most = max(most, held_by_us() - before)
-                beside.check()
+                neighbour.check()
         return message["content"].get("execution_state") == "idle"
 
     wait_for(client, look, "the end of the flood", 150)
@@ -298,7 +298,7 @@ def test_large_output_arrives_with_bounded_memory(
 
 
 def test_output_is_throttled_beside_used_kernel(
-    talker: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+    talker: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Output is read slowly, so that the other kernel answers, and all of it arrives."""
     pauses: list[float] = []
@@ -309,25 +309,25 @@ def test_output_is_throttled_beside_used_kernel(
         return pauses[-1]
 
     monkeypatch.setattr(Share, "take", note)
-    beside.check()
+    neighbour.check()
     msg_id = talker.client.execute("for _ in range(12): print('x' * (1 << 21), flush=True)")
     answer = finish(talker.client, msg_id)
     assert answer.text.count("x") == 12 << 21
     assert any(pauses)
     pauses.clear()
     assert talker.run("found = 6 * 7") == 42
-    beside.check()
+    neighbour.check()
     assert not any(pauses), "small output must not be delayed"
 
 
 def test_last_output_of_throttled_kernel_arrives(
-    beside: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    neighbour: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than PID 1 waits for a dead kernel's messages when none can leave."""
     monkeypatch.setattr(sharing, "BURST", 0)
     monkeypatch.setattr(sharing, "PER_SECOND", 2 * MIB)
     monkeypatch.setattr(sharing, "IN_USE_SECONDS", 60)
-    beside.check()
+    neighbour.check()
     code = """
         for _ in range(10):
             print("x" * (1 << 20), flush=True)

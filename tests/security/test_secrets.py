@@ -127,13 +127,13 @@ def test_home_credentials_do_not_exist_inside(
 
 
 def test_full_search_finds_no_secret_or_host_name(
-    kernel: Kernel, beside: Neighbour, planted: list[Path], world: World
+    kernel: Kernel, neighbour: Neighbour, planted: list[Path], world: World
 ) -> None:
     """No file and nothing that the sandbox's kernel reports has a secret or names the host."""
     words = {
         "the secret": SECRET,
-        "the neighbour": beside.kernel.manager.kernel_id or "-",
-        "the neighbour's sandbox": beside.kernel.sandbox.identity,
+        "the neighbour": neighbour.kernel.manager.kernel_id or "-",
+        "the neighbour's sandbox": neighbour.kernel.sandbox.identity,
         "the state directory": str(kernel.sandbox.directory),
         "the home": str(world.base / "home"),
         "the notebook's folder": str(kernel.folder),
@@ -191,11 +191,11 @@ found = sorted(found)
 """
 
 
-def test_kernel_memory_contains_no_connection_keys(kernel: Kernel, beside: Neighbour) -> None:
+def test_kernel_memory_contains_no_connection_keys(kernel: Kernel, neighbour: Neighbour) -> None:
     """The kernel's memory contains no host key, neither of its own connection nor of another's."""
     found = kernel.run(MEMORY)
     assert len(found) > 10, "the search does not find known words"
-    for one in (kernel, beside.kernel):
+    for one in (kernel, neighbour.kernel):
         key = one.manager.session.key
         assert hashlib.sha256(key).hexdigest() not in found
 
@@ -227,9 +227,9 @@ def test_container_info_names_nothing_of_the_host(kernel: Kernel) -> None:
         assert word not in text
 
 
-def test_new_memory_and_files_are_empty(kernel: Kernel, beside: Neighbour) -> None:
+def test_new_memory_and_files_are_empty(kernel: Kernel, neighbour: Neighbour) -> None:
     """Memory that another kernel has freed is not visible."""
-    beside.kernel.run(f"hoard = bytearray({SECRET!r}.encode() * 500_000); del hoard; found = 0")
+    neighbour.kernel.run(f"hoard = bytearray({SECRET!r}.encode() * 500_000); del hoard; found = 0")
     turned = SECRET[::-1]
     found = kernel.run(f"""
         import mmap

@@ -30,8 +30,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as ano
 
 OTHERS = {
     "nobody": 65534,
-    "who has the first subordinate uids": 100000,
-    "who has the last subordinate uids": 600_100_000,
+    "owner of the first subordinate uids": 100000,
+    "owner of the last subordinate uids": 600_100_000,
 }
 """Attacking uids. With subordinate uids from useradd a user can run processes as those."""
 

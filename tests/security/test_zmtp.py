@@ -21,17 +21,17 @@ from .speaking import (
 
 pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
-NO_ZMTP = {
+INVALID_ZMTP = {
     "garbage on each socket": "for c in range(1, 6): send_on(c, bytes(range(128, 256)) * 9)",
-    "a frame of no size": "send_on(IOPUB, b'\\2' + b'\\xff' * 8)",
-    "an error": "send_on(SHELL, b'\\4\\x08\\5ERROR\\1x')",
+    "a frame of a huge size": "send_on(IOPUB, b'\\2' + b'\\xff' * 8)",
+    "an ERROR command": "send_on(SHELL, b'\\4\\x08\\5ERROR\\1x')",
 }
 
 
-@pytest.mark.parametrize("attack", NO_ZMTP)
+@pytest.mark.parametrize("attack", INVALID_ZMTP)
 def test_invalid_zmtp_ends_the_kernel(relayed: Kernel, attack: str) -> None:
     identity = relayed.sandbox.identity
-    log = assert_ends_with(relayed, NO_ZMTP[attack], "by signal SIGKILL")
+    log = assert_ends_with(relayed, INVALID_ZMTP[attack], "by signal SIGKILL")
     assert len(re.findall(r"The kernel broke ZMQ's rules on \w+, and is killed: ", log)) >= 1
     assert_restart_works(relayed)
     assert relayed.sandbox.identity == identity
@@ -49,7 +49,7 @@ def test_endless_zmtp_frame_hits_memory_limit(relayed: Kernel) -> None:
     assert_restart_works(relayed)
 
 
-def test_zmtp_flood_is_handled(relayed: Kernel, beside: Neighbour) -> None:
+def test_zmtp_flood_is_handled(relayed: Kernel, neighbour: Neighbour) -> None:
     """Commands, tiny messages and one message of a million parts do no harm."""
     code = """
     for channel in range(SHELL, HB + 1):
@@ -59,7 +59,7 @@ def test_zmtp_flood_is_handled(relayed: Kernel, beside: Neighbour) -> None:
     mark = LogMark(relayed.sandbox.log_path)
     memory = HostMemory()
     msg_id = relayed.client.execute(textwrap.dedent(code))
-    assert_answers(beside, 3)
+    assert_answers(neighbour, 3)
     read_raw_until_idle(relayed, msg_id)
     content = reply_to(relayed.client, msg_id)["content"]
     assert content["status"] == "ok", content
