@@ -1,6 +1,6 @@
-"""How fast a sandboxed kernel is, beside a local one and beside others': ``python -m benchmarks``.
+"""Compare the speed of sandboxed kernels with local ones and peers: ``python -m benchmarks``.
 
-``variants`` says what is compared, ``figures`` what is measured, ``schedule`` in which order. Each
-kind of variant has a process of its own (``worker``), another user's under that user's name, and
-one process asks them in turn (``workers``); so all are measured interleaved, in one run.
+``variants`` defines what is compared, ``figures`` what is measured, ``schedule`` the order. Each
+kind of variant has a separate process (``worker``), which for an ordinary user's variants runs as
+that user. One process asks them in turn (``workers``), so all are measured interleaved, in one run.
 """

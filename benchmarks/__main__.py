@@ -1,7 +1,7 @@
-"""``python -m benchmarks``: measure, interleaved, and write results, tables and plots.
+"""``python -m benchmarks``: measure interleaved, and write results, tables and plots.
 
-Results go into a folder: results.json, results.md, and a PNG for each group of figures. As root
-an ordinary user is made for the variants of one, and removed at the end.
+Results go into a folder: results.json, results.md, and a PNG for each group of figures. As root it
+creates an ordinary user for the user variants, and removes it at the end.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, help="rounds of every figure that has more than one")
     add("--output", type=Path, default=Path("benchmark-results"), help="folder for the results")
     add("--list", action="store_true", help="name variants and figures, measure nothing")
-    add("--profile", choices=sorted(profiles.PROFILES), help="where the time goes, for --variants")
-    add("--from", dest="source", type=Path, help="make tables and plots of a results.json")
+    add(
+        "--profile",
+        choices=sorted(profiles.PROFILES),
+        help="print where the time goes in --variants",
+    )
+    add("--from", dest="source", type=Path, help="make tables and plots from a results.json")
     add("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     add("--debug", action="store_true", help="show the workers' logs at the end")
     return parser.parse_args(arguments)
@@ -54,16 +58,16 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         single = {"stalled", "idle", "memory"}
         rounds = {n: min(c, 1) if n in single else arguments.rounds for n, c in rounds.items()}
     plan = dataclasses.replace(plan, rounds=rounds)
-    if arguments.variants:  # whoever names some wants to know everything of them
+    if arguments.variants:  # measure everything of variants that were named
         plan = dataclasses.replace(plan, crowd=(), stalled=())
     return plan
 
 
 @contextlib.contextmanager
-def who_runs_users(needed: bool) -> Iterator[tuple[pwd.struct_passwd | None, str]]:
-    """The ordinary user, or None and why there is none."""
+def user_for_variants(needed: bool) -> Iterator[tuple[pwd.struct_passwd | None, str]]:
+    """Yield the ordinary user, or None and the reason why there is none."""
     if not needed or os.geteuid() != 0:
-        yield None, ""  # whoever runs this is one
+        yield None, ""  # this process already runs as an ordinary user
         return
     with ordinary_user() as user:
         reason = may_run(user)
@@ -72,15 +76,15 @@ def who_runs_users(needed: bool) -> Iterator[tuple[pwd.struct_passwd | None, str
 
 @contextlib.contextmanager
 def all_workers(engine: Engine | EngineError, *, with_user: bool) -> Iterator[Workers]:
-    """The workers and their folder; gone at the end, with everything that they had."""
+    """Create the workers and their folder; end and remove them, with their kernels."""
     environment = {}
     if isinstance(engine, Engine):
         environment = {
             "GP_RESPONSE_IP": engine.host_address,
-            "KERNEL_USERNAME": "benchmark",  # root is not welcome to gateway-provisioners
+            "KERNEL_USERNAME": "benchmark",  # gateway-provisioners refuses root
         }
     with (
-        who_runs_users(with_user) as (user, no_user),
+        user_for_variants(with_user) as (user, no_user),
         tempfile.TemporaryDirectory(prefix="gkb-") as name,
     ):
         base = Path(name)
@@ -101,7 +105,7 @@ def find_engine() -> Engine | EngineError:
         return error
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -133,14 +137,14 @@ def main(argv: list[str] | None = None) -> None:
         variants = choose(patterns)
     except ValueError as error:
         raise SystemExit(f"{error}; --list names all") from error
-    # So that everything is taken down, as at Ctrl-C.
+    # Clean up as at Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     processes.adopt_orphans()
     engine = find_engine()
     results = Results(machine.describe_machine())
     with_user = any(variant.other_user for variant in variants)
     with all_workers(engine, with_user=with_user) as workers:
-        schedule = Schedule(variants, plan, workers, engine, results, say)
+        schedule = Schedule(variants, plan, workers, engine, results, print_progress)
         try:
             if arguments.profile is not None:
                 print(profiles.PROFILES[arguments.profile](schedule, variants))
@@ -149,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         finally:
             if arguments.debug:
                 for log in workers.logs():
-                    say(f"--- {log.name}\n{log.read_text(errors='replace')[-5000:]}")
+                    print_progress(f"--- {log.name}\n{log.read_text(errors='replace')[-5000:]}")
     results.machine["load_at_end"] = machine.load()
     write(results, arguments.output, docs=arguments.write_docs)
 

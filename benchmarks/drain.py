@@ -1,7 +1,7 @@
-"""A client that reads all that a kernel publishes, as fast as it comes, and keeps nothing.
+"""A client that reads everything that a kernel publishes as fast as it comes, and keeps nothing.
 
-python drain.py CONNECTION-FILE: writes how many bytes have come, a line after each message. A
-program of its own, so that reading costs the process that is measured nothing.
+python drain.py CONNECTION-FILE: prints the total number of bytes after each message. A separate
+program, so that reading does not use time of the measured process.
 """
 
 from __future__ import annotations

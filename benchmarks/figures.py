@@ -1,7 +1,7 @@
-"""What is measured: each function takes a kernel, or starts one, and returns samples by figure.
+"""The measurements: each function takes or starts a kernel, and returns samples by figure.
 
-Seconds unless the name says otherwise. They run in a worker's process, beside the manager whose
-kernels they measure. No statistics and no printing here.
+Values are seconds unless the name says otherwise. The functions run in a worker's process, which
+also runs the manager of the kernels. No statistics and no printing here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 SECONDS = 120.0
-"""The longest that anything may take."""
+"""Seconds that any step may take at most."""
 IMPORTS = "import numpy, pandas, matplotlib.pyplot"
 PRINTS = "for i in range(100_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
@@ -66,7 +66,7 @@ Kernel = tuple[KernelManager, BlockingKernelClient]
 
 
 class Failed(Exception):
-    """A kernel did not do what it was asked; the text says what."""
+    """A kernel did not do what was requested; the text says what."""
 
 
 def ignore(_: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def ignore(_: dict[str, Any]) -> None:
 
 
 def run(client: BlockingKernelClient, code: str) -> float:
-    """Seconds from sending ``code`` until its reply and its idle have come."""
+    """Run ``code``; return the seconds until its reply and its idle status have arrived."""
     begin = time.perf_counter()
     reply = client.execute_interactive(code, timeout=SECONDS, output_hook=ignore)
     took = time.perf_counter() - begin
@@ -88,7 +88,10 @@ def check(reply: dict[str, Any], code: str) -> None:
 
 
 def shell_reply(client: BlockingKernelClient, request: str, seconds: float) -> dict[str, Any]:
-    """The reply to ``request``; raises Empty."""
+    """Return the reply to ``request``.
+
+    :raises Empty: when it does not arrive within ``seconds``
+    """
     deadline = time.monotonic() + seconds
     while True:
         message: dict[str, Any] = client.get_shell_msg(
@@ -99,9 +102,9 @@ def shell_reply(client: BlockingKernelClient, request: str, seconds: float) -> d
 
 
 def await_info(manager: KernelManager, client: BlockingKernelClient, resend: float) -> None:
-    """Until the kernel answers a kernel_info_request, which is sent again if need be.
+    """Wait until the kernel answers a kernel_info_request, sent again every ``resend`` seconds.
 
-    jupyter_client's own wait_for_ready sleeps 0.2 s at its end, which would blur every start.
+    jupyter_client's own wait_for_ready takes 0.2 s more at its end, which would blur every start.
     """
     deadline = time.monotonic() + SECONDS
     asked = set()
@@ -122,7 +125,7 @@ def await_info(manager: KernelManager, client: BlockingKernelClient, resend: flo
 
 
 def execute(client: BlockingKernelClient, code: str) -> None:
-    """Until the reply to ``code``; its output is not waited for."""
+    """Run ``code`` and wait for its reply, not for its output."""
     request = client.execute(code)
     try:
         check(shell_reply(client, request, SECONDS), code)
@@ -131,7 +134,7 @@ def execute(client: BlockingKernelClient, code: str) -> None:
 
 
 def await_iopub(client: BlockingKernelClient) -> None:
-    """Until output arrives: a subscription takes its time, and what was sent before is lost."""
+    """Wait until output arrives: a new subscription misses earlier messages."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         request = client.kernel_info()
@@ -150,7 +153,7 @@ def await_iopub(client: BlockingKernelClient) -> None:
 
 
 def begin_kernel(manager: KernelManager, resend: float) -> BlockingKernelClient:
-    """A kernel that is up and whose client gets its output."""
+    """Start a kernel, and wait until its client gets output."""
     manager.start_kernel()
     client: BlockingKernelClient = manager.client()
     client.start_channels()
@@ -172,7 +175,7 @@ def end_kernel(kernel: Kernel) -> None:
 
 @contextmanager
 def started(prepare: Callable[[], KernelManager], resend: float = 1.0) -> Iterator[Kernel]:
-    """A kernel that has run one cell; shut down at the end."""
+    """Start a kernel that has run one cell; shut it down at the end."""
     manager = prepare()
     kernel = (manager, begin_kernel(manager, resend))
     try:
@@ -185,9 +188,9 @@ def started(prepare: Callable[[], KernelManager], resend: float = 1.0) -> Iterat
 
 
 def measure_start(prepare: Callable[[], KernelManager], resend: float = 1.0) -> Samples:
-    """One start, from ``start_kernel`` on, and the kernel's shutdown as a server would do it.
+    """Measure one start, from ``start_kernel``, and the kernel's shutdown as a server does it.
 
-    Until the reply to a cell, as a notebook shows it; its output may still be on the way.
+    Times are up to the reply to a cell; its output may still be on the way.
     """
     manager = prepare()
     begin = time.perf_counter()
@@ -210,9 +213,9 @@ def measure_start(prepare: Callable[[], KernelManager], resend: float = 1.0) -> 
 
 
 def measure_ready(prepare: Callable[[], KernelManager], _: float = 1.0) -> Samples:
-    """One start as nbclient and the like do it: a cell is sent after wait_for_ready.
+    """Measure one start as nbclient does it: a cell is sent after wait_for_ready.
 
-    That ends with 0.2 s of listening whether there is more output, whatever kernel it is.
+    wait_for_ready listens for another 0.2 s at its end, for any kernel.
     """
     manager = prepare()
     begin = time.perf_counter()
@@ -266,7 +269,7 @@ def measure_compute(kernel: Kernel) -> Samples:
 
 
 def interrupt_once(manager: KernelManager, client: BlockingKernelClient) -> float:
-    """Seconds from ``interrupt_kernel`` to the reply of an endless loop."""
+    """Return the seconds from ``interrupt_kernel`` to the reply of an endless loop."""
     request = client.execute(ENDLESS)
     deadline = time.monotonic() + SECONDS
     while True:
@@ -288,11 +291,11 @@ def interrupt_once(manager: KernelManager, client: BlockingKernelClient) -> floa
 def measure_stalled(
     prepare: Callable[[], KernelManager], folder: Path, resend: float = 1.0, seconds: float = 10.0
 ) -> Samples:
-    """How much this process grows while a kernel prints 1 GB to a client that reads nothing.
+    """Measure the growth of this process while a kernel prints 1 GB to a client that reads nothing.
 
-    The client stands still for ``seconds`` and then reads all; the largest size in all that time
-    counts. This process only sends the request. ipykernel makes one message of all that is
-    printed within 0.2 s, so it is measured with that and with messages of 1 MB.
+    The client waits for ``seconds`` and then reads everything; the peak size counts. This process
+    only sends the request. ipykernel makes one message of everything printed within 0.2 s, so
+    there are two measurements: with such messages and with messages of 1 MB.
     """
     samples: Samples = {}
     for code, figure in ((GIGABYTE_FLUSHED, STALLED_FLUSHED), (GIGABYTE, STALLED)):
@@ -306,14 +309,14 @@ def measure_stalled(
         finally:
             end_kernel((manager, client))
         samples[figure] = [more / 1024]
-        samples[LARGEST] = [largest / 1024**2]  # of the last one
+        samples[LARGEST] = [largest / 1024**2]  # of the last code
     return samples
 
 
 def stall(
     manager: KernelManager, client: BlockingKernelClient, code: str, file: Path, seconds: float
 ) -> tuple[int, int]:
-    """By how many KiB this process grew, and how many bytes the largest message had."""
+    """Return the growth of this process in KiB, and the bytes of the largest message."""
     execute(client, "1+1")
     info = {k: v for k, v in manager.get_connection_info(session=False).items() if k != "key"}
     file.write_text(json.dumps(info))
@@ -322,10 +325,11 @@ def stall(
         assert reader.stdin is not None
         assert reader.stdout is not None
         try:
-            while reader.stdout.readline() != "subscribed\n":  # it asks for proof that it is
+            # until the reader has received output
+            while reader.stdout.readline() != "subscribed\n":
                 execute(client, "1+1")
             before = memory_status("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
             request = client.execute(code)
             time.sleep(seconds)
             reader.stdin.write("read\n")
@@ -349,11 +353,11 @@ def measure_flooded(
     resend: float = 1.0,
     count: int = 150,
 ) -> Samples:
-    """What one kernel answers while another of this process sends messages of 120 MB without end.
+    """Measure round trips of one kernel while another sends messages of 120 MB without end.
 
-    A process of its own reads them; this one, which has the bridge, only passes them on.
-    ``longest_turn``: since its last call, the longest time for which the bridge used the CPU and
-    could do nothing else.
+    A separate process reads these messages; this one, which runs the bridge, only passes them on.
+    ``longest_turn`` returns the longest CPU time, since its last call, for which the bridge's
+    thread could do nothing else.
     """
     with started(prepare, resend) as (_, near), started(prepare, resend) as (manager, far):
         far.stop_channels()
@@ -381,7 +385,7 @@ def measure_flooded(
 
 
 def memory_status(name: str) -> int:
-    """A line of this process's status, in KiB."""
+    """Return a value of this process's /proc status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Where and when something was measured, and with what."""
+"""Describe the machine, its load and the versions of programs for the results."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def package_version(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a + where files differ from it."""
+    """Return the commit of the checkout, with a + if files differ from it."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=10", "--dirty=+"],

@@ -1,4 +1,4 @@
-"""Results as pictures: a PNG for each group of figures, a panel for each figure."""
+"""Plots of results: a PNG for each group of figures, with a panel for each figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PANELS_A_ROW = 3
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """The pictures made, in ``folder``."""
+    """Draw a PNG for each measured group into ``folder``; return the paths."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -59,7 +59,7 @@ def _draw_group(results: Results, group: Group, columns: list[Column], folder: P
 
 
 def _draw_panel(axis: Any, results: Results, column: Column) -> None:
-    """A bar for each variant, a tick at the 90th percentile, a line at the baseline."""
+    """Draw a bar for each variant, a tick at its 90th percentile, and a line at the baseline."""
     names = results.variants
     for row, name in enumerate(names):
         value = results.value(column.figure, name, column.share)

@@ -1,8 +1,8 @@
-"""Memory and CPU time of groups of processes, seen from the host.
+"""Memory and CPU time of groups of processes, measured on the host.
 
-A kernel's processes are those that appeared below this process when it was started. So that a
-process whose parent has gone is still found there, this process takes such orphans in
-(``adopt_orphans``); it then has to bury them, too.
+A kernel's processes are those that appeared below this process when it was started. This process
+adopts orphans (``adopt_orphans``), so that they are found after their parent has ended, and
+therefore has to reap them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def adopt_orphans() -> None:
 
 
 def bury_orphans(own: Iterable[int]) -> None:
-    """Wait for dead children that were adopted; ``own`` are waited for by who started them."""
+    """Reap adopted children that have ended, except ``own``, which their starter reaps."""
     keep = set(own)
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error, OSError):
@@ -37,7 +37,7 @@ def bury_orphans(own: Iterable[int]) -> None:
 
 
 def descendants(pid: int | None = None) -> set[psutil.Process]:
-    """All processes below ``pid`` (None: this process)."""
+    """Return all processes below ``pid`` (None: this process)."""
     try:
         return set(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -46,9 +46,9 @@ def descendants(pid: int | None = None) -> set[psutil.Process]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: what the processes hold privately or share, and what memory files hold.
+    """Bytes of proportional memory (PSS) and of memory files.
 
-    ``unseen``: how many processes could not be looked at.
+    ``unseen``: the number of processes that could not be read.
     """
 
     processes: int
@@ -61,10 +61,10 @@ class Memory:
 
 
 def memory(processes: Iterable[psutil.Process]) -> Memory:
-    """Proportional memory (PSS) of ``processes``, and memory files whole, each counted once.
+    """Return the PSS of ``processes``, and the whole size of each memory file, counted once.
 
-    A sandbox's memory lies in a file without a name that the sentry and its stubs map piecewise.
-    PSS would count only the pages that happen to be mapped, so such mappings are left out, and
+    A sandbox's memory is in an unnamed file, of which the sentry and its stubs map parts. PSS
+    would count only the pages that are mapped at the moment, so these mappings are left out, and
     the blocks of the file are added.
     """
     total = unseen = 0
@@ -86,7 +86,7 @@ def memory(processes: Iterable[psutil.Process]) -> Memory:
 
 
 def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """(device, inode) and bytes of each memory file that ``pid`` has open."""
+    """Yield (device, inode) and bytes of each memory file that ``pid`` has open."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             if str(path.readlink()).startswith("/memfd:"):
@@ -95,7 +95,7 @@ def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
 
 
 def read_smaps(text: str) -> Iterator[tuple[str, int, int]]:
-    """Name, inode and PSS in bytes of each mapping."""
+    """Yield name, inode and PSS in bytes of each mapping."""
     name, inode = "", 0
     for line in text.splitlines():
         if line.startswith("Pss:"):
@@ -105,7 +105,7 @@ def read_smaps(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """CPU time that ``processes`` have used so far, in fine steps."""
+    """Return the CPU time of ``processes`` so far, from schedstat's nanoseconds."""
     total = 0
     for process in processes:
         for _, _, spent in thread_times(process.pid):
@@ -114,7 +114,7 @@ def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
 
 
 def thread_times(pid: int) -> Iterator[tuple[int, str, int]]:
-    """Thread id, name and nanoseconds of CPU time of each thread of ``pid``."""
+    """Yield thread id, name and nanoseconds of CPU time of each thread of ``pid``."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             spent = int((task / "schedstat").read_text().split()[0])

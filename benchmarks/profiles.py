@@ -1,9 +1,9 @@
-"""Where the time goes: ``--profile``, measured of the variants that are chosen.
+"""Where the time goes in the chosen variants: ``--profile``.
 
-``start``: which processes come when, and which steps of the package take how long, until the
-first cell has been answered. ``trip``: CPU time of every thread that has a part in the round trip
-of ``1+1``, and what the manager's process does in it by function. ``output``: the same of 10 MB of
-output. In the last two this process is the client, so that the manager's has nothing else to do.
+``start``: when processes appear, and how long steps of the package take, until the first cell has
+been answered. ``trip``: CPU time of every thread that takes part in the round trip of ``1+1``, and
+the time of the manager's process by function. ``output``: the same for 10 MB of output. In the last
+two this process is the client, so that the manager's process has no other work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.002
 TRIPS = 300
 OUTPUTS = 10
 LEAST_SHARE = 0.01
-"""Of all CPU time: threads below it are summed up."""
+"""Share of all CPU time below which threads are summed up."""
 
 
 def profile_start(schedule: Schedule, variants: Sequence[Variant]) -> str:
@@ -47,7 +47,7 @@ def profile_start(schedule: Schedule, variants: Sequence[Variant]) -> str:
 
 
 class _Watch:
-    """Writes down when processes appear below this one, and as what they run then."""
+    """Records when processes appear below this one, and their arguments."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, str]] = []
@@ -103,7 +103,7 @@ def _profile_variant(schedule: Schedule, variant: Variant, cell: str, count: int
     manager = schedule.worker(variant).process
     group = schedule.open(variant, 1)
     if group is None:
-        return "    it did not start; see above"
+        return "    the kernel did not start; see above"
     try:
         client = BlockingKernelClient(connection_file=schedule.ask(variant, "connection_file"))
         client.load_connection_file()
@@ -114,7 +114,7 @@ def _profile_variant(schedule: Schedule, variant: Variant, cell: str, count: int
             pids = {process.pid for process in group} | {manager.pid}
             names = {process.pid: _short_name(process) for process in group}
             names[manager.pid] = "manager"
-            plain = _run_cells(client, cell, count)  # without the profiler's own cost
+            plain = _run_cells(client, cell, count)  # without the profiler's cost
             before = _thread_times(pids)
             took = _run_cells(client, cell, count)
             spent = _spent(before, _thread_times(pids), names)
@@ -155,7 +155,7 @@ def _spent(
     after: dict[tuple[int, int], tuple[str, int]],
     names: dict[int, str],
 ) -> list[tuple[str, float]]:
-    """Seconds by process and thread name, most first; little ones as one."""
+    """Return seconds by process and thread name, longest first; short ones as one sum."""
     used: Counter[str] = Counter()
     for key, (thread, spent) in after.items():
         used[f"{names.get(key[0], '?')} / {thread}"] += spent - before.get(key, ("", 0))[1]

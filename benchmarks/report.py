@@ -1,6 +1,6 @@
-"""Results as Markdown: a table for each group of figures, one against the targets, the notes.
+"""Results as Markdown: a table of targets, a table for each group of figures, and notes.
 
-``docs/performance.md`` keeps them between two markers; what stands around is written by people.
+``docs/performance.md`` has them between two markers; the text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Target:
-    """A limit for a figure. ``variants``: names with {mode} and {who}, the first measured counts.
+    """A limit for a figure. ``variants``: names with {mode} and {who}; the first measured counts.
 
     ``base``: a figure of the same variant to divide by; empty: the baseline's same figure;
-    None: the value itself counts, in ``unit``.
+    None: the value itself is compared, in ``unit``.
     """
 
     title: str
@@ -206,7 +206,7 @@ COLUMNS = tuple((mode, who) for who in ("root", "user") for mode in ("direct", "
 
 
 def number(value: float) -> str:
-    """Three figures that count, without an exponent."""
+    """Format with three significant digits, without an exponent."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.3f}".rstrip("0").rstrip(".") or "0"
@@ -282,7 +282,7 @@ def group_table(results: Results, group: Group) -> str:
 
 
 def cell(results: Results, column: Column, variant: str) -> str:
-    """The value, and in parentheses its ratio to the baseline's."""
+    """Format the value, with its ratio to the baseline's in parentheses."""
     value = results.value(column.figure, variant, column.share)
     if value is None:
         return "-"
@@ -293,7 +293,7 @@ def cell(results: Results, column: Column, variant: str) -> str:
 
 def notes(results: Results) -> str:
     lines = list(_notes(results))
-    return "\n".join(["### What could not be had, and what failed", "", *lines]) if lines else ""
+    return "\n".join(["### Absent variants and failures", "", *lines]) if lines else ""
 
 
 def _notes(results: Results) -> Iterator[str]:
@@ -303,7 +303,7 @@ def _notes(results: Results) -> Iterator[str]:
         yield f"- {variant}: {figure}: {shorten(reason)}"
     for variant, facts in results.facts.items():
         if facts.get("restored") is False:
-            yield f"- {variant}: an image was made, but the next start did not use one."
+            yield f"- {variant}: a snapshot was made, but the next start did not use one."
         left = facts.get("containers left after a shutdown")
         if left:
             yield f"- {variant}: left {left} containers behind after shutdowns (removed each time)."
@@ -315,10 +315,13 @@ def shorten(reason: str, limit: int = 300) -> str:
 
 
 def write_docs(results: Results, path: Path) -> None:
-    """Replace what stands between the markers of ``path``. Raises ValueError without markers."""
+    """Replace the text between the markers of ``path``.
+
+    :raises ValueError: when the markers are missing
+    """
     text = path.read_text()
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not found or not closed:
-        raise ValueError(f"{path} has not the markers {BEGIN} and {END}")
+        raise ValueError(f"{path} does not have the markers {BEGIN} and {END}")
     path.write_text(f"{before}{BEGIN}\n\n{render(results).rstrip()}\n\n{END}{after}")

@@ -1,4 +1,4 @@
-"""What a run found out: samples by figure and variant, and what could not be had and why."""
+"""Results of a run: samples by figure and variant, and the reasons for what is missing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FORMAT = 1
 
 @dataclass
 class Results:
-    """``samples``: figure → variant → values. ``absent``: variant → why there is nothing of it.
+    """``samples``: figure → variant → values. ``absent``: variant → why it was not measured.
 
-    ``failures``: (variant, figure or stage, reason) of what was tried and did not work.
-    ``facts``: variant → what was found out about its kernels.
+    ``failures``: (variant, figure or stage, reason) of each measurement that failed.
+    ``facts``: variant → facts about its kernels.
     """
 
     machine: dict[str, Any]
@@ -37,14 +37,14 @@ class Results:
         return self.samples.get(figure, {}).get(variant, [])
 
     def value(self, figure: str, variant: str, share: float = 0.5) -> float | None:
-        """A quantile of the samples; None where there are none."""
+        """Return a quantile of the samples; None if there are none."""
         values = self.values(figure, variant)
         return quantile(values, share) if values else None
 
     def ratio(
         self, figure: str, variant: str, share: float = 0.5, base: str = BASELINE
     ) -> float | None:
-        """The variant's quantile over the baseline's; None where there is no such thing."""
+        """Return the variant's quantile divided by the baseline's; None if one is missing."""
         value = self.value(figure, variant, share)
         reference = self.value(figure, base, share)
         return value / reference if value is not None and reference else None
@@ -56,13 +56,13 @@ class Results:
     def read(cls, path: Path) -> Results:
         content = json.loads(path.read_text())
         if content.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not of the format that this program writes")
+            raise ValueError(f"{path} does not have the format {FORMAT} of this program")
         content["failures"] = [tuple(failure) for failure in content["failures"]]
         return cls(**content)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of the values do not exceed, between two of them by proportion."""
+    """Return the ``share`` quantile, with linear interpolation between two values."""
     ordered = sorted(values)
     at = share * (len(ordered) - 1)
     low = int(at)

@@ -1,7 +1,7 @@
-"""In which order things are measured: every variant once a round, in turn, each round begun anew.
+"""The order of measurements: every variant once per round, and each round starts with another one.
 
-So a slow minute of the machine falls on all variants. What fails is written down and the rest goes
-on; a variant that cannot even be warmed up is absent, with the reason.
+So a slow minute of the machine affects all variants. A failure is recorded and the run continues; a
+variant that cannot be warmed up is absent, with the reason.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from benchmarks.variants import BASELINE, Variant, kernelspec
 from benchmarks.workers import WorkerError, WorkerProcess, Workers
 
 SETTLE_SECONDS = 2.0
-"""From a kernel's last cell until it counts as idle."""
+"""Seconds from a kernel's last cell until it counts as idle."""
 SNAPSHOT_SECONDS = 60.0
 SHORT_SNAPSHOT_SECONDS = 15.0
-"""How long a snapshot may take to be made; and once none came in that time."""
+"""Seconds to wait for a snapshot; the second value after one has already failed to appear."""
 BUSY_PERCENT = 10.0
-"""Of a core: a kernel that uses more while it is idle is worth a note."""
+"""Percent of a core: a kernel that uses more while idle gets a note."""
 FACTS = """
 import json, os, platform, sys, threading
 ADAPTER = "gvisor_kernel.guest.ipykernel_adapter"
@@ -39,10 +39,12 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that
-    are measured with many kernels at once, and ``counts`` how many those are. ``stalled``: those
-    that print 1 GB to a client that stands still, or have a neighbour that sends what it can.
-    Empty: all."""
+    """How much is measured.
+
+    ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that are measured with many
+    kernels at once; ``counts``: the numbers of kernels. ``stalled``: variants that print 1 GB to a
+    stalled client, or have a neighbour that floods. Empty tuples mean all variants.
+    """
 
     rounds: dict[str, int]
     crowd: tuple[str, ...] = ()
@@ -84,7 +86,7 @@ QUICK_VARIANTS = (
 
 
 class Schedule:
-    """One run. ``say`` takes lines for whoever watches."""
+    """One run. ``say`` takes lines of progress."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class Schedule:
     # -- the parts of a run ----------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Start every variant once, unmeasured: caches are warm then, and snapshots are made."""
+        """Start every variant once, unmeasured, to warm caches and make snapshots."""
         for variant in self._variants:
             try:
                 self.warm_up(variant)
@@ -145,7 +147,7 @@ class Schedule:
         self._variants = [v for v in self._variants if v.name not in self._results.absent]
 
     def _kernels(self) -> None:
-        """The figures of one running kernel: a fresh one each round."""
+        """Measure the figures of one running kernel, a new one each round."""
         wanted = [name for name in figures.OF_A_KERNEL if self._rounds(name)]
         for number in range(max((self._rounds(name) for name in wanted), default=0)):
             now = [name for name in wanted if self._rounds(name) > number]
@@ -155,11 +157,11 @@ class Schedule:
                 for name in now:
                     options = self._plan.options.get(name, {})
                     if not self._measure(variant, name, "measure", figure=name, **options):
-                        break  # the kernel may be in any state
+                        break  # the kernel's state is unknown
                 self.close(variant)
 
     def _idle(self) -> None:
-        """One kernel of each variant, all at the same time: none is asked to do anything."""
+        """Measure one idle kernel of each variant, all at the same time."""
         groups = {}
         for variant in self._turn(0, "idle"):
             if variant.starts_only:
@@ -202,7 +204,7 @@ class Schedule:
             self.close(variant)
 
     def _crowd(self, variant: Variant) -> None:
-        """Many kernels of one variant: their memory, and what one of them still answers."""
+        """Measure the memory of many kernels of one variant, and round trips of one of them."""
         group: set[psutil.Process] = set()
         sizes = {}
         count = 0
@@ -237,7 +239,10 @@ class Schedule:
     # -- one variant -----------------------------------------------------------------------------
 
     def warm_up(self, variant: Variant) -> None:
-        """Start it, unmeasured, and see that it is what it should be. Raises WorkerError."""
+        """Start the variant, unmeasured, and check its kernel.
+
+        :raises WorkerError: when it does not start, or is not as expected
+        """
         self._tell(f"warming up: {variant.name}")
         reason = self._reason_against(variant)
         if reason is not None:
@@ -249,7 +254,7 @@ class Schedule:
             facts = json.loads(self.ask(variant, "run", cell=FACTS))
             self._results.facts[variant.name] = facts
             if variant.kind == "ours" and facts["mode"] != variant.mode:
-                raise WorkerError(f"its kernel was one in {facts['mode']} mode")
+                raise WorkerError(f"its kernel runs in {facts['mode']} mode")
             if variant.snapshot:
                 facts["restored"] = self._await_snapshot(variant)
         finally:
@@ -259,7 +264,7 @@ class Schedule:
         if variant.other_user and self._workers.no_user:
             return self._workers.no_user
         if variant.kind == "ours" and not variant.other_user and os.geteuid() != 0:
-            return "only root can measure what root gets"
+            return "only root can measure root's variants"
         if not variant.oci_runtime:
             return None
         if isinstance(self._engine, EngineError):
@@ -271,9 +276,11 @@ class Schedule:
         return None
 
     def _await_snapshot(self, variant: Variant) -> bool:
-        """Until there is a snapshot; whether a start uses it. Raises WorkerError without one.
+        """Wait for a snapshot; return whether a start uses it.
 
-        A kernel is open meanwhile: as for a user, the image is made beside it.
+        A kernel is open meanwhile: as for a user, the snapshot is made beside it.
+
+        :raises WorkerError: when no snapshot appears
         """
         wait, self._patience = self._patience, SHORT_SNAPSHOT_SECONDS
         restored = self.ask(variant, "await_snapshot", wait + 60, wait=wait)
@@ -309,9 +316,9 @@ class Schedule:
         return True
 
     def open(self, variant: Variant, count: int) -> set[psutil.Process] | None:
-        """The processes of ``count`` kernels more; None when they did not start."""
+        """Start ``count`` more kernels; return their processes, or None if they did not start."""
         try:
-            self.worker(variant)  # not to be counted as a kernel's process
+            self.worker(variant)  # so that the worker does not count as a kernel's process
             before, contained = processes.descendants(), self._containers()
             self._opened.add(variant.code)
             self.ask(variant, "open", count=count)
@@ -335,7 +342,7 @@ class Schedule:
         self._clean(variant)
 
     def _clean(self, variant: Variant) -> None:
-        """Bury what was adopted; remove containers that a peer left."""
+        """Reap adopted children; remove containers that a peer left behind."""
         processes.bury_orphans(self._workers.pids())
         if variant.oci_runtime and isinstance(self._engine, Engine):
             left = self._engine.remove_containers()
@@ -355,7 +362,7 @@ class Schedule:
         return not names or variant.name in names
 
     def _turn(self, number: int, what: str) -> list[Variant]:
-        """The variants in this round's order; every round begins with another one."""
+        """Return the variants in this round's order; every round starts with another one."""
         self._tell(f"round {number + 1}: {what}")
         at = number * 5 % max(len(self._variants), 1)
         return self._variants[at:] + self._variants[:at]
@@ -371,7 +378,7 @@ class Schedule:
         self, variant: Variant, figure: str, memory: processes.Memory, count: int
     ) -> None:
         if memory.unseen:
-            reason = f"{memory.unseen} processes may not be looked at by this user"
+            reason = f"this user may not read {memory.unseen} processes"
             self._results.failures.append((variant.name, figure, reason))
         else:
             self._results.add(variant.name, {figure: [memory.mib / count]})

@@ -1,9 +1,8 @@
-"""A client that subscribes to a kernel's output and reads nothing until it is told to.
+"""A client that subscribes to a kernel's output and reads nothing until a line on stdin.
 
-python stalled.py CONNECTION-FILE: writes ``waiting`` until output has come for the first time,
-then ``subscribed``; at a line on stdin it reads until the kernel is idle, and writes how many
-bytes came, and how many the largest message had. A program of its own: its memory is not to be
-counted with anybody's.
+python stalled.py CONNECTION-FILE: prints ``waiting`` until the first output has come, then
+``subscribed``. After a line on stdin it reads until the kernel is idle, and prints the total bytes
+and the bytes of the largest message. A separate program, so that its memory is not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def main() -> None:
     socket.setsockopt(zmq.RCVBUF, 64 * 1024)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     socket.connect(f"{transport}://{ip}{'-' if transport == 'ipc' else ':'}{port}")
-    # A client that stands still from here on must have nothing of earlier cells before it.
+    # Messages of earlier cells must be read before the client stalls.
     while not socket.poll(POLL_MS):
         print("waiting", flush=True)
     while socket.poll(POLL_MS):

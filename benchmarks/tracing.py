@@ -1,6 +1,6 @@
-"""Steps of the package, timed where they are called: what a start is made of. In a worker.
+"""Time the steps of a start by wrapping functions of the package. Runs in a worker.
 
-It goes with the package beside it: a name that is gone there is an error here.
+It fits the package of the same checkout: a missing name is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Steps = list[tuple[float, str]]
 
 @contextmanager
 def traced() -> Iterator[Steps]:
-    """The steps, each once it has ended: when it began, its name and how long it took."""
+    """Yield the list of steps; each finished step adds its begin, name and duration."""
     steps: Steps = []
     undo: list[Callable[[], None]] = []
     for name in STEPS:
@@ -90,8 +90,10 @@ def _timed(function: Callable[..., Any], name: str, steps: Steps) -> Callable[..
 
 @contextmanager
 def turns_of(thread_name: str) -> Iterator[Callable[[], float]]:
-    """The longest CPU time, in seconds, of one turn of the event loop in the thread of that name:
-    for so long nothing else of that loop can run. What is yielded gives it, and begins anew."""
+    """Yield a function that returns and resets the longest CPU time of one turn of an event loop.
+
+    In seconds, for the loop in the thread ``thread_name``, which runs nothing else in a turn.
+    """
     longest = 0.0
     run = asyncio.Handle._run
 

@@ -1,4 +1,4 @@
-"""What is compared: kernels by name, the kernelspec that each is, and who runs it."""
+"""The compared variants: names of kernels, their kernelspecs, and who runs them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ OURS_ARGV = (
     *("-P", "-m", "gvisor_kernel", "launch"),
     *("--kernel", "gvisor-python", "-f", "{connection_file}"),
 )
-"""As in kernelspecs/gvisor-python; the provisioner runs ipykernel of the interpreter before it."""
+"""As in kernelspecs/gvisor-python, after the interpreter whose ipykernel the provisioner runs."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """One kind of kernel.
 
-    ``kind``: "local", "ours", "dockernel" or "gateway" (gateway-provisioners). ``other_user``: it
-    is run by a process of an ordinary user, where the benchmark itself is root's. ``settings``:
-    of GVisorProvisioner. ``oci_runtime``: what the Docker engine runs a peer's container with.
-    ``resend``: seconds after which an unanswered kernel_info_request is sent again; a container
-    engine's port forwarder takes and loses what comes before the kernel listens.
+    ``kind``: "local", "ours", "dockernel" or "gateway" (gateway-provisioners). ``other_user``: an
+    ordinary user's process runs it when the benchmark runs as root. ``settings``: of
+    GVisorProvisioner. ``oci_runtime``: the OCI runtime of a peer's container. ``resend``: seconds
+    after which an unanswered kernel_info_request is sent again; a container engine's port
+    forwarder accepts and loses messages before the kernel listens.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def worker(self) -> str:
-        """The name of the process that runs it: variants of one name share one."""
+        """Name of the worker process; variants with the same name share it."""
         return f"{self.kind}-user" if self.other_user else self.kind
 
     @property
@@ -49,12 +49,12 @@ class Variant:
 
     @property
     def starts_only(self) -> bool:
-        """Whether it differs from another variant in its start alone."""
+        """Whether it differs from another variant only in its start."""
         return bool(self.settings.get("spare"))
 
     @property
     def mode(self) -> str:
-        """ "direct" or "relay", of our kernels."""
+        """The mode of our kernels, "direct" or "relay"."""
         return "relay" if self.settings.get("kernel_mode") == "relay" else "direct"
 
     @property
@@ -106,9 +106,9 @@ VARIANTS = (Variant(BASELINE, "local"), *ours(), *peers())
 
 
 def choose(patterns: Sequence[str]) -> list[Variant]:
-    """The variants whose names fit one of ``patterns`` (``*`` stands for anything).
+    """Return the variants whose names match one of ``patterns``, and always the baseline.
 
-    The baseline is always among them. Raises ValueError for a pattern that fits nothing.
+    :raises ValueError: when a pattern matches no variant
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(variant.name, pattern) for variant in VARIANTS):
@@ -123,7 +123,7 @@ def choose(patterns: Sequence[str]) -> list[Variant]:
 
 
 def kernelspec(variant: Variant, image: str = "") -> dict[str, Any]:
-    """The content of the variant's kernel.json. ``image``: of the Docker engine, for peers."""
+    """Return the content of the variant's kernel.json. ``image``: the Docker image of peers."""
     spec: dict[str, Any] = {"display_name": variant.name, "language": "python"}
     wrapper = [sys.executable, "-P", str(Path(__file__).parent / "peers" / "with_runtime.py")]
     match variant.kind:
@@ -145,7 +145,7 @@ def kernelspec(variant: Variant, image: str = "") -> dict[str, Any]:
             }
         case "dockernel":
             started = ["dockernel", "start", image, "{connection_file}"]
-            # As `dockernel install` writes it, but for the wrapper.
+            # As `dockernel install` writes it, except for the wrapper.
             return {
                 **spec,
                 "argv": [*wrapper, variant.oci_runtime, *started],

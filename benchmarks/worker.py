@@ -1,8 +1,8 @@
-"""The process that has the kernels: reads commands on stdin, answers on stdout, a JSON line each.
+"""The process that runs the kernels: JSON commands on stdin, answers on stdout, one per line.
 
-``{"do": NAME, …}`` is answered by ``{"value": …}`` or ``{"error": "…"}``. The process's own stdout
-and stderr go to its log, so that nothing else gets between the answers. It ends when its input
-does, with all its kernels.
+The answer to ``{"do": NAME, …}`` is ``{"value": …}`` or ``{"error": "…"}``. Other output of the
+process goes to its log, so that only answers are on stdout. When its stdin ends, it ends with all
+its kernels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ALWAYS_SO = (("kernel_mode", "relay"), ("snapshot", "off"))
 
 
 class Worker:
-    """Its public methods are the commands."""
+    """Each public method is a command."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,7 +45,10 @@ class Worker:
         self._profile = cProfile.Profile()
 
     def define(self, code: str, spec: dict[str, Any], transport: str, resend: float) -> None:
-        """Make the kernelspec ``code``. Raises Failed for settings that this release lacks."""
+        """Install the kernelspec ``code``.
+
+        :raises Failed: when this release lacks a setting
+        """
         stanza = spec.get("metadata", {}).get("kernel_provisioner", {})
         if stanza.get("provisioner_name") == "gvisor-provisioner":
             stanza["config"] = known_settings(stanza["config"])
@@ -55,8 +58,8 @@ class Worker:
         spare = bool(stanza.get("config", {}).get("spare"))
         self._variants[code] = {
             **{"transport": transport, "resend": resend},
-            # Spares are restored from the image of the same variant without them.
-            **{"images": set() if spare else images(), "spare": spare},
+            # Spares are restored from the snapshot of the same variant without spares.
+            **{"snapshots": set() if spare else find_snapshots(), "spare": spare},
         }
 
     def start(self, code: str) -> figures.Samples:
@@ -77,18 +80,18 @@ class Worker:
             return figures.measure_flooded(prepare, self._folder, longest, self._resend(code))
 
     def open(self, code: str, count: int) -> None:
-        """Start ``count`` kernels more, and keep them."""
+        """Start ``count`` more kernels, and keep them."""
         kernels = self._kernels.setdefault(code, [])
         for _ in range(count):
             manager = self._prepare(code)()
             kernels.append((manager, figures.begin_kernel(manager, self._resend(code))))
 
     def measure(self, code: str, figure: str, **options: Any) -> figures.Samples:
-        """A figure of the first kernel that is open."""
+        """Measure a figure of the first open kernel."""
         return figures.OF_A_KERNEL[figure](self._kernels[code][0], **options)
 
     def run(self, code: str, cell: str) -> str:
-        """What ``cell`` prints in the first kernel that is open."""
+        """Return what ``cell`` prints in the first open kernel."""
         parts: list[str] = []
 
         def keep(message: dict[str, Any]) -> None:
@@ -101,24 +104,24 @@ class Worker:
         return "".join(parts)
 
     def connection_file(self, code: str) -> str:
-        """Of the first kernel that is open, written anew: a provisioner may have changed it."""
+        """Write the first open kernel's connection file, which a provisioner may have changed."""
         manager = self._kernels[code][0][0]
         path = self._folder / f"{code}.json"
         info: dict[str, Any] = dict(manager.get_connection_info())
         if isinstance(info["key"], bytes):
             info["key"] = info["key"].decode()
-        if info["transport"] == "ipc":  # a path, which may be one of this process's folder
+        if info["transport"] == "ipc":  # a path, which may be relative to this process's folder
             info["ip"] = str(Path(info["ip"]).absolute())
         path.write_text(json.dumps(info))
         return str(path)
 
     def mute(self, code: str) -> None:
-        """Let the own clients of these kernels go: one that does not read slows a kernel down."""
+        """Stop this process's clients of the kernels: one that does not read slows its kernel."""
         for _, client in self._kernels[code]:
             client.stop_channels()
 
     def trace_start(self, code: str) -> dict[str, Any]:
-        """When a start begins (on this machine's monotonic clock), and the steps of it."""
+        """Return the begin of a start (monotonic clock) and its steps."""
         with tracing.traced() as steps:
             begin = time.perf_counter()
             samples = figures.measure_start(self._prepare(code), self._resend(code))
@@ -126,24 +129,24 @@ class Worker:
         return {"begin": begin, "steps": [*steps, *answered]}
 
     def begin_profile(self, code: str) -> None:
-        """Profile the thread that moves messages: the bridge's, where there is one."""
+        """Profile the thread that moves messages: the bridge's, if there is one."""
         self._profile = cProfile.Profile()
         self._on_bridge(self._profile.enable)
 
     def end_profile(self, code: str, lines: int = 25) -> str:
-        """The functions that took most time themselves."""
+        """Return the functions with the most own time."""
         self._on_bridge(self._profile.disable)
         text = io.StringIO()
         try:
             statistics = pstats.Stats(self._profile, stream=text)
-        except TypeError:  # nothing was called
+        except TypeError:  # no function was called
             return "nothing"
         statistics.strip_dirs().sort_stats("tottime").print_stats(lines)
         return "\n".join(line for line in text.getvalue().splitlines() if line.strip())
 
     @staticmethod
     def _on_bridge(act: Callable[[], None]) -> None:
-        """Run ``act`` in the bridge's thread: a profiler sees the thread that it is begun in."""
+        """Run ``act`` in the bridge's thread: a profiler covers the thread that starts it."""
 
         async def run() -> None:
             act()
@@ -155,13 +158,13 @@ class Worker:
             bridge.call(run()).result(10)
 
     def await_snapshot(self, code: str, wait: float) -> bool:
-        """Until an image has been made since ``define``; whether a start uses it then.
+        """Wait until a snapshot has been made since ``define``; return whether a start uses it.
 
-        Raises Failed after ``wait`` seconds without one.
+        :raises Failed: after ``wait`` seconds without one
         """
-        known = self._variants[code]["images"]
+        known = self._variants[code]["snapshots"]
         deadline = time.monotonic() + wait
-        while not images() - known:
+        while not find_snapshots() - known:
             if time.monotonic() > deadline:
                 raise figures.Failed(f"no snapshot was made within {wait:.0f} s")
             time.sleep(0.2)
@@ -170,8 +173,8 @@ class Worker:
         return last_use() > before
 
     def _await_spare(self, code: str) -> None:
-        """Where the variant has spares, the next start finds one: others' kernels had theirs."""
-        if not self._variants[code]["spare"] or not images():
+        """Make the next start find a spare, if the variant has spares."""
+        if not self._variants[code]["spare"] or not find_snapshots():
             return
 
         def of_this_kind(sandbox: Listed) -> bool:
@@ -181,7 +184,7 @@ class Worker:
         deadline = time.monotonic() + SPARE_SECONDS
         while not (Spares.instance().ready and any(map(of_this_kind, find_all()))):
             if time.monotonic() > deadline:
-                return  # the first start of all, which makes the image: there is none yet
+                return  # the very first start, after which the snapshot is made
             time.sleep(0.05)
 
     def close(self, code: str) -> None:
@@ -216,19 +219,22 @@ def serve(worker: Worker, requests: Any, answers: Any) -> None:
         answers.flush()
 
 
-def images() -> set[Path]:
-    """The snapshots that this user has, each a directory."""
+def find_snapshots() -> set[Path]:
+    """Return this user's snapshots, each a directory."""
     return {path.parent for path in user_cache_path("gvisor-kernel").glob("**/meta.json")}
 
 
 def last_use() -> float:
-    """When a snapshot was used last."""
-    used = (path / "used" for path in images())
+    """Return the time at which a snapshot was last used."""
+    used = (path / "used" for path in find_snapshots())
     return max((path.stat().st_mtime for path in used if path.exists()), default=0.0)
 
 
 def known_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without those that older releases lack and behave like anyway. Raises Failed for others."""
+    """Drop settings that older releases lack but whose values they always use.
+
+    :raises Failed: when another setting is missing
+    """
     missing = {name: value for name, value in settings.items() if name not in SETTINGS}
     for name, value in missing.items():
         if (name, value) not in ALWAYS_SO:

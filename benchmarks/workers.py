@@ -1,4 +1,4 @@
-"""The other end of the workers: starts them, as whom they are to be, and asks them."""
+"""Start worker processes as the right user, and send them commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ASK_SECONDS = 300.0
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked, or be had; the text says why."""
+    """A worker could not be started, or a command failed; the text says why."""
 
 
 class WorkerProcess:
-    """A process that runs kernels as ``user`` (None: whoever runs this)."""
+    """A process that runs kernels as ``user`` (None: the current user)."""
 
     def __init__(
         self, name: str, base: Path, user: pwd.struct_passwd | None, environment: dict[str, str]
@@ -39,7 +39,7 @@ class WorkerProcess:
             path.mkdir(mode=mode, exist_ok=True)
             if user is not None:
                 os.chown(path, user.pw_uid, user.pw_gid)
-        self._log = open(base / f"{name}.log", "ab")  # noqa: SIM115 - as long as the process
+        self._log = open(base / f"{name}.log", "ab")  # noqa: SIM115 - open while the process runs
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", CODE.format(str(self._folder)), str(base)],
             stdin=subprocess.PIPE,
@@ -53,7 +53,7 @@ class WorkerProcess:
                 "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
                 "JUPYTER_PATH": str(self._folder / "jupyter"),
                 "JUPYTER_PLATFORM_DIRS": "1",
-                "JUPYTER_RUNTIME_DIR": str(self._folder / "r"),  # short: sockets lie in it
+                "JUPYTER_RUNTIME_DIR": str(self._folder / "r"),  # short, because sockets lie in it
                 **environment,
             },
             user=user.pw_uid if user is not None else None,
@@ -63,7 +63,10 @@ class WorkerProcess:
         )
 
     def ask(self, do: str, seconds: float = ASK_SECONDS, **arguments: Any) -> Any:
-        """The value of a command. Raises WorkerError; after a silence the worker is ended."""
+        """Run a command and return its value. After a timeout the worker is ended.
+
+        :raises WorkerError: when the command fails, times out, or the worker has ended
+        """
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -88,7 +91,7 @@ class WorkerProcess:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Let it end its kernels and itself; by force when that takes long."""
+        """Close stdin, so that the worker ends its kernels and itself; kill it after a timeout."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
@@ -103,7 +106,7 @@ class WorkerProcess:
 
 
 class Workers:
-    """All workers of a run, made when they are first asked for."""
+    """All workers of a run, started at their first use."""
 
     def __init__(
         self,
@@ -112,9 +115,9 @@ class Workers:
         no_user: str,
         environment: dict[str, str],
     ) -> None:
-        """``user``: who runs the variants of an ordinary user (None: whoever runs this).
+        """``user`` runs the user variants (None: the current user).
 
-        ``no_user``: why these variants cannot be had; empty when they can.
+        ``no_user``: why these variants cannot run; empty if they can.
         """
         self.no_user = no_user
         self._base = base
@@ -152,7 +155,7 @@ class Workers:
 
 @contextlib.contextmanager
 def ordinary_user() -> Iterator[pwd.struct_passwd]:
-    """A new user without rights; gone at the end, with every process that it still has."""
+    """Create a user without rights; at the end remove it and kill all its processes."""
     name = f"gkb-{secrets.token_hex(3)}"
     subprocess.run(["useradd", "--create-home", name], check=True)
     user = pwd.getpwnam(name)
@@ -165,7 +168,7 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
 
 
 def end_processes(uid: int) -> None:
-    """SIGKILL until no process of ``uid`` is left that is not dead already."""
+    """Send SIGKILL until no process of ``uid`` is alive."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         found = False
@@ -180,7 +183,7 @@ def end_processes(uid: int) -> None:
 
 
 def may_run(user: pwd.struct_passwd) -> str | None:
-    """Why ``user`` cannot run this Python with the package and the benchmarks; None if it can."""
+    """Return why ``user`` cannot run this Python with the package; None if it can."""
     complaint = f"an ordinary user cannot run {sys.executable}"
     try:
         found = subprocess.run(
@@ -195,7 +198,7 @@ def may_run(user: pwd.struct_passwd) -> str | None:
             check=False,
         )
     except PermissionError:
-        return f"{complaint}: it lies where only root may enter (benchmarks/setup makes another)"
+        return f"{complaint}: only root may enter its folder (benchmarks/setup makes another)"
     if found.returncode == 0:
         return None
     last = (found.stderr.strip().splitlines() or ["no reason given"])[-1]

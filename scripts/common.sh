@@ -1,5 +1,5 @@
-# What scripts/demo and scripts/test share: programs of the distribution, and an environment.
-# Sourced by them; does nothing by itself.
+# Shared by scripts/demo and scripts/test, which source it: functions to install programs of the
+# distribution and to make an environment.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -12,12 +12,12 @@ die() {
     exit 1
 }
 
-# suits PYTHON: whether it is new enough and can make virtual environments.
+# suits PYTHON: whether it is Python 3.11 or newer with the modules for virtual environments.
 suits() {
     "$1" -I -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# Sets PYTHON to an interpreter that suits, empty if there is none; one that is set must suit.
+# Sets PYTHON to a suitable interpreter, or to "" if there is none. A given PYTHON must be suitable.
 find_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
@@ -33,7 +33,7 @@ find_python() {
     PYTHON=""
 }
 
-# missing_packages PROGRAM=PACKAGE…: the packages whose programs are not there, one a line.
+# missing_packages PROGRAM=PACKAGE…: prints the packages of missing programs, one per line.
 missing_packages() {
     local pair
     for pair in "$@"; do
@@ -41,7 +41,7 @@ missing_packages() {
     done
 }
 
-# need_packages PACKAGE…: install them as root; otherwise say what to install, and stop.
+# need_packages PACKAGE…: installs them as root; otherwise prints what to install, and exits.
 need_packages() {
     [ $# -gt 0 ] || return 0
     local install="apt-get update && apt-get install -y --no-install-recommends $*"
@@ -63,13 +63,13 @@ need_packages() {
         tail -n 15 "$log" >&2
         rm -f "$log"
         die "apt-get could not install: $*" \
-            "Its last lines stand above. To try by hand:" "" "$install" "" \
+            "Its last lines are above. To try by hand:" "" "$install" "" \
             "runsc, where the distribution has none: https://gvisor.dev/docs/user_guide/install/"
     fi
     rm -f "$log"
 }
 
-# need_python: sets PYTHON, installing the distribution's where none suits.
+# need_python: sets PYTHON; installs the distribution's if none is suitable.
 need_python() {
     find_python
     [ -z "$PYTHON" ] || return 0
@@ -79,7 +79,7 @@ need_python() {
         "Set PYTHON to one:  PYTHON=/path/to/python3 $0"
 }
 
-# Sets VENV: .venv of the checkout, or a cache directory where the checkout is somebody else's.
+# Sets VENV: .venv of the checkout, or a cache directory if the checkout belongs to another user.
 find_venv() {
     VENV="$ROOT/.venv"
     if [ ! -O "$ROOT" ] || [ ! -w "$ROOT" ] || { [ -e "$VENV" ] && [ ! -O "$VENV" ]; }; then
@@ -90,8 +90,8 @@ find_venv() {
     fi
 }
 
-# need_environment NAME REQUIREMENT…: VENV has the project (as it is in the checkout) and these.
-# Takes a fraction of a second where nothing has changed since the last time.
+# need_environment NAME REQUIREMENT…: installs the project and the requirements into VENV.
+# Takes a fraction of a second if nothing has changed since the last time.
 need_environment() {
     local name="$1" stamp wanted
     shift
@@ -103,12 +103,12 @@ need_environment() {
         return
     fi
     if ! "$VENV/bin/python" -I -m pip --version >/dev/null 2>&1; then
-        say "Making an environment in $VENV with $PYTHON"
-        "$PYTHON" -m venv --clear "$VENV" || die "the environment could not be made"
+        say "Creating an environment in $VENV with $PYTHON"
+        "$PYTHON" -m venv --clear "$VENV" || die "the environment could not be created"
     fi
     say "Installing Python packages into $VENV (a minute or two the first time)"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" \
-        || die "pip could not install what is needed" \
-            "Its message stands above. To begin anew:  rm -rf $VENV"
+        || die "pip could not install the requirements" \
+            "Its message is above. To start from scratch:  rm -rf $VENV"
     printf '%s\n' "$wanted" >"$stamp"
 }

@@ -1,7 +1,7 @@
-"""Runs notebooks/tour.ipynb in a sandbox, prints what each cell proved, and how long it took.
+"""Run notebooks/tour.ipynb in a sandbox; print each cell's result and duration.
 
-The notebook's folder is the checkout, or the one that is given as an argument.
-Every cell of the notebook asserts what it prints, so a claim that does not hold stops the tour.
+The notebook's folder is the checkout, or the argument. Every cell of the notebook asserts what it
+prints, so a claim that does not hold stops the tour.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLOT = "tour.png"
 
 
 def find_folder() -> Path:
-    """The checkout, or a new folder where it is not ours to write."""
+    """Return the checkout, or a new folder if the checkout is not writable."""
     try:
         with tempfile.TemporaryFile(dir=PROJECT):
             return PROJECT
@@ -54,10 +54,10 @@ def run(folder: Path) -> None:
             for number, line in enumerate(lines):
                 print(f"    {took:4.1f} s  {line}" if number == 0 else f"            {line}")
             sys.stdout.flush()
-    print(f"    {time.perf_counter() - began:4.1f} s  all of it, with the kernel's end")
+    print(f"    {time.perf_counter() - began:4.1f} s  total, including the kernel's shutdown")
     ran = folder / "outputs" / "tour.ipynb"
     ran.unlink(missing_ok=True)
-    with ran.open("x") as file:  # what lies in outputs, links too, a kernel may have put there
+    with ran.open("x") as file:  # a kernel may have put a file or a link there
         nbformat.write(notebook, file)
 
 
@@ -79,8 +79,8 @@ def main() -> int:
     environment = Path(sys.executable).parent
     root = "--allow-root " if os.geteuid() == 0 else ""
     print(
-        f"\nThe plot:               {plot}\n"
-        f"The notebook as it ran: {plot.with_name('tour.ipynb')}\n\n"
+        f"\nThe plot:              {plot}\n"
+        f"The executed notebook: {plot.with_name('tour.ipynb')}\n\n"
         'To pick "Python 3 (gVisor)" in JupyterLab:\n'
         f"    {environment}/pip install jupyterlab && {environment}/jupyter lab {root}{folder}"
     )

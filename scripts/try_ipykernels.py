@@ -1,7 +1,7 @@
-"""Which releases of ipykernel speak frames: ``scripts/try_ipykernels.py [RELEASE@PYTHON …]``.
+"""Test which releases of ipykernel speak frames: ``scripts/try_ipykernels.py [RELEASE@PYTHON …]``.
 
-For each makes an environment, and runs the tests of what is asked of a kernel with kernels of that
-environment; the tests themselves run in this one. Prints the table for docs/architecture.md.
+For each release it makes an environment, and runs kernel tests with kernels of that environment;
+the tests themselves run in this one. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ TESTS = (
 QUICK = ("tests/jupyter/test_conformance.py::TestDirect", "tests/jupyter/test_interrupt.py")
 CHOSEN = ("-k", "not relay and not docker", "--maxfail=3", "--timeout=90")
 RELAYED = r"assert 'True\n' == 'False\n'"
-"""What ``assert_way`` says of a kernel that listens on ZMQ."""
+"""The failure of ``assert_way`` for a kernel that listens on ZMQ."""
 SUMMARY = re.compile(r"\d+ (passed|failed|error)")
 
 
 def find_python(version: str) -> str | None:
-    """An interpreter of ``version``, such as "3.9"; this one's if it is that."""
+    """Return an interpreter of ``version``, such as "3.9"; this one if it matches."""
     if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
         return sys.executable
     found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
@@ -39,7 +39,10 @@ def find_python(version: str) -> str | None:
 
 
 def make_environment(folder: Path, python: str, ipykernel: str) -> str:
-    """Its interpreter. Raises CalledProcessError where pip has nothing that fits."""
+    """Make an environment with ``ipykernel``; return its interpreter.
+
+    :raises CalledProcessError: when pip cannot install that release
+    """
     subprocess.run([python, "-m", "venv", folder], check=True)
     made = str(folder / "bin" / "python")
     pip = [made, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -48,7 +51,7 @@ def make_environment(folder: Path, python: str, ipykernel: str) -> str:
 
 
 def try_one(ipykernel: str, version: str, tests: tuple[str, ...]) -> tuple[str, str]:
-    """How kernels of that release are spoken to, and how the tests ended."""
+    """Return the mode of kernels of that release, "direct" or "relay", and the tests' summary."""
     python = find_python(version)
     if python is None:
         return "?", f"no Python {version} here"
@@ -78,10 +81,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     parser.add_argument("which", nargs="*", metavar="RELEASE@PYTHON")
-    parser.add_argument("--quick", action="store_true", help="conformance and interrupts alone")
+    parser.add_argument("--quick", action="store_true", help="only conformance and interrupts")
     arguments = parser.parse_args()
     which = arguments.which or [*(f"{v}@{own}" for v in VERSIONS), *OTHER_PYTHONS]
-    print("| ipykernel | Python | spoken to | tests |\n|---|---|---|---|", flush=True)
+    print("| ipykernel | Python | mode | tests |\n|---|---|---|---|", flush=True)
     failed = False
     for name in which:
         ipykernel, _, version = name.partition("@")

@@ -1,8 +1,8 @@
-"""What every test gets: a private world, warnings as errors, and a search for leftovers.
+"""Fixtures of every test: a private world, warnings as errors, and a check for leftovers.
 
-``GK_TEST_KERNEL`` names another kernelspec than ``gvisor-python``; ``python3``, the ordinary local
-kernel, is there to debug the tests themselves. ``GK_TEST_RUNSC`` is the path of
-another file ``runsc`` than the first in PATH.
+``GK_TEST_KERNEL`` names another kernelspec than ``gvisor-python``. Use ``python3``, the ordinary
+local kernel, to debug the tests themselves. ``GK_TEST_RUNSC`` is the path of another ``runsc``
+than the first in PATH.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ hypothesis.settings.load_profile("no timing")
 
 IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
 IN_SANDBOXES += ("security", "snapshots", "test_launch.py", "test_scripts.py", "cli/test_wheel.py")
-"""Where nearly all tests run real sandboxes, and count as slow."""
+"""Files in which nearly all tests run real sandboxes; these tests are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
@@ -48,39 +48,43 @@ QUICK = (
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",
 )
-"""Files there that need none, or a few that show that the whole works."""
+"""Exceptions: files whose tests need no sandbox, or a few that show that the whole works."""
 ALONE = ("benchmarks/test_run.py", "benchmarks/test_soak.py", "jupyter/test_forks.py")
 ALONE += ("jupyter/test_nbclient.py",)
-"""Where tests take all that the machine has: they run after the others, in one process."""
+"""Files whose tests use the whole machine: they run after the others, in one process."""
 MANY = 100
-"""Tests in a run; with so many, making an image takes less time than it saves."""
+"""Number of tests from which making a snapshot takes less time than it saves."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before test modules are imported, as those read the environment."""
+    """Set the environment before test modules, which read it, are imported."""
     if config.getini("filterwarnings")[:1] != ["error"] or config.option.pythonwarnings:
-        raise pytest.UsageError("Warnings are errors here: do not pass -W, fix or filter by name.")
+        raise pytest.UsageError(
+            "Warnings are errors here: do not pass -W; fix the warning or filter it by name."
+        )
     chosen = os.environ.get("GK_TEST_RUNSC")
     if chosen and not (Path(chosen).is_absolute() and Path(chosen).name == "runsc"):
-        raise pytest.UsageError("GK_TEST_RUNSC is to be the absolute path of a file named runsc.")
-    config.addinivalue_line("markers", "alone: takes all that the machine has (tests/run.py)")
-    # Kernels that start here share it. Each of the run's processes has a state directory of its
-    # own, so that none knows of another's, and would not make or remove it between two looks.
+        raise pytest.UsageError("GK_TEST_RUNSC must be the absolute path of a file named runsc.")
+    config.addinivalue_line("markers", "alone: uses the whole machine (tests/run.py)")
+    # Kernels that start here share it. Each process of the run has a state directory of its own and
+    # does not know the others' kernels, so it could make or remove it between two checks.
     (PROJECT / "outputs").mkdir(exist_ok=True)
     config.stash[WORLD] = World.create()
     config.stash[WORLD].install()
-    # What a shell starts in the background ignores it, and so would all that a test starts.
+    # A process that a shell starts in the background ignores SIGINT, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--part", choices=("beside", "alone"), help="only tests that share the machine, or do not"
+        "--part",
+        choices=("beside", "alone"),
+        help="run only tests that share the machine, or only those that need it alone",
     )
 
 
 def pytest_report_header() -> list[str]:
-    waits = f"waits: {FACTOR:.1f} times those of an idle machine"
+    waits = f"waits: {FACTOR:.1f} times as long as on an idle machine"
     try:
         runsc = find_runsc()
     except RuntimeMissing as error:
@@ -89,7 +93,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``pytest -n`` the slowest come first, as the last to end should be a short one."""
+    """Mark slow tests, scale timeouts, and put slow groups first so that a short one ends last."""
     slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[group_of(item.nodeid)])
     usual = float(config.getini("timeout"))
@@ -115,7 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What may run beside what, with ``pytest -n``: see ``group_of``."""
+    """Schedule tests by group with ``pytest -n``: see ``group_of``."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
@@ -126,9 +130,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def group_of(nodeid: str) -> str:
-    """Tests of one file share fixtures, and in a file those whose kernels start in one way.
+    """Return the scheduling group of a test: its file and the way its kernels start.
 
-    All that uses the run's Docker engine stays together: each process starts one of its own.
+    These tests share fixtures. All tests that use the run's Docker engine are one group, because
+    each process starts its own engine.
     """
     path, _, name = nodeid.partition("::")
     way = re.search(r"(?<=[-[])(direct|relay|restored|docker)(?=[]-])", name)
@@ -141,12 +146,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if WORLD in config.stash:
         config.stash[WORLD].remove()
     if not hasattr(config, "workerinput"):
-        with contextlib.suppress(OSError):  # what is in it is not the run's
+        with contextlib.suppress(OSError):  # it has files that are not the run's
             (PROJECT / "outputs").rmdir()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what this machine could not do: nothing is skipped silently."""
+    """List the reasons of skipped tests, so that nothing is skipped silently."""
     reasons: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         if isinstance(report.longrepr, tuple):
@@ -166,7 +171,7 @@ def world(pytestconfig: pytest.Config) -> World:
 
 @pytest.fixture(scope="session")
 def image(world: World) -> str:
-    """The image that kernels of this run start from: what its command said."""
+    """Make the snapshot that kernels of this run start from; the output of its command."""
     build = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build"]
     done = subprocess.run(build, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
@@ -175,7 +180,7 @@ def image(world: World) -> str:
 
 @pytest.fixture(scope="session")
 def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
-    """A Docker engine of this run, which the environment names, with an image of this Python."""
+    """A Docker engine of this run, named by the environment, with an image of this Python."""
     with pytest.MonkeyPatch.context() as patch, running_dockerd() as dockerd:
         patch.setenv("DOCKER_HOST", dockerd.address)
         dockerd.load(tmp_path_factory.mktemp("engine-image"))
@@ -184,15 +189,15 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_images_are_made_beside_the_tests(request: pytest.FixtureRequest) -> None:
-    """Nor, unless one is wanted, before them, where they are few."""
+def no_background_snapshots(request: pytest.FixtureRequest) -> None:
+    """Make no snapshot beside the tests, and one before them only if there are many tests."""
     SnapshotBuilder.instance().end()
     if len(request.session.items) >= MANY and not os.environ.get("GK_TEST_KERNEL"):
         request.getfixturevalue("image")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_left_by_the_run(world: World) -> Iterator[None]:
+def run_leaves_nothing(world: World) -> Iterator[None]:
     before = leaks.everything(world)
     yield
     left = leaks.left_since(before, lambda: leaks.everything(world))
@@ -200,8 +205,8 @@ def nothing_left_by_the_run(world: World) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_left_by_the_module(world: World) -> Iterator[None]:
-    """Sandboxes only: a server or a browser may serve several modules."""
+def module_leaves_nothing(world: World) -> Iterator[None]:
+    """Check only sandboxes: a server or a browser may serve several modules."""
     before = leaks.everything(world, leaks.SANDBOX)
     yield
     left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))

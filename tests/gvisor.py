@@ -1,4 +1,4 @@
-"""What the tests know of the runsc that they run with, whichever release it is."""
+"""Facts about the runsc that the tests run with, for any release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 @cache
 def gvisor_release() -> str:
-    """What gVisor's kernel calls itself: asked in a sandbox of runsc's own making."""
+    """Return the release of gVisor's kernel, from ``uname -r`` in a sandbox of ``runsc do``."""
     with tempfile.TemporaryDirectory() as root:
         argv = ["unshare", "-Ur", find_runsc().path, f"--root={root}", "--network=none"]
         argv += ["--ignore-cgroups", "--platform=systrap", "do", "-quiet", "-cwd", "/"]

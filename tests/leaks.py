@@ -1,8 +1,8 @@
-"""What a test run left behind: processes, cgroups, mounts, files. It looks, and removes nothing.
+"""Find what a test run left behind: processes, cgroups, mounts, files. Removes nothing.
 
-Other runs of this project may be going on beside this one, so a thing is only blamed on this run
-when its world's folder stands in the thing's name, argv or environment; a cgroup, which has no
-room for that, when it is new, stays empty, and no sandbox that another run knows has it.
+Other runs of this project may run at the same time. So a process, mount or file counts only if the
+folder of this run's world is in its name, argv or environment. A cgroup cannot contain that folder:
+it counts if it is new, stays empty, and belongs to no sandbox of another run.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from .patience import patient
 from .world import World
 
 GRACE_SECONDS = patient(10)
-"""Everything is to be gone this long after its owner."""
+"""Seconds after the end of an owner within which everything must be gone."""
 
 DEEPEST = 8
-"""Folders below another run's world in which its sandboxes' directories may lie."""
+"""Maximum depth of sandbox directories below another run's world."""
 
 Things = frozenset[str]
 
 OURS = re.compile(r"gvisor[-_]kernel")
 SANDBOX = re.compile(r"runsc|gvisor_kernel|ipykernel|unshare")
 NOT_OURS = re.compile(r"pytest-of-|ipykernel_|jupyter_cookie_secret$|\.?org\.chromium")
-"""Files that others leave: an unsandboxed ipykernel, for one, the cells that it debugged."""
+"""Files of other programs, for example the cells that an unsandboxed ipykernel debugged."""
 HARMLESS = re.compile(r"multiprocessing\.(resource_tracker|forkserver)")
 
 
 def processes(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
-    """Processes of this run that have ``only`` in their argv, and dead children not waited for."""
+    """Return processes of this run whose argv matches ``only``, and zombie children."""
     mark = os.fsencode(world.base)
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -67,7 +67,7 @@ def mounts(world: World) -> Things:
 
 
 def files(world: World) -> Things:
-    """Directories of sandboxes, sockets and connection files."""
+    """Return directories of sandboxes, sockets and connection files."""
     found = {path for folder in (world.runtime, world.run) for path in folder.iterdir()}
     found |= set(world.temporary.iterdir())
     found |= set(world.state.glob("gvisor-kernel/sandboxes/*"))
@@ -79,13 +79,13 @@ def everything(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
 
 
 def left_since(before: Things, look: Callable[[], Things]) -> Things:
-    """What ``look`` still finds, and did not before, when the time of grace is over."""
+    """Return what ``look`` finds in addition to ``before``, after at most ``GRACE_SECONDS``."""
     deadline = time.monotonic() + GRACE_SECONDS
     while (left := look() - before) and time.monotonic() < deadline:
         left = _blamable(left)
         if not left:
             break
-        time.sleep(0.05)  # processes of others end without telling us
+        time.sleep(0.05)  # processes that are not our children end without an event
     return _blamable(left)
 
 
@@ -96,17 +96,17 @@ def _blamable(things: Things) -> Things:
 
 
 def _is_blamable(thing: str) -> bool:
-    """Whether a cgroup is not somebody else's sandbox's."""
+    """Whether a cgroup belongs to no sandbox of another run."""
     folder = Path(thing.removeprefix("cgroup "))
-    if not folder.is_dir() or _other_run_has(folder.name):
+    if not folder.is_dir() or _belongs_to_other_run(folder.name):
         return False
     for path in (folder, *_cgroup_folders(folder)):
         if _read(path / "cgroup.procs").strip():
-            return False  # a living process: this run's are found by processes()
+            return False  # a live process: processes() finds those of this run
     return True
 
 
-def _other_run_has(identity: str) -> bool:
+def _belongs_to_other_run(identity: str) -> bool:
     worlds = (path for path in Path("/tmp").glob("gk*-*") if str(path) not in os.environ["HOME"])
     folders = [(world, 0) for world in worlds]
     while folders:
@@ -119,7 +119,7 @@ def _other_run_has(identity: str) -> bool:
             continue
         if folder.name == "sandboxes" and any(path.name == identity for path in inside):
             return True
-        if depth < DEEPEST:  # kernels of such a run may make folders without end
+        if depth < DEEPEST:  # kernels of such a run may make endlessly nested folders
             folders += [(path, depth + 1) for path in inside]
     return False
 

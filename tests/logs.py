@@ -1,4 +1,4 @@
-"""What was added to a sandbox's log since a test began to look: its files, one after the other."""
+"""Read the lines that were added to a sandbox's log since a given time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gvisor_kernel.host.log_files import EVENTS, INSIDE
 
 
 class LogMark:
-    """Of the log beside ``path``, at the time of construction; for less than a file holds."""
+    """Position in the log beside ``path`` at construction. Valid until a file is rotated."""
 
     def __init__(self, path: Path) -> None:
         self._paths = [path.with_name(name) for name in (EVENTS, INSIDE)]
@@ -19,4 +19,6 @@ class LogMark:
             path.read_bytes()[size:] if path.exists() else b""
             for path, size in zip(self._paths, self._sizes, strict=True)
         ]
-        return b"".join(added).decode(errors="replace")  # a file that was cut may begin anywhere
+        return b"".join(added).decode(
+            errors="replace"
+        )  # a truncated file may begin within a character

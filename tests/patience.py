@@ -1,7 +1,7 @@
-"""How long the tests wait: by what this machine takes for a piece of work, measured once a run.
+"""Scale the tests' deadlines by the speed of this machine, measured once per run.
 
-A deadline in a test is there to end it, and tells nothing of speed. ``patient`` makes one of the
-seconds that an idle machine of two cores needs, with room.
+A deadline in a test only ends the test; it does not assert a speed. ``patient`` computes one from
+the seconds that an idle machine with two cores needs, with a margin.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import sys
 import time
 
 VARIABLE = "GK_TEST_PATIENCE"
-"""Holds the factor for all processes of a run, and for who wants another one."""
+"""Environment variable with the factor, for all processes of a run; may be set by hand."""
 USUAL = 0.2
 """Seconds that ``work`` takes on an idle machine of two cores."""
 MAX_FACTOR = 10.0
 
 
 def work() -> None:
-    """Some of what sandboxes cost: processes that start, memory that is read, computing."""
+    """Do typical work of a sandbox: start processes, read memory, compute."""
     for _ in range(3):
         subprocess.run([sys.executable, "-I", "-c", "import json, socket"], check=True)
     data = bytes(16 * 1024 * 1024)
@@ -29,14 +29,14 @@ def work() -> None:
 
 
 def measure() -> float:
-    """How many times longer than usual something takes here and now; 1 where it takes less."""
+    """Return how many times longer than usual ``work`` takes now, 1 to ``MAX_FACTOR``."""
     began = time.monotonic()
     work()
     return min(max((time.monotonic() - began) / USUAL, 1.0), MAX_FACTOR)
 
 
-def beside() -> float:
-    """How many of the run's processes share a core, one of a run without others being 1."""
+def workers_per_core() -> float:
+    """Return the number of test processes per core, at least 1."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return max(workers / (os.cpu_count() or 1), 1.0)
 
@@ -44,12 +44,12 @@ def beside() -> float:
 def find_factor() -> float:
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = f"{measure():.2f}"
-    return float(os.environ[VARIABLE]) * beside()
+    return float(os.environ[VARIABLE]) * workers_per_core()
 
 
 FACTOR = find_factor()
 
 
 def patient(seconds: float) -> float:
-    """How long to wait here for what takes less than ``seconds`` on an idle machine."""
+    """Return how long to wait for something that takes less than ``seconds`` on an idle machine."""
     return seconds * FACTOR

@@ -1,8 +1,8 @@
-"""Runs tests beside each other, then those that need the machine alone: ``-m tests.run``.
+"""Run tests in parallel, then those that need the whole machine: ``python -m tests.run``.
 
-What failed beside others runs once more by itself. Waits are as long as the machine needs
-(``tests/patience.py``), so that is to happen to none; it is told of at the end. Arguments go to
-pytest; ``TEST_WORKERS`` says how many processes, else there is one more than there are cores.
+A test that failed in parallel runs once more by itself. Waits are scaled (``tests/patience.py``),
+so this should not happen; the output says when it did. Arguments go to pytest. ``TEST_WORKERS`` is
+the number of processes; the default is one more than there are cores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 PASSED, FAILED, NONE = 0, 1, 5
-"""pytest's exit status: tests ran and passed, or some failed; there were none."""
+"""Exit statuses of pytest: all tests passed, some failed, none were selected."""
 
 
 def main(arguments: list[str]) -> int:
@@ -21,12 +21,15 @@ def main(arguments: list[str]) -> int:
     beside = [*pytest, "--part", "beside", "-n", workers, "--durations", "15"]
     status = subprocess.run(beside, check=False).returncode
     if status == FAILED:
-        print("==> What failed beside others runs once more, by itself", flush=True)
+        print("==> Running the failed tests once more, one at a time", flush=True)
         again = [*pytest, "--part", "beside", "--last-failed", "--last-failed-no-failures", "none"]
         status = subprocess.run(again, check=False).returncode
         if status == PASSED:
-            print("==> It passed. A test that needs a second try is to be mended", flush=True)
-    print("==> Those that need the machine for themselves", flush=True)
+            print(
+                "==> They passed now. Fix these tests: a test must not need a second try",
+                flush=True,
+            )
+    print("==> Running the tests that need the whole machine", flush=True)
     alone = [*pytest, "--part", "alone", "--durations", "15"]
     other = subprocess.run(alone, check=False).returncode
     return status if status not in (PASSED, NONE) or other == NONE else other

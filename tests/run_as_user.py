@@ -1,8 +1,8 @@
-"""Runs the tests of sandboxes once more, as an ordinary user: ``python tests/run_as_user.py``.
+"""Run the tests of sandboxes again as an ordinary user: ``python tests/run_as_user.py``.
 
-For root only. Makes a user without any rights, gives it a copy of this checkout and an
-environment of the distribution's Python (root's own may lie in a home that nobody may enter),
-runs pytest as that user, and removes the user with all that it had. Arguments go to pytest.
+Root only. Creates a user without any rights, with a copy of this checkout and an environment of
+the distribution's Python (root's own may be in a home that others cannot enter). Runs pytest as
+that user, then removes the user, its files and its processes. Arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FOLDERS = (
     *("jupyter/test_server.py", "jupyter/test_settings.py"),
     *("test_homes.py", "test_launch.py", "test_provisioner.py", "test_transcript.py"),
 )
-"""What differs for a user: how sandboxes are made, limited, seen and ended, whose files are whose.
-What is said over the link, and what kernels answer, knows no user, and ran as root."""
+"""Tests whose result can differ for an ordinary user: creation, limits, visibility and end of
+sandboxes, and owners of files. Link and kernel tests do not depend on the user and ran as root."""
 PASSED_ON = ("GK_TEST_ALL", "GK_TEST_PATIENCE", "GK_TEST_RUNSC")
 CHOSEN = ("-m", "not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
@@ -43,12 +43,12 @@ def say(text: str) -> None:
 
 
 def make_environment() -> Path:
-    """A virtual environment with all that the tests need, kept from run to run; its Python."""
+    """Make or reuse a virtual environment with the tests' requirements; return its Python."""
     wanted = (PROJECT / "pyproject.toml").read_bytes() + subprocess.check_output([PYTHON, "-VV"])
     folder = CACHE / hashlib.sha256(wanted).hexdigest()[:16]
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
-        say(f"Making an environment of {PYTHON} for the user in {folder}")
+        say(f"Creating an environment for the user in {folder} with {PYTHON}")
         shutil.rmtree(CACHE, ignore_errors=True)
         CACHE.mkdir(mode=0o755, parents=True)
         subprocess.run([PYTHON, "-m", "venv", folder], check=True)
@@ -65,7 +65,7 @@ def install(python: Path, *what: str) -> None:
 
 @contextlib.contextmanager
 def ordinary_user() -> Iterator[pwd.struct_passwd]:
-    """A new user with a home; gone at the end, with every process that it still has."""
+    """Create a user with a home; at the end remove it and kill all its processes."""
     name = f"gku-{secrets.token_hex(3)}"
     subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)
     user = pwd.getpwnam(name)
@@ -73,13 +73,13 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
         yield user
     finally:
         end_processes(user.pw_uid)
-        # The message that there is no mail spool to remove is of no use to anyone.
+        # userdel complains that there is no mail spool to remove.
         subprocess.run(["userdel", "--remove", name], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(user.pw_dir, ignore_errors=True)
 
 
 def end_processes(uid: int) -> None:
-    """SIGKILL until no process of ``uid`` is left that is not dead already."""
+    """Send SIGKILL until no process of ``uid`` is alive."""
     for _ in range(100):
         found = False
         for folder in Path("/proc").glob("[0-9]*"):
@@ -94,9 +94,12 @@ def end_processes(uid: int) -> None:
 
 def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
-        print("Only root can run the tests as another user; run pytest itself.", file=sys.stderr)
+        print(
+            "Only root can run the tests as another user. As an ordinary user run pytest directly.",
+            file=sys.stderr,
+        )
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the user is removed then
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the user is removed
     python = make_environment()
     with ordinary_user() as user:
         copy = Path(user.pw_dir, "gvisor-kernel")
@@ -115,7 +118,7 @@ def main(arguments: list[str]) -> int:
                 "TEST_WORKERS": os.environ.get("TEST_WORKERS", ""),
                 **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
                 "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
-                # One gvisor_kernel for all processes: images are of the one that made them.
+                # All processes use one gvisor_kernel: a snapshot only fits the one that made it.
                 "PYTHONPATH": str(copy),
             },
             user=user.pw_uid,

@@ -1,4 +1,4 @@
-"""What takes long, and runs with ``scripts/test --all`` alone."""
+"""Marker for long tests, which run only with ``scripts/test --all``."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import os
 import pytest
 
 ALL = os.environ.get("GK_TEST_ALL") == "1"
-needs_all = pytest.mark.skipif(not ALL, reason="takes long: scripts/test --all has it")
+needs_all = pytest.mark.skipif(not ALL, reason="takes long: run scripts/test --all")

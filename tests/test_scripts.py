@@ -1,4 +1,4 @@
-"""The two commands of the README: what they say when something is missing, and the tour."""
+"""Tests of scripts/demo and scripts/test: help, messages about missing programs, and the tour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(*argv: str | Path, path: Path | None = None) -> subprocess.CompletedProc
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A PATH with the tools of any system, and none that we need installed."""
+    """A PATH with the basic tools of any system and none of the programs to install."""
     for tool in TOOLS:
         found = shutil.which(tool)
         assert found, tool
@@ -32,15 +32,15 @@ def bare(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("script", ["demo", "test"])
-def test_help(script: str) -> None:
+def test_help_is_printed(script: str) -> None:
     done = run(PROJECT / "scripts" / script, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: scripts/{script}")
 
 
 @pytest.mark.parametrize("script", ["demo", "test"])
-def test_a_user_without_runsc_gets_a_line_to_paste(bare: Path, script: str) -> None:
-    (bare / "apt-get").symlink_to("/bin/false")  # there, and not to be called
+def test_user_without_runsc_gets_install_command(bare: Path, script: str) -> None:
+    (bare / "apt-get").symlink_to("/bin/false")  # exists, but must not be called
     done = run("unshare", "--user", PROJECT / "scripts" / script, path=bare)
     assert done.returncode == 1
     line = "sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends runsc'"
@@ -48,21 +48,21 @@ def test_a_user_without_runsc_gets_a_line_to_paste(bare: Path, script: str) -> N
     assert "run " + script + " again" in done.stderr
 
 
-def test_a_system_without_apt_gets_the_names(bare: Path) -> None:
+def test_system_without_apt_gets_package_names(bare: Path) -> None:
     done = run("unshare", "--user", PROJECT / "scripts" / "demo", path=bare)
     assert done.returncode == 1
     assert "this is missing: runsc" in done.stderr
     assert "gvisor.dev" in done.stderr
 
 
-def test_a_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON", "/bin/false")
     done = run(PROJECT / "scripts" / "demo")
     assert done.returncode == 1
     assert "PYTHON is /bin/false" in done.stderr
 
 
-def test_the_tour(tmp_path: Path) -> None:
+def test_tour_runs_and_leaves_plot(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2\n")
     done = run(sys.executable, PROJECT / "scripts" / "tour.py", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""How the code reads, and who may import whom: the linters, and the table of the architecture."""
+"""Linters, type checker, and the import table of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "kernelspecs_data" no
 
 
 def read_table() -> dict[str, set[str]]:
-    """Parts of the package (a module or folder directly in it), and what each may import of it.
+    """Return for each part of the package (a top-level module or folder) the parts it may import.
 
-    As docs/architecture.md has it; the parts of one row may import each other.
+    Read from docs/architecture.md. The parts of one row may import each other.
     """
     text = (PROJECT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| (`.+) \| .+ \| (.+) \|$", text, re.MULTILINE)
@@ -40,13 +40,13 @@ MAY_IMPORT = read_table()
 
 STANDARD_LIBRARY_ONLY = {"link", "errors", "guest", "strict_json", "tracing", "archive"}
 IN_THE_SANDBOX = {"zmq", "ipykernel"}
-"""Of the image's own Python: the guest imports them there, in the mode that needs them."""
+"""Packages of the image's Python, which the guest imports in the mode that needs them."""
 
 JUPYTER_CLIENT = {"jupyter", "kernel", "bridge"}
 
 
 def run(*argv: str) -> None:
-    """A linter's complaint is the failure's text."""
+    """Run a linter; its output is the text of the failure."""
     result = subprocess.run(
         [sys.executable, "-m", *argv], cwd=PROJECT, capture_output=True, text=True, timeout=150
     )
@@ -67,12 +67,12 @@ def test_mypy_strict() -> None:
 
 
 def part_of(path: Path) -> str:
-    """The part of the package that a file belongs to."""
+    """Return the part of the package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Each imported module by its full name; of ``from a import b``, ``a.b``. Typing's too."""
+    """Yield line and full name of each import; ``from a import b`` gives ``a.b``."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -95,7 +95,7 @@ def is_main_guard(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
-def test_the_table_was_read() -> None:
+def test_import_table_is_read() -> None:
     assert MAY_IMPORT["link"] == {"link", "strict_json"}
     assert MAY_IMPORT["guest"] == {"guest", "link", "strict_json"}
     assert {"config", "errors"} <= MAY_IMPORT["spec"]
@@ -116,7 +116,7 @@ class TestModule:
         ]
         assert not wrong, f"{part} may import {sorted(MAY_IMPORT[part])}"
 
-    def test_imports_no_library_where_there_is_none(self, path: Path) -> None:
+    def test_imports_no_third_party_library_where_forbidden(self, path: Path) -> None:
         part = part_of(path)
         for line, name in imports(path):
             library = name.split(".")[0]
@@ -132,7 +132,7 @@ class TestModule:
         if part_of(path) in {"cli", "guest", "__main__"}:
             return
         tree = ast.parse(path.read_text())
-        # A module that is a program of its own, run with -m, has its end there.
+        # A module that runs as a program with -m may exit under its main guard.
         tree.body = [node for node in tree.body if not is_main_guard(node)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
@@ -140,22 +140,22 @@ class TestModule:
             if isinstance(node, ast.Name):
                 assert node.id != "SystemExit", f"line {node.lineno}"
 
-    def test_says_what_lives_there(self, path: Path) -> None:
+    def test_has_a_docstring(self, path: Path) -> None:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring, "a module starts with what lives there"
+        assert docstring, "a module starts with a docstring that says what lives there"
         assert path.read_text().startswith(('"""', 'r"""'))
 
     def test_is_short_enough_to_read(self, path: Path) -> None:
         assert len(path.read_text().splitlines()) < 600, "split it by noun"
 
 
-def test_tests_say_what_they_test() -> None:
+def test_every_test_module_has_a_docstring() -> None:
     for path in (PROJECT / "tests").rglob("*.py"):
         if path.name != "__init__.py":
             assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def test_the_guest_is_written_for_the_oldest_python_it_runs_on() -> None:
+def test_guest_and_link_parse_as_python_3_9() -> None:
     for path in MODULES:
         if part_of(path) in {"guest", "link"}:
             ast.parse(path.read_text(), feature_version=(3, 9))

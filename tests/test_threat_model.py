@@ -1,4 +1,4 @@
-"""Every promise of docs/threat-model.md names a test that exists, and every attack has its row."""
+"""The threat model names only tests that exist, and names each test of tests/security."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NAMED = re.findall(
 )
 
 
-def test_promises_name_tests() -> None:
+def test_threat_model_names_tests() -> None:
     assert len(NAMED) > 10
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=lambda value: str(value).split("/")[-1])
-def test_exists(file: str, name: str) -> None:
+def test_named_test_exists(file: str, name: str) -> None:
     tree = ast.parse((PROJECT / file).read_text())
     assert name in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
 
 
-def test_every_attack_stands_there() -> None:
+def test_every_security_test_is_in_the_threat_model() -> None:
     named = set(NAMED)
     for path in sorted((PROJECT / "tests" / "security").glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:

@@ -1,4 +1,4 @@
-"""The transcript as its two readers find it: the host's file, and the kernel's view of it."""
+"""Tests of the transcript: the host's file, and the kernel's read-only view of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ lines = open("/mnt/transcripts/transcript.jsonl").read().splitlines()
 """
 
 
-def test_a_conversation_is_recorded() -> None:
+def test_requests_and_replies_are_recorded() -> None:
     with running_kernel() as (manager, client):
         sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
         execute(client, "print('hello')")
@@ -28,12 +28,12 @@ def test_a_conversation_is_recorded() -> None:
     hello, large, error = (
         [entry for entry in entries if entry["id"] == request["id"]] for request in requests[:3]
     )
-    # Output and reply come on channels of their own: which passes first is not promised.
+    # Output and reply use different channels: their order is not promised.
     assert hello[0]["event"] == "request"
     assert [entry["content"]["status"] for entry in hello if entry["event"] == "reply"] == ["ok"]
-    said = [entry["content"]["text"] for entry in hello if entry["event"] == "output"]
-    assert "".join(said) == "hello\n"
-    # The newline may come alone, small enough to be kept; the large text stands by its size.
+    printed_text = [entry["content"]["text"] for entry in hello if entry["event"] == "output"]
+    assert "".join(printed_text) == "hello\n"
+    # The newline may come separately and be kept; of the large text only the size is kept.
     printed = [entry for entry in large if entry["event"] == "output"]
     assert sum(entry["size"] for entry in printed if "content" not in entry) >= 100_000
     assert all("x" not in entry["content"]["text"] for entry in printed if "content" in entry)
@@ -41,7 +41,7 @@ def test_a_conversation_is_recorded() -> None:
     assert [entry["time"] for entry in entries] == sorted(entry["time"] for entry in entries)
 
 
-def test_none_where_none_is_wanted() -> None:
+def test_no_transcript_when_setting_is_off() -> None:
     with running_kernel(settings={"transcripts": False}) as (manager, client):
         sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
         assert sandbox.transcripts is None

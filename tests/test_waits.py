@@ -1,7 +1,7 @@
-"""Nothing waits without end: every wait of the package has a bound, or stands here with a reason.
+"""Every wait of the package has a bound, or is listed here with a reason.
 
-Found by reading the code: calls that block, and what is awaited, without a time. A loop that
-sleeps has a deadline. What a time is worth is for other tests.
+The code is parsed for calls that block, and for awaits, without a timeout. A loop that sleeps must
+have a deadline. Other tests check whether a timeout is sensible.
 """
 
 from __future__ import annotations
@@ -14,32 +14,30 @@ import pytest
 from .test_style import MODULES, PACKAGE
 
 BLOCKING = {"wait", "join", "result", "get", "acquire", "communicate"}
-"""Methods that wait for ever when they are called without arguments."""
+"""Methods that may wait for ever when called without arguments."""
 READING = {"read", "readline", "recv", "recv_into", "recvmsg", "accept"}
 PIPES = ("stdin", "stdout", "stderr", "socket", "sock", "pipe", "stream", "sys.")
 CONTEXT_VARIABLES = {"_current"}
 PROGRAMS = {"run", "call", "check_call", "check_output"}
 
 
-INSIDE = "inside a sandbox: it holds up that one alone, whose silence the host counts"
-LOCK = "held for a few steps, none of which waits"
-SWEEP = "held for the first sweep of a process, each removal of which has its time"
-READY = "poll or select said that something is there, or the descriptor does not block"
-OWN = "its own thread, which waits for work, is a daemon, and hears of the end"
-DEAD = "it was killed, or its pidfd told of its end"
+INSIDE = "inside a sandbox: it delays only that sandbox, and the host detects its silence"
+LOCK = "held for a few steps that do not wait"
+SWEEP = "held for the first sweep of a process; each removal has a timeout"
+READY = "poll or select reported data, or the descriptor does not block"
+OWN = "a daemon thread that waits for work and is told to end"
+DEAD = "the process was killed, or its pidfd reported its end"
 SHELL = (
-    "a program of the person who called this command: builds and copies take as long as they do, \
-print what they do, and end with Ctrl-C"
+    "a program that the user started with this command: it may take long, prints its progress, and \
+ends with Ctrl-C"
 )
-DATA = "a file; where the person names a pipe, it ends with who writes it, or with Ctrl-C"
-UNDONE = (
-    "the work of a runtime that was begun, each step of which has its time: it is undone, not left"
-)
+DATA = "a file; if the user names a pipe, it ends with its writer, or with Ctrl-C"
+UNDONE = "work of a runtime that has begun, and whose steps have timeouts: it is finished or undone"
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._ending)"): UNDONE,
     ("bridge/kernel.py", "asyncio.shield(self._begin_end())"): UNDONE,
-    ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "FLUSH_SECONDS end it",
+    ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "bounded by FLUSH_SECONDS",
     ("bridge/sandbox_link.py", "os.read(self._sandbox.link_out, self._read_size)"): READY,
     ("bridge/lanes.py", "future.result()"): "it is done",
     ("bridge/sandbox_link.py", "await closed"): UNDONE,
@@ -61,16 +59,16 @@ ALLOWED: dict[tuple[str, str], str] = {
     (
         "cli/snapshots.py",
         "sys.stdin.readline()",
-    ): "whoever started this holds the other end: it ends",
-    ("cli/snapshots.py", "sys.stdin.read()"): "with that process, which is what is waited for",
+    ): "the process that started this one holds the other end",
+    ("cli/snapshots.py", "sys.stdin.read()"): "it ends with that process, whose end is awaited",
     (
         "jupyter/launcher.py",
         "stopping.wait()",
-    ): "waited for beside the kernel's life, which is looked at",
+    ): "awaited together with the kernel's life, which is polled",
     (
         "jupyter/launcher.py",
         "asyncio.wait({launching, stopped}, return_when=asyncio.FIRST_COMPLETED)",
-    ): "start_timeout ends the one, a signal the other",
+    ): "start_timeout bounds the first, a signal ends the second",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
     ("host/locks.py", "threading.Lock()"): LOCK,
     ("host/locks.py", "self._lock.acquire()"): LOCK,
@@ -78,7 +76,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     (
         "jupyter/provisioner.py",
         "while (status := (await self.poll())) is None",
-    ): "looks at the kernel's life each time; Jupyter gives it a time",
+    ): "polls the kernel's life; Jupyter sets the timeout",
     ("archive/layers.py", "os.read(fd, min(size, left))"): DATA,
     ("images/measure.py", "os.read(fd, CHUNK)"): DATA,
     ("host/commands.py", "os.read(output, READ_SIZE)"): READY,
@@ -89,7 +87,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     (
         "runtimes/docker/stream.py",
         "poller.poll()",
-    ): "a pipe among what it looks at tells of the end",
+    ): "one of the polled pipes reports the end",
     ("runtimes/image_probe.py", "os.read(sandbox.link_out, 65536)"): READY,
     ("runtimes/runsc/memory.py", "os.read(fd, READ_SIZE)"): "a file of /proc",
     ("runtimes/runsc/staging.py", "os.read(errors, MAX_ERROR)"): READY,
@@ -97,11 +95,11 @@ ALLOWED: dict[tuple[str, str], str] = {
     (
         "runtimes/runsc/staging.py",
         "thread.join()",
-    ): "mounts, and the start of a program, to which wait_for_sentry gives a time",
+    ): "mounts, and the start of a program, bounded by wait_for_sentry",
     (
         "runtimes/runsc/staging.py",
         "child.stdout.read(1)",
-    ): "a program that says a byte at once, or ends",
+    ): "a program that writes a byte at once, or ends",
     ("runtimes/runsc/starting.py", "process.wait()"): DEAD,
     ("runtimes/stderr_log.py", "while True"): "its own thread, until its sandbox has ended",
     ("runtimes/stderr_log.py", "stream.read(65536)"): "its own thread, until its sandbox has ended",
@@ -117,7 +115,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("kernel/session.py", "await starting"): UNDONE,
     ("kernel/warm_pool.py", "threading.Condition()"): LOCK,
 }
-"""By module and text."""
+"""Reasons by module and text of the call."""
 ALLOWED_MODULES = {
     "guest/": INSIDE,
     "images/blobs.py": DATA,
@@ -128,16 +126,16 @@ ALLOWED_MODULES = {
     "runtimes/docker/runtime.py threading.Lock()": SWEEP,
     "runtimes/docker/sandbox.py threading.Lock()": LOCK,
     "runtimes/docker/stream.py threading.Lock()": LOCK,
-    "runtimes/state/lifeline.py threading.Lock()": "held while a shell ends, for 5 s at most",
+    "runtimes/state/lifeline.py threading.Lock()": "held while a shell ends, at most 5 s",
     "runtimes/runsc/runtime.py threading.Lock()": SWEEP,
-    "runtimes/runsc/sandbox.py threading.Lock()": "held while the sandbox is removed: END_SECONDS",
+    "runtimes/runsc/sandbox.py threading.Lock()": "held during removal, at most END_SECONDS",
     "runtimes/stderr_log.py threading.Lock()": LOCK,
 }
-"""By the beginning of module and text."""
+"""Reasons by the beginning of module and text."""
 
 
 def is_unbounded(call: ast.Call) -> bool:
-    """Whether a call may wait for ever, as far as its text tells."""
+    """Whether a call may wait for ever, judged by its text."""
     text, name = ast.unparse(call), ast.unparse(call.func)
     method, owner = name.rpartition(".")[2], name.rpartition(".")[0]
     words = {keyword.arg for keyword in call.keywords}
@@ -166,7 +164,7 @@ def is_unbounded(call: ast.Call) -> bool:
 
 
 def unbounded(tree: ast.AST, within: bool = False) -> Iterator[str]:
-    """The texts of such calls, awaits and loops. ``within``: something around them has an end."""
+    """Yield the texts of unbounded calls, awaits and loops. ``within``: inside a timeout block."""
     for node in ast.iter_child_nodes(tree):
         inside = within
         if isinstance(node, ast.AsyncWith):
@@ -198,10 +196,10 @@ def is_allowed(module: str, text: str) -> bool:
 
 def test_every_wait_has_an_end_or_a_reason() -> None:
     wrong = [f"{module}: {text}" for module, text in FOUND if not is_allowed(module, text)]
-    assert not wrong, "\n".join(["waits without an end, for which no reason stands here:", *wrong])
+    assert not wrong, "\n".join(["waits without an end and without a reason in this file:", *wrong])
 
 
-def test_no_reason_is_left_over() -> None:
+def test_no_reason_is_unused() -> None:
     assert not ALLOWED.keys() - set(FOUND)
     for start in ALLOWED_MODULES:
         assert any(f"{module} {text}".startswith(start) for module, text in FOUND), start
@@ -219,7 +217,7 @@ def test_no_reason_is_left_over() -> None:
         "while not done():\n    time.sleep(1)",
     ],
 )
-def test_what_it_finds(code: str) -> None:
+def test_unbounded_code_is_found(code: str) -> None:
     assert list(unbounded(ast.parse(code)))
 
 
@@ -233,5 +231,5 @@ def test_what_it_finds(code: str) -> None:
         "while time.monotonic() < deadline:\n    time.sleep(1)",
     ],
 )
-def test_what_it_passes(code: str) -> None:
+def test_bounded_code_is_not_found(code: str) -> None:
     assert not list(unbounded(ast.parse(code)))

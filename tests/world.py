@@ -1,7 +1,7 @@
-"""The private world a test run lives in: a home, Jupyter's directories, state, all in one folder.
+"""The private world of a test run: a home, Jupyter's directories and state, in one folder.
 
-Nothing here starts a process. The folder's path is short, because Unix sockets lie in it, and it
-marks what belongs to this run: it stands in the environment or argv of every process of ours.
+Starts no process. The folder's path is short, because Unix sockets lie in it. It marks what belongs
+to this run: it is in the environment or argv of each of the run's processes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "restored": {"snapshot": "auto", "spare": False},
     "docker": {"runtime": "docker", "image": "gvisor-kernel-tests"},
 }
-"""Settings for each way in which a kernel starts and is spoken to. ``restored``: from the image of
-the run, if there is one that fits; ``docker``: by the engine of the run (``tests/conftest.py``)."""
+"""Settings for each way to start a kernel and to exchange messages. ``restored``: from the run's
+snapshot, if one fits. ``docker``: in the run's engine (``tests/conftest.py``)."""
 
 
 @dataclass(frozen=True)
 class World:
-    """``base`` holds everything; ``outer`` is the environment the run was started with."""
+    """``base`` contains everything; ``outer`` is the environment at the start of the run."""
 
     base: Path
     outer: dict[str, str]
@@ -58,16 +58,16 @@ class World:
         return self.base / "s"
 
     def environment(self) -> dict[str, str]:
-        """What points programs at this world; HOME is one whose contents nobody needs."""
+        """Return the variables that point programs at this world."""
         return {
             "HOME": str(self.base / "home"),
             "IPYTHONDIR": str(self.base / "home" / ".ipython"),
             "JUPYTER_CONFIG_DIR": str(self.base / "c"),
             "JUPYTER_DATA_DIR": str(self.base / "d"),
-            "JUPYTER_PREFER_ENV_PATH": "0",  # else what an environment has installed would win
+            "JUPYTER_PREFER_ENV_PATH": "0",  # otherwise kernelspecs of an environment would win
             "JUPYTER_RUNTIME_DIR": str(self.runtime),
             "MPLCONFIGDIR": str(self.base / "home" / "mpl"),
-            "PYTHONUSERBASE": site.getuserbase(),  # else packages there would follow HOME
+            "PYTHONUSERBASE": site.getuserbase(),  # otherwise its packages would follow HOME
             "TMPDIR": str(self.temporary),
             "XDG_CACHE_HOME": str(self.base / "home" / ".cache"),
             "XDG_CONFIG_HOME": str(self.base / "home" / ".config"),
@@ -78,7 +78,7 @@ class World:
 
     @classmethod
     def create(cls) -> World:
-        """Make the folder and turn this process's environment to it."""
+        """Create the folder and point this process's environment at it."""
         base = Path(tempfile.mkdtemp(prefix="gk-", dir="/tmp"))
         world = cls(base, dict(os.environ))
         for folder in ("home", "c", "d", "r", "s", "t", "x"):
@@ -94,7 +94,7 @@ class World:
         return world
 
     def remove(self) -> None:
-        """Give the process its environment back and remove the folder."""
+        """Restore the process's environment and remove the folder."""
         os.environ.clear()
         os.environ.update(self.outer)
         tempfile.tempdir = None
@@ -107,11 +107,11 @@ class World:
         return folder
 
     def install(self) -> None:
-        """The project's own kernelspec, with this interpreter or another one that GK_TEST_PYTHON
-        names, where Jupyter looks first.
+        """Install the project's kernelspec where Jupyter looks first.
 
-        It starts kernels cold, so that nothing makes images beside the tests of whoever starts
-        kernels by their name alone. For those who cannot say more, there is one for each way.
+        Its interpreter is this one, or that of ``GK_TEST_PYTHON``. It starts kernels cold, so that
+        no snapshots are made beside tests that start kernels by name only. There is another
+        kernelspec for each way.
         """
         spec = json.loads((PROJECT / "kernelspecs" / DEFAULT_KERNEL / "kernel.json").read_text())
         spec["argv"][0] = os.environ.get("GK_TEST_PYTHON", sys.executable)
@@ -125,5 +125,5 @@ class World:
 
 
 def kernelspec_of(way: str) -> str:
-    """The name of a kernelspec whose kernels start in ``way``."""
+    """Return the name of the kernelspec whose kernels start in ``way``."""
     return f"{DEFAULT_KERNEL}-{way}"

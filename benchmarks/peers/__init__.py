@@ -1,1 +1,1 @@
-"""What the kernels of others need: a Docker engine that is up, and an image made on this host."""
+"""Peers' kernels: they need a running Docker engine, and an image made from this host."""

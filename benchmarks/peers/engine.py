@@ -1,4 +1,4 @@
-"""The Docker engine of this host, if one is up: asked, never started."""
+"""Access to a running Docker engine of this host. Never starts one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ SHIM = "containerd-shim"
 
 
 class EngineError(Exception):
-    """There is no engine, or it lacks something; the text says what."""
+    """There is no engine, or something is missing in it; the text says what."""
 
 
 class Engine:
-    """Raises EngineError when constructed where no engine answers."""
+    """Connection to the engine.
+
+    :raises EngineError: when no engine answers
+    """
 
     def __init__(self) -> None:
         try:
@@ -41,7 +44,10 @@ class Engine:
         return sorted(name for name in self._client.info()["Runtimes"] if "." not in name)
 
     def require(self, runtime: str) -> None:
-        """Raises EngineError unless the engine has ``runtime`` and the image."""
+        """Check that the engine has ``runtime`` and the image.
+
+        :raises EngineError: when one is missing
+        """
         if runtime not in self.runtimes:
             raise EngineError(f"the Docker engine has no runtime {runtime}")
         if not self._client.images.list(name=IMAGE):
@@ -49,14 +55,14 @@ class Engine:
 
     @property
     def host_address(self) -> str:
-        """The host's address as containers on the network ``bridge`` see it."""
+        """The host's address for containers on the network ``bridge``."""
         network = self._client.networks.get("bridge")
         return str(network.attrs["IPAM"]["Config"][0]["Gateway"])
 
     def containers(self) -> dict[str, set[psutil.Process]]:
-        """The ids of containers of our image, and each one's processes on the host.
+        """Return the ids of containers of our image, with each one's processes on the host.
 
-        Those are all below its shim, the shim itself, and the forwarders of its ports.
+        These are its shim, all processes below the shim, and the forwarders of its ports.
         """
         found = {}
         for container in self._client.containers.list(filters={"ancestor": IMAGE}):
@@ -78,7 +84,7 @@ class Engine:
                 yield each
 
     def remove_containers(self) -> int:
-        """Remove every container of our image, and say how many there were."""
+        """Remove every container of our image; return their number."""
         containers = self._client.containers.list(all=True, filters={"ancestor": IMAGE})
         for container in containers:
             with contextlib.suppress(Exception):
@@ -86,7 +92,7 @@ class Engine:
         return len(containers)
 
     def import_image(self, tar: Path, changes: list[str]) -> str:
-        """Make ``IMAGE`` of a root file system; the id of the image."""
+        """Import a root file system as ``IMAGE``; return the id of the image."""
         name, tag = IMAGE.split(":")
         self._client.api.timeout = 600
         answer = self._client.api.import_image_from_file(

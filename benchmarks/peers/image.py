@@ -1,9 +1,8 @@
-"""Makes the image of the peers' kernels: ``python -m benchmarks.peers.image``.
+"""Make the image of the peers' kernels: ``python -m benchmarks.peers.image``.
 
-Of a local root file system, since no registry is needed for what is on this host already: the
-Python environment that runs this, the shared libraries that it needs, a shell and a few
-programs. So the peers' kernels run on the very same Python and packages as all others. Needs a
-Docker engine that is up; takes half a minute.
+The root file system is copied from this host, without a registry: the Python environment that runs
+this module, the shared libraries that it needs, a shell and a few programs. So the peers' kernels
+use the same Python and packages as all others. Needs a running Docker engine; takes half a minute.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from benchmarks.peers.engine import IMAGE, Engine, EngineError
 
 PROGRAMS = ("bash", "sh", "env", "cat", "ls", "rm", "mkdir", "sleep", "id", "uname")
 FONT_CACHE = "/opt/matplotlib"
-"""matplotlib's list of fonts, made beforehand as the Jupyter project's own images have it."""
+"""matplotlib's list of fonts, made beforehand as in the Jupyter project's own images."""
 SKIPPED = re.compile(r"/(__pycache__/.*\.pyc\.\d+|tests?/.*|idlelib/.*|lib2to3/.*)$")
 SYMLINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 FILES = {
@@ -38,7 +37,7 @@ FOLDERS = {"tmp": 0o1777, "root": 0o700, "home/user": 0o755, "var/tmp": 0o1777, 
 
 
 def environment_files() -> Iterator[Path]:
-    """The interpreter, its standard library and its packages."""
+    """Yield the files of the interpreter, its standard library and its packages."""
     standard = Path(sysconfig.get_path("stdlib"))
     folders = {Path(sys.prefix), standard, Path(sysconfig.get_path("platstdlib"))}
     for folder in folders:
@@ -60,11 +59,11 @@ def programs() -> Iterator[Path]:
 
 
 def libraries(files: Iterable[Path]) -> set[Path]:
-    """The shared libraries that ``files`` need, the dynamic loader among them."""
+    """Return the shared libraries that ``files`` need, including the dynamic loader."""
     binaries = [str(path) for path in files if is_elf(path)]
     found: set[Path] = set()
     for at in range(0, len(binaries), 200):
-        # A library that finds its own through its neighbours makes ldd complain; those are there.
+        # ldd reports libraries that a package finds in its own folder as missing; they are copied.
         listed = subprocess.run(
             ["ldd", *binaries[at : at + 200]],
             stdout=subprocess.PIPE,
@@ -86,14 +85,14 @@ def is_elf(path: Path) -> bool:
 
 
 def merged(path: Path) -> str:
-    """The path's name in a tar, behind the links of a merged /usr."""
+    """Return the path's name in a tar, with the links of a merged /usr resolved."""
     name = os.path.normpath(path).lstrip("/")
     first, _, rest = name.partition("/")
     return f"{SYMLINKS[first]}/{rest}" if first in SYMLINKS and rest else name
 
 
 def write_tar(target: Path, font_cache: Path, launchers: Path) -> int:
-    """The root file system; the number of its files."""
+    """Write the root file system; return the number of its files."""
     wanted = [path for path in environment_files() if not SKIPPED.search(str(path))]
     wanted += programs()
     wanted += sorted(libraries(wanted))
@@ -117,7 +116,7 @@ def write_tar(target: Path, font_cache: Path, launchers: Path) -> int:
             name = merged(path)
             if name not in names and not path.is_dir():
                 names.add(name)
-                # A program is a file, whatever alternatives lead to it here.
+                # Copy the program itself, not the links of Debian's alternatives.
                 follow = path.parent == Path("/usr/bin") or ".so" in path.name
                 tar.add(Path(os.path.realpath(path)) if follow else path, name, recursive=False)
         for folder, inside in ((font_cache, FONT_CACHE), (launchers, "/usr/local/bin")):
@@ -140,10 +139,9 @@ def make_font_cache(folder: Path) -> None:
 
 
 def install_launchers(folder: Path) -> None:
-    """What gateway-provisioners wants inside its images; nothing where it is not installed.
+    """Copy the launchers that gateway-provisioners needs in its images, if it is installed.
 
-    Its own program for this writes to /usr/local/bin of the system that it runs on, so what that
-    does is done here.
+    Its own program would write them to /usr/local/bin of this system, so it is not used.
     """
     found = importlib.util.find_spec("gateway_provisioners")
     if found is None or found.origin is None:
@@ -158,8 +156,11 @@ def install_launchers(folder: Path) -> None:
 
 
 def changes() -> list[str]:
-    """What a Dockerfile would say. The command is dockernel's; gateway-provisioners needs its
-    own script, which is told from it by the variable that dockernel sets."""
+    """Return the lines of a Dockerfile.
+
+    The command starts dockernel's kernel if the variable that dockernel sets exists, otherwise the
+    script of gateway-provisioners.
+    """
     script = (
         'if [ -n "$DOCKERNEL_CONNECTION_FILE" ]; then exec '
         f"{sys.executable} -m ipykernel_launcher -f $DOCKERNEL_CONNECTION_FILE; fi; "

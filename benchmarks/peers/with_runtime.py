@@ -1,8 +1,7 @@
-"""Runs a peer's program so that its containers get another OCI runtime than the engine's default.
+"""Run a peer's program so that its containers use another OCI runtime than the engine's default.
 
-python with_runtime.py RUNTIME MODULE-OR-FILE [ARGUMENTS]: the peers themselves have no such
-setting. A file is looked for among the installed packages. A program of its own: no imports of
-this package.
+python with_runtime.py RUNTIME MODULE-OR-FILE [ARGUMENTS]: the peers have no such setting. A file is
+looked up in the installed packages. A separate program without imports of this package.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A server's long day in a short time: starts, cells, floods, kills, and what is left of it all."""
+"""A soak test: many starts, cells, floods and kills in one process, and a check for leaks."""

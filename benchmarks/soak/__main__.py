@@ -1,8 +1,8 @@
 """``python -m benchmarks.soak``: many starts, many kernels at once, mixed load; then counts.
 
-In a home of its own, as one process that has all the kernels, as a server does. Prints a report,
-writes it as JSON, and ends with status 1 if anything is left of the kernels, if output of a
-finished cell was lost, or if anything else failed.
+One process with a private home runs all the kernels, as a server does. Prints a report, writes it
+as JSON, and exits with 1 if anything of the kernels is left, if output of a finished cell was lost,
+or if anything else failed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ FOLDERS = ("home", "c", "d", "r", "s", "t", "x", "n")
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     add = parser.add_argument
-    add("--minutes", type=float, default=60, help="of mixed load (default: %(default)g)")
-    add("--kernels", type=int, default=50, help="that live at once (default: %(default)s)")
-    add("--starts", type=int, default=200, help="and stops, one by one (default: %(default)s)")
-    add("--users", type=int, default=6, help="that work at once in the mixed load")
-    add("--seed", type=int, default=0, help="of what they do")
+    add("--minutes", type=float, default=60, help="minutes of mixed load (default: %(default)g)")
+    add("--kernels", type=int, default=50, help="kernels that run at once (default: %(default)s)")
+    add(
+        "--starts",
+        type=int,
+        default=200,
+        help="starts and stops, one by one (default: %(default)s)",
+    )
+    add("--users", type=int, default=6, help="users that work at once in the mixed load")
+    add("--seed", type=int, default=0, help="seed of the random load")
     add("--snapshot", choices=("auto", "off"), default="auto", help="how kernels start")
     add("--output", type=Path, default=Path("soak-results.json"), help="the report as JSON")
     return parser.parse_args(arguments)
@@ -40,9 +45,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def private_home(snapshot: str) -> Iterator[Path]:
-    """A folder with everything that this process and its kernels keep; gone at the end.
+    """Create a folder for all files of this process and its kernels; remove it at the end.
 
-    Before anything of Jupyter is imported, which reads the environment. The name is short, since
+    Call it before importing Jupyter, which reads the environment. The name is short, because
     sockets lie in it.
     """
     base = Path(tempfile.mkdtemp(prefix="gks-", dir="/tmp"))
@@ -61,7 +66,7 @@ def private_home(snapshot: str) -> Iterator[Path]:
         "XDG_RUNTIME_DIR": "x",
         "XDG_STATE_HOME": "s",
     }
-    os.environ["PYTHONUSERBASE"] = site.getuserbase()  # else packages there would follow HOME
+    os.environ["PYTHONUSERBASE"] = site.getuserbase()  # otherwise its packages would follow HOME
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "0"
     os.environ.update({name: str(base / place) for name, place in places.items()})
     tempfile.tempdir = None

@@ -1,7 +1,7 @@
-"""What there is of a run on this machine: processes, descriptors, memory, cgroups, mounts, files.
+"""Count a run's processes, descriptors, memory, cgroups, mounts and files. Changes nothing.
 
-It only looks. What belongs to the run is known by its folder, which stands in the environment,
-the argument list or the name of all of it; a cgroup, by the sandboxes that the run has started.
+Things of the run have its folder in their environment, argument list or name. Cgroups are
+recognised by the sandboxes that the run has started.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 CGROUPS = Path("/sys/fs/cgroup")
 GRACE_SECONDS = 15.0
 POOLS = re.compile(r"asyncio_\d+$|gvisor-kernel-(launch|sign)_\d+$")
-"""Threads that stay, to be used again, up to a number."""
+"""Threads of pools, which stay and are bounded in number."""
 MAX_RSS = 64 * 1024 * 1024
-"""Bytes by which a server may have grown: allocators keep what was used once."""
+"""Bytes by which a server may grow, because allocators keep freed memory."""
 RSS_PER_START = 16 * 1024
-"""And for each start: Jupyter and ZMQ remember a little of each, and a session may be long."""
+"""Additional bytes for each start: Jupyter and ZMQ keep a little of each."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Everything by name, so that what is left can be named; and sizes of this process."""
+    """Names of things, so that leaks can be named, and sizes of this process."""
 
     processes: frozenset[str]
     zombies: int
@@ -49,7 +49,7 @@ class Counts:
 
 
 def count(folder: Path, containers: Iterable[str]) -> Counts:
-    """``containers``: the ids of all sandboxes that the run has started so far."""
+    """Count now. ``containers``: the ids of all sandboxes that the run has started so far."""
     gc.collect()
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
@@ -72,18 +72,18 @@ def count(folder: Path, containers: Iterable[str]) -> Counts:
 
 
 def settle(folder: Path, containers: Iterable[str], before: Counts) -> Counts:
-    """The counts once they are as ``before``, or when the time of grace is over."""
+    """Wait until nothing is left compared with ``before``, at most ``GRACE_SECONDS``; count."""
     deadline = time.monotonic() + GRACE_SECONDS
     containers = set(containers)
     while True:
         after = count(folder, containers)
         if not find_leaks(before, after, 0) or time.monotonic() > deadline:
             return after
-        time.sleep(0.1)  # processes of others end without telling us
+        time.sleep(0.1)  # processes that are not our children end without an event
 
 
 def find_leaks(before: Counts, after: Counts, starts: int) -> list[str]:
-    """Words for each thing that there is more of, after ``starts`` starts of kernels."""
+    """Return a text for each thing that has increased after ``starts`` starts of kernels."""
     leaks = []
     for name, had in asdict(before).items():
         has = getattr(after, name)
@@ -153,5 +153,5 @@ def _read(path: Path) -> bytes:
 
 
 def describe(counts: Counts) -> dict[str, Any]:
-    """For a report."""
+    """Return the counts for a report."""
     return {**counts.summary(), "rss_mib": counts.rss >> 20}

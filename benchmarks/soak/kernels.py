@@ -1,7 +1,7 @@
-"""One kernel as a server and its page have it, and the things that people do to kernels.
+"""One kernel with a client, and the actions of the mixed load.
 
-Each returns once it is done, and raises Lost for output of a finished cell that did not arrive
-whole, and for whatever else a person would call broken.
+Each action raises Lost when output of a finished cell did not arrive whole, or when anything else
+went wrong that a user would notice.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.state import records
 
 SECONDS = 120.0
-"""How long an answer may take on a machine that has everything to do at once."""
+"""Seconds that an answer may take on a busy machine."""
 
 
 class Lost(Exception):
-    """Something did not come, or not whole; the text says what."""
+    """A message did not arrive, or not whole; the text says what."""
 
 
 @dataclass
@@ -39,14 +39,14 @@ class Result:
 
 
 class Kernel:
-    """Use ``start``, and ``close`` in the end, whatever happened."""
+    """Call ``start``, and always ``close`` at the end."""
 
     def __init__(self, name: str) -> None:
         self.manager = AsyncKernelManager(kernel_name=name)
         self.client: AsyncKernelClient | None = None
 
     async def start(self) -> str:
-        """The identity of its sandbox."""
+        """Start the kernel; return the identity of its sandbox."""
         await self.manager.start_kernel()
         await self._connect()
         return await self.identity()
@@ -72,7 +72,7 @@ class Kernel:
         self.manager.cleanup_connection_file()
 
     async def run(self, code: str, *, on_text: Callable[[], Any] | None = None) -> Result:
-        """Run a cell until it has ended and all of its output is here.
+        """Run a cell until it has ended and all of its output has arrived.
 
         ``on_text`` is called, and awaited, when the first output has come.
         """
@@ -106,26 +106,29 @@ class Kernel:
             get = getattr(self.client, f"get_{channel}_msg")
             message: dict[str, Any] = await get(timeout=max(0.0, deadline - time.monotonic()))
         except Empty:
-            raise Lost(f"nothing came on {channel} within {SECONDS:g} s") from None
+            raise Lost(f"no message on {channel} within {SECONDS:g} s") from None
         return message
 
     async def expect(self, code: str, text: str) -> None:
-        """Run a cell that prints ``text``."""
+        """Run a cell that must print ``text``.
+
+        :raises Lost: when it prints something else
+        """
         result = await self.run(code)
         if result.status != "ok":
             raise Lost(f"a cell ended with {result.status} {result.error}")
         if result.text != text:
-            raise Lost(f"a cell printed {len(text)} characters, and {len(result.text)} came")
+            raise Lost(f"a cell printed {len(text)} characters, but {len(result.text)} arrived")
 
     async def until_dead(self) -> None:
         deadline = time.monotonic() + SECONDS
         while await self.manager.is_alive():
             if time.monotonic() > deadline:
-                raise Lost("a kernel that was killed counts as alive")
+                raise Lost("a killed kernel is still reported alive")
             await asyncio.sleep(0.05)
 
 
-# -- what people do ------------------------------------------------------------------------------
+# -- actions of the mixed load -------------------------------------------------------------------
 
 
 async def cell(kernel: Kernel, number: int) -> None:
@@ -133,7 +136,7 @@ async def cell(kernel: Kernel, number: int) -> None:
 
 
 async def flood(kernel: Kernel, number: int) -> None:
-    """Some megabytes, in lines that say where one is missing."""
+    """Print some megabytes in numbered lines."""
     lines = 20_000 + number % 50_000
     code = f"for i in range({lines}): print(i, 'x' * 80)"
     await kernel.expect(code, "".join(f"{i} {'x' * 80}\n" for i in range(lines)))
@@ -154,7 +157,7 @@ async def restart(kernel: Kernel, number: int) -> None:
     await cell(kernel, number)
 
 
-async def suicide(kernel: Kernel, number: int) -> None:
+async def kill_kernel(kernel: Kernel, number: int) -> None:
     """The kernel's process dies, and its cell says so."""
     result = await kernel.run("import os; os.kill(os.getpid(), 9)")
     if result.status != "died":
@@ -163,7 +166,7 @@ async def suicide(kernel: Kernel, number: int) -> None:
     await restart(kernel, number)
 
 
-async def murder(kernel: Kernel, number: int) -> None:
+async def kill_sandbox(kernel: Kernel, number: int) -> None:
     """The sandbox is killed from outside, in the middle of a cell."""
     victim = ("sentry", "gofer")[number % 2]
     identity = await kernel.identity()
@@ -185,21 +188,21 @@ async def murder(kernel: Kernel, number: int) -> None:
     await restart(kernel, number)
 
 
-Deed = Callable[[Kernel, int], Coroutine[Any, Any, None]]
-DEEDS: dict[str, tuple[Deed, int]] = {
+Action = Callable[[Kernel, int], Coroutine[Any, Any, None]]
+ACTIONS: dict[str, tuple[Action, int]] = {
     "cells": (cell, 40),
     "output floods": (flood, 8),
     "interrupts": (interrupt, 10),
     "restarts": (restart, 8),
-    "deaths of the kernel": (suicide, 4),
-    "kills of a sandbox": (murder, 4),
+    "deaths of the kernel": (kill_kernel, 4),
+    "kills of a sandbox": (kill_sandbox, 4),
 }
-"""And how often each comes, relative to the others."""
+"""The actions with their relative frequency."""
 
 
 @contextlib.asynccontextmanager
 async def a_kernel(name: str, note: Callable[[str], None], *, now: bool = False) -> Any:
-    """A kernel that is closed whatever happens. ``note`` is told of its sandbox."""
+    """Start a kernel and always close it. ``note`` gets the identity of its sandbox."""
     kernel = Kernel(name)
     try:
         note(await kernel.start())

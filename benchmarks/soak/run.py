@@ -1,4 +1,4 @@
-"""The phases of a soak, in their order, and what is reported of them."""
+"""The phases of a soak test, and its report."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from typing import Any
 import psutil
 
 from benchmarks.soak import counts
-from benchmarks.soak.kernels import DEEDS, Kernel, a_kernel, cell
+from benchmarks.soak.kernels import ACTIONS, Kernel, a_kernel, cell
 from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.warm_pool import Spares
 
 AT_ONCE = 4
-"""Starts that are under way at the same time, when many kernels are to live at once."""
+"""Starts that run in parallel when many kernels are started."""
 ROOM_PER_KERNEL = 150 * 1024 * 1024
 BUILD = ("-m", "gvisor_kernel", "snapshot", "build", "--kernel")
 STAY = (3, 12)
-"""How many deeds a kernel sees in the mixed load before it is shut down."""
+"""Minimum and maximum number of actions on a kernel in the mixed load before its shutdown."""
 MAX_ERRORS = 50
 
 
 class Soak:
-    """``run`` it once; then ask for its report."""
+    """Call ``run`` once, then ``report``."""
 
     def __init__(self, base: Path, kernel: str, arguments: argparse.Namespace) -> None:
         self._base = base
         self._kernel = kernel
         self._arguments = arguments
-        self._random = random.Random(arguments.seed)  # noqa: S311 - what people do is no secret
+        self._random = random.Random(arguments.seed)  # noqa: S311 - not for secrets
         self._containers: set[str] = set()
         self._starts = 0
         self._done: Counter[str] = Counter()
@@ -53,7 +53,7 @@ class Soak:
     async def run(self) -> None:
         if self._arguments.snapshot == "auto":
             await self._build()
-        await self._start_and_stop()  # what a process has once is there from here on
+        await self._start_and_stop()  # create what a process has only once
         self._before = counts.settle(self._base, self._containers, self._count())
         with self._phase("starts and stops"):
             await self._many_starts(self._arguments.starts)
@@ -73,7 +73,7 @@ class Soak:
 
     @contextmanager
     def _phase(self, name: str) -> Any:
-        """Time, and this process's memory, from the beginning to the end of a phase."""
+        """Record the duration of a phase, its starts, and this process's memory."""
         since, starts, rss = time.monotonic(), self._starts, self._count().rss
         self._phases[name] = phase = {}
         try:
@@ -85,7 +85,7 @@ class Soak:
             self._say(f"{name}: {phase}")
 
     def _note(self, identity: str) -> None:
-        """A sandbox was started; the name of its cgroups is in its identity."""
+        """Record a started sandbox; the name of its cgroups is in its identity."""
         self._starts += 1
         self._containers.add(identity.removeprefix("container_").partition("--")[0].lower())
 
@@ -152,9 +152,9 @@ class Soak:
         await asyncio.gather(*users, self._builder(until))
 
     async def _user(self, until: float, number: int) -> None:
-        """One after the other, kernels to which one thing after the other happens."""
-        names = list(DEEDS)
-        weights = [weight for _, weight in DEEDS.values()]
+        """Start kernels one after the other, and run random actions on each."""
+        names = list(ACTIONS)
+        weights = [weight for _, weight in ACTIONS.values()]
         while time.monotonic() < until:
             name = "a start"
             try:
@@ -162,7 +162,7 @@ class Soak:
                 async with a_kernel(self._kernel, self._note, now=now) as kernel:
                     for _ in range(self._random.randint(*STAY)):
                         (name,) = self._random.choices(names, weights)
-                        await DEEDS[name][0](kernel, self._random.randrange(10**6))
+                        await ACTIONS[name][0](kernel, self._random.randrange(10**6))
                         self._note_renewed(await kernel.identity())
                         self._done[name] += 1
                         if time.monotonic() >= until:
@@ -173,11 +173,11 @@ class Soak:
                 self._fail(f"user {number}, {name}", error)
 
     def _note_renewed(self, identity: str) -> None:
-        """A restart may have made another sandbox."""
+        """Record the sandbox, which a restart may have replaced."""
         self._containers.add(identity.removeprefix("container_").partition("--")[0].lower())
 
     async def _builder(self, until: float) -> None:
-        """Every now and then the image is made anew, under the kernels that start from it."""
+        """Rebuild the snapshot every 30 s while kernels start from it."""
         while self._arguments.snapshot == "auto" and time.monotonic() < until:
             await asyncio.sleep(min(30.0, max(until - time.monotonic(), 0)))
             if time.monotonic() < until:
@@ -193,9 +193,9 @@ class Soak:
         )
         _, words = await process.communicate()
         if process.returncode == 0:
-            self._done["image builds"] += 1
+            self._done["snapshot builds"] += 1
         elif b"being made just now" not in words:
-            self._fail("an image build", RuntimeError(words.decode(errors="replace").strip()))
+            self._fail("a snapshot build", RuntimeError(words.decode(errors="replace").strip()))
 
     # -- report ----------------------------------------------------------------------------------
 

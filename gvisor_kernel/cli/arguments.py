@@ -86,37 +86,37 @@ def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     build = add(
         "build",
         "snapshots:run_build",
-        "make the snapshot of a kernel now",
-        "Without this command it is made in the background after the first start.",
+        "make a snapshot of a kernel now",
+        "Without this command, a snapshot is made in the background after a kernel's first start.",
     )
     build.add_argument(
         "--kernel",
         default="gvisor-python",
         metavar="NAME",
-        help="the kernelspec whose kernels start from it (default: %(default)s)",
+        help="the kernelspec to make the snapshot for (default: %(default)s)",
     )
     build.add_argument(
         "--preload",
         metavar="MODULES",
-        help="modules to import first, such as numpy,pandas; a kernel starts from the snapshot if"
-        " its setting preload names the same modules (default: that setting)",
+        help="Python modules to import before the snapshot is made, such as numpy,pandas. Only"
+        " kernels whose setting preload is the same start from it (default: that setting)",
     )
     build.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
     verify = add(
         "verify",
         "snapshots:run_verify",
-        "check whether kernels may still start from each snapshot; reads all files",
-        "Exit status 1 if there is a snapshot from which no kernel may start.",
+        "check for each snapshot whether kernels can still start from it",
+        "The exit status is 1 if kernels cannot start from one of them.",
     )
     add_json(verify)
     remove = add("remove", "snapshots:run_remove", "remove snapshots")
     what = remove.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "id", metavar="ID", nargs="?", help='as "list" shows it; the beginning will do'
+        "id", metavar="ID", nargs="?", help='the id that "snapshot list" shows, or its beginning'
     )
     what.add_argument("--all", action="store_true", help="all snapshots")
     what.add_argument(
-        "--stale", action="store_true", help="snapshots from which no kernel may start any more"
+        "--stale", action="store_true", help="the snapshots that kernels can no longer start from"
     )
 
 

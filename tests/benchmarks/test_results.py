@@ -1,4 +1,4 @@
-"""The figures of the benchmarks are computed right: quantiles, ratios, tables, memory."""
+"""Tests of the benchmarks' computations: quantiles, ratios, tables, memory."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def results() -> Results:
         ([1.0, 2.0, 3.0], 1.0, 3.0),
     ],
 )
-def test_a_quantile_lies_between_values_by_proportion(
-    values: list[float], share: float, expected: float
-) -> None:
+def test_quantile_interpolates_linearly(values: list[float], share: float, expected: float) -> None:
     assert quantile(values, share) == pytest.approx(expected)
 
 
@@ -63,13 +61,13 @@ def test_ratios_are_to_the_local_kernel_of_the_same_run(results: Results) -> Non
     assert results.ratio(figures.IDLE_CPU, DIRECT) is None
 
 
-def test_results_survive_being_written_and_read(results: Results, tmp_path: Path) -> None:
+def test_results_can_be_written_and_read_back(results: Results, tmp_path: Path) -> None:
     results.failures.append((DIRECT, "trips", "it broke"))
     results.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == results
 
 
-def test_targets_are_judged_by_ratio_by_value_and_against_being_alone(results: Results) -> None:
+def test_targets_compare_ratio_value_or_own_base(results: Results) -> None:
     lines = report.targets_table(results).splitlines()
     row = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
     assert "| ≤ 0.6 | 0.5 ✓ | 0.7 ✗ | - | - |" in row["start to first execute, snapshot"]
@@ -78,7 +76,7 @@ def test_targets_are_judged_by_ratio_by_value_and_against_being_alone(results: R
     assert "1.05 ✓" in row["`1+1` with 30 idle neighbours, over alone, p50"]
 
 
-def test_tables_show_values_with_ratios_and_say_what_is_absent(results: Results) -> None:
+def test_tables_show_ratios_and_absent_variants(results: Results) -> None:
     text = report.render(results)
     assert f"| {BASELINE} | 0.6 |" in text
     assert f"| {DIRECT} | 0.3 (0.50) |" in text
@@ -86,9 +84,7 @@ def test_tables_show_values_with_ratios_and_say_what_is_absent(results: Results)
     assert f"- {PEER}: absent. no Docker engine answers" in text
 
 
-def test_the_document_keeps_what_stands_around_the_results(
-    results: Results, tmp_path: Path
-) -> None:
+def test_write_docs_keeps_text_around_the_results(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
     path.write_text(f"before\n{report.BEGIN}\nreplaced\n{report.END}\nafter\n")
     report.write_docs(results, path)
@@ -102,14 +98,14 @@ def test_the_document_keeps_what_stands_around_the_results(
         report.write_docs(results, path)
 
 
-def test_plots_are_made_of_each_group_that_was_measured(results: Results, tmp_path: Path) -> None:
+def test_each_measured_group_has_a_plot(results: Results, tmp_path: Path) -> None:
     drawn = plots.draw(results, tmp_path)
     assert {path.name for path in drawn} == {"start.png", "trips.png", "idle.png", "neighbours.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
-def test_a_memory_file_counts_once_and_whole() -> None:
-    """As a sentry and its stubs have it: one file, mapped in part by several processes."""
+def test_memory_file_counts_once_and_whole() -> None:
+    """A sentry and its stubs share one file, of which several processes map a part."""
     size = 8 * 1024**2
     before = processes.memory([psutil.Process()])
     fd = os.memfd_create("benchmark")
@@ -118,7 +114,7 @@ def test_a_memory_file_counts_once_and_whole() -> None:
         os.pwrite(fd, b"x" * size, 0)
         with mmap.mmap(fd, size // 2) as mapped:
             assert mapped[0] == ord("x")
-            assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0  # all of it is mapped
+            assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0  # all pages are mapped
             code = "import sys; print(flush=True); sys.stdin.read()"
             with subprocess.Popen(
                 [sys.executable, "-I", "-c", code],
@@ -150,7 +146,7 @@ def test_mappings_are_read_with_their_names() -> None:
     ]
 
 
-def test_cpu_time_is_counted_in_fine_steps() -> None:
+def test_cpu_seconds_has_fine_resolution() -> None:
     own = [psutil.Process()]
     before = processes.cpu_seconds(own)
     while processes.cpu_seconds(own) == before:
@@ -158,7 +154,7 @@ def test_cpu_time_is_counted_in_fine_steps() -> None:
     assert processes.cpu_seconds([psutil.Process(1)]) >= 0
 
 
-def test_variants_are_chosen_by_name_and_the_baseline_is_always_there() -> None:
+def test_choose_matches_names_and_includes_baseline() -> None:
     names = [variant.name for variant in choose(["snapshot, *, user"])]
     assert names == [BASELINE, "snapshot, relay, user", "snapshot, direct, user"]
     assert len(choose([])) == len(VARIANTS)

@@ -1,4 +1,4 @@
-"""A run of the benchmarks as a person starts it: the cheapest figures of the local kernel."""
+"""A run of the benchmarks' command with the cheapest figures of the local kernel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_one_round_leaves_results_tables_and_plots(tmp_path: Path) -> None:
     samples = results["samples"]
     starts = [samples[name]["local"] for name in (figures.INFO, figures.FIRST, figures.IMPORTED)]
     assert all(len(values) == 1 for values in starts)
-    assert starts == sorted(starts), "each is measured from the start on"
+    assert starts == sorted(starts), "each is measured from the start"
     assert len(samples[figures.TRIP]["local"]) == 40
     assert samples[figures.INTERRUPT]["local"]
     assert not results["absent"]
@@ -37,7 +37,7 @@ def test_one_round_leaves_results_tables_and_plots(tmp_path: Path) -> None:
     assert (tmp_path / "start.png").exists()
 
 
-def test_what_cannot_be_measured_is_said_and_measures_nothing() -> None:
+def test_unknown_figure_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--figures", "nonsense"],
         cwd=PROJECT,

@@ -1,4 +1,4 @@
-"""A short soak, as a person starts it; and that what is left over is found and told."""
+"""A short run of the soak's command, and its detection of leaks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.world import PROJECT
 
 @pytest.mark.slow
 @pytest.mark.timeout(170)
-def test_a_short_one_leaves_nothing(tmp_path: Path) -> None:
+def test_short_soak_leaves_nothing(tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
     argv = [
         *(sys.executable, "-m", "benchmarks.soak", "--output", str(output)),
@@ -36,7 +36,7 @@ def test_a_short_one_leaves_nothing(tmp_path: Path) -> None:
     assert "leaks: 0" in done.stdout
 
 
-def test_what_is_left_is_named() -> None:
+def test_leaks_are_named() -> None:
     nothing: frozenset[str] = frozenset()
     before = counts.Counts(nothing, 0, 10, nothing, nothing, nothing, nothing, 50 << 20)
     assert counts.find_leaks(before, before, 100) == []
@@ -51,7 +51,7 @@ def test_what_is_left_is_named() -> None:
     ]
 
 
-def test_counts_see_what_is_there(tmp_path: Path) -> None:
+def test_count_includes_processes_files_and_descriptors(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     before = counts.count(tmp_path, [])
     (tmp_path / "t" / "file").touch()

@@ -1,4 +1,4 @@
-"""One JupyterLab for the tests of this folder, and a browser for each."""
+"""Fixtures: one JupyterLab server per module, and a browser per test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRONG_SETTING = "Python 3 (gVisor, wrong setting)"
 
 @pytest.fixture(scope="session")
 def programs() -> tuple[str, str]:
-    """The browser and its driver."""
+    """Paths of the browser and its driver."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     chromedriver = shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
@@ -31,17 +31,17 @@ def programs() -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def display_name() -> str:
-    """The name under which the kernel stands in the launcher."""
+    """The kernel's name in the launcher."""
     return str(KernelSpecManager().get_kernel_spec(KERNEL).display_name)
 
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots are left for a person to look at."""
+    """Folder for screenshots."""
     try:
         ARTIFACTS.mkdir(exist_ok=True)
         (ARTIFACTS / "browser.log").touch()
-    except OSError:  # the checkout belongs to somebody else
+    except OSError:  # the checkout is not writable
         return tmp_path_factory.mktemp("artifacts")
     return ARTIFACTS
 

@@ -1,7 +1,7 @@
-"""JupyterLab as a person meets it: a server process, and the page in headless Chromium.
+"""Drive JupyterLab: a server process, and its page in headless Chromium.
 
-``LabServer`` and ``LabPage`` know how JupyterLab starts and what its page is made of; what is
-expected of a kernel stands in the tests.
+``LabServer`` and ``LabPage`` know how JupyterLab starts and the structure of its page. The tests
+say what a kernel must do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..patience import patient
 
 BROWSER_FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # Chromium refuses root otherwise; it visits our own server and nothing else
+    "--no-sandbox",  # Chromium refuses root otherwise; it only visits our own server
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
@@ -49,7 +49,7 @@ WAIT_SECONDS = patient(60)
 
 
 class LabServer:
-    """A JupyterLab with the test world's kernelspecs and a configuration of its own in ``base``."""
+    """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
     def __init__(self, base: Path, log_path: Path) -> None:
         self.base = base
@@ -65,7 +65,7 @@ class LabServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         page_config = self.base / "config" / "labconfig" / "page_config.json"
         page_config.parent.mkdir(parents=True)
-        # The news question would lie over the launcher.
+        # The question about news would cover the launcher.
         page_config.write_text(
             json.dumps(
                 {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -116,7 +116,7 @@ class LabServer:
             for line in lines:
                 log.write(line)
                 log.flush()
-                # The port may be another than asked for; the line after "is running at" says it.
+                # The port may differ from the requested one; the line after "is running at" has it.
                 if not self.url and (match := re.search(r"http://127\.0\.0\.1:\d+/", line)):
                     self.url = match[0]
                     self._running.set()
@@ -179,7 +179,7 @@ def browser(chromium: str, chromedriver: str, profile: Path) -> Iterator[webdriv
 
 
 class LabPage:
-    """What a person does and sees on JupyterLab's page."""
+    """Actions and checks on JupyterLab's page."""
 
     def __init__(self, driver: webdriver.Chrome, server: LabServer, artifacts: Path) -> None:
         self.driver = driver
@@ -187,7 +187,7 @@ class LabPage:
         self.artifacts = artifacts
 
     def find(self, css: str, seconds: float = WAIT_SECONDS) -> WebElement:
-        """The visible element ``css``, waited for; a screenshot is left where it never comes."""
+        """Wait for the visible element ``css``; save a screenshot on timeout."""
         try:
             return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
                 ec.visibility_of_element_located((By.CSS_SELECTOR, css)), f"{css} never appeared"
@@ -202,7 +202,7 @@ class LabPage:
         return path
 
     def open(self) -> None:
-        """A fresh workspace with the launcher, as after the first start."""
+        """Open a fresh workspace with the launcher, as after the first start."""
         self.driver.get(
             f"{self.server.url}lab/workspaces/auto-test?reset&token={self.server.token}"
         )
@@ -213,13 +213,13 @@ class LabPage:
         self.find(f'.jp-LauncherCard[data-category="Notebook"][title="{display_name}"]').click()
 
     def dialog(self) -> str:
-        """The text of the dialog that JupyterLab shows."""
+        """Return the text of the dialog that JupyterLab shows."""
         return self.find(".jp-Dialog-content").text
 
     def wait_for_kernel(self, display_name: str) -> None:
-        """Until the status bar says that the kernel is connected and idle.
+        """Wait until the status bar says that the kernel is connected and idle.
 
-        The indicator of the notebook's toolbar says idle already before the kernel is there.
+        The indicator in the notebook's toolbar says idle even before the kernel has started.
         """
         wanted = f"{display_name} | Idle"
         try:
@@ -234,14 +234,14 @@ class LabPage:
     def run(self, source: str) -> None:
         """Type ``source`` into the selected cell and press Shift+Enter."""
         self.find(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
-        # Inserted at once: typed key by key, the editor would close brackets and indent by itself.
+        # Inserted at once: with key presses the editor would close brackets and indent.
         self.driver.execute_cdp_cmd("Input.insertText", {"text": source})
         ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(
             Keys.SHIFT
         ).perform()
 
     def output(self, number: int) -> WebElement:
-        """The output area of the cell whose prompt has become ``[number]:``."""
+        """Wait for the output area of the cell whose prompt is ``[number]:``."""
         cell = (
             f"//*[contains(@class,'jp-CodeCell')]"
             f"[.//*[contains(@class,'jp-InputPrompt') and normalize-space()='[{number}]:']]"
@@ -258,13 +258,13 @@ class LabPage:
             raise
 
     def wait_for_colours(self, image: WebElement, count: int) -> None:
-        """Until the browser has drawn ``image`` with at least so many colours: not blank."""
+        """Wait until the browser has drawn ``image`` with at least ``count`` colours."""
         WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
             lambda _: self.colours(image) >= count, "the picture stayed blank"
         )
 
     def colours(self, image: WebElement) -> int:
-        """How many different colours the browser drew of ``image``: 0 if it could not load it."""
+        """Return the number of colours in ``image`` as drawn by the browser; 0 if not loaded."""
         return int(
             self.driver.execute_script(
                 """

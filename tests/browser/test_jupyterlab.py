@@ -1,4 +1,4 @@
-"""From the launcher of JupyterLab to a kernel in a sandbox and back, seen in Chromium."""
+"""A sandboxed kernel in JupyterLab, driven through Chromium."""
 
 from __future__ import annotations
 

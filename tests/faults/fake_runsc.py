@@ -1,4 +1,4 @@
-"""A ``runsc`` that is the real one, but for the commands that it was told to do otherwise."""
+"""A ``runsc`` that runs a script instead of chosen commands, and otherwise the real program."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ exec {real} "$@"
 
 
 class FakeRunsc:
-    """In ``folder``, which is to stand first in PATH."""
+    """Creates the program in ``folder``, which the test puts first in PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
         self.path = folder / "runsc"
         self.real = shlex.quote(find_runsc().path)
-        """For scripts that do both."""
+        """The real program, quoted for scripts that also run it."""
         self.path.write_text(SCRIPT.format(folder=shlex.quote(str(folder)), real=self.real))
         self.path.chmod(0o755)
         (folder / "asked").touch()
@@ -39,12 +39,12 @@ class FakeRunsc:
         return f"{self.folder}{os.pathsep}{os.environ['PATH']}"
 
     def instead_of(self, command: str, script: str) -> None:
-        """Run ``script`` (sh) first; what it does not end goes on with the real program."""
+        """Run ``script`` (sh) at ``command``; if it does not exit, the real program runs next."""
         (self.folder / command).write_text(script + "\n")
 
     def as_ever(self, command: str) -> None:
         (self.folder / command).unlink(missing_ok=True)
 
     def asked(self) -> list[str]:
-        """The commands that it got, in their order."""
+        """Return the commands that were run, in order."""
         return (self.folder / "asked").read_text().split()

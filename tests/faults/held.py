@@ -1,6 +1,4 @@
-"""How much of the host's memory a sandbox holds, as the tests see it: by what the host's kernel
-says of each of its processes, whatever the project itself counts.
-"""
+"""Measure the host memory of a sandbox from its processes, independently of the package's count."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ LOOK_SECONDS = 0.01
 
 
 def find_family(pid: int) -> list[int]:
-    """``pid`` and its children. Their children share their memory: gVisor's threads."""
+    """Return ``pid`` and its children. Grandchildren are gVisor's threads and share memory."""
     found = [pid]
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -23,7 +21,7 @@ def find_family(pid: int) -> list[int]:
 
 
 def held_alone(pid: int) -> int:
-    """Bytes that a process shares with no other, page tables among them. 0 when it is gone."""
+    """Return the private bytes of a process, including page tables; 0 if it has ended."""
     with suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
@@ -32,7 +30,7 @@ def held_alone(pid: int) -> int:
 
 
 def held_in_file(pid: int) -> int:
-    """Bytes of the sentry's memory file."""
+    """Return the bytes of the sentry's memory file."""
     with suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
@@ -50,8 +48,9 @@ def held_by(sandbox: Any) -> int:
 
 
 def charged_to(sandbox: Any) -> int | None:
-    """What the host's kernel charges the sandbox's cgroup with, without its cache of files; None
-    where it has none, or that leaves out what the kernel itself holds for it.
+    """Return the bytes charged to the sandbox's cgroup, without the page cache.
+
+    None if it has no cgroup, or one that does not count kernel memory.
     """
     sentry = sandbox.find_process("runsc-sandbox")
     for line in Path(f"/proc/{sentry}/cgroup").read_text().splitlines():
@@ -71,7 +70,7 @@ def charged_to(sandbox: Any) -> int | None:
 
 
 class Peak:
-    """The most memory that a sandbox was seen to hold."""
+    """Sample the memory of a sandbox in a thread; ``bytes`` is the maximum."""
 
     def __init__(self, sandbox: Any) -> None:
         self.bytes = 0

@@ -1,9 +1,8 @@
-"""A process that owns kernels, for tests to kill: run as ``python -m tests.faults.holder``.
+"""A process that owns kernels, to be killed by tests: ``python -m tests.faults.holder``.
 
-Starts as many sandboxed kernels as its first argument says, with their connection files (which
-are Jupyter's to remove) in the folder that the second one names; runs a cell in each that never
-ends, unless a third one is "idle", writes one line of JSON (their identities), and waits until its
-stdin ends.
+Arguments: the number of kernels, the folder for their connection files (which Jupyter would
+remove), and "busy" or "idle". Starts the kernels, runs an endless cell in each unless "idle" is
+given, writes their identities as one line of JSON, and waits until its stdin ends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A server whose wall clock jumps: ``python -m tests.faults.jumpy SECONDS``.
 
-The machine's own clock is not touched: what Python code of this process calls the time is moved.
-libzmq, selectors and locks have no other clock than the monotonic one. Prints one JSON object.
+Only ``time.time`` of this process is changed, not the machine's clock. libzmq, selectors and locks
+use the monotonic clock. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(seconds: float) -> dict[str, bool]:
         clock.offset = seconds
         seen["a cell after it"] = execute(client, "x").result == "42"
         seen["an interrupt"] = not manager.interrupt_kernel() and manager.is_alive()
-        seen["nobody's sandbox is swept"] = get_runtime("runsc").sweep() == []
+        seen["no sandbox is swept"] = get_runtime("runsc").sweep() == []
         seen["it is listed"] = command(["list", "--json"]) == 0
         manager.restart_kernel(now=True)
         client.wait_for_ready(timeout=60)

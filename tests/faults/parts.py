@@ -1,4 +1,4 @@
-"""The processes of this process's only sandbox, by what they are; to be looked at and killed."""
+"""Find and kill the parts of this process's only sandbox."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ INSIDE = {
         "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done",
     ),
 }
-"""Commands of runsc that kill what lives inside only; {} is the sandbox's id."""
+"""Commands of runsc that kill processes inside; {} is the sandbox's id."""
 INSIDE_SECONDS = 5.0
-"""In a sandbox that is just ending, ``runsc exec`` may wait for ever."""
+"""Timeout, because ``runsc exec`` may wait for ever in a sandbox that is ending."""
 
 
 def find_sandbox() -> Path | None:
-    """The newest one's directory."""
+    """Return the directory of the newest sandbox."""
     directories = records.sandbox_directories()
     return directories[-1] if directories else None
 
 
 def find(part: str) -> list[int]:
-    """The pids of a part: "sentry", "gofer", "runsc" (the command), "lifeline"."""
+    """Return the pids of a part: "sentry", "gofer", "runsc" (the command) or "lifeline"."""
     if part == "lifeline":
         process = lifeline._process
         return [] if process is None or process.poll() is not None else [process.pid]
@@ -51,7 +51,7 @@ def find(part: str) -> list[int]:
 
 
 def living() -> list[str]:
-    """The parts that live now."""
+    """Return the parts that are alive now."""
     found = [part for part in ("runsc", "sentry", "gofer", "lifeline") if find(part)]
     if "sentry" in found and "runsc" not in found:
         found += list(INSIDE)
@@ -59,7 +59,7 @@ def living() -> list[str]:
 
 
 def kill(part: str) -> None:
-    """SIGKILL, to each process of ``part``; quiet where there is none any more."""
+    """Send SIGKILL to each process of ``part``, if it has any."""
     if part in INSIDE:
         _run_inside(INSIDE[part])
         return

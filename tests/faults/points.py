@@ -1,12 +1,12 @@
-"""A process that takes kernels through their lives, and has something killed on the way.
+"""A process that runs kernels through their lives, and kills something at a point.
 
     python -m tests.faults.points
 
-Reads one JSON object a line and answers with one line. The points at which something can be killed
-are not written down anywhere: they are the effects on the host that Python itself reports of the
-package's code (a folder made, a file opened to write, a process started), what goes over the link,
-the steps of a start's trace, and some moments after a program was started. Whoever names no point
-gets a list of those that are passed.
+Reads one JSON object per line and answers with one line. The points are not listed anywhere. They
+are the effects on the host that Python's audit hook reports of the package's code (a folder is
+made, a file is opened to write, a process is started), events on the link, the steps of a start's
+trace, and some moments after a program was started. A request without a point lists the points that
+the stage passes.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ EFFECTS = frozenset(
         *("os.chmod", "os.truncate", "shutil.rmtree", "subprocess.Popen", "fcntl.flock"),
     }
 )
-"""Of Python's table of audit events. ``os.utime`` is left out: an audit hook hears it of reads."""
+"""Audit events of Python. ``os.utime`` is left out because reads raise it, too."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SILENT = re.compile(
     r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:write_image)"
 )
 LATER = (0.02, 0.05, 0.1, 0.15)
-"""Seconds after such a program was started: what it does then, nobody reports."""
+"""Seconds after such a program was started; its own effects raise no audit events."""
 IN_NO_ORDER = (Ask, Log, Ping, Pong, Quiet, Stats)
 SECONDS = patient(60)
 
 
 class Points:
-    """Counts points while it is armed, and acts at the one that was chosen."""
+    """Record points while it is armed, and act at the chosen one."""
 
     def __init__(self) -> None:
         self.armed = False
         self.passed: dict[str, list[str]] = {}
-        """Each point, in their order, and the parts of a sandbox that live there."""
+        """Each point, in order, with the parts of a sandbox that are alive there."""
         self.at: str | None = None
         self.act: Callable[[], None] = lambda: None
         self.look: Callable[[], list[str]] = list
@@ -82,7 +82,7 @@ class Points:
         self.passed, self.at, self.act, self.look = {}, at, act, look
 
     def _watch(self) -> None:
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._audit)
         note, send, hear = tracing.Trace.note, Connection.send, Connection.next_event
 
         def noted(traced: tracing.Trace, words: str) -> None:
@@ -107,7 +107,7 @@ class Points:
         Connection.send = sent  # type: ignore[method-assign]
         Connection.next_event = heard  # type: ignore[method-assign]
 
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.armed:
             return
         if event in EFFECTS or (event == "open" and arguments[2] & WRITES):
@@ -116,13 +116,13 @@ class Points:
                 self.reach(f"{event} in {place}")
 
     def reach(self, name: str) -> None:
-        """Only the first time counts: how often a thing is tried may differ from run to run."""
+        """Pass a point. Only the first time counts, because the number of retries may differ."""
         with self._lock:
             if not self.armed or name in self.passed:
                 return
             self.passed[name] = []
             if self.at is None:
-                self.armed = False  # looking has effects, too
+                self.armed = False  # looking has effects that must not count
                 self.passed[name] = self.look()
                 self.armed = True
         later = LATER if SILENT.match(name) else ()
@@ -141,13 +141,13 @@ class Points:
 
 
 def _find_place(frame: FrameType | None) -> str | None:
-    """The function of the package that an effect is of, and whence it was called; else None."""
+    """Return the package's function that caused an effect, and its caller; else None."""
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith("<frozen importlib"):
             return None  # a module is cached
         if file == __file__:
-            return None  # killed for a test
+            return None  # an effect of this module
         if file.startswith(PACKAGE):
             place = f"{file.removeprefix(PACKAGE)}:{frame.f_code.co_name}"
             above = frame.f_back
@@ -161,12 +161,12 @@ def _find_place(frame: FrameType | None) -> str | None:
 
 
 class Life:
-    """One kernel's life, up to the stage that is asked for; ``points`` are armed for that one."""
+    """One kernel's life up to the requested stage, for which ``points`` are armed."""
 
     def __init__(self, points: Points, plan: KernelPlan) -> None:
         self.kernel = SandboxedKernel()
         self.said: list[str] = []
-        """What a person is shown of what went wrong."""
+        """Error texts that a person would see."""
         self._points = points
         self._plan = plan
 
@@ -182,7 +182,7 @@ class Life:
         return connect(address, self._plan, lambda: self.kernel.exit_status is None)
 
     def _run(self, client: OwnClient, code: str) -> None:
-        """Run a cell to its end, or to the kernel's."""
+        """Run a cell until it ends or the kernel dies."""
         message_id = client.execute(code)
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
@@ -192,11 +192,11 @@ class Life:
                     assert reply["content"]["status"] == "ok", reply["content"]
                     return
             if self.kernel.exit_status is not None:
-                self._hear_why(client)
+                self._record_death(client)
                 return
-        raise AssertionError("neither an answer, nor the end of the kernel")
+        raise AssertionError("neither a reply nor the end of the kernel")
 
-    def _hear_why(self, client: OwnClient) -> None:
+    def _record_death(self, client: OwnClient) -> None:
         with suppress(Exception):
             while True:
                 message = client.get_iopub_msg(timeout=1)
@@ -232,7 +232,7 @@ class Life:
         self.launch()
 
     def shutdown(self) -> None:
-        """As Jupyter does it: ask, wait, clean up."""
+        """Shut down as Jupyter does: request, wait, clean up."""
         client = self._connect()
         wait_for_reply(client, client.kernel_info())
         self._points.armed = True
@@ -244,18 +244,18 @@ class Life:
         asyncio.run(self.kernel.close())
 
     def end(self) -> None:
-        """The process ends as servers do, without a word to its kernels."""
+        """End the bridge as an exiting server does, without a request to its kernels."""
         self.launch()
         self._points.armed = True
         Bridge.instance().stop()
 
     def image(self) -> None:
-        """An image is made."""
+        """Make a snapshot."""
         self._points.armed = True
         snapshot_builder.make_snapshot(self._plan, lambda words, done: None)
 
     def sweep(self) -> None:
-        """What the next start of whomever does first."""
+        """Do the cleanup with which each next start begins."""
         get_runtime("runsc").sweep()
         Store.open().sweep()
         sweep_bases(records.state_root() / "sockets")
@@ -282,7 +282,7 @@ def kill_self() -> None:
 
 
 def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
-    """In a child: go through a stage, and be killed at a point of it."""
+    """In a child process: run a stage, and be killed at a point of it."""
     settle_in(request)
     SnapshotBuilder.instance().end()
     points = Points()
@@ -296,7 +296,7 @@ def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Let a child live and die; how it ended."""
+    """Run a request in a child process; return how it ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -318,11 +318,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 class Survivor:
-    """Goes through stages in this very process while parts of its sandboxes are killed."""
+    """Runs stages in this process while parts of its sandboxes are killed."""
 
     def __init__(self) -> None:
         self._points = Points()
-        # Whoever did not come back from an image tells the store so. The image is as it was.
+        # A failed restore would discard the snapshot, which is good.
         Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
         SnapshotBuilder.instance().end()
 
@@ -344,7 +344,7 @@ class Survivor:
             life.said.append(str(error))
         self._points.armed = False
         if request["stage"] != "image":
-            life.launch()  # whatever was: the next start works
+            life.launch()  # the next start must work in any case
         life.close()
         assert lifeline._process is None, f"{lifeline._held} sandboxes are still held"
         return {
@@ -356,7 +356,7 @@ class Survivor:
 
     @staticmethod
     def _settled(before: int) -> int:
-        """libzmq closes what it had in a thread of its own."""
+        """Wait until libzmq's thread has closed its descriptors."""
         deadline = time.monotonic() + 5
         while count_descriptors() > before and time.monotonic() < deadline:
             time.sleep(0.01)

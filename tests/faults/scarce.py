@@ -1,8 +1,8 @@
 """A process with kernels that runs out of descriptors: ``python -m tests.faults.scarce HOW``.
 
-``start``: starts a kernel with ever more descriptors left, until that works. ``run``: uses,
-restarts and ends one while none is left. Prints one JSON object: what was refused, in which words,
-and how many descriptors were open before and after each.
+``start``: starts a kernel with more and more free descriptors. ``run``: uses, restarts and ends a
+kernel while none is free. Prints one JSON object: the errors, and the number of open descriptors
+before and after each try.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..jupyter.helpers import connected, execute, running_kernel
 
 SETTINGS = {"snapshot": "off"}
 FEWEST = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 64)
-"""How many descriptors are left at a start."""
+"""Numbers of free descriptors at a start."""
 
 
 def count() -> int:
@@ -31,7 +31,7 @@ def count() -> int:
 
 
 def settled(before: int) -> int:
-    """How many are open when libzmq, which closes its own in its own time, has done so."""
+    """Wait until libzmq has closed its descriptors; return the number of open ones."""
     deadline = time.monotonic() + 5
     while count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -40,11 +40,11 @@ def settled(before: int) -> int:
 
 @contextmanager
 def left(number: int) -> Iterator[None]:
-    """Meanwhile no more than ``number`` descriptors can be opened."""
+    """Allow only ``number`` more descriptors."""
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
     holes = []
     while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < count() - 1:
-        holes.append(fd)  # the limit is of numbers: let there be no free ones below
+        holes.append(fd)  # the limit bounds descriptor numbers, so fill the gaps below
     os.close(fd)
     highest = max(map(int, os.listdir("/proc/self/fd")[:-1]))  # noqa: PTH208
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + number, usual[1]))

@@ -1,6 +1,7 @@
-"""The host's wall clock jumps: nothing waits by it, so nothing ends early, late, or never.
+"""The host's wall clock jumps: no wait uses it, so none ends early, late, or never.
 
-It is for people, and for ages in lists. What looks at it is a list; all else is to be monotonic.
+The wall clock is for display and for ages in lists. Its uses are listed here; all other code uses
+the monotonic clock.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ FOR_PEOPLE = {
     ("runtimes/docker/removal.py", "copy_outputs"): "which files are younger than a copy of them",
     ("runtimes/state/records.py", "first_record"): "when a sandbox was made",
 }
-"""And what commands print, below cli/."""
+"""Functions that may read the wall clock, besides commands below cli/."""
 TEN_YEARS = 10 * 365 * 86400
 
 
 def wall_clocks() -> Iterator[tuple[str, str]]:
-    """Modules and functions of the host's that ask for the time of day."""
+    """Yield module and function of each call that reads the wall clock."""
     for path in sorted((PROJECT / "gvisor_kernel").rglob("*.py")):
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -46,14 +47,16 @@ def wall_clocks() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.once
-def test_who_looks_at_the_wall_clock() -> None:
+def test_wall_clock_is_read_only_for_display() -> None:
     found = {place for place in wall_clocks() if not place[0].startswith("cli/")}
-    assert found <= set(FOR_PEOPLE), "use time.monotonic(), or say here what for"
+    assert found <= set(FOR_PEOPLE), "use time.monotonic(), or add the reason here"
     assert ("bridge/journal.py", "record") in found
 
 
 @pytest.mark.parametrize("seconds", [TEN_YEARS, -TEN_YEARS], ids=["forward", "back"])
-def test_the_clock_jumps(seconds: int, world: World, image: str, tmp_path: Path) -> None:
+def test_kernel_works_when_wall_clock_jumps(
+    seconds: int, world: World, image: str, tmp_path: Path
+) -> None:
     before = leaks.everything(world)
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.jumpy", str(seconds)],

@@ -1,8 +1,9 @@
-"""SIGKILL to each process, at each step of a kernel's life: the table of points makes itself.
+"""SIGKILL to each process at each step of a kernel's life. The steps are found at run time.
 
-See ``points`` for what a point is. First the process that owns the kernel, and with it the bridge,
-is killed at each; then each part of the sandbox, where it lives. A sample, spread evenly, runs
-always; all of it, some 500 points and 400 pairs of a point and a part, with ``scripts/test --all``.
+See ``points`` for what a point is. One test kills the process that owns the kernel and the bridge
+at each point; the other kills each part of the sandbox at each point where it is alive. An evenly
+spread sample always runs; all of some 500 points and 400 pairs of a point and a part run with
+``scripts/test --all``.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ STAGES = {
     "end": ("end", "auto"),
     "checkpoint": ("image", "off"),
 }
-"""Each stage: what ``points.Life`` calls it, and whether its kernels start from an image."""
+"""Each stage: the method of ``points.Life``, and the setting ``snapshot`` of its kernels."""
 SWEEP = ("sweep", "off")
 WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
 SAME_FOR_A_USER = ("run", "restart", "shutdown", "end")
 LONG = {"owner": ("run", "restart", "renew", "end"), "part": ("run", "restart", "shutdown")}
-"""Stages whose steps are nearly those of others."""
+"""Stages whose steps are nearly the same as those of others."""
 RESTORED = "the host hears Resumed"
-"""A point that a cold start does not come to."""
+"""A point that only a restore passes."""
 ALL_POINTS = 10**6
 UNDERSTOOD = re.compile(r"sandbox|kernel|image|runsc", re.I)
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|errno|0x[0-9a-f]{6}|never retrieved", re.I)
 
 
 class Lane:
-    """A world of its own in the run's, and a process in it that does what is asked."""
+    """A separate world within the run's, with a ``points`` process that answers requests."""
 
     def __init__(self, base: Path) -> None:
         self.world = World(base, {})
@@ -69,30 +70,30 @@ class Lane:
             )
 
     def renew(self) -> None:
-        """Let there be no image, and no skill: they are made at the first start."""
+        """Remove snapshots and skills, which the first start makes."""
         for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
             shutil.rmtree(self.world.environment()[name], ignore_errors=True)
 
     def images(self) -> list[str]:
-        """What is in the store, but for its locks."""
+        """Return the names in the store, without its locks."""
         return sorted(p.name for p in self._store().glob("*") if p.name not in ("lock", "builder"))
 
     def _store(self) -> Path:
         return Path(self.world.environment()["XDG_CACHE_HOME"]) / "gvisor-kernel" / "images"
 
     def _copy_image(self) -> None:
-        """Have the run's image too, which itself must not be given up by what is done here."""
+        """Copy the run's snapshot, so that these tests cannot discard the original."""
         if self.images():
             return
         image = image_of(DEFAULT_KERNEL)
-        assert image is not None, "the run's image was given up"
+        assert image is not None, "the run's snapshot was discarded"
         private_directories.make_directories(self._store().parent, self._store())
         copy_to(Store(self._store()), image)
 
     def ask(self, stage: str, at: str | None, victim: str) -> Any:
         stage, snapshot = STAGES.get(stage, SWEEP)
         run = ("JUPYTER_DATA_DIR",)
-        if snapshot == "auto":  # from the run's image, which was made with the run's skills
+        if snapshot == "auto":  # the run's snapshot was made with the run's skills
             run += ("XDG_DATA_HOME",)
             self._copy_image()
         environment = self.world.environment() | {name: os.environ[name] for name in run}
@@ -113,7 +114,7 @@ class Lane:
         return json.loads(line)
 
     def words(self) -> str:
-        """All that was written to stderr."""
+        """Return everything that the process wrote to stderr."""
         return self._words.read_text(errors="replace")
 
     def assert_clean(self, before: leaks.Things, *, but_files: bool = False) -> None:
@@ -147,7 +148,7 @@ def lane(world: World, image: str) -> Iterator[Lane]:
 
 
 def spread(points: list[Any], most: int) -> list[Any]:
-    """At most ``most`` of ``points``: the middles of as many equal parts."""
+    """Return at most ``most`` of ``points``, evenly spread."""
     if len(points) <= most:
         return points
     return [points[len(points) * (2 * i + 1) // (2 * most)] for i in range(most)]
@@ -174,14 +175,14 @@ def kill_owners(lane: Lane, stage: str, most: int) -> int:
             assert not any("-" in name for name in lane.images()), lane.images()
         except AssertionError as error:
             raise AssertionError(f"the owner, killed at {stage} / {at}: {error}") from error
-    assert missed <= 1 + len(points) // 10, "most points are there each time"
+    assert missed <= 1 + len(points) // 10, "too many points were not passed again"
     assert lane.ask("restore", None, "owner")["status"] == 0
     assert not NOT_FOR_PEOPLE.search(lane.words()), lane.words()
     return len(points)
 
 
 def kill_parts(lane: Lane, stage: str, most: int) -> int:
-    lane.ask(stage, None, "")  # what a process, and a home, have once is there from here on
+    lane.ask(stage, None, "")  # create what a process and a home have only once
     listed = lane.ask(stage, None, "")
     assert not listed["said"]
     assert stage != "restore" or RESTORED in listed["points"]
@@ -203,14 +204,14 @@ def kill_parts(lane: Lane, stage: str, most: int) -> int:
             lane.assert_clean(before)
         except AssertionError as error:
             raise AssertionError(f"{part}, killed at {stage} / {at}: {error}") from error
-    assert missed <= 1 + len(chosen) // 10, "most points are there each time"
+    assert missed <= 1 + len(chosen) // 10, "too many points were not passed again"
     assert not NOT_FOR_PEOPLE.search(lane.words()), lane.words()
-    print(f"{len(chosen)} of {len(cases)} cases, {told} of them with words")
+    print(f"{len(chosen)} of {len(cases)} cases, {told} of them with an error text")
     return told
 
 
 def marked(stage: str, victim: str) -> Any:
-    """The stage, left out of an ordinary user's run where it is the same there."""
+    """Return the stage with marks: ``once`` if it is the same for a user, and for long stages."""
     marks = [pytest.mark.once] if stage in SAME_FOR_A_USER else []
     return pytest.param(stage, marks=[*marks, needs_all] if stage in LONG[victim] else marks)
 
@@ -221,13 +222,13 @@ def points_of(share: int) -> int:
 
 @pytest.mark.timeout(1200 if ALL else 180)
 @pytest.mark.parametrize("stage", [marked(stage, "owner") for stage in STAGES])
-def test_the_owner_is_killed(lane: Lane, stage: str) -> None:
-    """And with it the bridge: what it leaves ends by itself, and the next start works."""
+def test_killed_owner_leaves_nothing(lane: Lane, stage: str) -> None:
+    """The owner and the bridge are killed: its sandboxes end, and the next start works."""
     kill_owners(lane, stage, points_of(2))
 
 
 @pytest.mark.timeout(1200 if ALL else 180)
 @pytest.mark.parametrize("stage", [marked(stage, "part") for stage in WITH_PARTS])
-def test_a_part_is_killed(lane: Lane, stage: str) -> None:
-    """Whoever waits is told in words, nothing is left, and the next start works."""
+def test_killed_part_leaves_nothing(lane: Lane, stage: str) -> None:
+    """A part is killed: the error is readable, nothing is left, and the next start works."""
     kill_parts(lane, stage, points_of(2))

@@ -1,6 +1,6 @@
-"""A runsc that hangs, crashes, says nonsense or does nothing: refused in time, in clear words.
+"""A runsc that hangs, crashes, prints nonsense or does nothing is refused in time, with a reason.
 
-And never does anything run outside of a sandbox, nor stay behind.
+Nothing ever runs outside of a sandbox, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from .fake_runsc import FakeRunsc
 MIB = 1024 * 1024
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|\bb'", re.I)
 NONSENSE = r"""yes "$(printf '\033[2J\007\377')" | head -c 100000"""
-"""What would empty a terminal and ring its bell, and is no text. The same in each run."""
+"""Bytes that are not text and would clear a terminal and ring its bell; constant."""
 FLOOD = "head -c 96M /dev/zero"
-"""Four times what a reader may need for it."""
+"""Four times as much as a reader may use memory for it."""
 SLEEP = f"sleep 1000.{os.getpid()}"
-"""The number tells this run's from those of others."""
+"""The number distinguishes this run's processes."""
 
 NO_SANDBOX = {
     "crashes": ("echo 'fatal error: out of luck' >&2; exit 2", "status 2"),
     "is killed": ("kill -SEGV $$", "status -11"),
     "does nothing": ("exit 0", "left no sandbox"),
-    "says nonsense": (f"{NONSENSE}; {NONSENSE} >&2; exit 0", "no"),
-    "says too much": (f"{FLOOD} >&2; exit 1", "status 1"),
+    "prints nonsense": (f"{NONSENSE}; {NONSENSE} >&2; exit 0", "no"),
+    "prints too much": (f"{FLOOD} >&2; exit 1", "status 1"),
     "names no process": (
         "for a; do case $a in --pid-file=*) echo nonsense > ${a#*=};; esac; done; exit 0",
         "left no sandbox",
     ),
-    "names somebody's process": (
+    "names another process": (
         "for a; do case $a in --pid-file=*) echo INNOCENT > ${a#*=};; esac; done; exit 0",
         "left no sandbox",
     ),
     "leaves a child": (f"{SLEEP} & exit 1", "status 1"),
-    "leaves a child and says that all is well": (f"{SLEEP} & exit 0", "left no sandbox"),
+    "leaves a child and reports success": (f"{SLEEP} & exit 0", "left no sandbox"),
 }
-"""What ``runsc run`` does instead, and what of it is told."""
+"""Scripts instead of ``runsc run``, and a part of the expected error."""
 HANGS = {
     "hangs": f"exec {SLEEP}",
     "hangs with a child": f"{SLEEP} & wait",
@@ -73,7 +73,7 @@ link = Connection(Role.GUEST, Hello(facts=()))
 os.write(1, link.data_to_send(100000))
 sys.stdin.read()
 """
-"""Says what a sandbox would, on the host itself."""
+"""Sends what a sandbox would send, from a process on the host."""
 POSES = f"""
 for a; do case $a in --pid-file=*) file=${{a#*=}};; --root=*) root=$a;; esac; done
 cd {PROJECT}
@@ -85,16 +85,16 @@ exit 0
 """
 ANSWERS = {
     "crashes": ("exit 3", "does not say which version"),
-    "says nothing": ("exit 0", "does not say which version"),
-    "says nonsense": (f"{NONSENSE}; exit 0", "does not say which version"),
-    "says too much": (f"{FLOOD}; exit 0", "does not say which version"),
+    "prints nothing": ("exit 0", "does not say which version"),
+    "prints nonsense": (f"{NONSENSE}; exit 0", "does not say which version"),
+    "prints too much": (f"{FLOOD}; exit 0", "does not say which version"),
     "hangs": (f"exec {SLEEP}", "did not end within 1 s"),
     "leaves a child": (f"{SLEEP} & exit 0", "does not say which version"),
 }
 IMAGES = {
     "crashes": ("exit 1", "status 1"),
     "does nothing": ("exit 0", "went on although"),
-    "says too much": (f"{FLOOD} >&2; exit 1", "status 1"),
+    "prints too much": (f"{FLOOD} >&2; exit 1", "status 1"),
     "hangs": (f"{SLEEP} & wait", "not written within 1 s"),
 }
 
@@ -103,7 +103,7 @@ IMAGES = {
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunsc:
     fake = FakeRunsc(tmp_path / "bin")
     monkeypatch.setenv("PATH", fake.environment_path())
-    # An image that is made by this runsc replaces that of the run.
+    # A snapshot that this runsc makes would replace the run's.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return fake
@@ -111,7 +111,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunsc:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(world: World) -> Iterator[None]:
-    """Not even a descriptor, or a process without any mark of ours."""
+    """Check processes, files, descriptors, and the scripts' own sleep processes."""
     warm_up()
     before, descriptors, sleepers = leaks.everything(world), count_descriptors(), count_sleepers()
     yield
@@ -123,7 +123,7 @@ def nothing_is_left(world: World) -> Iterator[None]:
 
 @cache
 def warm_up() -> None:
-    """What a process opens once, for all the kernels to come."""
+    """Open the descriptors that a process opens once for all its kernels."""
     with running_kernel():
         pass
 
@@ -133,7 +133,7 @@ def count_descriptors() -> int:
 
 
 def count_sleepers() -> int:
-    """Processes such as the scripts above leave."""
+    """Count the sleep processes of the scripts above."""
     count = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -143,7 +143,7 @@ def count_sleepers() -> int:
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """What this process holds at most meanwhile is hardly more than it held before."""
+    """Assert that this process's peak memory grows by less than 24 MiB."""
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
     yield
@@ -156,7 +156,7 @@ def peak() -> int:
 
 
 def refusal(**settings: Any) -> str:
-    """The words with which a start is refused."""
+    """Start a kernel, which must be refused; return the error's text."""
     with pytest.raises(SandboxError) as caught, running_kernel(settings=settings):
         pass
     words = str(caught.value)
@@ -166,7 +166,7 @@ def refusal(**settings: Any) -> str:
 
 
 @pytest.mark.parametrize("what", NO_SANDBOX)
-def test_it_starts_no_sandbox_and(what: str, fake: FakeRunsc) -> None:
+def test_broken_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
     script, words = NO_SANDBOX[what]
     with subprocess.Popen(["sleep", "100"]) as innocent:
         fake.instead_of("run", script.replace("INNOCENT", str(innocent.pid)))
@@ -178,28 +178,28 @@ def test_it_starts_no_sandbox_and(what: str, fake: FakeRunsc) -> None:
             innocent.kill()
     assert words in said
     assert "\033" not in said
-    assert "run" in fake.asked() or os.geteuid() != 0  # a user's cannot write it down there
+    assert "run" in fake.asked() or os.geteuid() != 0  # a user's namespace cannot write that file
 
 
 @pytest.mark.parametrize("what", HANGS)
-def test_it(what: str, fake: FakeRunsc) -> None:
+def test_hanging_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
     fake.instead_of("run", HANGS[what])
     since = time.monotonic()
     assert "not started within 1 s" in refusal(snapshot="off", start_timeout=1)
     assert time.monotonic() - since < 20
     if what == "hangs":
-        fake.as_ever("run")  # and the next start works
+        fake.as_ever("run")  # the next start works
         with running_kernel(settings={"snapshot": "off"}) as (_, client):
             assert execute(client, "6 * 7").result == "42"
 
 
-def test_it_lets_pass_what_breaks_the_link(fake: FakeRunsc) -> None:
+def test_nonsense_on_the_link_is_refused(fake: FakeRunsc) -> None:
     fake.instead_of("run", NONSENSE)
     assert "violated the link protocol" in refusal(snapshot="off")
 
 
-def test_it_runs_something_outside_of_a_sandbox(fake: FakeRunsc) -> None:
-    """With the right name, and the right words on the link."""
+def test_process_outside_sandbox_is_refused(fake: FakeRunsc) -> None:
+    """The process has the right name and sends the right frames."""
     fake.instead_of("run", POSES)
     words = refusal(snapshot="off")
     assert "gVisor" in words or "not isolated" in words
@@ -208,9 +208,9 @@ def test_it_runs_something_outside_of_a_sandbox(fake: FakeRunsc) -> None:
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("question", "what"),
-    [*(("--version", what) for what in ANSWERS), ("flags", "says nothing"), ("flags", "hangs")],
+    [*(("--version", what) for what in ANSWERS), ("flags", "prints nothing"), ("flags", "hangs")],
 )
-def test_asked_who_it_is(
+def test_broken_version_or_flags_command_is_refused(
     question: str, what: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "hangs":
@@ -224,7 +224,7 @@ def test_asked_who_it_is(
     assert "run" not in fake.asked()
 
 
-def test_the_command_line_says_why(fake: FakeRunsc) -> None:
+def test_command_line_prints_the_reason(fake: FakeRunsc) -> None:
     fake.instead_of("run", "echo 'fatal error: out of luck' >&2; exit 2")
     done = subprocess.run(
         [sys.executable, "-m", "gvisor_kernel", "start"],
@@ -240,7 +240,7 @@ def test_the_command_line_says_why(fake: FakeRunsc) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("what", IMAGES)
-def test_asked_for_an_image_it(
+def test_broken_checkpoint_command_makes_no_snapshot(
     what: str,
     fake: FakeRunsc,
     monkeypatch: pytest.MonkeyPatch,
@@ -263,19 +263,19 @@ def test_asked_for_an_image_it(
 
 
 @pytest.mark.once
-def test_asked_for_an_image_it_is_slow_to_end(
+def test_slow_checkpoint_command_makes_a_snapshot(
     fake: FakeRunsc, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The sandbox has ended with the writing; the command is let be until it has said so."""
+    """The sandbox ends when the snapshot is written; the command may take longer to exit."""
     fake.instead_of("checkpoint", f'{fake.real} "$@"; status=$?; sleep 2; exit $status')
     assert main(["snapshot", "build"]) == 0, capsys.readouterr().err
     assert len(Store.open().snapshots()) == 1
 
 
-def test_it_restores_nothing(
+def test_failed_restore_becomes_cold_start(
     fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever it does, the start is a cold one; and the image is not tried a second time."""
+    """In each case the start is cold, and the snapshot is not tried a second time."""
     seconds = runtime.RESTORE_SECONDS
     monkeypatch.setattr(runtime, "RESTORE_SECONDS", 1.0)
     assert main(["snapshot", "build"]) == 0, capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""No room on the host's disks, or none to write on: an error that says so, and nothing stays.
+"""A full or read-only disk of the host gives an error with the reason, and nothing is left.
 
-A disk here is a small tmpfs, so only root runs most of this.
+The disks are small tmpfs mounts, so only root runs most of these tests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KIB = 1024
 NO_ROOM = re.compile(r"no space left|no room|disk is full|too full|there is room for", re.I)
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(", re.I)
 LEFT = (0, 4, 8, 16, 32, 64, 128, 256, 512)
-"""KiB that a disk has left when a kernel is started."""
+"""KiB that are free when a kernel starts."""
 
 
 class Disk:
@@ -86,7 +86,7 @@ def nothing_is_left(world: World) -> Iterator[None]:
 
 
 def try_to_start(**settings: Any) -> str:
-    """What a start is refused with; empty, where it is not, and the kernel works."""
+    """Start a kernel and use it; return the error's text, or "" if it works."""
     try:
         with running_kernel(settings={"snapshot": "off", **settings}) as (_, client):
             assert execute(client, "6 * 7").result == "42"
@@ -98,8 +98,10 @@ def try_to_start(**settings: Any) -> str:
 
 
 @root_only
-def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little is left: refused with the reason, or it works."""
+def test_start_with_little_room_is_refused_or_works(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With any free space the start is refused with the reason, or it works."""
     with small_disk(world.base / "d1", 1024 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
         records.state_root()
@@ -117,8 +119,10 @@ def test_a_full_state_directory(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 @root_only
-def test_a_state_directory_that_fills_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logs and transcripts have gaps then; kernels run, restart and end."""
+def test_running_kernel_survives_full_state_directory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs and transcripts get gaps; kernels run, restart and end."""
     with small_disk(world.base / "d1", 4096 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
         with running_kernel(settings={"snapshot": "off"}) as (manager, client):
@@ -134,7 +138,7 @@ def test_a_state_directory_that_fills_up(world: World, monkeypatch: pytest.Monke
 
 @root_only
 @pytest.mark.once
-def test_a_full_folder_of_outputs(tmp_path: Path) -> None:
+def test_full_outputs_folder_gives_error_in_cell(tmp_path: Path) -> None:
     with small_disk(tmp_path / "outputs", 1024 * KIB) as disk:
         settings = {"outputs": str(disk.place), "snapshot": "off"}
         with running_kernel(settings=settings) as (_, client):
@@ -148,8 +152,10 @@ def test_a_full_folder_of_outputs(tmp_path: Path) -> None:
 @root_only
 @pytest.mark.once
 @pytest.mark.parametrize("name", ["TMPDIR", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"])
-def test_a_full_place(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept in others of the user's folders: needed, and the reason is said; or not."""
+def test_start_with_full_user_folder_is_refused_or_works(
+    name: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start is refused with the reason if it needs the folder, or works."""
     with small_disk(world.base / "d2", 64 * KIB) as disk:
         monkeypatch.setenv(name, str(disk.place))
         monkeypatch.setattr("tempfile.tempdir", None)
@@ -166,14 +172,14 @@ def test_a_full_place(name: str, world: World, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "size", [pytest.param(16, marks=needs_all), 60, pytest.param(120, marks=needs_all)]
 )
-def test_no_room_for_images(
+def test_no_snapshot_is_made_without_room(
     size: int,
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    """Not made, with a reason, by whichever limit comes first; kernels start cold."""
+    """The command gives the reason, whichever limit comes first; kernels start cold."""
     monkeypatch.chdir(tmp_path)
     with small_disk(world.base / "d3", size * KIB * KIB) as disk:
         monkeypatch.setenv("XDG_CACHE_HOME", str(disk.place))
@@ -191,7 +197,7 @@ def test_no_room_for_images(
             assert "was restored from a snapshot" not in kernel_log(manager)
 
 
-def test_a_state_directory_that_cannot_be_written(
+def test_read_only_state_directory_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = world.base / "d4"
@@ -234,8 +240,10 @@ def read_only(place: Path) -> Iterator[None]:
             folder.chmod(mode)
 
 
-def test_the_state_directory_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a kernel runs: it goes on and ends, and the next start makes the directory anew."""
+def test_running_kernel_survives_removed_state_directory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel continues and ends, and the next start makes the directory again."""
     if any(is_within(sys.executable, place) for place in SCRATCH):
         pytest.skip("folders that lead to this Python would be in the state directory")
     place = world.base / "d5"
@@ -250,7 +258,7 @@ def test_the_state_directory_is_removed(world: World, monkeypatch: pytest.Monkey
     assert not try_to_start()
     with running_kernel(settings={"snapshot": "off"}) as (manager, _):
         shutil.rmtree(place)
-        with pytest.raises(GvisorKernelError, match=str(place)):  # clients would not find it
+        with pytest.raises(GvisorKernelError, match=str(place)):  # clients could not connect
             manager.restart_kernel(now=True)
         manager.cleanup_resources()
     assert not try_to_start()

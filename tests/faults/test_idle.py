@@ -1,4 +1,4 @@
-"""An idle kernel's sandbox is stopped; whoever wants something of it does not notice."""
+"""The sandbox of an idle kernel is stopped, and wakes transparently at the next request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .test_owner_death import holder, record_of
 
 QUICK = 0.1
 ANSWERS = 4
-"""Questions that a kernel is asked before it counts as one that is not stopped."""
+"""Number of negative answers after which a kernel counts as not stopped."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Watched:
-    """A kernel, its client, and what its guest answers when it is asked."""
+    """A kernel, its client, and its guest's answers to whether it is quiet."""
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
@@ -88,7 +88,7 @@ class Watched:
         wait_until(lambda: self.is_stopped, "the sandbox to be stopped")
 
     def assert_stays_awake(self) -> None:
-        """The guest is asked a few times, and says each time that there is something to do."""
+        """Assert that the guest is asked a few times and answers each time that it is not quiet."""
         with self._answered:
             del self.answers[:]
             assert self._answered.wait_for(lambda: len(self.answers) >= ANSWERS, SECONDS)
@@ -120,7 +120,7 @@ def kernel() -> Iterator[Watched]:
 # -- stopped, and woken --------------------------------------------------------------------------
 
 
-def test_an_idle_kernel_is_stopped_and_goes_on(kernel: Watched) -> None:
+def test_idle_kernel_is_stopped_and_continues(kernel: Watched) -> None:
     execute(kernel.client, "x = 40")
     kernel.wait_for_stop()
     assert execute(kernel.client, "x + 2").result == "42"
@@ -150,7 +150,9 @@ def comm(client: BlockingKernelClient) -> None:
 
 
 @pytest.mark.parametrize("ask", [complete, usage, comm], ids=lambda ask: str(ask.__name__))
-def test_messages_wake_it(kernel: Watched, ask: Callable[[BlockingKernelClient], None]) -> None:
+def test_message_wakes_stopped_kernel(
+    kernel: Watched, ask: Callable[[BlockingKernelClient], None]
+) -> None:
     ask(kernel.client)  # the first completion of a kernel takes seconds
     kernel.wait_for_stop()
     ask(kernel.client)
@@ -165,12 +167,12 @@ async def slow(*args):
     await usage(*args)
 handlers["usage_request"] = slow
 """
-"""Longer than a kernel has to be idle here; on a busy machine any answer can take that long."""
+"""Longer than these tests' idle time; on a busy machine any answer can take that long."""
 
 
 @pytest.mark.parametrize("wait", ["time.sleep(1)", "await asyncio.sleep(1)"])
-def test_not_stopped_before_it_has_answered(kernel: Watched, wait: str) -> None:
-    """Nor when the host does not know what it was asked: ipykernel's control thread is at it."""
+def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> None:
+    """Also if the host does not know of the request, which ipykernel's control thread handles."""
     assert execute(kernel.client, SLOW.format(wait=wait)).status == "ok"
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +184,7 @@ def test_not_stopped_before_it_has_answered(kernel: Watched, wait: str) -> None:
     kernel.wait_for_stop()
 
 
-def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
+def test_interrupt_wakes_stopped_kernel(kernel: Watched) -> None:
     execute(kernel.client, "x = 40")
     kernel.wait_for_stop()
     kernel.manager.interrupt_kernel()
@@ -190,10 +192,10 @@ def test_an_interrupt_wakes_it_and_hurts_nobody(kernel: Watched) -> None:
     assert execute(kernel.client, "x + 2").result == "42"
 
 
-def test_one_whose_code_runs_on_though_it_is_stopped_goes_on(
+def test_sandbox_that_is_still_busy_is_stopped_again(
     kernel: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sentry is stopped, not the processes in which its sandbox's code runs."""
+    """SIGSTOP stops the sentry, not the processes that run the sandbox's code."""
     looks: list[bool] = []
 
     def look() -> bool:
@@ -207,11 +209,11 @@ def test_one_whose_code_runs_on_though_it_is_stopped_goes_on(
     assert execute(kernel.client, "x").result == "42"
 
 
-def test_code_that_runs_on_is_noticed(kernel: Watched) -> None:
+def test_code_that_still_runs_is_noticed(kernel: Watched) -> None:
     msg_id = kernel.client.execute("print('begun', flush=True)\nwhile True: pass")
     wait_for_text(kernel.client, "begun")
 
-    def runs_on() -> bool:  # unless it had just come to wait for the sentry
+    def runs_on() -> bool:  # false if the loop is just waiting for the sentry
         kernel.sandbox.pause()
         try:
             return bool(kernel.sandbox.is_busy())
@@ -227,7 +229,7 @@ def test_code_that_runs_on_is_noticed(kernel: Watched) -> None:
     wait_until(lambda: not kernel.sandbox.is_busy(), "a stopped sandbox to be at rest")
 
 
-def test_nobody_looks_at_its_memory(kernel: Watched) -> None:
+def test_memory_of_stopped_kernel_is_not_measured(kernel: Watched) -> None:
     kernel.wait_for_stop()
     watch = kernel.manager.provisioner._kernel._kernel._memory  # type: ignore[union-attr]
     wait_until(lambda: watch._timer.cancelled(), "the end of looking")
@@ -236,7 +238,7 @@ def test_nobody_looks_at_its_memory(kernel: Watched) -> None:
 
 
 @pytest.mark.once
-def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
+def test_heartbeat_does_not_wake_stopped_kernel(kernel: Watched) -> None:
     kernel.wait_for_stop()
     with zmq.Context() as context, context.socket(zmq.REQ) as heart:
         heart.linger = 0
@@ -249,8 +251,8 @@ def test_heartbeats_are_answered_and_wake_nobody(kernel: Watched) -> None:
 
 
 @pytest.mark.once
-def test_clocks_and_sleepers_go_on(kernel: Watched) -> None:
-    """Time passes in a stopped sandbox."""
+def test_clocks_advance_in_stopped_sandbox(kernel: Watched) -> None:
+    """Both clocks advance while a sandbox is stopped."""
     execute(kernel.client, "import time; a = time.monotonic(), time.time()")
     kernel.wait_for_stop()
     since = time.monotonic()
@@ -295,11 +297,11 @@ BUSY = {
         "l.add_reader(r, print)",
         "l.remove_reader(r); os.close(r); os.close(w)",
     ),
-    "a child": (
+    "a child process": (
         "import subprocess; p = subprocess.Popen(['sleep', '1000'])",
         "p.kill(); p.wait()",
     ),
-    "a child that has left": (
+    "a detached child": (
         "import subprocess; s = 'sleep 1000 > /dev/null 2>&1 & echo $!'\n"
         "p = subprocess.run(['setsid', 'sh', '-c', s], stdout=subprocess.PIPE)",
         "import os; os.kill(int(p.stdout), 9)",
@@ -310,7 +312,7 @@ BUSY = {
 
 @pytest.mark.once
 @pytest.mark.parametrize("what", BUSY)
-def test_not_stopped_with(kernel: Watched, what: str) -> None:
+def test_kernel_with_pending_work_is_not_stopped(kernel: Watched, what: str) -> None:
     begin, end = BUSY[what]
     assert execute(kernel.client, begin).status == "ok"
     kernel.assert_stays_awake()
@@ -326,10 +328,10 @@ def test_not_stopped_with(kernel: Watched, what: str) -> None:
         "import asyncio; await asyncio.Future()",
         "input()",
     ],
-    ids=["blocks", "awaits", "asks"],
+    ids=["blocks", "awaits", "reads input"],
 )
-def test_not_stopped_while_a_cell(kernel: Watched, code: str) -> None:
-    """The bridge does not even ask then, so what the guest would say is asked for here."""
+def test_kernel_with_running_cell_is_not_stopped(kernel: Watched, code: str) -> None:
+    """The bridge does not ask while a cell runs, so the test asks the guest."""
     bridge = kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
     msg_id = kernel.client.execute(code, allow_stdin=True)
     wait_until(lambda: msg_id in bridge._exchange._pending, "the request to reach the bridge")
@@ -348,7 +350,7 @@ HARMLESS = {
         "import concurrent.futures as c; pool = c.ThreadPoolExecutor(2)\n"
         "pool.submit(print).result()"
     ),
-    "what asyncio.to_thread leaves": "import asyncio; await asyncio.to_thread(print)",
+    "the thread of asyncio.to_thread": "import asyncio; await asyncio.to_thread(print)",
     "a timer that was cancelled": (
         "import asyncio; asyncio.get_running_loop().call_later(1000, print).cancel()"
     ),
@@ -365,14 +367,14 @@ HARMLESS = {
 
 @pytest.mark.once
 @pytest.mark.parametrize("what", HARMLESS)
-def test_stopped_in_spite_of(kernel: Watched, what: str) -> None:
+def test_kernel_with_harmless_threads_is_stopped(kernel: Watched, what: str) -> None:
     assert execute(kernel.client, HARMLESS[what]).status == "ok"
     kernel.wait_for_stop()
 
 
 @pytest.mark.once
-def test_a_subshell_is_idle_as_well(kernel: Watched) -> None:
-    """JupyterLab makes one for the messages of widgets, and keeps it."""
+def test_idle_subshell_does_not_prevent_stop(kernel: Watched) -> None:
+    """JupyterLab makes a subshell for messages of widgets, and keeps it."""
 
     def ask(kind: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
         msg_id = send(kernel.client, kind, content)
@@ -398,15 +400,15 @@ def test_a_subshell_is_idle_as_well(kernel: Watched) -> None:
         ask("delete_subshell_request", header)
 
 
-def test_a_relayed_kernel_is_never_stopped() -> None:
+def test_relayed_kernel_is_never_stopped() -> None:
     with watched_kernel(kernel_mode="relay") as kernel:
         kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
         kernel.assert_stays_awake()
 
 
 @pytest.mark.once
-def test_off_by_the_setting(kernel: Watched) -> None:
-    """Started and used before another one, which is stopped while this one is not."""
+def test_idle_stop_false_never_stops_kernel(kernel: Watched) -> None:
+    """A kernel that is used before another one is not stopped when the other one is."""
     with running_kernel(settings={"idle_stop": False}) as (manager, client):
         execute(client, "1")
         execute(kernel.client, "1")
@@ -421,7 +423,7 @@ def test_off_by_the_setting(kernel: Watched) -> None:
 
 
 @pytest.mark.parametrize("now", [False, True], ids=["polite", "now"])
-def test_restart_and_shutdown_of_a_stopped_one(now: bool) -> None:
+def test_stopped_kernel_can_be_restarted_and_shut_down(now: bool) -> None:
     with watched_kernel() as kernel:
         kernel.wait_for_stop()
         kernel.manager.restart_kernel(now=now)
@@ -432,14 +434,14 @@ def test_restart_and_shutdown_of_a_stopped_one(now: bool) -> None:
         assert not kernel.manager.is_alive()
 
 
-def test_signals_reach_a_stopped_one() -> None:
+def test_signal_reaches_stopped_kernel() -> None:
     with watched_kernel() as kernel:
         kernel.wait_for_stop()
         kernel.manager.signal_kernel(signal.SIGTERM)
         wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 10)
 
 
-def test_the_sentry_of_a_stopped_one_is_killed() -> None:
+def test_killed_sentry_of_stopped_kernel_is_noticed() -> None:
     with watched_kernel() as kernel:
         record = record_of(kernel.manager.provisioner._kernel.sandbox.identity)  # type: ignore[union-attr]
         kernel.wait_for_stop()
@@ -450,7 +452,7 @@ def test_the_sentry_of_a_stopped_one_is_killed() -> None:
         )
 
 
-def test_the_owner_of_stopped_ones_is_killed(world: World, tmp_path: Path) -> None:
+def test_killed_owner_of_stopped_kernels_leaves_nothing(world: World, tmp_path: Path) -> None:
     before = leaks.everything(world)
     with holder(2, tmp_path, "idle") as (process, identities):
         sentries = [record_of(identity).processes["sentry"] for identity in identities]

@@ -1,4 +1,4 @@
-"""The memory limit: the kernel ends, the cell says why, the host stays unharmed."""
+"""The memory limit: the kernel is killed, the cell says why, the host is not affected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOGS = {
 
 
 @pytest.mark.parametrize("hog", HOGS)
-def test_kernel_over_its_limit(hog: str) -> None:
+def test_kernel_over_memory_limit_is_killed(hog: str) -> None:
     settings = {"memory_limit": LIMIT, "disk_limit": 2048 * MIB}
     with running_kernel(settings=settings) as (manager, client):
         with Peak(manager.provisioner._kernel.sandbox) as peak:
@@ -49,7 +49,7 @@ def test_kernel_over_its_limit(hog: str) -> None:
         assert execute(client, "6 * 7").result == "42"
 
 
-def test_below_the_limit_nothing_happens() -> None:
+def test_kernel_below_memory_limit_is_not_killed() -> None:
     with running_kernel(settings={"memory_limit": LIMIT}) as (_, client):
         answer = execute(client, "x = b'x' * (200 << 20); x = None; x = b'y' * (200 << 20); len(x)")
         assert answer.result == str(200 << 20)

@@ -1,4 +1,4 @@
-"""Whatever is killed, nothing of ours stays, and other kernels do not notice."""
+"""After any process is killed nothing is left, and other kernels are not affected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = ("sentry", "gofer")
 def holder(
     count: int, folder: Path, then: str = "busy"
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Another process with ``count`` kernels, busy or idle; killed at the end, if it lives."""
+    """Run another process with ``count`` kernels, busy or idle; kill it at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.faults.holder", str(count), str(folder), then],
         stdin=subprocess.PIPE,
@@ -45,7 +45,7 @@ def holder(
 
 
 def record_of(identity: str) -> Any:
-    """The record of a sandbox once it names every process of it."""
+    """Wait until a sandbox's record names all its processes; return the record."""
 
     def find() -> Any:
         for _, record in records.find_sandboxes():
@@ -58,7 +58,7 @@ def record_of(identity: str) -> Any:
 
 @pytest.fixture(scope="module")
 def survivor() -> Iterator[Any]:
-    """A kernel of this process that must not notice anything."""
+    """A kernel of this process that must not be affected."""
     with running_kernel() as (_, client):
         assert execute(client, "survived = 1").status == "ok"
         yield client
@@ -66,8 +66,8 @@ def survivor() -> Iterator[Any]:
         assert answer.result == "2"
 
 
-def test_server_killed(survivor: Any, world: World, tmp_path: Path) -> None:
-    """kill -9 of the process that owns the kernels, and with it of the bridge."""
+def test_killed_server_leaves_nothing(survivor: Any, world: World, tmp_path: Path) -> None:
+    """SIGKILL to the process that owns the kernels and the bridge."""
     before = leaks.everything(world)
     with holder(2, tmp_path) as (process, identities):
         records = [record_of(identity) for identity in identities]
@@ -77,14 +77,14 @@ def test_server_killed(survivor: Any, world: World, tmp_path: Path) -> None:
         left = leaks.left_since(before, lambda: leaks.everything(world))
         assert not {thing for thing in left if not thing.startswith("file ")}
         with running_kernel():
-            pass  # "at the next start at the latest"
+            pass  # the next start removes files
         assert not leaks.left_since(before, lambda: leaks.everything(world))
     assert execute(survivor, "survived").result == "1"
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> None:
-    """kill -9 of the sentry, of the gofer: the kernel has died, and Jupyter is told."""
+def test_killed_sandbox_process_ends_the_kernel(survivor: Any, world: World, part: str) -> None:
+    """SIGKILL to sentry or gofer: the kernel has died, and Jupyter is told."""
     with running_kernel() as (manager, client):
         sandbox = manager.provisioner._kernel.sandbox
         record = record_of(sandbox.identity)
@@ -106,8 +106,8 @@ def test_part_of_a_sandbox_killed(survivor: Any, world: World, part: str) -> Non
     assert execute(survivor, "survived").result == "1"
 
 
-def test_kernel_killed(survivor: Any, world: World) -> None:
-    """The kernel ends by itself: its sandbox stays for a restart, with its files."""
+def test_killed_kernel_keeps_its_sandbox(survivor: Any, world: World) -> None:
+    """When the kernel is killed its sandbox stays for a restart, with its files."""
     with running_kernel() as (manager, client):
         execute(client, "open('kept', 'w').write('x')")
         identity = manager.provisioner._kernel.sandbox.identity
@@ -122,7 +122,7 @@ def test_kernel_killed(survivor: Any, world: World) -> None:
 
 
 def _error_of(client: Any, msg_id: str) -> dict[str, Any]:
-    """The content of the error output of a cell whose kernel has died."""
+    """Return the content of the error output of a cell whose kernel has died."""
     message = wait_for(
         client,
         lambda m: m["msg_type"] == "error" and m["parent_header"].get("msg_id") == msg_id,

@@ -1,4 +1,4 @@
-"""A server that has no file descriptors left: it says so, and goes on once it has."""
+"""A server without free file descriptors reports an error, and works again when some are free."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def scarce(how: str, world: World) -> Any:
 
 
 @pytest.mark.once
-def test_at_a_start(world: World) -> None:
-    """However few are left: refused in words, without a descriptor lost, or it works."""
+def test_start_with_few_descriptors_is_refused_or_works(world: World) -> None:
+    """With any number free: refused with a reason and without losing a descriptor, or it works."""
     tries = scarce("start", world)["tries"]
     for one in tries:
         assert one["open"][0] == one["open"][1], one
-        if one["said"] and one["kind"] != "OSError":  # that one is Jupyter's own
+        if one["said"] and one["kind"] != "OSError":  # OSError comes from Jupyter
             assert re.search("too many (open )?files", one["said"], re.I), one
             assert one["kind"] in ("LaunchError", "StateError"), one
     assert tries[1]["said"]
     assert not tries[-1]["said"]
 
 
-def test_while_a_kernel_runs(world: World) -> None:
-    """Cells run whole, are interrupted; what cannot be had then can be had afterwards."""
+def test_running_kernel_survives_without_descriptors(world: World) -> None:
+    """Cells run and can be interrupted; what fails now works afterwards."""
     done = scarce("run", world)
     assert all(done["works"]), done
     assert not done["said"] or "too many" in done["said"].lower(), done

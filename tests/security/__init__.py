@@ -1,1 +1,1 @@
-"""What hostile code in a notebook achieves: the promises of docs/threat-model.md."""
+"""Tests that attack as hostile code in a notebook: the promises of docs/threat-model.md."""

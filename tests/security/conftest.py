@@ -1,4 +1,4 @@
-"""One kernel that attacks, one beside it, for each wall; and what is looked at after an attack."""
+"""Fixtures: an attacking kernel, a neighbour kernel, and checks after an attack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from ..jupyter.helpers import SANDBOXED
 from ..world import WAYS
-from .inside import SECRET, Host, Kernel, Neighbour, attacker, neighbour
+from .inside import SECRET, Host, Kernel, Neighbour, attacker, running_neighbour
 from .speaking import DIRECT, ZMTP, armed
 from .voice import lend_voice
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the host: notebooks of attacker and neighbour, and a secret beside them."""
+    """A folder of the host with the notebooks of attacker and neighbour, and a secret."""
     ground = tmp_path_factory.mktemp("ground")
     for name in ("notebooks", "neighbour", "private"):
         (ground / name).mkdir()
@@ -38,28 +38,28 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wall_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings of a wall's kernel: the module's SETTINGS, if it has some."""
+def attacker_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of the attacking kernel: the test module's SETTINGS, if any."""
     settings: dict[str, Any] = getattr(request.module, "SETTINGS", {})
     return settings
 
 
 @pytest.fixture(scope="module")
-def kernel(ground: Path, wall_settings: dict[str, Any]) -> Iterator[Kernel]:
+def kernel(ground: Path, attacker_settings: dict[str, Any]) -> Iterator[Kernel]:
     server = os.environ | {"GK_SECRET_TOKEN": SECRET, "KERNEL_USERNAME": "mallory"}
-    with attacker(ground / "notebooks", wall_settings, env=server) as kernel:
+    with attacker(ground / "notebooks", attacker_settings, env=server) as kernel:
         yield kernel
 
 
 @pytest.fixture(scope="module")
-def beside(ground: Path) -> Iterator[Neighbour]:
-    with neighbour(ground / "neighbour") as beside:
-        yield beside
+def neighbour(ground: Path) -> Iterator[Neighbour]:
+    with running_neighbour(ground / "neighbour") as neighbour:
+        yield neighbour
 
 
 @pytest.fixture
 def outputs(kernel: Kernel) -> Iterator[Path]:
-    """The folder on the host, empty before and after."""
+    """The folder outputs on the host, emptied after the test."""
     path = kernel.folder / "outputs"
     yield path
     for entry in path.iterdir():
@@ -67,14 +67,14 @@ def outputs(kernel: Kernel) -> Iterator[Path]:
 
 
 @pytest.fixture
-def unharmed(ground: Path, beside: Neighbour) -> Iterator[None]:
-    """After the attack: the host's files are as they were, and the neighbour has not noticed."""
+def unharmed(ground: Path, neighbour: Neighbour) -> Iterator[None]:
+    """After the attack check that the host's files are unchanged and the neighbour answers."""
     outputs = ground / "notebooks" / "outputs"
     host = Host((ground,), left_out=(outputs,))
     before = host.look()
     yield
     assert host.look() == before
-    beside.check()
+    neighbour.check()
 
 
 # For attacks on the link: tests/security/speaking.py.
@@ -82,12 +82,12 @@ def unharmed(ground: Path, beside: Neighbour) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def kept_outputs(ground: Path) -> None:
-    """A folder that no sandbox makes, or removes."""
+    """Create outputs beforehand, so that no sandbox creates or removes it."""
     (ground / "notebooks" / "outputs").mkdir()
 
 
 @pytest.fixture(scope="module")
-def game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
+def victim_kernel(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
     with pytest.MonkeyPatch.context() as patch:
         lend_voice(patch)
         with attacker(ground / "notebooks") as kernel:
@@ -95,31 +95,31 @@ def game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
 
 
 @pytest.fixture(scope="module")
-def other_game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
+def survivor_kernel(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
     with attacker(ground / "notebooks") as kernel:
         yield kernel
 
 
 @pytest.fixture(scope="module")
-def relayed_game(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
+def relayed_kernel(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
     settings = {**WAYS["relay"], "memory_limit": "256M"}
     with attacker(ground / "notebooks", settings) as kernel:
         yield kernel
 
 
 @pytest.fixture
-def victim(game: Kernel) -> Kernel:
-    """For attacks in PID 1's voice, or that end its sandbox; each then has a new one."""
-    return armed(game, DIRECT)
+def victim(victim_kernel: Kernel) -> Kernel:
+    """A kernel for attacks that send as PID 1, or that end its sandbox; each gets a new sandbox."""
+    return armed(victim_kernel, DIRECT)
 
 
 @pytest.fixture
-def patient(other_game: Kernel) -> Kernel:
-    """For attacks that PID 1 deals with: one sandbox for all."""
-    return armed(other_game, DIRECT)
+def survivor(survivor_kernel: Kernel) -> Kernel:
+    """A kernel for attacks that PID 1 handles: one sandbox for all."""
+    return armed(survivor_kernel, DIRECT)
 
 
 @pytest.fixture
-def relayed(relayed_game: Kernel) -> Kernel:
-    """A kernel that speaks ZMQ to PID 1."""
-    return armed(relayed_game, ZMTP)
+def relayed(relayed_kernel: Kernel) -> Kernel:
+    """An attacking kernel that speaks ZMQ to PID 1."""
+    return armed(relayed_kernel, ZMTP)

@@ -1,4 +1,4 @@
-"""What the seccomp filters of a process of the host allow: read by ptrace, and run here."""
+"""Read the seccomp filters of a host process with ptrace, and evaluate them for a system call."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _stopped(pid: int) -> Iterator[None]:
 
 
 def read_filters(pid: int) -> list[Program]:
-    """Those of the first thread of ``pid``. Raises OSError, for one where this kernel tells none.
+    """Return the filters of the first thread of ``pid``, which is stopped for a moment. Root only.
 
-    For root only; the thread stands still for a moment.
+    :raises OSError: when the host's kernel does not show filters
     """
     found: list[Program] = []
     buffer = ctypes.create_string_buffer(MAX_STEPS * STEP.size)
@@ -59,7 +59,7 @@ def read_filters(pid: int) -> list[Program]:
 
 
 def allows(filters: Sequence[Program], number: int, *arguments: int) -> bool:
-    """Whether all ``filters`` let a system call of x86-64 through to the kernel."""
+    """Whether all ``filters`` allow a system call of x86-64."""
     args = [*arguments, *[0] * 6][:6]
     call = struct.pack("=iIQ6Q", number, X86_64, 0, *args)
     return all(_run(program, call) & ACTION == ALLOW for program in filters)
@@ -83,7 +83,7 @@ def _run(program: Program, call: bytes) -> int:
         elif code == 0x06:  # return
             return k
         else:
-            raise AssertionError(f"a step that is not known: {code:#x}")
+            raise AssertionError(f"unknown BPF instruction {code:#x}")
 
 
 _CONDITIONS = {

@@ -1,6 +1,6 @@
-"""Code that makes the host spend memory which is not the kernel's own, each in one way.
+"""Code that makes the host use memory which is not the kernel's own, each in one way.
 
-Each goes on until it is ended: by the memory limit, or by what else bounds it.
+Each runs until the memory limit or another limit ends it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def work():
 in_children(2, work)
 """,
 }
-"""For small processes: a fork of a kernel has much memory of its own."""
+"""To run in a small process: a fork of a kernel has much memory of its own."""
 
 SMALL_PROCESS = """
 import subprocess, sys
 subprocess.run([sys.executable, "-S", "-E", "-c", %r])
 """
 
-SENTRYS = {
+SENTRY_MEMORY = {
     "a million links": """
 os.mkdir("/tmp/l")
 for i in range(10**6): os.symlink("x" * 4000, f"/tmp/l/{i}")
@@ -85,7 +85,7 @@ for i in range(10**6):
     for j in range(8): os.setxattr(f"/tmp/x{i}", f"user.{j}", b"x" * 60000)
 """,
 }
-"""Ways that are quick to reach a limit."""
+"""Code that reaches the limit quickly."""
 
 SLOW = {
     "a million files": """
@@ -180,4 +180,4 @@ for _ in range(20):
 print("done", flush=True)
 """,
 }
-"""Ways that another limit ends: of processes, of open files, or of what there is."""
+"""Code that another limit ends: that of processes or of open files, or a finite loop."""

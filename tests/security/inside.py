@@ -1,7 +1,7 @@
-"""How the tests of this folder attack: code that runs in a kernel, and what must not change.
+"""Helpers to attack: run code in a kernel, and check host and neighbour.
 
-``PRELUDE`` is there for every cell. An attack answers in JSON what it achieved, or with which error
-it was refused; whether host and neighbour are unharmed is looked at from outside.
+Every cell can use ``PRELUDE``. An attack prints in JSON what it achieved, or the error with which
+it was refused. Whether host and neighbour are unharmed is checked from outside.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def as_root_of_a_namespace(code, *arguments):
 PRELUDE += f"\nPRELUDE = {PRELUDE!r}\n"
 
 SECRET = "hunter2-6f1d0c"  # noqa: S105 - nobody's
-"""Stands in files and variables of the host that no kernel may see."""
+"""Content of files and variables of the host that no kernel may see."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Kernel:
     folder: Path
 
     def run(self, code: str, seconds: float = 60.0) -> Any:
-        """What ``code`` leaves in the variable ``found``."""
+        """Run ``code``, and return the value of its variable ``found``."""
         answer = execute(self.client, textwrap.dedent(code) + "\nprint(json.dumps(found))", seconds)
         assert answer.status == "ok", answer.reply["content"]
         return json.loads(answer.text.splitlines()[-1])
@@ -88,7 +88,7 @@ class Kernel:
 def attacker(
     folder: Path, settings: dict[str, Any] | None = None, **start: Any
 ) -> Iterator[Kernel]:
-    """A kernel in ``folder`` that knows the prelude."""
+    """A kernel in ``folder`` in which the prelude was run."""
     start = {"cwd": str(folder), **start}
     with running_kernel(settings=settings, start=start) as (manager, client):
         assert execute(client, PRELUDE).status == "ok"
@@ -97,13 +97,13 @@ def attacker(
 
 @dataclass
 class Neighbour:
-    """A kernel beside the attacked one, which is to notice nothing."""
+    """A second kernel, which must not be affected by the attack."""
 
     kernel: Kernel
     asked: int = 0
 
     def check(self, seconds: float = 10.0) -> None:
-        """It answers, remembers everything, and its files are as they were."""
+        """Assert that the kernel answers, and that its memory and files are unchanged."""
         self.asked += 1
         found = self.kernel.run(
             """
@@ -116,7 +116,7 @@ class Neighbour:
 
 
 @contextmanager
-def neighbour(folder: Path) -> Iterator[Neighbour]:
+def running_neighbour(folder: Path) -> Iterator[Neighbour]:
     with attacker(folder) as kernel:
         kernel.run(
             "asked = 0; found = Path('/mnt/user-data/outputs/mine').write_text(\"neighbour's\")"
@@ -149,14 +149,14 @@ def names_in(folder: Path) -> list[str]:
 
 
 def outputs_of(spec: SandboxSpec, folder: Path) -> str | None:
-    """Where a start there would let its kernel write."""
+    """Return the folder that a kernel started in ``folder`` could write as outputs."""
     with ExitStack() as stack:
         inputs = open_inputs(spec, make_request(folder), stack)
         return open_outputs(spec, inputs, stack).path
 
 
 def uploads_of(spec: SandboxSpec, folder: Path) -> str | None:
-    """What a start there would show."""
+    """Return the folder that a kernel started in ``folder`` would see as uploads."""
     with ExitStack() as stack:
         uploads = open_inputs(spec, make_request(folder), stack).uploads
         return None if uploads is None else uploads.path

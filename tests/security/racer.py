@@ -1,9 +1,9 @@
-"""A process that takes kernels through their lives, and has a folder of theirs swapped on the way.
+"""A process that runs kernels through their lives, and swaps one of their folders at a step.
 
     python -m tests.security.racer
 
-Reads one JSON object a line and answers with one line. Where a swap can be made, and which lives
-there are, is said by ``faults/points``. Each cell looks for what no kernel may see, and writes.
+Reads one JSON object per line and answers with one line. ``faults/points`` defines the steps and
+the stages of a life. Each cell checks that it sees no hidden file, and writes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ open("/mnt/user-data/outputs/written", "w").close()
 
 
 class Life(points.Life):
-    """Of a kernel that looks around before it does anything else."""
+    """The life of a kernel whose cells check what they see first."""
 
     def _run(self, client: OwnClient, code: str) -> None:
         super()._run(client, LOOK + code)
@@ -57,7 +57,7 @@ def live(passed: points.Points, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # Whoever did not come back from an image tells the store so. The image is as it was.
+    # A failed restore would discard the snapshot, which is good.
     Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
     SnapshotBuilder.instance().end()
     passed = points.Points()

@@ -1,8 +1,8 @@
-"""Folders that are swapped for links while the host works with them, at one step or all the time.
+"""Swap folders for links while the host works with them, at one step or continuously.
 
-One sandbox may write ``proj/outputs``; a notebook lies in ``proj/outputs/report``, and all that it
-is shown lies there, too. A swap puts a link into a home in the place of something of this. The
-steps are the calls of the package's functions: who is stopped at one goes on when the swap is done.
+One sandbox may write ``proj/outputs``. A notebook lies in ``proj/outputs/report``, with all folders
+that its kernel is shown. A swap replaces one of these by a link into a home. The steps are the
+calls of the package's functions: the caller continues after the swap.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PERSON = 4711
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 COMPONENTS = ("", "outputs", "data", "more", "less", "skills", "skills/public")
-"""Of ``report``, what is swapped; "" is the notebook's folder itself."""
+"""Folders below ``report`` that are swapped; "" is the notebook's folder itself."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """``report`` is the notebook's folder, ``home`` has the same names in it, and a secret each."""
+    """``report`` is the notebook's folder; ``home`` has the same names, with a secret in each."""
 
     report: Path
     home: Path
@@ -55,7 +55,7 @@ class Scene:
 
     @contextmanager
     def swapped(self, component: str) -> Iterator[Callable[[], None]]:
-        """A function that swaps; all is as it was afterwards."""
+        """Yield a function that swaps; undo the swap at the end."""
         path = self.report / component if component else self.report
         link, aim = path.with_name("link"), self.home / component if component else self.home
         link.symlink_to(aim)
@@ -68,7 +68,7 @@ class Scene:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """In one step, as a kernel that spins on it does."""
+    """Swap two names atomically, as an attacking kernel can."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
     assert libc.renameat2(*names, RENAME_EXCHANGE) == 0, os.strerror(ctypes.get_errno())
@@ -76,7 +76,7 @@ def exchange(one: Path, other: Path) -> None:
 
 @contextmanager
 def make_scene(base: Path, kind: str = "plain") -> Iterator[Scene]:
-    """``kind`` "overlay": there owners cannot be mapped, and root lends outputs by a chown."""
+    """Create the folders; on an "overlay" owners cannot be mapped, and root lends by chown."""
     if kind == "plain":
         yield _make_scene(base)
     elif os.geteuid() != 0:
@@ -92,14 +92,14 @@ def _make_scene(base: Path) -> Scene:
         for name in ("outputs", "data", "more", "less", "skills/public", "skills/examples"):
             (folder / name).mkdir(parents=True)
             (folder / name / ("secret" if folder == scene.home else "own")).write_text("x")
-    if os.geteuid() == 0:  # a person's folder, and root's server
+    if os.geteuid() == 0:  # the folder of another user than root, who runs the server
         for path in (base / "proj", *(base / "proj").rglob("*")):
             os.chown(path, PERSON, PERSON)
     return scene
 
 
 class Stop:
-    """Acts at one call of a function of the package, or lists those that are made."""
+    """Call ``act`` at one step, a call of a function of the package; or list all steps."""
 
     def __init__(self, at: str | None = None, act: Callable[[], None] | None = None) -> None:
         self.passed: list[str] = []
@@ -108,15 +108,15 @@ class Stop:
         self._lock = threading.RLock()
 
     def __enter__(self) -> Stop:
-        threading.setprofile(self._hear)
-        sys.setprofile(self._hear)
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
         return self
 
     def __exit__(self, *exc: object) -> None:
         sys.setprofile(None)
         threading.setprofile(None)
 
-    def _hear(self, frame: FrameType, event: str, argument: Any) -> None:
+    def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         file = frame.f_code.co_filename
         if event not in ("call", "return") or not file.startswith(PACKAGE):
             return
@@ -142,7 +142,7 @@ while True:
 
 @contextmanager
 def spinning(one: Path, other: Path) -> Iterator[None]:
-    """The two change places all the time, in a process of its own."""
+    """Swap the two names continuously, in a separate process."""
     spinner = subprocess.Popen(
         [sys.executable, "-c", SPIN, str(one), str(other)], stdout=subprocess.PIPE
     )

@@ -1,7 +1,7 @@
-"""What a kernel can say on the ways out that it has, and how one that said it ends.
+"""Code with which an attacked kernel sends forged frames and messages, and checks of its end.
 
-The code here runs in the attacked kernel; ``armed`` puts it there. What is said, and which rule it
-breaks, stands in the tests.
+The code runs in the attacked kernel; ``armed`` defines it there. The tests say what is sent and
+which rule it breaks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .inside import PRELUDE, Kernel, Neighbour
 from .voice import VOICE
 
 HOST_SLACK = 64 * 1024 * 1024
-"""So much more may the host's side hold, whatever a kernel sends, but for half messages."""
+"""Bytes by which the host's side may grow, whatever a kernel sends, except for half messages."""
 
 SPEAK = """
 import random
@@ -37,7 +37,7 @@ def pack(*parts):
     lengths = b"".join(struct.pack(">I", len(part)) for part in parts)
     return struct.pack(">H", len(parts)) + lengths + b"".join(parts)
 
-def shout(end, data, write=socket.socket.send):
+def send_all(end, data, write=socket.socket.send):
     view = memoryview(data)
     while view:
         select.select([], [end], [])
@@ -47,7 +47,7 @@ def shout(end, data, write=socket.socket.send):
             pass
 
 def own(name):
-    '''The kernel's own object of the class called name, some method of which runs.'''
+    '''The kernel's object of the class called name, found in a running method.'''
     for frame in sys._current_frames().values():
         while frame is not None:
             thing = frame.f_locals.get("self")
@@ -58,7 +58,7 @@ def own(name):
 session = get_ipython().kernel.session
 
 def message(kind, content, ident=None):
-    '''The parts of a message of this kernel, signed as its own are.'''
+    '''The parts of a message with this kernel's signature.'''
     made = session.msg(kind, content, parent=get_ipython().kernel.get_parent())
     return session.serialize(made, ident=ident)
 """
@@ -70,7 +70,7 @@ Channel = sys.modules["gvisor_kernel.link.frames"].Channel
 
 ZMTP = """
 def voices(channel):
-    '''The kernel's ends of all connections to one of its sockets; PID 1 has the other of one.'''
+    '''The kernel's ends of all connections to one of its sockets; one of them is to PID 1.'''
     seen = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -84,23 +84,23 @@ def voices(channel):
         except OSError:
             pass
 
-def shout_on(channel, data):
+def send_on(channel, data):
     for end in voices(channel):
-        shout(end, data)
+        send_all(end, data)
 """
 
 
 def armed(kernel: Kernel, code: str) -> Kernel:
-    """It knows how to speak, and is another one if the attack before has ended it."""
+    """Define the attack code in the kernel, which is restarted if the last attack ended it."""
     if not kernel.manager.is_alive():
-        works_again(kernel)
+        assert_restart_works(kernel)
     run = kernel_bridge(kernel)._run
     code = f"{PRELUDE}\n{SPEAK}\n{VOICE}\n{code}\nrun = struct.pack('>I', {run})"
     assert execute(kernel.client, code).status == "ok"
     return kernel
 
 
-def works_again(kernel: Kernel) -> None:
+def assert_restart_works(kernel: Kernel) -> None:
     kernel.manager.restart_kernel(now=True)
     kernel.client.wait_for_ready(timeout=60)
     assert execute(kernel.client, "6 * 7").result == "42"
@@ -111,7 +111,7 @@ def kernel_bridge(kernel: Kernel) -> Any:
 
 
 class HostMemory:
-    """The most memory that this process, which is the bridge's, held since it was made."""
+    """Growth of this process's peak memory since construction. This process runs the bridge."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")
@@ -128,12 +128,13 @@ class HostMemory:
         return int(found[1]) * 1024
 
 
-def ends_by(
+def assert_ends_with(
     kernel: Kernel, code: str, words: str, meanwhile: Callable[[], object] = lambda: None
 ) -> str:
-    """Run ``code``; its kernel ends, with one error that says ``words``, in the cell and the log.
+    """Assert that ``code`` ends the kernel with one error that matches ``words``.
 
-    Returns what the log has more. Nothing in either names the host, whose memory does not grow.
+    The error is in the cell and in the log. Neither names the host, and the host's memory does not
+    grow. Return the lines that were added to the log.
     """
     mark = LogMark(kernel.sandbox.log_path)
     hidden = names_of_the_host(kernel)
@@ -155,7 +156,7 @@ def ends_by(
     assert memory.grown() < HOST_SLACK
     log = mark.more()
     ends = [line for line in log.splitlines() if re.search(words, line)]
-    assert 1 <= len(ends) <= 2, log  # that the link ended, and what the cell was told
+    assert 1 <= len(ends) <= 2, log  # the end of the link, and the text for the cell
     for name in hidden:
         assert name not in words_of(error["evalue"])
         assert name not in words_of(log)
@@ -164,7 +165,7 @@ def ends_by(
 
 
 def names_of_the_host(kernel: Kernel) -> set[str]:
-    """What no kernel may come to know, nor make anybody say."""
+    """Return names of the host that no kernel may learn or get into a message."""
     sentry = str(kernel.sandbox._sentry)
     keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.inner_key
     return {str(os.getpid()), sentry, str(kernel.folder), os.environ["XDG_STATE_HOME"], *keys}
@@ -174,18 +175,18 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"[\w/.-]+", text))
 
 
-def raw_until_idle(kernel: Kernel, msg_id: str) -> list[list[bytes]]:
-    """All that the client gets on iopub to the end of a cell, as it came."""
+def read_raw_until_idle(kernel: Kernel, msg_id: str) -> list[list[bytes]]:
+    """Return all raw messages on iopub until the end of a cell."""
     found: list[list[bytes]] = []
     iopub = kernel.client.iopub_channel.socket
     while True:
-        assert iopub.poll(SECONDS * 1000), f"Waited in vain for the end of {msg_id}."
+        assert iopub.poll(SECONDS * 1000), f"The cell {msg_id} did not end."
         found.append(iopub.recv_multipart())
         header, parent, _, content = found[-1][found[-1].index(b"<IDS|MSG>") + 2 :][:4]
         if msg_id.encode() in parent and b'"status"' in header and b'"idle"' in content:
             return found
 
 
-def answers(beside: Neighbour, times: int) -> None:
+def assert_answers(neighbour: Neighbour, times: int) -> None:
     for _ in range(times):
-        beside.check()
+        neighbour.check()

@@ -1,4 +1,4 @@
-"""Folders that are reached by a second path: a bind mount, a link that a kernel has planted."""
+"""Folders that are reached by a second path: a bind mount, or a link that a kernel planted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bound(source: Path, target: Path) -> Iterator[Path]:
 
 
 def refused(folder: Path, base: Path) -> None:
-    """Neither by default nor by a setting is it shown, or written."""
+    """Assert that the folder is neither shown nor written, by default or by a setting."""
     assert uploads_of(SandboxSpec(), folder) is None
     for spec in (
         SandboxSpec(uploads=str(folder)),
@@ -47,7 +47,9 @@ def refused(folder: Path, base: Path) -> None:
 
 
 @as_root
-def test_a_home_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_through_bind_mount_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "people" / "ann"
     (home / "work").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
@@ -58,7 +60,7 @@ def test_a_home_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @as_root
-def test_anothers_home_by_another_path(tmp_path: Path) -> None:
+def test_other_users_home_through_bind_mount_is_not_shown(tmp_path: Path) -> None:
     if not Path("/home").is_dir():
         pytest.skip("there is no /home")
     with bound(Path("/home"), tmp_path / "data") as people:
@@ -73,7 +75,9 @@ def test_anothers_home_by_another_path(tmp_path: Path) -> None:
 
 
 @as_root
-def test_keys_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jupyter_folders_through_bind_mount_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "own" / "jupyter"
     (data / "runtime" / "deep").mkdir(parents=True)
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(data))
@@ -84,7 +88,7 @@ def test_keys_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def make_editable(tmp_path: Path) -> tuple[Path, str]:
-    """A repository with a package, and an interpreter in which it is installed as editable."""
+    """Create a repository with a package, and an interpreter that has it as an editable install."""
     repository, prefix = tmp_path / "repository", tmp_path / "env"
     (repository / "src" / "mine").mkdir(parents=True)
     (repository / "src" / "mine" / "__init__.py").touch()
@@ -99,8 +103,8 @@ def note(folder: Path) -> None:
         note_written([opened])
 
 
-def test_a_link_planted_among_packages(tmp_path: Path) -> None:
-    """By a kernel that could write the repository: it leads a later kernel nowhere."""
+def test_planted_link_to_package_is_not_followed(tmp_path: Path) -> None:
+    """A later kernel does not follow a link that a kernel could have made in the repository."""
     repository, python = make_editable(tmp_path)
     package = repository / "src" / "mine"
     writable = read_written(SandboxSpec()).has
@@ -113,7 +117,9 @@ def test_a_link_planted_among_packages(tmp_path: Path) -> None:
     assert str(private) not in find_world(python, read_written(SandboxSpec()).has).roots
 
 
-def test_keys_in_the_place_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_that_links_to_jupyter_folder_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository, python = make_editable(tmp_path)
     package, runtime = repository / "src" / "mine", tmp_path / "runtime"
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
@@ -122,8 +128,8 @@ def test_keys_in_the_place_of_a_package(tmp_path: Path, monkeypatch: pytest.Monk
     assert str(runtime) not in find_world(python).roots
 
 
-def test_an_interpreter_that_a_kernel_could_have_made(tmp_path: Path) -> None:
-    """It would be run to be asked, outside of any sandbox."""
+def test_interpreter_that_kernel_could_write_is_not_run(tmp_path: Path) -> None:
+    """The host would run it outside of a sandbox to ask for its paths."""
     _, python = make_editable(tmp_path)
     ran = tmp_path / "ran"
     Path(python).unlink()

@@ -1,4 +1,4 @@
-"""Files: of the host a kernel changes what is in outputs, and reads what it is shown; no more."""
+"""Files: a kernel changes only outputs, and reads only what it is shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OF_A_FILE = {
 }
 
 def changes(top):
-    """What of all that changes a file system succeeds below top, a folder or a file."""
+    """The names of the changes that succeed below top, a folder or a file."""
     top = Path(top)
     folder = top.is_dir()
     one = next((p for p in top.iterdir() if p.is_file()), top / "none") if folder else top
@@ -71,7 +71,7 @@ def changes(top):
         "shared memory": lambda: __import__("mmap").mmap(os.open(one, os.O_RDWR), 1),
     }
     Path("/workspace/moved").write_text("x")
-    if not folder:  # beside it is the sandbox's own root, where it makes what it likes
+    if not folder:  # its siblings are in the sandbox's own root, which is writable
         attempts = {name: action for name, action in attempts.items() if name in OF_A_FILE}
     done = [name for name, action in attempts.items() if refused(action) is None]
     os.close(at)
@@ -82,15 +82,15 @@ def changes(top):
 @pytest.mark.parametrize(
     "way", ["", "/proc/self/root", "/proc/thread-self/root", "/mnt/user-data/outputs/../../.."]
 )
-def test_change_what_is_read_only(kernel: Kernel, way: str) -> None:
-    """Straight, and by other names of the same place."""
+def test_read_only_paths_cannot_be_changed(kernel: Kernel, way: str) -> None:
+    """Directly, and through other names of the same place."""
     targets = [*READ_ONLY, "/opt/gvisor-kernel/gvisor_kernel/link", "/usr/lib", sys.prefix]
     found = kernel.run(f"{CHANGE}\nfound = {{t: changes({way!r} + t) for t in {targets!r}}}")
     assert {target: done for target, done in found.items() if done} == {}
     assert not (kernel.folder / "outputs" / "taken").exists()
 
 
-def test_change_what_is_read_only_by_a_link(kernel: Kernel) -> None:
+def test_read_only_paths_cannot_be_changed_through_symlink(kernel: Kernel) -> None:
     found = kernel.run(f"""
         {CHANGE.replace(chr(10), chr(10) + "        ")}
         os.symlink("/mnt/user-data/uploads", "/workspace/way")
@@ -124,8 +124,8 @@ print(json.dumps(done))
 """
 
 
-def test_remount_in_a_namespace(kernel: Kernel) -> None:
-    """The kernel's filter refuses; what does without, ``test_pid_1_remounts_what_it_is_shown``."""
+def test_remount_in_user_namespace_is_refused(kernel: Kernel) -> None:
+    """The kernel's filter refuses. Without it: ``test_pid_1_remounts_what_it_is_shown``."""
     files = [
         "/mnt/user-data/uploads/data.csv",
         "/container_info.json",
@@ -164,8 +164,8 @@ print(json.dumps(done))
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
-def test_an_overlay_over_outputs(kernel: Kernel, outputs: Path) -> None:
-    """gVisor itself would make a device there for a folder that is removed."""
+def test_overlay_over_outputs_is_refused(kernel: Kernel, outputs: Path) -> None:
+    """gVisor itself would make a device in outputs for a folder that is removed."""
     assert kernel.run(f"found = as_root_of_a_namespace({OVERLAY!r})") == []
     odd = [p for p in outputs.rglob("*") if not (p.is_dir() or p.is_file())]
     assert odd == []
@@ -174,7 +174,7 @@ def test_an_overlay_over_outputs(kernel: Kernel, outputs: Path) -> None:
 CHANGE_WHAT_RUNS = """
 import shutil, tempfile
 folders, interpreter = json.loads(sys.argv[1])
-libc.mount(b"none", b"/", None, 32, None)  # where it may be: to be written
+libc.mount(b"none", b"/", None, 32, None)  # make it writable where that is possible
 done = []
 def note(name, action):
     if refused(action) is None:
@@ -193,9 +193,9 @@ print(json.dumps(done))
 
 
 @pytest.mark.parametrize("enter", ["elsewhere", "as_root_of_a_namespace"])
-def test_what_a_later_kernel_runs(kernel: Kernel, enter: str) -> None:
-    """The guest's code, the interpreter, and each folder above them, are as they were: a later
-    kernel of the same sandbox runs them."""
+def test_code_of_later_kernel_cannot_be_replaced(kernel: Kernel, enter: str) -> None:
+    """A later kernel of the same sandbox runs the guest's code and the interpreter, so these and
+    each folder above them must not change."""
     guest, python = "/opt/gvisor-kernel/gvisor_kernel", Path(sys.executable)
     targets = (Path(guest, "guest"), python, python.resolve())
     above = {str(folder) for target in targets for folder in (target, *target.parents)}
@@ -207,8 +207,8 @@ def test_what_a_later_kernel_runs(kernel: Kernel, enter: str) -> None:
     assert kernel.run(f"found = sorted(os.listdir({guest!r}))") == parts
 
 
-def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
-    """runsc of 2024 truncates a file of a read-only mount, and only then refuses to open it."""
+def test_refused_write_leaves_file_whole(kernel: Kernel) -> None:
+    """runsc of 2024 truncates a file of a read-only mount before it refuses to open it."""
     found = kernel.run("""
         found = [
             refused(lambda: open("/mnt/user-data/uploads/data.csv", "w")),
@@ -219,8 +219,8 @@ def test_a_refused_write_leaves_the_file_whole(kernel: Kernel) -> None:
     assert (kernel.folder / "data.csv").read_text() == "1,2\n"
 
 
-def test_the_workspace_is_a_copy(kernel: Kernel) -> None:
-    """What is changed, removed and made there is not so in the notebook's folder."""
+def test_workspace_is_a_copy(kernel: Kernel) -> None:
+    """Changes in /workspace do not reach the notebook's folder."""
     kernel.run("""
         Path("/workspace/new").write_text("x")
         Path("/workspace/data.csv").write_text("overwritten")
@@ -234,8 +234,8 @@ def test_the_workspace_is_a_copy(kernel: Kernel) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something on the host")
-def test_a_mount_made_later(ground: Path) -> None:
-    """What the host mounts below a shown folder afterwards is neither seen nor written inside."""
+def test_later_host_mount_is_not_visible_inside(ground: Path) -> None:
+    """A later mount below a shown folder can be neither read nor written inside."""
     base = ground.parent / "volume"
     base.mkdir(exist_ok=True)
     mount(base, shared=True)
@@ -266,7 +266,7 @@ print(json.dumps(found))
             assert set(map(tuple, found.values())) == {()}
             assert [names_in(place) for place in places] == [["secret"], ["secret"]]
             for place in places:
-                subprocess.run(["umount", place], check=True)  # nor is it busy
+                subprocess.run(["umount", place], check=True)  # and it is not busy
     finally:
         subprocess.run(["umount", "--recursive", "--lazy", base], check=True)
 
@@ -280,7 +280,7 @@ def mount(place: Path, shared: bool = False) -> None:
 # What is not shown.
 
 
-def test_read_what_is_not_shown(kernel: Kernel, ground: Path, tmp_path: Path) -> None:
+def test_hidden_paths_cannot_be_read(kernel: Kernel, ground: Path, tmp_path: Path) -> None:
     hidden = [
         *HIDDEN,
         *(str(ground / name) for name in ("private/secret", "neighbour")),
@@ -295,8 +295,8 @@ def test_read_what_is_not_shown(kernel: Kernel, ground: Path, tmp_path: Path) ->
     assert found == []
 
 
-def test_climb_out(kernel: Kernel, ground: Path) -> None:
-    """By ``..``, by folders that are held open, by moving them away from below."""
+def test_dotdot_paths_stay_inside(kernel: Kernel, ground: Path) -> None:
+    """Through ``..``, folders that are held open, and folders that are moved."""
     secret = str((ground / "private" / "secret").relative_to("/"))
     found = kernel.run(f"""
         found = []
@@ -322,7 +322,7 @@ def test_climb_out(kernel: Kernel, ground: Path) -> None:
 
 
 def test_links_in_outputs_do_not_lead_out(kernel: Kernel, ground: Path) -> None:
-    """A link that the kernel makes is followed inside, where the host's files are not."""
+    """Links that the kernel makes are resolved inside, where the host's files do not exist."""
     found = kernel.run(f"""
         outputs = Path("/mnt/user-data/outputs")
         links = {{"up": "../../private/secret", "absolute": {str(ground / "private/secret")!r},
@@ -345,7 +345,7 @@ def test_links_in_outputs_do_not_lead_out(kernel: Kernel, ground: Path) -> None:
 
 
 def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None:
-    """What it writes into outputs belongs to the folder's owner: a set-uid file would be theirs."""
+    """Files in outputs belong to the folder's owner, and so would a set-uid file."""
     found = kernel.run("""
         outputs = "/mnt/user-data/outputs/"
         Path(outputs, "program").write_text("#!/bin/sh")
@@ -380,15 +380,15 @@ def test_no_set_uid_file_reaches_the_host(kernel: Kernel, outputs: Path) -> None
         os.close(program)
         assert subprocess.run(["cp", "-p", "/usr/bin/env", outputs + "copy"]).returncode == 0
     """)
-    allowed = {"mkdir"}  # which drops the bits, as it should
+    allowed = {"mkdir"}  # succeeds, but drops the bits
     assert [what for what, error in found.items() if error is None and what not in allowed] == []
     modes = {path: path.lstat().st_mode for path in outputs.rglob("*")}
     assert {path.name for path in modes} == {"program", "d", "copy", "m"}
     assert not [path for path, mode in modes.items() if mode & 0o6000]
 
 
-def test_odd_files_in_outputs(kernel: Kernel, outputs: Path) -> None:
-    """Neither devices nor pipes nor sockets, at which a program of the host could hang."""
+def test_outputs_get_no_device_pipe_or_socket(kernel: Kernel, outputs: Path) -> None:
+    """A program of the host could block on a device, a pipe or a socket."""
     kernel.run("""
         outputs = "/mnt/user-data/outputs/"
         found = {
@@ -414,8 +414,8 @@ def test_files_belong_to_the_folders_owner(kernel: Kernel, outputs: Path) -> Non
     assert found == {(owner.st_uid, owner.st_gid)}
 
 
-def test_odd_names_in_outputs(kernel: Kernel, outputs: Path) -> None:
-    """They are the same names outside, in the one place where the kernel may make some."""
+def test_odd_names_in_outputs_are_kept_unchanged(kernel: Kernel, outputs: Path) -> None:
+    """The host sees the same names, and only in outputs."""
     names = [
         *(
             b"line\nfeed",
@@ -446,8 +446,8 @@ def test_odd_names_in_outputs(kernel: Kernel, outputs: Path) -> None:
     assert sorted(path.name for path in kernel.folder.iterdir()) == ["data.csv", "outputs"]
 
 
-def test_a_huge_sparse_file_in_outputs(kernel: Kernel, outputs: Path) -> None:
-    """It takes no room on the host's disk."""
+def test_huge_sparse_file_in_outputs_takes_no_disk_space(kernel: Kernel, outputs: Path) -> None:
+    """A sparse file allocates no blocks on the host."""
     kernel.run("""
         found = refused(lambda: os.truncate(
             os.open("/mnt/user-data/outputs/huge", os.O_CREAT | os.O_RDWR), 1 << 40))
@@ -456,8 +456,8 @@ def test_a_huge_sparse_file_in_outputs(kernel: Kernel, outputs: Path) -> None:
         assert path.stat().st_blocks < 1000
 
 
-def test_deep_folders_in_outputs(tmp_path: Path) -> None:
-    """What the host does with outputs afterwards, it does at any depth, and follows no link."""
+def test_host_handles_deep_folders_in_outputs(tmp_path: Path) -> None:
+    """The host's work on outputs afterwards has no depth limit and follows no link."""
     top = tmp_path / "outputs"
     top.mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -480,8 +480,8 @@ def test_deep_folders_in_outputs(tmp_path: Path) -> None:
 # Room.
 
 
-def test_a_full_disk_limit(ground: Path) -> None:
-    """ENOSPC inside, in each place; the neighbour writes on, and so does the host."""
+def test_disk_limit_gives_enospc(ground: Path) -> None:
+    """Each writable place gives ENOSPC; neighbour and host can still write."""
     folder = ground.parent / "small"
     folder.mkdir(exist_ok=True)
     settings = {"disk_limit": "16M", "memory_limit": "400M", "outputs": None}

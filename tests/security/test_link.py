@@ -1,9 +1,9 @@
-"""The link: whatever a kernel says to the bridge in PID 1's voice.
+"""The link: forged frames that reach the bridge as if PID 1 had sent them.
 
 In an ordinary user's sandbox of a gVisor of 2024 a kernel may open PID 1's ends of the link. Here
-PID 1 itself lends them to it (``voice``), whoever runs the tests and with whatever gVisor. So it
-can say everything there; what it says is its own end at worst, with one error that tells a rule,
-and the bridge's memory and its other kernels stay as they were.
+PID 1 itself passes them to the kernel (``voice``), for every user and gVisor. So the kernel can
+send anything; at worst its own sandbox ends, with one error that states a rule. The bridge's memory
+does not grow, and other kernels are not affected.
 """
 
 from __future__ import annotations
@@ -29,137 +29,139 @@ from .inside import Kernel, Neighbour
 from .speaking import (
     HOST_SLACK,
     HostMemory,
-    answers,
-    ends_by,
+    assert_answers,
+    assert_ends_with,
+    assert_restart_works,
     kernel_bridge,
     names_of_the_host,
-    raw_until_idle,
-    works_again,
+    read_raw_until_idle,
 )
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 
 MAX_LOG = 4 * (MAX_EVENTS + MAX_INSIDE + MAX_STDERR)
-"""Bytes of a sandbox's log: of each of its files the beginning, some before, and the last one."""
+"""Maximum bytes of a sandbox's log: up to four pieces of each of its files."""
 
 
 def logs_in(folder: Path) -> list[Path]:
-    """All files of the log of a sandbox whose directory is ``folder``; there are some."""
+    """Return all log files of a sandbox whose directory is ``folder``; there must be some."""
     found = [path for name in log_files.NAMES for path in folder.glob(f"{name}*")]
     assert found
     return found
 
 
-STUMBLES = r"on iopub costs \d+ bytes of credit; only|ended unexpectedly by signal SIGKILL"
-"""Or, where the host reads it in small pieces, the kernel's own end stumbles first: over credit
-given back for what it never counted. PID 1 sees its link closed then, and kills it."""
-BREAKS = {
-    "garbage": ("say(bytes(range(128, 256)) * 100)", r"Unknown frame type 128\."),
+OVER_CREDIT = r"on iopub costs \d+ bytes of credit; only|ended unexpectedly by signal SIGKILL"
+"""The second case: the host reads in small pieces, and the kernel's own end fails first, because of
+credit for frames that it never counted. PID 1 then sees the kernel's link closed and kills it."""
+VIOLATIONS = {
+    "garbage": ("forge(bytes(range(128, 256)) * 100)", r"Unknown frame type 128\."),
     "a huge length": (
-        "say(frame(DATA, channel=IOPUB, length=2**32 - 1))",
+        "forge(frame(DATA, channel=IOPUB, length=2**32 - 1))",
         r"announces 4294967295 bytes; the limit is 32760\.",
     ),
-    "an unknown channel": ("say(frame(DATA, b'x', channel=9))", r"has the invalid channel 9\."),
-    "a signal to another": (
-        "say(frame(SIGNAL, run + b'\\x09'))",
+    "an unknown channel": ("forge(frame(DATA, b'x', channel=9))", r"has the invalid channel 9\."),
+    "a SIGNAL frame": (
+        "forge(frame(SIGNAL, run + b'\\x09'))",
         r"The guest may not send SIGNAL\.",
     ),
-    "a start of another": (
-        "say(frame(START, json.dumps({'run': 9, 'argv': ['sh']}).encode()))",
+    "a START frame": (
+        "forge(frame(START, json.dumps({'run': 9, 'argv': ['sh']}).encode()))",
         r"The guest may not send START\.",
     ),
     "a second hello": (
-        'say(frame(HELLO, b\'{"protocol": "gvisor-kernel-link", "version": 2, "facts": {}}\'))',
+        'forge(frame(HELLO, b\'{"protocol": "gvisor-kernel-link", "version": 2, "facts": {}}\'))',
         r"HELLO is not allowed while the link is running\.",
     ),
-    "a restore that never was": (
-        "say(frame(RESUMED, run + b'\\x00'))",
+    "a forged RESUMED": (
+        "forge(frame(RESUMED, run + b'\\x00'))",
         r"RESUMED is not allowed while the link is running\.",
     ),
     "the exit of another run": (
-        "say(frame(EXIT, struct.pack('>Ii', 77, 0)))",
+        "forge(frame(EXIT, struct.pack('>Ii', 77, 0)))",
         r"A frame names run 77; the current run is \d+\.",
     ),
     "more credit than a window": (
-        "say(frame(CREDIT, struct.pack('>I', 2**32 - 1), SHELL))",
+        "forge(frame(CREDIT, struct.pack('>I', 2**32 - 1), SHELL))",
         r"is over the window of 1048576\.",
     ),
     "more data than credit": (
-        "say(frame(DATA, b'x', IOPUB) * 30000)",  # small, so that many are read at once
-        STUMBLES,
+        "forge(frame(DATA, b'x', IOPUB) * 30000)",  # small frames, so that many are read at once
+        OVER_CREDIT,
     ),
     "parts beyond the message": (
-        "say(frame(DATA, struct.pack('>HI', 1, 2**32 - 1), IOPUB, 1))",
+        "forge(frame(DATA, struct.pack('>HI', 1, 2**32 - 1), IOPUB, 1))",
         r"do not add up",
     ),
     "data after its own exit": (
-        "say(frame(EXIT, run + struct.pack('>i', 0)) + frame(DATA, pack(b'x'), IOPUB, 1))",
+        "forge(frame(EXIT, run + struct.pack('>i', 0)) + frame(DATA, pack(b'x'), IOPUB, 1))",
         r"DATA is not allowed while the link is idle\.",
     ),
     "more than credit, on its own socket": (
         "for _ in range(9): link._socket.send(frame(DATA, b'x', IOPUB) * 14000)",
-        STUMBLES,
+        OVER_CREDIT,
     ),
 }
 
 
-@pytest.mark.parametrize("attack", BREAKS)
-def test_what_breaks_a_rule(victim: Kernel, attack: str) -> None:
-    log = ends_by(victim, *BREAKS[attack])
-    if BREAKS[attack][1] is STUMBLES:
-        # Whoever noticed it has said why.
+@pytest.mark.parametrize("attack", VIOLATIONS)
+def test_protocol_violation_ends_the_sandbox(victim: Kernel, attack: str) -> None:
+    log = assert_ends_with(victim, *VIOLATIONS[attack])
+    if VIOLATIONS[attack][1] is OVER_CREDIT:
+        # The end that noticed it logged the reason.
         assert re.search(
             r"on iopub costs \d+ bytes of credit; only|Credit of \d+ is over the window", log
         )
 
 
-def test_a_forged_exit(victim: Kernel) -> None:
-    """The bridge has to believe it; the next kernel does not suffer from the one that lives on."""
+def test_forged_exit_is_believed_and_next_kernel_gets_new_sandbox(victim: Kernel) -> None:
+    """The bridge has to believe it; the kernel that still lives must not affect the next one."""
     sandbox = victim.sandbox.identity
-    ends_by(victim, "say(frame(EXIT, run + struct.pack('>i', 42)))", "with exit status 42")
-    works_again(victim)
+    assert_ends_with(
+        victim, "forge(frame(EXIT, run + struct.pack('>i', 42)))", "with exit status 42"
+    )
+    assert_restart_works(victim)
     assert victim.sandbox.identity != sandbox
 
 
-def test_a_spoilt_sandbox(victim: Kernel) -> None:
-    """Where no kernel can be started any more the next one has a new sandbox, too."""
+def test_sandbox_that_cannot_start_kernels_is_replaced(victim: Kernel) -> None:
+    """When no kernel can start in a sandbox any more, the next one gets a new sandbox."""
     sandbox = victim.sandbox.identity
     spoil = """
     os.rename("/run/gvisor-kernel/kernel", "/run/gvisor-kernel/was")
     Path("/run/gvisor-kernel/kernel").touch()
     """
     assert execute(victim.client, textwrap.dedent(spoil)).status == "ok"
-    works_again(victim)
+    assert_restart_works(victim)
     assert victim.sandbox.identity != sandbox
 
 
-def test_lies_that_break_no_rule(victim: Kernel) -> None:
-    """Statistics, log lines, answers that nobody asked for: shown to people, and acted on never."""
+def test_forged_statistics_and_logs_are_not_acted_on(victim: Kernel) -> None:
+    """Statistics, log lines and unrequested answers are shown to people and never acted on."""
     lies = """
-    say(frame(STATS, b"\\xff" * 16) + frame(PONG, b"\\xff" * 8) * 1000 + frame(STARTED, run))
-    say(frame(PING, b"\\xff" * 8) * 1000 + frame(CREDIT, bytes(4), SHELL) * 1000)
-    say(frame(LOG, b"x\\n2026-01-01T00:00:00.000000Z bridge: all is well\\x1b[2J") * 9)
-    say(frame(QUIET, run + b"\\x01") * 1000)
+    forge(frame(STATS, b"\\xff" * 16) + frame(PONG, b"\\xff" * 8) * 1000 + frame(STARTED, run))
+    forge(frame(PING, b"\\xff" * 8) * 1000 + frame(CREDIT, bytes(4), SHELL) * 1000)
+    forge(frame(LOG, b"x\\n2026-01-01T00:00:00.000000Z bridge: all is well\\x1b[2J") * 9)
+    forge(frame(QUIET, run + b"\\x01") * 1000)
     """
     answer = execute(victim.client, textwrap.dedent(lies) + "\n6 * 7")
     assert (answer.status, answer.result) == ("ok", "42")
     assert execute(victim.client, "6 * 7").result == "42"
     stats = kernel_bridge(victim).stats
-    if stats.threads != 2**32 - 1:  # PID 1's own words came after
+    if stats.threads != 2**32 - 1:  # PID 1's own statistics came later
         assert stats.threads < 1000
     log = "".join(path.read_text() for path in logs_in(victim.sandbox.directory))
     assert len(re.findall(r"(?m)^\S+Z guest: .*all is well\\x1b\[2J$", log)) == 9
     assert not re.search(r"(?m)^\S+Z bridge: .*all is well", log)
 
 
-def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
-    """Whatever it finds: its own end of the link is the only way out among them."""
+def test_writing_to_every_descriptor_reaches_only_own_link(victim: Kernel) -> None:
+    """Its own end of the link is the only descriptor that leads out."""
     directory = victim.sandbox.directory
-    ends_by(
+    assert_ends_with(
         victim,
         """
         found = sorted(glob.glob("/proc/[0-9]*/fd/*"), key=lambda p: (p.endswith("/fd/1"), p))
-        stdin, stdout, stderr = borrow()
+        stdin, stdout, stderr = borrow_ends()
         for end in (stderr, *found, stdout):
             try:
                 fd = end if isinstance(end, int) else os.open(end, os.O_WRONLY | os.O_NONBLOCK)
@@ -174,15 +176,15 @@ def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
     assert sum(map(len, lines)) < MAX_LOG
     forged = [line for line in lines if "all is well" in line]
     assert forged
-    for line in lines:  # whatever PID 1's stderr is made to say, it is not the bridge
+    for line in lines:  # no line on PID 1's stderr can look like one of the bridge
         assert re.match(r"\S+Z (bridge|guest|stdout|stderr|sandbox): ", line), line
         assert line.isprintable()
     assert not [line for line in forged if re.match(r"\S+Z bridge: all", line)]
 
 
-def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
-    """Who reads in PID 1's place reads what this kernel is asked: no key, path, pid of the host."""
-    theirs = beside.kernel.manager.session.key.decode()
+def test_host_frames_contain_no_host_identity(victim: Kernel, neighbour: Neighbour) -> None:
+    """Frames from the host contain this kernel's requests, but no key, path or pid of the host."""
+    theirs = neighbour.kernel.manager.session.key.decode()
     hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.inner_key}
     stolen = victim.folder / "outputs" / "stolen"
 
@@ -193,11 +195,11 @@ def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
 
         wait_until(enough, "what was stolen", 20)
 
-    log = ends_by(
+    log = assert_ends_with(
         victim,
         """
-        silence()
-        fd = borrow()[0]
+        stop_pid_1()
+        fd = borrow_ends()[0]
         with open("/mnt/user-data/outputs/stolen", "wb", buffering=0) as stolen:
             deadline = time.monotonic() + 20
             while stolen.tell() < 4000 and time.monotonic() < deadline:
@@ -206,15 +208,15 @@ def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
                         stolen.write(os.read(fd, 65536))
                     except BlockingIOError:
                         pass
-        say(b"enough of it")
+        forge(b"enough of it")
         """,
         "Unknown frame type 101",
         ask_until_enough_is_stolen,
     )
     read = stolen.read_bytes()
     assert b"kernel_info_request" in read
-    read = re.sub(rb"[0-9a-f-]+_[0-9]+_[0-9]+", b"", read)  # ids of messages are the client's words
-    for name in hidden:  # a number is part of longer ones now and then
+    read = re.sub(rb"[0-9a-f-]+_[0-9]+_[0-9]+", b"", read)  # the client chooses message ids
+    for name in hidden:  # a short number may be part of a longer one
         assert not re.search(
             rf"(?<!\w){re.escape(name)}(?!\w)", read.decode(errors="replace") + log
         )
@@ -236,53 +238,57 @@ def any_frame():
     payload = {STATS: random.randbytes(16), QUIET: run + b"\\x00", STARTED: run}
     return frame(kind, payload.get(kind) or random.randbytes(8))
 many = b"".join(any_frame() for _ in range(10_000))
-silence()
+stop_pid_1()
 for _ in range(COUNT // 10_000):
-    say(many)
-say(b"\\xff" * 8)
+    forge(many)
+forge(b"\\xff" * 8)
 """
 
 
 @pytest.mark.once
-def test_a_storm_of_random_frames(victim: Kernel, beside: Neighbour) -> None:
-    """None of which breaks a rule; the neighbour answers. With ``--all`` a million."""
+def test_random_frames_do_not_disturb_neighbour(victim: Kernel, neighbour: Neighbour) -> None:
+    """No frame breaks a rule, and the neighbour answers. With ``--all`` a million frames."""
     frames = FRAMES.replace("COUNT", str(1_000_000 if ALL else 200_000))
-    ends_by(victim, frames, r"Unknown frame type 255\.", lambda: answers(beside, 20))
+    assert_ends_with(
+        victim, frames, r"Unknown frame type 255\.", lambda: assert_answers(neighbour, 20)
+    )
 
 
 @pytest.mark.parametrize("text", ["b'\\n' * 32760", "b'\\0' * 32760", "b''"])
-def test_a_storm_of_log(victim: Kernel, beside: Neighbour, text: str) -> None:
-    """What it pushes out of the log is its own, and the neighbour does not wait for it."""
+def test_log_flood_is_bounded(victim: Kernel, neighbour: Neighbour, text: str) -> None:
+    """The flood replaces only its own lines in the log, and does not delay the neighbour."""
     directory = victim.sandbox.directory
     victim.client.execute("1")
     count = 300 if "32760" in text else 50_000
-    ends_by(
+    assert_ends_with(
         victim,
         f"""
-        silence()
+        stop_pid_1()
         storm = frame(LOG, {text}, 1)
         for _ in range({count} // 50):
-            say(storm * 50)
-        say(b"\\xff" * 8)
+            forge(storm * 50)
+        forge(b"\\xff" * 8)
         """,
         r"Unknown frame type 255\.",
-        lambda: answers(beside, 10),
+        lambda: assert_answers(neighbour, 10),
     )
     assert sum(file.stat().st_size for file in logs_in(directory)) < MAX_LOG
 
 
-def test_half_a_frame_then_silence(
-    victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+def test_half_a_frame_blocks_nobody(
+    victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for the other half, and the sandbox is ended from outside when it is asked."""
+    """Nothing waits for the other half, and a restart ends the sandbox from outside."""
     process = Path(f"/proc/{victim.sandbox._sentry}")
     connection = kernel_bridge(victim)._link.connection
-    victim.client.execute("silence(); say(frame(DATA, bytes(100), IOPUB)[:50]); time.sleep(100)")
+    victim.client.execute(
+        "stop_pid_1(); forge(frame(DATA, bytes(100), IOPUB)[:50]); time.sleep(100)"
+    )
     wait_until(lambda: connection._reader.pending == 50, "half a frame")
-    answers(beside, 3)
+    assert_answers(neighbour, 3)
     assert victim.manager.is_alive()
     monkeypatch.setattr(bridge_kernel, "KILL_SECONDS", 0.5)
-    works_again(victim)
+    assert_restart_works(victim)
     wait_until(lambda: not process.exists(), "the end of the sandbox's process")
 
 
@@ -290,7 +296,7 @@ def test_half_a_frame_then_silence(
 
 FLOOD = """
 def flood():
-    '''64 MB on each channel, to somebody who does not read.'''
+    '''Send 64 MB on each channel, to a client that does not read.'''
     for channel in (SHELL, IOPUB, STDIN, CONTROL):
         kind = "stream" if channel == IOPUB else "execute_reply"
         made = session.msg(kind, {"text": "x" * 10**6})
@@ -303,7 +309,7 @@ flood()
 
 @contextmanager
 def stalled_clients(kernel: Kernel) -> Iterator[None]:
-    """Clients that read nothing, one for each channel; the bridge has heard of all of them."""
+    """Connect a client that reads nothing to each channel, and wait until the bridge has it."""
     info = kernel.manager.get_connection_info()
     between = "-" if info["transport"] == "ipc" else ":"
     with ExitStack() as stack:
@@ -313,7 +319,9 @@ def stalled_clients(kernel: Kernel) -> Iterator[None]:
             client = stack.enter_context(context.socket(kind))
             client.linger, client.rcvhwm, client.rcvbuf = 0, 1, 4096
             if name == "iopub":
-                client.subscribe(b"stalled")  # a topic's first subscriber is told that it is one
+                client.subscribe(
+                    b"stalled"
+                )  # the first subscriber of a topic gets a welcome message
             else:
                 client.identity = b"stalled"
             client.connect(f"{info['transport']}://{info['ip']}{between}{info[name + '_port']}")
@@ -330,10 +338,10 @@ def stalled_clients(kernel: Kernel) -> Iterator[None]:
         yield
 
 
-def test_a_flood_on_each_channel(
-    victim: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+def test_flood_on_each_channel_is_bounded(
+    victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To clients that do not read. Of a channel no more is held than a window and few messages."""
+    """With clients that do not read, a window and a few messages per channel are held."""
     monkeypatch.setattr(clients, "PATIENCE", SECONDS)
     connection = kernel_bridge(victim)._link.connection
     channels = (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
@@ -342,19 +350,19 @@ def test_a_flood_on_each_channel(
         assert execute(victim.client, "6 * 7").result == "42"
         msg_id = victim.client.execute(FLOOD)
         wait_until(lambda: all(map(connection.held, channels)), "all channels to be full")
-        answers(beside, 5)
+        assert_answers(neighbour, 5)
         assert all(map(connection.held, channels))
         assert memory.grown() < HOST_SLACK
         monkeypatch.setattr(clients, "PATIENCE", 0.1)
-        raw_until_idle(victim, msg_id)
+        read_raw_until_idle(victim, msg_id)
         assert execute(victim.client, "6 * 7").result == "42"
-        ends_by(
+        assert_ends_with(
             victim,
             """
-            silence()
+            stop_pid_1()
             for _ in range(1000):
-                say(frame(DATA, pack(b"stalled", bytes(30000)), HB, 1))
+                forge(frame(DATA, pack(b"stalled", bytes(30000)), HB, 1))
             """,
             r"on hb costs \d+ bytes of credit; only \d+ are left\.",
-            lambda: answers(beside, 2),
+            lambda: assert_answers(neighbour, 2),
         )

@@ -1,4 +1,4 @@
-"""The network: a kernel reaches nobody. Each attempt is refused at once; none waits and waits."""
+"""The network: a kernel reaches nothing, and each attempt fails at once instead of waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .inside import Kernel, Neighbour
 pytestmark = pytest.mark.usefixtures("unharmed")
 
 SOON = 2.0
-"""Seconds that an attempt may take, on a busy machine. A timeout of TCP or DNS takes longer."""
+"""Seconds that an attempt may take on a busy machine. A timeout of TCP or DNS takes longer."""
 
 UNREACHABLE = {"ENETUNREACH", "EHOSTUNREACH", "EADDRNOTAVAIL", "ENETDOWN"}
 FORBIDDEN = {"EPERM", "EACCES"}
@@ -40,7 +40,7 @@ def timed(action):
     return [refused(action), time.monotonic() - begun]
 
 def ask(protocol, kind, flags, payload=b""):
-    '''The answers of netlink; raises OSError for the error that it answers.'''
+    '''The answer of netlink; raises OSError for an error in it.'''
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as one:
         one.settimeout(5)
         one.bind((0, 0))
@@ -88,20 +88,20 @@ ATTACKS = {
     "an address of the host": ("socket.socket().bind(('10.0.0.1', 8888))", UNREACHABLE),
     "a device": ("socket.socket().setsockopt(1, 25, b'eth0')", {"ENODEV", "EPERM", "EINVAL"}),
 }
-"""What is tried, and the errors that are an answer; None: the resolver's own."""
+"""The attempts and the errors that are expected; None: any error of the resolver."""
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_reach_out(kernel: Kernel, attack: str) -> None:
+def test_network_access_fails_at_once(kernel: Kernel, attack: str) -> None:
     code, expected = ATTACKS[attack]
     error, seconds = kernel.run(TOOLS + f"\nfound = timed(lambda: {code})")
-    assert error is not None, "it was done"
+    assert error is not None, "it succeeded"
     assert expected is None or error in expected
     assert seconds < SOON
 
 
-def test_reach_out_as_root_of_a_namespace(kernel: Kernel) -> None:
-    """With every capability in a network namespace of its own there is still no way out."""
+def test_network_access_fails_as_namespace_root(kernel: Kernel) -> None:
+    """Every capability in a network namespace of its own gives no way out."""
     attacks = {
         name: ATTACKS[name][0]
         for name in ("tcp", "udp", "ipv6 tcp", "metadata of a cloud", "dns lookup")
@@ -118,8 +118,8 @@ print(json.dumps([found, [name for _, name in socket.if_nameindex()]]))
     assert set(devices) <= {"lo"}
 
 
-def test_a_link_local_address(kernel: Kernel) -> None:
-    """By way of the loopback, where nobody answers: the one attempt that would wait."""
+def test_link_local_address_is_unreachable(kernel: Kernel) -> None:
+    """Through the loopback interface, where nothing answers: the only attempt that would wait."""
     found = kernel.run("""
         with socket.socket(socket.AF_INET6) as one:
             one.settimeout(0.3)
@@ -131,7 +131,7 @@ def test_a_link_local_address(kernel: Kernel) -> None:
     assert found
 
 
-def test_there_is_only_a_loopback(kernel: Kernel) -> None:
+def test_only_loopback_interface_exists(kernel: Kernel) -> None:
     found = kernel.run("""
         found = {
             "interfaces": [name for _, name in socket.if_nameindex()],
@@ -157,7 +157,7 @@ def listening(
 
 
 def heard(server: socket.socket) -> bool:
-    """Whether anybody came."""
+    """Whether anything connected or sent a datagram."""
     try:
         if server.type == socket.SOCK_DGRAM:
             server.recv(1)
@@ -170,8 +170,10 @@ def heard(server: socket.socket) -> bool:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "127.1.2.3"])  # noqa: S104
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_services_of_the_hosts_loopback(kernel: Kernel, host: str, kind: socket.SocketKind) -> None:
-    """Such as Jupyter itself."""
+def test_host_loopback_services_are_unreachable(
+    kernel: Kernel, host: str, kind: socket.SocketKind
+) -> None:
+    """For example Jupyter itself."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
@@ -192,8 +194,8 @@ def test_services_of_the_hosts_loopback(kernel: Kernel, host: str, kind: socket.
         raise
 
 
-def test_services_of_the_neighbour(kernel: Kernel, beside: Neighbour) -> None:
-    port = beside.kernel.run("""
+def test_neighbour_services_are_unreachable(kernel: Kernel, neighbour: Neighbour) -> None:
+    port = neighbour.kernel.run("""
         server = socket.create_server(("127.0.0.1", 0))
         server.setblocking(False)
         found = server.getsockname()[1]
@@ -201,13 +203,13 @@ def test_services_of_the_neighbour(kernel: Kernel, beside: Neighbour) -> None:
     try:
         code = f"connect(('127.0.0.1', {port}))"
         assert kernel.run(TOOLS + f"\nfound = refused(lambda: {code})") == "ECONNREFUSED"
-        assert beside.kernel.run("found = refused(server.accept)") == "EAGAIN"
+        assert neighbour.kernel.run("found = refused(server.accept)") == "EAGAIN"
     finally:
-        beside.kernel.run("server.close(); found = None")
+        neighbour.kernel.run("server.close(); found = None")
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-def test_abstract_sockets_of_the_host(kernel: Kernel, kind: socket.SocketKind) -> None:
+def test_host_abstract_sockets_are_unreachable(kernel: Kernel, kind: socket.SocketKind) -> None:
     name = f"\0gk-test-{os.getpid()}-{int(kind)}"
     with listening(socket.AF_UNIX, kind, name) as server:
         code = f"connect({name!r}, socket.AF_UNIX, {int(kind)})"
@@ -215,8 +217,8 @@ def test_abstract_sockets_of_the_host(kernel: Kernel, kind: socket.SocketKind) -
         assert not heard(server)
 
 
-def test_an_abstract_socket_inside_is_not_the_hosts(kernel: Kernel) -> None:
-    """Nobody on the host can be lured to a name that a kernel has taken."""
+def test_abstract_socket_inside_is_not_visible_on_host(kernel: Kernel) -> None:
+    """A program of the host cannot be made to connect to a name that a kernel has bound."""
     name = f"gk-test-{os.getpid()}-lure"
     kernel.run(f"lure = socket.socket(socket.AF_UNIX); lure.bind({chr(0) + name!r}); found = 0")
     try:
@@ -226,10 +228,10 @@ def test_an_abstract_socket_inside_is_not_the_hosts(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("where", ["uploads", "outputs"])
-def test_path_sockets_of_the_host(kernel: Kernel, where: str) -> None:
-    """A Unix socket in a folder that is shown is a file that cannot be connected to."""
+def test_host_path_sockets_are_unreachable(kernel: Kernel, where: str) -> None:
+    """A Unix socket in a shown folder is visible inside, but connecting to it fails."""
     folder = kernel.folder if where == "uploads" else kernel.folder / "outputs"
-    # A path of at most 107 bytes: by way of an open directory.
+    # A socket's path has at most 107 bytes, so it is bound through an open directory.
     at = os.open(folder, os.O_RDONLY)
     try:
         with listening(socket.AF_UNIX, socket.SOCK_STREAM, f"/proc/self/fd/{at}/s") as server:
@@ -246,8 +248,8 @@ def test_path_sockets_of_the_host(kernel: Kernel, where: str) -> None:
     assert None not in found
 
 
-def test_a_socket_in_outputs(kernel: Kernel) -> None:
-    """Nor is one made inside a socket of the host, at which somebody else could knock."""
+def test_socket_in_outputs_is_not_created_on_host(kernel: Kernel) -> None:
+    """A socket that is bound inside must not appear on the host, where others could connect."""
     kernel.run("""
         found = refused(lambda: socket.socket(socket.AF_UNIX).bind("/mnt/user-data/outputs/lure"))
     """)
@@ -278,8 +280,8 @@ for name, protocol in others.items():
     assert [what for what, error in found.items() if error is None] == []
 
 
-def test_events_of_the_hosts_devices(kernel: Kernel) -> None:
-    """The socket for them exists inside; nothing is ever said on it."""
+def test_host_device_events_are_not_received(kernel: Kernel) -> None:
+    """The netlink socket for them exists inside; nothing arrives on it."""
     found = kernel.run("""
         try:
             events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)
@@ -294,7 +296,7 @@ def test_events_of_the_hosts_devices(kernel: Kernel) -> None:
     assert found in (False, "EPROTONOSUPPORT", "ENOTSUP", "EPERM", "EACCES")
 
 
-def test_the_hosts_sockets_are_not_listed(kernel: Kernel) -> None:
+def test_host_sockets_are_not_listed(kernel: Kernel) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         table = Path("/proc/net/tcp").read_text()

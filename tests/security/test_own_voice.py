@@ -1,7 +1,7 @@
-"""What a kernel says in its own name: on the socket on which it speaks frames, and in messages.
+"""Attacks with frames on the kernel's own socket, and with messages of its own.
 
-The first PID 1 deals with, the second the bridge. A kernel ends for the first; what is not its own
-to say of the second is dropped, and noted.
+PID 1 handles the frames, and ends the kernel for a wrong one. The bridge handles the messages, and
+drops and logs those that the kernel may not send.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gvisor_kernel.bridge.journal import RECORDED_KINDS
 from ..jupyter.helpers import execute, reply_to
 from ..logs import LogMark
 from .inside import Kernel, Neighbour
-from .speaking import armed, ends_by, raw_until_idle, works_again
+from .speaking import armed, assert_ends_with, assert_restart_works, read_raw_until_idle
 
 pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
 # -- on its own socket ----------------------------------------------------------------------------
 
-VOICES = {
+FORBIDDEN_FRAMES = {
     "garbage": ("link._socket.send(bytes(range(256)))", "type 0 with"),
     "half a frame": (
         "link._socket.send(frame(DATA, pack(b'x'), IOPUB, 1)[:12])",
@@ -37,39 +37,39 @@ VOICES = {
     "a log": ("link._socket.send(frame(LOG, b'bridge: all is well', 0))", "type 9 "),
     "a heartbeat": ("link._socket.send(frame(DATA, pack(b'x'), HB, 1))", "on channel 5 "),
     "a second hello": ("link._socket.send(frame(HELLO, b'{}'))", "type 1 "),
-    "a restore that never was": ("link._socket.send(frame(RESUMED, run + b'\\1'))", "type 14 "),
-    "an answer that is none": ("link._socket.send(frame(QUIET, b'1'))", "QUIET"),
-    "nothing any more": ("link._socket.shutdown(2)", "it closed its end of the link"),
-    "its own windows": ("link._flow._outflow[IOPUB].credit = 2**40", "its end of the link"),
+    "a forged RESUMED": ("link._socket.send(frame(RESUMED, run + b'\\1'))", "type 14 "),
+    "an invalid answer": ("link._socket.send(frame(QUIET, b'1'))", "QUIET"),
+    "a closed socket": ("link._socket.shutdown(2)", "it closed its end of the link"),
+    "a changed window": ("link._flow._outflow[IOPUB].credit = 2**40", "its end of the link"),
 }
 
 
-@pytest.mark.parametrize("voice", VOICES)
-def test_what_a_kernel_says_on_its_own_socket(patient: Kernel, voice: str) -> None:
-    """PID 1 ends it, and the sandbox is good for another one."""
-    code, words = VOICES[voice]
-    identity = patient.sandbox.identity
-    log = ends_by(patient, f"{code}\nprint('x' * 10**6)", "by signal SIGKILL")
+@pytest.mark.parametrize("attack", FORBIDDEN_FRAMES)
+def test_kernel_that_breaks_frame_rules_is_killed(survivor: Kernel, attack: str) -> None:
+    """PID 1 ends the kernel, and the sandbox is usable for the next one."""
+    code, words = FORBIDDEN_FRAMES[attack]
+    identity = survivor.sandbox.identity
+    log = assert_ends_with(survivor, f"{code}\nprint('x' * 10**6)", "by signal SIGKILL")
     (told,) = [line for line in log.splitlines() if "Killed the kernel" in line]
     assert words in told
-    works_again(patient)
-    assert patient.sandbox.identity == identity
+    assert_restart_works(survivor)
+    assert survivor.sandbox.identity == identity
 
 
-def test_its_own_link_held_for_ever(patient: Kernel) -> None:
-    """It has made itself mute: a restart helps, and nobody else waits."""
-    patient.client.execute("link._lock.acquire(); link._delivery.acquire(); time.sleep(100)")
-    identity = patient.sandbox.identity
-    works_again(patient)
-    assert patient.sandbox.identity == identity
+def test_kernel_that_blocks_its_link_can_be_restarted(survivor: Kernel) -> None:
+    """The kernel cannot send any more: a restart helps, and no other kernel waits."""
+    survivor.client.execute("link._lock.acquire(); link._delivery.acquire(); time.sleep(100)")
+    identity = survivor.sandbox.identity
+    assert_restart_works(survivor)
+    assert survivor.sandbox.identity == identity
 
 
 # -- with messages of its own ---------------------------------------------------------------------
 
 
-def test_messages_for_anothers_clients(victim: Kernel, beside: Neighbour) -> None:
-    """By their identity and session, and as an answer to what they asked: only its own get them."""
-    theirs = beside.kernel.client
+def test_forged_messages_do_not_reach_other_clients(victim: Kernel, neighbour: Neighbour) -> None:
+    """Messages with another client's identity, session and parent reach only the own clients."""
+    theirs = neighbour.kernel.client
     asked = theirs.session.msg("execute_request")["header"]
     code = f"""
     asked = json.loads({json.dumps(asked, default=str)!r})
@@ -80,17 +80,19 @@ def test_messages_for_anothers_clients(victim: Kernel, beside: Neighbour) -> Non
             link.send(Channel(channel), session.serialize(made, ident={theirs.session.bsession!r}))
     """
     msg_id = victim.client.execute(textwrap.dedent(code))
-    got = raw_until_idle(victim, msg_id)
+    got = read_raw_until_idle(victim, msg_id)
     assert len([parts for parts in got if b'"forged"' in parts[-1]]) == 9
-    beside.check()
+    neighbour.check()
     for channel in (theirs.shell_channel, theirs.stdin_channel, theirs.control_channel):
         assert channel.socket.poll(0) == 0
     assert theirs.iopub_channel.socket.poll(0) == 0
 
 
-@pytest.mark.parametrize("way", ["patient", "relayed"])
-def test_replayed_and_unsigned_messages(request: pytest.FixtureRequest, way: str) -> None:
-    """Of the kernel before, with another's signature, with none: each is dropped and noted."""
+@pytest.mark.parametrize("way", ["survivor", "relayed"])
+def test_replayed_and_unsigned_messages_are_dropped(
+    request: pytest.FixtureRequest, way: str
+) -> None:
+    """From the previous kernel, with a wrong signature, without one: each is dropped and logged."""
     kernel: Kernel = request.getfixturevalue(way)
     kept = "/mnt/user-data/outputs/parts"
     text = '{"name": "stdout", "text": "dropped"}'
@@ -99,7 +101,7 @@ def test_replayed_and_unsigned_messages(request: pytest.FixtureRequest, way: str
     Path("{kept}").write_text(repr([bytes(part) for part in parts]))
     """
     assert execute(kernel.client, textwrap.dedent(keep)).status == "ok"
-    works_again(kernel)
+    assert_restart_works(kernel)
     armed(kernel, "")
     mark = LogMark(kernel.sandbox.log_path)
     code = f"""
@@ -111,7 +113,7 @@ def test_replayed_and_unsigned_messages(request: pytest.FixtureRequest, way: str
         get_ipython().kernel.iopub_socket.send_multipart(parts)
     get_ipython().kernel.iopub_socket.send_multipart(message("stream", {{"text": "signed"}}))
     """
-    got = raw_until_idle(kernel, kernel.client.execute(textwrap.dedent(code)))
+    got = read_raw_until_idle(kernel, kernel.client.execute(textwrap.dedent(code)))
     assert len([parts for parts in got if b'"signed"' in parts[-1]]) == 1
     assert not [
         parts for parts in got if b"dropped" in parts[-1].lower() and b"old" not in parts[-1]
@@ -128,7 +130,7 @@ def test_replayed_and_unsigned_messages(request: pytest.FixtureRequest, way: str
 
 FORGE = """
 def signed(kind, content):
-    '''Anything at all, with this kernel's signature.'''
+    '''Any content, with this kernel's signature.'''
     header = {"msg_id": "forged", "msg_type": kind, "session": "s", "username": "bridge"}
     dicts = [json.dumps(header).encode(), b'{"msg_id": "nobody\\'s"}', b"{}", content]
     return [b"nobody", b"<IDS|MSG>", session.sign(dicts), *dicts]
@@ -145,12 +147,12 @@ for content in (b"", b"\\xff", b"[" * 10000, b'{"a": NaN}', b'{"a": 1e999}', b"9
 """
 
 
-def test_what_a_kernel_can_make_its_transcript_say(victim: Kernel) -> None:
-    """Any output and any reply, to requests that never were, too; no request, and nothing twice."""
+def test_kernel_cannot_forge_requests_in_transcript(victim: Kernel) -> None:
+    """It can forge outputs and replies, even to requests that never existed, but no request."""
     path = victim.sandbox.transcripts / "transcript.jsonl"
     before = len(path.read_bytes().splitlines())
     msg_id = victim.client.execute(FORGE)
-    raw_until_idle(victim, msg_id)
+    read_raw_until_idle(victim, msg_id)
     assert reply_to(victim.client, msg_id)["content"]["status"] == "ok"
     entries = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert [entry["n"] for entry in entries] == list(range(1, len(entries) + 1))

@@ -1,4 +1,4 @@
-"""Links that a kernel, or whoever writes its folder, plants for a later kernel to follow."""
+"""Symbolic links that a kernel, or a cloned repository, plants for a later kernel to follow."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("unharmed")
 
 
 def note(folder: Path) -> None:
-    """A sandbox has been able to write ``folder``."""
+    """Record that a sandbox was able to write ``folder``."""
     with open_path(str(folder)) as opened, records.locked():
         note_written([opened])
 
 
-def test_a_planted_link_named_outputs(ground: Path, tmp_path: Path) -> None:
-    """A notebook in a folder where a kernel, or a cloned repository, has left ``outputs -> …``."""
+def test_symlink_named_outputs_is_refused(ground: Path, tmp_path: Path) -> None:
+    """A kernel or a cloned repository has left ``outputs -> …`` in the notebook's folder."""
     (tmp_path / "outputs").symlink_to(ground / "private")
     with pytest.raises(SettingError, match="leads to") as caught:
         outputs_of(SandboxSpec(), tmp_path)
@@ -36,7 +36,7 @@ def test_a_planted_link_named_outputs(ground: Path, tmp_path: Path) -> None:
     assert names_in(ground / "private") == ["secret"]
 
 
-def test_a_planted_link_to_the_system(tmp_path: Path) -> None:
+def test_outputs_symlink_to_system_is_refused(tmp_path: Path) -> None:
     for target in ("/etc", "/usr/lib", "/proc", "/", "/root"):
         (tmp_path / "outputs").symlink_to(target)
         with pytest.raises(SettingError):
@@ -45,33 +45,33 @@ def test_a_planted_link_to_the_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["results", ".git/hooks", "."])
-def test_a_link_to_a_sibling(tmp_path: Path, target: str) -> None:
-    """A cloned repository may bring one, and what is beside it may be run later."""
+def test_outputs_symlink_to_sibling_is_refused(tmp_path: Path, target: str) -> None:
+    """A cloned repository may contain one, and files in the sibling folder may be run later."""
     (tmp_path / target).mkdir(parents=True, exist_ok=True)
     (tmp_path / "outputs").symlink_to(target)
     with pytest.raises(SettingError, match="leads to"):
         outputs_of(SandboxSpec(), tmp_path)
 
 
-def test_a_planted_link_named_by_uploads(ground: Path, tmp_path: Path) -> None:
+def test_symlink_named_by_uploads_is_refused(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ground / "private")
     with pytest.raises(SettingError, match="leads to"):
         uploads_of(SandboxSpec(uploads="data"), tmp_path)
 
 
-def test_a_planted_link_as_the_notebooks_folder(ground: Path, tmp_path: Path) -> None:
-    """``outputs/more -> …``, opened in a file browser, and a notebook started there."""
+def test_notebook_folder_through_planted_symlink_is_refused(ground: Path, tmp_path: Path) -> None:
+    """``outputs/more -> …`` was opened in a file browser, and a notebook started there."""
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "more").symlink_to(ground / "private")
     for setting in ("outputs", str(tmp_path / "outputs"), "results"):
         with pytest.raises(LaunchError, match="outputs/more"):
             uploads_of(SandboxSpec(outputs=setting), tmp_path / "outputs" / "more")
-    (tmp_path / "mine").symlink_to(ground / "private")  # a person's own link is theirs to follow
+    (tmp_path / "mine").symlink_to(ground / "private")  # a person's own link is followed
     assert uploads_of(SandboxSpec(), tmp_path / "mine") == str(ground / "private")
 
 
-def test_a_link_planted_in_other_outputs(ground: Path, tmp_path: Path) -> None:
-    """By a kernel with another setting, long ago; and the folder was moved since."""
+def test_symlink_in_previously_written_folder_is_refused(ground: Path, tmp_path: Path) -> None:
+    """A kernel with another setting planted it earlier; the folder may have been moved since."""
     results = tmp_path / "results"
     results.mkdir()
     note(results)
@@ -97,8 +97,8 @@ def test_a_link_planted_in_other_outputs(ground: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's link")
-def test_another_users_link(ground: Path, tmp_path: Path) -> None:
-    """It may lead to what is theirs, and nowhere else."""
+def test_other_users_symlink_may_lead_only_to_own_files(ground: Path, tmp_path: Path) -> None:
+    """It may lead only to files of that user."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     os.chown(theirs, 4711, 4711)
@@ -110,7 +110,7 @@ def test_another_users_link(ground: Path, tmp_path: Path) -> None:
         uploads_of(SandboxSpec(), tmp_path / "mine")
 
 
-def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None:
+def test_kernel_does_not_start_with_planted_outputs_symlink(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "outputs").symlink_to(ground / "private")
     with (
         pytest.raises(SettingError, match="leads to"),
@@ -120,8 +120,10 @@ def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None
     assert names_in(ground / "private") == ["secret"]
 
 
-def test_a_planted_link_and_resolve_path(kernel: Kernel, outputs: Path, ground: Path) -> None:
-    """What asks where a file of the kernel's is on the host is not led out of outputs."""
+def test_resolve_path_does_not_follow_symlinks_out_of_outputs(
+    kernel: Kernel, outputs: Path, ground: Path
+) -> None:
+    """A front end that maps a kernel's path to the host is not led out of outputs."""
     kernel.run(f"""
         os.symlink({str(ground / "private")!r}, "/mnt/user-data/outputs/way")
         os.symlink({str(ground / "private/secret")!r}, "/mnt/user-data/outputs/secret")
@@ -133,8 +135,10 @@ def test_a_planted_link_and_resolve_path(kernel: Kernel, outputs: Path, ground: 
     assert resolve("/mnt/user-data/outputs/../../etc/passwd") is None
 
 
-def test_the_folder_of_jupyters_own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where tokens and connection files are is no folder to be shown by default."""
+def test_folders_of_jupyter_keys_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders with tokens and connection files are not shown by default."""
     runtime = tmp_path / "jupyter" / "runtime"
     runtime.mkdir(parents=True)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))

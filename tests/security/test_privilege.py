@@ -1,4 +1,4 @@
-"""Privilege: a kernel is nobody, and becomes nobody else; what runs it is nobody on the host."""
+"""Privilege: a kernel has none and gains none; its process on the host has none either."""
 
 from __future__ import annotations
 
@@ -77,36 +77,36 @@ CALLS = {
     "16-bit segments": "number(154, 1, ctypes.create_string_buffer(16), 16)",
     "moving pages of PID 1": "number(279, 1, 1, ctypes.byref(ctypes.c_ulong(4096)), None, None, 0)",
 }
-"""By their numbers on x86-64 where libc has no name for them."""
+"""System calls, by their numbers on x86-64 where libc has no function for them."""
 
 OWN_SWITCHES = {
     "/proc/1/oom_score_adj",
     "/proc/sys/kernel/yama/ptrace_scope",
     *(f"/proc/sys/net/ipv4/tcp_{name}" for name in ("recovery", "rmem", "sack", "wmem")),
 }
-"""What gVisor's kernel lets the uid of PID 1 set, of this sandbox alone: a kernel's, too, where the
-sandbox has no other."""
+"""Files that gVisor lets PID 1's uid write, which affect only this sandbox. In a sandbox with one
+uid a kernel can write them, too."""
 
-INIT = {
+PID_1 = {
     "its stdin": "os.open('/proc/1/fd/0', os.O_RDONLY)",
     "its stdout": "os.open('/proc/1/fd/1', os.O_WRONLY)",
     "its stderr": "os.open('/proc/1/fd/2', os.O_WRONLY)",
     "a signal": "os.kill(1, signal.SIGCONT)",
-    "a question for it": "os.kill(1, 0)",
+    "signal 0": "os.kill(1, 0)",
     "a signal by pidfd": "number(424, number(434, 1, 0), 18, None, 0)",
     "its limits": "__import__('resource').prlimit(1, 7)",
-    "limits for it": "__import__('resource').prlimit(1, 7, (100, 100))",
-    "its switch": "open('/proc/1/oom_score_adj', 'w').write('1')",
+    "new limits for it": "__import__('resource').prlimit(1, 7, (100, 100))",
+    "its oom_score_adj": "open('/proc/1/oom_score_adj', 'w').write('1')",
 }
 REFUSED = ("EACCES", "EPERM", "ENOSYS")
-INIT_NOW = {
+PID_1_CURRENT = {
     "its environment": "open('/proc/1/environ').read()",
     "its descriptors": "os.listdir('/proc/1/fd')",
-    "its memory's map": "open('/proc/1/maps').read()",
+    "its memory map": "open('/proc/1/maps').read()",
     "its priority": "os.setpriority(os.PRIO_PROCESS, 1, 5)",
     "its processors": "os.sched_setaffinity(1, {0})",
 }
-"""What a current gVisor refuses besides; one of 2024 asks nobody who they are."""
+"""A current gVisor refuses these, too; one of 2024 does not check the uid."""
 
 NUMBER = """
 def number(*arguments):
@@ -114,8 +114,8 @@ def number(*arguments):
 """
 
 
-def test_is_nobody(kernel: Kernel) -> None:
-    """uid 1000, no capability in any set, and none to be had by a set-uid program."""
+def test_kernel_has_no_privileges(kernel: Kernel) -> None:
+    """uid 1000, no capability in any set, and none from a set-uid program."""
     found = kernel.run("""
         status = dict(l.split(":", 1) for l in Path("/proc/self/status").read_text().splitlines())
         found = {
@@ -132,7 +132,7 @@ def test_is_nobody(kernel: Kernel) -> None:
     assert found["no_new_privs"] == 1
 
 
-def test_is_on_gvisors_kernel(kernel: Kernel) -> None:
+def test_kernel_runs_on_gvisor(kernel: Kernel) -> None:
     release, log = kernel.run("found = [os.uname().release, subprocess.getoutput('dmesg')]")
     assert release != os.uname().release
     assert "gVisor" in log
@@ -140,13 +140,13 @@ def test_is_on_gvisors_kernel(kernel: Kernel) -> None:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 @pytest.mark.parametrize("name", CALLS)
-def test_call(kernel: Kernel, name: str) -> None:
+def test_privileged_call_is_refused(kernel: Kernel, name: str) -> None:
     assert kernel.run(f"{NUMBER}\nfound = refused(lambda: {CALLS[name]})") is not None
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
-def test_calls_as_root_of_a_namespace(kernel: Kernel) -> None:
-    """Who has every capability in namespaces of its own still has none over anything else."""
+def test_privileged_calls_are_refused_as_namespace_root(kernel: Kernel) -> None:
+    """Every capability in namespaces of its own gives none over anything else."""
     own = ("setns", "setuid", "setresuid", "setgid", "setgroups", "chroot", "sethostname", "mount")
     attacks = {
         name: code
@@ -164,19 +164,21 @@ print(json.dumps([name for name, code in attacks.items() if refused(lambda: eval
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the sandbox of an ordinary user has one uid")
-def test_pid_1_is_somebody_else(kernel: Kernel) -> None:
-    """Its ends of the link, signals to it, its limits: nothing of it is the kernel's."""
-    attempt = f"{{name: refused(lambda: eval(code)) for name, code in {INIT | INIT_NOW!r}.items()}}"
+def test_pid_1_has_another_uid(kernel: Kernel) -> None:
+    """The kernel cannot reach PID 1's ends of the link, signal it or change its limits."""
+    attempt = (
+        f"{{name: refused(lambda: eval(code)) for name, code in {PID_1 | PID_1_CURRENT!r}.items()}}"
+    )
     found = kernel.run(f"{NUMBER}\nfound = {attempt}")
-    reached = {name: found[name] for name in INIT if found[name] not in REFUSED}
+    reached = {name: found[name] for name in PID_1 if found[name] not in REFUSED}
     assert reached == {}
-    allowed = [name for name in INIT_NOW if found[name] is None]
-    assert allowed in ([], list(INIT_NOW)), found
-    assert kernel.run("found = 42") == 42  # it serves on
+    allowed = [name for name in PID_1_CURRENT if found[name] is None]
+    assert allowed in ([], list(PID_1_CURRENT)), found
+    assert kernel.run("found = 42") == 42  # PID 1 still works
 
 
-def test_set_uid_programs(kernel: Kernel) -> None:
-    """Of the image, such as su and mount: they run, as the same nobody."""
+def test_set_uid_programs_give_no_privileges(kernel: Kernel) -> None:
+    """Programs of the image, such as su and mount, run without privileges."""
     programs = [
         str(path)
         for path in Path("/usr/bin").iterdir()
@@ -205,8 +207,8 @@ def test_set_uid_programs(kernel: Kernel) -> None:
     assert options
 
 
-def test_write_to_proc_and_sys(kernel: Kernel) -> None:
-    """What can be opened for writing is the process's own, or gVisor's; the host's stays."""
+def test_proc_and_sys_cannot_be_written(kernel: Kernel) -> None:
+    """Writable files belong to the process itself or to gVisor; the host's values do not change."""
     names = (
         *("kernel/core_pattern", "kernel/hostname", "kernel/modprobe", "kernel/sysrq"),
         *("kernel/randomize_va_space", "vm/overcommit_memory", "net/ipv4/ip_forward"),
@@ -238,7 +240,7 @@ def test_write_to_proc_and_sys(kernel: Kernel) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_devices(kernel: Kernel) -> None:
+def test_no_host_devices_exist(kernel: Kernel) -> None:
     found = kernel.run("""
         found = {}
         for path in glob.glob("/dev/**", recursive=True):
@@ -256,7 +258,7 @@ def test_devices(kernel: Kernel) -> None:
     assert "opens" not in found.values()
 
 
-def test_processes_of_the_host(kernel: Kernel) -> None:
+def test_host_processes_are_not_visible(kernel: Kernel) -> None:
     me = os.getpid()
     found = kernel.run(f"""
         found = {{
@@ -266,10 +268,14 @@ def test_processes_of_the_host(kernel: Kernel) -> None:
     """)
     assert len(found["lines"]) < 20
     assert not [line for line in found["lines"] if "pytest" in line]
-    assert set(found["signals"]) <= {"ESRCH", "EPERM", None}  # a pid of its own may be the same
+    assert set(found["signals"]) <= {
+        "ESRCH",
+        "EPERM",
+        None,
+    }  # a process inside may have the same pid
 
 
-# What the host sees of it.
+# The posture of the sandbox's processes on the host.
 
 NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "pid")
 FILES = {"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID"}
@@ -277,7 +283,7 @@ HELD = {
     SANDBOX_NAME: {*FILES, "KILL", "SETGID", "SETUID", "SYS_PTRACE", "SYS_ADMIN"},
     GOFER_NAME: {*FILES, "SYS_CHROOT"},
 }
-"""In its own user namespace, over which alone they hold."""
+"""Capabilities that each process holds, only over its own user namespace."""
 CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"),
     *("SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW"),
@@ -287,18 +293,18 @@ CAPABILITIES = (
 
 DESCRIPTORS = (
     r"anon_inode:\[(eventfd|eventpoll|pidfd|signalfd|timerfd)\]",
-    r"anon_inode:seccomp notify",  # of the stubs, whose system calls it answers
-    r"anon_inode:\[io_uring\]",  # never enabled: see test_posture_system_calls
+    r"anon_inode:seccomp notify",  # of the stubs, whose system calls the sentry handles
+    r"anon_inode:\[io_uring\]",  # never enabled: see test_posture_filters_system_calls
     r"/memfd:(runsc-memory|flipcall_packet_windows|systrap-memory)[ -]?.*",
     r"pipe:\[\d+\]",
     r"/dev/null",
     r"socket:\[\d+\]",
     r"(/root)?/.*",
 )
-"""What the sandbox's processes hold open. Paths and sockets are looked at more closely."""
+"""Descriptors that the sandbox's processes may hold. Paths and sockets are checked further."""
 
 
-NOT_FOR_THEM = {
+FORBIDDEN_CALLS = {
     **{"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427},
     **{"execve": 59, "execveat": 322, "setuid": 105, "setgid": 106, "capset": 126},
     **{"mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "unshare": 272},
@@ -308,7 +314,7 @@ NOT_FOR_THEM = {
     **{"open_by_handle_at": 304, "pidfd_getfd": 438, "process_vm_writev": 311, "acct": 163},
     **{"connect": 42, "bind": 49, "settimeofday": 164, "clock_settime": 227, "ioperm": 173},
 }
-"""System calls of the host that none of its processes needs once the sandbox runs."""
+"""System calls of the host that no process of a running sandbox needs."""
 
 
 def read_status(pid: int) -> dict[str, str]:
@@ -317,7 +323,7 @@ def read_status(pid: int) -> dict[str, str]:
 
 
 def family(pid: int) -> set[int]:
-    """``pid`` and all that descends from it."""
+    """Return ``pid`` and all its descendants."""
     children: dict[int, set[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -343,8 +349,8 @@ def namespaces(pid: int) -> dict[str, str]:
     return {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES}
 
 
-def test_posture_identity(kernel: Kernel) -> None:
-    """No process of a sandbox is root on the host, its stubs included, nor can one become it."""
+def test_posture_has_unprivileged_identity(kernel: Kernel) -> None:
+    """No process of a sandbox, stubs included, is root on the host or can become root."""
     tops = processes_of(kernel)
     everyone = {one: name for name, pid in tops.items() for one in family(pid)}
     assert len(everyone) >= 2
@@ -367,10 +373,10 @@ def test_posture_identity(kernel: Kernel) -> None:
         assert int(fields[16]) >= os.nice(0), "it has raised its priority on the host"
 
 
-def test_posture_namespaces(kernel: Kernel, beside: Neighbour) -> None:
-    """Each sandbox has its own: neither the host's nor the neighbour's."""
+def test_posture_has_separate_namespaces(kernel: Kernel, neighbour: Neighbour) -> None:
+    """A sandbox shares namespaces neither with the host nor with its neighbour."""
     host = namespaces(os.getpid())
-    mine, other = processes_of(kernel), processes_of(beside.kernel)
+    mine, other = processes_of(kernel), processes_of(neighbour.kernel)
     for name in (SANDBOX_NAME, GOFER_NAME):
         ours, theirs = namespaces(mine[name]), namespaces(other[name])
         assert [kind for kind in NAMESPACES if ours[kind] == host[kind] and kind != "pid"] == []
@@ -380,22 +386,22 @@ def test_posture_namespaces(kernel: Kernel, beside: Neighbour) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may read filters of the host")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 @pytest.mark.parametrize("name", [SANDBOX_NAME, GOFER_NAME])
-def test_posture_system_calls(kernel: Kernel, name: str) -> None:
-    """Whoever takes over a process of the sandbox asks the host for none of these.
+def test_posture_filters_system_calls(kernel: Kernel, name: str) -> None:
+    """Code that takes over a process of the sandbox can use none of these calls.
 
-    A current runsc leaves a ring of io_uring with its processes, which works past every filter
-    once it is enabled: by a call that they may not make.
+    A current runsc leaves an io_uring ring with its processes. A ring bypasses every filter once it
+    is enabled, but the filters forbid the call that enables it.
     """
     try:
         filters = read_filters(processes_of(kernel)[name])
     except OSError as error:
         pytest.skip(f"this kernel does not show filters: {error}")
-    assert [call for call, number in NOT_FOR_THEM.items() if allows(filters, number)] == []
+    assert [call for call, number in FORBIDDEN_CALLS.items() if allows(filters, number)] == []
     assert allows(filters, 0), "read: the filters were not understood"
 
 
-def test_posture_descriptors(kernel: Kernel) -> None:
-    """Open are the sandbox's own pipes, memory, and what it is shown: no device, no host socket."""
+def test_posture_has_only_own_descriptors(kernel: Kernel) -> None:
+    """Only the sandbox's own pipes, memory and shown files are open: no device, no host socket."""
     allowed = re.compile("|".join(f"(?:{one})" for one in DESCRIPTORS))
     shown = {view.target for view in kernel.sandbox.mounts} | {"/"}
     network = "".join(

@@ -1,8 +1,8 @@
-"""Folders that are swapped for links by another kernel, or another user: see ``races``.
+"""Another kernel or user swaps folders for links: see ``races``.
 
-While a sandbox starts, cold or from an image; while one that was restored ahead is taken; while one
-ends and the next one starts, as at a restart. Whatever comes of it, nothing of the home is seen,
-written or given away, and what was lent is given back.
+They are swapped while a sandbox starts, cold or from a snapshot; while a spare is taken; while a
+sandbox ends and the next one starts, as at a restart. In every case nothing of the home is seen,
+written or given away, and lent folders are given back.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STARTS = (
     "runtimes/mounts/folders.py",
     "runtimes/runsc/starting.py",
 )
-"""Where folders are looked at and mounted, and the last steps before the program runs."""
+"""Modules that open and mount folders, and those of the last steps before the program runs."""
 ENDS = (
     "host/folders.py",
     "runtimes/runsc/sandbox.py",
@@ -94,7 +94,7 @@ def assert_given_back(scene: Scene) -> None:
 
 
 def start(runtime: RunscRuntime, scene: Scene, image: Path | None = None) -> Sandbox | None:
-    """A sandbox that was looked at from inside, where nothing of the home is; None if refused."""
+    """Start a sandbox and check it from inside; None if the start is refused."""
     try:
         sandbox = runtime.start(scene.spec, make_request(scene.report), image)
     except GvisorKernelError:
@@ -112,26 +112,26 @@ def look_inside(sandbox: Sandbox) -> None:
     seen = inside.ask(LOOK)
     assert not any("secret" in names for names in seen.values()), seen
     for folder in WRITABLE:
-        with suppress(Failed):  # "more", where owners cannot be mapped
+        with suppress(Failed):  # "more" is read-only if owners cannot be mapped
             inside.ask(f"open('{folder}/written', 'w').close()")
 
 
 @pytest.mark.parametrize("way", ["cold", "restored"])
-def test_a_start_at_each_step(
+def test_swap_at_each_step_of_start_is_harmless(
     runtime: RunscRuntime, scene: Scene, way: str, request: pytest.FixtureRequest
 ) -> None:
-    """Each step with one component, each component at many steps; ``--all``: each with each."""
+    """Each step with one component, each component at many steps; with ``--all`` all pairs."""
     image = request.getfixturevalue("standins_image") if way == "restored" else None
     with Stop() as stop:
         sandbox = start(runtime, scene, image)
-    assert sandbox is not None, "it does not start at all"
+    assert sandbox is not None, "it does not start even without a swap"
     sandbox.close()
     first = next(i for i, name in enumerate(stop.passed) if "mounts/folders.py:" in name)
     last = next(i for i, name in enumerate(stop.passed) if "starting.py:wait_for" in name)
     steps = stop.passed[first : last + 1]
     assert len(steps) > 50
     near = [step for step in steps if step.split()[1].startswith(STARTS)]
-    # A start from an image goes the same way, and takes the steps that the cold one leaves out.
+    # A restore takes the same steps: it tests those that the cold start leaves out.
     chosen = steps if ALL else [*near[2 * (way == "restored") :: 4], steps[-1]]
     started = refused = 0
     for number, step in enumerate(chosen):
@@ -143,12 +143,12 @@ def test_a_start_at_each_step(
                 if sandbox is not None:
                     sandbox.close()
                 assert step in stop.passed
-    assert started, "whoever refuses everything is safe, and of no use"
-    assert refused, "no swap was noticed: were there any?"
+    assert started, "every start was refused"
+    assert refused, "no swap was noticed"
 
 
-def test_a_spare_of_another_folder(runtime: RunscRuntime, scene: Scene) -> None:
-    """A sandbox that was made before is not taken for one of what the names lead to now."""
+def test_spare_of_swapped_folder_is_not_taken(runtime: RunscRuntime, scene: Scene) -> None:
+    """A sandbox that was made before is not used when the names lead to other folders now."""
     request = make_request(scene.report)
     sandbox = runtime.start(scene.spec, request)
     try:
@@ -172,10 +172,10 @@ def test_a_spare_of_another_folder(runtime: RunscRuntime, scene: Scene) -> None:
         sandbox.close()
 
 
-def test_a_spare_is_taken_at_each_step(
+def test_swap_while_spare_is_taken_is_harmless(
     runtime: RunscRuntime, scene: Scene, standins_image: Path
 ) -> None:
-    """Restored before the swap, looked at during it: it shows what was there before, or goes."""
+    """A spare that was restored before the swap shows the old folder, or is not taken."""
     request = make_request(scene.report)
     sandbox = runtime.start(scene.spec, request, standins_image)
     try:
@@ -196,8 +196,8 @@ def test_a_spare_is_taken_at_each_step(
         sandbox.close()
 
 
-def test_an_end_at_each_step(runtime: RunscRuntime, scene: Scene) -> None:
-    """And the start after it, which finds the folder swapped, as that of a restart does."""
+def test_swap_at_each_step_of_end_is_harmless(runtime: RunscRuntime, scene: Scene) -> None:
+    """The next start finds the folder swapped, as after a restart."""
     sandbox = start(runtime, scene)
     assert sandbox is not None
     with Stop() as stop:
@@ -225,10 +225,10 @@ LIVES = ("start", "renew", "shutdown")
 MORE_LIVES = ("restart", "run", "end")
 
 
-def test_a_kernels_life_at_each_step(scene: Scene, image: str) -> None:
-    """A whole kernel, restored where it can be; "renew" is a restart with a new sandbox."""
+def test_swap_at_each_step_of_kernel_life_is_harmless(scene: Scene, image: str) -> None:
+    """A whole kernel, restored if possible; "renew" is a restart with a new sandbox."""
     if not scene.maps_owners:
-        pytest.skip("a folder that is lent is tried without a kernel")
+        pytest.skip("lent folders are tested without a kernel")
     with racing(scene) as ask:
         for stage in (*LIVES, *MORE_LIVES) if ALL else LIVES:
             listed = ask(stage, "", None)
@@ -244,7 +244,7 @@ def test_a_kernels_life_at_each_step(scene: Scene, image: str) -> None:
 
 @contextmanager
 def racing(scene: Scene) -> Iterator[Callable[[str, str, str | None], Any]]:
-    """``ask(stage, component, step)`` of the process ``racer``: its answer."""
+    """Yield ``ask(stage, component, step)``, which returns the answer of the process ``racer``."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.security.racer"],
         stdin=subprocess.PIPE,
@@ -267,7 +267,7 @@ def racing(scene: Scene) -> Iterator[Callable[[str, str, str | None], Any]]:
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
-        assert answer, "the kernel saw what it may not, or hangs: see above"
+        assert answer, "the kernel saw a hidden file, or hangs: see above"
         return json.loads(answer)
 
     try:
@@ -281,10 +281,10 @@ def racing(scene: Scene) -> Iterator[Callable[[str, str, str | None], Any]]:
 @needs_all
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_a_free_race(
+def test_continuous_swapping_is_harmless(
     runtime: RunscRuntime, scene: Scene, component: str, standins_image: Path
 ) -> None:
-    """Of starts, cold and from an image, of ends, and of sandboxes that were made before."""
+    """Starts, cold and from a snapshot, ends, and sandboxes that were made before."""
     path = scene.report / component if component else scene.report
     link = path.with_name("link")
     request = make_request(scene.report)

@@ -1,4 +1,4 @@
-"""Resources: what a kernel takes is its own affair up to its limits, and nobody else's beyond."""
+"""Resources: a kernel is stopped at its limits, and others stay usable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_f
 from ..patience import patient
 from ..sweeps import needs_all
 from ..world import WAYS
-from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRYS, SLOW, SMALL_PROCESS
+from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRY_MEMORY, SLOW, SMALL_PROCESS
 from .inside import Kernel, Neighbour, attacker
 
 pytestmark = pytest.mark.usefixtures("unharmed")
@@ -32,12 +32,12 @@ PIDS = 64
 SETTINGS = {"pids_limit": PIDS, "memory_limit": "400M", "disk_limit": "64M"}
 
 HOST_SLACK = 64 * MIB
-"""So much more may the host's side hold, whatever a kernel sends."""
+"""Bytes by which the host's side may grow, whatever a kernel sends."""
 RESPONSIVE = 1.0
-"""Seconds: the median answer of a neighbour on a busy machine."""
+"""Seconds within which a neighbour answers in the median on a busy machine."""
 
 INTERRUPT_SECONDS = patient(40.0)
-"""It takes 2 s (docs/performance.md); more where much runs beside it. It was for ever."""
+"""It takes 2 s (docs/performance.md), and more on a busy machine. Before, it did not end."""
 
 BOMBS = {
     "children that stay": """
@@ -89,7 +89,7 @@ bomb = subprocess.Popen([sys.executable, "-S", "-E", "-c", %r], stdout=subproces
                         start_new_session=True)
 line = bomb.stdout.readline()
 """
-"""Starts a bomb in a small process, as forking a whole kernel takes its time."""
+"""Starts a bomb in a small process, because forking a whole kernel is slow."""
 
 
 COUNT = """
@@ -114,16 +114,16 @@ def bombs():
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bomb(kernel: Kernel, beside: Neighbour, bomb: str) -> None:
-    """The pids limit ends the growth; the kernel goes on, and can clear up."""
+def test_pids_limit_stops_bomb(kernel: Kernel, neighbour: Neighbour, bomb: str) -> None:
+    """The pids limit stops the growth; the kernel continues, and can clean up."""
     code = f"import os, signal\ncount = 0\n{BOMBS[bomb]}\nprint(count, flush=True)\nsignal.pause()"
     try:
         kernel.run(COUNT + SMALL % code + "found = None")
-        beside.check()
-        # PID 1 and its child are root of the sandbox, and not counted.
+        neighbour.check()
+        # PID 1 and its child are root of the sandbox and not counted.
         count = kernel.run("found = tasks()")
         assert count <= PIDS + 8
-        assert count > PIDS / 2 or bomb == "zombies"  # which gVisor does not list
+        assert count > PIDS / 2 or bomb == "zombies"  # gVisor does not list zombies
     finally:
         left = kernel.run("""
             os.killpg(bomb.pid, signal.SIGKILL)
@@ -143,11 +143,10 @@ subprocess.run([sys.executable, "-S", "-E", "-c", {FORKS!r}], start_new_session=
 """
 
 
-@pytest.mark.alone  # an ordinary user has no cgroup that sees to PID 1's share of a busy machine
-def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
-    """PID 1 and the kernel get the processor though five hundred processes ask for it all the
-    time, and their sandbox has room on the host for what these need: for an ordinary user, in the
-    memory file, whose size is bounded."""
+@pytest.mark.alone  # an ordinary user has no cgroup that guarantees PID 1 a CPU share
+def test_interrupt_works_during_fork_bomb(ground: Path) -> None:
+    """PID 1 and the kernel get CPU time beside five hundred busy processes, and the memory limit
+    leaves room for these processes; for an ordinary user, so does the bound on the memory file."""
     folder = ground.parent / "bombed"
     folder.mkdir(exist_ok=True)
     with attacker(folder, {"pids_limit": 512}) as kernel:
@@ -165,14 +164,14 @@ def test_an_interrupt_while_a_fork_bomb_goes_on(ground: Path) -> None:
 
 
 def test_orphans_are_reaped(kernel: Kernel) -> None:
-    """Twice as many as there is room for, one after another: PID 1 takes each."""
+    """PID 1 reaps twice as many orphans, one after another, as the limit allows at once."""
     code = """
 import os, time
 failed = 0
 for _ in range(2 * 64):
     pid = os.fork()
     if pid == 0:
-        for _ in range(500):  # full for a moment, while PID 1 has others to take
+        for _ in range(500):  # the limit may be reached for a moment while PID 1 reaps others
             try:
                 if os.fork() == 0:
                     os._exit(0)
@@ -187,8 +186,8 @@ print(failed)
     assert kernel.run(f"found = int({run})") == 0
 
 
-def test_open_files(kernel: Kernel) -> None:
-    """Each process has its share; one that has used it up is told, and nobody else is."""
+def test_open_file_limit_gives_emfile(kernel: Kernel) -> None:
+    """Each process has its own limit; one that reaches it gets an error, and no other does."""
     found = kernel.run("""
         import resource
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -213,7 +212,7 @@ def test_open_files(kernel: Kernel) -> None:
         assert count < most
 
 
-def test_cpu_hogs(kernel: Kernel, beside: Neighbour) -> None:
+def test_neighbour_answers_beside_cpu_hogs(kernel: Kernel, neighbour: Neighbour) -> None:
     kernel.run("""
         hogs = [subprocess.Popen([sys.executable, "-S", "-E", "-c", "while True: pass"])
                 for _ in range(4)]
@@ -223,7 +222,7 @@ def test_cpu_hogs(kernel: Kernel, beside: Neighbour) -> None:
         seconds = []
         for _ in range(8):
             begun = time.monotonic()
-            beside.check()
+            neighbour.check()
             seconds.append(time.monotonic() - begun)
     finally:
         kernel.run("[hog.kill() or hog.wait() for hog in hogs]; found = None")
@@ -234,7 +233,7 @@ def test_cpu_hogs(kernel: Kernel, beside: Neighbour) -> None:
 
 
 def held_by_us() -> int:
-    """Bytes of anonymous memory of this process, in which the bridge runs."""
+    """Return the bytes of anonymous memory of this process, which runs the bridge."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * os.sysconf("SC_PAGESIZE")
 
@@ -247,15 +246,15 @@ def talker(ground: Path) -> Iterator[Kernel]:
         yield kernel
 
 
-def test_prints_for_ever_to_a_closed_browser(talker: Kernel, beside: Neighbour) -> None:
-    """The kernel is slowed down, nothing piles up, and whoever comes back can stop it."""
+def test_endless_output_to_closed_browser_is_bounded(talker: Kernel, neighbour: Neighbour) -> None:
+    """The kernel is slowed down, output does not pile up, and a later client can interrupt it."""
     client = talker.client
     client.execute("while True: print('x' * 100000, flush=True)")
     wait_for(client, lambda m: m["msg_type"] == "stream", "the first of the flood")
     client.stop_channels()
     before, most = held_by_us(), 0
     for _ in range(10):
-        beside.check()
+        neighbour.check()
         most = max(most, held_by_us() - before)
     assert most < HOST_SLACK
     with connected_again(talker) as again:
@@ -263,7 +262,7 @@ def test_prints_for_ever_to_a_closed_browser(talker: Kernel, beside: Neighbour) 
 
 
 def connected_again(kernel: Kernel) -> Any:
-    """A client that comes while the kernel is busy: interrupt first, then wait for it."""
+    """Interrupt the busy kernel, then connect a new client."""
     kernel.manager.interrupt_kernel()
     return connected(kernel.manager)
 
@@ -271,8 +270,10 @@ def connected_again(kernel: Kernel) -> Any:
 @pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("size", [256 * MIB, pytest.param(1024 * MIB, marks=needs_all)])
-def test_much_output(talker: Kernel, beside: Neighbour, size: int) -> None:
-    """All of it arrives, and passes through a bounded room."""
+def test_large_output_arrives_with_bounded_memory(
+    talker: Kernel, neighbour: Neighbour, size: int
+) -> None:
+    """All output arrives, and passes through a bounded buffer."""
     client = talker.client
     before, most, received, at = held_by_us(), 0, 0, 0
     msg_id = client.execute(
@@ -288,18 +289,18 @@ def test_much_output(talker: Kernel, beside: Neighbour, size: int) -> None:
             if received >> 27 > at:
                 at = received >> 27
                 most = max(most, held_by_us() - before)
-                beside.check()
+                neighbour.check()
         return message["content"].get("execution_state") == "idle"
 
     wait_for(client, look, "the end of the flood", 150)
     assert received == size
-    assert most < HOST_SLACK + 64 * MIB  # of which the client's own is some
+    assert most < HOST_SLACK + 64 * MIB  # includes the client's memory
 
 
-def test_output_beside_a_kernel_that_is_used(
-    talker: Kernel, beside: Neighbour, monkeypatch: pytest.MonkeyPatch
+def test_output_is_throttled_beside_used_kernel(
+    talker: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read slowly, so that the other one answers, and all of it arrives."""
+    """Output is read slowly, so that the other kernel answers, and all of it arrives."""
     pauses: list[float] = []
     take = Share.take
 
@@ -308,29 +309,29 @@ def test_output_beside_a_kernel_that_is_used(
         return pauses[-1]
 
     monkeypatch.setattr(Share, "take", note)
-    beside.check()
+    neighbour.check()
     msg_id = talker.client.execute("for _ in range(12): print('x' * (1 << 21), flush=True)")
     answer = finish(talker.client, msg_id)
     assert answer.text.count("x") == 12 << 21
     assert any(pauses)
     pauses.clear()
     assert talker.run("found = 6 * 7") == 42
-    beside.check()
-    assert not any(pauses), "who says little does not wait"
+    neighbour.check()
+    assert not any(pauses), "small output must not be delayed"
 
 
-def test_the_last_output_of_a_kernel_that_is_read_slowly(
-    beside: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_last_output_of_throttled_kernel_arrives(
+    neighbour: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes longer than the time that PID 1 gives a dead kernel's messages if none leaves."""
+    """It takes longer than PID 1 waits for a dead kernel's messages when none can leave."""
     monkeypatch.setattr(sharing, "BURST", 0)
     monkeypatch.setattr(sharing, "PER_SECOND", 2 * MIB)
     monkeypatch.setattr(sharing, "IN_USE_SECONDS", 60)
-    beside.check()
+    neighbour.check()
     code = """
         for _ in range(10):
             print("x" * (1 << 20), flush=True)
-        time.sleep(1)  # until all of it has left this process
+        time.sleep(1)  # until all output has left this process
         os._exit(3)
     """
     received = 0
@@ -347,27 +348,27 @@ def test_the_last_output_of_a_kernel_that_is_read_slowly(
     assert received == 10 << 20
 
 
-# Memory beyond the limit, where it is not the kernel's own: tests/faults/test_memory.py has those.
+# Memory that is not the kernel's own. tests/faults/test_memory.py tests the kernel's own memory.
 
 LIMIT = 300 * MIB
 SLACK = 256 * MIB
 HOGS = {
     **{name: SMALL_PROCESS % (MAPPER + code) for name, code in PAGE_TABLES.items()},
-    **{name: MAPPER + code for name, code in SENTRYS.items()},
+    **{name: MAPPER + code for name, code in SENTRY_MEMORY.items()},
 }
 SLOW_HOGS = {name: SMALL_PROCESS % (MAPPER + code) for name, code in SLOW.items()}
 
 
 @pytest.fixture
 def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's kernel does not end what is over its limit, so that it is seen whether we do."""
+    """Raise the cgroup limit, so that the test sees whether the bridge enforces its limit."""
     monkeypatch.setattr("gvisor_kernel.spec.limits.MEMORY_BACKSTOP", 4096 * MIB)
 
 
 @pytest.mark.parametrize("hog", [*HOGS, *(pytest.param(hog, marks=needs_all) for hog in SLOW_HOGS)])
-def test_memory_of_the_sandbox_itself(ground: Path, unbounded: None, hog: str) -> None:
-    """Page tables, names, links, and what stands in pipes is not in the kernel's memory, and
-    counts as well."""
+def test_memory_of_sandbox_itself_counts(ground: Path, unbounded: None, hog: str) -> None:
+    """Page tables, names, links and the contents of pipes are not in the kernel's memory, but
+    count towards the limit."""
     folder = ground.parent / "doomed"
     folder.mkdir(exist_ok=True)
     settings = {"memory_limit": LIMIT, "disk_limit": 2048 * MIB}
@@ -391,8 +392,8 @@ def test_memory_of_the_sandbox_itself(ground: Path, unbounded: None, hog: str) -
 
 
 @pytest.mark.parametrize("hog", [pytest.param(hog, marks=needs_all) for hog in BOUNDED])
-def test_what_another_limit_bounds(ground: Path, unbounded: None, hog: str) -> None:
-    """It is counted, so far as the host's kernel can be asked."""
+def test_host_kernel_memory_is_counted(ground: Path, unbounded: None, hog: str) -> None:
+    """The memory is counted as far as the host's kernel reports it."""
     folder = ground.parent / "bounded"
     folder.mkdir(exist_ok=True)
     with attacker(folder, {"memory_limit": 1024 * MIB, "pids_limit": 512}) as kernel:
@@ -418,8 +419,8 @@ signal.pause()
 """
 
 
-def test_all_is_counted(ground: Path, unbounded: None) -> None:
-    """Nearly what the host's kernel charges a sandbox with."""
+def test_counted_memory_matches_cgroup_charge(ground: Path, unbounded: None) -> None:
+    """The count is close to what the host's kernel charges the sandbox."""
     folder = ground.parent / "counted"
     folder.mkdir(exist_ok=True)
     with attacker(folder, {"memory_limit": 2048 * MIB}) as kernel:

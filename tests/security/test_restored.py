@@ -1,4 +1,4 @@
-"""Images: nothing of whoever made one is in it, nor in a kernel that goes on from it."""
+"""Snapshots: neither a snapshot nor a restored kernel contains data of the snapshot's maker."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ print(json.dumps([plan.identity.key.decode(), *map(bytes.decode, keys)]))
 """
 
 PASSED = ("GK_PASSED", "JUPYTERHUB_API_TOKEN", "NVIDIA_API_KEY", "TF_TOKEN_app_example_com")
-"""Names that begin like those of what an interpreter or a library reads, but for the first."""
+"""Names that, except the first, begin like variables that an interpreter or a library reads."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """An image, and what its maker had: words that are not to be found again."""
+    """A snapshot, and secrets of its maker that must not be found in it."""
 
     image: Snapshot
     secrets: dict[str, str]
@@ -54,9 +54,8 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """Made by a process with a secret in its environment, another in a variable that the setting
-    passes on (under several names, and in one of the kernelspec's), and a third in a file of the
-    folder that it runs in."""
+    """A snapshot made by a process with a secret in its environment, another in variables that the
+    setting passes on (and in one of the kernelspec's), and a third in a file of its folder."""
     words = {name: f"gk-{secrets.token_hex(16)}" for name in ("variable", "passed", "file")}
     folder = tmp_path_factory.mktemp(f"gk-{secrets.token_hex(8)}")
     (folder / "notebook.ipynb").write_text(words["file"])
@@ -76,8 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield Made(image, words, folder)
 
 
-def test_the_image_on_the_disk(made: Made) -> None:
-    """Plain memory: what is looked for would be found, as a word of the kernel's own shows."""
+def test_snapshot_files_contain_no_secrets(made: Made) -> None:
+    """The memory is in plain text: the search finds known words, so it would find a secret."""
     content = b"".join(path.read_bytes() for path in made.image.files.iterdir())
     assert made.image.meta.sandbox_key.encode() in content
     assert b"/run/gvisor-kernel/kernel/1/connection.json" in content
@@ -99,7 +98,7 @@ for process in ("self", "1"):
     try:
         memory, maps = open(f"/proc/{process}/mem", "rb", buffering=0), open("/proc/self/maps")
     except OSError:
-        continue  # PID 1 is not for a kernel to read
+        continue  # a kernel cannot read PID 1
     with memory, maps:
         for line in maps:
             place, access, *_ = line.split()
@@ -135,9 +134,9 @@ for match in seen:
         found.add(hashlib.sha256(match[start : start + size]).hexdigest())
 found = sorted(found)
 """
-"""Whatever is shaped like a secret, in the kernel's memory, in files and in their names. Not in the
-Python environment, which is the host's and read-only: where that lies in one of these folders, it
-takes most of a minute to read. Digests, so that the search does not find itself."""
+"""Finds anything that looks like a secret, in the kernel's memory, in files and in their names.
+Skips the Python environment, which is read-only and would take most of a minute. Returns digests,
+so that the search does not find itself."""
 
 
 @pytest.fixture(scope="module")
@@ -154,20 +153,20 @@ def digest(word: str) -> str:
     return hashlib.sha256(word.encode()).hexdigest()
 
 
-def test_a_kernel_that_goes_on_from_it(made: Made, restored: Kernel) -> None:
+def test_restored_kernel_contains_no_secrets(made: Made, restored: Kernel) -> None:
     own = f"gk-{secrets.token_hex(16)}"
     restored.run(f"own = {own!r}; found = 0")
     inner = restored.run("found = get_ipython().kernel.session.key.decode()")
     found = set(restored.run(SEARCH))
-    assert digest(own) in found, "the search does not even find what is there"
+    assert digest(own) in found, "the search does not find a known word"
     assert digest(inner) in found
     for name, word in made.secrets.items():
         assert digest(word) not in found, name
     assert digest(restored.manager.session.key.decode()) not in found
 
 
-def test_what_a_setting_passes_on(made: Made, restored: Kernel) -> None:
-    """Is each kernel's own value, and its folder, transcript and log are."""
+def test_restored_kernel_has_its_own_passed_variables(made: Made, restored: Kernel) -> None:
+    """Each restored kernel has its own values, folder, transcript and log."""
     for name in PASSED:
         assert restored.run(f"found = os.environ[{name!r}]") == "my own"
     assert restored.run("import tempfile; found = tempfile.gettempdir()") == "/workspace"
@@ -179,8 +178,8 @@ def test_what_a_setting_passes_on(made: Made, restored: Kernel) -> None:
         assert word not in text, name
 
 
-def test_the_key_of_the_image(made: Made, restored: Kernel) -> None:
-    """Who reads it out of one kernel signs nothing with it in another: that has changed its own."""
+def test_restored_kernel_changes_its_key(made: Made, restored: Kernel) -> None:
+    """The key of the snapshot is useless, because each restored kernel has a new one."""
     inner = restored.run("found = get_ipython().kernel.session.key.decode()")
     assert inner != made.image.meta.sandbox_key
     restarted = restored.run("found = Path(sys.argv[sys.argv.index('-f') + 1]).read_text()")

@@ -1,4 +1,4 @@
-"""Secrets: what is the host's, its user's, Jupyter's or another kernel's is not found inside."""
+"""Secrets of the host, its user, Jupyter and other kernels are not found inside."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CREDENTIALS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def planted(world: World) -> Iterator[list[Path]]:
-    """Credentials in the home of the server's user, before any kernel starts."""
+    """Put credentials into the home of the server's user before any kernel starts."""
     home = world.base / "home"
     paths = [home / name for name in CREDENTIALS]
     made = []
@@ -63,7 +63,7 @@ def read(path, limit=1 << 20):
         return b""
 
 def everywhere():
-    """Every file that is the sandbox's own, and what its kernel says of itself and processes."""
+    """Every file of the sandbox, and the files of /proc and /sys."""
     tops = ("/container_info.json", "/etc", "/home", "/mnt", "/root", "/run", "/tmp", "/var",
             "/workspace", "/srv", "/media", "/dev/shm")
     for top in tops:
@@ -84,8 +84,8 @@ def everywhere():
 '''
 
 
-def test_variables(kernel: Kernel) -> None:
-    """Of the server's environment, and of what a client sends along."""
+def test_environment_contains_only_allowed_variables(kernel: Kernel) -> None:
+    """Neither the server's variables nor those that a client sends are inside."""
     found = kernel.run("""
         texts = [Path(p).read_bytes() for p in glob.glob("/proc/[0-9]*/environ")
                  if refused(lambda: open(p).close()) is None]
@@ -105,33 +105,35 @@ def test_variables(kernel: Kernel) -> None:
         *("PYTHONUNBUFFERED", "PYTHONUSERBASE", "JAVA_HOME", "NODE_PATH", "SSL_CERT_FILE"),
         *("PLAYWRIGHT_BROWSERS_PATH", "LC_CTYPE"),
     }
-    own = {  # IPython's, of itself
+    own = {  # set by IPython
         *("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "GIT_PAGER", "PAGER", "TERM"),
         *("MPLBACKEND", "PYDEVD_USE_FRAME_EVAL", "PYDEVD_DISABLE_FILE_VALIDATION"),
     }
     assert set(found["names"]) <= allowed | own
     assert {entry.partition("=")[0] for entry in found["init"] if entry} <= allowed
-    # Its link, and what it has with the kernel itself.
+    # PID 1's link, and its pipes and sockets to the kernel.
     assert {name.partition(":")[0] for name in found["init's files"]} <= {"host", "pipe", "socket"}
     assert SECRET not in "".join(found["texts"])
     assert "mallory" not in "".join(found["texts"])
 
 
-def test_credentials_in_the_home(kernel: Kernel, planted: list[Path], world: World) -> None:
+def test_home_credentials_do_not_exist_inside(
+    kernel: Kernel, planted: list[Path], world: World
+) -> None:
     homes = (Path.home(), "/root", "/home/user")
     paths = [*map(str, planted), *(f"{home}/{name}" for home in homes for name in CREDENTIALS)]
-    turned = [path[::-1] for path in paths]  # what a cell says is found in the transcript
+    turned = [path[::-1] for path in paths]  # a cell's text is in the transcript
     assert kernel.run(f"found = [p for p in {turned!r} if os.path.lexists(p[::-1])]") == []
 
 
-def test_a_search_of_everything(
-    kernel: Kernel, beside: Neighbour, planted: list[Path], world: World
+def test_full_search_finds_no_secret_or_host_name(
+    kernel: Kernel, neighbour: Neighbour, planted: list[Path], world: World
 ) -> None:
-    """Every file and every word of the kernel's own: no secret, nothing that names the host."""
+    """No file and nothing that the sandbox's kernel reports has a secret or names the host."""
     words = {
         "the secret": SECRET,
-        "the neighbour": beside.kernel.manager.kernel_id or "-",
-        "the neighbour's sandbox": beside.kernel.sandbox.identity,
+        "the neighbour": neighbour.kernel.manager.kernel_id or "-",
+        "the neighbour's sandbox": neighbour.kernel.sandbox.identity,
         "the state directory": str(kernel.sandbox.directory),
         "the home": str(world.base / "home"),
         "the notebook's folder": str(kernel.folder),
@@ -141,7 +143,7 @@ def test_a_search_of_everything(
         "the boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         "the machine": read_if("/etc/machine-id") or "-",
     }
-    # Reversed, as the cell itself is found in the transcript.
+    # Reversed, because the cell itself is in the transcript.
     turned = {name: word[::-1] for name, word in words.items() if word != "-"}
     image = [view.target for view in kernel.sandbox.mounts if view.target not in LAYOUT]
     found = kernel.run(
@@ -189,17 +191,17 @@ found = sorted(found)
 """
 
 
-def test_keys_in_memory(kernel: Kernel, beside: Neighbour) -> None:
-    """The kernel's whole memory holds no key of a connection of the host, its own or another's."""
+def test_kernel_memory_contains_no_connection_keys(kernel: Kernel, neighbour: Neighbour) -> None:
+    """The kernel's memory contains no host key, neither of its own connection nor of another's."""
     found = kernel.run(MEMORY)
-    assert len(found) > 10, "the search does not even find what is there"
-    for one in (kernel, beside.kernel):
+    assert len(found) > 10, "the search does not find known words"
+    for one in (kernel, neighbour.kernel):
         key = one.manager.session.key
         assert hashlib.sha256(key).hexdigest() not in found
 
 
-def test_connection_files(kernel: Kernel) -> None:
-    """Those that a kernel finds are the sandbox's own."""
+def test_connection_files_inside_are_the_sandboxs_own(kernel: Kernel) -> None:
+    """Connection files inside differ from the host's."""
     found = kernel.run("""
         found = []
         for folder, _, files in os.walk("/run"):
@@ -213,8 +215,8 @@ def test_connection_files(kernel: Kernel) -> None:
         assert info.get("ip") != host["ip"]
 
 
-def test_container_info(kernel: Kernel) -> None:
-    """It says what a sandbox may know of itself, and no more."""
+def test_container_info_names_nothing_of_the_host(kernel: Kernel) -> None:
+    """It contains only what a sandbox may know about itself."""
     info = kernel.run("found = json.loads(Path('/container_info.json').read_text())")
     assert set(info) == {
         *("identity", "kernel", "image", "runtime", "created", "versions", "limits", "network"),
@@ -225,9 +227,9 @@ def test_container_info(kernel: Kernel) -> None:
         assert word not in text
 
 
-def test_memory_left_by_the_neighbour(kernel: Kernel, beside: Neighbour) -> None:
-    """New memory and new files are empty, whatever others had there."""
-    beside.kernel.run(f"hoard = bytearray({SECRET!r}.encode() * 500_000); del hoard; found = 0")
+def test_new_memory_and_files_are_empty(kernel: Kernel, neighbour: Neighbour) -> None:
+    """Memory that another kernel has freed is not visible."""
+    neighbour.kernel.run(f"hoard = bytearray({SECRET!r}.encode() * 500_000); del hoard; found = 0")
     turned = SECRET[::-1]
     found = kernel.run(f"""
         import mmap
@@ -241,8 +243,8 @@ def test_memory_left_by_the_neighbour(kernel: Kernel, beside: Neighbour) -> None
     assert found == [False, False]
 
 
-def test_crash_logs(kernel: Kernel) -> None:
-    """What is kept of a crash says how it ended; nobody's environment is in it."""
+def test_crash_logs_contain_no_secrets(kernel: Kernel) -> None:
+    """Logs of a crash say how it ended and contain no environment."""
     manager = kernel.manager
     log = kernel.sandbox.log_path
     kernel.client.execute("import faulthandler; faulthandler._sigsegv()")
@@ -260,8 +262,8 @@ def test_crash_logs(kernel: Kernel) -> None:
         assert b"mallory" not in text
 
 
-def test_a_failed_start(world: World, tmp_path: Path) -> None:
-    """An error that a person is shown quotes nothing of the environment."""
+def test_failed_start_prints_no_secrets(world: World, tmp_path: Path) -> None:
+    """The error that a person sees quotes nothing from the environment."""
     code = """
 import os, sys
 from jupyter_client import KernelManager

@@ -1,4 +1,4 @@
-"""Settings: what a kernelspec or a client says widens nothing, and what is wrong is named."""
+"""Settings: a kernelspec or a client widens nothing, and an error names a wrong setting."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HOSTILE: list[object] = [*PATHS, *NUMBERS, *OTHERS]
 
 
 def deep() -> list[Any]:
-    """A list in a list, and so on, deeper than Python recurses."""
+    """Return lists nested deeper than Python's recursion limit."""
     found: list[Any] = []
     for _ in range(5000):
         found = [found]
@@ -74,7 +74,7 @@ def deep() -> list[Any]:
 
 
 def judge(name: str, value: object) -> SettingError | None:
-    """The error of a value as a kernelspec has it, which is of the one kind; None: accepted."""
+    """Return the SettingError for a value in a kernelspec; None if it is accepted."""
     try:
         SandboxSettings(**{name: value}).sandbox_spec()
     except SettingError as raised:
@@ -86,13 +86,13 @@ def judge(name: str, value: object) -> SettingError | None:
     assert name in said
     assert "What to do: set it to" in said
     assert len(said) < 2000
-    said.encode()  # a person is shown it
+    said.encode()  # it can be shown
     return error
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_hostile_values(name: str) -> None:
-    """Of all of them, at least fifty a setting are refused; what is accepted is harmless there."""
+def test_hostile_values_are_refused(name: str) -> None:
+    """At least fifty values are refused per setting, and fewer than half are accepted."""
     values = [*HOSTILE, deep()]
     refused = [value for value in values if judge(name, value) is not None]
     assert len(refused) >= 50
@@ -126,22 +126,22 @@ ANY_VALUE = st.recursive(
 @given(st.sampled_from(SETTINGS), ANY_VALUE)
 @example("memory_limit", "5\u212a")
 @example("skills", "~nobody-at-all")
-def test_any_value(name: str, value: object) -> None:
+def test_any_value_is_accepted_or_refused_cleanly(name: str, value: object) -> None:
     judge(name, value)
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30).filter(lambda name: name not in SETTINGS), ANY_VALUE)
-def test_any_name(name: str, value: object) -> None:
-    """A setting that does not exist is no setting, whatever it is called."""
+def test_unknown_name_is_refused(name: str, value: object) -> None:
+    """Any name that is not a setting gives UnknownSetting."""
     if name in ("config", "parent", "log", "kernel_id", "kernel_spec", "connection_info"):
-        return  # jupyter_client's own, which say nothing to a sandbox
+        return  # names of jupyter_client, which do not affect a sandbox
     with pytest.raises(UnknownSetting):
         SandboxSettings(**{name: value}).sandbox_spec()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
-def test_folders_that_are_closed(tmp_path: Path) -> None:
+def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "public").mkdir(parents=True)
     closed.chmod(0)
@@ -154,8 +154,8 @@ def test_folders_that_are_closed(tmp_path: Path) -> None:
         closed.chmod(0o700)
 
 
-def test_the_largest_limits_start() -> None:
-    """What is accepted works: no number that the host's kernel refuses is passed on to it."""
+def test_kernel_starts_with_largest_limits() -> None:
+    """The largest accepted values work: the host's kernel refuses none of them."""
     most = {
         "memory_limit": 2**60,
         "disk_limit": 2**60,
@@ -167,7 +167,7 @@ def test_the_largest_limits_start() -> None:
         assert execute(client, "6 * 7").result == "42"
 
 
-# Whoever writes what: the administrator's limits hold.
+# The administrator's limits hold, whoever writes the kernelspec.
 
 GENEROUS = {"memory_limit": "64G", "cpu_shares": 262144, "pids_limit": 100_000, "disk_limit": "1T"}
 FIXED: dict[str, Any] = {
@@ -186,12 +186,12 @@ def spec_of(configured: dict[str, Any], stanza: dict[str, Any]) -> SandboxSpec:
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
-def test_a_kernelspec_widens_no_fixed_limit(name: str) -> None:
+def test_kernelspec_cannot_raise_fixed_limit(name: str) -> None:
     assert getattr(spec_of({name: FIXED[name]}, {name: GENEROUS[name]}), name) == FIXED[name]
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
-def test_a_kernelspec_may_ask_for_less(name: str) -> None:
+def test_kernelspec_can_lower_limit(name: str) -> None:
     less = {"memory_limit": "256M", "cpu_shares": 10, "pids_limit": 70, "disk_limit": "16M"}
     found = getattr(spec_of({name: FIXED[name]}, {name: less[name]}), name)
     assert found == getattr(spec_of({}, {name: less[name]}), name)
@@ -199,7 +199,7 @@ def test_a_kernelspec_may_ask_for_less(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
-def test_a_kernelspec_with_nonsense_for_a_fixed_limit(name: str) -> None:
+def test_kernelspec_with_invalid_limit_is_refused(name: str) -> None:
     with pytest.raises(SettingError, match=name):
         spec_of({name: FIXED[name]}, {name: "lots"})
 
@@ -218,7 +218,7 @@ def test_a_kernelspec_with_nonsense_for_a_fixed_limit(name: str) -> None:
         ("start_timeout", 10, 3600),
     ],
 )
-def test_a_kernelspec_changes_nothing_that_is_fixed(name: str, fixed: Any, wanted: Any) -> None:
+def test_kernelspec_cannot_change_fixed_setting(name: str, fixed: Any, wanted: Any) -> None:
     assert getattr(spec_of({name: fixed}, {name: wanted}), name) == getattr(
         spec_of({name: fixed}, {}), name
     )
@@ -237,8 +237,8 @@ def test_a_kernelspec_changes_nothing_that_is_fixed(name: str, fixed: Any, wante
         {"traits": {}, "memory_limit": "64G"},
     ],
 )
-def test_a_kernelspec_that_poses_as_configuration(stanza: dict[str, Any]) -> None:
-    """By its own names it reaches neither the configuration nor what is inside the class."""
+def test_kernelspec_cannot_pose_as_configuration(stanza: dict[str, Any]) -> None:
+    """Names in a kernelspec reach neither the configuration nor attributes of the class."""
     config = Config({"GVisorProvisioner": {"memory_limit": 512 * MIB}})
     arguments = {"kernel_id": "k", "kernel_spec": None, "config": config} | stanza
     if not isinstance(arguments["config"], Config):
@@ -250,10 +250,10 @@ def test_a_kernelspec_that_poses_as_configuration(stanza: dict[str, Any]) -> Non
     assert found.memory_limit <= 512 * MIB
 
 
-def test_a_kernelspec_of_somebody_else_and_a_client(
+def test_foreign_kernelspec_and_client_get_fixed_settings(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ask for all that there is; the kernel that starts has what the administrator fixed."""
+    """Both ask for everything; the kernel gets what the administrator has fixed."""
     (tmp_path / "data.csv").touch()
     template = json.loads((world.kernelspecs / KERNEL / "kernel.json").read_text())
     template["metadata"]["kernel_provisioner"]["config"] = {
@@ -307,7 +307,7 @@ print(json.dumps(found))
 
 
 class Server:
-    """As much of a server's kernel manager as says where its notebooks are."""
+    """The part of a server that says where its notebooks are."""
 
     def __init__(self, root: Path) -> None:
         self.root_dir = str(root)
@@ -319,14 +319,14 @@ class Manager:
 
 
 @pytest.mark.parametrize("way", ["..", "../..", "/etc", "sub/../../..", "/", "../root-of-others"])
-def test_a_client_that_climbs_out_of_the_servers_root(tmp_path: Path, way: str) -> None:
+def test_folder_outside_server_root_is_refused(tmp_path: Path, way: str) -> None:
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     with pytest.raises(LaunchError, match="not below the server's root"):
         choose_folder(os.path.join(root, way), Manager(root))  # noqa: PTH118 - as a server does
 
 
-def test_a_folder_of_the_server(tmp_path: Path) -> None:
+def test_folder_inside_server_root_is_accepted(tmp_path: Path) -> None:
     manager = Manager(tmp_path)
     assert choose_folder(str(tmp_path / "sub"), manager) == tmp_path / "sub"
     assert choose_folder(None, manager) == tmp_path

@@ -1,4 +1,4 @@
-"""What lies beside a Python environment's packages, and Jupyter's own files, wherever they are."""
+"""Files beside the packages of an environment, and Jupyter's own files, are not shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .inside import PRELUDE, Kernel, outputs_of, uploads_of
 
 @dataclass(frozen=True)
 class Place:
-    """A kernel whose environment, folder and mount have secrets in them."""
+    """A kernel whose environment, folder and mount contain a secret."""
 
     kernel: Kernel
     base: Path
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     base = tmp_path_factory.mktemp("shown")
     secret = f"gk-{secrets.token_hex(16)}"
     prefix, repository, notebooks = base / "env", base / "repository", base / "notebooks"
-    inner = prefix / "src" / "inner"  # as `pip install -e git+https://…` lays it down
+    inner = prefix / "src" / "inner"  # where `pip install -e git+https://…` puts it
     python = make_python(prefix)
     hidden = (
         *(prefix / "etc/jupyter/jupyter_server_config.json", prefix / "etc/jupyter/x.d/y.json"),
@@ -99,28 +99,28 @@ for top in tops:
                 continue
 found = [looked, sorted(found)]
 """
-"""Each file that begins with a word."""
+"""Finds each file that has the word in its first 4 KiB."""
 
 
-def halves(place: Place) -> str:
-    """The secret as code, which the transcript has as well, does not find itself."""
+def split_secret(place: Place) -> str:
+    """Return code that joins the secret's halves, so that the transcript does not contain it."""
     return f"b{place.secret[:9]!r} + b{place.secret[9:]!r}"
 
 
-def test_a_search_for_what_is_not_shown(place: Place) -> None:
-    """Of the whole environment, the repositories, what is mounted, the working directory."""
+def test_search_finds_no_hidden_file(place: Place) -> None:
+    """Search the environment, the repositories, the mounts and the working directory."""
     tops = [str(place.base), "/mnt", "/workspace"]
-    searched, found = place.kernel.run(f"tops, word = {tops}, {halves(place)}\n{SEARCH}")
+    searched, found = place.kernel.run(f"tops, word = {tops}, {split_secret(place)}\n{SEARCH}")
     assert searched > 5
     assert found == []
 
 
-def test_a_search_as_root_of_a_namespace(place: Place) -> None:
-    """An empty directory that is mounted above them cannot be taken away there, nor mounted by."""
+def test_search_as_namespace_root_finds_no_hidden_file(place: Place) -> None:
+    """The empty directories that cover the files can be neither unmounted nor bypassed."""
     tops = [str(place.base), "/mnt", "/workspace", "/tmp/m"]
     code = f"""
         code = '''
-        base, tops, word = {str(place.base)!r}, {tops!r}, {halves(place)}
+        base, tops, word = {str(place.base)!r}, {tops!r}, {split_secret(place)}
         for line in open("/proc/mounts").read().splitlines():
             libc.umount2(line.split()[1].encode(), 2)
         for place in ("/tmp/m", "/tmp/n"):
@@ -138,7 +138,7 @@ def test_a_search_as_root_of_a_namespace(place: Place) -> None:
     assert found == []
 
 
-def test_what_is_imported_is_there(place: Place) -> None:
+def test_imported_packages_are_shown(place: Place) -> None:
     run = place.kernel.run
     source = place.base / "repository" / "src"
     assert run("import mine; found = mine.seen") == str(source / "mine" / "__init__.py")
@@ -153,14 +153,14 @@ def test_what_is_imported_is_there(place: Place) -> None:
     assert run("found = sorted(os.listdir('/workspace'))") == [".data", "outputs", "seen"]
 
 
-def test_it_starts_without_an_image(place: Place) -> None:
-    """Whose mounts would be others."""
+def test_kernel_with_covered_uploads_starts_without_snapshot(place: Place) -> None:
+    """A snapshot would have other mounts."""
     assert "without a snapshot: the uploads contain Jupyter's own files" in kernel_log(
         place.kernel.manager
     )
 
 
-def test_jupyters_own_folders_are_no_uploads_and_no_mount(
+def test_jupyter_folders_are_refused_as_uploads_and_mounts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"

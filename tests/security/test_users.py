@@ -1,4 +1,4 @@
-"""Users: another of the same machine can neither reach nor read a kernel, nor end or fool it."""
+"""Another user of the machine can neither reach, read, end nor deceive a kernel."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as ano
 
 OTHERS = {
     "nobody": 65534,
-    "who has the first subordinate uids": 100000,
-    "who has the last subordinate uids": 600_100_000,
+    "owner of the first subordinate uids": 100000,
+    "owner of the last subordinate uids": 600_100_000,
 }
-"""Who attacks. With subordinate uids, as useradd gives them out, a user runs processes as those."""
+"""Attacking uids. With subordinate uids from useradd a user can run processes as those."""
 
 ATTACK = r"""
 import json, os, signal, socket, sys
@@ -68,7 +68,7 @@ json.dump(done, sys.stdout)
 
 @pytest.fixture
 def open_world(world: World) -> Iterator[None]:
-    """The folders of the test run itself let others through: only ours are in the way."""
+    """Make the test run's own folders accessible, so that only the package's modes protect."""
     folders = (world.base, world.state, world.runtime, world.run, world.temporary)
     for folder in folders:
         folder.chmod(0o711)
@@ -78,7 +78,7 @@ def open_world(world: World) -> Iterator[None]:
 
 
 def attack(plan: dict[str, Any], user: int) -> list[str]:
-    """What of ``plan`` succeeds when ``user`` tries it."""
+    """Return the attempts of ``plan`` that succeed for ``user``."""
     result = subprocess.run(
         ["/usr/bin/python3", "-I", "-c", ATTACK],
         input=json.dumps(plan),
@@ -96,7 +96,7 @@ def attack(plan: dict[str, Any], user: int) -> list[str]:
 
 
 def make_plan(kernel: Kernel) -> dict[str, Any]:
-    """All that a kernel has on the host."""
+    """Return the paths, sockets and processes of a kernel on the host."""
     bridge: Any = kernel.manager.provisioner._kernel  # type: ignore[union-attr]
     sandbox, address, root = kernel.sandbox, bridge.address, state_root()
     names = [f"{address.ip}-{port}" for port in address.ports.values()]
@@ -118,20 +118,22 @@ def make_plan(kernel: Kernel) -> dict[str, Any]:
 
 @as_root
 @pytest.mark.parametrize("who", OTHERS)
-def test_reach_read_or_end_a_kernel(kernel: Kernel, open_world: None, who: str) -> None:
+def test_other_user_cannot_reach_read_or_end_kernel(
+    kernel: Kernel, open_world: None, who: str
+) -> None:
     assert execute(kernel.client, "secret = 1").status == "ok"
     plan = make_plan(kernel)
     assert None not in plan["pids"]
     assert all(Path(path).exists() for path in plan["paths"])
     assert attack(plan, OTHERS[who]) == []
-    # The same attack by the owner reaches the sockets: it is no blank shot.
+    # The same attack by the owner reaches the sockets, so the attack is valid.
     reached = attack({**plan, "paths": [], "pids": []}, os.geteuid())
     assert reached == [f"connect to {path}" for path in plan["sockets"]]
     assert execute(kernel.client, "secret").result == "1"
 
 
 def test_state_is_private(kernel: Kernel) -> None:
-    """What a kernel has on the host's disk is closed at the top, and below for good measure."""
+    """A kernel's files on the host are private at the top folder, and below it, too."""
     bridge: Any = kernel.manager.provisioner._kernel  # type: ignore[union-attr]
     for folder in (state_root(), kernel.sandbox.directory, Path(bridge.address.ip).parent):
         status = folder.stat()
@@ -139,13 +141,13 @@ def test_state_is_private(kernel: Kernel) -> None:
         assert status.st_uid == os.geteuid()
     for folder, _, files in os.walk(state_root()):
         if "rootfs" in Path(folder).parts:
-            continue  # the sandbox's own root, whose modes are those of any system
+            continue  # the sandbox's root, with the usual modes of a system
         for path in (Path(folder), *(Path(folder, name) for name in files)):
             assert not stat.S_IMODE(path.lstat().st_mode) & 0o022 or path.is_symlink(), path
 
 
-def test_no_secret_in_an_argument_list(kernel: Kernel) -> None:
-    """Those of all processes can be seen by all."""
+def test_argument_lists_contain_no_secret(kernel: Kernel) -> None:
+    """Every user can read the argument lists of all processes."""
     key = kernel.manager.session.key
     for name in (SANDBOX_NAME, GOFER_NAME):
         words = Path(f"/proc/{kernel.sandbox.find_process(name)}/cmdline").read_bytes()
@@ -154,12 +156,12 @@ def test_no_secret_in_an_argument_list(kernel: Kernel) -> None:
         assert SECRET.encode() not in words
 
 
-# Posing as something of ours.
+# Impostors.
 
 
 @contextmanager
 def impostor(kernel: Kernel, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of nobody's that is called like one of a sandbox, with its arguments."""
+    """A process of the user nobody with the name and arguments of a sandbox's process."""
     code = "import signal; print(flush=True); signal.pause()"
     with subprocess.Popen(
         [name, "-I", "-c", code, root_argument(kernel.sandbox.directory)],
@@ -181,8 +183,8 @@ def impostor(kernel: Kernel, name: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @as_root
 @pytest.mark.parametrize("name", [SANDBOX_NAME, GOFER_NAME])
-def test_a_process_that_poses_as_a_sandboxs(kernel: Kernel, name: str) -> None:
-    """It is neither looked at instead, whereupon the kernel would be ended, nor waited for."""
+def test_process_with_sandbox_name_is_not_mistaken(kernel: Kernel, name: str) -> None:
+    """It is neither verified instead, which would end the kernel, nor waited for."""
     real = kernel.sandbox.find_process(name)
     with impostor(kernel, name) as process:
         assert kernel.sandbox.find_process(name) == real
@@ -193,12 +195,12 @@ def test_a_process_that_poses_as_a_sandboxs(kernel: Kernel, name: str) -> None:
     assert execute(kernel.client, "6 * 7").result == "42"
 
 
-# Planted before we come.
+# Planted state directories.
 
 
 @pytest.fixture
 def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state home in which everybody may make files, as a careless setting has it."""
+    """A state home in which everybody may create files."""
     folder = tmp_path / "everybodys"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -207,7 +209,7 @@ def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @as_root
-def test_a_planted_state_directory(shared_folder: Path) -> None:
+def test_planted_state_directory_is_refused(shared_folder: Path) -> None:
     planted = shared_folder / "gvisor-kernel"
     planted.mkdir()
     os.chown(planted, 65534, 65534)
@@ -217,8 +219,8 @@ def test_a_planted_state_directory(shared_folder: Path) -> None:
 
 
 @as_root
-def test_a_planted_link_as_state_directory(shared_folder: Path, tmp_path: Path) -> None:
-    """To a folder of ours: its mode would change, and what looks like sandboxes be swept."""
+def test_state_directory_symlink_is_refused(shared_folder: Path, tmp_path: Path) -> None:
+    """Through the link the mode of a folder would change, and its subfolders would be swept."""
     mine = tmp_path / "mine"
     (mine / "sandboxes" / "letters").mkdir(parents=True)
     mine.chmod(0o755)
@@ -230,7 +232,7 @@ def test_a_planted_link_as_state_directory(shared_folder: Path, tmp_path: Path) 
     assert stat.S_IMODE(mine.stat().st_mode) == 0o755
 
 
-def test_a_state_directory_that_was_open(shared_folder: Path) -> None:
+def test_open_state_directory_is_closed(shared_folder: Path) -> None:
     (shared_folder / "gvisor-kernel").mkdir()
     (shared_folder / "gvisor-kernel").chmod(0o777)
     assert stat.S_IMODE(state_root().stat().st_mode) == 0o700
@@ -239,8 +241,8 @@ def test_a_state_directory_that_was_open(shared_folder: Path) -> None:
 @pytest.mark.parametrize(
     "mode", [0o777, pytest.param(0o775, marks=as_root), pytest.param(0o755, marks=as_root)]
 )
-def test_a_state_directory_where_others_may_write(shared_folder: Path, mode: int) -> None:
-    """They could put another directory in its place: mode 777, a group's, another user's folder."""
+def test_state_directory_below_writable_folder_is_refused(shared_folder: Path, mode: int) -> None:
+    """Others could replace the directory: mode 777, a group's folder, another user's folder."""
     state_root()
     above = shared_folder.parent
     owner, before = above.stat(), stat.S_IMODE(above.stat().st_mode)
@@ -259,8 +261,8 @@ def test_a_state_directory_where_others_may_write(shared_folder: Path, mode: int
     state_root()
 
 
-def test_no_predictable_name_in_a_shared_folder(kernel: Kernel, world: World) -> None:
-    """A start makes nothing in the folder for temporary files, where others could be first."""
+def test_start_creates_no_predictable_name_in_shared_folder(kernel: Kernel, world: World) -> None:
+    """A start creates nothing in shared folders, where others could create it first."""
     before = {path.name for path in (*world.temporary.iterdir(), *Path("/tmp").iterdir())}
     with running_kernel(start={"cwd": str(kernel.folder)}):
         after = [*world.temporary.iterdir(), *Path("/tmp").iterdir()]

@@ -1,4 +1,4 @@
-"""What a relayed kernel says to PID 1 on its ZMQ sockets, below ZMQ."""
+"""Attacks of a relayed kernel on PID 1 with raw bytes on its ZMQ sockets."""
 
 from __future__ import annotations
 
@@ -10,50 +10,57 @@ import pytest
 from ..jupyter.helpers import execute, reply_to
 from ..logs import LogMark
 from .inside import Kernel, Neighbour
-from .speaking import HOST_SLACK, HostMemory, answers, ends_by, raw_until_idle, works_again
+from .speaking import (
+    HOST_SLACK,
+    HostMemory,
+    assert_answers,
+    assert_ends_with,
+    assert_restart_works,
+    read_raw_until_idle,
+)
 
 pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
-NO_ZMTP = {
-    "garbage on each socket": "for c in range(1, 6): shout_on(c, bytes(range(128, 256)) * 9)",
-    "a frame of no size": "shout_on(IOPUB, b'\\2' + b'\\xff' * 8)",
-    "an error": "shout_on(SHELL, b'\\4\\x08\\5ERROR\\1x')",
+INVALID_ZMTP = {
+    "garbage on each socket": "for c in range(1, 6): send_on(c, bytes(range(128, 256)) * 9)",
+    "a frame of a huge size": "send_on(IOPUB, b'\\2' + b'\\xff' * 8)",
+    "an ERROR command": "send_on(SHELL, b'\\4\\x08\\5ERROR\\1x')",
 }
 
 
-@pytest.mark.parametrize("attack", NO_ZMTP)
-def test_what_is_no_zmtp(relayed: Kernel, attack: str) -> None:
+@pytest.mark.parametrize("attack", INVALID_ZMTP)
+def test_invalid_zmtp_ends_the_kernel(relayed: Kernel, attack: str) -> None:
     identity = relayed.sandbox.identity
-    log = ends_by(relayed, NO_ZMTP[attack], "by signal SIGKILL")
+    log = assert_ends_with(relayed, INVALID_ZMTP[attack], "by signal SIGKILL")
     assert len(re.findall(r"Killed the kernel: it violated the ZMTP protocol on \w+: ", log)) >= 1
-    works_again(relayed)
+    assert_restart_works(relayed)
     assert relayed.sandbox.identity == identity
 
 
-def test_a_zmtp_frame_without_end(relayed: Kernel) -> None:
-    """What PID 1 holds of it is memory of the sandbox, and counted."""
+def test_endless_zmtp_frame_hits_memory_limit(relayed: Kernel) -> None:
+    """PID 1's buffer is memory of the sandbox and counts towards its limit."""
     code = """
     (iopub,) = voices(IOPUB)
-    shout(iopub, b"\\2" + struct.pack(">Q", 1 << 39))
+    send_all(iopub, b"\\2" + struct.pack(">Q", 1 << 39))
     while True:
-        shout(iopub, bytes(1 << 20))
+        send_all(iopub, bytes(1 << 20))
     """
-    ends_by(relayed, code, "its limit is 256 MiB")
-    works_again(relayed)
+    assert_ends_with(relayed, code, "its limit is 256 MiB")
+    assert_restart_works(relayed)
 
 
-def test_a_flood_of_zmtp(relayed: Kernel, beside: Neighbour) -> None:
-    """Commands and tiny messages on each socket, one of a million parts: it is well after that."""
+def test_zmtp_flood_is_handled(relayed: Kernel, neighbour: Neighbour) -> None:
+    """Commands, tiny messages and one message of a million parts do no harm."""
     code = """
     for channel in range(SHELL, HB + 1):
-        shout_on(channel, b"\\4\\7\\4PING\\0\\0" * 5_000 + b"\\0\\1x" * 500)
-    shout_on(IOPUB, b"\\1\\1x" * 10**6 + b"\\0\\0")
+        send_on(channel, b"\\4\\7\\4PING\\0\\0" * 5_000 + b"\\0\\1x" * 500)
+    send_on(IOPUB, b"\\1\\1x" * 10**6 + b"\\0\\0")
     """
     mark = LogMark(relayed.sandbox.log_path)
     memory = HostMemory()
     msg_id = relayed.client.execute(textwrap.dedent(code))
-    answers(beside, 3)
-    raw_until_idle(relayed, msg_id)
+    assert_answers(neighbour, 3)
+    read_raw_until_idle(relayed, msg_id)
     content = reply_to(relayed.client, msg_id)["content"]
     assert content["status"] == "ok", content
     assert execute(relayed.client, "6 * 7").result == "42"

@@ -1,7 +1,7 @@
-"""Another PID 1 for the attacked kernels: the guest, which lets its kernel speak in its voice.
+"""A modified PID 1 for the attacked kernels, which gives them its ends of the link.
 
-No kernel may do that by itself where PID 1 has a uid of its own, or with a current gVisor. What the
-host makes of whatever PID 1 says has to hold all the same.
+A kernel cannot get these where PID 1 has a uid of its own, or with a current gVisor. The host must
+handle whatever PID 1 sends all the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def lend_voice():
     import os, signal, socket
     from gvisor_kernel.guest import process
 
-    def be_silent(*_):
+    def sleep_for_ever(*_):
         while True:
             signal.pause()
 
@@ -45,36 +45,36 @@ def lend_voice():
         return start(*arguments)
 
     start, process.start_kernel = process.start_kernel, start_kernel
-    signal.signal(signal.SIGUSR1, be_silent)
+    signal.signal(signal.SIGUSR1, sleep_for_ever)
 lend_voice()
 """
-"""Runs in PID 1 before it serves. A process beside each kernel has the link's ends to give."""
+"""Runs in PID 1 before it serves. A process beside each kernel passes the link's ends to it."""
 
 VOICE = """
-def borrow(what=b"f"):
-    '''PID 1's own stdin, stdout and stderr: descriptors that nobody can get without its help.'''
+def borrow_ends(what=b"f"):
+    '''PID 1's stdin, stdout and stderr, which nobody can get without its help.'''
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(chr(0) + "voice")
         asking.send(what)
         return socket.recv_fds(asking, 1, 3)[1]
 
-def say(data):
-    '''In PID 1's voice, to the host.'''
-    ends = borrow()
-    shout(ends[1], data, os.write)
+def forge(data):
+    '''Send data to the host as PID 1.'''
+    ends = borrow_ends()
+    send_all(ends[1], data, os.write)
     for end in ends:
         os.close(end)
 
-def silence():
-    '''PID 1 says nothing more itself.'''
-    for end in borrow(b"s"):
+def stop_pid_1():
+    '''Make PID 1 itself stop sending.'''
+    for end in borrow_ends(b"s"):
         os.close(end)
 """
-"""The other side, for a kernel. ``shout`` is ``speaking``'s."""
+"""The kernel's side. ``send_all`` is defined in ``speaking``."""
 
 
 def lend_voice(patch: pytest.MonkeyPatch) -> None:
-    """Let sandboxes that start from now on begin with this PID 1."""
+    """Start sandboxes with this PID 1 from now on."""
     for module in (runtime, description):
         patch.setattr(module, "guest_argv", _argv)
 
