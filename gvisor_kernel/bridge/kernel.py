@@ -30,6 +30,7 @@ from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import (
+    Channel,
     Event,
     Exited,
     Hello,
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
 """How long clients have to read a dead kernel's last messages before its exit is reported."""
+MAX_LAST_LINE = 300
+"""Characters of a dead kernel's stderr that are shown as its last output."""
 RESTART_SECONDS = 60.0
 """How long the sandbox of a dead kernel is kept for a restart."""
 KILL_SECONDS = 6.0
@@ -97,6 +100,10 @@ class KernelBridge:
         self._resumed: asyncio.Future[Resumed] | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
+        self.death: str | None = None
+        """Why this run's kernel died, once that was reported; None if its end was requested."""
+        self._has_answered = False
+        """Whether this run's kernel has replied to a request."""
         self._end_expected = False
         self.shutdowns = ShutdownRequests()
         self._keep_sandbox = True
@@ -198,7 +205,8 @@ class KernelBridge:
         self._begin_run()
 
     def _begin_run(self) -> None:
-        self._death = None
+        self._death = self.death = None
+        self._has_answered = False
         self._end_expected = False
         self.exit_status = None
         self._exited.clear()
@@ -389,6 +397,7 @@ class KernelBridge:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Message):
+            self._has_answered = self._has_answered or event.channel is Channel.SHELL
             self._exchange.from_kernel(event)
         elif isinstance(event, Hello):
             if self._hello is not None and not self._hello.done():
@@ -457,7 +466,7 @@ class KernelBridge:
         self._records.report_drops()
         reason = self._death
         if reason is None and not self._end_expected:
-            reason = explain_death(status, self._memory)
+            reason = explain_death(status, self._memory, self._find_last_line())
         if reason is not None:
             self._report_death(reason)
         self._exchange.forget_requests()
@@ -474,11 +483,23 @@ class KernelBridge:
 
     def _report_death(self, reason: str) -> None:
         """Log why the kernel died, and show it in the cell that was running."""
+        self.death = reason
         line = self._deaths.take(f"{self.identity.name}: {reason}")
         if line is not None:
             log.warning("%s", line)
         self.note(reason)
         self._exchange.show_death(reason)
+
+    def _find_last_line(self) -> str:
+        """Return the last line of stderr of a kernel that never answered; else nothing.
+
+        An interpreter without ipykernel says there what it lacks, and nobody sees the log of a
+        kernel that did not start.
+        """
+        if self._has_answered or self._sandbox is None:
+            return ""
+        lines = [line.strip() for line in self._sandbox.stderr_tail().splitlines()]
+        return next((line[:MAX_LAST_LINE] for line in reversed(lines) if line), "")
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.config.validators import value_of
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.kernelspecs import (
+    find_broken_kernelspecs,
     find_destination,
     find_kernelspecs,
     install_kernelspec,
@@ -131,6 +133,12 @@ def run_uninstall(arguments: argparse.Namespace) -> int:
     found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]
     if not found:
         where = folder or "the folders where Jupyter looks"
+        for file, reason in find_broken_kernelspecs().items():
+            if file.parent.name == arguments.name:
+                raise KernelspecError(
+                    f"{file} cannot be read, so nobody knows whose it is: {reason}.",
+                    f"remove the folder yourself: rm -r {shlex.quote(str(file.parent))}",
+                )
         raise KernelspecError(
             f"There is no kernelspec {arguments.name!r} of gvisor-kernel in {where}.",
             "list the kernelspecs with: jupyter kernelspec list",

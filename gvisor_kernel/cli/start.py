@@ -21,7 +21,7 @@ def try_start(kernel_name: str) -> Trace:
     kernel = SandboxedKernel()
     with tracing() as trace:
         try:
-            client = connect(asyncio.run(kernel.launch(plan)), plan)
+            client = connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end)
             try:
                 wait_for_reply(client, client.kernel_info())
                 trace.note("kernel_info answered")

@@ -57,6 +57,13 @@ class SandboxedKernel:
             return self._kernel.exit_status or 0
         return None if self._kernel.alive else (self._kernel.exit_status or 0)
 
+    def find_end(self) -> str | None:
+        """Return why the kernel ended; None while it lives."""
+        if self.exit_status is None:
+            return None
+        death = self._kernel.death if self._kernel is not None else None
+        return death or "It was shut down."
+
     @property
     def address(self) -> Address | None:
         return self._kernel.address if self._kernel is not None else None
@@ -195,7 +202,7 @@ class SandboxedKernel:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
-                SnapshotBuilder.instance().request(plan)
+                SnapshotBuilder.instance().request(plan, lambda: kernel.death is None)
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None

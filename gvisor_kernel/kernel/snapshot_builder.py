@@ -139,7 +139,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
         kernel = SandboxedKernel()
         try:
             address = asyncio.run(kernel.launch(bare))
-            client = connect(address, bare, lambda: kernel.exit_status is None)
+            client = connect(address, bare, kernel.find_end)
             try:
                 language = _find_language(client, report)
                 manifest = _warm_up(client, kernel, plan, language, since, report)

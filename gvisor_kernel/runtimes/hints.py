@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gvisor_kernel.host.stage import TOO_MANY_FILES
 
-_DOCTOR = "run `gvisor-kernel doctor`, which looks for the cause."
+ASK_DOCTOR = "run `gvisor-kernel doctor`, which looks for the cause."
 
 _USER_NAMESPACES = re.compile(
     r"unshare: (unshare|write) failed|user namespace cannot be made|uid_map.*not permitted"
@@ -71,7 +71,7 @@ def find_hint(words: str) -> str:
     for pattern, hint in _HINTS:
         if pattern.search(words):
             return hint
-    return _DOCTOR
+    return ASK_DOCTOR
 
 
 def _read_sysctl(name: str) -> str | None:

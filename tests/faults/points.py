@@ -179,7 +179,7 @@ class Life:
 
     def _connect(self) -> OwnClient:
         address = asyncio.run(self.kernel.launch(self._plan))
-        return connect(address, self._plan, lambda: self.kernel.exit_status is None)
+        return connect(address, self._plan, self.kernel.find_end)
 
     def _run(self, client: OwnClient, code: str) -> None:
         """Run a cell until it ends or the kernel dies."""
