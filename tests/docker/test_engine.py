@@ -95,8 +95,8 @@ def test_an_old_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({**INFO, "Runtimes": None}, "no runtime runsc", "runsc install"),
         ({**INFO, "Runtimes": {"runsc": {"path": "/usr/bin/runc"}}}, "another program", "install"),
         ({**INFO, "Runtimes": {"runsc": {"runtimeType": "x.y"}}}, "another program", "install"),
-        ({**INFO, "MemoryLimit": False}, "cannot bound.*MemoryLimit", "cgroups"),
-        ({**INFO, "PidsLimit": False}, "cannot bound.*PidsLimit", "cgroups"),
+        ({**INFO, "MemoryLimit": False}, "cannot limit.*MemoryLimit", "cgroups"),
+        ({**INFO, "PidsLimit": False}, "cannot limit.*PidsLimit", "cgroups"),
         ({**INFO, "OSType": "windows"}, "containers of windows", "Linux"),
     ],
 )

@@ -130,7 +130,7 @@ def test_is_listed(seen: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_image_is_made_of_it(seen: Kernel, tmp_path: Path) -> None:
     sandbox = sandbox_of(seen[0])
-    with pytest.raises(GvisorKernelError, match="cannot be written down"):
+    with pytest.raises(GvisorKernelError, match="cannot be saved"):
         sandbox.checkpoint(tmp_path, 1)
     assert sandbox.poll() is None
 

@@ -326,7 +326,7 @@ GVISOR = "[    0.000000] Starting gVisor..."
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (another_kernel, "does not say that it is gVisor's"),
+        (another_kernel, "does not name gVisor"),
         (more_capabilities, "capabilities"),
         (another_process, "no runsc-sandbox"),
     ],

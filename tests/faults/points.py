@@ -57,7 +57,7 @@ EFFECTS = frozenset(
 """Of Python's table of audit events. ``os.utime`` is left out: an audit hook hears it of reads."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SILENT = re.compile(
-    r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:write_image)"
+    r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:save_snapshot)"
 )
 LATER = (0.02, 0.05, 0.1, 0.15)
 """Seconds after such a program was started: what it does then, nobody reports."""

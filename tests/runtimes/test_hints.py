@@ -16,7 +16,7 @@ SAID = [
     ("creating process: failed to load /venv/bin/python: no such file", "interpreter"),
     ("OSError: [Errno 28] No space left on device", "make room"),
     ("fork: Resource temporarily unavailable", "ulimit -u"),
-    ("The kernel's user namespace cannot be set up: [Errno 1]", "could not be tried"),
+    ("The kernel's user namespace cannot be set up: [Errno 1]", "could not find out"),
     ("something else", "gvisor-kernel doctor"),
     ("", "gvisor-kernel doctor"),
 ]

@@ -28,10 +28,10 @@ def note(folder: Path) -> None:
 def test_a_planted_link_named_outputs(ground: Path, tmp_path: Path) -> None:
     """A notebook in a folder where a kernel, or a cloned repository, has left ``outputs -> …``."""
     (tmp_path / "outputs").symlink_to(ground / "private")
-    with pytest.raises(SettingError, match="leads to") as caught:
+    with pytest.raises(SettingError, match="through a symbolic link") as caught:
         outputs_of(SandboxSpec(), tmp_path)
     assert str(ground / "private") in str(caught.value)
-    with pytest.raises(SettingError, match="leads to"):
+    with pytest.raises(SettingError, match="through a symbolic link"):
         outputs_of(SandboxSpec(outputs="outputs/deeper"), tmp_path)
     assert names_in(ground / "private") == ["secret"]
 
@@ -49,13 +49,13 @@ def test_a_link_to_a_sibling(tmp_path: Path, target: str) -> None:
     """A cloned repository may bring one, and what is beside it may be run later."""
     (tmp_path / target).mkdir(parents=True, exist_ok=True)
     (tmp_path / "outputs").symlink_to(target)
-    with pytest.raises(SettingError, match="leads to"):
+    with pytest.raises(SettingError, match="through a symbolic link"):
         outputs_of(SandboxSpec(), tmp_path)
 
 
 def test_a_planted_link_named_by_uploads(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ground / "private")
-    with pytest.raises(SettingError, match="leads to"):
+    with pytest.raises(SettingError, match="through a symbolic link"):
         uploads_of(SandboxSpec(uploads="data"), tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_another_users_link(ground: Path, tmp_path: Path) -> None:
 def test_a_planted_link_and_a_whole_kernel(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "outputs").symlink_to(ground / "private")
     with (
-        pytest.raises(SettingError, match="leads to"),
+        pytest.raises(SettingError, match="through a symbolic link"),
         running_kernel(start={"cwd": str(tmp_path)}),
     ):
         pass
