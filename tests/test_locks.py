@@ -129,7 +129,7 @@ def test_a_holder_that_is_stopped(tmp_path: Path) -> None:
 def test_a_holder_of_the_state_directory_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "locked_file", functools.partial(locked_file, seconds=0.1))
     holder = stopped_holder(records.state_root() / "lock")
-    refused = pytest.raises(StateError, match="Could not lock .*: the process")
+    refused = pytest.raises(StateError, match=r"Could not lock .*: the process")
     with holder, refused, records.locked():
         pass
     with records.locked():

@@ -125,7 +125,7 @@ print(json.dumps(done))
 
 
 def test_remount_in_a_namespace(kernel: Kernel) -> None:
-    """The kernel's filter refuses; what does without, ``test_pid_1_remounts_what_it_is_shown``."""
+    """The kernel's filter refuses it. See also ``test_remount_by_pid_1_makes_nothing_writable``."""
     files = [
         "/mnt/user-data/uploads/data.csv",
         "/container_info.json",

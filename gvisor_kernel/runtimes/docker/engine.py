@@ -327,7 +327,7 @@ def check_engine(engine: Engine) -> None:
         raise RuntimeMissing(
             f"The Docker engine at {engine.address} cannot limit what a container uses:"
             f" {' and '.join(lacking)} not supported.",
-            "enable the cgroup controllers memory and pids: `docker info` shows what is missing.",
+            "enable cgroups with memory and pids: `docker info` shows what is missing.",
         )
     if info.get("OSType", "linux") != "linux":
         raise RuntimeMissing(

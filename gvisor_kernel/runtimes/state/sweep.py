@@ -220,7 +220,7 @@ def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
 def _change_owners(
     folder: Opened, is_affected: Callable[[os.stat_result], bool], owner: tuple[int, int]
 ) -> None:
-    """Change the owner of everything in ``folder`` for which ``is_affected`` is true. Never raises.
+    """Change the owner of everything in ``folder`` that ``is_affected`` accepts. Never raises.
 
     Follows no symbolic link. Works at any depth: a kernel may have made folders as deep as it
     liked.
