@@ -22,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 _HELD = ("active_anon", "inactive_anon", "unevictable")
 
 
-def find_held(stat: Mapping[str, int]) -> int:
+def sum_held(stat: Mapping[str, int]) -> int:
     """Return the bytes held by a group and those below it, by its ``memory.stat``; 0 if empty."""
     return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _HELD)
 
@@ -83,7 +83,7 @@ class Gauge:
         if self._group is None:
             return self._reported
         try:
-            return find_held(read_stat((self._group / "memory.stat").read_text()))
+            return sum_held(read_stat((self._group / "memory.stat").read_text()))
         except OSError:
             return None
 
@@ -106,7 +106,7 @@ class Gauge:
                 stat = memory.get("stats") if isinstance(memory, dict) else None
                 if isinstance(stat, dict):
                     numbers = {str(k): v for k, v in stat.items() if isinstance(v, int)}
-                    self._reported = find_held(numbers)
+                    self._reported = sum_held(numbers)
         except (SandboxError, AttributeError) as error:
             log.debug("The engine reports no more of %s: %s", self._container, error)
         self._reported = None

@@ -147,7 +147,7 @@ def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
             engine.wait(names.container, STILL_SECONDS)
         if not save_outputs(engine, directory, record, seconds):
             return False
-        remove_names(engine, names)
+        remove_objects(engine, names)
         return True
     except SandboxError as error:
         log.warning("Could not remove %s from its engine: %s", record.identity, error.fact)
@@ -164,7 +164,7 @@ def _record_end(directory: Path) -> None:
             records.write_record(directory, replace(record, ended=True))
 
 
-def remove_names(engine: Engine, names: Names) -> None:
+def remove_objects(engine: Engine, names: Names) -> None:
     """Remove the containers and volumes of a sandbox.
 
     :raises SandboxError: when the engine does not remove one
@@ -208,7 +208,7 @@ def copy_outputs(
     :raises Refused: when the archive is malformed, or has too many entries
     :raises OSError: when a file or the folder cannot be written; TimeoutError after ``seconds``
     """
-    with open_outputs_again(record) as outputs:
+    with reopen_outputs(record) as outputs:
         copied = read_list(directory / COPIED)
         landing = Landing(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS
@@ -226,7 +226,7 @@ def copy_outputs(
     return landing
 
 
-def open_outputs_again(record: Record) -> Opened:
+def reopen_outputs(record: Record) -> Opened:
     """Open the folder that the sandbox was started with; make it again if it was removed.
 
     A kernel, or another user, may have put a link or another folder in its place: nothing is copied
@@ -262,6 +262,6 @@ def sweep_engine(engine: Engine) -> list[str]:
         container_id = str(labels.get(f"{LABEL}sandbox", ""))
         # The state directory is made before the container, and removed after it.
         if container_id and container_id not in known and container_id not in removed:
-            remove_names(engine, Names(container_id))
+            remove_objects(engine, Names(container_id))
             removed[container_id] = str(labels.get(f"{LABEL}identity", container_id))
     return list(removed.values())

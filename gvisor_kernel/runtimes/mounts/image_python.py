@@ -21,12 +21,12 @@ def choose_world(spec: SandboxSpec, request: LaunchRequest, writable: Writable) 
     if spec.image == HOST_IMAGE:
         return find_world(request.python, writable)
     try:
-        return make_world(Store.open().find(spec.image))
+        return _make_world(Store.open().find(spec.image))
     except RootImageError as error:
         raise LaunchError(error.fact, error.hint) from error
 
 
-def make_world(image: RootImage) -> World:
+def _make_world(image: RootImage) -> World:
     """Return the world of a root image.
 
     :raises LaunchError: when the image has no Python that can run a sandbox
