@@ -53,6 +53,8 @@ FLUSH_SECONDS = 2.0
 """How long clients have to read a dead kernel's last messages before its exit is reported."""
 MAX_LAST_LINE = 300
 """Characters of a dead kernel's stderr that are shown as its last output."""
+LAST_LINE_SECONDS = 0.2
+"""How long that output may take: it comes by a pipe of its own, and nothing marks its end."""
 RESTART_SECONDS = 60.0
 """How long the sandbox of a dead kernel is kept for a restart."""
 KILL_SECONDS = 6.0
@@ -466,7 +468,7 @@ class KernelBridge:
         self._records.report_drops()
         reason = self._death
         if reason is None and not self._end_expected:
-            reason = explain_death(status, self._memory, self._find_last_line())
+            reason = explain_death(status, self._memory, await self._find_last_line())
         if reason is not None:
             self._report_death(reason)
         self._exchange.forget_requests()
@@ -490,7 +492,7 @@ class KernelBridge:
         self.note(reason)
         self._exchange.show_death(reason)
 
-    def _find_last_line(self) -> str:
+    async def _find_last_line(self) -> str:
         """Return the last line of stderr of a kernel that never answered; else nothing.
 
         An interpreter without ipykernel says there what it lacks, and nobody sees the log of a
@@ -498,6 +500,7 @@ class KernelBridge:
         """
         if self._has_answered or self._sandbox is None:
             return ""
+        await asyncio.sleep(LAST_LINE_SECONDS)
         lines = [line.strip() for line in self._sandbox.stderr_tail().splitlines()]
         return next((line[:MAX_LAST_LINE] for line in reversed(lines) if line), "")
 

@@ -145,8 +145,8 @@ def test_stalled_client_blocks_others_for_patience_only(
         async with bench(world) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
             reader = await made.subscribe()
-            made.publish(200, 500_000)
             started = asyncio.get_running_loop().time()
+            made.publish(200, 500_000)
             assert await numbers(reader, 200) == list(range(200))
             assert asyncio.get_running_loop().time() - started > 0.9
             # From now on it is skipped at once, until it reads again.

@@ -57,7 +57,7 @@ EFFECTS = frozenset(
 """Audit events of Python. ``os.utime`` is left out because reads raise it, too."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SILENT = re.compile(
-    r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:write_image)"
+    r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:save_snapshot)"
 )
 LATER = (0.02, 0.05, 0.1, 0.15)
 """Seconds after such a program was started; its own effects raise no audit events."""

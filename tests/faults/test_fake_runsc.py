@@ -84,16 +84,16 @@ while [ ! -s "$file" ]; do :; done
 exit 0
 """
 ANSWERS = {
-    "crashes": ("exit 3", "does not say which version"),
-    "prints nothing": ("exit 0", "does not say which version"),
-    "prints nonsense": (f"{NONSENSE}; exit 0", "does not say which version"),
-    "prints too much": (f"{FLOOD}; exit 0", "does not say which version"),
+    "crashes": ("exit 3", "does not print its version"),
+    "prints nothing": ("exit 0", "does not print its version"),
+    "prints nonsense": (f"{NONSENSE}; exit 0", "does not print its version"),
+    "prints too much": (f"{FLOOD}; exit 0", "does not print its version"),
     "hangs": (f"exec {SLEEP}", "did not end within 1 s"),
-    "leaves a child": (f"{SLEEP} & exit 0", "does not say which version"),
+    "leaves a child": (f"{SLEEP} & exit 0", "does not print its version"),
 }
 IMAGES = {
     "crashes": ("exit 1", "status 1"),
-    "does nothing": ("exit 0", "went on although"),
+    "does nothing": ("exit 0", "did not end after"),
     "prints too much": (f"{FLOOD} >&2; exit 1", "status 1"),
     "hangs": (f"{SLEEP} & wait", "not written within 1 s"),
 }

@@ -153,7 +153,7 @@ def test_failed_restart_can_be_retried(tmp_path: Path) -> None:
     settings = {"snapshot": "off", "restart": "sandbox"}
     with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
         folder.rename(away)
-        with pytest.raises(LaunchError, match="cannot be opened"):
+        with pytest.raises(LaunchError, match="Could not open"):
             manager.restart_kernel(now=True)
         away.rename(folder)
         manager.restart_kernel(now=True)

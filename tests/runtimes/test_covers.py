@@ -1,4 +1,4 @@
-"""What covers are made of, and where among the mounts they are put."""
+"""How covers are found, and where among the mounts they are put."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gvisor_kernel.spec.layout import UPLOADS, Bind, Tmpfs
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """As it lies in an image of a container: with its environment in it."""
+    """A repository as in a container image: with its Python environment inside."""
     path = Path(os.path.realpath(tmp_path)) / "src" / "app"
     (path / "mine").mkdir(parents=True)
     (path / "mine" / "__init__.py").touch()
@@ -26,10 +26,10 @@ def project(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_environment_in_a_repository_stays(
+def test_environment_inside_a_repository_stays_visible(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it is seen without being named, as all that is in ``/usr``."""
+    """Even where it is shown as part of ``/usr``, and not named itself."""
     environment = project / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
@@ -40,15 +40,16 @@ def test_the_environment_in_a_repository_stays(
     assert set(cover.kept) == {str(project / name) for name in (".venv", "mine", "one.py")}
 
 
-def test_what_is_inside_something_kept_is_not_kept_again(project: Path) -> None:
+def test_paths_inside_a_kept_path_are_not_listed_again(project: Path) -> None:
     shown = [project / name for name in ("mine", "mine/__init__.py", "mine-more", "")]
     (cover,) = find_repositories([str(project)], map(str, shown[:3]))
     assert cover.kept == (str(shown[0]), str(shown[2]))
-    assert find_repositories([str(project)], map(str, shown)) == ()  # it is a package itself
+    # Here the repository is a package itself.
+    assert find_repositories([str(project)], map(str, shown)) == ()
     assert find_repositories([str(project)], ["/elsewhere"]) == ()
 
 
-def test_where_covers_are_put(project: Path, tmp_path: Path) -> None:
+def test_covers_are_put_at_every_mount_that_shows_them(project: Path, tmp_path: Path) -> None:
     source, places = str(project.parent), tmp_path / "places"
     mounts = (
         Bind(source, "/mnt/data", read_only=False, foreign=True),
@@ -70,8 +71,8 @@ def test_where_covers_are_put(project: Path, tmp_path: Path) -> None:
         assert Path(cover.source, "one.py").is_file()
 
 
-def test_a_cover_without_anything_kept(project: Path, tmp_path: Path) -> None:
-    """Is the empty directory; one that only packages have written to is none in uploads."""
+def test_cover_without_kept_paths_is_the_empty_directory(project: Path, tmp_path: Path) -> None:
+    """One that only packages have written to is not covered in uploads."""
     mounts = (Bind(str(project), "/mnt/data"), Bind(str(project), UPLOADS))
     covers = [Cover(f"{project}/mine", settled=True), Cover(f"{project}/gone")]
     made = list(put_covers(mounts, covers, "/empty", tmp_path / "places"))
@@ -80,8 +81,8 @@ def test_a_cover_without_anything_kept(project: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "places").exists()
 
 
-def test_a_cover_lies_above_the_mount_that_shows_it(project: Path, tmp_path: Path) -> None:
-    """Not above one below that."""
+def test_cover_is_put_over_the_innermost_mount(project: Path, tmp_path: Path) -> None:
+    """It is not put over an outer mount that shows the same directory."""
     mounts = (Bind(str(project.parent), "/usr"), Bind(str(project), "/usr/app"))
     made = list(put_covers(mounts, [Cover(f"{project}/mine")], "/empty", tmp_path))
     assert made == [Bind("/empty", "/usr/app/mine", foreign=True)]

@@ -1,4 +1,4 @@
-"""What of this host a sandbox would be made of, without making one: for choosing an image of it."""
+"""The facts of this host that decide whether a snapshot fits a sandbox. Makes no sandbox."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from gvisor_kernel.spec.limits import file_size_limit
 from gvisor_kernel.spec.oci import finalize_config, guest_argv
 
 NOWHERE = Places(Path("/nonexistent"))
+"""Stands for the state directory, which differs for each sandbox and decides nothing."""
 
 
 def describe_sandbox(
     spec: SandboxSpec, request: LaunchRequest, init_argv: Sequence[str] | None
 ) -> dict[str, Any]:
-    """See ``Runtime.describe``."""
+    """Implement ``Runtime.describe``."""
     runsc = find_runsc()
     world = choose_world(spec, request, read_written(spec).has)
     kernel_id = choose_kernel_id(world) if init_argv is None else 0
@@ -57,7 +58,10 @@ def describe_sandbox(
 
 
 def describe_host() -> dict[str, Any]:
-    """Those of the facts that are the same for all sandboxes of this user."""
+    """Return the facts that are the same for all sandboxes of this user.
+
+    :raises RuntimeMissing: when runsc is absent or does not answer
+    """
     runsc = find_runsc()
     return {
         "runtime": [runsc.path, runsc.version, runsc.fingerprint],
@@ -67,7 +71,7 @@ def describe_host() -> dict[str, Any]:
 
 
 def stat_files(paths: Iterable[str]) -> list[tuple[str, int, int, int]]:
-    """Path, size, time of change and inode of those of ``paths`` that exist."""
+    """Return path, size, modification time (ns) and inode of each of ``paths`` that exists."""
     found = []
     for path in paths:
         try:
