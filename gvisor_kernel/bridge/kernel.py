@@ -493,7 +493,7 @@ class KernelBridge:
         self._exchange.show_death(reason)
 
     async def _find_last_line(self) -> str:
-        """Return the last line of stderr of a kernel that never answered; else nothing.
+        """Return the last line that a kernel wrote which never answered; else nothing.
 
         An interpreter without ipykernel says there what it lacks, and nobody sees the log of a
         kernel that did not start.
@@ -501,7 +501,8 @@ class KernelBridge:
         if self._has_answered or self._sandbox is None:
             return ""
         await asyncio.sleep(LAST_LINE_SECONDS)
-        lines = [line.strip() for line in self._sandbox.stderr_tail().splitlines()]
+        tail = self._sandbox.stderr_tail().splitlines()
+        lines = [line.strip() for line in [*tail, *self._records.recent]]
         return next((line[:MAX_LAST_LINE] for line in reversed(lines) if line), "")
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
