@@ -19,9 +19,9 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.runtimes.state import records
 
-from .patience import patient
+from .patience import scale_seconds
 
-SECONDS = int(patient(20))
+SECONDS = int(scale_seconds(20))
 
 FORK = """
 import os, signal, threading

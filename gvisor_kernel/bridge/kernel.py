@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
-from gvisor_kernel.bridge.idle import Sleep
+from gvisor_kernel.bridge.idle import SleepPolicy
 from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
@@ -216,11 +216,11 @@ class KernelBridge:
         self.shutdowns.begin()
 
     def _use_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> None:
-        sleep = Sleep(lambda: not self._exchange.pending, self._on_sleep_change)
+        sleep = SleepPolicy(lambda: not self._exchange.pending, self._on_sleep_change)
         self._link = self._exchange.link = SandboxLink(
             *(sandbox, self._on_event, self._on_link_end, self._exchange.resume_reading),
             *(self._sharing.add(), resume),
-            sleep if self.identity.idle_stop and sandbox.pauses else None,
+            sleep if self.identity.idle_stop and sandbox.can_pause else None,
         )
 
     async def _wait_for_answer(self, answer: asyncio.Future[T], timeout: float) -> T:
@@ -301,7 +301,7 @@ class KernelBridge:
             self._end_expected = True
         with suppress(LocalProtocolError):
             link.connection.send(Signal(self._run, signum))
-        link.moved()
+        link.note_activity()
         link.flush()
 
     def expect_end(self, restart: bool) -> None:
@@ -486,7 +486,7 @@ class KernelBridge:
     def _report_death(self, reason: str) -> None:
         """Log why the kernel died, and show it in the cell that was running."""
         self.death = reason
-        line = self._deaths.take(f"{self.identity.name}: {reason}")
+        line = self._deaths.admit(f"{self.identity.name}: {reason}")
         if line is not None:
             log.warning("%s", line)
         self.note(reason)

@@ -36,7 +36,7 @@ class Records:
 
     def note_drop(self, text: str) -> None:
         """Count a dropped message. Only the first ones and some of the later ones are logged."""
-        line = self._drops.take(text)
+        line = self._drops.admit(text)
         if line is not None and self._log is not None:
             self._log.write_inside("bridge", line)
 

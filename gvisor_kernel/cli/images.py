@@ -27,7 +27,7 @@ from gvisor_kernel.images.builder import bootstrap, build, check_base, find_buil
 from gvisor_kernel.images.engines import save_image
 from gvisor_kernel.images.importer import Imported, choose_name, import_image
 from gvisor_kernel.images.measure import measure_tree
-from gvisor_kernel.runtimes.image_probe import look_inside
+from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
 
 SHOWN_DIGITS = 12
@@ -100,7 +100,7 @@ def import_path(
     report("Starting its Python", 0.95)
     if imported.image.inside is None and imported.image.python is not None:
         try:
-            inside = look_inside(imported.image)
+            inside = probe_image(imported.image)
         except GvisorKernelError as error:
             print_error(error)
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
-from gvisor_kernel.config.validators import value_of
+from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.kernelspecs import (
     find_broken_kernelspecs,
@@ -24,7 +24,7 @@ from gvisor_kernel.jupyter.kernelspecs import (
     template_settings,
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.spec.layout import is_within
 
 
@@ -53,7 +53,7 @@ def parse_setting(text: str) -> tuple[str, object]:
         raise GvisorKernelError(
             f"--set {text} has no value.", "write --set NAME=VALUE, such as --set memory_limit=16G."
         )
-    return name, value_of(value)
+    return name, parse_value(value)
 
 
 def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
@@ -92,7 +92,7 @@ def check_kernel(settings: dict[str, object]) -> None:
         )
     program = shutil.which(argv[0], path=host_path(python)) or argv[0]
     real = os.path.realpath(program)
-    if "/" not in argv[0] and not any(is_within(real, r) for r in find_world(python).roots):
+    if "/" not in argv[0] and not any(is_within(real, r) for r in find_host_python(python).roots):
         raise KernelspecError(
             f"The kernel's program {program} is {real}, which kernels cannot read.",
             f"install {argv[0]} below /usr or in {sys.prefix}, or choose an image that has it:"

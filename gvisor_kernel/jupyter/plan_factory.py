@@ -66,7 +66,7 @@ def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
         ) from error
 
 
-def find_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
+def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
     """Make a plan from a kernelspec, Jupyter's configuration and the address in ``info``.
 
     :raises GvisorKernelError: when the kernelspec, a setting or the kernel's program is wrong

@@ -15,7 +15,7 @@ from gvisor_kernel.kernel.connection_info import describe_address
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.runtimes.hints import find_hint
 
-STEP_SECONDS = 120.0
+REPLY_SECONDS = 120.0
 """How long a reply may take: a module to preload may be large."""
 POLL_SECONDS = 0.5
 """How often to check that the kernel is still alive."""
@@ -37,11 +37,11 @@ def connect(address: Address, plan: KernelPlan, find_end: Callable[[], str | Non
 
 
 def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
-    """Return the content of the reply to a request on shell. Blocks up to STEP_SECONDS.
+    """Return the content of the reply to a request on shell. Blocks up to REPLY_SECONDS.
 
     :raises LaunchError: when the kernel ends or does not reply in time
     """
-    deadline = time.monotonic() + STEP_SECONDS
+    deadline = time.monotonic() + REPLY_SECONDS
     while True:
         end = client.find_end()
         try:
@@ -52,7 +52,9 @@ def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
                     f"The kernel ended before it answered. {end}", find_hint(end)
                 ) from None
             if time.monotonic() > deadline:
-                raise LaunchError(f"The kernel did not answer within {STEP_SECONDS:g} s.") from None
+                raise LaunchError(
+                    f"The kernel did not answer within {REPLY_SECONDS:g} s."
+                ) from None
             continue
         if message["parent_header"].get("msg_id") == message_id:
             content: dict[str, Any] = message["content"]

@@ -188,7 +188,7 @@ class SandboxedKernel:
                 return kernel.address
             await kernel.end_sandbox()
             self._plan = plan
-            if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).restores:
+            if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).supports_snapshots:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
                 self._sandbox = await self._new_sandbox(kernel, plan)
@@ -214,7 +214,7 @@ class SandboxedKernel:
             # A second cancellation does not wait here, but ``close`` waits for the undo.
             await asyncio.shield(self._undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
-                hint = get_runtime(plan.spec.runtime).advise(error.detail)
+                hint = get_runtime(plan.spec.runtime).find_advice(error.detail)
                 raise type(error)(error.fact, hint, error.detail) from error
             raise
         return kernel.address

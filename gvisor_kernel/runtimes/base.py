@@ -68,7 +68,7 @@ class Sandbox(ABC):
     """File descriptor, non-blocking: PID 1 writes to it as stdout, the host reads here."""
     exit_fd: int
     """File descriptor that becomes readable when the sandbox's process on the host has ended."""
-    helper_fd: int = -1
+    gofer_fd: int = -1
     """The same for a process that the sandbox needs but whose end it does not notice (the gofer).
     -1: there is none."""
     mounts: tuple[MountView, ...]
@@ -79,7 +79,7 @@ class Sandbox(ABC):
     """The interpreter's path inside the sandbox."""
     workdir: str
     """The kernel's working directory inside the sandbox."""
-    pauses: bool = True
+    can_pause: bool = True
     """Whether ``pause`` stops this sandbox."""
 
     @abstractmethod
@@ -136,7 +136,7 @@ class Sandbox(ABC):
         """Stop the sandbox, so that it uses no CPU time. It can still be killed and closed.
 
         Does nothing to a sandbox that is stopped already. Does not block, never raises. Not called
-        where ``pauses`` is False.
+        where ``can_pause`` is False.
         """
 
     def is_busy(self) -> bool:
@@ -195,7 +195,7 @@ class Runtime(ABC):
 
     name: str
     """The value of the setting ``runtime``."""
-    restores: bool = True
+    supports_snapshots: bool = True
     """Whether this runtime saves its sandboxes as snapshots and starts from them."""
 
     @abstractmethod
@@ -233,7 +233,9 @@ class Runtime(ABC):
         :raises SnapshotError: when this runtime makes no snapshots
         """
 
-    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
+    def has_current_mounts(
+        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
+    ) -> bool:
         """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
 
         A path may lead to another folder than when the sandbox was made. Takes milliseconds and
@@ -243,7 +245,7 @@ class Runtime(ABC):
         """
         return False
 
-    def advise(self, words: str) -> str:
+    def find_advice(self, words: str) -> str:
         """Return what a person can do about a start that failed, by what it wrote to stderr.
 
         Empty where nothing is known.

@@ -47,7 +47,7 @@ sys.stdin.read()
 meanwhile."""
 
 
-def look_inside(image: RootImage) -> Inside:
+def probe_image(image: RootImage) -> Inside:
     """Ask the image's Python for its version, modules and packages. Blocks for a second or two.
 
     The answer comes from an untrusted image, and so does the program that gives it. So the answer

@@ -24,11 +24,11 @@ from gvisor_kernel.runtimes.docker.engine import Engine, connect
 from gvisor_kernel.spec.container import LABEL
 
 from ..images.python_root import make_image
-from ..patience import patient
+from ..patience import scale_seconds
 from ..world import WAYS
 
 IMAGE = str(WAYS["docker"]["image"])
-SECONDS = patient(30)
+SECONDS = scale_seconds(30)
 
 needs_dockerd = [
     pytest.mark.once,

@@ -76,7 +76,7 @@ def test_silent_engine_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_permission_denied_names_the_docker_group() -> None:
-    error = engine.explain_silence("unix:///x", PermissionError(13, "Permission denied"))
+    error = engine.explain_no_answer("unix:///x", PermissionError(13, "Permission denied"))
     assert "may not use" in error.fact
     assert "usermod -aG docker" in error.hint
 

@@ -17,7 +17,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.docker import files
 from gvisor_kernel.runtimes.docker.files import Contents, read_list
-from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 
 LARGE = 2**30
 
@@ -79,7 +79,7 @@ def test_jupyters_own_files_are_not_copied(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(folder / "deep" / "data"))
     names = ("uploads", "uploads/deep", "uploads/deep/data", "uploads/deep/seen")
     with open_contents(folder) as contents:
-        contents.covered = identify(find_jupyters([]))
+        contents.covered = identify(find_jupyter_covers([]))
         assert tuple(sorted(read(contents))) == names
 
 

@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.docker.files import list_files
-from gvisor_kernel.runtimes.docker.outputs import Landing
+from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
 
 OLD = 1_600_000_000
 
@@ -72,8 +72,8 @@ def outputs(tmp_path: Path) -> Path:
 
 def land(
     outputs: Path, *entries: tuple[tarfile.TarInfo, bytes], **copied: tuple[int, int]
-) -> Landing:
-    landing = Landing(hold(outputs), copied)
+) -> OutputsCopy:
+    landing = OutputsCopy(hold(outputs), copied)
     landing.take(in_pieces(pack(entry("./", kind=tarfile.DIRTYPE), *entries)))
     return landing
 
@@ -140,7 +140,7 @@ def test_odd_entries_are_left_out_and_the_rest_is_copied(
         for info, content in (entry("./before", b"1"), odd, entry("./zlast", b"2")):
             archive.addfile(info, io.BytesIO(content))
         archive.close()
-        landing = Landing(hold(outputs), {})
+        landing = OutputsCopy(hold(outputs), {})
         landing.take(in_pieces(packed.getvalue()))
     assert tree(outputs) == {"before": "1", "zlast": "2"}
     assert landing.left_out >= 1
@@ -201,7 +201,7 @@ def test_recently_changed_files_are_not_listed(outputs: Path) -> None:
 
 def test_mode_of_the_outputs_folder_does_not_change(outputs: Path) -> None:
     outputs.chmod(0o750)
-    landing = Landing(hold(outputs), {})
+    landing = OutputsCopy(hold(outputs), {})
     landing.take(iter([pack(entry("./", kind=tarfile.DIRTYPE, mode=0o777))]))
     assert outputs.stat().st_mode & 0o777 == 0o750
 
@@ -211,7 +211,7 @@ def test_truncated_archive_keeps_only_whole_files(outputs: Path) -> None:
     archive = pack(entry("./a", b"one"), entry("./b", bytes(10_000)))
     (outputs / "b").write_text("old")
     with pytest.raises(Refused, match="cut off"):
-        Landing(hold(outputs), {}).take(in_pieces(archive[:5000]))
+        OutputsCopy(hold(outputs), {}).take(in_pieces(archive[:5000]))
     assert tree(outputs) == {"a": "one", "b": "old"}
 
 
@@ -219,13 +219,13 @@ def test_file_larger_than_the_disk_is_an_error(outputs: Path) -> None:
     info = tarfile.TarInfo("./huge")
     info.size = 2**62
     with pytest.raises(OSError, match="room for"):
-        Landing(hold(outputs), {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
+        OutputsCopy(hold(outputs), {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
     assert tree(outputs) == {}
 
 
 def test_copy_stops_at_the_deadline(outputs: Path) -> None:
     with pytest.raises(TimeoutError):
-        Landing(hold(outputs), {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
+        OutputsCopy(hold(outputs), {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
     assert tree(outputs) == {}
 
 

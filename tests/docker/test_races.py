@@ -24,7 +24,7 @@ from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
 from ..security.inside import Host
-from ..security.races import COMPONENTS, Scene, Stop, make_scene
+from ..security.races import COMPONENTS, Scene, Stop, make_race_folders
 from ..sweeps import ALL
 from .dockerd import IMAGE, Dockerd, needs_dockerd
 
@@ -41,7 +41,7 @@ IN = ("host/folders.py", "runtimes/docker/files.py", "runtimes/mounts/folders.py
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with make_scene(tmp_path_factory.mktemp("races")) as made:
+    with make_race_folders(tmp_path_factory.mktemp("races")) as made:
         yield made
 
 

@@ -22,9 +22,9 @@ from gvisor_kernel.runtimes.docker.stream import (
     StreamError,
 )
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-SECONDS = patient(30)
+SECONDS = scale_seconds(30)
 Frames = list[tuple[int, bytes]]
 
 frames = st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(max_size=300)))

@@ -119,10 +119,10 @@ class Lane:
 
     def assert_clean(self, before: leaks.Things, *, but_files: bool = False) -> None:
         def look() -> leaks.Things:
-            found = leaks.everything(self.world) - {self._own_process()}
+            found = leaks.find_things(self.world) - {self._own_process()}
             return frozenset(t for t in found if not (but_files and t.startswith("file ")))
 
-        left = leaks.left_since(before, look)
+        left = leaks.find_leftovers(before, look)
         assert not left, "\n".join(sorted(left))
 
     def _own_process(self) -> str:

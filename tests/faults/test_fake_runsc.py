@@ -113,9 +113,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunsc:
 def nothing_is_left(world: World) -> Iterator[None]:
     """Check processes, files, descriptors, and the scripts' own sleep processes."""
     warm_up()
-    before, descriptors, sleepers = leaks.everything(world), count_descriptors(), count_sleepers()
+    before, descriptors, sleepers = leaks.find_things(world), count_descriptors(), count_sleepers()
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "\n".join(sorted(left))
     assert count_sleepers() == sleepers
     wait_until(lambda: count_descriptors() <= descriptors, "descriptors to be closed", 5)
@@ -247,7 +247,7 @@ def test_broken_checkpoint_command_makes_no_snapshot(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if what == "hangs":
-        monkeypatch.setattr(snapshot_builder, "STEP_SECONDS", 1.0)
+        monkeypatch.setattr(snapshot_builder, "REPLY_SECONDS", 1.0)
     monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
     script, words = IMAGES[what]
     fake.instead_of("checkpoint", script)

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.runtimes.mounts import host_python as worlds
-from gvisor_kernel.runtimes.mounts.covers import Cover, find_repositories, make_places, put_covers
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.covers import (
+    Cover,
+    add_covers,
+    find_repositories,
+    make_mount_points,
+)
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.spec.layout import UPLOADS, Bind, Tmpfs
 
 
@@ -35,7 +40,7 @@ def test_environment_inside_a_repository_stays_visible(
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "mine.pth").write_text(f"{project}\n")
     monkeypatch.setattr(worlds, "_show_prefix", lambda prefix: iter(()))
-    (cover,) = find_world(str(environment / "bin" / "python")).covers
+    (cover,) = find_host_python(str(environment / "bin" / "python")).covers
     assert cover.path == str(project)
     assert set(cover.kept) == {str(project / name) for name in (".venv", "mine", "one.py")}
 
@@ -58,13 +63,13 @@ def test_covers_are_put_at_every_mount_that_shows_them(project: Path, tmp_path: 
         Tmpfs("/mnt/tmp", 1),
     )
     kept = (f"{project}/mine", f"{project}/one.py", f"{project}/gone")
-    made = list(put_covers(mounts, [Cover(str(project), kept)], "/empty", places))
+    made = list(add_covers(mounts, [Cover(str(project), kept)], "/empty", places))
     targets = [
         place + name for place in ("/mnt/data", UPLOADS) for name in ("", "/mine", "/one.py")
     ]
     assert [bind.target.replace("/app", "") for bind in made] == targets
     assert [bind.read_only for bind in made] == [True, False, False, True, True, True]
-    make_places([*mounts, *made], places)
+    make_mount_points([*mounts, *made], places)
     for cover in (made[0], made[3]):
         assert sorted(path.name for path in Path(cover.source).iterdir()) == ["mine", "one.py"]
         assert Path(cover.source, "mine").is_dir()
@@ -75,14 +80,14 @@ def test_cover_without_kept_paths_is_the_empty_directory(project: Path, tmp_path
     """One that only packages have written to is not covered in uploads."""
     mounts = (Bind(str(project), "/mnt/data"), Bind(str(project), UPLOADS))
     covers = [Cover(f"{project}/mine", settled=True), Cover(f"{project}/gone")]
-    made = list(put_covers(mounts, covers, "/empty", tmp_path / "places"))
+    made = list(add_covers(mounts, covers, "/empty", tmp_path / "places"))
     assert made == [Bind("/empty", "/mnt/data/mine", foreign=True)]
-    make_places([*mounts, *made], tmp_path / "places")
+    make_mount_points([*mounts, *made], tmp_path / "places")
     assert not (tmp_path / "places").exists()
 
 
 def test_cover_is_put_over_the_innermost_mount(project: Path, tmp_path: Path) -> None:
     """It is not put over an outer mount that shows the same directory."""
     mounts = (Bind(str(project.parent), "/usr"), Bind(str(project), "/usr/app"))
-    made = list(put_covers(mounts, [Cover(f"{project}/mine")], "/empty", tmp_path))
+    made = list(add_covers(mounts, [Cover(f"{project}/mine")], "/empty", tmp_path))
     assert made == [Bind("/empty", "/usr/app/mine", foreign=True)]

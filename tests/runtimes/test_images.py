@@ -15,12 +15,12 @@ from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import lifeline, records
 
-from ..patience import patient
+from ..patience import scale_seconds
 from .conftest import Start, make_request
 from .standin import Conversation
 from .test_outside import descriptors, find_traces
 
-WRITE_SECONDS = patient(60)
+WRITE_SECONDS = scale_seconds(60)
 
 PREPARE = """
 import sys; sys.path.insert(0, "/opt/gvisor-kernel")

@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
 
@@ -246,7 +246,7 @@ def test_extra_mounts_are_shown_with_their_mode(start: Start, tmp_path: Path) ->
 
 
 def test_extra_mount_over_the_interpreter_is_refused(start: Start, tmp_path: Path) -> None:
-    root = find_world(sys.executable).roots[0]
+    root = find_host_python(sys.executable).roots[0]
     with pytest.raises(SettingError, match=re.escape(root)):
         start(mounts=(ExtraMount(str(tmp_path), f"{root}/x"),))
 

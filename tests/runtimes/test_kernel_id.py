@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes.mounts.host_python import World, find_world
+from gvisor_kernel.runtimes.mounts.host_python import World, find_host_python
 from gvisor_kernel.runtimes.runsc import kernel_id
 from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
 from gvisor_kernel.spec.oci import KERNEL_ID
@@ -30,7 +30,7 @@ def shown(tmp_path: Path) -> World:
         file.touch()
         file.chmod(0o644)
     (tmp_path / "bin" / "python").chmod(0o755)
-    found = find_world(sys.executable)
+    found = find_host_python(sys.executable)
     python, top = str(tmp_path / "bin" / "python"), str(tmp_path)
     for path in (tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())):
         path.chmod(0o755)

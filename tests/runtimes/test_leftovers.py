@@ -173,12 +173,12 @@ def test_slow_copy_of_outputs_does_not_block_a_start(
     given: list[float] = []
     again = Removal(held=True)
 
-    def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
+    def remove_from_engine(directory: Path, record: Record, seconds: float) -> bool:
         removal._record_end(directory)
         given.append(seconds)
         return len(given) > 1 and again()
 
-    monkeypatch.setattr(removal, "remove_parts", remove_parts)
+    monkeypatch.setattr(removal, "remove_from_engine", remove_from_engine)
     left = Leftovers()
     monkeypatch.setattr(sweep, "LEFTOVERS", left)
     assert not sweep.remove_sandbox(directory, record)

@@ -12,7 +12,7 @@ import pytest
 from gvisor_kernel.errors import IsolationError, LaunchError
 from gvisor_kernel.images import RootImage
 from gvisor_kernel.runtimes import image_probe
-from gvisor_kernel.runtimes.image_probe import MAX_ANSWER, MEMORY, look_inside
+from gvisor_kernel.runtimes.image_probe import MAX_ANSWER, MEMORY, probe_image
 
 ANSWER = json.dumps({"version": "3.12.0", "modules": ["zmq"], "packages": {}}).encode()
 
@@ -85,7 +85,7 @@ def look(
     monkeypatch.setattr(image_probe, "SECONDS", 0.3)
     error: BaseException | None = None
     try:
-        look_inside(image)
+        probe_image(image)
     except (LaunchError, IsolationError) as raised:
         error = raised
     assert runtime.limit == MEMORY

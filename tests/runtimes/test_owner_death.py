@@ -26,11 +26,11 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import lifeline, records, sweep
 
-from ..patience import patient
+from ..patience import scale_seconds
 from .conftest import Start, overlay, root_only
 from .standin import Conversation
 
-GONE_SECONDS = patient(10)
+GONE_SECONDS = scale_seconds(10)
 STRANGER = 54321
 PROJECT = Path(__file__).parents[2]
 

@@ -12,9 +12,9 @@ import pytest
 from gvisor_kernel.host.log_files import MAX_STDERR, log_parts
 from gvisor_kernel.runtimes.stderr_log import LONGEST_LINE, TAIL_BYTES, StderrLog
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-SECONDS = patient(20)
+SECONDS = scale_seconds(20)
 
 
 class Writer:

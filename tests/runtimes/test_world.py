@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.folders import follow
+from gvisor_kernel.host.folders import resolve_links
 from gvisor_kernel.runtimes.mounts import host_python as worlds
-from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_world, outermost
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_host_python, outermost
 
 from .conftest import Start, make_request
 from .standin import Conversation, standin_argv
 
 
 def test_roots_contain_this_interpreter() -> None:
-    world = find_world(sys.executable)
+    world = find_host_python(sys.executable)
     assert "/usr" in world.roots
     for path in (sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), os.__file__):
         real = os.path.realpath(path)
@@ -27,7 +27,7 @@ def test_roots_contain_this_interpreter() -> None:
 
 
 def test_no_root_is_inside_another() -> None:
-    roots = find_world(sys.executable).roots
+    roots = find_host_python(sys.executable).roots
     assert roots == outermost(roots)
 
 
@@ -45,7 +45,7 @@ def test_error_names_an_interpreter_that_fails(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
     with pytest.raises(LaunchError, match=str(broken)):
-        find_world(str(broken))
+        find_host_python(str(broken))
 
 
 def test_follow_reports_each_link(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_follow_reports_each_link(tmp_path: Path) -> None:
     (base / "current").symlink_to(base / "versions" / "3.12")
     for name in ("bin", "lib"):
         (base / "versions" / "3.12.1" / name).mkdir()
-    links, real = follow(f"{base}/current/./bin/../lib")
+    links, real = resolve_links(f"{base}/current/./bin/../lib")
     assert real == f"{base}/versions/3.12.1/lib"
     assert links == {
         f"{base}/current": f"{base}/versions/3.12",
@@ -67,7 +67,7 @@ def test_follow_refuses_a_circle_of_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many levels"):
-        follow(str(tmp_path / "a" / "c"))
+        resolve_links(str(tmp_path / "a" / "c"))
 
 
 def test_prefix_that_is_a_home_shows_only_python(

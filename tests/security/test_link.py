@@ -342,7 +342,7 @@ def test_flood_on_each_channel_is_bounded(
     victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With clients that do not read, a window and a few messages per channel are held."""
-    monkeypatch.setattr(clients, "PATIENCE", SECONDS)
+    monkeypatch.setattr(clients, "STALL_SECONDS", SECONDS)
     connection = kernel_bridge(victim)._link.connection
     channels = (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
     memory = HostMemory()
@@ -353,7 +353,7 @@ def test_flood_on_each_channel_is_bounded(
         assert_answers(neighbour, 5)
         assert all(map(connection.held, channels))
         assert memory.grown() < HOST_SLACK
-        monkeypatch.setattr(clients, "PATIENCE", 0.1)
+        monkeypatch.setattr(clients, "STALL_SECONDS", 0.1)
         read_raw_until_idle(victim, msg_id)
         assert execute(victim.client, "6 * 7").result == "42"
         assert_ends_with(

@@ -37,11 +37,11 @@ INSTALL_RUNTIME = (
 )
 
 
-class EngineGone(RuntimeMissing):
+class EngineNotAnswering(RuntimeMissing):
     """The engine does not answer now."""
 
 
-class NotThere(SandboxError):
+class EngineNotFound(SandboxError):
     """The engine does not have what was asked for."""
 
 
@@ -67,8 +67,8 @@ class Attached:
 class Engine:
     """One Docker engine. Its methods block.
 
-    :raises EngineGone: when the engine does not answer
-    :raises NotThere: when the container, image or volume does not exist
+    :raises EngineNotAnswering: when the engine does not answer
+    :raises EngineNotFound: when the container, image or volume does not exist
     :raises SandboxError: when the engine refuses
     """
 
@@ -129,7 +129,7 @@ class Engine:
 
     def kill(self, container: str) -> None:
         """Kill a container. Does nothing if it does not run or does not exist."""
-        with contextlib.suppress(NotThere), self._translated("end a container"):
+        with contextlib.suppress(EngineNotFound), self._translated("end a container"):
             try:
                 self._client.kill(container)
             except _errors().APIError as error:
@@ -139,18 +139,18 @@ class Engine:
     def wait(self, container: str, seconds: float) -> None:
         """Wait until a container has ended.
 
-        :raises EngineGone: when that takes longer than ``seconds``
+        :raises EngineNotAnswering: when that takes longer than ``seconds``
         """
         with self._translated("wait for a container"):
             self._patient.wait(container, timeout=seconds)
 
     def remove(self, container: str) -> None:
         """Kill and remove a container. Does nothing if it does not exist."""
-        with contextlib.suppress(NotThere), self._translated("remove a container"):
+        with contextlib.suppress(EngineNotFound), self._translated("remove a container"):
             self._patient.remove_container(container, v=True, force=True)
 
     def remove_volume(self, name: str) -> None:
-        with contextlib.suppress(NotThere), self._translated("remove a volume"):
+        with contextlib.suppress(EngineNotFound), self._translated("remove a volume"):
             self._patient.remove_volume(name, force=True)
 
     def attach(self, container: str, *, stdin: bool) -> Attached:
@@ -201,7 +201,7 @@ def _translate(address: str, what: str) -> Iterator[None]:
         _check_listening(address)
         yield
     except errors.NotFound as error:
-        raise NotThere(f"The Docker engine does not have it: {_explain(error)}.") from error
+        raise EngineNotFound(f"The Docker engine does not have it: {_explain(error)}.") from error
     except errors.APIError as error:
         words = _explain(error)
         raise LaunchError(
@@ -214,7 +214,7 @@ def _translate(address: str, what: str) -> Iterator[None]:
         OSError,
         *(ValueError, TypeError, LookupError, AttributeError),  # a malformed answer
     ) as error:
-        raise explain_silence(address, error) from error
+        raise explain_no_answer(address, error) from error
 
 
 def _check_listening(address: str) -> None:
@@ -240,11 +240,11 @@ def shorten(words: str) -> str:
     return "".join(c if c.isprintable() else " " for c in words[:500]).strip().rstrip(".")
 
 
-def explain_silence(address: str, error: BaseException) -> EngineGone:
+def explain_no_answer(address: str, error: BaseException) -> EngineNotAnswering:
     """Return an error that says why the engine does not answer, by the error of the connection."""
     words = f"{error!r}"
     if re.search(r"PermissionError|Permission denied", words):
-        return EngineGone(
+        return EngineNotAnswering(
             f"This user may not use the Docker engine at {address}.",
             "add this user to the group docker: `sudo usermod -aG docker $USER`, and log in again."
             " Members of that group can become root on the engine's machine.",
@@ -255,7 +255,7 @@ def explain_silence(address: str, error: BaseException) -> EngineGone:
         reason = f"no answer within {ANSWER_SECONDS:g} s"
     else:
         reason = shorten(str(error))
-    return EngineGone(
+    return EngineNotAnswering(
         f"The Docker engine at {address} does not answer: {reason}.",
         "start it: `sudo systemctl start docker`. To use another engine, set DOCKER_HOST in the"
         " server's environment.",
@@ -273,7 +273,7 @@ def connect(address: str | None = None) -> Engine:
     Blocks for at most three seconds.
 
     :raises RuntimeMissing: when the package ``docker`` is not installed, or the engine is too old
-    :raises EngineGone: when the engine does not answer
+    :raises EngineNotAnswering: when the engine does not answer
     """
     address = address or find_address()
     try:
@@ -306,7 +306,7 @@ def check_engine(engine: Engine) -> None:
     """Check that the engine can make sandboxes and limit what they use.
 
     :raises RuntimeMissing: when it cannot
-    :raises EngineGone: when it does not answer
+    :raises EngineNotAnswering: when it does not answer
     """
     info = engine.info()
     runtimes = info.get("Runtimes")
@@ -343,7 +343,7 @@ def find_image(engine: Engine, name: str) -> dict[str, Any]:
     """
     try:
         return engine.inspect_image(name)
-    except NotThere as error:
+    except EngineNotFound as error:
         raise LaunchError(
             f"The Docker engine at {engine.address} has no image {name}.",
             f"pull it (`docker pull {name}`), or build or load an image with python3 and"

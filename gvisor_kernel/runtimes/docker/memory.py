@@ -57,7 +57,7 @@ def find_group(lines: Iterable[str], container: str, root: Path = CGROUPS) -> Pa
     return None
 
 
-class Gauge:
+class MemoryGauge:
     """Counts the memory of one container, from its start until the container has ended."""
 
     def __init__(self, engine: Engine, container: str, pid: int) -> None:

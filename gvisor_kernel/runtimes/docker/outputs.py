@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.docker.files import Copied
 log = logging.getLogger(__name__)
 
 
-class Landing:
+class OutputsCopy:
     """Copies entries of an archive into ``directory``, which the caller holds open.
 
     ``seconds``: how long all of it may take; None: without a limit. ``copied``: what was copied in.
@@ -69,7 +69,7 @@ class Landing:
 
     def _leave_out(self, reason: str) -> None:
         self.left_out += 1
-        line = self._limiter.take(f"Not copied to outputs: {reason}")
+        line = self._limiter.admit(f"Not copied to outputs: {reason}")
         if line is not None:
             log.debug("%s", line)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.config.settings import DEFAULTS
-from gvisor_kernel.config.validators import is_writable_allowed
+from gvisor_kernel.config.validators import may_be_writable
 from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import (
     Identity,
@@ -25,9 +25,9 @@ from gvisor_kernel.host.folders import (
     open_path,
     reopen,
 )
-from gvisor_kernel.runtimes.docker.engine import Engine, EngineGone, NotThere, connect
+from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotAnswering, EngineNotFound, connect
 from gvisor_kernel.runtimes.docker.files import RECENT_SECONDS, read_list, write_list
-from gvisor_kernel.runtimes.docker.outputs import Landing
+from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
@@ -53,16 +53,16 @@ def reach(address: str | None) -> Engine:
     """Connect to the engine, unless it has not answered just now.
 
     :raises RuntimeMissing: when it cannot be used
-    :raises EngineGone: when it does not answer
+    :raises EngineNotAnswering: when it does not answer
     """
     key = address or ""
     since = time.monotonic() - _silent.get(key, float("-inf"))
     if since < SILENT_SECONDS:
-        raise EngineGone(f"The Docker engine at {key} did not answer {since:.0f} s ago.")
+        raise EngineNotAnswering(f"The Docker engine at {key} did not answer {since:.0f} s ago.")
     asked = time.monotonic()
     try:
         return connect(address)
-    except EngineGone:
+    except EngineNotAnswering:
         if time.monotonic() - asked > QUICKLY:
             _silent[key] = time.monotonic()
         raise
@@ -92,7 +92,7 @@ def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
     try:
         written = read_written(DEFAULTS)
         with open_path(str(Path(folder).absolute()), written.has) as found:
-            if not found.is_folder or not is_writable_allowed(found.path):
+            if not found.is_folder or not may_be_writable(found.path):
                 raise SandboxError(f"Outputs must not be copied to {found.path}.", hint)
             new = replace(
                 record,
@@ -129,7 +129,7 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     return landing.written, landing.left_out
 
 
-def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
+def remove_from_engine(directory: Path, record: Record, seconds: float) -> bool:
     """End a sandbox and remove what it has in its engine; return whether nothing is left.
 
     ``seconds``: how long the copy of its outputs may take. Never raises.
@@ -143,7 +143,7 @@ def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
     names = Names(record.container_id)
     try:
         engine.kill(names.container)
-        with suppress(NotThere):
+        with suppress(EngineNotFound):
             engine.wait(names.container, STILL_SECONDS)
         if not save_outputs(engine, directory, record, seconds):
             return False
@@ -184,7 +184,7 @@ def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float
         return True
     try:
         copy_outputs(engine, directory, record, seconds)
-    except NotThere:
+    except EngineNotFound:
         return True
     except Refused as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
@@ -201,7 +201,7 @@ def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float
 
 def copy_outputs(
     engine: Engine, directory: Path, record: Record, seconds: float | None = None
-) -> Landing:
+) -> OutputsCopy:
     """Copy what has changed to the folder of outputs.
 
     :raises SandboxError: when the engine fails
@@ -210,7 +210,7 @@ def copy_outputs(
     """
     with reopen_outputs(record) as outputs:
         copied = read_list(directory / COPIED)
-        landing = Landing(outputs, copied, seconds)
+        landing = OutputsCopy(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS
         try:
             landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))

@@ -35,9 +35,9 @@ from gvisor_kernel.runtimes.docker.engine import (
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import COPIED, sweep_engine
-from gvisor_kernel.runtimes.docker.sandbox import NO_SNAPSHOTS, DockerSandbox
+from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
@@ -47,7 +47,7 @@ from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     find_orphans,
     finish_removals,
-    remove_later,
+    remove_in_background,
     remove_sandbox,
     sweep_orphans,
 )
@@ -116,7 +116,7 @@ class DockerRuntime(Runtime):
     """Makes sandboxes in the Docker engine that the environment names."""
 
     name = "docker"
-    restores = False
+    supports_snapshots = False
 
     def __init__(self) -> None:
         self._swept: set[str] = set()
@@ -126,7 +126,7 @@ class DockerRuntime(Runtime):
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+            raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off.")
         engine = connect()
         try:
             check_engine(engine)
@@ -139,9 +139,9 @@ class DockerRuntime(Runtime):
             raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
 
-    def advise(self, words: str) -> str:
+    def find_advice(self, words: str) -> str:
         return find_hint(words)
 
     def sweep(self) -> list[str]:
@@ -175,7 +175,7 @@ class DockerRuntime(Runtime):
                     if record is None:
                         remove_sandbox(directory, None)
                     else:
-                        remove_later(directory, record)
+                        remove_in_background(directory, record)
                 for identity in sweep_engine(engine):
                     log.info("Removed %s, whose owner has died", identity)
         except GvisorKernelError as error:
@@ -339,7 +339,7 @@ def _find_contents(plan: _Plan) -> Contents:
         versions={"gvisor-kernel": gvisor_kernel.__version__},
         mounts=[*layout, *scratch_mounts(spec)],
     )
-    jupyters = find_jupyters(())
+    jupyters = find_jupyter_covers(())
     contents = Contents(
         texts={"container_info.json": info},
         empty=["uploads", "skills/public", "skills/examples", "transcripts"],

@@ -14,7 +14,7 @@ from typing import Any
 from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError, StateError
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.docker.engine import Engine
-from gvisor_kernel.runtimes.docker.memory import Gauge
+from gvisor_kernel.runtimes.docker.memory import MemoryGauge
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.docker.verification import find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -26,7 +26,7 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "A kernel in a Docker engine cannot be saved as a snapshot."
+SNAPSHOTS_NOT_SUPPORTED = "A kernel in a Docker engine cannot be saved as a snapshot."
 THREAD_SECONDS = 5.0
 """How long to wait for the threads that copy the link and stderr."""
 
@@ -34,7 +34,7 @@ THREAD_SECONDS = 5.0
 class DockerSandbox(Sandbox):
     """Returned by ``DockerRuntime.start``. It ends when its container or its link does."""
 
-    pauses = False
+    can_pause = False
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class DockerSandbox(Sandbox):
         self.asked = asked
         self.engine = engine
         self._record = record
-        self._gauge: Gauge | None = None
+        self._gauge: MemoryGauge | None = None
         self._ended = False
         self._closed = False
         self._closing = threading.Lock()
@@ -119,7 +119,7 @@ class DockerSandbox(Sandbox):
         self._update_record(kernel_id=kernel_id, spare=False)
 
     def pause(self) -> None:
-        """Do nothing: ``pauses`` is False, so nobody calls this.
+        """Do nothing: ``can_pause`` is False, so nobody calls this.
 
         A sandbox that the engine has stopped by ``runsc pause`` goes on using CPU time.
         """
@@ -142,7 +142,7 @@ class DockerSandbox(Sandbox):
         self.note_ready()
 
     def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
 
     def close(self) -> None:
         with self._closing:
@@ -173,7 +173,7 @@ class DockerSandbox(Sandbox):
     def begin(self, state: Mapping[str, Any]) -> None:
         """Start to count memory: the container runs. ``state`` is what the engine reports of it."""
         pid = state.get("Pid")
-        self._gauge = Gauge(self.engine, self.container, pid if isinstance(pid, int) else 0)
+        self._gauge = MemoryGauge(self.engine, self.container, pid if isinstance(pid, int) else 0)
 
     def note_ready(self) -> None:
         """Write into the record that the sandbox runs and was verified."""

@@ -19,7 +19,7 @@ from gvisor_kernel.runtimes.mounts.covers import Cover
 from gvisor_kernel.spec.layout import is_within
 
 
-def find_home_of(folder: Opened) -> str | None:
+def find_home_by_inode(folder: Opened) -> str | None:
     """Return the home that ``folder`` is or contains, at whatever path it was found, or None.
 
     :raises OSError: when the folders above it cannot be read
@@ -33,7 +33,7 @@ def find_home_of(folder: Opened) -> str | None:
     return None
 
 
-def find_keys_of(folder: Opened, covers: Iterable[Cover]) -> str | None:
+def find_key_folder(folder: Opened, covers: Iterable[Cover]) -> str | None:
     """Return the one of ``covers`` that ``folder`` is, contains or lies in at another path.
 
     None if there is none. What can be seen from the paths alone is left to the caller.

@@ -37,7 +37,7 @@ class Cover:
     """Only installed packages have written there. In uploads it is shown like everything else."""
 
 
-def find_jupyters(prefixes: Iterable[str]) -> tuple[Cover, ...]:
+def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
     """Return covers for Jupyter's runtime, data and configuration, and for this package's own
     state.
 
@@ -125,14 +125,14 @@ def identify(covers: Iterable[Cover]) -> frozenset[tuple[int, int]]:
     return frozenset(found)
 
 
-def put_covers(
+def add_covers(
     mounts: Sequence[Mount], covers: Iterable[Cover], empty: str, places: Path
 ) -> Iterator[Bind]:
     """Yield the mounts that cover what ``mounts`` show.
 
     ``empty``: an empty directory of the host. ``places``: the directory with a subdirectory for
-    each cover that keeps something visible (see ``make_places``). All are bind mounts: the host
-    knows nothing of a tmpfs inside, and code inside could see what is below one through an overlay.
+    each cover that keeps something visible (see ``make_mount_points``). All are bind mounts: the
+    host knows nothing of a tmpfs inside, and an overlay inside would show what is below one.
     """
     for cover in covers:
         if not Path(cover.path).is_dir():
@@ -154,12 +154,12 @@ def put_covers(
                 yield replace(mount, source=path, target=place)
 
 
-def put_ways(mounts: Iterable[Mount], places: Path) -> Iterator[Bind]:
+def add_scratch_parents(mounts: Iterable[Mount], places: Path) -> Iterator[Bind]:
     """Yield read-only directories with the mount points below a folder of scratch.
 
     A kernel may write to scratch. Without these it could rename a folder on the way to its
     interpreter, so that a later kernel of the same sandbox would run another one. ``places``: as in
-    ``put_covers``.
+    ``add_covers``.
     """
     for mount in mounts:
         for scratch in SCRATCH:
@@ -174,9 +174,9 @@ def _find_place(target: str, places: Path) -> Bind:
     return Bind(str(places / name), target, foreign=True)
 
 
-def make_places(mounts: Sequence[Mount], places: Path) -> None:
-    """Make the directories that ``put_covers`` and ``put_ways`` have named, with their mount
-    points.
+def make_mount_points(mounts: Sequence[Mount], places: Path) -> None:
+    """Make the directories that ``add_covers`` and ``add_scratch_parents`` named, with the points
+    of their mounts.
 
     :raises OSError: when one could not be made
     """

@@ -20,9 +20,9 @@ from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from gvisor_kernel.config.settings import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.config.validators import (
-    NOT_A_SOURCE,
+    FORBIDDEN_SOURCES,
     describe_no_home,
-    is_writable_allowed,
+    may_be_writable,
     real_path,
 )
 from gvisor_kernel.errors import LaunchError, SettingError
@@ -30,8 +30,8 @@ from gvisor_kernel.host.folders import LinkRefused, Opened, make_folder, open_be
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.stage import TOO_MANY_FILES
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.aliases import find_home_of, find_keys_of
-from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyters, hides
+from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
+from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyter_covers, hides
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
@@ -110,7 +110,7 @@ def open_outputs(
         return Outputs(None)
     parent, name = _open_parent(spec, inputs, stack)
     path = f"{parent.path.rstrip('/')}/{name}"
-    if not is_writable_allowed(path) or _holds_keys(path):
+    if not may_be_writable(path) or _holds_keys(path):
         if spec.outputs == DEFAULTS.outputs:
             log.warning("%s is a folder of the system or of Jupyter: outputs are not kept", path)
             return Outputs(None)
@@ -161,7 +161,9 @@ def _find_jupyters(
     spec: SandboxSpec, request: LaunchRequest, written: WrittenFolders
 ) -> tuple[Cover, ...]:
     host = spec.image == HOST_IMAGE
-    return find_jupyters(ask_interpreter(request.python, written.has).prefixes if host else ())
+    return find_jupyter_covers(
+        ask_interpreter(request.python, written.has).prefixes if host else ()
+    )
 
 
 def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
@@ -171,8 +173,8 @@ def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
     :raises SettingError: when they are
     """
     cache = os.path.realpath(user_cache_path("gvisor-kernel"))
-    covers = [cover for cover in find_jupyters(()) if cover.path != cache]
-    other = find_home_of(found) or find_keys_of(found, covers)
+    covers = [cover for cover in find_jupyter_covers(()) if cover.path != cache]
+    other = find_home_by_inode(found) or find_key_folder(found, covers)
     if other is not None:
         raise SettingError(
             "outputs", value, f"a folder of files; {found.path} is, contains or lies in {other}"
@@ -196,7 +198,7 @@ def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
         return False
     path = Path(real_path(str(request.folder / spec.outputs)))
     return path.is_dir() or (
-        is_writable_allowed(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
+        may_be_writable(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
     )
 
 
@@ -218,7 +220,7 @@ def _holds_keys(path: str) -> bool:
 
     A folder in this package's cache is allowed: snapshots are made there, by kernels of their own.
     """
-    covers = find_jupyters(())
+    covers = find_jupyter_covers(())
     cache = os.path.realpath(user_cache_path("gvisor-kernel"))
     return any(is_within(cover.path, path) for cover in covers) or bool(
         find_cover((cover for cover in covers if cover.path != cache), path)
@@ -267,13 +269,13 @@ def _open_uploads(
         return None
     found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
     jupyters = _find_jupyters(spec, request, written)
-    home = find_home(found.path) or find_home_of(found)
+    home = find_home(found.path) or find_home_by_inode(found)
     # Covers are found by path: a key folder that is mounted at a second path would stay visible.
-    cover = find_cover(jupyters, found.path) or find_keys_of(found, jupyters)
+    cover = find_cover(jupyters, found.path) or find_key_folder(found, jupyters)
     if spec.uploads == DEFAULTS.uploads and (home or cover or is_private(found.path)):
         log.info("The notebook's folder contains a home or Jupyter's own files: uploads is empty")
         return None
-    if not found.is_folder or any(is_within(found.path, place) for place in NOT_A_SOURCE):
+    if not found.is_folder or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES):
         raise SettingError(
             "uploads", spec.uploads, f"a folder of files that exists; {found.path} is not one"
         )
@@ -290,7 +292,7 @@ def _open_uploads(
 
 def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
     found = _open_setting("mounts", source, None, written)
-    keys = find_keys_of(found, find_jupyters(()))
+    keys = find_key_folder(found, find_jupyter_covers(()))
     if keys is not None:
         found.close()
         raise SettingError(
@@ -298,11 +300,11 @@ def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened
             source,
             f"a list without a source in {keys}, where Jupyter keeps its keys and tokens",
         )
-    system = found.path == "/" or any(is_within(found.path, place) for place in NOT_A_SOURCE)
+    system = found.path == "/" or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES)
     closed = not read_only and (
-        not is_writable_allowed(found.path)
+        not may_be_writable(found.path)
         or _holds_keys(found.path)
-        or find_home_of(found) is not None
+        or find_home_by_inode(found) is not None
     )
     if system or closed:
         found.close()

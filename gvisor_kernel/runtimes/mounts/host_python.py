@@ -19,10 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.folders import LinkRefused, Writable, follow, lies_in, nowhere
+from gvisor_kernel.host.folders import (
+    LinkRefused,
+    Writable,
+    is_in_writable_folder,
+    never_writable,
+    resolve_links,
+)
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.stage import TOO_MANY_FILES
-from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyters, find_repositories
+from gvisor_kernel.runtimes.mounts.covers import (
+    Cover,
+    find_cover,
+    find_jupyter_covers,
+    find_repositories,
+)
 from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
 from gvisor_kernel.spec.layout import SCRATCH, is_within
 
@@ -92,7 +103,7 @@ print(json.dumps({
 _probed: dict[tuple[str, int], Interpreter] = {}
 
 
-def ask_interpreter(python: str, writable: Writable = nowhere) -> Interpreter:
+def ask_interpreter(python: str, writable: Writable = never_writable) -> Interpreter:
     """Return what ``python`` reports about itself. Blocks for up to PROBE_SECONDS the first time.
 
     It is asked in this process if it is this process's interpreter, otherwise in a process of its
@@ -149,7 +160,7 @@ def _probe(python: str) -> Interpreter:
     )
 
 
-def find_world(python: str, writable: Writable = nowhere) -> World:
+def find_host_python(python: str, writable: Writable = never_writable) -> World:
     """Return everything that ``python`` needs to run as it does on the host.
 
     A link of an editable install that lies where a sandbox can write (``writable``) is not
@@ -170,11 +181,11 @@ def find_world(python: str, writable: Writable = nowhere) -> World:
         user_base = interpreter.user_base
         paths.append(interpreter.user_site)
         site_directories[interpreter.user_site] = None
-    jupyters = find_jupyters(interpreter.prefixes)
+    jupyters = find_jupyter_covers(interpreter.prefixes)
 
     def resolve(path: str) -> str | None:
         try:
-            _, real = follow(path, writable)
+            _, real = resolve_links(path, writable)
         except LinkRefused as error:
             log.warning(
                 "%s is not mounted: %s is a symbolic link, and %s", path, error.link, error.reason
@@ -197,7 +208,7 @@ def find_world(python: str, writable: Writable = nowhere) -> World:
     spelled: dict[str, str] = {}
     for path in paths:
         try:
-            crossed, real = follow(path, writable)
+            crossed, real = resolve_links(path, writable)
         except LinkRefused as error:
             raise LaunchError(
                 f"The kernel's Python needs {path}: {error.link} on the way is a symbolic link (to"
@@ -243,7 +254,7 @@ def _check_interpreter(python: str, writable: Writable) -> None:
     if python == sys.executable:
         return
     with suppress(OSError):
-        if lies_in(python, writable):
+        if is_in_writable_folder(python, writable):
             raise LaunchError(
                 f"The interpreter {python} lies where a kernel can write, or behind a symbolic"
                 " link there, and this server would have to run it.",

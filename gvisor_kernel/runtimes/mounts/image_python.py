@@ -9,17 +9,17 @@ from gvisor_kernel.errors import LaunchError, RootImageError
 from gvisor_kernel.host.folders import Writable
 from gvisor_kernel.images import RootImage, Store
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.host_python import World, find_world
+from gvisor_kernel.runtimes.mounts.host_python import World, find_host_python
 from gvisor_kernel.spec.environment import image_paths
 
 
-def choose_world(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
-    """Return the world of ``spec``'s image. ``writable``: see ``find_world``.
+def find_python_tree(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
+    """Return the world of ``spec``'s image. ``writable``: see ``find_host_python``.
 
     :raises LaunchError: when the image or its Python cannot be used
     """
     if spec.image == HOST_IMAGE:
-        return find_world(request.python, writable)
+        return find_host_python(request.python, writable)
     try:
         return _make_world(Store.open().find(spec.image))
     except RootImageError as error:
@@ -48,7 +48,7 @@ def _make_world(image: RootImage) -> World:
     )
 
 
-def check_tree(world: World) -> None:
+def check_image_exists(world: World) -> None:
     """Check that the root image was not removed since it was looked at.
 
     :raises LaunchError: when it was

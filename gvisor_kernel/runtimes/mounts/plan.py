@@ -18,11 +18,11 @@ from gvisor_kernel.host import log_files
 from gvisor_kernel.host.folders import Identity, Opened
 from gvisor_kernel.runtimes.mounts.covers import (
     Cover,
+    add_covers,
+    add_scratch_parents,
     find_cover,
-    find_jupyters,
-    make_places,
-    put_covers,
-    put_ways,
+    find_jupyter_covers,
+    make_mount_points,
 )
 from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
@@ -152,21 +152,21 @@ def plan_mounts(
         mounts += find_etc_binds()
     mounts += [_show(root, root) for root in world.roots]
     mounts += [_show(real, path) for path, real in world.aliases]
-    mounts += list(put_ways(mounts, places.covers))
+    mounts += list(add_scratch_parents(mounts, places.covers))
     package = Path(gvisor_kernel.__file__).parent
     mounts += [
         Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)
         for part in GUEST_PARTS
     ]
-    jupyters = find_jupyters(world.prefixes)
+    jupyters = find_jupyter_covers(world.prefixes)
     for extra in layout.extra_binds(spec):
         real = replace(extra, source=shown.get(extra.target, extra.source))
         _check_extra(real, world, jupyters)
         mounts.append(real)
     for covers in (world.covers, jupyters):
-        mounts += list(put_covers(mounts, covers, empty, places.covers))
+        mounts += list(add_covers(mounts, covers, empty, places.covers))
     if places.directory.is_dir():
-        make_places(mounts, places.covers)
+        make_mount_points(mounts, places.covers)
         make_readable(places.covers)
     return layout.order_mounts(mounts)
 

@@ -36,7 +36,7 @@ def save_snapshot(
     )
     try:
         (done,) = commands.run(
-            argv, seconds=seconds, most=WORDS_BYTES, cwd=root.parent, umask=0o077
+            argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=root.parent, umask=0o077
         )
     except OSError as error:
         raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
@@ -46,7 +46,7 @@ def save_snapshot(
         raise SnapshotError(
             f"The snapshot could not be written: runsc ended with status {done.status}.",
             "kernels start without a snapshot, more slowly; check whether the disk is full.",
-            done.words,
+            done.output,
         )
     if not is_readable(exit_fd, END_SECONDS):
         raise SnapshotError("The sandbox did not end after its snapshot was written.")

@@ -120,7 +120,9 @@ def _run_each(path: str, *questions: Sequence[str]) -> list[str]:
     """Return what runsc prints for each of ``questions``; all of them run at the same time."""
     argvs = [(path, *question) for question in questions]
     try:
-        answers = commands.run(*argvs, seconds=ANSWER_SECONDS, most=ANSWER_BYTES, cwd=Path("/"))
+        answers = commands.run(
+            *argvs, seconds=ANSWER_SECONDS, max_bytes=ANSWER_BYTES, cwd=Path("/")
+        )
     except OSError as error:
         raise RuntimeMissing(f"Could not run {path}: {error.strerror}.", INSTALL) from error
     for argv, answer in zip(argvs, answers, strict=True):
@@ -129,7 +131,7 @@ def _run_each(path: str, *questions: Sequence[str]) -> list[str]:
                 f"`{shlex.join(argv)}` did not end within {ANSWER_SECONDS:g} s.",
                 f"run the command yourself; if runsc is broken, {INSTALL}",
             )
-    return [answer.words for answer in answers]
+    return [answer.output for answer in answers]
 
 
 def start_argv(

@@ -13,7 +13,7 @@ from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.environment import find_init_environment
 from gvisor_kernel.runtimes.mounts.folders import keeps_outputs
-from gvisor_kernel.runtimes.mounts.image_python import choose_world
+from gvisor_kernel.runtimes.mounts.image_python import find_python_tree
 from gvisor_kernel.runtimes.mounts.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, sandbox_flags
@@ -32,7 +32,7 @@ def describe_sandbox(
 ) -> dict[str, Any]:
     """Implement ``Runtime.describe``."""
     runsc = find_runsc()
-    world = choose_world(spec, request, read_written(spec).has)
+    world = find_python_tree(spec, request, read_written(spec).has)
     kernel_id = choose_kernel_id(world) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
     mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)

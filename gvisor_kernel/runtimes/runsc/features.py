@@ -128,12 +128,14 @@ def _probe(runsc: Runsc, python: str) -> str:
         argv += ["--ignore-cgroups", "--platform=systrap", "do", "-quiet", "-cwd", "/"]
         argv += [python, "-I", "-S", "-c", PROBE]
         try:
-            (ended,) = commands.run(argv, seconds=PROBE_SECONDS, most=PROBE_BYTES, cwd=Path("/"))
+            (ended,) = commands.run(
+                argv, seconds=PROBE_SECONDS, max_bytes=PROBE_BYTES, cwd=Path("/")
+            )
         except OSError as error:
             return str(error)
         if ended.status is None:  # the processes that runsc starts leave its process group
             processes.kill_with_argument(f"--root={root}")
-        return ended.words
+        return ended.output
 
 
 # -- the answers, shared by all processes of this user ---------------------------------------------

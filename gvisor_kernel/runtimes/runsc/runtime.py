@@ -30,7 +30,7 @@ from gvisor_kernel.runtimes.environment import find_environment, find_init_envir
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.mounts.host_python import World
-from gvisor_kernel.runtimes.mounts.image_python import check_tree, choose_world
+from gvisor_kernel.runtimes.mounts.image_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv
@@ -120,7 +120,7 @@ class RunscRuntime(Runtime):
     ) -> Sandbox:
         check_children()
         runsc = find_runsc()
-        world = choose_world(spec, request, read_written(spec).has)
+        world = find_python_tree(spec, request, read_written(spec).has)
         kernel_id = choose_kernel_id(world) if self._init_argv is None else 0
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
@@ -141,7 +141,7 @@ class RunscRuntime(Runtime):
                         cgroups=cgroups,
                     )
                     records.write_record(places.directory, record)
-                    check_tree(world)
+                    check_image_exists(world)
                 except BaseException as error:
                     held.close()
                     records.remove_directory(places.directory)
@@ -183,7 +183,9 @@ class RunscRuntime(Runtime):
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
-    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
+    def has_current_mounts(
+        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
+    ) -> bool:
         with ExitStack() as held:
             inputs = open_inputs(spec, request, held)
             opened = inputs.by_target(spec)
@@ -197,7 +199,7 @@ class RunscRuntime(Runtime):
                     return False
             return not opened
 
-    def advise(self, words: str) -> str:
+    def find_advice(self, words: str) -> str:
         return find_hint(words)
 
     def sweep(self) -> list[str]:
@@ -274,7 +276,7 @@ class RunscRuntime(Runtime):
                     places.meminfo,
                     lambda: spawn(argv, ends, places),
                     kernel_id=plan.kernel_id,
-                    merges=tree is not None,
+                    has_overlay=tree is not None,
                 )
             else:
                 process = run_entered(
@@ -285,7 +287,7 @@ class RunscRuntime(Runtime):
                     state=replace(_open_source(str(places.runsc), written), read_only=False),
                     cgroups=cgroup.directories,
                     file_size=memory_file,
-                    merges=tree is not None,
+                    has_overlay=tree is not None,
                 )
         except BaseException:
             ends.close_host()
@@ -319,7 +321,7 @@ class RunscRuntime(Runtime):
             python=plan.world.python,
             workdir=WORKSPACE,
             has_transcripts=plan.spec.transcripts,
-            lent=plan.opened[OUTPUTS].hold() if record.lent_by is not None else None,
+            lent=plan.opened[OUTPUTS].duplicate() if record.lent_by is not None else None,
         )
 
 

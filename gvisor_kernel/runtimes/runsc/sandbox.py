@@ -176,7 +176,7 @@ class RunscSandbox(Sandbox):
             self._closed = True
             with self._descriptors:
                 self._ended = True
-                for fd in (self.link_in, self.link_out, self.exit_fd, self.helper_fd):
+                for fd in (self.link_in, self.link_out, self.exit_fd, self.gofer_fd):
                     with suppress(OSError):
                         os.close(fd)
             for pid in (self._sentry, gofer):
@@ -202,18 +202,18 @@ class RunscSandbox(Sandbox):
         return None
 
     def hold_gofer(self) -> bool:
-        """Open ``helper_fd`` as a pidfd of the gofer; return False if there is no gofer.
+        """Open ``gofer_fd`` as a pidfd of the gofer; return False if there is no gofer.
 
         A restored sentry does not notice the gofer's end: a program that opens a file then waits
         for ever.
         """
-        if self.helper_fd >= 0:
-            return not is_readable(self.helper_fd)
+        if self.gofer_fd >= 0:
+            return not is_readable(self.gofer_fd)
         pid = self.find_process(GOFER_NAME)
         with suppress(OSError):
             fd = -1 if pid is None else os.pidfd_open(pid)
             if pid is not None and self.find_process(GOFER_NAME) == pid:
-                self.helper_fd = fd
+                self.gofer_fd = fd
                 self._gofer = processes.identify(pid)
                 return True
             if fd >= 0:

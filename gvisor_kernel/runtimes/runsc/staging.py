@@ -40,9 +40,9 @@ from gvisor_kernel.host.stage import (
     attach,
     clone_all,
     clone_opened,
-    cover_meminfo,
-    enter_namespace,
-    merge,
+    make_mounts_slave,
+    mount_meminfo,
+    mount_overlay,
     place,
 )
 from gvisor_kernel.runtimes.hints import find_hint
@@ -96,14 +96,14 @@ def run_staged(
     start: Callable[[], _Result],
     *,
     kernel_id: int,
-    merges: bool = False,
+    has_overlay: bool = False,
 ) -> _Result:
     """Call ``start`` as root in a mount namespace where ``stage`` holds ``sources``; return its
     result.
 
     Blocks until ``start`` has returned, in a thread that ends afterwards. ``kernel_id`` is the uid
-    inside that a user's files belong to. ``merges``: see ``stage.merge``. ``meminfo`` is seen there
-    as /proc/meminfo.
+    inside that a user's files belong to. ``has_overlay``: see ``stage.mount_overlay``.
+    ``meminfo`` is seen there as /proc/meminfo.
 
     :raises LaunchError: when the mounts cannot be made; ``start`` was not called then
     :raises Exception: whatever ``start`` raises
@@ -114,8 +114,8 @@ def run_staged(
     def work() -> None:
         try:
             _stage(stage, sources, meminfo, kernel_id)
-            if merges:
-                merge(stage.directory, len(sources))
+            if has_overlay:
+                mount_overlay(stage.directory, len(sources))
             results.append(start())
         except BaseException as error:
             errors.append(error)
@@ -131,14 +131,14 @@ def run_staged(
 def _stage(stage: Stage, sources: Sequence[Source], meminfo: Path, kernel_id: int) -> None:
     try:
         mounts.unshare(mounts.CLONE_NEWNS)
-        enter_namespace()
+        make_mounts_slave()
     except OSError as error:
         raise LaunchError(
             f"Could not make a private mount namespace: {error.strerror}.",
             "run Jupyter as an ordinary user; or, in a container, give root CAP_SYS_ADMIN"
             " (docker run --privileged).",
         ) from error
-    cover_meminfo(str(meminfo))
+    mount_meminfo(str(meminfo))
     with ExitStack() as stack:
         attach(stage.directory, sources, clone_all(stack, sources, partial(_map_owner, kernel_id)))
 
@@ -152,7 +152,7 @@ def run_entered(
     state: Source,
     cgroups: Sequence[Path],
     file_size: int | None,
-    merges: bool = False,
+    has_overlay: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a program as an ordinary user in namespaces where ``stage`` holds ``sources``.
 
@@ -170,7 +170,7 @@ def run_entered(
             entry = enter.Entry(
                 stage=stage.directory,
                 sources=tuple(sources),
-                merges=merges,
+                has_overlay=has_overlay,
                 state=state,
                 meminfo=str(meminfo),
                 cgroups=tuple(str(directory / "cgroup.procs") for directory in cgroups),
@@ -187,7 +187,7 @@ def run_entered(
         try:
             _wait_for_entry(errors)
         except BaseException:
-            commands.end_group(started)
+            commands.kill_group(started)
             started.wait()
             raise
         return started

@@ -133,7 +133,7 @@ def wait_for_sentry(
                 "the machine may be busy: raise the setting start_timeout.",
                 stderr.tail(),
             )
-        status = commands.read_status(process.pid)
+        status = commands.read_exit_status(process.pid)
         if status == 0:
             sentry = find_sentry(places)
             if sentry is not None:
@@ -145,7 +145,7 @@ def wait_for_sentry(
         words = stderr.tail()
         raise kind(f"The sandbox could not be {what}: {reason}.", find_hint(words), words)
     except BaseException:
-        commands.end_group(process)
+        commands.kill_group(process)
         raise
     finally:
         process.wait()

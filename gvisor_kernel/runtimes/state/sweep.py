@@ -85,13 +85,13 @@ def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None =
         _unfinished.pop(directory, None)
         return True
     if record is not None and record.engine is not None:
-        remove_later(directory, record)
+        remove_in_background(directory, record)
     else:
         _unfinished[directory] = record
     return False
 
 
-def remove_later(directory: Path, record: Record) -> None:
+def remove_in_background(directory: Path, record: Record) -> None:
     """Remove a sandbox of an engine in the background, however long copying its outputs takes."""
 
     def remove() -> bool:
@@ -125,11 +125,11 @@ def _remove_sandbox(
     if not end_sandbox(directory, groups):
         return False
     if record is not None and record.engine is not None:
-        from gvisor_kernel.runtimes.docker.removal import COPY_SECONDS, remove_parts
+        from gvisor_kernel.runtimes.docker.removal import COPY_SECONDS, remove_from_engine
 
         # `gvisor-kernel sync --to` may have changed the folder of its outputs meanwhile.
         record = records.read_record(directory) or record
-        if not remove_parts(directory, record, seconds or COPY_SECONDS):
+        if not remove_from_engine(directory, record, seconds or COPY_SECONDS):
             return False
     try:
         with records.locked():
