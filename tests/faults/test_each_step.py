@@ -24,7 +24,7 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
-from ..snapshots.conftest import copy_to, image_of
+from ..snapshots.conftest import copy_to, snapshot_of
 from ..sweeps import ALL, needs_all
 from ..world import DEFAULT_KERNEL, PROJECT, World
 
@@ -85,7 +85,7 @@ class Lane:
         """Copy the run's snapshot, so that these tests cannot discard the original."""
         if self.images():
             return
-        image = image_of(DEFAULT_KERNEL)
+        image = snapshot_of(DEFAULT_KERNEL)
         assert image is not None, "the run's snapshot was discarded"
         private_directories.make_directories(self._store().parent, self._store())
         copy_to(Store(self._store()), image)

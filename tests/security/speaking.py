@@ -167,7 +167,7 @@ def assert_ends_with(
 def names_of_the_host(kernel: Kernel) -> set[str]:
     """Return names of the host that no kernel may learn or get into a message."""
     sentry = str(kernel.sandbox._sentry)
-    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.inner_key
+    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.kernel_key
     return {str(os.getpid()), sentry, str(kernel.folder), os.environ["XDG_STATE_HOME"], *keys}
 
 
