@@ -52,6 +52,8 @@ QUICK = (
 ALONE = ("benchmarks/test_run.py", "benchmarks/test_soak.py", "jupyter/test_forks.py")
 ALONE += ("jupyter/test_nbclient.py",)
 """Files whose tests use the whole machine: they run after the others, in one process."""
+ONE_GROUP = ("tests/jupyter/test_root_images.py",)
+"""Files whose fixtures take longer than the tests would take in one process."""
 MANY = 100
 """Number of tests from which making a snapshot takes less time than it saves."""
 
@@ -136,6 +138,8 @@ def group_of(nodeid: str) -> str:
     each process starts its own engine.
     """
     path, _, name = nodeid.partition("::")
+    if path in ONE_GROUP:
+        return path
     way = re.search(r"(?<=[-[])(direct|relay|restored|docker)(?=[]-])", name)
     if path.startswith("tests/docker/") or "Docker" in name or (way and way[0] == "docker"):
         return "docker"

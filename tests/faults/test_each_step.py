@@ -42,12 +42,15 @@ STAGES = {
 SWEEP = ("sweep", "off")
 WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
 SAME_FOR_A_USER = ("run", "restart", "shutdown", "end")
-LONG = {"owner": ("run", "restart", "renew", "end"), "part": ("run", "restart", "shutdown")}
+LONG = {
+    "owner": ("run", "restart", "renew", "end", "checkpoint"),
+    "part": ("run", "restart", "shutdown", "checkpoint"),
+}
 """Stages whose steps are nearly the same as those of others."""
 RESTORED = "the host hears Resumed"
 """A point that only a restore passes."""
 ALL_POINTS = 10**6
-UNDERSTOOD = re.compile(r"sandbox|kernel|image|runsc", re.I)
+UNDERSTOOD = re.compile(r"sandbox|kernel|snapshot|image|runsc", re.I)
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|errno|0x[0-9a-f]{6}|never retrieved", re.I)
 
 

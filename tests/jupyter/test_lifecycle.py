@@ -182,7 +182,7 @@ def test_many_restarts_leak_nothing(world: World) -> None:
         }
 
     with running_kernel() as (manager, client):
-        for i in range(12):
+        for i in range(8):
             manager.restart_kernel(now=i % 2 == 1)
             client.wait_for_ready(timeout=SECONDS)
             if i == 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from ..sweeps import needs_all
 from ..world import PROJECT, World
 from .helpers import SANDBOXED
 
@@ -99,6 +100,7 @@ def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: st
     return said
 
 
+@needs_all
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nbclient_suite_passes(sources: Path, tmp_path: Path) -> None:

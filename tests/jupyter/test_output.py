@@ -7,6 +7,7 @@ import sys
 import pytest
 from jupyter_client import BlockingKernelClient
 
+from ..sweeps import needs_all
 from .helpers import SANDBOXED, Answer, every_way, execute, finish, wait_for, wait_for_text
 
 pytestmark = every_way
@@ -161,7 +162,7 @@ print(done.stdout, done.stderr)
     assert execute(client, code).text.strip() == "[0, 1, 2]"
 
 
-@pytest.mark.parametrize("way_of", ["at once", "in lines"])
+@pytest.mark.parametrize("way_of", ["at once", pytest.param("in lines", marks=needs_all)])
 def test_100_megabytes_of_output_arrive(client: BlockingKernelClient, way_of: str) -> None:
     if way_of == "at once":
         code = "print('x' * 100_000_000)"

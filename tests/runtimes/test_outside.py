@@ -20,6 +20,7 @@ from gvisor_kernel.runtimes.runsc import posture
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.spec.limits import memory_file_limit
 
 from .. import leaks
 from ..world import World
@@ -125,7 +126,7 @@ def test_limits_are_set(start: Start) -> None:
     assert record is not None
     groups = {Path(group).parts[4]: Path(group) for group in record.cgroups}
     if not groups:
-        assert "Max file size             2147483648" in limits
+        assert f"Max file size             {4 << 30}" in limits
         assert inside.ask("__import__('resource').getrlimit(1)") == [2 << 30, 2 << 30]
     elif "memory" in groups:  # version 1
         assert AS_ROOT
@@ -290,14 +291,16 @@ def test_registry_has_no_unsandboxed_runtime() -> None:
 
 def test_host_limits_hold_without_the_bridge(start: Start) -> None:
     """A sandbox that takes all memory it can stays near its limit even if no bridge watches it."""
-    inside = start(memory_limit=128 * MIB)
+    spec = SandboxSpec(memory_limit=128 * MIB, pids_limit=16)
+    inside = start(memory_limit=spec.memory_limit, pids_limit=spec.pids_limit)
     inside.ask("1")
     used: list[int | None] = [0]
-    inside.tell("[bytearray(b'x' * (16 << 20)) for _ in range(200)] and 1")
+    inside.tell("[bytearray(b'x' * (16 << 20)) for _ in range(300)] and 1")
     assert isinstance(inside.sandbox, RunscSandbox)
     while not select.select([inside.sandbox.exit_fd, inside.sandbox.link_out], [], [], 0.01)[0]:
         used.append(inside.sandbox.memory_used())
-    assert max(filter(None, used)) <= (2048 + 64) * MIB  # the memory file, and the sentry's memory
+    bound = memory_file_limit(spec) + 64 * MIB  # the memory file, and the sentry's memory
+    assert max(filter(None, used)) <= bound
     wait_for_end(inside.sandbox)
     record = records.read_record(inside.sandbox.directory)
     assert record is not None

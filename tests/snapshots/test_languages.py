@@ -119,7 +119,10 @@ System.out.println(System.getProperty("user.dir") + " "
 """Prints numbers from four random sources, then the working directory and its files."""
 
 
-@pytest.fixture(scope="module", params=["typescript", pytest.param("java", marks=needs_all)])
+COMPILED = [pytest.param(name, marks=needs_all) for name in ("typescript", "java")]
+
+
+@pytest.fixture(scope="module", params=COMPILED)
 def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
     """A language whose kernel loads compilers, with a snapshot of that kernel."""
     language = str(request.param)
