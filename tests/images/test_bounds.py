@@ -20,7 +20,7 @@ from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.tar import BLOCK, MAX_EXTRAS, MAX_PADDING, MAX_RECORDS, TarReader
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images.blobs import MAX_DOCUMENTS, MAX_IDLE, MAX_REST, Documents, unpacked
+from gvisor_kernel.images.blobs import MAX_DOCUMENTS, MAX_IDLE, MAX_REST, Documents, decompressed
 
 from .conftest import Import
 from .helpers import ROOT, Item, folder, link, make_oci, make_tar, sha256
@@ -168,7 +168,7 @@ def test_what_unpacks_to_nothing(take: Import, tmp_path: Path, nothing: bytes) -
 def test_parts_one_after_the_other_are_taken(compress: Callable[[bytes], bytes]) -> None:
     packed = b"".join(compress(b"%d," % n) for n in range(1000)) + bytes(4096)
     whole = b""
-    with unpacked(io.BytesIO(packed)) as stream:
+    with decompressed(io.BytesIO(packed)) as stream:
         while data := stream.read(1000):
             whole += data
     assert whole == b"".join(b"%d," % n for n in range(1000))
