@@ -294,7 +294,7 @@ class TarReader:
                 raise Refused(f"the archive has more than {MAX_PADDING} bytes after its end")
 
 
-_NOT_TAR = "this is not a tar archive, or it is damaged"
+_NOT_TAR = "the data is not a tar archive, or is damaged"
 
 _KINDS = {
     b"1": Kind.HARD_LINK,

@@ -72,7 +72,7 @@ class Documents:
         """
         self._left -= 1
         if self._left < 0:
-            raise Refused(f"the image is described by more than {MAX_DOCUMENTS} documents")
+            raise Refused(f"the image has more than {MAX_DOCUMENTS} documents")
         content = b""
         with self._blobs.open(name) as stream:
             while data := stream.read(CHUNK):
@@ -81,7 +81,7 @@ class Documents:
                     raise Refused(f"{show(name)} has more than {MAX_DOCUMENT} bytes")
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
-            raise Refused(f"the image is described by more than {MAX_DOCUMENT_BYTES} bytes")
+            raise Refused(f"the documents of the image have more than {MAX_DOCUMENT_BYTES} bytes")
         return content
 
 
@@ -259,7 +259,7 @@ class _Raw(io.RawIOBase):
         if self.limit is not None:
             self.limit -= len(data)
             if self.limit < 0:
-                raise Refused(f"{MAX_IDLE} compressed bytes in a row unpack to nothing")
+                raise Refused(f"{MAX_IDLE} compressed bytes in a row decompress to nothing")
         buffer[: len(data)] = data
         return len(data)
 

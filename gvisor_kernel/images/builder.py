@@ -38,7 +38,7 @@ def find_dockerfiles() -> Path:
         if (folder / "base" / "Dockerfile").is_file():
             return folder
     raise RootImageError(
-        "This installation of gvisor-kernel has no Dockerfiles.", "reinstall gvisor-kernel."
+        "This installation of gvisor-kernel has no Dockerfiles.", "install gvisor-kernel again."
     )
 
 

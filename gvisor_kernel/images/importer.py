@@ -181,7 +181,7 @@ def import_image(
             finally:
                 tree.close()
             if not any((draft.tree / folder).is_dir() for folder in PROGRAM_FOLDERS):
-                raise Refused("it is not a root file system: there is neither /usr nor /bin")
+                raise Refused("there is no root file system: neither /usr nor /bin exists")
             report("Computing the digest", 0.85)
             environment = dict(found.environment) if found is not None else {}
             measure = measure_tree(draft.tree, environment)
@@ -227,7 +227,7 @@ def _unpack(
         return manifest
     with path.open("rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Refused("it is neither a file nor a directory")
+            raise Refused("the path is neither a file nor a directory")
         with decompressed(file) as stream:
             entries = islice(TarReader(stream), MAX_ROOTS)
             first = next((entry.parts[0] for entry in entries if entry.parts), "")
@@ -242,7 +242,7 @@ def _unpack(
             manifest = read_manifest(archive, reference)
             if manifest is None:
                 raise Refused(
-                    "it is neither a root file system nor an image archive",
+                    "the archive is neither a root file system nor an image archive",
                     "see docs/images.md for what can be imported.",
                 )
             _apply_layers(archive, manifest, tree, budget, report)

@@ -86,7 +86,7 @@ def test_folders_that_are_only_on_the_way_count_as_well() -> None:
     """One entry of a hundred parts makes a hundred folders."""
     items = [Item(f"{n}/" + "a/" * 90 + "f") for n in range(20)]
     apply(items, Budget(entries=20 * 93))
-    with pytest.raises(Refused, match="files, folders and links"):
+    with pytest.raises(Refused, match="files, directories and links"):
         apply(items, Budget(entries=20 * 91))
 
 
@@ -119,13 +119,13 @@ def read(data: bytes) -> list[str]:
 def test_headers_without_an_end(kind: bytes) -> None:
     content = COMMENT if kind in b"xg" else b"longer\0"
     assert len(read(header(kind, content) * MAX_EXTRAS + ONE)) == 1
-    with pytest.raises(Refused, match="more than 8 headers"):
+    with pytest.raises(Refused, match="more than 8 extended headers"):
         read(header(kind, content) * (MAX_EXTRAS + 1) + ONE)
 
 
 def test_attributes_without_an_end() -> None:
     assert read(header(b"x", COMMENT * MAX_RECORDS) + ONE) == ["name"]
-    with pytest.raises(Refused, match="more than 1000 attributes"):
+    with pytest.raises(Refused, match="more than 1000 pax records"):
         read(header(b"x", COMMENT * (MAX_RECORDS + 1)) + ONE)
 
 
@@ -133,7 +133,7 @@ def test_all_headers_of_an_archive_are_counted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tar, "MAX_EXTRA_BYTES", 10 * len(COMMENT))
     entry = header(b"x", COMMENT) + header(b"0", b"")
     assert len(read(entry * 10 + END)) == 10
-    with pytest.raises(Refused, match="names and attributes in it"):
+    with pytest.raises(Refused, match="the extended headers have"):
         read(entry * 11 + END)
 
 
@@ -145,7 +145,7 @@ def test_zeros_without_an_end_follow_an_archive(take: Import, tmp_path: Path) ->
     packed.write_bytes(gzip.compress(ARCHIVE + bytes(1024 * 1024), 1))
     take(packed, "padded")
     packed.write_bytes(gzip.compress(ARCHIVE + bytes(MAX_PADDING + 1024 * 1024), 1))
-    with pytest.raises(RootImageError, match="bytes follow after its end"):
+    with pytest.raises(RootImageError, match="bytes after its end"):
         take(packed)
 
 
@@ -160,7 +160,7 @@ def test_zeros_without_an_end_follow_an_archive(take: Import, tmp_path: Path) ->
 def test_what_unpacks_to_nothing(take: Import, tmp_path: Path, nothing: bytes) -> None:
     packed = tmp_path / "root.tar.gz"
     packed.write_bytes(gzip.compress(ARCHIVE) + nothing)
-    with pytest.raises(RootImageError, match="unpack to nothing"):
+    with pytest.raises(RootImageError, match="decompress to nothing"):
         take(packed)
 
 
@@ -177,7 +177,7 @@ def test_parts_one_after_the_other_are_taken(compress: Callable[[bytes], bytes])
 def test_what_follows_a_layer_in_its_file(take: Import, tmp_path: Path) -> None:
     layer = make_tar(ROOT)
     archive = make_oci([layer], pack=lambda data: lzma.compress(data) + bytes(MAX_REST + 2**20))
-    with pytest.raises(RootImageError, match="after the end of a layer"):
+    with pytest.raises(RootImageError, match=r"a layer has more than .* after its end"):
         take(archive.write_folder(tmp_path / "i"))
 
 
@@ -210,7 +210,7 @@ def test_lists_that_name_each_other(
     monkeypatch.setattr(Documents, "read", count)
     archive = make_oci([make_tar(ROOT)])
     nest(archive, 3, 8)
-    with pytest.raises(RootImageError, match="documents say what is in it"):
+    with pytest.raises(RootImageError, match="more than 300 documents"):
         take(archive.write_folder(tmp_path / "i"))
     assert len(reads) == MAX_DOCUMENTS + 1
 

@@ -138,10 +138,10 @@ def test_a_build_that_fails_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing"], "There is no Dockerfile of an image 'nothing'"),
-        (["../base"], "cannot be called|There is no Dockerfile"),
-        (["base", "--base=-v"], "is no name of an image"),
-        (["base", "--bootstrap=--help"], "is the name of no release"),
+        (["nothing"], "There is no Dockerfile for an image 'nothing'"),
+        (["../base"], "cannot have the name|There is no Dockerfile"),
+        (["base", "--base=-v"], "is not the name of an image"),
+        (["base", "--bootstrap=--help"], "is not the name of a release"),
         (["base", "--bootstrap=trixie"], "mmdebstrap is not installed"),
     ],
 )
@@ -151,7 +151,7 @@ def test_what_cannot_be_built(buildah: Program, arguments: list[str], words: str
 
 
 def test_without_a_builder(programs: Path) -> None:
-    with pytest.raises(RootImageError, match="Neither a Docker engine nor buildah"):
+    with pytest.raises(RootImageError, match="a running Docker engine or buildah"):
         run("base")
 
 

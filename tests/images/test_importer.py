@@ -146,7 +146,7 @@ def test_compressions(take: Import, tmp_path: Path, pack: object) -> None:
     assert (take(tmp_path / "root.tar.x").tree / "etc/old").read_bytes() == b"old"
     for spoilt in (packed[: len(packed) // 3], packed[:30] + b"xxxx" + packed[34:]):
         (tmp_path / "root.tar.x").write_bytes(spoilt)
-        with pytest.raises(RootImageError, match="is not imported"):
+        with pytest.raises(RootImageError, match="Could not import"):
             take(tmp_path / "root.tar.x", "other")
 
 
@@ -192,7 +192,7 @@ def test_a_layer_may_write_through_a_link_and_stays_inside(take: Import, tmp_pat
     assert (tree / "usr/lib/a").read_bytes() == b"a"
     assert (tree / "b").read_bytes() == b"b"
     above = make_tar([Item("out/a", b"a")])
-    with pytest.raises(RootImageError, match="leads nowhere"):
+    with pytest.raises(RootImageError, match="dangling symbolic link"):
         take(make_oci([below, above]).write_folder(tmp_path / "j"))
     assert list(outside.iterdir()) == []
 
@@ -207,17 +207,17 @@ OUTSIDE = "/" + "etc/hostname"
         ([Item("../x")], "leads out"),
         ([hard_link("a", OUTSIDE)], "is absolute"),
         ([hard_link("a", "../../etc/hostname")], "leads out"),
-        ([link("l", "/etc"), hard_link("a", "l/hostname")], "not there"),
-        ([hard_link("a", "missing")], "not there"),
-        ([hard_link("a", "usr")], "no file"),
+        ([link("l", "/etc"), hard_link("a", "l/hostname")], "missing target"),
+        ([hard_link("a", "missing")], "missing target"),
+        ([hard_link("a", "usr")], "target that is not a file"),
         ([Item("a"), hard_link("a", "a")], "two entries"),
-        ([device("etc/null")], "device that is not in /dev"),
+        ([device("etc/null")], "device outside of /dev"),
         ([Item("a"), Item("a")], "two entries"),
         ([folder("a"), link("a", "b")], "two entries"),
         ([Item("a"), Item("a/b")], "has files below it"),
         ([link("a", "a"), Item("a/b")], "has files below it"),
         ([Item("a\nb")], "control character"),
-        ([Item("a", kind=tarfile.GNUTYPE_SPARSE)], "unusual kind"),
+        ([Item("a", kind=tarfile.GNUTYPE_SPARSE)], "unsupported entry type"),
     ],
 )
 @pytest.mark.parametrize("layered", [False, True])
@@ -232,7 +232,7 @@ def test_hostile_archives_are_refused_whole(
         path.write_bytes(data)
     with pytest.raises(RootImageError, match=words) as caught:
         take(path)
-    assert str(caught.value).startswith("image.tar is not imported: ")
+    assert str(caught.value).startswith("Could not import image.tar: ")
     assert store.images() == []
 
 
@@ -255,14 +255,14 @@ def test_a_layer_that_both_has_and_removes_a_name(
     take: Import, tmp_path: Path, items: list[Item]
 ) -> None:
     archive = make_oci([BASE, make_tar(items)])
-    with pytest.raises(RootImageError, match="both has and removes"):
+    with pytest.raises(RootImageError, match="both contains and removes"):
         take(archive.write_folder(tmp_path / "i"))
 
 
 @pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "a/.wh..."])
 def test_whiteouts_of_what_is_no_name(take: Import, tmp_path: Path, name: str) -> None:
     archive = make_oci([BASE, make_tar([Item(name)])])
-    with pytest.raises(RootImageError, match="is no name"):
+    with pytest.raises(RootImageError, match="is not a valid file name"):
         take(archive.write_folder(tmp_path / "i"))
 
 
@@ -295,7 +295,7 @@ def test_more_entries_than_there_may_be(
 ) -> None:
     (tmp_path / "root.tar").write_bytes(make_tar([*ROOT, *(Item(f"f{n}") for n in range(200))]))
     monkeypatch.setattr(limits.Budget, "of_disk", lambda _: limits.Budget(entries=100))
-    with pytest.raises(RootImageError, match="files, folders and links"):
+    with pytest.raises(RootImageError, match="files, directories and links"):
         take(tmp_path / "root.tar")
 
 
@@ -306,7 +306,7 @@ def test_a_bomb_that_unpacks_to_more_than_the_disk_has(
     bomb = gzip.compress(make_tar([*ROOT, Item("zeros", bytes(100 * 1024 * 1024))]), 1)
     assert len(bomb) < 1024 * 1024
     (tmp_path / "root.tar.gz").write_bytes(bomb)
-    with pytest.raises(RootImageError, match="more space than there is"):
+    with pytest.raises(RootImageError, match="more disk space than is available"):
         take(tmp_path / "root.tar.gz")
 
 
@@ -318,7 +318,7 @@ def test_a_bomb_around_an_archive_of_images(
     archive.files["blobs/sha256/zeros"] = bytes(30 * 1024 * 1024)
     path = archive.write_tar(tmp_path / "i.tar")
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
-    with pytest.raises(RootImageError, match="more space than there is"):
+    with pytest.raises(RootImageError, match="more disk space than is available"):
         take(path)
 
 
@@ -339,7 +339,7 @@ def test_a_full_disk_is_one_clear_error(
     monkeypatch.setattr("gvisor_kernel.archive.tree.os.write", full)
     with pytest.raises(RootImageError) as caught:
         take(tmp_path / "root.tar")
-    assert str(caught.value) == "root.tar is not imported: the disk is full."
+    assert str(caught.value) == "Could not import root.tar: the disk is full."
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
@@ -392,11 +392,11 @@ def break_the_index(archive: Archive) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (spoil_layer, "is not the one that it should be"),
-        (spoil_config, "not what its digest says"),
-        (spoil_manifest, "not what its digest says"),
-        (lose_a_layer, "it has no"),
-        (lead_out, "a digest in it is none"),
+        (spoil_layer, "the layer .* does not match its digest"),
+        (spoil_config, "the blob .* does not match its digest"),
+        (spoil_manifest, "the blob .* does not match its digest"),
+        (lose_a_layer, "the archive has no file"),
+        (lead_out, "is not a valid digest"),
         (break_the_index, "index.json is damaged"),
     ],
 )
@@ -411,7 +411,10 @@ def test_oci_archives_that_are_not_what_they_say(
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(spoil_layer, "is not the one"), (spoil_config, "not what its digest says")],
+    [
+        (spoil_layer, "the layer .* does not match its digest"),
+        (spoil_config, "the configuration does not match its digest"),
+    ],
 )
 def test_docker_archives_that_are_not_what_they_say(
     take: Import, tmp_path: Path, spoil: object, words: str
@@ -434,7 +437,7 @@ def test_an_older_docker_archive_shares_a_layer_by_a_link(take: Import, tmp_path
     assert names_in(take(tmp_path / "i.tar").tree) == {"usr/bin/tool", "more"}
     items[-1] = link(shared, "/etc/hostname")
     (tmp_path / "i.tar").write_bytes(make_tar(items))
-    with pytest.raises(RootImageError, match="it has no"):
+    with pytest.raises(RootImageError, match="the archive has no file"):
         take(tmp_path / "i.tar")
 
 
@@ -449,7 +452,9 @@ def test_a_folder_s_manifest_leads_nowhere_else(take: Import, tmp_path: Path, na
     )
     path = archive.write_folder(tmp_path / "i")
     (path / "out").symlink_to("/etc")
-    with pytest.raises(RootImageError, match=r"leads out|is absolute|cannot be read|is no file"):
+    with pytest.raises(
+        RootImageError, match=r"leads out|is absolute|cannot be read|is not a regular file"
+    ):
         take(path)
 
 
@@ -486,7 +491,7 @@ def test_an_index_within_an_index(take: Import, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variable", ["=x", "no equals", "A\0=b", "A=b\0c", "A=\ud800", "A-B=c"])
 def test_variables_that_are_none(take: Import, tmp_path: Path, variable: str) -> None:
     archive = make_oci([make_tar(ROOT)], config={"Env": [variable]})
-    with pytest.raises(RootImageError, match="sets a variable"):
+    with pytest.raises(RootImageError, match=r"the environment variable .* is not valid"):
         take(archive.write_folder(tmp_path / "i"))
 
 
@@ -505,7 +510,7 @@ def test_configurations_of_the_wrong_form(
     take: Import, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     archive = make_oci([make_tar(ROOT)], **changes)
-    with pytest.raises(RootImageError, match="is not imported"):
+    with pytest.raises(RootImageError, match="Could not import"):
         take(archive.write_folder(tmp_path / "i"))
 
 
@@ -516,7 +521,7 @@ def test_what_is_no_image_at_all(take: Import, tmp_path: Path) -> None:
     (tmp_path / "half").write_bytes(make_tar([Item("manifest.json", make_config([]))]))
     os.mkfifo(tmp_path / "pipe")
     for name in ("text", "empty", "tar", "half", "missing"):
-        with pytest.raises(RootImageError, match="is not imported"):
+        with pytest.raises(RootImageError, match="Could not import"):
             take(tmp_path / name)
 
 
@@ -554,5 +559,5 @@ def test_names_that_sources_suggest(source: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "host", "A", "a/b", "..", "a" * 65, "a\n", "-a", "a."])
 def test_names_that_images_cannot_have(name: str) -> None:
-    with pytest.raises(RootImageError, match="cannot be called"):
+    with pytest.raises(RootImageError, match="cannot have the name"):
         choose_name("x.tar", name)

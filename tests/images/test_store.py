@@ -220,10 +220,10 @@ def test_verify_sees_every_change(
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("./missing.tar", "is not imported: "),
-        ("/nonexistent/image", "is not imported: "),
+        ("./missing.tar", "Could not import ./missing.tar: "),
+        ("/nonexistent/image", "Could not import /nonexistent/image: "),
         ("-o", None),
-        ("a b", "is neither a file, nor a folder, nor the name of an image"),
+        ("a b", "is neither a file, nor a directory, nor the name of an image"),
     ],
 )
 def test_sources_that_are_none(
@@ -246,12 +246,12 @@ def test_without_an_engine_a_name_cannot_be_imported(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     status, _, error = run(capsys, "import", "python:3.13")
-    assert (status, "neither is installed" in error) == (1, True)
+    assert (status, "neither Docker nor Podman is installed" in error) == (1, True)
     engine = tmp_path / "docker"
     engine.write_text("#!/bin/sh\necho Cannot connect to the daemon >&2\nexit 1\n")
     engine.chmod(0o755)
     status, _, error = run(capsys, "import", "python:3.13")
-    assert (status, "whose engine does not answer" in error) == (1, True)
+    assert (status, "the engine of docker does not answer" in error) == (1, True)
 
 
 def test_an_engine_s_image_is_saved_and_imported(

@@ -168,49 +168,52 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
     "dot": (named("scripts/./a"), "empty part"),
     "empty part": (named("scripts//a"), "empty part"),
     "no name": (named(""), "without a name"),
-    "trailing dot": (named("scripts/a."), "oddly"),
+    "trailing dot": (named("scripts/a."), "dots at an end"),
     "newline": (named("scripts/a\nb"), "control"),
     "NUL": (raw_name(b"a\0b"), "control"),
     "escape": (named("scripts/\x1b[2J"), "control"),
     "bidirectional": (named("scripts/\u202egpj.exe"), "control"),
-    "invalid UTF-8": (raw_name(b"\xff\xfe", 0x800), "not marked as UTF-8"),
-    "unmarked name": (raw_name(b"\xe9"), "not marked as UTF-8"),
+    "invalid UTF-8": (raw_name(b"\xff\xfe", 0x800), "marked as UTF-8, but is not"),
+    "unmarked name": (raw_name(b"\xe9"), "marked as ASCII, but is not"),
     "long name": (named("scripts/" + "a" * 300), "200 bytes"),
     "long path": (named("scripts/" + "a/" * 250 + "b"), "too long or too deep"),
     "deep": (named("scripts" + "/a" * 11), "too deep"),
     "duplicate": (duplicate, "two entries named"),
-    "duplicate by case": (twice("scripts/A", "scripts/a"), "same name to some"),
-    "folders by case": (twice("Scripts/a", "scripts/b"), "same name to some"),
-    "duplicate by sharp s": (twice("scripts/stra\xdfe", "scripts/STRASSE"), "same name to some"),
-    "duplicate by accent": (twice("scripts/\xe9", "scripts/e\u0301"), "same name to some"),
-    "file and folder": (twice("scripts/a", "scripts/a/b"), "a file and a folder"),
+    "duplicate by case": (twice("scripts/A", "scripts/a"), "same on some file systems"),
+    "folders by case": (twice("Scripts/a", "scripts/b"), "same on some file systems"),
+    "duplicate by sharp s": (
+        twice("scripts/stra\xdfe", "scripts/STRASSE"),
+        "same on some file systems",
+    ),
+    "duplicate by accent": (twice("scripts/\xe9", "scripts/e\u0301"), "same on some file systems"),
+    "file and folder": (twice("scripts/a", "scripts/a/b"), "both a file and a folder"),
     "symbolic link": (of_mode(stat.S_IFLNK | 0o777), "symbolic link"),
     "pipe": (of_mode(stat.S_IFIFO), "device, a pipe"),
     "device": (of_mode(stat.S_IFCHR), "device, a pipe"),
     "socket": (of_mode(stat.S_IFSOCK), "device, a pipe"),
-    "folder with content": (of_mode(stat.S_IFDIR, "scripts/a/"), "a file and a folder"),
-    "folder as a file": (of_mode(stat.S_IFDIR), "a file and a folder"),
+    "folder with content": (of_mode(stat.S_IFDIR, "scripts/a/"), "both a file and a folder"),
+    "folder as a file": (of_mode(stat.S_IFDIR), "both a file and a folder"),
     "bomb by ratio": (lambda: bomb(50 * 2**20), "more than 100 times"),
     "bomb by size": (many_bombs, "together, more than"),
     "bomb by overlap": (overlapping, "two entries named"),
-    "bomb by overlap in part": (overlapping_in_part, "overlaps"),
+    "bomb by overlap in part": (overlapping_in_part, "overlaps with the next entry"),
     "10^5 entries": (lambda: counted(many_entries(), 65534), "entries, more than"),
-    "10^5 entries, uncounted": (lambda: counted(many_entries(), 1), "more than it counts"),
-    "lying size": (quine_like, "another size"),
+    "10^5 entries, uncounted": (lambda: counted(many_entries(), 1), "more entries than it states"),
+    "lying size": (quine_like, "does not have its stated size"),
     "lying size, stored": (
         lambda: edited(archive_of(("scripts/a", b"x" * 9)), lambda d: set_both(d, 24, "<I", 5)),
-        "another size",
+        "does not have its stated size",
     ),
     "lying checksum": (
         lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 16, "<I", 1)),
-        "checksum",
+        "does not have its stated checksum",
     ),
     "two sizes": (
         lambda: edited(
             archive_of(("scripts/a", b"x")),
             lambda d: struct.pack_into("<I", d, d.rindex(b"PK\1\2") + 24, 2),
         ),
-        "one thing in the directory",
+        "local header that contradicts",
     ),
     "two names": (
         lambda: edited(
@@ -219,7 +222,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
                 slice(d.index(b"scripts/a"), d.index(b"scripts/a") + 9), b"../evil/a"
             ),
         ),
-        "one thing in the directory",
+        "local header that contradicts",
     ),
     "encrypted": (
         lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 8, "<H", 1)),
@@ -227,7 +230,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
     ),
     "strange method": (
         lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 10, "<H", 99)),
-        "unusual way",
+        "unsupported flags or compression",
     ),
     "ZIP64": (
         lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 24, "<I", 2**32 - 1)),
@@ -238,9 +241,9 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
         "several files",
     ),
     "comment": (with_comment, "comment"),
-    "something before": (lambda: b"#!/bin/sh\n" + archive_of(), "no ZIP archive"),
+    "something before": (lambda: b"#!/bin/sh\n" + archive_of(), "not a ZIP archive"),
     "something after": (lambda: archive_of() + b"x", "after its end"),
-    "cut off": (lambda: archive_of(("scripts/a", b"x" * 999))[:-30], "cut off"),
+    "cut off": (lambda: archive_of(("scripts/a", b"x" * 999))[:-30], "truncated"),
     "damaged": (
         lambda: edited(
             archive_of(("scripts/a", b"abc" * 99), compression=zipfile.ZIP_DEFLATED),
@@ -250,11 +253,11 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
         ),
         "damaged",
     ),
-    "empty": (lambda: b"", "no ZIP archive"),
-    "no ZIP": (lambda: b"PK" + bytes(99), "no ZIP archive"),
+    "empty": (lambda: b"", "not a ZIP archive"),
+    "no ZIP": (lambda: b"PK" + bytes(99), "not a ZIP archive"),
     "nothing in it": (lambda: b"PK\5\6" + bytes(18), "no SKILL.md"),
-    "other places": (named("bin/a"), "has no place in a skill"),
-    "hidden file": (named(".bashrc"), "has no place in a skill"),
+    "other places": (named("bin/a"), "is not allowed in a skill"),
+    "hidden file": (named(".bashrc"), "is not allowed in a skill"),
 }
 
 
@@ -274,7 +277,7 @@ def test_refused_whole(
         assert main(["skills", command, str(package)]) == 1
         out, err = capsys.readouterr()
         assert out == ""
-        assert "is no skill that can be used" in err
+        assert "is not a valid skill" in err
         assert reason in err
         assert all(char.isprintable() or char == "\n" for char in err)
     assert time.monotonic() - started < 5

@@ -50,10 +50,10 @@ def test_front_matter(text: str, description: str) -> None:
         ("---\ndescription: a\n---\n", "has no name"),
         ("---\nname: a\nname: b\ndescription: c\n---\n", "twice"),
         ("---\nname a\n---\n", "not 'key: text'"),
-        ("---\nname: ../../etc\ndescription: c\n---\n", "its name is"),
-        ("---\nname: A Skill\ndescription: c\n---\n", "its name is"),
-        (f"---\nname: {'a' * 65}\ndescription: c\n---\n", "its name is"),
-        ("---\nname: a\ndescription: \x1b[2J\n---\n", "control a terminal"),
+        ("---\nname: ../../etc\ndescription: c\n---\n", "the skill has the name"),
+        ("---\nname: A Skill\ndescription: c\n---\n", "the skill has the name"),
+        (f"---\nname: {'a' * 65}\ndescription: c\n---\n", "the skill has the name"),
+        ("---\nname: a\ndescription: \x1b[2J\n---\n", "no control characters"),
         (f"---\nname: a\ndescription: {'c' * 1025}\n---\n", "1025 characters"),
         ("x" * 300_000, "more than 262144"),
     ],
@@ -109,14 +109,14 @@ def test_a_folder_with_a_trap_is_refused(folder: Path, tmp_path: Path, trap: str
     else:
         (tmp_path / "link").symlink_to(folder)
         folder = tmp_path / "link"
-    with pytest.raises(SkillError, match=r"no ordinary file|cannot be read: Not a directory"):
+    with pytest.raises(SkillError, match=r"not a regular file|cannot be read: Not a directory"):
         read_folder(folder)
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero"), tmp_path / "missing"):
-        with pytest.raises(SkillError, match=r"not an ordinary file|cannot be read"):
+        with pytest.raises(SkillError, match=r"not a regular file|cannot be read"):
             read_package(path)
 
 

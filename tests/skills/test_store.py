@@ -148,7 +148,7 @@ def test_without_a_usable_folder_our_own_are_shown(
         folder.mkdir()
         monkeypatch.setattr(store.os, "geteuid", lambda: folder.stat().st_uid + 1)
     assert prepare_skills() == find_shipped()
-    assert "Only the skills of gvisor-kernel itself are shown" in caplog.text
+    assert "Kernels see only the skills that come with gvisor-kernel" in caplog.text
 
 
 def test_a_damaged_record_is_made_anew(folder: Path) -> None:
