@@ -1,4 +1,4 @@
-"""Tar archives: what tarfile writes is read as it was meant, and nothing that is odd passes."""
+"""Tar archives: those of tarfile are read correctly, ambiguous and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def read(data: bytes) -> list[tuple[Entry, bytes]]:
     return [(entry, b"".join(iter(lambda: reader.read(7), b""))) for entry in reader]
 
 
-class Slow(io.BytesIO):
-    """Gives one byte at a time."""
+class OneByteReads(io.BytesIO):
+    """Returns one byte at a time."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(min(1, size or 0))
 
 
 def change(data: bytes, offset: int, content: bytes) -> bytes:
-    """``data`` with another piece in the header at its start, and the checksum made right."""
+    """Replace bytes of the header at the start of ``data``, and correct its checksum."""
     header = bytearray(data[:BLOCK])
     header[offset : offset + len(content)] = content
     header[148:156] = b" " * 8
@@ -35,7 +35,7 @@ def change(data: bytes, offset: int, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_what_others_write_is_read(form: int) -> None:
+def test_archives_of_tarfile_are_read(form: int) -> None:
     long = "/".join(["a" * 40] * 5)
     items = [
         folder("./usr/", 0o1755),
@@ -60,20 +60,20 @@ def test_what_others_write_is_read(form: int) -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_names_without_bounds_of_the_header(form: int) -> None:
+def test_long_names_and_targets_are_read(form: int) -> None:
     name, target = "/".join(["n" * 100] * 20), "t" * 3000
     ((entry, _),) = read(make_tar([link(name, target)], form))
     assert (entry.name, entry.target) == (name, target)
 
 
-def test_it_does_not_matter_how_the_bytes_arrive() -> None:
+def test_archive_is_read_byte_by_byte() -> None:
     data = make_tar([folder("usr"), Item("usr/x" * 30, b"content"), Item("y", b"z")])
-    reader = TarReader(Slow(data))
+    reader = TarReader(OneByteReads(data))
     found = [(e.name, b"".join(iter(lambda: reader.read(100), b""))) for e in reader]
     assert found == [(e.name, content) for e, content in read(data)]
 
 
-def test_content_that_nobody_reads_is_passed_over() -> None:
+def test_unread_content_is_skipped() -> None:
     data = make_tar([Item("a", b"x" * 1000), Item("b", b"y" * 512)])
     assert [entry.name for entry in TarReader(io.BytesIO(data))] == ["a", "b"]
 
@@ -125,12 +125,12 @@ PAX = make_tar([Item("name", b"content", pax={"comment": "x" * 20})])
         (PAX.replace(b"32 comment", b"99 comment"), "pax records of an entry are damaged"),
     ],
 )
-def test_refused(data: bytes, words: str) -> None:
+def test_damaged_or_ambiguous_archives_are_refused(data: bytes, words: str) -> None:
     with pytest.raises(RootImageError, match=words):
         read(data)
 
 
-def test_names_for_all_entries_at_once_are_refused() -> None:
+def test_global_header_with_a_path_is_refused() -> None:
     packed = io.BytesIO()
     with tarfile.open(
         fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"path": "x"}
@@ -140,7 +140,7 @@ def test_names_for_all_entries_at_once_are_refused() -> None:
         read(packed.getvalue())
 
 
-def test_a_comment_for_all_entries_is_not() -> None:
+def test_global_header_with_a_comment_is_accepted() -> None:
     packed = io.BytesIO()
     with tarfile.open(
         fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}
@@ -149,20 +149,20 @@ def test_a_comment_for_all_entries_is_not() -> None:
     assert [entry.name for entry, _ in read(packed.getvalue())] == ["a"]
 
 
-def test_attributes_of_a_gigabyte_are_not_held_in_memory() -> None:
+def test_large_extended_header_is_refused_unread() -> None:
     header = change(change(ONE, 156, b"x"), 124, b"%011o\0" % (MAX_HEADER + 1))
 
     class Endless(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             assert size is not None
-            assert size <= MAX_HEADER, "asked for all of it"
+            assert size <= MAX_HEADER, "the whole header was requested"
             return super().read(size) or b"\0" * size
 
     with pytest.raises(RootImageError, match="an extended header has"):
         list(TarReader(Endless(header[:BLOCK])))
 
 
-def test_extended_attributes_and_owners_are_read_over() -> None:
+def test_extended_attributes_and_owners_are_ignored() -> None:
     pax = {"SCHILY.xattr.security.capability": "x", "uid": "1", "LIBARCHIVE.creationtime": "1"}
     ((entry, content),) = read(make_tar([Item("a", b"c", pax=pax)]))
     assert (entry.name, content) == ("a", b"c")
