@@ -44,6 +44,7 @@ class Budget:
 
     @classmethod
     def of_disk(cls, directory: Path) -> Budget:
+        """Make a budget of the free disk space in ``directory``, less DISK_SPARE."""
         free = shutil.disk_usage(directory).free - DISK_SPARE
         return cls(bytes=max(min(MAX_BYTES, free), 0))
 

@@ -250,6 +250,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def read(argv: Sequence[str]) -> str:
+    """Run a program and return its standard output.
+
+    :raises RootImageError: when it fails
+    """
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise RootImageError(

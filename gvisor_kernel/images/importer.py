@@ -37,11 +37,11 @@ Report = Callable[[str, float], None]
 1)."""
 Probe = Callable[[RootImage], Inside]
 """Asks the Python of an image in a sandbox for its version and packages. Passed in, because the
-package that starts sandboxes imports this one. Raises GvisorKernelError."""
+package that starts sandboxes imports this one. It may raise GvisorKernelError."""
 
 PROGRAM_FOLDERS = ("usr", "bin")
 MAX_ROOTS = 100
-"""Entries of an archive's root directory that are skipped to find the first name in it. Real
+"""Entries for the root directory itself that are skipped to find the first name in an archive. Real
 archives have one or none."""
 
 
@@ -128,7 +128,7 @@ def import_path(
         inside = probe(image)
     except GvisorKernelError as error:
         return Imported(image, imported.replaced, error)
-    return Imported(store.note_inside(image, inside), imported.replaced)
+    return Imported(store.save_inside(image, inside), imported.replaced)
 
 
 def remove_replaced(

@@ -202,7 +202,7 @@ class Store:
         self.sweep()
         return self.find(name), nameless
 
-    def note_inside(self, image: RootImage, inside: Inside) -> RootImage:
+    def save_inside(self, image: RootImage, inside: Inside) -> RootImage:
         """Store what the image's Python reported."""
         content = {
             "version": inside.version,
