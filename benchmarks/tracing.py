@@ -23,7 +23,7 @@ STEPS = (
     "gvisor_kernel.kernel.session:restore",
     "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime.verify",
     "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime._start",
-    "gvisor_kernel.runtimes.runsc.runtime:choose_world",
+    "gvisor_kernel.runtimes.runsc.runtime:find_python_tree",
     "gvisor_kernel.runtimes.runsc.runtime:plan_mounts",
     "gvisor_kernel.runtimes.runsc.runtime:make_cgroup",
     "gvisor_kernel.runtimes.runsc.runtime:run_staged",

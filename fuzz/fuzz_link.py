@@ -11,15 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 
 from gvisor_kernel.link import (
-    Ask,
     Connection,
     Diverted,
     Event,
     Exited,
     Hello,
+    IdleQuery,
+    IdleReply,
     LocalProtocolError,
     Message,
-    Quiet,
     RemoteProtocolError,
     Resume,
     Resumed,
@@ -86,8 +86,8 @@ def reply_to(end: Connection, event: Event) -> None:
                 end.send(Exited(end.run, -9))
             elif isinstance(event, Resume):
                 end.send(Resumed(event.run, True))
-            elif isinstance(event, Ask):
-                end.send(Quiet(event.run, True))
+            elif isinstance(event, IdleQuery):
+                end.send(IdleReply(event.run, True))
             elif isinstance(event, Diverted):
                 end.divert(event.frame)
             elif isinstance(event, Exited):

@@ -12,15 +12,15 @@ from pathlib import Path
 from fuzz_link import make_end
 
 from gvisor_kernel.link import (
-    Ask,
     Channel,
     Connection,
     Exited,
     Hello,
+    IdleQuery,
+    IdleReply,
     LogSource,
     Message,
     Ping,
-    Quiet,
     Resumed,
     Signal,
     Start,
@@ -71,9 +71,9 @@ def conversation() -> tuple[bytes, bytes]:
         guest.send_log(LogSource.STDERR, "a line\n")
         host.send(Ping(run))
         host.send(Signal(run, 9))
-        host.send(Ask(run))
+        host.send(IdleQuery(run))
         exchange()
-        guest.send(Quiet(run, True))
+        guest.send(IdleReply(run, True))
         exchange()
         guest.send(Exited(run, -9))
         exchange()
@@ -98,8 +98,8 @@ def resume_restored() -> tuple[bytes, bytes]:
     up, down = guest.data_to_send(), host.data_to_send()
     host.receive_data(up)
     guest.receive_data(down)
-    host.send(Ask(1))
-    guest.send(Quiet(1, True))
+    host.send(IdleQuery(1))
+    guest.send(IdleReply(1, True))
     return to_host + up + guest.data_to_send(), to_guest + down + host.data_to_send()
 
 

@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from . import leaks
 from .docker.dockerd import Dockerd, running_dockerd
-from .patience import FACTOR, patient
+from .patience import FACTOR, scale_seconds
 from .world import PROJECT, World
 
 WORLD = pytest.StashKey[World]()
@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if file.startswith(ALONE):
             item.add_marker(pytest.mark.alone)
         timeout = item.get_closest_marker("timeout")
-        seconds = patient(timeout.args[0] if timeout is not None else usual)
+        seconds = scale_seconds(timeout.args[0] if timeout is not None else usual)
         item.add_marker(pytest.mark.timeout(seconds), append=False)
     part = config.getoption("part")
     if part is not None:
@@ -198,16 +198,16 @@ def no_background_snapshots(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def run_leaves_nothing(world: World) -> Iterator[None]:
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "left behind by the test run:\n" + "\n".join(sorted(left))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def module_leaves_nothing(world: World) -> Iterator[None]:
     """Check only sandboxes: a server or a browser may serve several modules."""
-    before = leaks.everything(world, leaks.SANDBOX)
+    before = leaks.find_things(world, leaks.SANDBOX)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
     assert not left, "left behind by this module:\n" + "\n".join(sorted(left))

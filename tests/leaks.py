@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .patience import patient
+from .patience import scale_seconds
 from .world import World
 
-GRACE_SECONDS = patient(10)
+GRACE_SECONDS = scale_seconds(10)
 """Seconds after the end of an owner within which everything must be gone."""
 
 DEEPEST = 8
@@ -74,11 +74,11 @@ def files(world: World) -> Things:
     return frozenset(f"file {path}" for path in found if not NOT_OURS.match(path.name))
 
 
-def everything(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
+def find_things(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
     return processes(world, only) | cgroups(world) | mounts(world) | files(world)
 
 
-def left_since(before: Things, look: Callable[[], Things]) -> Things:
+def find_leftovers(before: Things, look: Callable[[], Things]) -> Things:
     """Return what ``look`` finds in addition to ``before``, after at most ``GRACE_SECONDS``."""
     deadline = time.monotonic() + GRACE_SECONDS
     while (left := look() - before) and time.monotonic() < deadline:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gvisor_kernel.host.log_files import EVENTS, INSIDE
 
 
-class LogMark:
+class LogPosition:
     """Position in the log beside ``path`` at construction. Valid until a file is rotated."""
 
     def __init__(self, path: Path) -> None:

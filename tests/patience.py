@@ -1,7 +1,7 @@
 """Scale the tests' deadlines by the speed of this machine, measured once per run.
 
-A deadline in a test only ends the test; it does not assert a speed. ``patient`` computes one from
-the seconds that an idle machine with two cores needs, with a margin.
+A deadline in a test only ends the test; it does not assert a speed. ``scale_seconds`` computes one
+from the seconds that an idle machine with two cores needs, with a margin.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ def find_factor() -> float:
 FACTOR = find_factor()
 
 
-def patient(seconds: float) -> float:
+def scale_seconds(seconds: float) -> float:
     """Return how long to wait for something that takes less than ``seconds`` on an idle machine."""
     return seconds * FACTOR

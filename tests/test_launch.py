@@ -37,9 +37,9 @@ def nothing_left_by_the_test(
 ) -> Iterator[None]:
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "left behind:\n" + "\n".join(sorted(left))
 
 

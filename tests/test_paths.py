@@ -50,7 +50,7 @@ ALLOWED = {
     "images/": OWN_STORE + "; an image that a person has given",
     "host/cgroups.py": KERNEL,
     "runtimes/runsc/checkpoint.py": OWN_STORE,
-    "runtimes/mounts/covers.py:make_places": STATE,
+    "runtimes/mounts/covers.py:make_mount_points": STATE,
     "runtimes/docker/runtime.py:_start_with": STATE,
     "runtimes/docker/files.py:write_list": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",

@@ -24,7 +24,7 @@ import zmq
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import Channel
-from gvisor_kernel.link.frames import VIEWED, Part
+from gvisor_kernel.link.frames import VIEW_ABOVE, Part
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ HIGH_WATER = 4
 so this must be small: a stalled client costs four messages, and then the kernel waits."""
 REQUESTS_HIGH_WATER = 1000
 """Requests that libzmq may hold from one client. Clients are trusted."""
-PATIENCE = 10.0
+STALL_SECONDS = 10.0
 """Seconds that a client which does not read may block all others. After that it loses messages
 until it reads again. An only client may block for ever."""
 MAX_BATCH = 32
@@ -249,7 +249,9 @@ class ClientSockets:
         client = channel, _destination(self._waiting[channel][0][0])
         if client not in self._stalled:
             since = self._blocked_since.setdefault(channel, now)
-            if now - since < PATIENCE or (channel is Channel.IOPUB and self._topics.total() < 2):
+            if now - since < STALL_SECONDS or (
+                channel is Channel.IOPUB and self._topics.total() < 2
+            ):
                 if channel not in self._scheduled:
                     wait = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, now - since))
                     self._scheduled[channel] = self._loop.call_later(
@@ -272,7 +274,7 @@ class ClientSockets:
         return True
 
     def _warn(self, text: str) -> None:
-        line = self._warnings.take(text)
+        line = self._warnings.admit(text)
         if line is not None:
             log.warning("%s", line)
 
@@ -306,7 +308,7 @@ class ClientSockets:
             except zmq.Again:
                 break
             parts: list[Part] = [
-                frame.buffer if len(frame) > VIEWED else frame.bytes for frame in frames
+                frame.buffer if len(frame) > VIEW_ABOVE else frame.bytes for frame in frames
             ]
             if channel is Channel.IOPUB:
                 self._update_topics(parts[0])
@@ -391,7 +393,7 @@ class ClientSockets:
 def _send(socket: zmq.Socket[bytes], parts: list[Part]) -> None:
     """Send a whole message, or raise zmq.Again. Large parts are not copied where possible."""
     try:
-        frames = [zmq.Frame(part, copy=False) if len(part) > VIEWED else part for part in parts]
+        frames = [zmq.Frame(part, copy=False) if len(part) > VIEW_ABOVE else part for part in parts]
     except (zmq.ZMQError, OSError, RuntimeError):  # no descriptors left, or the process exits
         socket.send_multipart(parts, zmq.NOBLOCK)
         return

@@ -10,11 +10,16 @@ from gvisor_kernel.bridge.wire import WireMessage, new_message
 from gvisor_kernel.link.frames import Part
 
 
-def explain_death(status: int, memory: MemoryWatch | None) -> str:
-    """Return the reason for an exit that was not requested. ``status`` is as in ``subprocess``."""
+def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") -> str:
+    """Return the reason for an exit that was not requested. ``status`` is as in ``subprocess``.
+
+    ``last_line``: what the kernel wrote last to stderr, if that may explain it.
+    """
     if memory is not None and memory.explains(status):
         return describe_excess(memory.used, memory.limit)
     reason = f"The kernel ended unexpectedly {describe_status(status)}."
+    if last_line:
+        reason += f" Its last output was: {last_line}"
     if status == -signal.SIGBUS and memory is not None:
         reason += (
             " One possible cause is a program that uses more shared memory than memory_limit "

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SETTLED_SECONDS = 1.0
+MIN_SILENCE_SECONDS = 1.0
 """Silence in both directions before the guest is asked for the first time."""
 MAX_WAIT_SECONDS = 60.0
 """The wait for the next question doubles up to this, as long as the answer is no or missing."""
@@ -19,7 +19,7 @@ RETRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Sleep:
+class SleepPolicy:
     """Callbacks to the owner of a sandbox that may be stopped.
 
     ``allowed`` returns whether the owner agrees to a stop if the guest says that it is idle.
@@ -41,15 +41,15 @@ class IdleWatch:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._last_activity = 0.0
-        self._wait = SETTLED_SECONDS
+        self._wait = MIN_SILENCE_SECONDS
         self._ended = False
 
-    def moved(self) -> None:
+    def note_activity(self) -> None:
         """Note activity: a message was sent or received, or the sandbox was resumed."""
         self._last_activity = self._loop.time()
-        if self._timer is None or self._wait > SETTLED_SECONDS:
-            self._wait = SETTLED_SECONDS
-            self._schedule(SETTLED_SECONDS)
+        if self._timer is None or self._wait > MIN_SILENCE_SECONDS:
+            self._wait = MIN_SILENCE_SECONDS
+            self._schedule(MIN_SILENCE_SECONDS)
 
     def retry_soon(self) -> None:
         """Ask again soon: the answer was yes, but came too late."""
@@ -72,8 +72,8 @@ class IdleWatch:
 
     def _on_timer(self) -> None:
         still = self._loop.time() - self._last_activity
-        if still < SETTLED_SECONDS:
-            self._schedule(SETTLED_SECONDS - still)
+        if still < MIN_SILENCE_SECONDS:
+            self._schedule(MIN_SILENCE_SECONDS - still)
             return
         self._schedule(self._wait)
         self._wait = min(2 * self._wait, MAX_WAIT_SECONDS)

@@ -7,7 +7,6 @@ an entry. Rotation is in ``log_files``.
 from __future__ import annotations
 
 import json
-from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,8 +67,7 @@ class KernelLog:
         self._file = RotatedFile(path.with_name(INSIDE), MAX_INSIDE, files=2, keeps_first=True)
         self._inside = Allowance(INSIDE_BURST, INSIDE_PER_SECOND)
         self._left_out = 0
-        self.recent: deque[str] = deque(maxlen=RECENT_LINES)
-        """The last lines from inside, escaped, for the detail of an error."""
+        self._recent = ""
 
     def write(self, source: str, text: str) -> None:
         """Write an event. Not for events that a sandbox can cause without limit.
@@ -105,9 +103,13 @@ class KernelLog:
         self._inside.spend(size)
 
     def remember(self, text: str) -> None:
-        """Keep the last lines of ``text`` for the detail of an error."""
-        for line in text.splitlines()[-RECENT_LINES:]:
-            self.recent.extend(clean[:RECENT_LENGTH] for clean in clean_lines(line[:RECENT_LENGTH]))
+        """Keep the end of what came from inside; a line may come in several pieces."""
+        self._recent = (self._recent + text)[-RECENT_LINES * RECENT_LENGTH :]
+
+    @property
+    def recent(self) -> list[str]:
+        """The last lines from inside, escaped, for the detail of an error."""
+        return [line[:RECENT_LENGTH] for line in clean_lines(self._recent)[-RECENT_LINES:]]
 
     def close(self) -> None:
         if self._left_out:

@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
-from gvisor_kernel.bridge.idle import Sleep
+from gvisor_kernel.bridge.idle import SleepPolicy
 from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch, describe_excess
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
@@ -30,6 +30,7 @@ from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import (
+    Channel,
     Event,
     Exited,
     Hello,
@@ -50,6 +51,10 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
 """How long clients have to read a dead kernel's last messages before its exit is reported."""
+MAX_LAST_LINE = 300
+"""Characters of a dead kernel's stderr that are shown as its last output."""
+LAST_LINE_SECONDS = 0.2
+"""How long that output may take: it comes by a pipe of its own, and nothing marks its end."""
 RESTART_SECONDS = 60.0
 """How long the sandbox of a dead kernel is kept for a restart."""
 KILL_SECONDS = 6.0
@@ -97,6 +102,10 @@ class KernelBridge:
         self._resumed: asyncio.Future[Resumed] | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
+        self.death: str | None = None
+        """Why this run's kernel died, once that was reported; None if its end was requested."""
+        self._has_answered = False
+        """Whether this run's kernel has replied to a request."""
         self._end_expected = False
         self.shutdowns = ShutdownRequests()
         self._keep_sandbox = True
@@ -198,7 +207,8 @@ class KernelBridge:
         self._begin_run()
 
     def _begin_run(self) -> None:
-        self._death = None
+        self._death = self.death = None
+        self._has_answered = False
         self._end_expected = False
         self.exit_status = None
         self._exited.clear()
@@ -206,11 +216,11 @@ class KernelBridge:
         self.shutdowns.begin()
 
     def _use_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> None:
-        sleep = Sleep(lambda: not self._exchange.pending, self._on_sleep_change)
+        sleep = SleepPolicy(lambda: not self._exchange.pending, self._on_sleep_change)
         self._link = self._exchange.link = SandboxLink(
             *(sandbox, self._on_event, self._on_link_end, self._exchange.resume_reading),
             *(self._sharing.add(), resume),
-            sleep if self.identity.idle_stop and sandbox.pauses else None,
+            sleep if self.identity.idle_stop and sandbox.can_pause else None,
         )
 
     async def _wait_for_answer(self, answer: asyncio.Future[T], timeout: float) -> T:
@@ -291,7 +301,7 @@ class KernelBridge:
             self._end_expected = True
         with suppress(LocalProtocolError):
             link.connection.send(Signal(self._run, signum))
-        link.moved()
+        link.note_activity()
         link.flush()
 
     def expect_end(self, restart: bool) -> None:
@@ -389,6 +399,7 @@ class KernelBridge:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Message):
+            self._has_answered = self._has_answered or event.channel is Channel.SHELL
             self._exchange.from_kernel(event)
         elif isinstance(event, Hello):
             if self._hello is not None and not self._hello.done():
@@ -457,7 +468,7 @@ class KernelBridge:
         self._records.report_drops()
         reason = self._death
         if reason is None and not self._end_expected:
-            reason = explain_death(status, self._memory)
+            reason = explain_death(status, self._memory, await self._find_last_line())
         if reason is not None:
             self._report_death(reason)
         self._exchange.forget_requests()
@@ -474,11 +485,25 @@ class KernelBridge:
 
     def _report_death(self, reason: str) -> None:
         """Log why the kernel died, and show it in the cell that was running."""
-        line = self._deaths.take(f"{self.identity.name}: {reason}")
+        self.death = reason
+        line = self._deaths.admit(f"{self.identity.name}: {reason}")
         if line is not None:
             log.warning("%s", line)
         self.note(reason)
         self._exchange.show_death(reason)
+
+    async def _find_last_line(self) -> str:
+        """Return the last line that a kernel wrote which never answered; else nothing.
+
+        An interpreter without ipykernel says there what it lacks, and nobody sees the log of a
+        kernel that did not start.
+        """
+        if self._has_answered or self._sandbox is None:
+            return ""
+        await asyncio.sleep(LAST_LINE_SECONDS)
+        tail = self._sandbox.stderr_tail().splitlines()
+        lines = [line.strip() for line in [*tail, *self._records.recent]]
+        return next((line[:MAX_LAST_LINE] for line in reversed(lines) if line), "")
 
     def _launch_error(self, fact: str, hint: str = "") -> LaunchError:
         tail = self._sandbox.stderr_tail() if self._sandbox is not None else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from gvisor_kernel.bridge.journal import KernelLog, Transcript
 from gvisor_kernel.bridge.wire import WireError, WireMessage
 from gvisor_kernel.host.log_files import Limiter
-from gvisor_kernel.link import Channel, Log
+from gvisor_kernel.link import Channel, Log, LogSource
 
 
 class Records:
@@ -36,7 +36,7 @@ class Records:
 
     def note_drop(self, text: str) -> None:
         """Count a dropped message. Only the first ones and some of the later ones are logged."""
-        line = self._drops.take(text)
+        line = self._drops.admit(text)
         if line is not None and self._log is not None:
             self._log.write_inside("bridge", line)
 
@@ -50,12 +50,13 @@ class Records:
         """Log what a process in the sandbox wrote."""
         if self._log is not None:
             self._log.write_inside(event.source.name.lower(), event.text)
-            self._log.remember(event.text)
+            is_line = event.source is LogSource.GUEST and not event.text.endswith("\n")
+            self._log.remember(event.text + "\n" * is_line)
 
     @property
     def recent(self) -> list[str]:
         """The last lines from inside, escaped."""
-        return list(self._log.recent) if self._log is not None else []
+        return self._log.recent if self._log is not None else []
 
     def record_request(self, message: WireMessage) -> None:
         """Record a client's request in the transcript."""

@@ -13,20 +13,20 @@ from contextlib import suppress
 from typing import Protocol
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.idle import IdleWatch, Sleep
+from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
 from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.link import (
-    Ask,
     Channel,
     Connection,
     Event,
     Hello,
+    IdleQuery,
+    IdleReply,
     LocalProtocolError,
     Log,
     Message,
     Ping,
     Pong,
-    Quiet,
     RemoteProtocolError,
     Resume,
     Resumed,
@@ -59,8 +59,8 @@ class LinkedSandbox(Protocol):
     link_in: int
     link_out: int
     exit_fd: int
-    helper_fd: int
-    pauses: bool
+    gofer_fd: int
+    can_pause: bool
 
     def poll(self) -> int | None: ...
     def memory_used(self) -> int | None: ...
@@ -85,7 +85,7 @@ class SandboxLink:
         on_room: Callable[[], None],
         share: Share,
         resume: Resume | None = None,
-        sleep: Sleep | None = None,
+        sleep: SleepPolicy | None = None,
     ) -> None:
         """``resume`` is sent to a restored guest. ``share`` limits reads, and is closed at the end.
 
@@ -119,8 +119,8 @@ class SandboxLink:
         self._timers: list[asyncio.TimerHandle] = []
         self._loop.add_reader(sandbox.link_out, self._read)
         self._loop.add_reader(sandbox.exit_fd, self._on_process_exit)
-        if sandbox.helper_fd >= 0:
-            self._loop.add_reader(sandbox.helper_fd, self._on_helper_exit)
+        if sandbox.gofer_fd >= 0:
+            self._loop.add_reader(sandbox.gofer_fd, self._on_helper_exit)
         self._start_timers()
         self.flush()
 
@@ -130,7 +130,7 @@ class SandboxLink:
         """Read once per event: other kernels share this loop, and credit must be returned soon."""
         size = self._read_once()
         self.flush()
-        pause = self._share.take(size)
+        pause = self._share.spend(size)
         if pause and not self.ended:
             self._loop.remove_reader(self._sandbox.link_out)
             self._loop.call_later(pause, self._resume_reading)
@@ -170,12 +170,12 @@ class SandboxLink:
                 break
             if isinstance(event, Pong) and self._quiesced is not None:
                 self._on_pong(event)
-            elif isinstance(event, Quiet):
+            elif isinstance(event, IdleReply):
                 self._on_quiet(event)
             else:
                 is_heartbeat = getattr(event, "channel", None) is Channel.HB
                 if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
-                    self.moved()
+                    self.note_activity()
                 self._on_event(event)
 
     def _adapt_read_size(self, size: int, seconds: float) -> None:
@@ -245,7 +245,7 @@ class SandboxLink:
         """
         self.connection.send_message(channel, parts)
         if channel is not Channel.HB:
-            self.moved()
+            self.note_activity()
         if channel is Channel.SHELL:
             self._share.note_use()
         self.flush()
@@ -302,17 +302,17 @@ class SandboxLink:
 
     # -- asleep ----------------------------------------------------------------------------------
 
-    def moved(self) -> None:
+    def note_activity(self) -> None:
         """Note activity, for which the sandbox has to stay awake."""
         if self._idle is not None:
-            self._idle.moved()
+            self._idle.note_activity()
 
     def _ask_if_idle(self) -> None:
         run = self.connection.run
         if self.connection.state is not State.RUNNING or run is None or not self._may_sleep():
             return
         with suppress(LocalProtocolError):
-            self.connection.send(Ask(run))
+            self.connection.send(IdleQuery(run))
         self.flush()
         self._unwritten_since_ask = True
 
@@ -321,7 +321,7 @@ class SandboxLink:
         waits = self._pending or self.connection.queued()
         return not waits and self._sleep is not None and self._sleep.allowed()
 
-    def _on_quiet(self, answer: Quiet) -> None:
+    def _on_quiet(self, answer: IdleReply) -> None:
         if not answer.quiet or self._idle is None or self.stopped or not self._may_sleep():
             return
         if not self._unwritten_since_ask:
@@ -351,7 +351,7 @@ class SandboxLink:
             self._sandbox.resume()
             self._start_timers()
             self._report_sleep()
-            self.moved()
+            self.note_activity()
 
     def end(self, reason: str) -> None:
         """Stop reading and writing, kill the sandbox and call ``on_end``. Idempotent."""
@@ -365,7 +365,7 @@ class SandboxLink:
         for timer in self._timers:
             timer.cancel()
         self._watch_writable(False)
-        for fd in (self._sandbox.link_out, self._sandbox.exit_fd, self._sandbox.helper_fd):
+        for fd in (self._sandbox.link_out, self._sandbox.exit_fd, self._sandbox.gofer_fd):
             if fd >= 0:
                 self._loop.remove_reader(fd)
         self._sandbox.kill()

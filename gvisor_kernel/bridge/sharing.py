@@ -52,7 +52,7 @@ class Share:
         """Note a client's request to this kernel."""
         self._sharing.note_use(self)
 
-    def take(self, size: int) -> float:
+    def spend(self, size: int) -> float:
         """Count ``size`` bytes that were read; return the seconds to wait before the next read."""
         now = self._sharing.clock()
         if now < self._suspended_until or not self._sharing.others_in_use(self):

@@ -25,7 +25,7 @@ from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.link.frames import VIEWED
+from gvisor_kernel.link.frames import VIEW_ABOVE
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Bridge:
         self._context.set(zmq.MAX_SOCKETS, 65536)
         # With the first uncopied frame pyzmq starts a thread and opens descriptors. If these are
         # not available, that must fail here and not in the middle of a message.
-        zmq.Frame(bytes(2 * VIEWED), copy=False)
+        zmq.Frame(bytes(2 * VIEW_ABOVE), copy=False)
         self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
         # A pool of its own, as each launch may occupy a worker for seconds.
         self._signers = concurrent.futures.ThreadPoolExecutor(SIGNER_THREADS, "gvisor-kernel-sign")

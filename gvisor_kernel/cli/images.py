@@ -31,7 +31,7 @@ from gvisor_kernel.images.importer import (
     remove_replaced,
 )
 from gvisor_kernel.images.measure import measure_tree
-from gvisor_kernel.runtimes.image_probe import look_inside
+from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
 
 SHOWN_DIGITS = 12
@@ -43,7 +43,7 @@ def run_import(arguments: argparse.Namespace) -> int:
     store = Store.open()
     with progress() as report:
         imported = import_source(
-            store, source, name, arguments.reference, probe=look_inside, report=report
+            store, source, name, arguments.reference, probe=probe_image, report=report
         )
     finish(store, imported)
     return 0
@@ -67,7 +67,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         origin = f"the Dockerfile of {arguments.image}"
         with progress() as report:
             imported = import_path(
-                store, file, name, None, origin=origin, probe=look_inside, report=report
+                store, file, name, None, origin=origin, probe=probe_image, report=report
             )
     finish(store, imported)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from importlib.util import find_spec
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
-from gvisor_kernel.config.validators import value_of
+from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.kernelspecs import (
+    find_broken_kernelspecs,
     find_destination,
     find_kernelspecs,
     install_kernelspec,
@@ -22,7 +24,7 @@ from gvisor_kernel.jupyter.kernelspecs import (
     template_settings,
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.spec.layout import is_within
 
 
@@ -51,7 +53,7 @@ def parse_setting(text: str) -> tuple[str, object]:
         raise GvisorKernelError(
             f"--set {text} has no value.", "write --set NAME=VALUE, such as --set memory_limit=16G."
         )
-    return name, value_of(value)
+    return name, parse_value(value)
 
 
 def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
@@ -90,7 +92,7 @@ def check_kernel(settings: dict[str, object]) -> None:
         )
     program = shutil.which(argv[0], path=host_path(python)) or argv[0]
     real = os.path.realpath(program)
-    if "/" not in argv[0] and not any(is_within(real, r) for r in find_world(python).roots):
+    if "/" not in argv[0] and not any(is_within(real, r) for r in find_host_python(python).roots):
         raise KernelspecError(
             f"The kernel's program {program} is {real}, which kernels cannot read.",
             f"install {argv[0]} below /usr or in {sys.prefix}, or choose an image that has it:"
@@ -131,6 +133,12 @@ def run_uninstall(arguments: argparse.Namespace) -> int:
     found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]
     if not found:
         where = folder or "the folders where Jupyter looks"
+        for file, reason in find_broken_kernelspecs().items():
+            if file.parent.name == arguments.name:
+                raise KernelspecError(
+                    f"{file} cannot be read, so nobody knows whose it is: {reason}.",
+                    f"remove the folder yourself: rm -r {shlex.quote(str(file.parent))}",
+                )
         raise KernelspecError(
             f"There is no kernelspec {arguments.name!r} of gvisor-kernel in {where}.",
             "list the kernelspecs with: jupyter kernelspec list",

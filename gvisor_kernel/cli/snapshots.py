@@ -201,13 +201,15 @@ def run_build(arguments: argparse.Namespace) -> int:
         names = [name.strip() for name in arguments.preload.split(",") if name.strip()]
         preload = accept_modules("preload", names)
     from gvisor_kernel.cli.images import progress
-    from gvisor_kernel.jupyter.plan_factory import check_provisioner, find_plan
-    from gvisor_kernel.kernel.connection_info import own_info
+    from gvisor_kernel.jupyter.plan_factory import check_provisioner, make_plan
+    from gvisor_kernel.kernel.connection_info import private_connection_info
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 
     check_provisioner(arguments.kernel)
     with progress() as report:
         report("Reading the settings", 0.0)
-        snapshot = build_snapshot(find_plan(arguments.kernel, own_info(), ""), preload, report)
+        snapshot = build_snapshot(
+            make_plan(arguments.kernel, private_connection_info(), ""), preload, report
+        )
     print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.client import connect, wait_for_reply
-from gvisor_kernel.kernel.connection_info import own_info
+from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.tracing import Trace, tracing
 
@@ -17,11 +17,11 @@ def try_start(kernel_name: str) -> Trace:
 
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
-    plan = find_plan(kernel_name, own_info(), "")
+    plan = make_plan(kernel_name, private_connection_info(), "")
     kernel = SandboxedKernel()
     with tracing() as trace:
         try:
-            client = connect(asyncio.run(kernel.launch(plan)), plan)
+            client = connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end)
             try:
                 wait_for_reply(client, client.kernel_info())
                 trace.note("kernel_info answered")

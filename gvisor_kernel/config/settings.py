@@ -40,12 +40,11 @@ from gvisor_kernel.config.validators import (
     accept_whole,
     check_image,
     is_within,
-    value_of,
+    parse_value,
 )
 from gvisor_kernel.errors import SettingError, UnknownSetting
 
 __all__ = [
-    "ACCEPT",
     "DEFAULTS",
     "GIB",
     "HOST_IMAGE",
@@ -53,6 +52,7 @@ __all__ = [
     "MIB",
     "RUNTIMES",
     "SETTINGS",
+    "VALIDATORS",
     "ExtraMount",
     "SandboxSettings",
     "SandboxSpec",
@@ -130,7 +130,7 @@ class Setting(Any):
 
     def from_string(self, s: str) -> AnyValue:
         """Parse a value from Jupyter's command line."""
-        return value_of(s)
+        return parse_value(s)
 
 
 class ListSetting(Setting):
@@ -290,9 +290,9 @@ class SandboxSettings(Configurable):
         """
         for name, value in self._unknown.items():
             raise UnknownSetting(name, value, SETTINGS)
-        values = {name: ACCEPT[name](name, getattr(self, name)) for name in SETTINGS}
+        values = {name: VALIDATORS[name](name, getattr(self, name)) for name in SETTINGS}
         for name, value in self._lower.items():
-            values[name] = min(values[name], ACCEPT[name](name, value))
+            values[name] = min(values[name], VALIDATORS[name](name, value))
         check_image(values["runtime"], values["image"])
         return SandboxSpec(**values)
 
@@ -334,7 +334,7 @@ def accept_mount(name: str, item: object) -> ExtraMount:
     )
 
 
-ACCEPT: Mapping[str, Callable[[str, object], AnyValue]] = {
+VALIDATORS: Mapping[str, Callable[[str, object], AnyValue]] = {
     "runtime": accept_choice(RUNTIMES),
     "image": accept_image,
     "memory_limit": accept_size(MIN_MEMORY),

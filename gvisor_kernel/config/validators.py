@@ -47,10 +47,10 @@ RESERVED_TARGETS = (
 )
 """Paths that the sandbox itself mounts: no extra mount can be at, below or above them."""
 
-NOT_A_SOURCE = ("/dev", "/proc", "/sys")
+FORBIDDEN_SOURCES = ("/dev", "/proc", "/sys")
 NOT_WRITABLE = (
     *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"),
-    *NOT_A_SOURCE,
+    *FORBIDDEN_SOURCES,
 )
 """Folders of the host that would let a sandbox escape if it could write them."""
 
@@ -94,7 +94,7 @@ def accept_seconds(name: str, value: object) -> float:
     raise SettingError(name, value, "a number of seconds from 1 to 3600")
 
 
-def value_of(text: str) -> object:
+def parse_value(text: str) -> object:
     """Parse a value from a command line: JSON, a Python literal, or otherwise the text itself."""
     for parse in (json.loads, ast.literal_eval):
         try:
@@ -256,7 +256,7 @@ def is_free(path: str) -> bool:
     return False
 
 
-def is_writable_allowed(path: str) -> bool:
+def may_be_writable(path: str) -> bool:
     """Whether a sandbox may write the host's ``path`` (without links): it cannot escape by it."""
     return (
         path != "/"
@@ -288,7 +288,7 @@ def accept_uploads(name: str, value: object) -> str | None:
     if not path.startswith("/"):
         return posixpath.normpath(path)
     real = real_path(path)
-    if not is_directory(real) or any(is_within(real, folder) for folder in NOT_A_SOURCE):
+    if not is_directory(real) or any(is_within(real, folder) for folder in FORBIDDEN_SOURCES):
         raise SettingError(name, value, accepted)
     home = find_home(real)
     if home is not None:
@@ -312,7 +312,7 @@ def accept_outputs(name: str, value: object) -> str | None:
             raise SettingError(name, value, accepted)
         return path
     real = real_path(path)
-    if not is_writable_allowed(real) or not (is_directory(real) or is_free(real)):
+    if not may_be_writable(real) or not (is_directory(real) or is_free(real)):
         raise SettingError(name, value, accepted)
     return _as_written(path)
 
@@ -333,7 +333,7 @@ def accept_skills(name: str, value: object) -> str | None:
         if (
             found
             and path.startswith("/")
-            and not any(is_within(real, place) for place in NOT_A_SOURCE)
+            and not any(is_within(real, place) for place in FORBIDDEN_SOURCES)
         ):
             return _as_written(path)
     raise SettingError(name, value, accepted)
@@ -351,9 +351,11 @@ def accept_source(name: str, value: object, read_only: bool) -> str:
         raise SettingError(name, value, f"{accepted} ({error.strerror})") from error
     if not path.startswith("/") or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise SettingError(name, value, accepted)
-    if real == "/" or any(is_within(real, folder) for folder in NOT_A_SOURCE):
-        raise SettingError(name, value, f"{accepted}, but not / or in {', '.join(NOT_A_SOURCE)}")
-    if not read_only and not is_writable_allowed(real):
+    if real == "/" or any(is_within(real, folder) for folder in FORBIDDEN_SOURCES):
+        raise SettingError(
+            name, value, f"{accepted}, but not / or in {', '.join(FORBIDDEN_SOURCES)}"
+        )
+    if not read_only and not may_be_writable(real):
         raise SettingError(
             name,
             value,

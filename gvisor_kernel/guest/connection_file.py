@@ -12,9 +12,9 @@ from gvisor_kernel.link.frames import DATA_CHANNELS, Channel
 
 DIRECTORY = "/run/gvisor-kernel/kernel"
 LOOPBACK = "127.0.0.1"
-FILE_WORD = "{connection_file}"
+FILE_PLACEHOLDER = "{connection_file}"
 """Placeholder in the argv of a START: the path of the kernel's connection file."""
-TCP_FILE_WORD = "{tcp_connection_file}"
+TCP_FILE_PLACEHOLDER = "{tcp_connection_file}"
 """Placeholder for the path of a connection file with TCP ports of the sandbox's loopback, for
 kernels that cannot use Unix sockets."""
 

@@ -31,12 +31,12 @@ class Crowd:
 
     @property
     def wait_ms(self) -> Optional[int]:
-        """Milliseconds until ``look`` must be called; None while nothing is paused."""
+        """Milliseconds until ``update`` must be called; None while nothing is paused."""
         if self._paused_until is None:
             return None
         return max(0, int((self._paused_until - time.monotonic()) * 1000) + 1)
 
-    def hold_back(self, kernel: KernelProcess) -> None:
+    def pause_others(self, kernel: KernelProcess) -> None:
         """Let only ``kernel`` run for HOLD_SECONDS, if there are many other threads."""
         if os.getpid() != 1 or linux.count_tasks() < MIN_CROWD_THREADS:
             return
@@ -45,7 +45,7 @@ class Crowd:
             os.kill(kernel.pid, signal.SIGCONT)
         self._paused_until = time.monotonic() + HOLD_SECONDS
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Continue the paused processes once their time is over."""
         if self._paused_until is not None and time.monotonic() >= self._paused_until:
             self._paused_until = None

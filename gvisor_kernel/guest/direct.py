@@ -22,13 +22,13 @@ from collections.abc import Callable
 from typing import Deque, List, Optional, Tuple
 
 from gvisor_kernel.guest.notice import explain_drop
-from gvisor_kernel.guest.room import with_room
+from gvisor_kernel.guest.room import with_stack_room
 from gvisor_kernel.link import (
-    Ask,
     Hello,
+    IdleQuery,
+    IdleReply,
     LocalProtocolError,
     Message,
-    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -68,7 +68,7 @@ class DirectLink:
         self.on_message: Callable[[Message], None] = lambda message: None
         """Called with each received message."""
         self._on_resume: Callable[[Resume], None] = lambda resume: None
-        self.on_ask: Callable[[], bool] = lambda: False
+        self.on_idle_query: Callable[[], bool] = lambda: False
         """Called for an ASK; returns whether the kernel is idle."""
         self.on_signal: Callable[[int], None] = lambda signum: None
         """Called with the number of a signal that PID 1 has sent to this process."""
@@ -98,7 +98,7 @@ class DirectLink:
 
     @staticmethod
     def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
-        thread = threading.Thread(target=with_room(target), name=name, daemon=True)
+        thread = threading.Thread(target=with_stack_room(target), name=name, daemon=True)
         # Debuggers must neither stop these threads nor list them.
         thread.pydev_do_not_trace = True  # type: ignore[attr-defined]
         thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
@@ -133,7 +133,7 @@ class DirectLink:
         with self._lock:
             if self._waiting or self._unsent:
                 return False
-            frame = self._flow.pass_small(channel, parts)
+            frame = self._flow.encode_small(channel, parts)
             if frame is None:
                 return False
             try:
@@ -145,7 +145,7 @@ class DirectLink:
                 return True  # PID 1 has ended, and this process ends with it
         return True
 
-    def serves(self, thread: threading.Thread) -> bool:
+    def can_wait_for_writer(self, thread: threading.Thread) -> bool:
         """Return whether ``thread`` may wait for a callback that the writing thread runs."""
         return thread is not self._writer and self._has_writer()
 
@@ -263,14 +263,14 @@ class DirectLink:
                     self._resume(Resume.decode(frame.payload))
                     continue
                 if frame.type is FrameType.ASK:
-                    self._answer_ask(Ask.decode(frame.payload))
+                    self._answer_ask(IdleQuery.decode(frame.payload))
                     continue
                 if frame.type is FrameType.SIGNAL:
                     self.on_signal(Signal.decode(frame.payload).signum)
                     continue
                 with self._lock:
                     if frame.type is FrameType.CREDIT:
-                        self._flow.take_credit(frame)
+                        self._flow.receive_credit(frame)
                         message = None
                     else:
                         message = self._flow.take(frame)
@@ -282,12 +282,12 @@ class DirectLink:
                 if not self._flush([]):
                     return
 
-    def _answer_ask(self, ask: Ask) -> None:
+    def _answer_ask(self, ask: IdleQuery) -> None:
         """Answer an ASK. The QUIET leaves in a packet of its own, as PID 1 expects."""
-        idle = self.on_ask()
+        idle = self.on_idle_query()
         with self._lock:
             idle = idle and not (self._waiting or self._unsent or self._timers or self._callbacks)
-            quiet = Quiet(ask.run, idle and not self._flow.queued())
+            quiet = IdleReply(ask.run, idle and not self._flow.queued())
             self._unsent.append(encode_frame(FrameType.QUIET, quiet.encode()))
 
     def _deliver(self, message: Message) -> None:

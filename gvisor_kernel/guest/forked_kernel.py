@@ -46,7 +46,7 @@ def import_ahead(names: Sequence[str]) -> bool:
     return True
 
 
-def find_module(argv: Sequence[str], environment: Mapping[str, str]) -> Optional[List[str]]:
+def find_forked_argv(argv: Sequence[str], environment: Mapping[str, str]) -> Optional[List[str]]:
     """Return the ``sys.argv`` of ``python_kernel`` if a fork can replace the command ``argv``.
 
     It can if ``argv`` runs ``python_kernel`` with this interpreter and its options, and if no
@@ -61,7 +61,7 @@ def find_module(argv: Sequence[str], environment: Mapping[str, str]) -> Optional
     return list(argv[2:])
 
 
-def become(argv: List[str], environment: Mapping[str, str]) -> NoReturn:
+def run_in_fork(argv: List[str], environment: Mapping[str, str]) -> NoReturn:
     """Run the kernel in this process and exit with its status. Never returns.
 
     The process must be a forked child whose descriptors are set up.

@@ -48,16 +48,16 @@ class GuestLog:
         self._connection = connection
         self._budget = LogBudget()
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Write a line of PID 1."""
         self._connection.send_log(LogSource.GUEST, text)
 
-    def complain(self, text: str) -> None:
+    def write_limited(self, text: str) -> None:
         """Write a line that a kernel has caused; it counts in the kernel's budget."""
         if self._spend_budget(len(text)):
-            self.say(text)
+            self.write(text)
 
-    def pass_on(self, source: LogSource, data: bytes) -> None:
+    def forward_output(self, source: LogSource, data: bytes) -> None:
         """Forward output of the kernel within its budget, with a note of what was dropped."""
         if self._spend_budget(len(data)):
             self._connection.send_log(source, data.decode("utf-8", "replace"))
@@ -66,6 +66,6 @@ class GuestLog:
         if not self._budget.spend(size):
             return False
         if self._budget.dropped:
-            self.say(f"{self._budget.dropped} bytes of output were not logged.\n")
+            self.write(f"{self._budget.dropped} bytes of output were not logged.\n")
             self._budget.dropped = 0
         return True

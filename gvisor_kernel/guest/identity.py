@@ -21,13 +21,13 @@ kernel_id = INIT_ID
 """The uid and gid of a kernel inside the sandbox. PID 1's own if the sandbox has only one."""
 
 
-def learn() -> None:
+def learn_kernel_id() -> None:
     """Set ``kernel_id`` to the effective uid. Call it before any change; see ``spec.oci``."""
     global kernel_id
     kernel_id = os.geteuid()
 
 
-def be_init() -> None:
+def become_init() -> None:
     """Change to INIT_ID for good, with all permitted capabilities."""
     if kernel_id != INIT_ID:
         _set_effective_ids(INIT_ID)
@@ -43,7 +43,7 @@ def as_kernel() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_init() -> Iterator[None]:
-    """Use PID 1's rights inside the block. Only before ``be_init``."""
+    """Use PID 1's rights inside the block. Only before ``become_init``."""
     with _switched(INIT_ID, kernel_id):
         yield
 

@@ -23,13 +23,13 @@ def _do_nothing(signum: int, frame: Any) -> None:
     """Handle WAKE_SIGNAL. A signal without a handler would not end a blocking call."""
 
 
-def get_ready() -> None:
+def install_wake_handler() -> None:
     """Install the handler of WAKE_SIGNAL unless it has one. Main thread, before any interrupt."""
     if signal.getsignal(WAKE_SIGNAL) is signal.SIG_DFL:
         signal.signal(WAKE_SIGNAL, _do_nothing)
 
 
-def notice(signum: int, later: Callable[[float, Callable[[], None]], None]) -> None:
+def wake_after_interrupt(signum: int, later: Callable[[float, Callable[[], None]], None]) -> None:
     """Wake the main thread several times if ``signum``, which this process received, is SIGINT.
 
     ``later(seconds, act)`` calls ``act`` in another thread.

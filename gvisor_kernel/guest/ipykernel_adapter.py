@@ -27,8 +27,8 @@ import zmq
 from gvisor_kernel.guest import interrupts
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.direct import DirectLink
-from gvisor_kernel.guest.quiet import Quietness
-from gvisor_kernel.guest.resume import rekey_kernel, rename_kernel, reseed, settle_in
+from gvisor_kernel.guest.quiet import IdleCheck
+from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
 METHODS: Dict[str, List[str]] = {
@@ -72,7 +72,7 @@ class Adapter:
         self.flushes_on_demand = True
         """Whether both output streams know by themselves when there is something to flush."""
         self._dealers: Dict[Channel, zmq.Socket[bytes]] = {}
-        self._to_main: Optional[shortcuts.ToMain] = None
+        self._to_main: Optional[shortcuts.MainThreadRoute] = None
 
     def bind(self, application: Any, kernel_socket: Any, port: int) -> int:
         """Replace ``_bind_socket``: bind to ``inproc`` and connect the DEALER socket."""
@@ -130,12 +130,12 @@ class Adapter:
         if self.flushes_on_demand:
             kernel._execute_sleep = 0
         shortcuts.reply_at_once(kernel, self._redirect_sends)
-        self._to_main = shortcuts.ToMain(kernel, IDENTITY)
-        interrupts.get_ready()
-        self.link.on_signal = partial(interrupts.notice, later=self.link.run_later)
+        self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
+        interrupts.install_wake_handler()
+        self.link.on_signal = partial(interrupts.wake_after_interrupt, later=self.link.run_later)
         self.link.on_resume(partial(apply_resume, application))
         self.link.start(self.facts)
-        self.link.on_ask = Quietness(application).is_quiet  # created after the link's threads
+        self.link.on_idle_query = IdleCheck(application).is_idle  # created after the link's threads
 
     def close_dealers(self) -> None:
         """Close the DEALER sockets before the context is terminated, which waits for them."""
@@ -205,6 +205,6 @@ def adapt(application: Any, adapter: Adapter) -> None:
 def apply_resume(application: Any, resume: Resume) -> None:
     """Apply a RESUME to this kernel; see ``resume``. Called in the link's reading thread."""
     reseed(bytes.fromhex(resume.seed))
-    settle_in(resume)
-    rename_kernel(application)
+    apply_environment(resume)
+    renew_session(application)
     rekey_kernel(application, resume.key)

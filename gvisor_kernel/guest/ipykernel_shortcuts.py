@@ -91,7 +91,7 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
 
     def flush() -> None:
         thread = threading.current_thread()
-        if os.getpid() != owner_pid or stream.closed or not link.serves(thread):
+        if os.getpid() != owner_pid or stream.closed or not link.can_wait_for_writer(thread):
             original_flush()
             return
         for _ in range(CAPTURE_CHECKS):
@@ -142,7 +142,7 @@ def reply_at_once(kernel: Any, redirect_sends: Callable[[Any, Channel], None]) -
         redirect_sends(pair.from_socket, Channel.SHELL)
 
 
-class ToMain:
+class MainThreadRoute:
     """Passes requests to the main thread, without a hop to the shell channel's (ipykernel 7).
 
     Not used while the kernel has a subshell, or while a GUI event loop watches its sockets. After a

@@ -12,8 +12,14 @@ import socket
 from collections import deque
 from typing import Deque, Dict, Optional
 
-from gvisor_kernel.link import Hello, Quiet, RemoteProtocolError
-from gvisor_kernel.link.frames import DIRECT_CHANNELS, Frame, FrameReader, FrameType, whole_frames
+from gvisor_kernel.link import Hello, IdleReply, RemoteProtocolError
+from gvisor_kernel.link.frames import (
+    DIRECT_CHANNELS,
+    Frame,
+    FrameReader,
+    FrameType,
+    find_whole_frames_size,
+)
 
 READ_SIZE = 256 * 1024
 """Bytes to read at once: more than a packet of a kernel that follows the protocol."""
@@ -38,7 +44,7 @@ class KernelSocket:
         """The facts of the kernel's HELLO; None until it has come."""
         self.resuming = False
         """Whether a RESUME was forwarded and the RESUMED has not come yet."""
-        self.quiet: Optional[Quiet] = None
+        self.quiet: Optional[IdleReply] = None
         """The kernel's reply to an ASK; the caller resets it to None."""
         self.closed = False
         """Whether the kernel has closed its end, so that nothing more can be read."""
@@ -102,9 +108,9 @@ class KernelSocket:
         if self.facts is None or self.resuming:
             return self._read_reply(data)
         if data[0] == FrameType.QUIET:
-            self.quiet = Quiet.decode(_decode_single(data).payload)
+            self.quiet = IdleReply.decode(_decode_single(data).payload)
             return b""
-        if whole_frames(data, FROM_KERNEL) != len(data):
+        if find_whole_frames_size(data, FROM_KERNEL) != len(data):
             raise RemoteProtocolError("The kernel sent a partial frame.")
         return data
 

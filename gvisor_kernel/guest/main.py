@@ -10,7 +10,7 @@ import gvisor_kernel
 from gvisor_kernel.guest import identity, linux, process
 from gvisor_kernel.guest.forked_kernel import import_ahead
 from gvisor_kernel.guest.supervisor import HostGone, Supervisor
-from gvisor_kernel.guest.workspace import mount_workspace, own_scratch
+from gvisor_kernel.guest.workspace import give_scratch_to_kernel, mount_workspace
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
 
@@ -38,13 +38,13 @@ def main(*ahead: str) -> None:
     """
     status = 0
     try:
-        identity.learn()
-        own_scratch()
+        identity.learn_kernel_id()
+        give_scratch_to_kernel()
         mount_workspace()
         supervisor = Supervisor(Connection(Role.GUEST, hello()), link_in=0, link_out=1)
-        supervisor.greet()
+        supervisor.send_hello()
         supervisor.imported = import_ahead(ahead)
-        identity.be_init()
+        identity.become_init()
         supervisor.run()
     except HostGone as reason:
         print(f"The sandbox ends: {reason}.", file=sys.stderr)

@@ -29,7 +29,7 @@ def explain_drop(channel: Channel, error: Exception) -> str:
     )
 
 
-def stand_in(
+def make_replacement(
     channel: Channel, parts: List[bytes], key: str, scheme: str, words: str
 ) -> Optional[List[bytes]]:
     """Return signed parts that tell ``words`` in place of ``parts``; None if these are no message.

@@ -27,7 +27,7 @@ class Pace:
         self._stopped = False
         self._grace_end = 0.0
 
-    def look(self, waiting: int) -> None:
+    def update(self, waiting: int) -> None:
         """Stop or continue the kernel. ``waiting``: bytes of its output that wait for the host."""
         if self._stopped:
             if waiting < RESUME_BELOW:
@@ -36,7 +36,7 @@ class Pace:
             self._kernel.signal_group(signal.SIGSTOP)
             self._stopped = True
 
-    def let_notice(self) -> None:
+    def run_for_signal(self) -> None:
         """Let a stopped kernel run for SIGNAL_GRACE, to handle a signal that it was sent."""
         self._grace_end = time.monotonic() + SIGNAL_GRACE
         if self._stopped:

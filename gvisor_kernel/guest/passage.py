@@ -20,10 +20,10 @@ from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.process import KernelProcess
 from gvisor_kernel.guest.stillness import Stillness
 from gvisor_kernel.link import (
-    Ask,
     Channel,
     Connection,
-    Quiet,
+    IdleQuery,
+    IdleReply,
     RemoteProtocolError,
     Resume,
     Resumed,
@@ -82,7 +82,7 @@ class Passage:
 
     @property
     def wait_ms(self) -> Optional[int]:
-        """Milliseconds after which ``decide`` must be called without an event; None: never."""
+        """Milliseconds after which ``find_mode`` must be called without an event; None: never."""
         undecided = self._socket.facts is None
         return DECIDE_MS if undecided or self._kill_at is not None else None
 
@@ -107,7 +107,7 @@ class Passage:
         self._socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
         self._socket.flush()
 
-    def tell(self, sent: Signal) -> None:
+    def forward_signal(self, sent: Signal) -> None:
         """Report a signal to the kernel that was sent to its process group already.
 
         Its main thread may have to be woken to handle it.
@@ -118,15 +118,15 @@ class Passage:
     def flush(self) -> None:
         self._socket.flush()
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, ask: IdleQuery) -> None:
         """Answer an ASK, or forward it to the kernel if the sandbox looks idle from outside."""
         if not self._socket.direct:
-            self._connection.send(Quiet(ask.run, False))
-        elif self._stillness.look(self._kernel.pid) and not self._asked:
+            self._connection.send(IdleReply(ask.run, False))
+        elif self._stillness.update(self._kernel.pid) and not self._asked:
             self._asked = True
             self._socket.put(encode_frame(FrameType.ASK, ask.encode()))
         elif not self._asked:
-            self._connection.send(Quiet(ask.run, False))
+            self._connection.send(IdleReply(ask.run, False))
 
     # -- from the kernel -------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Passage:
         try:
             frames = self._socket.read()
         except RemoteProtocolError as error:
-            self._log.complain(f"Killed the kernel: it violated the link protocol. {error}\n")
+            self._log.write_limited(f"Killed the kernel: it violated the link protocol. {error}\n")
             self._socket.closed = True
             self._kernel.signal_group(signal.SIGKILL)
             return
@@ -149,9 +149,9 @@ class Passage:
             if answer is not None and self._asked and answer.run == run:
                 self._asked = False
                 idle = not self._connection.queued() and not self._has_unsent()
-                self._connection.send(Quiet(answer.run, answer.quiet and idle))
+                self._connection.send(IdleReply(answer.run, answer.quiet and idle))
 
-    def decide(self) -> Optional[bool]:
+    def find_mode(self) -> Optional[bool]:
         """Return whether the kernel speaks frames; None while this is not known.
 
         It does not if it asks for the relay, or listens on ZMQ without having sent a HELLO.
@@ -162,13 +162,15 @@ class Passage:
             self.early.clear()
             return True
         if self._socket.facts is not None:
-            self._log.complain(f"Using the relay for this kernel: {self._socket.facts[RELAY]}.\n")
+            self._log.write_limited(
+                f"Using the relay for this kernel: {self._socket.facts[RELAY]}.\n"
+            )
             return False
         assert self._connection.run is not None
         listening = os.path.exists(f"{socket_prefix(self._connection.run)}-{int(Channel.SHELL)}")
         return False if listening else None
 
-    def end_mute(self) -> None:
+    def kill_if_closed(self) -> None:
         """Kill a kernel that lives on CLOSED_SECONDS after it has closed its end of the link."""
         if not (self._socket.direct and self._socket.closed):
             return
@@ -176,7 +178,7 @@ class Passage:
         if self._kill_at is None:
             self._kill_at = now + CLOSED_SECONDS
         elif now >= self._kill_at:
-            self._log.complain("Killed the kernel: it closed its end of the link.\n")
+            self._log.write_limited("Killed the kernel: it closed its end of the link.\n")
             self._kernel.signal_group(signal.SIGKILL)
             self._kill_at = now + CLOSED_SECONDS
 

@@ -173,7 +173,7 @@ def _become_kernel(
         os.chdir(cwd)
         if forked is not None:
             os.close(failure)
-            forked_kernel.become(forked, environment)
+            forked_kernel.run_in_fork(forked, environment)
         os.execvpe(argv[0], argv, environment)
     except BaseException as error:  # this child must not return into PID 1's code
         text = f"{argv[0]} cannot be started inside the sandbox: {error}"

@@ -24,7 +24,7 @@ REQUEST_COROUTINES = ("do_execute", "process_control")
 """Names of coroutines of ipykernel that are in the middle of a request."""
 
 
-class Quietness:
+class IdleCheck:
     """Inspects one IPKernelApp.
 
     The threads and descriptors that exist when it is created count as the kernel's own. It cannot
@@ -40,7 +40,7 @@ class Quietness:
         """For the thread of each subshell, the descriptors that its loop watched at first."""
         self._control: Any = getattr(self._kernel, "control_thread", None)
 
-    def is_quiet(self) -> bool:
+    def is_idle(self) -> bool:
         return not self.find_work()
 
     def find_work(self) -> str:

@@ -188,13 +188,13 @@ class Relay:
 
     @property
     def wait_ms(self) -> Optional[int]:
-        """Milliseconds until ``look`` must be called; None if all connections are open."""
+        """Milliseconds until ``update`` must be called; None if all connections are open."""
         missing = [c for c in self._connections.values() if not c.open and not c.broken]
         if not missing:
             return None
         return RECONNECT_MS if all(c.was_open for c in missing) else CONNECT_MS
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Try to open the missing connections if it is time to."""
         wait = self.wait_ms
         if wait is not None and time.monotonic() - self._last_attempt >= wait / 1000:
@@ -210,7 +210,7 @@ class Relay:
         """Whether no connection is open: the kernel's last bytes have been read."""
         return not any(connection.open for connection in self._connections.values())
 
-    def wanted(self) -> Iterator[Tuple[int, int]]:
+    def poll_events(self) -> Iterator[Tuple[int, int]]:
         """Yield descriptors and the events to poll for."""
         for connection in self._connections.values():
             if connection.open:
@@ -235,7 +235,7 @@ class Relay:
                 for parts in connection.receive():
                     yield channel, parts
 
-    def news(self) -> Iterator[Tuple[Channel, str]]:
+    def take_failures(self) -> Iterator[Tuple[Channel, str]]:
         """Yield the channels that were given up since the last call, and the reasons."""
         for channel, connection in self._connections.items():
             if connection.broken and channel not in self._reported:

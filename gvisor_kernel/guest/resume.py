@@ -48,7 +48,7 @@ def renew_uuid(module: Any) -> None:
     module._node = int.from_bytes(os.urandom(6), "big") | 1 << 40  # RFC 4122: not a MAC address
 
 
-def settle_in(resume: Resume) -> None:
+def apply_environment(resume: Resume) -> None:
     """Apply environment and working directory. Caches of file names are cleared."""
     os.environ.update(resume.environment)
     if "TZ" in os.environ:
@@ -60,7 +60,7 @@ def settle_in(resume: Resume) -> None:
     importlib.invalidate_caches()
 
 
-def rename_kernel(application: Any) -> None:
+def renew_session(application: Any) -> None:
     """Give an IPKernelApp a session and an identity that no other copy has."""
     session = application.session
     session.session = str(uuid.uuid4())
@@ -87,4 +87,4 @@ def renew() -> None:
     importlib.invalidate_caches()
     kernelapp = sys.modules.get("ipykernel.kernelapp")
     if kernelapp is not None and kernelapp.IPKernelApp.initialized():
-        rename_kernel(kernelapp.IPKernelApp.instance())
+        renew_session(kernelapp.IPKernelApp.instance())

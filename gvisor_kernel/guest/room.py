@@ -21,7 +21,7 @@ SLOT_SIZE = 8
 """Bytes of a slot of the interpreter's stack."""
 
 
-def with_room(function: Callable[[], None]) -> Callable[[], None]:
+def with_stack_room(function: Callable[[], None]) -> Callable[[], None]:
     """Return ``function`` called from a frame of half of CHUNK_SIZE. Use it once per thread."""
 
     def call() -> None:

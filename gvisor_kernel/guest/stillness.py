@@ -16,7 +16,7 @@ class Stillness:
     def __init__(self) -> None:
         self._last: Optional[Tuple[int, int]] = None
 
-    def look(self, kernel: int) -> bool:
+    def update(self, kernel: int) -> bool:
         """Return whether the sandbox is idle, and process ``kernel`` was since the last call."""
         ticks = _read_ticks_if_asleep(kernel)
         last, self._last = self._last, None if ticks is None else (kernel, ticks)

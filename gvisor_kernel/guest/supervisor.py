@@ -15,34 +15,34 @@ from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import (
-    FILE_WORD,
-    TCP_FILE_WORD,
+    FILE_PLACEHOLDER,
+    TCP_FILE_PLACEHOLDER,
     free_ports,
     unix_addresses,
     write_connection_file,
 )
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.crowd import Crowd
-from gvisor_kernel.guest.forked_kernel import find_module
+from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.identity import as_kernel
-from gvisor_kernel.guest.notice import explain_drop, stand_in
+from gvisor_kernel.guest.notice import explain_drop, make_replacement
 from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.relay import Relay
 from gvisor_kernel.guest.workspace import refresh_workspace
 from gvisor_kernel.link import (
-    Ask,
     Channel,
     Connection,
     Diverted,
     Exited,
+    IdleQuery,
+    IdleReply,
     LinkError,
     LocalProtocolError,
     Message,
     Ping,
-    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -103,7 +103,7 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def greet(self) -> None:
+    def send_hello(self) -> None:
         """Send the HELLO. Called before anything that takes time."""
         self._flush()
 
@@ -136,7 +136,7 @@ class Supervisor:
                 self._pass_messages(ready)
             elif self.passage is not None:
                 self._pass_frames(ready)
-            self._crowd.look()
+            self._crowd.update()
             self._finish_exit()
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Supervisor:
         if self.passage is not None and self.passage.events:
             wanted.append((self.passage.fileno(), self.passage.events))
         if self.relay is not None:
-            wanted.extend(self.relay.wanted())
+            wanted.extend(self.relay.poll_events())
         for part in (self.passage, self.relay, self._crowd):
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
@@ -211,7 +211,7 @@ class Supervisor:
                 self._send_signal(event)
             elif isinstance(event, Ping):
                 self.connection.send(count_processes())
-            elif isinstance(event, Ask):
+            elif isinstance(event, IdleQuery):
                 self._answer_ask(event)
             elif isinstance(event, Stop):
                 raise HostGone("the host sent STOP")
@@ -228,19 +228,22 @@ class Supervisor:
             argv = [str(LINK_FD) if word == LINK_PLACEHOLDER else word for word in argv]
         self.connection.diverts = kernel_end is not None
         try:
-            tcp = any(TCP_FILE_WORD in word for word in argv)
+            tcp = any(TCP_FILE_PLACEHOLDER in word for word in argv)
             addresses = free_ports() if tcp else unix_addresses(start.run)
             with as_kernel():
                 path = write_connection_file(
                     start.run, addresses, start.key, start.signature_scheme
                 )
-            argv = [word.replace(TCP_FILE_WORD, path).replace(FILE_WORD, path) for word in argv]
+            argv = [
+                word.replace(TCP_FILE_PLACEHOLDER, path).replace(FILE_PLACEHOLDER, path)
+                for word in argv
+            ]
             self.kernel = process.start_kernel(
                 argv,
                 dict(start.environment),
                 start.cwd,
                 kernel_end.fileno() if kernel_end is not None else None,
-                find_module(argv, dict(start.environment)) if self.imported else None,
+                find_forked_argv(argv, dict(start.environment)) if self.imported else None,
             )
             self._pace = Pace(self.kernel)
             if own_end is not None:
@@ -250,7 +253,7 @@ class Supervisor:
             else:
                 self.relay = Relay(addresses)
         except (OSError, StartError) as error:
-            self._log.say(f"{error}\n")
+            self._log.write(f"{error}\n")
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
                 return
@@ -278,12 +281,12 @@ class Supervisor:
             process.kill_everything()
             return
         if event.signum == signal.SIGINT:
-            self._crowd.hold_back(self.kernel)
+            self._crowd.pause_others(self.kernel)
         self.kernel.signal_group(event.signum)
         if self.passage is not None:
-            self.passage.tell(event)
+            self.passage.forward_signal(event)
         if self._pace is not None:
-            self._pace.let_notice()
+            self._pace.run_for_signal()
 
     def _reap(self) -> None:
         if process.reap(self.kernel) and self._drain_until is None:
@@ -326,14 +329,14 @@ class Supervisor:
         assert passage is not None
         if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
             passage.read()
-        direct = passage.decide()
+        direct = passage.find_mode()
         if direct is False:
             self._use_relay(passage)
             return
         if direct:
             self._answer_heartbeats()
             if self._drain_until is None:
-                passage.end_mute()
+                passage.kill_if_closed()
         passage.flush()
 
     def _use_relay(self, passage: Passage) -> None:
@@ -347,11 +350,11 @@ class Supervisor:
             self.connection.receive_data(frame)
         self._handle_events()
 
-    def _answer_ask(self, ask: Ask) -> None:
+    def _answer_ask(self, ask: IdleQuery) -> None:
         if self.passage is not None:
             self.passage.ask(ask)
         else:
-            self.connection.send(Quiet(ask.run, False))  # a relayed kernel may always have work
+            self.connection.send(IdleReply(ask.run, False))  # a relayed kernel may always have work
 
     def _answer_heartbeats(self) -> None:
         """Answer heartbeats for the kernel: they say that its process exists."""
@@ -364,12 +367,12 @@ class Supervisor:
 
     def _pass_messages(self, ready: Dict[int, int]) -> None:
         assert self.relay is not None
-        self.relay.look()
+        self.relay.update()
         if self.relay.listening:
             while self._held:
                 message = self._held.popleft()
                 if not self.relay.send(message.channel, message.parts):
-                    self._log.complain(
+                    self._log.write_limited(
                         f"Dropped a message on {message.channel.name.lower()}:"
                         " the kernel violated the ZMTP protocol there.\n"
                     )
@@ -379,19 +382,21 @@ class Supervisor:
                 self.connection.send_message(channel, parts)
             except LocalProtocolError as error:
                 self._report_drop(channel, parts, explain_drop(channel, error))
-        for channel, reason in self.relay.news():
-            self._log.complain(
+        for channel, reason in self.relay.take_failures():
+            self._log.write_limited(
                 f"Killed the kernel: it violated the ZMTP protocol on {channel.name.lower()}:"
                 f" {reason}.\n"
             )
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
         if self._pace is not None:
-            self._pace.look(self.connection.queued(Channel.IOPUB))
+            self._pace.update(self.connection.queued(Channel.IOPUB))
 
     def _report_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
-        self._log.complain(words)
-        replacement = stand_in(channel, parts, *self._signing, words) if self._signing else None
+        self._log.write_limited(words)
+        replacement = (
+            make_replacement(channel, parts, *self._signing, words) if self._signing else None
+        )
         if replacement is not None:
             self.connection.send_message(channel, replacement)
 
@@ -408,4 +413,4 @@ class Supervisor:
             if not data:
                 self.kernel.close_output(fd)
             else:
-                self._log.pass_on(source, data)
+                self._log.forward_output(source, data)

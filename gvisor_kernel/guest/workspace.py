@@ -17,7 +17,7 @@ SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
 """tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
 
 
-def own_scratch() -> None:
+def give_scratch_to_kernel() -> None:
     """Give the tmpfs roots that a kernel may fill to the kernel's uid, if they are uid 0's."""
     with identity.as_init():
         for path in SCRATCH_ROOTS if identity.kernel_id != identity.INIT_ID else ():

@@ -27,19 +27,19 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class CommandResult:
     """``status``: as in ``subprocess``; None if the program was killed at the time limit.
 
-    ``words``: the end of its output to stdout and stderr.
+    ``output``: the end of its output to stdout and stderr.
     """
 
     status: int | None
-    words: str
+    output: str
 
 
 def run(
-    *commands: Sequence[str], seconds: float, most: int, cwd: Path, umask: int = -1
+    *commands: Sequence[str], seconds: float, max_bytes: int, cwd: Path, umask: int = -1
 ) -> list[CommandResult]:
     """Run ``commands`` at the same time. Blocks for at most ``seconds``.
 
-    ``most``: how many bytes of each program's output are kept, from its end.
+    ``max_bytes``: how many bytes of each program's output are kept, from its end.
 
     :raises OSError: when one of them cannot be started
     :raises LaunchError: as ``check_children``
@@ -49,7 +49,7 @@ def run(
     started: list[_Command] = []
     try:
         for argv in commands:
-            started.append(_Command(argv, most, cwd, umask))
+            started.append(_Command(argv, max_bytes, cwd, umask))
         return [command.wait(deadline) for command in started]
     finally:
         for command in started:
@@ -70,7 +70,7 @@ def check_children() -> None:
         )
 
 
-def read_status(pid: int) -> int:
+def read_exit_status(pid: int) -> int:
     """Return the exit status of a child that has ended, as in ``subprocess``, without reaping it.
 
     Until the child is reaped, its pid and its process group cannot be reused.
@@ -80,15 +80,15 @@ def read_status(pid: int) -> int:
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Send SIGKILL to the process group of a child that leads it and was not yet reaped."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Command:
-    def __init__(self, argv: Sequence[str], most: int, cwd: Path, umask: int) -> None:
-        self._most = most
+    def __init__(self, argv: Sequence[str], max_bytes: int, cwd: Path, umask: int) -> None:
+        self._max_bytes = max_bytes
         self._words = b""
         self._process = subprocess.Popen(
             argv,
@@ -115,7 +115,7 @@ class _Command:
             if output in ready and not self._read(output):
                 poller.unregister(output)
             elif self._exit in ready:  # and all output was read
-                return CommandResult(read_status(self._process.pid), self._text())
+                return CommandResult(read_exit_status(self._process.pid), self._text())
         return CommandResult(None, self._text())
 
     def _read(self, output: int) -> bool:
@@ -124,14 +124,14 @@ class _Command:
             content = os.read(output, READ_SIZE)
         except BlockingIOError:
             return True
-        self._words = (self._words + content)[-self._most :]
+        self._words = (self._words + content)[-self._max_bytes :]
         return bool(content)
 
     def _text(self) -> str:
         return self._words.decode(errors="replace")
 
     def close(self) -> None:
-        end_group(self._process)
+        kill_group(self._process)
         self._process.wait()
         os.close(self._exit)
         assert self._process.stdout is not None

@@ -31,9 +31,9 @@ from gvisor_kernel.host.stage import (
     attach,
     clone_all,
     clone_source,
-    cover_meminfo,
-    enter_namespace,
-    merge,
+    make_mounts_slave,
+    mount_meminfo,
+    mount_overlay,
 )
 
 FAILED = 125
@@ -50,7 +50,7 @@ IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 class Entry:
     """What to set up before the program starts.
 
-    ``stage``: the directory where ``sources`` are attached, on a tmpfs; ``merges``: see
+    ``stage``: the directory where ``sources`` are attached, on a tmpfs; ``has_overlay``: see
     ``stage.merge``. ``state``: a folder of the host that the program may write, at its own path.
     ``meminfo``: the file to mount on /proc/meminfo. ``cgroups``: files to write this pid to.
     ``file_size``: RLIMIT_FSIZE in bytes. ``errors``: the descriptor to write an error to.
@@ -58,7 +58,7 @@ class Entry:
 
     stage: str
     sources: tuple[Source, ...]
-    merges: bool
+    has_overlay: bool
     state: Source
     meminfo: str
     cgroups: tuple[str, ...]
@@ -136,7 +136,7 @@ def _enter_user_namespace() -> None:
         (own / "setgroups").write_text("deny")
         (own / "uid_map").write_text(f"0 {uid} 1")
         (own / "gid_map").write_text(f"0 {gid} 1")
-        enter_namespace()
+        make_mounts_slave()
     except OSError as error:
         raise LaunchError(
             f"A user namespace cannot be made: {error.strerror}.",
@@ -144,7 +144,7 @@ def _enter_user_namespace() -> None:
 
 
 def _attach_mounts(entry: Entry) -> None:
-    cover_meminfo(entry.meminfo)
+    mount_meminfo(entry.meminfo)
     with ExitStack() as stack:
         trees = clone_all(stack, entry.sources)
         state = clone_source(entry.state)
@@ -162,5 +162,5 @@ def _attach_mounts(entry: Entry) -> None:
                 "use Linux 5.12 or newer.",
             ) from error
         attach(entry.stage, entry.sources, trees)
-        if entry.merges:
-            merge(entry.stage, len(entry.sources))
+        if entry.has_overlay:
+            mount_overlay(entry.stage, len(entry.sources))

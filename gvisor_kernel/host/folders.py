@@ -82,7 +82,7 @@ class Opened:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def hold(self) -> Opened:
+    def duplicate(self) -> Opened:
         """Return a duplicate with a descriptor of its own.
 
         :raises OSError: when there is no free descriptor
@@ -106,7 +106,7 @@ Writable = Callable[[str, int], bool]
 the folder."""
 
 
-def nowhere(path: str, fd: int) -> bool:
+def never_writable(path: str, fd: int) -> bool:
     """The ``Writable`` for paths that no sandbox can write."""
     return False
 
@@ -125,7 +125,7 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     return int(result)
 
 
-def open_path(path: str, writable: Writable = nowhere) -> Opened:
+def open_path(path: str, writable: Writable = never_writable) -> Opened:
     """Open the absolute ``path``, following only links that can be trusted.
 
     A link is refused if it is in or below a folder that is ``writable``, or if it belongs to
@@ -140,7 +140,7 @@ def open_path(path: str, writable: Writable = nowhere) -> Opened:
     return _Walk(path, writable).resolve()
 
 
-def follow(path: str, writable: Writable = nowhere) -> tuple[dict[str, str], str]:
+def resolve_links(path: str, writable: Writable = never_writable) -> tuple[dict[str, str], str]:
     """Resolve ``path`` as ``open_path`` does.
 
     :return: the links that were followed, with their texts, and the path without links
@@ -152,7 +152,7 @@ def follow(path: str, writable: Writable = nowhere) -> tuple[dict[str, str], str
         return walk.crossed, found.path
 
 
-def lies_in(path: str, writable: Writable) -> bool:
+def is_in_writable_folder(path: str, writable: Writable) -> bool:
     """Whether ``path`` leads into a folder that is ``writable``, or by a link in such a folder.
 
     :raises OSError: when the path cannot be opened

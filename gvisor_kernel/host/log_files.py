@@ -136,7 +136,7 @@ class Limiter:
         self.count = 0
         self._suppressed = 0
 
-    def take(self, text: str) -> str | None:
+    def admit(self, text: str) -> str | None:
         """Return the line to write; None if it is suppressed."""
         self.count += 1
         if self._allowance.room() < 1:

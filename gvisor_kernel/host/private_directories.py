@@ -52,7 +52,7 @@ def make_directories(*directories: Path) -> None:
 # -- entries of a directory ------------------------------------------------------------------------
 
 
-def alone(root: Path) -> AbstractContextManager[int]:
+def locked_directory(root: Path) -> AbstractContextManager[int]:
     """Hold the lock of the directory ``root``: no other process changes names in it.
 
     :raises OSError: when the lock cannot be had within MAX_LOCK_SECONDS
@@ -68,14 +68,14 @@ def new_entry(root: Path) -> Iterator[Path]:
     """
     directory = root / f"{NEW}{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
-        with alone(root):
+        with locked_directory(root):
             directory.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             stack.enter_context(lock(directory / "lock", fcntl.LOCK_SH, create=True))
         yield directory
 
 
-def take_away(entry: Path) -> None:
+def mark_for_removal(entry: Path) -> None:
     """Rename an entry so that ``sweep`` removes it. The caller holds the lock of the directory."""
     with contextlib.suppress(FileNotFoundError):
         if entry.is_symlink() or not entry.is_dir():
@@ -85,7 +85,7 @@ def take_away(entry: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove entries that were renamed by ``take_away``, or left unfinished by ended processes.
+    """Remove what ``mark_for_removal`` renamed, and what ended processes left unfinished.
 
     The caller holds the lock of the directory ``root``.
     """

@@ -46,7 +46,7 @@ def place(directory: str, index: int) -> str:
     return f"{directory}/{index}"
 
 
-def enter_namespace() -> None:
+def make_mounts_slave() -> None:
     """Make all mounts slaves of the host's: mounts made here do not appear on the host.
 
     Call it in a new mount namespace.
@@ -56,7 +56,7 @@ def enter_namespace() -> None:
     mounts.mount("none", "/", None, mounts.MS_REC | mounts.MS_SLAVE, None)
 
 
-def cover_meminfo(meminfo: str) -> None:
+def mount_meminfo(meminfo: str) -> None:
     """Mount ``meminfo`` on /proc/meminfo, which the runtime reads. Never raises OSError.
 
     If it fails, /proc/meminfo in the sandbox shows the memory of the machine, not the limit.
@@ -145,7 +145,7 @@ def clone_all(
     return trees
 
 
-def merge(directory: str, count: int) -> None:
+def mount_overlay(directory: str, count: int) -> None:
     """Mount the last two of ``count`` places as a read-only overlay at ``place(directory, count)``.
 
     The upper layer is the one before the last, the lower layer the last.

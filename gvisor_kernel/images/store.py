@@ -190,10 +190,10 @@ class Store:
         shutil.rmtree(draft.scratch, ignore_errors=True)
         text = json.dumps({"format": FORMAT, **content})
         private_directories.write_file(draft.directory / "image.json", text)
-        with private_directories.alone(self.root):
+        with private_directories.locked_directory(self.root):
             before = self._read_name(name)
             if self._read(digest, {}) is None:
-                private_directories.take_away(self.root / digest)
+                private_directories.mark_for_removal(self.root / digest)
                 draft.directory.rename(self.root / digest)
             new = self.root / "names" / f".{secrets.token_hex(8)}"
             new.write_text(digest)
@@ -217,7 +217,7 @@ class Store:
 
     def forget(self, name: str) -> bool:
         """Remove a name of an image that has another one. Return whether that was done."""
-        with private_directories.alone(self.root):
+        with private_directories.locked_directory(self.root):
             digest = self._read_name(name) if IMAGE_NAME.fullmatch(name) else None
             if digest is None or len(self._names()[digest]) < 2:
                 return False
@@ -236,12 +236,12 @@ class Store:
                 f"The image {image.called} is in use by running kernels.",
                 "shut these kernels down first; gvisor-kernel list shows them.",
             )
-        with private_directories.alone(self.root):
+        with private_directories.locked_directory(self.root):
             for name in self._names().get(image.digest, ()):
                 (self.root / "names" / name).unlink(missing_ok=True)
-            private_directories.take_away(self.root / image.digest)
+            private_directories.mark_for_removal(self.root / image.digest)
 
     def sweep(self) -> None:
         """Remove incomplete images of processes that have ended."""
-        with private_directories.alone(self.root):
+        with private_directories.locked_directory(self.root):
             private_directories.sweep(self.root)

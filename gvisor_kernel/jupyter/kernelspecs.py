@@ -221,6 +221,23 @@ def find_interpreter(argv: tuple[str, ...]) -> str | None:
     return shutil.which(argv[0])
 
 
+def find_broken_kernelspecs() -> dict[Path, str]:
+    """Return each kernel.json, in Jupyter's folders, that cannot be read, and why.
+
+    Whose it was cannot be told any more.
+    """
+    broken: dict[Path, str] = {}
+    for folder in map(Path, make_manager().kernel_dirs):
+        for file in sorted(folder.glob("*/kernel.json")):
+            try:
+                json.loads(file.read_text())
+            except OSError as error:
+                broken[file] = error.strerror or str(error)
+            except ValueError as error:
+                broken[file] = f"it is not JSON: {error}"
+    return broken
+
+
 def find_kernelspecs(folder: Path | None = None) -> list[Kernelspec]:
     """Return our kernelspecs in Jupyter's search order, in which the first of a name wins.
 

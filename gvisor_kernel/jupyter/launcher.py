@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.connection_info import CHANNELS
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -48,7 +48,7 @@ def run_launcher(connection_file: str, kernel_name: str) -> int:
     :raises GvisorKernelError: when it cannot be started
     """
     info = read_connection_file(connection_file)
-    plan = find_plan(kernel_name, info, Path(connection_file).stem)
+    plan = make_plan(kernel_name, info, Path(connection_file).stem)
     return asyncio.run(_serve(plan))
 
 

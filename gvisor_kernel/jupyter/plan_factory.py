@@ -9,6 +9,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_core.application import JupyterApp
+from traitlets import TraitError
 
 from gvisor_kernel.bridge import KernelIdentity
 from gvisor_kernel.errors import KernelspecError
@@ -49,16 +50,23 @@ def check_provisioner(kernel_name: str) -> None:
 def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
     application = _Configuration()
     application.load_config_file()
+    manager = KernelSpecManager(parent=application)
     try:
-        return application, KernelSpecManager(parent=application).get_kernel_spec(kernel_name)
+        return application, manager.get_kernel_spec(kernel_name)
     except NoSuchKernel as error:
         raise KernelspecError(
             f"There is no kernelspec named {kernel_name!r}.",
             "list the kernelspecs: jupyter kernelspec list",
         ) from error
+    except (OSError, ValueError, TypeError, TraitError) as error:
+        folder = manager.find_kernel_specs().get(kernel_name, kernel_name)
+        raise KernelspecError(
+            f"The kernelspec {folder}/kernel.json cannot be read: {error}.",
+            "repair the file, or remove the folder and install the kernelspec again.",
+        ) from error
 
 
-def find_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
+def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
     """Make a plan from a kernelspec, Jupyter's configuration and the address in ``info``.
 
     :raises GvisorKernelError: when the kernelspec, a setting or the kernel's program is wrong

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from gvisor_kernel.host.locks import ThreadLock
@@ -39,7 +40,7 @@ class SnapshotBuilder:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._wanted: deque[str] = deque()
+        self._wanted: deque[tuple[str, Callable[[], bool]]] = deque()
         self._current = ""
         self._failed: Counter[str] = Counter()
         self._changed = threading.Condition()
@@ -55,18 +56,19 @@ class SnapshotBuilder:
                 atexit.register(cls._instance.end)
             return cls._instance
 
-    def request(self, plan: KernelPlan) -> None:
+    def request(self, plan: KernelPlan, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Have a snapshot made for kernels like ``plan``'s, unless it exists by then.
 
-        Returns at once. Failures are only logged.
+        Returns at once. Failures are only logged. ``is_wanted`` is asked just before: a kernel
+        that died as it started would die in the same way in the process that makes a snapshot.
         """
         text = json.dumps(write_plan(plan), sort_keys=True)
         with self._changed:
-            if self._ended or text in (self._current, *self._wanted):
+            if self._ended or text in (self._current, *(text for text, _ in self._wanted)):
                 return
             if self._failed[text] >= MAX_TRIES:
                 return
-            self._wanted.append(text)
+            self._wanted.append((text, is_wanted))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="gvisor-kernel-snapshots", daemon=True
@@ -80,7 +82,10 @@ class SnapshotBuilder:
                 self._changed.wait_for(lambda: self._ended or bool(self._wanted))
                 if self._ended or self._changed.wait_for(lambda: self._ended, WAIT_SECONDS):
                     return
-                text = self._current = self._wanted.popleft()
+                text, is_wanted = self._wanted.popleft()
+                if not is_wanted():
+                    continue
+                self._current = text
                 try:
                     process = self._process = subprocess.Popen(
                         [sys.executable, *BUILD],

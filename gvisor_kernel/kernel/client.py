@@ -13,48 +13,48 @@ from gvisor_kernel.bridge import Address
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.kernel.connection_info import describe_address
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.runtimes.hints import find_hint
 
-STEP_SECONDS = 120.0
+REPLY_SECONDS = 120.0
 """How long a reply may take: a module to preload may be large."""
-
-
 POLL_SECONDS = 0.5
 """How often to check that the kernel is still alive."""
-HINT = "start such a kernel in a notebook, and read its log: gvisor-kernel logs ID"
 
 
 class OwnClient(BlockingKernelClient):
-    """Client that can check by ``kernel_lives`` whether the kernel may still answer."""
+    """Client that can ask ``find_end`` why the kernel has ended: None while it lives."""
 
-    kernel_lives: Callable[[], bool] = staticmethod(lambda: True)
+    find_end: Callable[[], str | None] = staticmethod(lambda: None)
 
 
-def connect(
-    address: Address, plan: KernelPlan, kernel_lives: Callable[[], bool] = OwnClient.kernel_lives
-) -> OwnClient:
+def connect(address: Address, plan: KernelPlan, find_end: Callable[[], str | None]) -> OwnClient:
     """Connect a client to the kernel of ``plan`` at ``address``; the caller stops its channels."""
     client = OwnClient()
-    client.kernel_lives = kernel_lives
+    client.find_end = find_end
     client.load_connection_info(describe_address(address, plan.identity))
     client.start_channels(hb=False)
     return client
 
 
 def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
-    """Return the content of the reply to a request on shell. Blocks up to STEP_SECONDS.
+    """Return the content of the reply to a request on shell. Blocks up to REPLY_SECONDS.
 
     :raises LaunchError: when the kernel ends or does not reply in time
     """
-    deadline = time.monotonic() + STEP_SECONDS
+    deadline = time.monotonic() + REPLY_SECONDS
     while True:
-        was_alive = client.kernel_lives()
+        end = client.find_end()
         try:
             message = client.get_shell_msg(timeout=POLL_SECONDS)
         except Empty:
-            if not was_alive:
-                raise LaunchError("The kernel ended before it answered.", HINT) from None
+            if end is not None:
+                raise LaunchError(
+                    f"The kernel ended before it answered. {end}", find_hint(end)
+                ) from None
             if time.monotonic() > deadline:
-                raise LaunchError(f"The kernel did not answer within {STEP_SECONDS:g} s.") from None
+                raise LaunchError(
+                    f"The kernel did not answer within {REPLY_SECONDS:g} s."
+                ) from None
             continue
         if message["parent_header"].get("msg_id") == message_id:
             content: dict[str, Any] = message["content"]

@@ -24,7 +24,7 @@ def new_key() -> bytes:
     return secrets.token_hex(32).encode()
 
 
-def own_info() -> dict[str, Any]:
+def private_connection_info() -> dict[str, Any]:
     """Return connection info for a kernel that only this process uses: the bridge chooses paths."""
     return {"transport": "ipc", "ip": "", "key": new_key().decode()}
 

@@ -57,6 +57,13 @@ class SandboxedKernel:
             return self._kernel.exit_status or 0
         return None if self._kernel.alive else (self._kernel.exit_status or 0)
 
+    def find_end(self) -> str | None:
+        """Return why the kernel ended; None while it lives."""
+        if self.exit_status is None:
+            return None
+        death = self._kernel.death if self._kernel is not None else None
+        return death or "It was shut down."
+
     @property
     def address(self) -> Address | None:
         return self._kernel.address if self._kernel is not None else None
@@ -181,7 +188,7 @@ class SandboxedKernel:
                 return kernel.address
             await kernel.end_sandbox()
             self._plan = plan
-            if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).restores:
+            if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).supports_snapshots:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
                 self._sandbox = await self._new_sandbox(kernel, plan)
@@ -195,7 +202,7 @@ class SandboxedKernel:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
-                SnapshotBuilder.instance().request(plan)
+                SnapshotBuilder.instance().request(plan, lambda: kernel.death is None)
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None
@@ -207,7 +214,7 @@ class SandboxedKernel:
             # A second cancellation does not wait here, but ``close`` waits for the undo.
             await asyncio.shield(self._undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
-                hint = get_runtime(plan.spec.runtime).advise(error.detail)
+                hint = get_runtime(plan.spec.runtime).find_advice(error.detail)
                 raise type(error)(error.fact, hint, error.detail) from error
             raise
         return kernel.address

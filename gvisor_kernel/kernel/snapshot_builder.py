@@ -17,7 +17,7 @@ from typing import Any
 from gvisor_kernel.config.settings import HOST_IMAGE
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.kernel.client import (
-    STEP_SECONDS,
+    REPLY_SECONDS,
     OwnClient,
     connect,
     wait_for_reply,
@@ -139,14 +139,14 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
         kernel = SandboxedKernel()
         try:
             address = asyncio.run(kernel.launch(bare))
-            client = connect(address, bare, lambda: kernel.exit_status is None)
+            client = connect(address, bare, kernel.find_end)
             try:
                 language = _find_language(client, report)
                 manifest = _warm_up(client, kernel, plan, language, since, report)
             finally:
                 client.stop_channels()
             report("Writing the snapshot", 0.8)
-            run = asyncio.run(kernel.checkpoint(draft.files, STEP_SECONDS))
+            run = asyncio.run(kernel.checkpoint(draft.files, REPLY_SECONDS))
         finally:
             asyncio.run(kernel.close())
         report("Storing the snapshot", 0.95)
@@ -253,7 +253,7 @@ def _run(client: OwnClient, code: str, preloaded: str = "") -> str:
     printed = ""
     with suppress(Exception):
         while True:
-            message = client.get_iopub_msg(timeout=STEP_SECONDS)
+            message = client.get_iopub_msg(timeout=REPLY_SECONDS)
             if message["parent_header"].get("msg_id") != message_id:
                 continue
             if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":

@@ -75,7 +75,7 @@ class Spare:
             return False
         runtime = get_runtime(kind.spec.runtime)
         try:
-            return runtime.shows_now(sandbox, kind.spec, kind.request)
+            return runtime.has_current_mounts(sandbox, kind.spec, kind.request)
         except GvisorKernelError as error:  # the start will fail with the same error
             log.info("The spare is not used: %s", error.fact)
             return False

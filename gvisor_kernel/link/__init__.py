@@ -9,16 +9,16 @@ the bytes.
 from gvisor_kernel.link.connection import Connection
 from gvisor_kernel.link.errors import LinkError, LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
-    Ask,
     Diverted,
     Event,
     Exited,
     Hello,
+    IdleQuery,
+    IdleReply,
     Log,
     Message,
     Ping,
     Pong,
-    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -30,13 +30,14 @@ from gvisor_kernel.link.events import (
 from gvisor_kernel.link.frames import Channel, LogSource
 
 __all__ = [
-    "Ask",
     "Channel",
     "Connection",
     "Diverted",
     "Event",
     "Exited",
     "Hello",
+    "IdleQuery",
+    "IdleReply",
     "LinkError",
     "LocalProtocolError",
     "Log",
@@ -44,7 +45,6 @@ __all__ = [
     "Message",
     "Ping",
     "Pong",
-    "Quiet",
     "RemoteProtocolError",
     "Resume",
     "Resumed",

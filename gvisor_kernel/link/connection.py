@@ -14,16 +14,16 @@ from typing import Union
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     VERSION,
-    Ask,
     Diverted,
     Event,
     Exited,
     Hello,
+    IdleQuery,
+    IdleReply,
     Log,
     Message,
     Ping,
     Pong,
-    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -60,8 +60,8 @@ _DECODERS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.PONG: Pong.decode,
     FrameType.RESUME: Resume.decode,
     FrameType.RESUMED: Resumed.decode,
-    FrameType.ASK: Ask.decode,
-    FrameType.QUIET: Quiet.decode,
+    FrameType.ASK: IdleQuery.decode,
+    FrameType.QUIET: IdleReply.decode,
 }
 _FRAME_TYPES = {
     Start: FrameType.START,
@@ -71,11 +71,11 @@ _FRAME_TYPES = {
     Stats: FrameType.STATS,
     Ping: FrameType.PING,
     Resumed: FrameType.RESUMED,
-    Ask: FrameType.ASK,
-    Quiet: FrameType.QUIET,
+    IdleQuery: FrameType.ASK,
+    IdleReply: FrameType.QUIET,
 }
-Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, Ask, Quiet]
-_RUN_EVENTS = (Started, Exited, Signal, Ask, Quiet)
+Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, IdleQuery, IdleReply]
+_RUN_EVENTS = (Started, Exited, Signal, IdleQuery, IdleReply)
 
 
 class Connection:
@@ -203,9 +203,9 @@ class Connection:
         if frame.type is FrameType.DATA:
             self._flow.take(frame, late=True)
         elif frame.type is FrameType.CREDIT:
-            self._flow.take_credit(frame, late=True)
+            self._flow.receive_credit(frame, late=True)
         else:
-            decode = Ask.decode if frame.type is FrameType.ASK else Signal.decode
+            decode = IdleQuery.decode if frame.type is FrameType.ASK else Signal.decode
             if decode(frame.payload).run != self.run:
                 raise RemoteProtocolError(f"A {frame.type.name} does not name run {self.run}.")
 
@@ -232,7 +232,7 @@ class Connection:
                 Diverted(encode_frame(frame.type, payload, frame.channel, frame.flags))
             )
         elif frame.type is FrameType.CREDIT:
-            self._flow.take_credit(frame)
+            self._flow.receive_credit(frame)
         else:
             message = self._flow.take(frame)
             if message is not None:
@@ -355,7 +355,7 @@ class Connection:
 
     def _drop_unfinished(self) -> None:
         """Drop the partial and queued messages of a run that has ended."""
-        self._flow.give_up()
+        self._flow.drop_unfinished()
         self._diverted.clear()
 
 

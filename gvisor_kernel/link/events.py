@@ -231,7 +231,7 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class Ask:
+class IdleQuery:
     """ASK, host to guest: is the kernel of run ``run`` idle, so that its sandbox may be stopped?"""
 
     run: int
@@ -240,12 +240,12 @@ class Ask:
         return _RUN.pack(self.run)
 
     @classmethod
-    def decode(cls, payload: bytes) -> Ask:
+    def decode(cls, payload: bytes) -> IdleQuery:
         return cls(*_unpack(_RUN, payload, "ASK"))
 
 
 @dataclass(frozen=True)
-class Quiet:
+class IdleReply:
     """QUIET, guest to host: the reply to an ASK.
 
     ``quiet``: the kernel is idle. Nothing happens in the sandbox until a frame is sent to it.
@@ -258,7 +258,7 @@ class Quiet:
         return _RUN_FLAG.pack(self.run, self.quiet)
 
     @classmethod
-    def decode(cls, payload: bytes) -> Quiet:
+    def decode(cls, payload: bytes) -> IdleReply:
         return cls(*_unpack_run_flag(payload, "QUIET"))
 
 
@@ -397,8 +397,8 @@ Event = Union[
     Resumed,
     Message,
     Diverted,
-    Ask,
-    Quiet,
+    IdleQuery,
+    IdleReply,
     Signal,
     Exited,
     Stats,

@@ -47,7 +47,7 @@ object. Without it a window of the smallest messages would take thirty windows o
 CREDIT_STEP = WINDOW // 4
 """Least bytes of credit that are given back at once, so that small messages cost no frame each."""
 
-JOINED = 64 * 1024
+JOIN_BELOW = 64 * 1024
 """Bytes of a message up to which its parts are joined by a copy: cheaper than to handle each."""
 
 
@@ -81,7 +81,7 @@ class _Outflow:
     def add(self, pieces: list[Part]) -> None:
         size = sum(map(len, pieces))
         self.size += size
-        if size <= JOINED:
+        if size <= JOIN_BELOW:
             pieces = [b"".join(pieces)]
         last = len(pieces) - 1
         for index, piece in enumerate(pieces):
@@ -122,7 +122,7 @@ class _Outflow:
 class Flow:
     """The windows of ``channels`` in both directions.
 
-    ``views``: unpack large parts as views; see ``frames.VIEWED``.
+    ``views``: unpack large parts as views; see ``frames.VIEW_ABOVE``.
     """
 
     def __init__(self, channels: Iterable[Channel] = DATA_CHANNELS, *, views: bool = False) -> None:
@@ -137,7 +137,7 @@ class Flow:
         self._inflow = {c: _Inflow(largest_message(c)) for c in self._channels}
         self._outflow = {channel: _Outflow() for channel in self._channels}
 
-    def give_up(self) -> None:
+    def drop_unfinished(self) -> None:
         """Drop the partial messages of the other side and the queued ones of this side."""
         for channel in self._channels:
             self._inflow[channel].partial = bytearray()
@@ -183,7 +183,7 @@ class Flow:
         inflow.held += message.size
         return message
 
-    def take_credit(self, frame: Frame, *, late: bool = False) -> None:
+    def receive_credit(self, frame: Frame, *, late: bool = False) -> None:
         """Count a CREDIT frame.
 
         :param late: only check its form
@@ -231,7 +231,7 @@ class Flow:
         """
         self._outflow[channel].add(pack_message(parts, channel))
 
-    def pass_small(self, channel: Channel, parts: list[bytes]) -> bytes | None:
+    def encode_small(self, channel: Channel, parts: list[bytes]) -> bytes | None:
         """Return the one DATA frame of a message, counted as sent; None if it must be queued.
 
         :raises LocalProtocolError: when the message is too large

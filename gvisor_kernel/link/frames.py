@@ -112,7 +112,9 @@ _LAST_CHANNEL = max(Channel)
 _CHANNELLED = frozenset((FrameType.DATA, FrameType.CREDIT))
 
 
-def whole_frames(data: bytes | bytearray | memoryview, allowed: Container[tuple[int, int]]) -> int:
+def find_whole_frames_size(
+    data: bytes | bytearray | memoryview, allowed: Container[tuple[int, int]]
+) -> int:
     """Return how many bytes of ``data`` are whole frames, each of an ``allowed`` (type, channel).
 
     Nothing else is checked.
@@ -195,12 +197,12 @@ SMALL_CHANNELS = frozenset((Channel.HB, Channel.CONTROL, Channel.STDIN))
 MAX_PARTS = 4096
 """Parts of a message: identities, the delimiter, the signature, four dicts, the buffers."""
 
-VIEWED = 64 * 1024
+VIEW_ABOVE = 64 * 1024
 """Bytes of a part above which a receiver that asks for views gets a view of the message's buffer.
 To copy 100 MB takes a tenth of a second, in which no other thread runs."""
 
 Part = Union[bytes, memoryview]
-"""A part of a message. A view only above VIEWED, and only at an end that asks for views."""
+"""A part of a message. A view only above VIEW_ABOVE, and only at an end that asks for views."""
 
 _COUNT = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
@@ -250,6 +252,6 @@ def unpack_message(data: Union[bytes, bytearray], *, views: bool = False) -> lis
     parts: list[Part] = []
     for length in lengths:
         part = source[offset : offset + length]
-        parts.append(part if views and length > VIEWED else bytes(part))
+        parts.append(part if views and length > VIEW_ABOVE else bytes(part))
         offset += length
     return parts

@@ -1,4 +1,4 @@
-"""Runtimes: how a sandbox is made on this host. ``get_runtime`` is the way in."""
+"""The runtimes: how a sandbox is made on this host. ``get_runtime`` is the entry point."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What every runtime offers: a Runtime starts a Sandbox, and a Sandbox is one byte stream.
+"""The interfaces of a runtime: a ``Runtime`` starts a ``Sandbox``, which is one byte stream.
 
-Interfaces only. How a sandbox is made stands in the modules beside this one.
+Interfaces only. The modules beside this one implement them.
 """
 
 from __future__ import annotations
@@ -17,79 +17,99 @@ from gvisor_kernel.host.folders import Identity
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """Who wants a sandbox, and where: the facts that are not settings.
-
-    ``kernel_name`` is the kernelspec's name, ``folder`` the notebook's folder (absolute),
-    ``python`` the host's path of the interpreter that the kernel runs with (image ``host``),
-    ``environment`` the server's environment: only the names that the spec lists are taken.
-    ``ahead``: modules of that interpreter that PID 1 imports before it is asked for a kernel. It
-    then has a kernel's environment itself, but for those names, and can become one by a fork.
-    ``spare``: the sandbox is nobody's yet; see ``Sandbox.assign``.
-    """
+    """The facts of a start that are not settings: which kernel, where, with which interpreter."""
 
     kernel_name: str
+    """The name of the kernelspec."""
     kernel_id: str
     folder: Path
+    """The notebook's folder, as an absolute path."""
     python: str
+    """The host path of the interpreter that the kernel runs with (image ``host`` only)."""
     environment: dict[str, str]
+    """The server's environment. Only the variables that the spec names are taken from it."""
     ahead: tuple[str, ...] = ()
+    """Modules that PID 1 imports before it is asked for a kernel. PID 1 then has a kernel's
+    environment, without the variables that the spec names, and can fork into a kernel."""
     spare: bool = False
+    """The sandbox belongs to no kernel yet; see ``Sandbox.assign``."""
 
 
 @dataclass(frozen=True)
 class MountView:
-    """A host path and where a kernel sees it. ``identity``: which file of the host was mounted."""
+    """A host path (``source``) and the path inside the sandbox (``target``) where it is seen."""
 
     source: str
     target: str
     read_only: bool
     identity: Identity | None = field(default=None, compare=False)
+    """Device and inode of what was mounted: the name may lead to another file later."""
 
 
 class Sandbox(ABC):
-    """A running sandbox. Its methods never raise on one that is dead already."""
+    """A running sandbox.
+
+    All methods may be called on a sandbox that has ended; only those that list an exception raise
+    then. Those that do not block may be called on the bridge's loop.
+    """
 
     identity: str
     """``container_<ULID>--<name>--<hash>``."""
     directory: Path
-    """This sandbox's private state directory (0700)."""
+    """The private state directory of this sandbox (mode 0700)."""
     log_path: Path
     """The log that ``gvisor-kernel logs`` shows."""
     transcripts: Path | None
-    """Where the bridge records; seen read-only at /mnt/transcripts. None: not recorded."""
+    """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
+    nothing is recorded."""
     link_in: int
-    """File descriptor, non-blocking: the host writes, PID 1 reads on stdin."""
+    """File descriptor, non-blocking: the host writes here, PID 1 reads it as stdin."""
     link_out: int
-    """File descriptor, non-blocking: PID 1 writes on stdout, the host reads."""
+    """File descriptor, non-blocking: PID 1 writes to it as stdout, the host reads here."""
     exit_fd: int
-    """Becomes readable when the sandbox's own process on the host has ended (a pidfd)."""
-    helper_fd: int = -1
-    """Likewise for a process that it cannot do without, where it does not notice that itself."""
+    """File descriptor that becomes readable when the sandbox's process on the host has ended."""
+    gofer_fd: int = -1
+    """The same for a process that the sandbox needs but whose end it does not notice (the gofer).
+    -1: there is none."""
     mounts: tuple[MountView, ...]
+    """The host paths that the sandbox shows."""
     kernel_environment: dict[str, str]
     """The whole environment of the kernel process."""
     python: str
-    """The interpreter's path inside."""
+    """The interpreter's path inside the sandbox."""
     workdir: str
-    """The kernel's working directory inside."""
-    pauses: bool = True
-    """Whether ``pause`` stops it."""
+    """The kernel's working directory inside the sandbox."""
+    can_pause: bool = True
+    """Whether ``pause`` stops this sandbox."""
 
     @abstractmethod
     def poll(self) -> int | None:
-        """None while the sandbox's process runs, else a number without meaning. Does not block."""
+        """Return None while the sandbox's process runs, otherwise a number without a meaning.
+
+        Does not block. Any thread.
+        """
 
     @abstractmethod
     def memory_used(self) -> int | None:
-        """Bytes of memory that the sandbox holds now; None when it is gone. Microseconds."""
+        """Return how many bytes of memory the sandbox holds, or None when it has ended.
+
+        0 while it starts and nothing is known. Takes microseconds, does not block. Any thread.
+        """
 
     def memory_kills(self) -> int:
-        """How often the host's kernel ended a process in here for want of memory, if it tells."""
+        """Return how many processes of the sandbox the host's OOM killer has ended.
+
+        0 where the host does not tell. Does not block.
+        """
         return 0
 
     @abstractmethod
     def stderr_tail(self) -> str:
-        """The last lines (at most 4 KiB, printable) that runtime and PID 1 wrote to stderr."""
+        """Return the last lines that the runtime and PID 1 wrote to stderr.
+
+        At most 4 KiB of printable text. Waits up to 0.1 s for the last lines of a sandbox that has
+        ended.
+        """
 
     def find_panic(self) -> str:
         """What the runtime said as it ended by an error of its own: printable, at most 200
@@ -98,103 +118,146 @@ class Sandbox(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """End every process of the sandbox at once. Does not wait, thread-safe, never raises."""
+        """Kill every process of the sandbox, without waiting for their end.
+
+        Does not remove anything; see ``close``. Never raises. Any thread.
+        """
 
     @abstractmethod
     def assign(self, kernel_id: str) -> None:
-        """Write down that a spare sandbox is the one of ``kernel_id`` from here on. Quiet."""
+        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
+
+        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
+        be written stays as it is.
+        """
 
     @abstractmethod
     def pause(self) -> None:
-        """Stop the sandbox: it uses no CPU from here on, and can be killed and closed as ever.
+        """Stop the sandbox, so that it uses no CPU time. It can still be killed and closed.
 
-        Does not block. Pausing a paused one changes nothing.
+        Does nothing to a sandbox that is stopped already. Does not block, never raises. Not called
+        where ``can_pause`` is False.
         """
 
     def is_busy(self) -> bool:
-        """Whether code of the sandbox runs at this moment, though it is paused. Milliseconds.
+        """Return whether code of the sandbox still runs although it was paused.
 
-        Does so for ever, where it was stopped while its code waits for it without a system call.
+        Code that polls memory for something that the stopped sandbox would have to do runs for
+        ever: the caller then resumes the sandbox. Takes milliseconds.
         """
         return False
 
     @abstractmethod
     def resume(self) -> None:
-        """Let a paused sandbox go on, as if no time had passed but on its clocks."""
+        """Let a paused sandbox continue. Only its clocks show that time has passed.
+
+        Does nothing to a sandbox that runs. Does not block, never raises.
+        """
 
     @abstractmethod
     def verify(self, said: Mapping[str, str] | None = None) -> None:
-        """Check from outside that this is a gVisor sandbox as demanded (after hello). Blocks.
+        """Check from outside that this is a gVisor sandbox with the isolation that was demanded.
 
-        ``said``: what its guest said of itself, before any kernel ran. None: it was restored.
+        Blocks. Called after the guest's HELLO and before a kernel runs.
 
-        :raises IsolationError: it is not; it has been ended.
+        ``said`` is what the guest reported of its system before any kernel ran. None: there is no
+        such report, as of a restored sandbox.
+
+        :raises IsolationError: when a check fails; the sandbox has been killed by then, and is
+            still to be closed
         """
 
     @abstractmethod
     def checkpoint(self, directory: Path, seconds: float) -> None:
-        """Write the image of this sandbox into ``directory``, which is empty, and end it. Blocks.
+        """Save this sandbox as a snapshot into ``directory``, which is empty, and end it.
 
-        The image holds the sandbox's memory: whoever reads it reads that. What waits unread in
-        the link towards the guest becomes part of it. The sandbox is still to be closed, also
-        after an error.
+        Blocks for at most ``seconds`` and a few seconds more. The snapshot holds the sandbox's
+        memory, so whoever can read the snapshot can read that. Bytes that wait unread in the link
+        towards the guest become part of it. The caller must still close the sandbox, after an
+        error, too.
 
-        :raises SnapshotError: it could not be written, or not within ``seconds``.
+        :raises SnapshotError: when the snapshot could not be written within ``seconds``, or not at
+            all
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Kill, wait, and remove all that the sandbox had: processes, cgroup, mounts, files.
+        """Kill the sandbox, wait for its end, and remove its processes, cgroup, mounts and files.
 
-        Blocks (bounded: seconds), idempotent, thread-safe, never raises: what could not be removed
-        is logged and left to the sweep. Also closes the file descriptors above.
+        Also closes the file descriptors above. Blocks for seconds, and as long as outputs are
+        copied out of a Docker engine. Idempotent, never raises: what could not be removed is logged
+        and left to the next sweep. Any thread.
         """
 
 
 class Runtime(ABC):
-    """Starts sandboxes and finds those that a dead owner left."""
+    """Starts sandboxes, and removes those whose owner has died."""
 
     name: str
-    restores: bool = True
-    """Whether it makes images of its sandboxes, and starts from them."""
+    """The value of the setting ``runtime``."""
+    supports_snapshots: bool = True
+    """Whether this runtime saves its sandboxes as snapshots and starts from them."""
 
     @abstractmethod
     def start(
-        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
-        """Start a sandbox whose PID 1 is the guest. Blocks; called in a worker thread.
+        """Start a sandbox whose PID 1 is the guest.
 
-        Returns as soon as the link's two ends exist and the runtime's process lives; whether
-        the guest answers is the bridge's to wait for. Raises RuntimeMissing, LaunchError,
-        IsolationError, SettingError or StateError, with nothing left behind.
+        Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
+        runtime's process runs. Waiting for the guest's HELLO is up to the bridge. Nothing is left
+        behind after an error.
 
-        ``image``: a directory that ``checkpoint`` has filled. The sandbox goes on from there,
-        with the mounts, limits and place of ``spec`` and ``request``; what a restored process
-        sees of the time between is the guest's to put right. Raises SnapshotError where the
-        image cannot be restored.
+        ``snapshot`` is a directory that ``checkpoint`` has filled. The sandbox then continues from
+        there, with the mounts, limits and state directory of this ``spec`` and ``request``. The
+        guest has to correct what a restored process still has of the time before.
+
+        :raises RuntimeMissing: when the program or engine that makes sandboxes is absent, does not
+            answer or is too old
+        :raises LaunchError: when the sandbox did not start
+        :raises IsolationError: when the sandbox started, but is not isolated as demanded
+        :raises SettingError: when a setting names something that cannot be used
+        :raises StateError: when the state directory cannot be used
+        :raises SnapshotError: when ``snapshot`` cannot be restored; a start without it may succeed
         """
 
     @abstractmethod
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        """What of this host ``start`` would make a sandbox of, by name; values are JSON's.
+        """Return the facts of this host that ``start`` would make a sandbox of, by name.
 
-        ``config`` is the OCI runtime specification. An image restores where all of it is as it
-        was, but for the places of a session's own mounts, and the memory limit. Milliseconds,
-        makes nothing, raises as ``start`` does.
+        The values can be written as JSON; ``config`` is the OCI runtime specification. A snapshot
+        can be restored where all of them are as they were when it was made, except the sources of
+        the mounts of one session and the memory limit. Takes milliseconds and makes nothing.
+
+        :raises RuntimeMissing, LaunchError, SettingError, StateError: as ``start`` does
+        :raises SnapshotError: when this runtime makes no snapshots
         """
 
-    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
-        """Whether ``sandbox`` was made of the very folders that ``start`` would show now.
+    def has_current_mounts(
+        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
+    ) -> bool:
+        """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
 
-        A folder may have another's name by now. Milliseconds, makes nothing. Raises as ``start``
-        does. For runtimes that restore.
+        A path may lead to another folder than when the sandbox was made. Takes milliseconds and
+        makes nothing. Only for runtimes with ``restores``.
+
+        :raises LaunchError, SettingError, StateError: as ``start`` does
         """
         return False
 
-    def advise(self, words: str) -> str:
-        """What a person can do about a sandbox that ended while it started, writing ``words``."""
+    def find_advice(self, words: str) -> str:
+        """Return what a person can do about a start that failed, by what it wrote to stderr.
+
+        Empty where nothing is known.
+        """
         return ""
 
     @abstractmethod
     def sweep(self) -> list[str]:
-        """Remove what dead owners left of this user's sandboxes; the identities, for a log."""
+        """Remove this user's sandboxes of this runtime whose owner has died.
+
+        Blocks. Called by the first start of a process, and by ``gvisor-kernel prune``. Returns the
+        identities of what was removed, for a log.
+
+        :raises StateError: when the state directory cannot be used
+        """

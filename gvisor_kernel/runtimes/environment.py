@@ -1,4 +1,4 @@
-"""The environments of a kernel and of PID 1, from what a sandbox is shown. Looks, makes nothing."""
+"""The environments of a kernel and of PID 1, computed from the mounts. Makes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gvisor_kernel.spec.layout import Bind, Mount, is_within
 def find_environment(
     spec: SandboxSpec, request: LaunchRequest, world: World, mounts: Sequence[Mount]
 ) -> dict[str, str]:
-    """The whole environment of a kernel."""
+    """Return the whole environment of a kernel in a sandbox with ``mounts``."""
     if world.tree is not None:
         return kernel_environment(
             bin_directories=[world.bin_directory, *world.path],
@@ -44,9 +44,10 @@ def find_environment(
 def find_init_environment(
     spec: SandboxSpec, request: LaunchRequest, world: World, mounts: Sequence[Mount]
 ) -> dict[str, str] | None:
-    """PID 1's, where it is to become kernels itself; None where it needs none of theirs.
+    """Return PID 1's environment if PID 1 itself becomes a kernel by a fork, otherwise None.
 
-    The kernel can read it, and an image holds it: so nothing of the server's is in it.
+    The kernel can read PID 1's environment, and a snapshot holds it. So it has no variable of the
+    server.
     """
     if not request.ahead:
         return None

@@ -1,4 +1,4 @@
-"""What the last words of a failed sandbox mean, and what a person can do about it."""
+"""What a person can do about a sandbox that failed, by what it wrote to stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gvisor_kernel.host.stage import TOO_MANY_FILES
 
-_DOCTOR = "run `gvisor-kernel doctor`, which looks for the cause."
+ASK_DOCTOR = "run `gvisor-kernel doctor` to find the cause."
 
 _USER_NAMESPACES = re.compile(
     r"unshare: (unshare|write) failed|user namespace cannot be made|uid_map.*not permitted"
@@ -17,16 +17,16 @@ _USER_NAMESPACES = re.compile(
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"unshare: (not found|command not found)|No such file.*unshare", re.I),
-        "install util-linux, which has unshare: `sudo apt-get install util-linux`.",
+        "install util-linux, which contains unshare: `sudo apt-get install util-linux`.",
     ),
     (
         re.compile(r"kernel's user namespace cannot be set up"),
-        "what this release of runsc wants of a sandbox could not be tried, and the server's log"
-        " says why; the next start tries again.",
+        "could not find out which capabilities this release of runsc needs; see the server's log"
+        " for the reason. The next start tries again.",
     ),
     (
         re.compile(r"cgroup", re.I),
-        "see whether /sys/fs/cgroup is mounted and writable; `gvisor-kernel doctor` says more.",
+        "check that /sys/fs/cgroup is mounted and writable; `gvisor-kernel doctor` says more.",
     ),
     (
         re.compile(r"No module named '?(zmq|ipykernel|traitlets|jupyter)", re.I),
@@ -35,18 +35,18 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"No module named '?gvisor_kernel", re.I),
-        "install gvisor-kernel again: a part of it is missing.",
+        "install gvisor-kernel again: some of its files are missing.",
     ),
     (
         re.compile(
             r"failed to load /|(executable|interpreter).*not found|no such file or dir", re.I
         ),
-        "see whether the interpreter that the kernelspec names still exists; install the"
-        " kernelspec again with the one to use: `gvisor-kernel install`.",
+        "check that the interpreter named by the kernelspec still exists; install the kernelspec"
+        " again with the interpreter to use: `gvisor-kernel install`.",
     ),
     (
         re.compile(r"no space left|disk quota", re.I),
-        "make room in the state directory, or let XDG_STATE_HOME name another place.",
+        "make room in the state directory, or set XDG_STATE_HOME to another directory.",
     ),
     (
         re.compile(r"too many open files", re.I),
@@ -54,24 +54,25 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"cannot allocate memory|resource temporarily unavailable", re.I),
-        "the machine, or a limit of this user (`ulimit -u`), has no room for another sandbox.",
+        "the machine has too little memory for another sandbox, or this user's limit of processes"
+        " is reached (`ulimit -u`).",
     ),
     (
         re.compile(r"(platform|seccomp|ptrace|systrap).*(not permitted|denied|unsupported)", re.I),
-        "this machine or container forbids what the sandbox is made with; run"
+        "this machine or container forbids a system call that gVisor needs; run"
         " `gvisor-kernel doctor`.",
     ),
 )
 
 
 def find_hint(words: str) -> str:
-    """What to do about a sandbox that ended saying ``words``."""
+    """Return what to do about a sandbox that ended after it wrote ``words`` to stderr."""
     if _USER_NAMESPACES.search(words):
         return _explain_user_namespaces()
     for pattern, hint in _HINTS:
         if pattern.search(words):
             return hint
-    return _DOCTOR
+    return ASK_DOCTOR
 
 
 def _read_sysctl(name: str) -> str | None:
@@ -82,17 +83,17 @@ def _read_sysctl(name: str) -> str | None:
 
 
 def _explain_user_namespaces() -> str:
-    """Which of the things that forbid user namespaces it is here."""
+    """Find out which of the known reasons forbids user namespaces on this host."""
     if _read_sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
-            "AppArmor forbids user namespaces to ordinary users here (Ubuntu 23.10 and newer):"
-            " `sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`."
+            "AppArmor forbids ordinary users to make user namespaces here (Ubuntu 23.10 and newer);"
+            " allow it: `sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`."
         )
     if _read_sysctl("kernel/unprivileged_userns_clone") == "0":
         return "allow user namespaces: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
     if _read_sysctl("user/max_user_namespaces") == "0":
         return "allow user namespaces: `sudo sysctl -w user.max_user_namespaces=15000`."
     return (
-        "user namespaces are forbidden here, by a container's seccomp filter perhaps: start the"
+        "user namespaces are forbidden here, perhaps by a container's seccomp filter: start the"
         " container with `--security-opt seccomp=unconfined`; `gvisor-kernel doctor` says more."
     )

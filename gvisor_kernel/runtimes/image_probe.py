@@ -1,4 +1,4 @@
-"""What an image's Python says of itself: asked once, in a sandbox of the image."""
+"""Asks the Python of a root image for its version and modules, in a sandbox of that image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.strict_json import parse_json
 
 SECONDS = 60.0
+"""How long the answer may take."""
 MEMORY = 1024**3
-"""What the sandbox may use; a Python that lists its modules takes some 20 MiB."""
+"""Bytes that the sandbox may use. A Python that lists its modules takes some 20 MiB."""
 LOOK_SECONDS = 0.05
-"""How often its memory is looked at: nobody else does, as no bridge has this sandbox."""
+"""How often the sandbox's memory is read. The bridge, which does this for kernels, has no part in
+it."""
 MAX_ANSWER = 4 * 1024 * 1024
-"""A Python with thousands of packages has names of some 100 KB."""
+"""Bytes. The names of thousands of packages take some 100 KB."""
 
 PROGRAM = """
 import json, pkgutil, sys
@@ -41,21 +43,25 @@ print(json.dumps({
 }), flush=True)
 sys.stdin.read()
 """
-"""It stays until it has been looked at from outside, which ends its input."""
+"""Runs as PID 1. It waits for the end of its stdin, so that the sandbox can be verified
+meanwhile."""
 
 
-def look_inside(image: RootImage) -> Inside:
-    """Ask the image's Python. Raises GvisorKernelError.
+def probe_image(image: RootImage) -> Inside:
+    """Ask the image's Python for its version, modules and packages. Blocks for a second or two.
 
-    The answer comes from what a stranger made: it is used to say what is missing, and to no other
-    end. So does the program that gives it: its sandbox is looked at from outside as every other is,
-    and has bounds of its own of time and memory.
+    The answer comes from an untrusted image, and so does the program that gives it. So the answer
+    is only used to say what the image lacks, and the sandbox is verified as every other and has
+    limits of its own for time and memory.
+
+    :raises LaunchError: when the image has no Python, or its Python does not answer
+    :raises GvisorKernelError: as ``Runtime.start`` and ``Sandbox.verify`` do
     """
     python = image.need_python()
     spec = SandboxSpec(
         image=image.digest, uploads=None, outputs=None, skills=None, memory_limit=MEMORY
     )
-    # "ahead" for the environment alone: as a kernel's, which may say where packages are.
+    # "ahead" gives PID 1 a kernel's environment, which may say where packages are.
     request = LaunchRequest("look", "", Path("/"), python, {}, ahead=("json",))
     runtime = RunscRuntime(init_argv=[python, "-c", PROGRAM])
     sandbox = runtime.start(spec, request)
@@ -69,9 +75,10 @@ def look_inside(image: RootImage) -> Inside:
 
 
 def _read_line(sandbox: Sandbox) -> bytes:
-    """What it writes until a line or the sandbox ends, it is too much, or takes too long.
+    """Read one line of at most MAX_ANSWER bytes; less where the sandbox ends or SECONDS have
+    passed.
 
-    Raises LaunchError where it takes too much memory.
+    :raises LaunchError: when the sandbox uses more than MEMORY
     """
     deadline = time.monotonic() + SECONDS
     content = b""
@@ -82,8 +89,8 @@ def _read_line(sandbox: Sandbox) -> bytes:
         if (sandbox.memory_used() or 0) > MEMORY:
             sandbox.kill()
             raise LaunchError(
-                f"The image's Python used more than {MEMORY // 1024**2} MiB to say what it is.",
-                "see what runs when it starts: sitecustomize, or .pth files.",
+                f"The image's Python used more than {MEMORY // 1024**2} MiB to list its modules.",
+                "check what it runs when it starts: sitecustomize, or .pth files.",
             )
         ready, _, _ = select.select([sandbox.link_out], [], [], min(left, LOOK_SECONDS))
         if not ready:
@@ -98,7 +105,7 @@ def _read_line(sandbox: Sandbox) -> bytes:
 def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> Inside:
     try:
         if not answer.endswith(b"\n"):
-            raise ValueError("it is no whole line")
+            raise ValueError("not a whole line")
         content = parse_json(answer, MAX_ANSWER)
         return Inside(
             version=str(content["version"])[:40],
@@ -108,6 +115,6 @@ def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> Inside:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise LaunchError(
             f"{image.python} of the image {image.called} does not answer in a sandbox.",
-            "see whether it runs elsewhere, and for which processors it was made.",
+            "check that it runs elsewhere, and that it was built for this processor architecture.",
             sandbox.stderr_tail(),
         ) from error

@@ -1,4 +1,4 @@
-"""The runtimes by name. The unsandboxed fake of the tests is not among them, and never will be."""
+"""The runtimes by name. The tests' fake, which is no sandbox, must never be added here."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ _lock = ThreadLock()
 
 
 def get_runtime(name: str) -> Runtime:
-    """The runtime called ``name``; one object for the whole process. Raises SettingError."""
+    """Return the runtime called ``name``. There is one instance per process. Any thread.
+
+    :raises SettingError: when there is no such runtime
+    """
     if name not in RUNTIMES:
         raise SettingError("runtime", name, " or ".join(f'"{known}"' for known in RUNTIMES))
     with _lock:
         if name not in _runtimes:
-            _runtimes[name] = _make(name)
+            _runtimes[name] = _make_runtime(name)
         return _runtimes[name]
 
 
-def _in_child() -> None:
-    """A forked child's runtimes are its own: its parent's threads may be at work in theirs."""
+def _reset_after_fork() -> None:
+    """Give a forked child runtimes of its own: threads of its parent may be using the old ones."""
     _runtimes.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-def _make(name: str) -> Runtime:
+def _make_runtime(name: str) -> Runtime:
     if name == "docker":
         from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 

@@ -1,4 +1,4 @@
-"""What a sandbox's processes write to stderr: drained, bounded, made printable, remembered."""
+"""Reads what a sandbox's processes write to stderr, and keeps it: bounded, printable, in a file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ TAIL_BYTES = 4096
 LONGEST_LINE = 4096
 BURST = 256 * 1024
 PER_SECOND = 32 * 1024
-"""Bytes that go into the file at once, and in the long run: a kernel can write here, too."""
+"""Bytes that are written to the file at once (BURST), and per second in the long run: a kernel can
+write as much as it likes here."""
 PAUSE_SECONDS = 0.01
-"""Before each read of what is only dropped: the thread shares the interpreter with all kernels."""
+"""Pause before a read whose content is dropped: this thread shares the interpreter with all
+kernels."""
 
 
 class StderrLog:
-    """Reads a pipe to its end in a thread of its own, which nothing has to stop.
+    """Reads a pipe to its end, in a thread of its own that ends by itself.
 
-    The thread takes over ``fd``. Text is appended to ``path``, each line with a time and with
-    ``sandbox:``, as a kernel can write here what it likes. Of the file the beginning and the end
-    are kept, and of a flood it says how much was left out.
+    Takes over ``fd``. Each line is appended to ``path`` with a time and the mark ``sandbox:``, as a
+    kernel can write any text here. The beginning and the end of the file are kept. Where a flood is
+    dropped, a line says how many bytes were left out.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
@@ -34,18 +36,18 @@ class StderrLog:
         self._tail = b""
         self._line = b""
         self._lock = threading.Lock()
-        self._file.open()  # not later: the last words come while the directory is being emptied
+        self._file.open()  # not later: the last lines come while the directory is being removed
         self._thread = threading.Thread(
             target=self._drain, name="gvisor-kernel-stderr", daemon=True
         )
         self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Until the last writer is gone, or ``seconds`` have passed."""
+        """Wait until the last writer has closed the pipe, for at most ``seconds``."""
         self._thread.join(seconds)
 
     def tail(self) -> str:
-        """The last lines, at most TAIL_BYTES, without anything but printable text."""
+        """Return the last lines: at most TAIL_BYTES of printable text."""
         with self._lock:
             content = self._tail
         text = content[-TAIL_BYTES:].decode(errors="replace")
@@ -73,13 +75,13 @@ class StderrLog:
                     time.sleep(PAUSE_SECONDS)
 
     def _write_end(self) -> None:
-        """The last words, whatever came before them."""
+        """Write the last lines even where those before them were dropped."""
         last = self.tail().encode(errors="replace") if self._left_out else b""
         self._write_lines(last + b"\n")
         self._file.close()
 
     def _write_lines(self, content: bytes) -> None:
-        """Write the lines that ``content`` completes; before them, how much was left out."""
+        """Write the lines that ``content`` completes; first, how many bytes were left out."""
         *lines, self._line = (self._line + content).split(b"\n")
         if len(self._line) > LONGEST_LINE:
             lines, self._line = [*lines, self._line], b""

@@ -298,8 +298,8 @@ class Store:
         digest = hashlib.sha256(text.encode()).hexdigest()
         private_directories.write_file(draft.directory / "meta.json", f"{digest}\n{text}")
         place = self.root / meta.key
-        with private_directories.alone(self.root):
-            private_directories.take_away(place)
+        with private_directories.locked_directory(self.root):
+            private_directories.mark_for_removal(place)
             self._evict(size)
             draft.directory.rename(place)
         self.sweep()
@@ -312,8 +312,8 @@ class Store:
                 held = private_directories.lock(
                     self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
                 )
-                with held, private_directories.alone(self.root):
-                    private_directories.take_away(self.root / key)
+                with held, private_directories.locked_directory(self.root):
+                    private_directories.mark_for_removal(self.root / key)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -328,18 +328,18 @@ class Store:
         """Remove a snapshot that cannot be restored any more, also while it is in use."""
         log.debug("Snapshot %s is no longer usable: %s", key, reason)
         with contextlib.suppress(OSError):
-            with private_directories.alone(self.root):
-                private_directories.take_away(self.root / key)
+            with private_directories.locked_directory(self.root):
+                private_directories.mark_for_removal(self.root / key)
             self.sweep()
 
     def sweep(self) -> None:
         """Remove unusable snapshots, and what dead processes have left half written or removed."""
-        with private_directories.alone(self.root):
+        with private_directories.locked_directory(self.root):
             for name in self._keys():
                 try:
                     self._read(name)
                 except (Unusable, FileNotFoundError):
-                    private_directories.take_away(self.root / name)
+                    private_directories.mark_for_removal(self.root / name)
             private_directories.sweep(self.root)
 
     def capacity(self) -> int:
@@ -363,7 +363,7 @@ class Store:
                     snapshot.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
                 ),
             ):
-                private_directories.take_away(snapshot.directory)
+                private_directories.mark_for_removal(snapshot.directory)
                 held -= snapshot.size
 
 

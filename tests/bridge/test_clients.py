@@ -17,10 +17,10 @@ from gvisor_kernel.bridge.clients import HIGH_WATER, Address, ClientSockets
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
 
-from ..patience import patient
+from ..patience import scale_seconds
 from ..world import World
 
-SECONDS = patient(20)
+SECONDS = scale_seconds(20)
 SMALL_BUFFERS = 4096
 """Bytes in the receive buffer of a stalled client: a large buffer would hide the stall."""
 
@@ -120,13 +120,13 @@ def test_only_client_loses_nothing_when_it_stalls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it stalls, messages wait for it, and outside libzmq."""
-    monkeypatch.setattr(clients, "PATIENCE", 0.2)
+    monkeypatch.setattr(clients, "STALL_SECONDS", 0.2)
 
     async def stall() -> None:
         async with bench(world) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
             sent = made.publish(200, 500_000)
-            await asyncio.sleep(1.5)  # several times PATIENCE, in which nobody reads
+            await asyncio.sleep(1.5)  # several times STALL_SECONDS, in which nobody reads
             few = len(sent)
             assert few <= 4 * HIGH_WATER
             assert made.sockets.count_waiting() == 200 - few
@@ -139,14 +139,14 @@ def test_only_client_loses_nothing_when_it_stalls(
 def test_stalled_client_blocks_others_for_patience_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "PATIENCE", 1.0)
+    monkeypatch.setattr(clients, "STALL_SECONDS", 1.0)
 
     async def stall() -> None:
         async with bench(world) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
             reader = await made.subscribe()
-            made.publish(200, 500_000)
             started = asyncio.get_running_loop().time()
+            made.publish(200, 500_000)
             assert await numbers(reader, 200) == list(range(200))
             assert asyncio.get_running_loop().time() - started > 0.9
             # From now on it is skipped at once, until it reads again.
@@ -249,7 +249,7 @@ def test_client_that_never_reads_blocks_others_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It blocks others once and costs a few messages, however many it was sent."""
-    monkeypatch.setattr(clients, "PATIENCE", 1.0)
+    monkeypatch.setattr(clients, "STALL_SECONDS", 1.0)
 
     async def stall() -> None:
         async with bench(world) as made:

@@ -13,9 +13,9 @@ import pytest
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.errors import LaunchError
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-SECONDS = patient(20)
+SECONDS = scale_seconds(20)
 
 
 def test_answer_arrives_when_sibling_reads_wake_up() -> None:

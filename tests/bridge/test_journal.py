@@ -134,10 +134,10 @@ def test_dropped_messages_are_counted_and_few_are_logged(tmp_path: Path) -> None
 
 def test_limiter_reports_suppressed_lines(clock: Clock) -> None:
     limiter = Limiter(burst=3, seconds=10.0)
-    assert [limiter.take(str(n)) for n in range(6)] == ["0", "1", "2", None, None, None]
+    assert [limiter.admit(str(n)) for n in range(6)] == ["0", "1", "2", None, None, None]
     clock.now += 11.0
-    assert limiter.take("6") == "6 (and 3 more before it)"
-    assert limiter.take("7") is None
+    assert limiter.admit("6") == "6 (and 3 more before it)"
+    assert limiter.admit("7") is None
     assert limiter.count == 8
 
 

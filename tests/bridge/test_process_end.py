@@ -23,9 +23,9 @@ def nothing_left_by_the_test(
 ) -> Iterator[None]:
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    before = leaks.everything(world, leaks.SANDBOX)
+    before = leaks.find_things(world, leaks.SANDBOX)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
     assert not left, "left behind:\n" + "\n".join(sorted(left))
 
 

@@ -29,7 +29,7 @@ def sharing(clock: Clock) -> Sharing:
 
 def pauses(share: Share, size: int) -> float:
     """Return the sum of the pauses while ``size`` bytes are read at once."""
-    return sum(share.take(READ_SIZE) for _ in range(size // READ_SIZE))
+    return sum(share.spend(READ_SIZE) for _ in range(size // READ_SIZE))
 
 
 def test_only_used_kernel_is_not_limited(sharing: Sharing) -> None:
@@ -43,7 +43,7 @@ def test_kernel_beside_used_one_is_read_slowly(sharing: Sharing, clock: Clock) -
     near.note_use()
     assert pauses(loud, BURST) == 0
     for _ in range(100):
-        pause = loud.take(READ_SIZE)
+        pause = loud.spend(READ_SIZE)
         assert pause == pytest.approx(READ_SIZE / PER_SECOND)
         clock.now += pause
         near.note_use()
@@ -54,7 +54,7 @@ def test_late_read_reduces_next_pause(sharing: Sharing, clock: Clock) -> None:
     near.note_use()
     pauses(loud, BURST)
     clock.now += 1.5 * READ_SIZE / PER_SECOND
-    assert loud.take(READ_SIZE) == 0
+    assert loud.spend(READ_SIZE) == 0
 
 
 def test_unused_kernels_do_not_limit_others(sharing: Sharing, clock: Clock) -> None:

@@ -29,7 +29,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.ui import WebDriverWait
 
-from ..patience import patient
+from ..patience import scale_seconds
 
 BROWSER_FLAGS = (
     "--headless=new",
@@ -44,8 +44,8 @@ BROWSER_FLAGS = (
     "--window-size=1280,1100",
     "--force-device-scale-factor=1",
 )
-START_SECONDS = patient(60)
-WAIT_SECONDS = patient(60)
+START_SECONDS = scale_seconds(60)
+WAIT_SECONDS = scale_seconds(60)
 
 
 class LabServer:

@@ -205,7 +205,7 @@ def test_build_reports_result(
     checked: list[str] = []
     factory = "gvisor_kernel.jupyter.plan_factory"
     monkeypatch.setattr(f"{factory}.check_provisioner", checked.append)
-    monkeypatch.setattr(f"{factory}.find_plan", lambda name, *_: name)
+    monkeypatch.setattr(f"{factory}.make_plan", lambda name, *_: name)
     monkeypatch.setattr("gvisor_kernel.kernel.snapshot_builder.build_snapshot", build)
     assert run("build", "--preload", "numpy, pandas,numpy,") == 0
     assert run("build", "--kernel", "other") == 0
@@ -230,7 +230,7 @@ def build(plan, preload, report):
     report("Starting a kernel", 0.5)
     return Store.open().snapshots()[0]
 plan_factory.check_provisioner = lambda name: None
-plan_factory.find_plan = lambda *_: None
+plan_factory.make_plan = lambda *_: None
 snapshot_builder.build_snapshot = build
 sys.exit(main(["snapshot", "build"]))
 """

@@ -1,4 +1,4 @@
-"""A Docker engine of a test run's own: its data, its socket, its runtimes; nothing is fetched."""
+"""A Docker engine of this test run: its own data, socket and runtimes; it pulls nothing."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from gvisor_kernel.runtimes.docker.engine import Engine, connect
 from gvisor_kernel.spec.container import LABEL
 
 from ..images.python_root import make_image
-from ..patience import patient
+from ..patience import scale_seconds
 from ..world import WAYS
 
 IMAGE = str(WAYS["docker"]["image"])
-SECONDS = patient(30)
+SECONDS = scale_seconds(30)
 
 needs_dockerd = [
     pytest.mark.once,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a Docker engine"),
     pytest.mark.skipif(
-        shutil.which("dockerd") is None, reason="there is no dockerd here: install docker.io"
+        shutil.which("dockerd") is None, reason="dockerd is not installed: install docker.io"
     ),
 ]
 
 
 class Dockerd:
-    """One engine, stopped and started as a test wants it. ``folder`` holds all that it has."""
+    """One engine that a test stops and starts. ``folder`` holds everything that it has."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Dockerd:
         self.configure(runsc_runtime())
 
     def configure(self, runtimes: dict[str, Any]) -> None:
-        """Which runtimes it has; one that runs reads it again."""
+        """Set its runtimes; a running engine reads them again."""
         config = {
             "bridge": "none",
             "containerd-namespace": self._name,
@@ -82,9 +82,9 @@ class Dockerd:
             with contextlib.suppress(Exception):
                 connect(self.address).close()
                 return
-            assert self._process.poll() is None, self.words()
-            assert time.monotonic() < deadline, f"dockerd does not answer: {self.words()}"
-            time.sleep(0.05)  # it says to nobody that it is ready
+            assert self._process.poll() is None, self.read_log()
+            assert time.monotonic() < deadline, f"dockerd does not answer: {self.read_log()}"
+            time.sleep(0.05)  # it does not report when it is ready
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -97,19 +97,19 @@ class Dockerd:
                 process.wait(SECONDS)
 
     def end_shims(self) -> None:
-        """An engine that stops under a container may leave the process that held it."""
+        """Kill the shims that an engine may leave if it stops while a container runs."""
         processes.wait_until_gone(
             processes.kill_with_argument(self._name), time.monotonic() + SECONDS
         )
 
     def unmount(self) -> None:
-        """A current gVisor keeps an empty network namespace for all its sandboxes mounted here."""
+        """Unmount the empty network namespace that a current gVisor keeps for all its sandboxes."""
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         for target in [line.split()[4] for line in lines]:
             if target.startswith(f"{self.folder}/") and target.endswith("/null-netns"):
                 subprocess.run(["umount", target], check=True)
 
-    def words(self) -> str:
+    def read_log(self) -> str:
         return (self.folder / "engine.log").read_text()[-3000:]
 
     @contextlib.contextmanager
@@ -121,14 +121,14 @@ class Dockerd:
             engine.close()
 
     def ours(self) -> list[str]:
-        """The names of the containers and volumes that are a sandbox's."""
+        """Return the names of the containers and volumes that belong to sandboxes."""
         with self.client() as engine:
             containers = engine._client.containers(all=True, filters={"label": f"{LABEL}state"})
             volumes = engine._client.volumes(filters={"label": f"{LABEL}state"})["Volumes"] or []
             return sorted([c["Names"][0] for c in containers] + [v["Name"] for v in volumes])
 
     def load(self, directory: Path) -> None:
-        """The image of this machine's Python, called IMAGE."""
+        """Load the image of this machine's Python as IMAGE."""
         make_image(directory, ["ipywidgets"], ["echo", "sleep"])
         manifest = directory / "manifest.json"
         (kernel,) = (i for i in json.loads(manifest.read_text()) if i["RepoTags"] == ["kernel"])
@@ -143,7 +143,7 @@ class Dockerd:
 
 
 def runsc_runtime(**more: Any) -> dict[str, Any]:
-    """gVisor as an engine is told of it, without a network of its own."""
+    """Return the configuration of the runtime gVisor, without a network."""
     arguments = ["--platform=systrap", "--network=none"]
     return {"runsc": {"path": shutil.which("runsc"), "runtimeArgs": arguments}, **more}
 
@@ -160,4 +160,4 @@ def running_dockerd() -> Iterator[Dockerd]:
         dockerd.end_shims()
         dockerd.unmount()
         shutil.rmtree(folder, ignore_errors=True)
-        assert not folder.exists(), "something is left of the Docker engine"
+        assert not folder.exists(), "the Docker engine has left files"

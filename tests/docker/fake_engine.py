@@ -1,4 +1,4 @@
-"""Something that listens where a Docker engine would, and answers what a test says."""
+"""A server at the address of a Docker engine that answers what a test says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-WELL: dict[str, Any] = {
+HEALTHY: dict[str, Any] = {
     "/version": {"ApiVersion": "1.45", "MinAPIVersion": "1.24"},
     "/info": {
         "OSType": "linux",
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         found = [v for k, v in self.server.answers.items() if self.path.split("?")[0].endswith(k)]
         if not found:
             self._send(404, {"message": "No such thing"})
-        elif found[0] is None:  # an engine that hangs
+        elif found[0] is None:  # the engine hangs
             self.server.gone.wait()
         else:
             self._send(200, found[0])
@@ -62,8 +62,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def fake_engine(path: Path, **answers: Any) -> Iterator[str]:
-    """Its address. ``answers``: instead of those of an engine that is well; None: it hangs."""
-    server = Server(path, {**WELL, **{f"/{name}": value for name, value in answers.items()}})
+    """Run the server and yield its address. ``answers`` replace healthy ones; None: it hangs."""
+    server = Server(path, {**HEALTHY, **{f"/{name}": value for name, value in answers.items()}})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""What the tests of kernels in an engine share."""
+"""Shared by the tests of kernels in an engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sandbox_of(manager: KernelManager) -> Any:
 
 
 def ask(client: BlockingKernelClient, code: str) -> Any:
-    """The value of an expression of JSON's kinds."""
+    """Return the value of an expression that the kernel evaluates; it has to be JSON."""
     answer = execute(client, f"import json, os; print(json.dumps({code}))")
     assert answer.status == "ok", answer.reply["content"]
     return json.loads(answer.text)

@@ -1,4 +1,4 @@
-"""An engine that is not there, hangs, or is not what is needed: errors that name the fix."""
+"""An engine that is absent, hangs, or lacks something: each error says how to fix it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gvisor_kernel.runtimes.docker import engine
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
 from ..world import World
-from .fake_engine import WELL, fake_engine
+from .fake_engine import HEALTHY, fake_engine
 
-INFO = WELL["/info"]
+INFO = HEALTHY["/info"]
 SPEC = SandboxSpec(runtime="docker", image="some/image:1")
 
 
 def start(address: str, monkeypatch: pytest.MonkeyPatch) -> GvisorKernelError:
-    """How a start fails with the engine that is there."""
+    """Start a sandbox with the engine at ``address``; return the error."""
     monkeypatch.setenv("DOCKER_HOST", address)
     request = LaunchRequest("gvisor-python", "", Path("/"), "python3", {})
     with pytest.raises(GvisorKernelError) as caught:
@@ -35,30 +35,30 @@ def start(address: str, monkeypatch: pytest.MonkeyPatch) -> GvisorKernelError:
     return caught.value
 
 
-def test_every_answer_comes_within_three_seconds() -> None:
-    """The first question is asked of a silent engine, and none after it."""
+def test_answer_timeout_is_below_three_seconds() -> None:
+    """The first question to a silent engine fails, and no other follows."""
     assert engine.ANSWER_SECONDS < 3
 
 
-def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_docker_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     with pytest.raises(RuntimeMissing) as caught:
         engine.connect()
     assert "gvisor-kernel[docker]" in caught.value.hint
 
 
-def nobody(path: Path) -> None:
-    """No socket at all."""
+def make_no_socket(path: Path) -> None:
+    """There is no socket at all."""
 
 
-def dead(path: Path) -> None:
+def make_dead_socket(path: Path) -> None:
     """An engine that was killed leaves its socket."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
 
 
-@pytest.mark.parametrize("state", [nobody, dead])
-def test_a_stopped_engine(
+@pytest.mark.parametrize("state", [make_no_socket, make_dead_socket])
+def test_stopped_engine_is_an_error(
     state: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state(tmp_path / "s")
@@ -68,20 +68,20 @@ def test_a_stopped_engine(
     assert "DOCKER_HOST" in error.hint
 
 
-def test_a_silent_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_engine_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "ANSWER_SECONDS", 0.3)
     with fake_engine(tmp_path / "s", version=None) as address:
         error = start(address, monkeypatch)
     assert "no answer within" in error.fact
 
 
-def test_an_engine_of_others() -> None:
-    error = engine.explain_silence("unix:///x", PermissionError(13, "Permission denied"))
+def test_permission_denied_names_the_docker_group() -> None:
+    error = engine.explain_no_answer("unix:///x", PermissionError(13, "Permission denied"))
     assert "may not use" in error.fact
     assert "usermod -aG docker" in error.hint
 
 
-def test_an_old_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_engine_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_engine(tmp_path / "s", version={"ApiVersion": "1.41"}) as address:
         error = start(address, monkeypatch)
     assert "too old" in error.fact
@@ -95,12 +95,12 @@ def test_an_old_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({**INFO, "Runtimes": None}, "no runtime runsc", "runsc install"),
         ({**INFO, "Runtimes": {"runsc": {"path": "/usr/bin/runc"}}}, "another program", "install"),
         ({**INFO, "Runtimes": {"runsc": {"runtimeType": "x.y"}}}, "another program", "install"),
-        ({**INFO, "MemoryLimit": False}, "cannot bound.*MemoryLimit", "cgroups"),
-        ({**INFO, "PidsLimit": False}, "cannot bound.*PidsLimit", "cgroups"),
+        ({**INFO, "MemoryLimit": False}, "cannot limit.*MemoryLimit", "cgroups"),
+        ({**INFO, "PidsLimit": False}, "cannot limit.*PidsLimit", "cgroups"),
         ({**INFO, "OSType": "windows"}, "containers of windows", "Linux"),
     ],
 )
-def test_an_engine_that_lacks_something(
+def test_engine_without_a_needed_feature_is_an_error(
     info: dict[str, Any],
     fact: str,
     hint: str,
@@ -116,14 +116,14 @@ def test_an_engine_that_lacks_something(
 
 @pytest.mark.parametrize("answer", [b"", b"no JSON", b"[1]", b'"text"', b"{}", b"null"])
 @pytest.mark.parametrize("question", ["version", "info"])
-def test_an_answer_that_is_none(
+def test_malformed_answer_is_an_error(
     question: str, answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fake_engine(tmp_path / "s", **{question: answer}) as address:
         assert isinstance(start(address, monkeypatch), RuntimeMissing)
 
 
-def test_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_image_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_engine(tmp_path / "s") as address:
         error = start(address, monkeypatch)
     assert isinstance(error, LaunchError)
@@ -131,12 +131,12 @@ def test_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "docker pull some/image:1" in error.hint
 
 
-# The doctor.
+# -- the doctor ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kernelspec(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One kernelspec alone, of an image in an engine."""
+    """One kernelspec only, of an image in an engine."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "d"))
     monkeypatch.setenv("JUPYTER_PATH", "")
     for name in ("ENV_JUPYTER_PATH", "SYSTEM_JUPYTER_PATH"):
@@ -147,7 +147,7 @@ def kernelspec(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("kernelspec")
-def test_the_doctor_sees_what_a_start_would(
+def test_doctor_reports_what_a_start_would_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/s")
@@ -169,7 +169,7 @@ def test_the_doctor_sees_what_a_start_would(
         assert [check.state for check in check_engines()] == ["ok", "ok"]
 
 
-def test_the_doctor_asks_no_engine_that_nobody_wants(
+def test_doctor_asks_no_engine_without_a_kernelspec_for_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)

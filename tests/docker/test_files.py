@@ -1,4 +1,4 @@
-"""The archive of what a sandbox is given: of this machine's folders, without a step outside."""
+"""The archive that is copied into a sandbox: made of this machine's folders, without links out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.docker import files
 from gvisor_kernel.runtimes.docker.files import Contents, read_list
-from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 
 LARGE = 2**30
 
@@ -36,17 +36,17 @@ def read(contents: Contents, size: int = LARGE) -> dict[str, tarfile.TarInfo]:
 
 
 @contextlib.contextmanager
-def of(folder: Path) -> Iterator[Contents]:
+def open_contents(folder: Path) -> Iterator[Contents]:
     with open_path(str(folder)) as opened:
         yield Contents(folders=[("uploads", opened, "uploads")])
 
 
 def read_folder(folder: Path, size: int = LARGE) -> dict[str, tarfile.TarInfo]:
-    with of(folder) as contents:
+    with open_contents(folder) as contents:
         return read(contents, size)
 
 
-def test_all_is_the_sandboxs_own(folder: Path) -> None:
+def test_archive_entries_belong_to_the_sandbox(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "private").write_text("mine")
     (folder / "sub" / "private").chmod(0o400)
@@ -61,7 +61,7 @@ def test_all_is_the_sandboxs_own(folder: Path) -> None:
     assert abs(found["uploads/run"].mtime - status.st_mtime) < 0.001
 
 
-def test_texts_and_empty_folders() -> None:
+def test_archive_has_texts_and_empty_folders() -> None:
     contents = Contents(texts={"etc/hosts": "x\n"}, empty=["skills/public"])
     assert {n: i.isdir() for n, i in read(contents).items()} == {
         "skills": True,
@@ -71,19 +71,21 @@ def test_texts_and_empty_folders() -> None:
     }
 
 
-def test_jupyters_own_files_stay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever they are in what is copied, by whatever name."""
+def test_jupyters_own_files_are_not_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they lie in what is copied, and whatever their name is."""
     for name in ("deep/data/runtime/k.json", "deep/data/notebook_secret", "deep/seen"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("s3cret")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(folder / "deep" / "data"))
     names = ("uploads", "uploads/deep", "uploads/deep/data", "uploads/deep/seen")
-    with of(folder) as contents:
-        contents.covered = identify(find_jupyters([]))
+    with open_contents(folder) as contents:
+        contents.covered = identify(find_jupyter_covers([]))
         assert tuple(sorted(read(contents))) == names
 
 
-def test_nothing_is_followed_and_only_files_are_read(folder: Path, tmp_path: Path) -> None:
+def test_links_are_not_followed_and_special_files_are_left_out(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("s3cret")
     (folder / "link").symlink_to(tmp_path / "secret")
@@ -97,10 +99,10 @@ def test_nothing_is_followed_and_only_files_are_read(folder: Path, tmp_path: Pat
     assert found["uploads/link"].issym()
 
 
-def test_a_file_that_shrinks_while_it_is_read(
+def test_file_that_shrinks_while_it_is_read_is_padded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows keeps its place."""
+    """Entries after it keep their place."""
     (folder / "a").write_bytes(b"x" * 1000)
     (folder / "b").write_text("after")
     header = files._header
@@ -116,9 +118,9 @@ def test_a_file_that_shrinks_while_it_is_read(
     assert found["uploads/b"].size == 5
 
 
-def test_too_large_names_the_setting(folder: Path) -> None:
+def test_error_for_a_large_folder_names_the_setting(folder: Path) -> None:
     (folder / "a").write_bytes(bytes(100_000))
-    with of(folder) as contents:
+    with open_contents(folder) as contents:
         with pytest.raises(LaunchError) as caught:
             contents.measure(50_000)
         assert str(folder) in str(caught.value)
@@ -128,7 +130,7 @@ def test_too_large_names_the_setting(folder: Path) -> None:
         contents.measure(200_000)
 
 
-def test_very_deep(folder: Path) -> None:
+def test_folders_over_the_maximum_depth_are_left_out(folder: Path) -> None:
     at = os.open(folder, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("d", dir_fd=at)
@@ -138,11 +140,11 @@ def test_very_deep(folder: Path) -> None:
     os.close(at)
     try:
         assert len(read_folder(folder)) <= 102
-    finally:  # Python's own way of removing a tree does not come so far down
+    finally:  # shutil.rmtree does not go so deep
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": [1]}', '{"a": ["x", "y"]}'])
-def test_a_damaged_list(tmp_path: Path, text: str) -> None:
+def test_damaged_list_is_read_as_empty(tmp_path: Path, text: str) -> None:
     (tmp_path / "list").write_text(text)
     assert read_list(tmp_path / "list") == {}

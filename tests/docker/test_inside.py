@@ -1,4 +1,4 @@
-"""What a kernel sees of a sandbox in a real engine, and what the engine and we know of it."""
+"""What a kernel sees of a sandbox in a real engine, and what is known of it outside."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Kernel = tuple[KernelManager, BlockingKernelClient]
 
 
 @pytest.fixture(scope="module")
-def seen(dockerd: Dockerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """One kernel, for tests that only look."""
-    folder = tmp_path_factory.mktemp("seen")
+def shared(dockerd: Dockerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """One kernel, for tests that change nothing."""
+    folder = tmp_path_factory.mktemp("shared")
     (folder / "data.csv").write_text("a,b\n")
     (folder / "data.csv").chmod(0o600)
     (folder / "outputs").mkdir()
@@ -42,8 +42,8 @@ def seen(dockerd: Dockerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield kernel
 
 
-def test_the_layout(seen: Kernel) -> None:
-    _, client = seen
+def test_layout_and_copied_files(shared: Kernel) -> None:
+    _, client = shared
     assert ask(client, "[os.getcwd(), os.getuid()]") == ["/workspace", 1000]
     assert ask(client, "sorted(os.listdir())") == ["data.csv", "more", "outputs"]
     assert ask(client, "open('/mnt/user-data/uploads/data.csv').read()") == "a,b\n"
@@ -76,13 +76,13 @@ print(json.dumps(found))
 """
 
 
-def test_nothing_else_can_be_written(seen: Kernel) -> None:
-    answer = execute(seen[1], TRY_TO_WRITE)
+def test_only_outputs_and_scratch_are_writable(shared: Kernel) -> None:
+    answer = execute(shared[1], TRY_TO_WRITE)
     assert json.loads(answer.text) == []
 
 
-def test_nothing_of_a_network(seen: Kernel) -> None:
-    _, client = seen
+def test_sandbox_has_no_network(shared: Kernel) -> None:
+    _, client = shared
     assert ask(client, "open('/etc/resolv.conf').read()") == ""
     assert ask(client, "[line.split(':')[0].strip() for line in open('/proc/net/dev')][2:]") == [
         "lo"
@@ -91,8 +91,8 @@ def test_nothing_of_a_network(seen: Kernel) -> None:
     assert tried.error == "OSError"
 
 
-def test_is_nobody_on_gvisors_kernel(seen: Kernel) -> None:
-    _, client = seen
+def test_kernel_runs_on_gvisor_without_capabilities(shared: Kernel) -> None:
+    _, client = shared
     status = dict(
         line.split(":\t", 1)
         for line in ask(client, "open('/proc/self/status').read()").splitlines()
@@ -102,8 +102,8 @@ def test_is_nobody_on_gvisors_kernel(seen: Kernel) -> None:
     assert gvisor_release() in ask(client, "os.uname().release")
 
 
-def test_the_environment_is_the_images_and_ours(seen: Kernel) -> None:
-    environment = ask(seen[1], "dict(os.environ)")
+def test_environment_comes_from_image_and_package(shared: Kernel) -> None:
+    environment = ask(shared[1], "dict(os.environ)")
     assert environment["GREETING"] == "from the image"
     assert environment["IS_SANDBOX"] == "yes"
     assert environment["HOME"] == "/home/user"
@@ -111,8 +111,8 @@ def test_the_environment_is_the_images_and_ours(seen: Kernel) -> None:
     assert not [name for name in environment if name.startswith(("DOCKER", "XDG"))]
 
 
-def test_the_engine_holds_the_limits(seen: Kernel, dockerd: Dockerd) -> None:
-    sandbox = sandbox_of(seen[0])
+def test_engine_has_the_limits(shared: Kernel, dockerd: Dockerd) -> None:
+    sandbox = sandbox_of(shared[0])
     with dockerd.client() as engine:
         host = engine.inspect(sandbox.container)["HostConfig"]
     assert 2**30 < host["Memory"] < 2**30 + 2**28
@@ -120,26 +120,28 @@ def test_the_engine_holds_the_limits(seen: Kernel, dockerd: Dockerd) -> None:
     assert 10 * 2**20 < sandbox.memory_used() < 2**30
 
 
-def test_is_listed(seen: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
-    sandbox = sandbox_of(seen[0])
+def test_sandbox_is_listed(shared: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    sandbox = sandbox_of(shared[0])
     capsys.readouterr()
     assert main(["list", "--json"]) == 0
     (found,) = (s for s in json.loads(capsys.readouterr().out) if s["identity"] == sandbox.identity)
     assert found["state"] == "running"
 
 
-def test_no_image_is_made_of_it(seen: Kernel, tmp_path: Path) -> None:
-    sandbox = sandbox_of(seen[0])
-    with pytest.raises(GvisorKernelError, match="cannot be written down"):
+def test_checkpoint_is_refused(shared: Kernel, tmp_path: Path) -> None:
+    sandbox = sandbox_of(shared[0])
+    with pytest.raises(GvisorKernelError, match="cannot be saved"):
         sandbox.checkpoint(tmp_path, 1)
     assert sandbox.poll() is None
 
 
-def test_others_are_left_alone(seen: Kernel, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another state directory's sandboxes are another user's, or another machine's."""
+def test_sweep_leaves_sandboxes_of_other_state_directories(
+    shared: Kernel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to another user, or to another machine."""
     other = world.base / "other-state"
     other.mkdir(mode=0o700)
     with monkeypatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(other))
         assert DockerRuntime().sweep() == []
-    assert ask(seen[1], "1 + 1") == 2
+    assert ask(shared[1], "1 + 1") == 2

@@ -1,4 +1,4 @@
-"""Kernels in sandboxes of a real engine: what they leave, and every way in which they end."""
+"""Kernels in sandboxes of a real engine: what they leave, and all ways in which they end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(folder: Path, dockerd: Dockerd) -> Iterator[Start]:
-    """Start a kernel in ``folder``; nothing of it is left in the engine."""
+    """Start a kernel in ``folder``; nothing of it may be left in the engine."""
 
     @contextmanager
     def start_one(**settings: Any) -> Iterator[Kernel]:
@@ -57,10 +57,10 @@ def start(folder: Path, dockerd: Dockerd) -> Iterator[Start]:
     assert dockerd.ours() == []
 
 
-# Outputs.
+# -- outputs ---------------------------------------------------------------------------------------
 
 
-def test_outputs_come_at_the_end(start: Start, folder: Path) -> None:
+def test_outputs_are_copied_at_the_end(start: Start, folder: Path) -> None:
     (folder / "outputs").mkdir()
     os.chown(folder / "outputs", 4711, 4712)
     (folder / "outputs" / "kept").write_text("as it was")
@@ -85,7 +85,7 @@ def test_outputs_come_at_the_end(start: Start, folder: Path) -> None:
     assert (status.st_uid, status.st_gid) == (4711, 4712)
 
 
-def test_outputs_come_on_sync(
+def test_outputs_are_copied_by_sync(
     start: Start, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with start() as (manager, client):
@@ -99,10 +99,10 @@ def test_outputs_come_on_sync(
     assert (folder / "outputs" / "a").read_text() == "now"
 
 
-def test_outputs_come_into_no_other_folder(
+def test_outputs_are_not_copied_into_another_folder(
     start: Start, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A link planted in their place, or another folder, gets nothing; the files wait."""
+    """Nothing is copied to a link or another folder in their place; the files wait."""
     home, other, moved = (folder.with_name(name) for name in ("home", "other", "moved"))
     for path in (home, home / "outputs", other):
         path.mkdir()
@@ -120,7 +120,7 @@ def test_outputs_come_into_no_other_folder(
         folder.rename(folder.with_name("away"))
         folder.symlink_to(home)
         assert main(sync) == 1
-    assert directory.exists(), "what is not copied yet stays"
+    assert directory.exists(), "the sandbox is kept until its outputs are copied"
     folder.unlink()
     folder.with_name("away").rename(folder)
     assert sorted(path.name for path in (*home.rglob("*"), *other.rglob("*"))) == ["outputs"]
@@ -130,23 +130,22 @@ def test_outputs_come_into_no_other_folder(
         assert not directory.exists()
 
 
-def test_an_empty_folder_that_was_made_goes(start: Start, folder: Path) -> None:
+def test_empty_outputs_folder_is_removed(start: Start, folder: Path) -> None:
     with start():
         assert (folder / "outputs").is_dir()
     assert list(folder.iterdir()) == []
 
 
-def test_outputs_that_are_not_kept(start: Start, folder: Path) -> None:
+def test_outputs_without_a_folder_are_not_kept(start: Start, folder: Path) -> None:
     with start(outputs=None, disk_limit="16M") as (_, client):
         answer = execute(client, f"open('{OUTPUTS}/a', 'wb').write(bytes(32 * 2**20))")
         assert answer.error == "OSError"
     assert list(folder.iterdir()) == []
 
 
-def test_a_disk_that_is_full_at_the_end(
+def test_outputs_wait_in_the_engine_while_the_disk_is_full(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, dockerd: Dockerd
 ) -> None:
-    """The outputs stay in the engine until there is room."""
     with monkeypatch.context() as full:
         full.setattr("gvisor_kernel.runtimes.docker.outputs.DISK_SPARE", 2**60)
         with start() as (_, client):
@@ -159,11 +158,11 @@ def test_a_disk_that_is_full_at_the_end(
         assert not directory.exists()
 
 
-# Ends.
+# -- ends ------------------------------------------------------------------------------------------
 
 
-def reason_of(client: BlockingKernelClient, code: str) -> str:
-    """What the cell says that ``code`` ended."""
+def read_death_reason(client: BlockingKernelClient, code: str) -> str:
+    """Run ``code``, which ends the kernel; return the reason that the cell shows."""
     answer = client.execute(code)
     message = None
     while message is None or message["parent_header"].get("msg_id") != answer:
@@ -173,37 +172,37 @@ def reason_of(client: BlockingKernelClient, code: str) -> str:
     return str(message["content"]["evalue"])
 
 
-EAT = "held = []\nwhile True: held.append(b'x' * 2**22)"
+EAT_MEMORY = "held = []\nwhile True: held.append(b'x' * 2**22)"
 
 
-def test_over_its_memory(start: Start) -> None:
+def test_cell_over_the_memory_limit_says_so(start: Start) -> None:
     with start(memory_limit="300M") as (_, client):
-        assert "its limit is 300 MiB" in reason_of(client, EAT)
+        assert "its limit is 300 MiB" in read_death_reason(client, EAT_MEMORY)
 
 
-def test_over_its_memory_as_a_far_engine_tells(
+def test_cell_over_the_memory_limit_of_a_remote_engine_says_so(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is too late for a fast program: then the engine's own limit ends it."""
+    """Its report is too late for a fast program: the engine's own limit ends it."""
     monkeypatch.setattr(memory, "find_group", lambda *arguments: None)
     with start(memory_limit="300M") as (manager, client):
         sandbox = sandbox_of(manager)
         wait_until(sandbox.memory_used, "the engine to tell what the sandbox uses")
         assert sandbox.memory_used() > 10 * 2**20
-        assert "its limit is 300 MiB" in reason_of(client, EAT)
+        assert "its limit is 300 MiB" in read_death_reason(client, EAT_MEMORY)
 
 
-def test_a_kernel_that_exits_starts_again_in_its_sandbox(start: Start) -> None:
+def test_exited_kernel_restarts_in_its_sandbox(start: Start) -> None:
     with start() as (manager, client):
         sandbox = sandbox_of(manager)
-        assert "exit status 3" in reason_of(client, "import os; os._exit(3)")
+        assert "exit status 3" in read_death_reason(client, "import os; os._exit(3)")
         manager.restart_kernel()
         assert sandbox_of(manager) is sandbox
         with connected(manager) as again:
             assert ask(again, "1 + 1") == 2
 
 
-def test_killed_by_command(start: Start) -> None:
+def test_kill_command_ends_the_sandbox(start: Start) -> None:
     with start() as (manager, client):
         sandbox = sandbox_of(manager)
         execute(client, "x = 1")
@@ -221,7 +220,7 @@ def test_killed_by_command(start: Start) -> None:
             assert ask(again, "1 + 1") == 2
 
 
-def test_the_engine_stops_and_comes_back(start: Start, dockerd: Dockerd, folder: Path) -> None:
+def test_outputs_survive_a_stopped_engine(start: Start, dockerd: Dockerd, folder: Path) -> None:
     with start() as (manager, client):
         execute(client, f"open('{OUTPUTS}/a', 'w').write('before')")
         client.execute("import time; print('runs', flush=True); time.sleep(1000)")
@@ -247,44 +246,47 @@ def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=PROJECT,
-        env={**os.environ, "TMPDIR": str(folder.parent)},  # Jupyter's files of it stay
+        # The killed process leaves files of Jupyter's.
+        env={**os.environ, "TMPDIR": str(folder.parent)},
     )
     assert owner.stdout is not None
     return owner, Path(owner.stdout.readline().strip())
 
 
-def end(owner: subprocess.Popen[str]) -> None:
+def kill_owner(owner: subprocess.Popen[str]) -> None:
     owner.send_signal(signal.SIGKILL)
     owner.communicate(timeout=60)
 
 
-def test_the_owner_is_killed(folder: Path, dockerd: Dockerd) -> None:
-    """Its outputs come, and what was the sandbox's goes."""
+def test_killed_owner_leaves_outputs_and_nothing_else(folder: Path, dockerd: Dockerd) -> None:
+    """The outputs are copied, and everything else of the sandbox is removed."""
     owner, directory = run_owner(folder)
     assert directory.is_dir()
     assert dockerd.ours()
-    end(owner)
+    kill_owner(owner)
     wait_until(lambda: not directory.exists(), "the sandbox to be removed")
     assert dockerd.ours() == []
     assert (folder / "outputs" / "kept").read_text() == "x"
 
 
-def test_what_has_lost_its_state_directory(folder: Path, dockerd: Dockerd) -> None:
-    """Only the labels in the engine tell whose it was."""
+def test_sandbox_without_state_directory_is_removed(folder: Path, dockerd: Dockerd) -> None:
+    """Only the labels in the engine show to whom it belongs."""
     owner, directory = run_owner(folder)
     shutil.rmtree(directory)
-    end(owner)
+    kill_owner(owner)
     assert dockerd.ours()
     runtime = DockerRuntime()
     assert runtime.sweep()
     assert dockerd.ours() == []
 
 
-# Refused.
+# -- refused starts --------------------------------------------------------------------------------
 
 
-def test_what_is_not_gvisor_runs_no_kernel(dockerd: Dockerd, start: Start, tmp_path: Path) -> None:
-    """A program that is called like it, and starts an ordinary container."""
+def test_runtime_that_is_not_gvisor_runs_no_kernel(
+    dockerd: Dockerd, start: Start, tmp_path: Path
+) -> None:
+    """The program has gVisor's name, and starts an ordinary container."""
     program = tmp_path / "runsc"
     program.write_text('#!/bin/sh\nexec runc "$@"\n')
     program.chmod(0o755)
@@ -304,18 +306,18 @@ def test_what_is_not_gvisor_runs_no_kernel(dockerd: Dockerd, start: Start, tmp_p
             wait_until(lambda: has(real["runsc"]["path"]), "the engine to know runsc again")
 
 
-def another_kernel(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+def fake_other_kernel(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
     return "Linux version 6.1"
 
 
-def more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+def fake_more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
     made = sandbox.engine.inspect(sandbox.container)
     made["HostConfig"]["CapAdd"] = ["ALL"]
     patch.setattr(sandbox.engine, "inspect", lambda container: made)
     return GVISOR
 
 
-def another_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
+def fake_other_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(verification, "read_argv", lambda pid: ["/usr/bin/python3"])
     return GVISOR
 
@@ -326,12 +328,12 @@ GVISOR = "[    0.000000] Starting gVisor..."
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (another_kernel, "does not say that it is gVisor's"),
-        (more_capabilities, "capabilities"),
-        (another_process, "no runsc-sandbox"),
+        (fake_other_kernel, "does not name gVisor"),
+        (fake_more_capabilities, "capabilities"),
+        (fake_other_process, "not runsc-sandbox"),
     ],
 )
-def test_a_container_that_is_not_as_asked_is_ended(
+def test_container_that_differs_from_the_request_is_killed(
     change: Callable[[DockerSandbox, pytest.MonkeyPatch], str],
     words: str,
     folder: Path,
@@ -362,7 +364,7 @@ def test_a_container_that_is_not_as_asked_is_ended(
         ({"command": ["nothing", "{connection_file}"]}, "did not start|cannot be started"),
     ],
 )
-def test_a_start_that_fails_leaves_nothing(
+def test_failed_start_leaves_nothing(
     settings: dict[str, Any], words: str, start: Start, dockerd: Dockerd, folder: Path
 ) -> None:
     if settings.get("image") == "empty:1":
@@ -374,19 +376,19 @@ def test_a_start_that_fails_leaves_nothing(
     assert [path.name for path in folder.iterdir()] == ["large"]
 
 
-def test_a_writable_mount_is_refused(start: Start, tmp_path: Path) -> None:
+def test_writable_mount_is_refused(start: Start, tmp_path: Path) -> None:
     mount = {"source": str(tmp_path), "target": "/mnt/more", "read_only": False}
     with pytest.raises(GvisorKernelError, match="mounts"), start(mounts=[mount]):
         pass
 
 
-def test_the_hosts_environment_is_refused(start: Start) -> None:
+def test_image_host_is_refused(start: Start) -> None:
     with pytest.raises(GvisorKernelError, match="image is 'host'"), start(image="host"):
         pass
 
 
-def test_much_output_comes_whole(start: Start) -> None:
-    """More than every room on the way; what has none stalls the kernel."""
+def test_large_output_is_complete(start: Start) -> None:
+    """It is larger than every buffer on the way; a full buffer stalls the kernel."""
     with start() as (_, client):
         request = client.execute("for n in range(300): print(str(n) + 'x' * 2**18)")
         answer = finish(client, request)

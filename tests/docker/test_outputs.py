@@ -1,4 +1,4 @@
-"""What a kernel may have left in its outputs, on its way to the folder of the host."""
+"""Copying what a kernel may have left in its outputs into the folder of the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.docker.files import list_files
-from gvisor_kernel.runtimes.docker.outputs import Landing
+from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
 
 OLD = 1_600_000_000
 
@@ -51,7 +51,7 @@ _held: list[Opened] = []
 
 
 def hold(folder: Path) -> Opened:
-    """``folder``, open until the test ends."""
+    """Open ``folder`` until the test ends."""
     _held.append(open_path(str(folder)))
     return _held[-1]
 
@@ -72,14 +72,14 @@ def outputs(tmp_path: Path) -> Path:
 
 def land(
     outputs: Path, *entries: tuple[tarfile.TarInfo, bytes], **copied: tuple[int, int]
-) -> Landing:
-    landing = Landing(hold(outputs), copied)
+) -> OutputsCopy:
+    landing = OutputsCopy(hold(outputs), copied)
     landing.take(in_pieces(pack(entry("./", kind=tarfile.DIRTYPE), *entries)))
     return landing
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """What is there, by name: a file's text, a link's target, "/" for a folder."""
+    """Return what is in ``folder``, by name: a file's text, a link's target, "/" for a folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         shown = path.readlink() if path.is_symlink() else "/" if path.is_dir() else path.read_text()
@@ -87,7 +87,7 @@ def tree(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_files_folders_links(outputs: Path) -> None:
+def test_files_folders_and_links_are_copied(outputs: Path) -> None:
     landing = land(
         outputs,
         entry("./a", b"one"),
@@ -102,7 +102,7 @@ def test_files_folders_links(outputs: Path) -> None:
     assert landing.left_out == 0
 
 
-def test_belongs_to_the_folders_owner(outputs: Path) -> None:
+def test_copies_belong_to_the_owner_of_the_folder(outputs: Path) -> None:
     if os.geteuid() == 0:
         os.chown(outputs, 4711, 4712)
     land(outputs, entry("./sub", kind=tarfile.DIRTYPE), entry("./sub/a", b"x"))
@@ -130,25 +130,25 @@ def test_belongs_to_the_folders_owner(outputs: Path) -> None:
     ],
     ids=lambda odd: ascii(odd[0].name)[:30],
 )
-def test_what_is_odd_is_left_out_and_the_rest_kept(
+def test_odd_entries_are_left_out_and_the_rest_is_copied(
     outputs: Path, odd: tuple[tarfile.TarInfo, bytes]
 ) -> None:
     with io.BytesIO() as packed:
-        archive = tarfile.open(  # noqa: SIM115 - closed without its end, which is written below
+        archive = tarfile.open(  # noqa: SIM115 - closed explicitly below
             fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, errors="surrogateescape"
         )
         for info, content in (entry("./before", b"1"), odd, entry("./zlast", b"2")):
             archive.addfile(info, io.BytesIO(content))
         archive.close()
-        landing = Landing(hold(outputs), {})
+        landing = OutputsCopy(hold(outputs), {})
         landing.take(in_pieces(packed.getvalue()))
     assert tree(outputs) == {"before": "1", "zlast": "2"}
     assert landing.left_out >= 1
     assert sorted(path.name for path in outputs.parent.iterdir()) == ["outputs"]
 
 
-def test_no_link_leads_out(outputs: Path, tmp_path: Path) -> None:
-    """Neither one of the archive, nor one that lay there."""
+def test_no_file_is_written_through_a_link(outputs: Path, tmp_path: Path) -> None:
+    """Neither a link of the archive, nor one that was there before."""
     (tmp_path / "host").mkdir()
     (outputs / "planted").symlink_to(tmp_path / "host")
     land(
@@ -164,13 +164,13 @@ def test_no_link_leads_out(outputs: Path, tmp_path: Path) -> None:
     assert not (outputs / "file").is_symlink()
 
 
-def test_no_set_uid_file(outputs: Path) -> None:
+def test_set_uid_bits_are_removed(outputs: Path) -> None:
     land(outputs, entry("./a", b"x", mode=0o6777), entry("./d", kind=tarfile.DIRTYPE, mode=0o7777))
     for name in ("a", "d"):
         assert not (outputs / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
 
 
-def test_a_file_in_the_place_of_a_folder_and_back(outputs: Path) -> None:
+def test_file_replaces_a_folder_and_folder_replaces_a_file(outputs: Path) -> None:
     (outputs / "was folder" / "full").mkdir(parents=True)
     (outputs / "was file").write_text("x")
     land(
@@ -182,8 +182,8 @@ def test_a_file_in_the_place_of_a_folder_and_back(outputs: Path) -> None:
     assert tree(outputs) == {"was folder": "file", "was file": "/", "was file/in it": "x"}
 
 
-def test_what_did_not_change_is_left_alone(outputs: Path) -> None:
-    """Somebody may have changed it on the host meanwhile."""
+def test_unchanged_files_are_not_written(outputs: Path) -> None:
+    """A user may have changed them on the host meanwhile."""
     (outputs / "a").write_text("of the host")
     landing = land(outputs, entry("./a", b"one"), entry("./b", b"two"), a=(3, OLD), b=(2, OLD))
     assert tree(outputs) == {"a": "of the host", "b": "two"}
@@ -191,45 +191,45 @@ def test_what_did_not_change_is_left_alone(outputs: Path) -> None:
     assert landing.seen == {"a": (3, OLD), "b": (3, OLD)}
 
 
-def test_what_was_changed_just_now_is_not_known_for_sure(outputs: Path) -> None:
-    """A change within the same second, of the same size, would be missed."""
+def test_recently_changed_files_are_not_listed(outputs: Path) -> None:
+    """A change of the same size within the same second would be missed."""
     for name, at in (("old", OLD), ("new", time.time())):
         (outputs / name).write_text("x")
         os.utime(outputs / name, (at, at))
     assert list_files(hold(outputs)) == {"old": (1, OLD)}
 
 
-def test_the_folder_itself_stays_as_it_is(outputs: Path) -> None:
+def test_mode_of_the_outputs_folder_does_not_change(outputs: Path) -> None:
     outputs.chmod(0o750)
-    landing = Landing(hold(outputs), {})
+    landing = OutputsCopy(hold(outputs), {})
     landing.take(iter([pack(entry("./", kind=tarfile.DIRTYPE, mode=0o777))]))
     assert outputs.stat().st_mode & 0o777 == 0o750
 
 
-def test_cut_off(outputs: Path) -> None:
-    """What came whole is kept; of the rest not even a part."""
+def test_truncated_archive_keeps_only_whole_files(outputs: Path) -> None:
+    """Not even a part of the last file is written."""
     archive = pack(entry("./a", b"one"), entry("./b", bytes(10_000)))
     (outputs / "b").write_text("old")
     with pytest.raises(Refused, match="truncated"):
-        Landing(hold(outputs), {}).take(in_pieces(archive[:5000]))
+        OutputsCopy(hold(outputs), {}).take(in_pieces(archive[:5000]))
     assert tree(outputs) == {"a": "one", "b": "old"}
 
 
-def test_larger_than_the_disk(outputs: Path) -> None:
+def test_file_larger_than_the_disk_is_an_error(outputs: Path) -> None:
     info = tarfile.TarInfo("./huge")
     info.size = 2**62
     with pytest.raises(OSError, match="room for"):
-        Landing(hold(outputs), {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
+        OutputsCopy(hold(outputs), {}).take(iter([info.tobuf(tarfile.PAX_FORMAT), bytes(512)]))
     assert tree(outputs) == {}
 
 
-def test_takes_no_longer_than_it_may(outputs: Path) -> None:
+def test_copy_stops_at_the_deadline(outputs: Path) -> None:
     with pytest.raises(TimeoutError):
-        Landing(hold(outputs), {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
+        OutputsCopy(hold(outputs), {}, seconds=-1).take(iter([pack(entry("./a", b"x"))]))
     assert tree(outputs) == {}
 
 
-def test_too_many(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_entries_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gvisor_kernel.runtimes.docker.outputs.MAX_ENTRIES", 2)
     with pytest.raises(Refused, match="more than 2"):
         land(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

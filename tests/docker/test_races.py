@@ -1,6 +1,6 @@
-"""Folders that are swapped for links while files go into an engine's sandbox, and come out of it.
+"""Folders are replaced by links while files are copied into an engine's sandbox, and out of it.
 
-See ``security/races``. Nothing of the home is copied in, and nothing is copied into it.
+See ``security/races``. Nothing of the home is copied in, and nothing is copied into the home.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
 from ..security.inside import Host
-from ..security.races import COMPONENTS, Scene, Stop, make_scene
+from ..security.races import COMPONENTS, Scene, Stop, make_race_folders
 from ..sweeps import ALL
 from .dockerd import IMAGE, Dockerd, needs_dockerd
 
@@ -41,7 +41,7 @@ IN = ("host/folders.py", "runtimes/docker/files.py", "runtimes/mounts/folders.py
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with make_scene(tmp_path_factory.mktemp("races")) as made:
+    with make_race_folders(tmp_path_factory.mktemp("races")) as made:
         yield made
 
 
@@ -63,13 +63,13 @@ def start(scene: Scene) -> DockerSandbox:
 
 
 class Enough(GvisorKernelError):
-    """All that goes in was seen."""
+    """Raised where the test wants the start to end."""
 
 
-def test_what_goes_in_at_each_step(
+def test_swapped_folders_are_not_copied_in_at_any_step(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, dockerd: Dockerd
 ) -> None:
-    """The archives that are sent to the engine; the start ends before the container's."""
+    """Checks the archives that are sent to the engine; the start ends before the container's."""
     sent: list[bytes] = []
     put = Engine.put
 
@@ -112,15 +112,15 @@ def test_what_goes_in_at_each_step(
     assert refused
 
 
-def test_outputs_come_at_each_step(scene: Scene) -> None:
-    """They come into the folder that the sandbox was started with, or stay where they are."""
+def test_outputs_are_not_copied_into_swapped_folders_at_any_step(scene: Scene) -> None:
+    """They are copied to the folder that the sandbox was started with, or stay in the engine."""
     sandbox = start(scene)
     try:
         record = records.read_record(sandbox.directory)
         assert record is not None
 
         def sync() -> bool:
-            (sandbox.directory / COPIED).unlink(missing_ok=True)  # all of it, each time
+            (sandbox.directory / COPIED).unlink(missing_ok=True)  # copy all files each time
             try:
                 copied, _ = sync_outputs(sandbox.directory, record)
             except GvisorKernelError:

@@ -1,4 +1,4 @@
-"""The engine's stream: whole in pieces of any size, stalled by who does not read, ended once."""
+"""The engine's stream: split at any piece size, stalled by a slow reader, ended once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gvisor_kernel.runtimes.docker.stream import (
     StreamError,
 )
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-SECONDS = patient(30)
+SECONDS = scale_seconds(30)
 Frames = list[tuple[int, bytes]]
 
 frames = st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(max_size=300)))
@@ -44,7 +44,7 @@ def take_apart(pieces: list[bytes]) -> dict[int, bytes]:
 
 
 @given(frames, st.integers(1, 40))
-def test_in_pieces_of_any_size(parts: Frames, size: int) -> None:
+def test_stream_is_split_at_any_piece_size(parts: Frames, size: int) -> None:
     stream = encode(parts)
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
     wanted = {
@@ -54,7 +54,7 @@ def test_in_pieces_of_any_size(parts: Frames, size: int) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_an_error_or_a_stream(data: bytes) -> None:
+def test_arbitrary_bytes_are_an_error_or_a_stream(data: bytes) -> None:
     reader = Demultiplexer()
     try:
         given_out = sum(len(piece) for _, piece in reader.receive(data))
@@ -66,27 +66,27 @@ def test_garbage_is_an_error_or_a_stream(data: bytes) -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        b"\0\0\0\0\0\0\0\1",  # stdin, which nobody sends
-        b"\3\0\0\0\0\0\0\1",  # an error of the engine's own
+        b"\0\0\0\0\0\0\0\1",  # stdin, which engines do not send
+        b"\3\0\0\0\0\0\0\1",  # an error of the engine itself
         b"\1\0\0\1\0\0\0\1",
         b"\1\0\0\0" + (MAX_FRAME + 1).to_bytes(4),
         b"\1\0\0\0\xff\xff\xff\xff",
         b"HTTP/1.1",
     ],
 )
-def test_no_header(header: bytes) -> None:
-    with pytest.raises(StreamError, match="where a frame of a stream begins"):
+def test_malformed_header_is_an_error(header: bytes) -> None:
+    with pytest.raises(StreamError, match="instead of a frame"):
         list(Demultiplexer().receive(header))
 
 
-def test_a_large_frame_is_given_out_as_it_comes() -> None:
+def test_large_frame_is_yielded_in_pieces() -> None:
     reader = Demultiplexer()
     assert not list(reader.receive(b"\1\0\0\0" + MAX_FRAME.to_bytes(4)))
     assert [(kind, bytes(data)) for kind, data in reader.receive(b"abc")] == [(STDOUT, b"abc")]
 
 
 class Ends:
-    """A container's side of pumps, and the host's."""
+    """The container's side of the pumps, and the host's side."""
 
     def __init__(self) -> None:
         self.stdin, theirs_in = socket.socketpair()
@@ -128,7 +128,7 @@ def ends() -> Iterator[Ends]:
     assert not [name for name in names if name.startswith("gvisor-kernel-docker")]
 
 
-def test_both_ways(ends: Ends) -> None:
+def test_both_directions_are_copied(ends: Ends) -> None:
     os.write(ends.link_in, b"to the kernel")
     assert ends.stdin.recv(100) == b"to the kernel"
     ends.output.sendall(encode([(STDOUT, b"out"), (STDERR, b"err"), (STDOUT, b"more")]))
@@ -137,37 +137,39 @@ def test_both_ways(ends: Ends) -> None:
     assert not ends.ended.acquire(blocking=False)
 
 
-def end_of_the_container(ends: Ends) -> None:
+def close_container(ends: Ends) -> None:
     ends.output.close()
 
 
-def garbage(ends: Ends) -> None:
+def send_garbage(ends: Ends) -> None:
     ends.output.sendall(b"garbage!")
 
 
-def stop(ends: Ends) -> None:
+def stop_pumps(ends: Ends) -> None:
     ends.pumps.stop()
 
 
-@pytest.mark.parametrize("end", [end_of_the_container, garbage, stop])
-def test_ends_once_and_wholly(ends: Ends, end: Callable[[Ends], None]) -> None:
+@pytest.mark.parametrize("end", [close_container, send_garbage, stop_pumps])
+def test_end_is_reported_once_and_closes_everything(
+    ends: Ends, end: Callable[[Ends], None]
+) -> None:
     end(ends)
     assert ends.ended.acquire(timeout=SECONDS)
     assert ends.read(ends.link_out, 1) == b""
     assert ends.read(ends.stderr, 1) == b""
-    assert ends.stdin.recv(1) == b"", "a container whose link has ended is not fed any more"
+    assert ends.stdin.recv(1) == b"", "the container's stdin is still open"
     ends.pumps.close(SECONDS)
     assert not ends.ended.acquire(blocking=False)
 
 
-def test_the_hosts_end_ends_the_containers_input(ends: Ends) -> None:
+def test_closing_link_in_closes_the_containers_stdin(ends: Ends) -> None:
     os.close(ends.link_in)
     ends.link_in = -1
     assert ends.stdin.recv(1) == b""
 
 
-def test_who_does_not_read_stalls_the_container(ends: Ends) -> None:
-    """Nothing is kept in between but what pipes and sockets have room for."""
+def test_reader_that_stops_stalls_the_container(ends: Ends) -> None:
+    """Nothing is buffered except in pipes and sockets."""
     frame = encode([(STDOUT, bytes(32768))])
     ends.output.setblocking(False)
     sent = 0
@@ -178,7 +180,7 @@ def test_who_does_not_read_stalls_the_container(ends: Ends) -> None:
     assert len(ends.read(ends.link_out, whole)) == whole
 
 
-def test_stops_while_it_is_stalled(ends: Ends) -> None:
+def test_stop_works_while_the_container_is_stalled(ends: Ends) -> None:
     stream = encode([(STDOUT, bytes(1024 * 1024))])
     sender = threading.Thread(target=send_all, args=(ends.output, stream))
     sender.start()

@@ -32,19 +32,29 @@ from gvisor_kernel import tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import snapshot_builder
 from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
-from gvisor_kernel.kernel.connection_info import own_info
+from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.link import Ask, Channel, Connection, Log, Message, Ping, Pong, Quiet, Stats
+from gvisor_kernel.link import (
+    Channel,
+    Connection,
+    IdleQuery,
+    IdleReply,
+    Log,
+    Message,
+    Ping,
+    Pong,
+    Stats,
+)
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.snapshots.store import Store
 
-from ..patience import patient
+from ..patience import scale_seconds
 from . import parts
 
 PACKAGE = str(Path(gvisor_kernel.__file__).parent) + os.sep
@@ -57,12 +67,12 @@ EFFECTS = frozenset(
 """Audit events of Python. ``os.utime`` is left out because reads raise it, too."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SILENT = re.compile(
-    r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:write_image)"
+    r"^subprocess.Popen in runtimes/runsc/(starting.py:spawn|checkpoint.py:save_snapshot)"
 )
 LATER = (0.02, 0.05, 0.1, 0.15)
 """Seconds after such a program was started; its own effects raise no audit events."""
-IN_NO_ORDER = (Ask, Log, Ping, Pong, Quiet, Stats)
-SECONDS = patient(60)
+IN_NO_ORDER = (IdleQuery, Log, Ping, Pong, IdleReply, Stats)
+SECONDS = scale_seconds(60)
 
 
 class Points:
@@ -179,7 +189,7 @@ class Life:
 
     def _connect(self) -> OwnClient:
         address = asyncio.run(self.kernel.launch(self._plan))
-        return connect(address, self._plan, lambda: self.kernel.exit_status is None)
+        return connect(address, self._plan, self.kernel.find_end)
 
     def _run(self, client: OwnClient, code: str) -> None:
         """Run a cell until it ends or the kernel dies."""
@@ -266,7 +276,7 @@ class Life:
 
 
 def find_life(request: dict[str, Any], points: Points) -> Life:
-    plan = find_plan("gvisor-python", own_info(), "")
+    plan = make_plan("gvisor-python", private_connection_info(), "")
     spec = replace(plan.spec, snapshot=request["snapshot"], spare=False, start_timeout=20.0)
     return Life(points, replace(plan, spec=spec))
 

@@ -57,7 +57,7 @@ def test_wall_clock_is_read_only_for_display() -> None:
 def test_kernel_works_when_wall_clock_jumps(
     seconds: int, world: World, image: str, tmp_path: Path
 ) -> None:
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.jumpy", str(seconds)],
         cwd=PROJECT,
@@ -70,5 +70,5 @@ def test_kernel_works_when_wall_clock_jumps(
     assert "Traceback" not in done.stderr, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert all(seen.values()), seen
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "\n".join(sorted(left))

@@ -24,7 +24,7 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
-from ..snapshots.conftest import copy_to, image_of
+from ..snapshots.conftest import copy_to, snapshot_of
 from ..sweeps import ALL, needs_all
 from ..world import DEFAULT_KERNEL, PROJECT, World
 
@@ -85,7 +85,7 @@ class Lane:
         """Copy the run's snapshot, so that these tests cannot discard the original."""
         if self.images():
             return
-        image = image_of(DEFAULT_KERNEL)
+        image = snapshot_of(DEFAULT_KERNEL)
         assert image is not None, "the run's snapshot was discarded"
         private_directories.make_directories(self._store().parent, self._store())
         copy_to(Store(self._store()), image)
@@ -119,10 +119,10 @@ class Lane:
 
     def assert_clean(self, before: leaks.Things, *, but_files: bool = False) -> None:
         def look() -> leaks.Things:
-            found = leaks.everything(self.world) - {self._own_process()}
+            found = leaks.find_things(self.world) - {self._own_process()}
             return frozenset(t for t in found if not (but_files and t.startswith("file ")))
 
-        left = leaks.left_since(before, look)
+        left = leaks.find_leftovers(before, look)
         assert not left, "\n".join(sorted(left))
 
     def _own_process(self) -> str:

@@ -84,16 +84,16 @@ while [ ! -s "$file" ]; do :; done
 exit 0
 """
 ANSWERS = {
-    "crashes": ("exit 3", "does not say which version"),
-    "prints nothing": ("exit 0", "does not say which version"),
-    "prints nonsense": (f"{NONSENSE}; exit 0", "does not say which version"),
-    "prints too much": (f"{FLOOD}; exit 0", "does not say which version"),
+    "crashes": ("exit 3", "does not print its version"),
+    "prints nothing": ("exit 0", "does not print its version"),
+    "prints nonsense": (f"{NONSENSE}; exit 0", "does not print its version"),
+    "prints too much": (f"{FLOOD}; exit 0", "does not print its version"),
     "hangs": (f"exec {SLEEP}", "did not end within 1 s"),
-    "leaves a child": (f"{SLEEP} & exit 0", "does not say which version"),
+    "leaves a child": (f"{SLEEP} & exit 0", "does not print its version"),
 }
 IMAGES = {
     "crashes": ("exit 1", "status 1"),
-    "does nothing": ("exit 0", "went on although"),
+    "does nothing": ("exit 0", "did not end after"),
     "prints too much": (f"{FLOOD} >&2; exit 1", "status 1"),
     "hangs": (f"{SLEEP} & wait", "not written within 1 s"),
 }
@@ -113,9 +113,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRunsc:
 def nothing_is_left(world: World) -> Iterator[None]:
     """Check processes, files, descriptors, and the scripts' own sleep processes."""
     warm_up()
-    before, descriptors, sleepers = leaks.everything(world), count_descriptors(), count_sleepers()
+    before, descriptors, sleepers = leaks.find_things(world), count_descriptors(), count_sleepers()
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "\n".join(sorted(left))
     assert count_sleepers() == sleepers
     wait_until(lambda: count_descriptors() <= descriptors, "descriptors to be closed", 5)
@@ -247,7 +247,7 @@ def test_broken_checkpoint_command_makes_no_snapshot(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if what == "hangs":
-        monkeypatch.setattr(snapshot_builder, "STEP_SECONDS", 1.0)
+        monkeypatch.setattr(snapshot_builder, "REPLY_SECONDS", 1.0)
     monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
     script, words = IMAGES[what]
     fake.instead_of("checkpoint", script)

@@ -79,9 +79,9 @@ def small_disk(place: Path, size: int) -> Iterator[Disk]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(world: World) -> Iterator[None]:
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "\n".join(sorted(left))
 
 

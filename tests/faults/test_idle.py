@@ -15,9 +15,9 @@ import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.bridge import idle
-from gvisor_kernel.bridge.idle import Sleep
+from gvisor_kernel.bridge.idle import SleepPolicy
 from gvisor_kernel.host.processes import is_alive
-from gvisor_kernel.link import Quiet
+from gvisor_kernel.link import IdleReply
 
 from .. import leaks
 from ..jupyter.helpers import (
@@ -40,7 +40,7 @@ ANSWERS = 4
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idle, "SETTLED_SECONDS", QUICK)
+    monkeypatch.setattr(idle, "MIN_SILENCE_SECONDS", QUICK)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,7 +60,7 @@ class Watched:
         self._answered = threading.Condition()
         take = self._link._take_answer
 
-        def take_answer(answer: Quiet) -> None:
+        def take_answer(answer: IdleReply) -> None:
             take(answer)
             with self._answered:
                 self.answers.append(answer.quiet)
@@ -112,7 +112,7 @@ def watched_kernel(**settings: Any) -> Iterator[Watched]:
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(idle, "SETTLED_SECONDS", QUICK)
+        patch.setattr(idle, "MIN_SILENCE_SECONDS", QUICK)
         with watched_kernel() as kernel:
             yield kernel
 
@@ -177,7 +177,7 @@ def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> 
     try:
         with pytest.MonkeyPatch.context() as patch:
             usage(kernel.client)
-            patch.setattr(kernel._link, "_sleep", Sleep(lambda: True, lambda stopped: None))
+            patch.setattr(kernel._link, "_sleep", SleepPolicy(lambda: True, lambda stopped: None))
             usage(kernel.client)
     finally:
         assert execute(kernel.client, "handlers['usage_request'] = usage").status == "ok"
@@ -336,8 +336,8 @@ def test_kernel_with_running_cell_is_not_stopped(kernel: Watched, code: str) -> 
     msg_id = kernel.client.execute(code, allow_stdin=True)
     wait_until(lambda: msg_id in bridge._exchange._pending, "the request to reach the bridge")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel._link, "_sleep", Sleep(lambda: True, lambda stopped: None))
-        kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
+        patch.setattr(kernel._link, "_sleep", SleepPolicy(lambda: True, lambda stopped: None))
+        kernel._link._loop.call_soon_threadsafe(kernel._link.note_activity)
         kernel.assert_stays_awake()
     kernel.manager.interrupt_kernel()
     kernel.client.kernel_info()  # ipykernel does not notice an interrupt while a cell only awaits
@@ -402,7 +402,7 @@ def test_idle_subshell_does_not_prevent_stop(kernel: Watched) -> None:
 
 def test_relayed_kernel_is_never_stopped() -> None:
     with watched_kernel(kernel_mode="relay") as kernel:
-        kernel._link._loop.call_soon_threadsafe(kernel._link.moved)
+        kernel._link._loop.call_soon_threadsafe(kernel._link.note_activity)
         kernel.assert_stays_awake()
 
 
@@ -453,15 +453,15 @@ def test_killed_sentry_of_stopped_kernel_is_noticed() -> None:
 
 
 def test_killed_owner_of_stopped_kernels_leaves_nothing(world: World, tmp_path: Path) -> None:
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     with holder(2, tmp_path, "idle") as (process, identities):
         sentries = [record_of(identity).processes["sentry"] for identity in identities]
         for sentry in sentries:
             wait_until(lambda pid=sentry.pid: state_of(pid) == "T", "a stop")  # type: ignore[misc]
         process.kill()
         process.wait()
-        left = leaks.left_since(before, lambda: leaks.everything(world))
+        left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
         assert not {thing for thing in left if not thing.startswith("file ")}
     with running_kernel():
         pass
-    assert not leaks.left_since(before, lambda: leaks.everything(world))
+    assert not leaks.find_leftovers(before, lambda: leaks.find_things(world))

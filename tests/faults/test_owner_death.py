@@ -68,17 +68,17 @@ def survivor() -> Iterator[Any]:
 
 def test_killed_server_leaves_nothing(survivor: Any, world: World, tmp_path: Path) -> None:
     """SIGKILL to the process that owns the kernels and the bridge."""
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     with holder(2, tmp_path) as (process, identities):
         records = [record_of(identity) for identity in identities]
         assert all(is_alive(p) for record in records for p in record.processes.values())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        left = leaks.left_since(before, lambda: leaks.everything(world))
+        left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
         assert not {thing for thing in left if not thing.startswith("file ")}
         with running_kernel():
             pass  # the next start removes files
-        assert not leaks.left_since(before, lambda: leaks.everything(world))
+        assert not leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert execute(survivor, "survived").result == "1"
 
 

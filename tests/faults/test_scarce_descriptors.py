@@ -15,7 +15,7 @@ from ..world import PROJECT, World
 
 
 def scarce(how: str, world: World) -> Any:
-    before = leaks.everything(world)
+    before = leaks.find_things(world)
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.scarce", how],
         cwd=PROJECT,
@@ -26,7 +26,7 @@ def scarce(how: str, world: World) -> Any:
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    left = leaks.left_since(before, lambda: leaks.everything(world))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world))
     assert not left, "\n".join(sorted(left))
     return json.loads(done.stdout)
 

@@ -39,9 +39,9 @@ def test_flood_of_output_is_cut_with_few_notes(
         for _ in range(max(50 // size, 1)):
             sent += size
             if way == "output":
-                log.pass_on(LogSource.STDERR, b"x" * size)
+                log.forward_output(LogSource.STDERR, b"x" * size)
             else:
-                log.complain("x" * size)
+                log.write_limited("x" * size)
     passed = sum(map(len, sink.texts))
     notes = [text for text in sink.texts if "were not logged" in text]
     assert sent > 4 * passed
@@ -54,6 +54,6 @@ def test_flood_of_output_is_cut_with_few_notes(
 def test_small_output_is_forwarded_completely() -> None:
     sink = Sink()
     log = GuestLog(cast(Any, sink))
-    log.pass_on(LogSource.STDOUT, b"one")
-    log.complain("two")
+    log.forward_output(LogSource.STDOUT, b"one")
+    log.write_limited("two")
     assert sink.texts == ["one", "two"]

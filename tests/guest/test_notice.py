@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jupyter_client.session import Session
 
-from gvisor_kernel.guest.notice import DELIMITER, stand_in
+from gvisor_kernel.guest.notice import DELIMITER, make_replacement
 from gvisor_kernel.link import Channel
 
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
@@ -50,7 +50,7 @@ def signed(kind: str, **changes: Any) -> tuple[Session, list[bytes]]:
 
 def test_replacement_on_iopub_is_stderr_text_of_the_cell() -> None:
     session, parts = signed("display_data")
-    told = stand_in(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone")
+    told = make_replacement(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone")
     assert told is not None
     identities, rest = session.feed_identities(told)
     message = session.deserialize(rest)
@@ -63,7 +63,7 @@ def test_replacement_on_iopub_is_stderr_text_of_the_cell() -> None:
 
 def test_replacement_of_a_reply_is_an_error_reply() -> None:
     session, parts = signed("inspect_reply")
-    told = stand_in(Channel.SHELL, parts, "inner", "hmac-sha256", "gone")
+    told = make_replacement(Channel.SHELL, parts, "inner", "hmac-sha256", "gone")
     assert told is not None
     message = session.deserialize(session.feed_identities(told)[1])
     assert message["msg_type"] == "inspect_reply"
@@ -83,4 +83,4 @@ def test_replacement_of_a_reply_is_an_error_reply() -> None:
     ],
 )
 def test_malformed_message_has_no_replacement(parts: list[bytes]) -> None:
-    assert stand_in(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone") is None
+    assert make_replacement(Channel.IOPUB, parts, "inner", "hmac-sha256", "gone") is None

@@ -1,4 +1,4 @@
-"""``with_room`` and forked kernels: the stack, and what the code of a cell can see of the guest."""
+"""``with_stack_room`` and forked kernels: the stack, and what a cell can see of the guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..jupyter.helpers import execute, running_kernel
 
 PROBE = """
 import resource
-from gvisor_kernel.guest.room import with_room
+from gvisor_kernel.guest.room import with_stack_room
 
 def call():
     pass
@@ -46,7 +46,7 @@ def test_calls_without_room_map_chunks_at_some_depth() -> None:
 
 
 def test_calls_with_room_map_no_chunks() -> None:
-    assert worst_faults("with_room(probe)()") < 500
+    assert worst_faults("with_stack_room(probe)()") < 500
 
 
 def test_forked_kernel_looks_like_its_own_interpreter() -> None:

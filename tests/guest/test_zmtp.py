@@ -17,9 +17,9 @@ from gvisor_kernel.guest.relay import SOCKET_TYPES, Relay, RelayConnection
 from gvisor_kernel.guest.zmtp import GREETING, ZmtpConnection, ZmtpError
 from gvisor_kernel.link import Channel
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-SECONDS = patient(10)
+SECONDS = scale_seconds(10)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_relay_waits_for_a_kernel_that_does_not_listen_yet(
         shell.bind(f"ipc://{tmp_path}/s-{int(Channel.SHELL)}")
         relay.connect()
         poller = select.poll()
-        for fd, events in relay.wanted():
+        for fd, events in relay.poll_events():
             poller.register(fd, events)
         while not relay._connections[Channel.SHELL].was_open:
             assert list(relay.receive(dict(poller.poll(SECONDS * 1000)))) == []

@@ -21,14 +21,14 @@ from traitlets.config import Config
 from gvisor_kernel.host.log_files import INSIDE
 
 from ..docker.dockerd import needs_dockerd
-from ..patience import patient
+from ..patience import scale_seconds
 from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
 
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
 SANDBOXED = KERNEL == DEFAULT_KERNEL
 SOONEST = kernelspec_of("restored") if SANDBOXED else KERNEL
 """The kernelspec that starts fastest, for tests that start it by its name alone."""
-SECONDS = patient(60)
+SECONDS = scale_seconds(60)
 """How long a reply may take before a test fails."""
 
 Message = dict[str, Any]
@@ -261,9 +261,9 @@ def ask(
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Poll for something that causes no event, such as the end of another process's child.
 
-    ``seconds`` is the limit on an idle machine (``patient``).
+    ``seconds`` is the limit on an idle machine (``scale_seconds``).
     """
-    deadline = time.monotonic() + patient(seconds)
+    deadline = time.monotonic() + scale_seconds(seconds)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"Waited in vain for {what}."
         time.sleep(0.02)

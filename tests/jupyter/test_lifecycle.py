@@ -42,9 +42,9 @@ FORK = "import subprocess; child = subprocess.Popen(['sleep', '600'])"
 
 @pytest.fixture(autouse=True)
 def nothing_left_by_the_test(world: World, folder: Path) -> Iterator[None]:
-    before = leaks.everything(world, leaks.SANDBOX)
+    before = leaks.find_things(world, leaks.SANDBOX)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
     assert not left, "left behind:\n" + "\n".join(sorted(left))
 
 
@@ -153,7 +153,7 @@ def test_failed_restart_can_be_retried(tmp_path: Path) -> None:
     settings = {"snapshot": "off", "restart": "sandbox"}
     with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
         folder.rename(away)
-        with pytest.raises(LaunchError, match="cannot be opened"):
+        with pytest.raises(LaunchError, match="Could not open"):
             manager.restart_kernel(now=True)
         away.rename(folder)
         manager.restart_kernel(now=True)

@@ -46,9 +46,9 @@ WRONG = {
 
 @pytest.fixture(autouse=True)
 def nothing_left_by_the_test(world: World, folder: Path) -> Iterator[None]:
-    before = leaks.everything(world, leaks.SANDBOX)
+    before = leaks.find_things(world, leaks.SANDBOX)
     yield
-    left = leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    left = leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
     assert not left, "left behind:\n" + "\n".join(sorted(left))
 
 

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 import pytest
 
 from gvisor_kernel.link import (
-    Ask,
     Channel,
     Connection,
     Event,
     Exited,
     Hello,
+    IdleQuery,
+    IdleReply,
     LogSource,
     Message,
     Ping,
     Pong,
-    Quiet,
     Resume,
     Resumed,
     Signal,
@@ -65,8 +65,8 @@ VALID = {
     FrameType.STOP: raw(FrameType.STOP),
     FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
     FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
-    FrameType.ASK: raw(FrameType.ASK, Ask(1).encode()),
-    FrameType.QUIET: raw(FrameType.QUIET, Quiet(1, True).encode()),
+    FrameType.ASK: raw(FrameType.ASK, IdleQuery(1).encode()),
+    FrameType.QUIET: raw(FrameType.QUIET, IdleReply(1, True).encode()),
 }
 """A valid frame of each type, for run 1."""
 
@@ -145,7 +145,7 @@ def small_limits(
         patch.setattr(flow, "CREDIT_STEP", step)
         patch.setattr(flow, "FRAME_COST", cost)
         patch.setattr(flow, "MAX_PAYLOAD", payload)
-        patch.setattr(flow, "JOINED", payload)
+        patch.setattr(flow, "JOIN_BELOW", payload)
         patch.setattr(frames, "MAX_MESSAGE", message)
         yield
 

@@ -7,7 +7,13 @@ import struct
 import pytest
 
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import MAX_MESSAGE, MAX_PARTS, VIEWED, pack_message, unpack_message
+from gvisor_kernel.link.frames import (
+    MAX_MESSAGE,
+    MAX_PARTS,
+    VIEW_ABOVE,
+    pack_message,
+    unpack_message,
+)
 
 MESSAGES = {
     "one empty part": [b""],
@@ -76,8 +82,10 @@ def test_inconsistent_lengths_are_refused(packed: bytes) -> None:
 
 
 def test_large_part_can_be_a_view() -> None:
-    packed = bytearray(b"".join(pack_message([b"head", bytes(VIEWED), b"x" * (VIEWED + 1)])))
+    packed = bytearray(
+        b"".join(pack_message([b"head", bytes(VIEW_ABOVE), b"x" * (VIEW_ABOVE + 1)]))
+    )
     small, whole, large = unpack_message(packed, views=True)
     assert (type(small), type(whole), type(large)) == (bytes, bytes, memoryview)
     assert large.obj is packed
-    assert large == b"x" * (VIEWED + 1)
+    assert large == b"x" * (VIEW_ABOVE + 1)

@@ -10,16 +10,16 @@ from collections.abc import Callable
 import pytest
 
 from gvisor_kernel.link import (
-    Ask,
     Channel,
     Connection,
     Exited,
     Hello,
+    IdleQuery,
+    IdleReply,
     LocalProtocolError,
     LogSource,
     Ping,
     Pong,
-    Quiet,
     RemoteProtocolError,
     Resumed,
     Signal,
@@ -128,8 +128,8 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.LOG: lambda end: end.send_log(LogSource.STDERR, "text"),
     F.PING: lambda end: end.send(Ping(7)),
     F.RESUMED: lambda end: end.send(Resumed(1, True)),
-    F.ASK: lambda end: end.send(Ask(1)),
-    F.QUIET: lambda end: end.send(Quiet(1, True)),
+    F.ASK: lambda end: end.send(IdleQuery(1)),
+    F.QUIET: lambda end: end.send(IdleReply(1, True)),
     F.STOP: Connection.send_stop,
 }
 """How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG."""
@@ -212,7 +212,9 @@ def test_no_state_accepts_frames_of_the_wrong_sender() -> None:
 @pytest.mark.parametrize("kind", [F.STARTED, F.EXIT, F.QUIET])
 def test_host_refuses_frames_of_another_run(kind: FrameType) -> None:
     host = connection_in(Role.HOST, State.RUNNING)
-    payload = {F.STARTED: Started(2), F.EXIT: Exited(2, 0), F.QUIET: Quiet(2, True)}[kind].encode()
+    payload = {F.STARTED: Started(2), F.EXIT: Exited(2, 0), F.QUIET: IdleReply(2, True)}[
+        kind
+    ].encode()
     with pytest.raises(RemoteProtocolError, match=r"run 2; the current run is 1"):
         host.receive_data(raw(kind, payload))
 
@@ -221,7 +223,7 @@ def test_host_refuses_frames_of_another_run(kind: FrameType) -> None:
 @pytest.mark.parametrize("after_run", [False, True])
 def test_guest_refuses_frames_of_another_run(after_run: bool, kind: FrameType) -> None:
     guest = connection_in(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
-    payload = Signal(2, 15).encode() if kind is F.SIGNAL else Ask(2).encode()
+    payload = Signal(2, 15).encode() if kind is F.SIGNAL else IdleQuery(2).encode()
     with pytest.raises(RemoteProtocolError):
         guest.receive_data(raw(kind, payload))
 

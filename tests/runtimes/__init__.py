@@ -1,1 +1,1 @@
-"""Sandboxes of each runtime, real ones, without kernel or bridge: a stand-in is PID 1."""
+"""Real sandboxes of each runtime, without kernel and bridge: a stand-in runs as PID 1."""

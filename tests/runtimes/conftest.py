@@ -1,4 +1,4 @@
-"""Sandboxes of the runtime under test, closed again whatever happens."""
+"""Starts sandboxes of the runtime under test, and closes them whatever happens."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ from .standin import Conversation, standin_argv
 Start = Callable[..., Conversation]
 
 AS_ROOT = os.geteuid() == 0
-root_only = pytest.mark.skipif(not AS_ROOT, reason="only root has sandboxes of other users")
+root_only = pytest.mark.skipif(
+    not AS_ROOT, reason="only root can start sandboxes for other users' folders"
+)
 
 
 STARTED: set[str] = set()
-"""The container ids that runtimes of this process took."""
+"""The container ids of the sandboxes that this process has started."""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def note_what_is_started() -> Iterator[None]:
-    def note(*arguments: Any) -> Identity:
+def record_container_ids() -> Iterator[None]:
+    def make_identity(*arguments: Any) -> Identity:
         identity = new_identity(*arguments)
         STARTED.add(identity.container_id)
         return identity
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gvisor_kernel.runtimes.runsc.runtime.new_identity", note)
+        patch.setattr("gvisor_kernel.runtimes.runsc.runtime.new_identity", make_identity)
         yield
 
 
@@ -53,7 +55,7 @@ def make_request(folder: Path, **changes: str) -> LaunchRequest:
 
 @contextmanager
 def overlay(base: Path) -> Iterator[Path]:
-    """A file system that cannot map owners: root lends outputs there. For root alone."""
+    """Mount a file system without idmapped mounts, so that root lends outputs there. Root only."""
     for name in ("lower", "upper", "work", "mounted"):
         (base / name).mkdir()
     layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
@@ -73,7 +75,7 @@ def runtime() -> RunscRuntime:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A notebook's folder."""
+    """The notebook's folder."""
     path = tmp_path / "notebook"
     path.mkdir()
     return path
@@ -81,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(runtime: RunscRuntime, folder: Path) -> Iterator[Start]:
-    """Start a sandbox, in ``folder`` unless told otherwise, with settings by name."""
+    """Start a sandbox with these settings, in ``folder`` unless another folder is given."""
     sandboxes: list[Sandbox] = []
 
     def start_one(where: Path | None = None, **settings: object) -> Conversation:
@@ -99,7 +101,7 @@ def start(runtime: RunscRuntime, folder: Path) -> Iterator[Start]:
 def shared(
     runtime: RunscRuntime, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Conversation]:
-    """One sandbox with default settings, for tests that only look."""
+    """One sandbox with default settings, for tests that change nothing."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "data.csv").write_text("a,b\n")
     (folder / "private.txt").write_text("mine")

@@ -2,8 +2,8 @@
 
     python -m tests.runtimes.owner FOLDER
 
-Prints one JSON object, the sandbox's processes and places, and waits. The sandbox's PID 1 does not
-notice the end of its stdin, so nothing but the host ends it.
+Prints one JSON object with the sandbox's processes and paths, and waits. The sandbox's PID 1 does
+not notice the end of its stdin, so the sandbox ends only if the host ends it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A PID 1 that answers questions, and what asks them: a sandbox can be looked at from inside.
+"""A program that answers questions as PID 1, and its client: tests look from inside a sandbox.
 
-Questions are Python expressions, one a line; answers are JSON. It ends with its stdin, unless
-told to be deaf.
+A question is a line with a Python expression; an answer is a line of JSON. The program ends with
+its stdin, unless a question keeps it busy.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from gvisor_kernel.runtimes.base import Sandbox
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-ANSWER_SECONDS = patient(20)
+ANSWER_SECONDS = scale_seconds(20)
 
 PROGRAM = """
 import json, os, sys, time
@@ -41,23 +41,26 @@ def standin_argv(python: str) -> list[str]:
 
 
 class Failed(Exception):
-    """What was asked raised this, inside."""
+    """The expression raised this inside."""
 
 
 class Conversation:
-    """Asks the stand-in of one sandbox."""
+    """The client of one sandbox's stand-in."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._unread = b""
 
     def tell(self, expression: str) -> None:
-        """Send a question whose answer nobody waits for."""
+        """Send a question whose answer is not read."""
         assert "\n" not in expression
         os.write(self.sandbox.link_in, expression.encode() + b"\n")
 
     def ask(self, expression: str) -> Any:
-        """The value of ``expression`` inside; raises Failed where it raised."""
+        """Return the value of ``expression`` inside.
+
+        :raises Failed: when the expression raises
+        """
         self.tell(expression)
         works, value = json.loads(self._read_line())
         if not works:

@@ -1,4 +1,4 @@
-"""Cgroups of version 2, whose files are made up here; real ones are in the tests of sandboxes."""
+"""Cgroups of version 2, with made-up files. Real ones are tested with sandboxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_user")
-def test_a_delegated_cgroup_is_found_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delegated_cgroup_of_an_ancestor_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slice_ = make_tree(tmp_path, "user.slice/app.slice", "memory pids\n")
     make_tree(tmp_path, "user.slice/app.slice/jupyter.scope", "")
     monkeypatch.setattr(cgroups, "_own_path_v2", lambda: "/user.slice/app.slice/jupyter.scope")
@@ -43,26 +45,28 @@ def test_a_delegated_cgroup_is_found_above(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("as_user")
-def test_nothing_delegated_is_no_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cgroup_is_made_without_delegation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_tree(tmp_path, "session.scope", "")
     monkeypatch.setattr(cgroups, "_own_path_v2", lambda: "/session.scope")
     assert make_cgroup("name", LIMITS, root=tmp_path) == Cgroup()
     assert not list(tmp_path.rglob("name"))
 
 
-def test_version_1_without_controllers_is_no_cgroup(tmp_path: Path) -> None:
+def test_no_cgroup_is_made_without_controllers_of_version_1(tmp_path: Path) -> None:
     assert make_cgroup("name", LIMITS, root=tmp_path) == Cgroup()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_removing_what_is_gone_or_never_goes(tmp_path: Path) -> None:
+def test_remove_cgroup_reports_whether_it_was_removed(tmp_path: Path) -> None:
     assert cgroups.remove_cgroup([tmp_path / "gone"], time.monotonic())
     (tmp_path / "busy" / "child").mkdir(parents=True)
     assert not cgroups.remove_cgroup([tmp_path / "busy"], time.monotonic() + 0.02)
 
 
-def test_killing_looks_twice(tmp_path: Path) -> None:
-    (tmp_path / "cgroup.procs").write_text("4194303\n")  # nobody
+def test_kill_cgroup_ignores_missing_processes(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("4194303\n")  # no process has this pid
     assert cgroups.kill_cgroup([tmp_path, tmp_path / "gone"]) == []
 
 

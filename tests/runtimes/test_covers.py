@@ -1,4 +1,4 @@
-"""What covers are made of, and where among the mounts they are put."""
+"""How covers are found, and where among the mounts they are put."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.runtimes.mounts import host_python as worlds
-from gvisor_kernel.runtimes.mounts.covers import Cover, find_repositories, make_places, put_covers
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.covers import (
+    Cover,
+    add_covers,
+    find_repositories,
+    make_mount_points,
+)
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.spec.layout import UPLOADS, Bind, Tmpfs
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """As it lies in an image of a container: with its environment in it."""
+    """A repository as in a container image: with its Python environment inside."""
     path = Path(os.path.realpath(tmp_path)) / "src" / "app"
     (path / "mine").mkdir(parents=True)
     (path / "mine" / "__init__.py").touch()
@@ -26,29 +31,30 @@ def project(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_environment_in_a_repository_stays(
+def test_environment_inside_a_repository_stays_visible(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it is seen without being named, as all that is in ``/usr``."""
+    """Even where it is shown as part of ``/usr``, and not named itself."""
     environment = project / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "mine.pth").write_text(f"{project}\n")
     monkeypatch.setattr(worlds, "_show_prefix", lambda prefix: iter(()))
-    (cover,) = find_world(str(environment / "bin" / "python")).covers
+    (cover,) = find_host_python(str(environment / "bin" / "python")).covers
     assert cover.path == str(project)
     assert set(cover.kept) == {str(project / name) for name in (".venv", "mine", "one.py")}
 
 
-def test_what_is_inside_something_kept_is_not_kept_again(project: Path) -> None:
+def test_paths_inside_a_kept_path_are_not_listed_again(project: Path) -> None:
     shown = [project / name for name in ("mine", "mine/__init__.py", "mine-more", "")]
     (cover,) = find_repositories([str(project)], map(str, shown[:3]))
     assert cover.kept == (str(shown[0]), str(shown[2]))
-    assert find_repositories([str(project)], map(str, shown)) == ()  # it is a package itself
+    # Here the repository is a package itself.
+    assert find_repositories([str(project)], map(str, shown)) == ()
     assert find_repositories([str(project)], ["/elsewhere"]) == ()
 
 
-def test_where_covers_are_put(project: Path, tmp_path: Path) -> None:
+def test_covers_are_put_at_every_mount_that_shows_them(project: Path, tmp_path: Path) -> None:
     source, places = str(project.parent), tmp_path / "places"
     mounts = (
         Bind(source, "/mnt/data", read_only=False, foreign=True),
@@ -57,31 +63,31 @@ def test_where_covers_are_put(project: Path, tmp_path: Path) -> None:
         Tmpfs("/mnt/tmp", 1),
     )
     kept = (f"{project}/mine", f"{project}/one.py", f"{project}/gone")
-    made = list(put_covers(mounts, [Cover(str(project), kept)], "/empty", places))
+    made = list(add_covers(mounts, [Cover(str(project), kept)], "/empty", places))
     targets = [
         place + name for place in ("/mnt/data", UPLOADS) for name in ("", "/mine", "/one.py")
     ]
     assert [bind.target.replace("/app", "") for bind in made] == targets
     assert [bind.read_only for bind in made] == [True, False, False, True, True, True]
-    make_places([*mounts, *made], places)
+    make_mount_points([*mounts, *made], places)
     for cover in (made[0], made[3]):
         assert sorted(path.name for path in Path(cover.source).iterdir()) == ["mine", "one.py"]
         assert Path(cover.source, "mine").is_dir()
         assert Path(cover.source, "one.py").is_file()
 
 
-def test_a_cover_without_anything_kept(project: Path, tmp_path: Path) -> None:
-    """Is the empty directory; one that only packages have written to is none in uploads."""
+def test_cover_without_kept_paths_is_the_empty_directory(project: Path, tmp_path: Path) -> None:
+    """One that only packages have written to is not covered in uploads."""
     mounts = (Bind(str(project), "/mnt/data"), Bind(str(project), UPLOADS))
     covers = [Cover(f"{project}/mine", settled=True), Cover(f"{project}/gone")]
-    made = list(put_covers(mounts, covers, "/empty", tmp_path / "places"))
+    made = list(add_covers(mounts, covers, "/empty", tmp_path / "places"))
     assert made == [Bind("/empty", "/mnt/data/mine", foreign=True)]
-    make_places([*mounts, *made], tmp_path / "places")
+    make_mount_points([*mounts, *made], tmp_path / "places")
     assert not (tmp_path / "places").exists()
 
 
-def test_a_cover_lies_above_the_mount_that_shows_it(project: Path, tmp_path: Path) -> None:
-    """Not above one below that."""
+def test_cover_is_put_over_the_innermost_mount(project: Path, tmp_path: Path) -> None:
+    """It is not put over an outer mount that shows the same directory."""
     mounts = (Bind(str(project.parent), "/usr"), Bind(str(project), "/usr/app"))
-    made = list(put_covers(mounts, [Cover(f"{project}/mine")], "/empty", tmp_path))
+    made = list(add_covers(mounts, [Cover(f"{project}/mine")], "/empty", tmp_path))
     assert made == [Bind("/empty", "/usr/app/mine", foreign=True)]

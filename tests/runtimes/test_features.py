@@ -1,4 +1,4 @@
-"""What an installed runsc can do and wants: read from its help, or tried once and remembered."""
+"""What an installed runsc can do and needs: read from its help, or probed once and remembered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANSWER = "echo 'maps uid 0 with CAP_SETFCAP: {}, without: {}'; exit 0"
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]:
-    """A runsc that nobody has asked yet, and a state directory where nothing is remembered."""
+    """A fake runsc that was not asked yet, and a state directory without remembered answers."""
     fake = FakeRunsc(tmp_path / "bin")
     monkeypatch.setenv("PATH", fake.environment_path())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -34,7 +34,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]
 @pytest.mark.parametrize(
     ("with_it", "without", "wanted"), [("yes", "yes", False), ("yes", "no", True)]
 )
-def test_is_tried_once_for_each_file(
+def test_probe_runs_once_for_each_runsc_file(
     with_it: str, without: str, wanted: bool, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.instead_of("do", ANSWER.format(with_it, without))
@@ -51,7 +51,7 @@ def test_is_tried_once_for_each_file(
 
 
 @pytest.mark.parametrize("script", ["exit 1", "exit 0", ANSWER.format("no", "no"), "kill -9 $$"])
-def test_what_cannot_be_tried_is_not_remembered(script: str, fake: FakeRunsc) -> None:
+def test_failed_probe_is_not_remembered(script: str, fake: FakeRunsc) -> None:
     fake.instead_of("do", script)
     assert init_capabilities(find_runsc(), 0) == CAPABILITIES
     fake.instead_of("do", ANSWER.format("yes", "no"))
@@ -59,7 +59,7 @@ def test_what_cannot_be_tried_is_not_remembered(script: str, fake: FakeRunsc) ->
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "[" * 60_000])
-def test_a_damaged_memory_is_made_anew(
+def test_damaged_answer_file_is_written_again(
     content: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = records.state_root() / features.FILE
@@ -70,7 +70,7 @@ def test_a_damaged_memory_is_made_anew(
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_sidecar_makes_it_another_runsc(fake: FakeRunsc) -> None:
+def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:
     alone = find_runsc()
     assert alone.sidecars == ()
     (fake.folder / "gvisor-bin").mkdir()
@@ -82,8 +82,8 @@ def test_a_sidecar_makes_it_another_runsc(fake: FakeRunsc) -> None:
     assert len({alone.fingerprint, beside.fingerprint, find_runsc().fingerprint}) == 3
 
 
-def test_the_real_one_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whichever runsc it is: what was tried is what a kernel of these tests needs."""
+def test_installed_runsc_answers_the_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whichever release it is: kernels of the other tests need what the probe finds."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(features, "_known", {})
-    assert features._try(find_runsc()) is not None
+    assert features._run_probes(find_runsc()) is not None

@@ -1,4 +1,4 @@
-"""Last words of a failed sandbox become advice."""
+"""What a failed sandbox wrote to stderr gives a hint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from gvisor_kernel.runtimes import hints
 
-SAID = [
+STDERR_AND_HINTS = [
     ("unshare: write failed /proc/self/uid_map: Operation not permitted", "user namespaces"),
     ("unshare: unshare failed: Operation not permitted", "user namespaces"),
     ("/bin/sh: 4: cannot create /sys/fs/cgroup/memory/x/cgroup.procs: Permission", "cgroup"),
@@ -16,14 +16,14 @@ SAID = [
     ("creating process: failed to load /venv/bin/python: no such file", "interpreter"),
     ("OSError: [Errno 28] No space left on device", "make room"),
     ("fork: Resource temporarily unavailable", "ulimit -u"),
-    ("The kernel's user namespace cannot be set up: [Errno 1]", "could not be tried"),
+    ("The kernel's user namespace cannot be set up: [Errno 1]", "could not find out"),
     ("something else", "gvisor-kernel doctor"),
     ("", "gvisor-kernel doctor"),
 ]
 
 
-@pytest.mark.parametrize(("words", "hint"), SAID)
-def test_last_words_become_advice(words: str, hint: str) -> None:
+@pytest.mark.parametrize(("words", "hint"), STDERR_AND_HINTS)
+def test_stderr_gives_a_hint(words: str, hint: str) -> None:
     assert hint in hints.find_hint(words)
 
 
@@ -36,7 +36,7 @@ def test_last_words_become_advice(words: str, hint: str) -> None:
         ("none of them", "0", "seccomp=unconfined"),
     ],
 )
-def test_what_forbids_user_namespaces_is_named(
+def test_reason_why_user_namespaces_are_forbidden_is_named(
     name: str, value: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hints, "_read_sysctl", lambda asked: value if asked == name else None)

@@ -1,4 +1,4 @@
-"""Images of sandboxes: written, and restored with the places of another session."""
+"""Snapshots of sandboxes: saved, and restored with the folders of another session."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import lifeline, records
 
-from ..patience import patient
+from ..patience import scale_seconds
 from .conftest import Start, make_request
 from .standin import Conversation
-from .test_outside import descriptors, traces
+from .test_outside import descriptors, find_traces
 
-WRITE_SECONDS = patient(60)
+WRITE_SECONDS = scale_seconds(60)
 
 PREPARE = """
 import sys; sys.path.insert(0, "/opt/gvisor-kernel")
@@ -30,18 +30,19 @@ os.chdir("/workspace")
 kernel = process.start_kernel(["/bin/sleep", "1000"], {}, "/workspace")
 remembered = os.urandom(8).hex()
 """
-"""What the guest does: the workspace, and a process in a user namespace of its own."""
+"""What the guest does: it mounts the workspace, and starts a process in a user namespace of its
+own."""
 
 
 @pytest.fixture(scope="module")
-def image(runtime: RunscRuntime, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image of a sandbox that had an empty folder, and the workspace mounted over it."""
+def snapshot(runtime: RunscRuntime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The snapshot of a sandbox that had an empty folder, and the workspace mounted over it."""
     folder = tmp_path_factory.mktemp("builder")
     sandbox = runtime.start(SandboxSpec(), make_request(folder))
     try:
         inside = Conversation(sandbox)
         inside.ask(f"run({PREPARE!r})")
-        directory = tmp_path_factory.mktemp("image")
+        directory = tmp_path_factory.mktemp("snapshot")
         sandbox.checkpoint(directory, WRITE_SECONDS)
         assert sandbox.poll() is not None
     finally:
@@ -53,12 +54,12 @@ Restore = Callable[..., Conversation]
 
 
 @pytest.fixture
-def restore(runtime: RunscRuntime, folder: Path, image: Path) -> Iterator[Restore]:
+def restore(runtime: RunscRuntime, folder: Path, snapshot: Path) -> Iterator[Restore]:
     sandboxes: list[Sandbox] = []
 
     def restore_one(where: Path | None = None, **settings: object) -> Conversation:
         spec = SandboxSpec(**settings)  # type: ignore[arg-type]
-        sandboxes.append(runtime.start(spec, make_request(where or folder), image))
+        sandboxes.append(runtime.start(spec, make_request(where or folder), snapshot))
         return Conversation(sandboxes[-1])
 
     yield restore_one
@@ -66,11 +67,11 @@ def restore(runtime: RunscRuntime, folder: Path, image: Path) -> Iterator[Restor
         sandbox.close()
 
 
-def test_it_goes_on_with_the_places_of_another_session(
+def test_restored_sandbox_sees_the_folders_of_its_own_session(
     restore: Restore, runtime: RunscRuntime, folder: Path
 ) -> None:
     (folder / "data.csv").write_text("a,b\n")
-    before = traces()
+    before = find_traces()
     inside = restore()
     inside.sandbox.verify()
     assert len(inside.ask("remembered")) == 16
@@ -89,17 +90,17 @@ def test_it_goes_on_with_the_places_of_another_session(
     assert inside.ask("read('/mnt/transcripts/transcript.jsonl')") == "{}\n"
     assert "sleep" in inside.ask("read('/proc/%d/cmdline' % kernel.pid)")
     inside.sandbox.close()
-    assert traces() == before
+    assert find_traces() == before
 
 
-def test_the_image_is_for_its_user_alone(image: Path) -> None:
-    assert image.stat().st_uid == os.geteuid()
-    for path in image.iterdir():
+def test_snapshot_is_readable_by_its_user_only(snapshot: Path) -> None:
+    assert snapshot.stat().st_uid == os.geteuid()
+    for path in snapshot.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert {path.name for path in image.iterdir()} >= {"checkpoint.img"}
+    assert {path.name for path in snapshot.iterdir()} >= {"checkpoint.img"}
 
 
-def test_restored_sandboxes_have_nothing_in_common(restore: Restore, tmp_path: Path) -> None:
+def test_restored_sandboxes_share_nothing(restore: Restore, tmp_path: Path) -> None:
     found = []
     for number in range(3):
         (tmp_path / str(number)).mkdir()
@@ -115,12 +116,12 @@ def test_restored_sandboxes_have_nothing_in_common(restore: Restore, tmp_path: P
     assert found[2].ask("remembered") == 2
 
 
-def test_an_image_of_a_restored_sandbox(
+def test_restored_sandbox_can_be_saved_again(
     restore: Restore, runtime: RunscRuntime, folder: Path, tmp_path: Path
 ) -> None:
     inside = restore()
     inside.ask("run('generation = 2')")
-    directory = tmp_path / "image"
+    directory = tmp_path / "snapshot"
     directory.mkdir(mode=0o700)
     inside.sandbox.checkpoint(directory, WRITE_SECONDS)
     inside.sandbox.close()
@@ -131,8 +132,8 @@ def test_an_image_of_a_restored_sandbox(
         again.close()
 
 
-def test_the_memory_limit_is_that_of_the_restoring_session(restore: Restore) -> None:
-    # As many GiB of the memory file, and as large a /dev/shm: what a current runsc compares.
+def test_memory_limit_is_that_of_the_restoring_session(restore: Restore) -> None:
+    # A current runsc compares the GiB of the memory file and the size of /dev/shm: both are equal.
     inside = restore(memory_limit=4608 << 20)
     record = records.read_record(inside.sandbox.directory)
     assert record is not None
@@ -144,37 +145,37 @@ def test_the_memory_limit_is_that_of_the_restoring_session(restore: Restore) -> 
 
 
 def assert_fails_and_leaves_nothing(
-    runtime: RunscRuntime, spec: SandboxSpec, folder: Path, image: Path
+    runtime: RunscRuntime, spec: SandboxSpec, folder: Path, snapshot: Path
 ) -> None:
-    before, opened, held = traces(), descriptors(), lifeline._held
+    before, opened, held = find_traces(), descriptors(), lifeline._held
     with pytest.raises(SnapshotError, match="could not be restored"):
-        runtime.start(spec, make_request(folder), image)
-    assert traces() == before
+        runtime.start(spec, make_request(folder), snapshot)
+    assert find_traces() == before
     assert descriptors() == opened
     assert lifeline._held == held
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["none", "empty", "truncated"])
-def test_an_image_that_is_damaged(
-    damage: str, runtime: RunscRuntime, folder: Path, image: Path, tmp_path: Path
+def test_damaged_snapshot_is_refused(
+    damage: str, runtime: RunscRuntime, folder: Path, snapshot: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "damaged"
     directory.mkdir()
-    for path in image.iterdir():
+    for path in snapshot.iterdir():
         if damage != "none":
             content = path.read_bytes() if damage == "truncated" else b""
             (directory / path.name).write_bytes(content[: len(content) // 2])
     assert_fails_and_leaves_nothing(runtime, SandboxSpec(), folder, directory)
 
 
-def test_an_image_whose_mounts_are_missing(
-    runtime: RunscRuntime, folder: Path, image: Path
+def test_snapshot_whose_mounts_are_missing_is_refused(
+    runtime: RunscRuntime, folder: Path, snapshot: Path
 ) -> None:
-    assert_fails_and_leaves_nothing(runtime, SandboxSpec(outputs=None), folder, image)
+    assert_fails_and_leaves_nothing(runtime, SandboxSpec(outputs=None), folder, snapshot)
 
 
-def test_no_image_of_what_has_ended(start: Start, runtime: RunscRuntime, tmp_path: Path) -> None:
+def test_ended_sandbox_cannot_be_saved(start: Start, runtime: RunscRuntime, tmp_path: Path) -> None:
     inside = start()
     inside.ask("1")
     inside.sandbox.kill()
@@ -182,11 +183,13 @@ def test_no_image_of_what_has_ended(start: Start, runtime: RunscRuntime, tmp_pat
         inside.sandbox.checkpoint(tmp_path, WRITE_SECONDS)
 
 
-def test_an_image_that_takes_too_long(start: Start, runtime: RunscRuntime, tmp_path: Path) -> None:
-    before = traces()
+def test_checkpoint_that_takes_too_long_is_an_error(
+    start: Start, runtime: RunscRuntime, tmp_path: Path
+) -> None:
+    before = find_traces()
     inside = start()
     inside.ask("1")
     with pytest.raises(SnapshotError, match=r"within 0\.01 s"):
         inside.sandbox.checkpoint(tmp_path, 0.01)
     inside.sandbox.close()
-    assert traces() == before
+    assert find_traces() == before

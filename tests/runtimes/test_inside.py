@@ -1,4 +1,4 @@
-"""What a sandbox of the host image looks like from inside."""
+"""What a sandbox of image ``host`` looks like from inside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
 
@@ -28,7 +28,7 @@ def read_mounts(shared: Conversation) -> dict[str, list[str]]:
     return {line.split()[1]: line.split()[3].split(",") for line in lines}
 
 
-def test_the_layouts_file_descriptors_are_5_to_10(shared: Conversation) -> None:
+def test_layout_mounts_have_file_descriptors_5_to_10(shared: Conversation) -> None:
     mounts = read_mounts(shared)
     found = {target: mounts[target] for target in LAYOUT}
     for number, target in enumerate(LAYOUT, start=5):
@@ -36,7 +36,7 @@ def test_the_layouts_file_descriptors_are_5_to_10(shared: Conversation) -> None:
         assert ("rw" if target == OUTPUTS else "ro") in found[target]
 
 
-def test_every_other_bind_is_read_only(shared: Conversation) -> None:
+def test_every_bind_but_outputs_is_read_only(shared: Conversation) -> None:
     for target, options in read_mounts(shared).items():
         if any(option.startswith("rfdno=") for option in options) and target != OUTPUTS:
             assert "ro" in options, target
@@ -52,8 +52,8 @@ def remount(target):
 """
 
 
-def test_pid_1_remounts_what_it_is_shown(start: Start) -> None:
-    """With all its rights and no filter it makes mounts writable: the host refuses still."""
+def test_remount_by_pid_1_makes_nothing_writable(start: Start) -> None:
+    """With all capabilities and no filter it remounts read-write; the host still refuses writes."""
     inside = start()
     inside.ask(f"run({REMOUNT!r})")
     shown = [target for target, options in read_mounts(inside).items() if "ro" in options]
@@ -62,25 +62,25 @@ def test_pid_1_remounts_what_it_is_shown(start: Start) -> None:
     assert [target for target, (_, written) in found.items() if written] == []
 
 
-def test_scratch_is_bounded(shared: Conversation) -> None:
+def test_scratch_has_the_disk_limit(shared: Conversation) -> None:
     mounts = read_mounts(shared)
     for target in ("/tmp", "/home/user", "/run/gvisor-kernel/workspace"):
-        # In bytes, or as Linux shows it.
+        # gVisor shows bytes, Linux KiB.
         assert {f"size={2 * 1024**3}", f"size={2 * 1024**2}k"} & set(mounts[target])
 
 
-def test_it_is_gvisor_without_a_network(shared: Conversation) -> None:
+def test_sandbox_runs_gvisor_without_a_network(shared: Conversation) -> None:
     assert shared.ask("os.uname().release") != os.uname().release
     assert [name for _, name in shared.ask("__import__('socket').if_nameindex()")] == ["lo"]
     with pytest.raises(Failed, match="FileNotFound"):
         shared.ask("read('/etc/resolv.conf')")
 
 
-def test_the_machine_has_as_much_memory_as_the_limit(shared: Conversation) -> None:
+def test_meminfo_shows_the_memory_limit(shared: Conversation) -> None:
     assert re.match(r"MemTotal:\s+4194304 kB", shared.ask("read('/proc/meminfo')"))
 
 
-def test_nothing_says_where_on_the_host_it_is(shared: Conversation) -> None:
+def test_nothing_inside_names_host_paths(shared: Conversation) -> None:
     host = str(shared.sandbox.directory)
     for path in ("/proc/mounts", "/proc/self/mountinfo", "/container_info.json"):
         assert host not in shared.ask(f"read({path!r})")
@@ -90,13 +90,13 @@ def test_nothing_says_where_on_the_host_it_is(shared: Conversation) -> None:
     assert names == ["root", "user", "nobody"]
 
 
-def test_it_knows_who_it_is(shared: Conversation) -> None:
+def test_container_info_names_the_identity(shared: Conversation) -> None:
     info = json.loads(shared.ask("read('/container_info.json')"))
     assert info["identity"] == shared.sandbox.identity
     assert info["versions"]["python"] == "{}.{}.{}".format(*sys.version_info)
 
 
-def test_the_python_is_the_hosts(shared: Conversation) -> None:
+def test_python_is_the_hosts(shared: Conversation) -> None:
     assert shared.sandbox.python == sys.executable
     assert shared.ask("sys.prefix") == sys.prefix
     assert shared.ask("__import__('ssl').create_default_context() and 1") == 1
@@ -107,38 +107,38 @@ def test_the_python_is_the_hosts(shared: Conversation) -> None:
         assert shared.ask(found) == traitlets.__file__
 
 
-def test_the_guest_package_is_there_and_only_it(shared: Conversation) -> None:
+def test_only_the_guest_part_of_the_package_is_shown(shared: Conversation) -> None:
     names = shared.ask("sorted(os.listdir('/opt/gvisor-kernel/gvisor_kernel'))")
     assert names == ["__init__.py", "guest", "link", "strict_json.py"]
 
 
-def test_the_kernels_environment_is_a_list_of_what_may(shared: Conversation) -> None:
+def test_kernel_environment_has_only_allowed_variables(shared: Conversation) -> None:
     environment = shared.sandbox.kernel_environment
     assert environment["WANTED"] == "w"
     assert "SECRET" not in environment
     assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
 
 
-def test_uploads_are_the_owners_files_and_read_only(shared: Conversation) -> None:
+def test_uploads_are_read_only_and_readable_as_their_owner(shared: Conversation) -> None:
     assert shared.ask("read('/mnt/user-data/uploads/data.csv')") == "a,b\n"
     assert shared.ask("read('/mnt/user-data/uploads/private.txt')") == "mine"
     with pytest.raises(Failed, match="Read-only"):
         shared.ask("open('/mnt/user-data/uploads/new', 'w')")
 
 
-def test_the_hosts_system_cannot_be_written(shared: Conversation) -> None:
+def test_system_files_of_the_host_are_read_only(shared: Conversation) -> None:
     with pytest.raises(Failed, match=r"Read-only|PermissionError"):
         shared.ask("open('/usr/bin/written', 'w')")
 
 
-def test_paths_are_known_to_the_host(shared: Conversation) -> None:
+def test_mount_views_name_the_host_paths(shared: Conversation) -> None:
     views = {view.target: view for view in shared.sandbox.mounts}
     assert set(LAYOUT) <= set(views)
     assert views["/mnt/transcripts"].source == str(shared.sandbox.transcripts)
     assert not views[OUTPUTS].read_only
 
 
-def test_outputs_belong_to_the_folders_owner(start: Start, folder: Path) -> None:
+def test_outputs_belong_to_the_owner_of_the_folder(start: Start, folder: Path) -> None:
     if AS_ROOT:
         os.chown(folder, 12345, 12346)
     inside = start()
@@ -151,7 +151,7 @@ def test_outputs_belong_to_the_folders_owner(start: Start, folder: Path) -> None
     assert written.exists()
 
 
-def test_empty_outputs_are_removed_by_the_last_that_has_them(start: Start, folder: Path) -> None:
+def test_last_sandbox_removes_empty_outputs(start: Start, folder: Path) -> None:
     first, second = start(), start()
     outputs = folder / "outputs"
     first.sandbox.close()
@@ -160,21 +160,21 @@ def test_empty_outputs_are_removed_by_the_last_that_has_them(start: Start, folde
     assert not outputs.exists()
 
 
-def test_sandboxes_that_end_together_remove_their_outputs(start: Start, folder: Path) -> None:
+def test_sandboxes_closed_together_remove_empty_outputs(start: Start, folder: Path) -> None:
     sandboxes = [start().sandbox for _ in range(4)]
     with ThreadPoolExecutor(len(sandboxes)) as pool:
         list(pool.map(lambda sandbox: sandbox.close(), sandboxes))
     assert not (folder / "outputs").exists()
 
 
-def test_outputs_that_were_there_stay(start: Start, folder: Path) -> None:
+def test_existing_outputs_folder_is_kept(start: Start, folder: Path) -> None:
     (folder / "outputs").mkdir()
     start().sandbox.close()
     assert (folder / "outputs").is_dir()
 
 
 @root_only
-def test_a_file_system_that_cannot_map_owners_lends_and_gets_back(
+def test_outputs_are_lent_and_given_back_without_idmapped_mounts(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gvisor_kernel.runtimes.runsc.runtime.can_map_owner", lambda path: False)
@@ -186,7 +186,7 @@ def test_a_file_system_that_cannot_map_owners_lends_and_gets_back(
     first.sandbox.close()
     second.ask("open('/mnt/user-data/outputs/late', 'w').close()")
     second.sandbox.close()
-    third = start()  # and may change what they left
+    third = start()  # it may change files of the earlier ones
     third.ask("open('/mnt/user-data/outputs/late', 'a').close()")
     third.ask("os.rmdir('/mnt/user-data/outputs/0/deep')")
     third.ask("os.mkdir('/mnt/user-data/outputs/0/deep')")
@@ -197,7 +197,7 @@ def test_a_file_system_that_cannot_map_owners_lends_and_gets_back(
     assert Path("/etc/shadow").stat().st_uid == 0
 
 
-def test_without_folders_of_the_host(start: Start, folder: Path) -> None:
+def test_sandbox_without_host_folders_leaves_nothing(start: Start, folder: Path) -> None:
     (folder / "data.csv").touch()
     inside = start(uploads=None, outputs=None, transcripts=False)
     assert inside.ask("os.listdir('/mnt/user-data/uploads')") == []
@@ -206,7 +206,7 @@ def test_without_folders_of_the_host(start: Start, folder: Path) -> None:
     assert inside.sandbox.transcripts is None
 
 
-def test_a_home_is_not_shown_unless_a_setting_says_so(
+def test_home_is_shown_only_by_an_explicit_mount(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = folder / "ada"
@@ -222,12 +222,12 @@ def test_a_home_is_not_shown_unless_a_setting_says_so(
     assert inside.ask("os.listdir('/mnt/ada')") == [".netrc"]
 
 
-def test_uploads_that_do_not_exist_are_an_error_that_names_them(start: Start) -> None:
+def test_error_names_uploads_that_do_not_exist(start: Start) -> None:
     with pytest.raises(SettingError, match=r"uploads.*'no/such'"):
         start(uploads="no/such")
 
 
-def test_extra_mounts(start: Start, tmp_path: Path) -> None:
+def test_extra_mounts_are_shown_with_their_mode(start: Start, tmp_path: Path) -> None:
     data, file = tmp_path / "data", tmp_path / "file"
     data.mkdir()
     file.write_text("content")
@@ -245,14 +245,14 @@ def test_extra_mounts(start: Start, tmp_path: Path) -> None:
     assert MountView(str(data), "/mnt/data/deep", False) in inside.sandbox.mounts
 
 
-def test_an_extra_mount_keeps_off_the_interpreter(start: Start, tmp_path: Path) -> None:
-    root = find_world(sys.executable).roots[0]
+def test_extra_mount_over_the_interpreter_is_refused(start: Start, tmp_path: Path) -> None:
+    root = find_host_python(sys.executable).roots[0]
     with pytest.raises(SettingError, match=re.escape(root)):
         start(mounts=(ExtraMount(str(tmp_path), f"{root}/x"),))
 
 
-def test_an_interpreter_in_scratch_keeps_its_place(folder: Path, tmp_path: Path) -> None:
-    """Where /tmp of the host has it, folders of the sandbox's own /tmp lead to it."""
+def test_interpreter_in_scratch_cannot_be_replaced(folder: Path, tmp_path: Path) -> None:
+    """If it lies in /tmp on the host, its parent folders are in the sandbox's own /tmp."""
     python = tmp_path / "on" / "the" / "way" / "bin" / "python"
     environment = python.parent.parent
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
@@ -261,14 +261,14 @@ def test_an_interpreter_in_scratch_keeps_its_place(folder: Path, tmp_path: Path)
     try:
         inside = Conversation(sandbox)
         inside.ask("run('import tempfile, shutil')")
-        for way in (environment, *environment.parents):
-            if str(way) in ("/tmp", "/"):
+        for parent in (environment, *environment.parents):
+            if str(parent) in ("/tmp", "/"):
                 break
-            for change in (f"os.mkdir('{way}/new')", f"os.rename('{way}', '{way}.old')"):
+            for change in (f"os.mkdir('{parent}/new')", f"os.rename('{parent}', '{parent}.old')"):
                 with pytest.raises(Failed):
                     inside.ask(change)
             with pytest.raises(Failed):
-                inside.ask(f"shutil.rmtree('{way}')")
+                inside.ask(f"shutil.rmtree('{parent}')")
         assert inside.ask(f"os.path.exists('{python}')")
         inside.ask("os.mkdir('/tmp/new')")
     finally:
@@ -276,8 +276,10 @@ def test_an_interpreter_in_scratch_keeps_its_place(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("umask", [0o027, 0o077])
-def test_whatever_the_umask(umask: int, folder: Path, tmp_path: Path) -> None:
-    """The server's: what is made for the sandbox is to be read by uids that are none of its own."""
+def test_servers_umask_does_not_change_modes_inside(
+    umask: int, folder: Path, tmp_path: Path
+) -> None:
+    """Other uids than the server's have to read what it makes for the sandbox."""
     python = tmp_path / "on" / "the" / "way" / "bin" / "python"
     venv = [sys.executable, "-m", "venv", "--without-pip", python.parent.parent]
     subprocess.run(venv, check=True)
@@ -298,7 +300,7 @@ def test_whatever_the_umask(umask: int, folder: Path, tmp_path: Path) -> None:
         sandbox.close()
 
 
-def test_skills_are_shown(start: Start, tmp_path: Path) -> None:
+def test_skills_folder_is_shown(start: Start, tmp_path: Path) -> None:
     (tmp_path / "skills" / "public").mkdir(parents=True)
     (tmp_path / "skills" / "public" / "a.skill").touch()
     inside = start(skills=str(tmp_path / "skills"))
@@ -306,7 +308,7 @@ def test_skills_are_shown(start: Start, tmp_path: Path) -> None:
     assert inside.ask("os.listdir('/mnt/skills/examples')") == []
 
 
-def test_transcripts_are_read_and_not_written(start: Start) -> None:
+def test_transcripts_are_read_only(start: Start) -> None:
     inside = start()
     transcripts = inside.sandbox.transcripts
     assert transcripts is not None

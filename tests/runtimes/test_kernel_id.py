@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes.mounts.host_python import World, find_world
+from gvisor_kernel.runtimes.mounts.host_python import World, find_host_python
 from gvisor_kernel.runtimes.runsc import kernel_id
 from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
 from gvisor_kernel.spec.oci import KERNEL_ID
@@ -22,7 +22,7 @@ from .conftest import root_only
 
 @pytest.fixture
 def shown(tmp_path: Path) -> World:
-    """That of an environment with a path file, all of it for everybody."""
+    """The world of an environment with a .pth file, all of it readable by everybody."""
     packages = tmp_path / "lib" / "python3" / "site-packages"
     packages.mkdir(parents=True)
     (tmp_path / "bin").mkdir()
@@ -30,19 +30,19 @@ def shown(tmp_path: Path) -> World:
         file.touch()
         file.chmod(0o644)
     (tmp_path / "bin" / "python").chmod(0o755)
-    found = find_world(sys.executable)
+    found = find_host_python(sys.executable)
     python, top = str(tmp_path / "bin" / "python"), str(tmp_path)
     for path in (tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())):
         path.chmod(0o755)
     return replace(found, python=python, roots=(top,), prefixes=(top,), tree=None)
 
 
-def test_an_ordinary_users_sandbox_has_one(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_users_sandbox_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_id.os, "geteuid", lambda: 1000)
     assert choose_kernel_id(shown) == 0
 
 
-def test_a_root_image_belongs_to_one(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_image_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_id.os, "geteuid", lambda: 0)
     assert choose_kernel_id(replace(shown, tree="/nonexistent")) == 0
 
@@ -51,10 +51,10 @@ def test_a_root_image_belongs_to_one(shown: World, monkeypatch: pytest.MonkeyPat
     "closed",
     ["", "bin", "bin/python", "pyvenv.cfg", "lib", "lib/python3/site-packages/mine.pth"],
 )
-def test_an_interpreter_for_its_owner_alone(
+def test_interpreter_that_only_its_owner_can_read_has_one_uid(
     shown: World, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PID 1 could not load it as somebody else than its owner."""
+    """PID 1 could not load it as another uid."""
     monkeypatch.setattr(kernel_id.os, "geteuid", lambda: 0)
     assert choose_kernel_id(shown) == KERNEL_ID
     path = tmp_path / closed
@@ -62,7 +62,7 @@ def test_an_interpreter_for_its_owner_alone(
     assert choose_kernel_id(shown) == 0
 
 
-OWNS = """
+WRITE_EVERYWHERE = """
 import os, pathlib, subprocess
 for where in ("/mnt/user-data/outputs", "/workspace", "/home/user", "/run", "/tmp", "/dev/shm"):
     for name in ("made", "made/deep"):
@@ -78,10 +78,10 @@ subprocess.run("echo heard > /dev/stdout", shell=True, check=True)
 @root_only
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["mapped", "lent", "kept nowhere", "one uid"])
-def test_what_a_kernel_may_write_is_its_own(
+def test_kernel_owns_what_it_may_write(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inside, and on the host its notebook's owner's."""
+    """Inside, and on the host as the notebook's owner."""
     (tmp_path / "mine").write_text("private")
     (tmp_path / "mine").chmod(0o600)
     for path in (tmp_path, tmp_path / "mine"):
@@ -97,7 +97,7 @@ def test_what_a_kernel_may_write_is_its_own(
             monkeypatch.setattr(name, lambda world: 0)
     start = {"cwd": str(tmp_path)}
     with running_kernel(settings=settings, start=start) as (_, client):
-        answer = execute(client, OWNS)
+        answer = execute(client, WRITE_EVERYWHERE)
         assert answer.status == "ok", answer.reply["content"]
     found = [tmp_path, *tmp_path.rglob("*")]
     assert len(found) == (2 if way == "kept nowhere" else 6)

@@ -1,4 +1,4 @@
-"""Removals that nobody waits for: tried again, bounded, and in nobody's way."""
+"""Removals in the background: tried again, a bounded number of times, without blocking a start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 20.0
 
 
 class Removal:
-    """Fails ``failures`` times; each try waits until it may end."""
+    """Fails ``failures`` times. With ``held`` each try waits for ``may_end``."""
 
     def __init__(self, failures: int = 0, *, held: bool = False) -> None:
         self.tries = 0
@@ -46,7 +46,7 @@ class Removal:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(leftovers, "LONGEST_WAIT", 0.01)
 
@@ -58,7 +58,7 @@ def wait_until_empty(left: Leftovers) -> None:
             assert left._changed.wait(0.05) or time.monotonic() < deadline
 
 
-def test_what_fails_is_tried_again(soon: None) -> None:
+def test_failed_removal_is_tried_again(short_waits: None) -> None:
     left = Leftovers()
     removal = Removal(failures=3)
     left.put(Path("/one"), None, removal)
@@ -67,7 +67,9 @@ def test_what_fails_is_tried_again(soon: None) -> None:
     assert removal.tries == 4
 
 
-def test_not_for_ever(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removal_is_given_up_after_max_tries(
+    short_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leftovers, "MAX_TRIES", 5)
     left = Leftovers()
     removal = Removal(failures=1000)
@@ -76,7 +78,7 @@ def test_not_for_ever(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert removal.tries == 5
 
 
-def test_an_error_ends_nothing(soon: None) -> None:
+def test_exception_does_not_end_the_thread(short_waits: None) -> None:
     left = Leftovers()
     failed = threading.Event()
 
@@ -91,15 +93,15 @@ def test_an_error_ends_nothing(soon: None) -> None:
     assert failed.is_set()
 
 
-def test_the_longer_it_takes_the_more_seldom() -> None:
-    """A start has it tried at once only where that takes no time."""
+def test_slow_removal_is_tried_at_longer_intervals() -> None:
+    """A start has it tried at once only where that takes little time."""
     left = Leftovers()
     removal = Removal(failures=1, held=True)
     left.put(Path("/one"), "/outputs", removal)
     left.try_soon(None, 0)
     assert removal.began.wait(SECONDS)
     waiting = left._left[Path("/one")]
-    waiting.wait = leftovers.SOON  # as if it had been tried often
+    waiting.wait = leftovers.SOON  # as after many tries
     removal.may_end.set()
     with left._changed:
         assert left._changed.wait_for(lambda: waiting.tries == 1, SECONDS)
@@ -113,13 +115,13 @@ def test_the_longer_it_takes_the_more_seldom() -> None:
     assert removal.done.is_set()
 
 
-def test_only_who_needs_the_outputs_waits_and_not_for_long(soon: None) -> None:
+def test_only_a_start_with_the_same_outputs_waits(short_waits: None) -> None:
     left = Leftovers()
     slow, other = Removal(held=True), Removal()
     left.put(Path("/slow"), "/outputs", slow)
     assert slow.began.wait(SECONDS)
     left.put(Path("/other"), "/others", other)
-    left.try_soon(None, 1000.0)  # these would never return
+    left.try_soon(None, 1000.0)  # the first two calls must not wait at all
     left.try_soon("/elsewhere", 1000.0)
     left.try_soon("/outputs", 0.01)
     released = threading.Timer(0.05, slow.may_end.set)
@@ -130,7 +132,7 @@ def test_only_who_needs_the_outputs_waits_and_not_for_long(soon: None) -> None:
     wait_until_empty(left)
 
 
-# -- of sandboxes ----------------------------------------------------------------------------------
+# -- removals of sandboxes -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -162,26 +164,26 @@ def make_record(directory: Path, outputs: Path) -> Record:
     return record
 
 
-def test_a_landing_that_takes_too_long_blocks_no_start(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soon: None
+def test_slow_copy_of_outputs_does_not_block_a_start(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None
 ) -> None:
-    """It goes on in the background, for longer, and ``list`` shows it meanwhile."""
+    """It continues in the background, with more time, and ``list`` shows the state meanwhile."""
     record = make_record(directory, tmp_path / "outputs")
     assert find_state(record) == "running"
     given: list[float] = []
     again = Removal(held=True)
 
-    def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
-        removal._note_end(directory)
+    def remove_from_engine(directory: Path, record: Record, seconds: float) -> bool:
+        removal._record_end(directory)
         given.append(seconds)
         return len(given) > 1 and again()
 
-    monkeypatch.setattr(removal, "remove_parts", remove_parts)
+    monkeypatch.setattr(removal, "remove_from_engine", remove_from_engine)
     left = Leftovers()
     monkeypatch.setattr(sweep, "LEFTOVERS", left)
     assert not sweep.remove_sandbox(directory, record)
     assert again.began.wait(SECONDS)
-    sweep.finish_removals()  # before a start: these did not return before the landing did
+    sweep.finish_removals()  # as before a start: must return while the copy still runs
     sweep.finish_removals(str(tmp_path / "others"))
     found = records.read_record(directory)
     assert found is not None
@@ -193,7 +195,7 @@ def test_a_landing_that_takes_too_long_blocks_no_start(
 
 
 class FakeEngine:
-    """Has an archive of two files, and is slow at the second."""
+    """Has an archive of two files, and fails at the second one while ``slow``."""
 
     def __init__(self) -> None:
         self.slow = True
@@ -214,7 +216,7 @@ class FakeEngine:
         yield self._data[self._sizes[1] :]
 
 
-def test_a_landing_goes_on_where_it_was(directory: Path, tmp_path: Path) -> None:
+def test_copy_of_outputs_continues_where_it_stopped(directory: Path, tmp_path: Path) -> None:
     record = make_record(directory, tmp_path / "outputs")
     engine: Any = FakeEngine()
     with pytest.raises(TimeoutError):

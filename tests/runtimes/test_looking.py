@@ -1,4 +1,4 @@
-"""The question to an image's Python, when that is not what it should be."""
+"""The probe of an image's Python, when its answer or its sandbox is not what it should be."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from gvisor_kernel.errors import IsolationError, LaunchError
 from gvisor_kernel.images import RootImage
 from gvisor_kernel.runtimes import image_probe
-from gvisor_kernel.runtimes.image_probe import MAX_ANSWER, MEMORY, look_inside
+from gvisor_kernel.runtimes.image_probe import MAX_ANSWER, MEMORY, probe_image
 
 ANSWER = json.dumps({"version": "3.12.0", "modules": ["zmq"], "packages": {}}).encode()
 
 
 class FakeSandbox:
-    """Has said what it says, and does not end. ``fault``: what the look from outside finds."""
+    """Has written ``says`` and does not end. ``fault``: what the verification finds."""
 
     def __init__(self, says: bytes, memory: int, fault: str) -> None:
         self._fault = fault
@@ -49,7 +49,7 @@ class FakeSandbox:
 
 
 class FakeRuntime:
-    """Stands for the runtime."""
+    """Takes the place of the runtime."""
 
     def __init__(self, says: bytes, memory: int, fault: str) -> None:
         self.sandbox = FakeSandbox(says, memory, fault)
@@ -79,29 +79,29 @@ def look(
     memory: int = 0,
     fault: str = "",
 ) -> tuple[list[str], BaseException | None]:
-    """What happened to the sandbox, and what was raised."""
+    """Return what happened to the sandbox, and what was raised."""
     runtime = FakeRuntime(says, memory, fault)
     monkeypatch.setattr(image_probe, "RunscRuntime", runtime)
     monkeypatch.setattr(image_probe, "SECONDS", 0.3)
     error: BaseException | None = None
     try:
-        look_inside(image)
+        probe_image(image)
     except (LaunchError, IsolationError) as raised:
         error = raised
     assert runtime.limit == MEMORY
     return runtime.sandbox.events, error
 
 
-def test_an_answer_counts_once_its_sandbox_was_looked_at(
+def test_answer_is_used_only_after_verification(
     image: RootImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert look(image, monkeypatch, ANSWER + b"\n") == (["verified", "closed"], None)
-    events, error = look(image, monkeypatch, ANSWER + b"\n", fault="it is none")
+    events, error = look(image, monkeypatch, ANSWER + b"\n", fault="not isolated")
     assert events == ["verified", "closed"]
     assert isinstance(error, IsolationError)
 
 
-def test_memory_is_watched_though_no_bridge_has_the_sandbox(
+def test_memory_is_watched_without_a_bridge(
     image: RootImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events, error = look(image, monkeypatch, b"", memory=MEMORY + 1)
@@ -119,9 +119,11 @@ def test_memory_is_watched_though_no_bridge_has_the_sandbox(
         b'{"version": 1, "modules": 3, "packages": {}}\n',
         b"x" * 65536,
     ],
-    ids=["nothing", "half", "unended", "nested", "wrong", "long"],
+    ids=["empty", "no newline", "unclosed lists", "deep nesting", "wrong types", "too long"],
 )
-def test_what_is_no_answer(image: RootImage, monkeypatch: pytest.MonkeyPatch, says: bytes) -> None:
+def test_malformed_answer_is_an_error(
+    image: RootImage, monkeypatch: pytest.MonkeyPatch, says: bytes
+) -> None:
     monkeypatch.setattr(image_probe, "MAX_ANSWER", min(MAX_ANSWER, 60_000))
     events, error = look(image, monkeypatch, says)
     assert events == ["verified"] * says.endswith(b"\n") + ["closed"]

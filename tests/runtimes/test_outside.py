@@ -1,4 +1,4 @@
-"""What the host sees of a sandbox: how it is locked in, what it may use, and its traces."""
+"""What the host sees of a sandbox: its isolation, its limits, and what it leaves."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def find_process(sandbox: object, name: str) -> int:
     return pid
 
 
-def traces() -> set[Path]:
-    """Directories and cgroups of the sandboxes of this test run, not of others beside it."""
+def find_traces() -> set[Path]:
+    """Return directories and cgroups of the sandboxes of this test run only."""
     found = set(records.sandbox_directories())
     for folder, _, _ in os.walk("/sys/fs/cgroup", onerror=lambda _: None):
         if Path(folder).name in STARTED:
@@ -51,7 +51,7 @@ def descriptors() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a Path would add its own
 
 
-def test_a_sandbox_is_locked_in(runtime: RunscRuntime, start: Start) -> None:
+def test_sandbox_processes_are_isolated(runtime: RunscRuntime, start: Start) -> None:
     inside = start()
     inside.ask("1")
     inside.sandbox.verify()
@@ -66,7 +66,7 @@ def test_a_sandbox_is_locked_in(runtime: RunscRuntime, start: Start) -> None:
     assert all(processes.is_alive(process) for process in record.processes.values())
 
 
-def test_every_fault_is_named() -> None:
+def test_find_faults_names_every_fault() -> None:
     own = Posture(1, "x", frozenset({0}), 0, dict.fromkeys(posture.NAMESPACES, "host"))
     assert posture.find_faults(own, own) == [
         "it is root on the host",
@@ -75,7 +75,7 @@ def test_every_fault_is_named() -> None:
     ]
 
 
-def test_what_is_not_isolated_is_ended(
+def test_sandbox_that_is_not_isolated_is_killed(
     runtime: RunscRuntime, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(posture, "SECCOMP_FILTER", 3)
@@ -89,19 +89,19 @@ def test_what_is_not_isolated_is_ended(
     assert not inside.sandbox.directory.exists()
 
 
-def test_the_state_is_nobody_elses(shared: Conversation) -> None:
+def test_state_directory_is_private(shared: Conversation) -> None:
     for path in (shared.sandbox.directory, records.state_root()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
         assert path.stat().st_uid == os.geteuid()
 
 
-def test_the_hosts_mount_table_does_not_change(start: Start, world: World) -> None:
+def test_host_mount_table_does_not_change(start: Start, world: World) -> None:
     before = leaks.mounts(world)
     start().ask("1")
     assert leaks.mounts(world) == before
 
 
-def test_memory_is_what_the_sandbox_holds(start: Start) -> None:
+def test_memory_used_follows_allocations(start: Start) -> None:
     inside = start()
     inside.ask("1")
     before = inside.sandbox.memory_used()
@@ -140,7 +140,7 @@ def test_limits_are_set(start: Start) -> None:
     assert inside.ask("__import__('resource').getrlimit(6)") == [100, 100]
 
 
-def test_the_link_is_fast_and_does_not_block(shared: Conversation) -> None:
+def test_link_has_large_nonblocking_pipes(shared: Conversation) -> None:
     import fcntl
 
     for fd in (shared.sandbox.link_in, shared.sandbox.link_out):
@@ -148,10 +148,10 @@ def test_the_link_is_fast_and_does_not_block(shared: Conversation) -> None:
         assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) == 1024 * 1024
 
 
-def test_the_end_of_the_link_ends_the_sandbox(start: Start) -> None:
+def test_closing_the_link_ends_the_sandbox(start: Start) -> None:
     inside = start()
     inside.ask("1")
-    with open("/dev/null") as null:  # the number stays taken, as close() will close it
+    with open("/dev/null") as null:  # keep the number in use: Sandbox.close() closes it
         os.dup2(null.fileno(), inside.sandbox.link_in)
     assert isinstance(inside.sandbox, RunscSandbox)
     wait_for_end(inside.sandbox)
@@ -160,7 +160,7 @@ def test_the_end_of_the_link_ends_the_sandbox(start: Start) -> None:
     inside.sandbox.kill()
 
 
-def test_the_end_and_the_last_words_are_known(start: Start) -> None:
+def test_end_and_stderr_tail_are_reported(start: Start) -> None:
     inside = start()
     inside.tell("os.write(2, b'\\x1b[31mlast\\0 words\\n' * 1000) and os._exit(7)")
     assert isinstance(inside.sandbox, RunscSandbox)
@@ -174,14 +174,14 @@ def test_the_end_and_the_last_words_are_known(start: Start) -> None:
 
 
 def test_close_leaves_nothing(start: Start) -> None:
-    before, held = traces(), lifeline._held
+    before, held = find_traces(), lifeline._held
     inside = start()
     inside.ask("1")
     pids = [find_process(inside.sandbox, name) for name in (SANDBOX_NAME, GOFER_NAME)]
-    groups = traces() - before
+    groups = find_traces() - before
     assert groups
     inside.sandbox.close()
-    assert traces() == before
+    assert find_traces() == before
     assert not any(processes.read_start_time(pid) for pid in pids)
     assert lifeline._held == held
     inside.sandbox.close()
@@ -189,20 +189,20 @@ def test_close_leaves_nothing(start: Start) -> None:
     assert inside.sandbox.memory_used() is None
 
 
-def test_close_while_it_starts(start: Start) -> None:
-    before = traces()
+def test_close_during_start_leaves_nothing(start: Start) -> None:
+    before = find_traces()
     start().sandbox.close()
-    assert traces() == before
+    assert find_traces() == before
 
 
-def test_no_descriptor_is_kept(start: Start) -> None:
-    start().sandbox.close()  # what is made once a process
+def test_close_leaves_no_descriptor_open(start: Start) -> None:
+    start().sandbox.close()  # the first start opens descriptors that the process keeps
     before = descriptors()
     start().sandbox.close()
     assert descriptors() == before
 
 
-def test_kill_does_not_wait_and_ends_all(start: Start) -> None:
+def test_kill_ends_the_sandbox_without_waiting(start: Start) -> None:
     inside = start()
     inside.ask("1")
     inside.sandbox.kill()
@@ -211,9 +211,9 @@ def test_kill_does_not_wait_and_ends_all(start: Start) -> None:
 
 
 @pytest.mark.parametrize("name", [SANDBOX_NAME, GOFER_NAME])
-def test_a_process_of_the_sandbox_is_killed(name: str, start: Start) -> None:
-    """Whichever it is: the end is noticed, nothing is left, and others go on."""
-    before = traces()
+def test_killed_sandbox_process_leaves_nothing(name: str, start: Start) -> None:
+    """Whichever process it is: the end is noticed, and other sandboxes continue."""
+    before = find_traces()
     other, inside = start(), start()
     inside.ask("1")
     other.ask("1")
@@ -225,31 +225,31 @@ def test_a_process_of_the_sandbox_is_killed(name: str, start: Start) -> None:
     assert not any(processes.read_start_time(pid) for pid in pids.values())
     assert other.ask("1") == 1
     other.sandbox.close()
-    assert traces() == before
+    assert find_traces() == before
 
 
-def test_a_program_that_is_not_there(folder: Path) -> None:
-    before = traces()
+def test_missing_program_is_an_error_that_names_it(folder: Path) -> None:
+    before = find_traces()
     runtime = RunscRuntime(init_argv=["/no/such/program"])
     with pytest.raises(LaunchError, match="could not be started") as caught:
         runtime.start(SandboxSpec(), make_request(folder))
     assert "/no/such/program" in caught.value.detail
     assert "interpreter" in caught.value.hint
-    assert traces() == before
+    assert find_traces() == before
     assert list(folder.iterdir()) == []
 
 
-def test_an_interpreter_that_is_not_there(runtime: RunscRuntime, folder: Path) -> None:
-    before = traces()
+def test_missing_interpreter_is_an_error_that_names_it(runtime: RunscRuntime, folder: Path) -> None:
+    before = find_traces()
     with pytest.raises(LaunchError, match="/no/such/python"):
         runtime.start(SandboxSpec(), make_request(folder, python="/no/such/python"))
-    assert traces() == before
+    assert find_traces() == before
 
 
-def test_a_start_that_takes_too_long_leaves_nothing(
+def test_start_that_takes_too_long_leaves_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = traces()
+    before = find_traces()
     start().sandbox.close()
     opened = descriptors()
     monkeypatch.setattr(
@@ -257,15 +257,15 @@ def test_a_start_that_takes_too_long_leaves_nothing(
     )
     with pytest.raises(LaunchError, match=r"(?s)within 60 s.*start_timeout"):
         start()
-    assert traces() == before
+    assert find_traces() == before
     assert descriptors() == opened
 
 
 @pytest.mark.parametrize("step", ["write_rootfs", "make_cgroup", "spawn", "plan_mounts"])
-def test_a_start_that_fails_half_way_leaves_nothing(
+def test_start_that_fails_half_way_leaves_nothing(
     step: str, runtime: RunscRuntime, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = traces()
+    before = find_traces()
 
     def fail(*arguments: object, **named: object) -> None:
         raise OSError(28, "No space left on device")
@@ -275,21 +275,21 @@ def test_a_start_that_fails_half_way_leaves_nothing(
     monkeypatch.setattr(f"gvisor_kernel.runtimes.runsc.runtime.{step}", fail)
     with pytest.raises(LaunchError, match="No space left"):
         runtime.start(SandboxSpec(), make_request(folder))
-    assert traces() == before
+    assert find_traces() == before
     assert list(folder.iterdir()) == []
     assert descriptors() == opened
     assert lifeline._held == held
 
 
-def test_the_registry_knows_no_unsandboxed_runtime() -> None:
+def test_registry_has_no_unsandboxed_runtime() -> None:
     assert get_runtime("runsc") is get_runtime("runsc")
     for name in ("", "fake", "local"):
         with pytest.raises(SettingError, match="runtime"):
             get_runtime(name)
 
 
-def test_the_hosts_limit_is_the_last_resort(start: Start) -> None:
-    """Without the bridge's watch, a sandbox that takes all it can stays near its limit."""
+def test_host_limits_hold_without_the_bridge(start: Start) -> None:
+    """A sandbox that takes all memory it can stays near its limit even if no bridge watches it."""
     inside = start(memory_limit=128 * MIB)
     inside.ask("1")
     used: list[int | None] = [0]
@@ -297,7 +297,7 @@ def test_the_hosts_limit_is_the_last_resort(start: Start) -> None:
     assert isinstance(inside.sandbox, RunscSandbox)
     while not select.select([inside.sandbox.exit_fd, inside.sandbox.link_out], [], [], 0.01)[0]:
         used.append(inside.sandbox.memory_used())
-    assert max(filter(None, used)) <= (2048 + 64) * MIB  # its file, and the sentry's own
+    assert max(filter(None, used)) <= (2048 + 64) * MIB  # the memory file, and the sentry's memory
     wait_for_end(inside.sandbox)
     record = records.read_record(inside.sandbox.directory)
     assert record is not None

@@ -1,4 +1,4 @@
-"""Nothing outlives its owner, however that ends, and nobody else's is touched."""
+"""A sandbox does not outlive its owner, however that ends, and other sandboxes are not touched."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import lifeline, records, sweep
 
-from ..patience import patient
+from ..patience import scale_seconds
 from .conftest import Start, overlay, root_only
 from .standin import Conversation
 
-GONE_SECONDS = patient(10)
+GONE_SECONDS = scale_seconds(10)
 STRANGER = 54321
 PROJECT = Path(__file__).parents[2]
 
 
 class Owner:
-    """A process with a sandbox of its own; what ends with it is held by pidfds."""
+    """A process that owns a sandbox. What has to end with it is held by pidfds."""
 
     def __init__(self, folder: Path, argv: list[str], **options: Any) -> None:
         self.process = subprocess.Popen(
@@ -58,8 +58,8 @@ class Owner:
         pids = [process.pid for process in self.processes.values()]
         self.fds = [os.pidfd_open(pid) for pid in (*pids, self.report["lifeline"])]
 
-    def wait_until_all_is_gone(self) -> None:
-        """The processes, and at last the lifeline, which removes everything before it ends."""
+    def wait_until_removed(self) -> None:
+        """Wait for the processes, then for the lifeline, which ends once everything is removed."""
         deadline = time.monotonic() + GONE_SECONDS
         for fd in self.fds:
             left = max(deadline - time.monotonic(), 0)
@@ -77,7 +77,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def owning(folder: Path, argv: list[str] | None = None, **options: Any) -> Iterator[Owner]:
+def running_owner(folder: Path, argv: list[str] | None = None, **options: Any) -> Iterator[Owner]:
     owner = Owner(folder, argv or [sys.executable], **options)
     try:
         yield owner
@@ -86,69 +86,71 @@ def owning(folder: Path, argv: list[str] | None = None, **options: Any) -> Itera
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_the_owner_is_killed(number: int, folder: Path, shared: Conversation) -> None:
-    with owning(folder) as owner:
+def test_killed_owner_leaves_nothing(number: int, folder: Path, shared: Conversation) -> None:
+    with running_owner(folder) as owner:
         owner.process.send_signal(number)
         owner.process.wait()
-        owner.wait_until_all_is_gone()
+        owner.wait_until_removed()
     assert (folder / "outputs" / "kept").read_text() == "x"
     assert shared.ask("1") == 1
     assert shared.sandbox.poll() is None
 
 
 @root_only
-def test_the_owner_is_killed_while_outputs_are_lent(tmp_path: Path) -> None:
-    """They are given back by whoever removes the sandbox."""
+def test_killed_owner_gives_lent_outputs_back(tmp_path: Path) -> None:
+    """Whichever process removes the sandbox gives them back."""
     with overlay(tmp_path) as mounted:
         folder = mounted / "notebook"
         folder.mkdir()
         os.chown(folder, STRANGER, STRANGER)
-        with owning(folder) as owner:
+        with running_owner(folder) as owner:
             assert (folder / "outputs").stat().st_uid == SUBUID_BASE
             owner.process.kill()
             owner.process.wait()
-            owner.wait_until_all_is_gone()
+            owner.wait_until_removed()
         found = [folder / "outputs", folder / "outputs" / "kept"]
         assert [path.stat().st_uid for path in found] == [STRANGER, STRANGER]
 
 
 @pytest.mark.parametrize("name", ["sentry", "gofer"])
-def test_a_process_is_killed_and_then_the_owner(name: str, folder: Path) -> None:
-    with owning(folder) as owner:
+def test_killed_process_and_killed_owner_leave_nothing(name: str, folder: Path) -> None:
+    with running_owner(folder) as owner:
         os.kill(owner.processes[name].pid, signal.SIGKILL)
         owner.process.kill()
         owner.process.wait()
-        owner.wait_until_all_is_gone()
+        owner.wait_until_removed()
 
 
-def test_owner_and_lifeline_are_killed(folder: Path, runtime: RunscRuntime) -> None:
-    """Then the next start, of whomever, removes what is left."""
-    with owning(folder) as owner:
+def test_sweep_removes_what_killed_owner_and_lifeline_left(
+    folder: Path, runtime: RunscRuntime
+) -> None:
+    """The next start of any process does the same."""
+    with running_owner(folder) as owner:
         os.kill(owner.report["lifeline"], signal.SIGKILL)
         owner.process.kill()
         owner.process.wait()
         assert owner.directory.exists()
         assert owner.report["record"]["identity"] in runtime.sweep()
-        owner.wait_until_all_is_gone()
+        owner.wait_until_removed()
 
 
-def test_a_sweep_takes_no_living_owners(folder: Path, runtime: RunscRuntime) -> None:
-    with owning(folder) as owner:
+def test_sweep_leaves_sandboxes_of_living_owners(folder: Path, runtime: RunscRuntime) -> None:
+    with running_owner(folder) as owner:
         assert owner.report["record"]["identity"] not in runtime.sweep()
         assert all(is_alive(process) for process in owner.processes.values())
         owner.process.kill()
         owner.process.wait()
-        owner.wait_until_all_is_gone()
+        owner.wait_until_removed()
 
 
-def test_a_sweep_removes_what_a_crash_left_half_made(runtime: RunscRuntime) -> None:
+def test_sweep_removes_half_made_directory(runtime: RunscRuntime) -> None:
     directory = records.make_directory("0half0made0")
     (directory / "rootfs").mkdir()
     assert runtime.sweep() == ["0half0made0"]
     assert not directory.exists()
 
 
-def test_an_owner_is_known_by_more_than_its_pid(shared: Conversation) -> None:
+def test_owner_is_known_by_start_time_and_machine(shared: Conversation) -> None:
     record = records.read_record(shared.sandbox.directory)
     assert record is not None
     assert not records.is_orphan(record)
@@ -160,18 +162,18 @@ def test_an_owner_is_known_by_more_than_its_pid(shared: Conversation) -> None:
         replace(here, boot="another", host="elsewhere"),
         replace(here, pid_namespace="pid:[1]"),
     ):
-        # Whether that one lives cannot be seen from here.
+        # Whether that owner lives cannot be seen from here.
         assert not records.is_orphan(replace(later, machine=other))
 
 
-def test_a_forked_child_does_not_hold_the_owners_lifeline(start: Start) -> None:
+def test_forked_child_does_not_hold_the_lifeline(start: Start) -> None:
     start().ask("1")
     assert lifeline._process is not None
     assert lifeline._process.stdin is not None
     number = lifeline._process.stdin.fileno()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        # To fork while threads run is not what Python recommends; users do it.
+        # Python warns of a fork while threads run; users do it all the same.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
         if child == 0:
@@ -188,7 +190,7 @@ def test_a_forked_child_does_not_hold_the_owners_lifeline(start: Start) -> None:
     os.close(writer)
 
 
-def test_giving_back_follows_no_link(tmp_path: Path) -> None:
+def test_give_back_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/hostname")
     (tmp_path / "loop").symlink_to(tmp_path)
     before = Path("/etc/hostname").stat().st_uid
@@ -198,8 +200,8 @@ def test_giving_back_follows_no_link(tmp_path: Path) -> None:
 
 
 @root_only
-def test_an_ordinary_user_has_the_same(shared: Conversation) -> None:
-    """With the distribution's Python and no name in /etc/passwd."""
+def test_killed_owner_of_an_ordinary_user_leaves_nothing(shared: Conversation) -> None:
+    """With the distribution's Python, and a uid without a name in /etc/passwd."""
     python = shutil.which("python3", path="/usr/bin")
     if python is None:
         pytest.skip("the distribution has no python3")
@@ -213,12 +215,12 @@ def test_an_ordinary_user_has_the_same(shared: Conversation) -> None:
         environment = {"HOME": home, "PATH": programs, "PYTHONPATH": paths}
         argv = [python, "-B"]
         options = {"user": STRANGER, "group": STRANGER, "extra_groups": [], "env": environment}
-        with owning(folder, argv, **options) as owner:
+        with running_owner(folder, argv, **options) as owner:
             assert owner.report["uid"] == STRANGER
             assert owner.report["uid_inside"] == 0
             assert owner.report["owner_of_outputs"] == STRANGER
             assert owner.directory.is_relative_to(home)
             owner.process.kill()
             owner.process.wait()
-            owner.wait_until_all_is_gone()
+            owner.wait_until_removed()
         assert (folder / "outputs" / "kept").exists()

@@ -1,4 +1,4 @@
-"""What a sandbox's processes write to stderr, in the file that people read."""
+"""What a sandbox's processes write to stderr, in the log file for people."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from gvisor_kernel.host.log_files import MAX_STDERR, log_parts
 from gvisor_kernel.runtimes.stderr_log import LONGEST_LINE, TAIL_BYTES, StderrLog
 
-from ..patience import patient
+from ..patience import scale_seconds
 
-SECONDS = patient(20)
+SECONDS = scale_seconds(20)
 
 
 class Writer:
@@ -44,7 +44,7 @@ def writer(path: Path) -> Iterator[Writer]:
     writer.log.wait(SECONDS)
 
 
-def test_lines_are_marked_and_printable(writer: Writer, path: Path) -> None:
+def test_lines_have_a_mark_and_are_printable(writer: Writer, path: Path) -> None:
     writer.write(b"one\ntw")
     writer.write(b"o \x1b[2J\xff\n\nthree")
     writer.end()
@@ -54,8 +54,8 @@ def test_lines_are_marked_and_printable(writer: Writer, path: Path) -> None:
     assert writer.log.tail() == "one\ntwo [2J\ufffd\n\nthree"
 
 
-def test_a_file_that_was_removed_is_not_made_anew(writer: Writer, path: Path) -> None:
-    """Its directory is being emptied while the last words come."""
+def test_removed_file_is_not_made_again(writer: Writer, path: Path) -> None:
+    """Its directory is being removed while the last lines come."""
     path.unlink()
     writer.write(b"last words\n")
     writer.end()
@@ -64,8 +64,8 @@ def test_a_file_that_was_removed_is_not_made_anew(writer: Writer, path: Path) ->
 
 
 @pytest.mark.parametrize("text", [b"x", b"x\n", b"\0", b"\0\n", b"\xff"])
-def test_all_of_it_is_bounded(writer: Writer, path: Path, text: bytes) -> None:
-    """Whatever becomes of it in the file; its beginning and its end stay, and it tells the gap."""
+def test_file_size_is_bounded(writer: Writer, path: Path, text: bytes) -> None:
+    """For any bytes: the beginning and the end stay, and a line says how much was left out."""
     writer.write(b"first words\n")
     for _ in range(40):
         writer.write(text * (65536 // len(text)))
@@ -73,7 +73,7 @@ def test_all_of_it_is_bounded(writer: Writer, path: Path, text: bytes) -> None:
     writer.end()
     parts = [part for part in log_parts(path) if part.exists()]
     lines = [line for part in parts for line in part.read_text().splitlines()]
-    longest = 4 * 17 * LONGEST_LINE  # a read and what was there before, escaped
+    longest = 4 * 17 * LONGEST_LINE  # one read and the line before it, escaped
     assert sum(part.stat().st_size for part in parts) < 3 * (MAX_STDERR + longest)
     assert max(map(len, lines)) < longest
     assert lines[0].endswith(" sandbox: first words")

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.folders import follow
+from gvisor_kernel.host.folders import resolve_links
 from gvisor_kernel.runtimes.mounts import host_python as worlds
-from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_world, outermost
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_host_python, outermost
 
 from .conftest import Start, make_request
 from .standin import Conversation, standin_argv
 
 
-def test_this_interpreter_is_covered() -> None:
-    world = find_world(sys.executable)
+def test_roots_contain_this_interpreter() -> None:
+    world = find_host_python(sys.executable)
     assert "/usr" in world.roots
     for path in (sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), os.__file__):
         real = os.path.realpath(path)
@@ -27,11 +27,11 @@ def test_this_interpreter_is_covered() -> None:
 
 
 def test_no_root_is_inside_another() -> None:
-    roots = find_world(sys.executable).roots
+    roots = find_host_python(sys.executable).roots
     assert roots == outermost(roots)
 
 
-def test_an_interpreter_says_of_itself_what_another_process_says_of_it() -> None:
+def test_probe_reports_the_same_as_this_process() -> None:
     worlds._probed.clear()
     asked = worlds._probe(sys.executable)
     known = ask_interpreter(sys.executable)
@@ -40,22 +40,22 @@ def test_an_interpreter_says_of_itself_what_another_process_says_of_it() -> None
     assert set(asked.site_directories) == set(known.site_directories)
 
 
-def test_an_interpreter_that_fails_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_error_names_an_interpreter_that_fails(tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
     with pytest.raises(LaunchError, match=str(broken)):
-        find_world(str(broken))
+        find_host_python(str(broken))
 
 
-def test_links_are_followed_one_by_one(tmp_path: Path) -> None:
+def test_follow_reports_each_link(tmp_path: Path) -> None:
     base = Path(os.path.realpath(tmp_path))
     (base / "versions" / "3.12.1").mkdir(parents=True)
     (base / "versions" / "3.12").symlink_to("3.12.1")
     (base / "current").symlink_to(base / "versions" / "3.12")
     for name in ("bin", "lib"):
         (base / "versions" / "3.12.1" / name).mkdir()
-    links, real = follow(f"{base}/current/./bin/../lib")
+    links, real = resolve_links(f"{base}/current/./bin/../lib")
     assert real == f"{base}/versions/3.12.1/lib"
     assert links == {
         f"{base}/current": f"{base}/versions/3.12",
@@ -63,14 +63,14 @@ def test_links_are_followed_one_by_one(tmp_path: Path) -> None:
     }
 
 
-def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+def test_follow_refuses_a_circle_of_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many levels"):
-        follow(str(tmp_path / "a" / "c"))
+        resolve_links(str(tmp_path / "a" / "c"))
 
 
-def test_of_a_prefix_that_is_a_home_only_python_is_shown(
+def test_prefix_that_is_a_home_shows_only_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -79,8 +79,8 @@ def test_of_a_prefix_that_is_a_home_only_python_is_shown(
     assert list(worlds._show_prefix(str(tmp_path))) == [f"{tmp_path}/bin", f"{tmp_path}/lib"]
 
 
-def test_a_virtual_environment_behind_links_works_inside(start: Start, tmp_path: Path) -> None:
-    """A private directory, a link to the environment, a package that is installed as editable."""
+def test_virtual_environment_behind_links_works_inside(start: Start, tmp_path: Path) -> None:
+    """In a private directory, behind a link, with an editable install."""
     from gvisor_kernel.config.settings import SandboxSpec
     from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 

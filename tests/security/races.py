@@ -75,7 +75,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 @contextmanager
-def make_scene(base: Path, kind: str = "plain") -> Iterator[Scene]:
+def make_race_folders(base: Path, kind: str = "plain") -> Iterator[Scene]:
     """Create the folders; on an "overlay" owners cannot be mapped, and root lends by chown."""
     if kind == "plain":
         yield _make_scene(base)

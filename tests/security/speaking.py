@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jupyter.helpers import SECONDS, execute, next_message, wait_for, wait_until
-from ..logs import LogMark
+from ..logs import LogPosition
 from .inside import PRELUDE, Kernel, Neighbour
 from .voice import VOICE
 
@@ -136,7 +136,7 @@ def assert_ends_with(
     The error is in the cell and in the log. Neither names the host, and the host's memory does not
     grow. Return the lines that were added to the log.
     """
-    mark = LogMark(kernel.sandbox.log_path)
+    mark = LogPosition(kernel.sandbox.log_path)
     hidden = names_of_the_host(kernel)
     memory = HostMemory()
     msg_id = kernel.client.execute(textwrap.dedent(code) + "\ntime.sleep(100)")
@@ -167,7 +167,7 @@ def assert_ends_with(
 def names_of_the_host(kernel: Kernel) -> set[str]:
     """Return names of the host that no kernel may learn or get into a message."""
     sentry = str(kernel.sandbox._sentry)
-    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.inner_key
+    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.kernel_key
     return {str(os.getpid()), sentry, str(kernel.folder), os.environ["XDG_STATE_HOME"], *keys}
 
 

@@ -14,7 +14,7 @@ import pytest
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes.mounts.host_python import find_world
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
 from gvisor_kernel.runtimes.state import records
 
@@ -108,13 +108,13 @@ def test_planted_link_to_package_is_not_followed(tmp_path: Path) -> None:
     repository, python = make_editable(tmp_path)
     package = repository / "src" / "mine"
     writable = read_written(SandboxSpec()).has
-    assert str(package) in find_world(python, writable).roots
+    assert str(package) in find_host_python(python, writable).roots
     private = tmp_path / "private"
     package.rename(private)
     package.symlink_to(private)
-    assert str(private) in find_world(python, writable).roots, "a person's own link"
+    assert str(private) in find_host_python(python, writable).roots, "a person's own link"
     note(repository)
-    assert str(private) not in find_world(python, read_written(SandboxSpec()).has).roots
+    assert str(private) not in find_host_python(python, read_written(SandboxSpec()).has).roots
 
 
 def test_package_that_links_to_jupyter_folder_is_not_shown(
@@ -125,7 +125,7 @@ def test_package_that_links_to_jupyter_folder_is_not_shown(
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
     package.rename(runtime)
     package.symlink_to(runtime)
-    assert str(runtime) not in find_world(python).roots
+    assert str(runtime) not in find_host_python(python).roots
 
 
 def test_interpreter_that_kernel_could_write_is_not_run(tmp_path: Path) -> None:
@@ -137,5 +137,5 @@ def test_interpreter_that_kernel_could_write_is_not_run(tmp_path: Path) -> None:
     Path(python).chmod(0o755)
     note(tmp_path / "env")
     with pytest.raises(LaunchError, match="where a kernel can write"):
-        find_world(python, read_written(SandboxSpec()).has)
+        find_host_python(python, read_written(SandboxSpec()).has)
     assert not ran.exists()

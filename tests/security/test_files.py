@@ -125,7 +125,7 @@ print(json.dumps(done))
 
 
 def test_remount_in_user_namespace_is_refused(kernel: Kernel) -> None:
-    """The kernel's filter refuses. Without it: ``test_pid_1_remounts_what_it_is_shown``."""
+    """The kernel's filter refuses. Without it: ``test_remount_by_pid_1_makes_nothing_writable``."""
     files = [
         "/mnt/user-data/uploads/data.csv",
         "/container_info.json",

@@ -14,7 +14,7 @@ import pytest
 from gvisor_kernel.bridge.journal import RECORDED_KINDS
 
 from ..jupyter.helpers import execute, reply_to
-from ..logs import LogMark
+from ..logs import LogPosition
 from .inside import Kernel, Neighbour
 from .speaking import armed, assert_ends_with, assert_restart_works, read_raw_until_idle
 
@@ -103,7 +103,7 @@ def test_replayed_and_unsigned_messages_are_dropped(
     assert execute(kernel.client, textwrap.dedent(keep)).status == "ok"
     assert_restart_works(kernel)
     armed(kernel, "")
-    mark = LogMark(kernel.sandbox.log_path)
+    mark = LogPosition(kernel.sandbox.log_path)
     code = f"""
     old = eval(Path("{kept}").read_text())
     new = message("stream", {text})

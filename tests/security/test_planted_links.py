@@ -28,10 +28,10 @@ def note(folder: Path) -> None:
 def test_symlink_named_outputs_is_refused(ground: Path, tmp_path: Path) -> None:
     """A kernel or a cloned repository has left ``outputs -> …`` in the notebook's folder."""
     (tmp_path / "outputs").symlink_to(ground / "private")
-    with pytest.raises(SettingError, match="leads to") as caught:
+    with pytest.raises(SettingError, match="through a symbolic link") as caught:
         outputs_of(SandboxSpec(), tmp_path)
     assert str(ground / "private") in str(caught.value)
-    with pytest.raises(SettingError, match="leads to"):
+    with pytest.raises(SettingError, match="through a symbolic link"):
         outputs_of(SandboxSpec(outputs="outputs/deeper"), tmp_path)
     assert names_in(ground / "private") == ["secret"]
 
@@ -49,13 +49,13 @@ def test_outputs_symlink_to_sibling_is_refused(tmp_path: Path, target: str) -> N
     """A cloned repository may contain one, and files in the sibling folder may be run later."""
     (tmp_path / target).mkdir(parents=True, exist_ok=True)
     (tmp_path / "outputs").symlink_to(target)
-    with pytest.raises(SettingError, match="leads to"):
+    with pytest.raises(SettingError, match="through a symbolic link"):
         outputs_of(SandboxSpec(), tmp_path)
 
 
 def test_symlink_named_by_uploads_is_refused(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ground / "private")
-    with pytest.raises(SettingError, match="leads to"):
+    with pytest.raises(SettingError, match="through a symbolic link"):
         uploads_of(SandboxSpec(uploads="data"), tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_other_users_symlink_may_lead_only_to_own_files(ground: Path, tmp_path: 
 def test_kernel_does_not_start_with_planted_outputs_symlink(ground: Path, tmp_path: Path) -> None:
     (tmp_path / "outputs").symlink_to(ground / "private")
     with (
-        pytest.raises(SettingError, match="leads to"),
+        pytest.raises(SettingError, match="through a symbolic link"),
         running_kernel(start={"cwd": str(tmp_path)}),
     ):
         pass

@@ -22,13 +22,13 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
-from ..patience import patient
+from ..patience import scale_seconds
 from ..runtimes.conftest import make_request
 from ..runtimes.standin import Conversation, Failed, standin_argv
 from ..sweeps import ALL, needs_all
 from ..world import PROJECT
 from .inside import Host
-from .races import COMPONENTS, PERSON, Scene, Stop, exchange, make_scene, spinning
+from .races import COMPONENTS, PERSON, Scene, Stop, exchange, make_race_folders, spinning
 
 FREE_STARTS = 500
 
@@ -54,7 +54,7 @@ ENDS = (
 def scene(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    with make_scene(tmp_path_factory.mktemp("races"), request.param) as made:
+    with make_race_folders(tmp_path_factory.mktemp("races"), request.param) as made:
         yield made
 
 
@@ -71,7 +71,7 @@ def standins_image(
     sandbox = runtime.start(scene.spec, make_request(scene.report))
     try:
         Conversation(sandbox).ask("1")
-        sandbox.checkpoint(directory, patient(60))
+        sandbox.checkpoint(directory, scale_seconds(60))
     finally:
         sandbox.close()
     return directory
@@ -152,22 +152,22 @@ def test_spare_of_swapped_folder_is_not_taken(runtime: RunscRuntime, scene: Scen
     request = make_request(scene.report)
     sandbox = runtime.start(scene.spec, request)
     try:
-        assert runtime.shows_now(sandbox, scene.spec, request)
+        assert runtime.has_current_mounts(sandbox, scene.spec, request)
         for component in COMPONENTS:
             with scene.swapped(component) as swap:
                 swap()
                 with suppress(GvisorKernelError):
-                    assert not runtime.shows_now(sandbox, scene.spec, request), component
+                    assert not runtime.has_current_mounts(sandbox, scene.spec, request), component
             moved = scene.report / component
             moved.rename(moved.with_name("moved"))
             moved.mkdir()
             try:
                 with suppress(GvisorKernelError):
-                    assert not runtime.shows_now(sandbox, scene.spec, request), component
+                    assert not runtime.has_current_mounts(sandbox, scene.spec, request), component
             finally:
                 moved.rmdir()
                 moved.with_name("moved").rename(moved)
-        assert runtime.shows_now(sandbox, scene.spec, request)
+        assert runtime.has_current_mounts(sandbox, scene.spec, request)
     finally:
         sandbox.close()
 
@@ -180,7 +180,7 @@ def test_swap_while_spare_is_taken_is_harmless(
     sandbox = runtime.start(scene.spec, request, standins_image)
     try:
         with Stop() as stop:
-            assert runtime.shows_now(sandbox, scene.spec, request)
+            assert runtime.has_current_mounts(sandbox, scene.spec, request)
         steps = [step for step in stop.passed if step.split()[1].startswith(STARTS)]
         assert len(steps) > 30
         taken = 0
@@ -188,7 +188,7 @@ def test_swap_while_spare_is_taken_is_harmless(
             for component in COMPONENTS if ALL else [COMPONENTS[number % len(COMPONENTS)]]:
                 with scene.swapped(component) as swap, Stop(step, swap) as stop:
                     with suppress(GvisorKernelError):
-                        taken += runtime.shows_now(sandbox, scene.spec, request)
+                        taken += runtime.has_current_mounts(sandbox, scene.spec, request)
                     assert step in stop.passed
                     look_inside(sandbox)
         assert 0 < taken < len(steps) * len(COMPONENTS)
@@ -274,7 +274,7 @@ def racing(scene: Scene) -> Iterator[Callable[[str, str, str | None], Any]]:
         yield ask
     finally:
         process.stdin.close()
-        process.wait(patient(30))
+        process.wait(scale_seconds(30))
         process.stdout.close()
 
 
@@ -297,7 +297,7 @@ def test_continuous_swapping_is_harmless(
                     continue
                 for _ in range(10):
                     with suppress(GvisorKernelError):
-                        runtime.shows_now(sandbox, scene.spec, request)
+                        runtime.has_current_mounts(sandbox, scene.spec, request)
                 look_inside(sandbox)
                 sandbox.close()
     finally:

@@ -19,7 +19,7 @@ from gvisor_kernel.host.processes import read_children
 
 from ..faults.held import Peak, charged_to
 from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for, wait_until
-from ..patience import patient
+from ..patience import scale_seconds
 from ..sweeps import needs_all
 from ..world import WAYS
 from .hogs import BOUNDED, MAPPER, PAGE_TABLES, SENTRY_MEMORY, SLOW, SMALL_PROCESS
@@ -36,7 +36,7 @@ HOST_SLACK = 64 * MIB
 RESPONSIVE = 1.0
 """Seconds within which a neighbour answers in the median on a busy machine."""
 
-INTERRUPT_SECONDS = patient(40.0)
+INTERRUPT_SECONDS = scale_seconds(40.0)
 """It takes 2 s (docs/performance.md), and more on a busy machine. Before, it did not end."""
 
 BOMBS = {
@@ -302,13 +302,13 @@ def test_output_is_throttled_beside_used_kernel(
 ) -> None:
     """Output is read slowly, so that the other kernel answers, and all of it arrives."""
     pauses: list[float] = []
-    take = Share.take
+    take = Share.spend
 
     def note(share: Share, size: int) -> float:
         pauses.append(take(share, size))
         return pauses[-1]
 
-    monkeypatch.setattr(Share, "take", note)
+    monkeypatch.setattr(Share, "spend", note)
     neighbour.check()
     msg_id = talker.client.execute("for _ in range(12): print('x' * (1 << 21), flush=True)")
     answer = finish(talker.client, msg_id)

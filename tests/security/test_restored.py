@@ -23,14 +23,14 @@ MAKER = """
 import json, sys
 from dataclasses import replace
 from gvisor_kernel.kernel import connection_info, snapshot_builder
-from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.jupyter.plan_factory import make_plan
 from jupyter_client import KernelManager
 new_key, keys = connection_info.new_key, []
 def noted():
     keys.append(new_key())
     return keys[-1]
 connection_info.new_key = noted
-plan = find_plan("gvisor-python-restored", connection_info.own_info(), "")
+plan = make_plan("gvisor-python-restored", connection_info.private_connection_info(), "")
 environment = dict.fromkeys(json.loads(sys.argv[2]), sys.argv[1])
 plan = replace(plan, spec=replace(plan.spec, environment=tuple(environment)),
                request=replace(plan.request, environment=environment),

@@ -230,7 +230,7 @@ def test_kernelspec_cannot_change_fixed_setting(name: str, fixed: Any, wanted: A
         {"config": {"GVisorProvisioner": {"memory_limit": "64G"}}},
         {"parent": None, "memory_limit": "64G"},
         {"_lower": {}, "memory_limit": "64G"},
-        {"ACCEPT": None},
+        {"VALIDATORS": None},
         {"GVisorProvisioner": {"memory_limit": "64G"}},
         {"__class__": "x"},
         {"sandbox_spec": None},

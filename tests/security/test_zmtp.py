@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from ..jupyter.helpers import execute, reply_to
-from ..logs import LogMark
+from ..logs import LogPosition
 from .inside import Kernel, Neighbour
 from .speaking import (
     HOST_SLACK,
@@ -56,7 +56,7 @@ def test_zmtp_flood_is_handled(relayed: Kernel, neighbour: Neighbour) -> None:
         send_on(channel, b"\\4\\7\\4PING\\0\\0" * 5_000 + b"\\0\\1x" * 500)
     send_on(IOPUB, b"\\1\\1x" * 10**6 + b"\\0\\0")
     """
-    mark = LogMark(relayed.sandbox.log_path)
+    mark = LogPosition(relayed.sandbox.log_path)
     memory = HostMemory()
     msg_id = relayed.client.execute(textwrap.dedent(code))
     assert_answers(neighbour, 3)

@@ -28,7 +28,7 @@ from gvisor_kernel.skills.archive import File
 from gvisor_kernel.skills.package import make_skill
 
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
-from ..patience import patient
+from ..patience import scale_seconds
 from ..world import PROJECT
 
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the kernel under test has no sandbox")
@@ -129,7 +129,9 @@ def convert_to_text(office: Path, *paths: Path) -> list[str]:
     # Not the user's directories: LibreOffice would leave files in HOME and XDG_RUNTIME_DIR.
     places = dict.fromkeys(("HOME", "TMPDIR", "XDG_RUNTIME_DIR"), str(office))
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **places}
-    subprocess.run(command, check=True, capture_output=True, timeout=patient(60), env=environment)
+    subprocess.run(
+        command, check=True, capture_output=True, timeout=scale_seconds(60), env=environment
+    )
     return [pdf_text(office / path.with_suffix(".pdf").name) for path in paths]
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.jupyter.plan_factory import find_plan
+from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import background_builder
 from gvisor_kernel.kernel.background_builder import SnapshotBuilder
-from gvisor_kernel.kernel.connection_info import own_info
+from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes
@@ -208,7 +208,7 @@ def is_there(pid: int) -> bool:
 def test_failing_snapshot_is_tried_twice(
     in_background: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = find_plan(KERNEL, own_info(), "")
+    plan = make_plan(KERNEL, private_connection_info(), "")
     plan = replace(plan, spec=replace(plan.spec, preload=("gk_no_such_module",)))
     builder = SnapshotBuilder.instance()
     for tries in (1, 2):
@@ -232,7 +232,7 @@ def test_store_removes_least_recently_used_snapshot(
     store = Store.open()
     said: list[tuple[str, float]] = []
     for module in ("json", "csv"):
-        plan = find_plan(KERNEL, own_info(), "")
+        plan = make_plan(KERNEL, private_connection_info(), "")
         made = build_snapshot(plan, [module], lambda words, done: said.append((words, done)))
         assert made.meta.label["preload"] == module
     assert labels(store) == ["csv", "json"]

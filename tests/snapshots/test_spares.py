@@ -215,7 +215,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("how", ["exits", "is killed"])
 def test_spare_ends_with_its_process(how: str, world: World) -> None:
-    before = leaks.everything(world, leaks.SANDBOX)
+    before = leaks.find_things(world, leaks.SANDBOX)
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
@@ -227,7 +227,7 @@ def test_spare_ends_with_its_process(how: str, world: World) -> None:
             os.kill(owner.pid, signal.SIGKILL)
         owner.stdin.close()
         owner.wait(60)
-    assert not leaks.left_since(before, lambda: leaks.everything(world, leaks.SANDBOX))
+    assert not leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
 
 
 def test_list_shows_spare(spare: Listed) -> None:

@@ -11,7 +11,12 @@ from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, Kernelspec, find_kernelspecs
+from gvisor_kernel.jupyter.kernelspecs import (
+    PROVISIONER,
+    Kernelspec,
+    find_broken_kernelspecs,
+    find_kernelspecs,
+)
 
 MIN_PYTHON = (3, 9)
 
@@ -78,16 +83,26 @@ def check_pythons() -> list[Check]:
 
 def check_kernelspecs() -> list[Check]:
     kernelspecs = find_kernelspecs()
+    broken = [
+        Check(
+            f"kernelspec {file.parent.name}",
+            "warning",
+            f"{file} cannot be read: {reason}",
+            f"repair it, or remove the folder: rm -r {shlex.quote(str(file.parent))}",
+        )
+        for file, reason in find_broken_kernelspecs().items()
+    ]
     if not kernelspecs:
         return [
+            *broken,
             Check(
                 "kernelspecs",
                 "failed",
                 "no kernelspec of gvisor-kernel is installed where Jupyter looks",
                 "gvisor-kernel install",
-            )
+            ),
         ]
-    return [check_kernelspec(kernelspec) for kernelspec in kernelspecs]
+    return [*broken, *(check_kernelspec(kernelspec) for kernelspec in kernelspecs)]
 
 
 def check_kernelspec(kernelspec: Kernelspec) -> Check:

@@ -21,6 +21,7 @@ from gvisor_kernel.kernel.connection_info import new_key
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.hints import ASK_DOCTOR
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 CELL = "__import__('os').uname().release"
@@ -42,7 +43,7 @@ def check_kernel() -> list[Check]:
     try:
         plan = _make_plan()
         address = asyncio.run(kernel.launch(plan))
-        client = connect(address, plan, lambda: kernel.exit_status is None)
+        client = connect(address, plan, kernel.find_end)
         try:
             release = _run_cell(client)
             seconds = time.monotonic() - started
@@ -56,7 +57,8 @@ def check_kernel() -> list[Check]:
     except GvisorKernelError as error:
         evidence = error.detail.splitlines()[-1:]
         fact = " ".join([error.fact, *evidence])
-        hint = error.hint or "fix the failed checks above first"
+        is_known = error.hint not in ("", ASK_DOCTOR)
+        hint = error.hint if is_known else "fix the failed checks above first"
         return [Check("kernel", "failed", fact[:500], hint)]
     finally:
         asyncio.run(kernel.close())

@@ -7,9 +7,9 @@ import shlex
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.jupyter import find_interpreters
-from gvisor_kernel.runtimes.mounts.covers import find_jupyters
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers
 from gvisor_kernel.runtimes.mounts.editable_installs import Editable, find_editables
-from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_world
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_host_python
 from gvisor_kernel.spec.layout import is_within
 
 MAX_NAMED = 20
@@ -27,8 +27,8 @@ def check_shown() -> list[Check]:
 def check_environment(python: str) -> list[Check]:
     """List what kernels of the interpreter ``python`` can read of the host with any settings."""
     interpreter = ask_interpreter(python)
-    world = find_world(python)
-    covers = (*world.covers, *find_jupyters(world.prefixes))
+    world = find_host_python(python)
+    covers = (*world.covers, *find_jupyter_covers(world.prefixes))
     gaps = [c.path for c in covers if any(is_within(c.path, root) for root in world.roots)]
     fact = f"kernels of {python} can read {_join(world.roots)}"
     if gaps := [path for path in gaps if os.path.lexists(path)]:

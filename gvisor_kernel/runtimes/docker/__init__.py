@@ -1,1 +1,1 @@
-"""Sandboxes by a Docker engine."""
+"""The runtime ``docker``: sandboxes in a Docker engine that has gVisor."""

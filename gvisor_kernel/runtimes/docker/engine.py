@@ -1,7 +1,7 @@
-"""The Docker engine as this package asks it: every answer within seconds, every failure in words.
+"""The client of a Docker engine: each call has a timeout, and each failure is an error with a hint.
 
-The only module that imports the package ``docker``. What an engine says is checked where it is
-used. Which engine: ``DOCKER_HOST`` and its kin in the environment, as for the command ``docker``.
+The only module that imports the package ``docker``. Callers check what an engine answers. The
+environment names the engine (``DOCKER_HOST`` and so on), as for the command ``docker``.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 2.5
-"""For a question. An engine that is not there, or hangs, is an error within three seconds."""
+"""Timeout of a question: an engine that is absent or hangs is an error within three seconds."""
 WORK_SECONDS = 60.0
-"""For what takes time: making, starting and removing containers, and copying, between two bytes."""
+"""Timeout between two bytes of what takes time: making, starting and removing containers,
+copying."""
 DEFAULT = "unix:///var/run/docker.sock"
 
-INSTALL_PACKAGE = "install it beside gvisor-kernel: pip install 'gvisor-kernel[docker]'."
+INSTALL_PACKAGE = "install it with gvisor-kernel: pip install 'gvisor-kernel[docker]'."
 INSTALL_RUNTIME = (
-    "install gVisor where the engine is, and tell the engine of it: `sudo runsc install --"
+    "install gVisor on the engine's machine, and register it as a runtime: `sudo runsc install --"
     " --network=none && sudo systemctl reload docker`."
 )
 
 
-class EngineGone(RuntimeMissing):
-    """The engine does not answer, now."""
+class EngineNotAnswering(RuntimeMissing):
+    """The engine does not answer now."""
 
 
-class NotThere(SandboxError):
-    """What was asked for does not exist in the engine."""
+class EngineNotFound(SandboxError):
+    """The engine does not have what was asked for."""
 
 
 class Attached:
-    """A socket of a container's stdio, without a timeout, as the SDK gives one."""
+    """The socket of a container's stdio, as the SDK returns it, without a timeout."""
 
     def __init__(self, found: Any) -> None:
         self._found = found
@@ -56,7 +57,7 @@ class Attached:
         self.shutdown = self._sock.shutdown
 
     def close(self) -> None:
-        """Also of the answer that it came with, which else keeps it open."""
+        """Close the socket, and the HTTP response that would keep it open."""
         self._sock.close()
         response = getattr(self._found, "_response", None)
         if response is not None:
@@ -64,17 +65,22 @@ class Attached:
 
 
 class Engine:
-    """One engine. Methods raise SandboxError, of which EngineGone and NotThere say what it is."""
+    """One Docker engine. Its methods block.
+
+    :raises EngineNotAnswering: when the engine does not answer
+    :raises EngineNotFound: when the container, image or volume does not exist
+    :raises SandboxError: when the engine refuses
+    """
 
     def __init__(self, address: str, client: docker.APIClient, patient: docker.APIClient) -> None:
-        """``client`` is for questions, ``patient`` for work."""
+        """``client`` has the timeout of questions, ``patient`` that of work."""
         self.address = address
         self._client = client
         self._patient = patient
 
     @property
     def is_remote(self) -> bool:
-        """Whether it surely is on another machine."""
+        """Whether the engine is on another machine for certain."""
         return not self.address.startswith("unix:")
 
     def close(self) -> None:
@@ -96,7 +102,7 @@ class Engine:
             return dict(self._client.inspect_container(container))
 
     def find_containers(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Also those that do not run, with their labels."""
+        """Return the containers with these labels, also those that do not run."""
         with self._translated("list its containers"):
             return list(self._client.containers(all=True, filters=_filters(labels)))
 
@@ -111,7 +117,7 @@ class Engine:
             self._patient.create_volume(name, labels=dict(labels))
 
     def create(self, name: str, body: Mapping[str, Any]) -> str:
-        """A container as ``spec.container`` describes it; its id."""
+        """Make the container that ``body`` describes (see ``spec.container``); return its id."""
         with self._translated("make a container"):
             url = self._patient._url("/containers/create")
             answer = self._patient._post_json(url, data=dict(body), params={"name": name})
@@ -122,53 +128,56 @@ class Engine:
             self._patient.start(container)
 
     def kill(self, container: str) -> None:
-        """Quiet when it does not run."""
-        with contextlib.suppress(NotThere), self._translated("end a container"):
+        """Kill a container. Does nothing if it does not run or does not exist."""
+        with contextlib.suppress(EngineNotFound), self._translated("end a container"):
             try:
                 self._client.kill(container)
             except _errors().APIError as error:
-                if error.status_code != 409:  # it does not run
+                if error.status_code != 409:  # the container does not run
                     raise
 
     def wait(self, container: str, seconds: float) -> None:
-        """Until it has ended. Raises EngineGone if that takes longer."""
+        """Wait until a container has ended.
+
+        :raises EngineNotAnswering: when that takes longer than ``seconds``
+        """
         with self._translated("wait for a container"):
             self._patient.wait(container, timeout=seconds)
 
     def remove(self, container: str) -> None:
-        """Quiet when it is not there. Ends it."""
-        with contextlib.suppress(NotThere), self._translated("remove a container"):
+        """Kill and remove a container. Does nothing if it does not exist."""
+        with contextlib.suppress(EngineNotFound), self._translated("remove a container"):
             self._patient.remove_container(container, v=True, force=True)
 
     def remove_volume(self, name: str) -> None:
-        with contextlib.suppress(NotThere), self._translated("remove a volume"):
+        with contextlib.suppress(EngineNotFound), self._translated("remove a volume"):
             self._patient.remove_volume(name, force=True)
 
     def attach(self, container: str, *, stdin: bool) -> Attached:
-        """A container's stdin, or its stdout and stderr in frames."""
+        """Connect to a container's stdin, or to its stdout and stderr in one stream of frames."""
         params = {"stdin": int(stdin), "stdout": int(not stdin), "stderr": int(not stdin)}
         with self._translated("connect to a container"):
             found = self._client.attach_socket(container, {**params, "stream": 1})
             return Attached(found)
 
     def put(self, container: str, folder: str, archive: Iterable[bytes]) -> None:
-        """Unpack a tar archive there."""
+        """Unpack a tar archive in the container's folder ``folder``."""
         with self._translated("take files"):
             self._patient.put_archive(container, folder, archive)
 
     def get(self, container: str, path: str) -> Iterator[bytes]:
-        """A tar archive of what is there, in pieces. Raises while it is read, too."""
+        """Yield a tar archive of ``path`` in pieces. Errors may also come while it is read."""
         with self._translated("give files"):
             pieces, _ = self._patient.get_archive(container, path)
             yield from pieces
 
     def stats(self, container: str) -> Iterator[dict[str, Any]]:
-        """What it uses, about once a second, while it runs."""
+        """Yield what a running container uses, about once a second."""
         with self._translated("be asked what a container uses"):
             yield from self._patient.stats(container, decode=True, stream=True)
 
     def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Errors of the SDK, and of what is below it, as ours. ``what``: what it should do."""
+        """Raise errors of the SDK as this package's. ``what``: the task, for the message."""
         return _translate(self.address, what)
 
 
@@ -189,10 +198,10 @@ def _translate(address: str, what: str) -> Iterator[None]:
 
     errors = _errors()
     try:
-        _knock(address)
+        _check_listening(address)
         yield
     except errors.NotFound as error:
-        raise NotThere(f"The Docker engine has none: {_explain(error)}.") from error
+        raise EngineNotFound(f"The Docker engine does not have it: {_explain(error)}.") from error
     except errors.APIError as error:
         words = _explain(error)
         raise LaunchError(
@@ -203,15 +212,17 @@ def _translate(address: str, what: str) -> Iterator[None]:
         requests.exceptions.RequestException,
         urllib3.exceptions.HTTPError,
         OSError,
-        *(ValueError, TypeError, LookupError, AttributeError),  # an answer that is none
+        *(ValueError, TypeError, LookupError, AttributeError),  # a malformed answer
     ) as error:
-        raise explain_silence(address, error) from error
+        raise explain_no_answer(address, error) from error
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where no engine listens on this machine.
+def _check_listening(address: str) -> None:
+    """Connect to the engine's socket on this machine, before anything is asked.
 
-    Before anything is asked: the SDK would forget to close the socket that it could not connect.
+    The SDK would leave a socket open that it could not connect.
+
+    :raises OSError: when nothing listens there
     """
     if not address.startswith("unix:"):
         return
@@ -225,18 +236,18 @@ def _explain(error: Any) -> str:
 
 
 def shorten(words: str) -> str:
-    """At most 500 printable characters of what an engine said."""
+    """Return at most 500 printable characters of what an engine has said."""
     return "".join(c if c.isprintable() else " " for c in words[:500]).strip().rstrip(".")
 
 
-def explain_silence(address: str, error: BaseException) -> EngineGone:
-    """Why an engine does not answer, by the error of a connection, and what to do."""
+def explain_no_answer(address: str, error: BaseException) -> EngineNotAnswering:
+    """Return an error that says why the engine does not answer, by the error of the connection."""
     words = f"{error!r}"
     if re.search(r"PermissionError|Permission denied", words):
-        return EngineGone(
+        return EngineNotAnswering(
             f"This user may not use the Docker engine at {address}.",
-            "become a member of the group that may: `sudo usermod -aG docker $USER`, and log in"
-            " again. Whoever may use it is as good as root on its machine.",
+            "add this user to the group docker: `sudo usermod -aG docker $USER`, and log in again."
+            " Members of that group can become root on the engine's machine.",
         )
     if re.search(r"FileNotFoundError|ConnectionRefused|No such file|refused", words):
         reason = "nothing listens there"
@@ -244,19 +255,26 @@ def explain_silence(address: str, error: BaseException) -> EngineGone:
         reason = f"no answer within {ANSWER_SECONDS:g} s"
     else:
         reason = shorten(str(error))
-    return EngineGone(
+    return EngineNotAnswering(
         f"The Docker engine at {address} does not answer: {reason}.",
-        "start it: `sudo systemctl start docker`. If it is another one that you mean, name it in"
-        " the server's environment: DOCKER_HOST.",
+        "start it: `sudo systemctl start docker`. To use another engine, set DOCKER_HOST in the"
+        " server's environment.",
     )
 
 
 def find_address() -> str:
+    """Return the address of the engine that the environment names."""
     return os.environ.get("DOCKER_HOST") or DEFAULT
 
 
 def connect(address: str | None = None) -> Engine:
-    """The engine at ``address``, which answers. Raises RuntimeMissing."""
+    """Connect to the engine at ``address``, or to the one that the environment names.
+
+    Blocks for at most three seconds.
+
+    :raises RuntimeMissing: when the package ``docker`` is not installed, or the engine is too old
+    :raises EngineNotAnswering: when the engine does not answer
+    """
     address = address or find_address()
     try:
         import docker
@@ -273,9 +291,9 @@ def connect(address: str | None = None) -> Engine:
         client.close()
         patient.close()
         raise RuntimeMissing(
-            f"The Docker engine at {address} is too old: it speaks {client._version} of its"
-            f" protocol, and {MIN_API} is needed.",
-            "Docker 26 or newer has it.",
+            f"The Docker engine at {address} is too old: its API version is {client._version}, and"
+            f" {MIN_API} is needed.",
+            "install Docker 26 or newer.",
         )
     return Engine(address, client, patient)
 
@@ -285,42 +303,49 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def check_engine(engine: Engine) -> None:
-    """Raise RuntimeMissing unless it can make sandboxes, and bound them."""
+    """Check that the engine can make sandboxes and limit what they use.
+
+    :raises RuntimeMissing: when it cannot
+    :raises EngineNotAnswering: when it does not answer
+    """
     info = engine.info()
     runtimes = info.get("Runtimes")
     if not isinstance(runtimes, dict) or not isinstance(runtimes.get(RUNTIME), dict):
         raise RuntimeMissing(
-            f"The Docker engine at {engine.address} has no runtime {RUNTIME} (gVisor); it has"
+            f"The Docker engine at {engine.address} has no runtime {RUNTIME} (gVisor). It has"
             f" {', '.join(sorted(map(str, runtimes or ['none'])))[:200]}.",
             INSTALL_RUNTIME,
         )
     if not is_gvisor(runtimes[RUNTIME]):
         raise RuntimeMissing(
-            f"What the Docker engine at {engine.address} calls {RUNTIME} is another program:"
+            f"The runtime {RUNTIME} of the Docker engine at {engine.address} is another program:"
             f" {shorten(str(runtimes[RUNTIME].get('path')))}.",
             INSTALL_RUNTIME,
         )
     lacking = [name for name in ("MemoryLimit", "PidsLimit") if not info.get(name)]
     if lacking:
         raise RuntimeMissing(
-            f"The Docker engine at {engine.address} cannot bound what a container uses:"
+            f"The Docker engine at {engine.address} cannot limit what a container uses:"
             f" {' and '.join(lacking)} not supported.",
-            "give it cgroups with memory and pids: `docker info` says what is missing.",
+            "enable cgroups with memory and pids: `docker info` shows what is missing.",
         )
     if info.get("OSType", "linux") != "linux":
         raise RuntimeMissing(
-            f"The Docker engine at {engine.address} makes containers of {info['OSType']}.",
+            f"The Docker engine at {engine.address} runs containers of {info['OSType']}.",
             "switch it to Linux containers.",
         )
 
 
 def find_image(engine: Engine, name: str) -> dict[str, Any]:
-    """What the engine knows of an image. Raises LaunchError where it has none."""
+    """Return what the engine knows of an image.
+
+    :raises LaunchError: when it has no such image
+    """
     try:
         return engine.inspect_image(name)
-    except NotThere as error:
+    except EngineNotFound as error:
         raise LaunchError(
             f"The Docker engine at {engine.address} has no image {name}.",
-            f"fetch it (`docker pull {name}`), or build or load one that has python3 and"
+            f"pull it (`docker pull {name}`), or build or load an image with python3 and"
             " ipykernel, and name that in the setting image.",
         ) from error

@@ -1,7 +1,8 @@
-"""What is copied into a sandbox of an engine: a tar archive, written while it is sent.
+"""What is copied into a sandbox of an engine: a tar archive that is written while it is sent.
 
-Folders of this machine are read by descriptors, and no link in them is followed: a kernel may have
-made what is in them, and another may still change it. Bounded by what the sandbox may hold.
+Folders of this machine are read by descriptors, and no symbolic link in them is followed: a kernel
+may have made what is in them, and another may still change it. The disk limit of the sandbox bounds
+what is read.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from gvisor_kernel.host.folders import Opened
 log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 200_000
-"""Files, folders and links that are copied into one sandbox."""
+"""Files, folders and symbolic links that are copied into one sandbox."""
 ENTRY_COST = 4096
-"""Bytes that each of them takes besides its content."""
+"""Bytes that each of them takes in addition to its content."""
 RECENT_SECONDS = 2
-"""What was changed as late as this may change again within the same second."""
+"""A file that was changed within this time may change again within the same second."""
 
 
 @dataclass
 class Room:
-    """What may still be copied into a sandbox. ``folder``, ``setting``: of whom it is asked.
+    """How much may still be copied into a sandbox. ``folder``, ``setting``: named in the error.
 
-    ``covered``: directories that are copied empty, by device and inode.
+    ``covered``: directories that are copied without their content, by device and inode.
     """
 
     bytes: int
@@ -46,29 +47,35 @@ class Room:
     left_out: int = 0
 
     def take(self, size: int) -> None:
-        """Raises LaunchError."""
+        """Count one entry of ``size`` bytes.
+
+        :raises LaunchError: when there is no room for it
+        """
         self.entries -= 1
         self.bytes -= size + ENTRY_COST
         if self.bytes < 0 or self.entries < 0:
             raise LaunchError(
                 f"The folder {self.folder} is too large to be copied into a sandbox.",
-                f"name a smaller one in the setting {self.setting}, or None; or raise disk_limit,"
-                f" which bounds it (so do {MAX_ENTRIES} files).",
+                f"set {self.setting} to a smaller folder, or to None; or raise disk_limit. At most"
+                f" {MAX_ENTRIES} files are copied.",
             )
 
 
 @dataclass
 class Contents:
-    """What goes into one volume: texts and folders of this machine, by their places in it."""
+    """What goes into one volume, by its path there: texts, and folders of this machine."""
 
     texts: dict[str, str] = field(default_factory=dict)
     folders: list[tuple[str, Opened, str]] = field(default_factory=list)
-    """The place, the folder or file, which is held open meanwhile, the setting's name."""
+    """The path in the volume, the folder or file (held open meanwhile), the name of the setting."""
     empty: list[str] = field(default_factory=list)
     covered: frozenset[tuple[int, int]] = frozenset()
 
     def measure(self, size: int) -> None:
-        """Raise LaunchError if it is more than ``size`` bytes."""
+        """Check that it is at most ``size`` bytes.
+
+        :raises LaunchError: when it is more
+        """
         room = Room(size, self.covered)
         for _, folder, setting in self.folders:
             room.folder, room.setting = folder.path, setting
@@ -76,7 +83,11 @@ class Contents:
                 room.take(status.st_size if stat.S_ISREG(status.st_mode) else 0)
 
     def archive(self, size: int) -> Iterator[bytes]:
-        """The tar archive. Raises LaunchError where it became too large meanwhile, OSError."""
+        """Yield the tar archive.
+
+        :raises LaunchError: when a folder has become larger than ``size`` bytes meanwhile
+        :raises OSError: when a folder cannot be read
+        """
         room = Room(size, self.covered)
         parents: set[str] = set()
         for name in self.empty:
@@ -91,7 +102,11 @@ class Contents:
             yield from _archive_folder(name, folder, room)
         yield bytes(2 * tarfile.BLOCKSIZE)
         if room.left_out:
-            log.info("%d files were not copied: their kind, name or rights", room.left_out)
+            log.info(
+                "%d files were not copied: special files, too deep, unreadable, or with a name"
+                " that is not UTF-8",
+                room.left_out,
+            )
 
 
 def _parents(name: str, made: set[str]) -> Iterator[bytes]:
@@ -120,7 +135,7 @@ def _archive_folder(place: str, folder: Opened, room: Room) -> Iterator[bytes]:
 
 
 def _content(fd: int, size: int) -> Iterator[bytes]:
-    """Exactly ``size`` bytes, whatever the file has by now, and the padding."""
+    """Yield exactly ``size`` bytes, however long the file is by now, and the padding."""
     left = size
     while left:
         data = os.read(fd, min(CHUNK, left)) or bytes(min(CHUNK, left))
@@ -142,8 +157,13 @@ def _header(
 
 
 def _walk(root: Opened, room: Room) -> Iterator[tuple[str, os.stat_result, int | str]]:
-    """What is in ``root``, the root itself first by the name "": a name, its status, and an open
-    descriptor, or the text of a link. Raises OSError for the root alone."""
+    """Yield each entry of ``root``: its path, its status, and a descriptor or a symbolic link's
+    target.
+
+    The first one is ``root`` itself, with an empty path.
+
+    :raises OSError: when ``root`` itself cannot be read
+    """
     fd = root.read()
     try:
         status = os.fstat(fd)
@@ -191,15 +211,18 @@ def _walk_folder(
             os.close(fd)
 
 
-# What was copied in, so that only what changed is copied out.
+# -- what was copied in, so that only what has changed is copied out -------------------------------
 
 
 Copied = Mapping[str, tuple[int, int]]
-"""Sizes and times of change, in whole seconds, by the names of files."""
+"""Sizes and modification times, in whole seconds, by the names of files."""
 
 
 def list_files(folder: Opened) -> dict[str, tuple[int, int]]:
-    """The files that are surely told from what a kernel makes of them. Raises OSError."""
+    """Return the files that can be told from a later version; others were changed too recently.
+
+    :raises OSError: when the folder cannot be read
+    """
     latest = time.time() - RECENT_SECONDS
     return {
         name: (status.st_size, int(status.st_mtime))
@@ -209,12 +232,15 @@ def list_files(folder: Opened) -> dict[str, tuple[int, int]]:
 
 
 def write_list(path: Path, copied: Copied) -> None:
-    """Raises OSError."""
+    """Write the list of what was copied in.
+
+    :raises OSError: when that fails
+    """
     path.write_text(json.dumps(copied))
 
 
 def read_list(path: Path) -> dict[str, tuple[int, int]]:
-    """Empty where there is none: then all is copied out."""
+    """Return the list; empty if there is none, so that everything is copied out."""
     try:
         content = json.loads(path.read_text())
         return {str(name): (int(size), int(at)) for name, (size, at) in content.items()}

@@ -1,4 +1,4 @@
-"""What an image of an engine says of itself: checked, since a stranger may have written it."""
+"""What an image of an engine declares. It is checked, as a stranger may have written it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.spec.environment import kernel_environment
 
 VARIABLES_SIZE = 64 * 1024
+"""Bytes of the environment variables that an image may have."""
 MAX_VOLUMES = 20
+"""Each is one more tmpfs in the sandbox."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class EngineImage:
-    """``environment``: without PATH, which is in ``path``. ``volumes``: folders that are to be
-    writable and empty, as the image has it."""
+    """``environment``: without PATH, which is ``path``. ``volumes``: folders to make writable."""
 
     digest: str
     environment: tuple[tuple[str, str], ...]
@@ -27,7 +28,7 @@ class EngineImage:
     volumes: tuple[str, ...]
 
     def environment_of(self, spec: SandboxSpec, server: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment of a kernel. What else the image has is not looked at."""
+        """Return the whole environment of a kernel. ``server``: the server's environment."""
         return kernel_environment(
             bin_directories=self.path,
             present=(),
@@ -39,7 +40,10 @@ class EngineImage:
 
 
 def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
-    """Raises LaunchError."""
+    """Read what the engine knows of an image.
+
+    :raises LaunchError: when its variables or volumes cannot be used
+    """
     config = found.get("Config") or {}
     variables: dict[str, str] = {}
     for entry in config.get("Env") or ():
@@ -48,9 +52,9 @@ def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
             variables[key] = value
     volumes = [str(volume) for volume in config.get("Volumes") or ()]
     if sum(len(k) + len(v) for k, v in variables.items()) > VARIABLES_SIZE:
-        raise _unusable(name, "its variables have more than 64 KiB")
+        raise _unusable(name, "its environment variables have more than 64 KiB")
     if len(volumes) > MAX_VOLUMES or not all(map(_is_plain, volumes)):
-        raise _unusable(name, "its volumes cannot be used")
+        raise _unusable(name, f"it has more than {MAX_VOLUMES} volumes, or one with an odd path")
     path = variables.pop("PATH", "")
     return EngineImage(
         digest=str(found.get("Id", "")),
@@ -65,4 +69,4 @@ def _is_plain(path: str) -> bool:
 
 
 def _unusable(name: str, why: str) -> LaunchError:
-    return LaunchError(f"The image {name} cannot be used: {why}.", "make it without them.")
+    return LaunchError(f"The image {name} cannot be used: {why}.", "build it without them.")

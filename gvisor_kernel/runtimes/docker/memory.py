@@ -1,8 +1,7 @@
-"""How much memory a container holds: by the host's kernel where it is on this machine, else as its
-engine tells once a second.
+"""How much memory a container holds: by its cgroup on this machine, else as its engine reports.
 
-What is counted is what cannot be given back: not the files that it has written or read, which the
-host keeps in memory as long as there is room.
+Counted is what cannot be freed: not the files that it has written or read, which the host keeps in
+memory as long as there is room.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 _HELD = ("active_anon", "inactive_anon", "unevictable")
 
 
-def find_held(stat: Mapping[str, int]) -> int:
-    """Bytes of a ``memory.stat``: of a group and those below it. 0 where it says nothing."""
+def sum_held(stat: Mapping[str, int]) -> int:
+    """Return the bytes held by a group and those below it, by its ``memory.stat``; 0 if empty."""
     return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _HELD)
 
 
@@ -38,7 +37,7 @@ def read_stat(text: str) -> dict[str, int]:
 
 
 def find_group(lines: Iterable[str], container: str, root: Path = CGROUPS) -> Path | None:
-    """The memory cgroup of a process of ``container``, by the lines of its /proc/PID/cgroup.
+    """Return the memory cgroup of a process of ``container``, by the lines of its /proc/PID/cgroup.
 
     None where they do not name the container: then the pid is another machine's.
     """
@@ -58,13 +57,13 @@ def find_group(lines: Iterable[str], container: str, root: Path = CGROUPS) -> Pa
     return None
 
 
-class Gauge:
-    """Of one container, from its start until ``close``."""
+class MemoryGauge:
+    """Counts the memory of one container, from its start until the container has ended."""
 
     def __init__(self, engine: Engine, container: str, pid: int) -> None:
         self._engine = engine
         self._container = container
-        self._told: int | None = 0
+        self._reported: int | None = 0
         self._kills = 0
         self._group: Path | None = None
         with suppress(OSError):
@@ -80,22 +79,22 @@ class Gauge:
         return self._group is not None
 
     def read(self) -> int | None:
-        """None when the container is gone, 0 before anything is known."""
+        """Return the bytes that the container holds: None when it has ended, 0 while unknown."""
         if self._group is None:
-            return self._told
+            return self._reported
         try:
-            return find_held(read_stat((self._group / "memory.stat").read_text()))
+            return sum_held(read_stat((self._group / "memory.stat").read_text()))
         except OSError:
             return None
 
     def kills(self) -> int:
-        """How often the host's kernel ended a process of it for want of memory, as far as known."""
+        """Return how many of its processes the host's OOM killer has ended, as far as known."""
         if self._group is not None:
             self._kills = max(self._kills, count_oom_kills([self._group]))
         return self._kills
 
     def note_end(self, oom_killed: bool) -> None:
-        """What the engine says of the container that ended."""
+        """Record what the engine reports of a container that has ended."""
         self.kills()
         if oom_killed:
             self._kills += 1
@@ -107,7 +106,7 @@ class Gauge:
                 stat = memory.get("stats") if isinstance(memory, dict) else None
                 if isinstance(stat, dict):
                     numbers = {str(k): v for k, v in stat.items() if isinstance(v, int)}
-                    self._told = find_held(numbers)
+                    self._reported = sum_held(numbers)
         except (SandboxError, AttributeError) as error:
-            log.debug("The engine tells no more of %s: %s", self._container, error)
-        self._told = None
+            log.debug("The engine reports no more of %s: %s", self._container, error)
+        self._reported = None

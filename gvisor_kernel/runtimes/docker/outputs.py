@@ -1,9 +1,9 @@
-"""What a sandbox of an engine has written to its outputs, copied into the folder of the host.
+"""Copies what a sandbox of an engine has written to its outputs into the folder of the host.
 
-A kernel has made every byte of it, and every name. Paths are resolved inside of the folder by the
-host's kernel, files are made anew beside the old ones and put in their place whole, and only plain
-files, folders and links are made, which belong to the folder's owner. What is odd is left out, and
-counted; the rest is copied.
+A kernel has made every byte of it, and every name. The host's kernel resolves paths inside the
+folder, new files are written under temporary names and renamed into place, and only regular files,
+folders and links are made; they belong to the folder's owner. Everything else is left out and
+counted.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from gvisor_kernel.runtimes.docker.files import Copied
 log = logging.getLogger(__name__)
 
 
-class Landing:
-    """Takes entries into ``directory``, which is held open by whoever makes this.
+class OutputsCopy:
+    """Copies entries of an archive into ``directory``, which the caller holds open.
 
-    ``seconds``: how long all of it may take, if not forever.
-
-    ``copied``: what was copied in. What is as it was then is left alone on the host, where
-    somebody may have changed it.
+    ``seconds``: how long all of it may take; None: without a limit. ``copied``: what was copied in.
+    A file that is still the same is not written on the host, where somebody may have changed it.
     """
 
     def __init__(self, directory: Opened, copied: Copied, seconds: float | None = None) -> None:
@@ -46,14 +44,20 @@ class Landing:
         disk = os.fstatvfs(self._tree.root)
         self._room = disk.f_bavail * disk.f_frsize - DISK_SPARE
         self._entries = MAX_ENTRIES
-        self._told = Limiter()
+        self._limiter = Limiter()
         self.written = 0
         self.left_out = 0
         self.seen: dict[str, tuple[int, int]] = {}
-        """Sizes and times of the files that are on both sides now."""
+        """Sizes and times of the files that are the same on both sides now."""
 
     def take(self, archive: Iterator[bytes]) -> None:
-        """All of an archive. Raises Refused, TimeoutError, OSError, and what reading it raises."""
+        """Copy all of an archive.
+
+        :raises Refused: when the archive is malformed, or has too many entries
+        :raises TimeoutError: when it takes too long
+        :raises OSError: when a file cannot be written
+        :raises SandboxError: when the engine fails while the archive is read
+        """
         reader = TarReader(_Pieces(archive), self._leave_out)
         try:
             for entry in reader:
@@ -65,7 +69,7 @@ class Landing:
 
     def _leave_out(self, reason: str) -> None:
         self.left_out += 1
-        line = self._told.take(f"Left out of outputs: {reason}")
+        line = self._limiter.admit(f"Not copied to outputs: {reason}")
         if line is not None:
             log.debug("%s", line)
 
@@ -102,7 +106,7 @@ class Landing:
         return self._copied.get(entry.name) == (entry.size, entry.mtime)
 
     def _put_folder(self, entry: Entry) -> None:
-        """One that is there stays as it is."""
+        """Make a folder; one that exists stays as it is."""
         with suppress(OSError):
             os.close(open_folder(self._tree.root, entry.parts))
             return
@@ -116,38 +120,38 @@ class Landing:
                 f" {self._directory.path} has room for {max(self._room, 0)}"
             )
         self._room -= cost
-        beside: Parts = (*entry.parts[:-1], f".gvisor-kernel-{secrets.token_hex(8)}")
+        temporary: Parts = (*entry.parts[:-1], f".gvisor-kernel-{secrets.token_hex(8)}")
 
         def read(size: int) -> bytes:
             self._check_time()
             return reader.read(size)
 
         try:
-            self._tree.put_file(beside, entry.mode, entry.mtime, read)
-            self._put_in_place(beside, entry.parts)
+            self._tree.put_file(temporary, entry.mode, entry.mtime, read)
+            self._rename_into_place(temporary, entry.parts)
         except BaseException:
-            self._tree.remove(beside)
+            self._tree.remove(temporary)
             raise
         self.written += 1
 
-    def _put_in_place(self, beside: Parts, parts: Parts) -> None:
+    def _rename_into_place(self, temporary: Parts, parts: Parts) -> None:
         folder = open_folder(self._tree.root, parts[:-1])
         try:
             try:
-                os.rename(beside[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+                os.rename(temporary[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except IsADirectoryError:
                 self._tree.remove(parts)
-                os.rename(beside[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+                os.rename(temporary[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             os.close(folder)
 
 
 class _Full(OSError):
-    """The host's disk has no room."""
+    """The host's disk is full."""
 
 
 class _Pieces:
-    """An archive that comes in pieces, read as a stream."""
+    """Reads an archive that comes in pieces as one stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces

@@ -1,7 +1,7 @@
-"""Ending and removing what a sandbox has in a Docker engine: for close, ``kill``, the sweep.
+"""Ends a sandbox in a Docker engine and removes what it has there: for close, ``kill``, the sweep.
 
-First its outputs are copied out. What cannot be done now, as when the engine does not answer, is
-left, with the record, for the next time.
+Its outputs are copied out first. What cannot be done now, as when the engine does not answer, is
+left for the next try, together with the record.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.config.settings import DEFAULTS
-from gvisor_kernel.config.validators import is_writable_allowed
+from gvisor_kernel.config.validators import may_be_writable
 from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import (
     Identity,
@@ -25,9 +25,9 @@ from gvisor_kernel.host.folders import (
     open_path,
     reopen,
 )
-from gvisor_kernel.runtimes.docker.engine import Engine, EngineGone, NotThere, connect
+from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotAnswering, EngineNotFound, connect
 from gvisor_kernel.runtimes.docker.files import RECENT_SECONDS, read_list, write_list
-from gvisor_kernel.runtimes.docker.outputs import Landing
+from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
@@ -37,35 +37,42 @@ from gvisor_kernel.spec.layout import OUTPUTS
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 120.0
-"""How long the end of a sandbox may take to copy its outputs."""
+"""How long the copy of outputs may take at the end of a sandbox."""
 STILL_SECONDS = 10.0
-"""How long a container may take to end that was killed."""
+"""How long a container may take to end after it was killed."""
 SILENT_SECONDS = 10.0
-"""An engine that was waited for in vain is not asked again so soon, whatever it has of ours."""
+"""How long an engine that has not answered is not asked again."""
 QUICKLY = 0.5
-"""Seconds. To hear that nobody is there costs nothing, and may be done again."""
+"""Seconds. An engine that fails faster (nothing listens) costs nothing, and is asked again."""
 COPIED = "outputs.json"
 
 _silent: dict[str, float] = {}
 
 
 def reach(address: str | None) -> Engine:
-    """The engine, unless it did not answer just now. Raises RuntimeMissing."""
+    """Connect to the engine, unless it has not answered just now.
+
+    :raises RuntimeMissing: when it cannot be used
+    :raises EngineNotAnswering: when it does not answer
+    """
     key = address or ""
     since = time.monotonic() - _silent.get(key, float("-inf"))
     if since < SILENT_SECONDS:
-        raise EngineGone(f"The Docker engine at {key} did not answer {since:.0f} s ago.")
+        raise EngineNotAnswering(f"The Docker engine at {key} did not answer {since:.0f} s ago.")
     asked = time.monotonic()
     try:
         return connect(address)
-    except EngineGone:
+    except EngineNotAnswering:
         if time.monotonic() - asked > QUICKLY:
             _silent[key] = time.monotonic()
         raise
 
 
 def end_container(record: Record) -> None:
-    """End the sandbox, and leave the rest to its owner. Raises SandboxError."""
+    """End the sandbox; its owner removes the rest.
+
+    :raises SandboxError: when the engine cannot end it
+    """
     engine = connect(record.engine)
     try:
         engine.kill(Names(record.container_id).container)
@@ -74,16 +81,19 @@ def end_container(record: Record) -> None:
 
 
 def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
-    """Let a sandbox's outputs go to ``folder`` from here on, which exists; the record of that.
+    """Let a sandbox's outputs be copied to ``folder`` from now on; return the changed record.
 
-    For a person whose folder of outputs was moved. Raises SandboxError, StateError.
+    For users who have moved the folder of outputs. ``folder`` has to exist.
+
+    :raises SandboxError: when outputs must not be copied there
+    :raises StateError: when the record cannot be written
     """
-    hint = "name a folder that exists, that is no home, and that is none of the system."
+    hint = "name an existing folder that is neither a home nor part of the system."
     try:
         written = read_written(DEFAULTS)
         with open_path(str(Path(folder).absolute()), written.has) as found:
-            if not found.is_folder or not is_writable_allowed(found.path):
-                raise SandboxError(f"Outputs are not copied to {found.path}.", hint)
+            if not found.is_folder or not may_be_writable(found.path):
+                raise SandboxError(f"Outputs must not be copied to {found.path}.", hint)
             new = replace(
                 record,
                 outputs=found.path,
@@ -95,14 +105,15 @@ def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
                 note_written([found])
                 records.write_record(directory, new)
     except OSError as error:
-        raise SandboxError(f"{folder} cannot be opened: {error.strerror}.", hint) from error
+        raise SandboxError(f"Could not open {folder}: {error.strerror}.", hint) from error
     return new
 
 
 def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
-    """Copy the outputs of a sandbox as they are now: how many were copied, how many left out.
+    """Copy the outputs of a sandbox as they are now; return how many were copied and left out.
 
-    Raises GvisorKernelError.
+    :raises SandboxError: when not everything could be copied
+    :raises RuntimeMissing: when the engine cannot be used
     """
     engine = connect(record.engine)
     try:
@@ -110,51 +121,54 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     except (Refused, OSError) as error:
         raise SandboxError(
             f"Not all outputs of {record.container_id} could be copied: {error}.",
-            f"see what is wrong with {record.outputs}, or with what the kernel wrote. To another"
-            f" folder: gvisor-kernel sync --to FOLDER {record.container_id}",
+            f"check {record.outputs}, and what the kernel has written. To copy to another folder:"
+            f" gvisor-kernel sync --to FOLDER {record.container_id}",
         ) from error
     finally:
         engine.close()
     return landing.written, landing.left_out
 
 
-def remove_parts(directory: Path, record: Record, seconds: float) -> bool:
-    """End a sandbox and remove all that it has in its engine. Never raises; False: not all.
+def remove_from_engine(directory: Path, record: Record, seconds: float) -> bool:
+    """End a sandbox and remove what it has in its engine; return whether nothing is left.
 
-    ``seconds``: how long its outputs may take to be copied.
+    ``seconds``: how long the copy of its outputs may take. Never raises.
     """
-    _note_end(directory)
+    _record_end(directory)
     try:
         engine = reach(record.engine)
     except SandboxError as error:
-        log.warning("%s is left in its engine: %s", record.identity, error.fact)
+        log.warning("Could not remove %s from its engine: %s", record.identity, error.fact)
         return False
     names = Names(record.container_id)
     try:
         engine.kill(names.container)
-        with suppress(NotThere):
+        with suppress(EngineNotFound):
             engine.wait(names.container, STILL_SECONDS)
         if not save_outputs(engine, directory, record, seconds):
             return False
-        remove_names(engine, names)
+        remove_objects(engine, names)
         return True
     except SandboxError as error:
-        log.warning("%s is left in its engine: %s", record.identity, error.fact)
+        log.warning("Could not remove %s from its engine: %s", record.identity, error.fact)
         return False
     finally:
         engine.close()
 
 
-def _note_end(directory: Path) -> None:
-    """Write into the record that the sandbox has ended, and is only waited for its outputs."""
+def _record_end(directory: Path) -> None:
+    """Write into the record that the sandbox has ended, and only its outputs must be copied."""
     with suppress(OSError, StateError), records.locked():
         record = records.read_record(directory)
         if record is not None and not record.ended:
             records.write_record(directory, replace(record, ended=True))
 
 
-def remove_names(engine: Engine, names: Names) -> None:
-    """Raises SandboxError."""
+def remove_objects(engine: Engine, names: Names) -> None:
+    """Remove the containers and volumes of a sandbox.
+
+    :raises SandboxError: when the engine does not remove one
+    """
     for container in (names.container, names.store):
         engine.remove(container)
     for volume in (names.files, names.outputs):
@@ -162,22 +176,22 @@ def remove_names(engine: Engine, names: Names) -> None:
 
 
 def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float) -> bool:
-    """Copy out; whether all is done that can be done. Raises SandboxError for the engine's part.
+    """Copy the outputs out; return False if that is to be tried again, as when the disk is full.
 
-    False: the host's disk is full, for one, and it is to be tried again.
+    :raises SandboxError: when the engine fails
     """
     if record.outputs is None or not record.ready:
         return True
     try:
         copy_outputs(engine, directory, record, seconds)
-    except NotThere:
+    except EngineNotFound:
         return True
     except Refused as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         return True
     except (OSError, TimeoutError) as error:
         log.warning(
-            "The outputs of %s are not copied yet: %s. Try again: gvisor-kernel sync %s; or copy"
+            "Could not copy the outputs of %s yet: %s. To try again: gvisor-kernel sync %s. To copy"
             " them to another folder: gvisor-kernel sync --to FOLDER %s",
             *(record.identity, error, record.container_id, record.container_id),
         )
@@ -187,31 +201,38 @@ def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float
 
 def copy_outputs(
     engine: Engine, directory: Path, record: Record, seconds: float | None = None
-) -> Landing:
-    """Copy what changed to the folder of outputs. Raises SandboxError, Refused, OSError."""
-    with open_outputs_again(record) as outputs:
+) -> OutputsCopy:
+    """Copy what has changed to the folder of outputs.
+
+    :raises SandboxError: when the engine fails
+    :raises Refused: when the archive is malformed, or has too many entries
+    :raises OSError: when a file or the folder cannot be written; TimeoutError after ``seconds``
+    """
+    with reopen_outputs(record) as outputs:
         copied = read_list(directory / COPIED)
-        landing = Landing(outputs, copied, seconds)
+        landing = OutputsCopy(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS
         try:
             landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
-        finally:  # where it took too long, the next try goes on from here
+        finally:  # if it took too long, the next try continues from here
             seen = {name: fact for name, fact in landing.seen.items() if fact[1] < latest}
             with suppress(OSError):
                 write_list(directory / COPIED, {**copied, **seen})
     if landing.left_out:
         log.warning(
-            "%d of the outputs of %s were left out: odd names, or neither files, folders nor links",
+            "%d of the outputs of %s were not copied: special files, or names that are not allowed",
             *(landing.left_out, record.identity),
         )
     return landing
 
 
-def open_outputs_again(record: Record) -> Opened:
-    """The folder that the sandbox was started with, made anew where it is gone.
+def reopen_outputs(record: Record) -> Opened:
+    """Open the folder that the sandbox was started with; make it again if it was removed.
 
-    A kernel, or another user, may have put a link or another folder in its place: nothing is
-    copied there. Raises OSError.
+    A kernel, or another user, may have put a link or another folder in its place: nothing is copied
+    there.
+
+    :raises OSError: when the folder is another one now, or cannot be opened
     """
     assert record.outputs is not None
     assert record.outputs_file is not None
@@ -226,9 +247,10 @@ def open_outputs_again(record: Record) -> Opened:
 
 
 def sweep_engine(engine: Engine) -> list[str]:
-    """Remove what has our labels and no state directory any more; the identities.
+    """Remove what has this user's labels but no state directory any more; return the identities.
 
-    Raises SandboxError, StateError.
+    :raises SandboxError: when the engine fails
+    :raises StateError: when the state directory cannot be read
     """
     mine = {"state": records.state_id()}
     containers = engine.find_containers(mine)
@@ -238,8 +260,8 @@ def sweep_engine(engine: Engine) -> list[str]:
     for thing in (*containers, *volumes):
         labels = thing.get("Labels") or {}
         container_id = str(labels.get(f"{LABEL}sandbox", ""))
-        # Its directory is made before it is, and goes after it.
+        # The state directory is made before the container, and removed after it.
         if container_id and container_id not in known and container_id not in removed:
-            remove_names(engine, Names(container_id))
+            remove_objects(engine, Names(container_id))
             removed[container_id] = str(labels.get(f"{LABEL}identity", container_id))
     return list(removed.values())

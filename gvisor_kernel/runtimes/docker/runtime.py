@@ -1,7 +1,7 @@
-"""The runtime ``docker``: gVisor by a Docker engine that has it, on this machine or another.
+"""The runtime ``docker``: gVisor in a Docker engine, on this machine or another one.
 
-Nothing of this machine is shown to such a sandbox: what it reads is copied into a volume of the
-engine before it starts, and what it keeps is copied out at the end, and by ``gvisor-kernel sync``.
+Nothing of this machine is mounted into such a sandbox: what it reads is copied into a volume of the
+engine before it starts, and its outputs are copied out at its end, and by ``gvisor-kernel sync``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from gvisor_kernel.runtimes.docker.engine import (
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import COPIED, sweep_engine
-from gvisor_kernel.runtimes.docker.sandbox import NO_SNAPSHOTS, DockerSandbox
+from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.mounts.covers import find_jupyters, identify
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
@@ -47,7 +47,7 @@ from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     find_orphans,
     finish_removals,
-    remove_later,
+    remove_in_background,
     remove_sandbox,
     sweep_orphans,
 )
@@ -78,7 +78,7 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 PYTHON = "python3"
-"""As the image's own PATH has it."""
+"""Found by the image's own PATH."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Plan(_Start):
-    """And what was decided. ``held`` closes the folders."""
+    """The same, and what was decided. ``held`` closes the folders."""
 
     places: Places
     outputs: Outputs
@@ -108,40 +108,40 @@ class _Plan(_Start):
 
     @property
     def extra(self) -> list[tuple[str, str]]:
-        """Places in the volume, and where they are seen, of what a person asked for."""
+        """The paths of extra mounts in the volume, and their targets."""
         return [(f"mounts/{i}", m.target) for i, m in enumerate(self.spec.mounts)]
 
 
 class DockerRuntime(Runtime):
-    """Sandboxes by the Docker engine that the environment names."""
+    """Makes sandboxes in the Docker engine that the environment names."""
 
     name = "docker"
-    restores = False
+    supports_snapshots = False
 
     def __init__(self) -> None:
         self._swept: set[str] = set()
         self._sweeping = threading.Lock()
 
     def start(
-        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
-        if image is not None:
-            raise SnapshotError(NO_SNAPSHOTS, "start it without one: snapshot=off.")
+        if snapshot is not None:
+            raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off.")
         engine = connect()
         try:
             check_engine(engine)
             found = read_image(find_image(engine, spec.image), spec.image)
             step("engine and image looked at")
-            self._sweep_once(engine, _outputs_folder(spec, request))
+            self._sweep_once(engine, _predict_outputs(spec, request))
             return self._start(engine, found, spec, request)
         except BaseException:
             engine.close()
             raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
 
-    def advise(self, words: str) -> str:
+    def find_advice(self, words: str) -> str:
         return find_hint(words)
 
     def sweep(self) -> list[str]:
@@ -161,10 +161,10 @@ class DockerRuntime(Runtime):
         return removed
 
     def _sweep_once(self, engine: Engine, outputs: str | None) -> None:
-        """What a dead owner left, the first start of a process removes; its own, each one.
+        """Remove what dead owners left (once per process) and what this process left (always).
 
-        In the background, as outputs may have to be copied out first; those that come to the
-        folder ``outputs`` are waited for a while.
+        Sandboxes are removed in the background, as outputs may have to be copied out first. Those
+        whose outputs are copied to the folder ``outputs`` are waited for, up to OUTPUTS_SECONDS.
         """
         with self._sweeping:
             first = engine.address not in self._swept
@@ -175,9 +175,9 @@ class DockerRuntime(Runtime):
                     if record is None:
                         remove_sandbox(directory, None)
                     else:
-                        remove_later(directory, record)
+                        remove_in_background(directory, record)
                 for identity in sweep_engine(engine):
-                    log.info("Removed %s, whose owner is gone", identity)
+                    log.info("Removed %s, whose owner has died", identity)
         except GvisorKernelError as error:
             log.warning("%s", error)
         finish_removals(outputs)
@@ -190,7 +190,7 @@ class DockerRuntime(Runtime):
                 raise SettingError(
                     "mounts",
                     mount.source,
-                    "read-only ones with the runtime docker, which copies what they hold",
+                    "read-only mounts: the runtime docker copies them, and cannot write back",
                 )
         identity = new_identity(request.kernel_name, spec, image.digest)
         with ExitStack() as held:
@@ -221,11 +221,11 @@ class DockerRuntime(Runtime):
         plan = _Plan(**vars(start), places=places, outputs=outputs, record=record, held=held)
         try:
             places.transcripts.mkdir(mode=0o755)
-            return _make(plan)
+            return _make_sandbox(plan)
         except OSError as error:
             self._undo(plan)
             raise LaunchError(
-                f"A sandbox could not be prepared: {error}.", find_hint(str(error))
+                f"The sandbox could not be prepared: {error}.", find_hint(str(error))
             ) from error
         except BaseException:
             self._undo(plan)
@@ -237,14 +237,14 @@ class DockerRuntime(Runtime):
         lifeline.release()
 
 
-def _outputs_folder(spec: SandboxSpec, request: LaunchRequest) -> str | None:
-    """What the record of this start will call its outputs: to compare with, not to be opened."""
+def _predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:
+    """Return the path of outputs that the record of this start will have. Not to be opened."""
     if spec.outputs is None:
         return None
     return real_path(str(request.folder / spec.outputs))
 
 
-def _make(plan: _Plan) -> DockerSandbox:
+def _make_sandbox(plan: _Plan) -> DockerSandbox:
     labels = _labels(plan)
     keeps = plan.outputs.folder is not None
     contents = _find_contents(plan)
@@ -259,7 +259,7 @@ def _make(plan: _Plan) -> DockerSandbox:
     )
     engine.put(store, f"{STORE}/files", contents.archive(plan.spec.disk_limit))
     if plan.outputs.folder is not None:
-        _put_outputs(plan, store, plan.outputs.folder)
+        _copy_outputs_in(plan, store, plan.outputs.folder)
     engine.remove(store)
     step("files copied into the engine")
     asked = finalize_container(
@@ -287,7 +287,7 @@ def _make(plan: _Plan) -> DockerSandbox:
 
 
 def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSandbox:
-    """The sandbox that is about to start, already listened to."""
+    """Connect to a container that is about to start, and read its output from now on."""
     engine, spec = plan.engine, plan.spec
     sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
     ends: Ends = make_pipes()
@@ -325,7 +325,7 @@ def _labels(plan: _Plan) -> dict[str, str]:
 
 
 def _find_contents(plan: _Plan) -> Contents:
-    """All that goes into the volume ``files``."""
+    """Return everything that goes into the volume ``files``."""
     spec = plan.spec
     outputs: Mount = Tmpfs(OUTPUTS, spec.disk_limit)
     if plan.outputs.folder is not None:
@@ -339,7 +339,7 @@ def _find_contents(plan: _Plan) -> Contents:
         versions={"gvisor-kernel": gvisor_kernel.__version__},
         mounts=[*layout, *scratch_mounts(spec)],
     )
-    jupyters = find_jupyters(())
+    jupyters = find_jupyter_covers(())
     contents = Contents(
         texts={"container_info.json": info},
         empty=["uploads", "skills/public", "skills/examples", "transcripts"],
@@ -361,8 +361,8 @@ def _find_contents(plan: _Plan) -> Contents:
     return contents
 
 
-def _put_outputs(plan: _Plan, store: str, outputs: Opened) -> None:
-    """What is in the folder of outputs already; the volume's root gets the folder's rights."""
+def _copy_outputs_in(plan: _Plan, store: str, outputs: Opened) -> None:
+    """Copy in what the folder of outputs contains; the volume's root gets the folder's mode."""
     contents = Contents(folders=[("outputs", outputs, "outputs")])
     contents.measure(plan.spec.disk_limit)
     write_list(plan.places.directory / COPIED, list_files(outputs))

@@ -1,4 +1,4 @@
-"""A running sandbox of a Docker engine: its stdio as a link, and its end."""
+"""A running sandbox in a Docker engine: its stdio as a link, and its removal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError, StateError
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.docker.engine import Engine
-from gvisor_kernel.runtimes.docker.memory import Gauge
+from gvisor_kernel.runtimes.docker.memory import MemoryGauge
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.docker.verification import find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -26,14 +26,15 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "A kernel in a Docker engine cannot be written down as an image."
+SNAPSHOTS_NOT_SUPPORTED = "A kernel in a Docker engine cannot be saved as a snapshot."
 THREAD_SECONDS = 5.0
+"""How long to wait for the threads that copy the link and stderr."""
 
 
 class DockerSandbox(Sandbox):
-    """What ``DockerRuntime.start`` returns. It ends when its container does, or its link."""
+    """Returned by ``DockerRuntime.start``. It ends when its container or its link does."""
 
-    pauses = False
+    can_pause = False
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class DockerSandbox(Sandbox):
         workdir: str,
         has_transcripts: bool,
     ) -> None:
-        """Takes over the engine, the sockets (stdin's, and that of all output) and the ends."""
+        """Take over the engine, the sockets (stdin's, and that of all output) and the pipes."""
         self.identity = record.identity
         self.directory = places.directory
         self.log_path = places.log
@@ -67,7 +68,7 @@ class DockerSandbox(Sandbox):
         self.asked = asked
         self.engine = engine
         self._record = record
-        self._gauge: Gauge | None = None
+        self._gauge: MemoryGauge | None = None
         self._ended = False
         self._closed = False
         self._closing = threading.Lock()
@@ -79,11 +80,11 @@ class DockerSandbox(Sandbox):
             link_in=guest_in,
             link_out=guest_out,
             stderr=guest_stderr,
-            ended=self._note_end,
+            ended=self._on_stream_end,
         )
 
-    def _note_end(self) -> None:
-        """In a thread: the stream has ended, so the container has, or is to."""
+    def _on_stream_end(self) -> None:
+        """Kill the container, whose stream has ended, and report its end. Runs in a thread."""
         try:
             self.engine.kill(self.container)
             if self._gauge is not None:
@@ -115,13 +116,12 @@ class DockerSandbox(Sandbox):
         self._pumps.stop()
 
     def assign(self, kernel_id: str) -> None:
-        self._write_down(kernel_id=kernel_id, spare=False)
+        self._update_record(kernel_id=kernel_id, spare=False)
 
     def pause(self) -> None:
-        """Not done: ``pauses`` is False, so nobody asks for it.
+        """Do nothing: ``can_pause`` is False, so nobody calls this.
 
-        An engine would answer, but a sandbox that ``runsc pause`` has stopped goes on using CPU,
-        which is all that stopping it is for.
+        A sandbox that the engine has stopped by ``runsc pause`` goes on using CPU time.
         """
 
     def resume(self) -> None:
@@ -130,19 +130,19 @@ class DockerSandbox(Sandbox):
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         faults = []
         if "gVisor" not in (said or {}).get("dmesg", ""):
-            faults.append("its kernel does not say that it is gVisor's")
+            faults.append("its kernel's log does not name gVisor")
         faults += find_outside_faults(self.engine, self.container, self.asked)
         if faults:
             self.kill()
             raise IsolationError(
                 f"The container is not the sandbox that was asked for: {'; '.join(faults)}.",
-                "see what the engine's runtime runsc is: `docker info`, `gvisor-kernel doctor`.",
+                "check the engine's runtime runsc: `docker info`, `gvisor-kernel doctor`.",
                 self.stderr_tail(),
             )
         self.note_ready()
 
     def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
 
     def close(self) -> None:
         with self._closing:
@@ -150,7 +150,9 @@ class DockerSandbox(Sandbox):
                 return
             self._pumps.close(THREAD_SECONDS)
             if not remove_sandbox(self.directory, self._record):
-                log.warning("Something of %s is left to the next sweep", self.identity)
+                log.warning(
+                    "Not everything of %s was removed; the next sweep tries again", self.identity
+                )
             self._stderr.wait(THREAD_SECONDS)
             self._closed = self._ended = True
             for fd in (self.link_in, self.link_out, self.exit_fd):
@@ -162,22 +164,22 @@ class DockerSandbox(Sandbox):
     # -- for the runtime -------------------------------------------------------------------------
 
     def close_link(self) -> None:
-        """What this has of a start that failed; the rest is the runtime's to undo."""
+        """Close what belongs to this object after a failed start; the runtime removes the rest."""
         self._pumps.close(THREAD_SECONDS)
         self._closed = self._ended = True
         for fd in (self.link_in, self.link_out, self.exit_fd):
             os.close(fd)
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """The container runs; ``state`` is what the engine says of it."""
+        """Start to count memory: the container runs. ``state`` is what the engine reports of it."""
         pid = state.get("Pid")
-        self._gauge = Gauge(self.engine, self.container, pid if isinstance(pid, int) else 0)
+        self._gauge = MemoryGauge(self.engine, self.container, pid if isinstance(pid, int) else 0)
 
     def note_ready(self) -> None:
-        """Write into the record that the sandbox runs, and has been looked at."""
-        self._write_down(ready=True)
+        """Write into the record that the sandbox runs and was verified."""
+        self._update_record(ready=True)
 
-    def _write_down(self, **facts: Any) -> None:
+    def _update_record(self, **facts: Any) -> None:
         with self._closing, suppress(OSError, StateError), records.locked():
             if not self._closed:
                 self._record = replace(records.read_record(self.directory) or self._record, **facts)

@@ -1,7 +1,7 @@
-"""The engine's end of a link: a container's stdio over the engine's sockets, as two pipes.
+"""The link to a container: copies between the engine's sockets for its stdio, and pipes.
 
-A thread for each direction, with nothing between them but the pipe's own room: whoever does not
-read stalls the container, and nothing is lost. What the engine sends is checked.
+One thread per direction, with no buffer but the pipe's: a reader that stops stalls the container,
+and nothing is lost. What the engine sends is checked.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ log = logging.getLogger(__name__)
 HEADER = 8
 STDOUT, STDERR = 1, 2
 MAX_FRAME = 16 * 1024 * 1024
-"""Bytes that a header may announce; engines send 32 KiB at once. Nothing is held back, so this is
-no bound on memory: above it, what is read is no header."""
+"""Bytes that a header may announce; engines send at most 32 KiB at once. No frame is kept, so
+this does not bound memory: a larger number shows that these bytes are not a header."""
 READ_SIZE = 256 * 1024
+"""Bytes of one read."""
 
 
 class StreamError(Exception):
-    """What comes is not the stream of a container without a terminal."""
+    """The bytes are not the stream of a container without a terminal."""
 
 
 class Demultiplexer:
-    """Takes the engine's stream apart as it comes, in pieces of any size. Holds no payload."""
+    """Splits the engine's stream into stdout and stderr, at any piece size. Keeps no payload."""
 
     def __init__(self) -> None:
         self._header = b""
@@ -38,7 +39,10 @@ class Demultiplexer:
         self._left = 0
 
     def receive(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
-        """STDOUT or STDERR, and some bytes of it. Raises StreamError."""
+        """Yield pairs of STDOUT or STDERR and some bytes of it.
+
+        :raises StreamError: when a header is malformed
+        """
         view = memoryview(data)
         while view:
             if not self._left:
@@ -55,23 +59,26 @@ class Demultiplexer:
             yield self._kind, piece
 
     def is_whole(self) -> bool:
-        """Whether the stream may end here."""
+        """Return whether the stream may end here."""
         return not self._left and not self._header
 
 
 def read_header(header: bytes) -> tuple[int, int]:
-    """The kind of a frame, and its length. Raises StreamError."""
+    """Return the kind of a frame, and its length in bytes.
+
+    :raises StreamError: when the header is malformed
+    """
     kind, size = header[0], int.from_bytes(header[4:])
     if kind not in (STDOUT, STDERR) or any(header[1:4]) or size > MAX_FRAME:
-        raise StreamError(f"the engine sent {header.hex(' ')} where a frame of a stream begins")
+        raise StreamError(f"the engine sent {header.hex(' ')} instead of a frame's header")
     return kind, size
 
 
 class Pumps:
-    """Two threads between a container and the host's ends of its pipes; ``ended`` comes once.
+    """Two threads that copy between a container and the host's ends of its pipes.
 
-    ``link_in`` (read here), ``link_out`` and ``stderr`` (written here) belong to this from here on,
-    as do the sockets. ``ended`` is called in a thread, when there is nothing more to come.
+    Takes over ``link_in`` (read here), ``link_out`` and ``stderr`` (written here) and the sockets.
+    ``ended`` is called once, in a thread, when the container sends nothing more.
     """
 
     def __init__(
@@ -100,7 +107,7 @@ class Pumps:
             thread.start()
 
     def stop(self) -> None:
-        """Cut the link at once, which ends the container too. Does not wait."""
+        """Close the connections, which ends the container, too. Does not wait. Any thread."""
         with self._lock:
             if not self._open:
                 return
@@ -110,7 +117,7 @@ class Pumps:
                     sock.shutdown(socket.SHUT_RDWR)
 
     def close(self, seconds: float) -> None:
-        """Stop, and wait for the threads. Idempotent."""
+        """Stop, and wait for the threads, at most ``seconds`` for each. Idempotent."""
         self.stop()
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -130,9 +137,9 @@ class Pumps:
                     break
                 self._stdin.sendall(data)
         except OSError as error:
-            log.debug("A container takes nothing more: %s", error)
+            log.debug("A container's stdin was closed: %s", error)
         finally:
-            os.close(self._link_in)  # from here on the host has a broken pipe
+            os.close(self._link_in)  # the host's writes fail with EPIPE from now on
             _close(self._stdin)
 
     def _pump_out(self) -> None:
@@ -158,12 +165,12 @@ class Pumps:
         while piece:
             if not self._wait(fd, select.POLLOUT):
                 return False
-            with suppress(BlockingIOError):  # a pipe takes 4 KiB at once, or says that it does not
+            with suppress(BlockingIOError):  # a pipe that has room may have less than 4 KiB
                 piece = piece[os.write(fd, piece) :]
         return True
 
     def _wait(self, fd: int, event: int) -> bool:
-        """Until ``fd`` is ready; False once this is stopped."""
+        """Wait until ``fd`` is ready; return False once this is stopped."""
         poller = select.poll()
         poller.register(fd, event)
         poller.register(self._stop, select.POLLIN)

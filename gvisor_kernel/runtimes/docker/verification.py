@@ -1,4 +1,4 @@
-"""Whether a container is what was asked for, by its engine and, where it is here, by the host."""
+"""Checks that a container is what was asked for, by what the engine and this host report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gvisor_kernel.spec.container import RUNTIME, find_faults, is_gvisor
 
 
 def find_outside_faults(engine: Engine, container: str, asked: Mapping[str, Any]) -> list[str]:
-    """How ``container`` is not what was ``asked`` for; empty if it is."""
+    """Return how ``container`` differs from what was ``asked`` for; empty if it does not."""
     try:
         made = engine.inspect(container)
         runtimes = engine.info().get("Runtimes") or {}
@@ -25,17 +25,17 @@ def find_outside_faults(engine: Engine, container: str, asked: Mapping[str, Any]
         faults.append(f"the engine's runtime {RUNTIME} is another program")
     state = made.get("State") or {}
     if not state.get("Running"):
-        faults.append("it does not run")
+        faults.append("it is not running")
     pid = state.get("Pid")
     if isinstance(pid, int) and _is_here(pid, container):
         argv = read_argv(pid)
         if argv and argv[0] != SANDBOX_NAME:
-            faults.append(f"its process on this host is no {SANDBOX_NAME}")
+            faults.append(f"its process on this host is not {SANDBOX_NAME}")
     return faults
 
 
 def _is_here(pid: int, container: str) -> bool:
-    """Whether ``pid`` is of this machine, and the container's."""
+    """Return whether ``pid`` is a process of this machine, and the container's."""
     with suppress(OSError):
         return container in Path(f"/proc/{pid}/cgroup").read_text()
     return False

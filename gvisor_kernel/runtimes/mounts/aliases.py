@@ -1,8 +1,9 @@
-"""Homes and keys by what they are: a bind mount shows a folder by a second path.
+"""Finds homes and key folders by device and inode: a bind mount shows a folder at a second path.
 
-Where a folder of a person is opened, its path is compared with those of homes and of Jupyter's
-folders (``homes``, ``covers``). Here device and inode are, of it and of what it is in. Looks only;
-of another's home nothing is touched, as it may lie on a file system that does not answer.
+When a user's folder is opened, its path is compared with the paths of homes and of Jupyter's
+folders (``homes``, ``covers``). Here device and inode are compared, of the folder and of those
+above it. Only reads. The homes of other users are not touched, as they may lie on a file system
+that does not answer.
 """
 
 from __future__ import annotations
@@ -18,33 +19,41 @@ from gvisor_kernel.runtimes.mounts.covers import Cover
 from gvisor_kernel.spec.layout import is_within
 
 
-def find_home_of(folder: Opened) -> str | None:
-    """The home that ``folder`` is, or has in it, by whatever path it was found. Raises OSError."""
+def find_home_by_inode(folder: Opened) -> str | None:
+    """Return the home that ``folder`` is or contains, at whatever path it was found, or None.
+
+    :raises OSError: when the folders above it cannot be read
+    """
     for home in (*own_homes(), "/root", TOP):
-        if folder.identity in _with_those_above(home):
+        if folder.identity in _identify_with_parents(home):
             return home
-    above = find_ancestry(folder)
-    if len(above) > 1 and above[1] == _identify(TOP):
+    ancestry = find_ancestry(folder)
+    if len(ancestry) > 1 and ancestry[1] == _identify(TOP):
         return folder.path
     return None
 
 
-def find_keys_of(folder: Opened, covers: Iterable[Cover]) -> str | None:
-    """The one of ``covers`` that ``folder`` is, has in it, or is in by another path than its own.
+def find_key_folder(folder: Opened, covers: Iterable[Cover]) -> str | None:
+    """Return the one of ``covers`` that ``folder`` is, contains or lies in at another path.
 
-    Those that its path tells of are whoever compares paths' affair. Raises OSError.
+    None if there is none. What can be seen from the paths alone is left to the caller.
+
+    :raises OSError: when the folders above it cannot be read
     """
-    above = set(find_ancestry(folder))
+    ancestry = set(find_ancestry(folder))
     for cover in covers:
         if is_within(cover.path, folder.path) or is_within(folder.path, cover.path):
             continue
-        if folder.identity in _with_those_above(cover.path) or _identify(cover.path) in above:
+        if (
+            folder.identity in _identify_with_parents(cover.path)
+            or _identify(cover.path) in ancestry
+        ):
             return cover.path
     return None
 
 
-def _with_those_above(path: str) -> Iterator[Identity]:
-    """Of a place and of the folders that it is in, but for the root; nothing where it is not."""
+def _identify_with_parents(path: str) -> Iterator[Identity]:
+    """Yield the identities of ``path`` and of the folders above it, without ``/``, if it exists."""
     real = Path(path)
     with suppress(OSError, RuntimeError):
         real = real.resolve(strict=True)

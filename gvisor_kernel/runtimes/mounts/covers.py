@@ -1,7 +1,8 @@
-"""What is not shown of a folder that is: keys and tokens of Jupyter, repositories around packages.
+"""What is hidden inside folders that are shown: Jupyter's keys and tokens, repositories of
+packages.
 
-A cover is an empty directory above one of the host, wherever a sandbox is shown that. Which there
-are is found here, and put among the mounts; mounts nothing.
+A cover is an empty directory that is mounted over a directory of the host, wherever a sandbox is
+shown that. This module finds the covers and adds them to the mounts; it mounts nothing.
 """
 
 from __future__ import annotations
@@ -19,27 +20,29 @@ from platformdirs import user_cache_path, user_config_path, user_data_path, user
 from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount, is_within
 
 KEPT = ("kernels", "nbconvert", "voila")
-"""Of Jupyter's data: programs and templates that a kernel may need. Beside them are the keys that
-sign notebooks, tokens of servers, and whatever an extension keeps, such as keys of services."""
+"""What stays visible of Jupyter's data directory: programs and templates that a kernel may need.
+Beside them are the keys that sign notebooks, tokens of servers, and whatever extensions keep,
+such as keys of services."""
 SYSTEM_PREFIXES = ("/usr", "/usr/local")
-"""Of which every sandbox sees most, and where Jupyter looks for what is set for all users."""
+"""Shown in every sandbox for the most part; Jupyter looks here for what is set for all users."""
 
 
 @dataclass(frozen=True)
 class Cover:
-    """A directory of the host (real) that is not to be seen, and what in it is all the same."""
+    """A directory of the host (real path) that is hidden, and the paths in it that stay visible."""
 
     path: str
     kept: tuple[str, ...] = ()
     settled: bool = False
-    """Nobody has written there, but installed packages: in uploads it is as the rest of them."""
+    """Only installed packages have written there. In uploads it is shown like everything else."""
 
 
-def find_jupyters(prefixes: Iterable[str]) -> tuple[Cover, ...]:
-    """Jupyter's runtime, data and configuration, and the state of this package's sandboxes.
+def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
+    """Return covers for Jupyter's runtime, data and configuration, and for this package's own
+    state.
 
-    Of this user, below ``prefixes``, below that of this process, and of the system. None that is
-    inside another one.
+    Those of this user, below ``prefixes``, below this process's prefix, and of the system. None of
+    them is inside another one.
     """
     environ, prefixes = os.environ, {*prefixes, sys.prefix, *SYSTEM_PREFIXES}
     data = environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
@@ -53,7 +56,7 @@ def find_jupyters(prefixes: Iterable[str]) -> tuple[Cover, ...]:
     ]
     installed = [os.path.realpath(Path(prefix, "etc", "jupyter")) for prefix in prefixes]
     shared = [Path(prefix, "share", "jupyter") for prefix in prefixes]
-    # One that has been some server's data has its runtime in it.
+    # A data directory that a server has used contains its runtime directory.
     datas = [data, *(path for path in shared if Path(path, "runtime").is_dir())]
     covers = [Cover(os.path.realpath(place)) for place in places]
     covers += [Cover(place, settled=not _has_files(place)) for place in installed]
@@ -64,14 +67,14 @@ def find_jupyters(prefixes: Iterable[str]) -> tuple[Cover, ...]:
 
 
 def _has_files(folder: str) -> bool:
-    """Packages put theirs into folders of it, such as ``jupyter_server_config.d``."""
+    """Return whether ``folder`` has files of its own: packages only add directories to it."""
     with suppress(OSError), os.scandir(folder) as entries:
         return any(not entry.is_dir(follow_symlinks=False) for entry in entries)
     return False
 
 
 def find_repositories(projects: Iterable[str], shown: Iterable[str]) -> tuple[Cover, ...]:
-    """Covers for the repositories at ``projects``; all that is ``shown`` in them stays."""
+    """Return covers for the repositories at ``projects``; every path of ``shown`` stays visible."""
     reals = sorted(set(shown))
     found = []
     for project in map(os.path.realpath, projects):
@@ -93,7 +96,7 @@ def _outermost(covers: Iterable[Cover]) -> tuple[Cover, ...]:
 
 
 def find_cover(covers: Iterable[Cover], path: str) -> str | None:
-    """The directory that is not to be seen and has ``path`` (real) in it, or is it."""
+    """Return the hidden directory that is ``path`` (real) or contains it, or None."""
     for cover in covers:
         if is_within(path, cover.path) and not any(is_within(path, kept) for kept in cover.kept):
             return cover.path
@@ -101,7 +104,7 @@ def find_cover(covers: Iterable[Cover], path: str) -> str | None:
 
 
 def hides(covers: Iterable[Cover], uploads: str) -> bool:
-    """Whether the folder of uploads (real) is shown with a gap."""
+    """Return whether something inside the uploads folder ``uploads`` (real) is hidden."""
     return any(
         _is_inside(cover.path, uploads) and not cover.settled and Path(cover.path).is_dir()
         for cover in covers
@@ -109,7 +112,10 @@ def hides(covers: Iterable[Cover], uploads: str) -> bool:
 
 
 def identify(covers: Iterable[Cover]) -> frozenset[tuple[int, int]]:
-    """Device and inode of those that uploads have gaps for, where no mount can cover them."""
+    """Return device and inode of the covers that hide something in uploads.
+
+    For runtimes that copy, where no mount can cover anything.
+    """
     found = set()
     for cover in covers:
         with suppress(OSError):
@@ -119,14 +125,14 @@ def identify(covers: Iterable[Cover]) -> frozenset[tuple[int, int]]:
     return frozenset(found)
 
 
-def put_covers(
+def add_covers(
     mounts: Sequence[Mount], covers: Iterable[Cover], empty: str, places: Path
 ) -> Iterator[Bind]:
-    """The mounts that cover what ``mounts`` show.
+    """Yield the mounts that cover what ``mounts`` show.
 
-    ``empty``: an empty directory of the host. ``places``: where directories are that have nothing
-    but places for what is kept, see ``make_places``. Binds alone: of a tmpfs the host knows
-    nothing, and an overlay that code inside makes would show what is below it.
+    ``empty``: an empty directory of the host. ``places``: the directory with a subdirectory for
+    each cover that keeps something visible (see ``make_mount_points``). All are bind mounts: the
+    host knows nothing of a tmpfs inside, and an overlay inside would show what is below one.
     """
     for cover in covers:
         if not Path(cover.path).is_dir():
@@ -140,7 +146,7 @@ def put_covers(
             if any(
                 _is_inside(m.target, mount.target) and is_within(target, m.target) for m in mounts
             ):
-                continue  # another one lies above it there
+                continue  # another mount covers it there
             kept = [path for path in cover.kept if os.path.lexists(path)]
             yield _find_place(target, places) if kept else Bind(empty, target, foreign=True)
             for path in kept:
@@ -148,11 +154,12 @@ def put_covers(
                 yield replace(mount, source=path, target=place)
 
 
-def put_ways(mounts: Iterable[Mount], places: Path) -> Iterator[Bind]:
-    """Directories with nothing but places, on the way to what lies in a directory of scratch.
+def add_scratch_parents(mounts: Iterable[Mount], places: Path) -> Iterator[Bind]:
+    """Yield read-only directories with the mount points below a folder of scratch.
 
-    A kernel may write there: it could rename a folder on the way to its interpreter, and have a
-    later kernel of the same sandbox run another one. ``places``: as of ``put_covers``.
+    A kernel may write to scratch. Without these it could rename a folder on the way to its
+    interpreter, so that a later kernel of the same sandbox would run another one. ``places``: as in
+    ``add_covers``.
     """
     for mount in mounts:
         for scratch in SCRATCH:
@@ -167,8 +174,12 @@ def _find_place(target: str, places: Path) -> Bind:
     return Bind(str(places / name), target, foreign=True)
 
 
-def make_places(mounts: Sequence[Mount], places: Path) -> None:
-    """The directories that covers are, as ``put_covers`` names them. Raises OSError."""
+def make_mount_points(mounts: Sequence[Mount], places: Path) -> None:
+    """Make the directories that ``add_covers`` and ``add_scratch_parents`` named, with the points
+    of their mounts.
+
+    :raises OSError: when one could not be made
+    """
     binds = [mount for mount in mounts if isinstance(mount, Bind)]
     covers = [bind for bind in binds if Path(bind.source).parent == places]
     for cover in covers:

@@ -1,8 +1,9 @@
-"""Which files of a package that is installed "editable" a sandbox is shown: what is imported.
+"""Which files of an editable install ("pip install -e") a sandbox is shown: those that are
+imported.
 
-Looks at ``.pth`` files and import hooks in folders of packages, and at the sources that they name;
-runs none of it. A repository has more in it than its packages: its history with the tokens of its
-remotes, ``.env``, what kernels have left in outputs. So it is never shown as a whole.
+Reads ``.pth`` files and import hooks in folders of packages, and the sources that they name, and
+runs none of them. A repository contains more than packages: its history with the tokens of its
+remotes, ``.env``, outputs of kernels. So it is never shown as a whole.
 """
 
 from __future__ import annotations
@@ -20,31 +21,32 @@ from typing import Any
 from gvisor_kernel.spec.layout import is_within
 
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
-"""What is called so has packages in it and nothing else: another environment's, shown whole."""
+"""A folder of this name contains only packages: it is another environment's, and shown whole."""
 PROJECT_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 PROJECT_DEPTH = 4
-"""So far above its sources a project is looked for."""
+"""How many folders above its sources a project is looked for."""
 NOT_MODULES = ("setup.py", "conftest.py", "noxfile.py")
 STRICT = "__editable__."
 OUTPUTS = "outputs"
-"""Kernels write there, ``__init__.py`` for instance."""
+"""Never shown as a package: kernels write there, an ``__init__.py`` for instance."""
 MODULES = (".py", ".so")
 METADATA = (".egg-info", ".dist-info")
 
 MAX_ENTRIES = 10_000
-"""That are looked at in one folder of sources."""
+"""Entries that are looked at in one folder of sources."""
 MAX_SHOWN = 100
-"""Of them: each is a mount of its own."""
+"""Entries of one editable install that are shown: each is a mount of its own."""
 MAX_BYTES = 4 * 1024 * 1024
-"""Of a file that is read."""
+"""Bytes of a file that are read."""
 
 
 @dataclass(frozen=True)
 class Editable:
-    """What one ``.pth`` file or import hook (``by``) adds. ``shown``: absolute paths, as spelled.
+    """What one ``.pth`` file or import hook (``by``) adds. ``shown``: absolute paths, as spelled
+    there.
 
-    ``folder``: the one that is put on the import path, None for a hook. ``project``: where the
-    repository begins, None where it cannot be told. ``left_out``: how many entries are too many.
+    ``folder``: the folder that it puts on the import path, None for a hook. ``project``: where the
+    repository begins, None if that is unknown. ``left_out``: how many entries exceed MAX_SHOWN.
     """
 
     by: str
@@ -55,13 +57,13 @@ class Editable:
 
 
 Resolve = Callable[[str], str | None]
-"""Where a path really is; None where that is not to be followed."""
+"""Returns the real path of a path, or None where the path must not be followed."""
 
 
 def find_editables(
     site_directories: Iterable[str], resolve: Resolve = os.path.realpath
 ) -> list[Editable]:
-    """Everything that lies outside of ``site_directories`` and is imported by way of them."""
+    """Return what lies outside of ``site_directories`` and is imported by way of them."""
     found: list[Editable] = []
     spelled: dict[str, str] = {}
     for directory in site_directories:
@@ -73,7 +75,7 @@ def find_editables(
         except OSError:
             continue
         installed = None
-        for name in sorted(links):  # hundreds, at every start
+        for name in sorted(links):  # hundreds at every start, so only names are looked at first
             path = f"{directory}/{name}"
             if name.endswith(".pth"):
                 for folder in read_pth(path):
@@ -89,7 +91,7 @@ def find_editables(
 
 
 def read_pth(path: str) -> Iterator[str]:
-    """The directories that a ``.pth`` file adds to the import path, each once."""
+    """Yield each directory that a ``.pth`` file adds to the import path, once."""
     lines = (line.strip() for line in _read(path).splitlines())
     names = (line for line in lines if line and not line.startswith(("#", "import ", "import\t")))
     here = os.path.dirname(path)  # noqa: PTH120 - text
@@ -103,7 +105,7 @@ def read_pth(path: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Installed:
-    """A distribution that says that it is installed as editable, and what it installed."""
+    """A distribution whose metadata says that it is editable, and the names that it installs."""
 
     name: str
     files: str
@@ -130,14 +132,14 @@ def _show_folder(
     named: set[str] = set()
     for distribution in installed:
         if os.path.basename(by) + "," in distribution.files:  # noqa: PTH119 - text
-            named.update(distribution.top_level or _guess(folder, distribution.name))
+            named.update(distribution.top_level or _guess_packages(folder, distribution.name))
     named.update(_named_by_project(folder, project))
     for entry in entries:
         if entry.endswith(METADATA):
             named.update(_read(f"{folder}/{entry}/top_level.txt").split())
     shown = {entry for name in named for entry in _entries_of(folder, name, entries)}
     if folder != project or not shown:
-        # A folder of sources alone; or a repository that says nothing of what it has.
+        # A folder with sources only, or a repository without metadata that names its packages.
         shown.update(entry for entry in entries if _is_imported(folder, entry))
     shown.update(entry for entry in entries if entry.endswith(METADATA))
     paths = [f"{folder}/{entry}" for entry in shown]
@@ -148,7 +150,7 @@ def _show_folder(
 
 
 def _find_links(folder: str) -> Iterator[str]:
-    """The links in a folder that setuptools has made in its mode ``strict``."""
+    """Yield the symbolic links in a folder that setuptools has made in its mode ``strict``."""
     seen = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -161,7 +163,7 @@ def _find_links(folder: str) -> Iterator[str]:
 
 
 def _entries_of(folder: str, name: str, entries: Iterable[str]) -> Iterator[str]:
-    """What in ``folder`` a module of ``name`` may be; of a namespace package a path below."""
+    """Yield the entries of ``folder`` that module ``name`` may be (namespace packages: a path)."""
     if not re.fullmatch(r"\w+(/\w+)*", name):
         return
     if Path(folder, name).is_dir():
@@ -177,8 +179,8 @@ def _is_imported(folder: str, entry: str) -> bool:
     return entry.isidentifier() and entry != OUTPUTS and _is_package(f"{folder}/{entry}")
 
 
-def _guess(folder: str, name: str) -> Iterator[str]:
-    """By the name of a distribution: ``google_cloud_storage`` may be ``google/cloud/storage``."""
+def _guess_packages(folder: str, name: str) -> Iterator[str]:
+    """Guess by a distribution's name: ``google_cloud_storage`` may be ``google/cloud/storage``."""
     parts = re.split(r"[-_.]+", name.lower())
     for count in range(len(parts)):
         guess = "/".join((*parts[:count], "_".join(parts[count:])))
@@ -188,7 +190,7 @@ def _guess(folder: str, name: str) -> Iterator[str]:
 
 
 def _named_by_project(folder: str, project: str | None) -> Iterator[str]:
-    """The packages in ``folder`` that pyproject.toml names, by the tables of each build backend."""
+    """Yield the packages in ``folder`` that pyproject.toml names, for any build backend."""
     if project is None:
         return
     tools = _read_tools(f"{project}/pyproject.toml")
@@ -215,7 +217,7 @@ def _named_by_project(folder: str, project: str | None) -> Iterator[str]:
 
 
 _tools: dict[tuple[str, int, int], Any] = {}
-"""Of files that were read, by path, time of change and size: reading one takes a millisecond."""
+"""Tables that were read, by path, modification time and size: reading one takes a millisecond."""
 
 
 def _read_tools(path: str) -> Any:
@@ -233,10 +235,10 @@ def _read_tools(path: str) -> Any:
 
 
 def _show_hook(path: str) -> Editable:
-    """Of setuptools, of the library editables (hatchling, pdm), of scikit-build-core.
+    """Read the import hooks of setuptools, editables (hatchling, pdm) and scikit-build-core.
 
-    Each has the paths of what it imports as constants in its code. That of meson-python has none:
-    it reads them from a build, which it makes anew first.
+    Each has the paths of what it imports as constants in its code. The hook of meson-python has
+    none: it gets them from a build, which it runs first.
     """
     constants = []
     with suppress(ValueError, SyntaxError, RecursionError):
@@ -258,25 +260,31 @@ def _show_mapped(by: str, paths: Iterable[str]) -> Editable:
 
 
 def _find_mapped(path: str) -> Iterator[str]:
-    """What an import hook means by ``path``: a package's folder, its file, a module's without
-    its suffix. A package is shown whole, from where it begins, unless it is a repository as well.
+    """Yield what an import hook means by ``path``.
+
+    It is a package's folder or file, or a module without its suffix. A package is shown whole, from
+    its outermost folder, unless that is a repository as well.
     """
     if Path(path).is_dir():
         if _is_project(path):
             if _is_package(path):
                 yield from (f"{path}/{e}" for e in _list(path) if _is_imported(path, e))
         elif _is_package(path) or any(e.endswith(MODULES) for e in _list(path)):
-            yield _whole(path)
+            yield _find_outermost_package(path)
     elif path.endswith(MODULES):
         if Path(path).is_file():
             folder = str(Path(path).parent)
-            yield _whole(folder) if _is_package(folder) and not _is_project(folder) else path
+            yield (
+                _find_outermost_package(folder)
+                if _is_package(folder) and not _is_project(folder)
+                else path
+            )
     else:
         folder, _, name = path.rpartition("/")
         yield from (f"{folder}/{e}" for e in _list(folder) if re.match(rf"{re.escape(name)}\.", e))
 
 
-def _whole(folder: str) -> str:
+def _find_outermost_package(folder: str) -> str:
     parent = str(Path(folder).parent)
     while _is_package(parent) and not _is_project(parent):
         folder, parent = parent, str(Path(parent).parent)
@@ -287,7 +295,7 @@ def _whole(folder: str) -> str:
 
 
 def find_project(path: str) -> str | None:
-    """The folder at or above ``path`` where its repository begins."""
+    """Return the folder at or above ``path`` where its repository begins, or None."""
     folder = Path(path)
     for _ in range(PROJECT_DEPTH):
         if str(folder) == "/":
@@ -320,7 +328,10 @@ def _list(folder: str) -> list[str]:
 
 
 def _read(path: str) -> str:
-    """Does not wait: a kernel that may write the repository could put a pipe there."""
+    """Read a text file; empty if that fails.
+
+    Does not wait: a kernel that may write to the repository could put a pipe there.
+    """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             return (file.read(MAX_BYTES) or b"").decode(errors="replace")
@@ -333,7 +344,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _limit(editable: Editable) -> Editable:
-    """Without entries that are inside another one, and no more than MAX_SHOWN: folders first."""
+    """Drop entries that are inside another one, and those after MAX_SHOWN; folders come first."""
     entries = sorted(editable.shown, key=lambda path: (not Path(path).is_dir(), path))
     kept: list[str] = []
     for path in entries:

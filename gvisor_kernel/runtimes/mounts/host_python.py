@@ -1,6 +1,6 @@
-"""What the host's Python environment consists of: what image ``host`` has to show of it.
+"""Finds what the host's Python environment consists of: what image ``host`` has to show of it.
 
-Read-only looking. Nothing of a home is shown but what the interpreter imports from.
+Only reads. Nothing of a home is shown except what the interpreter imports from.
 """
 
 from __future__ import annotations
@@ -19,31 +19,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.folders import LinkRefused, Writable, follow, lies_in, nowhere
+from gvisor_kernel.host.folders import (
+    LinkRefused,
+    Writable,
+    is_in_writable_folder,
+    never_writable,
+    resolve_links,
+)
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.stage import TOO_MANY_FILES
-from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyters, find_repositories
+from gvisor_kernel.runtimes.mounts.covers import (
+    Cover,
+    find_cover,
+    find_jupyter_covers,
+    find_repositories,
+)
 from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
 from gvisor_kernel.spec.layout import SCRATCH, is_within
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
+"""How long an interpreter may take to describe itself."""
 PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
-"""What is shown of a prefix that is itself someone's home, or above it."""
+"""What is shown of a prefix that is a home, or contains one."""
 
 
 @dataclass(frozen=True)
 class World:
-    """An interpreter and the paths that it imports from, as they are called on the host.
+    """An interpreter and the paths that it imports from, by their names on the host.
 
-    ``roots``: real directories and files to show at their own paths, none inside another.
-    ``links``: symbolic links on the way to them, and what they point to. ``aliases``: paths that
-    are to show a real one, as a link on the way lies where the sandbox has an empty directory.
-    ``prefixes``: where the interpreter is installed. ``covers``: repositories of editable installs
-    that lie in a root, of which only their packages are shown.
-    Of an image from the store: its digest, its root file system on the host, where it looks for
-    programs, its environment, and which paths it has of those that decide on variables.
+    - ``roots``: real directories and files to show at their own paths, none inside another.
+    - ``links``: symbolic links on the way to them, with their targets.
+    - ``aliases``: paths that have to show a real path, as a link on the way lies where the sandbox
+      has an empty directory of its own.
+    - ``prefixes``: where the interpreter is installed.
+    - ``covers``: repositories of editable installs in a root, of which only the packages are shown.
+
+    The last five fields belong to a root image: its digest, its root file system on the host, its
+    PATH, its environment, and those of its paths that decide on environment variables.
     """
 
     python: str
@@ -64,7 +78,7 @@ class World:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What an interpreter says of itself."""
+    """What an interpreter reports about itself."""
 
     version: str
     prefixes: tuple[str, ...]
@@ -89,10 +103,13 @@ print(json.dumps({
 _probed: dict[tuple[str, int], Interpreter] = {}
 
 
-def ask_interpreter(python: str, writable: Writable = nowhere) -> Interpreter:
-    """What ``python`` says of itself: in this process if it is the one, else in one of its own.
+def ask_interpreter(python: str, writable: Writable = never_writable) -> Interpreter:
+    """Return what ``python`` reports about itself. Blocks for up to PROBE_SECONDS the first time.
 
-    Raises LaunchError, also where it lies where a sandbox is ``writable``.
+    It is asked in this process if it is this process's interpreter, otherwise in a process of its
+    own.
+
+    :raises LaunchError: when it does not answer, or lies where a sandbox can write (``writable``)
     """
     _check_interpreter(python, writable)
     if python == sys.executable:
@@ -116,8 +133,8 @@ def ask_interpreter(python: str, writable: Writable = nowhere) -> Interpreter:
             f"The interpreter {python} does not answer: {error}.",
             TOO_MANY_FILES
             if scarce
-            else f"see whether `{python} -c pass` works; install the kernelspec again with the"
-            " interpreter that it is to run.",
+            else f"check that `{python} -c pass` works; install the kernelspec again with the"
+            " interpreter to use.",
         ) from error
 
 
@@ -143,11 +160,13 @@ def _probe(python: str) -> Interpreter:
     )
 
 
-def find_world(python: str, writable: Writable = nowhere) -> World:
-    """Everything that ``python`` needs to run as it does on the host. Raises LaunchError.
+def find_host_python(python: str, writable: Writable = never_writable) -> World:
+    """Return everything that ``python`` needs to run as it does on the host.
 
-    Of an editable install a link that lies where a sandbox is ``writable`` is not followed: what it
-    leads to is left out, and the log says so.
+    A link of an editable install that lies where a sandbox can write (``writable``) is not
+    followed: its target is left out, and a warning is logged.
+
+    :raises LaunchError: when the interpreter does not answer, or needs a path behind such a link
     """
     interpreter = ask_interpreter(python, writable)
     paths: list[str] = ["/usr"]
@@ -162,13 +181,15 @@ def find_world(python: str, writable: Writable = nowhere) -> World:
         user_base = interpreter.user_base
         paths.append(interpreter.user_site)
         site_directories[interpreter.user_site] = None
-    jupyters = find_jupyters(interpreter.prefixes)
+    jupyters = find_jupyter_covers(interpreter.prefixes)
 
     def resolve(path: str) -> str | None:
         try:
-            _, real = follow(path, writable)
+            _, real = resolve_links(path, writable)
         except LinkRefused as error:
-            log.warning("%s is not shown: %s is a link, and %s", path, error.link, error.reason)
+            log.warning(
+                "%s is not mounted: %s is a symbolic link, and %s", path, error.link, error.reason
+            )
             return None
         except OSError:
             return None
@@ -187,15 +208,15 @@ def find_world(python: str, writable: Writable = nowhere) -> World:
     spelled: dict[str, str] = {}
     for path in paths:
         try:
-            crossed, real = follow(path, writable)
+            crossed, real = resolve_links(path, writable)
         except LinkRefused as error:
             raise LaunchError(
-                f"The kernel's Python needs {path}: {error.link} is a link on the way (to"
+                f"The kernel's Python needs {path}: {error.link} on the way is a symbolic link (to"
                 f" {error.target}), and {error.reason}.",
-                "let the Python environment lie where no kernel writes.",
+                "move the Python environment to a folder where no kernel writes.",
             ) from error
         except OSError:
-            continue  # it is gone, or leads nowhere
+            continue  # it was removed, or is a broken link
         links.update(crossed)
         reals.append(real)
         if any(is_within(link, scratch) for link in crossed for scratch in SCRATCH):
@@ -219,22 +240,25 @@ def find_world(python: str, writable: Writable = nowhere) -> World:
         prefixes=tuple(dict.fromkeys(interpreter.prefixes)),
         covers=find_repositories(
             (editable.project for editable in editables if editable.project is not None),
-            # Also what lies in /usr, and is seen without being named.
+            # Also what lies in /usr, which is shown as a whole.
             [*reals, *map(os.path.realpath, (*interpreter.prefixes, *site_directories))],
         ),
     )
 
 
 def _check_interpreter(python: str, writable: Writable) -> None:
-    """It is run to be asked, outside of any sandbox: so no kernel may have made it."""
+    """Refuse an interpreter that a kernel may have made: it is run outside of any sandbox.
+
+    :raises LaunchError: when ``python`` lies where a sandbox can write
+    """
     if python == sys.executable:
         return
     with suppress(OSError):
-        if lies_in(python, writable):
+        if is_in_writable_folder(python, writable):
             raise LaunchError(
-                f"The interpreter {python} lies where a kernel can write, or is reached by a link"
-                " there, and this server would have to run it.",
-                "let the Python environment lie where no kernel writes.",
+                f"The interpreter {python} lies where a kernel can write, or behind a symbolic"
+                " link there, and this server would have to run it.",
+                "move the Python environment to a folder where no kernel writes.",
             )
 
 
@@ -255,7 +279,7 @@ def _show_prefix(prefix: str) -> Iterator[str]:
 
 
 def outermost(paths: Iterable[str]) -> tuple[str, ...]:
-    """``paths`` that exist, without those that are inside another of them."""
+    """Return those of ``paths`` that exist and are not inside another one of them."""
     kept: list[str] = []
     for path in sorted(set(paths), key=lambda path: path.split("/")):
         if _exists(path) and not any(is_within(path, root) for root in kept):

@@ -1,4 +1,4 @@
-"""What a sandbox of an image from the store is made of. Looks at its files and runs none."""
+"""Finds what a sandbox of a root image consists of. Reads the image's files, runs none of them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from gvisor_kernel.errors import LaunchError, RootImageError
 from gvisor_kernel.host.folders import Writable
 from gvisor_kernel.images import RootImage, Store
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.host_python import World, find_world
+from gvisor_kernel.runtimes.mounts.host_python import World, find_host_python
 from gvisor_kernel.spec.environment import image_paths
 
 
-def choose_world(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
-    """The world of ``spec``'s image. ``writable``: see ``find_world``. Raises LaunchError."""
+def find_python_tree(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
+    """Return the world of ``spec``'s image. ``writable``: see ``find_host_python``.
+
+    :raises LaunchError: when the image or its Python cannot be used
+    """
     if spec.image == HOST_IMAGE:
-        return find_world(request.python, writable)
+        return find_host_python(request.python, writable)
     try:
-        return make_world(Store.open().find(spec.image))
+        return _make_world(Store.open().find(spec.image))
     except RootImageError as error:
         raise LaunchError(error.fact, error.hint) from error
 
 
-def make_world(image: RootImage) -> World:
-    """Raises LaunchError where the image has no Python to run a sandbox."""
+def _make_world(image: RootImage) -> World:
+    """Return the world of a root image.
+
+    :raises LaunchError: when the image has no Python that can run a sandbox
+    """
     python = image.need_python()
     return World(
         python=python,
@@ -42,10 +48,13 @@ def make_world(image: RootImage) -> World:
     )
 
 
-def check_tree(world: World) -> None:
-    """Raise LaunchError where the image has been removed since it was looked at."""
+def check_image_exists(world: World) -> None:
+    """Check that the root image was not removed since it was looked at.
+
+    :raises LaunchError: when it was
+    """
     if world.tree is not None and not Path(world.tree).is_dir():
         raise LaunchError(
-            "The image was removed while a kernel was about to start in it.",
-            "import it again, or choose another: gvisor-kernel image list",
+            "The image was removed while a kernel was being started in it.",
+            "import it again, or choose another one: gvisor-kernel image list",
         )

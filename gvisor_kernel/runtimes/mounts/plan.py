@@ -1,7 +1,7 @@
-"""The mounts of a sandbox, put together: its layout, its scratch, the host's Python or an image.
+"""Puts the mounts of a sandbox together: its layout, scratch, the host's Python or a root image.
 
-Looks at the host, and makes places for covers; mounts nothing. The folders of a person are
-``shown``'s affair.
+Reads the host and makes mount points for covers; mounts nothing. The user's folders are opened in
+``folders``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gvisor_kernel.host import log_files
 from gvisor_kernel.host.folders import Identity, Opened
 from gvisor_kernel.runtimes.mounts.covers import (
     Cover,
+    add_covers,
+    add_scratch_parents,
     find_cover,
-    find_jupyters,
-    make_places,
-    put_covers,
-    put_ways,
+    find_jupyter_covers,
+    make_mount_points,
 )
 from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
@@ -39,14 +39,16 @@ OWN_PLACES = (
     layout.RUN,
     layout.GUEST,
 )
+"""Paths inside that belong to the sandbox: the host's Python cannot be shown there."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The folder that a kernel may write; None: one in the sandbox's memory.
+    """The folder that a kernel may write. ``folder`` is None where outputs are in the sandbox's
+    memory.
 
-    ``parent``: the folder that it is in. ``made``: it was not there before. ``lent_by``: its owner,
-    where the sandbox has to own it meanwhile.
+    ``parent``: the folder that it is in. ``made``: it did not exist before. ``lent_by``: the uid
+    and gid of its owner, where the sandbox has to own it meanwhile.
     """
 
     folder: Opened | None
@@ -61,7 +63,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Places:
-    """Files and directories of one sandbox, below its state directory."""
+    """The paths of one sandbox's files, below its state directory."""
 
     directory: Path
 
@@ -123,10 +125,15 @@ def plan_mounts(
     *,
     lent: bool = False,
 ) -> tuple[Mount, ...]:
-    """Every mount of a sandbox, in order. Raises LaunchError, SettingError.
+    """Return every mount of a sandbox, in order.
 
-    ``shown``: real paths of uploads, skills and the setting's mounts, by where they are seen; what
-    is missing is empty. ``outputs``: None for one in memory; ``lent``: the sandbox owns it.
+    ``shown``: real paths of uploads, skills and extra mounts, by target; a missing one is empty.
+    ``outputs``: the real path of the folder, None for outputs in memory. ``lent``: the sandbox owns
+    it.
+
+    :raises LaunchError: when the Python environment needs a path that belongs to the sandbox
+    :raises SettingError: when an extra mount cannot be used
+    :raises OSError: when the mount points of covers cannot be made
     """
     empty = os.path.realpath(places.empty)
     transcripts = str(places.transcripts) if spec.transcripts else empty
@@ -145,21 +152,21 @@ def plan_mounts(
         mounts += find_etc_binds()
     mounts += [_show(root, root) for root in world.roots]
     mounts += [_show(real, path) for path, real in world.aliases]
-    mounts += list(put_ways(mounts, places.covers))
+    mounts += list(add_scratch_parents(mounts, places.covers))
     package = Path(gvisor_kernel.__file__).parent
     mounts += [
         Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)
         for part in GUEST_PARTS
     ]
-    jupyters = find_jupyters(world.prefixes)
+    jupyters = find_jupyter_covers(world.prefixes)
     for extra in layout.extra_binds(spec):
         real = replace(extra, source=shown.get(extra.target, extra.source))
         _check_extra(real, world, jupyters)
         mounts.append(real)
     for covers in (world.covers, jupyters):
-        mounts += list(put_covers(mounts, covers, empty, places.covers))
+        mounts += list(add_covers(mounts, covers, empty, places.covers))
     if places.directory.is_dir():
-        make_places(mounts, places.covers)
+        make_mount_points(mounts, places.covers)
         make_readable(places.covers)
     return layout.order_mounts(mounts)
 
@@ -168,11 +175,10 @@ def _show(root: str, path: str) -> Bind:
     for place in OWN_PLACES:
         if is_within(path, place):
             raise LaunchError(
-                f"The kernel's Python needs {path}, but {place} is the sandbox's own.",
-                "let the Python environment, and packages that are installed as editable, lie"
-                " somewhere else.",
+                f"The kernel's Python needs {path}, but {place} belongs to the sandbox.",
+                "move the Python environment, and editable installs, to another folder.",
             )
-    # The system's files are shown as everybody may read them, a person's as that person may.
+    # System files are shown with the rights of everybody, a user's files with the user's rights.
     return Bind(root, path, foreign=not any(is_within(root, system) for system in SYSTEM_ROOTS))
 
 
@@ -184,16 +190,19 @@ def _check_extra(extra: Bind, world: World, jupyters: Sequence[Cover]) -> None:
     for path in (*world.roots, *links, *aliases, *own):
         if is_within(extra.target, path) or is_within(path, extra.target):
             raise SettingError(
-                "mounts", extra.target, f"a list whose targets keep off {path}, which Python needs"
+                "mounts", extra.target, f"a list without a target at {path}, which Python needs"
             )
 
 
 def check_source(source: str, jupyters: Sequence[Cover]) -> None:
-    """Raise SettingError where the source of an extra mount is one of Jupyter's own folders."""
+    """Check that the source of an extra mount is none of Jupyter's own folders.
+
+    :raises SettingError: when it is
+    """
     cover = find_cover(jupyters, source)
     if cover is not None:
         raise SettingError(
             "mounts",
             source,
-            f"a list whose sources keep off {cover}, where Jupyter has its keys and tokens",
+            f"a list without a source in {cover}, where Jupyter keeps its keys and tokens",
         )

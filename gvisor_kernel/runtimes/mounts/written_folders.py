@@ -1,8 +1,8 @@
-"""Folders that a sandbox may write, or might at any time before: no link in one decides anything.
+"""Remembers the folders that a sandbox may write: no symbolic link in one of them is followed.
 
-What a kernel leaves in its outputs is not to decide what a later one is shown. So each folder that
-a sandbox of this user may write is noted down in the state directory, before it can be, and stays
-noted: by its path, and by what it is, should it be moved. Nothing here opens a folder.
+What a kernel leaves in its outputs must not decide what a later sandbox is shown. So each folder
+that a sandbox of this user may write is noted in the state directory before it can be written, and
+stays noted: by its path, and by its identity in case it is moved. Nothing here opens a folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from gvisor_kernel.host.folders import Identity, Opened, birth_time
 from gvisor_kernel.runtimes.state import records
 
 MAX_LINES = 65536
-"""With more, the oldest whose folder is gone are forgotten: those that were moved, too."""
+"""With more lines, the oldest whose folder is gone are dropped, even if that was moved."""
 MAX_BYTES = 64 * 1024 * 1024
-"""Of the file. A folder's line has some hundred bytes, or 4 KiB."""
+"""Bytes of the file. A folder's line has some hundred bytes, at most 4 KiB."""
 
 
 @dataclass(frozen=True)
 class WrittenFolders:
-    """``paths`` and ``files`` (device, inode, time of birth) of what was noted.
+    """``paths`` and ``files`` (device, inode, time of birth) of the folders that were noted.
 
-    ``names``: ends of paths that are outputs of kernels, wherever they are.
+    ``names``: relative paths that are outputs of kernels, in whatever folder they lie.
     """
 
     paths: frozenset[str]
@@ -37,7 +37,7 @@ class WrittenFolders:
     names: tuple[str, ...]
 
     def has(self, path: str, fd: int) -> bool:
-        """Whether a sandbox may have written what is in the folder ``path`` (without links)."""
+        """Return whether a sandbox may have written to ``path`` (real), a folder open as ``fd``."""
         return (
             path in self.paths
             or any(path.endswith(f"/{name}") for name in self.names)
@@ -46,13 +46,16 @@ class WrittenFolders:
 
 
 def read_written(spec: SandboxSpec) -> WrittenFolders:
-    """What was noted, and what ``spec`` and the default call outputs. Raises StateError."""
+    """Return the noted folders, and those that ``spec`` and the default call outputs.
+
+    :raises StateError: when the file cannot be read: then any link might be followed
+    """
     names = {DEFAULTS.outputs, spec.outputs} - {None}
     relative = tuple(str(name) for name in names if not str(name).startswith("/"))
     paths, files = set(), set()
     for path, described in _read(_path()):
         paths.add(path)
-        if described[2]:  # else it may be another folder's by now
+        if described[2]:  # without a time of birth another folder may have the inode by now
             files.add(described)
     if spec.outputs is not None and spec.outputs.startswith("/"):
         paths.add(os.path.normpath(spec.outputs))
@@ -60,9 +63,9 @@ def read_written(spec: SandboxSpec) -> WrittenFolders:
 
 
 def note_written(folders: Iterable[Opened]) -> None:
-    """Note ``folders`` down, before a sandbox may write them. Holds ``records.locked`` already.
+    """Note ``folders`` before a sandbox may write them. The caller holds ``records.locked``.
 
-    Raises StateError.
+    :raises StateError: when the file cannot be read or written
     """
     path = _path()
     known = _read(path)
@@ -83,13 +86,17 @@ def note_written(folders: Iterable[Opened]) -> None:
         _write(path, [*known, *new])
     except OSError as error:
         raise StateError(
-            f"The file {path} cannot be written: {error.strerror}.",
-            "look whether the disk is full or read-only; XDG_STATE_HOME names another place.",
+            f"Could not write the file {path}: {error.strerror}.",
+            "check whether the disk is full or read-only; or set XDG_STATE_HOME to another"
+            " directory.",
         ) from error
 
 
 def forget_written(folder: Identity) -> None:
-    """It is removed, and was empty. Holds ``records.locked`` already; quiet."""
+    """Remove the note of a folder that was empty and was removed.
+
+    The caller holds ``records.locked``. Never raises.
+    """
     with suppress(OSError, StateError):
         path = _path()
         known = _read(path)
@@ -99,7 +106,7 @@ def forget_written(folder: Identity) -> None:
 
 
 def _write(path: Path, entries: Iterable[tuple[str, tuple[int, int, int]]]) -> None:
-    """All of it anew, and in its place in one step: half a line would spoil the next one."""
+    """Write a new file and rename it into place: half a line would spoil the next one."""
     temporary = path.with_suffix(".new")
     temporary.write_text("".join(map(_line, entries)))
     temporary.replace(path)
@@ -114,7 +121,10 @@ def _line(entry: tuple[str, tuple[int, int, int]]) -> str:
 
 
 def _read(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
-    """Raises StateError where it cannot be known: then any link might be trusted."""
+    """Read all notes.
+
+    :raises StateError: when the file cannot be read: then any link might be followed
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -122,14 +132,15 @@ def _read(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
         return []
     except OSError as error:
         raise StateError(
-            f"The file {path} cannot be read: {error.strerror}.",
-            "see whether it is a file of yours; without it, links that kernels have left may be"
-            " followed.",
+            f"Could not read the file {path}: {error.strerror}.",
+            "check that it is a file of yours; without it, symbolic links that kernels have made"
+            " might be followed.",
         ) from error
     if len(content) > MAX_BYTES:
         raise StateError(
             f"The file {path} has more than {MAX_BYTES} bytes.",
-            "see what is in it; without it, links that kernels have left may be followed.",
+            "check what is in it; without it, symbolic links that kernels have made might be"
+            " followed.",
         )
     found = []
     for line in content.splitlines():
@@ -137,7 +148,7 @@ def _read(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
             name, device, inode, born = json.loads(line)
             found.append((str(name), (int(device), int(inode), int(born))))
         except (ValueError, TypeError, OverflowError, RecursionError):
-            continue  # nothing of ours
+            continue  # not a line that this module has written
     return found
 
 

@@ -1,1 +1,1 @@
-"""Sandboxes by the runsc of this host."""
+"""The runtime ``runsc``: sandboxes by the runsc that is installed on this host."""

@@ -1,7 +1,8 @@
-"""The program ``runsc``: where it is, what it can do, and the command lines that it gets.
+"""The program ``runsc``: its path, its version and flags, and the command lines that it is run
+with.
 
-Every question to it has a hard timeout. A flag is used where the program lists it, never because
-a version number says that it should be there.
+Each call that asks runsc something has a timeout. A flag is used where ``runsc flags`` or
+``--help`` lists it, never because of a version number.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
 
 ANSWER_SECONDS = 10.0
+"""How long runsc may take to print its version or its flags."""
 ANSWER_BYTES = 1024 * 1024
-"""Its flags, with a line on each, are 20 KB."""
+"""Bytes of output that are read. The list of flags, a line on each, is 20 KB."""
 EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"
 INSTALL = (
     "install it: `sudo apt-get install runsc` on Debian and Ubuntu, or"
     " https://gvisor.dev/docs/user_guide/install/."
 )
 SIDECARS = "gvisor-bin"
-"""The directory beside runsc for what it starts besides itself, in releases that do."""
+"""The directory beside runsc with the other programs that newer releases start."""
 NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgroups"})
 
 
@@ -41,9 +43,9 @@ class Runsc:
     version: str
     flags: frozenset[str]
     fingerprint: str = ""
-    """Differs from that of any other program, and of sidecars, that were at ``path`` before."""
+    """Times and sizes of the program and its sidecars: another file at the same path differs."""
     sidecars: tuple[str, ...] = ()
-    """The names of the programs in SIDECARS beside it, which releases since 2026 run."""
+    """The names of the programs in SIDECARS, which releases since 2026 have."""
 
 
 _known: dict[tuple[str, str], Runsc] = {}
@@ -52,7 +54,10 @@ _lock = ThreadLock()
 
 
 def find_runsc() -> Runsc:
-    """The runsc of this host. Raises RuntimeMissing."""
+    """Return the runsc of this host. Blocks for up to ANSWER_SECONDS the first time.
+
+    :raises RuntimeMissing: when it is not installed, does not answer, or lacks a needed flag
+    """
     path = shutil.which("runsc", path=os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH)
     if path is None:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
@@ -64,13 +69,15 @@ def find_runsc() -> Runsc:
     with _lock:
         if key not in _known:
             _known[key] = replace(
-                _ask(path), fingerprint=fingerprint, sidecars=tuple(sorted(sidecars))
+                _probe(path),
+                fingerprint=fingerprint,
+                sidecars=tuple(sorted(sidecars)),
             )
         return _known[key]
 
 
 def _list_sidecars(path: str) -> dict[str, os.stat_result]:
-    """The programs that the runsc at ``path`` finds beside itself, and what may tell them apart."""
+    """Return the programs beside the runsc at ``path``, with a status that tells versions apart."""
     try:
         with os.scandir(Path(path).parent / SIDECARS) as entries:
             return {entry.name: entry.stat() for entry in sorted(entries, key=attrgetter("name"))}
@@ -79,10 +86,13 @@ def _list_sidecars(path: str) -> dict[str, os.stat_result]:
 
 
 def command_flags(runsc: Runsc, command: str) -> frozenset[str]:
-    """The flags that ``runsc COMMAND`` has. Raises RuntimeMissing."""
+    """Return the flags of ``runsc COMMAND``. Blocks the first time.
+
+    :raises RuntimeMissing: when runsc does not answer
+    """
     with _lock:
         if (runsc, command) not in _commands:
-            (text,) = _answers(runsc.path, (command, "--help"))
+            (text,) = _run_each(runsc.path, (command, "--help"))
             _commands[runsc, command] = _find_flags(text)
         return _commands[runsc, command]
 
@@ -91,13 +101,11 @@ def _find_flags(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"^\s*--?([A-Za-z][\w-]*)", text, re.MULTILINE))
 
 
-def _ask(path: str) -> Runsc:
-    version_text, flags_text = _answers(path, ("--version",), ("flags",))
+def _probe(path: str) -> Runsc:
+    version_text, flags_text = _run_each(path, ("--version",), ("flags",))
     match = re.search(r"runsc version (?:release-)?(\S+)", version_text)
     if match is None:
-        raise RuntimeMissing(
-            f"{path} does not say which version it is.", INSTALL, version_text[-1000:]
-        )
+        raise RuntimeMissing(f"{path} does not print its version.", INSTALL, version_text[-1000:])
     flags = _find_flags(flags_text)
     missing = NEEDED_FLAGS - flags
     if missing:
@@ -108,20 +116,22 @@ def _ask(path: str) -> Runsc:
     return Runsc(path, match[1], flags)
 
 
-def _answers(path: str, *questions: Sequence[str]) -> list[str]:
-    """What runsc prints for each of ``questions``, asked at the same time."""
+def _run_each(path: str, *questions: Sequence[str]) -> list[str]:
+    """Return what runsc prints for each of ``questions``; all of them run at the same time."""
     argvs = [(path, *question) for question in questions]
     try:
-        answers = commands.run(*argvs, seconds=ANSWER_SECONDS, most=ANSWER_BYTES, cwd=Path("/"))
+        answers = commands.run(
+            *argvs, seconds=ANSWER_SECONDS, max_bytes=ANSWER_BYTES, cwd=Path("/")
+        )
     except OSError as error:
-        raise RuntimeMissing(f"{path} cannot be run: {error.strerror}.", INSTALL) from error
+        raise RuntimeMissing(f"Could not run {path}: {error.strerror}.", INSTALL) from error
     for argv, answer in zip(argvs, answers, strict=True):
         if answer.status is None:
             raise RuntimeMissing(
                 f"`{shlex.join(argv)}` did not end within {ANSWER_SECONDS:g} s.",
-                f"see what it does; where it is broken, {INSTALL}",
+                f"run the command yourself; if runsc is broken, {INSTALL}",
             )
-    return [answer.words for answer in answers]
+    return [answer.output for answer in answers]
 
 
 def start_argv(
@@ -132,12 +142,14 @@ def start_argv(
     container_id: str,
     panic_log: str,
     pid_file: str,
-    image: str | None,
+    snapshot: str | None,
 ) -> list[str]:
-    """The command that starts the sandbox of ``bundle`` and ends as soon as that runs.
+    """Return the command that starts the sandbox of ``bundle`` and ends as soon as the sandbox
+    runs.
 
-    ``image``: restore from there. ``pid_file`` gets the sentry's pid. The panic log is worth
-    having, and also takes the file descriptor that makes those of the mounts begin at 5.
+    ``snapshot``: the directory to restore from, or None. The sentry's pid is written to
+    ``pid_file``. ``panic_log`` is also passed because it takes a file descriptor, so that those of
+    the mounts begin at 5.
     """
     argv = [
         runsc.path,
@@ -146,7 +158,7 @@ def start_argv(
     ]
     if "panic-log" in runsc.flags:
         argv.append(f"--panic-log={panic_log}")
-    command = ["run"] if image is None else ["restore", f"--image-path={image}"]
+    command = ["run"] if snapshot is None else ["restore", f"--image-path={snapshot}"]
     return [
         *argv,
         *command,
@@ -158,11 +170,12 @@ def start_argv(
 
 
 def sandbox_flags() -> tuple[str, ...]:
-    """The flags that shape a sandbox. A restored one needs those that its image was made with.
+    """Return the flags that a sandbox runs with. It can only be restored with the flags it was
+    saved with.
 
-    No overlay: the root is read-only, and stays so on the host, whatever a kernel does with its
-    own view of it. Else the interpreter and the guest, which a later kernel of the same sandbox
-    runs, could be replaced by renaming a folder above them.
+    There is no overlay: the root is read-only and stays so on the host, whatever a kernel does with
+    its own view of it. With an overlay a kernel could rename a folder above the interpreter or the
+    guest, and replace the files that a later kernel of the same sandbox runs.
     """
     return (
         "--network=none",
@@ -173,19 +186,19 @@ def sandbox_flags() -> tuple[str, ...]:
 
 
 def checkpoint_argv(
-    runsc: Runsc, *, root: str, container_id: str, image: str, direct: bool
+    runsc: Runsc, *, root: str, container_id: str, snapshot: str, direct: bool
 ) -> list[str]:
-    """The command that writes a sandbox's image into the directory ``image`` and ends it.
+    """Return the command that saves a sandbox into the directory ``snapshot`` and ends it.
 
-    ``direct``: past the page cache, where this runsc can.
+    ``direct``: write without the page cache, where this runsc can.
     """
     flags = command_flags(runsc, "checkpoint")
-    argv = [runsc.path, f"--root={root}", "checkpoint", f"--image-path={image}"]
+    argv = [runsc.path, f"--root={root}", "checkpoint", f"--image-path={snapshot}"]
     if "compression" in flags:
         argv.append("--compression=none")
     if "exclude-committed-zero-pages" in flags:
-        # gVisor takes memory by 2 MiB, and copies as much when one page of it is written after a
-        # fork: a third of what a kernel's sandbox holds are zeros.
+        # gVisor allocates memory by 2 MiB, and copies as much when one page of it is written after
+        # a fork: a third of what a kernel's sandbox holds are zeros.
         argv.append("--exclude-committed-zero-pages")
     if direct and "direct" in flags:
         argv.append("--direct")
@@ -195,7 +208,7 @@ def checkpoint_argv(
 
 
 def prelude_argv(argv: Sequence[str], *, cgroup: Cgroup, file_size: int | None) -> list[str]:
-    """``argv`` behind a shell that enters ``cgroup``, sets limits, and becomes it."""
+    """Return ``argv`` behind a shell that enters ``cgroup``, sets limits and executes ``argv``."""
     lines = ["set -e", "umask 022", "ulimit -c 0"]
     lines += [f"echo $$ > {shlex.quote(str(d / 'cgroup.procs'))}" for d in cgroup.directories]
     if file_size is not None:

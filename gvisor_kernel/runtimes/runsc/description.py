@@ -1,4 +1,4 @@
-"""What of this host a sandbox would be made of, without making one: for choosing an image of it."""
+"""The facts of this host that decide whether a snapshot fits a sandbox. Makes no sandbox."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.environment import find_init_environment
 from gvisor_kernel.runtimes.mounts.folders import keeps_outputs
-from gvisor_kernel.runtimes.mounts.image_python import choose_world
+from gvisor_kernel.runtimes.mounts.image_python import find_python_tree
 from gvisor_kernel.runtimes.mounts.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, sandbox_flags
@@ -24,14 +24,15 @@ from gvisor_kernel.spec.limits import file_size_limit
 from gvisor_kernel.spec.oci import finalize_config, guest_argv
 
 NOWHERE = Places(Path("/nonexistent"))
+"""Stands for the state directory, which differs for each sandbox and decides nothing."""
 
 
 def describe_sandbox(
     spec: SandboxSpec, request: LaunchRequest, init_argv: Sequence[str] | None
 ) -> dict[str, Any]:
-    """See ``Runtime.describe``."""
+    """Implement ``Runtime.describe``."""
     runsc = find_runsc()
-    world = choose_world(spec, request, read_written(spec).has)
+    world = find_python_tree(spec, request, read_written(spec).has)
     kernel_id = choose_kernel_id(world) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
     mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)
@@ -57,7 +58,10 @@ def describe_sandbox(
 
 
 def describe_host() -> dict[str, Any]:
-    """Those of the facts that are the same for all sandboxes of this user."""
+    """Return the facts that are the same for all sandboxes of this user.
+
+    :raises RuntimeMissing: when runsc is absent or does not answer
+    """
     runsc = find_runsc()
     return {
         "runtime": [runsc.path, runsc.version, runsc.fingerprint],
@@ -67,7 +71,7 @@ def describe_host() -> dict[str, Any]:
 
 
 def stat_files(paths: Iterable[str]) -> list[tuple[str, int, int, int]]:
-    """Path, size, time of change and inode of those of ``paths`` that exist."""
+    """Return path, size, modification time (ns) and inode of each of ``paths`` that exists."""
     found = []
     for path in paths:
         try:

@@ -1,7 +1,7 @@
-"""What a runsc wants of a sandbox without saying so: tried once in a small sandbox, and remembered.
+"""Which capabilities an installed runsc needs: tried once in a small sandbox, and remembered.
 
-A release is known here by what it does, never by its number. What runsc says of itself, its flags
-and its version, is ``runsc_cli``'s.
+A release is known by what it does, never by its number. The flags and the version of runsc are read
+in ``command_line``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0
-"""A sandbox of runsc's own making takes a fifth of a second, on a busy machine some."""
+"""How long the probe may take. ``runsc do`` takes a fifth of a second, on a busy machine some
+seconds."""
 PROBE_BYTES = 65536
+"""Bytes of the probe's output that are read."""
 FILE = "features.json"
 FILE_BYTES = 65536
 MAX_REMEMBERED = 8
-"""Files that were runsc on this machine; the oldest are forgotten."""
+"""How many versions of runsc are remembered on this machine; the oldest are forgotten."""
 
 PROBE = """
 import ctypes, os, struct
@@ -64,7 +66,7 @@ masks = [mask & ~(1 << 31) for mask in struct.unpack("=6I", sets)[:3]]
 assert libc.capset(header, struct.pack("=6I", *masks, *struct.unpack("=6I", sets)[3:])) == 0
 print(f"maps uid 0 with CAP_SETFCAP: {with_it}, without: {may_map()}")
 """
-"""What PID 1 does for a kernel, as root with all capabilities and as one that lacks CAP_SETFCAP."""
+"""Does what PID 1 does for a kernel: as root with all capabilities, then without CAP_SETFCAP."""
 
 _ANSWER = re.compile(r"^maps uid 0 with CAP_SETFCAP: (yes|no), without: (yes|no)$", re.MULTILINE)
 
@@ -73,19 +75,20 @@ _lock = ThreadLock()
 
 
 def init_capabilities(runsc: Runsc, kernel_id: int) -> tuple[str, ...]:
-    """Those of PID 1 in a sandbox of ``runsc``, where a kernel has the uid ``kernel_id``. Blocks
-    for up to a second the first time.
+    """Return the capabilities of PID 1 in a sandbox whose kernel has the uid ``kernel_id``.
 
-    CAP_SETFCAP only where no kernel could be started without: the process of a sandbox has on the
-    host what PID 1 has inside, where runsc does not need it itself.
+    Blocks for up to a second the first time. CAP_SETFCAP is added only where no kernel could be
+    started without it: releases that do not need it give the sandbox's process on the host the
+    capabilities that PID 1 has inside.
     """
     return (*CAPABILITIES, SETFCAP) if kernel_id == 0 and wants_setfcap(runsc) else CAPABILITIES
 
 
 def wants_setfcap(runsc: Runsc) -> bool:
-    """Whether a process needs CAP_SETFCAP to map uid 0 into a user namespace, as on Linux 5.12.
+    """Return whether a process needs CAP_SETFCAP to map uid 0 into a user namespace (as on Linux
+    5.12).
 
-    False also where that cannot be found out now: then a kernel says why it does not start.
+    False also where the probe fails now. Then the kernel's error says why it does not start.
     """
     key = f"{runsc.path} {runsc.fingerprint}"
     with _lock:
@@ -94,7 +97,7 @@ def wants_setfcap(runsc: Runsc) -> bool:
             if key in remembered:
                 _known[key] = remembered[key]
                 return _known[key]
-            found = _try(runsc)
+            found = _run_probes(runsc)
             if found is None:
                 return False
             _known[key] = found
@@ -102,8 +105,8 @@ def wants_setfcap(runsc: Runsc) -> bool:
         return _known[key]
 
 
-def _try(runsc: Runsc) -> bool | None:
-    """What a sandbox of runsc's own making shows; None where it shows nothing."""
+def _run_probes(runsc: Runsc) -> bool | None:
+    """Return what a sandbox of ``runsc do`` shows, or None where it shows nothing."""
     words = ""
     for python in dict.fromkeys((sys.executable, "/usr/bin/python3")):
         words = _probe(runsc, python)
@@ -111,7 +114,7 @@ def _try(runsc: Runsc) -> bool | None:
         if answer is not None and "yes" in answer.groups():
             return answer[2] == "no"
     log.warning(
-        "What %s wants cannot be tried, as its sandbox said only: %s",
+        "Could not find out whether %s needs CAP_SETFCAP; its sandbox printed: %s",
         runsc.path,
         " ".join(words.split())[-300:] or "nothing",
     )
@@ -119,21 +122,23 @@ def _try(runsc: Runsc) -> bool | None:
 
 
 def _probe(runsc: Runsc, python: str) -> str:
-    """What PROBE printed. The whole host is shown to it, read-only, and no network."""
+    """Return what PROBE printed in a sandbox with the whole host, read-only, and no network."""
     with tempfile.TemporaryDirectory(prefix="gvisor-kernel-probe-") as root:
         argv = ["unshare", "-Ur", runsc.path, f"--root={root}", "--network=none"]
         argv += ["--ignore-cgroups", "--platform=systrap", "do", "-quiet", "-cwd", "/"]
         argv += [python, "-I", "-S", "-c", PROBE]
         try:
-            (ended,) = commands.run(argv, seconds=PROBE_SECONDS, most=PROBE_BYTES, cwd=Path("/"))
+            (ended,) = commands.run(
+                argv, seconds=PROBE_SECONDS, max_bytes=PROBE_BYTES, cwd=Path("/")
+            )
         except OSError as error:
             return str(error)
-        if ended.status is None:  # what runsc starts leaves its process group
+        if ended.status is None:  # the processes that runsc starts leave its process group
             processes.kill_with_argument(f"--root={root}")
-        return ended.words
+        return ended.output
 
 
-# -- what was found out, for other processes and the next ones -------------------------------------
+# -- the answers, shared by all processes of this user ---------------------------------------------
 
 
 def _read_remembered() -> dict[str, bool]:
@@ -146,7 +151,7 @@ def _read_remembered() -> dict[str, bool]:
 
 
 def _remember(answers: dict[str, bool]) -> None:
-    """Quiet where it cannot be written: then it is tried again."""
+    """Write the answers to a file. Never raises: without the file the next process tries again."""
     newest = dict(list(answers.items())[-MAX_REMEMBERED:])
     with suppress(OSError, StateError), tempfile.TemporaryDirectory(dir=state_root()) as folder:
         draft = Path(folder, FILE)

@@ -1,4 +1,4 @@
-"""Which uid a kernel has inside its sandbox: one of its own, where root's sandbox can have it."""
+"""Which uid a kernel has inside its sandbox: another one than PID 1's where that is possible."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from gvisor_kernel.spec.oci import KERNEL_ID
 
 
 def choose_kernel_id(world: World) -> int:
-    """The uid and gid of a kernel, as the sandbox counts them: KERNEL_ID, or 0, which is PID 1's.
+    """Return the uid and gid of a kernel inside the sandbox: KERNEL_ID, or 0, which is also PID
+    1's.
 
-    0 for an ordinary user, whose sandbox has no other; and where what PID 1 begins with, the
-    interpreter and its paths, is for its owner alone: files have one owner inside, and that has to
-    be both. A root image belongs to PID 1, so a kernel with another uid could not read all of it.
+    0 for an ordinary user, whose sandbox has no other uid. 0 also where only its owner may read the
+    interpreter or the files that it reads first: a file has one owner inside, and both PID 1 and
+    the kernel must read it. 0 in a root image, whose files belong to PID 1, as a kernel with
+    another uid could not read all of them.
     """
     if os.geteuid() != 0 or world.tree is not None:
         return 0
-    return KERNEL_ID if all(map(_is_public, _find_beginnings(world))) else 0
+    return KERNEL_ID if all(map(_is_public, _find_first_files(world))) else 0
 
 
-def _find_beginnings(world: World) -> Iterator[str]:
-    """What an interpreter reads before it runs anything, and the folders that lead there inside."""
+def _find_first_files(world: World) -> Iterator[str]:
+    """Yield what an interpreter reads before it runs code, and the shown folders above it."""
     paths = [world.python, os.path.realpath(world.python), *world.roots]
     for prefix in world.prefixes:
         paths += [f"{prefix}/pyvenv.cfg", f"{prefix}/lib"]
@@ -37,7 +39,7 @@ def _find_beginnings(world: World) -> Iterator[str]:
 
 
 def _is_public(path: str) -> bool:
-    """Whether everybody may read it, and enter or run it; also where there is no such file."""
+    """Return whether everybody may read ``path`` (and enter or run it), or it does not exist."""
     try:
         status = Path(path).stat()
     except OSError:

@@ -1,11 +1,13 @@
-"""How much of the host's memory a sandbox of runsc holds: one way of counting, for all who ask.
+"""How much of the host's memory a sandbox of runsc holds. All callers count in this one way.
 
-Looks from outside, ends nothing. What a program inside has in memory is in the sentry's memory
-file. What it makes the host spend beside it is counted as well: names of files, pipes, sockets and
-the like are in the sentry's own memory; the page tables of its address spaces belong to the
-processes in which the sentry runs its code, one for each process inside (gVisor calls them stubs);
-and for each of those, each open file and each mapping the host's kernel has something of its own,
-which it tells nobody about, so that is reckoned.
+Reads from outside and ends nothing. Counted are:
+
+- the sentry's memory file, which holds the memory of the programs inside;
+- the sentry's own memory, which holds file names, pipes, sockets and the like;
+- the page tables of the stubs: the processes in which the sentry runs code, one for each process
+  inside;
+- an estimate of what the host's kernel holds for each stub, open file and mapping, as it reports
+  that nowhere.
 """
 
 from __future__ import annotations
@@ -22,53 +24,59 @@ from gvisor_kernel.host.processes import ProcessId, is_alive
 MEMORY_FILE = "/memfd:runsc-memory"
 
 BYTES_OF_STUB = 80 * 1024
-"""Of the host's kernel for one stub: stack, task, address space (measured: 83 KiB)."""
+"""What the host's kernel holds for one stub: stack, task, address space (measured: 83 KiB)."""
 BYTES_OF_FILE = 1024
-"""Likewise for one file that the sentry has open, with its inode (measured: 870)."""
+"""What the host's kernel holds for one open file of the sentry, with its inode (measured: 870
+bytes)."""
 BYTES_OF_MAPPING = 200
-"""Likewise for one mapping of a stub (measured: 191)."""
+"""What the host's kernel holds for one mapping of a stub (measured: 191 bytes)."""
 MIN_SENTRY_BYTES_OF_MAPPING = 500
-"""The sentry itself holds so much for each (measured: 606): so there cannot be more than that."""
+"""What the sentry itself holds for each mapping, at least (measured: 606 bytes). So its own memory
+bounds how many mappings there can be."""
 MAX_MAPPINGS = 65536
-"""Of one process: ``vm.max_map_count``, as no distribution of today has it lower."""
+"""Mappings that one process can have: ``vm.max_map_count``, which no current distribution sets
+lower."""
 
 WHOLE_SECONDS = 1.0
-"""The longest time for which what was counted of the stubs holds: there may be thousands."""
+"""The longest time for which the numbers of the stubs are used again: there may be thousands of
+stubs."""
 MAX_UNSEEN = 16 * 1024**2
-"""By so much the page tables of the whole machine may grow meanwhile; then all is counted anew."""
+"""Bytes by which the page tables of the machine may grow before the stubs are counted again."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _STATUS = re.compile(rb"^(PPid|FDSize|VmSize|VmPTE|VmSwap|RssAnon):\s*(\d+)", re.MULTILINE)
 _PAGE_TABLES = re.compile(rb"^PageTables:\s*(\d+) kB", re.MULTILINE)
 READ_SIZE = 1024 * 1024
+"""Bytes; larger than any file of /proc that is read here."""
 
 
 class HostMemory:
-    """Of one sandbox, from its start until ``close``. For any thread.
+    """Counts the memory of one sandbox, from its start until ``close``. Any thread.
 
     The directory ``/proc/<pid>`` of the sentry is held open: it belongs to that one process for
-    ever, also when the pid is another's. The memory file is not: that would keep it alive.
+    ever, even when another process gets the pid. The memory file is not held open, as that would
+    keep its memory alive.
     """
 
     def __init__(self, directory: int, sentry: int, name: str, inode: tuple[int, int]) -> None:
         self.gofer: ProcessId | None = None
-        """Counted too, once it is known."""
+        """Counted too, once it is set."""
         self._directory = directory
         self._sentry = sentry
         self._name = name
         self._inode = inode
         self._lock = ThreadLock()
         self._others = 0
-        """What the processes beside the sentry hold, when they were last looked at."""
+        """Bytes that the processes beside the sentry held when they were read last."""
         self._mappings = 0
-        """So many they can have had then."""
-        self._looked: float | None = None
+        """The number of mappings they can have had then."""
+        self._counted_at: float | None = None
         self._page_tables = 0
-        """Of the machine, at most since then the least."""
+        """Bytes of page tables of the whole machine: the least since then."""
 
     @classmethod
     def find(cls, sentry: int) -> HostMemory | None:
-        """None where ``sentry`` is gone, or has no memory file yet."""
+        """Return the counter of ``sentry``, or None if that has ended or has no memory file yet."""
         try:
             directory = os.open(f"/proc/{sentry}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -84,7 +92,7 @@ class HostMemory:
         return None
 
     def read(self) -> int | None:
-        """Bytes; None when the sandbox is gone."""
+        """Return the bytes that the sandbox holds, or None when it has ended. Does not block."""
         with self._lock:
             if self._directory < 0:
                 return None
@@ -92,13 +100,13 @@ class HostMemory:
                 file = os.stat(self._name, dir_fd=self._directory)
                 sentry = _read_status("status", self._directory)
                 open_files = os.stat("fd", dir_fd=self._directory).st_size
-                if self._is_old():
-                    self._look_at_others()
+                if self._is_stale():
+                    self._count_others()
             except OSError:
                 return None
         if (file.st_dev, file.st_ino) != self._inode:
             return None
-        own = _held(sentry)
+        own = _sum_private(sentry)
         # Linux before 6.2 does not say how many there are, only for how many there is room.
         files = open_files or sentry.get(b"FDSize", 0)
         mappings = min(self._mappings, own // MIN_SENTRY_BYTES_OF_MAPPING)
@@ -115,36 +123,36 @@ class HostMemory:
             os.close(self._directory)
             self._directory = -1
 
-    def _is_old(self) -> bool:
-        """Whether the stubs have to be looked at again. Remembers the machine's page tables."""
+    def _is_stale(self) -> bool:
+        """Return whether the stubs must be counted again. Remembers the machine's page tables."""
         found = _PAGE_TABLES.search(_read("/proc/meminfo"))
         now = None if found is None else int(found[1]) * 1024
         old = (
-            self._looked is None
+            self._counted_at is None
             or now is None
             or now > self._page_tables + MAX_UNSEEN
-            or time.monotonic() > self._looked + WHOLE_SECONDS
+            or time.monotonic() > self._counted_at + WHOLE_SECONDS
         )
         if now is not None:
             self._page_tables = now if old else min(now, self._page_tables)
         return old
 
-    def _look_at_others(self) -> None:
+    def _count_others(self) -> None:
         held = mappings = 0
         for pid in self._find_stubs():
             with suppress(OSError):  # it has ended
                 stub = _read_status(f"/proc/{pid}/status")
                 if stub.get(b"PPid") == self._sentry:
-                    held += _held(stub) + BYTES_OF_STUB
+                    held += _sum_private(stub) + BYTES_OF_STUB
                     mappings += min(stub.get(b"VmSize", 0) * 1024 // _PAGE, MAX_MAPPINGS)
         if self.gofer is not None and is_alive(self.gofer):
             with suppress(OSError):
-                held += _held(_read_status(f"/proc/{self.gofer.pid}/status"))
+                held += _sum_private(_read_status(f"/proc/{self.gofer.pid}/status"))
         self._others, self._mappings = held, mappings
-        self._looked = time.monotonic()
+        self._counted_at = time.monotonic()
 
     def _find_stubs(self) -> Iterator[int]:
-        """The sentry's children. Theirs are further threads of the same address spaces."""
+        """Yield the sentry's children; their children are threads of the same address spaces."""
         for thread in _list(self._directory, "task"):
             with suppress(OSError):
                 path = f"task/{thread}/children"
@@ -155,18 +163,18 @@ class HostMemory:
         return os.open(path, flags, dir_fd=self._directory)
 
 
-def _held(status: dict[bytes, int]) -> int:
-    """Bytes that are a process's alone: anonymous memory, swapped out or not, and page tables."""
+def _sum_private(status: dict[bytes, int]) -> int:
+    """Sum up the memory of one process alone: anonymous, swapped out or not, and page tables."""
     return sum(status.get(name, 0) for name in (b"RssAnon", b"VmSwap", b"VmPTE")) * 1024
 
 
 def _read_status(path: str, directory: int | None = None) -> dict[bytes, int]:
-    """Numbers of a process, as the host's kernel gives them: of memory in KiB."""
+    """Read numbers of a process from ``status``; those of memory are in KiB."""
     return {name: int(value) for name, value in _STATUS.findall(_read(path, directory))}
 
 
 def _read(path: str, directory: int | None = None) -> bytes:
-    """A file of the host's kernel, up to READ_SIZE, or to what that gives at once."""
+    """Read a file of /proc: at most READ_SIZE bytes, or what one read returns."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(fd, READ_SIZE)

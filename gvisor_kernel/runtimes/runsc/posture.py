@@ -1,4 +1,4 @@
-"""Whether a sandbox is as locked in as was demanded, by what the host's kernel says of it."""
+"""Checks how a sandbox's processes are isolated, by what the host's kernel reports of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
 def check_posture(
     find_process: Callable[[str], int | None], stderr_tail: Callable[[], str]
 ) -> None:
-    """Raise IsolationError unless sentry and gofer are there and locked in.
+    """Check that the sentry and the gofer run, and are isolated from the host.
 
-    ``find_process(name)``: the pid of the sandbox's process of that name.
+    ``find_process(name)`` returns the pid of the sandbox's process of that name.
+
+    :raises IsolationError: when one of them is missing or lacks isolation
     """
     own = read_posture(os.getpid())
     assert own is not None
@@ -26,21 +28,21 @@ def check_posture(
         posture = None if pid is None else read_posture(pid)
         if posture is None:
             raise IsolationError(
-                f"The sandbox has no process {name}, so it is not gVisor that runs the kernel.",
-                "see whether `runsc` on PATH is gVisor's: `gvisor-kernel doctor`.",
+                f"The sandbox has no process {name}, so gVisor does not run the kernel.",
+                "check that `runsc` on PATH is gVisor's: `gvisor-kernel doctor`.",
                 stderr_tail(),
             )
         faults = find_faults(posture, own)
         if faults:
             raise IsolationError(
                 f"The sandbox's process {name} is not isolated: {', '.join(faults)}.",
-                "this runsc does not do what was asked of it; install a release that does.",
+                "this runsc ignores flags that it was given; install another release.",
                 stderr_tail(),
             )
 
 
 def find_faults(posture: Posture, own: Posture) -> list[str]:
-    """What a process of the sandbox lacks; ``own`` is the posture of a process outside."""
+    """Return which isolation a process of the sandbox lacks, compared with ``own``, one outside."""
     faults = []
     if 0 in posture.uids:
         faults.append("it is root on the host")

@@ -1,8 +1,9 @@
-"""The root file system of image ``host``: directories, links and a small ``/etc``, on disk.
+"""The root file system of image ``host``: directories, symbolic links and a small ``/etc``, on
+disk.
 
-Made anew for each sandbox, in its state directory; all that is large is mounted over it. Of a
-sandbox of another image it is the layer above the image's own files: the places of the mounts, and
-what says who it is. The sandbox sees it through an overlay in memory, and never writes to it.
+It is made for each sandbox, in its state directory, and everything large is mounted over it. A
+sandbox of a root image has it as the layer above the image's files: it holds the mount points, and
+the files that identify the sandbox. The sandbox sees it read-only, and never writes to it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.layout import SYSTEM_DIRECTORIES, WORKSPACE, Bind, Mount, is_within
 
 COPY_LIMIT = 4 * 1024 * 1024
-"""A file of /etc that is larger is not copied: none of those that are meant comes near."""
+"""Bytes. A larger file of /etc is not copied; none of those that are meant comes near."""
 
 
 def find_etc_binds(host_etc: Path = Path("/etc")) -> list[Bind]:
-    """The directories of the host's ``/etc`` that are shown as they are."""
+    """Return bind mounts for the directories of the host's ``/etc`` that are shown as they are."""
     names = [*etc.DIRECTORIES]
     for pattern in etc.DIRECTORY_PATTERNS:
         names.extend(path.name for path in host_etc.glob(pattern))
@@ -41,12 +42,15 @@ def write_rootfs(
     owner: int | None,
     host_etc: Path | None = Path("/etc"),
 ) -> None:
-    """Make ``rootfs`` with a place for every mount. ``owner``: the uid and gid that it gets.
+    """Make the directory ``rootfs`` with a mount point for every mount.
 
-    ``host_etc``: None, where an image below it has what is taken of the host else.
+    ``owner``: the uid and gid that everything in it gets. ``host_etc``: where files of /etc are
+    copied from; None where the image has them.
 
-    A mount's place that lies inside another mount is that one's affair, unless the other is a
-    tmpfs or shows a directory of ours.
+    A mount point inside another mount is not made here, unless that other is a tmpfs: the mounted
+    folder has to contain it.
+
+    :raises OSError: when something could not be made
     """
     rootfs.mkdir(mode=0o755)
     for directory in (*SYSTEM_DIRECTORIES, WORKSPACE):
@@ -76,9 +80,9 @@ def write_rootfs(
 
 
 def make_readable(tree: Path) -> None:
-    """Let every uid read ``tree``, a new one of ours, whatever the umask of this process is.
+    """Let every uid read ``tree``, which this process has just made, whatever its umask is.
 
-    The sandbox's processes are none of its owner's.
+    The processes of a sandbox run as other uids than its owner.
     """
     for folder, _, files in os.walk(tree):
         Path(folder).chmod(0o755)
@@ -93,7 +97,7 @@ def _inside(rootfs: Path, path: str) -> Path:
 
 def _write_etc(directory: Path, container_id: str, host_etc: Path | None) -> None:
     if host_etc is None:
-        (directory / "resolv.conf").touch()  # whatever the image has: there is no network
+        (directory / "resolv.conf").touch()  # covers the image's own file: there is no network
     else:
         for name in (*etc.COPIED, *etc.SINGLE_FILES):
             _copy(host_etc / name, directory / name)
@@ -104,7 +108,7 @@ def _write_etc(directory: Path, container_id: str, host_etc: Path | None) -> Non
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a link of ``/etc``, if it is there and readable."""
+    """Copy a file or a symbolic link of ``/etc``, if it exists and can be read."""
     try:
         if source.is_symlink() and not os.path.realpath(source).startswith("/etc/"):
             target.symlink_to(source.readlink())
@@ -113,4 +117,4 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
             target.chmod(0o644)
     except OSError:
-        pass  # a program that needs it will say so
+        pass  # a program that needs it reports that it is missing

@@ -1,7 +1,8 @@
 """The runtime ``runsc``: gVisor on this host, for root and for ordinary users.
 
 Root's sandboxes have a user namespace and private mounts of their own (``staging``), and cgroups
-where these can be made. An ordinary user's run in a user namespace, with the user's own rights.
+where these can be made. An ordinary user's sandboxes run in a user namespace with the user's
+rights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gvisor_kernel.runtimes.environment import find_environment, find_init_envir
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
 from gvisor_kernel.runtimes.mounts.host_python import World
-from gvisor_kernel.runtimes.mounts.image_python import check_tree, choose_world
+from gvisor_kernel.runtimes.mounts.image_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv
@@ -65,12 +66,13 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 15.0
-"""A restore takes less than one; after this a cold start is the sooner way."""
+"""How long a restore may take. Usually it takes less than one second; after this a cold start is
+faster."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that was found out and decided before anything is started."""
+    """Everything that was found out and decided before the sandbox is started."""
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -81,17 +83,20 @@ class _Plan:
     places: Places
     mounts: tuple[Mount, ...]
     opened: Mapping[str, Opened]
-    """The folders of a person, held, by where they are seen."""
+    """The user's folders by mount target; their descriptors are held open."""
 
     def find_sources(self, written: WrittenFolders) -> list[Source]:
-        """What is to be mounted, in the order of the binds. Raises LaunchError."""
+        """Return what is to be mounted, in the order of the binds.
+
+        :raises LaunchError: when a path leads through a link that must not be followed
+        """
         sources = []
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
                 sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
             else:
-                sources.append(_look(bind.source, written, bind))
+                sources.append(_open_source(bind.source, written, bind))
         return sources
 
     @property
@@ -100,34 +105,34 @@ class _Plan:
 
 
 class RunscRuntime(Runtime):
-    """Sandboxes by the runsc that is installed on this host."""
+    """Makes sandboxes with the runsc that is installed on this host."""
 
     name = "runsc"
 
     def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
-        """``init_argv``: another PID 1 than the guest, which starts no kernel."""
+        """``init_argv``: the program that runs as PID 1 in place of the guest; no kernel starts."""
         self._init_argv = init_argv
         self._swept = False
         self._sweeping = threading.Lock()
 
     def start(
-        self, spec: SandboxSpec, request: LaunchRequest, image: Path | None = None
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         check_children()
         runsc = find_runsc()
-        world = choose_world(spec, request, read_written(spec).has)
+        world = find_python_tree(spec, request, read_written(spec).has)
         kernel_id = choose_kernel_id(world) if self._init_argv is None else 0
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
         step("host looked at")
         owner = records.this_process()
-        # What is read is let go before anything is undone: that takes descriptors, too.
+        # Input folders are closed before anything is undone: undoing needs descriptors, too.
         with ExitStack() as kept, ExitStack() as held:
             inputs = open_inputs(spec, request, held)
             with records.locked():
                 places = Places(records.make_directory(identity.container_id))
                 try:
-                    outputs = _borrow(open_outputs(spec, inputs, kept))
+                    outputs = _plan_lending(open_outputs(spec, inputs, kept))
                     note_written(_find_writable(spec, inputs, outputs))
                     cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
                     record = records.first_record(
@@ -136,12 +141,12 @@ class RunscRuntime(Runtime):
                         cgroups=cgroups,
                     )
                     records.write_record(places.directory, record)
-                    check_tree(world)
+                    check_image_exists(world)
                 except BaseException as error:
                     held.close()
                     records.remove_directory(places.directory)
                     if isinstance(error, OSError):
-                        raise _unprepared(error) from error
+                        raise _explain_failure(error) from error
                     raise
             lifeline.hold(owner)
             try:
@@ -167,18 +172,20 @@ class RunscRuntime(Runtime):
                     record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
                     records.write_record(places.directory, record)
                 step("state directory made, mounts planned")
-                return self._start(plan, record, cgroup, image, inputs.written)
+                return self._start(plan, record, cgroup, snapshot, inputs.written)
             except BaseException as error:
                 held.close()
                 self._undo(places, record, outputs)
                 if isinstance(error, OSError):
-                    raise _unprepared(error) from error
+                    raise _explain_failure(error) from error
                 raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
-    def shows_now(self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest) -> bool:
+    def has_current_mounts(
+        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
+    ) -> bool:
         with ExitStack() as held:
             inputs = open_inputs(spec, request, held)
             opened = inputs.by_target(spec)
@@ -192,14 +199,14 @@ class RunscRuntime(Runtime):
                     return False
             return not opened
 
-    def advise(self, words: str) -> str:
+    def find_advice(self, words: str) -> str:
         return find_hint(words)
 
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
 
     def _sweep_once(self) -> None:
-        """What a dead owner left, the first start of a process removes; its own, each one."""
+        """Remove what dead owners left (once per process) and what this process left (always)."""
         finish_removals()
         with self._sweeping:
             if self._swept:
@@ -207,7 +214,7 @@ class RunscRuntime(Runtime):
             self._swept = True
         try:
             for identity in self.sweep():
-                log.info("Removed %s, whose owner is gone", identity)
+                log.info("Removed %s, whose owner has died", identity)
         except GvisorKernelError as error:
             log.warning("%s", error)
 
@@ -221,7 +228,7 @@ class RunscRuntime(Runtime):
         plan: _Plan,
         record: Record,
         cgroup: Cgroup,
-        image: Path | None,
+        snapshot: Path | None,
         written: WrittenFolders,
     ) -> RunscSandbox:
         places = plan.places
@@ -231,11 +238,11 @@ class RunscRuntime(Runtime):
         _write_files(plan, record.created, as_root=as_root)
         stage = choose_stage([plan.runsc.path, str(places.directory)])
         shown = plan.find_sources(written)
-        sources = [*shown, _look(str(places.rootfs), written)]
+        sources = [*shown, _open_source(str(places.rootfs), written)]
         rootfs = stage.path(len(shown))
         tree = plan.world.tree
         if tree is not None:
-            sources.append(_look(tree, written))
+            sources.append(_open_source(tree, written))
             rootfs = stage.path(len(sources))
         config = finalize_config(
             plan.spec,
@@ -256,7 +263,7 @@ class RunscRuntime(Runtime):
             container_id=plan.identity.container_id,
             panic_log=str(places.panic_log),
             pid_file=str(places.pid_file),
-            image=None if image is None else str(image),
+            snapshot=None if snapshot is None else str(snapshot),
         )
         step("bundle written")
         ends = make_pipes()
@@ -269,7 +276,7 @@ class RunscRuntime(Runtime):
                     places.meminfo,
                     lambda: spawn(argv, ends, places),
                     kernel_id=plan.kernel_id,
-                    merges=tree is not None,
+                    has_overlay=tree is not None,
                 )
             else:
                 process = run_entered(
@@ -277,10 +284,10 @@ class RunscRuntime(Runtime):
                     sources,
                     places.meminfo,
                     lambda first, fds: spawn([*first, *argv], ends, places, fds),
-                    state=replace(_look(str(places.runsc), written), read_only=False),
+                    state=replace(_open_source(str(places.runsc), written), read_only=False),
                     cgroups=cgroup.directories,
                     file_size=memory_file,
-                    merges=tree is not None,
+                    has_overlay=tree is not None,
                 )
         except BaseException:
             ends.close_host()
@@ -290,14 +297,16 @@ class RunscRuntime(Runtime):
         step("runsc started")
         stderr = StderrLog(ends.stderr, places.stderr_log)
         seconds = plan.spec.start_timeout
-        if image is not None:
+        if snapshot is not None:
             seconds = min(seconds, RESTORE_SECONDS)
         try:
-            sentry = wait_for_sentry(process, places, stderr, seconds, restores=image is not None)
+            sentry = wait_for_sentry(
+                process, places, stderr, seconds, restores=snapshot is not None
+            )
         except BaseException:
             ends.close_link()
             raise
-        step("sandbox made by runsc" if image is None else "sandbox restored by runsc")
+        step("sandbox made by runsc" if snapshot is None else "sandbox restored by runsc")
         return RunscSandbox(
             sentry=sentry,
             ends=ends,
@@ -312,16 +321,19 @@ class RunscRuntime(Runtime):
             python=plan.world.python,
             workdir=WORKSPACE,
             has_transcripts=plan.spec.transcripts,
-            lent=plan.opened[OUTPUTS].hold() if record.lent_by is not None else None,
+            lent=plan.opened[OUTPUTS].duplicate() if record.lent_by is not None else None,
         )
 
 
-def _unprepared(error: OSError) -> LaunchError:
-    return LaunchError(f"A sandbox could not be prepared: {error}.", find_hint(str(error)))
+def _explain_failure(error: OSError) -> LaunchError:
+    return LaunchError(f"The sandbox could not be prepared: {error}.", find_hint(str(error)))
 
 
-def _look(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:
-    """A source that is to be read, but for a ``bind`` that says otherwise. Raises LaunchError."""
+def _open_source(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:
+    """Open ``path``, which is mounted read-only unless ``bind`` says otherwise.
+
+    :raises LaunchError: when the path leads through a link that must not be followed
+    """
     try:
         with open_path(path, written.has) as found:
             if bind is None:
@@ -329,14 +341,14 @@ def _look(path: str, written: WrittenFolders, bind: Bind | None = None) -> Sourc
             return Source(found.path, found.identity, bind.read_only, bind.foreign)
     except LinkRefused as error:
         raise LaunchError(
-            f"{path} cannot be shown: {error.link} is a link (to {error.target}), and"
+            f"Could not mount {path}: {error.link} is a symbolic link (to {error.target}), and"
             f" {error.reason}.",
-            "let the kernel's Python, and the state directory, lie where no kernel writes.",
+            "move the kernel's Python and the state directory to a folder where no kernel writes.",
         ) from error
 
 
 def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[Opened]:
-    """The folders of the host that the sandbox will be able to write."""
+    """Return the host folders that the sandbox will be able to write."""
     found = [
         folder
         for mount, folder in zip(spec.mounts, inputs.mounts, strict=True)
@@ -345,26 +357,28 @@ def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[
     return [*found, outputs.folder] if outputs.folder is not None else found
 
 
-def _borrow(outputs: Outputs) -> Outputs:
-    """``outputs`` with its owner, where the kernel has to own it, as root cannot let that owner
-    look like the kernel. It is given back with the record; see ``sweep.give_back``.
+def _plan_lending(outputs: Outputs) -> Outputs:
+    """Set ``lent_by`` where the kernel has to own the folder of outputs itself.
+
+    That is the case where root cannot mount the folder with its owner mapped. The folder gets its
+    owner back when the sandbox is removed; see ``sweep.give_back``.
     """
     if outputs.folder is None or os.geteuid() != 0 or can_map_owner(outputs.folder):
         return outputs
     status = outputs.folder.status()
     owner = (status.st_uid, status.st_gid)
-    if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:  # another sandbox has it already
+    if SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT:  # lent to another sandbox
         users = (
             r for _, r in records.find_sandboxes() if r.outputs_file == outputs.folder.identity
         )
-        above = os.stat("..", dir_fd=outputs.folder.fd)  # of one that nobody has given back
+        above = os.stat("..", dir_fd=outputs.folder.fd)  # if that sandbox has no record any more
         lent = (record.lent_by for record in users if record.lent_by is not None)
         owner = next(lent, (above.st_uid, above.st_gid))
     return replace(outputs, lent_by=owner)
 
 
 def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
-    """The files of the sandbox that the runtime, or the kernel, reads."""
+    """Write the files that the runtime or the kernel reads."""
     places = plan.places
     info = finalize_info(
         plan.identity,
@@ -393,7 +407,7 @@ def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
 
 
 def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> list[Mount]:
-    """``mounts`` with the sources that they have in the private namespace."""
+    """Return ``mounts`` with the sources that they have in the private mount namespace."""
     places = {bind.target: stage.path(index) for index, bind in enumerate(binds)}
     return [
         replace(mount, source=places[mount.target]) if isinstance(mount, Bind) else mount

@@ -1,4 +1,4 @@
-"""A running sandbox of runsc: its streams, its processes, and their end."""
+"""A running sandbox of runsc: its link, its processes, and its removal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.checkpoint import write_image
+from gvisor_kernel.runtimes.runsc.checkpoint import save_snapshot
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.posture import check_posture
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class RunscSandbox(Sandbox):
-    """What ``RunscRuntime.start`` returns. Its process is the sentry, which ends with PID 1."""
+    """Returned by ``RunscRuntime.start``. Its process is the sentry, which ends with PID 1."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class RunscSandbox(Sandbox):
         has_transcripts: bool,
         lent: Opened | None,
     ) -> None:
-        """``lent``: the folder of outputs, where it has to be given back; closed with this."""
+        """``lent``: the folder of outputs if it was lent and must be given back. Taken over."""
         self.identity = record.identity
         self.directory = places.directory
         self.log_path = places.log
@@ -78,8 +78,8 @@ class RunscSandbox(Sandbox):
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: HostMemory | None = None
         self._gofer: processes.ProcessId | None = None
-        self.is_imaged = False
-        """Its image is being written."""
+        self.is_checkpointing = False
+        """True while its snapshot is written."""
         self._lent = lent
         self._closing = threading.Lock()
         self._closed = False
@@ -98,7 +98,7 @@ class RunscSandbox(Sandbox):
                 return None
             memory = self._find_memory()
             if memory is None:
-                return 0  # still starting: nothing is in it yet
+                return 0  # still starting: it holds nothing yet
             self._memory = memory
         memory.gofer = self._gofer
         return memory.read()
@@ -108,37 +108,37 @@ class RunscSandbox(Sandbox):
 
     def stderr_tail(self) -> str:
         if self.poll() is not None:
-            self._stderr.wait(0.1)  # its last words are in the pipe
+            self._stderr.wait(0.1)  # the last lines may still be in the pipe
         return self._stderr.tail()
 
     def find_panic(self) -> str:
         return read_panic(self._panic_log)
 
     def kill(self) -> None:
-        if self.is_imaged:
-            # The sentry's end, which brings the bridge here, is that of the image's writing; the
-            # command that has asked for it still has to say so.
-            mark = root_argument(self.directory)
+        if self.is_checkpointing:
+            # The bridge calls this when the sentry ends, which it does once the snapshot is
+            # written. `runsc checkpoint` still has to report its success, so it is not killed.
+            argument = root_argument(self.directory)
             with suppress(OSError):
-                processes.kill_with_argument(mark, (SANDBOX_NAME, GOFER_NAME))
+                processes.kill_with_argument(argument, (SANDBOX_NAME, GOFER_NAME))
         elif not self._closed:
             kill_sandbox(self.directory, self._groups)
 
     def assign(self, kernel_id: str) -> None:
-        self._write_down(kernel_id=kernel_id, spare=False)
+        self._update_record(kernel_id=kernel_id, spare=False)
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
 
     def is_busy(self) -> bool:
-        # Its code runs in children of the sentry, which a SIGSTOP to that does not stop.
+        # Code inside runs in children of the sentry, which a SIGSTOP to the sentry does not stop.
         return any(map(processes.has_running_thread, processes.read_descendants(self._sentry)))
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def _signal(self, signum: signal.Signals) -> None:
-        """To the sentry alone. What runs inside does so by its leave, and waits when it does."""
+        """Signal the sentry only. Code inside waits for the sentry with its next system call."""
         with self._descriptors, suppress(OSError):
             if not self._ended:
                 signal.pidfd_send_signal(self.exit_fd, signum)
@@ -150,18 +150,18 @@ class RunscSandbox(Sandbox):
                 raise IsolationError("The sandbox's gofer has ended.")
             self.record_processes()
         except IsolationError:
-            self.kill()  # not closed: the bridge's loop still watches its descriptors
+            self.kill()  # not close(): the bridge's loop still watches the descriptors
             raise
 
     def checkpoint(self, directory: Path, seconds: float) -> None:
-        self.is_imaged = True
+        self.is_checkpointing = True
         try:
-            write_image(
+            save_snapshot(
                 *(find_runsc(), self.runsc_root, self.container_id, self.exit_fd),
                 *(directory, seconds),
             )
         finally:
-            self.is_imaged = False
+            self.is_checkpointing = False
 
     def close(self) -> None:
         with self._closing:
@@ -169,12 +169,14 @@ class RunscSandbox(Sandbox):
                 return
             gofer = self.find_process(GOFER_NAME)
             if not remove_sandbox(self.directory, self._record, self._lent):
-                log.warning("Something of %s is left to the next sweep", self.identity)
+                log.warning(
+                    "Not everything of %s was removed; the next sweep tries again", self.identity
+                )
             self._stderr.wait(END_SECONDS)
             self._closed = True
             with self._descriptors:
                 self._ended = True
-                for fd in (self.link_in, self.link_out, self.exit_fd, self.helper_fd):
+                for fd in (self.link_in, self.link_out, self.exit_fd, self.gofer_fd):
                     with suppress(OSError):
                         os.close(fd)
             for pid in (self._sentry, gofer):
@@ -190,27 +192,28 @@ class RunscSandbox(Sandbox):
     # -- for the runtime -------------------------------------------------------------------------
 
     def find_process(self, name: str) -> int | None:
-        """The pid of the sandbox's process called ``name`` (sentry or gofer), if it lives."""
-        mark = root_argument(self.directory)
-        pids = [self._sentry] if name == SANDBOX_NAME else processes.find_with_argument(mark)
+        """Return the pid of the sandbox's process called ``name`` (sentry or gofer), or None."""
+        argument = root_argument(self.directory)
+        pids = [self._sentry] if name == SANDBOX_NAME else processes.find_with_argument(argument)
         for pid in pids:
             argv = processes.read_argv(pid)
-            if argv[:1] == [name] and mark in argv:
+            if argv[:1] == [name] and argument in argv:
                 return pid
         return None
 
     def hold_gofer(self) -> bool:
-        """From here on ``helper_fd`` tells of the gofer's end; False where there is none.
+        """Open ``gofer_fd`` as a pidfd of the gofer; return False if there is no gofer.
 
-        A sentry that was restored does not notice it: what has to open a file waits for ever.
+        A restored sentry does not notice the gofer's end: a program that opens a file then waits
+        for ever.
         """
-        if self.helper_fd >= 0:
-            return not is_readable(self.helper_fd)
+        if self.gofer_fd >= 0:
+            return not is_readable(self.gofer_fd)
         pid = self.find_process(GOFER_NAME)
         with suppress(OSError):
             fd = -1 if pid is None else os.pidfd_open(pid)
             if pid is not None and self.find_process(GOFER_NAME) == pid:
-                self.helper_fd = fd
+                self.gofer_fd = fd
                 self._gofer = processes.identify(pid)
                 return True
             if fd >= 0:
@@ -218,15 +221,15 @@ class RunscSandbox(Sandbox):
         return False
 
     def record_processes(self) -> None:
-        """Write into the record which processes of the host the sandbox has."""
+        """Write into the record which processes on the host belong to the sandbox."""
         found = {
             "sentry": self._identify(SANDBOX_NAME),
             "gofer": self._identify(GOFER_NAME),
         }
         known = {name: process for name, process in found.items() if process is not None}
-        self._write_down(processes=known)
+        self._update_record(processes=known)
 
-    def _write_down(self, **facts: Any) -> None:
+    def _update_record(self, **facts: Any) -> None:
         with self._closing, suppress(OSError, StateError), records.locked():
             if not self._closed:
                 record = records.read_record(self.directory) or self._record

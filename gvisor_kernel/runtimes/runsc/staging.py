@@ -1,13 +1,15 @@
-"""Starting the program that makes a sandbox where that sandbox's mounts are (``host/stage``).
+"""Starts the program that makes a sandbox in a mount namespace with that sandbox's mounts.
 
-Root's sandbox runs as an ordinary uid on the host: it cannot walk through a private home, nor write
-a person's files. So each source that belongs to a person is mounted with its owner mapped: what the
-sandbox's root does there, the owner did. A mount namespace belongs to a thread. One thread makes
-it, mounts, starts the program in it and ends; the namespace, and every mount in it, goes with the
-last process of the sandbox. The host's mount table never holds any of it.
+The mounts are made by ``host/stage``. Root's sandbox runs as an ordinary uid on the host: it can
+neither enter a private home, nor write a user's files. So each source that belongs to a user is
+mounted with its owner mapped: what the sandbox's root does there, the owner has done. A mount
+namespace belongs to a thread: one thread makes it, mounts, starts the program and ends. The
+namespace and its mounts end with the last process of the sandbox. The host's mount table never has
+any of them.
 
-An ordinary user's needs a user namespace, which no process with threads can make for itself: there
-a small program makes both, mounts, and becomes the one that makes the sandbox (``host/enter``).
+An ordinary user also needs a user namespace, which no process with threads can make for itself.
+There a small program makes both, mounts, and then executes the program that makes the sandbox
+(``host/enter``).
 """
 
 from __future__ import annotations
@@ -38,38 +40,41 @@ from gvisor_kernel.host.stage import (
     attach,
     clone_all,
     clone_opened,
-    cover_meminfo,
-    enter_namespace,
-    merge,
+    make_mounts_slave,
+    mount_meminfo,
+    mount_overlay,
     place,
 )
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.spec.layout import is_within
 
 COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
-"""Directories of every Linux system, one of which is covered in the private namespace. What is
-below it is bound before that, so nothing is lost but the name."""
+"""Directories that every Linux system has. One of them is covered in the private namespace. What is
+below it is bound before that, so only its name is lost."""
 ENTER_SECONDS = 30.0
 """How long the mounts may take: milliseconds, unless a network file system does not answer."""
 MAX_ERROR = 65536
-"""Bytes of what is said when they cannot be made."""
+"""Bytes of an error report that are read at once."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the sources of a sandbox are found in its private namespace."""
+    """The directory in a private mount namespace where the sources of a sandbox are mounted."""
 
     directory: str
 
     def path(self, index: int) -> str:
-        """The place of the ``index``-th source."""
+        """Return where the source number ``index`` is mounted."""
         return place(self.directory, index)
 
 
 def choose_stage(in_use: Sequence[str]) -> Stage:
-    """A directory that is safe to cover: nothing ``in_use`` (programs, state) is below it."""
+    """Return a directory that can be covered: no path of ``in_use`` (programs, state) is below it.
+
+    :raises LaunchError: when there is none
+    """
     for directory in COVERED:
         try:
             searchable = Path(directory).stat().st_mode & stat.S_IXOTH
@@ -91,14 +96,17 @@ def run_staged(
     start: Callable[[], _Result],
     *,
     kernel_id: int,
-    merges: bool = False,
+    has_overlay: bool = False,
 ) -> _Result:
-    """As root: run ``start`` where ``stage`` holds ``sources``, in their order.
+    """Call ``start`` as root in a mount namespace where ``stage`` holds ``sources``; return its
+    result.
 
-    ``kernel_id``: of whom a person's files are to belong to, as the sandbox counts its uids.
-    ``merges``: see ``stage.merge``. ``meminfo`` is seen as /proc/meminfo there. ``start`` runs in a
-    thread that ends afterwards. Raises what ``start`` raises, and LaunchError where the mounts
-    cannot be made: nothing has run then.
+    Blocks until ``start`` has returned, in a thread that ends afterwards. ``kernel_id`` is the uid
+    inside that a user's files belong to. ``has_overlay``: see ``stage.mount_overlay``.
+    ``meminfo`` is seen there as /proc/meminfo.
+
+    :raises LaunchError: when the mounts cannot be made; ``start`` was not called then
+    :raises Exception: whatever ``start`` raises
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -106,8 +114,8 @@ def run_staged(
     def work() -> None:
         try:
             _stage(stage, sources, meminfo, kernel_id)
-            if merges:
-                merge(stage.directory, len(sources))
+            if has_overlay:
+                mount_overlay(stage.directory, len(sources))
             results.append(start())
         except BaseException as error:
             errors.append(error)
@@ -123,14 +131,14 @@ def run_staged(
 def _stage(stage: Stage, sources: Sequence[Source], meminfo: Path, kernel_id: int) -> None:
     try:
         mounts.unshare(mounts.CLONE_NEWNS)
-        enter_namespace()
+        make_mounts_slave()
     except OSError as error:
         raise LaunchError(
-            f"A private mount namespace cannot be made: {error.strerror}.",
+            f"Could not make a private mount namespace: {error.strerror}.",
             "run Jupyter as an ordinary user; or, in a container, give root CAP_SYS_ADMIN"
             " (docker run --privileged).",
         ) from error
-    cover_meminfo(str(meminfo))
+    mount_meminfo(str(meminfo))
     with ExitStack() as stack:
         attach(stage.directory, sources, clone_all(stack, sources, partial(_map_owner, kernel_id)))
 
@@ -144,14 +152,16 @@ def run_entered(
     state: Source,
     cgroups: Sequence[Path],
     file_size: int | None,
-    merges: bool = False,
+    has_overlay: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """As an ordinary user: what ``spawn(argv, descriptors)`` returns.
+    """Start a program as an ordinary user in namespaces where ``stage`` holds ``sources``.
 
-    ``spawn`` starts its program behind ``argv``, and lets it have ``descriptors``. ``state``: a
-    folder that the program may write; ``cgroups``: those that it is to enter; ``file_size``: its
-    RLIMIT_FSIZE. Raises LaunchError where the mounts cannot be made: nothing has run then, or is
-    left. Blocks until it is known.
+    Blocks until that program runs; returns what ``spawn(argv, descriptors)`` returned. ``spawn``
+    starts its program with ``argv`` put before its own command line, and lets it inherit
+    ``descriptors``. ``state`` is a folder that the program may write, ``cgroups`` are those that it
+    enters, ``file_size`` is its RLIMIT_FSIZE in bytes.
+
+    :raises LaunchError: when the mounts cannot be made; nothing is left running then
     """
     errors, write_errors = os.pipe2(os.O_CLOEXEC)
     try:
@@ -160,7 +170,7 @@ def run_entered(
             entry = enter.Entry(
                 stage=stage.directory,
                 sources=tuple(sources),
-                merges=merges,
+                has_overlay=has_overlay,
                 state=state,
                 meminfo=str(meminfo),
                 cgroups=tuple(str(directory / "cgroup.procs") for directory in cgroups),
@@ -177,7 +187,7 @@ def run_entered(
         try:
             _wait_for_entry(errors)
         except BaseException:
-            commands.end_group(started)
+            commands.kill_group(started)
             started.wait()
             raise
         return started
@@ -186,7 +196,10 @@ def run_entered(
 
 
 def _wait_for_entry(errors: int) -> None:
-    """Until the program runs: then nobody has the pipe any more. Raises LaunchError."""
+    """Wait until the program runs: its exec closes the pipe.
+
+    :raises LaunchError: when an error comes instead, or nothing within ENTER_SECONDS
+    """
     poller = select.poll()
     poller.register(errors, select.POLLIN)
     content = b""
@@ -198,7 +211,7 @@ def _wait_for_entry(errors: int) -> None:
     else:
         raise LaunchError(
             f"The sandbox's mounts were not made within {ENTER_SECONDS:g} s.",
-            "a network file system among the folders may not answer.",
+            "check whether one of the folders is on a network file system that does not answer.",
         )
     if content:
         answer = json.loads(content)
@@ -206,9 +219,9 @@ def _wait_for_entry(errors: int) -> None:
 
 
 def can_map_owner(folder: Opened) -> bool:
-    """Whether the file system of ``folder`` can show its owner as somebody else.
+    """Return whether the file system of ``folder`` can be mounted with another owner.
 
-    False also where the mount cannot be made at all: the start says why.
+    False also where the mount fails for another reason; the start then reports that reason.
     """
     source = Source(folder.path, folder.identity, read_only=False, foreign=True)
     try:
@@ -219,11 +232,11 @@ def can_map_owner(folder: Opened) -> bool:
 
 
 def _map_owner(kernel_id: int, tree: int, source: Source) -> None:
-    """Let the owner of ``source`` be ``kernel_id`` inside, and the other way round."""
+    """Map the owner of ``source`` to ``kernel_id`` inside, and the other way round."""
     status = os.fstat(tree)
     namespace = _owner_namespace(status.st_uid, status.st_gid, kernel_id)
     reason: str | None = None
-    for recursive in (True, False):  # a file system mounted below may not be able to
+    for recursive in (True, False):  # a file system mounted below may not support it
         try:
             mounts.set_attributes(
                 tree, add=mounts.ATTR_IDMAP, namespace=namespace, recursive=recursive
@@ -235,12 +248,12 @@ def _map_owner(kernel_id: int, tree: int, source: Source) -> None:
             reason = os.strerror(error.errno)
     if not source.read_only:
         raise LaunchError(
-            f"The file system of {source.path} cannot map owners ({reason}), so the sandbox"
-            " could not write there.",
-            "choose a folder on ext4, xfs, btrfs or tmpfs, or let it be read-only; or run"
-            " Jupyter as an ordinary user, who needs no mapping.",
+            f"The file system of {source.path} does not support idmapped mounts ({reason}), so the"
+            " sandbox could not write there.",
+            "choose a folder on ext4, xfs, btrfs or tmpfs, or mount it read-only; or run Jupyter"
+            " as an ordinary user, who needs no such mount.",
         )
-    # Read-only: what everybody may read can be read.
+    # Read-only: the sandbox can still read what everybody may read.
 
 
 _namespaces: dict[tuple[int, int, int], int] = {}
@@ -248,7 +261,7 @@ _namespaces_lock = ThreadLock()
 
 
 def _owner_namespace(uid: int, gid: int, kernel_id: int) -> int:
-    """A file descriptor of a user namespace that maps an owner; one an owner for ever."""
+    """Return a file descriptor, kept for ever, of a user namespace that maps this owner."""
     with _namespaces_lock:
         key = uid, gid, kernel_id
         if key not in _namespaces:
@@ -269,10 +282,10 @@ def _make_namespace(uid: int, gid: int, kernel_id: int) -> int:
         if not child.stdout.read(1):
             raise LaunchError(
                 "A user namespace cannot be made.",
-                "look at `sysctl user.max_user_namespaces`; `gvisor-kernel doctor` says more.",
+                "check `sysctl user.max_user_namespaces`; `gvisor-kernel doctor` says more.",
             )
         folder = Path(f"/proc/{child.pid}")
-        # The gofer makes a file as the sandbox's root, before it gives it to the kernel.
+        # The gofer makes a file as the sandbox's root, before it changes the owner to the kernel.
         root = f"{SUBUID_BASE} {SUBUID_BASE} 1\n"
         for name, owner in (("uid_map", uid), ("gid_map", gid)):
             more = root if kernel_id and owner != SUBUID_BASE else ""

@@ -1,7 +1,7 @@
-"""Starting the program that makes a sandbox, and waiting until it has: pipes, process, sentry.
+"""Starts the program that makes a sandbox, and waits until that has ended: pipes, process, sentry.
 
-The program leaves the sandbox behind and ends. What stays is the sentry and its gofer, which are
-nobody's children here, so the sentry is held by a pidfd and its exit status is not known.
+The program ends and leaves the sentry and its gofer behind. They are not children of this process,
+so the sentry is held by a pidfd, and its exit status is unknown.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from gvisor_kernel.runtimes.state.sweep import root_argument
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 PIPE_SIZE = 1024 * 1024
+"""Bytes that each pipe of the link can hold."""
 LAST_WORDS_SECONDS = 1.0
+"""How long to wait for the last lines on stderr of a program that has failed."""
 
 
 @dataclass(frozen=True)
 class Ends:
-    """The host's ends of a sandbox's three pipes, and the sandbox's own, until it has them."""
+    """The host's ends of a sandbox's pipes, and in ``guest`` the sandbox's, until it has them."""
 
     link_in: int
     link_out: int
@@ -52,14 +54,17 @@ class Ends:
 
 @dataclass(frozen=True)
 class Sentry:
-    """The sandbox's own process: ``fd`` is a pidfd of it, which belongs to whom has this."""
+    """The sandbox's own process. ``fd`` is a pidfd, which belongs to the holder of this object."""
 
     pid: int
     fd: int
 
 
 def make_pipes() -> Ends:
-    """Raises OSError, with none made."""
+    """Make the pipes of a link and of stderr.
+
+    :raises OSError: when they cannot be made; none is left open then
+    """
     made: list[int] = []
     try:
         for _ in range(3):
@@ -70,7 +75,7 @@ def make_pipes() -> Ends:
         raise
     guest_in, link_in, link_out, guest_out, stderr, guest_stderr = made
     for fd in (link_in, link_out):
-        with suppress(OSError):  # beyond the user's share of pipe memory: smaller, not wrong
+        with suppress(OSError):  # over the user's limit of pipe memory: a smaller pipe works, too
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         os.set_blocking(fd, False)
     return Ends(link_in, link_out, stderr, (guest_in, guest_out, guest_stderr))
@@ -79,7 +84,11 @@ def make_pipes() -> Ends:
 def spawn(
     argv: Sequence[str], ends: Ends, places: Places, descriptors: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start ``argv`` at the sandbox's ends of the pipes; it also gets ``descriptors``."""
+    """Start ``argv`` with the sandbox's ends of the pipes as its stdio; it inherits
+    ``descriptors``.
+
+    :raises LaunchError: when the program or the sandbox's state directory does not exist
+    """
     stdin, stdout, stderr = ends.guest
     try:
         return subprocess.Popen(
@@ -94,8 +103,9 @@ def spawn(
         )
     except FileNotFoundError as error:
         raise LaunchError(
-            f"{error.filename} is not there.",  # the program, or the sandbox's own directory
-            "it was removed while the kernel started: see by what, and start the kernel again.",
+            f"{error.filename} does not exist.",  # the program, or the sandbox's own directory
+            "it was removed while the kernel started: find out by what, and start the kernel"
+            " again.",
         ) from error
 
 
@@ -107,10 +117,12 @@ def wait_for_sentry(
     *,
     restores: bool,
 ) -> Sentry:
-    """The sentry that ``process`` has left, once that has ended.
+    """Wait until ``process`` has ended, for at most ``seconds``, and return the sentry it has left.
 
-    Raises LaunchError, or SnapshotError if it ``restores``; then ``process`` is gone with its
-    process group, and the rest is for the caller to remove.
+    After an error ``process`` and its process group are gone; the caller removes the rest.
+
+    :raises LaunchError: when the sandbox was not started
+    :raises SnapshotError: the same where ``restores``
     """
     kind = SnapshotError if restores else LaunchError
     what = "restored" if restores else "started"
@@ -118,10 +130,10 @@ def wait_for_sentry(
         if not _wait(process.pid, seconds):
             raise kind(
                 f"The sandbox was not {what} within {seconds:g} s.",
-                "the machine may be busy: the setting start_timeout gives it longer.",
+                "the machine may be busy: raise the setting start_timeout.",
                 stderr.tail(),
             )
-        status = commands.read_status(process.pid)
+        status = commands.read_exit_status(process.pid)
         if status == 0:
             sentry = find_sentry(places)
             if sentry is not None:
@@ -133,14 +145,14 @@ def wait_for_sentry(
         words = stderr.tail()
         raise kind(f"The sandbox could not be {what}: {reason}.", find_hint(words), words)
     except BaseException:
-        commands.end_group(process)
+        commands.kill_group(process)
         raise
     finally:
         process.wait()
 
 
 def find_sentry(places: Places) -> Sentry | None:
-    """The process that the pid file names, held; None when it is gone."""
+    """Return the process that the pid file names, with a pidfd; None when it has ended."""
     try:
         pid = int(places.pid_file.read_text())
         fd = os.pidfd_open(pid)
@@ -154,7 +166,7 @@ def find_sentry(places: Places) -> Sentry | None:
 
 
 def is_readable(fd: int, seconds: float = 0) -> bool:
-    """Whether ``fd``, of a process for one, is or becomes readable within ``seconds``."""
+    """Return whether ``fd`` (of a process, a pidfd) is or becomes readable within ``seconds``."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(seconds * 1000))
@@ -178,7 +190,7 @@ def read_panic(path: Path) -> str:
 
 
 def _wait(pid: int, seconds: float) -> bool:
-    """Whether the child ``pid`` ends within ``seconds``. Popen.wait would sleep and look."""
+    """Return whether the child ``pid`` ends within ``seconds``. (Popen.wait would poll.)"""
     fd = os.pidfd_open(pid)
     try:
         return is_readable(fd, seconds)

@@ -1,1 +1,1 @@
-"""The record of each sandbox, and its removal by whoever is left."""
+"""The record of each sandbox, and the removal of sandboxes by whichever process is left."""

@@ -1,8 +1,8 @@
-"""What of ended sandboxes could not be removed at once: tried again, by nobody who is waited for.
+"""Removes ended sandboxes that could not be removed at once, in a background thread.
 
-A sandbox of an engine has outputs to be copied out first, which may take long, or fail for as long
-as a disk is full: one thread of the process does that, one sandbox after the other, ever more
-seldom. What it removes, and how, is told when it is put here.
+Before a sandbox of a Docker engine is removed its outputs are copied out. That may take long, or
+fail for as long as a disk is full. One thread of the process tries it, one sandbox after the other,
+at growing intervals. The caller passes the function that removes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FIRST_WAIT = 1.0
+"""Seconds before the first try."""
 SOON = 60.0
-"""A start may have what waits no longer than this for its next try tried at once."""
+"""Seconds. A start has a sandbox tried at once if it waits no longer than this for its next try."""
 LONGEST_WAIT = 900.0
-"""Seconds between two tries: twice as long as between those before, and as the last one took."""
+"""Seconds between two tries at most. The wait doubles each time, and is at least twice as long
+as the last try took."""
 MAX_TRIES = 50
-"""Then it is left to ``gvisor-kernel sync`` and ``prune``: half a day, if each fails at once."""
+"""Afterwards ``gvisor-kernel sync`` and ``prune`` are left: after half a day if each try fails
+at once."""
 
 
 @dataclass
 class _Leftover:
-    """``outputs``: the folder of the host that its files are to go to."""
+    """One sandbox to remove. ``outputs``: the host folder that its files are copied to."""
 
     remove: Callable[[], bool]
     outputs: str | None
@@ -34,7 +37,7 @@ class _Leftover:
 
 
 class Leftovers:
-    """From any thread."""
+    """The sandboxes that wait for their removal. Any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -42,26 +45,26 @@ class Leftovers:
         self._thread: threading.Thread | None = None
 
     def put(self, directory: Path, outputs: str | None, remove: Callable[[], bool]) -> None:
-        """Call ``remove`` until it returns True, which means that nothing is left.
+        """Call ``remove`` again and again until it returns True, which means that nothing is left.
 
-        What is here already stays as it is.
+        Does nothing if ``directory`` waits here already.
         """
         with self._changed:
             if directory not in self._left:
                 due = time.monotonic() + FIRST_WAIT
                 self._left[directory] = _Leftover(remove, outputs, due, FIRST_WAIT)
-                self._go_on()
+                self._wake_thread()
 
     def directories(self) -> set[Path]:
-        """What is waiting, or being removed."""
+        """Return the state directories of sandboxes that wait or are being removed."""
         with self._changed:
             return set(self._left)
 
     def try_soon(self, outputs: str | None, seconds: float) -> None:
-        """Try what is not too soon to be tried again, and return.
+        """Let the thread try what is due within SOON now.
 
-        Only what goes to the folder ``outputs``, which the caller is about to read, is waited for:
-        until it was tried once more, and for at most ``seconds``.
+        Waits only for sandboxes whose files go to the folder ``outputs``, which the caller is about
+        to read: until each was tried once more, for at most ``seconds``.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -72,7 +75,7 @@ class Leftovers:
                     left.due = min(left.due, now)
                 if outputs is not None and left.outputs == outputs and left.due <= now:
                     awaited[directory] = left.tries
-            self._go_on()
+            self._wake_thread()
             while any(self._is_untried(*item) for item in awaited.items()):
                 rest = deadline - time.monotonic()
                 if rest <= 0:
@@ -83,8 +86,8 @@ class Leftovers:
         left = self._left.get(directory)
         return left is not None and left.tries == tries
 
-    def _go_on(self) -> None:
-        """With the lock: see that the thread runs, and looks."""
+    def _wake_thread(self) -> None:
+        """Start the thread if necessary and wake it. The caller holds the lock."""
         if not self._left:
             return
         if self._thread is None:
@@ -97,7 +100,7 @@ class Leftovers:
     def _run(self) -> None:
         while True:
             with self._changed:
-                found = self._next()
+                found = self._wait_for_due()
                 if found is None:
                     self._thread = None
                     return
@@ -105,7 +108,7 @@ class Leftovers:
             began = time.monotonic()
             try:
                 removed = left.remove()
-            except Exception:  # it must not take the thread along
+            except Exception:  # one removal must not end the thread
                 removed = False
             took = time.monotonic() - began
             with self._changed:
@@ -117,8 +120,8 @@ class Leftovers:
                     left.due = time.monotonic() + left.wait
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[Path, _Leftover] | None:
-        """With the lock: what is due first, once it is; None where nothing is left."""
+    def _wait_for_due(self) -> tuple[Path, _Leftover] | None:
+        """Wait until a sandbox is due and return it, or None. The caller holds the lock."""
         while self._left:
             found = min(self._left.items(), key=lambda item: item[1].due)
             rest = found[1].due - time.monotonic()
@@ -129,4 +132,4 @@ class Leftovers:
 
 
 LEFTOVERS = Leftovers()
-"""This process's."""
+"""The leftovers of this process."""

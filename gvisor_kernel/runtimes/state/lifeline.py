@@ -1,8 +1,8 @@
-"""Somebody who notices when this process is killed, and removes its sandboxes.
+"""Starts a process that removes this process's sandboxes when this process is killed.
 
-A shell waits at the end of a pipe that only this process holds. While there are sandboxes it
-costs a megabyte and no time; when the last one is closed it is told to go. When this process dies,
-however it does, the pipe ends, and the shell becomes a Python that sweeps.
+A shell waits at the end of a pipe that only this process holds open. While there are sandboxes it
+costs a megabyte and no CPU time. It is told to end when the last sandbox is closed. When this
+process dies, in whatever way, the pipe ends, and the shell executes a Python that sweeps.
 """
 
 from __future__ import annotations
@@ -29,26 +29,29 @@ _process: subprocess.Popen[bytes] | None = None
 
 
 def hold(owner: ProcessId) -> None:
-    """One sandbox more; ``owner`` is this process. Never raises: then only the next sweep helps."""
+    """Count one more sandbox, and start the shell if it does not run. ``owner`` is this process.
+
+    Never raises: without the shell the next sweep removes the sandbox. Any thread.
+    """
     global _held, _process
     with _lock:
         _held += 1
         if _process is None or _process.poll() is not None:
-            _forget()
+            _end_shell()
             with suppress(OSError):
-                _process = _start(owner)
+                _process = _start_shell(owner)
 
 
 def release() -> None:
-    """One sandbox less. Never raises."""
+    """Count one sandbox less; the last one ends the shell. Never raises. Any thread."""
     global _held
     with _lock:
         _held = max(_held - 1, 0)
         if _held == 0:
-            _forget()
+            _end_shell()
 
 
-def _forget() -> None:
+def _end_shell() -> None:
     global _process
     process, _process = _process, None
     if process is not None and process.stdin is not None:
@@ -60,9 +63,9 @@ def _forget() -> None:
             process.wait(5)
 
 
-def _start(owner: ProcessId) -> subprocess.Popen[bytes]:
+def _start_shell(owner: ProcessId) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    # This very package, wherever it was imported from.
+    # The shell's Python imports the same copy of this package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(gvisor_kernel.__file__).parent.parent), *(path for path in sys.path if path)]
     )
@@ -79,8 +82,8 @@ def _start(owner: ProcessId) -> subprocess.Popen[bytes]:
     )
 
 
-def _in_child() -> None:
-    """A forked child holds no lifeline: the end of its parent must be noticed."""
+def _reset_after_fork() -> None:
+    """Close the pipe in a forked child, so that the end of its parent is noticed."""
     global _held, _process, _lock
     _lock = threading.Lock()
     process, _process, _held = _process, None, 0
@@ -90,4 +93,4 @@ def _in_child() -> None:
         process.returncode = 0  # not this process's child
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(after_in_child=_reset_after_fork)

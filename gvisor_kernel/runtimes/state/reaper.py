@@ -1,4 +1,4 @@
-"""What the lifeline's shell becomes: a program that waits for an owner's end, and sweeps.
+"""The program that the lifeline's shell executes: waits until the owner has ended, then sweeps.
 
 python -m gvisor_kernel.runtimes.state.reaper PID START_TIME
 """
@@ -13,7 +13,7 @@ from gvisor_kernel.host.processes import ProcessId, is_alive, wait_until_gone
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 OWNER_SECONDS = 30.0
-"""A large process takes a while to die after its pipes have ended."""
+"""How long to wait for the owner: a large process needs time to end after its pipes are closed."""
 
 
 def main(pid: int, started: int) -> int:

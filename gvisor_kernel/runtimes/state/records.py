@@ -1,7 +1,7 @@
 """The state directories of this user's sandboxes, and the records in them.
 
-One directory a sandbox, below ``sandboxes/``, private to the user. The record says whose it is;
-``is_orphan`` decides whether that owner is gone. Nothing here ends a process.
+Each sandbox has one directory below ``sandboxes/``, private to the user. Its record names the
+owner; ``is_orphan`` decides whether that has died. Nothing here ends a process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RECORD = "record.json"
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a pid means something: one boot of one host, and one pid namespace on it."""
+    """Where a pid is valid: one boot of one host, and one pid namespace."""
 
     host: str
     boot: str
@@ -59,25 +59,25 @@ class Record:
     machine: Machine
     outputs: str | None = None
     outputs_file: tuple[int, int] | None = None
-    """Device and inode of that folder: another one may have its name by now."""
+    """Device and inode of the outputs folder: its name may lead to another folder later."""
     outputs_parent: tuple[int, int] | None = None
-    """Likewise of the folder that it is in."""
+    """Device and inode of the folder that the outputs folder is in."""
     made_outputs: bool = False
     lent_by: tuple[int, int] | None = None
-    """The uid and gid that get what is in outputs, when the sandbox has ended."""
+    """Uid and gid that everything in outputs gets back when the sandbox has ended."""
     image: str | None = None
-    """The digest of the image from the store that it runs in."""
+    """The digest of the root image that it runs in."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
-    """Restored ahead; no kernel's yet."""
+    """Restored ahead, and not assigned to a kernel yet."""
     runtime: str = "runsc"
     engine: str | None = None
-    """Where the Docker engine is that has it, if one has."""
+    """The address of the Docker engine that runs it, if one does."""
     ready: bool = False
-    """It has been started there, and looked at."""
+    """The engine has started it, and it was verified."""
     ended: bool = False
-    """It has ended there; its outputs are still to be copied, and what is left to be removed."""
+    """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
 
 
 def first_record(
@@ -88,7 +88,7 @@ def first_record(
     owner: ProcessId,
     **facts: Any,
 ) -> Record:
-    """Of a sandbox that is about to be made; ``facts``: fields of the runtime's own."""
+    """Return the record of a sandbox that is about to be made, with further fields ``facts``."""
     return Record(
         identity=str(identity),
         container_id=identity.container_id,
@@ -119,13 +119,16 @@ def this_machine() -> Machine:
 
 
 def state_root() -> Path:
-    """The directory of all of this user's sandboxes, made if need be. Raises StateError."""
+    """Return the directory of all of this user's sandboxes; make it if it is missing.
+
+    :raises StateError: when it cannot be made, or another user could change it
+    """
     root = user_state_path("gvisor-kernel")
-    fix = "let it be a directory of yours alone (mode 0700), or set XDG_STATE_HOME to another one."
+    fix = "make it a directory of your own (mode 0700), or set XDG_STATE_HOME to another one."
     try:
         _check_parents(root)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for status in (root.lstat(), root.stat()):  # a link, if it is one, and where it leads
+        for status in (root.lstat(), root.stat()):  # a symbolic link, and its target
             if status.st_uid != os.geteuid():
                 raise StateError(f"The state directory {root} belongs to uid {status.st_uid}.", fix)
         if status.st_mode & 0o077:
@@ -133,17 +136,19 @@ def state_root() -> Path:
         (root / "sandboxes").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(
-            f"The state directory {root} cannot be used: {error.strerror}.", fix
+            f"Could not use the state directory {root}: {error.strerror}.", fix
         ) from error
     return root
 
 
 def _check_parents(root: Path) -> None:
-    """Raise StateError where somebody else could put another directory in the place of ``root``.
+    """Check that no other user could replace ``root`` by another directory.
 
-    Names below it are trusted afterwards, so each folder on the way has to belong to this user or
-    root, and be writable by no other; but for those where nobody takes away what is another's, as
-    /tmp, and for a group that is the owner's alone, which has the owner's number.
+    Names below it are trusted afterwards. So each folder above it has to belong to this user or
+    root, and nobody else may write to it. Exceptions: sticky folders such as /tmp, where nobody can
+    rename what is another's, and a group with the owner's number, whose only member is the owner.
+
+    :raises StateError: when another user could
     """
     real = str(root.resolve())
     if real in _checked:
@@ -152,25 +157,26 @@ def _check_parents(root: Path) -> None:
         try:
             status = folder.stat()
         except FileNotFoundError:
-            continue  # it will be made, as this user's
+            continue  # this process will make it
         owners = {0, os.geteuid(), _overflow_uid()}
         group = status.st_mode & stat.S_IWGRP and (
-            status.st_gid not in (0, status.st_uid) or _has_list(folder)
+            status.st_gid not in (0, status.st_uid) or _has_acl(folder)
         )
         others = status.st_mode & stat.S_IWOTH
         shared = (group or others) and not status.st_mode & stat.S_ISVTX
         if status.st_uid not in owners or shared:
             raise StateError(
-                f"The folder {folder}, in which the state directory {root} is, can be changed by"
-                f" others: it belongs to uid {status.st_uid} and has the mode"
+                f"The folder {folder} contains the state directory {root}, and other users can"
+                f" change it: it belongs to uid {status.st_uid} and has the mode"
                 f" {stat.S_IMODE(status.st_mode):o}.",
-                f"let it be yours (chmod go-w {folder}), or set XDG_STATE_HOME to another place.",
+                f"make it your own (chmod go-w {folder}), or set XDG_STATE_HOME to another"
+                " directory.",
             )
     _checked.add(real)
 
 
-def _has_list(folder: Path) -> bool:
-    """Whether an access list says who else may write; the group's bits are its mask then."""
+def _has_acl(folder: Path) -> bool:
+    """Return whether there is an access control list; the group bits are only its mask then."""
     try:
         return "system.posix_acl_access" in os.listxattr(folder)
     except OSError:  # this file system has none
@@ -178,12 +184,13 @@ def _has_list(folder: Path) -> bool:
 
 
 _checked: set[str] = set()
-"""State directories of this process. Who could change that later is this user, or root."""
+"""State directories that this process has checked. Only this user or root could change that
+later."""
 
 
 @cache
 def _overflow_uid() -> int:
-    """Whose files those of all users are that a container has no number for."""
+    """Return the uid that a container shows for the files of users that it has no number for."""
     try:
         return int(Path("/proc/sys/kernel/overflowuid").read_text())
     except (OSError, ValueError):
@@ -191,9 +198,12 @@ def _overflow_uid() -> int:
 
 
 def state_id() -> str:
-    """A name of this state directory, by which things outside of this machine are told to be of it.
+    """Return the random name of this state directory, by which things in a Docker engine belong to
+    it.
 
-    Random, and as old as its first use. Raises StateError.
+    It is made at its first use, and never changes.
+
+    :raises StateError: when its file cannot be read or written
     """
     path = state_root() / "id"
     try:
@@ -205,45 +215,52 @@ def state_id() -> str:
             temporary.replace(path)
             return path.read_text()
     except OSError as error:
-        raise StateError(f"The file {path} cannot be used: {error.strerror}.") from error
+        raise StateError(f"Could not use the file {path}: {error.strerror}.") from error
 
 
 def make_directory(container_id: str) -> Path:
-    """A new directory for one sandbox. Raises StateError."""
+    """Make the directory of one sandbox.
+
+    :raises StateError: when that fails
+    """
     path = state_root() / "sandboxes" / container_id
     try:
         path.mkdir(mode=0o700)
     except OSError as error:
         raise StateError(
-            f"The directory {path} cannot be made: {error.strerror}.",
-            "look whether the disk is full or read-only; XDG_STATE_HOME names another place.",
+            f"Could not make the directory {path}: {error.strerror}.",
+            "check whether the disk is full or read-only; or set XDG_STATE_HOME to another"
+            " directory.",
         ) from error
     return path
 
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Keeps this user's other processes out while folders come and go. Raises StateError."""
+    """Hold this user's lock while directories of sandboxes are made or removed. Blocks for seconds.
+
+    :raises StateError: when the lock cannot be opened, or another process does not release it
+    """
     path = state_root() / "lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StateError(f"The file {path} cannot be opened: {error.strerror}.") from error
+        raise StateError(f"Could not open the file {path}: {error.strerror}.") from error
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked_file(fd, fcntl.LOCK_EX))
         except TimeoutError as error:
             raise StateError(
-                f"The file {path} cannot be locked: {error.strerror}.",
-                "see what that process does; where it was stopped (Ctrl-Z), let it go on.",
+                f"Could not lock the file {path}: {error.strerror}.",
+                "check what that process does; if it was stopped (Ctrl-Z), let it continue.",
             ) from error
         yield
 
 
 def write_record(directory: Path, record: Record) -> None:
-    """Replace the record in one step, so that a reader never sees half of it.
+    """Write the record to a new file and rename it into place, so that no reader sees half of it.
 
-    Raises StateError.
+    :raises StateError: when it cannot be written
     """
     temporary = directory / f"{RECORD}.new"
     try:
@@ -251,13 +268,14 @@ def write_record(directory: Path, record: Record) -> None:
         temporary.replace(directory / RECORD)
     except OSError as error:
         raise StateError(
-            f"The file {directory / RECORD} cannot be written: {error.strerror}.",
-            "look whether the disk is full or read-only; XDG_STATE_HOME names another place.",
+            f"Could not write the file {directory / RECORD}: {error.strerror}.",
+            "check whether the disk is full or read-only; or set XDG_STATE_HOME to another"
+            " directory.",
         ) from error
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record in ``directory``; None where there is none that can be read."""
+    """Return the record in ``directory``, or None if there is none that can be read."""
     try:
         content: dict[str, Any] = json.loads((directory / RECORD).read_text())
         content["owner"] = ProcessId(**content["owner"])
@@ -276,47 +294,59 @@ def read_record(directory: Path) -> Record | None:
 
 
 def sandbox_directories() -> list[Path]:
-    """The directories of this user's sandboxes, oldest first. Raises StateError."""
+    """Return the directories of this user's sandboxes, oldest first.
+
+    :raises StateError: when they cannot be read
+    """
     place = state_root() / "sandboxes"
     try:
         return sorted(path for path in place.iterdir() if path.is_dir())
     except OSError as error:
-        raise StateError(f"The directory {place} cannot be read: {error.strerror}.") from error
+        raise StateError(f"Could not read the directory {place}: {error.strerror}.") from error
 
 
 def find_sandboxes() -> list[tuple[Path, Record]]:
-    """Every sandbox of this user that has a record, oldest first. Raises StateError."""
+    """Return the directory and record of each sandbox of this user that has a record, oldest first.
+
+    :raises StateError: when the state directory cannot be read
+    """
     found = ((path, read_record(path)) for path in sandbox_directories())
     return [(path, record) for path, record in found if record is not None]
 
 
 def images_in_use() -> set[str]:
-    """Digests of the images from the store that sandboxes run in. Raises StateError."""
+    """Return the digests of the root images that running sandboxes use.
+
+    :raises StateError: when the state directory cannot be read
+    """
     records = (record for _, record in find_sandboxes() if not is_orphan(record))
     return {record.image for record in records if record.image is not None}
 
 
 def this_process() -> ProcessId:
-    """Who asks. Raises StateError."""
+    """Return the id of this process, the owner of the sandboxes that it starts.
+
+    :raises StateError: when /proc cannot be read
+    """
     process = identify(os.getpid())
     if process is None:
         raise StateError(
-            "This process cannot look at itself in /proc.",
-            "see whether /proc is mounted, and whether too many files are open (`ulimit -n`).",
+            "This process could not read /proc/self.",
+            "check that /proc is mounted, and that not too many files are open (`ulimit -n`).",
         )
     return process
 
 
 def is_of_this_boot(record: Record) -> bool:
-    """Whether the numbers of devices and processes in it still mean what they did."""
+    """Return whether the device numbers and pids in the record are still valid."""
     return record.machine.boot == this_machine().boot
 
 
 def is_orphan(record: Record) -> bool:
-    """Whether the owner is known to be gone.
+    """Return whether the owner is known to have died.
 
-    A home may be shared by machines and containers, and the owner of a sandbox on another one
-    cannot be seen: such a record is left alone, unless it is of an earlier boot of this host.
+    Machines and containers may share a home, and the owner of a sandbox on another machine cannot
+    be seen from here. Such a record is left alone, unless it is of an earlier boot of this host.
     """
     here = this_machine()
     if not is_of_this_boot(record):
@@ -327,5 +357,5 @@ def is_orphan(record: Record) -> bool:
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a sandbox's directory and all in it; what cannot be removed stays for the sweep."""
+    """Remove a sandbox's directory and all in it; what cannot be removed is left to the sweep."""
     shutil.rmtree(directory, ignore_errors=True)

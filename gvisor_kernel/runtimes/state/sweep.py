@@ -1,4 +1,4 @@
-"""Removing a sandbox, wholly, by what its record says: for close, for ``kill``, for the sweep."""
+"""Removes a sandbox completely, by what its record says: for ``close``, ``kill`` and the sweep."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gvisor_kernel.runtimes.state.records import Record
 log = logging.getLogger(__name__)
 
 FOREGROUND_SECONDS = 1.0
-"""What runsc in the foreground is given to notice that its sandbox is gone."""
+"""How long a runsc in the foreground may take to notice that its sandbox has ended."""
 OUTPUTS_SECONDS = 10.0
-"""How long a start waits for outputs of an earlier sandbox that come to its own folder."""
+"""How long a start waits for outputs of an earlier sandbox that are copied to its own folder."""
 LATER_SECONDS = 1800.0
-"""How long outputs may take to be copied when nobody waits for it."""
+"""How long the copy of outputs may take when nobody waits for it."""
 END_SECONDS = 5.0
-"""A killed process that is not gone after this is stuck in the host's kernel."""
+"""A killed process that has not ended after this time hangs in the host's kernel."""
 
 
 def root_argument(directory: Path) -> str:
-    """What stands in the argument list of every process of the sandbox in ``directory``."""
+    """Return the argument that every process of the sandbox in ``directory`` was started with."""
     return f"--root={directory / 'runsc'}"
 
 
 def kill_sandbox(directory: Path, groups: Sequence[Path], *, wholly: bool = False) -> list[int]:
-    """SIGKILL the processes of a sandbox; the pids that got it. Does not wait, never raises.
+    """Send SIGKILL to the processes of a sandbox; return their pids. Does not wait, never raises.
 
-    Sentry and gofer if there are any, as runsc in the foreground then ends by itself, and takes
-    its dead children with it. ``wholly``, or where there are none: every process.
+    Only the sentry and the gofer, if there are any: a runsc in the foreground then ends by itself,
+    and reaps its children. With ``wholly``, or if there are none: every process.
     """
     argument = root_argument(directory)
     killed: list[int] = []
@@ -55,40 +55,44 @@ def kill_sandbox(directory: Path, groups: Sequence[Path], *, wholly: bool = Fals
 
 
 def end_sandbox(directory: Path, groups: Sequence[Path]) -> bool:
-    """Kill and wait until nothing is left that could be killed. Bounded; never raises."""
+    """Kill the processes of a sandbox and wait for their end; return whether all have ended.
+
+    Blocks for at most END_SECONDS and FOREGROUND_SECONDS. Never raises.
+    """
     deadline = time.monotonic() + END_SECONDS
     if kill_sandbox(directory, groups):
         remaining = processes.find_with_argument(root_argument(directory))
         processes.wait_until_gone(remaining, time.monotonic() + FOREGROUND_SECONDS)
     while killed := kill_sandbox(directory, groups, wholly=True):
         if not processes.wait_until_gone(killed, deadline):
-            log.warning("Processes of %s do not end: %s", directory.name, killed)
+            log.warning("Processes of %s did not end after SIGKILL: %s", directory.name, killed)
             return False
     if not cgroups.remove_cgroup(groups, deadline):
-        log.warning("The cgroup of %s cannot be removed", directory.name)
+        log.warning("Could not remove the cgroup of %s", directory.name)
         return False
     return True
 
 
 def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None = None) -> bool:
-    """End a sandbox and remove all that it had. Never raises; False leaves it to the next sweep.
+    """End a sandbox and remove everything that belongs to it; return whether nothing is left.
 
-    And to the next ``finish_removals`` of this process, which may live for long; of a sandbox in
-    an engine, to the background. ``lent``: its outputs, where they are held open, which are found
-    by that then and not by their name.
+    What is left waits for the next sweep, and for the next ``finish_removals`` of this process,
+    which may live for long; a sandbox in an engine is removed in the background. ``lent`` is its
+    folder of outputs, if that is held open; otherwise it is opened by its name. Blocks for seconds.
+    Never raises.
     """
     if _remove_sandbox(directory, record, lent):
         _unfinished.pop(directory, None)
         return True
     if record is not None and record.engine is not None:
-        remove_later(directory, record)
+        remove_in_background(directory, record)
     else:
         _unfinished[directory] = record
     return False
 
 
-def remove_later(directory: Path, record: Record) -> None:
-    """Remove a sandbox of an engine in the background, however long its outputs take."""
+def remove_in_background(directory: Path, record: Record) -> None:
+    """Remove a sandbox of an engine in the background, however long copying its outputs takes."""
 
     def remove() -> bool:
         return not directory.exists() or _remove_sandbox(directory, record, seconds=LATER_SECONDS)
@@ -97,10 +101,10 @@ def remove_later(directory: Path, record: Record) -> None:
 
 
 def finish_removals(outputs: str | None = None) -> None:
-    """Try once more what ``remove_sandbox`` could not do, as when no file could be opened.
+    """Try again what ``remove_sandbox`` could not remove, as when no more files could be opened.
 
-    What is in an engine is not waited for, but what goes to the folder ``outputs``, and that for
-    OUTPUTS_SECONDS at most.
+    Does not wait for sandboxes in an engine, except for those whose outputs are copied to the
+    folder ``outputs``: for them at most OUTPUTS_SECONDS.
     """
     for directory, record in list(_unfinished.items()):
         remove_sandbox(directory, record)
@@ -116,20 +120,20 @@ def _remove_sandbox(
     lent: Opened | None = None,
     seconds: float | None = None,
 ) -> bool:
-    """``seconds``: how long outputs may take to be copied; None: as long as at an end."""
+    """``seconds``: how long the copy of outputs may take; None: COPY_SECONDS."""
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
     if record is not None and record.engine is not None:
-        from gvisor_kernel.runtimes.docker.removal import COPY_SECONDS, remove_parts
+        from gvisor_kernel.runtimes.docker.removal import COPY_SECONDS, remove_from_engine
 
-        # Its outputs may go to another folder since: `gvisor-kernel sync --to`.
+        # `gvisor-kernel sync --to` may have changed the folder of its outputs meanwhile.
         record = records.read_record(directory) or record
-        if not remove_parts(directory, record, seconds or COPY_SECONDS):
+        if not remove_from_engine(directory, record, seconds or COPY_SECONDS):
             return False
     try:
         with records.locked():
-            # Another sandbox may have left its duties to this one meanwhile.
+            # Another sandbox may have left the folder of outputs to this one meanwhile.
             record = records.read_record(directory) or record
             if record is not None and record.outputs is not None:
                 _finish_outputs(record, directory, lent)
@@ -141,9 +145,10 @@ def _remove_sandbox(
 
 
 def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> None:
-    """Give back an outputs folder that was lent, remove one that was made and is still empty.
+    """Give back an outputs folder that was lent; remove one that this sandbox has made and is
+    empty.
 
-    While another sandbox has the same one, all of this is left to that other.
+    While another sandbox has the same folder, both are left to that one.
     """
     for other, theirs in records.find_sandboxes():
         if other != directory and _have_same_outputs(theirs, record):
@@ -172,7 +177,8 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
     except OSError as error:
         if owner is not None:
             log.warning(
-                "%s was lent to a sandbox, and cannot be given back: %s. It belongs to uid %d.",
+                "Could not give %s back to its owner after a sandbox has used it: %s. The owner is"
+                " uid %d.",
                 *(outputs, error.strerror, owner[0]),
             )
 
@@ -184,10 +190,12 @@ def _have_same_outputs(theirs: Record, record: Record) -> bool:
 
 
 def lend(outputs: Opened, owner: tuple[int, int], kernel: int) -> None:
-    """Let ``kernel``, a uid and gid of the host, own ``outputs`` and what in it is ``owner``'s.
+    """Make ``kernel`` (a uid and gid of the host) the owner of ``outputs`` and of ``owner``'s files
+    in it.
 
-    Files with more than one name are left alone: another name may lie elsewhere. Raises OSError for
-    the folder itself.
+    Files with more than one hard link are left alone: another name may lie elsewhere.
+
+    :raises OSError: when the owner of the folder itself could not be changed
     """
     change_owner(outputs.fd, kernel, kernel)
 
@@ -198,7 +206,7 @@ def lend(outputs: Opened, owner: tuple[int, int], kernel: int) -> None:
 
 
 def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
-    """Let ``owner`` own all in ``outputs`` that a sandbox owned. Never raises."""
+    """Make ``owner`` the owner of everything in ``outputs`` that a sandbox owns. Never raises."""
 
     def is_the_sandboxs(status: os.stat_result) -> bool:
         return SUBUID_BASE <= status.st_uid < SUBUID_BASE + SUBUID_COUNT
@@ -210,16 +218,17 @@ def give_back(outputs: Opened, owner: tuple[int, int]) -> None:
 
 
 def _change_owners(
-    folder: Opened, concerns: Callable[[os.stat_result], bool], owner: tuple[int, int]
+    folder: Opened, is_affected: Callable[[os.stat_result], bool], owner: tuple[int, int]
 ) -> None:
-    """Of all in ``folder`` that ``concerns``. Never raises.
+    """Change the owner of everything in ``folder`` that ``is_affected`` accepts. Never raises.
 
-    Follows no link, and folders to any depth: a kernel has made them, as deep as it liked.
+    Follows no symbolic link. Works at any depth: a kernel may have made folders as deep as it
+    liked.
     """
     with suppress(OSError):
         fd = folder.read()
         try:
-            above = [(_identity(fd), _change_entries(fd, concerns, owner))]
+            above = [(_identity(fd), _change_entries(fd, is_affected, owner))]
             while above:
                 _, folders = above[-1]
                 step = folders.pop() if folders else ".."
@@ -236,9 +245,9 @@ def _change_owners(
                 os.close(fd)
                 fd = reached
                 if step != "..":
-                    above.append((_identity(fd), _change_entries(fd, concerns, owner)))
+                    above.append((_identity(fd), _change_entries(fd, is_affected, owner)))
                 elif _identity(fd) != above[-1][0]:
-                    return  # moved meanwhile: who knows what is above it now
+                    return  # it was moved meanwhile, so another folder may be above it now
         finally:
             os.close(fd)
 
@@ -252,18 +261,18 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def _change_entries(
-    fd: int, concerns: Callable[[os.stat_result], bool], owner: tuple[int, int]
+    fd: int, is_affected: Callable[[os.stat_result], bool], owner: tuple[int, int]
 ) -> list[str]:
-    """Of what is in the open folder; the folders in it."""
+    """Change the owners of the entries of an open folder; return the names of the folders in it."""
     folders: list[str] = []
     with suppress(OSError), os.scandir(fd) as entries:
         for entry in entries:
             with suppress(OSError):
-                # Held: by its name it could be another's file a moment later.
+                # Held open: its name could lead to another file a moment later.
                 held = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     status = os.fstat(held)
-                    if concerns(status):
+                    if is_affected(status):
                         change_owner(held, *owner)
                 finally:
                     os.close(held)
@@ -273,10 +282,12 @@ def _change_entries(
 
 
 def sweep_orphans(runtime: str | None = None) -> list[str]:
-    """Remove the sandboxes of this user whose owner is gone; their identities. Raises StateError.
+    """Remove this user's sandboxes whose owner has died; return their identities.
 
-    ``runtime``: of that one alone. A directory without a record was left by a crash while it was
-    made or removed.
+    Only those of ``runtime`` if that is given. A directory without a record was left by a crash
+    while it was made or removed.
+
+    :raises StateError: when the state directory cannot be read
     """
     return [
         record.identity if record is not None else directory.name
@@ -286,7 +297,10 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
 
 
 def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]:
-    """What ``sweep_orphans`` removes. Raises StateError."""
+    """Return what ``sweep_orphans`` removes.
+
+    :raises StateError: when the state directory cannot be read
+    """
     orphans: list[tuple[Path, Record | None]] = []
     with records.locked():
         for directory in records.sandbox_directories():
