@@ -1,1 +1,1 @@
-"""Archives that strangers made: read within bounds, written to a tree and nowhere else."""
+"""Untrusted archives: tar is parsed within bounds and unpacked inside one directory."""

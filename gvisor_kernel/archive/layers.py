@@ -1,6 +1,6 @@
-"""Archives and folders applied to a tree: the layers of an image one over the other, or one root.
+"""Apply archives and directories to a tree: the layers of an image in order, or one root.
 
-What is refused, left out and changed of an image is decided here; docs/images.md lists it.
+This module decides what of an image is refused, left out and changed; docs/images.md lists it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.validators import GIB, MIB
 
 MAX_ENTRIES = 600_000
-"""Files, folders and links, in all layers. One with an office suite and TeX has half."""
+"""Files, directories and links of all layers together. An image with an office suite and TeX has
+half as many."""
 MAX_BYTES = 64 * GIB
+"""Bytes that one import may read."""
 DISK_SPARE = 256 * MIB
-"""What an import leaves free on its disk."""
+"""Bytes that an import leaves free on its disk."""
 ENTRY_COST = 4096
-"""Bytes that an entry takes on the disk besides its content."""
+"""Bytes that an entry takes on the disk in addition to its content."""
 
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 WHITEOUT_OTHER = ".wh..wh."
 DEVICE_FOLDERS = ("dev",)
-"""Here base images have a few device nodes, which a sandbox replaces by its own."""
+"""Base images have a few device nodes here. A sandbox has its own."""
 
 
 @dataclass
 class Budget:
-    """What may still be taken, of all that one import reads; and what of it was left out."""
+    """What one import may still read, and the number of entries of each kind that it left out."""
 
     entries: int = MAX_ENTRIES
     bytes: int = MAX_BYTES
@@ -42,37 +44,44 @@ class Budget:
 
     @classmethod
     def of_disk(cls, directory: Path) -> Budget:
+        """Make a budget of the free disk space in ``directory``, less DISK_SPARE."""
         free = shutil.disk_usage(directory).free - DISK_SPARE
         return cls(bytes=max(min(MAX_BYTES, free), 0))
 
-    def take(self, size: int) -> None:
-        """An entry with ``size`` bytes. Raises Refused."""
+    def charge(self, size: int) -> None:
+        """Count an entry with ``size`` bytes of content.
+
+        :raises Refused: when the budget is used up
+        """
         self.entries -= 1
         self.bytes -= size + ENTRY_COST
         if self.entries < 0:
-            raise Refused(f"it has more than {MAX_ENTRIES} files, folders and links")
+            raise Refused(f"the image has more than {MAX_ENTRIES} files, directories and links")
         if self.bytes < 0:
             raise Refused(
-                "its files take more space than there is for it",
-                f"make room on the disk, of which {DISK_SPARE // MIB} MiB stay free; an image may"
-                f" have {MAX_BYTES // GIB} GiB.",
+                "the image needs more disk space than is available",
+                f"free some disk space ({DISK_SPARE // MIB} MiB always stay free). An image may"
+                f" have at most {MAX_BYTES // GIB} GiB.",
             )
 
-    def leave_out(self, kind: Kind) -> None:
+    def count_left_out(self, kind: Kind) -> None:
         name = f"{kind.value}s"
         self.left_out[name] = self.left_out.get(name, 0) + 1
 
 
 def apply_archive(stream: Stream, tree: Tree, budget: Budget, *, is_layer: bool) -> None:
-    """Unpack a tar archive over what the tree has. Raises Refused, OSError.
+    """Unpack a tar archive over what the tree contains.
 
-    ``is_layer``: names that begin with ``.wh.`` say what of the layers below is not there any
-    more, wherever in the archive they stand. Else they are names.
+    In a layer (``is_layer``), names that begin with ``.wh.`` remove files of the layers below,
+    wherever in the archive they are. Otherwise they are ordinary names.
+
+    :raises Refused: when an entry is not accepted
+    :raises OSError: when the tree cannot be written
     """
     reader = TarReader(stream)
     names = _Names(budget)
     for entry in reader:
-        budget.take(entry.size)
+        budget.charge(entry.size)
         parts = entry.parts
         if is_layer and parts and parts[-1].startswith(WHITEOUT):
             if parts[-1] == OPAQUE:
@@ -80,23 +89,23 @@ def apply_archive(stream: Stream, tree: Tree, budget: Budget, *, is_layer: bool)
             elif not parts[-1].startswith(WHITEOUT_OTHER):
                 hidden = (*parts[:-1], parts[-1].removeprefix(WHITEOUT))
                 _check_whiteout(hidden)
-                names.note(hidden, None)
+                names.record(hidden, None)
                 tree.remove(hidden)
             continue
-        if names.note(parts, entry.kind):
+        if names.record(parts, entry.kind):
             tree.put_folder(parts, entry.mode, entry.mtime)
             continue
-        _put(tree, entry, reader, budget)
-    names.hide_below(tree)
+        _put_entry(tree, entry, reader, budget)
+    names.clear_opaque(tree)
 
 
 def _check_whiteout(hidden: Parts) -> None:
     if hidden[-1] in ("", ".", ".."):
-        raise Refused(f"it removes {show('/'.join(hidden))}, which is no name")
+        raise Refused(f"a whiteout names {show('/'.join(hidden))}, which is not a valid file name")
 
 
 class _Name:
-    """``kind``: None while only what is below it was named. ``removed``: by this archive."""
+    """``kind`` is None while only names below it were seen. ``removed`` means: by this archive."""
 
     __slots__ = ("below", "kind", "opaque", "removed")
 
@@ -108,28 +117,32 @@ class _Name:
 
 
 class _Names:
-    """What one archive has named, as a tree: all of it is gone through once, whatever it says."""
+    """The names of one archive, as a tree. It is walked once, whatever the archive contains."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._root = _Name()
 
     def find(self, parts: Parts) -> _Name:
-        """What is noted of a name. A folder that is only on the way to it counts as an entry:
-        it will be made. Raises Refused."""
+        """Return the node of a name. A new parent directory counts as an entry, as unpacking
+        creates it.
+
+        :raises Refused: when the budget is used up
+        """
         name = self._root
         for part in parts:
             below = name.below.get(part)
             if below is None:
                 below = name.below[part] = _Name()
-                self._budget.take(0)
+                self._budget.charge(0)
             name = below
         return name
 
-    def note(self, parts: Parts, kind: Kind | None) -> bool:
-        """Note an entry, or None for what is removed. True for a folder that was noted before.
+    def record(self, parts: Parts, kind: Kind | None) -> bool:
+        """Record an entry, or the removal of a name (None). Return whether it is a directory that
+        was recorded before.
 
-        Raises Refused for any other second entry of one name.
+        :raises Refused: when the archive has any other second entry of the name
         """
         above = self.find(parts[:-1])
         name = above.below.setdefault(parts[-1], _Name()) if parts else above
@@ -140,12 +153,12 @@ class _Names:
             return True
         shown = show("/".join(parts))
         if kind is None or name.removed:
-            raise Refused(f"one layer both has and removes {shown}")
-        raise Refused(f"there are two entries named {shown}")
+            raise Refused(f"a layer both contains and removes {shown}")
+        raise Refused(f"the archive has two entries named {shown}")
 
-    def hide_below(self, tree: Tree) -> None:
-        """Take away what the layers below have in opaque folders, however deep; keep this layer's
-        own."""
+    def clear_opaque(self, tree: Tree) -> None:
+        """Remove what the layers below have in opaque directories, at any depth. Entries of this
+        layer stay."""
         waiting: list[tuple[Parts, _Name, bool]] = [((), self._root, False)]
         while waiting:
             parts, name, hides = waiting.pop()
@@ -159,7 +172,7 @@ class _Names:
             )
 
 
-def _put(tree: Tree, entry: Entry, reader: TarReader, budget: Budget) -> None:
+def _put_entry(tree: Tree, entry: Entry, reader: TarReader, budget: Budget) -> None:
     match entry.kind:
         case Kind.DIRECTORY:
             tree.put_folder(entry.parts, entry.mode, entry.mtime)
@@ -174,19 +187,20 @@ def _put(tree: Tree, entry: Entry, reader: TarReader, budget: Budget) -> None:
 
 
 def _leave_out(parts: Parts, kind: Kind, budget: Budget) -> None:
-    """Devices where a sandbox has its own, and pipes, whose use somebody has to make anew."""
+    """Count a pipe or a device in /dev. Programs create pipes anew, and a sandbox has a /dev."""
     if kind is Kind.DEVICE and parts[:1] != DEVICE_FOLDERS:
-        raise Refused(f"{show('/'.join(parts))} is a device that is not in /dev")
-    budget.leave_out(kind)
+        raise Refused(f"{show('/'.join(parts))} is a device outside of /dev")
+    budget.count_left_out(kind)
 
 
-# Folders.
+# Directories.
 
 
 def apply_folder(directory: Path, tree: Tree, budget: Budget) -> None:
-    """Copy the root file system in ``directory``, of which nothing is followed.
+    """Copy the root file system in ``directory`` without following symbolic links.
 
-    Raises Refused, OSError.
+    :raises Refused: when a file is not accepted
+    :raises OSError: when the directory cannot be read or the tree cannot be written
     """
     with ExitStack() as stack:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -200,8 +214,8 @@ def apply_folder(directory: Path, tree: Tree, budget: Budget) -> None:
             folder = _open_folder(root, parts)
             try:
                 for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a descriptor
-                    entry, status = _look(folder, name, (*parts, name))
-                    budget.take(entry.size)
+                    entry, status = _stat_entry(folder, name, (*parts, name))
+                    budget.charge(entry.size)
                     if entry.kind is Kind.DIRECTORY:
                         if status.st_dev == os.fstat(root).st_dev:
                             waiting.append(entry.parts)
@@ -211,7 +225,7 @@ def apply_folder(directory: Path, tree: Tree, budget: Budget) -> None:
                         if first is not None:
                             tree.put_hard_link(entry.parts, first)
                             continue
-                        _copy(tree, entry, folder, name)
+                        _copy_file(tree, entry, folder, name)
                         if status.st_nlink > 1:
                             links[status.st_dev, status.st_ino] = entry.parts
                     elif entry.kind is Kind.SYMLINK:
@@ -234,12 +248,12 @@ def _open_folder(root: int, parts: Parts) -> int:
     return fd
 
 
-def _look(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_result]:
+def _stat_entry(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_result]:
     split_name("/".join(parts))
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
-        raise Refused(f"{show('/'.join(parts))} is a socket, or something as unusual")
+        raise Refused(f"{show('/'.join(parts))} is a socket or another unsupported kind of file")
     target = ""
     if kind is Kind.SYMLINK:
         target = check_target(os.readlink(name, dir_fd=folder), name)
@@ -248,7 +262,7 @@ def _look(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_result]:
     return Entry(parts, kind, mode, max(int(status.st_mtime), 0), size, target), status
 
 
-def _copy(tree: Tree, entry: Entry, folder: int, name: str) -> None:
+def _copy_file(tree: Tree, entry: Entry, folder: int, name: str) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,4 +1,4 @@
-"""Why something is not imported, said where it is found. ``importing`` says of what."""
+"""The exception for input that is not accepted, raised where the reason is found."""
 
 from __future__ import annotations
 
@@ -6,4 +6,8 @@ from gvisor_kernel.errors import RootImageError
 
 
 class Refused(RootImageError):
-    """The fact goes on a sentence about the archive: "it is cut off"."""
+    """An archive or a directory is not accepted.
+
+    ``fact`` is a clause without a full stop: "the archive is truncated". The caller says which
+    import failed.
+    """

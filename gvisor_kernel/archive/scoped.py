@@ -1,6 +1,7 @@
-"""Paths inside a root file system, which the host's kernel resolves as if that were the root.
+"""Paths inside a root file system, resolved by the kernel as if that were the root directory.
 
-No link in it, and no ``..``, leads out; and nobody can change a path between a look and its use.
+No symbolic link and no ``..`` leads out of it. The functions return descriptors, so nobody can
+change a path between its check and its use.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_in(root: int, path: str, flags: int) -> int:
-    """A descriptor of ``path``, absolute or not, in the root file system ``root``. Raises OSError.
+    """Open ``path``, absolute or relative, in the root file system ``root``. Needs Linux 5.6.
 
-    Needs Linux 5.6.
+    :raises OSError: when it cannot be opened
     """
     return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
 def open_folder(root: int, parts: tuple[str, ...]) -> int:
-    """A descriptor of the folder that ``parts`` lead to, for the calls that take one."""
+    """Open the directory at ``parts`` with O_PATH, as ``dir_fd`` for other calls.
+
+    :raises OSError: when it cannot be opened
+    """
     return open_in(root, "/".join(parts) or ".", _DIRECTORY)
 
 
 def stat_in(root: int, path: str) -> os.stat_result | None:
-    """What ``path`` leads to; None if that is nothing."""
+    """Return the status of what ``path`` leads to; None if it cannot be opened."""
     try:
         fd = open_in(root, path, os.O_PATH)
     except OSError:
@@ -42,13 +46,16 @@ def stat_in(root: int, path: str) -> os.stat_result | None:
 
 
 def is_program(root: int, path: str) -> bool:
-    """Whether ``path`` leads to a file that may be run."""
+    """Return whether ``path`` leads to an executable file."""
     status = stat_in(root, path)
     return status is not None and stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
 
 
 def sync_file_system(fd: int) -> None:
-    """Wait until all that was written to the file system of ``fd`` is on the disk."""
+    """Write the file system of ``fd`` to the disk. Blocks.
+
+    :raises OSError: when writing fails
+    """
     if _libc.syncfs(fd) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -1,7 +1,7 @@
-"""Tar archives of strangers, read once from front to back: what each entry is, and its content.
+"""Untrusted tar archives, read once from front to back: each entry and its content.
 
-Takes what Docker, GNU tar and Python write (ustar, pax, GNU's long names), in bounded memory, and
-refuses whatever could mean two things. Nothing is written here.
+Accepts what Docker, GNU tar and Python write (ustar, pax, GNU's long names), in bounded memory.
+Refuses whatever two programs could read differently. Nothing is written here.
 
 https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13
 """
@@ -18,24 +18,25 @@ from gvisor_kernel.archive.refusal import Refused
 BLOCK = 512
 CHUNK = 256 * 1024
 MAX_HEADER = 1024 * 1024
-"""Bytes of a long name or of pax's records, which are held in memory. Real ones have hundreds."""
+"""Bytes of one extended header (a long name, or pax records). It is held in memory; real ones have
+some hundred bytes."""
 MAX_EXTRA_BYTES = 256 * 1024 * 1024
-"""Bytes of these in one archive. One with 300,000 files has some 50 MB."""
+"""Bytes of all extended headers of one archive. An archive with 300,000 files has some 50 MB."""
 MAX_EXTRAS = 8
-"""Of these before one entry; there are four kinds."""
+"""Extended headers before one entry. There are four kinds."""
 MAX_RECORDS = 1000
-"""Of pax's in one of these; real ones have a dozen."""
+"""pax records in one extended header. Real ones have a dozen."""
 MAX_PADDING = 16 * 1024 * 1024
-"""Bytes of zeros after the end; tape drives had blocks of one or two MiB."""
+"""Zero bytes after the end of an archive. Tape drives wrote blocks of one or two MiB."""
 MAX_NAME = 4095
-"""Bytes of a path, as Linux has it."""
+"""Bytes of a path: the limit of Linux."""
 MAX_PART = 255
 MAX_DEPTH = 100
 MAX_MTIME = 2**33
 
 
 class Stream(Protocol):
-    """Bytes from somewhere; ``read`` gives fewer than asked for only near the end."""
+    """A source of bytes. ``read`` returns fewer bytes than requested only near the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -51,9 +52,11 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """``parts`` of the name, below the root; the root itself has none. ``mtime`` in seconds.
+    """An entry of an archive.
 
-    ``target``: of a symbolic link, as it is written. ``target_parts``: of a hard link.
+    ``parts`` are the parts of the name below the root; the root itself has none. ``mtime`` is in
+    seconds since the epoch. ``target`` is the text of a symbolic link, ``target_parts`` the name
+    that a hard link refers to.
     """
 
     parts: tuple[str, ...]
@@ -70,114 +73,128 @@ class Entry:
 
 
 def show(name: str) -> str:
-    """A name for an error: quoted, escaped, and not long."""
+    """Return a name for a message: quoted, escaped, and shortened."""
     return ascii(name) if len(name) <= 80 else ascii(name[:80]) + "…"
 
 
 def split_name(name: str, what: str = "the name") -> tuple[str, ...]:
-    """The parts of a name in an archive, below its root. Raises Refused unless it is plain.
+    """Split a name of an archive into its parts below the root.
 
-    A leading ``./`` and a trailing ``/`` mean nothing.
+    A leading ``./`` and a trailing ``/`` are ignored. ``what`` names it in messages.
+
+    :raises Refused: when it is absolute, contains ``..`` or control characters, is not UTF-8, or
+        is too long or too deep
     """
     shown = f"{what} {show(name)}"
     if name.startswith("/"):
         raise Refused(f"{shown} is absolute")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if ".." in parts:
-        raise Refused(f"{shown} leads out of the image")
+        raise Refused(f"{shown} leads out of the root directory")
     _check_text(name, shown)
     if len(parts) > MAX_DEPTH or any(len(part.encode()) > MAX_PART for part in parts):
-        raise Refused(f"{shown} is too long or too deep")
+        raise Refused(
+            f"{shown} is too long or too deep (at most {MAX_DEPTH} parts of {MAX_PART} bytes)"
+        )
     return parts
 
 
 def check_target(target: str, name: str) -> str:
-    """What a symbolic link says; it is never followed but inside the image."""
+    """Return the target of the symbolic link ``name``. It is only ever followed inside the image.
+
+    :raises Refused: when it is empty, contains control characters, is not UTF-8, or is too long
+    """
     if not target:
-        raise Refused(f"the symbolic link {show(name)} leads nowhere")
+        raise Refused(f"the symbolic link {show(name)} has no target")
     _check_text(target, f"the target {show(target)} of {show(name)}")
     return target
 
 
 def _check_text(text: str, shown: str) -> None:
     if any(char < " " or char == "\x7f" for char in text):
-        raise Refused(f"{shown} has a control character in it")
+        raise Refused(f"{shown} contains a control character")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise Refused(f"{shown} is not UTF-8") from None
     if size > MAX_NAME:
-        raise Refused(f"{shown} is too long or too deep")
+        raise Refused(f"{shown} is too long (at most {MAX_NAME} bytes)")
 
 
 class TarReader:
-    """The entries of the archive in ``stream``, each with its content to be read meanwhile.
+    """The entries of the tar archive in ``stream``. ``read`` returns the current one's content.
 
-    ``leave_out``: told of an entry that would be refused for its name or kind, and is passed by.
+    With ``on_left_out``, an entry whose name or kind is refused is skipped, and this is called with
+    the reason.
     """
 
-    def __init__(self, stream: Stream, leave_out: Callable[[str], None] | None = None) -> None:
+    def __init__(self, stream: Stream, on_left_out: Callable[[str], None] | None = None) -> None:
         self._stream = stream
-        self._leave_out = leave_out
+        self._on_left_out = on_left_out
         self._left = 0
-        """Bytes of the present entry's content that were not read."""
+        """Bytes of the current entry's content that were not read yet."""
         self._padding = 0
         self._extra_bytes = 0
         self.position = 0
-        """Bytes that were read of the stream: in the loop over the entries, where one's content
-        begins."""
+        """Bytes read from the stream. While an entry is current: where its content begins."""
 
     def __iter__(self) -> Iterator[Entry]:
-        """Raises Refused for all that is not an archive, whole and in order."""
-        longer: dict[str, str] = {}
-        odd = ""
+        """Yield the entries in order.
+
+        :raises Refused: when the archive is damaged, truncated, ambiguous, or has data after its
+            end
+        """
+        extra: dict[str, str] = {}
+        skip_next = False
         extras = 0
         while (header := self._next_header()) is not None:
             kind = header[156:157]
-            size = self._size(header)
+            size = self._parse_size(header)
             if kind in (b"L", b"K", b"x", b"g"):
                 extras += 1
                 if extras > MAX_EXTRAS:
-                    raise Refused(f"an entry has more than {MAX_EXTRAS} headers")
-                content = self._take_header(size)
+                    raise Refused(f"an entry has more than {MAX_EXTRAS} extended headers")
+                content = self._read_extra_header(size)
                 try:
-                    longer |= _read_longer(kind, content)
+                    extra |= _parse_extra_header(kind, content)
                 except Refused as error:
-                    odd = self._pass_by(error)
+                    self._leave_out(error)
+                    skip_next = True
                 continue
             extras = 0
-            if "size" in longer:
-                size = _decimal(longer["size"])
+            if "size" in extra:
+                size = _parse_decimal(extra["size"])
             self._left, self._padding = size, -size % BLOCK
-            if odd:
-                longer, odd = {}, ""
+            if skip_next:
+                extra, skip_next = {}, False
                 continue
             try:
-                entry = self._entry(header, kind, longer)
+                entry = self._parse_entry(header, kind, extra)
             except Refused as error:
-                self._pass_by(error)
+                self._leave_out(error)
             else:
                 yield entry
-            longer = {}
-        if longer:
-            raise Refused("it ends after the longer name of an entry, without the entry")
-        self._finish()
+            extra = {}
+        if extra:
+            raise Refused("the archive ends after an extended header, without the entry for it")
+        self._check_end()
 
-    def _pass_by(self, error: Refused) -> str:
-        """Leave out the entry at hand. Raises ``error`` where that is not wanted."""
-        if self._leave_out is None:
+    def _leave_out(self, error: Refused) -> None:
+        if self._on_left_out is None:
             raise error
-        self._leave_out(str(error))
-        return str(error)
+        self._on_left_out(str(error))
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes of the present entry's content; none at its end."""
+        """Return at most ``size`` bytes of the current entry's content; empty at its end.
+
+        :raises Refused: when the archive is truncated
+        """
         wanted = min(size, self._left)
         if not wanted:
             return b""
         data = self._stream.read(wanted)
         if not data:
-            raise Refused("it is cut off in the middle of a file")
+            raise Refused("the archive is truncated in the middle of a file")
         self._left -= len(data)
         self.position += len(data)
         return data
@@ -185,66 +202,69 @@ class TarReader:
     # -- headers ---------------------------------------------------------------------------------
 
     def _next_header(self) -> bytes | None:
-        """The next header block; None for the block of zeros that ends an archive."""
+        """Return the next header block; None for the block of zeros that ends an archive."""
         while self.read(CHUNK):
             pass
         if self._padding:
-            self._exactly(self._padding)
+            self._read_exactly(self._padding)
             self._padding = 0
-        header = self._exactly(BLOCK)
+        header = self._read_exactly(BLOCK)
         if not any(header):
             return None
-        stated = _number(header[148:156])
+        stated = _parse_number(header[148:156])
         if stated != 256 + sum(header[:148]) + sum(header[156:]):
-            raise Refused("it is no tar archive, or damaged")
+            raise Refused(f"{_NOT_TAR}: the checksum of a header is wrong")
         return header
 
-    def _size(self, header: bytes) -> int:
-        size = _number(header[124:136])
+    def _parse_size(self, header: bytes) -> int:
+        size = _parse_number(header[124:136])
         if size < 0:
             raise Refused("an entry has a negative size")
         return size
 
-    def _take_header(self, size: int) -> bytes:
+    def _read_extra_header(self, size: int) -> bytes:
         if size > MAX_HEADER:
-            raise Refused(f"an entry's name or attributes have {size} bytes")
+            raise Refused(f"an extended header has {size} bytes, more than {MAX_HEADER}")
         self._extra_bytes += size
         if self._extra_bytes > MAX_EXTRA_BYTES:
-            raise Refused(f"names and attributes in it have more than {MAX_EXTRA_BYTES} bytes")
-        content = self._exactly(size)
-        self._exactly(-size % BLOCK)
+            raise Refused(f"the extended headers have more than {MAX_EXTRA_BYTES} bytes together")
+        content = self._read_exactly(size)
+        self._read_exactly(-size % BLOCK)
         return content
 
-    def _entry(self, header: bytes, kind: bytes, longer: dict[str, str]) -> Entry:
+    def _parse_entry(self, header: bytes, kind: bytes, extra: dict[str, str]) -> Entry:
         size = self._left
         raw = header[:100].partition(b"\0")[0]
         if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
             raw = prefix + b"/" + raw
-        name = longer.get("path")
+        name = extra.get("path")
         name = _decode(raw) if name is None else name
-        target = longer.get("linkpath")
+        target = extra.get("linkpath")
         target = _decode(header[157:257].partition(b"\0")[0]) if target is None else target
         if not name:
-            raise Refused("it has an entry without a name")
+            raise Refused("the archive has an entry without a name")
         if kind in (b"0", b"\0", b"7"):
             found = Kind.DIRECTORY if name.endswith("/") else Kind.FILE
         elif kind in _KINDS:
             found = _KINDS[kind]
         else:
-            raise Refused(f"{show(name)} is of the unknown or unusual kind {kind!r}")
+            raise Refused(f"{show(name)} has the unsupported entry type {kind!r}")
         if size and found is Kind.DIRECTORY:
-            raise Refused(f"{show(name)} is a file and a folder")
+            raise Refused(f"{show(name)} is a directory with content")
         if found is not Kind.FILE:
-            size = 0  # what POSIX says of links, whatever their headers do
+            size = 0  # POSIX: a link has no content, whatever its header says
             self._left = self._padding = 0
         parts = split_name(name)
         if not parts and found is not Kind.DIRECTORY:
-            raise Refused("its root is not a folder")
-        mtime = _decimal(longer["mtime"]) if "mtime" in longer else _number(header[136:148])
+            raise Refused("the root of the archive is not a directory")
+        if "mtime" in extra:
+            mtime = _parse_decimal(extra["mtime"])
+        else:
+            mtime = _parse_number(header[136:148])
         return Entry(
             parts=parts,
             kind=found,
-            mode=_number(header[100:108]) & 0o7777,
+            mode=_parse_number(header[100:108]) & 0o7777,
             mtime=min(max(mtime, 0), MAX_MTIME),
             size=size,
             target=check_target(target, name) if found is Kind.SYMLINK else "",
@@ -253,26 +273,28 @@ class TarReader:
 
     # -- bytes -----------------------------------------------------------------------------------
 
-    def _exactly(self, size: int) -> bytes:
+    def _read_exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             more = self._stream.read(size - len(data))
             if not more:
-                raise Refused("it is cut off, or no tar archive")
+                raise Refused("the archive is truncated, or it is not a tar archive")
             data += more
         self.position += size
         return data
 
-    def _finish(self) -> None:
-        """What follows the end is padding, or a second archive that other programs would show."""
+    def _check_end(self) -> None:
+        """Accept padding only. A second archive here would be read by some other programs."""
         left = MAX_PADDING
         while data := self._stream.read(CHUNK):
             left -= len(data)
             if data.count(0) != len(data):
-                raise Refused("something follows after its end")
+                raise Refused("the archive has data after its end")
             if left < 0:
-                raise Refused(f"more than {MAX_PADDING} bytes follow after its end")
+                raise Refused(f"the archive has more than {MAX_PADDING} bytes after its end")
 
+
+_NOT_TAR = "the data is not a tar archive, or is damaged"
 
 _KINDS = {
     b"1": Kind.HARD_LINK,
@@ -285,9 +307,9 @@ _KINDS = {
 
 
 def _split_target(target: str) -> tuple[str, ...]:
-    parts = split_name(target, "the target of a hard link,")
+    parts = split_name(target, "the hard link target")
     if not parts:
-        raise Refused("a hard link leads to the root")
+        raise Refused("a hard link has the root directory as its target")
     return parts
 
 
@@ -298,50 +320,50 @@ def _decode(raw: bytes) -> str:
         raise Refused(f"the name {raw[:80]!r} is not UTF-8") from None
 
 
-def _number(field: bytes) -> int:
-    """A number of a header: octal, or GNU's binary kind."""
+def _parse_number(field: bytes) -> int:
+    """Parse a number of a header: octal digits, or GNU's binary form."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], signed=field[0] == 0xFF)
     text = field.partition(b"\0")[0].strip()
     if not text:
         return 0
     if text.strip(b"01234567"):
-        raise Refused("it is no tar archive, or damaged: a number is none")
+        raise Refused(f"{_NOT_TAR}: a number in a header is {text!r}")
     return int(text, 8)
 
 
-def _decimal(text: str) -> int:
-    """The whole part of one of pax's numbers."""
+def _parse_decimal(text: str) -> int:
+    """Return the whole part of a number in a pax record."""
     whole = text.partition(".")[0]
     digits = whole.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
-        raise Refused(f"an attribute that should be a number is {show(text)}")
+        raise Refused(f"a pax record that should be a number is {show(text)}")
     return int(whole)
 
 
-def _read_longer(kind: bytes, content: bytes) -> dict[str, str]:
-    """What an entry of this kind says of the one that follows."""
+def _parse_extra_header(kind: bytes, content: bytes) -> dict[str, str]:
+    """Return what an extended header of this type says about the entry that follows."""
     if kind == b"x":
-        return _read_pax(content)
+        return _parse_pax(content)
     if kind == b"g":
         _check_global(content)
         return {}
     return {"linkpath" if kind == b"K" else "path": _decode(content.rstrip(b"\0"))}
 
 
-def _read_pax(content: bytes) -> dict[str, str]:
-    """Those of pax's records that say what an entry is. Owners and attributes are not kept."""
+def _parse_pax(content: bytes) -> dict[str, str]:
+    """Return the pax records that are used. Owners and extended attributes are dropped."""
     found: dict[str, str] = {}
     for key, value in _pax_records(content):
         if key.startswith("GNU.sparse"):
-            raise Refused("it has a file with holes, in a form of GNU tar's own")
+            raise Refused("the archive has a sparse file in GNU tar's format, which is unsupported")
         if key in ("path", "linkpath", "mtime", "size"):
             if key in found:
-                raise Refused(f"an entry has two {key}s")
+                raise Refused(f"an entry has two pax records named {key}")
             found[key] = _decode(value)
             if "\0" in found[key]:
-                raise Refused(f"a name has a NUL in it: {show(found[key])}")
-    if "size" in found and _decimal(found["size"]) < 0:
+                raise Refused(f"the pax record {key} contains a NUL: {show(found[key])}")
+    if "size" in found and _parse_decimal(found["size"]) < 0:
         raise Refused("an entry has a negative size")
     return found
 
@@ -349,7 +371,7 @@ def _read_pax(content: bytes) -> dict[str, str]:
 def _check_global(content: bytes) -> None:
     for key, _ in _pax_records(content):
         if key in ("path", "linkpath", "size") or key.startswith("GNU.sparse"):
-            raise Refused(f"it says {key} for all its entries at once")
+            raise Refused(f"a global header sets {key} for all entries")
 
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -358,14 +380,14 @@ def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
     while position < len(content):
         count += 1
         if count > MAX_RECORDS:
-            raise Refused(f"an entry has more than {MAX_RECORDS} attributes")
+            raise Refused(f"an entry has more than {MAX_RECORDS} pax records")
         length, space, _ = content[position : position + 20].partition(b" ")
         if not space or not length.isdigit():
-            raise Refused("an entry's attributes are damaged")
+            raise Refused("the pax records of an entry are damaged")
         end = position + int(length)
         record = content[position + len(length) + 1 : end]
         key, equals, value = record[:-1].partition(b"=")
         if end > len(content) or record[-1:] != b"\n" or not equals:
-            raise Refused("an entry's attributes are damaged")
+            raise Refused("the pax records of an entry are damaged")
         yield key.decode("utf-8", "replace"), value
         position = end

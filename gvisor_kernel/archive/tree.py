@@ -1,9 +1,9 @@
-"""A root file system that is being written, by paths that strangers chose.
+"""A directory tree that is written at untrusted paths: a root file system, or outputs.
 
-Every path is resolved inside the tree by the kernel, and every file is made anew, so nothing
-outside is reached, whatever links the tree holds. All belongs to one owner, who may read all and
-enter every folder: a sandbox of an ordinary user knows no other. No set-uid file, no device and
-no extended attribute is ever made.
+The host's kernel resolves every path inside the tree, and every file is created anew. So nothing
+outside is reached, whatever symbolic links the tree contains. All files have one owner, who may
+read them and enter all directories, because an ordinary user's sandbox has no second user. Set-uid
+files, devices and extended attributes are never created.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, show
 
 Parts: TypeAlias = tuple[str, ...]
 
-_IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
+_NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Tree:
-    """The tree below ``directory``, which exists: a path that nobody else can change, or an open
-    descriptor, which stays its owner's. ``owner``: the uid and gid of all in it, if it is not to be
-    this process's; ``group``: another gid. Methods raise Refused for what cannot be, else OSError.
+    """Writes files below an existing directory. Not thread-safe; the methods block.
+
+    ``directory`` is a path that nobody else can change, or an open descriptor, which the caller
+    closes. ``owner`` is the uid and gid of all files, ``group`` another gid; None leaves those of
+    this process.
+
+    :raises Refused: (methods) when the entry cannot be part of the tree
+    :raises OSError: (methods) when a system call fails
     """
 
     def __init__(self, directory: Path | int, owner: int | None, group: int | None = None) -> None:
@@ -38,30 +43,30 @@ class Tree:
         self._group = owner if group is None else group
         path = f"/proc/self/fd/{directory}" if isinstance(directory, int) else str(directory)
         self._root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._folder: tuple[Parts, int] | None = None
-        """The folder that was used last: most entries lie beside the one before."""
+        self._last_parent: tuple[Parts, int] | None = None
+        """The directory used last, kept open: most entries are where the one before is."""
         self._times: dict[Parts, int] = {}
-        """Folders get theirs at the end: what is made in one changes it."""
-        self._depth_most = _find_path(self._root).count("/") + MAX_DEPTH
-        self._own(self._root, ".")
+        """Modification times of directories, set at the end: each new file changes them."""
+        self._max_depth = _find_path(self._root).count("/") + MAX_DEPTH
+        self._chown(self._root, ".")
 
     @property
     def root(self) -> int:
-        """A descriptor of the directory, for ``scoped``'s functions."""
+        """The descriptor of the directory, for the functions of ``scoped``."""
         return self._root
 
     def close(self) -> None:
-        self._forget()
+        self._close_parent()
         os.close(self._root)
 
-    # -- making ----------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------
 
     def put_folder(self, parts: Parts, mode: int, mtime: int) -> None:
-        """A folder, or what is to be different of the one that is there."""
+        """Create a directory, or set mode and time of an existing one."""
         if parts:
-            folder, name = self._parent(parts)
+            folder, name = self._open_parent(parts)
             if not self._is_folder(folder, name):
-                folder, name = self._place(parts)
+                folder, name = self._make_place(parts)
                 self._make_folder(folder, name, 0o700)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
         else:
@@ -73,8 +78,8 @@ class Tree:
         self._times[parts] = mtime
 
     def put_file(self, parts: Parts, mode: int, mtime: int, read: Callable[[int], bytes]) -> None:
-        """A file with what ``read(size)`` gives until it gives nothing."""
-        folder, name = self._place(parts)
+        """Create a file with what ``read(size)`` returns until it returns nothing."""
+        folder, name = self._make_place(parts)
         fd = os.open(name, _NEW, 0o600, dir_fd=folder)
         try:
             while data := read(CHUNK):
@@ -89,28 +94,28 @@ class Tree:
             os.close(fd)
 
     def put_symlink(self, parts: Parts, target: str, mtime: int) -> None:
-        folder, name = self._place(parts)
+        folder, name = self._make_place(parts)
         os.symlink(target, name, dir_fd=folder)
-        self._own(folder, name)
+        self._chown(folder, name)
         os.utime(name, (mtime, mtime), dir_fd=folder, follow_symlinks=False)
 
     def put_hard_link(self, parts: Parts, target: Parts) -> None:
-        """One more name of a file that is there."""
+        """Create one more name of an existing file or symbolic link."""
         where = f"the hard link {show('/'.join(parts))}"
         try:
             source = open_folder(self._root, target[:-1])
         except OSError as error:
-            raise Refused(f"{where} leads to what is not there") from error
+            raise Refused(f"{where} has a missing target") from error
         try:
             try:
                 kind = self._lstat(source, target[-1]).st_mode
             except FileNotFoundError:
-                raise Refused(f"{where} leads to what is not there") from None
+                raise Refused(f"{where} has a missing target") from None
             if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-                raise Refused(f"{where} leads to what is no file")
+                raise Refused(f"{where} has a target that is not a file")
             if parts == target:
-                raise Refused(f"{where} leads to itself")
-            folder, name = self._place(parts)
+                raise Refused(f"{where} is its own target")
+            folder, name = self._make_place(parts)
             try:
                 os.link(
                     target[-1],
@@ -119,40 +124,40 @@ class Tree:
                     dst_dir_fd=folder,
                     follow_symlinks=False,
                 )
-            except FileNotFoundError:  # it was the same file, by another way
-                raise Refused(f"{where} leads to itself") from None
+            except FileNotFoundError:  # the same file at another path: _make_place has removed it
+                raise Refused(f"{where} is its own target") from None
         finally:
             os.close(source)
 
     # -- removing --------------------------------------------------------------------------------
 
     def remove(self, parts: Parts) -> None:
-        """What is there, if anything is, with all that is in it."""
+        """Remove a file, or a directory with its content. Does nothing if it does not exist."""
         with suppress(OSError):
             folder = open_folder(self._root, parts[:-1])
             try:
-                self._clear(folder, parts[-1])
+                self._delete(folder, parts[-1])
             finally:
                 os.close(folder)
-        self._forget()
+        self._close_parent()
 
     def remove_children(self, parts: Parts, keep: Callable[[str], bool]) -> None:
-        """All that is in a folder but the names to ``keep``."""
+        """Remove the content of a directory, except the names that ``keep`` returns True for."""
         with suppress(OSError):
             folder = open_in(self._root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY)
             try:
                 for name in os.listdir(folder):  # noqa: PTH208 - a descriptor
                     if not keep(name):
-                        self._clear(folder, name)
+                        self._delete(folder, name)
             finally:
                 os.close(folder)
-        self._forget()
+        self._close_parent()
 
     def finish(self) -> None:
-        """Give the folders that are left their times, and wait until all is on the disk."""
-        self._forget()
+        """Set the modification times of the directories, and write all files to the disk."""
+        self._close_parent()
         for parts, mtime in sorted(self._times.items(), reverse=True):
-            with suppress(OSError):  # it was removed, or is something else now
+            with suppress(OSError):  # it was removed or replaced
                 fd = open_folder(self._root, parts[:-1])
                 try:
                     os.utime(
@@ -169,80 +174,84 @@ class Tree:
         finally:
             os.close(fd)
 
-    # -- inner -----------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------
 
     def _read_root(self) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
 
-    def _parent(self, parts: Parts) -> tuple[int, str]:
-        """A descriptor of the folder that ``parts`` are in, made if need be; and the last part."""
+    def _open_parent(self, parts: Parts) -> tuple[int, str]:
+        """Open the parent directory of ``parts``, created if missing. Also return the last part."""
         folder = parts[:-1]
-        if self._folder is None or self._folder[0] != folder:
-            self._forget()
-            self._folder = (folder, self._reach(folder))
-        return self._folder[1], parts[-1]
+        if self._last_parent is None or self._last_parent[0] != folder:
+            self._close_parent()
+            self._last_parent = (folder, self._open_or_make(folder))
+        return self._last_parent[1], parts[-1]
 
-    def _place(self, parts: Parts) -> tuple[int, str]:
-        """Likewise, with nothing of the name there any more."""
-        folder, name = self._parent(parts)
+    def _make_place(self, parts: Parts) -> tuple[int, str]:
+        """Like ``_open_parent``, but first remove what has the name."""
+        folder, name = self._open_parent(parts)
         with suppress(FileNotFoundError):
-            self._clear(folder, name)
-            self._forget()  # it may have been a part of the way to the folder
-        return self._parent(parts)
+            self._delete(folder, name)
+            self._close_parent()  # the removed file may have been part of the path to the parent
+        return self._open_parent(parts)
 
-    def _reach(self, parts: Parts) -> int:
+    def _open_or_make(self, parts: Parts) -> int:
         try:
             return open_folder(self._root, parts)
         except FileNotFoundError:
-            above = self._reach(parts[:-1])
+            above = self._open_or_make(parts[:-1])
             try:
                 self._make_folder(above, parts[-1], 0o755)
-            except FileExistsError:  # a link that leads nowhere
+            except FileExistsError:  # a dangling symbolic link
                 raise Refused(
-                    f"{show('/'.join(parts))} is a link that leads nowhere, and has files below it"
+                    f"{show('/'.join(parts))} is a dangling symbolic link with files below it"
                 ) from None
             finally:
                 os.close(above)
             return open_folder(self._root, parts)
         except OSError as error:
-            if error.errno in _IN_THE_WAY:
+            if error.errno in _NOT_A_DIRECTORY:
                 shown = show("/".join(parts))
-                raise Refused(f"{shown} is no folder, and has files below it") from None
+                raise Refused(f"{shown} is not a directory, but has files below it") from None
             raise
 
     def _make_folder(self, folder: int, name: str, mode: int) -> None:
-        # By way of links a folder may lie deeper than its name is long; all must be removed again.
-        if _find_path(folder).count("/") > self._depth_most:
-            raise Refused(f"the folder {show(name)} lies too deep")
+        # Through symbolic links a directory can lie deeper than its name says, and too deep to be
+        # removed again.
+        if _find_path(folder).count("/") > self._max_depth:
+            raise Refused(f"the directory {show(name)} is nested too deep")
         os.mkdir(name, mode, dir_fd=folder)
-        self._own(folder, name)
+        self._chown(folder, name)
 
     def _is_folder(self, folder: int, name: str) -> bool:
         with suppress(FileNotFoundError):
             return stat.S_ISDIR(self._lstat(folder, name).st_mode)
         return False
 
-    def _clear(self, folder: int, name: str) -> None:
-        """Raises FileNotFoundError where there is nothing."""
+    def _delete(self, folder: int, name: str) -> None:
+        """Remove what has the name.
+
+        :raises FileNotFoundError: when nothing has it
+        """
         if stat.S_ISDIR(self._lstat(folder, name).st_mode):
             shutil.rmtree(name, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
 
-    def _forget(self) -> None:
-        if self._folder is not None:
-            os.close(self._folder[1])
-            self._folder = None
+    def _close_parent(self) -> None:
+        if self._last_parent is not None:
+            os.close(self._last_parent[1])
+            self._last_parent = None
 
     @staticmethod
     def _lstat(folder: int, name: str) -> os.stat_result:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
-    def _own(self, folder: int, name: str) -> None:
+    def _chown(self, folder: int, name: str) -> None:
         if self._owner is not None and self._group is not None:
             os.chown(name, self._owner, self._group, dir_fd=folder, follow_symlinks=False)
 
 
 def _find_path(fd: int) -> str:
-    """Where an open folder is now. To count with, and to no other end."""
+    """Return the present path of an open directory. Used only to count its depth."""
     return str(Path(f"/proc/self/fd/{fd}").readlink())

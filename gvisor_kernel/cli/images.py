@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,22 @@ from gvisor_kernel.cli.output import (
     print_table,
     printable,
 )
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, RootImageError
-from gvisor_kernel.host.processes import SUBUID_BASE
+from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.images import RootImage, Store
 from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
-from gvisor_kernel.images.engines import save_image
-from gvisor_kernel.images.importer import Imported, choose_name, import_image
+from gvisor_kernel.images.importer import (
+    Imported,
+    Report,
+    choose_name,
+    import_path,
+    import_source,
+    remove_replaced,
+)
 from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
 
 SHOWN_DIGITS = 12
-Report = Callable[[str, float], None]
 
 
 def run_import(arguments: argparse.Namespace) -> int:
@@ -39,22 +42,11 @@ def run_import(arguments: argparse.Namespace) -> int:
     name = choose_name(source, arguments.name)
     store = Store.open()
     with progress() as report:
-        imported = import_source(store, source, name, arguments.reference, report)
+        imported = import_source(
+            store, source, name, arguments.reference, probe=probe_image, report=report
+        )
     finish(store, imported)
     return 0
-
-
-def import_source(
-    store: Store, source: str, name: str, reference: str | None, report: Report
-) -> Imported:
-    """Import ``source``: a path, or the name of an image in Docker or Podman."""
-    if Path(source).exists() or source.startswith(("/", ".", "~")):
-        return import_path(store, Path(source), name, reference, source, report)
-    with store.write() as draft:
-        report("Asking Docker or Podman", 0.0)
-        file = draft.scratch / "image.tar"
-        save_image(source, file)
-        return import_path(store, file, name, reference, source, report)
 
 
 def run_build(arguments: argparse.Namespace) -> int:
@@ -74,7 +66,9 @@ def run_build(arguments: argparse.Namespace) -> int:
             print_step(f"Building {part} with {builder.program}")
         origin = f"the Dockerfile of {arguments.image}"
         with progress() as report:
-            imported = import_path(store, file, name, None, origin, report)
+            imported = import_path(
+                store, file, name, None, origin=origin, probe=probe_image, report=report
+            )
     finish(store, imported)
     return 0
 
@@ -84,34 +78,11 @@ def print_step(text: str) -> None:
     print(f"==> {printable(text)}", file=sys.stderr, flush=True)
 
 
-def import_path(
-    store: Store, path: Path, name: str, reference: str | None, origin: str, report: Report
-) -> Imported:
-    """Import a file or folder, then ask its Python, in a sandbox, for its version and packages."""
-    imported = import_image(
-        store,
-        path,
-        name,
-        reference=reference,
-        owner=SUBUID_BASE if os.geteuid() == 0 else None,
-        origin=origin,
-        report=report,
-    )
-    report("Starting its Python", 0.95)
-    if imported.image.inside is None and imported.image.python is not None:
-        try:
-            inside = probe_image(imported.image)
-        except GvisorKernelError as error:
-            print_error(error)
-        else:
-            image = store.note_inside(imported.image, inside)
-            return Imported(image, imported.replaced)
-    return imported
-
-
 def finish(store: Store, imported: Imported) -> None:
     """Print what was imported, and remove the image that it replaced unless kernels run in it."""
     image = imported.image
+    if imported.problem is not None:
+        print_error(imported.problem)
     print(
         f"Imported {imported.image.called} ({image.digest[:SHOWN_DIGITS]}):"
         f" {image.entries} files, {describe_size(image.size)}"
@@ -128,15 +99,10 @@ def finish(store: Store, imported: Imported) -> None:
         print(f"No Python kernel can run in it. {printable(str(error))}")
     if imported.replaced is not None:
         old_digits = imported.replaced[:SHOWN_DIGITS]
-        try:
-            old = store.find(imported.replaced)
-            with block_starts() as used:
-                store.remove(old, used)
-        except RootImageError:
-            print(f"Kept the replaced image {old_digits}, because kernels still run in it.")
-        else:
+        if remove_replaced(store, imported.replaced, block_starts):
             print(f"Removed the replaced image {old_digits}.")
-        store.sweep()
+        else:
+            print(f"Kept the replaced image {old_digits}, because kernels still run in it.")
 
 
 @contextmanager

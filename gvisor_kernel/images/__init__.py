@@ -1,7 +1,7 @@
-"""Images that are root file systems: imported from archives and folders, kept, and looked into.
+"""Images: root file systems that are imported, built, stored and inspected.
 
-"Image" here, in the setting ``image`` and in ``gvisor-kernel image`` is such a one. The image of a
-live kernel is a snapshot, and its code is in ``snapshots``.
+In this package, in the setting ``image`` and in the command ``gvisor-kernel image``, an image is a
+root file system. A saved kernel is a snapshot; its code is in the package ``snapshots``.
 """
 
 from gvisor_kernel.images.inspection import Inside, RootImage

@@ -1,4 +1,4 @@
-"""The parts of an image archive by name, and streams that are checked while they are read."""
+"""Files of an image archive by name, decompression, and streams that are hashed while read."""
 
 from __future__ import annotations
 
@@ -20,31 +20,42 @@ from gvisor_kernel.archive.scoped import open_in
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, show, split_name
 
 MAX_DOCUMENT = 4 * 1024 * 1024
+"""Bytes of one JSON document."""
 MAX_DOCUMENTS = 300
+"""JSON documents read from one archive. An honest archive has three to some dozens."""
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
-"""All that are read of one archive; of an honest one three to some dozens."""
+"""Bytes of all JSON documents read from one archive."""
 MAX_LINKS = 3
+"""Links followed to one file of an archive."""
 MAX_MEMBERS = 10_000
+"""Entries of an image archive (not of a layer)."""
 XZ_MEMORY = 512 * 1024 * 1024
+"""Bytes of memory for the decompression of xz."""
 MAX_IDLE = 4 * 1024 * 1024
-"""Packed bytes that unpack to nothing, in a row: padding, or empty parts by the million."""
+"""Compressed bytes in a row without output: padding, or millions of empty members."""
 MAX_REST = 16 * 1024 * 1024
-"""Bytes of a layer's file after what its archive needs."""
+"""Bytes of a layer's file after the end of its archive."""
 
 
 class Blobs(Protocol):
-    """What an archive or a folder has by name."""
+    """The files of an archive or a directory by name."""
 
     def names(self) -> set[str]: ...
 
     def open(self, name: str) -> AbstractContextManager[Stream]:
-        """Raises Refused where there is no such file."""
+        """Open a file for reading.
+
+        :raises Refused: when it does not exist or is not a regular file
+        """
         ...
 
 
 class Documents:
-    """The small files of an archive that say what is in it. A few of them: lists of lists that
-    name each other would else be read 200 times 200 times 200 times."""
+    """The JSON documents that describe an image archive.
+
+    Their number is bounded. Otherwise three levels of indexes with 200 entries each would be read
+    200 * 200 * 200 times.
+    """
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -55,10 +66,13 @@ class Documents:
         return self._blobs.names()
 
     def read(self, name: str) -> bytes:
-        """One, whole. Raises Refused."""
+        """Return a whole document.
+
+        :raises Refused: when it does not exist, or a bound is exceeded
+        """
         self._left -= 1
         if self._left < 0:
-            raise Refused(f"more than {MAX_DOCUMENTS} documents say what is in it")
+            raise Refused(f"the image has more than {MAX_DOCUMENTS} documents")
         content = b""
         with self._blobs.open(name) as stream:
             while data := stream.read(CHUNK):
@@ -67,12 +81,12 @@ class Documents:
                     raise Refused(f"{show(name)} has more than {MAX_DOCUMENT} bytes")
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
-            raise Refused(f"documents of more than {MAX_DOCUMENT_BYTES} bytes say what is in it")
+            raise Refused(f"the documents of the image have more than {MAX_DOCUMENT_BYTES} bytes")
         return content
 
 
 class FolderBlobs:
-    """The files of a folder. Nothing outside of it is reached, whatever links it has."""
+    """The files of a directory. Symbolic links cannot lead out of it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -92,12 +106,12 @@ class FolderBlobs:
             os.close(folder)
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Refused(f"{show(name)} is no file")
+                raise Refused(f"{show(name)} is not a regular file")
             yield file
 
 
 class TarBlobs:
-    """The files of an archive that is on the disk as it is, not packed."""
+    """The files of an uncompressed tar archive on the disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -107,15 +121,15 @@ class TarBlobs:
         reader = TarReader(file)
         for count, entry in enumerate(reader):
             if count >= MAX_MEMBERS:
-                raise Refused(f"it has more than {MAX_MEMBERS} parts")
+                raise Refused(f"the archive has more than {MAX_MEMBERS} entries")
             if entry.kind is Kind.DIRECTORY:
                 continue
             if entry.name in self._places or entry.name in self._links:
-                raise Refused(f"there are two entries named {show(entry.name)}")
+                raise Refused(f"the archive has two entries named {show(entry.name)}")
             if entry.kind is Kind.FILE:
                 self._places[entry.name] = (reader.position, entry.size)
             elif entry.kind is Kind.SYMLINK:
-                # Docker's older archives have a layer that two images share once.
+                # Older Docker releases write a shared layer once, and link to it.
                 path = os.path.normpath(os.path.join(*entry.parts[:-1], entry.target))  # noqa: PTH118
                 self._links[entry.name] = path
             elif entry.kind is Kind.HARD_LINK:
@@ -129,13 +143,13 @@ class TarBlobs:
         for _ in range(MAX_LINKS):
             name = self._links.get(name, name)
         if name not in self._places:
-            raise Refused(f"it has no {show(name)}")
+            raise Refused(f"the archive has no file {show(name)}")
         start, size = self._places[name]
         self._file.seek(start)
-        yield _Part(self._file, size)
+        yield _Slice(self._file, size)
 
 
-class _Part:
+class _Slice:
     """The next ``size`` bytes of a file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -148,8 +162,8 @@ class _Part:
         return data
 
 
-class Checked:
-    """A stream whose bytes are counted and hashed as they are read."""
+class HashedStream:
+    """A stream that hashes its bytes as they are read."""
 
     def __init__(self, stream: Stream, algorithm: str) -> None:
         self._stream = stream
@@ -162,13 +176,16 @@ class Checked:
         self.size += len(data)
         return data
 
-    def drain(self) -> None:
-        """Read to the end, which is near. Raises Refused where it is not."""
+    def read_to_end(self) -> None:
+        """Read to the end.
+
+        :raises Refused: when more than MAX_REST bytes are left
+        """
         left = MAX_REST
         while data := self.read(CHUNK):
             left -= len(data)
             if left < 0:
-                raise Refused(f"more than {MAX_REST} bytes follow after the end of a layer")
+                raise Refused(f"a layer has more than {MAX_REST} bytes after its end")
 
     @property
     def digest(self) -> str:
@@ -176,30 +193,32 @@ class Checked:
 
 
 @contextmanager
-def unpacked(stream: Stream) -> Iterator[Stream]:
-    """``stream`` without its compression, which its first bytes tell. Raises Refused, also
-    in the block within."""
+def decompressed(stream: Stream) -> Iterator[Stream]:
+    """Decompress ``stream``: gzip, zstd, xz or bzip2 by its first bytes, otherwise as it is.
+
+    :raises Refused: also inside the block: when the data is damaged, truncated or a bomb
+    """
     start = _read_start(stream, 6)
     raw = _Raw(start, stream)
     whole = io.BufferedReader(cast(Any, raw), CHUNK)
-    opening = next((o for magic, o in _PACKED if start.startswith(magic)), None)
-    if opening is None:
+    open_format = next((o for magic, o in _FORMATS if start.startswith(magic)), None)
+    if open_format is None:
         yield whole
         return
     raw.limit = MAX_IDLE
     try:
-        with closing(opening(whole)) as found:
-            yield _Unpacking(found, raw)
+        with closing(open_format(whole)) as found:
+            yield _Decompressor(found, raw)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise Refused(f"it cannot be unpacked: {error}") from error
+        raise Refused(f"the archive cannot be decompressed: {error}") from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Refused(f"it cannot be unpacked: {error}") from error
+        raise Refused(f"the archive cannot be decompressed: {error}") from error
 
 
-def is_packed(start: bytes) -> bool:
-    return any(start.startswith(magic) for magic, _ in _PACKED)
+def is_compressed(start: bytes) -> bool:
+    return any(start.startswith(magic) for magic, _ in _FORMATS)
 
 
 def _read_start(stream: Stream, size: int) -> bytes:
@@ -209,22 +228,22 @@ def _read_start(stream: Stream, size: int) -> bytes:
     return start
 
 
-class _Unpacking:
-    """What unpacks a raw stream, and tells it when something has come out."""
+class _Decompressor:
+    """A decompressor. Each output resets the limit of the raw stream."""
 
-    def __init__(self, unpacking: Stream, raw: _Raw) -> None:
-        self._unpacking = unpacking
+    def __init__(self, stream: Stream, raw: _Raw) -> None:
+        self._stream = stream
         self._raw = raw
 
     def read(self, size: int, /) -> bytes:
-        data = self._unpacking.read(size)
+        data = self._stream.read(size)
         if data:
             self._raw.limit = MAX_IDLE
         return data
 
 
 class _Raw(io.RawIOBase):
-    """A stream with its first bytes put back. ``limit``: bytes that may be read from here on."""
+    """A stream with its first bytes put back. At most ``limit`` further bytes can be read."""
 
     def __init__(self, start: bytes, stream: Stream) -> None:
         self._start = start
@@ -240,7 +259,7 @@ class _Raw(io.RawIOBase):
         if self.limit is not None:
             self.limit -= len(data)
             if self.limit < 0:
-                raise Refused(f"{MAX_IDLE} bytes of it unpack to nothing")
+                raise Refused(f"{MAX_IDLE} compressed bytes in a row decompress to nothing")
         buffer[: len(data)] = data
         return len(data)
 
@@ -250,7 +269,7 @@ def _open_gzip(stream: Any) -> Any:
 
 
 def _open_zstd(stream: Any) -> Any:
-    """By Python's own module, from 3.14 on, or by the package zstandard."""
+    """Use Python's own module, from 3.14 on, or the package zstandard."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
 
@@ -261,14 +280,14 @@ def _open_zstd(stream: Any) -> Any:
         import zstandard  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise Refused(
-            "it is packed by zstd, which this Python cannot unpack",
-            "`python -m pip install zstandard`, or import it as it comes out of `zstd -d`.",
+            "the archive is compressed with zstd, which this Python cannot decompress",
+            "`python -m pip install zstandard`, or decompress the archive first: `zstd -d FILE`.",
         ) from None
     return _Zstandard(zstandard, stream)
 
 
 class _Zstandard:
-    """A reader of the package, with its errors as EOFError, like those of the others."""
+    """A reader of the package. Its errors become EOFError, like those of the other formats."""
 
     def __init__(self, package: Any, stream: Any) -> None:
         self._error = package.ZstdError
@@ -286,37 +305,37 @@ class _Zstandard:
 
 
 class _Xz:
-    """As lzma.LZMAFile, with an end to the memory that an archive may ask for."""
+    """Like lzma.LZMAFile, with a bound on the memory."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._new()
+        self._reset()
 
-    def _new(self) -> None:
-        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    def _reset(self) -> None:
+        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
 
     def read(self, size: int, /) -> bytes:
         packed = b""
         while True:
-            if self._unpack.eof:
-                packed = (self._unpack.unused_data or self._stream.read(CHUNK)).lstrip(b"\0")
+            if self._decompressor.eof:
+                packed = (self._decompressor.unused_data or self._stream.read(CHUNK)).lstrip(b"\0")
                 if not packed:
                     return b""
-                self._new()
-            elif self._unpack.needs_input:
+                self._reset()
+            elif self._decompressor.needs_input:
                 packed = self._stream.read(CHUNK)
                 if not packed:
-                    raise EOFError("it is cut off")
-            data = self._unpack.decompress(packed, size)
+                    raise EOFError("the data is truncated")
+            data = self._decompressor.decompress(packed, size)
             packed = b""
             if data:
                 return data
 
     def close(self) -> None:
-        """There is nothing to close but the stream, which is its owner's."""
+        """Do nothing: the caller closes the stream."""
 
 
-_PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+_FORMATS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", _open_gzip),
     (b"\x28\xb5\x2f\xfd", _open_zstd),
     (b"\xfd7zXZ\0", _Xz),

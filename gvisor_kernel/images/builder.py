@@ -1,7 +1,7 @@
-"""Building the images whose Dockerfiles come with this package, with Docker or, without, buildah.
+"""Build the images whose Dockerfiles come with this package, with Docker or buildah.
 
-One builds upon another (``ARG BASE=gvisor-kernel/NAME``), and the first upon a distribution: one
-that a registry has, or a file that ``mmdebstrap`` makes of the distribution's packages.
+Each image is built on another one (``ARG BASE=gvisor-kernel/NAME``), the first one on a
+distribution: an image of a registry, or a file that ``mmdebstrap`` makes from packages.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images.engines import answers, is_reference
+from gvisor_kernel.images.engines import is_reference, is_running
 
 PREFIX = "gvisor-kernel/"
 DISTRIBUTION = "distribution"
-"""What the first image is built upon is called, where it is made of a file."""
+"""Name of the first image's base if it is made from a file."""
 SUITE = "trixie"
 CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE")
-"""Variables that name the certificates that this machine trusts, behind some proxies its own."""
+"""Variables that name the file of CA certificates of this machine. Some proxies need their own."""
 
 _BASE = re.compile(r"^ARG BASE=(\S+)$", re.MULTILINE)
 
 
 def find_dockerfiles() -> Path:
-    """The folder with a folder for each image. Raises RootImageError."""
+    """Return the folder that contains a folder for each image.
+
+    :raises RootImageError: when the installation has none
+    """
     package = Path(__file__).parent.parent
     for folder in (package / "images_data", package.parent / "images"):
         if (folder / "base" / "Dockerfile").is_file():
@@ -40,14 +43,17 @@ def find_dockerfiles() -> Path:
 
 
 def find_chain(name: str) -> list[Path]:
-    """The folders of the images to build, the first one first. Raises RootImageError."""
+    """Return the folders of ``name`` and of its bases, in the order in which they are built.
+
+    :raises RootImageError: when there is no Dockerfile for one of them
+    """
     folder = find_dockerfiles()
     names = sorted(path.parent.name for path in folder.glob("*/Dockerfile"))
     chain: list[Path] = []
     while True:
         if name not in names:
             raise RootImageError(
-                f"There is no Dockerfile of an image {name!r}.",
+                f"There is no Dockerfile for an image {name!r}.",
                 f"choose one of {', '.join(names)}.",
             )
         chain.insert(0, folder / name)
@@ -58,7 +64,10 @@ def find_chain(name: str) -> list[Path]:
 
 
 def find_base(folder: Path) -> str:
-    """What the Dockerfile in ``folder`` builds upon unless it is told otherwise."""
+    """Return the default base of the Dockerfile in ``folder``.
+
+    :raises RootImageError: when it names none
+    """
     found = _BASE.search((folder / "Dockerfile").read_text())
     if found is None:
         raise RootImageError(f"{folder / 'Dockerfile'} has no line ARG BASE=….")
@@ -67,7 +76,7 @@ def find_base(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Builder:
-    """A program that builds. ``prefix``: of the names of images that it has made itself."""
+    """A program that builds images. It puts ``prefix`` before the names of local images."""
 
     program: str
     prefix: str
@@ -78,7 +87,7 @@ class Builder:
     def build_argv(self, folder: Path, base: str | None, certificates: str | None) -> list[str]:
         argv = [self.program, "build", "--tag", self.tag(folder.name)]
         if self.program == "buildah":
-            # Needs no container runtime, nor more rights than a user namespace gives.
+            # With chroot it needs no container runtime, and only the rights of a user namespace.
             argv += ["--isolation", "chroot", "--layers", *_ulimits()]
         if base is not None:
             argv += ["--build-arg", f"BASE={base}"]
@@ -98,10 +107,12 @@ class Builder:
         return ["docker", "image", "save", "--output", str(file), self.tag(name)]
 
     def has(self, name: str) -> bool:
-        """Whether it has an image of ours already."""
-        what = ["inspect", "--type", "image"] if self.program == "buildah" else ["image", "inspect"]
+        """Return whether the builder has an image of this package already."""
+        command = (
+            ["inspect", "--type", "image"] if self.program == "buildah" else ["image", "inspect"]
+        )
         done = subprocess.run(
-            [self.program, *what, self.tag(name)],
+            [self.program, *command, self.tag(name)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -109,8 +120,11 @@ class Builder:
         )
         return done.returncode == 0
 
-    def take(self, archive: Path) -> str:
-        """Make an image of a root file system's archive; its name. Raises RootImageError."""
+    def import_root(self, archive: Path) -> str:
+        """Make the image DISTRIBUTION from the archive of a root file system. Return its name.
+
+        :raises RootImageError: when the program fails
+        """
         tag = self.tag(DISTRIBUTION)
         if self.program == "docker":
             run(["docker", "import", str(archive), tag])
@@ -125,28 +139,31 @@ class Builder:
 
 
 def _ulimits() -> list[str]:
-    """This process's own limits: buildah would ask for more, and root may not give them here."""
+    """Return options with the limits of this process. buildah's defaults may exceed them."""
     found = []
     for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
-        most = resource.getrlimit(number)[1]
-        found += ["--ulimit", f"{name}={most}:{most}"]
+        limit = resource.getrlimit(number)[1]
+        found += ["--ulimit", f"{name}={limit}:{limit}"]
     return found
 
 
 def find_builder() -> Builder:
-    """Docker where an engine is up, else buildah. Raises RootImageError."""
-    if shutil.which("docker") is not None and answers("docker"):
+    """Return Docker if its engine is running, otherwise buildah.
+
+    :raises RootImageError: when neither can be used
+    """
+    if shutil.which("docker") is not None and is_running("docker"):
         return Builder("docker", "")
     if shutil.which("buildah") is None:
         raise RootImageError(
-            "Neither a Docker engine nor buildah is here to build an image.",
-            "`sudo apt-get install buildah uidmap`; or start Docker.",
+            "Building an image needs a running Docker engine or buildah; there is neither.",
+            "`sudo apt-get install buildah uidmap`, or start Docker.",
         )
     if os.geteuid() != 0 and not _has_subordinate_ids():
         raise RootImageError(
             "buildah needs subordinate uids and gids to build as an ordinary user.",
-            "`sudo usermod --add-subuids 200000-265535 --add-subgids 200000-265535 $USER`; or"
-            " build it elsewhere, and import the file.",
+            "`sudo usermod --add-subuids 200000-265535 --add-subgids 200000-265535 $USER`, or"
+            " build the image on another machine, and import the file.",
         )
     return Builder("buildah", "localhost/")
 
@@ -163,35 +180,39 @@ def _has_subordinate_ids() -> bool:
 
 
 def bootstrap(suite: str, file: Path) -> None:
-    """Write the root file system of a Debian or Ubuntu release to ``file``, of its packages alone.
+    """Write the root file system of a Debian or Ubuntu release to ``file``, from its packages.
 
-    Raises RootImageError.
+    Blocks, for about a minute.
+
+    :raises RootImageError: when ``suite`` is not a valid name, or mmdebstrap is missing or fails
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", suite):
         raise RootImageError(
-            f"{suite!r} is the name of no release.", f"give one such as {SUITE}, or noble."
+            f"{suite!r} is not the name of a release.", f"give a name such as {SUITE} or noble."
         )
     if shutil.which("mmdebstrap") is None:
         raise RootImageError(
             "The program mmdebstrap is not installed.", "`sudo apt-get install mmdebstrap uidmap`."
         )
-    # Device nodes cannot be made by an ordinary user, nor are they needed.
+    # An ordinary user cannot create device nodes, and they are not needed.
     run(["mmdebstrap", "--variant=minbase", "--skip=output/dev", suite, str(file)])
 
 
 def build(
     builder: Builder, name: str, *, base: str | None, archive: Path | None, file: Path
 ) -> Iterator[str]:
-    """Build the image ``name``, with those that it builds upon if they are missing, into ``file``.
+    """Build the image ``name``, and its bases if they are missing, and save it to ``file``.
 
-    ``base``: a reference for the first, ``archive``: a root file system for it. Yields the name of
-    each when it begins. Raises RootImageError.
+    ``base`` is the reference of another base for the first image, ``archive`` a root file system to
+    make that base from. Yields the name of each image before it is built. Blocks.
+
+    :raises RootImageError: when a program fails
     """
     chain = find_chain(name)
     certificates = next((os.environ[v] for v in CERTIFICATES if os.environ.get(v)), None)
     if archive is not None:
         yield DISTRIBUTION
-        base = builder.take(archive)
+        base = builder.import_root(archive)
     elif base is None:
         while len(chain) > 1 and builder.has(chain[-2].name):
             base = builder.tag(chain[-2].name)
@@ -204,27 +225,38 @@ def build(
 
 
 def check_base(text: str) -> str:
+    """Return ``text``.
+
+    :raises RootImageError: when it is not a reference of an image
+    """
     if not is_reference(text):
         raise RootImageError(
-            f"{text!r} is no name of an image.", "give one such as debian:13-slim."
+            f"{text!r} is not the name of an image.", "give a name such as debian:13-slim."
         )
     return text
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run a program whose output is for the person who waits. Raises RootImageError."""
-    # Output on standard error: it is progress, and standard output is for the result.
+    """Run a program and show its output.
+
+    :raises RootImageError: when it fails
+    """
+    # The output is progress, so it goes to standard error. Standard output is for the result.
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=2, check=False)
     if done.returncode:
         raise RootImageError(
-            f"{argv[0]} ended with status {done.returncode}.", "what it wrote above says why."
+            f"{argv[0]} ended with status {done.returncode}.", "see its output above."
         )
 
 
 def read(argv: Sequence[str]) -> str:
+    """Run a program and return its standard output.
+
+    :raises RootImageError: when it fails
+    """
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise RootImageError(
-            f"{argv[0]} ended with status {done.returncode}.", "what it wrote above says why."
+            f"{argv[0]} ended with status {done.returncode}.", "see its output above."
         )
     return done.stdout.decode(errors="replace").strip()

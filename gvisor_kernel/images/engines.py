@@ -1,4 +1,4 @@
-"""Images that Docker or Podman has: saved to a file, which is then imported as any other."""
+"""Images of Docker or Podman, saved to a file that is then imported like any other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gvisor_kernel.errors import RootImageError
 
 PROGRAMS = ("docker", "podman")
 ASK_SECONDS = 3.0
-"""How long an engine may take to say that it is there."""
+"""How long an engine may take to answer that it is running."""
 
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
@@ -21,13 +21,17 @@ def is_reference(text: str) -> bool:
 
 
 def save_image(reference: str, path: Path) -> None:
-    """Let an engine write its image ``reference`` to ``path``. Raises RootImageError."""
+    """Save the image ``reference`` of Docker or Podman to ``path``. Blocks, for minutes if it is
+    large.
+
+    :raises RootImageError: when no engine answers, or it cannot save the image
+    """
     if not is_reference(reference):
         raise RootImageError(
-            f"{reference!r} is neither a file, nor a folder, nor the name of an image.",
-            "give the path of one that exists, or a name such as docker shows it.",
+            f"{reference!r} is neither a file, nor a directory, nor the name of an image.",
+            "give the path of an existing file or directory, or a name from `docker image ls`.",
         )
-    program = find_engine(f"{reference} is no file, and as the name of an image")
+    program = find_engine(reference)
     with path.open("wb") as file:
         done = subprocess.run(
             [program, "image", "save", reference],
@@ -37,37 +41,42 @@ def save_image(reference: str, path: Path) -> None:
             check=False,
         )
     if done.returncode:
-        words = done.stderr.decode(errors="replace").strip()[-1000:]
+        output = done.stderr.decode(errors="replace").strip()[-1000:]
         raise RootImageError(
             f"{program} cannot save the image {reference}.",
-            f"see which it has: {program} image ls; get it: {program} pull {reference}",
-            words,
+            f"list its images: {program} image ls; get this one: {program} pull {reference}",
+            output,
         )
 
 
-def find_engine(wanted: str) -> str:
-    """The program of an engine that answers. Raises RootImageError, beginning with ``wanted``."""
-    silent = []
+def find_engine(reference: str) -> str:
+    """Return the program of an engine that answers. ``reference`` is for the message.
+
+    :raises RootImageError: when no engine answers
+    """
+    not_running = []
     for program in PROGRAMS:
         if shutil.which(program) is None:
             continue
-        if answers(program):
+        if is_running(program):
             return program
-        silent.append(program)
-    if silent:
+        not_running.append(program)
+    if not_running:
         raise RootImageError(
-            f"{wanted} it would have to come from {silent[0]}, whose engine does not answer.",
-            "start it, and see that you may use it: `docker info`. Or save the image where one"
-            " runs, and import that file: `docker image save NAME -o FILE`.",
+            f"{reference} is not a file, and the engine of {not_running[0]} does not answer, so it"
+            " could not be asked for an image of that name.",
+            f"start the engine, and check that you may use it: `{not_running[0]} info`. Or save the"
+            " image where an engine runs, and import that file: `docker image save NAME -o FILE`.",
         )
     raise RootImageError(
-        f"{wanted} it would have to come from Docker or Podman, and neither is installed.",
-        "give a file or folder that exists; docs/images.md says of what kind.",
+        f"{reference} is not a file, and neither Docker nor Podman is installed to get an image of"
+        " that name.",
+        "give an existing file or directory; see docs/images.md for what can be imported.",
     )
 
 
-def answers(program: str) -> bool:
-    """Whether the engine behind ``program`` is up. A few seconds at most."""
+def is_running(program: str) -> bool:
+    """Return whether the engine of ``program`` is running. Blocks for at most ASK_SECONDS."""
     try:
         done = subprocess.run(
             [program, "version"],

@@ -1,7 +1,6 @@
-"""What image archives say of themselves: OCI layouts, and what ``docker save`` writes.
+"""The documents of image archives: OCI layouts, and archives of ``docker save``.
 
-Documents of strangers: each is bounded, its digest is checked, and what is taken of it has the
-type that it should have.
+They are untrusted: sizes are bounded, digests and types are checked.
 
 https://github.com/opencontainers/image-spec/blob/main/image-layout.md
 """
@@ -19,14 +18,15 @@ from typing import Any, TypeAlias
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.tar import Stream, show
-from gvisor_kernel.images.blobs import MAX_DOCUMENT, Blobs, Checked, Documents, unpacked
+from gvisor_kernel.images.blobs import MAX_DOCUMENT, Blobs, Documents, HashedStream, decompressed
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_LAYERS = 500
-"""Docker has at most 127."""
+"""Layers of an image. Docker allows 127."""
 MAX_INDEX_DEPTH = 3
 MAX_MANIFESTS = 200
 MAX_ENVIRONMENT = 64 * 1024
+"""Bytes of all environment variables of an image."""
 
 ARCHITECTURES = {
     "x86_64": "amd64",
@@ -36,27 +36,27 @@ ARCHITECTURES = {
     "riscv64": "riscv64",
     "s390x": "s390x",
 }
-"""What images call what ``uname -m`` says."""
+"""The names of images for the machines of ``uname -m``."""
 
 _REFERENCES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-Reading: TypeAlias = Callable[[], "Manifest"]
+ReadManifest: TypeAlias = Callable[[], "Manifest"]
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """``name`` in the archive; ``digest`` of the file, where it is known, and of what it unpacks
-    to: both with their algorithm before them."""
+    """A layer: its file ``name`` in the archive, and the digests of that file (if known) and of the
+    uncompressed tar archive. A digest begins with its algorithm."""
 
     name: str
     digest: str | None
-    unpacked_digest: str
+    plain_digest: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """An image of an archive."""
+    """One image of an archive."""
 
     reference: str
     config_digest: str
@@ -66,25 +66,29 @@ class Manifest:
 
 @contextmanager
 def open_layer(blobs: Blobs, layer: Layer) -> Iterator[Stream]:
-    """A layer's tar archive, which is to be read to its end within. Raises Refused, there
-    too, where it is not the one that the image names."""
+    """Open the uncompressed tar archive of a layer. The caller reads it to its end in the block.
+
+    :raises Refused: also inside the block: when the layer is missing, damaged, or does not match
+        its digests
+    """
     with blobs.open(layer.name) as stream:
-        outer = Checked(stream, (layer.digest or "sha256:").partition(":")[0])
-        with unpacked(outer) as unpacking:
-            inner = Checked(unpacking, layer.unpacked_digest.partition(":")[0])
+        outer = HashedStream(stream, (layer.digest or "sha256:").partition(":")[0])
+        with decompressed(outer) as plain:
+            inner = HashedStream(plain, layer.plain_digest.partition(":")[0])
             yield inner
-            inner.drain()
-        outer.drain()
-    found = ((layer.digest, outer.digest), (layer.unpacked_digest, inner.digest))
+            inner.read_to_end()
+        outer.read_to_end()
+    found = ((layer.digest, outer.digest), (layer.plain_digest, inner.digest))
     for stated, digest in found:
         if stated is not None and stated.partition(":")[2] != digest:
-            raise Refused(f"the layer {show(layer.name)} is not the one that it should be")
+            raise Refused(f"the layer {show(layer.name)} does not match its digest")
 
 
 def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
-    """The image called ``reference``, or the only one. None where this is no archive of images.
+    """Read the image called ``reference``, or the only one. Return None if this is not an image
+    archive.
 
-    Raises Refused.
+    :raises Refused: when a document is damaged, or there is not exactly one such image
     """
     documents = Documents(blobs)
     names = documents.names()
@@ -98,46 +102,46 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
     if not fitting:
         called = ", ".join(show(name) for name, _ in found[:10]) or "none for this machine"
         raise Refused(
-            f"it has no image {reference or 'for ' + _architecture()}",
-            f"the images in it: {called}.",
+            f"the archive has no image {reference or 'for ' + _architecture()}",
+            f"it has these images: {called}.",
         )
     if len(fitting) > 1:
         called = ", ".join(show(name) for name, _ in fitting[:10])
-        raise Refused(f"it has several images: {called}", "say which with --reference.")
+        raise Refused(f"the archive has several images: {called}", "choose one with --reference.")
     return fitting[0][1]()
 
 
 # OCI layouts.
 
 
-def _read_layout(documents: Documents) -> Iterator[tuple[str, Reading]]:
-    """Reference of each image that runs here, and what reads it."""
+def _read_layout(documents: Documents) -> Iterator[tuple[str, ReadManifest]]:
+    """Yield the reference of each image for this machine, and a function that reads it."""
     layout = _parse(documents.read("oci-layout"), "oci-layout")
     if not str(layout.get("imageLayoutVersion", "")).startswith("1."):
-        raise Refused("it is an OCI layout of an unknown version")
+        raise Refused("the OCI layout has an unknown version")
     index = _parse(documents.read("index.json"), "index.json")
-    for count, (reference, descriptor) in enumerate(_manifests(documents, index, "", 0)):
+    for count, (reference, descriptor) in enumerate(_find_manifests(documents, index, "", 0)):
         if count >= MAX_MANIFESTS:
-            raise Refused(f"it has more than {MAX_MANIFESTS} images")
+            raise Refused(f"the archive has more than {MAX_MANIFESTS} images")
         yield reference, partial(_read_oci, documents, reference, descriptor)
 
 
-def _manifests(
+def _find_manifests(
     documents: Documents, index: Mapping[str, Any], reference: str, depth: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if depth > MAX_INDEX_DEPTH:
-        raise Refused("its lists of images are nested too deep")
-    for descriptor in _list(index, "manifests")[:MAX_MANIFESTS]:
+        raise Refused(f"the index documents are nested more than {MAX_INDEX_DEPTH} levels deep")
+    for descriptor in _get_list(index, "manifests")[:MAX_MANIFESTS]:
         if not isinstance(descriptor, dict):
-            raise Refused("its list of images is damaged")
+            raise Refused("an index document is damaged")
         annotations = descriptor.get("annotations")
         annotations = annotations if isinstance(annotations, dict) else {}
         named = next((str(annotations[n]) for n in _REFERENCES if n in annotations), reference)
         kind = str(descriptor.get("mediaType", ""))
         if "index" in kind or "manifest.list" in kind:
-            below = _parse(_read_blob(documents, descriptor), "a list of images")
-            yield from _manifests(documents, below, named, depth + 1)
-        elif _runs_here(descriptor.get("platform")):
+            below = _parse(_read_blob(documents, descriptor), "an index document")
+            yield from _find_manifests(documents, below, named, depth + 1)
+        elif _fits_machine(descriptor.get("platform")):
             yield named, descriptor
 
 
@@ -145,22 +149,22 @@ def _read_oci(documents: Documents, reference: str, descriptor: Mapping[str, Any
     manifest = _parse(_read_blob(documents, descriptor), "a manifest")
     config = manifest.get("config")
     if not isinstance(config, dict):
-        raise Refused("its manifest names no configuration")
+        raise Refused("the manifest has no configuration")
     layers = []
-    for layer in _list(manifest, "layers"):
+    for layer in _get_list(manifest, "layers"):
         if not isinstance(layer, dict) or "tar" not in str(layer.get("mediaType", "")):
-            raise Refused("a layer of it is no tar archive")
+            raise Refused("a layer is not a tar archive")
         if "encrypted" in str(layer["mediaType"]):
-            raise Refused("a layer of it is encrypted")
-        digest = _digest(layer)
+            raise Refused("a layer is encrypted")
+        digest = _get_digest(layer)
         layers.append((_blob_name(digest), digest))
-    return _finish(reference, _digest(config), _read_blob(documents, config), layers)
+    return _make_manifest(reference, _get_digest(config), _read_blob(documents, config), layers)
 
 
-def _digest(descriptor: Mapping[str, Any]) -> str:
+def _get_digest(descriptor: Mapping[str, Any]) -> str:
     digest = descriptor.get("digest")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise Refused(f"a digest in it is none: {show(str(digest))}")
+        raise Refused(f"{show(str(digest))} is not a valid digest")
     return digest
 
 
@@ -170,24 +174,24 @@ def _blob_name(digest: str) -> str:
 
 
 def _read_blob(documents: Documents, descriptor: Mapping[str, Any]) -> bytes:
-    digest = _digest(descriptor)
+    digest = _get_digest(descriptor)
     content = documents.read(_blob_name(digest))
     algorithm, _, digits = digest.partition(":")
     if hashlib.new(algorithm, content).hexdigest() != digits:
-        raise Refused(f"{digest[:19]}… in it is not what its digest says")
+        raise Refused(f"the blob {digest[:19]}… does not match its digest")
     return content
 
 
 # Docker's archives.
 
 
-def _read_docker(documents: Documents) -> Iterator[tuple[str, Reading]]:
+def _read_docker(documents: Documents) -> Iterator[tuple[str, ReadManifest]]:
     images = _parse_any(documents.read("manifest.json"), "manifest.json")
     if not isinstance(images, list) or len(images) > MAX_MANIFESTS:
-        raise Refused("its manifest.json is damaged")
+        raise Refused("manifest.json is damaged")
     for image in images:
         if not isinstance(image, dict) or not isinstance(image.get("Config"), str):
-            raise Refused("its manifest.json is damaged")
+            raise Refused("manifest.json is damaged")
         tags = [str(tag) for tag in image.get("RepoTags") or []]
         for tag in tags[:MAX_MANIFESTS] if len(images) > 1 or len(tags) == 1 else [""]:
             yield tag, partial(_read_docker_image, documents, tag, image)
@@ -198,36 +202,40 @@ def _read_docker_image(documents: Documents, reference: str, image: Mapping[str,
     digest = hashlib.sha256(content).hexdigest()
     named = re.search(r"([0-9a-f]{64})(?:\.json)?$", image["Config"])
     if named is not None and named[1] != digest:
-        raise Refused("its configuration is not what its digest says")
+        raise Refused("the configuration does not match its digest")
     layers: list[tuple[str, str | None]] = []
-    for name in _list(image, "Layers"):
+    for name in _get_list(image, "Layers"):
         if not isinstance(name, str):
-            raise Refused("its manifest.json is damaged")
+            raise Refused("manifest.json is damaged")
         blob = re.fullmatch(r"blobs/sha256/([0-9a-f]{64})", name)
         layers.append((name, f"sha256:{blob[1]}" if blob else None))
-    return _finish(reference, f"sha256:{digest}", content, layers)
+    return _make_manifest(reference, f"sha256:{digest}", content, layers)
 
 
 # Both.
 
 
-def _finish(
+def _make_manifest(
     reference: str, digest: str, content: bytes, layers: Sequence[tuple[str, str | None]]
 ) -> Manifest:
-    config = _parse(content, "its configuration")
+    config = _parse(content, "the configuration")
     platform = {"os": config.get("os", "linux"), "architecture": config.get("architecture")}
-    if not _runs_here(platform):
+    if not _fits_machine(platform):
         raise Refused(
-            f"it is for {show(str(platform['os']))} on {show(str(platform['architecture']))}",
-            f"get the one for linux on {_architecture()}.",
+            f"the image is for {show(str(platform['os']))} on"
+            f" {show(str(platform['architecture']))}",
+            f"get the image for linux on {_architecture()}.",
         )
     rootfs = config.get("rootfs")
-    unpacked_digests = _list(rootfs if isinstance(rootfs, dict) else {}, "diff_ids")
-    if len(unpacked_digests) != len(layers) or len(layers) > MAX_LAYERS:
-        raise Refused(f"it has {len(layers)} layers, and its configuration {len(unpacked_digests)}")
+    plain_digests = _get_list(rootfs if isinstance(rootfs, dict) else {}, "diff_ids")
+    if len(plain_digests) != len(layers) or len(layers) > MAX_LAYERS:
+        raise Refused(
+            f"the manifest has {len(layers)} layers (at most {MAX_LAYERS} are allowed), and the"
+            f" configuration lists {len(plain_digests)}"
+        )
     found = tuple(
-        Layer(name, packed, _digest({"digest": inner}))
-        for (name, packed), inner in zip(layers, unpacked_digests, strict=True)
+        Layer(name, packed, _get_digest({"digest": inner}))
+        for (name, packed), inner in zip(layers, plain_digests, strict=True)
     )
     settings = config.get("config")
     environment = read_environment(settings if isinstance(settings, dict) else {})
@@ -235,15 +243,18 @@ def _finish(
 
 
 def read_environment(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The variables that an image sets. Raises Refused."""
+    """Return the environment variables that an image sets.
+
+    :raises Refused: when one of them is not valid, or they are too large together
+    """
     found: dict[str, str] = {}
-    for item in _list(settings, "Env"):
+    for item in _get_list(settings, "Env"):
         name, equals, value = str(item).partition("=")
         if not equals or not _VARIABLE.fullmatch(name) or not _is_value(value):
-            raise Refused(f"it sets a variable {show(str(item))}, which is none")
+            raise Refused(f"the environment variable {show(str(item))} is not valid")
         found[name] = value
     if sum(len(name) + len(value.encode()) + 2 for name, value in found.items()) > MAX_ENVIRONMENT:
-        raise Refused(f"its environment has more than {MAX_ENVIRONMENT} bytes")
+        raise Refused(f"the environment has more than {MAX_ENVIRONMENT} bytes")
     return found
 
 
@@ -251,7 +262,7 @@ def _is_value(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
-def _runs_here(platform: Any) -> bool:
+def _fits_machine(platform: Any) -> bool:
     if not isinstance(platform, dict):
         return True
     system, machine = platform.get("os", "linux"), platform.get("architecture")
@@ -263,12 +274,12 @@ def _architecture() -> str:
     return ARCHITECTURES.get(machine, machine)
 
 
-def _list(document: Mapping[str, Any], name: str) -> list[Any]:
+def _get_list(document: Mapping[str, Any], name: str) -> list[Any]:
     value = document.get(name)
     if value is None:
         return []
     if not isinstance(value, list):
-        raise Refused(f"{name} in it is no list")
+        raise Refused(f"{name} is not a list")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What an image in the store is, and what its root file system holds, without running any of it."""
+"""An image in the store, and what its root file system contains, without running any of it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Inside:
-    """What the image's own Python said in a sandbox. ``modules``: names that it can import.
+    """What the image's own Python reported in a sandbox. It is untrusted.
 
-    ``packages``: the versions of some.
+    ``modules`` are the names that can be imported, ``packages`` the versions of some packages.
     """
 
     version: str
@@ -33,10 +33,11 @@ class Inside:
 
 @dataclass(frozen=True)
 class RootImage:
-    """An image in the store. ``digest`` names it; ``names`` are what people call it.
+    """An image in the store, identified by ``digest``.
 
-    ``environment``: what its maker set for programs in it. ``source``: text for people. ``inside``:
-    None where nobody has looked yet. ``size`` in bytes of the disk.
+    ``environment`` are the variables that the image sets. ``source`` says where it is from.
+    ``inside`` is None until its Python was asked. ``size`` is in bytes on the disk, ``created`` in
+    seconds since the epoch.
     """
 
     digest: str
@@ -52,44 +53,48 @@ class RootImage:
 
     @property
     def tree(self) -> Path:
-        """The root file system. Nobody writes to it."""
+        """The directory of the root file system. Nothing writes to it."""
         return self.directory / "tree"
 
     @property
     def called(self) -> str:
+        """The first name, or else the beginning of the digest, for messages."""
         return self.names[0] if self.names else self.digest[:12]
 
     @property
     def path(self) -> tuple[str, ...]:
-        """Where programs are looked for."""
+        """The directories in which programs are searched for."""
         folders = self.environment.get("PATH", "").split(":")
         return tuple(f for f in folders if f.startswith("/")) or DEFAULT_PATH
 
     @property
     def python(self) -> str | None:
-        """The path of the interpreter that runs the sandbox and, if need be, the kernel."""
+        """The path of the interpreter for a sandbox's PID 1 and for Python kernels, or None."""
         return self.find_program("python3")
 
     def find_program(self, name: str) -> str | None:
-        """Where a program is, as a shell in the image would find it."""
+        """Return the path of a program, as a shell in the image would find it; None if missing."""
         with _opened(self.tree) as root:
             places = [name] if "/" in name else [f"{folder}/{name}" for folder in self.path]
             return next((place for place in places if is_program(root, place)), None)
 
     def present(self, paths: Sequence[str]) -> frozenset[str]:
-        """Those of ``paths`` that lead to something."""
+        """Return those of ``paths`` that exist."""
         with _opened(self.tree) as root:
             return frozenset(path for path in paths if stat_in(root, path) is not None)
 
     # -- what a kernel needs ---------------------------------------------------------------------
 
     def need_python(self) -> str:
-        """The interpreter's path. Raises LaunchError where there is none that can be used."""
+        """Return the path of the image's interpreter.
+
+        :raises LaunchError: when the image has none, or an older one than OLDEST_PYTHON
+        """
         python = self.python
         if python is None:
             raise LaunchError(
                 f"The image {self.called} has no python3 in {':'.join(self.path)}.",
-                "add Python 3.9 or newer to it, which also runs the sandbox of kernels in other"
+                "add Python 3.9 or newer to it: it also runs the sandbox of kernels in other"
                 " languages; see docs/images.md.",
             )
         version = self.inside.version if self.inside is not None else ""
@@ -97,15 +102,18 @@ class RootImage:
         if numbers and numbers < OLDEST_PYTHON:
             raise LaunchError(
                 f"The image {self.called} has Python {version}.",
-                "it has to be 3.9 or newer: put a newer python3 first in its PATH.",
+                "install Python 3.9 or newer in it, and put it first in the image's PATH.",
             )
         return python
 
     def need_kernel(self, argv: Sequence[str], remedies: Mapping[str, str] = NOTHING) -> None:
-        """Raise LaunchError where what ``argv`` starts is not there; empty: ipykernel.
+        """Check that the image has the program and the module that ``argv`` starts; if it is empty,
+        ipykernel.
 
-        What nobody has looked for yet counts as there. ``remedies``: how one comes to a program or
-        a module, by its name.
+        Modules are not checked until the image's Python was asked. ``remedies`` says by name how to
+        add a program.
+
+        :raises LaunchError: when something is missing
         """
         if not argv:
             for name in KERNEL_MODULES:

@@ -1,4 +1,4 @@
-"""The digest of a root file system: what names an image, and by which it is found unchanged."""
+"""The digest of a root file system. It identifies an image and shows whether it has changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gvisor_kernel.archive.tar import CHUNK
 
 @dataclass(frozen=True)
 class Measure:
-    """``digest``: SHA-256 in hexadecimal digits. ``size``: bytes on the disk."""
+    """``digest`` is SHA-256 in hexadecimal digits, ``size`` is in bytes on the disk."""
 
     digest: str
     size: int
@@ -23,10 +23,13 @@ class Measure:
 
 
 def measure_tree(directory: Path, environment: Mapping[str, str]) -> Measure:
-    """What is in ``directory``, with the environment that belongs to it, reduced to a digest.
+    """Compute the digest and the size of a root file system. Reads every file. Blocks.
 
-    Names, kinds, modes, contents and where links lead count, and of files when they changed, which
-    Python's compiled modules depend on; owners and inodes do not. Raises OSError.
+    The digest covers the environment, and names, kinds, modes, contents and link targets of all
+    files, and the modification times of regular files, because compiled Python modules depend on
+    them. Owners and inodes are not covered.
+
+    :raises OSError: when a file cannot be read
     """
     total = hashlib.sha256(json.dumps(dict(environment), sort_keys=True).encode())
     contents: dict[tuple[int, int], str] = {}

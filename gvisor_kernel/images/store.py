@@ -1,16 +1,16 @@
-"""Where images are kept: one private directory a user, one directory in it for each image.
+"""The store of images: one private directory per user, with one directory for each image.
 
     root-images/                  0700
-      lock                        held while images come and go
-      names/<name>                the digest of the image that is called so
+      lock                        locked while names change
+      names/<name>                the digest of the image that has this name
       <digest>/  image.json       written last
-                 inside.json      what its Python said, once somebody has looked
-                 tree/            the root file system; nobody writes to it
+                 inside.json      what its Python reported, if it was asked
+                 tree/            the root file system; nothing writes to it
       new-<random>/               being written, as long as its lock is held
       gone-<random>/              being removed
 
-What half exists has another name and does not count. An image is in its place in one step, when
-all of it is on the disk.
+An image gets its name in one step, after all of it was written to the disk. Incomplete ones have
+other names and are ignored.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from gvisor_kernel.images.inspection import Inside, RootImage
 
 FORMAT = 1
 MAX_DOCUMENT = 4 * 1024 * 1024
+"""Bytes of image.json and of inside.json."""
 MAX_DIGEST = 64
 MIN_DIGITS = 6
-"""Of a digest that stands for an image."""
+"""Digits at the beginning of a digest that are enough to find an image."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -54,13 +55,17 @@ class Draft:
 
     @property
     def scratch(self) -> Path:
-        """For files that are needed on the way."""
+        """The directory for temporary files of the import."""
         return self.directory / "scratch"
 
 
 class Store:
-    """The images of this user, shared by all of the user's processes. All methods raise
-    RootImageError, and none is for an event loop but ``find``.
+    """The images of this user, shared by all of the user's processes.
+
+    All methods but ``find`` may block for seconds: do not call them from an event loop.
+
+    :raises RootImageError: (``open``, ``find``, ``remove``) see there
+    :raises OSError: (methods that write) when the directory cannot be used
     """
 
     def __init__(self, root: Path) -> None:
@@ -68,9 +73,12 @@ class Store:
 
     @classmethod
     def open(cls) -> Store:
-        """This user's, made if need be. Raises RootImageError where it is not private."""
+        """Open the store of this user; create it if it does not exist.
+
+        :raises RootImageError: when its directory is not private to this user
+        """
         data = user_data_path("gvisor-kernel")
-        fix = "let it be a directory of yours alone, or let XDG_DATA_HOME name another place."
+        fix = "make it a directory that only you can access, or set XDG_DATA_HOME to another place."
         root = data / "root-images"
         try:
             private_directories.make_directories(data, root, root / "names")
@@ -81,7 +89,7 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------
 
     def images(self) -> list[RootImage]:
-        """Every image, by name. What cannot be read is left out."""
+        """Return all images, sorted by name, without those that cannot be read."""
         names = self._names()
         found = (self._read(name, names) for name in os.listdir(self.root))  # noqa: PTH208
         return sorted(
@@ -89,7 +97,10 @@ class Store:
         )
 
     def find(self, text: str) -> RootImage:
-        """The image of a name, or of the beginning of its digest. Milliseconds."""
+        """Find an image by a name, or by the beginning of its digest. Takes milliseconds.
+
+        :raises RootImageError: when there is none, or the digits fit several
+        """
         if IMAGE_NAME.fullmatch(text) and (digest := self._read_name(text)) is not None:
             image = self._read(digest, {digest: (text,)})
             if image is not None:
@@ -101,11 +112,11 @@ class Store:
                 return found[0]
         raise RootImageError(
             f"There is no image {text!r}.",
-            "see which there are: gvisor-kernel image list; add one: gvisor-kernel image import.",
+            "list the images: gvisor-kernel image list; add one: gvisor-kernel image import.",
         )
 
     def _names(self) -> dict[str, tuple[str, ...]]:
-        """The names of each digest."""
+        """Return the names of each digest."""
         found: dict[str, tuple[str, ...]] = {}
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(self.root / "names")):  # noqa: PTH208
@@ -159,7 +170,7 @@ class Store:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Draft]:
-        """A new image in the making; gone at the end, unless ``keep`` was called with it."""
+        """Yield a new, unfinished image. At the end it is removed, unless ``keep`` was called."""
         self.sweep()
         with private_directories.new_entry(self.root) as directory:
             draft = Draft(directory)
@@ -170,9 +181,11 @@ class Store:
     def keep(
         self, draft: Draft, content: dict[str, Any], name: str
     ) -> tuple[RootImage, str | None]:
-        """Put a written image in its place and call it ``name``; also the digest of the image that
-        was called so before and has no name now. ``content``: the fields of a RootImage that are
-        to be written down."""
+        """Finish an image, and give it ``name``. ``content`` are the fields of RootImage to store.
+
+        Return the image, and the digest of the one that had the name before if it has no name any
+        more.
+        """
         digest = content["digest"]
         shutil.rmtree(draft.scratch, ignore_errors=True)
         text = json.dumps({"format": FORMAT, **content})
@@ -189,8 +202,8 @@ class Store:
         self.sweep()
         return self.find(name), nameless
 
-    def note_inside(self, image: RootImage, inside: Inside) -> RootImage:
-        """Keep what the image's Python said."""
+    def save_inside(self, image: RootImage, inside: Inside) -> RootImage:
+        """Store what the image's Python reported."""
         content = {
             "version": inside.version,
             "modules": sorted(inside.modules),
@@ -203,7 +216,7 @@ class Store:
         return self.find(image.digest)
 
     def forget(self, name: str) -> bool:
-        """Take the name away from an image that has another one; whether it had."""
+        """Remove a name of an image that has another one. Return whether that was done."""
         with private_directories.locked_directory(self.root):
             digest = self._read_name(name) if IMAGE_NAME.fullmatch(name) else None
             if digest is None or len(self._names()[digest]) < 2:
@@ -212,14 +225,16 @@ class Store:
             return True
 
     def remove(self, image: RootImage, used: Collection[str]) -> None:
-        """Remove an image and its names, unless its digest is among those ``used``.
+        """Remove an image and its names. The caller keeps sandboxes from starting meanwhile.
 
-        Who calls this keeps sandboxes from being started meanwhile.
+        ``used`` are the digests of the images that sandboxes run in.
+
+        :raises RootImageError: when the image is one of them
         """
         if image.digest in used:
             raise RootImageError(
                 f"The image {image.called} is in use by running kernels.",
-                "shut them down first; gvisor-kernel list shows them.",
+                "shut these kernels down first; gvisor-kernel list shows them.",
             )
         with private_directories.locked_directory(self.root):
             for name in self._names().get(image.digest, ()):
@@ -227,6 +242,6 @@ class Store:
             private_directories.mark_for_removal(self.root / image.digest)
 
     def sweep(self) -> None:
-        """Remove what was half written, or half removed, by processes that are gone."""
+        """Remove incomplete images of processes that have ended."""
         with private_directories.locked_directory(self.root):
             private_directories.sweep(self.root)

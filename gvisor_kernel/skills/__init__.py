@@ -1,7 +1,7 @@
-"""Skills: folders of text and scripts that kernels read at /mnt/skills. Read, packed, installed.
+"""Skills: folders of texts and scripts that kernels read at /mnt/skills.
 
-``archive`` reads ZIP files of strangers, ``package`` says what a skill is, ``store`` keeps those
-of a user. None of it runs anything of a skill: that happens inside sandboxes only.
+``archive`` parses untrusted ZIP files, ``package`` validates and packs a skill, ``store`` keeps the
+installed skills of a user. Nothing here runs code of a skill; that happens inside sandboxes only.
 """
 
 from gvisor_kernel.skills.package import SUFFIX, Skill, pack_skill, read_folder, read_package

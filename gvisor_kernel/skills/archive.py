@@ -1,8 +1,8 @@
-"""ZIP archives of strangers: read whole into memory, or refused whole with the reason.
+"""Untrusted ZIP archives: read into memory as a whole, or refused as a whole with a reason.
 
-``read_archive`` accepts what ordinary programs write, and nothing that could mean two things: one
-disk, stored or deflated, every size and checksum true, every byte of the directory accounted for.
-Nothing is written here, and nothing is known of skills.
+``read_archive`` accepts what ordinary programs write, and nothing that two programs could read
+differently: one disk, stored or deflated, all sizes and checksums correct, the central directory
+complete. Nothing is written here, and nothing is specific to skills.
 
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from gvisor_kernel.errors import SkillError
 
 MAX_PACKED = 32 * 1024 * 1024
-"""Bytes of an archive: it is held in memory."""
+"""Bytes of an archive. It is held in memory."""
 MAX_UNPACKED = 64 * 1024 * 1024
-"""Bytes of all files together: likewise, and they land on the user's disk."""
+"""Bytes of all files together. They are held in memory and written to the user's disk."""
 MAX_ENTRIES = 2000
-"""Files and folders. What is meant to be read by a person or a model has a few dozen."""
+"""Files and folders. Packages for a person or a model to read have a few dozen."""
 MAX_RATIO = 100
-"""How many times an entry may grow, if it grows beyond RATIO_FROM. Text grows 3 to 20 times."""
+"""Uncompressed size of an entry, as a multiple of its compressed size. Text has 3 to 20."""
 RATIO_FROM = 1024 * 1024
+"""Uncompressed bytes of an entry up to which any ratio is allowed."""
 MAX_NAME = 400
-"""Bytes of a path; below what any file system takes, wherever it is unpacked."""
+"""Bytes of a path: below the limit of every file system, in whatever folder it is unpacked."""
 MAX_DEPTH = 10
 
 _END = struct.Struct("<4sHHHHIIH")
@@ -44,7 +45,7 @@ _ZIP64 = 0x0001
 
 @dataclass(frozen=True)
 class File:
-    """A file of a package: its content, and whether it is a program."""
+    """A file of an archive: its content, and whether it is executable."""
 
     content: bytes
     executable: bool = False
@@ -64,12 +65,14 @@ class _Entry:
 
 
 def read_archive(data: bytes) -> dict[str, File]:
-    """The files of a ZIP archive by their paths, which are safe to write below a new folder.
+    """Return the files of a ZIP archive by their paths, which are safe to create in a new folder.
 
-    Every size, checksum and name has been checked when this returns. Raises SkillError.
+    All sizes, checksums and names are checked before it returns.
+
+    :raises SkillError: when the archive is not accepted; ``fact`` is a clause without a full stop
     """
     if len(data) > MAX_PACKED:
-        raise SkillError(f"it has more than {MAX_PACKED} bytes")
+        raise SkillError(f"the archive has more than {MAX_PACKED} bytes")
     entries, directory_at = _read_directory(data)
     check_names([entry.name for entry in entries])
     _check_sizes(entries)
@@ -82,37 +85,48 @@ def read_archive(data: bytes) -> dict[str, File]:
 
 
 def check_path(name: str) -> None:
-    """Raise SkillError unless ``name`` is a plain relative path, of a folder if it ends with /."""
+    """Check that ``name`` is a plain relative path. A name that ends with / is a folder.
+
+    :raises SkillError: when it is not
+    """
     shown = show(name)
     if not name:
-        raise SkillError("it has an entry without a name")
+        raise SkillError("the archive has an entry without a name")
     if not name.isprintable():
-        raise SkillError(f"the name {shown} has a control or formatting character in it")
+        raise SkillError(f"the name {shown} contains a control or formatting character")
     if name.startswith("/"):
         raise SkillError(f"the name {shown} is absolute")
     if "\\" in name or ":" in name:
-        raise SkillError(f"the name {shown} has a backslash or a colon in it")
+        raise SkillError(f"the name {shown} contains a backslash or a colon")
     parts = name.removesuffix("/").split("/")
     if ".." in parts:
-        raise SkillError(f"the name {shown} leads out of its folder")
+        raise SkillError(f"the name {shown} leads out of the folder")
     if any(part in ("", ".") or part[-1] in " ." or part[0] == " " for part in parts):
-        raise SkillError(f"the name {shown} has an empty part, or one that begins or ends oddly")
+        raise SkillError(
+            f"the name {shown} has an empty part, or a part with spaces or dots at an end"
+        )
     if len(parts) > MAX_DEPTH or len(name.encode()) > MAX_NAME:
-        raise SkillError(f"the name {shown} is too long or too deep")
+        raise SkillError(
+            f"the name {shown} is too long or too deep (at most {MAX_NAME} bytes and {MAX_DEPTH}"
+            " parts)"
+        )
     if max(len(part.encode()) for part in parts) > 200:
         raise SkillError(f"the name {shown} has a part of more than 200 bytes")
 
 
 def show(name: str) -> str:
-    """A name for an error: quoted, escaped, and not long."""
+    """Return a name for a message: quoted, escaped, and shortened."""
     return ascii(name) if len(name) <= 80 else ascii(name[:80]) + "…"
 
 
 def check_names(names: list[str]) -> None:
-    """Raise SkillError unless every file system, case-blind ones too, keeps these names apart."""
+    """Check the names, and that they are different on every file system, also without case.
+
+    :raises SkillError: when a name is invalid, or two are the same
+    """
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise SkillError(f"there are two entries named {show(twice)}")
+        raise SkillError(f"the archive has two entries named {show(twice)}")
     seen: dict[str, tuple[str, bool]] = {}
     for name in names:
         check_path(name)
@@ -123,9 +137,11 @@ def check_names(names: list[str]) -> None:
             key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
             other, other_is_folder = seen.setdefault(key, (path, is_folder))
             if other != path:
-                raise SkillError(f"{show(other)} and {show(path)} are the same name to some")
+                raise SkillError(
+                    f"{show(other)} and {show(path)} are the same on some file systems"
+                )
             if other_is_folder is not is_folder:
-                raise SkillError(f"{show(path)} is a file and a folder")
+                raise SkillError(f"{show(path)} is both a file and a folder")
 
 
 def _check_sizes(entries: list[_Entry]) -> None:
@@ -137,27 +153,27 @@ def _check_sizes(entries: list[_Entry]) -> None:
             )
     total = sum(entry.size for entry in entries)
     if total > MAX_UNPACKED:
-        raise SkillError(f"its files have {total} bytes together, more than {MAX_UNPACKED}")
+        raise SkillError(f"the files have {total} bytes together, more than {MAX_UNPACKED}")
 
 
 def _read_directory(data: bytes) -> tuple[list[_Entry], int]:
-    """The entries as the archive's directory has them, and where it begins."""
+    """Return the entries of the central directory, and its position."""
     end = len(data) - _END.size
     if end < 0 or data[:2] != b"PK":
-        raise SkillError("it is no ZIP archive")
+        raise SkillError("the file is not a ZIP archive")
     signature, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(data, end)
     if signature != b"PK\5\6" or comment:
         raise SkillError(
-            "it is no ZIP archive, or cut off, or has a comment or something else after its end"
+            "the file is not a ZIP archive, is truncated, or has a comment or data after its end"
         )
     if 0xFFFF in (disk, count) or 0xFFFFFFFF in (size, offset):
-        raise SkillError("it is of the ZIP64 kind, which only huge archives need")
+        raise SkillError("the archive uses ZIP64, which is not supported")
     if disk or first_disk or here != count:
-        raise SkillError("it is a part of an archive of several files")
+        raise SkillError("the archive is split into several files")
     if count > MAX_ENTRIES:
-        raise SkillError(f"it has {count} entries, more than {MAX_ENTRIES}")
+        raise SkillError(f"the archive has {count} entries, more than {MAX_ENTRIES}")
     if offset + size != end:
-        raise SkillError("its directory is not where it should be")
+        raise SkillError("the central directory is not at its stated position")
     return list(_parse_directory(data[offset:end], count)), offset
 
 
@@ -167,35 +183,36 @@ def _parse_directory(directory: bytes, count: int) -> Iterator[_Entry]:
         try:
             fields = _DIRECTORY.unpack_from(directory, position)
         except struct.error:
-            raise SkillError("its directory is cut off") from None
+            raise SkillError("the central directory is truncated") from None
         signature, _, _, flags, method, _, _, crc, packed, size, name_size = fields[:11]
         extra_size, comment_size, disk, _, attributes, offset = fields[11:]
         if signature != b"PK\1\2":
-            raise SkillError("its directory is damaged")
+            raise SkillError("the central directory is damaged")
         position += _DIRECTORY.size
         raw_name = directory[position : position + name_size]
         extra = directory[position + name_size : position + name_size + extra_size]
         position += name_size + extra_size + comment_size
         if position > len(directory):
-            raise SkillError("its directory is cut off")
+            raise SkillError("the central directory is truncated")
         name = _decode_name(raw_name, flags)
         if flags & _ENCRYPTED:
             raise SkillError(f"{show(name)} is encrypted")
         if flags & ~_KNOWN_FLAGS or method not in (_STORED, _DEFLATED):
-            raise SkillError(f"{show(name)} is packed in an unusual way (method {method})")
+            raise SkillError(f"{show(name)} has unsupported flags or compression (method {method})")
         if disk or 0xFFFFFFFF in (packed, size, offset) or _has_zip64(extra):
-            raise SkillError(f"{show(name)} is of the ZIP64 kind, which only huge files need")
+            raise SkillError(f"{show(name)} uses ZIP64, which is not supported")
         _check_kind(name, attributes >> 16, size)
         yield _Entry(name, raw_name, flags, method, crc, packed, size, offset, attributes >> 16)
     if position != len(directory):
-        raise SkillError("its directory holds more than it counts")
+        raise SkillError("the central directory has more entries than it states")
 
 
 def _decode_name(raw: bytes, flags: int) -> str:
+    encoding = "UTF-8" if flags & _UTF8 else "ASCII"
     try:
-        return raw.decode("utf-8" if flags & _UTF8 else "ascii")
+        return raw.decode(encoding)
     except UnicodeDecodeError:
-        raise SkillError(f"the name {raw[:80]!r} is not marked as UTF-8, or is none") from None
+        raise SkillError(f"the name {raw[:80]!r} is marked as {encoding}, but is not") from None
 
 
 def _has_zip64(extra: bytes) -> bool:
@@ -209,7 +226,7 @@ def _has_zip64(extra: bytes) -> bool:
 
 
 def _check_kind(name: str, mode: int, size: int) -> None:
-    """Raise SkillError for links, devices and the like, and for folders that are none."""
+    """Refuse links, devices, pipes and sockets, and kinds that contradict the name."""
     kind = stat.S_IFMT(mode)
     if kind == stat.S_IFLNK:
         raise SkillError(f"{show(name)} is a symbolic link")
@@ -217,51 +234,53 @@ def _check_kind(name: str, mode: int, size: int) -> None:
         raise SkillError(f"{show(name)} is a device, a pipe or a socket")
     is_folder = name.endswith("/")
     if (kind == stat.S_IFDIR and not is_folder) or (is_folder and (size or kind == stat.S_IFREG)):
-        raise SkillError(f"{show(name)} is a file and a folder")
+        raise SkillError(f"{show(name)} is both a file and a folder")
 
 
 def _find_contents(data: bytes, entries: list[_Entry], directory_at: int) -> list[int]:
-    """Where the content of each entry begins; entries must not overlap, and tell one story."""
+    """Return where the content of each entry begins. Check local headers and overlaps."""
     starts: list[int] = []
     ranges: list[tuple[int, int, str]] = []
     for entry in entries:
         try:
             fields = _LOCAL.unpack_from(data, entry.offset)
         except struct.error:
-            raise SkillError(f"{show(entry.name)} lies beyond the end") from None
+            raise SkillError(f"{show(entry.name)} begins after the end of the archive") from None
         signature, _, flags, method, _, _, crc, packed, size, name_size, extra_size = fields
         start = entry.offset + _LOCAL.size + name_size + extra_size
         raw_name = data[entry.offset + _LOCAL.size : start - extra_size]
-        stated = (crc, packed, size)
-        told = (entry.crc, entry.packed, entry.size)
+        local = (crc, packed, size)
+        central = (entry.crc, entry.packed, entry.size)
         if (
             signature != b"PK\3\4"
             or (raw_name, flags, method) != (entry.raw_name, entry.flags, entry.method)
-            or (stated != told and not (flags & _DESCRIPTOR and stated == (0, 0, 0)))
+            or (local != central and not (flags & _DESCRIPTOR and local == (0, 0, 0)))
         ):
-            raise SkillError(f"{show(entry.name)} says one thing in the directory, another itself")
+            raise SkillError(
+                f"{show(entry.name)} has a local header that contradicts the directory"
+            )
         starts.append(start)
         ranges.append((entry.offset, start + entry.packed, entry.name))
     following = directory_at
     for begin, end, name in sorted(ranges, reverse=True):
         if end > following:
-            raise SkillError(f"{show(name)} overlaps with what comes after it")
+            raise SkillError(f"{show(name)} overlaps with the next entry")
         following = begin
     return starts
 
 
 def _unpack(data: bytes, entry: _Entry, start: int) -> bytes:
     packed = data[start : start + entry.packed]
-    content, whole = packed, True
+    content, is_complete = packed, True
     if entry.method == _DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             content = inflater.decompress(packed, entry.size + 1)
         except zlib.error as error:
             raise SkillError(f"{show(entry.name)} is damaged ({error})") from None
-        whole = inflater.eof and not inflater.unused_data
-    if len(content) != entry.size or not whole:
-        raise SkillError(f"{show(entry.name)} has another size than it says")
+        is_complete = inflater.eof and not inflater.unused_data
+    if len(content) != entry.size or not is_complete:
+        raise SkillError(f"{show(entry.name)} does not have its stated size")
     if zlib.crc32(content) != entry.crc:
-        raise SkillError(f"{show(entry.name)} has another checksum than it says")
+        raise SkillError(f"{show(entry.name)} does not have its stated checksum")
     return content

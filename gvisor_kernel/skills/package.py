@@ -1,7 +1,8 @@
-"""What a skill is: SKILL.md with its front matter, and what may lie beside it. Folder or package.
+"""What makes a skill: SKILL.md with its front matter, and the other files that are allowed.
 
-A skill is read whole before anything is done with it. ``pack_skill`` gives the same bytes for the
-same content on every machine: sorted, undated, and stored as it is, since compressors differ.
+A skill is read as a whole, from a folder or from a package, before it is used. ``pack_skill`` makes
+the same bytes from the same content on every machine: the files are sorted, have no dates, and are
+not compressed, because compressors differ.
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ DOCUMENT = "SKILL.md"
 ROOT_FILES = (DOCUMENT, "LICENSE.txt")
 ROOT_FOLDERS = ("scripts", "reference")
 MAX_DOCUMENT = 256 * 1024
+"""Bytes of SKILL.md."""
 MAX_DESCRIPTION = 1024
+"""Characters of the description."""
 NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 MAX_NAME = 64
 LEFT_OUT = ("__pycache__",)
-"""Besides names that begin with a dot; what editors, systems and Python leave in folders."""
+"""Left out of a package, like all names that begin with a dot: files that programs leave behind."""
 
-HINT = "see docs/skills.md for what a skill is made of."
+HINT = "see docs/skills.md for what a skill may contain."
 
 
 @dataclass(frozen=True)
 class Skill:
-    """A skill that was found to be one. ``left_out``: what its folder had besides."""
+    """A valid skill. ``left_out`` are the names in its folder that are not part of it."""
 
     name: str
     description: str
@@ -55,47 +58,53 @@ class Skill:
 
     @property
     def digest(self) -> str:
-        """The same for the same content."""
+        """SHA-256 of its package, in hexadecimal digits."""
         return hashlib.sha256(pack_skill(self)).hexdigest()
 
 
 def read_package(path: Path) -> Skill:
-    """The skill in a ``.skill`` file. Raises SkillError: with the first reason that is found."""
+    """Read the skill in a ``.skill`` file.
+
+    :raises SkillError: when the file cannot be read or is not a valid skill, with the first reason
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SkillError(f"{path} is not an ordinary file.", HINT)
+                raise SkillError(f"{path} is not a regular file.", HINT)
             data = file.read(MAX_PACKED + 1)
     except OSError as error:
         raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         return make_skill(read_archive(data))
     except SkillError as error:
-        raise SkillError(f"{path} is no skill that can be used: {error.fact}.", HINT) from error
+        raise SkillError(f"{path} is not a valid skill: {error.fact}.", HINT) from error
 
 
 def read_folder(path: Path) -> Skill:
-    """The skill in a folder. Raises SkillError; follows no link, also while others write there."""
+    """Read the skill in a folder. Follows no links, even if the folder changes meanwhile.
+
+    :raises SkillError: when the folder cannot be read or is not a valid skill
+    """
     files: dict[str, File] = {}
     left_out: list[str] = []
     try:
         for name, content in _walk(path, left_out):
             files[name] = content
             if len(files) > MAX_ENTRIES:
-                raise SkillError(f"it has more than {MAX_ENTRIES} files")
+                raise SkillError(f"the folder has more than {MAX_ENTRIES} files")
             if sum(len(file.content) for file in files.values()) > MAX_PACKED:
-                raise SkillError(f"its files have more than {MAX_PACKED} bytes together")
+                raise SkillError(f"the files have more than {MAX_PACKED} bytes together")
         check_names(sorted(files))
         return make_skill(files, tuple(sorted(left_out)))
     except OSError as error:
         raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
     except SkillError as error:
-        raise SkillError(f"{path} is no skill that can be used: {error.fact}.", HINT) from error
+        raise SkillError(f"{path} is not a valid skill: {error.fact}.", HINT) from error
 
 
 def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
-    # The folder may be one that a kernel can write: every step is by descriptor, along no link.
+    # A kernel may be able to write the folder, so every file is opened by descriptor without links.
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for folder, folders, names, descriptor in os.fwalk(".", onerror=_raise, dir_fd=top):
@@ -106,13 +115,13 @@ def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
             for name in (*folders, *names):
                 kind = stat.S_IFMT(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode)
                 if kind not in (stat.S_IFREG, stat.S_IFDIR):
-                    raise SkillError(f"{show(prefix + name)} is a link, or no ordinary file")
+                    raise SkillError(f"{show(prefix + name)} is a link or not a regular file")
             for name in names:
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 with open(os.open(name, flags, dir_fd=descriptor), "rb") as file:
                     mode = os.fstat(file.fileno()).st_mode
                     if not stat.S_ISREG(mode):
-                        raise SkillError(f"{show(prefix + name)} is no ordinary file")
+                        raise SkillError(f"{show(prefix + name)} is not a regular file")
                     yield prefix + name, File(file.read(MAX_PACKED + 1), bool(mode & 0o100))
     finally:
         os.close(top)
@@ -123,14 +132,17 @@ def _raise(error: OSError) -> None:
 
 
 def make_skill(files: Mapping[str, File], left_out: tuple[str, ...] = ()) -> Skill:
-    """A skill of these files. Raises SkillError when they are none."""
+    """Make a skill of these files.
+
+    :raises SkillError: when they are not a valid skill; ``fact`` is a clause without a full stop
+    """
     if DOCUMENT not in files:
-        raise SkillError(f"it has no {DOCUMENT}")
+        raise SkillError(f"the skill has no {DOCUMENT}")
     for name in files:
         folder, slash, _ = name.partition("/")
         if not (folder in ROOT_FOLDERS if slash else name in ROOT_FILES):
             raise SkillError(
-                f"{show(name)} has no place in a skill, which has {', '.join(ROOT_FILES)},"
+                f"{show(name)} is not allowed in a skill; allowed are {', '.join(ROOT_FILES)},"
                 f" {' and '.join(f'{folder}/' for folder in ROOT_FOLDERS)}"
             )
     document = files[DOCUMENT].content
@@ -147,22 +159,24 @@ def make_skill(files: Mapping[str, File], left_out: tuple[str, ...] = ()) -> Ski
     name, description = front["name"], front["description"]
     if len(name) > MAX_NAME or not NAME.fullmatch(name):
         raise SkillError(
-            f"its name is {show(name)}; use at most {MAX_NAME} lower-case letters, digits and"
-            " single hyphens between them"
+            f"the skill has the name {show(name)}; use at most {MAX_NAME} lower-case letters,"
+            " digits and single hyphens between them"
         )
     if len(description) > MAX_DESCRIPTION or not description.isprintable():
         raise SkillError(
-            f"its description has {len(description)} characters; use at most {MAX_DESCRIPTION},"
-            " and none that control a terminal"
+            f"the description has {len(description)} characters; use at most {MAX_DESCRIPTION},"
+            " and no control characters"
         )
     return Skill(name, description, files, left_out)
 
 
 def read_front_matter(text: str) -> dict[str, str]:
-    """The keys and texts between the two lines ``---`` at the top. Raises SkillError.
+    """Parse the keys and texts between the two lines ``---`` at the top of SKILL.md.
 
-    The part of YAML that such files use: ``key: text``, quoted or not, and lines indented below a
-    key that go on with it. Nested values are read as text and mean nothing here.
+    This is the subset of YAML that such files use: ``key: text``, quoted or not, and indented lines
+    that continue a text. Nested values are read as text.
+
+    :raises SkillError: when the front matter is missing or malformed
     """
     lines = text.splitlines()
     if not lines or lines[0].rstrip() != "---":
@@ -201,7 +215,7 @@ def _unquote(parts: list[str]) -> str:
 
 
 def pack_skill(skill: Skill) -> bytes:
-    """The ``.skill`` file of a skill: the same bytes for the same content, everywhere."""
+    """Return the ``.skill`` file of a skill. The same content gives the same bytes everywhere."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(skill.files):

@@ -1,9 +1,9 @@
 """The folder of a user's skills, which every kernel sees read-only at /mnt/skills.
 
-``public`` and ``examples`` in it hold a folder for each skill: those that come with this package,
-copied there when a kernel starts, and those that were installed. A name stands for one skill.
-``shipped.json`` beside them says which are the package's own, so that a newer version replaces
-them, and which of its own the user has replaced or removed, so that it does not.
+Its folders ``public`` and ``examples`` contain one folder for each skill: the installed ones, and
+those that come with this package, which are copied there when a kernel starts. A name is used only
+once in both. ``shipped.json`` records the package's own skills, so that a newer version replaces
+them, and those of them that the user has replaced or removed, so that it leaves them alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TEMPORARY = ".new-"
 
 @dataclass(frozen=True)
 class Installed:
-    """A skill in a folder of skills; ``problem`` says why it is none, and is else empty."""
+    """A skill in a folder of skills. ``problem`` says why it is not valid, or is empty."""
 
     name: str
     folder: str
@@ -50,19 +50,22 @@ class Installed:
 
 @dataclass
 class _Record:
-    """Digests of the package's skills as they were copied; None: the user decided otherwise."""
+    """Digests of the package's skills as copied; None for one that the user replaced or removed."""
 
     version: str = ""
     skills: dict[str, str | None] = field(default_factory=dict)
 
 
 def default_folder() -> Path:
-    """Where this user's skills are, unless the setting ``skills`` names another folder."""
+    """Return this user's folder of skills, which the setting ``skills`` can replace."""
     return user_data_path("gvisor-kernel") / "skills"
 
 
 def find_shipped() -> Path:
-    """The folder of the skills that come with the package. Raises SkillError."""
+    """Return the folder of the skills that come with the package.
+
+    :raises SkillError: when the installation has none
+    """
     package = Path(__file__).parent.parent
     for folder in (package / "skills_data", package.parent / "skills"):
         if all((folder / name).is_dir() for name in FOLDERS):
@@ -74,7 +77,10 @@ def find_shipped() -> Path:
 
 @cache
 def shipped_skills() -> dict[str, tuple[str, Skill]]:
-    """The package's own skills: the folder and the content of each. Raises SkillError."""
+    """Return the package's own skills by name: the folder (``public``, ``examples``) and the skill.
+
+    :raises SkillError: when the installation has none, or one is not valid
+    """
     shipped = find_shipped()
     return {
         directory.name: (name, read_folder(directory))
@@ -85,17 +91,17 @@ def shipped_skills() -> dict[str, tuple[str, Skill]]:
 
 
 def prepare_skills() -> Path | None:
-    """The folder that a starting kernel is shown, with the package's own skills in it.
+    """Return the folder to mount for a starting kernel, with the package's own skills up to date.
 
-    Where this user's folder cannot be used, only the package's own are shown, and the log says so.
-    Never raises.
+    If this user's folder cannot be used, this is the package's own, and the log says so; None if
+    there is none. Does not raise.
     """
     try:
         store = SkillStore.of_user()
         store.refresh()
         return store.folder
     except (SkillError, OSError) as error:
-        log.warning("Only the skills of gvisor-kernel itself are shown. %s", error)
+        log.warning("Kernels see only the skills that come with gvisor-kernel. %s", error)
     try:
         return find_shipped()
     except SkillError:
@@ -103,9 +109,11 @@ def prepare_skills() -> Path | None:
 
 
 class SkillStore:
-    """A folder of skills. ``keeps_shipped``: it is the user's, which has the package's own too.
+    """A folder of skills. Several processes may use it at the same time.
 
-    Several processes may use one at the same time. All methods raise SkillError.
+    With ``keeps_shipped`` it is this user's folder, which also has the package's own skills.
+
+    :raises SkillError: (methods that write) when the folder cannot be changed
     """
 
     def __init__(self, folder: Path, *, keeps_shipped: bool) -> None:
@@ -117,95 +125,103 @@ class SkillStore:
         return cls(default_folder(), keeps_shipped=True)
 
     def list(self) -> list[Installed]:
-        """All skills, public ones first, by name; also what lies there and is none."""
+        """Return all skills, public ones first, sorted by name, including invalid ones."""
         record = self._read_record()
         found = []
         for folder in FOLDERS:
             with contextlib.suppress(OSError):
                 for directory in sorted((self.folder / folder).iterdir()):
-                    found.append(self._look(directory, record))
+                    found.append(self._read(directory, record))
         return found
 
-    def _look(self, directory: Path, record: _Record) -> Installed:
+    def _read(self, directory: Path, record: _Record) -> Installed:
         name, folder = directory.name, directory.parent.name
         shipped = record.skills.get(name) is not None
         try:
             skill = read_folder(directory)
             if skill.name != name:
-                raise SkillError(f"It says that its name is {skill.name}.")
+                raise SkillError(
+                    f"The folder has the name {name}, but SKILL.md the name {skill.name}."
+                )
         except SkillError as error:
             return Installed(name, folder, directory, shipped, problem=error.fact)
         return Installed(name, folder, directory, shipped, skill.description)
 
     def find(self, name: str) -> Path | None:
-        """The folder of a skill, or None. A name that could be a path is none."""
+        """Return the folder of a skill, or None. Refuses names that could be paths."""
         if not NAME.fullmatch(name):
             return None
         paths = [self.folder / folder / name for folder in FOLDERS]
         return next((path for path in paths if path.is_dir() and not path.is_symlink()), None)
 
     def install(self, skill: Skill, folder: str = "public") -> bool:
-        """Unpack ``skill``; whether one of its name was replaced."""
-        with self._changing():
+        """Install ``skill``. Return whether it replaced one of the same name.
+
+        :raises SkillError: when the other folder has a skill of that name
+        """
+        with self._locked():
             present = self.find(skill.name)
             if present is not None and present.parent.name != folder:
                 raise SkillError(
-                    f"There is a skill {skill.name} in {present.parent.name} already.",
+                    f"The folder {present.parent.name} already has a skill {skill.name}.",
                     f"remove it first: gvisor-kernel skills remove {skill.name}",
                 )
             self._write(skill, folder)
             if self.keeps_shipped and skill.name in shipped_skills():
-                self._note(skill.name, None)
+                self._record_digest(skill.name, None)
         return present is not None
 
     def restore(self, name: str) -> None:
-        """Put a skill that comes with the package back, in place of what has its name."""
+        """Restore one of the package's own skills. It replaces the skill of the same name."""
         folder, skill = shipped_skills()[name]
-        with self._changing():
+        with self._locked():
             present = self.find(name)
             if present is not None and present.parent.name != folder:
-                self._take_away(present)
+                self._move_away(present)
             self._write(skill, folder)
-            self._note(name, skill.digest)
+            self._record_digest(name, skill.digest)
 
     def remove(self, name: str) -> Path:
-        """Take a skill away; one of the package's own stays away. Its folder, which is gone."""
-        with self._changing():
+        """Remove a skill. Return the path of its folder. One of the package's own stays removed.
+
+        :raises SkillError: when there is no such skill
+        """
+        with self._locked():
             present = self.find(name)
             if present is None:
                 raise SkillError(
                     f"There is no skill {show(name)} in {self.folder}.",
-                    "see which there are: gvisor-kernel skills list",
+                    "list the skills: gvisor-kernel skills list",
                 )
-            self._take_away(present)
+            self._move_away(present)
             if self.keeps_shipped and name in shipped_skills():
-                self._note(name, None)
+                self._record_digest(name, None)
         return present
 
     def refresh(self) -> None:
-        """Bring the package's own skills up to this version. A newer version's are left alone."""
-        self._check()
-        if self._is_fresh(self._read_record()):
+        """Update the package's own skills to this version. Those of a newer version stay."""
+        self._check_folder()
+        if self._is_current(self._read_record()):
             return
-        with self._changing():
+        with self._locked():
             record = self._read_record()
-            if self._is_fresh(record):
+            if self._is_current(record):
                 return
             shipped = shipped_skills()
             for name, (folder, skill) in shipped.items():
                 if name not in record.skills and self.find(name) is not None:
-                    record.skills[name] = None  # of that name, the user has one already
+                    record.skills[name] = None  # the user has one of that name already
                 elif record.skills.get(name, "") not in (None, skill.digest):
                     self._write(skill, folder)
                     record.skills[name] = skill.digest
             for name in set(record.skills) - set(shipped):
                 present = self.find(name)
                 if record.skills.pop(name) is not None and present is not None:
-                    self._take_away(present)
+                    self._move_away(present)
             self._write_record(_Record(__version__, record.skills))
 
     @staticmethod
-    def _is_fresh(record: _Record) -> bool:
+    def _is_current(record: _Record) -> bool:
         if _version_key(record.version) > _version_key(__version__):
             return True
         shipped = shipped_skills()
@@ -213,23 +229,23 @@ class SkillStore:
             record.skills[name] in (None, skill.digest) for name, (_, skill) in shipped.items()
         )
 
-    def _check(self) -> None:
-        """Make the folder if need be, and see that it is the user's own."""
+    def _check_folder(self) -> None:
+        """Create the folder if it does not exist, and check that it is private."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = self.folder.stat()
         if self.keeps_shipped and status.st_uid != os.geteuid():
             raise SkillError(
                 f"The folder {self.folder} belongs to uid {status.st_uid}.",
-                "let it be yours, or set XDG_DATA_HOME to another place.",
+                "change its owner, or set XDG_DATA_HOME to another place.",
             )
         if self.keeps_shipped and status.st_mode & 0o077:
             self.folder.chmod(0o700)
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Keeps others out meanwhile, and clears away what one that was killed left."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the folder, and remove what a killed process has left there."""
         try:
-            self._check()
+            self._check_folder()
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with locked_file(lock, fcntl.LOCK_EX):
                 for left in self.folder.glob(f"{TEMPORARY}*"):
@@ -238,11 +254,11 @@ class SkillStore:
         except OSError as error:
             raise SkillError(
                 f"The folder {self.folder} cannot be changed: {error.strerror}.",
-                "see whose it is, and whether the disk is full.",
+                "check its owner and mode, and whether the disk is full.",
             ) from error
 
     def _write(self, skill: Skill, folder: str) -> None:
-        """Put ``skill`` in its place in one step, whole or not at all."""
+        """Write ``skill`` to a temporary folder, then put it in its place in one step."""
         with self._temporary() as temporary:
             new = temporary / "new"
             new.mkdir()
@@ -260,26 +276,26 @@ class SkillStore:
                 target.rename(temporary / "old")
             new.rename(target)
 
-    def _take_away(self, directory: Path) -> None:
+    def _move_away(self, directory: Path) -> None:
         with self._temporary() as temporary:
             directory.rename(temporary / "old")
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
-        """A folder beside the skills, where no kernel sees it."""
+        """Yield a temporary folder beside ``public`` and ``examples``. Kernels do not see it."""
         path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.folder))
         try:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _note(self, name: str, digest: str | None) -> None:
+    def _record_digest(self, name: str, digest: str | None) -> None:
         record = self._read_record()
         record.skills[name] = digest
         self._write_record(record)
 
     def _read_record(self) -> _Record:
-        """What was noted; nothing where there is no note that can be read."""
+        """Return the record; an empty one if it is missing or damaged."""
         try:
             content = json.loads((self.folder / RECORD).read_text())
             skills = {

@@ -1,4 +1,4 @@
-"""A store of images for each test, and what imports into it."""
+"""A store of images for each test, and a function that imports into it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.images.importer import import_image
+from gvisor_kernel.images import importer
 from gvisor_kernel.images.inspection import RootImage
 from gvisor_kernel.images.store import Store
 
-Import = Callable[..., RootImage]
+ImportImage = Callable[..., RootImage]
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    # Waiting for the disk takes a second of its own on a busy machine, and shows nothing here.
+    # Syncing the disk takes a second on a busy machine, and no test here depends on it.
     monkeypatch.setattr("gvisor_kernel.archive.tree.sync_file_system", lambda directory: None)
     return Store.open()
 
 
 @pytest.fixture
-def take(store: Store) -> Import:
-    """Imports a path, called ``world`` unless told otherwise."""
+def import_image(store: Store) -> ImportImage:
+    """Imports a path into the store, under the name ``world`` by default."""
 
-    def take_in(path: Path, name: str = "world", reference: str | None = None) -> RootImage:
-        return import_image(
+    def run(path: Path, name: str = "world", reference: str | None = None) -> RootImage:
+        return importer.import_image(
             store,
             path,
             name,
@@ -37,12 +37,12 @@ def take(store: Store) -> Import:
             report=lambda words, done: None,
         ).image
 
-    return take_in
+    return run
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_of_an_import(store: Store) -> object:
-    """Whether it succeeded or not: images, and nothing else."""
+def no_unfinished_image_is_left(store: Store) -> object:
+    """After each test, the store contains complete images only, also after a failed import."""
     yield
     left = {path.name for path in store.root.iterdir()} - {"lock", "names"}
     assert all(len(name) == 64 for name in left), left

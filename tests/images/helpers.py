@@ -1,4 +1,4 @@
-"""Archives to import: made by Python's tarfile, which knows nothing of the code under test."""
+"""Archives to import. They are made by Python's tarfile, independently of the code under test."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def hard_link(name: str, target: str) -> Item:
 
 
 ROOT = (folder("usr"), folder("usr/bin"), Item("usr/bin/tool", b"#!/bin/sh\n", mode=0o755))
-"""The least that is a root file system."""
+"""The smallest root file system that is accepted."""
 
 
 def make_tar(items: Iterable[Item], form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -64,7 +64,7 @@ def sha256(content: bytes) -> str:
 
 @dataclass
 class Archive:
-    """The files of an image archive by name, to be spoilt before it is written."""
+    """The files of an image archive by name. Tests damage them before they are written."""
 
     files: dict[str, bytes]
 
@@ -93,7 +93,7 @@ def make_config(layers: Iterable[bytes], **changes: Any) -> bytes:
 def make_oci(
     layers: Iterable[bytes], *, reference: str = "", pack: Any = bytes, **changes: Any
 ) -> Archive:
-    """An OCI layout. ``pack`` compresses a layer, ``changes`` are to the configuration."""
+    """Make an OCI layout. ``pack`` compresses a layer, ``changes`` go into the configuration."""
     layers = list(layers)
     files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
 
@@ -115,7 +115,7 @@ def make_oci(
 
 
 def make_docker(layers: Iterable[bytes], tag: str = "world:1") -> Archive:
-    """What ``docker save`` wrote until release 24."""
+    """Make an archive like those of ``docker save`` until Docker 24."""
     layers = list(layers)
     config = make_config(layers)
     name = f"{sha256(config)[7:]}.json"

@@ -1,4 +1,4 @@
-"""An image with Python and ipykernel, made of the files of this machine: nothing is fetched."""
+"""Make an image with Python and ipykernel from files of this machine, without a network."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LEFT_OUT = re.compile(
     r"|/(debugpy|jedi|parso|psutil/tests|wcwidth/table_\w+)(/|$)"
     r"|_tkinter|_test|\.opt-\d\.pyc$|\.a$|-info/(RECORD|sboms)"
 )
-"""What takes room, and is not needed to run a cell."""
+"""Files that take space and are not needed to run a cell."""
 PACKAGES = "opt/packages"
 VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def find_distributions(name: str) -> set[str]:
-    """``name`` and all that it requires here."""
+    """Return ``name`` and the installed distributions that it requires."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -45,7 +45,7 @@ def find_distributions(name: str) -> set[str]:
                 try:
                     importlib.metadata.distribution(required[0])
                 except importlib.metadata.PackageNotFoundError:
-                    continue  # for another system
+                    continue  # a requirement of another system
                 waiting.append(required[0])
     return found
 
@@ -60,7 +60,7 @@ def package_files(names: Iterable[str]) -> Iterator[tuple[Path, str]]:
 
 
 def system_files(python: Path) -> Iterator[tuple[Path, str]]:
-    """The interpreter and its library, as if it had been installed in /usr."""
+    """Yield the files of the interpreter and its library, with their paths as if it was in /usr."""
     yield python, f"usr/bin/{VERSION}"
     library = Path(sysconfig.get_path("stdlib"))
     for folder, folders, files in os.walk(library):
@@ -89,10 +89,10 @@ def write_layer(archive: tarfile.TarFile, files: dict[str, Path], links: dict[st
 def make_image(
     directory: Path, more: Iterable[str] = (), more_programs: Iterable[str] = ()
 ) -> Path:
-    """An archive of two images, ``plain`` of Python alone, and ``kernel`` with ipykernel above.
+    """Write two images: ``plain`` has Python only, ``kernel`` adds ipykernel.
 
-    As ``docker save`` writes them, since that needs no more than the digest of each layer.
-    ``more``: distributions beside ipykernel, if they are installed here.
+    The format is that of ``docker save``, because it needs only the digest of each layer. ``more``
+    are additional distributions, added if they are installed here.
     """
     python = Path(os.path.realpath(sys.executable))
     system = {name: path for path, name in system_files(python)}
@@ -108,7 +108,7 @@ def make_image(
     packages = {name: path for path, name in package_files(names)}
     binaries = [p for p in (*system.values(), *packages.values()) if p.suffix == ".so"]
     for library in shared_libraries([python, *programs, *binaries]):
-        if "-packages" not in library:  # those come with their packages
+        if "-packages" not in library:  # these come with their packages
             system[library.lstrip("/")] = Path(library)
     system |= {f"bin/{program.name}": program for program in programs}
     digests = []

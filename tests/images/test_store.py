@@ -1,4 +1,4 @@
-"""The store of images: names, what is private, what a crash leaves, and the command line."""
+"""The store of images: names, permissions, killed imports, and the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gvisor_kernel.errors import RootImageError
 from gvisor_kernel.images.store import Store
 
 from ..world import PROJECT
-from .conftest import Import
+from .conftest import ImportImage
 from .helpers import ROOT, Item, make_docker, make_oci, make_tar
 
 
@@ -26,11 +26,11 @@ def write_root(path: Path, *items: Item) -> Path:
     return path
 
 
-def test_an_image_is_found_by_its_names_and_by_its_digest(
-    take: Import, store: Store, tmp_path: Path
+def test_image_is_found_by_name_and_by_digest(
+    import_image: ImportImage, store: Store, tmp_path: Path
 ) -> None:
-    image = take(write_root(tmp_path / "a.tar"), "one")
-    assert take(write_root(tmp_path / "b.tar"), "two").digest == image.digest
+    image = import_image(write_root(tmp_path / "a.tar"), "one")
+    assert import_image(write_root(tmp_path / "b.tar"), "two").digest == image.digest
     for text in ("one", "two", image.digest, image.digest[:6], f"sha256:{image.digest}"):
         assert store.find(text).digest == image.digest
     (found,) = store.images()
@@ -40,11 +40,11 @@ def test_an_image_is_found_by_its_names_and_by_its_digest(
             store.find(text)
 
 
-def test_of_an_image_with_two_names_one_is_removed(
-    take: Import, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_removing_one_of_two_names_keeps_the_image(
+    import_image: ImportImage, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    take(write_root(tmp_path / "a.tar"), "one")
-    take(write_root(tmp_path / "b.tar"), "two")
+    import_image(write_root(tmp_path / "a.tar"), "one")
+    import_image(write_root(tmp_path / "b.tar"), "two")
     assert (
         run(capsys, "remove", "one")[1]
         == "Removed the name one; the image stays, because it has other names\n"
@@ -54,11 +54,11 @@ def test_of_an_image_with_two_names_one_is_removed(
     assert store.images() == []
 
 
-def test_a_name_goes_to_the_image_that_was_imported_last(
-    take: Import, store: Store, tmp_path: Path
+def test_name_moves_to_the_image_imported_last(
+    import_image: ImportImage, store: Store, tmp_path: Path
 ) -> None:
-    old = take(write_root(tmp_path / "a.tar"))
-    new = take(write_root(tmp_path / "a.tar", Item("more")))
+    old = import_image(write_root(tmp_path / "a.tar"))
+    new = import_image(write_root(tmp_path / "a.tar", Item("more")))
     assert store.find("world").digest == new.digest
     assert store.find(old.digest).names == ()
     store.remove(store.find(old.digest), ())
@@ -66,14 +66,16 @@ def test_a_name_goes_to_the_image_that_was_imported_last(
     assert [image.digest for image in store.images()] == [new.digest]
 
 
-def test_what_is_in_use_is_not_removed(take: Import, store: Store, tmp_path: Path) -> None:
-    image = take(write_root(tmp_path / "a.tar"))
+def test_image_in_use_is_not_removed(
+    import_image: ImportImage, store: Store, tmp_path: Path
+) -> None:
+    image = import_image(write_root(tmp_path / "a.tar"))
     with pytest.raises(RootImageError, match="in use by running kernels"):
         store.remove(image, {image.digest})
     assert store.find("world").tree.is_dir()
 
 
-def test_others_may_not_enter(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_is_private(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (store.root.parent, store.root, store.root / "names"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
         path.chmod(0o777)
@@ -89,18 +91,17 @@ def test_others_may_not_enter(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
 IMPORT_AND_WAIT = """
 import sys, time
 from gvisor_kernel.images import importer, store
-real = importer.measure_tree
-def stop(*arguments):
+def wait(*arguments):
     print("written", flush=True)
     time.sleep(600)
-importer.measure_tree = stop
+importer.measure_tree = wait
 importer.import_image(store.Store.open(), importer.Path(sys.argv[1]), "world", reference=None,
                        owner=None, origin="x", report=lambda words, done: None)
 """
 
 
-def test_a_crash_in_the_middle_leaves_nothing_that_counts(
-    store: Store, take: Import, tmp_path: Path
+def test_killed_import_leaves_no_image(
+    store: Store, import_image: ImportImage, tmp_path: Path
 ) -> None:
     path = write_root(tmp_path / "a.tar")
     with subprocess.Popen(
@@ -108,19 +109,19 @@ def test_a_crash_in_the_middle_leaves_nothing_that_counts(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"written\n"
-        half = [p for p in store.root.iterdir() if p.name.startswith("new-")]
-        assert len(half) == 1
+        unfinished = [p for p in store.root.iterdir() if p.name.startswith("new-")]
+        assert len(unfinished) == 1
         assert store.images() == []
         store.sweep()
-        assert half[0].exists(), "swept while it is being written"
+        assert unfinished[0].exists(), "sweep removed an image that is being written"
         process.send_signal(signal.SIGKILL)
     assert store.images() == []
-    take(path)
-    assert not half[0].exists()
+    import_image(path)
+    assert not unfinished[0].exists()
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda image: (image / "image.json").write_text("{"),
         lambda image: (image / "image.json").write_text('{"format": 1}'),
@@ -128,14 +129,16 @@ def test_a_crash_in_the_middle_leaves_nothing_that_counts(
         lambda image: (image / "inside.json").write_text('{"version": 3}'),
     ],
 )
-def test_damaged_records(store: Store, take: Import, tmp_path: Path, spoil: object) -> None:
-    image = take(write_root(tmp_path / "a.tar"))
-    spoil(image.directory)  # type: ignore[operator]
+def test_image_with_a_damaged_record_is_ignored(
+    store: Store, import_image: ImportImage, tmp_path: Path, damage: object
+) -> None:
+    image = import_image(write_root(tmp_path / "a.tar"))
+    damage(image.directory)  # type: ignore[operator]
     assert store.images() == [] or store.find("world").inside is None
-    assert take(write_root(tmp_path / "a.tar")).digest == image.digest
+    assert import_image(write_root(tmp_path / "a.tar")).digest == image.digest
 
 
-# The command line. These images have no Python, so that no sandbox is started for them.
+# The command line. These images have no Python, so no sandbox is started for them.
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -144,7 +147,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-def test_from_import_to_remove(
+def test_commands_from_import_to_remove(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_docker([make_tar([*ROOT, Item("dev/null", kind=b"3")])]).write_tar(
@@ -178,7 +181,7 @@ def test_from_import_to_remove(
     assert list((store.root / "names").iterdir()) == []
 
 
-def test_importing_again_replaces(
+def test_second_import_replaces_the_first(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "import", str(write_root(tmp_path / "w.tar")))
@@ -191,7 +194,7 @@ def test_importing_again_replaces(
 
 
 @pytest.mark.parametrize("change", ["mode", "content", "link", "new", "gone", "time"])
-def test_verify_sees_every_change(
+def test_verify_finds_every_change(
     store: Store, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_oci([make_tar([*ROOT, Item("file", b"x")])]).write_folder(tmp_path / "w")
@@ -220,13 +223,13 @@ def test_verify_sees_every_change(
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("./missing.tar", "is not imported: "),
-        ("/nonexistent/image", "is not imported: "),
+        ("./missing.tar", "Could not import ./missing.tar: "),
+        ("/nonexistent/image", "Could not import /nonexistent/image: "),
         ("-o", None),
-        ("a b", "is neither a file, nor a folder, nor the name of an image"),
+        ("a b", "is neither a file, nor a directory, nor the name of an image"),
     ],
 )
-def test_sources_that_are_none(
+def test_invalid_sources_are_reported(
     store: Store, source: str, words: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if words is None:
@@ -238,7 +241,7 @@ def test_sources_that_are_none(
     assert words in error
 
 
-def test_without_an_engine_a_name_cannot_be_imported(
+def test_missing_engine_is_reported(
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -246,21 +249,21 @@ def test_without_an_engine_a_name_cannot_be_imported(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     status, _, error = run(capsys, "import", "python:3.13")
-    assert (status, "neither is installed" in error) == (1, True)
+    assert (status, "neither Docker nor Podman is installed" in error) == (1, True)
     engine = tmp_path / "docker"
     engine.write_text("#!/bin/sh\necho Cannot connect to the daemon >&2\nexit 1\n")
     engine.chmod(0o755)
     status, _, error = run(capsys, "import", "python:3.13")
-    assert (status, "whose engine does not answer" in error) == (1, True)
+    assert (status, "the engine of docker does not answer" in error) == (1, True)
 
 
-def test_an_engine_s_image_is_saved_and_imported(
+def test_image_of_an_engine_is_saved_and_imported(
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A program in Docker's place: what is asked of it, and what is done with its answer."""
+    """A fake ``docker`` checks the calls, and its output is imported."""
     path = make_docker([make_tar(ROOT)]).write_tar(tmp_path / "saved.tar")
     engine = tmp_path / "docker"
     engine.write_text(

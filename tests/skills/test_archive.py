@@ -1,4 +1,4 @@
-"""Packages of strangers: each attack is refused whole, with its reason, and nothing is written."""
+"""Hostile packages: each is refused as a whole with a reason, and nothing is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Edit = Callable[[bytearray], None]
 
 
 def info(name: str, mode: int = 0, **fields: object) -> zipfile.ZipInfo:
-    """An entry whose name is written as it is."""
+    """Make an entry whose name is written unchanged."""
     made = zipfile.ZipInfo("x", (2026, 1, 1, 0, 0, 0))
     made.filename = name
     made.create_system = 3
@@ -35,7 +35,7 @@ def info(name: str, mode: int = 0, **fields: object) -> zipfile.ZipInfo:
     return made
 
 
-def archive_of(
+def make_archive(
     *entries: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED
 ) -> bytearray:
     packed = io.BytesIO()
@@ -52,7 +52,7 @@ def edited(data: bytearray, edit: Edit) -> bytearray:
 
 
 def directory_at(data: bytearray, number: int = 0) -> int:
-    """Where the ``number``-th entry of the directory begins."""
+    """Return the position of an entry of the central directory."""
     position = -1
     for _ in range(number + 1):
         position = data.index(b"PK\1\2", position + 1)
@@ -60,7 +60,7 @@ def directory_at(data: bytearray, number: int = 0) -> int:
 
 
 def set_both(data: bytearray, offset: int, form: str, value: int) -> None:
-    """Change a field of the last entry, in the directory and in front of its content."""
+    """Change a field of the last entry, in the central directory and in its local header."""
     last = data.rindex(b"PK\1\2")
     struct.pack_into(form, data, last + offset, value)
     (local,) = struct.unpack_from("<I", data, last + 42)
@@ -72,17 +72,17 @@ def replaced(data: bytearray, old: bytes, new: bytes) -> bytearray:
     return bytearray(bytes(data).replace(old, new))
 
 
-def overlapping() -> bytearray:
-    """Two names for the same content: how small archives become huge ones."""
-    data = archive_of(("scripts/a", b"x" * 99), ("scripts/b", b"x" * 99))
+def same_content() -> bytearray:
+    """Two entries with the same content: small archives can become huge with it."""
+    data = make_archive(("scripts/a", b"x" * 99), ("scripts/b", b"x" * 99))
     first, second = directory_at(data, 1), directory_at(data, 2)
     data[second + 42 : second + 46] = data[first + 42 : first + 46]
     return replaced(data, b"scripts/b", b"scripts/a")
 
 
 def overlapping_in_part() -> bytearray:
-    """The first content reaches over the second entry."""
-    data = archive_of(("scripts/a", b"x" * 99), ("scripts/b", b"x" * 99))
+    """The content of the first entry overlaps with the second one."""
+    data = make_archive(("scripts/a", b"x" * 99), ("scripts/b", b"x" * 99))
     first = directory_at(data, 1)
     (local,) = struct.unpack_from("<I", data, first + 42)
     for at in (first + 20, first + 24, local + 18, local + 22):
@@ -102,25 +102,25 @@ def many_entries(count: int = 100_000) -> bytearray:
     return data[:begin] + directory + end
 
 
-def counted(data: bytearray, count: int) -> bytearray:
+def with_count(data: bytearray, count: int) -> bytearray:
     struct.pack_into("<HH", data, len(data) - 14, count, count)
     return data
 
 
 def bomb(size: int) -> bytearray:
-    return archive_of(("scripts/zeros", bytes(size)), compression=zipfile.ZIP_DEFLATED)
+    return make_archive(("scripts/zeros", bytes(size)), compression=zipfile.ZIP_DEFLATED)
 
 
 def many_bombs() -> bytearray:
-    """No entry is over its ratio, all together are over the size."""
+    """No entry exceeds its ratio, but all together exceed the size."""
     content = bytes(archive.RATIO_FROM)
     entries = [(f"scripts/{number}", content) for number in range(70)]
-    return archive_of(*entries, compression=zipfile.ZIP_DEFLATED)
+    return make_archive(*entries, compression=zipfile.ZIP_DEFLATED)
 
 
-def quine_like() -> bytearray:
-    """Its content is longer than it says: the rest would come out when unpacked."""
-    data = archive_of(("scripts/a", b"x" * 5000), compression=zipfile.ZIP_DEFLATED)
+def longer_than_stated() -> bytearray:
+    """The content is longer than its stated size."""
+    data = make_archive(("scripts/a", b"x" * 5000), compression=zipfile.ZIP_DEFLATED)
     return edited(data, lambda d: set_both(d, 24, "<I", 10))
 
 
@@ -134,28 +134,28 @@ def with_comment() -> bytearray:
 
 def duplicate() -> bytearray:
     with pytest.warns(UserWarning, match="Duplicate name"):
-        return archive_of(("scripts/a", b"1"), ("scripts/a", b"2"))
+        return make_archive(("scripts/a", b"1"), ("scripts/a", b"2"))
 
 
 def named(name: str) -> Callable[[], bytearray]:
-    return lambda: archive_of((info(name), b"x"))
+    return lambda: make_archive((info(name), b"x"))
 
 
 def raw_name(raw: bytes, flags: int = 0) -> Callable[[], bytearray]:
     def make() -> bytearray:
-        data = archive_of((info("scripts/" + "n" * len(raw)), b"x"))
+        data = make_archive((info("scripts/" + "n" * len(raw)), b"x"))
         data = replaced(data, b"scripts/" + b"n" * len(raw), b"scripts/" + raw)
         return edited(data, lambda d: set_both(d, 8, "<H", flags))
 
     return make
 
 
-def twice(first: str, second: str) -> Callable[[], bytearray]:
-    return lambda: archive_of((info(first), b"x"), (info(second), b"x"))
+def two_names(first: str, second: str) -> Callable[[], bytearray]:
+    return lambda: make_archive((info(first), b"x"), (info(second), b"x"))
 
 
-def of_mode(mode: int, name: str = "scripts/a") -> Callable[[], bytearray]:
-    return lambda: archive_of((info(name, mode), b"/etc/passwd"))
+def with_mode(mode: int, name: str = "scripts/a") -> Callable[[], bytearray]:
+    return lambda: make_archive((info(name, mode), b"/etc/passwd"))
 
 
 ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
@@ -164,102 +164,113 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
     "absolute": (named("/etc/cron.d/evil"), "absolute"),
     "backslash": (named("scripts\\..\\evil"), "backslash"),
     "drive letter": (named("C:/evil"), "colon"),
-    "stream": (named("SKILL.md:hidden"), "colon"),
-    "dot": (named("scripts/./a"), "empty part"),
-    "empty part": (named("scripts//a"), "empty part"),
+    "NTFS stream": (named("SKILL.md:hidden"), "colon"),
+    "part is a dot": (named("scripts/./a"), "empty part"),
+    "empty part of a name": (named("scripts//a"), "empty part"),
     "no name": (named(""), "without a name"),
-    "trailing dot": (named("scripts/a."), "oddly"),
+    "trailing dot": (named("scripts/a."), "dots at an end"),
     "newline": (named("scripts/a\nb"), "control"),
     "NUL": (raw_name(b"a\0b"), "control"),
     "escape": (named("scripts/\x1b[2J"), "control"),
     "bidirectional": (named("scripts/\u202egpj.exe"), "control"),
-    "invalid UTF-8": (raw_name(b"\xff\xfe", 0x800), "not marked as UTF-8"),
-    "unmarked name": (raw_name(b"\xe9"), "not marked as UTF-8"),
+    "invalid UTF-8": (raw_name(b"\xff\xfe", 0x800), "marked as UTF-8, but is not"),
+    "not ASCII, without the UTF-8 flag": (raw_name(b"\xe9"), "marked as ASCII, but is not"),
     "long name": (named("scripts/" + "a" * 300), "200 bytes"),
     "long path": (named("scripts/" + "a/" * 250 + "b"), "too long or too deep"),
     "deep": (named("scripts" + "/a" * 11), "too deep"),
     "duplicate": (duplicate, "two entries named"),
-    "duplicate by case": (twice("scripts/A", "scripts/a"), "same name to some"),
-    "folders by case": (twice("Scripts/a", "scripts/b"), "same name to some"),
-    "duplicate by sharp s": (twice("scripts/stra\xdfe", "scripts/STRASSE"), "same name to some"),
-    "duplicate by accent": (twice("scripts/\xe9", "scripts/e\u0301"), "same name to some"),
-    "file and folder": (twice("scripts/a", "scripts/a/b"), "a file and a folder"),
-    "symbolic link": (of_mode(stat.S_IFLNK | 0o777), "symbolic link"),
-    "pipe": (of_mode(stat.S_IFIFO), "device, a pipe"),
-    "device": (of_mode(stat.S_IFCHR), "device, a pipe"),
-    "socket": (of_mode(stat.S_IFSOCK), "device, a pipe"),
-    "folder with content": (of_mode(stat.S_IFDIR, "scripts/a/"), "a file and a folder"),
-    "folder as a file": (of_mode(stat.S_IFDIR), "a file and a folder"),
+    "duplicate by case": (two_names("scripts/A", "scripts/a"), "same on some file systems"),
+    "folders by case": (two_names("Scripts/a", "scripts/b"), "same on some file systems"),
+    "duplicate by case folding": (
+        two_names("scripts/stra\xdfe", "scripts/STRASSE"),
+        "same on some file systems",
+    ),
+    "duplicate by accent": (
+        two_names("scripts/\xe9", "scripts/e\u0301"),
+        "same on some file systems",
+    ),
+    "file and folder": (two_names("scripts/a", "scripts/a/b"), "both a file and a folder"),
+    "symbolic link": (with_mode(stat.S_IFLNK | 0o777), "symbolic link"),
+    "pipe": (with_mode(stat.S_IFIFO), "device, a pipe"),
+    "device": (with_mode(stat.S_IFCHR), "device, a pipe"),
+    "socket": (with_mode(stat.S_IFSOCK), "device, a pipe"),
+    "folder with content": (with_mode(stat.S_IFDIR, "scripts/a/"), "both a file and a folder"),
+    "folder as a file": (with_mode(stat.S_IFDIR), "both a file and a folder"),
     "bomb by ratio": (lambda: bomb(50 * 2**20), "more than 100 times"),
     "bomb by size": (many_bombs, "together, more than"),
-    "bomb by overlap": (overlapping, "two entries named"),
-    "bomb by overlap in part": (overlapping_in_part, "overlaps"),
-    "10^5 entries": (lambda: counted(many_entries(), 65534), "entries, more than"),
-    "10^5 entries, uncounted": (lambda: counted(many_entries(), 1), "more than it counts"),
-    "lying size": (quine_like, "another size"),
-    "lying size, stored": (
-        lambda: edited(archive_of(("scripts/a", b"x" * 9)), lambda d: set_both(d, 24, "<I", 5)),
-        "another size",
+    "bomb by overlap": (same_content, "two entries named"),
+    "bomb by overlap in part": (overlapping_in_part, "overlaps with the next entry"),
+    "10^5 entries": (lambda: with_count(many_entries(), 65534), "entries, more than"),
+    "10^5 entries, uncounted": (
+        lambda: with_count(many_entries(), 1),
+        "more entries than it states",
     ),
-    "lying checksum": (
-        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 16, "<I", 1)),
-        "checksum",
+    "wrong size": (longer_than_stated, "does not have its stated size"),
+    "wrong size, stored": (
+        lambda: edited(make_archive(("scripts/a", b"x" * 9)), lambda d: set_both(d, 24, "<I", 5)),
+        "does not have its stated size",
+    ),
+    "wrong checksum": (
+        lambda: edited(make_archive(("scripts/a", b"x")), lambda d: set_both(d, 16, "<I", 1)),
+        "does not have its stated checksum",
     ),
     "two sizes": (
         lambda: edited(
-            archive_of(("scripts/a", b"x")),
+            make_archive(("scripts/a", b"x")),
             lambda d: struct.pack_into("<I", d, d.rindex(b"PK\1\2") + 24, 2),
         ),
-        "one thing in the directory",
+        "local header that contradicts",
     ),
     "two names": (
         lambda: edited(
-            archive_of(("scripts/a", b"x")),
+            make_archive(("scripts/a", b"x")),
             lambda d: d.__setitem__(
                 slice(d.index(b"scripts/a"), d.index(b"scripts/a") + 9), b"../evil/a"
             ),
         ),
-        "one thing in the directory",
+        "local header that contradicts",
     ),
     "encrypted": (
-        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 8, "<H", 1)),
+        lambda: edited(make_archive(("scripts/a", b"x")), lambda d: set_both(d, 8, "<H", 1)),
         "encrypted",
     ),
-    "strange method": (
-        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 10, "<H", 99)),
-        "unusual way",
+    "unknown method": (
+        lambda: edited(make_archive(("scripts/a", b"x")), lambda d: set_both(d, 10, "<H", 99)),
+        "unsupported flags or compression",
     ),
     "ZIP64": (
-        lambda: edited(archive_of(("scripts/a", b"x")), lambda d: set_both(d, 24, "<I", 2**32 - 1)),
+        lambda: edited(
+            make_archive(("scripts/a", b"x")), lambda d: set_both(d, 24, "<I", 2**32 - 1)
+        ),
         "ZIP64",
     ),
     "several disks": (
-        lambda: edited(archive_of(), lambda d: struct.pack_into("<H", d, len(d) - 18, 1)),
+        lambda: edited(make_archive(), lambda d: struct.pack_into("<H", d, len(d) - 18, 1)),
         "several files",
     ),
-    "comment": (with_comment, "comment"),
-    "something before": (lambda: b"#!/bin/sh\n" + archive_of(), "no ZIP archive"),
-    "something after": (lambda: archive_of() + b"x", "after its end"),
-    "cut off": (lambda: archive_of(("scripts/a", b"x" * 999))[:-30], "cut off"),
+    "comment": (with_comment, "the central directory is not at its stated position"),
+    "data before the archive": (lambda: b"#!/bin/sh\n" + make_archive(), "not a ZIP archive"),
+    "data after the archive": (lambda: make_archive() + b"x", "after its end"),
+    "truncated": (lambda: make_archive(("scripts/a", b"x" * 999))[:-30], "truncated"),
     "damaged": (
         lambda: edited(
-            archive_of(("scripts/a", b"abc" * 99), compression=zipfile.ZIP_DEFLATED),
+            make_archive(("scripts/a", b"abc" * 99), compression=zipfile.ZIP_DEFLATED),
             lambda d: d.__setitem__(
                 slice(d.index(b"scripts/a") + 9, d.index(b"scripts/a") + 13), b"\xff" * 4
             ),
         ),
         "damaged",
     ),
-    "empty": (lambda: b"", "no ZIP archive"),
-    "no ZIP": (lambda: b"PK" + bytes(99), "no ZIP archive"),
-    "nothing in it": (lambda: b"PK\5\6" + bytes(18), "no SKILL.md"),
-    "other places": (named("bin/a"), "has no place in a skill"),
-    "hidden file": (named(".bashrc"), "has no place in a skill"),
+    "empty file": (lambda: b"", "not a ZIP archive"),
+    "not a ZIP": (lambda: b"PK" + bytes(99), "not a ZIP archive"),
+    "no entries": (lambda: b"PK\5\6" + bytes(18), "no SKILL.md"),
+    "file in another folder": (named("bin/a"), "is not allowed in a skill"),
+    "hidden file": (named(".bashrc"), "is not allowed in a skill"),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_refused_whole(
+def test_hostile_packages_are_refused(
     attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -274,14 +285,14 @@ def test_refused_whole(
         assert main(["skills", command, str(package)]) == 1
         out, err = capsys.readouterr()
         assert out == ""
-        assert "is no skill that can be used" in err
+        assert "is not a valid skill" in err
         assert reason in err
         assert all(char.isprintable() or char == "\n" for char in err)
     assert time.monotonic() - started < 5
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_ordinary_programs_write_is_read() -> None:
+def test_packages_of_ordinary_programs_are_read() -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
         out.mkdir("scripts")
@@ -294,8 +305,8 @@ def test_what_ordinary_programs_write_is_read() -> None:
     assert [name for name, file in files.items() if file.executable] == ["scripts/run"]
 
 
-def test_sizes_behind_the_content_are_read() -> None:
-    """As programs write that do not know the size beforehand."""
+def test_data_descriptors_are_read() -> None:
+    """Programs that write to a pipe put the sizes behind the content."""
 
     class Stream(io.RawIOBase):
         def __init__(self) -> None:
@@ -314,12 +325,12 @@ def test_sizes_behind_the_content_are_read() -> None:
     assert read_archive(stream.data)["SKILL.md"].content == DOCUMENT
 
 
-VALID = bytes(archive_of(("scripts/a", b"abc" * 50), compression=zipfile.ZIP_DEFLATED))
+VALID = bytes(make_archive(("scripts/a", b"abc" * 50), compression=zipfile.ZIP_DEFLATED))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_any_change_is_refused_or_harmless(data: st.DataObject) -> None:
+def test_any_changed_byte_is_refused_or_harmless(data: st.DataObject) -> None:
     changed = bytearray(VALID)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(changed) - 1))

@@ -1,7 +1,7 @@
-"""The skills that come with the package, used in a real sandbox: each example as it stands there.
+"""The examples of the shipped skills, run in a real sandbox exactly as they are written.
 
-One kernel for all. Its outputs are then opened by programs that share nothing with the libraries
-that made them: LibreOffice and Poppler, where they are installed.
+All tests use one kernel. Independent programs then open the outputs: LibreOffice and Poppler, if
+they are installed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODULES = {
     "pypdf": "pypdf",
     "reportlab": "reportlab",
 }
-"""What the scripts import beside the standard library, and the packages that have it."""
+"""Modules outside the standard library that the scripts import, and their packages."""
 SERVER = """
 import json, sys
 TOOL = {"name": "echo", "description": "Says it again.", "inputSchema": {
@@ -80,14 +80,14 @@ def client(folder: Path) -> Iterator[BlockingKernelClient]:
 
 
 def run(client: BlockingKernelClient, code: str) -> str:
-    """What ``code`` printed in the sandbox; that it failed is the failure's text."""
+    """Run ``code`` in the sandbox and return what it printed; fail with its error."""
     answer = execute(client, code)
     assert answer.status == "ok", (answer.reply["content"], answer.text)
     return answer.text
 
 
 def shell(client: BlockingKernelClient, script: str) -> str:
-    """What a script of the shell printed in the sandbox."""
+    """Run a shell script in the sandbox and return what it printed."""
     return run(
         client,
         f"""
@@ -100,7 +100,7 @@ assert done.returncode == 0, done.stdout + done.stderr
 
 
 def follow(client: BlockingKernelClient, skill: str) -> list[str]:
-    """Run every example in a SKILL.md, one after the other; what each printed."""
+    """Run all examples of a SKILL.md in order, and return what each printed."""
     text = (SKILLS / skill / "SKILL.md").read_text()
     examples = re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert examples
@@ -116,17 +116,17 @@ def pdf_text(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def office(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for what LibreOffice makes of the outputs."""
+    """A folder for the PDF files that LibreOffice makes from the outputs."""
     if OFFICE is None:
         pytest.skip("no LibreOffice: apt-get install libreoffice-{writer,calc,impress}")
     return tmp_path_factory.mktemp("office")
 
 
-def opened(office: Path, *paths: Path) -> list[str]:
-    """The texts of documents as LibreOffice lays them out. All at once: its start is what lasts."""
+def convert_to_text(office: Path, *paths: Path) -> list[str]:
+    """Return the texts of documents as LibreOffice shows them. One run, as it starts slowly."""
     command = [str(OFFICE), f"-env:UserInstallation=file://{office}/profile", "--headless"]
     command += ["--convert-to", "pdf", "--outdir", str(office), *map(str, paths)]
-    # Nothing of the user's: it would leave things in HOME and in XDG_RUNTIME_DIR.
+    # Not the user's directories: LibreOffice would leave files in HOME and XDG_RUNTIME_DIR.
     places = dict.fromkeys(("HOME", "TMPDIR", "XDG_RUNTIME_DIR"), str(office))
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **places}
     subprocess.run(
@@ -135,7 +135,7 @@ def opened(office: Path, *paths: Path) -> list[str]:
     return [pdf_text(office / path.with_suffix(".pdf").name) for path in paths]
 
 
-def test_the_next_kernel_sees_ours_and_those_installed(client: BlockingKernelClient) -> None:
+def test_kernel_sees_shipped_and_installed_skills_read_only(client: BlockingKernelClient) -> None:
     found = json.loads(run(client, """
 import json, os
 found = {}
@@ -155,7 +155,7 @@ print(json.dumps(found))
     assert found["public refuses"] == found["examples refuses"] == "Read-only file system"
 
 
-def test_docx(client: BlockingKernelClient) -> None:
+def test_docx_examples_work(client: BlockingKernelClient) -> None:
     *_, read = follow(client, "public/docx")
     assert "# Sales in 2026\n\n## Result\n\nSales grew by 12 %, most of it in May." in read
     assert "| May | 1250.5 |" in read
@@ -180,8 +180,8 @@ your order of 5 May is on its way.
     )
 
 
-def test_values_keep_the_formats_around_them(client: BlockingKernelClient) -> None:
-    """Word may part a name into runs, as here, and put it into a table or a footer."""
+def test_filled_values_keep_surrounding_formats(client: BlockingKernelClient) -> None:
+    """Word may split a name into runs, as here, and names may be in a table or a footer."""
     assert run(client, """
 import docx
 from fill_docx import fill
@@ -203,7 +203,7 @@ for Ada
 """  # fmt: skip
 
 
-def test_pdf(client: BlockingKernelClient, folder: Path) -> None:
+def test_pdf_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     _, taken, fields, info = follow(client, "public/pdf")
     assert "Sales grew by 12 %." in taken
     assert "['customer', 'paid']" in fields
@@ -231,7 +231,7 @@ Report("\u0394 \u0416").text("\u0394 < 1 & `x < 2`\\n\\n1. one\\n2. two").table(
     assert len(re.findall(r"^[ \f]*a +b$", text, re.MULTILINE)) == text.count("\f")
 
 
-def test_pptx(client: BlockingKernelClient) -> None:
+def test_pptx_examples_work(client: BlockingKernelClient) -> None:
     *_, read = follow(client, "public/pptx")
     assert "## 2. Sales grew by 12 %\n\n- May was best\n  - thanks to the new shop" in read
     assert "Notes: Say why August was so bad." in read
@@ -245,7 +245,7 @@ except ValueError as error:
     assert "30 rows: a slide shows 12 at most" in run(client, code)
 
 
-def test_xlsx(client: BlockingKernelClient, folder: Path) -> None:
+def test_xlsx_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "public/xlsx")
     assert "[{'month': 1, 'sum': 10.5, 'other': '007'}" in run(client, "print(records)")
     code = """
@@ -266,7 +266,7 @@ print(read_rows("/tmp/odd.xlsx"), check("/mnt/user-data/outputs/sales.xlsx"))
     )
 
 
-def test_plotting(client: BlockingKernelClient, folder: Path) -> None:
+def test_plotting_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "public/plotting")
     for name in ("sales-by-month.png", "data.png"):
         assert (folder / "outputs" / name).read_bytes().startswith(b"\x89PNG")
@@ -276,7 +276,7 @@ def test_plotting(client: BlockingKernelClient, folder: Path) -> None:
     assert "1,250.5" in texts
 
 
-def test_frontend_design(client: BlockingKernelClient, folder: Path) -> None:
+def test_frontend_design_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     assert "Nothing was found." in follow(client, "public/frontend-design")[-1]
     page = (folder / "outputs/whole.html").read_text()
     assert "h1 { color: teal }" in page
@@ -289,7 +289,7 @@ def test_frontend_design(client: BlockingKernelClient, folder: Path) -> None:
         assert words in found
 
 
-def test_canvas_design(client: BlockingKernelClient, folder: Path) -> None:
+def test_canvas_design_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "examples/canvas-design")
     root = ElementTree.parse(folder / "outputs/poster.svg").getroot()  # noqa: S314 - ours
     assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == 21
@@ -302,7 +302,7 @@ def test_libreoffice_opens_the_documents(folder: Path, office: Path) -> None:
     names = ("report.docx", "board.pptx", "sales.xlsx", "whole.html", "poster.svg")
     if not all((outputs / name).exists() for name in names):
         pytest.skip("the tests that make these documents did not run in this process")
-    report, board, sales, page, _ = opened(office, *(outputs / name for name in names))
+    report, board, sales, page, _ = convert_to_text(office, *(outputs / name for name in names))
     assert "Sales in 2026" in report
     assert re.search(r"1\. *Ask the customers", report)
     assert re.search(r"May +1250\.5", report)
@@ -312,7 +312,7 @@ def test_libreoffice_opens_the_documents(folder: Path, office: Path) -> None:
     assert "Sales grew by twelve per cent" in page
 
 
-def test_algorithmic_art(client: BlockingKernelClient, folder: Path) -> None:
+def test_algorithmic_art_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "examples/algorithmic-art")
     for name in ("flows", "tiles-5", "sunflower-3"):
         assert len(ElementTree.parse(folder / f"outputs/{name}.svg").getroot()) > 9  # noqa: S314
@@ -324,8 +324,8 @@ cmp /tmp/tiles.svg /mnt/user-data/outputs/tiles-5.svg
     assert again.split() == [f"/tmp/{rule}.svg" for rule in ("packing", "branches", "tiles")]
 
 
-def test_what_is_no_document_is_told_in_a_sentence(client: BlockingKernelClient) -> None:
-    told = run(client, """
+def test_invalid_documents_are_reported_in_one_sentence(client: BlockingKernelClient) -> None:
+    reported = run(client, """
 import contextlib, importlib, sys
 for skill, script, *command in (
     ["docx", "read_docx"], ["pptx", "read_pptx"], ["xlsx", "read_xlsx", "show"],
@@ -336,11 +336,11 @@ for skill, script, *command in (
         with contextlib.redirect_stderr(sys.stdout):
             assert importlib.import_module(script).main([*command, path]) == 1
 """)  # fmt: skip
-    assert len(told.splitlines()) >= 10
-    assert "Traceback" not in told
+    assert len(reported.splitlines()) >= 10
+    assert "Traceback" not in reported
 
 
-def test_mcp_builder(client: BlockingKernelClient) -> None:
+def test_mcp_builder_examples_work(client: BlockingKernelClient) -> None:
     assert "There are: welcome." in follow(client, "examples/mcp-builder")[-1]
     script = "try=/mnt/skills/examples/mcp-builder/scripts/try_server.py\n"
     listed = shell(client, f"{script}python $try python stand_in.py")
@@ -355,12 +355,12 @@ def test_mcp_builder(client: BlockingKernelClient) -> None:
             client, f"{server}python $try python server.py"
         )
     else:
-        told = shell(client, f"{server}! python $try python server.py 2>&1")
-        assert "pip install 'mcp>=2'" in told
-        assert "the server ended with 1" in told
+        reported = shell(client, f"{server}! python $try python server.py 2>&1")
+        assert "pip install 'mcp>=2'" in reported
+        assert "the server ended with 1" in reported
 
 
-def test_a_skill_written_inside_is_packed_and_installed_on_the_host(
+def test_skill_written_by_a_kernel_is_packed_and_installed(
     client: BlockingKernelClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "still that of the template" in follow(client, "examples/skill-creator")[-1]
@@ -369,32 +369,34 @@ def test_a_skill_written_inside_is_packed_and_installed_on_the_host(
     for command in (["pack", "outputs/word-count"], ["check", "word-count.skill"]):
         assert main(["skills", *command]) == 0
     assert main(["skills", "install", "word-count.skill"]) == 0
-    # A running kernel sees the folder as it is now.
+    # A running kernel sees the changed folder.
     code = "sys.path.insert(0, '/mnt/skills/public/word-count/scripts')\n"
     assert run(client, f"{code}from run_word_count import run\nprint(run('a'))") == "A\n"
     assert main(["skills", "remove", "word-count"]) == 0
 
 
-def test_our_own_pass_the_check_of_the_skill_creator(client: BlockingKernelClient) -> None:
+def test_shipped_skills_pass_the_skill_creators_check(client: BlockingKernelClient) -> None:
     code = "import sys; sys.path.insert(0, '/mnt/skills/examples/skill-creator/scripts')\n"
     code += "from check_skill import check\nimport glob\n"
     code += "print({path: check(path) for path in glob.glob('/mnt/skills/*/*') if check(path)})"
     assert list(ast.literal_eval(run(client, code))) == ["/mnt/skills/public/of-mine"]
 
 
-def test_a_missing_package_is_told_by_name(client: BlockingKernelClient) -> None:
-    """Without any package at all, which -I and -S make of a Python."""
-    scripts = {f"/mnt/skills/{path.relative_to(SKILLS)}": needs(path) for path in SCRIPTS}
-    told = json.loads(run(client, f"""
+def test_script_names_a_missing_package(client: BlockingKernelClient) -> None:
+    """With -I and -S, Python finds no packages."""
+    scripts = {
+        f"/mnt/skills/{path.relative_to(SKILLS)}": find_needed_modules(path) for path in SCRIPTS
+    }
+    reported = json.loads(run(client, f"""
 import json, subprocess, sys
-told = {{}}
+reported = {{}}
 for path in {[path for path, modules in scripts.items() if modules]!r}:
     done = subprocess.run([sys.executable, "-I", "-S", path], capture_output=True, text=True)
-    told[path] = [done.returncode, done.stderr]
-print(json.dumps(told))
+    reported[path] = [done.returncode, done.stderr]
+print(json.dumps(reported))
 """))  # fmt: skip
-    assert len(told) >= 10
-    for path, (status, text) in told.items():
+    assert len(reported) >= 10
+    for path, (status, text) in reported.items():
         assert status == 1, path
         (module,) = scripts[path]
         assert text.startswith(f"The package {MODULES[module]} is missing in this sandbox"), path
@@ -402,8 +404,8 @@ print(json.dumps(told))
         assert "Traceback" not in text, path
 
 
-def test_a_cell_is_told_of_a_missing_package_as_well(client: BlockingKernelClient) -> None:
-    """Where a script is imported: the cell fails with that sentence, and the kernel goes on."""
+def test_cell_fails_with_the_name_of_a_missing_package(client: BlockingKernelClient) -> None:
+    """When a cell imports a script, the cell fails with that sentence, and the kernel stays."""
     code = """
 import sys
 sys.path.insert(0, "/mnt/skills/public/docx/scripts")
@@ -419,8 +421,8 @@ import read_docx
     assert run(client, "del sys.modules['docx']; print('still here')") == "still here\n"
 
 
-def needs(path: Path) -> set[str]:
-    """The modules that a script imports, and that Python has not, nor its own folder."""
+def find_needed_modules(path: Path) -> set[str]:
+    """Return the modules that a script imports and that are neither Python's nor its folder's."""
     modules = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -431,10 +433,10 @@ def needs(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_needs_python_3_9_and_what_it_says(path: Path) -> None:
+def test_scripts_parse_as_python_3_9_and_list_their_packages(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 9))
     listed = path.parent / "requirements.txt"
-    packages = {MODULES[module] for module in needs(path)}
+    packages = {MODULES[module] for module in find_needed_modules(path)}
     if packages:
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
         lines = listed.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What makes a skill: SKILL.md and its places, the same bytes when packed, folders with traps."""
+"""Validation of skills: SKILL.md, allowed files, reproducible packages, links in folders."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
         ("license: MIT\nmetadata:\n  a: b\n  c: d\ndescription: After others.", "After others."),
     ],
 )
-def test_front_matter(text: str, description: str) -> None:
+def test_front_matter_is_parsed(text: str, description: str) -> None:
     assert read_front_matter(f"---\n{text}\n---\nbody")["description"] == description
 
 
@@ -50,31 +50,31 @@ def test_front_matter(text: str, description: str) -> None:
         ("---\ndescription: a\n---\n", "has no name"),
         ("---\nname: a\nname: b\ndescription: c\n---\n", "twice"),
         ("---\nname a\n---\n", "not 'key: text'"),
-        ("---\nname: ../../etc\ndescription: c\n---\n", "its name is"),
-        ("---\nname: A Skill\ndescription: c\n---\n", "its name is"),
-        (f"---\nname: {'a' * 65}\ndescription: c\n---\n", "its name is"),
-        ("---\nname: a\ndescription: \x1b[2J\n---\n", "control a terminal"),
+        ("---\nname: ../../etc\ndescription: c\n---\n", "the skill has the name"),
+        ("---\nname: A Skill\ndescription: c\n---\n", "the skill has the name"),
+        (f"---\nname: {'a' * 65}\ndescription: c\n---\n", "the skill has the name"),
+        ("---\nname: a\ndescription: \x1b[2J\n---\n", "no control characters"),
         (f"---\nname: a\ndescription: {'c' * 1025}\n---\n", "1025 characters"),
         ("x" * 300_000, "more than 262144"),
     ],
 )
-def test_a_document_that_is_none(folder: Path, document: str, reason: str) -> None:
+def test_invalid_document_is_refused(folder: Path, document: str, reason: str) -> None:
     (folder / "SKILL.md").write_text(document)
     with pytest.raises(SkillError, match=reason):
         read_folder(folder)
 
 
-def test_a_document_that_is_not_text(folder: Path) -> None:
+def test_document_that_is_not_utf8_is_refused(folder: Path) -> None:
     (folder / "SKILL.md").write_bytes(b"\xff\xfe")
     with pytest.raises(SkillError, match="not UTF-8"):
         read_folder(folder)
 
 
-def test_the_same_content_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_same_content_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     first = pack_skill(read_folder(folder))
     other = tmp_path / "copy"
     (other / "scripts").mkdir(parents=True)
-    for name in ("scripts/run.py", "SKILL.md"):  # another order, other times and modes
+    for name in ("scripts/run.py", "SKILL.md"):  # in another order, with other times and modes
         (other / name).write_bytes((folder / name).read_bytes())
         os.utime(other / name, (1, 1))
         (other / name).chmod(0o600)
@@ -87,16 +87,16 @@ def test_the_same_content_gives_the_same_bytes(folder: Path, tmp_path: Path) -> 
     assert pack_skill(read_folder(other)) != first
 
 
-def test_a_package_is_what_its_folder_was(folder: Path, tmp_path: Path) -> None:
+def test_package_has_the_files_of_its_folder(folder: Path, tmp_path: Path) -> None:
     skill = read_folder(folder)
     package = tmp_path / "a.skill"
     package.write_bytes(pack_skill(skill))
     assert read_package(package).files == skill.files
 
 
-@pytest.mark.parametrize("trap", ["link", "linked folder", "pipe", "itself a link"])
-def test_a_folder_with_a_trap_is_refused(folder: Path, tmp_path: Path, trap: str) -> None:
-    """Such as a kernel may leave in outputs, for the host to follow."""
+@pytest.mark.parametrize("trap", ["link", "linked folder", "pipe", "the folder is a link"])
+def test_folder_with_links_or_pipes_is_refused(folder: Path, tmp_path: Path, trap: str) -> None:
+    """A kernel could write such a folder to outputs."""
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key").write_text("secret")
@@ -109,25 +109,25 @@ def test_a_folder_with_a_trap_is_refused(folder: Path, tmp_path: Path, trap: str
     else:
         (tmp_path / "link").symlink_to(folder)
         folder = tmp_path / "link"
-    with pytest.raises(SkillError, match=r"no ordinary file|cannot be read: Not a directory"):
+    with pytest.raises(SkillError, match=r"not a regular file|cannot be read: Not a directory"):
         read_folder(folder)
 
 
-def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+def test_package_must_be_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero"), tmp_path / "missing"):
-        with pytest.raises(SkillError, match=r"not an ordinary file|cannot be read"):
+        with pytest.raises(SkillError, match=r"not a regular file|cannot be read"):
             read_package(path)
 
 
-def test_the_image_for_data_has_what_our_own_need() -> None:
+def test_image_python_has_the_packages_of_the_shipped_skills() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     wanted = {line.partition(">=")[0] for line in project["optional-dependencies"]["skills"]}
     assert wanted <= set((PROJECT / "images/python/Dockerfile").read_text().split())
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_our_own_are_skills(path: Path) -> None:
+def test_shipped_skills_are_valid(path: Path) -> None:
     skill = read_folder(path)
     assert skill.name == path.name
     assert "Use " in skill.description, "a description says when to use it"

@@ -1,4 +1,4 @@
-"""The user's folder of skills: what comes with the package, what is installed, what is removed."""
+"""The user's folder of skills: shipped, installed and removed skills."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the skills of a user will be, who has none yet."""
+    """The folder of the skills of a user who has none yet. It does not exist."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path / "data/gvisor-kernel/skills"
 
@@ -43,7 +43,7 @@ def contents(folder: Path) -> set[str]:
     return {f"{path.parent.name}/{path.name}" for path in folder.glob("[pe]*/*")}
 
 
-def test_a_starting_kernel_is_shown_our_own(folder: Path) -> None:
+def test_starting_kernel_gets_the_shipped_skills(folder: Path) -> None:
     assert prepare_skills() == folder
     ours = {f"{place}/{name}" for name, (place, _) in shipped_skills().items()}
     assert contents(folder) == ours
@@ -54,7 +54,9 @@ def test_a_starting_kernel_is_shown_our_own(folder: Path) -> None:
     assert {path: path.stat().st_ino for path in folder.rglob("*")} == inodes
 
 
-def test_installed_and_removed(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_skill_is_installed_listed_and_removed(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
     package = tmp_path / "a.skill"
     package.write_bytes(pack_skill(skill()))
     assert main(["skills", "install", str(package)]) == 0
@@ -84,7 +86,7 @@ def test_installed_and_removed(folder: Path, tmp_path: Path, capsys: Captured) -
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc", "", ".", "public", "a/b", "x\0"])
-def test_only_a_skill_is_removed(folder: Path, name: str) -> None:
+def test_remove_refuses_names_of_other_paths(folder: Path, name: str) -> None:
     kept = folder.parent / "x"
     prepare_skills()
     kept.mkdir()
@@ -93,7 +95,7 @@ def test_only_a_skill_is_removed(folder: Path, name: str) -> None:
     assert kept.is_dir()
 
 
-def test_what_the_user_decided_about_ours_stands(folder: Path, capsys: Captured) -> None:
+def test_removed_or_replaced_shipped_skills_stay_so(folder: Path, capsys: Captured) -> None:
     user = SkillStore.of_user()
     user.refresh()
     user.remove("xlsx")
@@ -108,7 +110,7 @@ def test_what_the_user_decided_about_ours_stands(folder: Path, capsys: Captured)
     assert not (folder / "public/plotting/SKILL.md").read_text().endswith("mine")
 
 
-def test_one_that_was_there_before_ours_came_stays(folder: Path) -> None:
+def test_existing_skill_with_a_shipped_name_stays(folder: Path) -> None:
     place = folder / "public/xlsx"
     place.mkdir(parents=True)
     (place / "SKILL.md").write_text("mine")
@@ -117,7 +119,7 @@ def test_one_that_was_there_before_ours_came_stays(folder: Path) -> None:
     assert "public/plotting" in contents(folder)
 
 
-def test_a_new_version_replaces_its_own_and_an_old_one_does_not(
+def test_newer_version_replaces_shipped_skills_older_does_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = {name: ("public", skill(name, "old")) for name in ("one", "two")}
@@ -135,23 +137,23 @@ def test_a_new_version_replaces_its_own_and_an_old_one_does_not(
     assert (folder / "public/two/SKILL.md").read_text().endswith("new")
 
 
-@pytest.mark.parametrize("obstacle", ["a file", "a link to nowhere", "another's"])
-def test_without_a_usable_folder_our_own_are_shown(
+@pytest.mark.parametrize("obstacle", ["a file", "a dangling link", "owned by another user"])
+def test_unusable_folder_falls_back_to_the_shipped_skills(
     folder: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.parent.mkdir(parents=True)
     if obstacle == "a file":
         folder.touch()
-    elif obstacle == "a link to nowhere":
+    elif obstacle == "a dangling link":
         folder.symlink_to("/nonexistent/place")
     else:
         folder.mkdir()
         monkeypatch.setattr(store.os, "geteuid", lambda: folder.stat().st_uid + 1)
     assert prepare_skills() == find_shipped()
-    assert "Only the skills of gvisor-kernel itself are shown" in caplog.text
+    assert "Kernels see only the skills that come with gvisor-kernel" in caplog.text
 
 
-def test_a_damaged_record_is_made_anew(folder: Path) -> None:
+def test_damaged_record_is_rewritten(folder: Path) -> None:
     prepare_skills()
     for text in ("", "[]", '{"version": 1, "skills": {"../x": 3}}', '{"skills": []}'):
         (folder / "shipped.json").write_text(text)
@@ -159,7 +161,7 @@ def test_a_damaged_record_is_made_anew(folder: Path) -> None:
         assert "public/xlsx" in contents(folder)
 
 
-def test_many_at_once_install_and_start(folder: Path) -> None:
+def test_concurrent_installs_and_starts_succeed(folder: Path) -> None:
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -180,7 +182,7 @@ def test_many_at_once_install_and_start(folder: Path) -> None:
     assert {"skill-0", "skill-1", "skill-2", "xlsx"} <= {entry.name for entry in listed}
 
 
-def test_what_is_none_is_listed_with_its_problem(folder: Path, capsys: Captured) -> None:
+def test_invalid_skill_is_listed_with_its_problem(folder: Path, capsys: Captured) -> None:
     prepare_skills()
     (folder / "public/broken\x1b[2J").mkdir()
     assert main(["skills", "list"]) == 0
@@ -189,7 +191,7 @@ def test_what_is_none_is_listed_with_its_problem(folder: Path, capsys: Captured)
     assert "\x1b" not in out
 
 
-def test_a_folder_that_the_configuration_names(
+def test_commands_use_the_folder_of_the_configuration(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     shared = tmp_path / "shared"
@@ -209,10 +211,10 @@ def test_a_folder_that_the_configuration_names(
     assert "kernels see none" in capsys.readouterr().err
 
 
-def test_packing_by_the_command(tmp_path: Path, capsys: Captured) -> None:
+def test_pack_command_writes_a_valid_package(tmp_path: Path, capsys: Captured) -> None:
     output = tmp_path / "out.skill"
     (tmp_path / "precious").write_text("kept")
-    output.symlink_to(tmp_path / "precious")  # as a kernel could have left it
+    output.symlink_to(tmp_path / "precious")  # a kernel could have created this link
     source = find_shipped() / "public/xlsx"
     assert main(["skills", "pack", str(source), "-o", str(output)]) == 0
     assert (tmp_path / "precious").read_text() == "kept"
