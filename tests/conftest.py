@@ -25,7 +25,7 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
-from . import leaks
+from . import leaks, skips
 from .docker.dockerd import Dockerd, running_dockerd
 from .patience import FACTOR, scale_seconds
 from .world import PROJECT, World
@@ -163,6 +163,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         else:  # a subtest
             reasons[str(report.longrepr)] += 1
     if reasons:
+        skips.append(reasons)
         terminalreporter.section("not tested on this machine")
         for reason, count in sorted(reasons.items()):
             terminalreporter.write_line(f"{count} x {reason}")

@@ -39,7 +39,7 @@ SAME_FOR_ROOT = (
     *("snapshots/test_languages.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
 )
 """Files in these folders that do not depend on the user either. ``--all`` runs them, too."""
-PASSED_ON = ("GK_TEST_ALL", "GK_TEST_PATIENCE", "GK_TEST_RUNSC")
+PASSED_ON = ("GK_TEST_AGAIN", "GK_TEST_ALL", "GK_TEST_PATIENCE", "GK_TEST_RUNSC", "GK_TEST_SKIPS")
 CHOSEN = ("-m", "not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"

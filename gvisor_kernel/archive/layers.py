@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gvisor_kernel.archive.refusal import Refused
-from gvisor_kernel.archive.tar import Entry, Kind, Stream, TarReader, check_target, show, split_name
+from gvisor_kernel.archive.tar import (
+    Entry,
+    Kind,
+    Stream,
+    TarReader,
+    check_target,
+    quote_name,
+    split_name,
+)
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.validators import GIB, MIB
 
@@ -101,7 +109,9 @@ def apply_archive(stream: Stream, tree: Tree, budget: Budget, *, is_layer: bool)
 
 def _check_whiteout(hidden: Parts) -> None:
     if hidden[-1] in ("", ".", ".."):
-        raise Refused(f"a whiteout names {show('/'.join(hidden))}, which is not a valid file name")
+        raise Refused(
+            f"a whiteout names {quote_name('/'.join(hidden))}, which is not a valid file name"
+        )
 
 
 class _Name:
@@ -151,7 +161,7 @@ class _Names:
             return False
         if name.kind is Kind.DIRECTORY and kind is Kind.DIRECTORY:
             return True
-        shown = show("/".join(parts))
+        shown = quote_name("/".join(parts))
         if kind is None or name.removed:
             raise Refused(f"a layer both contains and removes {shown}")
         raise Refused(f"the archive has two entries named {shown}")
@@ -189,7 +199,7 @@ def _put_entry(tree: Tree, entry: Entry, reader: TarReader, budget: Budget) -> N
 def _leave_out(parts: Parts, kind: Kind, budget: Budget) -> None:
     """Count a pipe or a device in /dev. Programs create pipes anew, and a sandbox has a /dev."""
     if kind is Kind.DEVICE and parts[:1] != DEVICE_FOLDERS:
-        raise Refused(f"{show('/'.join(parts))} is a device outside of /dev")
+        raise Refused(f"{quote_name('/'.join(parts))} is a device outside of /dev")
     budget.count_left_out(kind)
 
 
@@ -253,7 +263,9 @@ def _stat_entry(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_re
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
-        raise Refused(f"{show('/'.join(parts))} is a socket or another unsupported kind of file")
+        raise Refused(
+            f"{quote_name('/'.join(parts))} is a socket or another unsupported kind of file"
+        )
     target = ""
     if kind is Kind.SYMLINK:
         target = check_target(os.readlink(name, dir_fd=folder), name)
@@ -266,7 +278,7 @@ def _copy_file(tree: Tree, entry: Entry, folder: int, name: str) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Refused(f"{show(entry.name)} changed while it was copied")
+            raise Refused(f"{quote_name(entry.name)} changed while it was copied")
         left = entry.size
 
         def read(size: int) -> bytes:

@@ -72,7 +72,7 @@ class Entry:
         return "/".join(self.parts)
 
 
-def show(name: str) -> str:
+def quote_name(name: str) -> str:
     """Return a name for a message: quoted, escaped, and shortened."""
     return ascii(name) if len(name) <= 80 else ascii(name[:80]) + "…"
 
@@ -85,7 +85,7 @@ def split_name(name: str, what: str = "the name") -> tuple[str, ...]:
     :raises Refused: when it is absolute, contains ``..`` or control characters, is not UTF-8, or
         is too long or too deep
     """
-    shown = f"{what} {show(name)}"
+    shown = f"{what} {quote_name(name)}"
     if name.startswith("/"):
         raise Refused(f"{shown} is absolute")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
@@ -105,8 +105,8 @@ def check_target(target: str, name: str) -> str:
     :raises Refused: when it is empty, contains control characters, is not UTF-8, or is too long
     """
     if not target:
-        raise Refused(f"the symbolic link {show(name)} has no target")
-    _check_text(target, f"the target {show(target)} of {show(name)}")
+        raise Refused(f"the symbolic link {quote_name(name)} has no target")
+    _check_text(target, f"the target {quote_name(target)} of {quote_name(name)}")
     return target
 
 
@@ -248,9 +248,9 @@ class TarReader:
         elif kind in _KINDS:
             found = _KINDS[kind]
         else:
-            raise Refused(f"{show(name)} has the unsupported entry type {kind!r}")
+            raise Refused(f"{quote_name(name)} has the unsupported entry type {kind!r}")
         if size and found is Kind.DIRECTORY:
-            raise Refused(f"{show(name)} is a directory with content")
+            raise Refused(f"{quote_name(name)} is a directory with content")
         if found is not Kind.FILE:
             size = 0  # POSIX: a link has no content, whatever its header says
             self._left = self._padding = 0
@@ -337,7 +337,7 @@ def _parse_decimal(text: str) -> int:
     whole = text.partition(".")[0]
     digits = whole.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
-        raise Refused(f"a pax record that should be a number is {show(text)}")
+        raise Refused(f"a pax record that should be a number is {quote_name(text)}")
     return int(whole)
 
 
@@ -362,7 +362,7 @@ def _parse_pax(content: bytes) -> dict[str, str]:
                 raise Refused(f"an entry has two pax records named {key}")
             found[key] = _decode(value)
             if "\0" in found[key]:
-                raise Refused(f"the pax record {key} contains a NUL: {show(found[key])}")
+                raise Refused(f"the pax record {key} contains a NUL: {quote_name(found[key])}")
     if "size" in found and _parse_decimal(found["size"]) < 0:
         raise Refused("an entry has a negative size")
     return found

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_folder, open_in, sync_file_system
-from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, show
+from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, quote_name
 
 Parts: TypeAlias = tuple[str, ...]
 
@@ -101,7 +101,7 @@ class Tree:
 
     def put_hard_link(self, parts: Parts, target: Parts) -> None:
         """Create one more name of an existing file or symbolic link."""
-        where = f"the hard link {show('/'.join(parts))}"
+        where = f"the hard link {quote_name('/'.join(parts))}"
         try:
             source = open_folder(self._root, target[:-1])
         except OSError as error:
@@ -204,14 +204,14 @@ class Tree:
                 self._make_folder(above, parts[-1], 0o755)
             except FileExistsError:  # a dangling symbolic link
                 raise Refused(
-                    f"{show('/'.join(parts))} is a dangling symbolic link with files below it"
+                    f"{quote_name('/'.join(parts))} is a dangling symbolic link with files below it"
                 ) from None
             finally:
                 os.close(above)
             return open_folder(self._root, parts)
         except OSError as error:
             if error.errno in _NOT_A_DIRECTORY:
-                shown = show("/".join(parts))
+                shown = quote_name("/".join(parts))
                 raise Refused(f"{shown} is not a directory, but has files below it") from None
             raise
 
@@ -219,7 +219,7 @@ class Tree:
         # Through symbolic links a directory can lie deeper than its name says, and too deep to be
         # removed again.
         if _find_path(folder).count("/") > self._max_depth:
-            raise Refused(f"the directory {show(name)} is nested too deep")
+            raise Refused(f"the directory {quote_name(name)} is nested too deep")
         os.mkdir(name, mode, dir_fd=folder)
         self._chown(folder, name)
 

@@ -84,17 +84,17 @@ def finish(store: Store, imported: Imported) -> None:
     if imported.problem is not None:
         print_error(imported.problem)
     print(
-        f"Imported {imported.image.called} ({image.digest[:SHOWN_DIGITS]}):"
+        f"Imported {imported.image.display_name} ({image.digest[:SHOWN_DIGITS]}):"
         f" {image.entries} files, {describe_size(image.size)}"
     )
     for kind, count in image.left_out.items():
         print(f"Left out {count} {kind}")
     try:
-        image.need_python()
-        image.need_kernel([])
+        image.require_python()
+        image.require_kernel([])
         versions = ", ".join(f"{name} {version}" for name, version in list_versions(image).items())
         print(f"It has {printable(versions)}.")
-        print(f"Install a kernel that uses it: gvisor-kernel install --image {image.called}")
+        print(f"Install a kernel that uses it: gvisor-kernel install --image {image.display_name}")
     except LaunchError as error:
         print(f"No Python kernel can run in it. {printable(str(error))}")
     if imported.replaced is not None:
@@ -187,7 +187,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     sound: dict[str, bool] = {}
     with progress() as report:
         for number, image in enumerate(images):
-            report(f"Verifying {image.called}", number / len(images))
+            report(f"Verifying {image.display_name}", number / len(images))
             try:
                 digest = measure_tree(image.tree, image.environment).digest
             except OSError:
@@ -198,7 +198,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     else:
         for image in images:
             result = "unchanged" if sound[image.digest] else "CHANGED: remove and import it again"
-            print(f"{image.digest[:SHOWN_DIGITS]}  {image.called}  {result}")
+            print(f"{image.digest[:SHOWN_DIGITS]}  {image.display_name}  {result}")
         if not images:
             print("No images.")
     return 0 if all(sound.values()) else 1
@@ -213,7 +213,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
             continue
         with block_starts() as used:
             store.remove(image, used)
-        print(f"Removed {image.called}, {describe_size(image.size)}")
+        print(f"Removed {image.display_name}, {describe_size(image.size)}")
     store.sweep()
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_in
-from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, show, split_name
+from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name, split_name
 
 MAX_DOCUMENT = 4 * 1024 * 1024
 """Bytes of one JSON document."""
@@ -78,7 +78,7 @@ class Documents:
             while data := stream.read(CHUNK):
                 content += data
                 if len(content) > MAX_DOCUMENT:
-                    raise Refused(f"{show(name)} has more than {MAX_DOCUMENT} bytes")
+                    raise Refused(f"{quote_name(name)} has more than {MAX_DOCUMENT} bytes")
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
             raise Refused(f"the documents of the image have more than {MAX_DOCUMENT_BYTES} bytes")
@@ -101,12 +101,12 @@ class FolderBlobs:
         try:
             fd = open_in(folder, name, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise Refused(f"{show(name)} cannot be read: {error.strerror}") from error
+            raise Refused(f"{quote_name(name)} cannot be read: {error.strerror}") from error
         finally:
             os.close(folder)
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Refused(f"{show(name)} is not a regular file")
+                raise Refused(f"{quote_name(name)} is not a regular file")
             yield file
 
 
@@ -125,7 +125,7 @@ class TarBlobs:
             if entry.kind is Kind.DIRECTORY:
                 continue
             if entry.name in self._places or entry.name in self._links:
-                raise Refused(f"the archive has two entries named {show(entry.name)}")
+                raise Refused(f"the archive has two entries named {quote_name(entry.name)}")
             if entry.kind is Kind.FILE:
                 self._places[entry.name] = (reader.position, entry.size)
             elif entry.kind is Kind.SYMLINK:
@@ -143,7 +143,7 @@ class TarBlobs:
         for _ in range(MAX_LINKS):
             name = self._links.get(name, name)
         if name not in self._places:
-            raise Refused(f"the archive has no file {show(name)}")
+            raise Refused(f"the archive has no file {quote_name(name)}")
         start, size = self._places[name]
         self._file.seek(start)
         yield _Slice(self._file, size)

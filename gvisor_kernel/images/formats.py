@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from gvisor_kernel.archive.refusal import Refused
-from gvisor_kernel.archive.tar import Stream, show
+from gvisor_kernel.archive.tar import Stream, quote_name
 from gvisor_kernel.images.blobs import MAX_DOCUMENT, Blobs, Documents, HashedStream, decompressed
 from gvisor_kernel.strict_json import JsonError, parse_json
 
@@ -81,7 +81,7 @@ def open_layer(blobs: Blobs, layer: Layer) -> Iterator[Stream]:
     found = ((layer.digest, outer.digest), (layer.plain_digest, inner.digest))
     for stated, digest in found:
         if stated is not None and stated.partition(":")[2] != digest:
-            raise Refused(f"the layer {show(layer.name)} does not match its digest")
+            raise Refused(f"the layer {quote_name(layer.name)} does not match its digest")
 
 
 def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
@@ -100,13 +100,13 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
         return None
     fitting = [name for name in found if reference is None or name[0] == reference]
     if not fitting:
-        called = ", ".join(show(name) for name, _ in found[:10]) or "none for this machine"
+        called = ", ".join(quote_name(name) for name, _ in found[:10]) or "none for this machine"
         raise Refused(
             f"the archive has no image {reference or 'for ' + _architecture()}",
             f"it has these images: {called}.",
         )
     if len(fitting) > 1:
-        called = ", ".join(show(name) for name, _ in fitting[:10])
+        called = ", ".join(quote_name(name) for name, _ in fitting[:10])
         raise Refused(f"the archive has several images: {called}", "choose one with --reference.")
     return fitting[0][1]()
 
@@ -164,7 +164,7 @@ def _read_oci(documents: Documents, reference: str, descriptor: Mapping[str, Any
 def _get_digest(descriptor: Mapping[str, Any]) -> str:
     digest = descriptor.get("digest")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise Refused(f"{show(str(digest))} is not a valid digest")
+        raise Refused(f"{quote_name(str(digest))} is not a valid digest")
     return digest
 
 
@@ -222,8 +222,8 @@ def _make_manifest(
     platform = {"os": config.get("os", "linux"), "architecture": config.get("architecture")}
     if not _fits_machine(platform):
         raise Refused(
-            f"the image is for {show(str(platform['os']))} on"
-            f" {show(str(platform['architecture']))}",
+            f"the image is for {quote_name(str(platform['os']))} on"
+            f" {quote_name(str(platform['architecture']))}",
             f"get the image for linux on {_architecture()}.",
         )
     rootfs = config.get("rootfs")
@@ -251,7 +251,7 @@ def read_environment(settings: Mapping[str, Any]) -> dict[str, str]:
     for item in _get_list(settings, "Env"):
         name, equals, value = str(item).partition("=")
         if not equals or not _VARIABLE.fullmatch(name) or not _is_value(value):
-            raise Refused(f"the environment variable {show(str(item))} is not valid")
+            raise Refused(f"the environment variable {quote_name(str(item))} is not valid")
         found[name] = value
     if sum(len(name) + len(value.encode()) + 2 for name, value in found.items()) > MAX_ENVIRONMENT:
         raise Refused(f"the environment has more than {MAX_ENVIRONMENT} bytes")

@@ -28,14 +28,14 @@ from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.images.blobs import Blobs, FolderBlobs, TarBlobs, decompressed, is_compressed
 from gvisor_kernel.images.engines import save_image
 from gvisor_kernel.images.formats import Manifest, open_layer, read_manifest
-from gvisor_kernel.images.inspection import Inside, RootImage
+from gvisor_kernel.images.inspection import PythonReport, RootImage
 from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.images.store import Draft, Store
 
 Report = Callable[[str, float], None]
 """Called when a step begins, with its description and the share of the import that is done (0 to
 1)."""
-Probe = Callable[[RootImage], Inside]
+Probe = Callable[[RootImage], PythonReport]
 """Asks the Python of an image in a sandbox for its version and packages. Passed in, because the
 package that starts sandboxes imports this one. It may raise GvisorKernelError."""
 

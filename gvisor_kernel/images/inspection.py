@@ -20,7 +20,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Inside:
+class PythonReport:
     """What the image's own Python reported in a sandbox. It is untrusted.
 
     ``modules`` are the names that can be imported, ``packages`` the versions of some packages.
@@ -49,7 +49,7 @@ class RootImage:
     size: int
     entries: int
     created: float
-    inside: Inside | None = None
+    inside: PythonReport | None = None
 
     @property
     def tree(self) -> Path:
@@ -57,7 +57,7 @@ class RootImage:
         return self.directory / "tree"
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """The first name, or else the beginning of the digest, for messages."""
         return self.names[0] if self.names else self.digest[:12]
 
@@ -78,14 +78,14 @@ class RootImage:
             places = [name] if "/" in name else [f"{folder}/{name}" for folder in self.path]
             return next((place for place in places if is_program(root, place)), None)
 
-    def present(self, paths: Sequence[str]) -> frozenset[str]:
+    def find_existing(self, paths: Sequence[str]) -> frozenset[str]:
         """Return those of ``paths`` that exist."""
         with _opened(self.tree) as root:
             return frozenset(path for path in paths if stat_in(root, path) is not None)
 
     # -- what a kernel needs ---------------------------------------------------------------------
 
-    def need_python(self) -> str:
+    def require_python(self) -> str:
         """Return the path of the image's interpreter.
 
         :raises LaunchError: when the image has none, or an older one than OLDEST_PYTHON
@@ -93,7 +93,7 @@ class RootImage:
         python = self.python
         if python is None:
             raise LaunchError(
-                f"The image {self.called} has no python3 in {':'.join(self.path)}.",
+                f"The image {self.display_name} has no python3 in {':'.join(self.path)}.",
                 "add Python 3.9 or newer to it: it also runs the sandbox of kernels in other"
                 " languages; see docs/images.md.",
             )
@@ -101,12 +101,12 @@ class RootImage:
         numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
         if numbers and numbers < OLDEST_PYTHON:
             raise LaunchError(
-                f"The image {self.called} has Python {version}.",
+                f"The image {self.display_name} has Python {version}.",
                 "install Python 3.9 or newer in it, and put it first in the image's PATH.",
             )
         return python
 
-    def need_kernel(self, argv: Sequence[str], remedies: Mapping[str, str] = NOTHING) -> None:
+    def require_kernel(self, argv: Sequence[str], remedies: Mapping[str, str] = NOTHING) -> None:
         """Check that the image has the program and the module that ``argv`` starts; if it is empty,
         ipykernel.
 
@@ -121,7 +121,7 @@ class RootImage:
             return
         if self.find_program(argv[0]) is None:
             raise LaunchError(
-                f"The image {self.called} has no program {argv[0]}, which starts the kernel.",
+                f"The image {self.display_name} has no program {argv[0]}, which starts the kernel.",
                 f"add it to the image: {remedies[argv[0]]}."
                 if argv[0] in remedies
                 else "add it to the image, or name another in the setting command.",
@@ -133,8 +133,8 @@ class RootImage:
         name = module.partition(".")[0]
         if self.inside is not None and name not in self.inside.modules:
             raise LaunchError(
-                f"The Python of the image {self.called} ({self.python}) has no module {name}, which"
-                " the kernel needs.",
+                f"The Python of the image {self.display_name} ({self.python}) has no module {name},"
+                " which the kernel needs.",
                 f"add it to the image: `python3 -m pip install {name.replace('zmq', 'pyzmq')}`; see"
                 " docs/images.md.",
             )

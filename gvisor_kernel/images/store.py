@@ -31,7 +31,7 @@ from platformdirs import user_data_path
 from gvisor_kernel.config.validators import IMAGE_NAME
 from gvisor_kernel.errors import RootImageError
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.images.inspection import Inside, RootImage
+from gvisor_kernel.images.inspection import PythonReport, RootImage
 
 FORMAT = 1
 MAX_DOCUMENT = 4 * 1024 * 1024
@@ -153,12 +153,12 @@ class Store:
             return None
 
     @staticmethod
-    def _read_inside(directory: Path) -> Inside | None:
+    def _read_inside(directory: Path) -> PythonReport | None:
         try:
             content = json.loads(
                 private_directories.read_file(directory / "inside.json", MAX_DOCUMENT)
             )
-            return Inside(
+            return PythonReport(
                 version=str(content["version"]),
                 modules=frozenset(map(str, content["modules"])),
                 packages={str(k): str(v) for k, v in content["packages"].items()},
@@ -202,7 +202,7 @@ class Store:
         self.sweep()
         return self.find(name), nameless
 
-    def save_inside(self, image: RootImage, inside: Inside) -> RootImage:
+    def save_inside(self, image: RootImage, inside: PythonReport) -> RootImage:
         """Store what the image's Python reported."""
         content = {
             "version": inside.version,
@@ -233,7 +233,7 @@ class Store:
         """
         if image.digest in used:
             raise RootImageError(
-                f"The image {image.called} is in use by running kernels.",
+                f"The image {image.display_name} is in use by running kernels.",
                 "shut these kernels down first; gvisor-kernel list shows them.",
             )
         with private_directories.locked_directory(self.root):

@@ -62,13 +62,16 @@ def choose_in_image(
 ) -> tuple[str, tuple[str, ...]]:
     """Do the same for an image of the store; Python in an argv means the image's Python."""
     image = Store.open().find(spec.image)
-    python = image.need_python()
+    python = image.require_python()
     argv = choose_argv(spec, argv)
     if argv and is_python(argv[0]):
         argv[0] = python
-    image.need_kernel(argv, REMEDIES)
+    image.require_kernel(argv, REMEDIES)
     argv = fill_data(
-        argv, python, lambda path: path in image.present([path]), f"The image {image.called}"
+        argv,
+        python,
+        lambda path: path in image.find_existing([path]),
+        f"The image {image.display_name}",
     )
     return python, (*argv, *extra) if argv else ()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.images import Inside, RootImage
+from gvisor_kernel.images import PythonReport, RootImage
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.strict_json import parse_json
@@ -47,7 +47,7 @@ sys.stdin.read()
 meanwhile."""
 
 
-def probe_image(image: RootImage) -> Inside:
+def probe_image(image: RootImage) -> PythonReport:
     """Ask the image's Python for its version, modules and packages. Blocks for a second or two.
 
     The answer comes from an untrusted image, and so does the program that gives it. So the answer
@@ -57,7 +57,7 @@ def probe_image(image: RootImage) -> Inside:
     :raises LaunchError: when the image has no Python, or its Python does not answer
     :raises GvisorKernelError: as ``Runtime.start`` and ``Sandbox.verify`` do
     """
-    python = image.need_python()
+    python = image.require_python()
     spec = SandboxSpec(
         image=image.digest, uploads=None, outputs=None, skills=None, memory_limit=MEMORY
     )
@@ -102,19 +102,19 @@ def _read_line(sandbox: Sandbox) -> bytes:
     return content
 
 
-def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> Inside:
+def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> PythonReport:
     try:
         if not answer.endswith(b"\n"):
             raise ValueError("not a whole line")
         content = parse_json(answer, MAX_ANSWER)
-        return Inside(
+        return PythonReport(
             version=str(content["version"])[:40],
             modules=frozenset(str(name)[:200] for name in content["modules"]),
             packages={str(k)[:40]: str(v)[:40] for k, v in content["packages"].items()},
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise LaunchError(
-            f"{image.python} of the image {image.called} does not answer in a sandbox.",
+            f"{image.python} of the image {image.display_name} does not answer in a sandbox.",
             "check that it runs elsewhere, and that it was built for this processor architecture.",
             sandbox.stderr_tail(),
         ) from error

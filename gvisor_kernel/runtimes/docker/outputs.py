@@ -18,7 +18,7 @@ from contextlib import suppress
 from gvisor_kernel.archive.layers import DISK_SPARE, ENTRY_COST, MAX_ENTRIES
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_folder
-from gvisor_kernel.archive.tar import Entry, Kind, TarReader, show
+from gvisor_kernel.archive.tar import Entry, Kind, TarReader, quote_name
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.log_files import Limiter
@@ -96,7 +96,7 @@ class OutputsCopy:
                     self._tree.put_hard_link(entry.parts, entry.target_parts)
                     self.written += 1
                 case _:
-                    self._leave_out(f"{show(entry.name)} is a {entry.kind.value}")
+                    self._leave_out(f"{quote_name(entry.name)} is a {entry.kind.value}")
             if entry.kind is Kind.FILE:
                 self.seen[entry.name] = (entry.size, entry.mtime)
         except Refused as error:
@@ -116,7 +116,7 @@ class OutputsCopy:
         cost = entry.size + ENTRY_COST
         if cost > self._room:
             raise _Full(
-                f"{show(entry.name)} has {entry.size} bytes, and the disk of"
+                f"{quote_name(entry.name)} has {entry.size} bytes, and the disk of"
                 f" {self._directory.path} has room for {max(self._room, 0)}"
             )
         self._room -= cost

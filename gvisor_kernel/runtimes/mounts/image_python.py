@@ -31,7 +31,7 @@ def _make_world(image: RootImage) -> World:
 
     :raises LaunchError: when the image has no Python that can run a sandbox
     """
-    python = image.need_python()
+    python = image.require_python()
     return World(
         python=python,
         version=image.inside.version if image.inside is not None else "",
@@ -44,7 +44,7 @@ def _make_world(image: RootImage) -> World:
         tree=str(image.tree),
         path=image.path,
         environment=tuple(sorted(image.environment.items())),
-        present=tuple(sorted(image.present(image_paths()))),
+        present=tuple(sorted(image.find_existing(image_paths()))),
     )
 
 
