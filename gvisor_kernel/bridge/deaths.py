@@ -27,7 +27,7 @@ def explain_loss(reason: str, memory: MemoryWatch | None) -> str:
     """Return the reason for a sandbox that ended with its kernel; ``reason`` is the link's."""
     if memory is not None and memory.has_killed():
         return describe_excess(memory.used, memory.limit)
-    return f"The kernel's sandbox ended: {reason.removesuffix('.')}."
+    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}."
 
 
 def describe_status(status: int) -> str:
