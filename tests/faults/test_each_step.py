@@ -23,7 +23,7 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
-from ..snapshots.conftest import copy_to, image_of
+from ..snapshots.conftest import copy_to, snapshot_of
 from ..sweeps import ALL, needs_all
 from ..world import DEFAULT_KERNEL, PROJECT, World
 
@@ -84,7 +84,7 @@ class Lane:
         """Have the run's image too, which itself must not be given up by what is done here."""
         if self.images():
             return
-        image = image_of(DEFAULT_KERNEL)
+        image = snapshot_of(DEFAULT_KERNEL)
         assert image is not None, "the run's image was given up"
         private_directories.make_directories(self._store().parent, self._store())
         copy_to(Store(self._store()), image)
