@@ -166,7 +166,7 @@ def ends_by(
 def names_of_the_host(kernel: Kernel) -> set[str]:
     """What no kernel may come to know, nor make anybody say."""
     sentry = str(kernel.sandbox._sentry)
-    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.inner_key
+    keys = kernel.manager.session.key.decode(), kernel_bridge(kernel)._exchange.kernel_key
     return {str(os.getpid()), sentry, str(kernel.folder), os.environ["XDG_STATE_HOME"], *keys}
 
 

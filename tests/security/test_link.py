@@ -181,7 +181,7 @@ def test_write_to_every_descriptor_of_every_process(victim: Kernel) -> None:
 def test_take_what_the_host_sends(victim: Kernel, beside: Neighbour) -> None:
     """Who reads in PID 1's place reads what this kernel is asked: no key, path, pid of the host."""
     theirs = beside.kernel.manager.session.key.decode()
-    hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.inner_key}
+    hidden = {*names_of_the_host(victim), theirs} - {kernel_bridge(victim)._exchange.kernel_key}
     stolen = victim.folder / "outputs" / "stolen"
 
     def ask_until_enough_is_stolen() -> None:
