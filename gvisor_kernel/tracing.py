@@ -23,22 +23,22 @@ class Trace:
     began: float = field(default_factory=time.perf_counter)
     steps: list[tuple[str, float]] = field(default_factory=list)
 
-    def note(self, words: str) -> None:
+    def note(self, name: str) -> None:
         """Record the end of a step."""
         seconds = time.perf_counter() - self.began
         last = self.steps[-1][1] if self.steps else 0.0
-        self.steps.append((words, seconds))
-        log.debug("%7.1f ms  %7.1f ms  %s", 1e3 * seconds, 1e3 * (seconds - last), words)
+        self.steps.append((name, seconds))
+        log.debug("%7.1f ms  %7.1f ms  %s", 1e3 * seconds, 1e3 * (seconds - last), name)
 
 
 _current: ContextVar[Trace | None] = ContextVar("gvisor_kernel_trace", default=None)
 
 
-def step(words: str) -> None:
+def step(name: str) -> None:
     """Record the end of a step, if there is a current trace."""
     trace = _current.get()
     if trace is not None:
-        trace.note(words)
+        trace.note(name)
 
 
 @contextmanager

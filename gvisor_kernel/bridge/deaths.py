@@ -36,7 +36,7 @@ def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> st
     if memory is not None and memory.has_killed():
         return describe_excess(memory.used, memory.limit)
     words = f' gVisor failed with "{panic}".' if panic else ""
-    return f"The kernel's sandbox ended: {reason.removesuffix('.')}.{words}"
+    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}.{words}"
 
 
 def describe_status(status: int) -> str:

@@ -307,11 +307,10 @@ class Store:
     def remove(self, key: str) -> bool:
         """Remove a snapshot. Return False if there is none, or if it is in use for BUSY_SECONDS."""
         deadline = time.monotonic() + BUSY_SECONDS
+        lock = self.root / key / "lock"
         while True:
             try:
-                held = private_directories.lock(
-                    self.root / key / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
-                )
+                held = private_directories.lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with held, private_directories.locked_directory(self.root):
                     private_directories.mark_for_removal(self.root / key)
                 break
@@ -357,11 +356,10 @@ class Store:
         for snapshot in reversed(snapshots):
             if held + size <= self.capacity():
                 return
+            lock = snapshot.directory / "lock"
             with (
                 contextlib.suppress(OSError),
-                private_directories.lock(
-                    snapshot.directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
-                ),
+                private_directories.lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB),
             ):
                 private_directories.mark_for_removal(snapshot.directory)
                 held -= snapshot.size

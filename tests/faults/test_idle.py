@@ -58,7 +58,7 @@ class Watched:
         self._link = self._find_link()
         self.answers: list[bool] = []
         self._answered = threading.Condition()
-        take = self._link._take_answer
+        take = self._link._on_quiet
 
         def take_answer(answer: IdleReply) -> None:
             take(answer)
@@ -66,7 +66,7 @@ class Watched:
                 self.answers.append(answer.quiet)
                 self._answered.notify_all()
 
-        self._link._take_answer = take_answer
+        self._link._on_quiet = take_answer
 
     def _find_link(self) -> Any:
         return self.manager.provisioner._kernel._kernel._link  # type: ignore[union-attr]
