@@ -25,10 +25,15 @@ from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.processes import is_alive, is_stopped
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.docker.removal import end_container, redirect_outputs, sync_outputs
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
-from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan, this_machine
-from gvisor_kernel.runtimes.state.sweep import end_sandbox, remove_sandbox
+from gvisor_kernel.runtimes.state.records import (
+    Record,
+    find_sandboxes,
+    is_orphan,
+    read_record,
+    this_machine,
+)
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
 State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
@@ -83,10 +88,8 @@ def find_state(record: Record) -> State:
         return "elsewhere"
     if record.ended:
         return "landing" if record.outputs is not None and record.ready else "ended"
-    if record.engine is not None:  # its processes are the engine's
+    if not record.processes:  # in a Docker engine they are the engine's
         return "running" if record.ready else "starting"
-    if not record.processes:
-        return "starting"
     if not any(map(is_alive, record.processes.values())):
         return "ended"
     return "spare" if record.spare else "running"
@@ -184,15 +187,11 @@ def run_kill(arguments: argparse.Namespace) -> int:
             " container there.",
             "run this command there.",
         )
-    groups = [Path(group) for group in sandbox.record.cgroups]
     # A living owner removes the rest itself, as after a crash of the sandbox.
     if sandbox.state == "orphaned":
         ended = remove_sandbox(sandbox.directory, sandbox.record)
-    elif sandbox.record.engine is not None:
-        end_container(sandbox.record)
-        ended = True
     else:
-        ended = end_sandbox(sandbox.directory, groups)
+        ended = get_runtime(sandbox.record.runtime).end(sandbox.directory, sandbox.record)
     if not ended:
         raise GvisorKernelError(
             f"Some processes of the sandbox {sandbox.id} are still running.",
@@ -236,12 +235,13 @@ def run_sync(arguments: argparse.Namespace) -> int:
             f"The sandbox {sandbox.id} has no outputs folder on this machine.",
             "set the setting outputs to a folder that you can write, and start the kernel again.",
         )
-    if record.engine is None:
-        print(f"Nothing to copy: the kernel writes directly into {printable(record.outputs)}")
+    runtime = get_runtime(record.runtime)
+    copied = runtime.sync_outputs(sandbox.directory, record, arguments.to)
+    record = read_record(sandbox.directory) or record
+    if copied is None:
+        print(f"Nothing to copy: the kernel writes directly into {printable(str(record.outputs))}")
         return 0
-    if arguments.to is not None:
-        record = redirect_outputs(sandbox.directory, record, arguments.to)
-    written, left_out = sync_outputs(sandbox.directory, record)
+    written, left_out = copied
     more = f"; {left_out} could not be copied, see the sandbox's log" if left_out else ""
     print(f"Copied {written} changed files into {printable(str(record.outputs))}{more}")
     return 0

@@ -9,10 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.host.folders import Identity
+
+if TYPE_CHECKING:
+    from gvisor_kernel.runtimes.state.records import Record
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class Runtime(ABC):
         """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
 
         A path may lead to another folder than when the sandbox was made. Takes milliseconds and
-        makes nothing. Only for runtimes with ``restores``.
+        makes nothing. Only for runtimes with ``supports_snapshots``.
 
         :raises LaunchError, SettingError, StateError: as ``start`` does
         """
@@ -251,6 +254,28 @@ class Runtime(ABC):
         Empty where nothing is known.
         """
         return ""
+
+    @abstractmethod
+    def end(self, directory: Path, record: Record) -> bool:
+        """End the sandbox in ``directory``, whose owner lives and removes the rest.
+
+        Blocks for seconds. Called by ``gvisor-kernel kill``. Returns whether nothing of it runs.
+
+        :raises SandboxError: when what runs the sandbox does not answer
+        """
+
+    def sync_outputs(
+        self, directory: Path, record: Record, folder: str | None
+    ) -> tuple[int, int] | None:
+        """Copy a sandbox's outputs now; into ``folder`` from now on, if that is given.
+
+        Blocks. Called by ``gvisor-kernel sync``. Returns how many files were copied, and how many
+        could not be; None where the kernel writes directly into its outputs folder.
+
+        :raises SandboxError: when outputs cannot be copied, or not to ``folder``
+        :raises StateError: when the record cannot be written
+        """
+        return None
 
     @abstractmethod
     def sweep(self) -> list[str]:

@@ -170,10 +170,10 @@ def test_slow_copy_of_outputs_does_not_block_a_start(
     """It continues in the background, with more time, and ``list`` shows the state meanwhile."""
     record = make_record(directory, tmp_path / "outputs")
     assert find_state(record) == "running"
-    given: list[float] = []
+    given: list[float | None] = []
     again = Removal(held=True)
 
-    def remove_from_engine(directory: Path, record: Record, seconds: float) -> bool:
+    def remove_from_engine(directory: Path, record: Record, seconds: float | None) -> bool:
         removal._record_end(directory)
         given.append(seconds)
         return len(given) > 1 and again()
@@ -191,7 +191,7 @@ def test_slow_copy_of_outputs_does_not_block_a_start(
     again.may_end.set()
     wait_until_empty(left)
     assert not directory.exists()
-    assert given == [removal.COPY_SECONDS, sweep.LATER_SECONDS]
+    assert given == [None, sweep.LATER_SECONDS]
 
 
 class FakeEngine:

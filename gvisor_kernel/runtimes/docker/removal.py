@@ -129,11 +129,12 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     return landing.written, landing.left_out
 
 
-def remove_from_engine(directory: Path, record: Record, seconds: float) -> bool:
+def remove_from_engine(directory: Path, record: Record, seconds: float | None) -> bool:
     """End a sandbox and remove what it has in its engine; return whether nothing is left.
 
-    ``seconds``: how long the copy of its outputs may take. Never raises.
+    ``seconds``: how long the copy of its outputs may take; None: COPY_SECONDS. Never raises.
     """
+    seconds = COPY_SECONDS if seconds is None else seconds
     _record_end(directory)
     try:
         engine = reach(record.engine)

@@ -34,7 +34,13 @@ from gvisor_kernel.runtimes.docker.engine import (
 )
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
-from gvisor_kernel.runtimes.docker.removal import COPIED, sweep_engine
+from gvisor_kernel.runtimes.docker.removal import (
+    COPIED,
+    end_container,
+    redirect_outputs,
+    sweep_engine,
+    sync_outputs,
+)
 from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
@@ -43,6 +49,7 @@ from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, che
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     find_orphans,
@@ -143,6 +150,17 @@ class DockerRuntime(Runtime):
 
     def find_advice(self, words: str) -> str:
         return find_hint(words)
+
+    def end(self, directory: Path, record: Record) -> bool:
+        end_container(record)
+        return True
+
+    def sync_outputs(
+        self, directory: Path, record: Record, folder: str | None
+    ) -> tuple[int, int] | None:
+        if folder is not None:
+            record = redirect_outputs(directory, record, folder)
+        return sync_outputs(directory, record)
 
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
@@ -305,11 +323,13 @@ def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSan
         ends=ends,
         record=plan.record,
         places=plan.places,
-        mounts=tuple(views),
-        kernel_environment=plan.image.environment_of(spec, plan.request.environment),
-        python=PYTHON,
-        workdir=WORKSPACE,
-        has_transcripts=spec.transcripts,
+        view=KernelView(
+            mounts=tuple(views),
+            environment=plan.image.environment_of(spec, plan.request.environment),
+            python=PYTHON,
+            workdir=WORKSPACE,
+            transcripts=plan.places.transcripts if spec.transcripts else None,
+        ),
     )
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError, StateError
-from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.memory import MemoryGauge
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.docker.verification import find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.runtimes.stderr_log import StderrLog
@@ -31,7 +29,7 @@ THREAD_SECONDS = 5.0
 """How long to wait for the threads that copy the link and stderr."""
 
 
-class DockerSandbox(Sandbox):
+class DockerSandbox(RecordedSandbox):
     """Returned by ``DockerRuntime.start``. It ends when its container or its link does."""
 
     can_pause = False
@@ -46,32 +44,15 @@ class DockerSandbox(Sandbox):
         ends: Ends,
         record: Record,
         places: Places,
-        mounts: tuple[MountView, ...],
-        kernel_environment: Mapping[str, str],
-        python: str,
-        workdir: str,
-        has_transcripts: bool,
+        view: KernelView,
     ) -> None:
         """Take over the engine, the sockets (stdin's, and that of all output) and the pipes."""
-        self.identity = record.identity
-        self.directory = places.directory
-        self.log_path = places.log
-        self.transcripts = places.transcripts if has_transcripts else None
-        self.link_in = ends.link_in
-        self.link_out = ends.link_out
+        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.mounts = mounts
-        self.kernel_environment = dict(kernel_environment)
-        self.python = python
-        self.workdir = workdir
         self.container = container
         self.asked = asked
         self.engine = engine
-        self._record = record
         self._gauge: MemoryGauge | None = None
-        self._ended = False
-        self._closed = False
-        self._closing = threading.Lock()
         self._stderr = StderrLog(ends.stderr, places.stderr_log)
         guest_in, guest_out, guest_stderr = ends.guest
         self._pumps = Pumps(
@@ -114,9 +95,6 @@ class DockerSandbox(Sandbox):
 
     def kill(self) -> None:
         self._pumps.stop()
-
-    def assign(self, kernel_id: str) -> None:
-        self._update_record(kernel_id=kernel_id, spare=False)
 
     def pause(self) -> None:
         """Do nothing: ``can_pause`` is False, so nobody calls this.
@@ -178,9 +156,3 @@ class DockerSandbox(Sandbox):
     def note_ready(self) -> None:
         """Write into the record that the sandbox runs and was verified."""
         self._update_record(ready=True)
-
-    def _update_record(self, **facts: Any) -> None:
-        with self._closing, suppress(OSError, StateError), records.locked():
-            if not self._closed:
-                self._record = replace(records.read_record(self.directory) or self._record, **facts)
-                records.write_record(self.directory, self._record)

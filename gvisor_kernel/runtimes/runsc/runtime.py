@@ -48,8 +48,15 @@ from gvisor_kernel.runtimes.runsc.staging import (
 )
 from gvisor_kernel.runtimes.runsc.starting import make_pipes, spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import finish_removals, lend, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.state.sweep import (
+    end_sandbox,
+    finish_removals,
+    lend,
+    remove_sandbox,
+    sweep_orphans,
+)
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import finalize_info
@@ -202,6 +209,9 @@ class RunscRuntime(Runtime):
     def find_advice(self, words: str) -> str:
         return find_hint(words)
 
+    def end(self, directory: Path, record: Record) -> bool:
+        return end_sandbox(directory, [Path(group) for group in record.cgroups])
+
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
 
@@ -313,14 +323,16 @@ class RunscRuntime(Runtime):
             stderr=stderr,
             record=record,
             places=places,
-            mounts=tuple(
-                MountView(source.path, bind.target, bind.read_only, source.identity)
-                for bind, source in zip(plan.binds, shown, strict=True)
+            view=KernelView(
+                mounts=tuple(
+                    MountView(source.path, bind.target, bind.read_only, source.identity)
+                    for bind, source in zip(plan.binds, shown, strict=True)
+                ),
+                environment=find_environment(plan.spec, plan.request, plan.world, plan.mounts),
+                python=plan.world.python,
+                workdir=WORKSPACE,
+                transcripts=places.transcripts if plan.spec.transcripts else None,
             ),
-            kernel_environment=find_environment(plan.spec, plan.request, plan.world, plan.mounts),
-            python=plan.world.python,
-            workdir=WORKSPACE,
-            has_transcripts=plan.spec.transcripts,
             lent=plan.opened[OUTPUTS].duplicate() if record.lent_by is not None else None,
         )
 

@@ -8,23 +8,21 @@ import signal
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from gvisor_kernel.errors import IsolationError, StateError
+from gvisor_kernel.errors import IsolationError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
-from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.checkpoint import save_snapshot
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.posture import check_posture
 from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable, read_panic
-from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
@@ -37,7 +35,7 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 log = logging.getLogger(__name__)
 
 
-class RunscSandbox(Sandbox):
+class RunscSandbox(RecordedSandbox):
     """Returned by ``RunscRuntime.start``. Its process is the sentry, which ends with PID 1."""
 
     def __init__(
@@ -48,30 +46,15 @@ class RunscSandbox(Sandbox):
         stderr: StderrLog,
         record: Record,
         places: Places,
-        mounts: tuple[MountView, ...],
-        kernel_environment: Mapping[str, str],
-        python: str,
-        workdir: str,
-        has_transcripts: bool,
+        view: KernelView,
         lent: Opened | None,
     ) -> None:
         """``lent``: the folder of outputs if it was lent and must be given back. Taken over."""
-        self.identity = record.identity
-        self.directory = places.directory
-        self.log_path = places.log
-        self.transcripts = places.transcripts if has_transcripts else None
-        self.link_in = ends.link_in
-        self.link_out = ends.link_out
+        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = sentry.fd
-        self.mounts = mounts
-        self.kernel_environment = dict(kernel_environment)
-        self.python = python
-        self.workdir = workdir
         self._sentry = sentry.pid
-        self._ended = False
         self._descriptors = threading.Lock()
         self._stderr = stderr
-        self._record = record
         self.container_id = record.container_id
         self.runsc_root = places.runsc
         self._panic_log = places.panic_log
@@ -81,8 +64,6 @@ class RunscSandbox(Sandbox):
         self.is_checkpointing = False
         """True while its snapshot is written."""
         self._lent = lent
-        self._closing = threading.Lock()
-        self._closed = False
 
     def poll(self) -> int | None:
         with self._descriptors:
@@ -123,9 +104,6 @@ class RunscSandbox(Sandbox):
                 processes.kill_with_argument(argument, (SANDBOX_NAME, GOFER_NAME))
         elif not self._closed:
             kill_sandbox(self.directory, self._groups)
-
-    def assign(self, kernel_id: str) -> None:
-        self._update_record(kernel_id=kernel_id, spare=False)
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -228,12 +206,6 @@ class RunscSandbox(Sandbox):
         }
         known = {name: process for name, process in found.items() if process is not None}
         self._update_record(processes=known)
-
-    def _update_record(self, **facts: Any) -> None:
-        with self._closing, suppress(OSError, StateError), records.locked():
-            if not self._closed:
-                record = records.read_record(self.directory) or self._record
-                records.write_record(self.directory, replace(record, **facts))
 
     def _identify(self, name: str) -> processes.ProcessId | None:
         pid = self.find_process(name)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from gvisor_kernel.errors import StateError
@@ -84,11 +85,28 @@ def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None =
     if _remove_sandbox(directory, record, lent):
         _unfinished.pop(directory, None)
         return True
-    if record is not None and record.engine is not None:
+    if record is not None and find_remover(record) is not None:
         remove_in_background(directory, record)
     else:
         _unfinished[directory] = record
     return False
+
+
+Remover = Callable[[Path, Record, float | None], bool]
+"""Removes what a sandbox has beside its directory, its processes and its cgroup; returns whether
+nothing is left. Its last argument: how many seconds outputs may take to be copied. Never raises."""
+REMOVERS = {"docker": ("gvisor_kernel.runtimes.docker.removal", "remove_from_engine")}
+"""By runtime, the module and name of its remover. A module is imported when it is needed first:
+the process that cleans up after a killed owner has to be small."""
+
+
+def find_remover(record: Record) -> Remover | None:
+    """Return the remover of the sandbox's runtime; None if that needs none."""
+    if record.runtime not in REMOVERS:
+        return None
+    module, name = REMOVERS[record.runtime]
+    remover: Remover = getattr(import_module(module), name)
+    return remover
 
 
 def remove_in_background(directory: Path, record: Record) -> None:
@@ -120,16 +138,15 @@ def _remove_sandbox(
     lent: Opened | None = None,
     seconds: float | None = None,
 ) -> bool:
-    """``seconds``: how long the copy of outputs may take; None: COPY_SECONDS."""
+    """``seconds``: how long the copy of outputs may take; None: as long as at an end."""
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
-    if record is not None and record.engine is not None:
-        from gvisor_kernel.runtimes.docker.removal import COPY_SECONDS, remove_from_engine
-
+    remove_parts = find_remover(record) if record is not None else None
+    if record is not None and remove_parts is not None:
         # `gvisor-kernel sync --to` may have changed the folder of its outputs meanwhile.
         record = records.read_record(directory) or record
-        if not remove_from_engine(directory, record, seconds or COPY_SECONDS):
+        if not remove_parts(directory, record, seconds):
             return False
     try:
         with records.locked():
