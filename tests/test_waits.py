@@ -124,11 +124,12 @@ ALLOWED_MODULES = {
     "images/importer.py": DATA,
     "archive/tar.py": DATA,
     "runtimes/docker/runtime.py threading.Lock()": SWEEP,
-    "runtimes/docker/sandbox.py threading.Lock()": LOCK,
+    "runtimes/state/recorded_sandbox.py threading.Lock()": "held during removal: END_SECONDS, and"
+    " COPY_SECONDS if outputs are copied out of an engine",
     "runtimes/docker/stream.py threading.Lock()": LOCK,
     "runtimes/state/lifeline.py threading.Lock()": "held while a shell ends, at most 5 s",
     "runtimes/runsc/runtime.py threading.Lock()": SWEEP,
-    "runtimes/runsc/sandbox.py threading.Lock()": "held during removal, at most END_SECONDS",
+    "runtimes/runsc/sandbox.py threading.Lock()": LOCK,
     "runtimes/stderr_log.py threading.Lock()": LOCK,
 }
 """Reasons by the beginning of module and text."""

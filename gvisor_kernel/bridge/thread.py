@@ -6,7 +6,6 @@ A manager of Jupyter may have no running loop between two calls, so the bridge c
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import os
 import threading
@@ -24,7 +23,7 @@ from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.link.frames import VIEW_ABOVE
 
 T = TypeVar("T")
@@ -39,14 +38,11 @@ POLL_SECONDS = 0.1
 """How long a lost wake-up can delay an answer."""
 
 
-class Bridge:
+class Bridge(PerProcess):
     """All kernels of a process. Use ``Bridge.instance()``. Any thread, where not said otherwise."""
 
-    _instance: Bridge | None = None
-    _lock = ThreadLock()
-
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        super().__init__()
         self._stopped = False
         self._kernels: set[KernelBridge] = set()
         self._bases: dict[Path, Path] = {}
@@ -66,15 +62,6 @@ class Bridge:
         )
         self._thread.start()
 
-    @classmethod
-    def instance(cls) -> Bridge:
-        """Return this process's bridge. A forked child gets its own."""
-        with cls._lock:
-            if cls._instance is None or cls._instance._pid != os.getpid():
-                cls._instance = cls()
-                atexit.register(cls._instance.stop)
-            return cls._instance
-
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
@@ -85,7 +72,7 @@ class Bridge:
 
         Call nothing any more then: there would be no answer.
         """
-        return self._stopped or self._pid != os.getpid()
+        return self._stopped or self.is_inherited
 
     def call(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Schedule ``work`` on the bridge's loop. ``run`` also awaits it."""
@@ -143,7 +130,7 @@ class Bridge:
         sandboxes = [await kernel.detach() for kernel in tuple(self._kernels)]
         return [sandbox for sandbox in sandboxes if sandbox is not None]
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """End every kernel. Called when the process exits. Blocks.
 
         Sandboxes are closed in this thread: at exit the executor accepts no work.

@@ -5,7 +5,6 @@ Such a process ends with this one. It runs ``snapshot_builder``, which makes the
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
 from gvisor_kernel.snapshots.build import MAX_BUILD_SECONDS
 
@@ -32,14 +31,11 @@ MAX_TRIES = 2
 """Attempts to make one snapshot in the life of this process."""
 
 
-class SnapshotBuilder:
+class SnapshotBuilder(PerProcess):
     """Queue of snapshots to make. One per process: use ``instance()``. Any thread."""
 
-    _instance: SnapshotBuilder | None = None
-    _lock = ThreadLock()
-
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        super().__init__()
         self._wanted: deque[tuple[str, Callable[[], bool]]] = deque()
         self._current = ""
         self._failed: Counter[str] = Counter()
@@ -47,14 +43,6 @@ class SnapshotBuilder:
         self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
-
-    @classmethod
-    def instance(cls) -> SnapshotBuilder:
-        with cls._lock:
-            if cls._instance is None or cls._instance._pid != os.getpid():
-                cls._instance = cls()
-                atexit.register(cls._instance.end)
-            return cls._instance
 
     def request(self, plan: KernelPlan, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Have a snapshot made for kernels like ``plan``'s, unless it exists by then.
@@ -128,7 +116,7 @@ class SnapshotBuilder:
 
         Blocks up to END_SECONDS.
         """
-        if self._pid != os.getpid():
+        if self.is_inherited:
             return
         with self._changed:
             self._ended = True

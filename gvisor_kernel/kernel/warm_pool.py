@@ -6,9 +6,7 @@ it ends with this process, like all of its sandboxes. ``restore`` restores it.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -17,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
@@ -81,28 +79,17 @@ class Spare:
             return False
 
 
-class Spares:
+class Spares(PerProcess):
     """The spare of a process and the thread that makes it. Use ``instance()``. Any thread."""
 
-    _instance: Spares | None = None
-    _lock = ThreadLock()
-
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        super().__init__()
         self._changed = threading.Condition()
         self._starts: Counter[Kind] = Counter()
         self._wanted: KernelPlan | None = None
         self._spare: Spare | None = None
         self._ended = False
         self._thread: threading.Thread | None = None
-
-    @classmethod
-    def instance(cls) -> Spares:
-        with cls._lock:
-            if cls._instance is None or cls._instance._pid != os.getpid():
-                cls._instance = cls()
-                atexit.register(cls._instance.end)
-            return cls._instance
 
     @property
     def ready(self) -> bool:
@@ -155,7 +142,7 @@ class Spares:
 
         Does nothing in a forked child, which has neither the spare nor its thread.
         """
-        if self._pid != os.getpid():
+        if self.is_inherited:
             return
         with self._changed:
             self._ended = True

@@ -54,7 +54,7 @@ def test_forked_child_does_not_touch_parents_kernels() -> None:
                     except StopIteration:
                         continue
                     os._exit(1)
-                provisioner._kernel._bridge.stop()
+                provisioner._kernel._bridge.end()
                 os._exit(0)
             finally:
                 os._exit(2)
