@@ -77,11 +77,6 @@ class SnapshotKey:
         """The snapshot's name in the store: hexadecimal digits."""
         return digest(dict(self.parts))[:KEY_DIGITS]
 
-    def differences(self, other: Mapping[str, str]) -> list[str]:
-        """Return the kinds of facts that differ from ``other``, or that only one of both has."""
-        names = sorted({*self.parts, *other})
-        return [name for name in names if self.parts.get(name) != other.get(name)]
-
 
 @dataclass(frozen=True)
 class KernelFacts:

@@ -18,7 +18,6 @@ from ulid import ULID
 
 from gvisor_kernel.config.settings import SandboxSpec
 
-_IDENTITY = re.compile(r"container_([0-9A-HJKMNP-TV-Z]{26})--([a-z0-9._-]+)--([0-9a-f]{12})")
 NAME_LIMIT = 40  # keeps the identity, and paths that hold it, far below 255 bytes
 
 
@@ -55,9 +54,3 @@ def hash_spec(spec: SandboxSpec, *facts: str) -> str:
 def new_identity(kernel_name: str, spec: SandboxSpec, *facts: str) -> Identity:
     """Return a new identity. This is the only impure function here: it reads clock and random."""
     return Identity(str(ULID()), finalize_name(kernel_name), hash_spec(spec, *facts))
-
-
-def parse_identity(text: str) -> Identity | None:
-    """Parse an identity; None if ``text`` is none."""
-    match = _IDENTITY.fullmatch(text)
-    return Identity(*match.groups()) if match else None

@@ -491,12 +491,12 @@ def test_disk_limit_gives_enospc(ground: Path) -> None:
             for place in ("/workspace", "/tmp", "/home/user", "/mnt/user-data/outputs"):
                 written = 0
                 try:
-                    with open(place + "/full", "wb", buffering=0) as file:
+                    with open(place + "/of-the-disk-limit", "wb", buffering=0) as file:
                         while written < 64 << 20:
                             written += file.write(b"x" * (1 << 20))
                 except OSError as error:
                     found[place] = [errno.errorcode[error.errno], written]
-                os.unlink(place + "/full")
+                os.unlink(place + "/of-the-disk-limit")
             Path("/tmp/after").write_text("there is room again")
         """)
     assert set(found) == {"/workspace", "/tmp", "/home/user", "/mnt/user-data/outputs"}

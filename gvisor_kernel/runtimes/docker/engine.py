@@ -78,11 +78,6 @@ class Engine:
         self._client = client
         self._patient = patient
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether the engine is on another machine for certain."""
-        return not self.address.startswith("unix:")
-
     def close(self) -> None:
         self._client.close()
         self._patient.close()

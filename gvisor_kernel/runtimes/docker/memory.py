@@ -74,10 +74,6 @@ class MemoryGauge:
                 target=self._listen, name="gvisor-kernel-docker-memory", daemon=True
             ).start()
 
-    @property
-    def is_local(self) -> bool:
-        return self._group is not None
-
     def read(self) -> int | None:
         """Return the bytes that the container holds: None when it has ended, 0 while unknown."""
         if self._group is None:

@@ -58,10 +58,6 @@ class Demultiplexer:
             view = view[len(piece) :]
             yield self._kind, piece
 
-    def is_whole(self) -> bool:
-        """Return whether the stream may end here."""
-        return not self._left and not self._header
-
 
 def read_header(header: bytes) -> tuple[int, int]:
     """Return the kind of a frame, and its length in bytes.
