@@ -36,12 +36,12 @@ hypothesis.settings.register_profile("no timing", deadline=None)
 hypothesis.settings.load_profile("no timing")
 
 IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
-IN_SANDBOXES += ("security", "snapshots", "test_launch.py", "test_scripts.py", "cli/test_wheel.py")
+IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
 """Files in which nearly all tests run real sandboxes; these tests are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
-    *("jupyter/test_messages.py", "runtimes/test_cgroups.py", "runtimes/test_hints.py"),
+    *("jupyter/test_messages.py", "runtimes/test_hints.py"),
     *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_images.py"),
     *("runtimes/test_leftovers.py", "runtimes/test_looking.py", "runtimes/test_stderr_log.py"),
     "runtimes/test_world.py",

@@ -29,7 +29,8 @@ FOLDERS = (
     *("jupyter/test_server.py", "jupyter/test_settings.py"),
     "faults/test_idle.py::test_idle_kernel_is_stopped_and_continues",
     "faults/test_idle.py::test_killed_owner_of_stopped_kernels_leaves_nothing",
-    *("test_homes.py", "test_launch.py", "test_provisioner.py", "test_transcript.py"),
+    *("host/test_cgroups.py", "host/test_homes.py", "jupyter/test_launch.py"),
+    *("jupyter/test_provisioner.py", "test_transcript.py"),
 )
 """Tests whose result can differ for an ordinary user: creation, limits, visibility and end of
 sandboxes, and owners of files. Link and kernel tests do not depend on the user and ran as root."""

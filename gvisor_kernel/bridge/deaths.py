@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 
-from gvisor_kernel.bridge.memory import MemoryWatch, describe_excess, format_size
+from gvisor_kernel.bridge.memory import MemoryWatch, describe_excess
 from gvisor_kernel.bridge.wire import WireMessage, new_message
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.frames import Part
 
 
@@ -23,7 +24,7 @@ def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") 
     if status == -signal.SIGBUS and memory is not None:
         reason += (
             " One possible cause is a program that uses more shared memory than memory_limit "
-            f"({format_size(memory.limit)}) allows."
+            f"({describe_size(memory.limit)}) allows."
         )
     return reason
 

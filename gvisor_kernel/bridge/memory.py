@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.host.sizes import describe_size
 
 MAX_LOOK_SECONDS = 0.1
 """The longest time between two measurements."""
@@ -27,14 +28,6 @@ KILL_GRACE_SECONDS = 1.0
 def seconds_to_next_look(used: int, limit: int) -> float:
     """Return how long the next measurement may wait."""
     return min(MAX_LOOK_SECONDS, max(MIN_LOOK_SECONDS, (limit - used) / MAX_GROWTH))
-
-
-def format_size(size: int) -> str:
-    """Format bytes for people: ``4 GiB``, ``1.5 GiB``, ``300 MiB``."""
-    for unit, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if size >= factor:
-            return f"{size / factor:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{size} bytes"
 
 
 NEARLY_FULL = 0.8
@@ -120,8 +113,8 @@ class MemoryWatch:
 def describe_excess(used: int, limit: int) -> str:
     """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
     return (
-        f"The kernel used {format_size(used)} of memory; its limit is {format_size(limit)}. "
+        f"The kernel used {describe_size(used)} of memory; its limit is {describe_size(limit)}. "
         "It was ended. To allow more, raise the setting memory_limit (for example "
-        f'c.GVisorProvisioner.memory_limit = "{format_size(2 * limit)}" in Jupyter\'s '
+        f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
         "configuration, or memory_limit in the kernelspec), and restart the kernel."
     )

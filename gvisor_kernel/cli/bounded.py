@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gvisor_kernel.host import commands
+from gvisor_kernel.host.commands import CommandResult
 from gvisor_kernel.host.processes import kill_if, read_argv, wait_until_gone
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """The exit status of a program (None: it did not end in time) and its whole output."""
-
-    status: int | None
-    output: str
+MAX_OUTPUT = 1024 * 1024
+"""Bytes of a program's output that are kept."""
 
 
-def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> Outcome:
+def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> CommandResult:
     """Run a program without input. Blocks for about ``seconds`` at most.
 
     After that time the program is killed with its process group and with every process that has
@@ -34,32 +27,17 @@ def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> Outcome:
 
     :raises OSError: when the program cannot be started
     """
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+    (result,) = commands.run(
+        argv, seconds=seconds, max_bytes=MAX_OUTPUT, cwd=Path.cwd(), environment=os.environ
     )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        return Outcome(process.returncode, output.decode(errors="replace").strip())
-    except subprocess.TimeoutExpired:
-        return Outcome(None, "")
-    finally:
-        if process.returncode is None:
-            kill_all(process.pid, mark)
-        if process.stdout:
-            process.stdout.close()
-        # The program has ended by now, or hangs in a system call: do not wait for that.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=2)
+    if result.status is None:
+        kill_marked(mark)
+        return CommandResult(None, "")
+    return CommandResult(result.status, result.output.strip())
 
 
-def kill_all(group: int, mark: str) -> None:
-    """Kill a process group, and every process with ``mark`` in one of its arguments."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+def kill_marked(mark: str) -> None:
+    """Kill every process with ``mark`` in one of its arguments. An empty mark kills nothing."""
     if not mark:
         return
 

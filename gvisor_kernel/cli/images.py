@@ -12,7 +12,6 @@ from typing import Any
 
 from gvisor_kernel.cli.output import (
     describe_age,
-    describe_size,
     make_console,
     print_error,
     print_json,
@@ -20,6 +19,7 @@ from gvisor_kernel.cli.output import (
     printable,
 )
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.images import RootImage, Store
 from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
 from gvisor_kernel.images.importer import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
-from gvisor_kernel.config.validators import parse_value
+from gvisor_kernel.config.validators import is_within, parse_value
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.kernelspecs import (
     find_broken_kernelspecs,
@@ -25,7 +25,6 @@ from gvisor_kernel.jupyter.kernelspecs import (
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
-from gvisor_kernel.spec.layout import is_within
 
 
 def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:

@@ -48,16 +48,6 @@ def print_error(error: GvisorKernelError) -> None:
     print(f"gvisor-kernel: {printable(str(error))}", file=sys.stderr)
 
 
-def describe_size(size: int) -> str:
-    """Describe a number of bytes: 4.0 GiB, 512 MiB."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
-
-
 def describe_age(seconds: float) -> str:
     """Describe a time span in seconds: 42 s, 17 min, 5 h, 3 d."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

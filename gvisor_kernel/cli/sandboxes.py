@@ -15,7 +15,6 @@ from typing import Literal
 
 from gvisor_kernel.cli.output import (
     describe_age,
-    describe_size,
     make_console,
     print_json,
     print_table,
@@ -24,6 +23,7 @@ from gvisor_kernel.cli.output import (
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.processes import is_alive, is_stopped
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.state.records import (

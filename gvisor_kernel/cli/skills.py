@@ -11,9 +11,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from gvisor_kernel.cli.output import describe_size, print_json, print_table, printable
+from gvisor_kernel.cli.output import print_json, print_table, printable
 from gvisor_kernel.config.settings import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.skills import (
     SUFFIX,
     Installed,

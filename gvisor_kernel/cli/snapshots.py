@@ -13,13 +13,13 @@ from typing import Any
 
 from gvisor_kernel.cli.output import (
     describe_age,
-    describe_size,
     print_json,
     print_table,
     printable,
 )
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import RuntimeMissing, SnapshotError
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.store import Snapshot, Store
 

@@ -228,8 +228,8 @@ def is_plain_path(value: object) -> bool:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or below it; both must be absolute and normalised."""
-    return folder == "/" or path == folder or path.startswith(folder + "/")
+    """Whether ``path`` is ``folder`` or below it. Both are absolute; links are not resolved."""
+    return folder == "/" or path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def real_path(path: str) -> str:

@@ -12,14 +12,17 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from gvisor_kernel.errors import LaunchError
 
 READ_SIZE = 65536
+KILLED_SECONDS = 2.0
+"""How long a program is waited for after it was killed."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -35,7 +38,12 @@ class CommandResult:
 
 
 def run(
-    *commands: Sequence[str], seconds: float, max_bytes: int, cwd: Path, umask: int = -1
+    *commands: Sequence[str],
+    seconds: float,
+    max_bytes: int,
+    cwd: Path,
+    umask: int = -1,
+    environment: Mapping[str, str] = MappingProxyType({"PATH": PATH}),
 ) -> list[CommandResult]:
     """Run ``commands`` at the same time. Blocks for at most ``seconds``.
 
@@ -49,7 +57,7 @@ def run(
     started: list[_Command] = []
     try:
         for argv in commands:
-            started.append(_Command(argv, max_bytes, cwd, umask))
+            started.append(_Command(argv, max_bytes, cwd, umask, environment))
         return [command.wait(deadline) for command in started]
     finally:
         for command in started:
@@ -87,7 +95,14 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Command:
-    def __init__(self, argv: Sequence[str], max_bytes: int, cwd: Path, umask: int) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        max_bytes: int,
+        cwd: Path,
+        umask: int,
+        environment: Mapping[str, str],
+    ) -> None:
         self._max_bytes = max_bytes
         self._words = b""
         self._process = subprocess.Popen(
@@ -95,7 +110,7 @@ class _Command:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={"PATH": PATH},
+            env=dict(environment),
             cwd=cwd,
             umask=umask,
             start_new_session=True,
@@ -132,7 +147,9 @@ class _Command:
 
     def close(self) -> None:
         kill_group(self._process)
-        self._process.wait()
+        # It has ended by now, or hangs in a system call: that is not waited for.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=KILLED_SECONDS)
         os.close(self._exit)
         assert self._process.stdout is not None
         self._process.stdout.close()

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.spec.environment import image_paths, kernel_environment
-from gvisor_kernel.spec.layout import Bind, Mount, is_within
+from gvisor_kernel.spec.layout import Bind, Mount
 
 
 def find_environment(

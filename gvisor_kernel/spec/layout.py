@@ -75,11 +75,6 @@ class Tmpfs:
 Mount = Bind | Tmpfs
 
 
-def is_within(path: str, directory: str) -> bool:
-    """Whether ``path`` is ``directory`` or below it. Links are not resolved."""
-    return directory == "/" or path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
 def order_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     """Return the mounts of LAYOUT in its order, then the others, parents before children.
 

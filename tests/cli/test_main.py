@@ -12,7 +12,7 @@ import pytest
 
 from gvisor_kernel import __version__
 from gvisor_kernel.cli.main import GROUPS, main, make_parser
-from gvisor_kernel.cli.output import describe_age, describe_size, printable
+from gvisor_kernel.cli.output import describe_age, printable
 
 (SUBPARSERS,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
 COMMANDS = tuple(SUBPARSERS.choices)
@@ -122,10 +122,7 @@ def test_sandbox_text_cannot_control_the_terminal() -> None:
     assert all(char.isprintable() or char in "\n\t" for char in shown)
 
 
-def test_sizes_and_ages_are_described_with_units() -> None:
-    assert [describe_size(n) for n in (0, 1023, 2048, 512 * 2**20, 4 * 2**30, 2**41)] == [
-        *("0 B", "1023 B", "2 KiB", "512 MiB", "4.0 GiB", "2048.0 GiB"),
-    ]
+def test_ages_are_described_with_units() -> None:
     assert [describe_age(n) for n in (-1, 59, 60, 7200, 200000)] == [
         *("0 s", "59 s", "1 min", "2 h", "2 d"),
     ]

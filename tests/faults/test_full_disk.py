@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.spec.layout import SCRATCH, is_within
+from gvisor_kernel.spec.layout import SCRATCH
 
 from .. import leaks
 from ..jupyter.helpers import execute, kernel_log, running_kernel

@@ -8,7 +8,6 @@ from gvisor_kernel.spec.layout import (
     Bind,
     Tmpfs,
     extra_binds,
-    is_within,
     order_mounts,
     scratch_mounts,
 )
@@ -49,9 +48,3 @@ def test_extra_mounts_are_foreign_binds() -> None:
     spec = SandboxSpec(mounts=(ExtraMount("/data", "/mnt/data", read_only=False),))
     assert extra_binds(spec) == (Bind("/data", "/mnt/data", read_only=False, foreign=True),)
     assert extra_binds(DEFAULTS) == ()
-
-
-def test_is_within_compares_path_components() -> None:
-    assert is_within("/usr/lib", "/usr")
-    assert is_within("/usr", "/usr")
-    assert not is_within("/usr2", "/usr")

@@ -7,10 +7,10 @@ import shlex
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.jupyter import find_interpreters
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers
 from gvisor_kernel.runtimes.mounts.editable_installs import Editable, find_editables
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_host_python
-from gvisor_kernel.spec.layout import is_within
 
 MAX_NAMED = 20
 """How many paths one result names."""

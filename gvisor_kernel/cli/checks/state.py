@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.cli.output import describe_size
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
 
 MIN_SPACE = 256 * 1024 * 1024

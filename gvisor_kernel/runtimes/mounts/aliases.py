@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.host.folders import Identity, Opened, find_ancestry
 from gvisor_kernel.host.homes import TOP, own_homes
 from gvisor_kernel.runtimes.mounts.covers import Cover
-from gvisor_kernel.spec.layout import is_within
 
 
 def find_home_by_inode(folder: Opened) -> str | None:

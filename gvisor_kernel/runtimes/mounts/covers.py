@@ -17,7 +17,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
 
-from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount, is_within
+from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount
 
 KEPT = ("kernels", "nbconvert", "voila")
 """What stays visible of Jupyter's data directory: programs and templates that a kernel may need.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.spec.layout import is_within
+from gvisor_kernel.config.validators import is_within
 
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 """A folder of this name contains only packages: it is another environment's, and shown whole."""

@@ -22,6 +22,7 @@ from gvisor_kernel.config.settings import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS
 from gvisor_kernel.config.validators import (
     FORBIDDEN_SOURCES,
     describe_no_home,
+    is_within,
     may_be_writable,
     real_path,
 )
@@ -37,7 +38,6 @@ from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
-from gvisor_kernel.spec.layout import is_within
 
 log = logging.getLogger(__name__)
 

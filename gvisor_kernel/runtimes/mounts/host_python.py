@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import (
     LinkRefused,
@@ -35,7 +36,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
     find_repositories,
 )
 from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
-from gvisor_kernel.spec.layout import SCRATCH, is_within
+from gvisor_kernel.spec.layout import SCRATCH
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.folders import Identity, Opened
@@ -27,7 +28,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
 from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
 from gvisor_kernel.spec import layout
-from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs, is_within
+from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs
 
 GUEST_PARTS = ("__init__.py", "strict_json.py", "link", "guest")
 SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")

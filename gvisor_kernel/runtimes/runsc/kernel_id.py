@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.runtimes.mounts.host_python import World
-from gvisor_kernel.spec.layout import is_within
 from gvisor_kernel.spec.oci import KERNEL_ID
 
 

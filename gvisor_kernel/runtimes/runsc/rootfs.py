@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.spec import etc
-from gvisor_kernel.spec.layout import SYSTEM_DIRECTORIES, WORKSPACE, Bind, Mount, is_within
+from gvisor_kernel.spec.layout import SYSTEM_DIRECTORIES, WORKSPACE, Bind, Mount
 
 COPY_LIMIT = 4 * 1024 * 1024
 """Bytes. A larger file of /etc is not copied; none of those that are meant comes near."""

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import gvisor_kernel
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import commands, enter, mounts
 from gvisor_kernel.host.folders import Opened
@@ -46,7 +47,6 @@ from gvisor_kernel.host.stage import (
     place,
 )
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.spec.layout import is_within
 
 COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
 """Directories that every Linux system has. One of them is covered in the private namespace. What is

@@ -19,7 +19,7 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.runtimes.state import records
 
-from .patience import scale_seconds
+from ..patience import scale_seconds
 
 SECONDS = int(scale_seconds(20))
 

@@ -12,7 +12,7 @@ from jupyter_client.kernelspec import KernelSpec
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
-from .jupyter.helpers import execute, running_kernel
+from .helpers import execute, running_kernel
 
 
 def provisioner_of(manager: KernelManager) -> GVisorProvisioner:

@@ -14,9 +14,9 @@ from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host import homes
 from gvisor_kernel.host.homes import find_home
 
-from .config.test_settings import spec
-from .runtimes.conftest import root_only
-from .security.inside import outputs_of, uploads_of
+from ..config.test_settings import spec
+from ..runtimes.conftest import root_only
+from ..security.inside import outputs_of, uploads_of
 
 
 @pytest.fixture(autouse=True)

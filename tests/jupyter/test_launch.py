@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from . import leaks
-from .jupyter.helpers import (
+from .. import leaks
+from ..world import DEFAULT_KERNEL, World
+from .helpers import (
     SANDBOXED,
     SECONDS,
     execute,
@@ -26,7 +27,6 @@ from .jupyter.helpers import (
     wait_for_text,
     wait_until,
 )
-from .world import DEFAULT_KERNEL, World
 
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no launcher")
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no l
 def nothing_left_by_the_test(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / "notebooks")
     before = leaks.find_things(world)
     yield
