@@ -34,7 +34,7 @@ MIB = 1024 * 1024
 NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|\bb'", re.I)
 NONSENSE = r"""yes "$(printf '\033[2J\007\377')" | head -c 100000"""
 """Bytes that are not text and would clear a terminal and ring its bell; constant."""
-FLOOD = "head -c 96M /dev/zero"
+FLOOD = "head -c 24M /dev/zero"
 """Four times as much as a reader may use memory for it."""
 SLEEP = f"sleep 1000.{os.getpid()}"
 """The number distinguishes this run's processes."""
