@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 
-from gvisor_kernel.bridge.memory import MemoryWatch, describe_excess
+from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.wire import WireMessage, new_message
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.frames import Part
@@ -38,6 +38,16 @@ def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> st
         return describe_excess(memory.used, memory.limit)
     words = f' gVisor failed with "{panic}".' if panic else ""
     return f"The kernel's sandbox is gone: {reason.removesuffix('.')}.{words}"
+
+
+def describe_excess(used: int, limit: int) -> str:
+    """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
+    return (
+        f"The kernel used {describe_size(used)} of memory; its limit is {describe_size(limit)}. "
+        "It was ended. To allow more, raise the setting memory_limit (for example "
+        f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
+        "configuration, or memory_limit in the kernelspec), and restart the kernel."
+    )
 
 
 def describe_status(status: int) -> str:

@@ -17,11 +17,16 @@ from typing import TypeVar
 import zmq
 
 from gvisor_kernel.bridge.clients import Address
-from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
+from gvisor_kernel.bridge.deaths import (
+    describe_excess,
+    describe_status,
+    explain_death,
+    explain_loss,
+)
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.idle import SleepPolicy
-from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch, describe_excess
+from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
 from gvisor_kernel.bridge.sharing import Sharing
@@ -93,7 +98,6 @@ class KernelBridge:
         self._loop = asyncio.get_running_loop()
         self._sharing = sharing
         self._sandbox: LinkedSandbox | None = None
-        self._link: SandboxLink | None = None
         self._records = Records()
         self._deaths = Limiter()
         self._run = 0
@@ -124,6 +128,10 @@ class KernelBridge:
     @property
     def address(self) -> Address:
         return self._exchange.address
+
+    @property
+    def _link(self) -> SandboxLink | None:
+        return self._exchange.link
 
     @property
     def sandbox(self) -> LinkedSandbox | None:
@@ -217,7 +225,7 @@ class KernelBridge:
 
     def _use_link(self, sandbox: LinkedSandbox, resume: Resume | None = None) -> None:
         sleep = SleepPolicy(lambda: not self._exchange.pending, self._on_sleep_change)
-        self._link = self._exchange.link = SandboxLink(
+        self._exchange.link = SandboxLink(
             *(sandbox, self._on_event, self._on_link_end, self._exchange.resume_reading),
             *(self._sharing.add(), resume),
             sleep if self.identity.idle_stop and sandbox.can_pause else None,

@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable
 
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
-from gvisor_kernel.host.sizes import describe_size
 
 MAX_LOOK_SECONDS = 0.1
 """The longest time between two measurements."""
@@ -108,13 +107,3 @@ class MemoryWatch:
             if self._loop.time() > deadline:
                 return False
             await asyncio.sleep(0.01)
-
-
-def describe_excess(used: int, limit: int) -> str:
-    """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
-    return (
-        f"The kernel used {describe_size(used)} of memory; its limit is {describe_size(limit)}. "
-        "It was ended. To allow more, raise the setting memory_limit (for example "
-        f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
-        "configuration, or memory_limit in the kernelspec), and restart the kernel."
-    )
