@@ -66,10 +66,10 @@ class UnknownSetting(SettingError):
     def __init__(self, setting: str, value: object, known: Iterable[str]) -> None:
         known = sorted(known)
         super().__init__(setting, value, "nothing")
-        self.fact = f"There is no setting {setting!r} (it has the value {self.shown})."
+        self.fact = f"There is no setting {setting!r} (its value is {self.shown})."
         close = difflib.get_close_matches(setting, known, 1)
-        ask = f"did you mean {close[0]!r}? " if close else ""
-        self.hint = f"{ask}The settings are {', '.join(known)}."
+        first = f"use {close[0]!r} if that was meant, or " if close else "use "
+        self.hint = f"{first}one of these settings: {', '.join(known)}."
 
 
 class SandboxError(GvisorKernelError):

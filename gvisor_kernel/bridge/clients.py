@@ -1,8 +1,8 @@
 """The five ZMQ sockets that clients connect to. Only subscriptions are parsed here.
 
-No call blocks, and no message is dropped without a log line: a message that a socket cannot take
-now waits until it can. The link bounds how many wait, since its credit is returned only after a
-message was sent here.
+No call blocks. A message that a socket cannot take now waits until it can. It is dropped only when
+its client is gone, when that stalls while others wait, or at ``close``. The link bounds how many
+wait, since its credit is returned only after a message was sent here.
 """
 
 from __future__ import annotations

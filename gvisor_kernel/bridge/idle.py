@@ -31,7 +31,8 @@ class SleepPolicy:
 
 
 class IdleWatch:
-    """Timer that calls ``ask`` while a sandbox is silent, from the first ``moved`` to ``end``.
+    """Timer that calls ``ask`` while a sandbox is silent, from the first ``note_activity`` to
+    ``end``.
 
     Uses the loop that runs at construction.
     """
@@ -56,7 +57,7 @@ class IdleWatch:
         self._schedule(RETRY_SECONDS)
 
     def pause(self) -> None:
-        """Ask no more until the next ``moved``: the sandbox is stopped."""
+        """Ask no more until the next ``note_activity``: the sandbox is stopped."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

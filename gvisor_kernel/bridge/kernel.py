@@ -104,6 +104,7 @@ class KernelBridge:
         self._started: asyncio.Future[None] | None = None
         self._hello: asyncio.Future[Hello] | None = None
         self._resumed: asyncio.Future[Resumed] | None = None
+        self._quiesced: asyncio.Future[None] | None = None
         self._exited = asyncio.Event()
         self._death: str | None = None
         self.death: str | None = None
@@ -148,14 +149,19 @@ class KernelBridge:
     ) -> Hello:
         """Take over ``sandbox`` and wait up to ``timeout`` seconds for its guest.
 
-        :raises LaunchError: when the guest does not answer. The sandbox has been ended; the caller
-            calls ``end_sandbox``.
+        :raises LaunchError: when the guest does not answer: the sandbox has been ended, and the
+            caller calls ``end_sandbox``; or when this process is exiting: the sandbox is still the
+            caller's
         """
         self._adopt(sandbox, log_path, transcripts)
         self._hello = self._loop.create_future()
         self._use_link(sandbox)
         try:
-            hello = await self._wait_for_answer(self._hello, timeout)
+            hello = await self._wait_for_answer(
+                self._hello,
+                timeout,
+                "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
+            )
         finally:
             self._hello = None
         self.facts = dict(hello.facts)
@@ -231,17 +237,22 @@ class KernelBridge:
             sleep if self.identity.idle_stop and sandbox.can_pause else None,
         )
 
-    async def _wait_for_answer(self, answer: asyncio.Future[T], timeout: float) -> T:
+    async def _wait_for_answer(
+        self,
+        answer: asyncio.Future[T],
+        timeout: float,
+        hint: str = "look for the cause with: gvisor-kernel doctor",
+    ) -> T:
         """Await the guest's answer; end its sandbox after ``timeout`` seconds without one."""
         assert self._link is not None
         try:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            self._link.end(f"no answer within {timeout:g} s (start_timeout)")
+            self._link.end(f"no answer within {timeout:g} s")
             raise self._launch_error(
                 f"The sandbox of {self.identity.name} did not answer within {timeout:g} s.",
-                "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
+                hint,
             ) from None
 
     def _watch_memory(self, sandbox: LinkedSandbox) -> None:
@@ -254,10 +265,16 @@ class KernelBridge:
 
         The kernel must be idle, and no client may send to it.
 
-        :raises LaunchError: when the guest does not answer within ``timeout`` seconds
+        :raises LaunchError: when the guest does not answer within ``timeout`` seconds, or ends
         """
         assert self._link is not None
-        await self._wait_for_answer(self._link.quiesce(), timeout)
+        try:
+            self._quiesced = self._link.quiesce()
+            await self._wait_for_answer(self._quiesced, timeout)
+        except LocalProtocolError as error:
+            raise self._launch_error(f"The sandbox has ended: {error}") from error
+        finally:
+            self._quiesced = None
         return SnapshotRun(self._run, self._exchange.kernel_key)
 
     async def start_kernel(
@@ -267,7 +284,8 @@ class KernelBridge:
 
         Delivers the messages that clients sent meanwhile. Call ``wait_for_end`` before.
 
-        :raises LaunchError: when the process does not exist within ``timeout`` seconds
+        :raises LaunchError: when the process does not exist within ``timeout`` seconds, the sandbox
+            or the kernel has ended before, START is too long, or an address cannot be exposed
         """
         if self._link is None or self._link.ended:
             raise self._launch_error("The sandbox ended before its kernel was started.")
@@ -440,6 +458,12 @@ class KernelBridge:
                 )
                 self.exit_status = ENDED_STATUS
                 return
+        if self._quiesced is not None and not self._quiesced.done():
+            self._quiesced.set_exception(
+                self._launch_error(
+                    f"The sandbox of {self.identity.name} ended before its snapshot: {reason}."
+                )
+            )
         if self._death is None and not self._end_expected:
             panic = self._sandbox.find_panic() if self._sandbox is not None else ""
             self._death = explain_loss(reason, self._memory, panic)

@@ -87,7 +87,7 @@ def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
         "build",
         "snapshots:run_build",
         "make a snapshot of a kernel now",
-        "Without this command, a snapshot is made in the background after a kernel's first start.",
+        "Without this command, a snapshot is made in the background after a cold start.",
     )
     build.add_argument(
         "--kernel",

@@ -26,9 +26,10 @@ def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> CommandR
     ``mark`` in one of its arguments: processes that runsc starts leave the group.
 
     :raises OSError: when the program cannot be started
+    :raises LaunchError: when this process cannot wait for programs; see ``commands.check_children``
     """
     (result,) = commands.run(
-        argv, seconds=seconds, max_bytes=MAX_OUTPUT, cwd=Path.cwd(), environment=os.environ
+        argv, seconds=seconds, max_bytes=MAX_OUTPUT, cwd=None, environment=os.environ
     )
     if result.status is None:
         kill_marked(mark)

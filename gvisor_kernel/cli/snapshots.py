@@ -48,7 +48,9 @@ def find_one(store: Store, text: str) -> Snapshot:
             f"The IDs of {len(found)} snapshots begin with {text!r}.",
             f"give more of the ID: {', '.join(snapshot.meta.key for snapshot in found[:4])}",
         )
-    raise SnapshotError(f"There is no snapshot {text!r}.", "see: gvisor-kernel snapshot list")
+    raise SnapshotError(
+        f"There is no snapshot {text!r}.", "list the snapshots: gvisor-kernel snapshot list"
+    )
 
 
 def find_change(snapshot: Snapshot) -> str | None:

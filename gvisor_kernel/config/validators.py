@@ -1,7 +1,7 @@
 """Validators of settings: sizes, choices, names, paths.
 
-There is one ``accept_*`` function for each kind of value. It takes the name of the setting (for
-the message) and the value as it was written, and returns the value for SandboxSpec.
+A validator takes the name of the setting (for the message) and the value as it was written, and
+returns the value for SandboxSpec. Each ``accept_*`` function is one, or makes one from its bounds.
 
 :raises SettingError: in each of them, when the value is not accepted
 """

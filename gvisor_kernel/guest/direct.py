@@ -117,7 +117,10 @@ class DirectLink:
     # -- sending, from any thread ----------------------------------------------------------------
 
     def send(self, channel: Channel, parts: Parts) -> None:
-        """Send a message, or queue it for the writing thread. Any thread. Never blocks."""
+        """Send a message, or queue it for the writing thread. Any thread.
+
+        Waits at most for the short write of another thread.
+        """
         if not self._send_at_once(channel, parts):
             self._queue_for_writer(channel, parts)
 

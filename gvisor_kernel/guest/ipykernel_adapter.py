@@ -5,8 +5,8 @@ DEALER sockets; replies to these, and what the kernel publishes, go to the link 
 else stays ipykernel's own: identities, threads, subshells, the debugger's socket to the shell
 channel, the output of forked children.
 
-These methods are replaced. They are the same in ipykernel 6.29 to 7.4 (docs/architecture.md names
-the versions tested):
+These methods are replaced. They are the same in ipykernel 6.29 to 7.4 (scripts/try_ipykernels.py
+lists the versions tested):
 
 - ``IPKernelApp._bind_socket(socket, port)`` binds one of the application's four sockets.
 - ``IPKernelApp.init_heartbeat()`` would start a thread and a socket; PID 1 answers heartbeats.

@@ -1,7 +1,8 @@
 """The replacement for a message of a kernel that is too large for the link.
 
-Only for a relayed kernel, of which PID 1 has the messages and the signing key. A kernel that speaks
-frames itself prints the reason to its own stderr (``direct``).
+``make_replacement`` is only for a relayed kernel, of which PID 1 has the messages and the signing
+key. A kernel that speaks frames itself prints the reason to its own stderr (``direct``); the words
+of ``explain_drop`` serve both.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def start_kernel(
     :param link: a descriptor that the program gets as LINK_FD; the caller's stays open
     :param forked: run a kernel in the child instead of ``argv``; see ``forked_kernel``
     :raises StartError: when the program cannot be started, a failed exec included
+    :raises OSError: when no pipe or process can be made
     """
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()

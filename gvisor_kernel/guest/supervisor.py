@@ -55,15 +55,15 @@ READ_SIZE = 256 * 1024
 WAIT_MS = 10_000
 """Milliseconds of a wait for the host."""
 MISSED_WAITS = 6
-"""Number of waits in a row without a byte from the host after which it is considered dead; it sends
-a PING every 5 s. Waits are counted, not time: a machine that slept was not silent."""
+"""Number of waits in a row without a byte from the host after which it is considered dead; the
+host sends a PING every 5 s. Waits are counted, not time: a machine that slept was not silent."""
 DRAIN_SECONDS = 3.0
 """Seconds without a byte written after which a dead kernel's last messages are given up. The host
 reads slowly while other kernels are busy."""
 MAX_DRAIN_SECONDS = 30.0
 """Seconds after which they are given up in any case: answers to heartbeats are written as well."""
 DRAIN_MS = 50
-"""Milliseconds between checks meanwhile."""
+"""Milliseconds between checks whether those messages have left."""
 LINK_PLACEHOLDER = "{link}"
 """Placeholder in the argv of a START: the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127

@@ -41,13 +41,14 @@ def run(
     *commands: Sequence[str],
     seconds: float,
     max_bytes: int,
-    cwd: Path,
+    cwd: Path | None,
     umask: int = -1,
     environment: Mapping[str, str] = MappingProxyType({"PATH": PATH}),
 ) -> list[CommandResult]:
     """Run ``commands`` at the same time. Blocks for at most ``seconds``.
 
-    ``max_bytes``: how many bytes of each program's output are kept, from its end.
+    ``max_bytes``: how many bytes of each program's output are kept, from its end. ``cwd``: None
+    for this process's own, which may be gone.
 
     :raises OSError: when one of them cannot be started
     :raises LaunchError: as ``check_children``
@@ -99,7 +100,7 @@ class _Command:
         self,
         argv: Sequence[str],
         max_bytes: int,
-        cwd: Path,
+        cwd: Path | None,
         umask: int,
         environment: Mapping[str, str],
     ) -> None:

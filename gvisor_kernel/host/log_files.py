@@ -94,7 +94,8 @@ class RotatedFile:
 
 
 def log_parts(path: Path) -> Iterator[Path]:
-    """Yield the paths of the parts of a log file, oldest first. They may not exist."""
+    """Yield the paths of the parts of a log file that keeps its beginning and has two files, oldest
+    first. They may not exist."""
     yield path.with_name(path.name + FIRST)
     yield path.with_name(f"{path.name}.1")
     yield path

@@ -35,8 +35,10 @@ def read_connection_file(path: str) -> dict[str, Any]:
         for name in CHANNELS:
             info[name] = int(info[name])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        is_missing = isinstance(error, KeyError)
+        reason = f"it has no {error}" if is_missing else getattr(error, "strerror", None) or error
         raise LaunchError(
-            f"The connection file {path} cannot be used: {error!r}.",
+            f"The connection file {path} cannot be used: {reason}.",
             "pass a connection file that a Jupyter front end wrote (-f).",
         ) from error
     return dict(info)

@@ -13,7 +13,7 @@ from gvisor_kernel.bridge import Address
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.kernel.connection_info import describe_address
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.hints import ASK_DOCTOR, find_hint
 
 REPLY_SECONDS = 120.0
 """How long a reply may take: a module to preload may be large."""
@@ -48,9 +48,9 @@ def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
             message = client.get_shell_msg(timeout=POLL_SECONDS)
         except Empty:
             if end is not None:
-                raise LaunchError(
-                    f"The kernel ended before it answered. {end}", find_hint(end)
-                ) from None
+                # What else the kernel wrote says nothing of this machine.
+                hint = find_hint(end) if "No module named" in end else ASK_DOCTOR
+                raise LaunchError(f"The kernel ended before it answered. {end}", hint) from None
             if time.monotonic() > deadline:
                 raise LaunchError(
                     f"The kernel did not answer within {REPLY_SECONDS:g} s."

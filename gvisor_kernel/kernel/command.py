@@ -36,11 +36,14 @@ def choose_program(
     """Return the Python interpreter and the kernel's argv inside the sandbox.
 
     In the image ``host`` the interpreter decides what the sandbox shows. An empty argv means
-    ipykernel of that interpreter. A kernelspec of ours names the launcher and not a kernel; the
-    argv of any other kernelspec is used unchanged.
+    ipykernel of that interpreter. A kernelspec of ours names the launcher and not a kernel. In the
+    argv of any other kernelspec a bare ``python`` becomes the interpreter's path and ``{data}`` is
+    filled in; ``extra`` is appended.
 
-    :raises GvisorKernelError: when the program does not exist
+    :raises GvisorKernelError: when a program named without a path is not on the host, or is not in
+        an image of the store; an image of a Docker engine is not checked
     """
+    argv = list(argv)
     if spec.runtime == "docker":
         return choose_in_engine(spec, argv, extra)
     if spec.image != HOST_IMAGE:

@@ -58,7 +58,7 @@ class SandboxedKernel:
         return None if self._kernel.alive else (self._kernel.exit_status or 0)
 
     def find_end(self) -> str | None:
-        """Return why the kernel ended; None while it lives."""
+        """Return why the kernel ended, or that there is none; None while it lives."""
         if self.exit_status is None:
             return None
         death = self._kernel.death if self._kernel is not None else None
@@ -324,7 +324,7 @@ class SandboxedKernel:
 
         The sandbox ends. No client may be connected.
 
-        :raises LaunchError: when there is no kernel, or when it does not become idle
+        :raises LaunchError: when there is no kernel, or its guest does not answer in time
         :raises SnapshotError: when the snapshot cannot be written
         """
         return await self._bridge.run(self._checkpoint(directory, seconds))

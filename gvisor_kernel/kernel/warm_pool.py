@@ -1,7 +1,7 @@
 """Keeps one spare: a sandbox that was restored ahead for the next start of the same kernel.
 
-A spare is made after the second start of a kernel. It is stopped, so that it costs only memory, and
-it ends with this process, like all of its sandboxes. ``restore`` restores it.
+A spare is made after the second start from a snapshot. It is stopped, so that it costs only memory,
+and it ends with this process, like all of its sandboxes. ``restore`` restores it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ KEEP_SECONDS = 300.0
 END_SECONDS = 20.0
 """How long the exit of this process waits for the removal of the spare."""
 MAX_STOPS = 20
+"""Attempts to stop a sandbox: a system call that ran at the stop may run on and use a core."""
 POLL_SECONDS = 0.1
-"""Attempts to stop a sandbox, and the wait after each: a system call that ran at the stop may run
-on and use a core."""
+"""The wait after each attempt."""
 MAX_KINDS = 1000
 """Kinds of starts that are counted."""
 

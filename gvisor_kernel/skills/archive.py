@@ -212,7 +212,8 @@ def _decode_name(raw: bytes, flags: int) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError:
-        raise SkillError(f"the name {raw[:80]!r} is marked as {encoding}, but is not") from None
+        kind = "marked as UTF-8" if flags & _UTF8 else "not marked as UTF-8"
+        raise SkillError(f"the name {raw[:80]!r} is {kind}, but is not {encoding}") from None
 
 
 def _has_zip64(extra: bytes) -> bool:

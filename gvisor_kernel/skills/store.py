@@ -172,7 +172,10 @@ class SkillStore:
         return present is not None
 
     def restore(self, name: str) -> None:
-        """Restore one of the package's own skills. It replaces the skill of the same name."""
+        """Restore one of the package's own skills. It replaces the skill of the same name.
+
+        :raises KeyError: when the package has no skill of this name
+        """
         folder, skill = shipped_skills()[name]
         with self._locked():
             present = self.find(name)
@@ -200,7 +203,10 @@ class SkillStore:
 
     def refresh(self) -> None:
         """Update the package's own skills to this version. Those of a newer version stay."""
-        self._check_folder()
+        try:
+            self._check_folder()
+        except OSError as error:
+            raise SkillError(f"Could not use {self.folder}: {error.strerror}.") from error
         if self._is_current(self._read_record()):
             return
         with self._locked():

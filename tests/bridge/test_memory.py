@@ -1,4 +1,4 @@
-"""When the bridge measures a sandbox's memory, and how it formats a size."""
+"""When the bridge measures a sandbox's memory."""
 
 from __future__ import annotations
 

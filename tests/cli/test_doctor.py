@@ -139,6 +139,17 @@ def test_hanging_command_is_killed_with_processes_outside_its_group(tmp_path: Pa
     assert not list(find_with_argument(mark))
 
 
+def test_command_runs_in_a_deleted_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run_command(["sh", "-c", "echo works"], 5).output.endswith("works")
+    monkeypatch.chdir(tmp_path)
+
+
 def test_command_returns_status_and_output() -> None:
     outcome = run_command(["sh", "-c", "echo out; echo err >&2; exit 3"], 5)
     assert (outcome.status, outcome.output) == (3, "out\nerr")

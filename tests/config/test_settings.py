@@ -146,7 +146,9 @@ def test_every_setting_has_a_wrong_value() -> None:
 
 
 def test_unknown_name_is_an_error_with_a_suggestion() -> None:
-    with pytest.raises(UnknownSetting, match=r"(?s)memroy_limit.*did you mean 'memory_limit'"):
+    with pytest.raises(
+        UnknownSetting, match=r"(?s)memroy_limit.*use 'memory_limit' if that was meant"
+    ):
         spec(memroy_limit="1G")
 
 

@@ -174,7 +174,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
     "escape": (named("scripts/\x1b[2J"), "control"),
     "bidirectional": (named("scripts/\u202egpj.exe"), "control"),
     "invalid UTF-8": (raw_name(b"\xff\xfe", 0x800), "marked as UTF-8, but is not"),
-    "not ASCII, without the UTF-8 flag": (raw_name(b"\xe9"), "marked as ASCII, but is not"),
+    "not ASCII, without the UTF-8 flag": (raw_name(b"\xe9"), "not marked as UTF-8, but is not"),
     "long name": (named("scripts/" + "a" * 300), "200 bytes"),
     "long path": (named("scripts/" + "a/" * 250 + "b"), "too long or too deep"),
     "deep": (named("scripts" + "/a" * 11), "too deep"),

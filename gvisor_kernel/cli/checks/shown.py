@@ -25,7 +25,10 @@ def check_shown() -> list[Check]:
 
 
 def check_environment(python: str) -> list[Check]:
-    """List what kernels of the interpreter ``python`` can read of the host with any settings."""
+    """List what kernels of the interpreter ``python`` can read of the host with any settings.
+
+    :raises LaunchError: when the interpreter does not answer
+    """
     interpreter = ask_interpreter(python)
     world = find_host_python(python)
     covers = (*world.covers, *find_jupyter_covers(world.prefixes))

@@ -102,7 +102,7 @@ def run_staged(
     result.
 
     Blocks until ``start`` has returned, in a thread that ends afterwards. ``kernel_id`` is the uid
-    inside that a user's files belong to. ``has_overlay``: see ``stage.mount_overlay``.
+    inside that a user's files belong to. ``has_overlay``: see ``host/stage.mount_overlay``.
     ``meminfo`` is seen there as /proc/meminfo.
 
     :raises LaunchError: when the mounts cannot be made; ``start`` was not called then
