@@ -212,6 +212,7 @@ def test_open_file_limit_gives_emfile(kernel: Kernel) -> None:
         assert count < most
 
 
+@pytest.mark.alone  # four processes that spin take the CPUs from the tests beside them
 def test_neighbour_answers_beside_cpu_hogs(kernel: Kernel, neighbour: Neighbour) -> None:
     kernel.run("""
         hogs = [subprocess.Popen([sys.executable, "-S", "-E", "-c", "while True: pass"])
