@@ -113,7 +113,7 @@ class TestRealKernel:
         kernel[1].execute_interactive(
             "import os; _ = os.write(2, b'\\x1b]0;owned\\x07 from inside\\n')", timeout=30
         )
-        wait_for(lambda: "from inside" in log.read_text())
+        wait_for(lambda: log.exists() and "from inside" in log.read_text())
         assert main(["logs", id]) == 0
         out = capsys.readouterr().out
         assert "\\x1b]0;owned\\x07 from inside" in out

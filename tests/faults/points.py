@@ -257,7 +257,7 @@ class Life:
         """End the bridge as an exiting server does, without a request to its kernels."""
         self.launch()
         self._points.armed = True
-        Bridge.instance().stop()
+        Bridge.instance().end()
 
     def image(self) -> None:
         """Make a snapshot."""
@@ -301,7 +301,7 @@ def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
     getattr(life, request["stage"])()
     points.armed = False
     life.close()
-    Bridge.instance().stop()
+    Bridge.instance().end()
     return {"points": points.passed}
 
 
