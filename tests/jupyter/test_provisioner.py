@@ -65,8 +65,10 @@ def test_provisioner_info_can_be_loaded() -> None:
 
 
 def test_restart_setting_sandbox_starts_new_sandbox(tmp_path: Path) -> None:
+    folder = tmp_path / "session"
+    folder.mkdir()
     settings = {"restart": "sandbox"}
-    with running_kernel(settings=settings, start={"cwd": str(tmp_path)}) as (manager, client):
+    with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
         first = asyncio.run(provisioner_of(manager).get_provisioner_info())["sandbox"]
         code = "open('scratch', 'w').close(); open('/mnt/user-data/outputs/kept', 'w').close()"
         execute(client, code)
@@ -77,7 +79,7 @@ def test_restart_setting_sandbox_starts_new_sandbox(tmp_path: Path) -> None:
         assert answer.result == "['kept', 'outputs']"
         second = asyncio.run(provisioner_of(manager).get_provisioner_info())["sandbox"]
         assert second != first
-    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["kept"]
+    assert [path.name for path in (folder / "outputs").iterdir()] == ["kept"]
 
 
 def test_kernelspec_variables_with_passed_values_are_named(tmp_path: Path) -> None:
