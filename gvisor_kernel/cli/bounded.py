@@ -28,11 +28,16 @@ def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> CommandR
     :raises OSError: when the program cannot be started
     :raises LaunchError: when this process cannot wait for programs; see ``commands.check_children``
     """
-    (result,) = commands.run(
-        argv, seconds=seconds, max_bytes=MAX_OUTPUT, cwd=None, environment=os.environ
-    )
-    if result.status is None:
-        kill_marked(mark)
+    has_ended = False
+    try:
+        (result,) = commands.run(
+            argv, seconds=seconds, max_bytes=MAX_OUTPUT, cwd=None, environment=os.environ
+        )
+        has_ended = result.status is not None
+    finally:
+        if not has_ended:  # an interrupt included
+            kill_marked(mark)
+    if not has_ended:
         return CommandResult(None, "")
     return CommandResult(result.status, result.output.strip())
 

@@ -51,8 +51,8 @@ class Entry:
     """What to set up before the program starts.
 
     ``stage``: the directory where ``sources`` are attached, on a tmpfs; ``has_overlay``: see
-    ``stage.merge``. ``state``: a folder of the host that the program may write, at its own path.
-    ``meminfo``: the file to mount on /proc/meminfo. ``cgroups``: files to write this pid to.
+    ``stage.mount_overlay``. ``state``: a folder of the host that the program may write, at its own
+    path. ``meminfo``: the file to mount on /proc/meminfo. ``cgroups``: files to write this pid to.
     ``file_size``: RLIMIT_FSIZE in bytes. ``errors``: the descriptor to write an error to.
     """
 
@@ -117,7 +117,7 @@ def _apply_limits(entry: Entry) -> None:
                 f"This user's programs may write files of at most {hard} bytes; the memory of this "
                 f"sandbox is a file that may grow to {entry.file_size} bytes.",
                 "raise the limit for the program that starts kernels (`ulimit -H -f` shows it, "
-                "/etc/security/limits.conf sets it as fsize), or lower memory_limit.",
+                "/etc/security/limits.conf sets it as fsize), or lower memory_limit or pids_limit.",
             )
         resource.setrlimit(resource.RLIMIT_FSIZE, (entry.file_size, entry.file_size))
     for path in entry.cgroups:

@@ -139,6 +139,23 @@ def test_hanging_command_is_killed_with_processes_outside_its_group(tmp_path: Pa
     assert not list(find_with_argument(mark))
 
 
+def test_interrupt_kills_processes_outside_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a sandbox is tried must not leave that sandbox."""
+
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    mark = f"{tmp_path}/mark"
+    argv = [sys.executable, "-Sc", "import signal; signal.pause()", mark]
+    with subprocess.Popen(argv, start_new_session=True) as sandbox:
+        monkeypatch.setattr("gvisor_kernel.cli.bounded.commands.run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_command(["true"], 5, mark=mark)
+        assert sandbox.wait(10) == -signal.SIGKILL
+
+
 def test_command_runs_in_a_deleted_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
