@@ -180,8 +180,9 @@ class Store:
 
     @contextlib.contextmanager
     def use(self, key: str) -> Iterator[Snapshot | None]:
-        """Yield the snapshot of ``key``, or None; it cannot be removed meanwhile.
+        """Yield the snapshot of ``key``, or None. Meanwhile it is not removed to make room.
 
+        Another process may still replace or discard it; then its files are not found any more.
         Marks the snapshot as used. Discards it if it is not usable.
         """
         with contextlib.ExitStack() as stack:
