@@ -44,8 +44,8 @@ class KernelSocket:
         """The facts of the kernel's HELLO; None until it has come."""
         self.resuming = False
         """Whether a RESUME was forwarded and the RESUMED has not come yet."""
-        self.quiet: Optional[IdleReply] = None
-        """The kernel's reply to an ASK; the caller resets it to None."""
+        self.idle_reply: Optional[IdleReply] = None
+        """The kernel's reply to an IDLE_QUERY; the caller resets it to None."""
         self.closed = False
         """Whether the kernel has closed its end, so that nothing more can be read."""
         end.setblocking(False)
@@ -107,8 +107,8 @@ class KernelSocket:
             return b""
         if self.facts is None or self.resuming:
             return self._read_reply(data)
-        if data[0] == FrameType.QUIET:
-            self.quiet = IdleReply.decode(_decode_single(data).payload)
+        if data[0] == FrameType.IDLE_REPLY:
+            self.idle_reply = IdleReply.decode(_decode_single(data).payload)
             return b""
         if find_whole_frames_size(data, FROM_KERNEL) != len(data):
             raise RemoteProtocolError("The kernel sent a partial frame.")
