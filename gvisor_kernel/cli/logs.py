@@ -44,7 +44,7 @@ def open_log(path: Path) -> IO[str] | None:
 def has_ended(sandbox: Listed) -> bool:
     """Whether nothing more will be logged: the record is gone, or says that the sandbox ended."""
     record = read_record(sandbox.directory)
-    return record is None or find_state(record) in {"ended", "landing", "orphaned", "elsewhere"}
+    return record is None or find_state(record) in {"ended", "copying", "orphaned", "elsewhere"}
 
 
 class Follower:

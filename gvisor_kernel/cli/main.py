@@ -64,7 +64,7 @@ states:
   idle, paused  stopped until the next message, so that it uses no CPU (setting idle_stop)
   spare         prepared in advance for the next start (setting spare)
   ended         its Jupyter process is about to remove it
-  landing       ended; its outputs are still being copied out of the Docker engine
+  copying       ended; its outputs are still being copied out of the Docker engine
   orphaned      its Jupyter process is gone: gvisor-kernel prune removes it
   elsewhere     it runs on another machine that shares this state directory
 """

@@ -35,9 +35,9 @@ from gvisor_kernel.runtimes.state.records import (
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
-State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
+State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
-alive and will remove it. ``landing``: likewise, but its outputs are still to be copied out of the
+alive and will remove it. ``copying``: likewise, but its outputs are still to be copied out of the
 Docker engine. ``orphaned``: the owner is gone. ``elsewhere``: it runs on another machine, or in a
 container, that shares this state directory."""
 
@@ -87,7 +87,7 @@ def find_state(record: Record) -> State:
     if record.machine != this_machine():
         return "elsewhere"
     if record.ended:
-        return "landing" if record.outputs is not None and record.ready else "ended"
+        return "copying" if record.outputs is not None and record.ready else "ended"
     if not record.processes:  # in a Docker engine they are the engine's
         return "running" if record.ready else "starting"
     if not any(map(is_alive, record.processes.values())):
