@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from . import leaks, skips
@@ -196,7 +196,7 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session", autouse=True)
 def no_background_snapshots(request: pytest.FixtureRequest) -> None:
     """Make no snapshot beside the tests, and one before them only if there are many tests."""
-    SnapshotBuilder.instance().end()
+    SnapshotQueue.instance().end()
     if len(request.session.items) >= MANY and not os.environ.get("GK_TEST_KERNEL"):
         request.getfixturevalue("image")
 

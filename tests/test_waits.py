@@ -42,17 +42,17 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/lanes.py", "future.result()"): "it is done",
     ("bridge/sandbox_link.py", "await closed"): UNDONE,
     ("bridge/thread.py", "done.result()"): "it is done",
-    ("kernel/background_builder.py", "threading.Condition()"): LOCK,
+    ("kernel/snapshot_queue.py", "threading.Condition()"): LOCK,
     (
-        "kernel/background_builder.py",
+        "kernel/snapshot_queue.py",
         "self._changed.wait_for(lambda: self._ended or bool(self._wanted))",
     ): OWN,
     (
-        "kernel/background_builder.py",
+        "kernel/snapshot_queue.py",
         "process.stderr.read()",
     ): "MAX_BUILD_SECONDS later it is killed",
     (
-        "kernel/background_builder.py",
+        "kernel/snapshot_queue.py",
         "process.wait()",
     ): "MAX_BUILD_SECONDS later it is killed, or it was",
     ("cli/logs.py", "while True"): "--follow: until Ctrl-C",
@@ -112,7 +112,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): UNDONE,
     ("kernel/session.py", "asyncio.shield(starting)"): UNDONE,
     ("kernel/session.py", "await starting"): UNDONE,
-    ("kernel/warm_pool.py", "threading.Condition()"): LOCK,
+    ("kernel/spare_keeper.py", "threading.Condition()"): LOCK,
 }
 """Reasons by module and text of the call."""
 ALLOWED_MODULES = {

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.sandbox_link import close_sandbox
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
-from gvisor_kernel.kernel.warm_pool import Spares
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
@@ -202,7 +202,7 @@ class SandboxedKernel:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
-                SnapshotBuilder.instance().request(plan, lambda: kernel.death is None)
+                SnapshotQueue.instance().request(plan, lambda: kernel.death is None)
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None
@@ -252,7 +252,7 @@ class SandboxedKernel:
         :raises GvisorKernelError: see ``restore``
         """
         runtime = get_runtime(plan.spec.runtime)
-        take_spare = partial(Spares.instance().take, plan)
+        take_spare = partial(SpareKeeper.instance().take, plan)
         restored = await self._in_worker(restore, runtime, plan, take_spare)
         sandbox = restored.sandbox
         try:
@@ -273,7 +273,7 @@ class SandboxedKernel:
                 raise
             raise NoSnapshot(str(error)) from error
         self._sandbox = sandbox
-        Spares.instance().request(plan)
+        SpareKeeper.instance().request(plan)
 
     @staticmethod
     async def _give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """Makes a snapshot: starts a kernel without any user's data, warms it up, and writes its state.
 
 For a process that does nothing else: the command ``snapshot build``, or the process that
-``background_builder`` starts.
+``snapshot_queue`` starts.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class Spare:
             return False
 
 
-class Spares(PerProcess):
-    """The spare of a process and the thread that makes it. Use ``instance()``. Any thread."""
+class SpareKeeper(PerProcess):
+    """Keeps the spare of a process, made by a thread. Use ``instance()``. Any thread."""
 
     def __init__(self) -> None:
         super().__init__()
