@@ -100,7 +100,7 @@ def file_mounts(names: Names, extra: Iterable[tuple[str, str]] = ()) -> list[dic
     ]
 
 
-def finalize_container(
+def make_container_request(
     spec: SandboxSpec,
     names: Names,
     *,
@@ -181,7 +181,7 @@ def finalize_container(
     }
 
 
-def finalize_store(
+def make_store_request(
     spec: SandboxSpec, names: Names, *, labels: Mapping[str, str], keeps_outputs: bool
 ) -> dict[str, Any]:
     """Return the request to create the store container, through which the volumes are filled."""

@@ -51,7 +51,7 @@ def main(seconds: float) -> dict[str, bool]:
         clock.offset = seconds
     with running_kernel() as (manager, client):
         seen["a start"] = execute(client, "6 * 7").result == "42"
-        seen["from an image"] = "was restored from a snapshot" in kernel_log(manager)
+        seen["from a snapshot"] = "was restored from a snapshot" in kernel_log(manager)
         clock.offset = 0
         client.execute("import os; os.kill(os.getpid(), 9)")
         wait_until(lambda: not manager.is_alive(), "the kernel's death")

@@ -259,7 +259,7 @@ class Life:
         self._points.armed = True
         Bridge.instance().end()
 
-    def image(self) -> None:
+    def snapshot(self) -> None:
         """Make a snapshot."""
         self._points.armed = True
         snapshot_builder.make_snapshot(self._plan, lambda words, done: None)
@@ -353,7 +353,7 @@ class Survivor:
             answer["raised"] = type(error).__name__
             life.said.append(str(error))
         self._points.armed = False
-        if request["stage"] != "image":
+        if request["stage"] != "snapshot":
             life.launch()  # the next start must work in any case
         life.close()
         assert lifeline._process is None, f"{lifeline._held} sandboxes are still held"

@@ -195,7 +195,7 @@ def test_shared_state_is_documented(copies: list[dict[str, Any]]) -> None:
     assert "made for itself when it was imported" in text
 
 
-def test_numpy_imported_later_is_seeded_differently(image: str, tmp_path: Path) -> None:
+def test_numpy_imported_later_is_seeded_differently(shared_snapshot: str, tmp_path: Path) -> None:
     found = []
     for number in range(2):
         with running_kernel(start={"cwd": str(tmp_path)}) as (manager, client):

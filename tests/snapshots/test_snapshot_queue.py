@@ -223,7 +223,7 @@ def test_failing_snapshot_is_tried_twice(
 
 @pytest.mark.once
 def test_store_removes_least_recently_used_snapshot(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_snapshot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store has room for two of three snapshots."""
     oldest = copy_snapshot(tmp_path, monkeypatch)

@@ -24,7 +24,7 @@ from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
 from ..world import World
 
-pytestmark = pytest.mark.usefixtures("image")
+pytestmark = pytest.mark.usefixtures("shared_snapshot")
 
 Running = tuple[KernelManager, BlockingKernelClient]
 
