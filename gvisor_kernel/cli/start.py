@@ -18,7 +18,7 @@ def try_start(kernel_name: str) -> Trace:
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
     plan = make_plan(kernel_name, private_connection_info(), "")
-    kernel = SandboxedKernel()
+    kernel = SandboxedKernel(logs_death=False)
     with tracing() as trace:
         try:
             client = connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end)

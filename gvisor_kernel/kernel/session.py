@@ -36,9 +36,14 @@ RESUME_SECONDS = 15.0
 
 
 class SandboxedKernel:
-    """At most one kernel in at most one sandbox. ``launch`` may replace both."""
+    """At most one kernel in at most one sandbox. ``launch`` may replace both.
 
-    def __init__(self) -> None:
+    ``logs_death``: log why a kernel died. A command that reports ``find_end`` as its own error sets
+    it to False, so that it does not print the reason twice.
+    """
+
+    def __init__(self, *, logs_death: bool = True) -> None:
+        self._logs_death = logs_death
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
         self._sandbox: Sandbox | None = None
@@ -178,6 +183,7 @@ class SandboxedKernel:
         if self._kernel is None:
             root = state_root() / "sockets"
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
+            self._kernel.logs_death = self._logs_death
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between

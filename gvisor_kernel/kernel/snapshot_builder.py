@@ -136,7 +136,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
         bare = replace(bare, spec=spec, request=request)
         since = time.time()
         report("Starting a kernel", 0.05)
-        kernel = SandboxedKernel()
+        kernel = SandboxedKernel(logs_death=False)
         try:
             address = asyncio.run(kernel.launch(bare))
             client = connect(address, bare, kernel.find_end)
