@@ -100,7 +100,10 @@ def write_whole(path: Path, content: bytes) -> None:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise SkillError(f"{path} cannot be written: {error.strerror}.") from error
+        raise SkillError(
+            f"{path} cannot be written: {error.strerror}.",
+            "name another file with -o, or check its folder and whether the disk is full.",
+        ) from error
 
 
 def describe(skill: Skill) -> str:
@@ -118,13 +121,18 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_install(arguments: argparse.Namespace) -> int:
-    path, store = Path(arguments.file), open_store()
-    name = str(arguments.file)
-    if not path.exists() and store.keeps_shipped and name in shipped_skills():
+    name, store = str(arguments.file), open_store()
+    if "/" not in name and not os.path.exists(name) and store.keeps_shipped:  # noqa: PTH110 - never raises
+        if name not in shipped_skills():
+            shipped = ", ".join(sorted(shipped_skills()))
+            raise SkillError(
+                f"{name[:100]} is neither a file nor a skill that comes with gvisor-kernel.",
+                f"give a package, such as NAME.skill, or one of {shipped}.",
+            )
         store.restore(name)
         print(f"Restored the skill {name} that comes with gvisor-kernel.")
         return 0
-    skill = read_package(path)
+    skill = read_package(Path(name))
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")

@@ -206,7 +206,10 @@ class SkillStore:
         try:
             self._check_folder()
         except OSError as error:
-            raise SkillError(f"Could not use {self.folder}: {error.strerror}.") from error
+            raise SkillError(
+                f"Could not use {self.folder}: {error.strerror}.",
+                "check its owner and mode, or set XDG_DATA_HOME to another place.",
+            ) from error
         if self._is_current(self._read_record()):
             return
         with self._locked():

@@ -350,7 +350,8 @@ def test_full_disk_is_reported(
     monkeypatch.setattr("gvisor_kernel.archive.tree.os.write", fail_when_full)
     with pytest.raises(RootImageError) as caught:
         import_image(tmp_path / "root.tar")
-    assert str(caught.value) == "Could not import root.tar: the disk is full."
+    assert caught.value.fact == "Could not import root.tar: the disk is full."
+    assert "free some space" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
