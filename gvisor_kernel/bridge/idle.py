@@ -63,6 +63,7 @@ class IdleWatch:
             self._timer = None
 
     def end(self) -> None:
+        """Query no more, for good."""
         self.pause()
         self._ended = True
 

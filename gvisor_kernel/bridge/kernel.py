@@ -130,6 +130,7 @@ class KernelBridge:
 
     @property
     def address(self) -> Address:
+        """The address that clients connect to; it stays over restarts."""
         return self._exchange.address
 
     @property

@@ -73,6 +73,7 @@ class MemoryWatch:
         self._timer = self._loop.call_later(wait, self.start)
 
     def stop(self) -> None:
+        """Measure no more until the next ``start``. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
 

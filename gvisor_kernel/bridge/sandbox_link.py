@@ -54,7 +54,7 @@ ACTIVITY_EVENTS = (Message, Log, Started, Resumed)
 
 
 class LinkedSandbox(Protocol):
-    """The part of a runtime's Sandbox that the bridge uses."""
+    """The part of a runtime's Sandbox that the bridge uses; see ``runtimes.base.Sandbox``."""
 
     link_in: int
     link_out: int

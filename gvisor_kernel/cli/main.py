@@ -1,5 +1,8 @@
 """The command ``gvisor-kernel``: its subcommands, and the module that runs each.
 
+A function ``run_…`` takes the parsed arguments of its command and returns the exit status. ``main``
+prints a GvisorKernelError that it raises, and returns 1.
+
 The module of a command is imported when the command runs: an installed kernelspec starts ``launch``
 for each kernel, which should not wait for the imports of other commands.
 """
@@ -92,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. It sets ``run`` to a command's ``module:function``."""
     parser = argparse.ArgumentParser(
         prog="gvisor-kernel",
         usage="gvisor-kernel [-h] [--version] COMMAND ...",

@@ -67,6 +67,10 @@ def open_store() -> SkillStore:
 
 
 def run_pack(arguments: argparse.Namespace) -> int:
+    """``skills pack``: write the package of the skill in a folder. Return 0.
+
+    :raises SkillError: when it is not a valid skill, or the package cannot be written
+    """
     directory = Path(arguments.directory)
     skill = read_folder(directory)
     output = Path(arguments.output or f"{skill.name}{SUFFIX}")
@@ -107,11 +111,16 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def describe(skill: Skill) -> str:
+    """Describe a skill in one line: its name, its number of files, its size."""
     count = len(skill.files)
     return f'the skill "{skill.name}", {count} files, {describe_size(skill.size)}'
 
 
 def run_check(arguments: argparse.Namespace) -> int:
+    """``skills check``: print what a package contains. Installs nothing. Return 0.
+
+    :raises SkillError: when it is not a valid skill
+    """
     skill = read_package(Path(arguments.file))
     print(f"{printable(arguments.file)} is valid: {describe(skill)}")
     print(skill.description)
@@ -121,6 +130,10 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_install(arguments: argparse.Namespace) -> int:
+    """``skills install``: install a package, or restore a skill of gvisor-kernel. Return 0.
+
+    :raises SkillError: when it is not a valid skill, or the folder of skills cannot be changed
+    """
     name, store = str(arguments.file), open_store()
     if "/" not in name and not os.path.exists(name) and store.keeps_shipped:  # noqa: PTH110 - never raises
         if name not in shipped_skills():
@@ -151,6 +164,10 @@ def make_row(skill: Installed) -> tuple[str, ...]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    """``skills list``: print a row for each skill, then why some cannot be used. Return 0.
+
+    :raises SkillError: when Jupyter's configuration turns skills off
+    """
     store = open_store()
     skills = store.list()
     if arguments.json:
@@ -180,6 +197,10 @@ def describe_installed(skill: Installed) -> dict[str, object]:
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
+    """``skills remove``: remove a skill and print its folder. Return 0.
+
+    :raises SkillError: when there is no such skill, or it cannot be removed
+    """
     removed = open_store().remove(arguments.name)
     print(f"Removed {printable(str(removed))}")
     return 0

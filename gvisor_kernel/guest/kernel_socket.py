@@ -54,6 +54,7 @@ class KernelSocket:
                 end.setsockopt(socket.SOL_SOCKET, option, BUFFER_SIZE)
 
     def fileno(self) -> int:
+        """The descriptor to poll."""
         return self._socket.fileno()
 
     @property
@@ -65,6 +66,7 @@ class KernelSocket:
 
     @property
     def wants_to_write(self) -> bool:
+        """Whether frames wait for the socket to accept them."""
         return bool(self._waiting)
 
     def put(self, frame: bytes) -> None:
@@ -128,6 +130,7 @@ class KernelSocket:
         return b""
 
     def close(self) -> None:
+        """Close PID 1's end. The kernel sees the end of its socket."""
         self._socket.close()
 
 

@@ -70,6 +70,7 @@ class Passage:
     # -- waiting ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
+        """The descriptor to poll for ``events``."""
         return self._socket.fileno()
 
     @property
@@ -116,6 +117,7 @@ class Passage:
             self._socket.put(encode_frame(FrameType.SIGNAL, sent.encode()))
 
     def flush(self) -> None:
+        """Write what the kernel's socket accepts without blocking."""
         self._socket.flush()
 
     def answer_idle_query(self, query: IdleQuery) -> None:
@@ -183,4 +185,5 @@ class Passage:
             self._kill_at = now + CLOSED_SECONDS
 
     def close(self) -> None:
+        """Close the socket to the kernel. Frames that wait are dropped."""
         self._socket.close()

@@ -71,10 +71,12 @@ class SandboxedKernel:
 
     @property
     def address(self) -> Address | None:
+        """The address that clients connect to; None before the first launch."""
         return self._kernel.address if self._kernel is not None else None
 
     @property
     def sandbox(self) -> Sandbox | None:
+        """The sandbox of the last launch; None if there is none, or it was ended."""
         return self._sandbox
 
     def host_path(self, path: str) -> Path | None:

@@ -53,6 +53,7 @@ class Kind:
 
     @classmethod
     def of(cls, plan: KernelPlan) -> Kind:
+        """Return the kind of the start that ``plan`` describes."""
         return cls(plan.spec, replace(plan.request, kernel_id="", spare=True))
 
     def __hash__(self) -> int:

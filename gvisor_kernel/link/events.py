@@ -1,7 +1,7 @@
 """Events: what a connection reports, and what its owner sends. Frozen data, nothing else.
 
-Each class encodes and decodes its own payload. A payload from the other side is checked completely
-before an event is created.
+``encode`` returns the payload of an event's frame; ``decode`` parses one from the other side, checks
+it completely, and raises RemoteProtocolError if it is not valid.
 """
 
 from __future__ import annotations

@@ -14,11 +14,15 @@ from gvisor_kernel.link.frames import FrameType
 
 
 class Role(enum.Enum):
+    """Which end of the link a connection is."""
+
     HOST = "host"
     GUEST = "guest"
 
 
 class State(enum.Enum):
+    """The state of a connection; the value is its name in messages and in docs/protocol.md."""
+
     OPENING = "opening"
     IDLE = "idle"
     RUNNING = "running"

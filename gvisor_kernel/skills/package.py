@@ -57,6 +57,7 @@ class Skill:
 
     @property
     def size(self) -> int:
+        """Bytes of all files together."""
         return sum(len(file.content) for file in self.files.values())
 
     @property

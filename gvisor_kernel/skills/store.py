@@ -122,6 +122,7 @@ class SkillStore:
 
     @classmethod
     def of_user(cls) -> SkillStore:
+        """Return the store of this user. Reads and writes nothing yet."""
         return cls(default_folder(), keeps_shipped=True)
 
     def list(self) -> list[Installed]:

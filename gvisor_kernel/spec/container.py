@@ -60,6 +60,7 @@ class Names:
 
     @property
     def container(self) -> str:
+        """The container of the kernel."""
         return f"gvisor-kernel-{self.container_id}"
 
     @property
@@ -69,10 +70,12 @@ class Names:
 
     @property
     def files(self) -> str:
+        """The volume of the files that are copied in."""
         return f"{self.container}-files"
 
     @property
     def outputs(self) -> str:
+        """The volume of outputs."""
         return f"{self.container}-outputs"
 
 
