@@ -1,7 +1,7 @@
 """Events: what a connection reports, and what its owner sends. Frozen data, nothing else.
 
-``encode`` returns the payload of an event's frame; ``decode`` parses one from the other side, checks
-it completely, and raises RemoteProtocolError if it is not valid.
+``encode`` returns the payload of an event's frame. ``decode`` parses one from the other side and
+checks it completely; it raises RemoteProtocolError if the payload is not valid.
 """
 
 from __future__ import annotations
