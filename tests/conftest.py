@@ -43,7 +43,7 @@ QUICK = (
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
     *("jupyter/test_messages.py", "runtimes/test_hints.py"),
     *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_snapshots.py"),
-    *("runtimes/test_leftovers.py", "runtimes/test_looking.py", "runtimes/test_stderr_log.py"),
+    *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
     "runtimes/test_world.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",

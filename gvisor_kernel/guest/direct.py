@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Deque, List, Optional, Tuple
 
 from gvisor_kernel.guest.notice import explain_drop
-from gvisor_kernel.guest.room import with_stack_room
+from gvisor_kernel.guest.stack_room import with_stack_room
 from gvisor_kernel.link import (
     Hello,
     IdleQuery,

@@ -1,7 +1,7 @@
 """The link: forged frames that reach the bridge as if PID 1 had sent them.
 
 In an ordinary user's sandbox of a gVisor of 2024 a kernel may open PID 1's ends of the link. Here
-PID 1 itself passes them to the kernel (``voice``), for every user and gVisor. So the kernel can
+PID 1 itself passes them to the kernel (``lent_link``), for every user and gVisor. So the kernel can
 send anything; at worst its own sandbox ends, with one error that states a rule. The bridge's memory
 does not grow, and other kernels are not affected.
 """
@@ -25,8 +25,7 @@ from gvisor_kernel.link import Channel
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, wait_until
 from ..sweeps import ALL
-from .inside import Kernel, Neighbour
-from .speaking import (
+from .forging import (
     HOST_SLACK,
     HostMemory,
     assert_answers,
@@ -36,6 +35,7 @@ from .speaking import (
     names_of_the_host,
     read_raw_until_idle,
 )
+from .inside import Kernel, Neighbour
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 

@@ -129,7 +129,7 @@ def test_damage_is_detected_before_restore(
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", STARTED)
-def test_damaged_snapshot_costs_one_cold_start(
+def test_damaged_snapshot_makes_one_start_cold(
     name: str,
     shared_snapshot: str,
     tmp_path: Path,

@@ -178,7 +178,7 @@ def test_restored_kernel_is_pristine(copies: list[dict[str, Any]]) -> None:
         assert copy["home"] == ["README"]  # of IPython's profile
 
 
-def test_clocks_are_right(copies: list[dict[str, Any]]) -> None:
+def test_restored_kernel_has_the_hosts_time(copies: list[dict[str, Any]]) -> None:
     for copy in copies:
         (before, _), (after, _) = copy["host's clocks"]
         assert before - 0.1 <= copy["clocks"][0] <= after + 0.1

@@ -15,8 +15,8 @@ from gvisor_kernel.bridge.journal import RECORDED_KINDS
 
 from ..jupyter.helpers import execute, reply_to
 from ..logs import LogPosition
+from .forging import armed, assert_ends_with, assert_restart_works, read_raw_until_idle
 from .inside import Kernel, Neighbour
-from .speaking import armed, assert_ends_with, assert_restart_works, read_raw_until_idle
 
 pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
