@@ -27,7 +27,7 @@ from benchmarks import figures, tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.cli.sandboxes import Listed, find_all
 from gvisor_kernel.config.settings import SETTINGS
-from gvisor_kernel.kernel.warm_pool import Spares
+from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 
 LONGEST_ERROR = 1500
 SPARE_SECONDS = 5.0
@@ -182,7 +182,7 @@ class Worker:
 
         figures.measure_start(self._prepare(code), self._resend(code))
         deadline = time.monotonic() + SPARE_SECONDS
-        while not (Spares.instance().ready and any(map(of_this_kind, find_all()))):
+        while not (SpareKeeper.instance().ready and any(map(of_this_kind, find_all()))):
             if time.monotonic() > deadline:
                 return  # the very first start, after which the snapshot is made
             time.sleep(0.05)

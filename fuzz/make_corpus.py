@@ -88,7 +88,7 @@ def resume_restored() -> tuple[bytes, bytes]:
     guest.data_to_send()
     to_guest = host.data_to_send()
     guest.receive_data(to_guest)
-    to_host = raw_frame(FrameType.QUIET, b"\0\0\0\1\0") + raw_frame(
+    to_host = raw_frame(FrameType.IDLE_REPLY, b"\0\0\0\1\0") + raw_frame(
         FrameType.DATA, b"\0", 2
     )  # stale
     host.receive_data(to_host)
@@ -134,7 +134,8 @@ def make_seeds() -> dict[str, bytes]:
         "guest-restored": bytes([GUEST | RUNNING]) + guest_restored,
         "guest-diverts": bytes([GUEST | RUNNING | DIVERTS]) + guest_restored,
         "host-restored": bytes([HOST | RESUMING]) + host_restored,
-        "host-quiet": bytes([HOST | RUNNING]) + raw_frame(FrameType.QUIET, b"\0\0\0\1\1") * 3,
+        "host-idle-reply": bytes([HOST | RUNNING])
+        + raw_frame(FrameType.IDLE_REPLY, b"\0\0\0\1\1") * 3,
         "host-deep": bytes([HOST | OPENING]) + raw_frame(FrameType.HELLO, b"[" * 5000),
     }  # fmt: skip
 

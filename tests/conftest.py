@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from . import leaks, skips
@@ -42,8 +42,8 @@ QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
     *("jupyter/test_messages.py", "runtimes/test_hints.py"),
-    *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_images.py"),
-    *("runtimes/test_leftovers.py", "runtimes/test_looking.py", "runtimes/test_stderr_log.py"),
+    *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_snapshots.py"),
+    *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
     "runtimes/test_world.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",
@@ -175,7 +175,7 @@ def world(pytestconfig: pytest.Config) -> World:
 
 
 @pytest.fixture(scope="session")
-def image(world: World) -> str:
+def shared_snapshot(world: World) -> str:
     """Make the snapshot that kernels of this run start from; the output of its command."""
     build = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build"]
     done = subprocess.run(build, capture_output=True, text=True, timeout=170, check=False)
@@ -196,9 +196,9 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session", autouse=True)
 def no_background_snapshots(request: pytest.FixtureRequest) -> None:
     """Make no snapshot beside the tests, and one before them only if there are many tests."""
-    SnapshotBuilder.instance().end()
+    SnapshotQueue.instance().end()
     if len(request.session.items) >= MANY and not os.environ.get("GK_TEST_KERNEL"):
-        request.getfixturevalue("image")
+        request.getfixturevalue("shared_snapshot")
 
 
 @pytest.fixture(scope="session", autouse=True)

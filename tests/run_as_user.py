@@ -36,7 +36,7 @@ FOLDERS = (
 sandboxes, and owners of files. Link and kernel tests do not depend on the user and ran as root."""
 SAME_FOR_ROOT = (
     *("faults/test_clocks.py", "faults/test_idle.py"),
-    *("security/test_link.py", "security/test_own_voice.py", "security/test_zmtp.py"),
+    *("security/test_link.py", "security/test_kernel_frames.py", "security/test_zmtp.py"),
     *("snapshots/test_languages.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
 )
 """Files in these folders that do not depend on the user either. ``--all`` runs them, too."""

@@ -106,7 +106,7 @@ def test_import_table_is_read() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 class TestModule:
-    def test_imports_only_what_its_part_may(self, path: Path) -> None:
+    def test_module_imports_only_what_the_table_allows(self, path: Path) -> None:
         part = part_of(path)
         assert part in MAY_IMPORT, f"{part} is not in the table of docs/architecture.md"
         wrong = [
@@ -116,7 +116,7 @@ class TestModule:
         ]
         assert not wrong, f"{part} may import {sorted(MAY_IMPORT[part])}"
 
-    def test_imports_no_third_party_library_where_forbidden(self, path: Path) -> None:
+    def test_module_imports_no_third_party_library_where_forbidden(self, path: Path) -> None:
         part = part_of(path)
         for line, name in imports(path):
             library = name.split(".")[0]
@@ -140,12 +140,12 @@ class TestModule:
             if isinstance(node, ast.Name):
                 assert node.id != "SystemExit", f"line {node.lineno}"
 
-    def test_has_a_docstring(self, path: Path) -> None:
+    def test_module_has_a_docstring(self, path: Path) -> None:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, "a module starts with a docstring that says what lives there"
         assert path.read_text().startswith(('"""', 'r"""'))
 
-    def test_is_short_enough_to_read(self, path: Path) -> None:
+    def test_module_is_shorter_than_600_lines(self, path: Path) -> None:
         assert len(path.read_text().splitlines()) < 600, "split it by noun"
 
 

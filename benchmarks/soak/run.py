@@ -16,8 +16,8 @@ import psutil
 
 from benchmarks.soak import counts
 from benchmarks.soak.kernels import ACTIONS, Kernel, a_kernel, cell
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
-from gvisor_kernel.kernel.warm_pool import Spares
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 
 AT_ONCE = 4
 """Starts that run in parallel when many kernels are started."""
@@ -61,8 +61,8 @@ class Soak:
             await self._many_at_once(self._arguments.kernels)
         with self._phase("mixed load"):
             await self._mixed(60 * self._arguments.minutes)
-        await asyncio.to_thread(Spares.instance().end)
-        await asyncio.to_thread(SnapshotBuilder.instance().end)
+        await asyncio.to_thread(SpareKeeper.instance().end)
+        await asyncio.to_thread(SnapshotQueue.instance().end)
         self._after = await asyncio.to_thread(
             counts.settle, self._base, self._containers, self._before
         )

@@ -73,6 +73,7 @@ class Budget:
             )
 
     def count_left_out(self, kind: Kind) -> None:
+        """Count an entry that is not unpacked, by its kind."""
         name = f"{kind.value}s"
         self.left_out[name] = self.left_out.get(name, 0) + 1
 

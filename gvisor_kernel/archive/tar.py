@@ -42,6 +42,8 @@ class Stream(Protocol):
 
 
 class Kind(Enum):
+    """What an entry of an archive is; the value is its name in messages."""
+
     FILE = "file"
     DIRECTORY = "directory"
     SYMLINK = "symbolic link"
@@ -69,6 +71,7 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The name below the root, with slashes; empty for the root."""
         return "/".join(self.parts)
 
 

@@ -56,6 +56,7 @@ class Tree:
         return self._root
 
     def close(self) -> None:
+        """Close the descriptors. The tree cannot be used afterwards."""
         self._close_parent()
         os.close(self._root)
 
@@ -94,6 +95,11 @@ class Tree:
             os.close(fd)
 
     def put_symlink(self, parts: Parts, target: str, mtime: int) -> None:
+        """Create a symbolic link with the text ``target``, which may lead anywhere.
+
+        :raises Refused: when its parent cannot be a directory
+        :raises OSError: when it cannot be written
+        """
         folder, name = self._make_place(parts)
         os.symlink(target, name, dir_fd=folder)
         self._chown(folder, name)

@@ -10,6 +10,9 @@ from gvisor_kernel.bridge.wire import WireMessage, new_message
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.frames import Part
 
+UNEXPECTED = "The kernel ended unexpectedly "
+"""The beginning of the reason for an exit that was not requested."""
+
 
 def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") -> str:
     """Return the reason for an exit that was not requested. ``status`` is as in ``subprocess``.
@@ -18,7 +21,7 @@ def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") 
     """
     if memory is not None and memory.explains(status):
         return describe_excess(memory.used, memory.limit)
-    reason = f"The kernel ended unexpectedly {describe_status(status)}."
+    reason = f"{UNEXPECTED}{describe_status(status)}."
     if last_line:
         reason += f" Its last output was: {last_line}"
     if status == -signal.SIGBUS and memory is not None:

@@ -84,6 +84,7 @@ class Exchange:
 
     @property
     def address(self) -> Address:
+        """The address that clients connect to; it stays over restarts."""
         return self._clients.address
 
     @property

@@ -1,6 +1,6 @@
-"""Decides when to ask the guest of an idle kernel whether its sandbox may be stopped.
+"""Decides when the host sends an IDLE_QUERY, which asks whether a sandbox may be stopped.
 
-Stops nothing itself. An idle sandbox uses about 3 % of a core, a stopped one nothing. A question
+Stops nothing itself. An idle sandbox uses about 3 % of a core, a stopped one nothing. A query
 costs as much as a heartbeat.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 MIN_SILENCE_SECONDS = 1.0
 """Silence in both directions before the guest is asked for the first time."""
 MAX_WAIT_SECONDS = 60.0
-"""The wait for the next question doubles up to this, as long as the answer is no or missing."""
+"""The wait for the next query doubles up to this, as long as the reply is no or missing."""
 RETRY_SECONDS = 0.2
-"""The wait after an answer of yes that came too late, since something was sent meanwhile."""
+"""The wait after a reply of yes that came too late, since something was sent meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class SleepPolicy:
 
 
 class IdleWatch:
-    """Timer that calls ``ask`` while a sandbox is silent, from the first ``note_activity`` to
+    """Timer that calls ``query`` while a sandbox is silent, from the first ``note_activity`` to
     ``end``.
 
     Uses the loop that runs at construction.
     """
 
-    def __init__(self, ask: Callable[[], None]) -> None:
-        self._ask = ask
+    def __init__(self, query: Callable[[], None]) -> None:
+        self._query = query
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._last_activity = 0.0
@@ -53,16 +53,17 @@ class IdleWatch:
             self._schedule(MIN_SILENCE_SECONDS)
 
     def retry_soon(self) -> None:
-        """Ask again soon: the answer was yes, but came too late."""
+        """Query again soon: the reply was yes, but came too late."""
         self._schedule(RETRY_SECONDS)
 
     def pause(self) -> None:
-        """Ask no more until the next ``note_activity``: the sandbox is stopped."""
+        """Query no more until the next ``note_activity``: the sandbox is stopped."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def end(self) -> None:
+        """Query no more, for good."""
         self.pause()
         self._ended = True
 
@@ -78,4 +79,4 @@ class IdleWatch:
             return
         self._schedule(self._wait)
         self._wait = min(2 * self._wait, MAX_WAIT_SECONDS)
-        self._ask()
+        self._query()

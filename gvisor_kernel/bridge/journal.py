@@ -112,6 +112,7 @@ class KernelLog:
         return [line[:RECENT_LENGTH] for line in clean_lines(self._recent)[-RECENT_LINES:]]
 
     def close(self) -> None:
+        """Note what was left out, and close the files. The log cannot be used afterwards."""
         if self._left_out:
             note = f"{self._left_out} characters from inside were left out."
             self._file.write(log_line("bridge", note))
@@ -155,4 +156,5 @@ class Transcript:
         self._file.write((line or json.dumps({**entry, "size": size})).encode() + b"\n")
 
     def close(self) -> None:
+        """Close the file. Nothing can be recorded afterwards."""
         self._file.close()

@@ -111,6 +111,8 @@ class KernelBridge:
         """Why this run's kernel died, once that was reported; None if its end was requested."""
         self._has_answered = False
         """Whether this run's kernel has replied to a request."""
+        self.logs_death = True
+        """Whether a death is logged as a warning. Not where a command reports it as its error."""
         self._end_expected = False
         self.shutdowns = ShutdownRequests()
         self._keep_sandbox = True
@@ -128,6 +130,7 @@ class KernelBridge:
 
     @property
     def address(self) -> Address:
+        """The address that clients connect to; it stays over restarts."""
         return self._exchange.address
 
     @property
@@ -516,11 +519,12 @@ class KernelBridge:
             await asyncio.shield(self._finishing)
 
     def _report_death(self, reason: str) -> None:
-        """Log why the kernel died, and show it in the cell that was running."""
+        """Log why the kernel died, if wanted, and show it in the cell that was running."""
         self.death = reason
-        line = self._deaths.admit(f"{self.identity.name}: {reason}")
-        if line is not None:
-            log.warning("%s", line)
+        if self.logs_death:
+            line = self._deaths.admit(f"{self.identity.name}: {reason}")
+            if line is not None:
+                log.warning("%s", line)
         self.note(reason)
         self._exchange.show_death(reason)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
 
-MAX_LOOK_SECONDS = 0.1
+MAX_INTERVAL_SECONDS = 0.1
 """The longest time between two measurements."""
-MIN_LOOK_SECONDS = 0.005
+MIN_INTERVAL_SECONDS = 0.005
 MAX_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
 """Bytes per second that a sandbox can touch (measured: about 2 GiB/s on two cores). The nearer the
 limit, the sooner the next measurement, so that this rate exceeds the limit only a little."""
@@ -24,9 +24,9 @@ KILL_GRACE_SECONDS = 1.0
 """How long PID 1 has to end the kernel. After that the whole sandbox is killed."""
 
 
-def seconds_to_next_look(used: int, limit: int) -> float:
+def seconds_to_next_measurement(used: int, limit: int) -> float:
     """Return how long the next measurement may wait."""
-    return min(MAX_LOOK_SECONDS, max(MIN_LOOK_SECONDS, (limit - used) / MAX_GROWTH))
+    return min(MAX_INTERVAL_SECONDS, max(MIN_INTERVAL_SECONDS, (limit - used) / MAX_GROWTH))
 
 
 NEARLY_FULL = 0.8
@@ -61,10 +61,10 @@ class MemoryWatch:
     def start(self) -> None:
         """Measure now, and schedule the next measurement."""
         used = self._sandbox.memory_used()
-        wait = MAX_LOOK_SECONDS
+        wait = MAX_INTERVAL_SECONDS
         if used is not None:
             self.used = used
-            wait = seconds_to_next_look(used, self.limit)
+            wait = seconds_to_next_measurement(used, self.limit)
             if used > self.limit + MAX_OVERRUN:
                 self._on_overrun(used)
                 return
@@ -73,6 +73,7 @@ class MemoryWatch:
         self._timer = self._loop.call_later(wait, self.start)
 
     def stop(self) -> None:
+        """Measure no more until the next ``start``. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -20,10 +20,12 @@ class Records:
         self._drops = Limiter()
 
     def open(self, log_path: Path, transcripts: Path | None) -> None:
+        """Open the files of a sandbox. ``transcripts``: the transcript's folder; None: none."""
         self._log = KernelLog(log_path)
         self._transcript = Transcript(transcripts) if transcripts is not None else None
 
     def close(self) -> None:
+        """Close the files. Idempotent; records nothing until the next ``open``."""
         for file in (self._log, self._transcript):
             if file is not None:
                 file.close()

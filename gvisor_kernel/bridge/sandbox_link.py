@@ -54,7 +54,7 @@ ACTIVITY_EVENTS = (Message, Log, Started, Resumed)
 
 
 class LinkedSandbox(Protocol):
-    """The part of a runtime's Sandbox that the bridge uses."""
+    """The part of a runtime's Sandbox that the bridge uses; see ``runtimes.base.Sandbox``."""
 
     link_in: int
     link_out: int
@@ -113,9 +113,9 @@ class SandboxLink:
         self._token = 0
         self._quiesced: asyncio.Future[None] | None = None
         self._sleep = sleep
-        self._idle = IdleWatch(self._ask_if_idle) if sleep is not None else None
-        self._unwritten_since_ask = False
-        """Nothing was written since the last question to the guest."""
+        self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
+        self._unwritten_since_query = False
+        """Nothing was written since the last IDLE_QUERY to the guest."""
         self._timers: list[asyncio.TimerHandle] = []
         self._loop.add_reader(sandbox.link_out, self._read)
         self._loop.add_reader(sandbox.exit_fd, self._on_process_exit)
@@ -171,7 +171,7 @@ class SandboxLink:
             if isinstance(event, Pong) and self._quiesced is not None:
                 self._on_pong(event)
             elif isinstance(event, IdleReply):
-                self._on_quiet(event)
+                self._on_idle_reply(event)
             else:
                 is_heartbeat = getattr(event, "channel", None) is Channel.HB
                 if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
@@ -214,7 +214,7 @@ class SandboxLink:
                 if not self._pending:
                     self._watch_writable(False)
                     return
-                self._unwritten_since_ask = False
+                self._unwritten_since_query = False
                 self._wake()
             try:
                 written = os.write(self._sandbox.link_in, self._pending)
@@ -272,7 +272,7 @@ class SandboxLink:
         self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
 
     def quiesce(self) -> asyncio.Future[None]:
-        """Stop pings and questions; the future is done when the guest has read all data.
+        """Stop pings and idle queries; the future is done when the guest has read all data.
 
         Data that is still in the pipe would become part of a snapshot.
         """
@@ -307,24 +307,24 @@ class SandboxLink:
         if self._idle is not None:
             self._idle.note_activity()
 
-    def _ask_if_idle(self) -> None:
+    def _send_idle_query(self) -> None:
         run = self.connection.run
         if self.connection.state is not State.RUNNING or run is None or not self._may_sleep():
             return
         with suppress(LocalProtocolError):
             self.connection.send(IdleQuery(run))
         self.flush()
-        self._unwritten_since_ask = True
+        self._unwritten_since_query = True
 
     def _may_sleep(self) -> bool:
         """Whether no data waits to be sent, and the owner agrees to a stop."""
         waits = self._pending or self.connection.queued()
         return not waits and self._sleep is not None and self._sleep.allowed()
 
-    def _on_quiet(self, answer: IdleReply) -> None:
-        if not answer.quiet or self._idle is None or self.stopped or not self._may_sleep():
+    def _on_idle_reply(self, reply: IdleReply) -> None:
+        if not reply.idle or self._idle is None or self.stopped or not self._may_sleep():
             return
-        if not self._unwritten_since_ask:
+        if not self._unwritten_since_query:
             self._idle.retry_soon()
             return
         self._idle.pause()

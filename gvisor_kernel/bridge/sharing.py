@@ -29,12 +29,15 @@ class Sharing:
         return Share(self)
 
     def note_use(self, share: Share) -> None:
+        """Note a client's request to the kernel of ``share``."""
         self._used[share] = self.clock()
 
     def forget(self, share: Share) -> None:
+        """Count the kernel of ``share`` as unused: it has ended."""
         self._used.pop(share, None)
 
     def others_in_use(self, share: Share) -> bool:
+        """Return whether clients have used another kernel in the last IN_USE_SECONDS."""
         since = self.clock() - IN_USE_SECONDS
         return any(at > since for other, at in self._used.items() if other is not share)
 

@@ -27,9 +27,11 @@ class WaitingMessages:
 
     @property
     def full(self) -> bool:
+        """Whether a limit is reached. The owner then adds no more."""
         return len(self._messages) >= MAX_MESSAGES or self._size >= MAX_BYTES
 
     def add(self, channel: Channel, message: ClientMessage) -> None:
+        """Add a message for ``channel``, also beyond the limits: see ``full``."""
         self._messages.append((channel, message))
         self._size += _size(message)
 

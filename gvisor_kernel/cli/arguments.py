@@ -42,6 +42,7 @@ def make_add(commands: Subparsers) -> Add:
 
 
 def add_skills(skills: argparse.ArgumentParser) -> None:
+    """Add the commands of ``skills`` and their arguments."""
     add = make_add(skills.add_subparsers(title="commands", metavar="COMMAND", required=True))
     pack = add("pack", "skills:run_pack", "pack the skill in a folder into a package file")
     pack.add_argument("directory", metavar="DIR", help="the folder that contains SKILL.md")
@@ -78,6 +79,7 @@ def add_skills(skills: argparse.ArgumentParser) -> None:
 
 
 def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
+    """Add the commands of ``snapshot`` and their arguments."""
     add = make_add(snapshot.add_subparsers(title="commands", metavar="COMMAND", required=True))
     listing = add(
         "list", "snapshots:run_list", "list the snapshots and their states, the last used first"
@@ -121,6 +123,7 @@ def add_snapshot(snapshot: argparse.ArgumentParser) -> None:
 
 
 def add_image(image: argparse.ArgumentParser) -> None:
+    """Add the commands of ``image`` and their arguments."""
     add = make_add(image.add_subparsers(title="commands", metavar="COMMAND", required=True))
     importing = add(
         "import",
@@ -182,6 +185,7 @@ def add_image(image: argparse.ArgumentParser) -> None:
 
 
 def add_place(command: argparse.ArgumentParser) -> None:
+    """Add the options that name a place of Jupyter's kernelspecs; at most one may be given."""
     place = command.add_mutually_exclusive_group()
     place.add_argument(
         "--user", action="store_true", help="in this user's data directory of Jupyter"
@@ -193,10 +197,12 @@ def add_place(command: argparse.ArgumentParser) -> None:
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
+    """Add the option ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def add_id(command: argparse.ArgumentParser) -> None:
+    """Add the argument ID of a sandbox; ``find_one`` reads it."""
     command.add_argument(
         "id",
         metavar="ID",

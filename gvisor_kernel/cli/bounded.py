@@ -58,6 +58,7 @@ def kill_marked(mark: str) -> None:
 
 
 def find_processes() -> list[int]:
+    """Return the pids of all processes that this user can see."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
 
 

@@ -14,6 +14,7 @@ STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
+    """``doctor``: run CHECKS and print each result as it comes. Return 1 if one failed, else 0."""
     results: list[Check] = []
     console = make_console()
     with make_console(stderr=True).status("") as progress:

@@ -38,6 +38,10 @@ SHOWN_DIGITS = 12
 
 
 def run_import(arguments: argparse.Namespace) -> int:
+    """``image import``: import SOURCE and print what it contains. Return 0.
+
+    :raises RootImageError: when the source, its name or its content is not accepted
+    """
     source = str(arguments.source)
     name = choose_name(source, arguments.name)
     store = Store.open()
@@ -50,6 +54,10 @@ def run_import(arguments: argparse.Namespace) -> int:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
+    """``image build``: build an image with Docker or buildah, and import it. Return 0.
+
+    :raises RootImageError: when it cannot be built or imported
+    """
     name = choose_name(arguments.image, arguments.name)
     find_chain(arguments.image)
     builder = find_builder()
@@ -151,6 +159,10 @@ def make_row(image: RootImage) -> tuple[str, ...]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    """``image list``: print a row for each image. Return 0.
+
+    :raises RootImageError: when the store is not private to this user
+    """
     store = Store.open()
     images = store.images()
     if arguments.json:
@@ -164,6 +176,10 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
+    """``image inspect``: print the facts about one image. Return 0.
+
+    :raises RootImageError: when there is no such image
+    """
     found = describe(Store.open().find(arguments.image))
     if arguments.json:
         print_json(found)
@@ -182,6 +198,10 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
+    """``image verify``: compare images with their digests. Return 1 if one has changed, else 0.
+
+    :raises RootImageError: when there is no such image
+    """
     store = Store.open()
     images = [store.find(text) for text in arguments.image] or store.images()
     sound: dict[str, bool] = {}
@@ -205,6 +225,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
+    """``image remove``: remove names, and images that have no other name. Return 0.
+
+    :raises RootImageError: when there is no such image, or a kernel runs in it
+    """
     store = Store.open()
     for text in arguments.image:
         image = store.find(text)

@@ -100,6 +100,11 @@ def check_kernel(settings: dict[str, object]) -> None:
 
 
 def run_install(arguments: argparse.Namespace) -> int:
+    """``install``: write a kernelspec and print where. Return 0.
+
+    :raises GvisorKernelError: when a setting is wrong, the kernel's program is missing, or the
+        kernelspec cannot be written
+    """
     user, prefix = choose_place(arguments) or default_place()
     settings = find_settings(arguments)
     template = f"gvisor-{arguments.language}"
@@ -127,6 +132,10 @@ def run_install(arguments: argparse.Namespace) -> int:
 
 
 def run_uninstall(arguments: argparse.Namespace) -> int:
+    """``uninstall``: remove every kernelspec of that name that is gvisor-kernel's. Return 0.
+
+    :raises KernelspecError: when there is none, or it cannot be removed
+    """
     place = choose_place(arguments)
     folder = find_destination(*place) if place else None
     found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]

@@ -44,7 +44,7 @@ def open_log(path: Path) -> IO[str] | None:
 def has_ended(sandbox: Listed) -> bool:
     """Whether nothing more will be logged: the record is gone, or says that the sandbox ended."""
     record = read_record(sandbox.directory)
-    return record is None or find_state(record) in {"ended", "landing", "orphaned", "elsewhere"}
+    return record is None or find_state(record) in {"ended", "copying", "orphaned", "elsewhere"}
 
 
 class Follower:
@@ -72,6 +72,7 @@ class Follower:
         return [f"{line}\n" for line in lines]
 
     def close(self) -> None:
+        """Close the file, if it is open. ``read`` opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -118,6 +119,10 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
+    """``logs``: print the log of a sandbox; with ``--follow``, until that has ended. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or it has no log yet
+    """
     sandbox = find_one(arguments.id)
     if arguments.follow:
         for text in follow(sandbox.directory, sandbox):

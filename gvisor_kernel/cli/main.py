@@ -1,5 +1,8 @@
 """The command ``gvisor-kernel``: its subcommands, and the module that runs each.
 
+A function ``run_…`` takes the parsed arguments of its command and returns the exit status. ``main``
+prints a GvisorKernelError that it raises, and returns 1.
+
 The module of a command is imported when the command runs: an installed kernelspec starts ``launch``
 for each kernel, which should not wait for the imports of other commands.
 """
@@ -64,7 +67,7 @@ states:
   idle, paused  stopped until the next message, so that it uses no CPU (setting idle_stop)
   spare         prepared in advance for the next start (setting spare)
   ended         its Jupyter process is about to remove it
-  landing       ended; its outputs are still being copied out of the Docker engine
+  copying       ended; its outputs are still being copied out of the Docker engine
   orphaned      its Jupyter process is gone: gvisor-kernel prune removes it
   elsewhere     it runs on another machine that shares this state directory
 """
@@ -92,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. It sets ``run`` to a command's ``module:function``."""
     parser = argparse.ArgumentParser(
         prog="gvisor-kernel",
         usage="gvisor-kernel [-h] [--version] COMMAND ...",

@@ -35,9 +35,9 @@ from gvisor_kernel.runtimes.state.records import (
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
-State = Literal["starting", "running", "spare", "ended", "landing", "orphaned", "elsewhere"]
+State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
-alive and will remove it. ``landing``: likewise, but its outputs are still to be copied out of the
+alive and will remove it. ``copying``: likewise, but its outputs are still to be copied out of the
 Docker engine. ``orphaned``: the owner is gone. ``elsewhere``: it runs on another machine, or in a
 container, that shares this state directory."""
 
@@ -59,6 +59,7 @@ class Listed:
 
     @property
     def id(self) -> str:
+        """The id that ``list`` shows and other commands take."""
         return self.record.container_id
 
 
@@ -76,18 +77,20 @@ def find_all() -> list[Listed]:
 
 
 def make_listed(directory: Path, record: Record) -> Listed:
+    """Return what ``list`` shows of a sandbox. Reads /proc, which takes milliseconds."""
     state, sentry = find_state(record), record.processes.get("sentry")
     paused = state == "running" and sentry is not None and is_stopped(sentry.pid)
     return Listed(directory, record, state, read_memory(record), paused)
 
 
 def find_state(record: Record) -> State:
+    """Return the state of a sandbox by its record and by which of its processes live."""
     if is_orphan(record):
         return "orphaned"
     if record.machine != this_machine():
         return "elsewhere"
     if record.ended:
-        return "landing" if record.outputs is not None and record.ready else "ended"
+        return "copying" if record.outputs is not None and record.ready else "ended"
     if not record.processes:  # in a Docker engine they are the engine's
         return "running" if record.ready else "starting"
     if not any(map(is_alive, record.processes.values())):
@@ -149,6 +152,10 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    """``list``: print a row for each sandbox of this user. Return 0.
+
+    :raises StateError: when the state directory cannot be read
+    """
     sandboxes = find_all()
     if arguments.json:
         print_json([describe(sandbox) for sandbox in sandboxes])
@@ -180,6 +187,11 @@ def describe(sandbox: Listed) -> dict[str, object]:
 
 
 def run_kill(arguments: argparse.Namespace) -> int:
+    """``kill``: end a sandbox. What its living owner removes is left to it. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, it is on another machine, or parts of
+        it still run
+    """
     sandbox = find_one(arguments.id)
     if sandbox.state == "elsewhere":
         raise GvisorKernelError(
@@ -202,6 +214,10 @@ def run_kill(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
+    """``prune``: remove the sandboxes whose owner is gone, and print their ids. Return 0.
+
+    :raises GvisorKernelError: when one cannot be removed completely
+    """
     ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
@@ -228,6 +244,11 @@ def find_runtimes() -> list[str]:
 
 
 def run_sync(arguments: argparse.Namespace) -> int:
+    """``sync``: copy a sandbox's outputs out of its Docker engine, and print how many. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, it has no outputs, or they cannot be
+        copied
+    """
     sandbox = find_one(arguments.id)
     record = sandbox.record
     if record.outputs is None:

@@ -67,6 +67,10 @@ def open_store() -> SkillStore:
 
 
 def run_pack(arguments: argparse.Namespace) -> int:
+    """``skills pack``: write the package of the skill in a folder. Return 0.
+
+    :raises SkillError: when it is not a valid skill, or the package cannot be written
+    """
     directory = Path(arguments.directory)
     skill = read_folder(directory)
     output = Path(arguments.output or f"{skill.name}{SUFFIX}")
@@ -100,15 +104,23 @@ def write_whole(path: Path, content: bytes) -> None:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise SkillError(f"{path} cannot be written: {error.strerror}.") from error
+        raise SkillError(
+            f"{path} cannot be written: {error.strerror}.",
+            "name another file with -o, or check its folder and whether the disk is full.",
+        ) from error
 
 
 def describe(skill: Skill) -> str:
+    """Describe a skill in one line: its name, its number of files, its size."""
     count = len(skill.files)
     return f'the skill "{skill.name}", {count} files, {describe_size(skill.size)}'
 
 
 def run_check(arguments: argparse.Namespace) -> int:
+    """``skills check``: print what a package contains. Installs nothing. Return 0.
+
+    :raises SkillError: when it is not a valid skill
+    """
     skill = read_package(Path(arguments.file))
     print(f"{printable(arguments.file)} is valid: {describe(skill)}")
     print(skill.description)
@@ -118,13 +130,22 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_install(arguments: argparse.Namespace) -> int:
-    path, store = Path(arguments.file), open_store()
-    name = str(arguments.file)
-    if not path.exists() and store.keeps_shipped and name in shipped_skills():
+    """``skills install``: install a package, or restore a skill of gvisor-kernel. Return 0.
+
+    :raises SkillError: when it is not a valid skill, or the folder of skills cannot be changed
+    """
+    name, store = str(arguments.file), open_store()
+    if "/" not in name and not os.path.exists(name) and store.keeps_shipped:  # noqa: PTH110 - never raises
+        if name not in shipped_skills():
+            shipped = ", ".join(sorted(shipped_skills()))
+            raise SkillError(
+                f"{name[:100]} is neither a file nor a skill that comes with gvisor-kernel.",
+                f"give a package, such as NAME.skill, or one of {shipped}.",
+            )
         store.restore(name)
         print(f"Restored the skill {name} that comes with gvisor-kernel.")
         return 0
-    skill = read_package(path)
+    skill = read_package(Path(name))
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
@@ -143,6 +164,10 @@ def make_row(skill: Installed) -> tuple[str, ...]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    """``skills list``: print a row for each skill, then why some cannot be used. Return 0.
+
+    :raises SkillError: when Jupyter's configuration turns skills off
+    """
     store = open_store()
     skills = store.list()
     if arguments.json:
@@ -172,6 +197,10 @@ def describe_installed(skill: Installed) -> dict[str, object]:
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
+    """``skills remove``: remove a skill and print its folder. Return 0.
+
+    :raises SkillError: when there is no such skill, or it cannot be removed
+    """
     removed = open_store().remove(arguments.name)
     print(f"Removed {printable(str(removed))}")
     return 0

@@ -81,6 +81,7 @@ def find_listed_reason(snapshot: Snapshot) -> str | None:
 
 
 def describe_state(reason: str | None) -> str:
+    """Return ``fits``, or ``stale`` with the reason why no kernel may start from the snapshot."""
     return "fits" if reason is None else f"stale: {reason}"
 
 
@@ -115,6 +116,10 @@ def make_row(snapshot: Snapshot, reason: str | None) -> tuple[str, ...]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    """``snapshot list``: print a row for each snapshot, and their size together. Return 0.
+
+    :raises SnapshotError: when the store is not private to this user
+    """
     store = Store.open()
     snapshots = store.snapshots()
     reasons = [find_listed_reason(snapshot) for snapshot in snapshots]
@@ -135,6 +140,10 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
+    """``snapshot verify``: read all snapshots. Return 1 if no kernel may start from one, else 0.
+
+    :raises RuntimeMissing: when there is no usable runsc
+    """
     snapshots = Store.open().snapshots()
     reasons = {snapshot.meta.key: find_reason(snapshot) for snapshot in snapshots}
     if arguments.json:
@@ -150,6 +159,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
+    """``snapshot remove``: remove one snapshot, all, or those that do not fit any more. Return 0.
+
+    :raises SnapshotError: when there is no such snapshot, or kernels start from it now
+    """
     store = Store.open()
     if arguments.id is not None:
         snapshots = [find_one(store, arguments.id)]
@@ -195,6 +208,10 @@ def build_from_stdin() -> None:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
+    """``snapshot build``: make a snapshot now. Return 0. ``--plan`` is for ``SnapshotQueue`` alone.
+
+    :raises GvisorKernelError: when the kernelspec or a setting is wrong, or it cannot be made
+    """
     if arguments.plan:
         build_from_stdin()
         return 0

@@ -18,7 +18,7 @@ def try_start(kernel_name: str) -> Trace:
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
     plan = make_plan(kernel_name, private_connection_info(), "")
-    kernel = SandboxedKernel()
+    kernel = SandboxedKernel(logs_death=False)
     with tracing() as trace:
         try:
             client = connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end)
@@ -35,6 +35,10 @@ def try_start(kernel_name: str) -> Trace:
 
 
 def run_start(arguments: argparse.Namespace) -> int:
+    """``start``: run a cell in a new kernel, and print how long that took. Return 0.
+
+    :raises GvisorKernelError: when the kernel does not start, or does not reply
+    """
     trace = try_start(arguments.kernel)
     if arguments.trace:
         last = 0.0

@@ -59,6 +59,10 @@ def read_entries(file: IO[str]) -> Iterator[dict[str, Any]]:
 
 
 def run_transcript(arguments: argparse.Namespace) -> int:
+    """``transcript``: print a sandbox's transcript, formatted or ``--raw``. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or it has no transcript
+    """
     sandbox = find_one(arguments.id)
     found = False
     formatter = EntryFormatter()
@@ -93,6 +97,7 @@ class EntryFormatter:
         self._quote = Quote()
 
     def format(self, entry: dict[str, Any]) -> Iterator[str]:
+        """Yield the lines of an entry. A gap in the numbers of entries is named before it."""
         number = entry.get("n")
         if isinstance(number, int):
             if number > self._last + 1:
@@ -129,6 +134,7 @@ class Quote:
         self._left_out = 0
 
     def add(self, text: str) -> Iterator[str]:
+        """Yield the lines that ``text`` completes. Its last, incomplete line waits for more."""
         room = max(SHOWN_CHARACTERS - self._characters, 0)
         self._characters += min(len(text), room)
         self._left_out += max(len(text) - room, 0)
@@ -137,6 +143,7 @@ class Quote:
             yield from self._put(line)
 
     def end(self) -> Iterator[str]:
+        """Yield the incomplete last line, and how much was left out."""
         if self._line:
             yield from self._put(self._line)
         if self._left_out:

@@ -14,6 +14,7 @@ LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
 
 
 def run_version(arguments: argparse.Namespace) -> int:
+    """``version``: print a line for each program and library. A missing runsc is no error."""
     print(f"gvisor-kernel {__version__}")
     try:
         print(f"runsc {find_runsc().version}")

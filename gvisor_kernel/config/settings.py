@@ -140,6 +140,7 @@ class ListSetting(Setting):
         super().__init__([], help)
 
     def default(self, obj: AnyValue = None) -> list[AnyValue]:
+        """Return a new empty list. Called by traitlets, once for each instance."""
         return []
 
 
@@ -302,6 +303,10 @@ _CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec
 
 
 def accept_mounts(name: str, value: object) -> tuple[ExtraMount, ...]:
+    """Return the extra mounts in a list of mappings.
+
+    :raises SettingError: when one is not accepted, or the target of one is in another's
+    """
     if not isinstance(value, list | tuple):
         raise SettingError(
             name, value, 'a list of {"source": …, "target": …, "read_only": true or false}'
@@ -321,6 +326,10 @@ def accept_mounts(name: str, value: object) -> tuple[ExtraMount, ...]:
 
 
 def accept_mount(name: str, item: object) -> ExtraMount:
+    """Return the extra mount in a mapping. ``read_only`` is true if it is missing.
+
+    :raises SettingError: when a key is unknown or missing, or a value is not accepted
+    """
     keys = {"source", "target", "read_only"}
     if not isinstance(item, Mapping) or not {"source", "target"} <= set(item) <= keys:
         raise SettingError(

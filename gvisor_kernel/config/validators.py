@@ -69,6 +69,7 @@ RESERVED_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
 
 
 def accept_choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
+    """Return a validator that accepts only the texts ``choices``."""
     shown = " or ".join(f'"{choice}"' for choice in choices)
 
     def accept(name: str, value: object) -> str:
@@ -80,6 +81,8 @@ def accept_choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
 
 
 def accept_whole(least: int, most: int) -> Callable[[str, object], int]:
+    """Return a validator that accepts whole numbers from ``least`` to ``most``."""
+
     def accept(name: str, value: object) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
@@ -89,6 +92,10 @@ def accept_whole(least: int, most: int) -> Callable[[str, object], int]:
 
 
 def accept_seconds(name: str, value: object) -> float:
+    """Return a time in seconds, from 1 to 3600.
+
+    :raises SettingError: when it is something else
+    """
     if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 3600:
         return float(value)
     raise SettingError(name, value, "a number of seconds from 1 to 3600")
@@ -105,6 +112,10 @@ def parse_value(text: str) -> object:
 
 
 def accept_flag(name: str, value: object) -> bool:
+    """Return a boolean. Numbers and texts are not accepted.
+
+    :raises SettingError: when it is something else
+    """
     if isinstance(value, bool):
         return value
     raise SettingError(name, value, "true or false")
@@ -115,6 +126,8 @@ _UNITS = {"": 1, "K": 1024, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
 
 def accept_size(least: int) -> Callable[[str, object], int]:
+    """Return a validator that accepts sizes of at least ``least`` bytes, as numbers or as text."""
+
     def accept(name: str, value: object) -> int:
         size = -1
         if isinstance(value, int) and not isinstance(value, bool):
@@ -135,6 +148,10 @@ def accept_size(least: int) -> Callable[[str, object], int]:
 
 
 def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
+    """Return a list of texts, none of them empty. ``accepted`` is for the message.
+
+    :raises SettingError: when it is something else, or all together are too long
+    """
     if (
         isinstance(value, list | tuple)
         and all(isinstance(item, str) and item and is_text(item) for item in value)
@@ -150,6 +167,10 @@ def is_text(value: str) -> bool:
 
 
 def accept_command(name: str, value: object) -> tuple[str, ...]:
+    """Return the words of a kernel's command; none for the kernelspec's own.
+
+    :raises SettingError: when no word contains ``{connection_file}``
+    """
     accepted = 'a list of strings, one of them with "{connection_file}" in it, or an empty list'
     command = accept_strings(name, value, accepted)
     if command and not any("{connection_file}" in word for word in command):
@@ -158,6 +179,10 @@ def accept_command(name: str, value: object) -> tuple[str, ...]:
 
 
 def accept_modules(name: str, value: object) -> tuple[str, ...]:
+    """Return the names of modules to preload, each once.
+
+    :raises SettingError: when they are too many, or one is not a dotted name of Python
+    """
     accepted = 'a list of at most 100 names of Python modules, such as ["numpy", "os.path"]'
     names = accept_strings(name, value, accepted)
     if len(names) > MAX_MODULES:
@@ -170,6 +195,10 @@ def accept_modules(name: str, value: object) -> tuple[str, ...]:
 
 
 def accept_environment(name: str, value: object) -> tuple[str, ...]:
+    """Return the names of variables to pass on, each once.
+
+    :raises SettingError: when one is not a valid name, or is reserved
+    """
     accepted = (
         "a list of names of environment variables, none of them KERNEL_* or "
         + ", ".join(RESERVED_VARIABLES[:-1])
@@ -276,6 +305,12 @@ def _as_written(path: str) -> str:
 
 
 def accept_uploads(name: str, value: object) -> str | None:
+    """Return the folder that a kernel reads; None for none.
+
+    A relative path is below the notebook's folder.
+
+    :raises SettingError: when it does not exist, is a system folder, or is or contains a home
+    """
     if value is None:
         return None
     accepted = (
@@ -297,6 +332,10 @@ def accept_uploads(name: str, value: object) -> str | None:
 
 
 def accept_outputs(name: str, value: object) -> str | None:
+    """Return the folder that a kernel writes; None for none. A relative path is as in uploads.
+
+    :raises SettingError: when it is a system folder, or is or contains a home
+    """
     if value is None:
         return None
     accepted = (
@@ -318,6 +357,10 @@ def accept_outputs(name: str, value: object) -> str | None:
 
 
 def accept_skills(name: str, value: object) -> str | None:
+    """Return the folder of skills, INSTALLED_SKILLS, or None for none.
+
+    :raises SettingError: when it has neither ``public`` nor ``examples``, or is a system folder
+    """
     if value is None:
         return None
     if value == INSTALLED_SKILLS:
@@ -340,6 +383,11 @@ def accept_skills(name: str, value: object) -> str | None:
 
 
 def accept_source(name: str, value: object, read_only: bool) -> str:
+    """Return the absolute path of a file or folder to mount, with its links as they were written.
+
+    :raises SettingError: when it does not exist, is a system folder, or may not be written
+        although ``read_only`` is false
+    """
     accepted = 'the absolute path, without "..", of a folder or file that exists'
     if not isinstance(value, str) or not is_plain_path(value):
         raise SettingError(name, value, accepted)
@@ -366,6 +414,10 @@ def accept_source(name: str, value: object, read_only: bool) -> str:
 
 
 def accept_target(name: str, value: object) -> str:
+    """Return the path inside the sandbox of a mount, normalised.
+
+    :raises SettingError: when it overlaps with a place of the sandbox's own
+    """
     if (
         isinstance(value, str)
         and is_plain_path(value)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Deque, List, Optional, Tuple
 
 from gvisor_kernel.guest.notice import explain_drop
-from gvisor_kernel.guest.room import with_stack_room
+from gvisor_kernel.guest.stack_room import with_stack_room
 from gvisor_kernel.link import (
     Hello,
     IdleQuery,
@@ -69,7 +69,7 @@ class DirectLink:
         """Called with each received message."""
         self._on_resume: Callable[[Resume], None] = lambda resume: None
         self.on_idle_query: Callable[[], bool] = lambda: False
-        """Called for an ASK; returns whether the kernel is idle."""
+        """Called for an IDLE_QUERY; returns whether the kernel is idle."""
         self.on_signal: Callable[[int], None] = lambda signum: None
         """Called with the number of a signal that PID 1 has sent to this process."""
         self._flow = Flow(DIRECT_CHANNELS)
@@ -265,8 +265,8 @@ class DirectLink:
                 if frame.type is FrameType.RESUME:
                     self._resume(Resume.decode(frame.payload))
                     continue
-                if frame.type is FrameType.ASK:
-                    self._answer_ask(IdleQuery.decode(frame.payload))
+                if frame.type is FrameType.IDLE_QUERY:
+                    self._answer_idle_query(IdleQuery.decode(frame.payload))
                     continue
                 if frame.type is FrameType.SIGNAL:
                     self.on_signal(Signal.decode(frame.payload).signum)
@@ -285,13 +285,13 @@ class DirectLink:
                 if not self._flush([]):
                     return
 
-    def _answer_ask(self, ask: IdleQuery) -> None:
-        """Answer an ASK. The QUIET leaves in a packet of its own, as PID 1 expects."""
+    def _answer_idle_query(self, query: IdleQuery) -> None:
+        """Answer an IDLE_QUERY. The IDLE_REPLY leaves in a packet of its own, as PID 1 expects."""
         idle = self.on_idle_query()
         with self._lock:
             idle = idle and not (self._waiting or self._unsent or self._timers or self._callbacks)
-            quiet = IdleReply(ask.run, idle and not self._flow.queued())
-            self._unsent.append(encode_frame(FrameType.QUIET, quiet.encode()))
+            reply = IdleReply(query.run, idle and not self._flow.queued())
+            self._unsent.append(encode_frame(FrameType.IDLE_REPLY, reply.encode()))
 
     def _deliver(self, message: Message) -> None:
         with self._delivery:

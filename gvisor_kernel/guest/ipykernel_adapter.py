@@ -27,7 +27,7 @@ import zmq
 from gvisor_kernel.guest import interrupts
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.direct import DirectLink
-from gvisor_kernel.guest.quiet import IdleCheck
+from gvisor_kernel.guest.idle_check import IdleCheck
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 

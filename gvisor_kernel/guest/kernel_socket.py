@@ -44,8 +44,8 @@ class KernelSocket:
         """The facts of the kernel's HELLO; None until it has come."""
         self.resuming = False
         """Whether a RESUME was forwarded and the RESUMED has not come yet."""
-        self.quiet: Optional[IdleReply] = None
-        """The kernel's reply to an ASK; the caller resets it to None."""
+        self.idle_reply: Optional[IdleReply] = None
+        """The kernel's reply to an IDLE_QUERY; the caller resets it to None."""
         self.closed = False
         """Whether the kernel has closed its end, so that nothing more can be read."""
         end.setblocking(False)
@@ -54,6 +54,7 @@ class KernelSocket:
                 end.setsockopt(socket.SOL_SOCKET, option, BUFFER_SIZE)
 
     def fileno(self) -> int:
+        """The descriptor to poll."""
         return self._socket.fileno()
 
     @property
@@ -65,6 +66,7 @@ class KernelSocket:
 
     @property
     def wants_to_write(self) -> bool:
+        """Whether frames wait for the socket to accept them."""
         return bool(self._waiting)
 
     def put(self, frame: bytes) -> None:
@@ -107,8 +109,8 @@ class KernelSocket:
             return b""
         if self.facts is None or self.resuming:
             return self._read_reply(data)
-        if data[0] == FrameType.QUIET:
-            self.quiet = IdleReply.decode(_decode_single(data).payload)
+        if data[0] == FrameType.IDLE_REPLY:
+            self.idle_reply = IdleReply.decode(_decode_single(data).payload)
             return b""
         if find_whole_frames_size(data, FROM_KERNEL) != len(data):
             raise RemoteProtocolError("The kernel sent a partial frame.")
@@ -128,6 +130,7 @@ class KernelSocket:
         return b""
 
     def close(self) -> None:
+        """Close PID 1's end. The kernel sees the end of its socket."""
         self._socket.close()
 
 

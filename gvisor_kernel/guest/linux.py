@@ -64,6 +64,7 @@ def raise_capabilities() -> None:
 
 
 def forbid_new_privileges() -> None:
+    """Set no_new_privs for this process and its children, for good."""
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
 
 

@@ -18,7 +18,7 @@ from gvisor_kernel.guest.connection_file import socket_prefix
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.process import KernelProcess
-from gvisor_kernel.guest.stillness import Stillness
+from gvisor_kernel.guest.sandbox_activity import SandboxActivity
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -60,9 +60,9 @@ class Passage:
         self._connection = connection
         self._log = log
         self._has_unsent = unsent
-        self._stillness = Stillness()
-        self._asked = False
-        """Whether an ASK was forwarded to the kernel and its reply has not come yet."""
+        self._activity = SandboxActivity()
+        self._query_pending = False
+        """Whether an IDLE_QUERY was forwarded to the kernel and its reply has not come yet."""
         self._kill_at: Optional[float] = None
         self.early: List[bytes] = []
         """Frames for the kernel that came before it was known to speak frames."""
@@ -70,6 +70,7 @@ class Passage:
     # -- waiting ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
+        """The descriptor to poll for ``events``."""
         return self._socket.fileno()
 
     @property
@@ -102,7 +103,7 @@ class Passage:
 
     def resume(self, resume: Resume) -> None:
         """Forward a RESUME. Everything that was under way in the snapshot is dropped."""
-        self._asked = False
+        self._query_pending = False
         self.early.clear()
         self._socket.resume(encode_frame(FrameType.RESUME, resume.encode()))
         self._socket.flush()
@@ -116,17 +117,18 @@ class Passage:
             self._socket.put(encode_frame(FrameType.SIGNAL, sent.encode()))
 
     def flush(self) -> None:
+        """Write what the kernel's socket accepts without blocking."""
         self._socket.flush()
 
-    def ask(self, ask: IdleQuery) -> None:
-        """Answer an ASK, or forward it to the kernel if the sandbox looks idle from outside."""
+    def answer_idle_query(self, query: IdleQuery) -> None:
+        """Answer an IDLE_QUERY, or forward it if the sandbox looks idle from outside the kernel."""
         if not self._socket.direct:
-            self._connection.send(IdleReply(ask.run, False))
-        elif self._stillness.update(self._kernel.pid) and not self._asked:
-            self._asked = True
-            self._socket.put(encode_frame(FrameType.ASK, ask.encode()))
-        elif not self._asked:
-            self._connection.send(IdleReply(ask.run, False))
+            self._connection.send(IdleReply(query.run, False))
+        elif self._activity.check_idle(self._kernel.pid) and not self._query_pending:
+            self._query_pending = True
+            self._socket.put(encode_frame(FrameType.IDLE_QUERY, query.encode()))
+        elif not self._query_pending:
+            self._connection.send(IdleReply(query.run, False))
 
     # -- from the kernel -------------------------------------------------------------------------
 
@@ -142,14 +144,14 @@ class Passage:
             return
         if resuming and not self._socket.resuming and run is not None:
             self._connection.send(Resumed(run, True))
-        answer, self._socket.quiet = self._socket.quiet, None
+        reply, self._socket.idle_reply = self._socket.idle_reply, None
         if self._connection.state is State.RUNNING:
             if frames:
                 self._connection.divert(frames)
-            if answer is not None and self._asked and answer.run == run:
-                self._asked = False
+            if reply is not None and self._query_pending and reply.run == run:
+                self._query_pending = False
                 idle = not self._connection.queued() and not self._has_unsent()
-                self._connection.send(IdleReply(answer.run, answer.quiet and idle))
+                self._connection.send(IdleReply(reply.run, reply.idle and idle))
 
     def find_mode(self) -> Optional[bool]:
         """Return whether the kernel speaks frames; None while this is not known.
@@ -183,4 +185,5 @@ class Passage:
             self._kill_at = now + CLOSED_SECONDS
 
     def close(self) -> None:
+        """Close the socket to the kernel. Frames that wait are dropped."""
         self._socket.close()

@@ -53,14 +53,17 @@ class RelayConnection:
 
     @property
     def open(self) -> bool:
+        """Whether the connection is open now."""
         return self._socket is not None
 
     def fileno(self) -> int:
+        """The descriptor to poll. Only while the connection is open."""
         assert self._socket is not None
         return self._socket.fileno()
 
     @property
     def wants_to_write(self) -> bool:
+        """Whether bytes wait for the socket to accept them."""
         return bool(self._unsent)
 
     def connect(self) -> None:
@@ -139,6 +142,7 @@ class RelayConnection:
         self._queued.clear()
 
     def close(self) -> None:
+        """Close the connection and drop unsent bytes. Idempotent; it may be opened again."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -243,5 +247,6 @@ class Relay:
                 yield channel, connection.broken
 
     def close(self) -> None:
+        """Close all connections. Idempotent."""
         for connection in self._connections.values():
             connection.close()

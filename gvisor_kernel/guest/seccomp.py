@@ -106,7 +106,7 @@ def _check_mode(rule: Rule) -> List[bytes]:
     return steps
 
 
-def finalize_program() -> List[bytes]:
+def assemble_program() -> List[bytes]:
     """Return the instructions. A call of an unknown architecture ends the process."""
     program: List[bytes] = []
     for architecture, numbers in NUMBERS.items():
@@ -137,7 +137,7 @@ def install() -> None:
 
     :raises OSError: when the kernel refuses it
     """
-    program = finalize_program()
+    program = assemble_program()
     raw = _Program(len(program), b"".join(program))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(raw), 0, 0) < 0:

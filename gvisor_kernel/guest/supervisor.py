@@ -212,7 +212,7 @@ class Supervisor:
             elif isinstance(event, Ping):
                 self.connection.send(count_processes())
             elif isinstance(event, IdleQuery):
-                self._answer_ask(event)
+                self._answer_idle_query(event)
             elif isinstance(event, Stop):
                 raise HostGone("the host sent STOP")
 
@@ -350,11 +350,12 @@ class Supervisor:
             self.connection.receive_data(frame)
         self._handle_events()
 
-    def _answer_ask(self, ask: IdleQuery) -> None:
+    def _answer_idle_query(self, query: IdleQuery) -> None:
         if self.passage is not None:
-            self.passage.ask(ask)
+            self.passage.answer_idle_query(query)
         else:
-            self.connection.send(IdleReply(ask.run, False))  # a relayed kernel may always have work
+            # A relayed kernel may always have work.
+            self.connection.send(IdleReply(query.run, False))
 
     def _answer_heartbeats(self) -> None:
         """Answer heartbeats for the kernel: they say that its process exists."""

@@ -47,6 +47,7 @@ class Cgroup:
 
     @property
     def bounds_memory(self) -> bool:
+        """Whether a limit of memory is in force in it."""
         return "memory" in self.controllers
 
 

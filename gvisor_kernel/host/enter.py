@@ -66,10 +66,12 @@ class Entry:
     errors: int
 
     def write(self) -> bytes:
+        """Return the bytes that ``read`` parses, for the other side of the pipe."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def read(cls, content: bytes) -> Entry:
+        """Parse the result of ``write``. The content is trusted: the runtime has written it."""
         facts: dict[str, Any] = json.loads(content)
         facts["sources"] = tuple(map(_read_source, facts["sources"]))
         facts["state"] = _read_source(facts["state"])

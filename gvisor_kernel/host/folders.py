@@ -74,6 +74,7 @@ class Opened:
     is_folder: bool
 
     def close(self) -> None:
+        """Close the descriptor. Call it once."""
         os.close(self.fd)
 
     def __enter__(self) -> Opened:
@@ -90,6 +91,7 @@ class Opened:
         return replace(self, fd=fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
     def status(self) -> os.stat_result:
+        """Return the status of what is open, whatever has its name now."""
         return os.fstat(self.fd)
 
     def read(self) -> int:

@@ -87,6 +87,7 @@ class RotatedFile:
         return self._path.with_name(f"{self._path.name}.{number}")
 
     def close(self) -> None:
+        """Close the file, if it is open. Never raises."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)
@@ -123,6 +124,7 @@ class Allowance:
         return int(self._left) if self._open else 0
 
     def spend(self, size: int) -> None:
+        """Take ``size`` units out. More than ``room`` are owed to the next call."""
         self._left -= size
 
 

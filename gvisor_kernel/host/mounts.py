@@ -36,6 +36,10 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    """Mount ``source`` at ``target``, as mount(2) does.
+
+    :raises OSError: with ``target`` as its file name
+    """
     result = _libc.mount(
         os.fsencode(source),
         os.fsencode(target),

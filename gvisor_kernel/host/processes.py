@@ -70,6 +70,7 @@ def identify(pid: int) -> ProcessId | None:
 
 
 def is_alive(process: ProcessId) -> bool:
+    """Return whether this very process lives, and is no zombie. Its pid may be another's by now."""
     return read_start_time(process.pid) == process.started
 
 

@@ -63,6 +63,7 @@ class Documents:
         self._bytes_left = MAX_DOCUMENT_BYTES
 
     def names(self) -> set[str]:
+        """Return the names of the archive's files."""
         return self._blobs.names()
 
     def read(self, name: str) -> bytes:
@@ -171,6 +172,7 @@ class HashedStream:
         self.size = 0
 
     def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes, and hash them; a chunk at most if ``size`` is negative."""
         data = self._stream.read(CHUNK if size < 0 else size)
         self._hash.update(data)
         self.size += len(data)
@@ -189,6 +191,7 @@ class HashedStream:
 
     @property
     def digest(self) -> str:
+        """Return the digest of what was read so far, in hexadecimal digits."""
         return self._hash.hexdigest()
 
 
@@ -218,6 +221,7 @@ def decompressed(stream: Stream) -> Iterator[Stream]:
 
 
 def is_compressed(start: bytes) -> bool:
+    """Return whether a file that begins with these 6 bytes is compressed in a known format."""
     return any(start.startswith(magic) for magic, _ in _FORMATS)
 
 

@@ -82,9 +82,14 @@ class Builder:
     prefix: str
 
     def tag(self, name: str) -> str:
+        """Return the reference of this package's image ``name`` in the builder."""
         return f"{self.prefix}{PREFIX}{name}"
 
     def build_argv(self, folder: Path, base: str | None, certificates: str | None) -> list[str]:
+        """Return the command that builds the Dockerfile in ``folder`` on ``base``.
+
+        ``certificates``: a file of certificate authorities, which the build trusts.
+        """
         argv = [self.program, "build", "--tag", self.tag(folder.name)]
         if self.program == "buildah":
             # With chroot it needs no container runtime, and only the rights of a user namespace.
@@ -96,6 +101,7 @@ class Builder:
         return [*argv, str(folder)]
 
     def save_argv(self, name: str, file: Path) -> list[str]:
+        """Return the command that saves the image ``name`` to ``file``."""
         if self.program == "buildah":
             return [
                 "buildah",

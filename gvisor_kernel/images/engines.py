@@ -17,6 +17,7 @@ _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 
 def is_reference(text: str) -> bool:
+    """Return whether ``text`` may be the name of an image, and so is no option of a program."""
     return _REFERENCE.fullmatch(text) is not None
 
 

@@ -100,10 +100,12 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
         return None
     fitting = [name for name in found if reference is None or name[0] == reference]
     if not fitting:
-        called = ", ".join(quote_name(name) for name, _ in found[:10]) or "none for this machine"
+        called = ", ".join(quote_name(name) for name, _ in found[:10])
         raise Refused(
             f"the archive has no image {reference or 'for ' + _architecture()}",
-            f"it has these images: {called}.",
+            f"choose one of its images with --reference: {called}."
+            if found
+            else f"get the image for linux on {_architecture()}.",
         )
     if len(fitting) > 1:
         called = ", ".join(quote_name(name) for name, _ in fitting[:10])

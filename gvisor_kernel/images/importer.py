@@ -40,6 +40,7 @@ Probe = Callable[[RootImage], PythonReport]
 package that starts sandboxes imports this one. It may raise GvisorKernelError."""
 
 PROGRAM_FOLDERS = ("usr", "bin")
+HINT = "see docs/images.md for what can be imported."
 MAX_ROOTS = 100
 """Entries for the root directory itself that are skipped to find the first name in an archive. Real
 archives have one or none."""
@@ -84,7 +85,7 @@ def import_source(
 
     :raises RootImageError: when the source does not exist or is not accepted
     """
-    if Path(source).exists() or source.startswith(("/", ".", "~")):
+    if os.path.exists(source) or source.startswith(("/", ".", "~")):  # noqa: PTH110 - never raises
         return import_path(
             store, Path(source), name, reference, origin=source, probe=probe, report=report
         )
@@ -199,17 +200,26 @@ def import_image(
             }
             image, replaced = store.keep(draft, content, name)
     except Refused as error:
-        raise RootImageError(f"Could not import {origin}: {error.fact}.", error.hint) from error
+        hint = error.hint or f"check it, or get it again; {HINT}"
+        raise RootImageError(f"Could not import {origin}: {error.fact}.", hint) from error
     except OSError as error:
-        raise RootImageError(f"Could not import {origin}: {_explain(error)}.") from error
+        reason, hint = _explain(error, path, store)
+        raise RootImageError(f"Could not import {origin}: {reason}.", hint) from error
     return Imported(image, replaced)
 
 
-def _explain(error: OSError) -> str:
+def _explain(error: OSError, path: Path, store: Store) -> tuple[str, str]:
+    """Return a clause that says what failed, without the name of ``path``, and a hint."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full"
-    where = f"{error.filename}: " if isinstance(error.filename, str) else ""
-    return f"{where}{error.strerror or error}"
+        room = f"free some space in {store.root}, or set XDG_DATA_HOME to a folder on another disk."
+        return "the disk is full", room
+    is_named = isinstance(error.filename, str) and error.filename != str(path)
+    reason = f"{error.filename}: {error.strerror}" if is_named else error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return reason, "import it as a user who may read all of it, or change its mode."
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return reason, f"give the path of an existing file or folder; {HINT}"
+    return reason, f"check it, or get it again; {HINT}"
 
 
 def _unpack(
@@ -227,7 +237,10 @@ def _unpack(
         return manifest
     with path.open("rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Refused("the path is neither a file nor a directory")
+            raise Refused(
+                "it is neither a file nor a directory",
+                f"give the path of an existing file or folder; {HINT}",
+            )
         with decompressed(file) as stream:
             entries = islice(TarReader(stream), MAX_ROOTS)
             first = next((entry.parts[0] for entry in entries if entry.parts), "")
@@ -243,7 +256,7 @@ def _unpack(
             if manifest is None:
                 raise Refused(
                     "the archive is neither a root file system nor an image archive",
-                    "see docs/images.md for what can be imported.",
+                    HINT,
                 )
             _apply_layers(archive, manifest, tree, budget, report)
             return manifest

@@ -51,6 +51,7 @@ class Draft:
 
     @property
     def tree(self) -> Path:
+        """The folder that the root file system is unpacked into."""
         return self.directory / "tree"
 
     @property

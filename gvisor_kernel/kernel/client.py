@@ -10,6 +10,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from gvisor_kernel.bridge import Address
+from gvisor_kernel.bridge.deaths import UNEXPECTED
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.kernel.connection_info import describe_address
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -50,10 +51,12 @@ def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
             if end is not None:
                 # What else the kernel wrote says nothing of this machine.
                 hint = find_hint(end) if "No module named" in end else ASK_DOCTOR
-                raise LaunchError(f"The kernel ended before it answered. {end}", hint) from None
+                how = end.removeprefix(UNEXPECTED)
+                link = ". " if how == end else ", "
+                raise LaunchError(f"The kernel ended before it answered{link}{how}", hint) from None
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"The kernel did not answer within {REPLY_SECONDS:g} s."
+                    f"The kernel did not answer within {REPLY_SECONDS:g} s.", ASK_DOCTOR
                 ) from None
             continue
         if message["parent_header"].get("msg_id") == message_id:

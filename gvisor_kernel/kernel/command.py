@@ -96,6 +96,7 @@ def choose_argv(spec: SandboxSpec, argv: list[str]) -> list[str]:
 
 
 def is_python(program: str) -> bool:
+    """Return whether ``program`` has a name of Python, such as ``/usr/bin/python3.11``."""
     return re.fullmatch(r"python3?(\.\d+)?", Path(program).name) is not None
 
 

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.sandbox_link import close_sandbox
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
-from gvisor_kernel.kernel.warm_pool import Spares
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
@@ -36,9 +36,14 @@ RESUME_SECONDS = 15.0
 
 
 class SandboxedKernel:
-    """At most one kernel in at most one sandbox. ``launch`` may replace both."""
+    """At most one kernel in at most one sandbox. ``launch`` may replace both.
 
-    def __init__(self) -> None:
+    ``logs_death``: log why a kernel died. A command that reports ``find_end`` as its own error sets
+    it to False, so that it does not print the reason twice.
+    """
+
+    def __init__(self, *, logs_death: bool = True) -> None:
+        self._logs_death = logs_death
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
         self._sandbox: Sandbox | None = None
@@ -66,10 +71,12 @@ class SandboxedKernel:
 
     @property
     def address(self) -> Address | None:
+        """The address that clients connect to; None before the first launch."""
         return self._kernel.address if self._kernel is not None else None
 
     @property
     def sandbox(self) -> Sandbox | None:
+        """The sandbox of the last launch; None if there is none, or it was ended."""
         return self._sandbox
 
     def host_path(self, path: str) -> Path | None:
@@ -178,6 +185,7 @@ class SandboxedKernel:
         if self._kernel is None:
             root = state_root() / "sockets"
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
+            self._kernel.logs_death = self._logs_death
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between
@@ -202,7 +210,7 @@ class SandboxedKernel:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
-                SnapshotBuilder.instance().request(plan, lambda: kernel.death is None)
+                SnapshotQueue.instance().request(plan, lambda: kernel.death is None)
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None
@@ -252,7 +260,7 @@ class SandboxedKernel:
         :raises GvisorKernelError: see ``restore``
         """
         runtime = get_runtime(plan.spec.runtime)
-        take_spare = partial(Spares.instance().take, plan)
+        take_spare = partial(SpareKeeper.instance().take, plan)
         restored = await self._in_worker(restore, runtime, plan, take_spare)
         sandbox = restored.sandbox
         try:
@@ -273,7 +281,7 @@ class SandboxedKernel:
                 raise
             raise NoSnapshot(str(error)) from error
         self._sandbox = sandbox
-        Spares.instance().request(plan)
+        SpareKeeper.instance().request(plan)
 
     @staticmethod
     async def _give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:

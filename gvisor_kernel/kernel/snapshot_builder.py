@@ -1,7 +1,7 @@
 """Makes a snapshot: starts a kernel without any user's data, warms it up, and writes its state.
 
 For a process that does nothing else: the command ``snapshot build``, or the process that
-``background_builder`` starts.
+``snapshot_queue`` starts.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
         bare = replace(bare, spec=spec, request=request)
         since = time.time()
         report("Starting a kernel", 0.05)
-        kernel = SandboxedKernel()
+        kernel = SandboxedKernel(logs_death=False)
         try:
             address = asyncio.run(kernel.launch(bare))
             client = connect(address, bare, kernel.find_end)

@@ -60,8 +60,8 @@ _DECODERS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.PONG: Pong.decode,
     FrameType.RESUME: Resume.decode,
     FrameType.RESUMED: Resumed.decode,
-    FrameType.ASK: IdleQuery.decode,
-    FrameType.QUIET: IdleReply.decode,
+    FrameType.IDLE_QUERY: IdleQuery.decode,
+    FrameType.IDLE_REPLY: IdleReply.decode,
 }
 _FRAME_TYPES = {
     Start: FrameType.START,
@@ -71,8 +71,8 @@ _FRAME_TYPES = {
     Stats: FrameType.STATS,
     Ping: FrameType.PING,
     Resumed: FrameType.RESUMED,
-    IdleQuery: FrameType.ASK,
-    IdleReply: FrameType.QUIET,
+    IdleQuery: FrameType.IDLE_QUERY,
+    IdleReply: FrameType.IDLE_REPLY,
 }
 Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, IdleQuery, IdleReply]
 _RUN_EVENTS = (Started, Exited, Signal, IdleQuery, IdleReply)
@@ -205,7 +205,7 @@ class Connection:
         elif frame.type is FrameType.CREDIT:
             self._flow.receive_credit(frame, late=True)
         else:
-            decode = IdleQuery.decode if frame.type is FrameType.ASK else Signal.decode
+            decode = IdleQuery.decode if frame.type is FrameType.IDLE_QUERY else Signal.decode
             if decode(frame.payload).run != self.run:
                 raise RemoteProtocolError(f"A {frame.type.name} does not name run {self.run}.")
 

@@ -1,7 +1,7 @@
 """Events: what a connection reports, and what its owner sends. Frozen data, nothing else.
 
-Each class encodes and decodes its own payload. A payload from the other side is checked completely
-before an event is created.
+``encode`` returns the payload of an event's frame. ``decode`` parses one from the other side and
+checks it completely; it raises RemoteProtocolError if the payload is not valid.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class IdleQuery:
-    """ASK, host to guest: is the kernel of run ``run`` idle, so that its sandbox may be stopped?"""
+    """IDLE_QUERY, host to guest: is the kernel of run ``run`` idle? Then its sandbox may stop."""
 
     run: int
 
@@ -241,25 +241,25 @@ class IdleQuery:
 
     @classmethod
     def decode(cls, payload: bytes) -> IdleQuery:
-        return cls(*_unpack(_RUN, payload, "ASK"))
+        return cls(*_unpack(_RUN, payload, "IDLE_QUERY"))
 
 
 @dataclass(frozen=True)
 class IdleReply:
-    """QUIET, guest to host: the reply to an ASK.
+    """IDLE_REPLY, guest to host: the reply to an IDLE_QUERY.
 
-    ``quiet``: the kernel is idle. Nothing happens in the sandbox until a frame is sent to it.
+    ``idle``: the kernel is idle. Nothing happens in the sandbox until a frame is sent to it.
     """
 
     run: int
-    quiet: bool
+    idle: bool
 
     def encode(self) -> bytes:
-        return _RUN_FLAG.pack(self.run, self.quiet)
+        return _RUN_FLAG.pack(self.run, self.idle)
 
     @classmethod
     def decode(cls, payload: bytes) -> IdleReply:
-        return cls(*_unpack_run_flag(payload, "QUIET"))
+        return cls(*_unpack_run_flag(payload, "IDLE_REPLY"))
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class FrameType(enum.IntEnum):
     STOP = 12
     RESUME = 13
     RESUMED = 14
-    ASK = 15
-    QUIET = 16
+    IDLE_QUERY = 15
+    IDLE_REPLY = 16
 
 
 class Channel(enum.IntEnum):

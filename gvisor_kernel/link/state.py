@@ -14,11 +14,15 @@ from gvisor_kernel.link.frames import FrameType
 
 
 class Role(enum.Enum):
+    """Which end of the link a connection is."""
+
     HOST = "host"
     GUEST = "guest"
 
 
 class State(enum.Enum):
+    """The state of a connection; the value is its name in messages and in docs/protocol.md."""
+
     OPENING = "opening"
     IDLE = "idle"
     RUNNING = "running"
@@ -38,7 +42,7 @@ SENDERS = {
             FrameType.PONG,
             FrameType.STOP,
             FrameType.RESUME,
-            FrameType.ASK,
+            FrameType.IDLE_QUERY,
         }
     ),
     Role.GUEST: frozenset(
@@ -53,7 +57,7 @@ SENDERS = {
             FrameType.PING,
             FrameType.PONG,
             FrameType.RESUMED,
-            FrameType.QUIET,
+            FrameType.IDLE_REPLY,
         }
     ),
 }
@@ -71,8 +75,8 @@ TRANSITIONS = {
     (State.RUNNING, FrameType.DATA): State.RUNNING,
     (State.RUNNING, FrameType.CREDIT): State.RUNNING,
     (State.RUNNING, FrameType.SIGNAL): State.RUNNING,
-    (State.RUNNING, FrameType.ASK): State.RUNNING,
-    (State.RUNNING, FrameType.QUIET): State.RUNNING,
+    (State.RUNNING, FrameType.IDLE_QUERY): State.RUNNING,
+    (State.RUNNING, FrameType.IDLE_REPLY): State.RUNNING,
     (State.RUNNING, FrameType.RESUME): State.RESUMING,
     (State.RUNNING, FrameType.EXIT): State.IDLE,
     (State.RUNNING, FrameType.STOP): State.CLOSED,
@@ -91,8 +95,8 @@ frames that the guest wrote before it received the RESUME (STALE). Both sides dr
 after a STOP.
 """
 
-LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL, FrameType.ASK})
+LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL, FrameType.IDLE_QUERY})
 """Frames that a guest drops while it is IDLE after a run."""
 
-STALE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.QUIET})
+STALE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.IDLE_REPLY})
 """Frames that a host drops while it is RESUMING."""

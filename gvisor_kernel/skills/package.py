@@ -41,6 +41,9 @@ LEFT_OUT = ("__pycache__",)
 """Left out of a package, like all names that begin with a dot: files that programs leave behind."""
 
 HINT = "see docs/skills.md for what a skill may contain."
+PACKAGE_HINT = (
+    "give a package that you can read, such as NAME.skill; gvisor-kernel skills pack makes one."
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Skill:
 
     @property
     def size(self) -> int:
+        """Bytes of all files together."""
         return sum(len(file.content) for file in self.files.values())
 
     @property
@@ -71,10 +75,10 @@ def read_package(path: Path) -> Skill:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SkillError(f"{path} is not a regular file.", HINT)
+                raise SkillError(f"{path} is not a regular file.", PACKAGE_HINT)
             data = file.read(MAX_PACKED + 1)
     except OSError as error:
-        raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
+        raise SkillError(f"{path} cannot be read: {error.strerror}.", PACKAGE_HINT) from error
     try:
         return make_skill(read_archive(data))
     except SkillError as error:
@@ -98,7 +102,10 @@ def read_folder(path: Path) -> Skill:
         check_names(sorted(files))
         return make_skill(files, tuple(sorted(left_out)))
     except OSError as error:
-        raise SkillError(f"{path} cannot be read: {error.strerror}.") from error
+        raise SkillError(
+            f"{path} cannot be read: {error.strerror}.",
+            "give a folder that you can read, and that contains SKILL.md.",
+        ) from error
     except SkillError as error:
         raise SkillError(f"{path} is not a valid skill: {error.fact}.", HINT) from error
 

@@ -122,6 +122,7 @@ class SkillStore:
 
     @classmethod
     def of_user(cls) -> SkillStore:
+        """Return the store of this user. Reads and writes nothing yet."""
         return cls(default_folder(), keeps_shipped=True)
 
     def list(self) -> list[Installed]:
@@ -206,7 +207,10 @@ class SkillStore:
         try:
             self._check_folder()
         except OSError as error:
-            raise SkillError(f"Could not use {self.folder}: {error.strerror}.") from error
+            raise SkillError(
+                f"Could not use {self.folder}: {error.strerror}.",
+                "check its owner and mode, or set XDG_DATA_HOME to another place.",
+            ) from error
         if self._is_current(self._read_record()):
             return
         with self._locked():

@@ -73,6 +73,7 @@ class Manifest:
         return None
 
     def to_json(self) -> dict[str, Any]:
+        """Return what ``from_json`` parses: only lists, dictionaries, texts and numbers."""
         return {
             "files": [[path, *stamp] for path, stamp in self.files.items()],
             "directories": [

@@ -60,6 +60,7 @@ class Names:
 
     @property
     def container(self) -> str:
+        """The container of the kernel."""
         return f"gvisor-kernel-{self.container_id}"
 
     @property
@@ -69,10 +70,12 @@ class Names:
 
     @property
     def files(self) -> str:
+        """The volume of the files that are copied in."""
         return f"{self.container}-files"
 
     @property
     def outputs(self) -> str:
+        """The volume of outputs."""
         return f"{self.container}-outputs"
 
 
@@ -100,7 +103,7 @@ def file_mounts(names: Names, extra: Iterable[tuple[str, str]] = ()) -> list[dic
     ]
 
 
-def finalize_container(
+def make_container_request(
     spec: SandboxSpec,
     names: Names,
     *,
@@ -181,7 +184,7 @@ def finalize_container(
     }
 
 
-def finalize_store(
+def make_store_request(
     spec: SandboxSpec, names: Names, *, labels: Mapping[str, str], keeps_outputs: bool
 ) -> dict[str, Any]:
     """Return the request to create the store container, through which the volumes are filled."""

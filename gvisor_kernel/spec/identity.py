@@ -38,7 +38,7 @@ class Identity:
         return self.ulid.lower()
 
 
-def finalize_name(kernel_name: str) -> str:
+def make_name_safe(kernel_name: str) -> str:
     """Convert to lower case, and replace everything but letters, digits and ``._-``."""
     name = re.sub(r"[^a-z0-9._-]+", "-", kernel_name.lower())
     name = re.sub(r"-{2,}", "-", name).strip("-.")
@@ -53,4 +53,4 @@ def hash_spec(spec: SandboxSpec, *facts: str) -> str:
 
 def new_identity(kernel_name: str, spec: SandboxSpec, *facts: str) -> Identity:
     """Return a new identity. This is the only impure function here: it reads clock and random."""
-    return Identity(str(ULID()), finalize_name(kernel_name), hash_spec(spec, *facts))
+    return Identity(str(ULID()), make_name_safe(kernel_name), hash_spec(spec, *facts))

@@ -12,7 +12,7 @@ from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.spec.layout import LAYOUT, WORKSPACE, Bind, Mount
 
 
-def finalize_info(
+def format_info(
     identity: Identity,
     spec: SandboxSpec,
     *,

@@ -57,6 +57,7 @@ class Bind:
     foreign: bool = False
 
     def describe(self) -> str:
+        """Describe the mount in one line, for the log."""
         return f"{self.source} -> {self.target} ({'ro' if self.read_only else 'rw'})"
 
 
@@ -69,6 +70,7 @@ class Tmpfs:
     mode: int = 0o755
 
     def describe(self) -> str:
+        """Describe the mount in one line, for the log."""
         return f"tmpfs -> {self.target} ({self.size} bytes)"
 
 

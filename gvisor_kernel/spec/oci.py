@@ -82,7 +82,7 @@ def system_mounts() -> list[dict[str, Any]]:
     ]
 
 
-def finalize_config(
+def make_config(
     spec: SandboxSpec,
     *,
     args: Sequence[str],

@@ -136,7 +136,7 @@ def test_only_client_loses_nothing_when_it_stalls(
     run(stall())
 
 
-def test_stalled_client_blocks_others_for_patience_only(
+def test_stalled_client_blocks_others_for_stall_seconds_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "STALL_SECONDS", 1.0)

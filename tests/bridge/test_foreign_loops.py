@@ -18,7 +18,7 @@ from ..patience import scale_seconds
 SECONDS = scale_seconds(20)
 
 
-def test_answer_arrives_when_sibling_reads_wake_up() -> None:
+def test_answer_arrives_when_sibling_process_reads_the_wake_up() -> None:
     """Siblings that were forked with a loop share its pipe, and only one reads each byte."""
     loop: Any = asyncio.new_event_loop()
     loop._write_to_self = lambda: None

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from gvisor_kernel.bridge.memory import (
     MAX_GROWTH,
-    MAX_LOOK_SECONDS,
-    MIN_LOOK_SECONDS,
-    seconds_to_next_look,
+    MAX_INTERVAL_SECONDS,
+    MIN_INTERVAL_SECONDS,
+    seconds_to_next_measurement,
 )
 
 MIB = 1024**2
@@ -17,8 +17,8 @@ SIZES = st.integers(0, 1 << 45)
 
 
 @given(SIZES, SIZES)
-def test_next_look_is_soon_enough_for_fastest_growth(used: int, limit: int) -> None:
-    wait = seconds_to_next_look(used, limit)
-    assert MIN_LOOK_SECONDS <= wait <= MAX_LOOK_SECONDS
+def test_next_measurement_is_soon_enough_for_fastest_growth(used: int, limit: int) -> None:
+    wait = seconds_to_next_measurement(used, limit)
+    assert MIN_INTERVAL_SECONDS <= wait <= MAX_INTERVAL_SECONDS
     if used <= limit:
-        assert used + wait * MAX_GROWTH <= limit + MIN_LOOK_SECONDS * MAX_GROWTH + 1
+        assert used + wait * MAX_GROWTH <= limit + MIN_INTERVAL_SECONDS * MAX_GROWTH + 1

@@ -140,7 +140,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         tick.wait(0.02)
 
 
-def test_commands_without_any_sandbox(state: Path, capsys: Captured) -> None:
+def test_commands_report_that_there_are_no_sandboxes(state: Path, capsys: Captured) -> None:
     assert listed(capsys) == []
     assert main(["list"]) == 0
     assert main(["prune"]) == 0

@@ -67,7 +67,7 @@ def run(*argv: str) -> int:
     return main(["snapshot", *argv])
 
 
-def test_empty_store(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_report_an_empty_store(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["list"], ["verify"], ["remove", "--all"], ["remove", "--stale"]):
         assert run(*argv) == 0
     assert capsys.readouterr().out == "No snapshots.\nNo snapshots.\n" + "Nothing to remove.\n" * 2

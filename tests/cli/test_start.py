@@ -60,8 +60,8 @@ def test_start_reports_why_the_kernel_died(
     finally:
         shutil.rmtree(folder)
     error = capsys.readouterr().err
-    assert "The kernel ended before it answered." in error
-    assert "No module named" in error
+    assert error.count("The kernel ended before it answered, with exit status 1.") == 1
+    assert error.count("No module named") == 1
     assert "install ipykernel for the interpreter that the kernelspec names" in error
 
 

@@ -126,7 +126,7 @@ def test_rotated_files_are_read_as_one_transcript(
     assert raw == [number + 1 for number in numbers]
 
 
-def test_gap_is_reported(folder: Path, capsys: Captured) -> None:
+def test_missing_entries_are_reported(folder: Path, capsys: Captured) -> None:
     write(folder, output("error", 1), output("error", 5))
     assert "-- entries missing here: 3 --" in shown(capsys)
 
@@ -144,7 +144,7 @@ def test_gap_is_reported(folder: Path, capsys: Captured) -> None:
         "\x1b[31mred\x1b[0m",
     ],
 )
-def test_content_stays_behind_its_bar(text: str, folder: Path, capsys: Captured) -> None:
+def test_every_quoted_line_begins_with_a_bar(text: str, folder: Path, capsys: Captured) -> None:
     write(
         folder,
         output("stream", 1, name=text, text=text),

@@ -70,12 +70,12 @@ def outputs(tmp_path: Path) -> Path:
     return path
 
 
-def land(
+def copy_out(
     outputs: Path, *entries: tuple[tarfile.TarInfo, bytes], **copied: tuple[int, int]
 ) -> OutputsCopy:
-    landing = OutputsCopy(hold(outputs), copied)
-    landing.take(in_pieces(pack(entry("./", kind=tarfile.DIRTYPE), *entries)))
-    return landing
+    copy = OutputsCopy(hold(outputs), copied)
+    copy.take(in_pieces(pack(entry("./", kind=tarfile.DIRTYPE), *entries)))
+    return copy
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -88,7 +88,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def test_files_folders_and_links_are_copied(outputs: Path) -> None:
-    landing = land(
+    copy = copy_out(
         outputs,
         entry("./a", b"one"),
         entry("./sub", kind=tarfile.DIRTYPE, mode=0o700),
@@ -99,13 +99,13 @@ def test_files_folders_and_links_are_copied(outputs: Path) -> None:
     assert tree(outputs) == {"a": "one", "sub": "/", "sub/b": "two", "link": "sub/b", "same": "one"}
     assert (outputs / "a").stat().st_mtime == OLD
     assert (outputs / "sub/b").stat().st_mode & 0o777 == 0o755
-    assert landing.left_out == 0
+    assert copy.left_out == 0
 
 
 def test_copies_belong_to_the_owner_of_the_folder(outputs: Path) -> None:
     if os.geteuid() == 0:
         os.chown(outputs, 4711, 4712)
-    land(outputs, entry("./sub", kind=tarfile.DIRTYPE), entry("./sub/a", b"x"))
+    copy_out(outputs, entry("./sub", kind=tarfile.DIRTYPE), entry("./sub/a", b"x"))
     wanted = outputs.stat()
     for path in (outputs / "sub", outputs / "sub/a"):
         assert (path.stat().st_uid, path.stat().st_gid) == (wanted.st_uid, wanted.st_gid)
@@ -140,10 +140,10 @@ def test_odd_entries_are_left_out_and_the_rest_is_copied(
         for info, content in (entry("./before", b"1"), odd, entry("./zlast", b"2")):
             archive.addfile(info, io.BytesIO(content))
         archive.close()
-        landing = OutputsCopy(hold(outputs), {})
-        landing.take(in_pieces(packed.getvalue()))
+        copy = OutputsCopy(hold(outputs), {})
+        copy.take(in_pieces(packed.getvalue()))
     assert tree(outputs) == {"before": "1", "zlast": "2"}
-    assert landing.left_out >= 1
+    assert copy.left_out >= 1
     assert sorted(path.name for path in outputs.parent.iterdir()) == ["outputs"]
 
 
@@ -151,7 +151,7 @@ def test_no_file_is_written_through_a_link(outputs: Path, tmp_path: Path) -> Non
     """Neither a link of the archive, nor one that was there before."""
     (tmp_path / "host").mkdir()
     (outputs / "planted").symlink_to(tmp_path / "host")
-    land(
+    copy_out(
         outputs,
         entry("./way", kind=tarfile.SYMTYPE, target=str(tmp_path / "host")),
         entry("./way/file", b"x"),
@@ -165,7 +165,9 @@ def test_no_file_is_written_through_a_link(outputs: Path, tmp_path: Path) -> Non
 
 
 def test_set_uid_bits_are_removed(outputs: Path) -> None:
-    land(outputs, entry("./a", b"x", mode=0o6777), entry("./d", kind=tarfile.DIRTYPE, mode=0o7777))
+    copy_out(
+        outputs, entry("./a", b"x", mode=0o6777), entry("./d", kind=tarfile.DIRTYPE, mode=0o7777)
+    )
     for name in ("a", "d"):
         assert not (outputs / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
 
@@ -173,7 +175,7 @@ def test_set_uid_bits_are_removed(outputs: Path) -> None:
 def test_file_replaces_a_folder_and_folder_replaces_a_file(outputs: Path) -> None:
     (outputs / "was folder" / "full").mkdir(parents=True)
     (outputs / "was file").write_text("x")
-    land(
+    copy_out(
         outputs,
         entry("./was folder", b"file"),
         entry("./was file", kind=tarfile.DIRTYPE),
@@ -185,10 +187,10 @@ def test_file_replaces_a_folder_and_folder_replaces_a_file(outputs: Path) -> Non
 def test_unchanged_files_are_not_written(outputs: Path) -> None:
     """A user may have changed them on the host meanwhile."""
     (outputs / "a").write_text("of the host")
-    landing = land(outputs, entry("./a", b"one"), entry("./b", b"two"), a=(3, OLD), b=(2, OLD))
+    copy = copy_out(outputs, entry("./a", b"one"), entry("./b", b"two"), a=(3, OLD), b=(2, OLD))
     assert tree(outputs) == {"a": "of the host", "b": "two"}
-    assert landing.written == 1
-    assert landing.seen == {"a": (3, OLD), "b": (3, OLD)}
+    assert copy.written == 1
+    assert copy.seen == {"a": (3, OLD), "b": (3, OLD)}
 
 
 def test_recently_changed_files_are_not_listed(outputs: Path) -> None:
@@ -201,8 +203,8 @@ def test_recently_changed_files_are_not_listed(outputs: Path) -> None:
 
 def test_mode_of_the_outputs_folder_does_not_change(outputs: Path) -> None:
     outputs.chmod(0o750)
-    landing = OutputsCopy(hold(outputs), {})
-    landing.take(iter([pack(entry("./", kind=tarfile.DIRTYPE, mode=0o777))]))
+    copy = OutputsCopy(hold(outputs), {})
+    copy.take(iter([pack(entry("./", kind=tarfile.DIRTYPE, mode=0o777))]))
     assert outputs.stat().st_mode & 0o777 == 0o750
 
 
@@ -232,4 +234,4 @@ def test_copy_stops_at_the_deadline(outputs: Path) -> None:
 def test_too_many_entries_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gvisor_kernel.runtimes.docker.outputs.MAX_ENTRIES", 2)
     with pytest.raises(Refused, match="more than 2"):
-        land(outputs, *(entry(f"./{n}", b"x") for n in range(4)))
+        copy_out(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

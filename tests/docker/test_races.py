@@ -82,7 +82,7 @@ def test_swapped_folders_are_not_copied_in_at_any_step(
         raise Enough("The start ends here.")
 
     monkeypatch.setattr(Engine, "put", keep)
-    monkeypatch.setattr(runtime, "finalize_container", end)
+    monkeypatch.setattr(runtime, "make_container_request", end)
 
     def names() -> set[str]:
         """What is sent, but for the project's own files; nothing where the start is refused."""

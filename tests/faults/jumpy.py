@@ -11,7 +11,7 @@ import sys
 import time
 
 from gvisor_kernel.cli.main import main as command
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_for_text, wait_until
@@ -29,7 +29,7 @@ class Clock:
 
 
 def main(seconds: float) -> dict[str, bool]:
-    SnapshotBuilder.instance().end()
+    SnapshotQueue.instance().end()
     clock = Clock()
     seen = {}
     with running_kernel() as (manager, client):
@@ -51,7 +51,7 @@ def main(seconds: float) -> dict[str, bool]:
         clock.offset = seconds
     with running_kernel() as (manager, client):
         seen["a start"] = execute(client, "6 * 7").result == "42"
-        seen["from an image"] = "was restored from a snapshot" in kernel_log(manager)
+        seen["from a snapshot"] = "was restored from a snapshot" in kernel_log(manager)
         clock.offset = 0
         client.execute("import os; os.kill(os.getpid(), 9)")
         wait_until(lambda: not manager.is_alive(), "the kernel's death")

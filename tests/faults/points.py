@@ -34,11 +34,11 @@ from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import snapshot_builder
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
 from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -259,7 +259,7 @@ class Life:
         self._points.armed = True
         Bridge.instance().end()
 
-    def image(self) -> None:
+    def snapshot(self) -> None:
         """Make a snapshot."""
         self._points.armed = True
         snapshot_builder.make_snapshot(self._plan, lambda words, done: None)
@@ -294,7 +294,7 @@ def kill_self() -> None:
 def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
     """In a child process: run a stage, and be killed at a point of it."""
     settle_in(request)
-    SnapshotBuilder.instance().end()
+    SnapshotQueue.instance().end()
     points = Points()
     points.begin(request["at"], kill_self, list)
     life = find_life(request, points)
@@ -334,7 +334,7 @@ class Survivor:
         self._points = Points()
         # A failed restore would discard the snapshot, which is good.
         Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
-        SnapshotBuilder.instance().end()
+        SnapshotQueue.instance().end()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         settle_in(request)
@@ -353,7 +353,7 @@ class Survivor:
             answer["raised"] = type(error).__name__
             life.said.append(str(error))
         self._points.armed = False
-        if request["stage"] != "image":
+        if request["stage"] != "snapshot":
             life.launch()  # the next start must work in any case
         life.close()
         assert lifeline._process is None, f"{lifeline._held} sandboxes are still held"

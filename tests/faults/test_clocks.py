@@ -22,7 +22,7 @@ WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "dat
 FOR_PEOPLE = {
     ("bridge/journal.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
-    ("kernel/snapshot_builder.py", "_make"): "when an image was made; which files are younger",
+    ("kernel/snapshot_builder.py", "_make"): "when a snapshot was made; which files are younger",
     ("host/log_files.py", "log_line"): "the time of a line in a log",
     ("images/importer.py", "import_image"): "when an image was imported",
     ("runtimes/docker/files.py", "_parents"): "the time of a folder in an archive",
@@ -55,7 +55,7 @@ def test_wall_clock_is_read_only_for_display() -> None:
 
 @pytest.mark.parametrize("seconds", [TEN_YEARS, -TEN_YEARS], ids=["forward", "back"])
 def test_kernel_works_when_wall_clock_jumps(
-    seconds: int, world: World, image: str, tmp_path: Path
+    seconds: int, world: World, shared_snapshot: str, tmp_path: Path
 ) -> None:
     before = leaks.find_things(world)
     done = subprocess.run(

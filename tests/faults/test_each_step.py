@@ -36,7 +36,7 @@ STAGES = {
     "renew": ("renew", "auto"),
     "shutdown": ("shutdown", "auto"),
     "end": ("end", "auto"),
-    "checkpoint": ("image", "off"),
+    "checkpoint": ("snapshot", "off"),
 }
 """Each stage: the method of ``points.Life``, and the setting ``snapshot`` of its kernels."""
 SWEEP = ("sweep", "off")
@@ -77,28 +77,28 @@ class Lane:
         for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
             shutil.rmtree(self.world.environment()[name], ignore_errors=True)
 
-    def images(self) -> list[str]:
+    def snapshots(self) -> list[str]:
         """Return the names in the store, without its locks."""
         return sorted(p.name for p in self._store().glob("*") if p.name not in ("lock", "builder"))
 
     def _store(self) -> Path:
         return Path(self.world.environment()["XDG_CACHE_HOME"]) / "gvisor-kernel" / "images"
 
-    def _copy_image(self) -> None:
+    def _copy_snapshot(self) -> None:
         """Copy the run's snapshot, so that these tests cannot discard the original."""
-        if self.images():
+        if self.snapshots():
             return
-        image = snapshot_of(DEFAULT_KERNEL)
-        assert image is not None, "the run's snapshot was discarded"
+        snapshot = snapshot_of(DEFAULT_KERNEL)
+        assert snapshot is not None, "the run's snapshot was discarded"
         private_directories.make_directories(self._store().parent, self._store())
-        copy_to(Store(self._store()), image)
+        copy_to(Store(self._store()), snapshot)
 
     def ask(self, stage: str, at: str | None, victim: str) -> Any:
         stage, snapshot = STAGES.get(stage, SWEEP)
         run = ("JUPYTER_DATA_DIR",)
         if snapshot == "auto":  # the run's snapshot was made with the run's skills
             run += ("XDG_DATA_HOME",)
-            self._copy_image()
+            self._copy_snapshot()
         environment = self.world.environment() | {name: os.environ[name] for name in run}
         request = {
             "stage": stage,
@@ -141,7 +141,7 @@ class Lane:
 
 
 @pytest.fixture
-def lane(world: World, image: str) -> Iterator[Lane]:
+def lane(world: World, shared_snapshot: str) -> Iterator[Lane]:
     lane = Lane(world.base / "l")
     try:
         yield lane
@@ -175,7 +175,7 @@ def kill_owners(lane: Lane, stage: str, most: int) -> int:
             lane.assert_clean(before, but_files=True)
             assert lane.ask("sweep", None, "owner")["status"] == 0
             lane.assert_clean(before)
-            assert not any("-" in name for name in lane.images()), lane.images()
+            assert not any("-" in name for name in lane.snapshots()), lane.snapshots()
         except AssertionError as error:
             raise AssertionError(f"the owner, killed at {stage} / {at}: {error}") from error
     assert missed <= 1 + len(points) // 10, "too many points were not passed again"

@@ -91,7 +91,7 @@ ANSWERS = {
     "hangs": (f"exec {SLEEP}", "did not end within 1 s"),
     "leaves a child": (f"{SLEEP} & exit 0", "does not print its version"),
 }
-IMAGES = {
+CHECKPOINTS = {
     "crashes": ("exit 1", "status 1"),
     "does nothing": ("exit 0", "did not end after"),
     "prints too much": (f"{FLOOD} >&2; exit 1", "status 1"),
@@ -239,7 +239,7 @@ def test_command_line_prints_the_reason(fake: FakeRunsc) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("what", IMAGES)
+@pytest.mark.parametrize("what", CHECKPOINTS)
 def test_broken_checkpoint_command_makes_no_snapshot(
     what: str,
     fake: FakeRunsc,
@@ -249,15 +249,15 @@ def test_broken_checkpoint_command_makes_no_snapshot(
     if what == "hangs":
         monkeypatch.setattr(snapshot_builder, "REPLY_SECONDS", 1.0)
     monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
-    script, words = IMAGES[what]
+    script, words = CHECKPOINTS[what]
     fake.instead_of("checkpoint", script)
-    images = Store.open().snapshots()
+    snapshots = Store.open().snapshots()
     with bounded_memory():
         assert main(["snapshot", "build"]) == 1
     said = capsys.readouterr().err
     assert words in said
     assert not NOT_FOR_PEOPLE.search(said), said
-    assert Store.open().snapshots() == images
+    assert Store.open().snapshots() == snapshots
     assert not list(Store.open().root.glob("*-*"))
     assert "checkpoint" in fake.asked()
 

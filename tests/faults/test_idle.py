@@ -34,8 +34,8 @@ from ..world import World
 from .test_owner_death import holder, record_of
 
 QUICK = 0.1
-ANSWERS = 4
-"""Number of negative answers after which a kernel counts as not stopped."""
+REPLIES = 4
+"""Number of negative replies after which a kernel counts as not stopped."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,22 +51,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Watched:
-    """A kernel, its client, and its guest's answers to whether it is quiet."""
+    """A kernel, its client, and its guest's replies to whether it is idle."""
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
         self._link = self._find_link()
-        self.answers: list[bool] = []
-        self._answered = threading.Condition()
-        take = self._link._on_quiet
+        self.replies: list[bool] = []
+        self._replied = threading.Condition()
+        take = self._link._on_idle_reply
 
-        def take_answer(answer: IdleReply) -> None:
-            take(answer)
-            with self._answered:
-                self.answers.append(answer.quiet)
-                self._answered.notify_all()
+        def take_reply(reply: IdleReply) -> None:
+            take(reply)
+            with self._replied:
+                self.replies.append(reply.idle)
+                self._replied.notify_all()
 
-        self._link._on_quiet = take_answer
+        self._link._on_idle_reply = take_reply
 
     def _find_link(self) -> Any:
         return self.manager.provisioner._kernel._kernel._link  # type: ignore[union-attr]
@@ -88,11 +88,11 @@ class Watched:
         wait_until(lambda: self.is_stopped, "the sandbox to be stopped")
 
     def assert_stays_awake(self) -> None:
-        """Assert that the guest is asked a few times and answers each time that it is not quiet."""
-        with self._answered:
-            del self.answers[:]
-            assert self._answered.wait_for(lambda: len(self.answers) >= ANSWERS, SECONDS)
-            assert not any(self.answers)
+        """Assert that the guest is asked a few times and replies each time that it is not idle."""
+        with self._replied:
+            del self.replies[:]
+            assert self._replied.wait_for(lambda: len(self.replies) >= REPLIES, SECONDS)
+            assert not any(self.replies)
         assert not self.is_stopped
 
     def assert_awake_again(self) -> None:

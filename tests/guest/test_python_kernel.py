@@ -11,7 +11,7 @@ from ..jupyter.helpers import execute, running_kernel
 
 PROBE = """
 import resource
-from gvisor_kernel.guest.room import with_stack_room
+from gvisor_kernel.guest.stack_room import with_stack_room
 
 def call():
     pass
@@ -41,11 +41,11 @@ def worst_faults(run: str) -> int:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="this CPython may keep its chunks itself")
-def test_calls_without_room_map_chunks_at_some_depth() -> None:
+def test_calls_without_stack_room_map_chunks_at_some_depth() -> None:
     assert worst_faults("probe()") >= 1000
 
 
-def test_calls_with_room_map_no_chunks() -> None:
+def test_calls_with_stack_room_map_no_chunks() -> None:
     assert worst_faults("with_stack_room(probe)()") < 500
 
 

@@ -78,7 +78,9 @@ def test_home_of_server_user_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_home(str(home)) is None
 
 
-def test_homes_of_service_accounts(tmp_path: Path, directory_service: Path) -> None:
+def test_home_of_service_account_counts_unless_it_is_a_system_path(
+    tmp_path: Path, directory_service: Path
+) -> None:
     """System paths are no homes, but other folders of service accounts are."""
     names = ("/", "//", "relative", "/nonexistent", "/bin", "/usr/sbin", "/dev/null", "/var/gone/x")
     names += ("", str(tmp_path / "www"), f"{tmp_path}//lib/../lib/db/")

@@ -53,9 +53,10 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     [
         "from gvisor_kernel.runtimes.state.records import locked as held",
         "from gvisor_kernel.bridge import Bridge\nheld = lambda: Bridge._lock",
-        "from gvisor_kernel.kernel import background_builder\n"
-        "held = lambda: background_builder.SnapshotBuilder._lock",
-        "from gvisor_kernel.kernel.warm_pool import Spares\nheld = lambda: Spares._lock",
+        "from gvisor_kernel.kernel import snapshot_queue\n"
+        "held = lambda: snapshot_queue.SnapshotQueue._lock",
+        "from gvisor_kernel.kernel.spare_keeper import SpareKeeper\n"
+        "held = lambda: SpareKeeper._lock",
         "from gvisor_kernel.runtimes import registry\nheld = lambda: registry._lock",
         "from gvisor_kernel.runtimes.runsc import command_line\nheld = lambda: command_line._lock",
         "from gvisor_kernel.runtimes.runsc import staging\nheld = lambda: staging._namespaces_lock",

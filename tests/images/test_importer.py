@@ -310,7 +310,7 @@ def test_number_of_entries_is_bounded(
         import_image(tmp_path / "root.tar")
 
 
-def test_bomb_larger_than_the_disk_is_refused(
+def test_archive_larger_than_the_disk_is_refused(
     import_image: ImportImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits.Budget, "of_disk", lambda _: limits.Budget(bytes=50 * 1024 * 1024))
@@ -321,7 +321,7 @@ def test_bomb_larger_than_the_disk_is_refused(
         import_image(tmp_path / "root.tar.gz")
 
 
-def test_bomb_around_an_image_archive_is_refused(
+def test_image_archive_that_decompresses_beyond_the_disk_is_refused(
     import_image: ImportImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits.Budget, "of_disk", lambda _: limits.Budget(bytes=10 * 1024 * 1024))
@@ -350,7 +350,8 @@ def test_full_disk_is_reported(
     monkeypatch.setattr("gvisor_kernel.archive.tree.os.write", fail_when_full)
     with pytest.raises(RootImageError) as caught:
         import_image(tmp_path / "root.tar")
-    assert str(caught.value) == "Could not import root.tar: the disk is full."
+    assert caught.value.fact == "Could not import root.tar: the disk is full."
+    assert "free some space" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

@@ -223,10 +223,14 @@ def test_verify_finds_every_change(
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("./missing.tar", "Could not import ./missing.tar: "),
-        ("/nonexistent/image", "Could not import /nonexistent/image: "),
+        (
+            "./missing.tar",
+            "Could not import ./missing.tar: No such file or directory.\nWhat to do: ",
+        ),
+        ("/nonexistent/image", "Could not import /nonexistent/image: No such file"),
         ("-o", None),
         ("a b", "is neither a file, nor a directory, nor the name of an image"),
+        ("a" * 300, "is neither a file, nor a directory, nor the name of an image"),
     ],
 )
 def test_invalid_sources_are_reported(

@@ -26,7 +26,7 @@ def way(request: pytest.FixtureRequest) -> str:
     """How the kernels of a module start; ``pytestmark = every_way`` runs a module in each way."""
     name = str(getattr(request, "param", ""))
     if name == "restored":
-        request.getfixturevalue("image")
+        request.getfixturevalue("shared_snapshot")
     if name == "docker":
         request.getfixturevalue("dockerd")
     return name

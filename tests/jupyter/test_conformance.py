@@ -60,7 +60,7 @@ class TestRelay(Checks):
     kernel_name = kernelspec_of("relay")
 
 
-@pytest.mark.usefixtures("image")
+@pytest.mark.usefixtures("shared_snapshot")
 @pytest.mark.skipif(not SANDBOXED, reason="the local kernel is started in one way only")
 class TestRestored(Checks):
     __test__ = True

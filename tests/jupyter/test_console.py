@@ -44,7 +44,9 @@ def expect_prompt(child: pexpect.spawn, number: int) -> str:
     return ESCAPES.sub("", child.before)
 
 
-def test_console_session(console: pexpect.spawn, tmp_path: Path) -> None:
+def test_console_runs_cells_answers_input_and_is_interrupted(
+    console: pexpect.spawn, tmp_path: Path
+) -> None:
     """Run code, answer input(), interrupt, continue, exit."""
     started = tmp_path / "outputs" / "started"
     inside = f"/mnt/user-data/outputs/{started.name}" if SANDBOXED else str(started)

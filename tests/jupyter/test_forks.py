@@ -31,6 +31,6 @@ def test_notebooks_run_in_forked_workers() -> None:
 
 @needs_all
 @pytest.mark.timeout(1200)
-@pytest.mark.usefixtures("image")
+@pytest.mark.usefixtures("shared_snapshot")
 def test_two_hundred_notebooks_run_in_forked_workers() -> None:
     run_workers(200, 6, 1150)

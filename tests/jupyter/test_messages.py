@@ -275,7 +275,9 @@ def closing_client(manager: KernelManager) -> Iterator[BlockingKernelClient]:
         client.stop_channels()
 
 
-def test_two_clients_see_each_other(manager: KernelManager, client: BlockingKernelClient) -> None:
+def test_two_clients_see_each_others_outputs(
+    manager: KernelManager, client: BlockingKernelClient
+) -> None:
     with connected(manager) as other:
         msg_id = client.execute("print('for both')")
         wait_for_text(other, "for both")

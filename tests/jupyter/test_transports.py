@@ -29,7 +29,7 @@ def test_default_is_private_ipc_sockets() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_managers_transport_is_used(transport: str) -> None:
+def test_transport_of_manager_is_used(transport: str) -> None:
     """It counts if configured; a trait that is set to its default, tcp, cannot be told apart."""
     config = Config({"KernelManager": {"transport": transport}})
     with running_kernel(config=config) as (manager, client):
@@ -44,7 +44,7 @@ def test_managers_transport_is_used(transport: str) -> None:
         assert execute(client, "40 + 3").result == "43"
 
 
-def test_settings_transport_is_used() -> None:
+def test_transport_in_settings_is_used() -> None:
     if not SANDBOXED:
         pytest.skip("the local kernel has no settings")
     with running_kernel(settings={"transport": "tcp"}) as (manager, client):
@@ -53,7 +53,7 @@ def test_settings_transport_is_used() -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_curve_keeps_strangers_out(transport: str) -> None:
+def test_client_without_curve_is_ignored(transport: str) -> None:
     """With encryption required, a client with the message key but without CURVE is ignored."""
     config = Config({"KernelManager": {"transport": transport, "transport_encryption": "required"}})
     with running_kernel(config=config) as (manager, client):

@@ -65,8 +65,8 @@ VALID = {
     FrameType.STOP: raw(FrameType.STOP),
     FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
     FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
-    FrameType.ASK: raw(FrameType.ASK, IdleQuery(1).encode()),
-    FrameType.QUIET: raw(FrameType.QUIET, IdleReply(1, True).encode()),
+    FrameType.IDLE_QUERY: raw(FrameType.IDLE_QUERY, IdleQuery(1).encode()),
+    FrameType.IDLE_REPLY: raw(FrameType.IDLE_REPLY, IdleReply(1, True).encode()),
 }
 """A valid frame of each type, for run 1."""
 

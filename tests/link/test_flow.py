@@ -253,7 +253,7 @@ def test_credit_beyond_the_window_is_refused(role: Role) -> None:
         end.receive_data(credit(Channel.SHELL, 1))
 
 
-def test_messages_consumed_while_idle_cost_the_next_run_no_credit() -> None:
+def test_messages_consumed_while_idle_leave_next_runs_credit_unchanged() -> None:
     """A slow client takes its last messages after the kernel has exited."""
     host, guest = connected_pair()
     guest.send_message(Channel.IOPUB, [bytes(WINDOW // 2)])

@@ -73,10 +73,10 @@ def test_document_lists_all_transitions() -> None:
 def test_document_lists_frames_outside_the_transitions() -> None:
     (calm,) = re.findall(r"([A-Z, ]+ and PONG) change no state", TEXT)
     assert {FrameType[name] for name in re.findall(r"[A-Z]+", calm)} == ALWAYS
-    (late,) = re.findall(r"\*\*([A-Z, ]+ and [A-Z]+) at an idle guest, after a run", TEXT)
-    assert {FrameType[name] for name in re.findall(r"[A-Z]+", late)} == LATE
-    (stale,) = re.findall(r"\*\*([A-Z, ]+ and [A-Z]+) at a resuming host", TEXT)
-    assert {FrameType[name] for name in re.findall(r"[A-Z]+", stale)} == STALE
+    (late,) = re.findall(r"\*\*([A-Z_, ]+ and [A-Z_]+) at an idle guest, after a run", TEXT)
+    assert {FrameType[name] for name in re.findall(r"[A-Z_]+", late)} == LATE
+    (stale,) = re.findall(r"\*\*([A-Z_, ]+ and [A-Z_]+) at a resuming host", TEXT)
+    assert {FrameType[name] for name in re.findall(r"[A-Z_]+", stale)} == STALE
     for name in State:
         assert f"*{name.value}*" in TEXT
 

@@ -51,13 +51,14 @@ RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
     "idle after a run": dict.fromkeys(ALWAYS_ALLOWED | {F.STATS, F.LOG}, State.IDLE),
     "running": {
         **dict.fromkeys(
-            ALWAYS_ALLOWED | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT, F.QUIET}, State.RUNNING
+            ALWAYS_ALLOWED | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT, F.IDLE_REPLY},
+            State.RUNNING,
         ),
         F.EXIT: State.IDLE,
     },
     "resuming": {
         **dict.fromkeys(ALWAYS_ALLOWED | {F.STATS, F.LOG}, State.RESUMING),
-        **dict.fromkeys({F.DATA, F.CREDIT, F.QUIET}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.IDLE_REPLY}, DROPPED),
         F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
     },
@@ -72,12 +73,12 @@ RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
     },
     "idle after a run": {
         **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
-        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY}, DROPPED),
         F.START: State.RUNNING,
         F.STOP: State.CLOSED,
     },
     "running": {
-        **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL, F.ASK}, State.RUNNING),
+        **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY}, State.RUNNING),
         F.RESUME: State.RESUMING,
         F.STOP: State.CLOSED,
     },
@@ -128,8 +129,8 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.LOG: lambda end: end.send_log(LogSource.STDERR, "text"),
     F.PING: lambda end: end.send(Ping(7)),
     F.RESUMED: lambda end: end.send(Resumed(1, True)),
-    F.ASK: lambda end: end.send(IdleQuery(1)),
-    F.QUIET: lambda end: end.send(IdleReply(1, True)),
+    F.IDLE_QUERY: lambda end: end.send(IdleQuery(1)),
+    F.IDLE_REPLY: lambda end: end.send(IdleReply(1, True)),
     F.STOP: Connection.send_stop,
 }
 """How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG."""
@@ -139,7 +140,7 @@ SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "idle": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "running": {
-        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.ASK}, State.RUNNING),
+        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.IDLE_QUERY}, State.RUNNING),
         F.STOP: State.CLOSED,
     },
     "resuming": {
@@ -153,7 +154,7 @@ SENT_BY_GUEST: dict[str, dict[FrameType, State]] = {
     "idle": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
     "idle after a run": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
     "running": {
-        **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING, F.QUIET}, State.RUNNING),
+        **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING, F.IDLE_REPLY}, State.RUNNING),
         F.EXIT: State.IDLE,
     },
     "resuming": {
@@ -204,22 +205,28 @@ def test_no_state_accepts_frames_of_the_wrong_sender() -> None:
         rows = RECEIVED[role].values()
         return {kind for row in rows for kind, after in row.items() if after != DROPPED}
 
-    assert accepted(Role.HOST) == set(FrameType) - {F.START, F.SIGNAL, F.STOP, F.RESUME, F.ASK}
-    guests = {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED, F.QUIET}
+    assert accepted(Role.HOST) == set(FrameType) - {
+        F.START,
+        F.SIGNAL,
+        F.STOP,
+        F.RESUME,
+        F.IDLE_QUERY,
+    }
+    guests = {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED, F.IDLE_REPLY}
     assert accepted(Role.GUEST) == set(FrameType) - guests
 
 
-@pytest.mark.parametrize("kind", [F.STARTED, F.EXIT, F.QUIET])
+@pytest.mark.parametrize("kind", [F.STARTED, F.EXIT, F.IDLE_REPLY])
 def test_host_refuses_frames_of_another_run(kind: FrameType) -> None:
     host = connection_in(Role.HOST, State.RUNNING)
-    payload = {F.STARTED: Started(2), F.EXIT: Exited(2, 0), F.QUIET: IdleReply(2, True)}[
+    payload = {F.STARTED: Started(2), F.EXIT: Exited(2, 0), F.IDLE_REPLY: IdleReply(2, True)}[
         kind
     ].encode()
     with pytest.raises(RemoteProtocolError, match=r"run 2; the current run is 1"):
         host.receive_data(raw(kind, payload))
 
 
-@pytest.mark.parametrize("kind", [F.SIGNAL, F.ASK])
+@pytest.mark.parametrize("kind", [F.SIGNAL, F.IDLE_QUERY])
 @pytest.mark.parametrize("after_run", [False, True])
 def test_guest_refuses_frames_of_another_run(after_run: bool, kind: FrameType) -> None:
     guest = connection_in(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
@@ -231,7 +238,7 @@ def test_guest_refuses_frames_of_another_run(after_run: bool, kind: FrameType) -
 def test_late_frames_are_checked_before_they_are_dropped() -> None:
     for stream in (
         raw(F.SIGNAL, b"\0\0\0\1\0"),
-        raw(F.ASK, b"\0\0\0"),
+        raw(F.IDLE_QUERY, b"\0\0\0"),
         raw(F.DATA, b"", Channel.SHELL, FLAG_LAST),
     ):
         with pytest.raises(RemoteProtocolError):

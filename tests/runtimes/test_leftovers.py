@@ -187,7 +187,7 @@ def test_slow_copy_of_outputs_does_not_block_a_start(
     sweep.finish_removals(str(tmp_path / "others"))
     found = records.read_record(directory)
     assert found is not None
-    assert find_state(found) == "landing"
+    assert find_state(found) == "copying"
     again.may_end.set()
     wait_until_empty(left)
     assert not directory.exists()

@@ -12,9 +12,9 @@ import pytest
 
 from ..jupyter.helpers import SANDBOXED
 from ..world import WAYS
+from .forging import DIRECT, ZMTP, armed
 from .inside import SECRET, Host, Kernel, Neighbour, attacker, running_neighbour
-from .speaking import DIRECT, ZMTP, armed
-from .voice import lend_voice
+from .lent_link import lend_link
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,7 +77,7 @@ def unharmed(ground: Path, neighbour: Neighbour) -> Iterator[None]:
     neighbour.check()
 
 
-# For attacks on the link: tests/security/speaking.py.
+# For attacks on the link: tests/security/forging.py.
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def kept_outputs(ground: Path) -> None:
 @pytest.fixture(scope="module")
 def victim_kernel(ground: Path, kept_outputs: None) -> Iterator[Kernel]:
     with pytest.MonkeyPatch.context() as patch:
-        lend_voice(patch)
+        lend_link(patch)
         with attacker(ground / "notebooks") as kernel:
             yield kernel
 

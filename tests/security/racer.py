@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
 from gvisor_kernel.kernel.client import OwnClient
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.snapshots.store import Store
 
 from ..faults import points
@@ -59,7 +59,7 @@ def live(passed: points.Points, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     # A failed restore would discard the snapshot, which is good.
     Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
-    SnapshotBuilder.instance().end()
+    SnapshotQueue.instance().end()
     passed = points.Points()
     for line in sys.stdin:
         print(json.dumps(live(passed, json.loads(line))), flush=True)

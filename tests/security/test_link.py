@@ -1,7 +1,7 @@
 """The link: forged frames that reach the bridge as if PID 1 had sent them.
 
 In an ordinary user's sandbox of a gVisor of 2024 a kernel may open PID 1's ends of the link. Here
-PID 1 itself passes them to the kernel (``voice``), for every user and gVisor. So the kernel can
+PID 1 itself passes them to the kernel (``lent_link``), for every user and gVisor. So the kernel can
 send anything; at worst its own sandbox ends, with one error that states a rule. The bridge's memory
 does not grow, and other kernels are not affected.
 """
@@ -25,8 +25,7 @@ from gvisor_kernel.link import Channel
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, wait_until
 from ..sweeps import ALL
-from .inside import Kernel, Neighbour
-from .speaking import (
+from .forging import (
     HOST_SLACK,
     HostMemory,
     assert_answers,
@@ -36,6 +35,7 @@ from .speaking import (
     names_of_the_host,
     read_raw_until_idle,
 )
+from .inside import Kernel, Neighbour
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 
@@ -141,7 +141,7 @@ def test_forged_statistics_and_logs_are_not_acted_on(victim: Kernel) -> None:
     forge(frame(STATS, b"\\xff" * 16) + frame(PONG, b"\\xff" * 8) * 1000 + frame(STARTED, run))
     forge(frame(PING, b"\\xff" * 8) * 1000 + frame(CREDIT, bytes(4), SHELL) * 1000)
     forge(frame(LOG, b"x\\n2026-01-01T00:00:00.000000Z bridge: all is well\\x1b[2J") * 9)
-    forge(frame(QUIET, run + b"\\x01") * 1000)
+    forge(frame(IDLE_REPLY, run + b"\\x01") * 1000)
     """
     answer = execute(victim.client, textwrap.dedent(lies) + "\n6 * 7")
     assert (answer.status, answer.result) == ("ok", "42")
@@ -225,7 +225,7 @@ def test_host_frames_contain_no_host_identity(victim: Kernel, neighbour: Neighbo
 FRAMES = """
 random.seed(20)
 def any_frame():
-    kind = random.choice((STATS, LOG, PONG, CREDIT, QUIET, STARTED, DATA))
+    kind = random.choice((STATS, LOG, PONG, CREDIT, IDLE_REPLY, STARTED, DATA))
     if random.random() < 0.02:  # an answer to each fills the pipe that nobody reads
         kind = PING
     if kind == LOG:
@@ -235,7 +235,7 @@ def any_frame():
     if kind == DATA:
         parts = [random.randbytes(random.randrange(9)) for _ in range(random.randint(1, 9))]
         return frame(DATA, pack(*parts), random.randint(SHELL, HB), 1)
-    payload = {STATS: random.randbytes(16), QUIET: run + b"\\x00", STARTED: run}
+    payload = {STATS: random.randbytes(16), IDLE_REPLY: run + b"\\x00", STARTED: run}
     return frame(kind, payload.get(kind) or random.randbytes(8))
 many = b"".join(any_frame() for _ in range(10_000))
 stop_pid_1()

@@ -64,10 +64,10 @@ def runtime() -> RunscRuntime:
 
 
 @pytest.fixture(scope="module")
-def standins_image(
+def standins_snapshot(
     runtime: RunscRuntime, scene: Scene, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    directory = tmp_path_factory.mktemp("image")
+    directory = tmp_path_factory.mktemp("snapshot")
     sandbox = runtime.start(scene.spec, make_request(scene.report))
     try:
         Conversation(sandbox).ask("1")
@@ -93,10 +93,10 @@ def assert_given_back(scene: Scene) -> None:
         assert not lent, "what was lent was not given back"
 
 
-def start(runtime: RunscRuntime, scene: Scene, image: Path | None = None) -> Sandbox | None:
+def start(runtime: RunscRuntime, scene: Scene, snapshot: Path | None = None) -> Sandbox | None:
     """Start a sandbox and check it from inside; None if the start is refused."""
     try:
-        sandbox = runtime.start(scene.spec, make_request(scene.report), image)
+        sandbox = runtime.start(scene.spec, make_request(scene.report), snapshot)
     except GvisorKernelError:
         return None
     try:
@@ -131,9 +131,9 @@ def test_swap_at_each_step_of_start_is_harmless(
 ) -> None:
     """Each step with one component, each component at many steps; with ``--all`` all pairs."""
     scene = chosen_scene
-    image = request.getfixturevalue("standins_image") if way == "restored" else None
+    snapshot = request.getfixturevalue("standins_snapshot") if way == "restored" else None
     with Stop() as stop:
-        sandbox = start(runtime, scene, image)
+        sandbox = start(runtime, scene, snapshot)
     assert sandbox is not None, "it does not start even without a swap"
     sandbox.close()
     first = next(i for i, name in enumerate(stop.passed) if "mounts/folders.py:" in name)
@@ -147,7 +147,7 @@ def test_swap_at_each_step_of_start_is_harmless(
     for number, step in enumerate(chosen):
         for component in COMPONENTS if ALL else [COMPONENTS[number % len(COMPONENTS)]]:
             with scene.swapped(component) as swap, Stop(step, swap) as stop:
-                sandbox = start(runtime, scene, image)
+                sandbox = start(runtime, scene, snapshot)
                 started += sandbox is not None
                 refused += sandbox is None
                 if sandbox is not None:
@@ -183,11 +183,11 @@ def test_spare_of_swapped_folder_is_not_taken(runtime: RunscRuntime, scene: Scen
 
 
 def test_swap_while_spare_is_taken_is_harmless(
-    runtime: RunscRuntime, scene: Scene, standins_image: Path
+    runtime: RunscRuntime, scene: Scene, standins_snapshot: Path
 ) -> None:
     """A spare that was restored before the swap shows the old folder, or is not taken."""
     request = make_request(scene.report)
-    sandbox = runtime.start(scene.spec, request, standins_image)
+    sandbox = runtime.start(scene.spec, request, standins_snapshot)
     try:
         with Stop() as stop:
             assert runtime.has_current_mounts(sandbox, scene.spec, request)
@@ -237,7 +237,7 @@ LIVES = ("start", "renew", "shutdown")
 MORE_LIVES = ("restart", "run", "end")
 
 
-def test_swap_at_each_step_of_kernel_life_is_harmless(scene: Scene, image: str) -> None:
+def test_swap_at_each_step_of_kernel_life_is_harmless(scene: Scene, shared_snapshot: str) -> None:
     """A whole kernel, restored if possible; "renew" is a restart with a new sandbox."""
     if not scene.maps_owners:
         pytest.skip("lent folders are tested without a kernel")
@@ -294,7 +294,7 @@ def racing(scene: Scene) -> Iterator[Callable[[str, str, str | None], Any]]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_continuous_swapping_is_harmless(
-    runtime: RunscRuntime, scene: Scene, component: str, standins_image: Path
+    runtime: RunscRuntime, scene: Scene, component: str, standins_snapshot: Path
 ) -> None:
     """Starts, cold and from a snapshot, ends, and sandboxes that were made before."""
     path = scene.report / component if component else scene.report
@@ -304,7 +304,7 @@ def test_continuous_swapping_is_harmless(
     try:
         with spinning(path, link):
             for number in range(FREE_STARTS):
-                sandbox = start(runtime, scene, standins_image if number % 2 else None)
+                sandbox = start(runtime, scene, standins_snapshot if number % 2 else None)
                 if sandbox is None:
                     continue
                 for _ in range(10):

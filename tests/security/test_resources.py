@@ -114,7 +114,9 @@ def bombs():
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_pids_limit_stops_bomb(kernel: Kernel, neighbour: Neighbour, bomb: str) -> None:
+def test_pids_limit_stops_fork_and_thread_bombs(
+    kernel: Kernel, neighbour: Neighbour, bomb: str
+) -> None:
     """The pids limit stops the growth; the kernel continues, and can clean up."""
     code = f"import os, signal\ncount = 0\n{BOMBS[bomb]}\nprint(count, flush=True)\nsignal.pause()"
     try:

@@ -47,7 +47,7 @@ PASSED = ("GK_PASSED", "JUPYTERHUB_API_TOKEN", "NVIDIA_API_KEY", "TF_TOKEN_app_e
 class Made:
     """A snapshot, and secrets of its maker that must not be found in it."""
 
-    image: Snapshot
+    snapshot: Snapshot
     secrets: dict[str, str]
     folder: Path
 
@@ -71,18 +71,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         keys = json.loads(done.stdout)
         assert len(keys) == 2
         words |= {"the clients' key": keys[0], "a key": keys[1], "the folder": folder.name}
-        (image,) = Store.open().snapshots()
-        yield Made(image, words, folder)
+        (snapshot,) = Store.open().snapshots()
+        yield Made(snapshot, words, folder)
 
 
 def test_snapshot_files_contain_no_secrets(made: Made) -> None:
     """The memory is in plain text: the search finds known words, so it would find a secret."""
-    content = b"".join(path.read_bytes() for path in made.image.files.iterdir())
-    assert made.image.meta.sandbox_key.encode() in content
+    content = b"".join(path.read_bytes() for path in made.snapshot.files.iterdir())
+    assert made.snapshot.meta.sandbox_key.encode() in content
     assert b"/run/gvisor-kernel/kernel/1/connection.json" in content
     for name, word in made.secrets.items():
         assert word.encode() not in content, name
-    for path in made.image.directory.rglob("*"):
+    for path in made.snapshot.directory.rglob("*"):
         assert path.is_dir() or made.secrets["passed"].encode() not in path.read_bytes(), path
 
 
@@ -181,6 +181,6 @@ def test_restored_kernel_has_its_own_passed_variables(made: Made, restored: Kern
 def test_restored_kernel_changes_its_key(made: Made, restored: Kernel) -> None:
     """The key of the snapshot is useless, because each restored kernel has a new one."""
     inner = restored.run("found = get_ipython().kernel.session.key.decode()")
-    assert inner != made.image.meta.sandbox_key
+    assert inner != made.snapshot.meta.sandbox_key
     restarted = restored.run("found = Path(sys.argv[sys.argv.index('-f') + 1]).read_text()")
-    assert made.image.meta.sandbox_key not in restarted
+    assert made.snapshot.meta.sandbox_key not in restarted

@@ -9,8 +9,7 @@ import pytest
 
 from ..jupyter.helpers import execute, reply_to
 from ..logs import LogPosition
-from .inside import Kernel, Neighbour
-from .speaking import (
+from .forging import (
     HOST_SLACK,
     HostMemory,
     assert_answers,
@@ -18,6 +17,7 @@ from .speaking import (
     assert_restart_works,
     read_raw_until_idle,
 )
+from .inside import Kernel, Neighbour
 
 pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 

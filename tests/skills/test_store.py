@@ -223,3 +223,21 @@ def test_pack_command_writes_a_valid_package(tmp_path: Path, capsys: Captured) -
     assert main(["skills", "pack", str(source), "-o", str(source / "x.skill")]) == 1
     assert main(["skills", "pack", str(source), "-o", "/nonexistent/x.skill"]) == 1
     assert main(["skills", "check", str(tmp_path / "precious")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "/nonexistent",
+            "/nonexistent cannot be read: No such file or directory.\nWhat to do: give",
+        ),
+        ("nonexistent", "nonexistent is neither a file nor a skill that comes with gvisor-kernel."),
+        ("a" * 300, "is neither a file nor a skill that comes with gvisor-kernel."),
+    ],
+)
+def test_missing_package_is_reported(
+    source: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["skills", "install", source]) == 1
+    assert words in capsys.readouterr().err

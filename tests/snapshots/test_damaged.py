@@ -112,7 +112,7 @@ STARTED = (
 @pytest.mark.parametrize("name", [name for name in DAMAGES if name not in DETECTED_AT_RESTORE])
 def test_damage_is_detected_before_restore(
     name: str,
-    image: str,
+    shared_snapshot: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     discards: Callable[[], str],
@@ -129,9 +129,9 @@ def test_damage_is_detected_before_restore(
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", STARTED)
-def test_damaged_snapshot_costs_one_cold_start(
+def test_damaged_snapshot_makes_one_start_cold(
     name: str,
-    image: str,
+    shared_snapshot: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     discards: Callable[[], str],
@@ -156,7 +156,10 @@ def left() -> list[str]:
 
 
 def test_verify_detects_damaged_content(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared_snapshot: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A bit that the disk loses changes no file's time, so only ``snapshot verify`` finds it."""
     damaged = copy_snapshot(tmp_path, monkeypatch)
@@ -171,7 +174,7 @@ def test_verify_detects_damaged_content(
 
 
 def test_undamaged_copy_is_restored(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_snapshot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_snapshot(tmp_path, monkeypatch)
     with running_kernel(KERNEL, start={"cwd": str(tmp_path)}) as (manager, client):

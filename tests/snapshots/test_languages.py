@@ -192,7 +192,7 @@ def test_relayed_python_kernels_are_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("relayed")
-def test_wrong_sandbox_key_costs_cold_start(
+def test_wrong_sandbox_key_makes_start_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discards: Callable[[], str]
 ) -> None:
     """A relayed kernel ignores messages that are not signed with its key, so a cold one starts."""

@@ -46,7 +46,9 @@ open("/tmp/kept", "w").close()
 
 
 @pytest.fixture
-def kernel(image: str, tmp_path: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+def kernel(
+    shared_snapshot: str, tmp_path: Path
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     settings = {"environment": ["GK_OWN"]}
     start = {"cwd": str(tmp_path), "env": {**os.environ, "GK_OWN": "own"}}
     with running_kernel(settings=settings, start=start) as (manager, client):

@@ -178,7 +178,7 @@ def test_restored_kernel_is_pristine(copies: list[dict[str, Any]]) -> None:
         assert copy["home"] == ["README"]  # of IPython's profile
 
 
-def test_clocks_are_right(copies: list[dict[str, Any]]) -> None:
+def test_restored_kernel_has_the_hosts_time(copies: list[dict[str, Any]]) -> None:
     for copy in copies:
         (before, _), (after, _) = copy["host's clocks"]
         assert before - 0.1 <= copy["clocks"][0] <= after + 0.1
@@ -195,7 +195,7 @@ def test_shared_state_is_documented(copies: list[dict[str, Any]]) -> None:
     assert "made for itself when it was imported" in text
 
 
-def test_numpy_imported_later_is_seeded_differently(image: str, tmp_path: Path) -> None:
+def test_numpy_imported_later_is_seeded_differently(shared_snapshot: str, tmp_path: Path) -> None:
     found = []
     for number in range(2):
         with running_kernel(start={"cwd": str(tmp_path)}) as (manager, client):

@@ -16,15 +16,15 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.sandboxes import Listed, find_all
-from gvisor_kernel.kernel import warm_pool
-from gvisor_kernel.kernel.warm_pool import Spares
+from gvisor_kernel.kernel import spare_keeper
+from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
 from ..world import World
 
-pytestmark = pytest.mark.usefixtures("image")
+pytestmark = pytest.mark.usefixtures("shared_snapshot")
 
 Running = tuple[KernelManager, BlockingKernelClient]
 
@@ -38,13 +38,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def spares(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spares]:
-    """The spares of a test, made without a delay; none is left at the end."""
-    spares = Spares()
-    monkeypatch.setattr(warm_pool, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(Spares, "_instance", spares)
-    yield spares
-    spares.end()
+def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpareKeeper]:
+    """A keeper that makes spares without a delay; none is left at the end."""
+    keeper = SpareKeeper()
+    monkeypatch.setattr(spare_keeper, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(SpareKeeper, "_instance", keeper)
+    yield keeper
+    keeper.end()
     assert not find_spares()
 
 
@@ -76,13 +76,15 @@ def spare() -> Listed:
 
 
 def wait_for_spare() -> Listed:
-    wait_until(lambda: Spares.instance().ready, "a spare")
+    wait_until(lambda: SpareKeeper.instance().ready, "a spare")
     (found,) = find_spares()
     assert state_of(found) == "T"
     return found
 
 
-def test_busy_sandbox_becomes_no_spare(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_sandbox_becomes_no_spare(
+    keeper: SpareKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = threading.Semaphore(0)
 
     def look(sandbox: RunscSandbox) -> bool:
@@ -90,14 +92,14 @@ def test_busy_sandbox_becomes_no_spare(spares: Spares, monkeypatch: pytest.Monke
         return True
 
     monkeypatch.setattr(RunscSandbox, "is_busy", look)
-    monkeypatch.setattr(warm_pool, "MAX_STOPS", 2)
+    monkeypatch.setattr(spare_keeper, "MAX_STOPS", 2)
     for _ in range(2):
         with started():
             pass
     assert looks.acquire(timeout=SECONDS)
     assert looks.acquire(timeout=SECONDS)
     wait_until(lambda: not find_spares(), "the removal of the sandbox")
-    assert not spares.ready
+    assert not keeper.ready
 
 
 def test_next_start_of_same_kind_takes_spare(spare: Listed, folder: Path) -> None:
@@ -168,15 +170,15 @@ def test_killed_spare_does_not_stop_next_start(spare: Listed) -> None:
 
 @pytest.mark.once
 def test_spare_is_removed_after_keep_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_pool, "KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(spare_keeper, "KEEP_SECONDS", 0.2)
     seen: list[bool] = []
-    make = Spares._make
+    make = SpareKeeper._make
 
-    def make_and_look(self: Spares, plan: Any) -> None:
+    def make_and_look(self: SpareKeeper, plan: Any) -> None:
         make(self, plan)
         seen.append(bool(find_spares()))
 
-    monkeypatch.setattr(Spares, "_make", make_and_look)
+    monkeypatch.setattr(SpareKeeper, "_make", make_and_look)
     for _ in range(2):
         with started():
             pass
@@ -186,21 +188,21 @@ def test_spare_is_removed_after_keep_seconds(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.once
-def test_setting_turns_spares_off(spares: Spares) -> None:
+def test_setting_turns_spares_off(keeper: SpareKeeper) -> None:
     for _ in range(3):
         with running_kernel(settings={"spare": False}):
             pass
-    assert spares._thread is None
+    assert keeper._thread is None
 
 
 OWNER = """
 import asyncio, json, sys, time
 from jupyter_client import KernelManager
 from traitlets.config import Config
-from gvisor_kernel.kernel import warm_pool
+from gvisor_kernel.kernel import spare_keeper
 from gvisor_kernel.cli.sandboxes import find_all
 
-warm_pool.WAIT_SECONDS = 0
+spare_keeper.WAIT_SECONDS = 0
 config = Config({"GVisorProvisioner": {"snapshot": "auto", "spare": True}})
 for _ in range(2):
     manager = KernelManager(kernel_name="gvisor-python", config=config)

@@ -39,7 +39,7 @@ def start_cold(
     return said
 
 
-pytestmark = [pytest.mark.usefixtures("image"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("shared_snapshot"), pytest.mark.once]
 
 
 def test_other_mounts_and_limits_start_cold(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.spec.container import (
     Names,
     etc_files,
-    finalize_container,
-    finalize_store,
     find_faults,
     is_gvisor,
+    make_container_request,
+    make_store_request,
 )
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS
 
@@ -40,7 +40,7 @@ def ask(**changes: Any) -> dict[str, Any]:
         "keeps_outputs": True,
         **changes,
     }
-    return finalize_container(SPEC, NAMES, **arguments)
+    return make_container_request(SPEC, NAMES, **arguments)
 
 
 def test_container_is_confined() -> None:
@@ -98,7 +98,7 @@ def test_etc_describes_no_network() -> None:
 
 
 def test_store_container_has_no_network() -> None:
-    store = finalize_store(SPEC, NAMES, labels={"l": "v"}, keeps_outputs=True)
+    store = make_store_request(SPEC, NAMES, labels={"l": "v"}, keeps_outputs=True)
     assert store["HostConfig"]["NetworkMode"] == "none"
     assert {m["Source"] for m in store["HostConfig"]["Mounts"]} == {NAMES.files, NAMES.outputs}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.spec.identity import finalize_name, hash_spec, new_identity
+from gvisor_kernel.spec.identity import hash_spec, make_name_safe, new_identity
 
 
 def test_identity_names_kernel_and_settings() -> None:
@@ -39,4 +39,4 @@ def test_hash_depends_on_settings_and_facts() -> None:
     ],
 )
 def test_name_is_safe_in_paths(kernel_name: str, name: str) -> None:
-    assert finalize_name(kernel_name) == name
+    assert make_name_safe(kernel_name) == name

@@ -9,16 +9,16 @@ import pytest
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.identity import Identity
-from gvisor_kernel.spec.info import finalize_info
+from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS, Bind, Mount, Tmpfs, scratch_mounts
-from gvisor_kernel.spec.oci import finalize_config, guest_argv
+from gvisor_kernel.spec.oci import guest_argv, make_config
 
 LAYOUT_BINDS: list[Mount] = [Bind(f"/host{t}", t, read_only=t != OUTPUTS) for t in LAYOUT]
 
 
-def make_config(*, map_users: bool = True, mounts: list[Mount] | None = None) -> dict[str, Any]:
+def example_config(*, map_users: bool = True, mounts: list[Mount] | None = None) -> dict[str, Any]:
     spec = SandboxSpec()
-    return finalize_config(
+    return make_config(
         spec,
         args=guest_argv("/venv/bin/python"),
         rootfs="/rootfs",
@@ -29,33 +29,33 @@ def make_config(*, map_users: bool = True, mounts: list[Mount] | None = None) ->
 
 
 def test_layout_binds_come_first() -> None:
-    binds = [m for m in make_config()["mounts"] if m["type"] == "bind"]
+    binds = [m for m in example_config()["mounts"] if m["type"] == "bind"]
     assert [m["destination"] for m in binds] == [*LAYOUT, "/usr"]
     assert [m["destination"] for m in binds if "rw" in m["options"]] == [OUTPUTS]
     assert all({"nosuid", "nodev", "rprivate"} <= set(m["options"]) for m in binds)
 
 
 def test_parent_file_systems_are_mounted_first() -> None:
-    targets = [m["destination"] for m in make_config()["mounts"]]
+    targets = [m["destination"] for m in example_config()["mounts"]]
     for parent, child in [("/dev", "/dev/shm"), ("/run", "/run/gvisor-kernel")]:
         assert targets.index(parent) < targets.index(child)
 
 
 def test_sandbox_of_root_has_user_namespace_without_host_root() -> None:
-    linux = make_config()["linux"]
+    linux = example_config()["linux"]
     assert {"type": "user"} in linux["namespaces"]
     assert linux["uidMappings"] == linux["gidMappings"]
     assert all(m["hostID"] > 0 for m in linux["uidMappings"])
 
 
 def test_sandbox_of_user_has_no_further_user_namespace() -> None:
-    linux = make_config(map_users=False)["linux"]
+    linux = example_config(map_users=False)["linux"]
     assert "uidMappings" not in linux
     assert {n["type"] for n in linux["namespaces"]} == {"pid", "network", "ipc", "uts", "mount"}
 
 
 def test_pid_1_has_few_privileges() -> None:
-    process = make_config()["process"]
+    process = example_config()["process"]
     assert process["noNewPrivileges"]
     assert process["args"][0] == "/venv/bin/python"
     assert set(process["capabilities"]) == {"bounding", "effective", "permitted"}
@@ -65,7 +65,7 @@ def test_pid_1_has_few_privileges() -> None:
 
 
 def test_tmpfs_has_a_size() -> None:
-    mounts = make_config(mounts=[Tmpfs("/tmp", 77, 0o1777)])["mounts"]
+    mounts = example_config(mounts=[Tmpfs("/tmp", 77, 0o1777)])["mounts"]
     tmp = next(m for m in mounts if m["destination"] == "/tmp")
     assert {"size=77", "mode=1777"} <= set(tmp["options"])
 
@@ -73,7 +73,7 @@ def test_tmpfs_has_a_size() -> None:
 @pytest.mark.parametrize("outputs", [LAYOUT_BINDS[3], Tmpfs(OUTPUTS, 5)])
 def test_info_tells_what_is_kept_and_no_host_path(outputs: Mount) -> None:
     mounts = [m for m in LAYOUT_BINDS if m.target != OUTPUTS] + [outputs]
-    text = finalize_info(
+    text = format_info(
         Identity("0" * 26, "python", "0" * 12),
         SandboxSpec(),
         kernel_name="python",

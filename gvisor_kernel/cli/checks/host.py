@@ -73,6 +73,7 @@ def read_sysctl(name: str) -> str | None:
 
 
 def sysctl_fix(name: str, value: int) -> str:
+    """Return the command that sets the sysctl ``name`` now and after each boot."""
     return (
         f"echo '{name} = {value}' | sudo tee -a /etc/sysctl.d/60-gvisor-kernel.conf"
         " && sudo sysctl --system"
@@ -96,6 +97,7 @@ def is_container() -> bool:
 
 
 def check_userns() -> Check:
+    """Make a user and a mount namespace with ``unshare``; if that fails, find out why."""
     try:
         outcome = run_command(["unshare", "-Urm", "/bin/true"], 5)
     except OSError as error:

@@ -78,10 +78,12 @@ def find_interpreters() -> list[str]:
 
 
 def check_pythons() -> list[Check]:
+    """Check the interpreter of each kernelspec."""
     return [check_python(interpreter) for interpreter in find_interpreters()]
 
 
 def check_kernelspecs() -> list[Check]:
+    """Check each kernelspec of gvisor-kernel that Jupyter finds; name files that are not JSON."""
     kernelspecs = find_kernelspecs()
     broken = [
         Check(
@@ -106,6 +108,7 @@ def check_kernelspecs() -> list[Check]:
 
 
 def check_kernelspec(kernelspec: Kernelspec) -> Check:
+    """Check that the interpreter of a kernelspec exists, and that its settings are accepted."""
     name = f"kernelspec {kernelspec.name}"
     folder = kernelspec.directory
     if kernelspec.interpreter is None:
@@ -125,6 +128,7 @@ def check_kernelspec(kernelspec: Kernelspec) -> Check:
 
 
 def check_provisioner() -> Check:
+    """Check that jupyter_client finds the provisioner by its entry point."""
     found = [
         entry
         for entry in metadata.entry_points(group="jupyter_client.kernel_provisioners")

@@ -25,6 +25,7 @@ CHECKPOINT_FLAGS = {
 
 
 def check_runsc() -> list[Check]:
+    """Check that runsc is there, that its release is recent, and which features it lacks."""
     try:
         runsc = find_runsc()
     except RuntimeMissing as error:

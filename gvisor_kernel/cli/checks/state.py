@@ -14,6 +14,10 @@ MIN_SPACE = 256 * 1024 * 1024
 
 
 def check_state() -> Check:
+    """Check that the state directory can be written, and has MIN_SPACE bytes free.
+
+    :raises StateError: when it cannot be made, or another user could change it
+    """
     root = state_root()
     try:
         with tempfile.TemporaryFile(dir=root / "sandboxes") as file:
@@ -37,6 +41,10 @@ def check_state() -> Check:
 
 
 def check_leftovers() -> Check:
+    """Look for sandboxes whose Jupyter process is gone.
+
+    :raises StateError: when the state directory cannot be read
+    """
     sandboxes = find_sandboxes()
     orphans = [record.container_id for _, record in sandboxes if is_orphan(record)]
     if orphans:

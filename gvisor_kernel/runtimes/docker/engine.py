@@ -79,20 +79,30 @@ class Engine:
         self._patient = patient
 
     def close(self) -> None:
+        """Close the connections to the engine."""
         self._client.close()
         self._patient.close()
 
     # -- questions -------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
+        """Return how the engine is set up, as ``docker info`` does."""
         with self._translated("be asked how it is set up"):
             return dict(self._client.info())
 
     def inspect_image(self, name: str) -> dict[str, Any]:
+        """Return the engine's description of an image.
+
+        :raises EngineNotFound: when it has no such image
+        """
         with self._translated(f"be asked for the image {name}"):
             return dict(self._client.inspect_image(name))
 
     def inspect(self, container: str) -> dict[str, Any]:
+        """Return the engine's description of a container, by its id or name.
+
+        :raises EngineNotFound: when it has no such container
+        """
         with self._translated(f"be asked for the container {container}"):
             return dict(self._client.inspect_container(container))
 
@@ -102,12 +112,14 @@ class Engine:
             return list(self._client.containers(all=True, filters=_filters(labels)))
 
     def find_volumes(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the volumes with these labels."""
         with self._translated("list its volumes"):
             return list(self._client.volumes(filters=_filters(labels)).get("Volumes") or ())
 
     # -- work ------------------------------------------------------------------------------------
 
     def make_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make a volume."""
         with self._translated("make a volume"):
             self._patient.create_volume(name, labels=dict(labels))
 
@@ -119,6 +131,10 @@ class Engine:
             return str(self._patient._result(answer, json=True)["Id"])
 
     def start(self, container: str) -> None:
+        """Start a container that was created.
+
+        :raises EngineNotFound: when it has no such container
+        """
         with self._translated("start a container"):
             self._patient.start(container)
 
@@ -145,6 +161,7 @@ class Engine:
             self._patient.remove_container(container, v=True, force=True)
 
     def remove_volume(self, name: str) -> None:
+        """Remove a volume. Does nothing if it does not exist."""
         with contextlib.suppress(EngineNotFound), self._translated("remove a volume"):
             self._patient.remove_volume(name, force=True)
 

@@ -28,6 +28,7 @@ def sum_held(stat: Mapping[str, int]) -> int:
 
 
 def read_stat(text: str) -> dict[str, int]:
+    """Parse ``memory.stat`` of a cgroup: the numbers by name. Other lines are ignored."""
     found = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")

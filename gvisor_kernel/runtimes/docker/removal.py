@@ -117,7 +117,7 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
     """
     engine = connect(record.engine)
     try:
-        landing = copy_outputs(engine, directory, record)
+        copy = copy_outputs(engine, directory, record)
     except (Refused, OSError) as error:
         raise SandboxError(
             f"Not all outputs of {record.container_id} could be copied: {error}.",
@@ -126,7 +126,7 @@ def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
         ) from error
     finally:
         engine.close()
-    return landing.written, landing.left_out
+    return copy.written, copy.left_out
 
 
 def remove_from_engine(directory: Path, record: Record, seconds: float | None) -> bool:
@@ -211,20 +211,20 @@ def copy_outputs(
     """
     with reopen_outputs(record) as outputs:
         copied = read_list(directory / COPIED)
-        landing = OutputsCopy(outputs, copied, seconds)
+        copy = OutputsCopy(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS
         try:
-            landing.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
+            copy.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
         finally:  # if it took too long, the next try continues from here
-            seen = {name: fact for name, fact in landing.seen.items() if fact[1] < latest}
+            seen = {name: fact for name, fact in copy.seen.items() if fact[1] < latest}
             with suppress(OSError):
                 write_list(directory / COPIED, {**copied, **seen})
-    if landing.left_out:
+    if copy.left_out:
         log.warning(
             "%d of the outputs of %s were not copied: special files, or names that are not allowed",
-            *(landing.left_out, record.identity),
+            *(copy.left_out, record.identity),
         )
-    return landing
+    return copy
 
 
 def reopen_outputs(record: Record) -> Opened:

@@ -63,12 +63,12 @@ from gvisor_kernel.spec.container import (
     STORE,
     Names,
     etc_files,
-    finalize_container,
-    finalize_store,
+    make_container_request,
+    make_store_request,
 )
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.identity import Identity, new_identity
-from gvisor_kernel.spec.info import finalize_info
+from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
     LAYOUT,
     OUTPUTS,
@@ -273,14 +273,14 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
         engine.make_volume(names.outputs, labels)
     store = engine.create(
         names.store,
-        finalize_store(plan.spec, names, labels=labels, keeps_outputs=keeps),
+        make_store_request(plan.spec, names, labels=labels, keeps_outputs=keeps),
     )
     engine.put(store, f"{STORE}/files", contents.archive(plan.spec.disk_limit))
     if plan.outputs.folder is not None:
         _copy_outputs_in(plan, store, plan.outputs.folder)
     engine.remove(store)
     step("files copied into the engine")
-    asked = finalize_container(
+    asked = make_container_request(
         plan.spec,
         names,
         argv=guest_argv(PYTHON, plan.request.ahead),
@@ -351,7 +351,7 @@ def _find_contents(plan: _Plan) -> Contents:
     if plan.outputs.folder is not None:
         outputs = Bind("", OUTPUTS, read_only=False)
     layout = [outputs if target == OUTPUTS else Bind("", target) for target in LAYOUT]
-    info = finalize_info(
+    info = format_info(
         plan.identity,
         spec,
         kernel_name=plan.request.kernel_name,

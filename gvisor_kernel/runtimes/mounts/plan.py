@@ -59,6 +59,7 @@ class Outputs:
 
     @property
     def path(self) -> str | None:
+        """The folder's path on the host; None where ``folder`` is None."""
         return None if self.folder is None else self.folder.path
 
 
@@ -70,50 +71,62 @@ class Places:
 
     @property
     def info(self) -> Path:
+        """The file that the kernel sees as /container_info.json."""
         return self.directory / "container_info.json"
 
     @property
     def empty(self) -> Path:
+        """An empty folder, which covers folders that must not be seen."""
         return self.directory / "empty"
 
     @property
     def covers(self) -> Path:
+        """Files and folders that are mounted over what must not be seen."""
         return self.directory / "covers"
 
     @property
     def transcripts(self) -> Path:
+        """The folder of the transcript, which the kernel sees read-only."""
         return self.directory / "transcripts"
 
     @property
     def rootfs(self) -> Path:
+        """The sandbox's root directory, on which everything is mounted."""
         return self.directory / "rootfs"
 
     @property
     def bundle(self) -> Path:
+        """The OCI bundle, which contains ``config.json``."""
         return self.directory / "bundle"
 
     @property
     def runsc(self) -> Path:
+        """runsc's own state, and what it writes."""
         return self.directory / "runsc"
 
     @property
     def pid_file(self) -> Path:
+        """The file to which runsc writes the pid of the sentry."""
         return self.runsc / "sentry.pid"
 
     @property
     def meminfo(self) -> Path:
+        """The file that is mounted on /proc/meminfo for an ordinary user's runsc."""
         return self.directory / "meminfo"
 
     @property
     def panic_log(self) -> Path:
+        """The file to which gVisor writes why it failed."""
         return self.runsc / "panic.log"
 
     @property
     def log(self) -> Path:
+        """The bridge's log of events."""
         return self.directory / log_files.EVENTS
 
     @property
     def stderr_log(self) -> Path:
+        """What runsc and the guest wrote to stderr."""
         return self.directory / log_files.STDERR
 
 

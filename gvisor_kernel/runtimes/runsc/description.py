@@ -21,7 +21,7 @@ from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.limits import file_size_limit
-from gvisor_kernel.spec.oci import finalize_config, guest_argv
+from gvisor_kernel.spec.oci import guest_argv, make_config
 
 NOWHERE = Places(Path("/nonexistent"))
 """Stands for the state directory, which differs for each sandbox and decides nothing."""
@@ -36,7 +36,7 @@ def describe_sandbox(
     kernel_id = choose_kernel_id(world) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
     mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)
-    config = finalize_config(
+    config = make_config(
         spec,
         args=init_argv or guest_argv(world.python, request.ahead, kernel_id),
         environment=find_init_environment(spec, request, world, mounts),

@@ -119,6 +119,7 @@ class HostMemory:
         )
 
     def close(self) -> None:
+        """Close the descriptor. ``read`` must not be called afterwards."""
         with self._lock:
             os.close(self._directory)
             self._directory = -1

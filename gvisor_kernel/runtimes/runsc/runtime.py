@@ -59,7 +59,7 @@ from gvisor_kernel.runtimes.state.sweep import (
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import Identity, new_identity
-from gvisor_kernel.spec.info import finalize_info
+from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
 from gvisor_kernel.spec.limits import (
     file_size_limit,
@@ -67,7 +67,7 @@ from gvisor_kernel.spec.limits import (
     meminfo,
     memory_file_limit,
 )
-from gvisor_kernel.spec.oci import finalize_config, guest_argv
+from gvisor_kernel.spec.oci import guest_argv, make_config
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class RunscRuntime(Runtime):
         if tree is not None:
             sources.append(_open_source(tree, written))
             rootfs = stage.path(len(sources))
-        config = finalize_config(
+        config = make_config(
             plan.spec,
             args=self._init_argv
             or guest_argv(plan.world.python, plan.request.ahead, plan.kernel_id),
@@ -392,7 +392,7 @@ def _plan_lending(outputs: Outputs) -> Outputs:
 def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
     """Write the files that the runtime or the kernel reads."""
     places = plan.places
-    info = finalize_info(
+    info = format_info(
         plan.identity,
         plan.spec,
         kernel_name=plan.request.kernel_name,

@@ -40,14 +40,17 @@ class Ends:
     guest: tuple[int, int, int]
 
     def close_guest(self) -> None:
+        """Close the sandbox's ends, once the sandbox has them."""
         for fd in self.guest:
             os.close(fd)
 
     def close_link(self) -> None:
+        """Close the host's ends of the link."""
         for fd in (self.link_in, self.link_out):
             os.close(fd)
 
     def close_host(self) -> None:
+        """Close all of the host's ends, after a start that failed."""
         self.close_link()
         os.close(self.stderr)
 

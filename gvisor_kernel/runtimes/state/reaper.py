@@ -17,6 +17,10 @@ OWNER_SECONDS = 30.0
 
 
 def main(pid: int, started: int) -> int:
+    """Wait until the owner has ended, then remove what it left. Return 1 if that fails, else 0.
+
+    ``started``: the owner's start time, see ``ProcessId``. ``lifeline`` starts this program.
+    """
     owner = ProcessId(pid, started)
     if is_alive(owner):
         wait_until_gone([pid], time.monotonic() + OWNER_SECONDS)

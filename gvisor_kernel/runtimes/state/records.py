@@ -111,6 +111,7 @@ def first_record(
 
 @cache
 def this_machine() -> Machine:
+    """Return what tells this machine, boot and pid namespace from others that share a home."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

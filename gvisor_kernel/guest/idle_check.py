@@ -41,6 +41,7 @@ class IdleCheck:
         self._control: Any = getattr(self._kernel, "control_thread", None)
 
     def is_idle(self) -> bool:
+        """Return whether the kernel has nothing to do. The link calls it for an IDLE_QUERY."""
         return not self.find_work()
 
     def find_work(self) -> str:

@@ -31,7 +31,7 @@ MAX_TRIES = 2
 """Attempts to make one snapshot in the life of this process."""
 
 
-class SnapshotBuilder(PerProcess):
+class SnapshotQueue(PerProcess):
     """Queue of snapshots to make. One per process: use ``instance()``. Any thread."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class SnapshotBuilder(PerProcess):
 
 def _in_child() -> None:
     """Close a forked child's copy of the builder's stdin: the builder ends with the parent."""
-    instance = SnapshotBuilder._instance
+    instance = SnapshotQueue._instance
     process = instance._process if instance is not None else None
     if process is not None and process.stdin is not None:
         with suppress(OSError):

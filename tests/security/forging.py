@@ -17,16 +17,16 @@ from typing import Any
 from ..jupyter.helpers import SECONDS, execute, next_message, wait_for, wait_until
 from ..logs import LogPosition
 from .inside import PRELUDE, Kernel, Neighbour
-from .voice import VOICE
+from .lent_link import LENT_LINK
 
 HOST_SLACK = 64 * 1024 * 1024
 """Bytes by which the host's side may grow, whatever a kernel sends, except for half messages."""
 
-SPEAK = """
+FORGING = """
 import random
 HEADER = struct.Struct(">BBBBI")
 (HELLO, START, STARTED, DATA, CREDIT, SIGNAL, EXIT, STATS, LOG, PING, PONG, STOP, RESUME, RESUMED,
- ASK, QUIET) = range(1, 17)
+ IDLE_QUERY, IDLE_REPLY) = range(1, 17)
 SHELL, IOPUB, STDIN, CONTROL, HB = range(1, 6)
 
 def frame(kind, payload=b"", channel=0, flags=0, zero=0, length=None):
@@ -95,7 +95,7 @@ def armed(kernel: Kernel, code: str) -> Kernel:
     if not kernel.manager.is_alive():
         assert_restart_works(kernel)
     run = kernel_bridge(kernel)._run
-    code = f"{PRELUDE}\n{SPEAK}\n{VOICE}\n{code}\nrun = struct.pack('>I', {run})"
+    code = f"{PRELUDE}\n{FORGING}\n{LENT_LINK}\n{code}\nrun = struct.pack('>I', {run})"
     assert execute(kernel.client, code).status == "ok"
     return kernel
 

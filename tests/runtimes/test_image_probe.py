@@ -72,7 +72,7 @@ def image(tmp_path: Path) -> RootImage:
     return RootImage("0" * 64, tmp_path, ("odd",), {}, {}, {}, 1, 1, 0.0)
 
 
-def look(
+def probe(
     image: RootImage,
     monkeypatch: pytest.MonkeyPatch,
     says: bytes,
@@ -95,8 +95,8 @@ def look(
 def test_answer_is_used_only_after_verification(
     image: RootImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert look(image, monkeypatch, ANSWER + b"\n") == (["verified", "closed"], None)
-    events, error = look(image, monkeypatch, ANSWER + b"\n", fault="not isolated")
+    assert probe(image, monkeypatch, ANSWER + b"\n") == (["verified", "closed"], None)
+    events, error = probe(image, monkeypatch, ANSWER + b"\n", fault="not isolated")
     assert events == ["verified", "closed"]
     assert isinstance(error, IsolationError)
 
@@ -104,7 +104,7 @@ def test_answer_is_used_only_after_verification(
 def test_memory_is_watched_without_a_bridge(
     image: RootImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events, error = look(image, monkeypatch, b"", memory=MEMORY + 1)
+    events, error = probe(image, monkeypatch, b"", memory=MEMORY + 1)
     assert events == ["killed", "closed"]
     assert "more than 1024 MiB" in str(error)
 
@@ -125,6 +125,6 @@ def test_malformed_answer_is_an_error(
     image: RootImage, monkeypatch: pytest.MonkeyPatch, says: bytes
 ) -> None:
     monkeypatch.setattr(image_probe, "MAX_ANSWER", min(MAX_ANSWER, 60_000))
-    events, error = look(image, monkeypatch, says)
+    events, error = probe(image, monkeypatch, says)
     assert events == ["verified"] * says.endswith(b"\n") + ["closed"]
     assert "does not answer" in str(error)

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel import background_builder
-from gvisor_kernel.kernel.background_builder import SnapshotBuilder
+from gvisor_kernel.kernel import snapshot_queue
 from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes
 from gvisor_kernel.snapshots.build import NICENESS
@@ -32,10 +32,10 @@ KERNEL = kernelspec_of("restored")
 
 SERVER = """
 import os, sys, time
-from gvisor_kernel.kernel import background_builder
+from gvisor_kernel.kernel import snapshot_queue
 from jupyter_client import KernelManager
 from traitlets.config import Config
-background_builder.WAIT_SECONDS = 0.1
+snapshot_queue.WAIT_SECONDS = 0.1
 managers = []
 for preload in sys.argv[2:]:
     config = Config({"GVisorProvisioner": {"preload": [preload]}})
@@ -86,10 +86,10 @@ def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty store. This process makes snapshots in the background, like any server."""
-    monkeypatch.setattr(background_builder, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(SnapshotBuilder, "_instance", None)
+    monkeypatch.setattr(snapshot_queue, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(SnapshotQueue, "_instance", None)
     yield own_store
-    SnapshotBuilder.instance().end()
+    SnapshotQueue.instance().end()
 
 
 def labels(store: Store) -> list[str]:
@@ -210,20 +210,20 @@ def test_failing_snapshot_is_tried_twice(
 ) -> None:
     plan = make_plan(KERNEL, private_connection_info(), "")
     plan = replace(plan, spec=replace(plan.spec, preload=("gk_no_such_module",)))
-    builder = SnapshotBuilder.instance()
+    queue = SnapshotQueue.instance()
     for tries in (1, 2):
-        builder.request(plan)
-        wait_until(lambda tries=tries: builder._failed.total() == tries, "a failed attempt")
-        wait_until(lambda: not builder._current, "the end of the attempt")
-    builder.request(plan)
-    assert not builder._wanted
+        queue.request(plan)
+        wait_until(lambda tries=tries: queue._failed.total() == tries, "a failed attempt")
+        wait_until(lambda: not queue._current, "the end of the attempt")
+    queue.request(plan)
+    assert not queue._wanted
     assert "gk_no_such_module cannot be imported" in caplog.text
     assert left_in(in_background) == set()
 
 
 @pytest.mark.once
 def test_store_removes_least_recently_used_snapshot(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_snapshot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store has room for two of three snapshots."""
     oldest = copy_snapshot(tmp_path, monkeypatch)

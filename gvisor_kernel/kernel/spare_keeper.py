@@ -53,6 +53,7 @@ class Kind:
 
     @classmethod
     def of(cls, plan: KernelPlan) -> Kind:
+        """Return the kind of the start that ``plan`` describes."""
         return cls(plan.spec, replace(plan.request, kernel_id="", spare=True))
 
     def __hash__(self) -> int:
@@ -79,8 +80,8 @@ class Spare:
             return False
 
 
-class Spares(PerProcess):
-    """The spare of a process and the thread that makes it. Use ``instance()``. Any thread."""
+class SpareKeeper(PerProcess):
+    """Keeps the spare of a process, made by a thread. Use ``instance()``. Any thread."""
 
     def __init__(self) -> None:
         super().__init__()

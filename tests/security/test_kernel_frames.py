@@ -15,8 +15,8 @@ from gvisor_kernel.bridge.journal import RECORDED_KINDS
 
 from ..jupyter.helpers import execute, reply_to
 from ..logs import LogPosition
+from .forging import armed, assert_ends_with, assert_restart_works, read_raw_until_idle
 from .inside import Kernel, Neighbour
-from .speaking import armed, assert_ends_with, assert_restart_works, read_raw_until_idle
 
 pytestmark = [pytest.mark.usefixtures("unharmed"), pytest.mark.once]
 
@@ -38,7 +38,7 @@ FORBIDDEN_FRAMES = {
     "a heartbeat": ("link._socket.send(frame(DATA, pack(b'x'), HB, 1))", "on channel 5 "),
     "a second hello": ("link._socket.send(frame(HELLO, b'{}'))", "type 1 "),
     "a forged RESUMED": ("link._socket.send(frame(RESUMED, run + b'\\1'))", "type 14 "),
-    "an invalid answer": ("link._socket.send(frame(QUIET, b'1'))", "QUIET"),
+    "an invalid answer": ("link._socket.send(frame(IDLE_REPLY, b'1'))", "IDLE_REPLY"),
     "a closed socket": ("link._socket.shutdown(2)", "it closed its end of the link"),
     "a changed window": ("link._flow._outflow[IOPUB].credit = 2**40", "its end of the link"),
 }

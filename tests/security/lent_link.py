@@ -14,7 +14,7 @@ from gvisor_kernel.runtimes.runsc import description, runtime
 from gvisor_kernel.spec.oci import guest_argv
 
 INIT = """
-def lend_voice():
+def lend_link():
     import os, signal, socket
     from gvisor_kernel.guest import process
 
@@ -35,7 +35,7 @@ def lend_voice():
 
     def start_kernel(*arguments):
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(chr(0) + "voice")
+            listener.bind(chr(0) + "lent link")
             listener.listen()
             if os.fork() == 0:
                 try:
@@ -46,15 +46,15 @@ def lend_voice():
 
     start, process.start_kernel = process.start_kernel, start_kernel
     signal.signal(signal.SIGUSR1, sleep_for_ever)
-lend_voice()
+lend_link()
 """
 """Runs in PID 1 before it serves. A process beside each kernel passes the link's ends to it."""
 
-VOICE = """
+LENT_LINK = """
 def borrow_ends(what=b"f"):
     '''PID 1's stdin, stdout and stderr, which nobody can get without its help.'''
     with socket.socket(socket.AF_UNIX) as asking:
-        asking.connect(chr(0) + "voice")
+        asking.connect(chr(0) + "lent link")
         asking.send(what)
         return socket.recv_fds(asking, 1, 3)[1]
 
@@ -70,10 +70,10 @@ def stop_pid_1():
     for end in borrow_ends(b"s"):
         os.close(end)
 """
-"""The kernel's side. ``send_all`` is defined in ``speaking``."""
+"""The kernel's side. ``send_all`` is defined in ``forging``."""
 
 
-def lend_voice(patch: pytest.MonkeyPatch) -> None:
+def lend_link(patch: pytest.MonkeyPatch) -> None:
     """Start sandboxes with this PID 1 from now on."""
     for module in (runtime, description):
         patch.setattr(module, "guest_argv", _argv)

@@ -10,13 +10,13 @@ MAX_IDLE_TICKS = 2
 that runs at a tick is charged a whole one."""
 
 
-class Stillness:
+class SandboxActivity:
     """Compares the state of the sandbox with that of the last call."""
 
     def __init__(self) -> None:
         self._last: Optional[Tuple[int, int]] = None
 
-    def update(self, kernel: int) -> bool:
+    def check_idle(self, kernel: int) -> bool:
         """Return whether the sandbox is idle, and process ``kernel`` was since the last call."""
         ticks = _read_ticks_if_asleep(kernel)
         last, self._last = self._last, None if ticks is None else (kernel, ticks)
