@@ -185,7 +185,7 @@ class SandboxedKernel:
         if self._kernel is None:
             root = state_root() / "sockets"
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
-            self._kernel.logs_death = self._logs_death
+            self._kernel.run.logs_death = self._logs_death
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between

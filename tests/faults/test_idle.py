@@ -231,7 +231,7 @@ def test_code_that_still_runs_is_noticed(kernel: Watched) -> None:
 
 def test_memory_of_stopped_kernel_is_not_measured(kernel: Watched) -> None:
     kernel.wait_for_stop()
-    watch = kernel.manager.provisioner._kernel._kernel._memory  # type: ignore[union-attr]
+    watch = kernel.manager.provisioner._kernel._kernel._attached.memory  # type: ignore[union-attr]
     wait_until(lambda: watch._timer.cancelled(), "the end of looking")
     execute(kernel.client, "1")
     wait_until(lambda: not watch._timer.cancelled(), "the next look")

@@ -94,7 +94,7 @@ def armed(kernel: Kernel, code: str) -> Kernel:
     """Define the attack code in the kernel, which is restarted if the last attack ended it."""
     if not kernel.manager.is_alive():
         assert_restart_works(kernel)
-    run = kernel_bridge(kernel)._run
+    run = kernel_bridge(kernel).run.number
     code = f"{PRELUDE}\n{FORGING}\n{LENT_LINK}\n{code}\nrun = struct.pack('>I', {run})"
     assert execute(kernel.client, code).status == "ok"
     return kernel

@@ -1,0 +1,301 @@
+"""The sandbox that a kernel has now: links it, asks its guest, watches its memory, closes it.
+
+Decides neither when it starts a kernel or ends (``kernel``) nor why a kernel died (``run``), and
+reads no message (``exchange``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.identity import KernelIdentity
+from gvisor_kernel.bridge.idle import SleepPolicy
+from gvisor_kernel.bridge.memory import MemoryWatch
+from gvisor_kernel.bridge.records import Records
+from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
+from gvisor_kernel.bridge.sharing import Sharing
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.link import Event, Hello, LocalProtocolError, Resume, Resumed, Start, Started
+
+T = TypeVar("T")
+
+MAX_LAST_LINE = 300
+"""Characters of a dead kernel's stderr that are shown as its last output."""
+
+
+class AttachedSandbox:
+    """At most one sandbox, from ``take_over`` to ``close``; then there may be another.
+
+    Calls ``on_event(event)`` for each event of the link; the owner passes answers of the guest to
+    ``take_answer``. Calls ``on_end(reason)`` when the link has ended; the owner calls
+    ``fail_answers``.
+    """
+
+    def __init__(
+        self,
+        identity: KernelIdentity,
+        exchange: Exchange,
+        records: Records,
+        sharing: Sharing,
+        on_event: Callable[[Event], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        self.sandbox: LinkedSandbox | None = None
+        self.memory: MemoryWatch | None = None
+        """The watch of this sandbox, or of the last one."""
+        self._identity = identity
+        self._exchange = exchange
+        self._records = records
+        self._sharing = sharing
+        self._on_event = on_event
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._hello: asyncio.Future[Hello] | None = None
+        self._resumed: asyncio.Future[Resumed] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._quiesced: asyncio.Future[None] | None = None
+
+    @property
+    def link(self) -> SandboxLink | None:
+        """The link to this sandbox, or to the last one."""
+        return self._exchange.link
+
+    @property
+    def linked(self) -> bool:
+        """Whether there is a link that has not ended."""
+        return self.link is not None and not self.link.ended
+
+    # -- begin and end ---------------------------------------------------------------------------
+
+    def take_over(
+        self,
+        sandbox: LinkedSandbox,
+        memory: MemoryWatch,
+        log_path: Path,
+        transcripts: Path | None,
+    ) -> None:
+        """Take over ``sandbox``. ``greet`` or ``resume`` links it, and starts ``memory``."""
+        self._records.open(log_path, transcripts)
+        self.sandbox, self.memory = sandbox, memory
+
+    def end_link(self, reason: str) -> None:
+        """Kill the sandbox; ``on_end`` is called first. Idempotent."""
+        if self.link is not None:
+            self.link.end(reason)
+
+    def release(self) -> LinkedSandbox | None:
+        """Hand the sandbox back: the caller closes it."""
+        sandbox, self.sandbox = self.sandbox, None
+        return sandbox
+
+    async def close(self) -> None:
+        """Remove the files of the sandbox, whose link has ended, and close its log. Idempotent."""
+        if self.memory is not None:
+            self.memory.stop()
+        sandbox = self.release()
+        if sandbox is not None:
+            await close_sandbox(sandbox)
+        self._records.close()
+
+    def _connect(self, resume: Resume | None = None) -> None:
+        """:raises LocalProtocolError: when ``resume`` is too large"""
+        sandbox = self.sandbox
+        assert sandbox is not None
+        sleep = SleepPolicy(lambda: not self._exchange.pending, self._on_sleep_change)
+        self._exchange.link = SandboxLink(
+            *(sandbox, self._on_event, self._on_end, self._exchange.resume_reading),
+            *(self._sharing.add(), resume),
+            sleep if self._identity.idle_stop and sandbox.can_pause else None,
+        )
+
+    def _on_sleep_change(self, stopped: bool) -> None:
+        """Measure memory only while the sandbox runs: a stopped one takes no more."""
+        if self.memory is not None:
+            self.memory.stop()
+            if not stopped:
+                self.memory.start()
+
+    async def end_if_memory_stays(self) -> None:
+        """End a sandbox whose files nearly fill its memory: they would kill the next kernel."""
+        link, memory = self.link, self.memory
+        if link is None or link.ended or memory is None:
+            return
+        if not await memory.has_fallen():
+            link.end("the files in the sandbox nearly fill its memory limit")
+
+    # -- questions to the guest ------------------------------------------------------------------
+
+    async def greet(self, timeout: float) -> Hello:
+        """Connect to a new sandbox, and return the HELLO of its guest.
+
+        :raises LaunchError: when none comes within ``timeout`` seconds, or the sandbox ends
+        """
+        self._hello = self._loop.create_future()
+        self._connect()
+        try:
+            hello = await self.wait(
+                self._hello,
+                timeout,
+                "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
+            )
+        finally:
+            self._hello = None
+        self._records.note(f"sandbox is up: {dict(hello.facts)}")
+        assert self.memory is not None
+        self.memory.start()
+        return hello
+
+    async def resume(self, resume: Resume, timeout: float) -> Resumed:
+        """Connect to a restored sandbox, and return the RESUMED of its guest.
+
+        :raises LaunchError: when none comes within ``timeout`` seconds, or the sandbox ends
+        :raises LocalProtocolError: when ``resume`` is too large
+        """
+        self._resumed = self._loop.create_future()
+        try:
+            self._connect(resume)
+            assert self.memory is not None
+            self.memory.start()
+            return await self.wait(self._resumed, timeout)
+        finally:
+            self._resumed = None
+
+    async def start(self, start: Start, timeout: float) -> None:
+        """Send START and the messages of clients that wait, and wait until the process exists.
+
+        :raises LaunchError: when it does not within ``timeout`` seconds, when the kernel or the
+            sandbox ends before, or when START is too long
+        """
+        link = self.link
+        assert link is not None
+        self._started = self._loop.create_future()
+        try:
+            link.connection.send(start)
+            self._exchange.deliver_waiting()
+            link.flush()
+            async with asyncio.timeout(timeout):
+                await self._started
+        except LocalProtocolError as error:
+            raise self.launch_error(
+                f"The kernel cannot be started: {error}",
+                "if it is too long, pass fewer or shorter variables (setting environment, or env "
+                "in the kernelspec). Otherwise restart the kernel.",
+            ) from error
+        except TimeoutError:
+            link.end("the kernel did not start in time")
+            raise self.launch_error(
+                f"The kernel's process did not start within {timeout:g} s.",
+                "raise the setting start_timeout.",
+            ) from None
+        finally:
+            self._started = None
+
+    async def quiesce(self, timeout: float) -> None:
+        """Wait until no data is on its way in either direction.
+
+        :raises LaunchError: when the guest does not answer within ``timeout`` seconds, or ends
+        """
+        assert self.link is not None
+        try:
+            self._quiesced = self.link.quiesce()
+            await self.wait(self._quiesced, timeout)
+        except LocalProtocolError as error:
+            raise self.launch_error(f"The sandbox has ended: {error}") from error
+        finally:
+            self._quiesced = None
+
+    async def wait(
+        self,
+        answer: asyncio.Future[T],
+        timeout: float,
+        hint: str = "look for the cause with: gvisor-kernel doctor",
+    ) -> T:
+        """Await an answer from inside; end the sandbox after ``timeout`` seconds without one.
+
+        :raises LaunchError: when there is none
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            self.end_link(f"no answer within {timeout:g} s")
+            raise self.launch_error(
+                f"The sandbox of {self._identity.name} did not answer within {timeout:g} s.", hint
+            ) from None
+
+    # -- answers of the guest --------------------------------------------------------------------
+
+    def take_answer(self, event: Event) -> None:
+        """Take an answer of the guest; one that nobody awaits is ignored."""
+        if isinstance(event, Hello) and self._hello is not None:
+            _settle(self._hello, event)
+        elif isinstance(event, Started) and self._started is not None:
+            _settle(self._started, None)
+        elif isinstance(event, Resumed) and self._resumed is not None:
+            _settle(self._resumed, event)
+
+    def fail_start(self, status: int) -> None:
+        """Fail the awaited start of a kernel that has ended with ``status``, if one is awaited."""
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(
+                self.launch_error(
+                    f"The kernel of {self._identity.name} did not start (exit status {status})."
+                )
+            )
+
+    def fail_answers(self, reason: str) -> bool:
+        """Fail what is awaited from a link that has ended, except the start of a process.
+
+        Returns whether that was an answer without which the sandbox has no kernel.
+        """
+        renewal = self._exchange.renewal
+        settled = None if renewal is None else renewal.done
+        for awaited in (self._hello, self._resumed, settled):
+            if awaited is not None and not awaited.done():
+                awaited.set_exception(
+                    self.launch_error(
+                        f"The sandbox of {self._identity.name} ended during the start: {reason}."
+                    )
+                )
+                return True
+        if self._quiesced is not None and not self._quiesced.done():
+            self._quiesced.set_exception(
+                self.launch_error(
+                    f"The sandbox of {self._identity.name} ended before its snapshot: {reason}."
+                )
+            )
+        return False
+
+    # -- what it wrote ---------------------------------------------------------------------------
+
+    def find_last_line(self) -> str:
+        """Return the last line that was written inside, or nothing."""
+        lines = [
+            line.strip() for line in [*self._read_stderr().splitlines(), *self._records.recent]
+        ]
+        return next((line[:MAX_LAST_LINE] for line in reversed(lines) if line), "")
+
+    def find_panic(self) -> str:
+        """Return what the runtime said as it failed, if it did."""
+        return self.sandbox.find_panic() if self.sandbox is not None else ""
+
+    def launch_error(self, fact: str, hint: str = "") -> LaunchError:
+        """Return an error with the last lines from inside as its detail."""
+        tail = self._read_stderr()
+        tail = "\n".join([*self._records.recent, tail])
+        if not hint and not tail:
+            hint = "check this machine with: gvisor-kernel doctor"
+        return LaunchError(fact, hint, tail)
+
+    def _read_stderr(self) -> str:
+        return self.sandbox.stderr_tail() if self.sandbox is not None else ""
+
+
+def _settle(awaited: asyncio.Future[T], answer: T) -> None:
+    """Give ``answer`` to whoever awaits it, unless there was one already."""
+    if not awaited.done():
+        awaited.set_result(answer)

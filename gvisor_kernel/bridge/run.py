@@ -1,0 +1,114 @@
+"""One run of a kernel: whether its end is expected, why it died, and what clients are told then.
+
+Starts and kills nothing; ``kernel`` does. The words are in ``deaths``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
+from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
+from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.records import Records
+from gvisor_kernel.host.log_files import Limiter
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 2.0
+"""How long clients have to read a dead kernel's last messages before its exit is reported."""
+LAST_LINE_SECONDS = 0.2
+"""How long a dead kernel's last output may take: it comes by a pipe of its own, and nothing marks
+its end."""
+
+
+class KernelRun:
+    """The run of a kernel that starts, runs or has ended; ``begin`` makes it the next one.
+
+    ``exit_status`` and ``death`` may be read from any thread.
+    """
+
+    def __init__(
+        self, name: str, exchange: Exchange, attached: AttachedSandbox, records: Records
+    ) -> None:
+        self.number = 0
+        """The number by which the guest knows this run."""
+        self.exit_status: int | None = None
+        """None while a kernel runs or starts, else as in ``subprocess``."""
+        self.exited = asyncio.Event()
+        """Whether ``exit_status`` was set."""
+        self.cause: str | None = None
+        """Why the kernel must have died, if that is known before its exit."""
+        self.death: str | None = None
+        """Why the kernel died, once that was reported; None if its end was requested."""
+        self.end_expected = False
+        self.keep_sandbox = True
+        """Whether the sandbox is kept for a restart after this run."""
+        self.has_answered = False
+        """Whether the kernel has replied to a request."""
+        self.logs_death = True
+        """Whether a death is logged as a warning. Not where a command reports it as its error."""
+        self._name = name
+        self._exchange = exchange
+        self._attached = attached
+        self._records = records
+        self._deaths = Limiter()
+
+    def begin(self) -> None:
+        """Note the start of a kernel. May be called again during the same start."""
+        self.cause = self.death = None
+        self.has_answered = False
+        self.end_expected = False
+        self.exit_status = None
+        self.exited.clear()
+        self.keep_sandbox = True
+
+    def note_loss(self, reason: str) -> None:
+        """Note that the sandbox has ended; ``reason`` is the link's."""
+        if self.cause is None and not self.end_expected:
+            self.cause = explain_loss(reason, self._attached.memory, self._attached.find_panic())
+
+    async def finish(self, status: int) -> None:
+        """Explain the death of a kernel, send its last messages, then report its exit."""
+        try:
+            await self._report_end(status)
+        finally:
+            self.exit_status = status
+            self.exited.set()
+
+    async def _report_end(self, status: int) -> None:
+        self._attached.fail_start(status)
+        self._records.note(f"the kernel ended {describe_status(status)}")
+        await self._exchange.drain_kernel(FLUSH_SECONDS)
+        self._records.report_drops()
+        reason = self.cause
+        if reason is None and not self.end_expected:
+            reason = explain_death(status, self._attached.memory, await self._find_last_line())
+        if reason is not None:
+            self._report_death(reason)
+        self._exchange.forget_requests()
+        if self.cause is not None:
+            await self._attached.end_if_memory_stays()
+        await self._exchange.drain_clients(FLUSH_SECONDS)
+
+    def _report_death(self, reason: str) -> None:
+        """Log why the kernel died, if wanted, and show it in the cell that was running."""
+        self.death = reason
+        if self.logs_death:
+            line = self._deaths.admit(f"{self._name}: {reason}")
+            if line is not None:
+                log.warning("%s", line)
+        self._records.note(reason)
+        self._exchange.show_death(reason)
+
+    async def _find_last_line(self) -> str:
+        """Return the last line that a kernel wrote which never answered; else nothing.
+
+        An interpreter without ipykernel says there what it lacks, and nobody sees the log of a
+        kernel that did not start.
+        """
+        if self.has_answered or self._attached.sandbox is None:
+            return ""
+        await asyncio.sleep(LAST_LINE_SECONDS)
+        return self._attached.find_last_line()
