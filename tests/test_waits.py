@@ -40,7 +40,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "bounded by FLUSH_SECONDS",
     ("bridge/sandbox_link.py", "os.read(self._sandbox.link_out, self._read_size)"): READY,
     ("bridge/lanes.py", "future.result()"): "it is done",
-    ("bridge/sandbox_link.py", "await closed"): UNDONE,
+    ("bridge/linked_sandbox.py", "await closed"): UNDONE,
     ("bridge/thread.py", "done.result()"): "it is done",
     ("kernel/snapshot_queue.py", "threading.Condition()"): LOCK,
     (

@@ -8,7 +8,7 @@ and signs it again.
 from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.kernel import KernelBridge
-from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.thread import Bridge
 
 __all__ = ["Address", "Bridge", "KernelBridge", "KernelIdentity", "LinkedSandbox", "SnapshotRun"]

@@ -14,9 +14,10 @@ from typing import TypeVar
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.idle import SleepPolicy
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
 from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.records import Records
-from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink, close_sandbox
+from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Event, Hello, LocalProtocolError, Resume, Resumed, Start, Started

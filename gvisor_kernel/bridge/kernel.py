@@ -20,10 +20,11 @@ from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.deaths import describe_excess
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.run import KernelRun
-from gvisor_kernel.bridge.sandbox_link import LinkedSandbox, SandboxLink
+from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object

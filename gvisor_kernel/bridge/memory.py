@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 
 MAX_INTERVAL_SECONDS = 0.1
 """The longest time between two measurements."""

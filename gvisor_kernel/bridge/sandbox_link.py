@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 from gvisor_kernel import __version__
 from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.link import (
     Channel,
@@ -51,27 +50,6 @@ MISSED_WAITS = 6
 since the loop's timers stop while the machine is suspended."""
 ACTIVITY_EVENTS = (Message, Log, Started, Resumed)
 """Events that show activity in the sandbox."""
-
-
-class LinkedSandbox(Protocol):
-    """The part of a runtime's Sandbox that the bridge uses; see ``runtimes.base.Sandbox``."""
-
-    link_in: int
-    link_out: int
-    exit_fd: int
-    gofer_fd: int
-    can_pause: bool
-
-    def poll(self) -> int | None: ...
-    def memory_used(self) -> int | None: ...
-    def memory_kills(self) -> int: ...
-    def stderr_tail(self) -> str: ...
-    def find_panic(self) -> str: ...
-    def kill(self) -> None: ...
-    def pause(self) -> None: ...
-    def is_busy(self) -> bool: ...
-    def resume(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class SandboxLink:
@@ -370,37 +348,3 @@ class SandboxLink:
                 self._loop.remove_reader(fd)
         self._sandbox.kill()
         self._on_end(reason)
-
-
-async def close_sandbox(sandbox: LinkedSandbox) -> None:
-    """Call ``sandbox.close`` in a new thread and wait for it.
-
-    No worker of the executor is used, since copying outputs from a Docker engine may take long and
-    would block launches. At the exit of the process no thread can start; then close here.
-    """
-    loop = asyncio.get_running_loop()
-    closed: asyncio.Future[None] = loop.create_future()
-
-    def tell(error: BaseException | None) -> None:
-        if closed.done():
-            return
-        if error is None:
-            closed.set_result(None)
-        else:
-            closed.set_exception(error)
-
-    def close() -> None:
-        error: BaseException | None = None
-        try:
-            sandbox.close()
-        except BaseException as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, error)
-
-    try:
-        threading.Thread(target=close, name="gvisor-kernel-close").start()
-    except RuntimeError:
-        sandbox.close()
-        return
-    await closed

@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, sweep_bases
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.kernel import KernelBridge
-from gvisor_kernel.bridge.sandbox_link import LinkedSandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.per_process import PerProcess

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
-from gvisor_kernel.bridge.sandbox_link import close_sandbox
+from gvisor_kernel.bridge.linked_sandbox import close_sandbox
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
