@@ -11,16 +11,15 @@ import asyncio
 import errno
 import logging
 import os
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
 
+from gvisor_kernel.bridge.addresses import Address, SocketNames
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.link import Channel
@@ -51,21 +50,8 @@ it has waited already, within these bounds."""
 MAX_WAITING_WELCOMES = 1000
 """Messages waiting on iopub. Above this no subscription is read: each adds a welcome message, and
 a client can subscribe without a valid signature."""
-MAX_SOCKET_PATH = 107
-"""Bytes in the path of a Unix socket (sun_path without its NUL)."""
 
 OnSent = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Address:
-    """The address that clients connect to, as in a connection file. Bind chooses ports of 0."""
-
-    transport: str
-    ip: str
-    ports: dict[Channel, int] = field(default_factory=dict)
-    curve_publickey: bytes | None = None
-    curve_secretkey: bytes | None = None
 
 
 class ClientSockets:
@@ -99,13 +85,13 @@ class ClientSockets:
         """Subscriptions of all clients to iopub."""
         self._warnings = Limiter()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
-        self._directory: Path | None = None
+        self._names = SocketNames(address, base)
         self._closed = False
         try:
             for channel, kind in SOCKET_TYPES.items():
                 self._sockets[channel] = self._make_socket(context, channel, kind, address)
                 self._waiting[channel] = deque()
-            self.address = self._bind(address, base)
+            self._names.bind(self._sockets)
         except (zmq.ZMQError, OSError) as error:
             self.close()
             # libzmq reports ENOTSOCK when it gets no file descriptor for a socket.
@@ -142,48 +128,10 @@ class ClientSockets:
             socket.curve_publickey = address.curve_publickey
         return socket
 
-    # -- addresses -------------------------------------------------------------------------------
-
-    def _bind(self, address: Address, base: Path) -> Address:
-        ports = dict(address.ports)
-        if address.transport == "tcp":
-            for channel, socket in self._sockets.items():
-                wanted = ports.get(channel, 0)
-                socket.bind(f"tcp://{address.ip}:{wanted or '*'}")
-                endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
-                assert isinstance(endpoint, bytes)
-                ports[channel] = int(endpoint.rstrip(b"\0").rpartition(b":")[2])
-            ip = address.ip
-        else:
-            self._directory = base / secrets.token_hex(4)
-            self._directory.mkdir(mode=0o700)
-            ip = address.ip or f"{self._directory}/k"
-            if len(f"{self._directory}/k-99".encode()) > MAX_SOCKET_PATH:
-                raise OSError(f"the path {self._directory} is too long for a Unix socket")
-            for channel, socket in self._sockets.items():
-                ports[channel] = ports.get(channel) or int(channel)
-                socket.bind(f"ipc://{self._directory}/l-{int(channel)}")
-        bound_address = Address(
-            address.transport, ip, ports, address.curve_publickey, address.curve_secretkey
-        )
-        self._expose(bound_address)
-        return bound_address
-
-    def _expose(self, address: Address) -> None:
-        """Create the names that clients know for the ipc sockets.
-
-        They are symbolic links: a manager unlinks the names at each restart, but the sockets and
-        their connections must stay.
-        """
-        if self._directory is None:
-            return
-        for channel, port in address.ports.items():
-            name, target = Path(f"{address.ip}-{port}"), self._directory / f"l-{int(channel)}"
-            if name.is_symlink():
-                if name.readlink() == target:
-                    continue
-                name.unlink()  # left by an earlier kernel, whose process was killed
-            name.symlink_to(target)
+    @property
+    def address(self) -> Address:
+        """The address that clients connect to."""
+        return self._names.address
 
     def expose(self) -> None:
         """Create the names that clients connect to, where they are missing.
@@ -191,7 +139,7 @@ class ClientSockets:
         :raises LaunchError: when they cannot be created
         """
         try:
-            self._expose(self.address)
+            self._names.expose()
         except OSError as error:
             raise LaunchError(
                 f"The names of the kernel's sockets cannot be created: {error}."
@@ -376,18 +324,7 @@ class ClientSockets:
                 on_sent = waiting.popleft()[1]
                 if on_sent is not None:
                     on_sent()
-        if self._directory is not None:
-            address = getattr(self, "address", None)
-            if address is not None:
-                for port in address.ports.values():
-                    name = Path(f"{address.ip}-{port}")
-                    with suppress(OSError):
-                        if name.readlink().parent == self._directory:
-                            name.unlink()
-            with suppress(OSError):
-                for name in self._directory.iterdir():
-                    name.unlink(missing_ok=True)
-                self._directory.rmdir()
+        self._names.remove()
 
 
 def _send(socket: zmq.Socket[bytes], parts: list[Part]) -> None:

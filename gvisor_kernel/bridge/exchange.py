@@ -18,7 +18,8 @@ from pathlib import Path
 
 import zmq
 
-from gvisor_kernel.bridge.clients import Address, ClientSockets, OnSent
+from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.clients import ClientSockets, OnSent
 from gvisor_kernel.bridge.deaths import make_death_messages
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane

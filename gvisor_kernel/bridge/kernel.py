@@ -15,8 +15,8 @@ from pathlib import Path
 
 import zmq
 
+from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
-from gvisor_kernel.bridge.clients import Address
 from gvisor_kernel.bridge.deaths import describe_excess
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import zmq
 
-from gvisor_kernel.bridge.clients import Address
+from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, sweep_bases
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.kernel import KernelBridge

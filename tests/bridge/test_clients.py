@@ -13,7 +13,8 @@ import zmq
 import zmq.asyncio
 
 from gvisor_kernel.bridge import clients
-from gvisor_kernel.bridge.clients import HIGH_WATER, Address, ClientSockets
+from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.clients import HIGH_WATER, ClientSockets
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
 

@@ -17,7 +17,7 @@ import zmq
 import zmq.asyncio
 
 from gvisor_kernel.bridge import lanes, wire
-from gvisor_kernel.bridge.clients import Address
+from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import MAX_INLINE, Lane
