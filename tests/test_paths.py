@@ -68,6 +68,7 @@ ALLOWED = {
     "skills/package.py": NAMED + "; no link below it is followed",
     "skills/store.py": "the folder of this user's skills, which no kernel can write",
     "snapshots/host_facts.py": KERNEL,
+    "snapshots/snapshot.py": OWN_STORE,
     "snapshots/store.py": OWN_STORE,
 }
 """A package, a module or a function, and why it may use paths."""

@@ -33,7 +33,7 @@ OWN = {
     "runtimes/mounts/host_python.py": "output of this machine's interpreter",
     "runtimes/mounts/written_folders.py": "flat lines that the runtime wrote",
     "skills/store.py": "a flat record that the store wrote",
-    "snapshots/store.py": "a document whose checksum was compared",
+    "snapshots/snapshot.py": "a document whose checksum was compared",
     "strict_json.py": "the parser with bounds",
 }
 """Modules that call Python's parser, and where the JSON comes from."""

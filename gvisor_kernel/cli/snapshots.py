@@ -21,7 +21,8 @@ from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import RuntimeMissing, SnapshotError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
-from gvisor_kernel.snapshots.store import Snapshot, Store
+from gvisor_kernel.snapshots.snapshot import Snapshot
+from gvisor_kernel.snapshots.store import Store
 
 SHOWN_DIGITS = 12
 

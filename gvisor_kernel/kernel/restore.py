@@ -24,7 +24,8 @@ from gvisor_kernel.snapshots.key import (
     split_environment,
 )
 from gvisor_kernel.snapshots.reseed import find_renewal
-from gvisor_kernel.snapshots.store import Meta, Store
+from gvisor_kernel.snapshots.snapshot import Meta
+from gvisor_kernel.snapshots.store import Store
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.tracing import step
 

@@ -33,7 +33,8 @@ from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 from gvisor_kernel.snapshots.build import builder_lock, lower_priority, strip_session
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.reseed import find_renewal
-from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
+from gvisor_kernel.snapshots.snapshot import Meta, Snapshot
+from gvisor_kernel.snapshots.store import Store
 from gvisor_kernel.strict_json import parse_json
 
 MAX_LIST = 16 * 1024 * 1024

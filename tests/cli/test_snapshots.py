@@ -23,7 +23,8 @@ from gvisor_kernel.runtimes.base import LaunchRequest, MountView
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import KernelFacts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
-from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
+from gvisor_kernel.snapshots.snapshot import Meta, Snapshot
+from gvisor_kernel.snapshots.store import Store
 
 Add = Callable[..., str]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.snapshots.store import Snapshot, Store
+from gvisor_kernel.snapshots.snapshot import Snapshot
+from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import kernel_log
 from .inside import Kernel, attacker

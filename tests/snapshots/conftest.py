@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.snapshots.key import SnapshotKey
-from gvisor_kernel.snapshots.store import Snapshot, Store
+from gvisor_kernel.snapshots.snapshot import Snapshot
+from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import SANDBOXED
 from ..world import DEFAULT_KERNEL, World

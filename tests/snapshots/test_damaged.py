@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.snapshots.store import Snapshot, Store, check_private
+from gvisor_kernel.snapshots.snapshot import Snapshot, check_private
+from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..world import kernelspec_of

@@ -19,7 +19,8 @@ from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
-from gvisor_kernel.snapshots.store import Meta, Snapshot, Store
+from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
+from gvisor_kernel.snapshots.store import Store
 
 
 @pytest.fixture
@@ -283,5 +284,5 @@ def test_builder_lock_is_exclusive_and_ends_with_its_process(
 def test_metadata_is_json_with_format(store: Store) -> None:
     name = add(store, 1)
     content = json.loads((store.root / name / "meta.json").read_text().partition("\n")[2])
-    assert content["format"] == module.FORMAT
+    assert content["format"] == FORMAT
     assert isinstance(store.snapshots()[0], Snapshot)
