@@ -241,8 +241,8 @@ def check_image(runtime: str, image: str) -> None:
 _IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image: {IMAGE_NAME_RULE}'
 
 
-# Paths. These checks only report mistakes early. ``runtimes/mounts/folders.py`` decides when it
-# opens a folder, because links may change until then; so a path is returned with its links.
+# Paths. These checks only report mistakes early. ``runtimes/mounts`` decides when it opens a
+# folder, because links may change until then; so a path is returned with its links.
 
 
 def is_plain_path(value: object) -> bool:

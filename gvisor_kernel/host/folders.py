@@ -7,7 +7,7 @@ moment later, a descriptor never does. ``reopen`` is for another mount namespace
 of this one cannot be mounted: it opens the name again and refuses another file than before.
 
 "Link" means symbolic link in this module. Which folders a sandbox may see is decided in
-``runtimes/mounts/folders.py``.
+``runtimes/mounts``, by ``folders`` and ``outputs``.
 """
 
 from __future__ import annotations

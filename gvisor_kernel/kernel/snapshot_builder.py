@@ -28,8 +28,8 @@ from gvisor_kernel.kernel.restore import find_key, find_obstacle
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.runtimes.mounts.folders import keeps_outputs
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
+from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.snapshots.build import builder_lock, lower_priority, strip_session
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.reseed import find_renewal

@@ -36,7 +36,12 @@ OUT = (
     "runtimes/docker/outputs.py",
     "runtimes/docker/removal.py",
 )
-IN = ("host/folders.py", "runtimes/docker/files.py", "runtimes/mounts/folders.py")
+IN = (
+    "host/folders.py",
+    "runtimes/docker/files.py",
+    "runtimes/mounts/folders.py",
+    "runtimes/mounts/outputs.py",
+)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from typing import Any
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.runtimes.mounts.folders import open_inputs, open_outputs
+from gvisor_kernel.runtimes.mounts.folders import open_inputs
+from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 
 from ..jupyter.helpers import execute, running_kernel
 from ..runtimes.conftest import make_request

@@ -39,6 +39,7 @@ STARTS = (
     "host/folders.py",
     "host/stage.py",
     "runtimes/mounts/folders.py",
+    "runtimes/mounts/outputs.py",
     "runtimes/runsc/starting.py",
 )
 """Modules that open and mount folders, and those of the last steps before the program runs."""

@@ -44,7 +44,8 @@ from gvisor_kernel.runtimes.docker.removal import (
 from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
+from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes

@@ -2,7 +2,8 @@
 packages.
 
 A cover is an empty directory that is mounted over a directory of the host, wherever a sandbox is
-shown that. This module finds the covers and adds them to the mounts; it mounts nothing.
+shown that. This module finds the covers, tells which folders hold keys, and adds the covers to the
+mounts; it mounts nothing.
 """
 
 from __future__ import annotations
@@ -102,6 +103,31 @@ def find_cover(covers: Iterable[Cover], path: str) -> str | None:
         if is_within(path, cover.path) and not any(is_within(path, kept) for kept in cover.kept):
             return cover.path
     return None
+
+
+def is_private(path: str) -> bool:
+    """Return whether ``path`` is, contains or lies in a folder with keys of kernels or servers."""
+    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
+    places = (*map(os.path.realpath, own), _runtime_directory())
+    return any(is_within(place, path) or is_within(path, place) for place in places)
+
+
+def _runtime_directory() -> str:
+    """Return where Jupyter servers write their tokens, and managers the connection files."""
+    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
+    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
+
+
+def holds_keys(path: str) -> bool:
+    """Return whether ``path`` contains or lies in a folder of Jupyter's or of this package's own.
+
+    A folder in this package's cache is allowed: snapshots are made there, by kernels of their own.
+    """
+    covers = find_jupyter_covers(())
+    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    return any(is_within(cover.path, path) for cover in covers) or bool(
+        find_cover((cover for cover in covers if cover.path != cache), path)
+    )
 
 
 def hides(covers: Iterable[Cover], uploads: str) -> bool:

@@ -1,22 +1,17 @@
-"""The user's folders that a sandbox is shown: each is opened once, and held until it is mounted.
+"""The user's folders that a sandbox reads: each is opened once, and held until it is mounted.
 
-This module decides what may be shown: which symbolic links are followed, which folders are never
-writable, which are made if they are missing. ``host/folders.py`` opens them; the runtime that
-mounts or copies them uses the descriptors.
+This module decides what may be shown, and which symbolic links are followed; ``outputs`` decides
+it for the folder of outputs. ``host/folders.py`` opens them; the runtime that mounts or copies them
+uses the descriptors.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-
-from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from gvisor_kernel.config.settings import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.config.validators import (
@@ -27,14 +22,20 @@ from gvisor_kernel.config.validators import (
     real_path,
 )
 from gvisor_kernel.errors import LaunchError, SettingError
-from gvisor_kernel.host.folders import LinkRefused, Opened, make_folder, open_below, open_path
+from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.stage import TOO_MANY_FILES
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
-from gvisor_kernel.runtimes.mounts.covers import Cover, find_cover, find_jupyter_covers, hides
+from gvisor_kernel.runtimes.mounts.covers import (
+    Cover,
+    find_cover,
+    find_jupyter_covers,
+    hides,
+    holds_keys,
+    is_private,
+)
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -95,56 +96,6 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
     )
 
 
-def open_outputs(
-    spec: SandboxSpec, inputs: Inputs, stack: ExitStack, *, make: bool = True
-) -> Outputs:
-    """Open the folder of outputs, and make it if it is missing; ``stack`` closes it.
-
-    Where the default folder cannot be made, or must not be, outputs are not kept, and a warning is
-    logged. ``make=False``: only open a folder that exists.
-
-    :raises SettingError: when the setting names a folder that cannot be used
-    :raises LaunchError: when too many files are open
-    """
-    if spec.outputs is None:
-        return Outputs(None)
-    parent, name = _open_parent(spec, inputs, stack)
-    path = f"{parent.path.rstrip('/')}/{name}"
-    if not may_be_writable(path) or _holds_keys(path):
-        if spec.outputs == DEFAULTS.outputs:
-            log.warning("%s is a folder of the system or of Jupyter: outputs are not kept", path)
-            return Outputs(None)
-        raise SettingError(
-            "outputs",
-            spec.outputs,
-            f"a folder of files; {path} belongs to the system, or contains a home or the keys of"
-            " kernels",
-        )
-    made = False
-    try:
-        try:
-            found = open_below(parent, name)
-        except FileNotFoundError:
-            if not make:
-                return Outputs(None)
-            found, made = _make_or_open(parent, name)
-    except OSError as error:
-        _check_scarce(path, error)
-        if error.errno == errno.ELOOP:
-            raise _explain_link("outputs", spec.outputs, path) from error
-        if spec.outputs == DEFAULTS.outputs:
-            log.warning("Could not make %s (%s): outputs are not kept", path, error.strerror)
-            return Outputs(None)
-        raise SettingError(
-            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
-        ) from error
-    stack.enter_context(found)
-    if not found.is_folder:
-        raise SettingError("outputs", spec.outputs, f"a folder; {path} is not a directory")
-    _check_outputs(spec.outputs, parent, found)
-    return Outputs(found, parent.identity, made)
-
-
 def are_uploads_covered(spec: SandboxSpec, request: LaunchRequest) -> bool:
     """Return whether parts of the uploads folder are hidden, which no snapshot has.
 
@@ -163,67 +114,6 @@ def _find_jupyters(
     host = spec.image == HOST_IMAGE
     return find_jupyter_covers(
         ask_interpreter(request.python, written.has).prefixes if host else ()
-    )
-
-
-def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
-    """Refuse outputs that are a home or hold keys at another path, or that another user has
-    planted.
-
-    :raises SettingError: when they are
-    """
-    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
-    covers = [cover for cover in find_jupyter_covers(()) if cover.path != cache]
-    other = find_home_by_inode(found) or find_key_folder(found, covers)
-    if other is not None:
-        raise SettingError(
-            "outputs", value, f"a folder of files; {found.path} is, contains or lies in {other}"
-        )
-    above, own = parent.status(), found.status()
-    if above.st_mode & stat.S_ISVTX and own.st_uid not in (0, os.geteuid(), above.st_uid):
-        raise SettingError(
-            "outputs",
-            value,
-            f"a folder of your own: {found.path} is in a folder that everybody can write, and"
-            f" belongs to uid {own.st_uid}",
-        )
-
-
-def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
-    """Return whether ``open_outputs`` would find or make a folder of the host. Opens nothing.
-
-    Only for the choice of a snapshot: a wrong answer costs a cold start.
-    """
-    if spec.outputs is None:
-        return False
-    path = Path(real_path(str(request.folder / spec.outputs)))
-    return path.is_dir() or (
-        may_be_writable(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
-    )
-
-
-def is_private(path: str) -> bool:
-    """Return whether ``path`` is, contains or lies in a folder with keys of kernels or servers."""
-    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
-    places = (*map(os.path.realpath, own), _runtime_directory())
-    return any(is_within(place, path) or is_within(path, place) for place in places)
-
-
-def _runtime_directory() -> str:
-    """Return where Jupyter servers write their tokens, and managers the connection files."""
-    data = os.environ.get("JUPYTER_DATA_DIR") or user_data_path("jupyter")
-    return os.path.realpath(os.environ.get("JUPYTER_RUNTIME_DIR") or Path(data, "runtime"))
-
-
-def _holds_keys(path: str) -> bool:
-    """Return whether ``path`` contains or lies in a folder of Jupyter's or of this package's own.
-
-    A folder in this package's cache is allowed: snapshots are made there, by kernels of their own.
-    """
-    covers = find_jupyter_covers(())
-    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
-    return any(is_within(cover.path, path) for cover in covers) or bool(
-        find_cover((cover for cover in covers if cover.path != cache), path)
     )
 
 
@@ -267,7 +157,7 @@ def _open_uploads(
 ) -> Opened | None:
     if spec.uploads is None:
         return None
-    found = stack.enter_context(_open_setting("uploads", spec.uploads, folder, written))
+    found = stack.enter_context(open_setting("uploads", spec.uploads, folder, written))
     jupyters = _find_jupyters(spec, request, written)
     home = find_home(found.path) or find_home_by_inode(found)
     # Covers are found by path: a key folder that is mounted at a second path would stay visible.
@@ -291,7 +181,7 @@ def _open_uploads(
 
 
 def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
-    found = _open_setting("mounts", source, None, written)
+    found = open_setting("mounts", source, None, written)
     keys = find_key_folder(found, find_jupyter_covers(()))
     if keys is not None:
         found.close()
@@ -303,7 +193,7 @@ def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened
     system = found.path == "/" or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES)
     closed = not read_only and (
         not may_be_writable(found.path)
-        or _holds_keys(found.path)
+        or holds_keys(found.path)
         or find_home_by_inode(found) is not None
     )
     if system or closed:
@@ -325,14 +215,14 @@ def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -
     if folder is None:
         return {}
     found = {}
-    with _open_setting("skills", str(folder), None, written) as opened:
+    with open_setting("skills", str(folder), None, written) as opened:
         for name, target in _SKILLS.items():
             try:
                 part = stack.enter_context(open_below(opened, name))
             except FileNotFoundError:
                 continue
             except OSError as error:
-                _check_scarce(f"{folder}/{name}", error)
+                check_scarce(f"{folder}/{name}", error)
                 raise SettingError(
                     "skills", str(folder), f"a folder that can be read ({name}: {error.strerror})"
                 ) from error
@@ -341,55 +231,25 @@ def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -
     return found
 
 
-def _open_setting(name: str, value: str, folder: Opened | None, written: WrittenFolders) -> Opened:
+def open_setting(name: str, value: str, folder: Opened | None, written: WrittenFolders) -> Opened:
     """Open a setting's path: absolute, or below the notebook's folder without symbolic links."""
     try:
         if value.startswith("/") or folder is None:
             return open_path(value, written.has)
         return open_below(folder, value)
     except LinkRefused as error:
-        raise _explain_planted_link(name, value, error) from error
+        raise explain_planted_link(name, value, error) from error
     except OSError as error:
         path = value if folder is None else f"{folder.path}/{value}"
-        _check_scarce(path, error)
+        check_scarce(path, error)
         if error.errno == errno.ELOOP and folder is not None:
-            raise _explain_link(name, value, path) from error
+            raise explain_link(name, value, path) from error
         raise SettingError(
             name, value, f"a path that exists and can be opened ({path}: {error.strerror})"
         ) from error
 
 
-def _open_parent(spec: SandboxSpec, inputs: Inputs, stack: ExitStack) -> tuple[Opened, str]:
-    """Open the folder that outputs are in; return it and the name of outputs in it."""
-    assert spec.outputs is not None
-    if spec.outputs.startswith("/"):
-        head, name = os.path.split(_follow_last(spec.outputs, inputs.written.has))
-        return stack.enter_context(_open_setting("outputs", head, None, inputs.written)), name
-    head, name = os.path.split(spec.outputs)
-    if not head:
-        assert inputs.folder is not None
-        return inputs.folder, name
-    found = stack.enter_context(_open_setting("outputs", head, inputs.folder, inputs.written))
-    return found, name
-
-
-def _follow_last(path: str, writable: Callable[[str, int], bool]) -> str:
-    """Return a folder's real path, or ``path`` if it is missing: the user may name a link here."""
-    try:
-        with open_path(path, writable) as found:
-            return found.path
-    except FileNotFoundError:
-        return path
-    except LinkRefused as error:
-        raise _explain_planted_link("outputs", path, error) from error
-    except OSError as error:
-        _check_scarce(path, error)
-        raise SettingError(
-            "outputs", path, f"a path that can be opened ({error.strerror})"
-        ) from error
-
-
-def _check_scarce(path: str, error: OSError) -> None:
+def check_scarce(path: str, error: OSError) -> None:
     """Check that the path is to blame for ``error``.
 
     :raises LaunchError: when too many files are open
@@ -398,14 +258,7 @@ def _check_scarce(path: str, error: OSError) -> None:
         raise LaunchError(f"Could not open {path}: {error.strerror}.", TOO_MANY_FILES) from error
 
 
-def _make_or_open(parent: Opened, name: str) -> tuple[Opened, bool]:
-    try:
-        return make_folder(parent, name), True
-    except FileExistsError:  # another process has just made it
-        return open_below(parent, name), False
-
-
-def _explain_link(name: str, value: str, path: str) -> SettingError:
+def explain_link(name: str, value: str, path: str) -> SettingError:
     real = real_path(path)
     error = SettingError(name, value, "a folder below the notebook's, without symbolic links")
     error.fact = (
@@ -420,7 +273,7 @@ def _explain_link(name: str, value: str, path: str) -> SettingError:
     return error
 
 
-def _explain_planted_link(name: str, value: str, error: LinkRefused) -> SettingError:
+def explain_planted_link(name: str, value: str, error: LinkRefused) -> SettingError:
     return SettingError(
         name,
         value,

@@ -12,8 +12,8 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.environment import find_init_environment
-from gvisor_kernel.runtimes.mounts.folders import keeps_outputs
 from gvisor_kernel.runtimes.mounts.image_python import find_python_tree
+from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.runtimes.mounts.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, sandbox_flags

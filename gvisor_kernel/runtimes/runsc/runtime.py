@@ -28,9 +28,10 @@ from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.environment import find_environment, find_init_environment
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs, open_outputs
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.runtimes.mounts.image_python import check_image_exists, find_python_tree
+from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv

@@ -1,0 +1,157 @@
+"""The user's folder of outputs: it is opened once, or made, and held until it is mounted.
+
+This module decides whether a sandbox may write it. What a sandbox reads is opened by ``folders``.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.config.validators import may_be_writable, real_path
+from gvisor_kernel.errors import SettingError
+from gvisor_kernel.host.folders import LinkRefused, Opened, make_folder, open_below, open_path
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, holds_keys
+from gvisor_kernel.runtimes.mounts.folders import (
+    Inputs,
+    check_scarce,
+    explain_link,
+    explain_planted_link,
+    open_setting,
+)
+from gvisor_kernel.runtimes.mounts.plan import Outputs
+
+log = logging.getLogger(__name__)
+
+
+def open_outputs(
+    spec: SandboxSpec, inputs: Inputs, stack: ExitStack, *, make: bool = True
+) -> Outputs:
+    """Open the folder of outputs, and make it if it is missing; ``stack`` closes it.
+
+    Where the default folder cannot be made, or must not be, outputs are not kept, and a warning is
+    logged. ``make=False``: only open a folder that exists.
+
+    :raises SettingError: when the setting names a folder that cannot be used
+    :raises LaunchError: when too many files are open
+    """
+    if spec.outputs is None:
+        return Outputs(None)
+    parent, name = _open_parent(spec, inputs, stack)
+    path = f"{parent.path.rstrip('/')}/{name}"
+    if not may_be_writable(path) or holds_keys(path):
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("%s is a folder of the system or of Jupyter: outputs are not kept", path)
+            return Outputs(None)
+        raise SettingError(
+            "outputs",
+            spec.outputs,
+            f"a folder of files; {path} belongs to the system, or contains a home or the keys of"
+            " kernels",
+        )
+    made = False
+    try:
+        try:
+            found = open_below(parent, name)
+        except FileNotFoundError:
+            if not make:
+                return Outputs(None)
+            found, made = _make_or_open(parent, name)
+    except OSError as error:
+        check_scarce(path, error)
+        if error.errno == errno.ELOOP:
+            raise explain_link("outputs", spec.outputs, path) from error
+        if spec.outputs == DEFAULTS.outputs:
+            log.warning("Could not make %s (%s): outputs are not kept", path, error.strerror)
+            return Outputs(None)
+        raise SettingError(
+            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
+        ) from error
+    stack.enter_context(found)
+    if not found.is_folder:
+        raise SettingError("outputs", spec.outputs, f"a folder; {path} is not a directory")
+    _check_outputs(spec.outputs, parent, found)
+    return Outputs(found, parent.identity, made)
+
+
+def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
+    """Return whether ``open_outputs`` would find or make a folder of the host. Opens nothing.
+
+    Only for the choice of a snapshot: a wrong answer costs a cold start.
+    """
+    if spec.outputs is None:
+        return False
+    path = Path(real_path(str(request.folder / spec.outputs)))
+    return path.is_dir() or (
+        may_be_writable(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
+    )
+
+
+def _open_parent(spec: SandboxSpec, inputs: Inputs, stack: ExitStack) -> tuple[Opened, str]:
+    """Open the folder that outputs are in; return it and the name of outputs in it."""
+    assert spec.outputs is not None
+    if spec.outputs.startswith("/"):
+        head, name = os.path.split(_follow_last(spec.outputs, inputs.written.has))
+        return stack.enter_context(open_setting("outputs", head, None, inputs.written)), name
+    head, name = os.path.split(spec.outputs)
+    if not head:
+        assert inputs.folder is not None
+        return inputs.folder, name
+    found = stack.enter_context(open_setting("outputs", head, inputs.folder, inputs.written))
+    return found, name
+
+
+def _follow_last(path: str, writable: Callable[[str, int], bool]) -> str:
+    """Return a folder's real path, or ``path`` if it is missing: the user may name a link here."""
+    try:
+        with open_path(path, writable) as found:
+            return found.path
+    except FileNotFoundError:
+        return path
+    except LinkRefused as error:
+        raise explain_planted_link("outputs", path, error) from error
+    except OSError as error:
+        check_scarce(path, error)
+        raise SettingError(
+            "outputs", path, f"a path that can be opened ({error.strerror})"
+        ) from error
+
+
+def _make_or_open(parent: Opened, name: str) -> tuple[Opened, bool]:
+    try:
+        return make_folder(parent, name), True
+    except FileExistsError:  # another process has just made it
+        return open_below(parent, name), False
+
+
+def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
+    """Refuse outputs that are a home or hold keys at another path, or that another user has
+    planted.
+
+    :raises SettingError: when they are
+    """
+    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    covers = [cover for cover in find_jupyter_covers(()) if cover.path != cache]
+    other = find_home_by_inode(found) or find_key_folder(found, covers)
+    if other is not None:
+        raise SettingError(
+            "outputs", value, f"a folder of files; {found.path} is, contains or lies in {other}"
+        )
+    above, own = parent.status(), found.status()
+    if above.st_mode & stat.S_ISVTX and own.st_uid not in (0, os.geteuid(), above.st_uid):
+        raise SettingError(
+            "outputs",
+            value,
+            f"a folder of your own: {found.path} is in a folder that everybody can write, and"
+            f" belongs to uid {own.st_uid}",
+        )
