@@ -262,7 +262,10 @@ def test_start_that_takes_too_long_leaves_nothing(
     assert descriptors() == opened
 
 
-@pytest.mark.parametrize("step", ["write_rootfs", "make_cgroup", "spawn", "plan_mounts"])
+@pytest.mark.parametrize(
+    "step",
+    ["launch_plan.write_rootfs", "runtime.make_cgroup", "runtime.spawn", "runtime.plan_mounts"],
+)
 def test_start_that_fails_half_way_leaves_nothing(
     step: str, runtime: RunscRuntime, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +276,7 @@ def test_start_that_fails_half_way_leaves_nothing(
 
     runtime.start(SandboxSpec(), make_request(folder)).close()
     opened, held = descriptors(), lifeline._held
-    monkeypatch.setattr(f"gvisor_kernel.runtimes.runsc.runtime.{step}", fail)
+    monkeypatch.setattr(f"gvisor_kernel.runtimes.runsc.{step}", fail)
     with pytest.raises(LaunchError, match="No space left"):
         runtime.start(SandboxSpec(), make_request(folder))
     assert find_traces() == before

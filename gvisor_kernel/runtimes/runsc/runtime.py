@@ -11,37 +11,33 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children
-from gvisor_kernel.host.folders import LinkRefused, Opened, find_identity, open_path
+from gvisor_kernel.host.folders import Opened, find_identity
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
-from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.environment import find_environment, find_init_environment
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
-from gvisor_kernel.runtimes.mounts.host_python import World
 from gvisor_kernel.runtimes.mounts.image_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
-from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import describe_sandbox
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
-from gvisor_kernel.runtimes.runsc.rootfs import write_rootfs
+from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, open_source
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
-    Stage,
     can_map_owner,
     choose_stage,
     run_entered,
@@ -59,13 +55,11 @@ from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.spec.identity import Identity, new_identity
-from gvisor_kernel.spec.info import format_info
-from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
+from gvisor_kernel.spec.identity import new_identity
+from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE
 from gvisor_kernel.spec.limits import (
     file_size_limit,
     host_limits,
-    meminfo,
     memory_file_limit,
 )
 from gvisor_kernel.spec.oci import guest_argv, make_config
@@ -76,40 +70,6 @@ log = logging.getLogger(__name__)
 RESTORE_SECONDS = 15.0
 """How long a restore may take. Usually it takes less than one second; after this a cold start is
 faster."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that was found out and decided before the sandbox is started."""
-
-    spec: SandboxSpec
-    request: LaunchRequest
-    identity: Identity
-    runsc: Runsc
-    world: World
-    kernel_id: int
-    places: Places
-    mounts: tuple[Mount, ...]
-    opened: Mapping[str, Opened]
-    """The user's folders by mount target; their descriptors are held open."""
-
-    def find_sources(self, written: WrittenFolders) -> list[Source]:
-        """Return what is to be mounted, in the order of the binds.
-
-        :raises LaunchError: when a path leads through a link that must not be followed
-        """
-        sources = []
-        for bind in self.binds:
-            if bind.target in self.opened:
-                folder = self.opened[bind.target]
-                sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
-            else:
-                sources.append(_open_source(bind.source, written, bind))
-        return sources
-
-    @property
-    def binds(self) -> list[Bind]:
-        return [mount for mount in self.mounts if isinstance(mount, Bind)]
 
 
 class RunscRuntime(Runtime):
@@ -172,7 +132,7 @@ class RunscRuntime(Runtime):
                 )
                 if outputs.folder is not None:
                     opened[OUTPUTS] = outputs.folder
-                plan = _Plan(
+                plan = LaunchPlan(
                     *(spec, request, identity, runsc, world, kernel_id, places, mounts, opened)
                 )
                 cgroup = make_cgroup(identity.container_id, host_limits(spec))
@@ -236,7 +196,7 @@ class RunscRuntime(Runtime):
 
     def _start(
         self,
-        plan: _Plan,
+        plan: LaunchPlan,
         record: Record,
         cgroup: Cgroup,
         snapshot: Path | None,
@@ -246,14 +206,14 @@ class RunscRuntime(Runtime):
         as_root = os.geteuid() == 0
         bounded = cgroup.bounds_memory
         memory_file = None if bounded else memory_file_limit(plan.spec)
-        _write_files(plan, record.created, as_root=as_root)
+        plan.write_files(record.created, as_root=as_root)
         stage = choose_stage([plan.runsc.path, str(places.directory)])
         shown = plan.find_sources(written)
-        sources = [*shown, _open_source(str(places.rootfs), written)]
+        sources = [*shown, open_source(str(places.rootfs), written)]
         rootfs = stage.path(len(shown))
         tree = plan.world.tree
         if tree is not None:
-            sources.append(_open_source(tree, written))
+            sources.append(open_source(tree, written))
             rootfs = stage.path(len(sources))
         config = make_config(
             plan.spec,
@@ -261,7 +221,7 @@ class RunscRuntime(Runtime):
             or guest_argv(plan.world.python, plan.request.ahead, plan.kernel_id),
             environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
             rootfs=rootfs,
-            mounts=_restage(plan.mounts, plan.binds, stage),
+            mounts=plan.restage_mounts(stage),
             map_users=as_root,
             file_size=None if bounded else file_size_limit(plan.spec),
             capabilities=init_capabilities(plan.runsc, plan.kernel_id),
@@ -295,7 +255,7 @@ class RunscRuntime(Runtime):
                     sources,
                     places.meminfo,
                     lambda first, fds: spawn([*first, *argv], ends, places, fds),
-                    state=replace(_open_source(str(places.runsc), written), read_only=False),
+                    state=replace(open_source(str(places.runsc), written), read_only=False),
                     cgroups=cgroup.directories,
                     file_size=memory_file,
                     has_overlay=tree is not None,
@@ -342,24 +302,6 @@ def _explain_failure(error: OSError) -> LaunchError:
     return LaunchError(f"The sandbox could not be prepared: {error}.", find_hint(str(error)))
 
 
-def _open_source(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:
-    """Open ``path``, which is mounted read-only unless ``bind`` says otherwise.
-
-    :raises LaunchError: when the path leads through a link that must not be followed
-    """
-    try:
-        with open_path(path, written.has) as found:
-            if bind is None:
-                return Source(found.path, found.identity)
-            return Source(found.path, found.identity, bind.read_only, bind.foreign)
-    except LinkRefused as error:
-        raise LaunchError(
-            f"Could not mount {path}: {error.link} is a symbolic link (to {error.target}), and"
-            f" {error.reason}.",
-            "move the kernel's Python and the state directory to a folder where no kernel writes.",
-        ) from error
-
-
 def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[Opened]:
     """Return the host folders that the sandbox will be able to write."""
     found = [
@@ -388,41 +330,3 @@ def _plan_lending(outputs: Outputs) -> Outputs:
         lent = (record.lent_by for record in users if record.lent_by is not None)
         owner = next(lent, (above.st_uid, above.st_gid))
     return replace(outputs, lent_by=owner)
-
-
-def _write_files(plan: _Plan, created: float, *, as_root: bool) -> None:
-    """Write the files that the runtime or the kernel reads."""
-    places = plan.places
-    info = format_info(
-        plan.identity,
-        plan.spec,
-        kernel_name=plan.request.kernel_name,
-        created=created,
-        versions={
-            "gvisor-kernel": gvisor_kernel.__version__,
-            "runsc": plan.runsc.version,
-            "python": plan.world.version,
-        },
-        mounts=plan.mounts,
-    )
-    places.info.write_text(info)
-    places.info.chmod(0o644)
-    places.meminfo.write_text(meminfo(plan.spec))
-    places.meminfo.chmod(0o644)
-    write_rootfs(
-        places.rootfs,
-        container_id=plan.identity.container_id,
-        links=plan.world.links,
-        mounts=plan.mounts,
-        owner=SUBUID_BASE if as_root else None,
-        host_etc=Path("/etc") if plan.world.tree is None else None,
-    )
-
-
-def _restage(mounts: Sequence[Mount], binds: Sequence[Bind], stage: Stage) -> list[Mount]:
-    """Return ``mounts`` with the sources that they have in the private mount namespace."""
-    places = {bind.target: stage.path(index) for index, bind in enumerate(binds)}
-    return [
-        replace(mount, source=places[mount.target]) if isinstance(mount, Bind) else mount
-        for mount in mounts
-    ]

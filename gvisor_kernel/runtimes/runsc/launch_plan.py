@@ -1,0 +1,116 @@
+"""What was decided about a sandbox before it is started: what it is shown, and the files for it.
+
+Starts nothing and mounts nothing. Which mounts there are is decided in ``mounts/plan``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gvisor_kernel
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
+from gvisor_kernel.host.processes import SUBUID_BASE
+from gvisor_kernel.host.stage import Source
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.mounts.host_python import World
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
+from gvisor_kernel.runtimes.runsc.command_line import Runsc
+from gvisor_kernel.runtimes.runsc.rootfs import write_rootfs
+from gvisor_kernel.runtimes.runsc.staging import Stage
+from gvisor_kernel.spec.identity import Identity
+from gvisor_kernel.spec.info import format_info
+from gvisor_kernel.spec.layout import Bind, Mount
+from gvisor_kernel.spec.limits import meminfo
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Everything that was found out and decided before the sandbox is started."""
+
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: Identity
+    runsc: Runsc
+    world: World
+    kernel_id: int
+    places: Places
+    mounts: tuple[Mount, ...]
+    opened: Mapping[str, Opened]
+    """The user's folders by mount target; their descriptors are held open."""
+
+    def find_sources(self, written: WrittenFolders) -> list[Source]:
+        """Return what is to be mounted, in the order of the binds.
+
+        :raises LaunchError: when a path leads through a link that must not be followed
+        """
+        sources = []
+        for bind in self.binds:
+            if bind.target in self.opened:
+                folder = self.opened[bind.target]
+                sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
+            else:
+                sources.append(open_source(bind.source, written, bind))
+        return sources
+
+    @property
+    def binds(self) -> list[Bind]:
+        return [mount for mount in self.mounts if isinstance(mount, Bind)]
+
+    def restage_mounts(self, stage: Stage) -> list[Mount]:
+        """Return the mounts with the sources that they have in the private mount namespace."""
+        places = {bind.target: stage.path(index) for index, bind in enumerate(self.binds)}
+        return [
+            replace(mount, source=places[mount.target]) if isinstance(mount, Bind) else mount
+            for mount in self.mounts
+        ]
+
+    def write_files(self, created: float, *, as_root: bool) -> None:
+        """Write the files that the runtime or the kernel reads."""
+        places = self.places
+        info = format_info(
+            self.identity,
+            self.spec,
+            kernel_name=self.request.kernel_name,
+            created=created,
+            versions={
+                "gvisor-kernel": gvisor_kernel.__version__,
+                "runsc": self.runsc.version,
+                "python": self.world.version,
+            },
+            mounts=self.mounts,
+        )
+        places.info.write_text(info)
+        places.info.chmod(0o644)
+        places.meminfo.write_text(meminfo(self.spec))
+        places.meminfo.chmod(0o644)
+        write_rootfs(
+            places.rootfs,
+            container_id=self.identity.container_id,
+            links=self.world.links,
+            mounts=self.mounts,
+            owner=SUBUID_BASE if as_root else None,
+            host_etc=Path("/etc") if self.world.tree is None else None,
+        )
+
+
+def open_source(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:
+    """Open ``path``, which is mounted read-only unless ``bind`` says otherwise.
+
+    :raises LaunchError: when the path leads through a link that must not be followed
+    """
+    try:
+        with open_path(path, written.has) as found:
+            if bind is None:
+                return Source(found.path, found.identity)
+            return Source(found.path, found.identity, bind.read_only, bind.foreign)
+    except LinkRefused as error:
+        raise LaunchError(
+            f"Could not mount {path}: {error.link} is a symbolic link (to {error.target}), and"
+            f" {error.reason}.",
+            "move the kernel's Python and the state directory to a folder where no kernel writes.",
+        ) from error
