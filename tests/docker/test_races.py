@@ -32,12 +32,14 @@ pytestmark = [*needs_dockerd]
 
 OUT = (
     "host/folders.py",
+    "host/owners.py",
     "archive/",
     "runtimes/docker/outputs.py",
     "runtimes/docker/removal.py",
 )
 IN = (
     "host/folders.py",
+    "host/owners.py",
     "runtimes/docker/files.py",
     "runtimes/mounts/folders.py",
     "runtimes/mounts/outputs.py",

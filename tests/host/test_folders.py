@@ -14,12 +14,12 @@ from gvisor_kernel.host.folders import (
     LinkRefused,
     Opened,
     find_identity,
-    make_folder,
     open_below,
     open_path,
     open_real,
     reopen,
 )
+from gvisor_kernel.host.owners import make_folder
 
 pytestmark = pytest.mark.once
 

@@ -37,6 +37,7 @@ READ = ("/mnt/user-data/uploads", "/mnt/skills/public", "/mnt/skills/examples", 
 LOOK = f"{{p: sorted(os.listdir(p)) for p in {(*WRITABLE, *READ)!r}}}"
 STARTS = (
     "host/folders.py",
+    "host/owners.py",
     "host/stage.py",
     "runtimes/mounts/folders.py",
     "runtimes/mounts/outputs.py",
@@ -45,6 +46,7 @@ STARTS = (
 """Modules that open and mount folders, and those of the last steps before the program runs."""
 ENDS = (
     "host/folders.py",
+    "host/owners.py",
     "runtimes/runsc/sandbox.py",
     "runtimes/state/records.py",
     "runtimes/state/sweep.py",

@@ -21,10 +21,10 @@ from gvisor_kernel.host.folders import (
     Identity,
     Opened,
     find_identity,
-    make_folder,
     open_path,
     reopen,
 )
+from gvisor_kernel.host.owners import make_folder
 from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotAnswering, EngineNotFound, connect
 from gvisor_kernel.runtimes.docker.files import RECENT_SECONDS, read_list, write_list
 from gvisor_kernel.runtimes.docker.outputs import OutputsCopy

@@ -18,7 +18,8 @@ from platformdirs import user_cache_path
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import SettingError
-from gvisor_kernel.host.folders import LinkRefused, Opened, make_folder, open_below, open_path
+from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
+from gvisor_kernel.host.owners import make_folder
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, holds_keys

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host import cgroups, processes
-from gvisor_kernel.host.folders import Identity, Opened, change_owner, reopen
+from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
