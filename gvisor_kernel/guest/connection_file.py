@@ -1,4 +1,7 @@
-"""The connection file that a kernel reads inside its sandbox. Does not need pyzmq."""
+"""The connection file that a kernel reads inside its sandbox: its addresses, and its place in argv.
+
+Does not need pyzmq.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import json
 import os
 import shutil
 import socket
-from typing import Dict, Tuple, Union
+from typing import Dict, List, Tuple, Union
 
+from gvisor_kernel.guest.identity import as_kernel
 from gvisor_kernel.link.frames import DATA_CHANNELS, Channel
 
 DIRECTORY = "/run/gvisor-kernel/kernel"
@@ -34,6 +38,25 @@ def unix_addresses(run: int) -> Dict[Channel, SocketAddress]:
     """Return where kernel number ``run`` listens if its connection file names Unix sockets."""
     prefix = socket_prefix(run)
     return {Channel(number): f"{prefix}-{int(number)}" for number in DATA_CHANNELS}
+
+
+def prepare_connection(
+    argv: List[str], run: int, key: str, scheme: str
+) -> Tuple[List[str], Dict[Channel, SocketAddress]]:
+    """Write the connection file for kernel number ``run``, which owns it.
+
+    Returns ``argv`` with the path in place of the placeholders, and where the kernel is to listen.
+
+    :raises OSError: when it cannot be written, or no port is free
+    """
+    tcp = any(TCP_FILE_PLACEHOLDER in word for word in argv)
+    addresses = free_ports() if tcp else unix_addresses(run)
+    with as_kernel():
+        path = write_connection_file(run, addresses, key, scheme)
+    filled = [
+        word.replace(TCP_FILE_PLACEHOLDER, path).replace(FILE_PLACEHOLDER, path) for word in argv
+    ]
+    return filled, addresses
 
 
 def free_ports() -> Dict[Channel, SocketAddress]:

@@ -14,13 +14,7 @@ from collections import deque
 from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
-from gvisor_kernel.guest.connection_file import (
-    FILE_PLACEHOLDER,
-    TCP_FILE_PLACEHOLDER,
-    free_ports,
-    unix_addresses,
-    write_connection_file,
-)
+from gvisor_kernel.guest.connection_file import prepare_connection, unix_addresses
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.crowd import Crowd
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
@@ -228,16 +222,7 @@ class Supervisor:
             argv = [str(LINK_FD) if word == LINK_PLACEHOLDER else word for word in argv]
         self.connection.diverts = kernel_end is not None
         try:
-            tcp = any(TCP_FILE_PLACEHOLDER in word for word in argv)
-            addresses = free_ports() if tcp else unix_addresses(start.run)
-            with as_kernel():
-                path = write_connection_file(
-                    start.run, addresses, start.key, start.signature_scheme
-                )
-            argv = [
-                word.replace(TCP_FILE_PLACEHOLDER, path).replace(FILE_PLACEHOLDER, path)
-                for word in argv
-            ]
+            argv, addresses = prepare_connection(argv, start.run, start.key, start.signature_scheme)
             self.kernel = process.start_kernel(
                 argv,
                 dict(start.environment),
