@@ -84,7 +84,7 @@ class AttachedSandbox:
         self.sandbox, self.memory = sandbox, memory
 
     def end_link(self, reason: str) -> None:
-        """Kill the sandbox; ``on_end`` is called first. Idempotent."""
+        """Kill the sandbox and end its link, which calls ``on_end``. Idempotent."""
         if self.link is not None:
             self.link.end(reason)
 
