@@ -1,7 +1,7 @@
 """Puts the mounts of a sandbox together: its layout, scratch, the host's Python or a root image.
 
 Reads the host and makes mount points for covers; mounts nothing. The user's folders are opened in
-``folders``.
+``folders`` and ``outputs``.
 """
 
 from __future__ import annotations
