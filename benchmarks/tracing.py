@@ -21,7 +21,7 @@ STEPS = (
     "gvisor_kernel.kernel.session:SandboxedKernel._new_sandbox",
     "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime.start",
     "gvisor_kernel.kernel.session:restore",
-    "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime.verify",
+    "gvisor_kernel.runtimes.runsc.sandbox:RunscSandbox.verify",
     "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime._start",
     "gvisor_kernel.runtimes.runsc.runtime:find_python_tree",
     "gvisor_kernel.runtimes.runsc.runtime:plan_mounts",
