@@ -59,6 +59,7 @@ class LaunchPlan:
 
     @property
     def binds(self) -> list[Bind]:
+        """The mounts whose source is on the host, in their order."""
         return [mount for mount in self.mounts if isinstance(mount, Bind)]
 
     def restage_mounts(self, stage: Stage) -> list[Mount]:
