@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from typing import Any
 
 import jupyter_kernel_test
@@ -11,6 +13,13 @@ from .helpers import SECONDS
 
 class Conformance(jupyter_kernel_test.KernelTests):
     __test__ = False
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start in an empty folder: a Docker engine gets a copy of the notebook's folder."""
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        with contextlib.chdir(folder):
+            super().setUpClass()
 
     def execute_helper(self, *arguments: Any, **options: Any) -> Any:
         """Wait longer for each output than the package, which allows a tenth of a second."""
