@@ -353,7 +353,7 @@ class Survivor:
             answer["raised"] = type(error).__name__
             life.said.append(str(error))
         self._points.armed = False
-        if request["stage"] != "snapshot":
+        if request["stage"] != "snapshot" and request["at"] is not None:
             life.launch()  # the next start must work in any case
         life.close()
         assert lifeline._process is None, f"{lifeline._held} sandboxes are still held"

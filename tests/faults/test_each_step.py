@@ -43,10 +43,10 @@ SWEEP = ("sweep", "off")
 WITH_PARTS = ("start", "restore", "run", "restart", "shutdown", "checkpoint")
 SAME_FOR_A_USER = ("run", "restart", "shutdown", "end")
 LONG = {
-    "owner": ("run", "restart", "renew", "end", "checkpoint"),
-    "part": ("run", "restart", "shutdown", "checkpoint"),
+    "owner": ("restore", "run", "restart", "renew", "shutdown", "end", "checkpoint"),
+    "part": ("start", "run", "restart", "shutdown", "checkpoint"),
 }
-"""Stages whose steps are nearly the same as those of others."""
+"""Stages that run with ``--all``: their steps are nearly the same as those of others."""
 RESTORED = "the host hears Resumed"
 """A point that only a restore passes."""
 ALL_POINTS = 10**6

@@ -27,6 +27,7 @@ from ..jupyter.helpers import (
     next_message,
     running_kernel,
     send,
+    wait_for,
     wait_for_text,
     wait_until,
 )
@@ -38,9 +39,15 @@ REPLIES = 4
 """Number of negative replies after which a kernel counts as not stopped."""
 
 
+def be_quick(patch: pytest.MonkeyPatch) -> None:
+    """Ask soon whether a kernel is idle, and again at the same interval after a reply of no."""
+    patch.setattr(idle, "MIN_SILENCE_SECONDS", QUICK)
+    patch.setattr(idle, "MAX_WAIT_SECONDS", QUICK)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idle, "MIN_SILENCE_SECONDS", QUICK)
+    be_quick(monkeypatch)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,7 +119,7 @@ def watched_kernel(**settings: Any) -> Iterator[Watched]:
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(idle, "MIN_SILENCE_SECONDS", QUICK)
+        be_quick(patch)
         with watched_kernel() as kernel:
             yield kernel
 
@@ -332,9 +339,12 @@ def test_kernel_with_pending_work_is_not_stopped(kernel: Watched, what: str) -> 
 )
 def test_kernel_with_running_cell_is_not_stopped(kernel: Watched, code: str) -> None:
     """The bridge does not ask while a cell runs, so the test asks the guest."""
-    bridge = kernel.manager.provisioner._kernel._kernel  # type: ignore[union-attr]
     msg_id = kernel.client.execute(code, allow_stdin=True)
-    wait_until(lambda: msg_id in bridge._exchange._pending, "the request to reach the bridge")
+    wait_for(
+        kernel.client,
+        lambda m: (m["msg_type"], m["parent_header"].get("msg_id")) == ("execute_input", msg_id),
+        "the cell to run",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel._link, "_sleep", SleepPolicy(lambda: True, lambda stopped: None))
         kernel._link._loop.call_soon_threadsafe(kernel._link.note_activity)
@@ -454,7 +464,7 @@ def test_killed_sentry_of_stopped_kernel_is_noticed() -> None:
 
 def test_killed_owner_of_stopped_kernels_leaves_nothing(world: World, tmp_path: Path) -> None:
     before = leaks.find_things(world)
-    with holder(2, tmp_path, "idle") as (process, identities):
+    with holder(1, tmp_path, "idle") as (process, identities):
         sentries = [record_of(identity).processes["sentry"] for identity in identities]
         for sentry in sentries:
             wait_until(lambda pid=sentry.pid: state_of(pid) == "T", "a stop")  # type: ignore[misc]
