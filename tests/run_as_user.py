@@ -25,21 +25,35 @@ CACHE = Path("/var/cache/gvisor-kernel-tests")
 FOLDERS = (
     *("runtimes", "faults", "security", "snapshots", "cli/test_doctor.py", "cli/test_sandboxes.py"),
     *("cli/test_snapshots.py", "skills/test_store.py", "guest/test_kernel_process.py"),
-    *("jupyter/test_lifecycle.py", "jupyter/test_root_images.py"),
-    *("jupyter/test_server.py", "jupyter/test_settings.py"),
+    *("jupyter/test_launch.py", "jupyter/test_lifecycle.py", "jupyter/test_provisioner.py"),
+    *("jupyter/test_root_images.py", "jupyter/test_server.py", "jupyter/test_settings.py"),
+    *("host/test_cgroups.py", "host/test_homes.py", "test_transcript.py"),
     "faults/test_idle.py::test_idle_kernel_is_stopped_and_continues",
     "faults/test_idle.py::test_killed_owner_of_stopped_kernels_leaves_nothing",
-    *("host/test_cgroups.py", "host/test_homes.py", "jupyter/test_launch.py"),
-    *("jupyter/test_provisioner.py", "test_transcript.py"),
+    "jupyter/test_launch.py::test_killed_launcher_leaves_nothing",
+    "jupyter/test_lifecycle.py::test_crashed_kernel_is_restarted",
+    "jupyter/test_lifecycle.py::test_restart_while_busy",
+    "jupyter/test_lifecycle.py::test_shutdown_kills_kernel_that_ignores_it",
+    "jupyter/test_provisioner.py::test_resolve_path_finds_only_mounted_files",
+    "snapshots/test_snapshot_queue.py::test_builder_ends_with_its_server",
 )
 """Tests whose result can differ for an ordinary user: creation, limits, visibility and end of
 sandboxes, and owners of files. Link and kernel tests do not depend on the user and ran as root."""
 SAME_FOR_ROOT = (
-    *("faults/test_clocks.py", "faults/test_idle.py"),
+    *("faults/test_clocks.py", "faults/test_idle.py", "faults/test_scarce_descriptors.py"),
+    *("guest/test_kernel_process.py", "jupyter/test_launch.py", "jupyter/test_lifecycle.py"),
+    *("jupyter/test_provisioner.py", "jupyter/test_server.py"),
     *("security/test_link.py", "security/test_kernel_frames.py", "security/test_zmtp.py"),
-    *("snapshots/test_languages.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
+    *("security/test_restored.py", "snapshots/test_damaged.py", "snapshots/test_editable.py"),
+    *("snapshots/test_key.py", "snapshots/test_languages.py", "snapshots/test_manifest.py"),
+    *(
+        "snapshots/test_restart.py",
+        "snapshots/test_restored.py",
+        "snapshots/test_snapshot_queue.py",
+    ),
+    *("snapshots/test_store.py", "snapshots/test_unfit.py", "test_transcript.py"),
 )
-"""Files in these folders that do not depend on the user either. ``--all`` runs them, too."""
+"""Files among these that do not depend on the user either. ``--all`` runs them, too."""
 PASSED_ON = ("GK_TEST_AGAIN", "GK_TEST_ALL", "GK_TEST_PATIENCE", "GK_TEST_RUNSC", "GK_TEST_SKIPS")
 CHOSEN = ("-m", "not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(

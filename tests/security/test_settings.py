@@ -126,6 +126,7 @@ ANY_VALUE = st.recursive(
 @given(st.sampled_from(SETTINGS), ANY_VALUE)
 @example("memory_limit", "5\u212a")
 @example("skills", "~nobody-at-all")
+@pytest.mark.once
 def test_any_value_is_accepted_or_refused_cleanly(name: str, value: object) -> None:
     judge(name, value)
 
@@ -250,6 +251,7 @@ def test_kernelspec_cannot_pose_as_configuration(stanza: dict[str, Any]) -> None
     assert found.memory_limit <= 512 * MIB
 
 
+@pytest.mark.once
 def test_foreign_kernelspec_and_client_get_fixed_settings(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
