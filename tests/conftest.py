@@ -49,8 +49,7 @@ QUICK = (
     "snapshots/test_store.py",
 )
 """Exceptions: files whose tests need no sandbox, or a few that show that the whole works."""
-ALONE = ("benchmarks/test_run.py", "benchmarks/test_soak.py", "jupyter/test_forks.py")
-ALONE += ("jupyter/test_nbclient.py",)
+ALONE = ("benchmarks/test_soak.py", "jupyter/test_forks.py", "jupyter/test_nbclient.py")
 """Files whose tests use the whole machine: they run after the others, in one process."""
 ONE_GROUP = ("tests/jupyter/test_root_images.py",)
 """Files whose fixtures take longer than the tests would take in one process."""

@@ -20,7 +20,7 @@ def test_short_soak_leaves_nothing(tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
     argv = [
         *(sys.executable, "-m", "benchmarks.soak", "--output", str(output)),
-        *("--minutes", "0.15", "--kernels", "4", "--starts", "4", "--users", "2"),
+        *("--minutes", "0.07", "--kernels", "4", "--starts", "2", "--users", "2"),
     ]
     done = subprocess.run(
         argv, cwd=PROJECT, capture_output=True, text=True, timeout=160, check=False
@@ -28,8 +28,8 @@ def test_short_soak_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(output.read_text())
     assert report["leaks"] == report["errors"] == []
-    assert report["starts"] >= 9
-    assert report["done"]["starts and stops"] == 5
+    assert report["starts"] >= 7
+    assert report["done"]["starts and stops"] == 3
     assert report["phases"]["kernels at once"]["had"] == 4
     before, after = report["counts"]["before"], report["counts"]["after"]
     assert after["descriptors"] <= before["descriptors"]

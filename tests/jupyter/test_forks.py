@@ -26,7 +26,7 @@ def run_workers(notebooks: int, workers: int, seconds: float) -> None:
 
 
 def test_notebooks_run_in_forked_workers() -> None:
-    run_workers(6, 3, 170)
+    run_workers(4, 2, 170)
 
 
 @needs_all

@@ -24,6 +24,8 @@ from ..sweeps import needs_all
 from ..world import PROJECT, World
 from .helpers import SANDBOXED
 
+pytestmark = [pytest.mark.slow, needs_all]
+
 NEEDED = ("nbclient", "nbconvert", "testpath", "xmltodict", "ipywidgets")
 NEED_SETTINGS = (
     "test_parallel_notebooks",
@@ -100,8 +102,6 @@ def run(sources: Path, folder: Path, environment: dict[str, str], *arguments: st
     return said
 
 
-@needs_all
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nbclient_suite_passes(sources: Path, tmp_path: Path) -> None:
     """Two processes run the halves, as the tests mostly wait."""
