@@ -6,6 +6,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from ..gvisor import gvisor_release
+from ..sweeps import needs_all
 from .conftest import KERNEL, WRONG_SETTING
 from .lab import LabPage
 
@@ -34,6 +35,7 @@ def test_a_notebook_shows_text_and_a_picture(lab: LabPage, display_name: str) ->
     lab.screenshot("text-and-picture")
 
 
+@needs_all
 @pytest.mark.skipif(
     not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without our settings"
 )

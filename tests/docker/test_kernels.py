@@ -25,6 +25,7 @@ from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
 from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for_text, wait_until
+from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
 from .dockerd import IMAGE, Dockerd, needs_dockerd, runsc_runtime
 from .helpers import OUTPUTS, ask, sandbox_of
@@ -130,6 +131,7 @@ def test_outputs_are_not_copied_into_another_folder(
         assert not directory.exists()
 
 
+@needs_all
 def test_empty_outputs_folder_is_removed(start: Start, folder: Path) -> None:
     with start():
         assert (folder / "outputs").is_dir()
@@ -143,6 +145,7 @@ def test_outputs_without_a_folder_are_not_kept(start: Start, folder: Path) -> No
     assert list(folder.iterdir()) == []
 
 
+@needs_all
 def test_outputs_wait_in_the_engine_while_the_disk_is_full(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, dockerd: Dockerd
 ) -> None:
@@ -180,6 +183,7 @@ def test_cell_over_the_memory_limit_says_so(start: Start) -> None:
         assert "its limit is 300 MiB" in read_death_reason(client, EAT_MEMORY)
 
 
+@needs_all
 def test_cell_over_the_memory_limit_of_a_remote_engine_says_so(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +206,7 @@ def test_exited_kernel_restarts_in_its_sandbox(start: Start) -> None:
             assert ask(again, "1 + 1") == 2
 
 
+@needs_all
 def test_kill_command_ends_the_sandbox(start: Start) -> None:
     with start() as (manager, client):
         sandbox = sandbox_of(manager)
@@ -387,6 +392,7 @@ def test_image_host_is_refused(start: Start) -> None:
         pass
 
 
+@needs_all
 def test_large_output_is_complete(start: Start) -> None:
     """It is larger than every buffer on the way; a full buffer stalls the kernel."""
     with start() as (_, client):

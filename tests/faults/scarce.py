@@ -20,9 +20,11 @@ from jupyter_client.manager import KernelManager
 from gvisor_kernel.errors import GvisorKernelError
 
 from ..jupyter.helpers import connected, execute, running_kernel
+from ..sweeps import ALL
 
 SETTINGS = {"snapshot": "off"}
-FEWEST = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 64)
+EACH = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 64)
+FEWEST = EACH if ALL else (0, 1, 2, 4, 8, 12, 16, 24, 32, 64)
 """Numbers of free descriptors at a start."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .. import leaks
+from ..sweeps import needs_all
 from ..world import PROJECT, World
 
 WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now"}
@@ -53,7 +54,10 @@ def test_wall_clock_is_read_only_for_display() -> None:
     assert ("bridge/journal.py", "record") in found
 
 
-@pytest.mark.parametrize("seconds", [TEN_YEARS, -TEN_YEARS], ids=["forward", "back"])
+@pytest.mark.parametrize(
+    "seconds",
+    [pytest.param(TEN_YEARS, marks=needs_all, id="forward"), pytest.param(-TEN_YEARS, id="back")],
+)
 def test_kernel_works_when_wall_clock_jumps(
     seconds: int, world: World, shared_snapshot: str, tmp_path: Path
 ) -> None:

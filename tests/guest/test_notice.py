@@ -13,6 +13,7 @@ from gvisor_kernel.guest.notice import DELIMITER, make_replacement
 from gvisor_kernel.link import Channel
 
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
+from ..sweeps import needs_all
 from ..world import WAYS
 
 SHOW = (
@@ -23,7 +24,7 @@ SHOW = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no link")
-@pytest.mark.parametrize("way", ["direct", "relay"])
+@pytest.mark.parametrize("way", ["direct", pytest.param("relay", marks=needs_all)])
 def test_too_large_output_is_reported_in_its_cell(way: str, tmp_path: Path) -> None:
     """The output is dropped; the cell reports it and continues."""
     with running_kernel(settings=WAYS[way], start={"cwd": str(tmp_path)}) as (_, client):

@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def way(request: pytest.FixtureRequest) -> str:
-    """How the kernels of a module start; ``pytestmark = every_way`` runs a module in each way."""
+    """How the kernels of a module start; such as ``pytestmark = every_way``."""
     name = str(getattr(request, "param", ""))
     if name == "restored":
         request.getfixturevalue("shared_snapshot")

@@ -22,6 +22,7 @@ from gvisor_kernel.host.log_files import INSIDE
 
 from ..docker.dockerd import needs_dockerd
 from ..patience import scale_seconds
+from ..sweeps import needs_all
 from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
 
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
@@ -40,9 +41,15 @@ every_way = pytest.mark.parametrize(
     "way", EVERY_WAY if SANDBOXED else [""], indirect=True, scope="module"
 )
 """For modules whose kernels must answer alike, whichever way messages reach them."""
+MOSTLY_RESTORED = [pytest.param("relay", marks=[pytest.mark.once, needs_all]), "restored"]
+"""The same, but the relay only with ``--all``: it hands on any message alike, and test_messages.py
+and test_conformance.py always test it."""
+every_way_if_all = pytest.mark.parametrize(
+    "way", MOSTLY_RESTORED if SANDBOXED else [""], indirect=True, scope="module"
+)
 every_runtime = pytest.mark.parametrize(
     "way",
-    [*EVERY_WAY, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],
+    [*MOSTLY_RESTORED, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],
     indirect=True,
     scope="module",
 )

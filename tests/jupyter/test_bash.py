@@ -13,6 +13,7 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.jupyter.kernelspecs import read_kernelspec
 
 from ..gvisor import gvisor_release
+from ..sweeps import needs_all
 from ..world import PROJECT, World
 from .conformance import Conformance
 from .helpers import SANDBOXED, execute, running_kernel, wait_for_text
@@ -32,6 +33,7 @@ def kernelspec(world: World) -> Iterator[None]:
     assert main(["uninstall", "--user", "--name", NAME]) == 0
 
 
+@needs_all  # its replies are not made here; TypeScript's are always checked
 class TestConformance(Conformance):
     __test__ = True
 

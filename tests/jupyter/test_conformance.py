@@ -6,6 +6,7 @@ import jupyter_kernel_test
 import pytest
 
 from ..docker.dockerd import needs_dockerd
+from ..sweeps import needs_all
 from ..world import kernelspec_of
 from .conformance import Conformance
 from .helpers import KERNEL, SANDBOXED, SECONDS
@@ -47,6 +48,7 @@ class Checks(Conformance):
     code_clear_output = "from IPython.display import clear_output; clear_output()"
 
 
+@needs_all  # a cold kernel is reached like a restored one
 @pytest.mark.once
 class TestDirect(Checks):
     __test__ = True

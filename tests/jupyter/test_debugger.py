@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from .helpers import Message, ask, every_way, finish, wait_for
+from .helpers import Message, ask, every_way_if_all, finish, wait_for
 
-pytestmark = every_way
+pytestmark = every_way_if_all
 
 SEQUENCE = count(1)
 CODE = """def double(x):

@@ -13,6 +13,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.command import fill_data, host_path
 
 from ..gvisor import gvisor_release
+from ..sweeps import needs_all
 from ..world import PROJECT, World
 from .conformance import Conformance
 from .helpers import SANDBOXED, SECONDS, execute, finish, running_kernel, wait_for_text
@@ -39,6 +40,7 @@ def kernelspec(world: World) -> Iterator[None]:
     assert main(["uninstall", "--user", "--name", NAME]) == 0
 
 
+@needs_all  # its replies are not made here; TypeScript's are always checked
 class TestConformance(Conformance):
     __test__ = True
 
@@ -96,6 +98,7 @@ def test_interrupt_ends_only_running_cell(
     assert execute(client, "System.out.println(before)").text == "here\n"
 
 
+@needs_all
 def test_restart_clears_state(manager: KernelManager, client: BlockingKernelClient) -> None:
     execute(client, "int gone = 1;")
     manager.restart_kernel()

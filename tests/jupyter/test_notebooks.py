@@ -35,6 +35,8 @@ KEPT = {
     "typescript": {"epidemic.svg": b"<svg "},
 }
 """The files that each notebook leaves in outputs, and the first bytes of each."""
+LONG = ("bash", "java")
+"""Notebooks whose kernels are slow, and tested by test_bash.py and test_java.py."""
 IMAGES = os.environ.get("GK_TEST_IMAGES", "")
 MISSING = {
     "bash": not find_spec("bash_kernel") and "bash_kernel is not installed",
@@ -67,7 +69,7 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 # nbclient calls it for kernels whose dates have an unusual format, as these have.
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=needs_all) if n == "java" else n for n in KEPT]
+    "name", [pytest.param(n, marks=needs_all) if n in LONG else n for n in KEPT]
 )
 def test_notebook_runs(name: str, kernel_name: str, folder: Path) -> None:
     """Its cells check their results, so a failure raises an error in the notebook."""

@@ -22,6 +22,7 @@ from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
 
 from ..images.python_root import PACKAGES, make_image
+from ..sweeps import needs_all
 from ..world import PROJECT, WAYS, World, kernelspec_of
 from .helpers import SANDBOXED, assert_way, execute, running_kernel
 
@@ -105,7 +106,7 @@ for change in (
 """
 
 
-@pytest.mark.parametrize("way", ["direct", "relay"])
+@pytest.mark.parametrize("way", ["direct", pytest.param("relay", marks=needs_all)])
 def test_image_is_root_and_its_python_runs_kernel(mini: RootImage, folder: Path, way: str) -> None:
     (folder / "data.csv").write_text("a,b\n")
     with running_kernel(settings=settings(way)) as (manager, client):
@@ -130,6 +131,7 @@ def test_image_is_root_and_its_python_runs_kernel(mini: RootImage, folder: Path,
     assert measure_tree(mini.tree, mini.environment).digest == mini.digest
 
 
+@pytest.mark.once
 def test_image_in_use_is_shared_and_kept(mini: RootImage) -> None:
     with (
         running_kernel(settings=settings("direct")) as (_, first),
@@ -156,6 +158,7 @@ def test_kernels_in_image_are_restored_from_snapshots(world: World, mini: RootIm
         )
 
 
+@needs_all
 def test_bash_kernel_runs_in_image(mini: RootImage) -> None:
     """The kernelspec gvisor-bash uses the image's Python."""
     pytest.importorskip("bash_kernel")
@@ -192,6 +195,7 @@ def start(settings: dict[str, object]) -> None:
         ),
     ],
 )
+@pytest.mark.once
 def test_missing_program_in_image_is_named_before_start(
     mini: RootImage, more: dict[str, object], words: str
 ) -> None:
@@ -210,6 +214,7 @@ def test_image_without_python_is_refused(
         start({"image": "empty"})
 
 
+@pytest.mark.once
 def test_image_without_ipykernel_is_refused(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from gvisor_kernel.snapshots.snapshot import Snapshot, check_private
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
+from ..sweeps import needs_all
 from ..world import kernelspec_of
 from .conftest import copy_snapshot, rewrite
 
@@ -105,9 +106,16 @@ if os.geteuid() == 0:
 
 DETECTED_AT_RESTORE = ("truncated with forged stamps", "a forged manifest")
 STARTED = (
-    *("truncated", "a bit flipped", "a file missing", "the snapshot replaced by a link"),
-    *("a folder writable by its group", *DETECTED_AT_RESTORE),
+    *("a bit flipped", *DETECTED_AT_RESTORE),
+    *(
+        pytest.param(name, marks=needs_all)
+        for name in (
+            *("truncated", "a file missing", "the snapshot replaced by a link"),
+            "a folder writable by its group",
+        )
+    ),
 )
+"""One that is detected as the others are, and those that only a start detects."""
 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGES if name not in DETECTED_AT_RESTORE])

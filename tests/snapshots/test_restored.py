@@ -16,10 +16,11 @@ from jupyter_core.utils import ensure_event_loop
 from gvisor_kernel.host.cgroups import can_bound_memory
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
+from ..sweeps import ALL
 from ..world import PROJECT
 from .conftest import build
 
-COPIES = 20 if os.geteuid() == 0 else 5
+COPIES = 20 if ALL else 8
 AT_ONCE = 4
 SETTINGS = {"preload": ["gk_early"], "environment": ["GK_OWN"]}
 
