@@ -2,7 +2,7 @@
 
 Where hundreds of processes compete for the CPU, each is scheduled after seconds only, and again for
 each of its system calls. A kernel needs many system calls to handle an interrupt, so all other
-processes wait meanwhile. With few processes nothing is paused: a program may not expect to be
+processes wait until it has. With few processes nothing is paused: a program may not expect to be
 stopped, such as a shell that waits for it.
 """
 
@@ -19,8 +19,11 @@ from gvisor_kernel.guest.process import KernelProcess
 
 MIN_CROWD_THREADS = 64
 """Number of threads in the sandbox from which other processes are paused."""
-HOLD_SECONDS = 2.0
-"""Seconds for which they are paused."""
+HANDLED_SECONDS = 2.0
+"""Seconds without a word of the kernel, after its first one, from which it has handled the signal."""
+MAX_HOLD_SECONDS = 30.0
+"""Seconds for which they are paused at most: a kernel that ignores the signal may say nothing.
+It takes 2 s where little else runs; each process must run once more before it stops."""
 
 
 class Crowd:
@@ -28,6 +31,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self._paused_until: Optional[float] = None
+        self._hold_end = 0.0
 
     @property
     def wait_ms(self) -> Optional[int]:
@@ -37,13 +41,18 @@ class Crowd:
         return max(0, int((self._paused_until - time.monotonic()) * 1000) + 1)
 
     def pause_others(self, kernel: KernelProcess) -> None:
-        """Let only ``kernel`` run for HOLD_SECONDS, if there are many other threads."""
+        """Let only ``kernel`` run until it has handled a signal, if there are many other threads."""
         if os.getpid() != 1 or linux.count_tasks() < MIN_CROWD_THREADS:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGSTOP)
             os.kill(kernel.pid, signal.SIGCONT)
-        self._paused_until = time.monotonic() + HOLD_SECONDS
+        self._paused_until = self._hold_end = time.monotonic() + MAX_HOLD_SECONDS
+
+    def note_output(self) -> None:
+        """Note that the kernel has sent something."""
+        if self._paused_until is not None:
+            self._paused_until = min(self._hold_end, time.monotonic() + HANDLED_SECONDS)
 
     def update(self) -> None:
         """Continue the paused processes once their time is over."""

@@ -314,6 +314,7 @@ class Supervisor:
         assert passage is not None
         if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
             passage.read()
+            self._crowd.note_output()
         direct = passage.find_mode()
         if direct is False:
             self._use_relay(passage)
@@ -364,6 +365,7 @@ class Supervisor:
                     )
                 self.connection.consumed(message)
         for channel, parts in self.relay.receive(ready):
+            self._crowd.note_output()
             try:
                 self.connection.send_message(channel, parts)
             except LocalProtocolError as error:
