@@ -20,7 +20,7 @@ from gvisor_kernel.guest.process import KernelProcess
 MIN_CROWD_THREADS = 64
 """Number of threads in the sandbox from which other processes are paused."""
 HANDLED_SECONDS = 2.0
-"""Seconds without a word of the kernel, after its first one, from which it has handled the signal."""
+"""Seconds without a word of the kernel, after its first one: then it has handled the signal."""
 MAX_HOLD_SECONDS = 30.0
 """Seconds for which they are paused at most: a kernel that ignores the signal may say nothing.
 It takes 2 s where little else runs; each process must run once more before it stops."""
@@ -41,7 +41,7 @@ class Crowd:
         return max(0, int((self._paused_until - time.monotonic()) * 1000) + 1)
 
     def pause_others(self, kernel: KernelProcess) -> None:
-        """Let only ``kernel`` run until it has handled a signal, if there are many other threads."""
+        """Let only ``kernel`` run until it has handled a signal, if there are many threads."""
         if os.getpid() != 1 or linux.count_tasks() < MIN_CROWD_THREADS:
             return
         with contextlib.suppress(ProcessLookupError):
