@@ -1,4 +1,4 @@
-"""Files beside the packages of an environment, and Jupyter's own files, are not shown."""
+"""Files beside the packages of an environment, credentials, Jupyter's own files: not shown."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             prefix / "share/jupyter/jupyter_ai/config.json",
         ),
         *(prefix / "rt/kernel-1.json", notebooks / ".data/notebook_secret"),
+        *(prefix / "pip.conf", prefix / ".condarc", prefix / "etc/npmrc"),
         *(notebooks / ".data/runtime/k.json", base / "mounted/c/jupyter_server_config.py"),
         *(repository / ".git/config", repository / ".env", repository / "outputs/theirs"),
         *(inner / ".git/config", inner / ".env", inner / "outputs/__init__.py"),

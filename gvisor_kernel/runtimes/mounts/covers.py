@@ -1,7 +1,7 @@
 """What is hidden inside folders that are shown: Jupyter's keys and tokens, repositories of
-packages.
+packages, files with credentials of package indexes.
 
-A cover is an empty directory that is mounted over a directory of the host, wherever a sandbox is
+A cover is an empty directory or file that is mounted over one of the host, wherever a sandbox is
 shown that. This module finds the covers, tells which folders hold keys, and adds the covers to the
 mounts; it mounts nothing.
 """
@@ -27,11 +27,16 @@ Beside them are the keys that sign notebooks, tokens of servers, and whatever ex
 such as keys of services."""
 SYSTEM_PREFIXES = ("/usr", "/usr/local")
 """Shown in every sandbox for the most part; Jupyter looks here for what is set for all users."""
+INDEX_FILES = ("pip.conf", ".condarc", "condarc", "etc/npmrc")
+"""Files of a prefix that may have credentials of package indexes."""
+EMPTY_FILE = "empty-file"
+"""Name of the file, among the covers, that hides a file."""
 
 
 @dataclass(frozen=True)
 class Cover:
-    """A directory of the host (real path) that is hidden, and the paths in it that stay visible."""
+    """A directory or file of the host (real path) that is hidden, and the paths in it that stay
+    visible."""
 
     path: str
     kept: tuple[str, ...] = ()
@@ -65,6 +70,8 @@ def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
     for place in dict.fromkeys(map(os.path.realpath, datas)):
         kept = (f"{place}/{name}" for name in KEPT)
         covers.append(Cover(place, tuple(path for path in kept if Path(path).is_dir())))
+    files = (Path(prefix, name) for prefix in prefixes for name in INDEX_FILES)
+    covers += [Cover(os.path.realpath(file)) for file in files if file.is_file()]
     return _outermost(cover for cover in covers if cover.path != "/")
 
 
@@ -133,7 +140,7 @@ def holds_keys(path: str) -> bool:
 def hides(covers: Iterable[Cover], uploads: str) -> bool:
     """Return whether something inside the uploads folder ``uploads`` (real) is hidden."""
     return any(
-        _is_inside(cover.path, uploads) and not cover.settled and Path(cover.path).is_dir()
+        _is_inside(cover.path, uploads) and not cover.settled and Path(cover.path).exists()
         for cover in covers
     )
 
@@ -158,12 +165,14 @@ def add_covers(
     """Yield the mounts that cover what ``mounts`` show.
 
     ``empty``: an empty directory of the host. ``places``: the directory with a subdirectory for
-    each cover that keeps something visible (see ``make_mount_points``). All are bind mounts: the
-    host knows nothing of a tmpfs inside, and an overlay inside would show what is below one.
+    each cover that keeps something visible, and with an empty file (see ``make_mount_points``). All
+    are bind mounts: the host knows nothing of a tmpfs inside, and an overlay inside would show what
+    is below one.
     """
     for cover in covers:
-        if not Path(cover.path).is_dir():
+        if not Path(cover.path).exists():
             continue
+        nothing = empty if Path(cover.path).is_dir() else str(places / EMPTY_FILE)
         for mount in mounts:
             if not isinstance(mount, Bind) or not _is_inside(cover.path, mount.source):
                 continue
@@ -175,7 +184,7 @@ def add_covers(
             ):
                 continue  # another mount covers it there
             kept = [path for path in cover.kept if os.path.lexists(path)]
-            yield _find_place(target, places) if kept else Bind(empty, target, foreign=True)
+            yield _find_place(target, places) if kept else Bind(nothing, target, foreign=True)
             for path in kept:
                 place = mount.target + path[len(mount.source) :]
                 yield replace(mount, source=path, target=place)
@@ -210,7 +219,13 @@ def make_mount_points(mounts: Sequence[Mount], places: Path) -> None:
     binds = [mount for mount in mounts if isinstance(mount, Bind)]
     covers = [bind for bind in binds if Path(bind.source).parent == places]
     for cover in covers:
-        Path(cover.source).mkdir(mode=0o755, parents=True, exist_ok=True)
+        place = Path(cover.source)
+        if place.name == EMPTY_FILE:
+            places.mkdir(mode=0o755, parents=True, exist_ok=True)
+            place.touch()
+            place.chmod(0o644)
+        else:
+            place.mkdir(mode=0o755, parents=True, exist_ok=True)
     for cover in covers:
         for kept in binds:
             if _is_inside(kept.target, cover.target):
