@@ -6,7 +6,8 @@ read.
 Values are stored unchecked and validated in ``SandboxSettings.sandbox_spec()``, so that a wrong
 value raises the same kind of error wherever it was written. Precedence: Jupyter's configuration
 (the administrator), then the kernelspec, then the default. If both set a limit, the lower value
-holds: a kernelspec may ask for less than it is allowed.
+holds: a kernelspec may ask for less than it is allowed. Of the routes that the configuration names
+in ``egress``, a kernelspec may choose some.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any as AnyValue
 from traitlets import Any
 from traitlets.config import Config, Configurable
 
+from gvisor_kernel.config.egress import accept_egress, check_subset
 from gvisor_kernel.config.validators import (
     GIB,
     HOST_IMAGE,
@@ -90,6 +92,7 @@ class SandboxSpec:
     INSTALLED_SKILLS for the skills of this user.
     ``command``: the kernel's argv with ``{connection_file}``; empty for ipykernel.
     ``preload``: modules that are imported before a snapshot of the kernel is made.
+    ``egress``: names of routes to the network; whether they exist is checked when a plan is made.
     """
 
     runtime: str = "runsc"
@@ -113,12 +116,15 @@ class SandboxSpec:
     preload: tuple[str, ...] = ()
     idle_stop: bool = True
     spare: bool = True
+    egress: tuple[str, ...] = ()
 
 
 DEFAULTS = SandboxSpec()
 SETTINGS = tuple(field.name for field in fields(SandboxSpec))
 LIMITS = frozenset({"memory_limit", "cpu_shares", "pids_limit", "disk_limit"})
 """If Jupyter's configuration sets one of these, a kernelspec can lower it but not raise it."""
+CHOICES = frozenset({"egress"})
+"""If Jupyter's configuration sets one of these, a kernelspec can choose a part of it."""
 
 
 class Setting(Any):
@@ -262,10 +268,17 @@ class SandboxSettings(Configurable):
         restored in advance for the next start. It is paused and uses the memory of an idle
         kernel.""",
     )
+    egress = ListSetting(
+        help="""Names of the routes by which the kernel may reach the network, such as "packages".
+        Empty: no network at all. Which routes exist is set in c.GVisorEgress.routes. If Jupyter's
+        configuration sets this list, a kernelspec can choose only among its names.""",
+    )
 
     _unknown: dict[str, object]
     _lower: dict[str, object]
     """Limits of the kernelspec that Jupyter's configuration sets as well."""
+    _subset: dict[str, object]
+    """The kernelspec's choice of what Jupyter's configuration allows."""
 
     def __init__(self, **kwargs: AnyValue) -> None:
         stanza = {name: kwargs.pop(name) for name in set(kwargs) - _CONSTRUCTOR}
@@ -280,6 +293,7 @@ class SandboxSettings(Configurable):
             if name not in known and not isinstance(value, Config)
         }
         self._lower = {name: stanza[name] for name in LIMITS & set(stanza) & set(configured)}
+        self._subset = {name: stanza[name] for name in CHOICES & set(stanza) & set(configured)}
         for name in set(stanza) & set(known) - set(configured):
             setattr(self, name, stanza[name])
 
@@ -294,6 +308,10 @@ class SandboxSettings(Configurable):
         values = {name: VALIDATORS[name](name, getattr(self, name)) for name in SETTINGS}
         for name, value in self._lower.items():
             values[name] = min(values[name], VALIDATORS[name](name, value))
+        for name, value in self._subset.items():
+            chosen = VALIDATORS[name](name, value)
+            check_subset(name, chosen, values[name])
+            values[name] = chosen
         check_image(values["runtime"], values["image"])
         return SandboxSpec(**values)
 
@@ -365,4 +383,5 @@ VALIDATORS: Mapping[str, Callable[[str, object], AnyValue]] = {
     "preload": accept_modules,
     "idle_stop": accept_flag,
     "spare": accept_flag,
+    "egress": accept_egress,
 }

@@ -97,4 +97,5 @@ def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelP
         address=read_address(info),
         argv=argv,
         environment=dict(kernel_spec.env),
+        routes=settings.find_routes(spec),
     )

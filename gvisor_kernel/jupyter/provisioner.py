@@ -20,7 +20,9 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
+from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.connection_info import CHANNELS, describe_address, new_key
@@ -95,7 +97,20 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             substituted=tuple(
                 key for key, text in templates.items() if passed.keys() & text.get_identifiers()
             ),
+            routes=self.find_routes(spec),
         )
+
+    def find_routes(self, spec: SandboxSpec) -> tuple[Route, ...]:
+        """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.
+
+        A kernelspec's stanza never gets into ``self.config``.
+
+        :raises SettingError: when the configuration of routes is wrong, or a name is none of them
+        """
+        if not spec.egress:
+            return ()  # a wrong route does not keep kernels without any from starting
+        configured = GVisorEgress(self.config).configured_routes()
+        return choose_routes(spec.egress, parse_routes(configured))
 
     def _own_key(self) -> bytes:
         """Return the key of a kernel without a manager. It stays the same across restarts."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.egress.routes import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
 
 IPYKERNEL = (
@@ -39,7 +40,8 @@ class KernelPlan:
 
     An empty ``argv`` means ipykernel of the sandbox's interpreter. ``environment`` is added to the
     sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
-    the setting ``environment`` passes on.
+    the setting ``environment`` passes on. ``routes`` are those that ``spec.egress`` names; the plan
+    of a snapshot or of a spare has none.
     """
 
     spec: SandboxSpec
@@ -49,6 +51,12 @@ class KernelPlan:
     argv: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     substituted: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+
+
+def without_routes(plan: KernelPlan) -> KernelPlan:
+    """Return ``plan`` for a sandbox that is nobody's yet: a snapshot, or a spare."""
+    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, egress=()), routes=())
 
 
 def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
@@ -83,7 +91,9 @@ def make_launch_request(plan: KernelPlan) -> LaunchRequest:
 
 
 def write_plan(plan: KernelPlan) -> dict[str, Any]:
-    """Return ``plan`` as JSON, without its keys and addresses, for another process to start."""
+    """Return ``plan`` as JSON, without its keys, addresses and routes, for the process that makes a
+    snapshot."""
+    plan = without_routes(plan)
     request = {**vars(plan.request), "folder": str(plan.request.folder)}
     return {
         "spec": dataclasses.asdict(plan.spec),

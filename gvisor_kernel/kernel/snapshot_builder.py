@@ -23,7 +23,7 @@ from gvisor_kernel.kernel.client import (
     wait_for_reply,
 )
 from gvisor_kernel.kernel.connection_info import new_key
-from gvisor_kernel.kernel.plan import KernelPlan, read_plan
+from gvisor_kernel.kernel.plan import KernelPlan, read_plan, without_routes
 from gvisor_kernel.kernel.restore import find_key, find_obstacle
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
@@ -111,6 +111,7 @@ def make_snapshot(plan: KernelPlan, report: Report) -> Snapshot:
     :raises GvisorKernelError: when it cannot be made; nothing is left of it
     """
     store = Store.open()
+    plan = without_routes(plan)  # they come with the kernel that starts from it
     with builder_lock(store) as mine:
         if not mine:
             raise SnapshotError(

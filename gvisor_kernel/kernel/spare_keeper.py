@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.per_process import PerProcess
-from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.plan import KernelPlan, without_routes
 from gvisor_kernel.kernel.restore import Restored, restore
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
@@ -54,6 +54,7 @@ class Kind:
     @classmethod
     def of(cls, plan: KernelPlan) -> Kind:
         """Return the kind of the start that ``plan`` describes."""
+        plan = without_routes(plan)  # they come with the kernel that gets the spare
         return cls(plan.spec, replace(plan.request, kernel_id="", spare=True))
 
     def __hash__(self) -> int:
@@ -179,7 +180,9 @@ class SpareKeeper(PerProcess):
     def _make(self, plan: KernelPlan) -> None:
         runtime = get_runtime(plan.spec.runtime)
         try:
-            restored = restore(runtime, replace(plan, request=Kind.of(plan).request))
+            restored = restore(
+                runtime, replace(without_routes(plan), request=Kind.of(plan).request)
+            )
         except GvisorKernelError as error:
             log.info("Could not make a spare of %s: %s", plan.request.kernel_name, error)
             return

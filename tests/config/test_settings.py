@@ -127,6 +127,8 @@ WRONG: list[tuple[str, object]] = [
     *(("preload", value) for value in (["os; print"], ["a-b"], ["x" * 201], ["a"] * 101)),
     *(("idle_stop", value) for value in (1, "yes", None)),
     *(("spare", value) for value in (0, "off", None)),
+    *(("egress", value) for value in ("packages", None, [3], ["A"], [""], ["a/b"], ["a" * 33])),
+    *(("egress", value) for value in ({"packages": 1}, [f"r{i}" for i in range(65)], ["a\n"])),
 ]
 
 

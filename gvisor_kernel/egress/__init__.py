@@ -1,0 +1,1 @@
+"""Named ways out of a sandbox: routes, the rules for them, and what was let through."""

@@ -1,0 +1,431 @@
+"""The routes that an administrator has configured, validated. No I/O.
+
+A *url* route leads to one upstream below one URL and may add a credential; a *hosts* route lets a
+kernel connect to listed names and ports; the route *packages* is ready made. A route names its
+secret (``env:X``) but never has its value. Values that may be a secret by mistake are not shown in
+errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeAlias
+from urllib.parse import urlsplit
+
+from gvisor_kernel.config.egress import MAX_ROUTES, ROUTE_NAME, ROUTE_NAME_RULE
+from gvisor_kernel.config.validators import GIB, MIB, RESERVED_VARIABLES
+from gvisor_kernel.egress.patterns import (
+    MAX_TARGET,
+    find_path_fault,
+    find_pattern_fault,
+    is_host_pattern,
+    split_authority,
+)
+from gvisor_kernel.errors import SettingError
+
+PACKAGES = "packages"
+"""The name of the ready-made route to the package indexes of this machine."""
+SECRET_MARK = "{secret}"  # noqa: S105 - the place of a secret in a header, not one
+DEFAULT_HEADER = f"Authorization: Bearer {SECRET_MARK}"
+MAX_PATTERNS = 256
+"""Patterns and hosts of one route."""
+MAX_NUMBER = 2**50
+
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+"""Methods that a url route can allow; a route without a list allows all of them."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[ -~]+|keyring:[ -~]+/[ -~]+")
+_HOP_HEADERS = frozenset(
+    {
+        *("connection", "content-length", "expect", "host", "keep-alive", "te", "trailer"),
+        *("transfer-encoding", "upgrade", "proxy-authenticate", "proxy-authorization"),
+        *("proxy-connection", "content-type", "content-encoding"),
+    }
+)
+"""Headers that belong to the connection or the body: none can carry a credential."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one route lets through. A limit of None is not applied.
+
+    Bytes are of bodies, and of both directions of a tunnel. ``seconds``: the longest time of one
+    request or tunnel. ``requests_per_minute`` and ``at_once`` count in one Jupyter process,
+    ``daily_requests`` and ``daily_bytes`` for all processes of this user, from 0:00 UTC.
+    """
+
+    request_bytes: int = 16 * MIB
+    response_bytes: int = GIB
+    requests_per_minute: int = 600
+    at_once: int = 64
+    seconds: float = 600.0
+    daily_requests: int | None = None
+    daily_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class UrlRoute:
+    """A route to one upstream. ``url`` has no ``/`` at its end.
+
+    ``secret`` and ``header`` are both None, or ``header`` has ``{secret}`` in its value. ``paths``:
+    patterns for what follows ``url``. ``variable``: one that gets the route's address inside.
+    """
+
+    name: str
+    url: str
+    secret: str | None = None
+    header: str | None = None
+    methods: tuple[str, ...] = METHODS
+    paths: tuple[str, ...] = ("/**",)
+    variable: str | None = None
+    allow_private: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def header_name(self) -> str | None:
+        """The name of the header that carries the credential, in lower case."""
+        return None if self.header is None else self.header.partition(":")[0].lower()
+
+    def format_header(self, secret: str) -> tuple[str, str] | None:
+        """Return name and value of the header that carries ``secret``; None if there is none."""
+        if self.header is None:
+            return None
+        name, _, value = self.header.partition(":")
+        return name, value.strip().replace(SECRET_MARK, secret)
+
+
+@dataclass(frozen=True)
+class HostsRoute:
+    """A route to listed names and ports: ``hosts`` has entries such as ``*.example.org:443``."""
+
+    name: str
+    hosts: tuple[str, ...]
+    allow_private: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class PackagesRoute:
+    """The route to the package indexes that pip, uv and npm of this machine use."""
+
+    name: str = PACKAGES
+    limits: Limits = field(default_factory=Limits)
+
+
+Route: TypeAlias = UrlRoute | HostsRoute | PackagesRoute
+
+_KINDS: Mapping[str, type[UrlRoute] | type[HostsRoute] | type[PackagesRoute]] = {
+    "url": UrlRoute,
+    "hosts": HostsRoute,
+    "packages": PackagesRoute,
+}
+
+
+def kind_of(route: Route) -> str:
+    """Return "url", "hosts" or "packages"."""
+    return next(kind for kind, cls in _KINDS.items() if isinstance(route, cls))
+
+
+def write_route(route: Route) -> dict[str, Any]:
+    """Return a route as JSON, for another process of the same user. It has no secret's value."""
+    return {"kind": kind_of(route), **dataclasses.asdict(route)}
+
+
+def read_route(content: Mapping[str, Any]) -> Route:
+    """Return the route that ``write_route`` wrote."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    kind = values.pop("kind")
+    values["limits"] = Limits(**values["limits"])
+    return _KINDS[kind](**values)
+
+
+# -- choosing --------------------------------------------------------------------------------------
+
+
+def choose_routes(names: Iterable[str], routes: Mapping[str, Route]) -> tuple[Route, ...]:
+    """Return the routes that a kernel's setting ``egress`` names.
+
+    :raises SettingError: when one does not exist, or two announce themselves by one variable
+    """
+    names = tuple(names)
+    chosen: list[Route] = []
+    by_variable: dict[str, str] = {}
+    for i, name in enumerate(names):
+        if name not in routes:
+            raise SettingError(
+                f"egress[{i}]",
+                name,
+                f"the name of a route that exists: {', '.join(routes)}. An administrator adds one"
+                " to c.GVisorEgress.routes in Jupyter's configuration (docs/egress.md)",
+            )
+        route = routes[name]
+        chosen.append(route)
+        if isinstance(route, UrlRoute) and route.variable is not None:
+            other = by_variable.setdefault(route.variable, name)
+            if other != name:
+                raise SettingError(
+                    "egress",
+                    list(names),
+                    f"one of the routes {other} and {name}: both set the variable {route.variable}",
+                )
+    return tuple(chosen)
+
+
+# -- parsing ---------------------------------------------------------------------------------------
+
+
+class _NotShown:
+    """Stands in errors for a value that may be a secret."""
+
+    def __repr__(self) -> str:
+        return "not accepted (its value is not shown, as it may be a secret)"
+
+
+_NOT_SHOWN = _NotShown()
+_TRAIT = "c.GVisorEgress.routes"
+
+
+def parse_routes(value: object) -> dict[str, Route]:
+    """Return the validated routes by name. The route "packages" always exists, as the first.
+
+    :raises SettingError: for the first key or value that is not accepted
+    """
+    if not isinstance(value, Mapping):
+        raise SettingError(
+            _TRAIT, _shape(value), "a mapping from the name of a route to its description"
+        )
+    if len(value) > MAX_ROUTES:
+        raise SettingError(_TRAIT, f"{len(value)} routes", f"at most {MAX_ROUTES} routes")
+    routes: dict[str, Route] = {PACKAGES: PackagesRoute()}
+    for name, item in value.items():
+        if not isinstance(name, str) or not ROUTE_NAME.fullmatch(name):
+            raise SettingError(f"{_TRAIT}: the name of a route", name, ROUTE_NAME_RULE)
+        routes[name] = _parse_route(name, item)
+    return routes
+
+
+def _parse_route(name: str, item: object) -> Route:
+    place = f'{_TRAIT}["{name}"]'
+    if name == PACKAGES:
+        item = _check_keys(place, item, ("limits",))
+        return PackagesRoute(limits=_parse_limits(place, item))
+    if isinstance(item, Mapping) and "hosts" in item and "url" not in item:
+        item = _check_keys(place, item, ("hosts", "allow_private", "limits"))
+        return HostsRoute(
+            name=name,
+            hosts=_parse_hosts(f'{place}["hosts"]', item["hosts"]),
+            allow_private=_parse_flag(place, item),
+            limits=_parse_limits(place, item),
+        )
+    keys = ("url", "secret", "header", "methods", "paths", "variable", "allow_private", "limits")
+    item = _check_keys(place, item, keys)
+    if "url" not in item:
+        raise SettingError(
+            place, sorted(item), 'a mapping with "url" (one upstream) or "hosts" (names and ports)'
+        )
+    allow_private = _parse_flag(place, item)
+    secret = _parse_secret(f'{place}["secret"]', item.get("secret"))
+    header = item.get("header", None if secret is None else DEFAULT_HEADER)
+    return UrlRoute(
+        name=name,
+        url=_parse_url(f'{place}["url"]', item["url"], allow_private),
+        secret=secret,
+        header=_parse_header(f'{place}["header"]', header, secret),
+        methods=_parse_methods(f'{place}["methods"]', item.get("methods", METHODS)),
+        paths=_parse_paths(f'{place}["paths"]', item.get("paths", ("/**",))),
+        variable=_parse_variable(f'{place}["variable"]', item.get("variable")),
+        allow_private=allow_private,
+        limits=_parse_limits(place, item),
+    )
+
+
+def _shape(value: object) -> str:
+    """Describe a value for an error without showing it."""
+    return f"a value of type {type(value).__name__}"
+
+
+def _check_keys(place: str, item: object, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    shown = ", ".join(f'"{key}"' for key in keys)
+    if not isinstance(item, Mapping):
+        raise SettingError(place, _shape(item), f"a mapping with some of the keys {shown}")
+    for key in item:
+        if key not in keys:
+            raise SettingError(
+                f"{place}: the key", key if _is_word(key) else _shape(key), f"one of {shown}"
+            )
+    return item
+
+
+def _is_word(key: object) -> bool:
+    """Whether a key is short enough to be a misspelt name, and no token."""
+    return isinstance(key, str) and re.fullmatch("[a-zA-Z_]{1,20}", key) is not None
+
+
+def _parse_url(place: str, value: object, allow_private: bool) -> str:
+    accepted = (
+        'the URL of one upstream, such as "https://api.example.org/v1": https (or http, together'
+        ' with "allow_private": True), a name or an address in its usual form, optionally a port'
+        " and a path; no user, query or fragment"
+    )
+
+    def refuse() -> NoReturn:
+        # A user, a query or a fragment may be a token.
+        shown = isinstance(value, str) and not re.search(r"[@?#]", value)
+        raise SettingError(place, value if shown else _NOT_SHOWN, accepted)
+
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,2000}", value):
+        refuse()
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        refuse()
+    default = {"https": 443, "http": 80}.get(parts.scheme)
+    if default is None or (parts.scheme == "http" and not allow_private):
+        refuse()
+    authority = parts.netloc if port is not None else f"{parts.netloc}:{default}"
+    if split_authority(authority) is None or parts.netloc != parts.netloc.lower():
+        refuse()
+    path = parts.path.rstrip("/")
+    if f"{parts.scheme}://{parts.netloc}{parts.path}" != value:
+        refuse()
+    if (parts.path and find_path_fault(parts.path.encode())) or len(path) > MAX_TARGET // 4:
+        refuse()
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _parse_secret(place: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and len(value) <= 1024 and _SECRET.fullmatch(value):
+        kind, _, rest = value.partition(":")
+        if kind != "file" or not {"..", ".", ""} & set(rest.split("/")[1:]):
+            return value
+    raise SettingError(
+        place,
+        _NOT_SHOWN,
+        'where the secret is, not the secret itself: "env:NAME", "file:/absolute/path" or'
+        ' "keyring:SERVICE/USER"',
+    )
+
+
+def _parse_header(place: str, value: object, secret: str | None) -> str | None:
+    accepted = (
+        f'a header with {SECRET_MARK} in its value, such as "{DEFAULT_HEADER}", beside "secret";'
+        " not one of the connection or the body, such as Host"
+    )
+    if value is None and secret is None:
+        return None
+    if isinstance(value, str) and secret is not None and re.fullmatch(r"[ -~]{1,1000}", value):
+        name, colon, text = value.partition(":")
+        if (
+            colon
+            and _TOKEN.fullmatch(name)
+            and name.lower() not in _HOP_HEADERS
+            and text.count(SECRET_MARK) == 1
+        ):
+            return f"{name}: {text.strip()}"
+    raise SettingError(place, _NOT_SHOWN, accepted)
+
+
+def _parse_list(place: str, value: object, accepted: str) -> tuple[str, ...]:
+    if (
+        isinstance(value, list | tuple)
+        and 0 < len(value) <= MAX_PATTERNS
+        and all(isinstance(item, str) and 0 < len(item) <= 512 for item in value)
+    ):
+        return tuple(dict.fromkeys(value))
+    raise SettingError(place, value, accepted)
+
+
+def _parse_each(
+    place: str, value: object, accepted: str, is_fine: Callable[[str], bool]
+) -> tuple[str, ...]:
+    items = _parse_list(place, value, accepted)
+    for i, item in enumerate(items):
+        if not is_fine(item):
+            raise SettingError(f"{place}[{i}]", item, accepted)
+    return items
+
+
+def _parse_methods(place: str, value: object) -> tuple[str, ...]:
+    accepted = f"a list of some of {', '.join(METHODS)}"
+    return _parse_each(place, value, accepted, METHODS.__contains__)
+
+
+def _parse_paths(place: str, value: object) -> tuple[str, ...]:
+    accepted = (
+        'a list of patterns for the path after "url", such as ["/repos/acme/**", "/users/*"]: each'
+        ' begins with "/"; "**" is any number of whole parts, "*" one part or a piece of one; no'
+        ' "//", "/../", ";" or backslash, and no encoded "/", "%" or "?"'
+    )
+    return _parse_each(place, value, accepted, lambda item: find_pattern_fault(item) is None)
+
+
+def _parse_hosts(place: str, value: object) -> tuple[str, ...]:
+    accepted = (
+        'a list of hosts with their ports, such as ["data.gov:443", "*.wikipedia.org:443"]: names'
+        ' in lower case, "*." only before a name of two parts or more, plain addresses'
+    )
+    return _parse_each(place, value, accepted, is_host_pattern)
+
+
+def _parse_variable(place: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if (
+        isinstance(value, str)
+        and _VARIABLE.fullmatch(value)
+        and value not in RESERVED_VARIABLES
+        and not value.startswith(("KERNEL_", "LD_", "PYTHON", "GVISOR_EGRESS_"))
+    ):
+        return value
+    raise SettingError(
+        place,
+        value,
+        'the name of a variable that is set inside to the route\'s address, such as "MY_BASE_URL":'
+        " capital letters, digits and _; not one of the sandbox's own, of Python or of the loader",
+    )
+
+
+def _parse_flag(place: str, item: Mapping[str, Any]) -> bool:
+    value = item.get("allow_private", False)
+    if isinstance(value, bool):
+        return value
+    raise SettingError(f'{place}["allow_private"]', value, "True or False")
+
+
+def _parse_limits(place: str, item: Mapping[str, Any]) -> Limits:
+    place = f'{place}["limits"]'
+    names = tuple(field.name for field in dataclasses.fields(Limits))
+    value = _check_keys(place, item.get("limits", {}), names)
+    for name, number in value.items():
+        if name == "seconds":
+            if _is_number(number, int | float) and 1 <= number <= 86400:
+                continue
+            accepted = "a number of seconds from 1 to 86400"
+        elif number is None and name.startswith("daily_"):
+            continue
+        elif name in ("requests_per_minute", "at_once"):
+            most = 256 if name == "at_once" else 10**6
+            if _is_number(number, int) and 1 <= number <= most:
+                continue
+            accepted = f"a whole number from 1 to {most}"
+        else:
+            if _is_number(number, int) and 0 <= number <= MAX_NUMBER:
+                continue
+            accepted = f"a whole number from 0 to {MAX_NUMBER}"
+            accepted += ", or None for no limit" if name.startswith("daily_") else ""
+        raise SettingError(f'{place}["{name}"]', number, accepted)
+    return Limits(**{**value, "seconds": float(value.get("seconds", Limits.seconds))})
+
+
+def _is_number(value: object, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Tests of egress: routes, the rules for them, budgets and the record of requests."""
