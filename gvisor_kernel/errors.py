@@ -9,6 +9,9 @@ GvisorKernelError
 │   ├── SnapshotError     a snapshot could not be made or used
 │   │   └── NoSnapshot    no snapshot fits the kernel
 │   └── IsolationError    a sandbox is not isolated as required; it was ended
+├── EgressError           a route to the network could not be used
+│   ├── EgressRefused     a rule or a limit of the route refuses this request
+│   └── SecretError       the secret of a route cannot be read
 ├── KernelspecError       a kernelspec could not be installed, found or removed
 ├── RootImageError        an image could not be imported, found, used or removed
 ├── SkillError            a skill is invalid, or could not be installed, found or removed
@@ -94,6 +97,27 @@ class NoSnapshot(SnapshotError):
 
 class IsolationError(SandboxError):
     """A sandbox is not isolated as required. It was ended before this is raised."""
+
+
+class EgressError(GvisorKernelError):
+    """A route to the network could not be used. Its text never contains a secret."""
+
+
+class EgressRefused(EgressError):
+    """A rule or a limit of a route refuses a request: ``rule`` says which one.
+
+    The text goes into the sandbox, so it names nothing of the host but what the request and the
+    route's own limits say.
+    """
+
+    @property
+    def rule(self) -> str:
+        """The rule that refuses the request, with its values."""
+        return self.fact
+
+
+class SecretError(EgressError):
+    """The secret of a route cannot be read, or cannot be sent in a header."""
 
 
 class KernelspecError(GvisorKernelError):

@@ -1,4 +1,4 @@
-"""The routes that an administrator has configured, validated. No I/O.
+"""The routes that an administrator has configured, validated. Opens no file and no connection.
 
 A *url* route leads to one upstream below one URL and may add a credential; a *hosts* route lets a
 kernel connect to listed names and ports; the route *packages* is ready made. A route names its
@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 
 from gvisor_kernel.config.egress import MAX_ROUTES, ROUTE_NAME, ROUTE_NAME_RULE
 from gvisor_kernel.config.validators import GIB, MIB, RESERVED_VARIABLES
+from gvisor_kernel.egress.addresses import judge
 from gvisor_kernel.egress.patterns import (
     MAX_TARGET,
     find_path_fault,
     find_pattern_fault,
+    is_address,
     is_host_pattern,
     split_authority,
 )
@@ -218,10 +220,11 @@ def _parse_route(name: str, item: object) -> Route:
         return PackagesRoute(limits=_parse_limits(place, item))
     if isinstance(item, Mapping) and "hosts" in item and "url" not in item:
         item = _check_keys(place, item, ("hosts", "allow_private", "limits"))
+        allow_private = _parse_flag(place, item)
         return HostsRoute(
             name=name,
-            hosts=_parse_hosts(f'{place}["hosts"]', item["hosts"]),
-            allow_private=_parse_flag(place, item),
+            hosts=_parse_hosts(f'{place}["hosts"]', item["hosts"], allow_private),
+            allow_private=allow_private,
             limits=_parse_limits(place, item),
         )
     keys = ("url", "secret", "header", "methods", "paths", "variable", "allow_private", "limits")
@@ -271,8 +274,8 @@ def _is_word(key: object) -> bool:
 def _parse_url(place: str, value: object, allow_private: bool) -> str:
     accepted = (
         'the URL of one upstream, such as "https://api.example.org/v1": https (or http, together'
-        ' with "allow_private": True), a name or an address in its usual form, optionally a port'
-        " and a path; no user, query or fragment"
+        ' with "allow_private": True, as private addresses), a name or an address in its usual'
+        " form, optionally a port and a path; no user, query or fragment"
     )
 
     def refuse() -> NoReturn:
@@ -291,7 +294,7 @@ def _parse_url(place: str, value: object, allow_private: bool) -> str:
     if default is None or (parts.scheme == "http" and not allow_private):
         refuse()
     authority = parts.netloc if port is not None else f"{parts.netloc}:{default}"
-    if split_authority(authority) is None or parts.netloc != parts.netloc.lower():
+    if parts.netloc != parts.netloc.lower() or not _is_reachable(authority, allow_private):
         refuse()
     path = parts.path.rstrip("/")
     if f"{parts.scheme}://{parts.netloc}{parts.path}" != value:
@@ -369,12 +372,29 @@ def _parse_paths(place: str, value: object) -> tuple[str, ...]:
     return _parse_each(place, value, accepted, lambda item: find_pattern_fault(item) is None)
 
 
-def _parse_hosts(place: str, value: object) -> tuple[str, ...]:
+def _parse_hosts(place: str, value: object, allow_private: bool) -> tuple[str, ...]:
     accepted = (
         'a list of hosts with their ports, such as ["data.gov:443", "*.wikipedia.org:443"]: names'
         ' in lower case, "*." only before a name of two parts or more, plain addresses'
+        ' (private ones together with "allow_private": True)'
     )
-    return _parse_each(place, value, accepted, is_host_pattern)
+    return _parse_each(
+        place,
+        value,
+        accepted,
+        lambda item: (
+            is_host_pattern(item) and _is_reachable(item.removeprefix("*."), allow_private)
+        ),
+    )
+
+
+def _is_reachable(authority: str, allow_private: bool) -> bool:
+    """Whether a route may lead to ``host:port``, as far as that can be told without resolving."""
+    found = split_authority(authority)
+    if found is None:
+        return False
+    host, _ = found
+    return not is_address(host) or judge(host, allow_private, literal=True) is None
 
 
 def _parse_variable(place: str, value: object) -> str | None:

@@ -163,7 +163,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
         for v in ("Data.gov:443", "data.gov.:443", "a*.gov:1", "data.gov:x")
     ),
     *(("hosts", {"hosts": [v]}) for v in ("127.1:80", "0x7f.0.0.1:80", "*.0.0.1:80", "http://a:1")),
-    *(("hosts", {"hosts": [v]}) for v in ("::1:80", "[::1]", "a:0443", "a:65536")),
+    *(
+        ("hosts", {"hosts": [v]})
+        for v in ("::1:80", "[::1]", "[::ffff:7f00:1]:80", "10.0.0.1:80", "a:0443", "a:65536")
+    ),
     *(("limits", {"url": URL, "limits": v}) for v in (3, [], None, {"seconds": 0}, {"unknown": 1})),
     *(("limits", {"url": URL, "limits": {"at_once": v}}) for v in (0, 257, 1.0, "1", True, None)),
     *(("limits", {"url": URL, "limits": {"daily_bytes": v}}) for v in (-1, 1.5, "1G", True, 2**60)),

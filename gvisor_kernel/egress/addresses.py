@@ -1,0 +1,223 @@
+"""Judges the addresses that a route would connect to. The connection goes to what was judged.
+
+A name is resolved once, here, on the host. Every address that it has is judged, and one that is
+not allowed refuses all of them: a name that leads to the inside and to the outside is an attack, or
+a mistake. The caller connects to one of the returned addresses and does not resolve again, so a
+name cannot lead elsewhere a moment later.
+
+What this module cannot know: a public address that leads back to this machine by a translation in
+the network, and private services that have public addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import TypeAlias
+
+from gvisor_kernel.egress.patterns import is_address, is_host_name
+from gvisor_kernel.errors import EgressError, EgressRefused
+
+MAX_ADDRESSES = 64
+"""Addresses of one name. More are refused: all are judged, and judging one takes system calls."""
+RESOLVE_SECONDS = 10.0
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Resolver: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
+"""Takes a name and a port; returns addresses as text. Raises OSError when there are none."""
+
+METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in (
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure, a public address
+        "169.254.169.254",  # most of them
+        "192.0.0.192",  # Oracle
+        "fd00:ec2::23",  # Amazon EKS
+        "fd00:ec2::254",  # Amazon EC2
+        "fd20:ce::254",  # Google
+    )
+)
+"""Services that tell a cloud's machine its credentials; link-local addresses are refused anyway."""
+
+_PRIVATE = tuple(
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+)
+"""What ``allow_private`` allows. 100.64.0.0/10 is that of carriers and of some VPNs."""
+
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+"""NAT64: networks with IPv6 only give such an address to each name that has only IPv4."""
+
+_CARRIERS = {
+    ipaddress.ip_network("::/96"): "an IPv4 address in IPv6",
+    ipaddress.ip_network("::ffff:0:0/96"): "an IPv4 address in IPv6",
+    ipaddress.ip_network("::ffff:0:0:0/96"): "an IPv4 address in IPv6",
+    ipaddress.ip_network("64:ff9b:1::/48"): "an address of a local translation to IPv4",
+    ipaddress.ip_network("2001::/32"): "an address of a Teredo tunnel",
+    ipaddress.ip_network("2002::/16"): "an address of a 6to4 tunnel",
+}
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+_GLOBAL_6 = ipaddress.ip_network("2000::/3")
+_RESERVED = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15"),
+        *("198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4"),
+        *("2001::/23", "2001:db8::/32", "3fff::/20"),
+    )
+)
+"""Written down here because the list in ``ipaddress`` differs between releases of Python."""
+
+
+def judge(address: str, allow_private: bool, *, literal: bool = False) -> str | None:
+    """Return why a route must not connect to ``address``; None if it may.
+
+    ``allow_private``: the route's setting. ``literal``: the route's configuration has this address
+    itself; together with ``allow_private`` it may be one of this machine, such as 127.0.0.1.
+    """
+    if not is_address(address):
+        return "is not an address in its usual form"
+    return _judge(ipaddress.ip_address(address), allow_private, allow_private and literal)
+
+
+def _judge(address: Address, allow_private: bool, allow_own: bool) -> str | None:
+    if address in METADATA:
+        return "is a cloud's metadata service"
+    if address.is_unspecified:
+        return "is the unspecified address"
+    if address.is_loopback:
+        return None if allow_own else "is a loopback address of this machine"
+    if address.is_multicast:
+        return "is a multicast address"
+    if address.is_link_local or (address.version == 6 and address.is_site_local):
+        return "is a link-local address"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _TRANSLATED:
+            inner = ipaddress.ip_address(int(address) & 0xFFFF_FFFF)
+            return _judge(inner, allow_private=False, allow_own=False)
+        for network, name in _CARRIERS.items():
+            if address in network:
+                return f"is {name}"
+        if (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP:
+            return "is an address of an ISATAP tunnel"
+    is_private = _is_in(address, _PRIVATE)
+    if is_private and not allow_private:
+        return "is a private address"
+    if not is_private and not _is_public(address):
+        return "is a reserved address"
+    if not allow_own and is_own(address):
+        return "is an address of this machine"
+    return None
+
+
+def _is_public(address: Address) -> bool:
+    return (
+        address.is_global
+        and not _is_in(address, _RESERVED)
+        and (address.version == 4 or address in _GLOBAL_6)
+    )
+
+
+def _is_in(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address in network for network in networks if network.version == address.version)
+
+
+def is_own(address: Address) -> bool:
+    """Return whether packets to ``address`` would be delivered to this machine itself.
+
+    The kernel is asked, not a list of interfaces: it knows each address that it accepts.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((str(address), 9))  # sends nothing
+        if probe.getsockname()[0] == str(address):
+            return True
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((str(address), 0))
+        return not _may_bind_all(address)
+    return False
+
+
+def _may_bind_all(address: Address) -> bool:
+    """Whether this machine lets programs bind to addresses that are not its own."""
+    other = "192.0.2.1" if address.version == 4 else "2001:db8::1"
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((other, 0))
+        return True
+    return False
+
+
+async def system_resolver(host: str, port: int) -> list[str]:
+    """Resolve as the host's programs do, in a thread.
+
+    :raises OSError: when the name has no address
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+async def resolve(
+    host: str,
+    port: int,
+    resolver: Resolver = system_resolver,
+    *,
+    allow_private: bool = False,
+) -> list[str]:
+    """Return the addresses of ``host`` to connect to, all of them judged, each once.
+
+    An address as ``host`` is not resolved; the caller has checked that the route lists it.
+
+    :raises EgressRefused: when one of them is not allowed
+    :raises EgressError: when the name has no address, or does not resolve within RESOLVE_SECONDS
+    """
+    if is_address(host):
+        _refuse(host, host, judge(host, allow_private, literal=True))
+        return [host]
+    if not is_host_name(host):
+        raise EgressRefused(
+            f"{host!r} is neither a name of DNS nor an address in its usual form.",
+            "use the name that the service's documentation has.",
+        )
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = list(dict.fromkeys(await resolver(host, port)))
+    except TimeoutError:
+        raise EgressError(
+            f"The name {host} did not resolve within {RESOLVE_SECONDS:g} s.",
+            f"check the resolver of the host: getent hosts {host}",
+        ) from None
+    except (OSError, UnicodeError) as error:
+        raise EgressError(
+            f"The name {host} does not resolve: {error}.",
+            "check its spelling, and the resolver of the host.",
+        ) from error
+    if not found:
+        raise EgressError(f"The name {host} has no address.", "check its spelling.")
+    if len(found) > MAX_ADDRESSES:
+        raise EgressRefused(
+            f"The name {host} has {len(found)} addresses, over the limit of {MAX_ADDRESSES}.",
+            "use a name with fewer.",
+        )
+    for address in found:
+        _refuse(host, address, judge(address, allow_private))
+    return found
+
+
+def _refuse(host: str, address: str, reason: str | None) -> None:
+    if reason is None:
+        return
+    # Which address an internal name has is not the sandbox's business.
+    fact = "The address" if host == address else "An address of the name"
+    raise EgressRefused(
+        f"{fact} {host} {reason}.",
+        'an administrator may set "allow_private": True for a route to a private network; an'
+        " address of the machine itself must also be written in the route as an address."
+        " Link-local, multicast and metadata addresses are never allowed.",
+    )
