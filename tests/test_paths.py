@@ -38,6 +38,7 @@ ALLOWED = {
     "cli/logs.py": STATE,
     "cli/main.py": KERNEL,
     "cli/skills.py": NAMED,
+    "egress/budgets.py:_connect": STATE,
     "host/homes.py": "the system's list of accounts",
     "host/enter.py": KERNEL + "; the state directory, opened again and compared",
     "host/folders.py": "the module that opens folders: the root, and files that are already open",

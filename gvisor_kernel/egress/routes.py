@@ -434,7 +434,7 @@ def _parse_limits(place: str, item: Mapping[str, Any]) -> Limits:
         elif number is None and name.startswith("daily_"):
             continue
         elif name in ("requests_per_minute", "at_once"):
-            most = 256 if name == "at_once" else 10**6
+            most = 256 if name == "at_once" else 100_000
             if _is_number(number, int) and 1 <= number <= most:
                 continue
             accepted = f"a whole number from 1 to {most}"

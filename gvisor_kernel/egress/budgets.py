@@ -1,0 +1,325 @@
+"""What the limits of routes still allow: requests in a minute, at once and a day, and bytes.
+
+Rate and number at once are counted in this process. Daily budgets are counted for all processes of
+this user, in a file of the state directory, by route and day (UTC). Each change of the file is one
+transaction, so threads and processes that race never get more than the limit together. Bytes are
+taken from the daily budget in blocks before they are passed on. What is left of a block is given
+back at the end; a process that is killed gives nothing back.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from gvisor_kernel.egress.routes import Route
+from gvisor_kernel.errors import EgressError, EgressRefused
+from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.runtimes.state.records import state_root
+
+FILE = "egress-budgets.sqlite3"
+BLOCK = 256 * 1024
+"""Bytes that are taken from a daily budget at once, so that not each piece of a body costs a
+transaction. Open requests may hold so much of the last of a budget."""
+BUSY_SECONDS = 20.0
+"""How long the file may be locked by other processes. A transaction takes milliseconds."""
+KEEP_DAYS = 40
+WINDOW = 60.0
+
+_TABLE = """
+create table if not exists spent (
+  route text, day text, requests integer not null, bytes integer not null,
+  primary key (route, day)
+) without rowid
+"""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was taken from the budget of a route on one day."""
+
+    requests: int = 0
+    bytes: int = 0
+
+
+class DailyBudgets:
+    """The file with what was spent each day. Any thread, any number of processes. Blocks."""
+
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        """``path``: the file; by default that of the state directory."""
+        self._path = state_root() / FILE if path is None else path
+        self._clock = clock
+        self._turn = ThreadLock()
+
+    def today(self) -> str:
+        """Return the day, in UTC, that is counted now."""
+        return datetime.fromtimestamp(self._clock(), UTC).date().isoformat()
+
+    def spent(self, route: Route) -> Spent:
+        """Return what was spent of the budget of ``route`` today.
+
+        :raises EgressError: when the file cannot be used
+        """
+        with self._transaction() as database:
+            return _read(database, route.name, self.today())
+
+    def take_request(self, route: Route) -> None:
+        """Count one request.
+
+        :raises EgressRefused: when no request, or no byte, is left for today
+        :raises EgressError: when the file cannot be used
+        """
+        limits, day = route.limits, self.today()
+        with self._transaction() as database:
+            spent = _read(database, route.name, day)
+            if limits.daily_requests is not None and spent.requests >= limits.daily_requests:
+                raise _refused(route, "daily_requests", limits.daily_requests)
+            if limits.daily_bytes is not None and spent.bytes >= limits.daily_bytes:
+                raise _refused(route, "daily_bytes", limits.daily_bytes)
+            _add(database, route.name, day, 1, 0)
+            if spent.requests == 0:
+                last = datetime.fromtimestamp(self._clock(), UTC) - timedelta(days=KEEP_DAYS)
+                database.execute("delete from spent where day < ?", (last.date().isoformat(),))
+
+    def take_bytes(self, route: Route, wanted: int) -> tuple[str, int]:
+        """Take up to ``wanted`` bytes; return the day that they belong to, and how many they are.
+
+        :raises EgressError: when the file cannot be used
+        """
+        day, most = self.today(), route.limits.daily_bytes
+        with self._transaction() as database:
+            left = wanted if most is None else most - _read(database, route.name, day).bytes
+            granted = max(min(wanted, left), 0)
+            _add(database, route.name, day, 0, granted)
+        return day, granted
+
+    def give_back(self, route: Route, day: str, count: int) -> None:
+        """Return bytes that were taken and not used.
+
+        :raises EgressError: when the file cannot be used
+        """
+        with self._transaction() as database:
+            _add(database, route.name, day, 0, -count)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Open the file and hold its write lock; on an exception nothing is changed."""
+        try:
+            with self._turn, closing(self._connect()) as database:
+                database.execute("begin immediate")
+                try:
+                    database.execute(_TABLE)
+                    yield database
+                except BaseException:
+                    database.execute("rollback")
+                    raise
+                database.execute("commit")
+        except (sqlite3.Error, OSError) as error:
+            raise EgressError(
+                f"The file of daily budgets {self._path} cannot be used: {error}.",
+                "check whether the disk is full; if the file is damaged, remove it: the count of"
+                " today begins again.",
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(self._path, flags, 0o600)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                raise PermissionError("it is not a file of this user")
+            if status.st_mode & 0o077:
+                os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
+        return sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
+
+
+def _read(database: sqlite3.Connection, route: str, day: str) -> Spent:
+    row = database.execute(
+        "select requests, bytes from spent where route = ? and day = ?", (route, day)
+    ).fetchone()
+    return Spent() if row is None else Spent(*row)
+
+
+def _add(database: sqlite3.Connection, route: str, day: str, requests: int, count: int) -> None:
+    database.execute(
+        "insert into spent values (?, ?, ?, ?) on conflict do update set"
+        " requests = requests + excluded.requests, bytes = bytes + excluded.bytes",
+        (route, day, requests, count),
+    )
+
+
+def _refused(route: Route, limit: str, value: int) -> EgressRefused:
+    return EgressRefused(
+        f'The limit {limit} = {value} of the route "{route.name}" is reached.',
+        f"{_WAIT[limit]} an administrator may raise"
+        f' c.GVisorEgress.routes["{route.name}"]["limits"]["{limit}"].',
+    )
+
+
+_WAIT = {
+    "at_once": "wait until another request has ended;",
+    "requests_per_minute": "wait for a minute;",
+    "daily_requests": "wait until 0:00 UTC;",
+    "daily_bytes": "wait until 0:00 UTC;",
+    "request_bytes": "send less in one request;",
+    "response_bytes": "ask for less at once;",
+}
+
+
+# -- in one process --------------------------------------------------------------------------------
+
+
+@dataclass
+class _Use:
+    """The use of one route in this process: open requests, and when the last minute's began."""
+
+    open: int = 0
+    times: deque[float] = field(default_factory=deque)
+
+
+class Budgets:
+    """Admits requests. One for each process; any thread. ``daily``: None for no daily budgets."""
+
+    def __init__(
+        self, daily: DailyBudgets | None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._daily = daily
+        self._monotonic = monotonic
+        self._uses: dict[str, _Use] = {}
+        self._lock = ThreadLock()
+
+    def open_requests(self, route: Route) -> int:
+        """Return how many requests of ``route`` are open in this process."""
+        with self._lock:
+            return self._use(route).open
+
+    def admit(self, route: Route) -> Admission:
+        """Count a request that begins. Close the result when it has ended.
+
+        Blocks for the file of daily budgets if the route has such a limit (``is_daily``).
+
+        :raises EgressRefused: when a limit is reached; nothing is counted then
+        :raises EgressError: when the file of daily budgets cannot be used
+        """
+        daily = self._daily if is_daily(route) else None
+        now, limits = self._monotonic(), route.limits
+        with self._lock:
+            use = self._use(route)
+            while use.times and use.times[0] <= now - WINDOW:
+                use.times.popleft()
+            if use.open >= limits.at_once:
+                raise _refused(route, "at_once", limits.at_once)
+            if len(use.times) >= limits.requests_per_minute:
+                raise _refused(route, "requests_per_minute", limits.requests_per_minute)
+            use.open += 1
+            use.times.append(now)
+        if daily is not None:
+            try:
+                daily.take_request(route)
+            except BaseException:
+                with self._lock:
+                    use.open -= 1
+                    with suppress(ValueError):
+                        use.times.remove(now)
+                raise
+        return Admission(route, daily, self._end)
+
+    def _use(self, route: Route) -> _Use:
+        return self._uses.setdefault(route.name, _Use())
+
+    def _end(self, route: Route) -> None:
+        with self._lock:
+            self._use(route).open -= 1
+
+
+def is_daily(route: Route) -> bool:
+    """Return whether ``route`` has a daily budget, so that its Admission may block for the file."""
+    return route.limits.daily_requests is not None or route.limits.daily_bytes is not None
+
+
+class Admission:
+    """One request that was admitted; a context manager. One thread at a time uses it.
+
+    ``sent`` and ``received`` are called before the bytes are passed on. They block now and then if
+    the route has a limit ``daily_bytes`` (``may_block``).
+    """
+
+    def __init__(
+        self, route: Route, daily: DailyBudgets | None, end: Callable[[Route], None]
+    ) -> None:
+        self.route = route
+        self.up = 0
+        self.down = 0
+        self._daily = daily if route.limits.daily_bytes is not None else None
+        self._end = end
+        self._block: tuple[str, int] = ("", 0)
+        self._closed = False
+
+    def may_block(self, count: int) -> bool:
+        """Return whether the next ``count`` bytes need the file of daily budgets."""
+        return self._daily is not None and self._block[1] < count
+
+    def sent(self, count: int) -> None:
+        """Count bytes to the upstream.
+
+        :raises EgressRefused: when a limit is reached; these bytes must not be passed on
+        :raises EgressError: when the file of daily budgets cannot be used
+        """
+        most = self.route.limits.request_bytes
+        if self.up + count > most:
+            raise _refused(self.route, "request_bytes", most)
+        self._spend(count)
+        self.up += count
+
+    def received(self, count: int) -> None:
+        """Count bytes from the upstream; otherwise as ``sent``."""
+        most = self.route.limits.response_bytes
+        if self.down + count > most:
+            raise _refused(self.route, "response_bytes", most)
+        self._spend(count)
+        self.down += count
+
+    def _spend(self, count: int) -> None:
+        if self._daily is None:
+            return
+        day, left = self._block
+        if left < count:
+            if day not in ("", self._daily.today()):
+                self._block = ("", 0)
+                self._daily.give_back(self.route, day, left)
+                left = 0
+            day, more = self._daily.take_bytes(self.route, max(count - left, BLOCK))
+            left += more
+            self._block = (day, left)
+        if left < count:
+            raise _refused(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
+        self._block = (day, left - count)
+
+    def close(self) -> None:
+        """End the request, and give back the bytes that it has not used. May be called twice.
+
+        :raises EgressError: when the file of daily budgets cannot be used
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._end(self.route)
+        day, left = self._block
+        if self._daily is not None and left:
+            self._daily.give_back(self.route, day, left)
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
