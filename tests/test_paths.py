@@ -38,6 +38,7 @@ ALLOWED = {
     "cli/logs.py": STATE,
     "cli/main.py": KERNEL,
     "cli/skills.py": NAMED,
+    "egress/audit.py:read_entries": STATE + "; only read, and no link is followed",
     "egress/budgets.py:_connect": STATE,
     "host/homes.py": "the system's list of accounts",
     "host/enter.py": KERNEL + "; the state directory, opened again and compared",

@@ -47,10 +47,10 @@ class RotatedFile:
         with suppress(OSError):
             self._open()
 
-    def write(self, line: bytes) -> None:
-        """Write one or more whole lines. Never raises OSError."""
+    def write(self, line: bytes) -> bool:
+        """Write one or more whole lines; return whether they were written. Never raises OSError."""
         if self._gone or not line:
-            return
+            return False
         with suppress(OSError):
             descriptor = self._descriptor if self._descriptor is not None else self._open()
             if self._length + len(line) > self._size and self._length:
@@ -59,8 +59,10 @@ class RotatedFile:
             written = os.write(descriptor, line)
             if written < len(line):
                 os.ftruncate(descriptor, self._length)  # remove a partial line
-                return
+                return False
             self._length += written
+            return True
+        return False
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
