@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and those of ``skills``, ``snapshot`` and ``image``.
+"""Arguments that several commands share, and those of ``skills``, ``egress`` and so on.
 
 Nothing here runs a command, and nothing is imported that ``launch`` would have to wait for.
 """
@@ -182,6 +182,21 @@ def add_image(image: argparse.ArgumentParser) -> None:
     remove.add_argument(
         "image", metavar="IMAGE", nargs="+", help='a name or digest that "image list" shows'
     )
+
+
+def add_egress(egress: argparse.ArgumentParser) -> None:
+    """Add the commands of ``egress`` and their arguments."""
+    add = make_add(egress.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    listing = add(
+        "list",
+        "egress:run_list",
+        "list the routes that exist, and the kernelspecs that use them",
+        "Routes are set in Jupyter's configuration: c.GVisorEgress.routes. See docs/egress.md.",
+    )
+    add_json(listing)
+    log = add("log", "egress:run_log", "print the requests that a sandbox has made by its routes")
+    add_id(log)
+    add_json(log)
 
 
 def add_place(command: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from gvisor_kernel.jupyter.kernelspecs import (
     remove_kernelspec,
     template_settings,
 )
+from gvisor_kernel.jupyter.plan_factory import check_routes, read_configuration
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 
@@ -55,13 +56,21 @@ def parse_setting(text: str) -> tuple[str, object]:
     return name, parse_value(value)
 
 
+def split_names(texts: list[str]) -> list[str] | None:
+    """Return the names in options that may be repeated, and may have a list with commas each."""
+    names = [name.strip() for text in texts for name in text.split(",")]
+    return list(dict.fromkeys(names)) if texts else None
+
+
 def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """Return the settings that the options of an install name.
 
     :raises GvisorKernelError: when an option has no value, or a setting is given twice
     """
     settings = dict(parse_setting(text) for text in arguments.settings)
-    for name, value in (("image", arguments.image), ("memory_limit", arguments.memory)):
+    routes = split_names(arguments.egress)
+    options = (("image", arguments.image), ("memory_limit", arguments.memory), ("egress", routes))
+    for name, value in options:
         if value is not None:
             if name in settings:
                 raise GvisorKernelError(
@@ -109,6 +118,8 @@ def run_install(arguments: argparse.Namespace) -> int:
     settings = find_settings(arguments)
     template = f"gvisor-{arguments.language}"
     check_kernel({**template_settings(template), **settings})
+    if settings.get("egress"):
+        check_routes(settings, read_configuration())
     kernelspec = install_kernelspec(
         user=user,
         prefix=prefix,

@@ -19,6 +19,7 @@ from gvisor_kernel import __version__
 from gvisor_kernel.cli.arguments import (
     HelpFormatter,
     Subparsers,
+    add_egress,
     add_id,
     add_image,
     add_json,
@@ -48,7 +49,7 @@ exit status:
 
 GROUPS = {
     "kernels": ("install", "uninstall", "start", "launch", "skills"),
-    "information": ("doctor", "list", "logs", "transcript", "version"),
+    "information": ("doctor", "list", "logs", "transcript", "egress", "version"),
     "images and snapshots": ("image", "snapshot"),
     "maintenance": ("kill", "sync", "prune"),
 }
@@ -146,6 +147,14 @@ def make_parser() -> argparse.ArgumentParser:
     install.add_argument(
         "--memory", metavar="SIZE", help="the memory limit, such as 8G (default: 4G)"
     )
+    install.add_argument(
+        "--egress",
+        metavar="ROUTE",
+        action="append",
+        default=[],
+        help='a route to the network that "gvisor-kernel egress list" shows, such as packages; may'
+        " be repeated, and may be a list with commas (default: no network)",
+    )
 
     uninstall = add(
         "uninstall",
@@ -242,6 +251,13 @@ def make_parser() -> argparse.ArgumentParser:
     transcript.add_argument(
         "--raw", action="store_true", help="print it as recorded: one JSON object per line"
     )
+
+    egress = add(
+        "egress",
+        "egress:run_list",
+        "show the routes by which kernels may reach the network, and what they let through",
+    )
+    add_egress(egress)
 
     skills = add("skills", "skills:run_list", "manage the skills that kernels see at /mnt/skills")
     add_skills(skills)

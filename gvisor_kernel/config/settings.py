@@ -47,6 +47,7 @@ from gvisor_kernel.config.validators import (
 from gvisor_kernel.errors import SettingError, UnknownSetting
 
 __all__ = [
+    "CONSTRUCTOR",
     "DEFAULTS",
     "GIB",
     "HOST_IMAGE",
@@ -281,7 +282,7 @@ class SandboxSettings(Configurable):
     """The kernelspec's choice of what Jupyter's configuration allows."""
 
     def __init__(self, **kwargs: AnyValue) -> None:
-        stanza = {name: kwargs.pop(name) for name in set(kwargs) - _CONSTRUCTOR}
+        stanza = {name: kwargs.pop(name) for name in set(kwargs) - CONSTRUCTOR}
         if not isinstance(kwargs.get("config"), Config | None):
             stanza["config"] = kwargs.pop("config")
         super().__init__(**kwargs)
@@ -316,7 +317,7 @@ class SandboxSettings(Configurable):
         return SandboxSpec(**values)
 
 
-_CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec", "log", "parent"})
+CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec", "log", "parent"})
 """Arguments that jupyter_client passes to a provisioner besides the keys of the kernelspec."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_core.application import JupyterApp
 from traitlets import TraitError
+from traitlets.config import Config
 
 from gvisor_kernel.bridge import KernelIdentity
-from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.config.egress import GVisorEgress
+from gvisor_kernel.config.settings import CONSTRUCTOR, SETTINGS
+from gvisor_kernel.egress.routes import Route, parse_routes
+from gvisor_kernel.errors import KernelspecError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_kernelspecs
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.command import choose_program
@@ -64,6 +69,34 @@ def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
             f"The kernelspec {folder}/kernel.json cannot be read: {error}.",
             "repair the file, or remove the folder and install the kernelspec again.",
         ) from error
+
+
+def read_configuration() -> Config:
+    """Return the configuration that a Jupyter server of this user would read."""
+    application = _Configuration()
+    application.load_config_file()
+    return application.config
+
+
+def find_routes(config: Config) -> dict[str, Route]:
+    """Return the routes to the network that exist in ``config``.
+
+    :raises SettingError: when one is not described correctly
+    """
+    return parse_routes(GVisorEgress(config).configured_routes())
+
+
+def check_routes(settings: Mapping[str, Any], config: Config) -> tuple[str, ...]:
+    """Return the names of the routes of kernels whose kernelspec has ``settings``.
+
+    :raises SettingError: when a setting is wrong, or a route does not exist
+    """
+    for name in CONSTRUCTOR.intersection(settings):
+        raise UnknownSetting(name, settings[name], SETTINGS)
+    provisioner = GVisorProvisioner(kernel_id="", config=config, **settings)
+    spec = provisioner.sandbox_spec()
+    provisioner.find_routes(spec)
+    return spec.egress
 
 
 def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:

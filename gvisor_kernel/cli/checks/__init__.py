@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.egress import check_egress
 from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
@@ -28,6 +29,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("host files", 20, check_shown),
     ("provisioner", 5, check_provisioner),
     ("kernelspecs", 5, check_kernelspecs),
+    ("routes", 10, check_egress),
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),
     ("docker", 10, check_engines),

@@ -1,0 +1,39 @@
+"""The check of routes to the network: their configuration, and whether secrets can be read."""
+
+from __future__ import annotations
+
+from gvisor_kernel.cli.checks.base import Check, State
+from gvisor_kernel.cli.egress import find_users
+from gvisor_kernel.egress.routes import UrlRoute
+from gvisor_kernel.egress.secrets import check_secret
+from gvisor_kernel.jupyter.plan_factory import find_routes, read_configuration
+
+
+def check_egress() -> list[Check]:
+    """Check the configured routes, and that the routes of each kernelspec exist.
+
+    A secret that cannot be read is a failure if a kernelspec uses its route. Returns no results if
+    nothing is configured and no kernelspec uses a route.
+
+    :raises SettingError: when the configuration of routes is wrong
+    """
+    config = read_configuration()
+    routes, users = find_routes(config), find_users(config)
+    checks = [
+        Check(f"routes of {name}", "failed", fact.rstrip("."), "gvisor-kernel egress list")
+        for name, fact in users.broken.items()
+    ]
+    for name, route in routes.items():
+        used = users.by_route.get(name, [])
+        if not isinstance(route, UrlRoute) or route.secret is None:
+            continue
+        error = check_secret(route)
+        if error is not None:
+            state: State = "failed" if used else "warning"
+            fact = f"its secret cannot be read by this process: {error.fact.rstrip('.')}"
+            checks.append(Check(f"route {name}", state, fact, error.hint))
+    if checks:
+        return checks
+    if len(routes) == 1 and not users.by_route:
+        return []
+    return [Check("routes", "ok", f"{', '.join(routes)}: all secrets can be read")]

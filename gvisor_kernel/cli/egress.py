@@ -1,0 +1,130 @@
+"""``egress``: which routes exist, who uses them, and what they let through.
+
+Routes are read from the configuration that a Jupyter server of this user would read. Nothing here
+prints the value of a secret. Hosts and paths in a record come from a sandbox and are escaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from traitlets.config import Config
+
+from gvisor_kernel.cli.output import print_json, print_table, printable
+from gvisor_kernel.cli.sandboxes import find_one
+from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
+from gvisor_kernel.egress.routes import (
+    HostsRoute,
+    Route,
+    UrlRoute,
+    kind_of,
+    write_route,
+)
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.jupyter.plan_factory import check_routes, find_routes, read_configuration
+
+
+@dataclass(frozen=True)
+class Users:
+    """Which kernelspecs use which routes; ``broken`` has those whose settings are wrong."""
+
+    by_route: dict[str, list[str]]
+    broken: dict[str, str]
+
+
+def find_users(config: Config) -> Users:
+    """Return the kernelspecs that use each route, as far as ``config`` lets them."""
+    users = Users({}, {})
+    for kernelspec in find_kernelspecs():
+        try:
+            for name in check_routes(kernelspec.settings, config):
+                names = users.by_route.setdefault(name, [])
+                if kernelspec.name not in names:
+                    names.append(kernelspec.name)
+        except GvisorKernelError as error:
+            users.broken[kernelspec.name] = error.fact
+    return users
+
+
+def describe_target(route: Route) -> str:
+    """Describe where a route leads."""
+    if isinstance(route, UrlRoute):
+        return route.url
+    if isinstance(route, HostsRoute):
+        return ", ".join(route.hosts)
+    return "the package indexes of this machine's pip, uv and npm"
+
+
+def describe_rules(route: Route) -> str:
+    """Describe what a url route allows and adds, for a person."""
+    words = []
+    if isinstance(route, UrlRoute):
+        if route.methods != UrlRoute.methods:
+            words.append(" ".join(route.methods))
+        if route.paths != UrlRoute.paths:
+            words.append(" ".join(route.paths))
+        if route.secret is not None:
+            words.append(f"{route.header_name} from {route.secret}")
+    if isinstance(route, UrlRoute | HostsRoute) and route.allow_private:
+        words.append("private addresses")
+    limits = route.limits
+    if limits.daily_requests is not None:
+        words.append(f"{limits.daily_requests} requests a day")
+    if limits.daily_bytes is not None:
+        words.append(f"{limits.daily_bytes} bytes a day")
+    return "; ".join(words)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """``egress list``: print the routes that exist, and which kernelspecs use them. Return 0.
+
+    :raises GvisorKernelError: when the configuration of routes is wrong
+    """
+    config = read_configuration()
+    routes, users = find_routes(config), find_users(config)
+    if arguments.json:
+        print_json([_describe(route, users) for route in routes.values()])
+        return 0
+    rows = [
+        (
+            route.name,
+            kind_of(route),
+            ", ".join(users.by_route.get(route.name, [])) or "-",
+            describe_target(route),
+            describe_rules(route),
+        )
+        for route in routes.values()
+    ]
+    print_table(("ROUTE", "KIND", "KERNELSPECS", "LEADS TO"), (), "RULES", rows)
+    for name, reason in users.broken.items():
+        print(printable(f"The kernelspec {name} starts no kernel: {reason}"))
+    return 0
+
+
+def _describe(route: Route, users: Users) -> dict[str, Any]:
+    return {**write_route(route), "kernelspecs": users.by_route.get(route.name, [])}
+
+
+def run_log(arguments: argparse.Namespace) -> int:
+    """``egress log``: print the requests of a sandbox, the oldest first. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or its record cannot be read
+    """
+    sandbox = find_one(arguments.id)
+    path = sandbox.directory / FILE
+    try:
+        if arguments.json:
+            print_json([asdict(entry) for entry in read_entries(path)])
+            return 0
+        for entry in read_entries(path):
+            line = printable(describe_entry(entry)).replace("\n", "\\n").replace("\t", "\\t")
+            print(f"{printable(entry.time)} {line}")
+    except OSError as error:
+        raise GvisorKernelError(
+            f"The record {path} cannot be read: {error.strerror}.",
+            "remove it if it is not a file of gvisor-kernel.",
+        ) from error
+    return 0
