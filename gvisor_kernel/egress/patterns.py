@@ -27,7 +27,7 @@ OVERRIDING_HEADERS = frozenset(
     }
 )
 """Headers (lower case) by which a server replaces the method or path that was checked. They must
-not be passed on."""
+not be passed on; compare them with ``fold_header``."""
 
 _TARGET = re.compile(rb"[!-~]+")
 _ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -36,6 +36,11 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 T = TypeVar("T")
+
+
+def fold_header(name: bytes) -> bytes:
+    """Return the name of a header as servers may read it: in lower case, ``_`` as ``-``."""
+    return name.lower().replace(b"_", b"-")
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:

@@ -1,9 +1,7 @@
-"""The routes that an administrator has configured, validated. Opens no file and no connection.
+"""Reads routes from the configuration and validates them. Opens no file and no connection.
 
-A *url* route leads to one upstream below one URL and may add a credential; a *hosts* route lets a
-kernel connect to listed names and ports; the route *packages* is ready made. A route names its
-secret (``env:X``) but never has its value. Values that may be a secret by mistake are not shown in
-errors.
+Values that may be a secret by mistake, such as a key in the place of its source, are not shown in
+errors. The kinds of routes are in ``kinds.py``.
 """
 
 from __future__ import annotations
@@ -11,13 +9,26 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gvisor_kernel.config.egress import MAX_ROUTES, ROUTE_NAME, ROUTE_NAME_RULE
-from gvisor_kernel.config.validators import GIB, MIB, RESERVED_VARIABLES
+from gvisor_kernel.config.validators import RESERVED_VARIABLES
 from gvisor_kernel.egress.addresses import judge
+from gvisor_kernel.egress.kinds import (
+    DEFAULT_HEADER,
+    METHODS,
+    PACKAGES,
+    SECRET_MARK,
+    HostsRoute,
+    Limits,
+    PackagesRoute,
+    Route,
+    UrlRoute,
+    kind_of,
+    read_route,
+    write_route,
+)
 from gvisor_kernel.egress.patterns import (
     MAX_TARGET,
     find_path_fault,
@@ -28,20 +39,32 @@ from gvisor_kernel.egress.patterns import (
 )
 from gvisor_kernel.errors import SettingError
 
-PACKAGES = "packages"
-"""The name of the ready-made route to the package indexes of this machine."""
-SECRET_MARK = "{secret}"  # noqa: S105 - the place of a secret in a header, not one
-DEFAULT_HEADER = f"Authorization: Bearer {SECRET_MARK}"
+__all__ = [
+    "DEFAULT_HEADER",
+    "METHODS",
+    "PACKAGES",
+    "SECRET_MARK",
+    "HostsRoute",
+    "Limits",
+    "PackagesRoute",
+    "Route",
+    "UrlRoute",
+    "choose_routes",
+    "kind_of",
+    "parse_routes",
+    "read_route",
+    "write_route",
+]
+
 MAX_PATTERNS = 256
 """Patterns and hosts of one route."""
 MAX_NUMBER = 2**50
-
-METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-"""Methods that a url route can allow; a route without a list allows all of them."""
+MAX_SOURCE = 1024
+"""Characters of the place of a secret."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[ -~]+|keyring:[ -~]+/[ -~]+")
+_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|keyring:.+/.+")
 _HOP_HEADERS = frozenset(
     {
         *("connection", "content-length", "expect", "host", "keep-alive", "te", "trailer"),
@@ -50,102 +73,6 @@ _HOP_HEADERS = frozenset(
     }
 )
 """Headers that belong to the connection or the body: none can carry a credential."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one route lets through. A limit of None is not applied.
-
-    Bytes are of bodies, and of both directions of a tunnel. ``seconds``: the longest time of one
-    request or tunnel. ``requests_per_minute`` and ``at_once`` count in one Jupyter process,
-    ``daily_requests`` and ``daily_bytes`` for all processes of this user, from 0:00 UTC.
-    """
-
-    request_bytes: int = 16 * MIB
-    response_bytes: int = GIB
-    requests_per_minute: int = 600
-    at_once: int = 64
-    seconds: float = 600.0
-    daily_requests: int | None = None
-    daily_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class UrlRoute:
-    """A route to one upstream. ``url`` has no ``/`` at its end.
-
-    ``secret`` and ``header`` are both None, or ``header`` has ``{secret}`` in its value. ``paths``:
-    patterns for what follows ``url``. ``variable``: one that gets the route's address inside.
-    """
-
-    name: str
-    url: str
-    secret: str | None = None
-    header: str | None = None
-    methods: tuple[str, ...] = METHODS
-    paths: tuple[str, ...] = ("/**",)
-    variable: str | None = None
-    allow_private: bool = False
-    limits: Limits = field(default_factory=Limits)
-
-    @property
-    def header_name(self) -> str | None:
-        """The name of the header that carries the credential, in lower case."""
-        return None if self.header is None else self.header.partition(":")[0].lower()
-
-    def format_header(self, secret: str) -> tuple[str, str] | None:
-        """Return name and value of the header that carries ``secret``; None if there is none."""
-        if self.header is None:
-            return None
-        name, _, value = self.header.partition(":")
-        return name, value.strip().replace(SECRET_MARK, secret)
-
-
-@dataclass(frozen=True)
-class HostsRoute:
-    """A route to listed names and ports: ``hosts`` has entries such as ``*.example.org:443``."""
-
-    name: str
-    hosts: tuple[str, ...]
-    allow_private: bool = False
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class PackagesRoute:
-    """The route to the package indexes that pip, uv and npm of this machine use."""
-
-    name: str = PACKAGES
-    limits: Limits = field(default_factory=Limits)
-
-
-Route: TypeAlias = UrlRoute | HostsRoute | PackagesRoute
-
-_KINDS: Mapping[str, type[UrlRoute] | type[HostsRoute] | type[PackagesRoute]] = {
-    "url": UrlRoute,
-    "hosts": HostsRoute,
-    "packages": PackagesRoute,
-}
-
-
-def kind_of(route: Route) -> str:
-    """Return "url", "hosts" or "packages"."""
-    return next(kind for kind, cls in _KINDS.items() if isinstance(route, cls))
-
-
-def write_route(route: Route) -> dict[str, Any]:
-    """Return a route as JSON, for another process of the same user. It has no secret's value."""
-    return {"kind": kind_of(route), **dataclasses.asdict(route)}
-
-
-def read_route(content: Mapping[str, Any]) -> Route:
-    """Return the route that ``write_route`` wrote."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-    }
-    kind = values.pop("kind")
-    values["limits"] = Limits(**values["limits"])
-    return _KINDS[kind](**values)
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -307,7 +234,12 @@ def _parse_url(place: str, value: object, allow_private: bool) -> str:
 def _parse_secret(place: str, value: object) -> str | None:
     if value is None:
         return None
-    if isinstance(value, str) and len(value) <= 1024 and _SECRET.fullmatch(value):
+    if (
+        isinstance(value, str)
+        and len(value) <= MAX_SOURCE
+        and value.isprintable()
+        and _SECRET.fullmatch(value)
+    ):
         kind, _, rest = value.partition(":")
         if kind != "file" or not {"..", ".", ""} & set(rest.split("/")[1:]):
             return value

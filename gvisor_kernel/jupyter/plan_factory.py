@@ -95,7 +95,7 @@ def check_routes(settings: Mapping[str, Any], config: Config) -> tuple[str, ...]
         raise UnknownSetting(name, settings[name], SETTINGS)
     provisioner = GVisorProvisioner(kernel_id="", config=config, **settings)
     spec = provisioner.sandbox_spec()
-    provisioner.find_routes(spec)
+    provisioner.find_routes(spec, Path("/nonexistent"))  # no notebook's folder is known here
     return spec.egress
 
 
@@ -130,5 +130,5 @@ def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelP
         address=read_address(info),
         argv=argv,
         environment=dict(kernel_spec.env),
-        routes=settings.find_routes(spec),
+        routes=settings.find_routes(spec, Path.cwd()),
     )

@@ -22,8 +22,9 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.egress.exposure import check_exposure
 from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
-from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.connection_info import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -72,6 +73,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     ) -> KernelPlan:
         manager = self.parent
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
+        folder = choose_folder(cwd, manager)
         name = getattr(manager, "kernel_name", "") or self.kernel_spec.display_name
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
@@ -80,7 +82,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             request=LaunchRequest(
                 kernel_name=name,
                 kernel_id=self.kernel_id or "",
-                folder=choose_folder(cwd, manager),
+                folder=folder,
                 python=python,
                 environment=passed,
             ),
@@ -97,20 +99,26 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             substituted=tuple(
                 key for key, text in templates.items() if passed.keys() & text.get_identifiers()
             ),
-            routes=self.find_routes(spec),
+            routes=self.find_routes(spec, folder),
         )
 
-    def find_routes(self, spec: SandboxSpec) -> tuple[Route, ...]:
+    def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.
 
-        A kernelspec's stanza never gets into ``self.config``.
+        A kernelspec's stanza never gets into ``self.config``. ``folder``: the notebook's.
 
-        :raises SettingError: when the configuration of routes is wrong, or a name is none of them
+        :raises SettingError: when the configuration of routes is wrong, a name is none of them, or
+            the kernel would see the secret of one
         """
-        if not spec.egress:
-            return ()  # a wrong route does not keep kernels without any from starting
-        configured = GVisorEgress(self.config).configured_routes()
-        return choose_routes(spec.egress, parse_routes(configured))
+        try:
+            routes = parse_routes(GVisorEgress(self.config).configured_routes())
+        except SettingError as error:
+            if spec.egress:
+                raise
+            self.log.warning("%s", error)  # kernels without routes start nevertheless
+            return ()
+        check_exposure(routes.values(), spec, folder)
+        return choose_routes(spec.egress, routes)
 
     def _own_key(self) -> bytes:
         """Return the key of a kernel without a manager. It stays the same across restarts."""

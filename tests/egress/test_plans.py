@@ -166,3 +166,9 @@ def test_spare_is_nobodys(plan: KernelPlan) -> None:
     kind = Kind.of(plan)
     assert kind.spec.egress == ()
     assert kind == Kind.of(without_routes(plan))
+
+
+def test_kernel_that_would_see_a_secret_does_not_start() -> None:
+    found = provisioner(configured(api=API), environment=["GK_TEST_KEY"])
+    with pytest.raises(SettingError, match="GK_TEST_KEY"):
+        plan_of(found)

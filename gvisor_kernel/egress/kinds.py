@@ -1,0 +1,128 @@
+"""The kinds of routes: frozen dataclasses without any I/O, and their form for another process.
+
+A *url* route leads to one upstream below one URL and may add a credential; a *hosts* route lets a
+kernel connect to listed names and ports; the route *packages* is ready made. A route names its
+secret (``env:X``) but never has its value. ``routes.py`` reads them from the configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from gvisor_kernel.config.validators import GIB, MIB
+from gvisor_kernel.egress.patterns import fold_header
+
+PACKAGES = "packages"
+"""The name of the ready-made route to the package indexes of this machine."""
+SECRET_MARK = "{secret}"  # noqa: S105 - the place of a secret in a header, not one
+DEFAULT_HEADER = f"Authorization: Bearer {SECRET_MARK}"
+
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+"""Methods that a url route can allow; a route without a list allows all of them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one route lets through. A limit of None is not applied.
+
+    Bytes are of bodies, and of both directions of a tunnel. ``seconds``: the longest time of one
+    request or tunnel. ``requests_per_minute`` and ``at_once`` count in one Jupyter process,
+    ``daily_requests`` and ``daily_bytes`` for all processes of this user, from 0:00 UTC.
+    """
+
+    request_bytes: int = 16 * MIB
+    response_bytes: int = GIB
+    requests_per_minute: int = 600
+    at_once: int = 64
+    seconds: float = 600.0
+    daily_requests: int | None = None
+    daily_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class UrlRoute:
+    """A route to one upstream. ``url`` has no ``/`` at its end.
+
+    ``secret`` and ``header`` are both None, or ``header`` has ``{secret}`` in its value. ``paths``:
+    patterns for what follows ``url``. ``variable``: one that gets the route's address inside.
+    """
+
+    name: str
+    url: str
+    secret: str | None = None
+    header: str | None = None
+    methods: tuple[str, ...] = METHODS
+    paths: tuple[str, ...] = ("/**",)
+    variable: str | None = None
+    allow_private: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def header_name(self) -> str | None:
+        """The name of the header that carries the credential, in lower case."""
+        return None if self.header is None else self.header.partition(":")[0].lower()
+
+    def replaces(self, header: bytes) -> bool:
+        """Return whether a header that the sandbox sent stands in the place of the credential.
+
+        Servers that pass headers on as variables read ``X_Key`` and ``X-Key`` as the same.
+        """
+        name = self.header_name
+        return name is not None and fold_header(header) == fold_header(name.encode())
+
+    def format_header(self, secret: str) -> tuple[str, str] | None:
+        """Return name and value of the header that carries ``secret``; None if there is none."""
+        if self.header is None:
+            return None
+        name, _, value = self.header.partition(":")
+        return name, value.strip().replace(SECRET_MARK, secret)
+
+
+@dataclass(frozen=True)
+class HostsRoute:
+    """A route to listed names and ports: ``hosts`` has entries such as ``*.example.org:443``."""
+
+    name: str
+    hosts: tuple[str, ...]
+    allow_private: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class PackagesRoute:
+    """The route to the package indexes that pip, uv and npm of this machine use."""
+
+    name: str = PACKAGES
+    limits: Limits = field(default_factory=Limits)
+
+
+Route: TypeAlias = UrlRoute | HostsRoute | PackagesRoute
+
+_KINDS: Mapping[str, type[UrlRoute] | type[HostsRoute] | type[PackagesRoute]] = {
+    "url": UrlRoute,
+    "hosts": HostsRoute,
+    "packages": PackagesRoute,
+}
+
+
+def kind_of(route: Route) -> str:
+    """Return "url", "hosts" or "packages"."""
+    return next(kind for kind, cls in _KINDS.items() if isinstance(route, cls))
+
+
+def write_route(route: Route) -> dict[str, Any]:
+    """Return a route as JSON, for another process of the same user. It has no secret's value."""
+    return {"kind": kind_of(route), **dataclasses.asdict(route)}
+
+
+def read_route(content: Mapping[str, Any]) -> Route:
+    """Return the route that ``write_route`` wrote."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    kind = values.pop("kind")
+    values["limits"] = Limits(**values["limits"])
+    return _KINDS[kind](**values)
