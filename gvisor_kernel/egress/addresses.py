@@ -12,10 +12,11 @@ the network, and private services that have public addresses.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 from gvisor_kernel.egress.patterns import is_address, is_host_name
@@ -110,9 +111,10 @@ def _judge(address: Address, allow_private: bool, allow_own: bool) -> str | None
         return "is a private address"
     if not is_private and not _is_public(address):
         return "is a reserved address"
-    if not allow_own and is_own(address):
-        return "is an address of this machine"
-    return None
+    try:
+        return "is an address of this machine" if not allow_own and is_own(address) else None
+    except OSError as error:
+        return f"could not be checked: {error.strerror}"
 
 
 def _is_public(address: Address) -> bool:
@@ -130,27 +132,43 @@ def _is_in(address: Address, networks: Iterable[Network]) -> bool:
 def is_own(address: Address) -> bool:
     """Return whether packets to ``address`` would be delivered to this machine itself.
 
-    The kernel is asked, not a list of interfaces: it knows each address that it accepts.
+    The host's kernel is asked, not a list of interfaces: it knows each address that it accepts.
+
+    :raises OSError: when it cannot be asked, for example because no descriptor is free
     """
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((str(address), 9))  # sends nothing
-        if probe.getsockname()[0] == str(address):
+    with _probe(address) as probe, suppress(OSError):
+        if probe is not None:
+            probe.connect((str(address), 9))  # sends nothing
+            if probe.getsockname()[0] == str(address):
+                return True
+    return _may_bind(address) and not _may_bind(_OTHERS[address.version])
+
+
+_OTHERS = {4: ipaddress.ip_address("192.0.2.1"), 6: ipaddress.ip_address("2001:db8::1")}
+"""Addresses that no machine has: one that binds to them lets programs bind to any address."""
+
+
+def _may_bind(address: Address) -> bool:
+    with _probe(address) as probe, suppress(OSError):
+        if probe is not None:
+            probe.bind((str(address), 0))
             return True
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.bind((str(address), 0))
-        return not _may_bind_all(address)
     return False
 
 
-def _may_bind_all(address: Address) -> bool:
-    """Whether this machine lets programs bind to addresses that are not its own."""
-    other = "192.0.2.1" if address.version == 4 else "2001:db8::1"
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.bind((other, 0))
-        return True
-    return False
+@contextmanager
+def _probe(address: Address) -> Iterator[socket.socket | None]:
+    """Make a socket for addresses of this kind; None on a machine that has none of them."""
+    try:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        probe = socket.socket(family, socket.SOCK_DGRAM)
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+        yield None
+        return
+    with probe:
+        yield probe
 
 
 async def system_resolver(host: str, port: int) -> list[str]:

@@ -248,7 +248,7 @@ def is_daily(route: Route) -> bool:
 
 
 class Admission:
-    """One request that was admitted; a context manager. One thread at a time uses it.
+    """One request that was admitted; a context manager. One thread for each direction.
 
     ``sent`` and ``received`` are called before the bytes are passed on. They block now and then if
     the route has a limit ``daily_bytes`` (``may_block``).
@@ -263,6 +263,7 @@ class Admission:
         self._daily = daily if route.limits.daily_bytes is not None else None
         self._end = end
         self._block: tuple[str, int] = ("", 0)
+        self._lock = ThreadLock()
         self._closed = False
 
     def may_block(self, count: int) -> bool:
@@ -290,20 +291,22 @@ class Admission:
         self.down += count
 
     def _spend(self, count: int) -> None:
-        if self._daily is None:
+        daily = self._daily
+        if daily is None:
             return
-        day, left = self._block
-        if left < count:
-            if day not in ("", self._daily.today()):
-                self._block = ("", 0)
-                self._daily.give_back(self.route, day, left)
-                left = 0
-            day, more = self._daily.take_bytes(self.route, max(count - left, BLOCK))
-            left += more
-            self._block = (day, left)
-        if left < count:
-            raise _refused(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
-        self._block = (day, left - count)
+        with self._lock:
+            day, left = self._block
+            if left < count:
+                if day not in ("", daily.today()):
+                    self._block = ("", 0)
+                    daily.give_back(self.route, day, left)
+                    left = 0
+                day, more = daily.take_bytes(self.route, max(count - left, BLOCK))
+                left += more
+                self._block = (day, left)
+            if left < count:
+                raise _refused(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
+            self._block = (day, left - count)
 
     def close(self) -> None:
         """End the request, and give back the bytes that it has not used. May be called twice.
@@ -314,7 +317,8 @@ class Admission:
             return
         self._closed = True
         self._end(self.route)
-        day, left = self._block
+        with self._lock:
+            (day, left), self._block = self._block, ("", 0)
         if self._daily is not None and left:
             self._daily.give_back(self.route, day, left)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import os
 import socket
 
 import pytest
@@ -110,6 +112,19 @@ def test_public_address_of_this_machine_is_refused(monkeypatch: pytest.MonkeyPat
 def test_other_addresses_are_not_own() -> None:
     for address in (PUBLIC, PUBLIC_6):
         assert not addresses.is_own(ipaddress.ip_address(address))
+
+
+def test_address_that_cannot_be_checked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a kernel that uses up the descriptors of the process could reach this machine."""
+
+    def fail(*_: object) -> socket.socket:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket, "socket", fail)
+    code = errno.EMFILE
+    assert judge(PUBLIC, False) == "could not be checked: Too many open files"
+    code = errno.EAFNOSUPPORT
+    assert judge(PUBLIC_6, False) is None
 
 
 class FakeResolver:
