@@ -89,6 +89,16 @@ def judge(address: str, allow_private: bool, *, literal: bool = False) -> str | 
 def _judge(address: Address, allow_private: bool, allow_own: bool) -> str | None:
     if address in METADATA:
         return "is a cloud's metadata service"
+    if isinstance(address, ipaddress.IPv6Address) and int(address) > 1:  # not "::" and "::1"
+        if address in _TRANSLATED:
+            inner = ipaddress.ip_address(int(address) & 0xFFFF_FFFF)
+            return _judge(inner, allow_private=False, allow_own=False)
+        # First, as some releases of Python judge such an address by the one in it, others do not.
+        for network, name in _CARRIERS.items():
+            if address in network:
+                return f"is {name}"
+        if (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP:
+            return "is an address of an ISATAP tunnel"
     if address.is_unspecified:
         return "is the unspecified address"
     if address.is_loopback:
@@ -97,15 +107,6 @@ def _judge(address: Address, allow_private: bool, allow_own: bool) -> str | None
         return "is a multicast address"
     if address.is_link_local or (address.version == 6 and address.is_site_local):
         return "is a link-local address"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _TRANSLATED:
-            inner = ipaddress.ip_address(int(address) & 0xFFFF_FFFF)
-            return _judge(inner, allow_private=False, allow_own=False)
-        for network, name in _CARRIERS.items():
-            if address in network:
-                return f"is {name}"
-        if (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP:
-            return "is an address of an ISATAP tunnel"
     is_private = _is_in(address, _PRIVATE)
     if is_private and not allow_private:
         return "is a private address"
