@@ -36,14 +36,16 @@ class Users:
 
 
 def find_users(config: Config) -> Users:
-    """Return the kernelspecs that use each route, as far as ``config`` lets them."""
+    """Return the kernelspecs that use each route, as far as ``config`` lets them.
+
+    Of kernelspecs with the same name, Jupyter uses the first.
+    """
     users = Users({}, {})
-    for kernelspec in find_kernelspecs():
+    first = {kernelspec.name: kernelspec for kernelspec in reversed(find_kernelspecs())}
+    for kernelspec in reversed(first.values()):
         try:
             for name in check_routes(kernelspec.settings, config):
-                names = users.by_route.setdefault(name, [])
-                if kernelspec.name not in names:
-                    names.append(kernelspec.name)
+                users.by_route.setdefault(name, []).append(kernelspec.name)
         except GvisorKernelError as error:
             users.broken[kernelspec.name] = error.fact
     return users

@@ -110,14 +110,14 @@ def choose_routes(names: Iterable[str], routes: Mapping[str, Route]) -> tuple[Ro
 # -- parsing ---------------------------------------------------------------------------------------
 
 
-class _NotShown:
-    """Stands in errors for a value that may be a secret."""
+class _Words(str):
+    """Words that stand in an error for a value that is not shown, without quotes."""
 
     def __repr__(self) -> str:
-        return "not accepted (its value is not shown, as it may be a secret)"
+        return str(self)
 
 
-_NOT_SHOWN = _NotShown()
+_NOT_SHOWN = _Words("not accepted (its value is not shown, as it may be a secret)")
 _TRAIT = "c.GVisorEgress.routes"
 
 
@@ -131,7 +131,7 @@ def parse_routes(value: object) -> dict[str, Route]:
             _TRAIT, _shape(value), "a mapping from the name of a route to its description"
         )
     if len(value) > MAX_ROUTES:
-        raise SettingError(_TRAIT, f"{len(value)} routes", f"at most {MAX_ROUTES} routes")
+        raise SettingError(_TRAIT, _Words(f"{len(value)} routes"), f"at most {MAX_ROUTES} routes")
     routes: dict[str, Route] = {PACKAGES: PackagesRoute()}
     for name, item in value.items():
         if not isinstance(name, str) or not ROUTE_NAME.fullmatch(name):
@@ -178,7 +178,7 @@ def _parse_route(name: str, item: object) -> Route:
 
 def _shape(value: object) -> str:
     """Describe a value for an error without showing it."""
-    return f"a value of type {type(value).__name__}"
+    return _Words(f"a value of type {type(value).__name__}")
 
 
 def _check_keys(place: str, item: object, keys: tuple[str, ...]) -> Mapping[str, Any]:

@@ -109,6 +109,19 @@ def test_list_shows_routes_and_who_uses_them(jupyter: Path, capsys: Captured) ->
     assert KEY not in text
 
 
+def test_list_counts_the_kernelspec_that_jupyter_uses(
+    jupyter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert main(["install", "--prefix", str(tmp_path / "p"), "--egress", "web"]) == 0
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "p/share/jupyter"))
+    assert routes_json(capsys)["web"]["kernelspecs"] == ["gvisor-python"]
+    install("--egress", "github", name="gvisor-python")
+    paths = [tmp_path / "data", tmp_path / "p/share/jupyter"]
+    monkeypatch.setenv("JUPYTER_PATH", ":".join(map(str, paths)))
+    found = routes_json(capsys)
+    assert (found["web"]["kernelspecs"], found["github"]["kernelspecs"]) == ([], ["gvisor-python"])
+
+
 def test_list_names_a_kernelspec_whose_route_is_gone(jupyter: Path, capsys: Captured) -> None:
     install("--egress", "web")
     jupyter.write_text("c.GVisorEgress.routes = {}\n")

@@ -195,7 +195,7 @@ def test_wrong_value_error_names_its_place(named: str, item: dict[Any, Any]) -> 
 
 @pytest.mark.parametrize("value", [None, [], "packages", 3, [("x", {"url": URL})]])
 def test_routes_are_a_mapping(value: object) -> None:
-    with pytest.raises(SettingError, match=r"c\.GVisorEgress\.routes"):
+    with pytest.raises(SettingError, match=r"c\.GVisorEgress\.routes is a value of type"):
         parse_routes(value)
 
 
