@@ -45,6 +45,11 @@ class FrameType(enum.IntEnum):
     RESUMED = 14
     IDLE_QUERY = 15
     IDLE_REPLY = 16
+    OPEN = 17
+    STREAM = 18
+    GRANT = 19
+    FINISH = 20
+    RESET = 21
 
 
 class Channel(enum.IntEnum):

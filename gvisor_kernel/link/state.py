@@ -43,6 +43,10 @@ SENDERS = {
             FrameType.STOP,
             FrameType.RESUME,
             FrameType.IDLE_QUERY,
+            FrameType.STREAM,
+            FrameType.GRANT,
+            FrameType.FINISH,
+            FrameType.RESET,
         }
     ),
     Role.GUEST: frozenset(
@@ -58,6 +62,11 @@ SENDERS = {
             FrameType.PONG,
             FrameType.RESUMED,
             FrameType.IDLE_REPLY,
+            FrameType.OPEN,
+            FrameType.STREAM,
+            FrameType.GRANT,
+            FrameType.FINISH,
+            FrameType.RESET,
         }
     ),
 }
@@ -77,6 +86,11 @@ TRANSITIONS = {
     (State.RUNNING, FrameType.SIGNAL): State.RUNNING,
     (State.RUNNING, FrameType.IDLE_QUERY): State.RUNNING,
     (State.RUNNING, FrameType.IDLE_REPLY): State.RUNNING,
+    (State.RUNNING, FrameType.OPEN): State.RUNNING,
+    (State.RUNNING, FrameType.STREAM): State.RUNNING,
+    (State.RUNNING, FrameType.GRANT): State.RUNNING,
+    (State.RUNNING, FrameType.FINISH): State.RUNNING,
+    (State.RUNNING, FrameType.RESET): State.RUNNING,
     (State.RUNNING, FrameType.RESUME): State.RESUMING,
     (State.RUNNING, FrameType.EXIT): State.IDLE,
     (State.RUNNING, FrameType.STOP): State.CLOSED,
@@ -95,8 +109,30 @@ frames that the guest wrote before it received the RESUME (STALE). Both sides dr
 after a STOP.
 """
 
-LATE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.SIGNAL, FrameType.IDLE_QUERY})
+LATE = frozenset(
+    {
+        FrameType.DATA,
+        FrameType.CREDIT,
+        FrameType.SIGNAL,
+        FrameType.IDLE_QUERY,
+        FrameType.STREAM,
+        FrameType.GRANT,
+        FrameType.FINISH,
+        FrameType.RESET,
+    }
+)
 """Frames that a guest drops while it is IDLE after a run."""
 
-STALE = frozenset({FrameType.DATA, FrameType.CREDIT, FrameType.IDLE_REPLY})
+STALE = frozenset(
+    {
+        FrameType.DATA,
+        FrameType.CREDIT,
+        FrameType.IDLE_REPLY,
+        FrameType.OPEN,
+        FrameType.STREAM,
+        FrameType.GRANT,
+        FrameType.FINISH,
+        FrameType.RESET,
+    }
+)
 """Frames that a host drops while it is RESUMING."""
