@@ -26,6 +26,8 @@ from gvisor_kernel.link.events import (
     Started,
     Stats,
     Stop,
+    StreamFrames,
+    StreamsEnded,
 )
 from gvisor_kernel.link.frames import Channel, LogSource
 
@@ -53,4 +55,6 @@ __all__ = [
     "Started",
     "Stats",
     "Stop",
+    "StreamFrames",
+    "StreamsEnded",
 ]

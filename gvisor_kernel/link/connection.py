@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Union
 
+from gvisor_kernel.link.backlog import Backlog
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     VERSION,
@@ -45,6 +46,7 @@ from gvisor_kernel.link.frames import (
     encode_frame,
 )
 from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
+from gvisor_kernel.link.stream_frames import STREAM_SIZES
 
 PONGS_KEPT = 64
 """Number of PONGs that may wait to be written. Only the last pings of a flood are answered, so a
@@ -108,12 +110,14 @@ class Connection:
         self._pongs: deque[int] = deque(maxlen=PONGS_KEPT)
         self._diverted: deque[bytes] = deque()
         self._flow = Flow(DATA_CHANNELS, views=role is Role.HOST)
+        self._backlog = Backlog(role)
         self._error: RemoteProtocolError | None = None
         if resume is not None:
             payload = _encode_checked(resume)
             self._urgent = deque([encode_frame(FrameType.RESUME, payload)])
             self.state = State.RESUMING
             self.run = resume.run
+            self._backlog.begin(resume.egress)
 
     # -- receiving -------------------------------------------------------------------------------
 
@@ -172,6 +176,10 @@ class Connection:
             self._handle_run(_DECODERS[kind](frame.payload))
         elif kind is FrameType.DATA or kind is FrameType.CREDIT:
             self._handle_channel(frame)
+        elif kind in STREAM_SIZES:
+            of_streams = self._backlog.take(frame)
+            if of_streams is not None:
+                self._events.append(of_streams)
         elif kind is FrameType.HELLO:
             hello = Hello.decode(frame.payload)
             if hello.version != VERSION:
@@ -204,6 +212,8 @@ class Connection:
             self._flow.take(frame, late=True)
         elif frame.type is FrameType.CREDIT:
             self._flow.receive_credit(frame, late=True)
+        elif frame.type in STREAM_SIZES:
+            self._backlog.take(frame, late=True)
         else:
             decode = IdleQuery.decode if frame.type is FrameType.IDLE_QUERY else Signal.decode
             if decode(frame.payload).run != self.run:
@@ -212,7 +222,7 @@ class Connection:
     def _handle_run(self, event: Event) -> None:
         """Handle an event that belongs to one run, and also STATS and PONG."""
         if isinstance(event, (Start, Resume)):
-            self._begin_run(event.run)
+            self._begin_run(event)
         elif isinstance(event, (*_RUN_EVENTS, Resumed)) and event.run != self.run:
             raise RemoteProtocolError(
                 f"A frame names run {event.run}; the current run is {self.run}."
@@ -260,7 +270,7 @@ class Connection:
         self._urgent.append(encode_frame(kind, payload))
         self.state = after
         if isinstance(event, Start):
-            self._begin_run(event.run)
+            self._begin_run(event)
         elif isinstance(event, Exited):
             self._drop_unfinished()
 
@@ -280,6 +290,36 @@ class Connection:
         self._next_state(FrameType.DATA, LocalProtocolError)
         self._diverted.append(frames)
 
+    def divert_stream(self, frames: bytes) -> None:
+        """Queue whole frames of streams. They are sent last.
+
+        A guest may queue ``stream_room`` bytes at most; a host should not queue more.
+
+        :raises LocalProtocolError: when the state or the run does not allow it, or a guest has no
+            room
+        """
+        self._next_state(FrameType.STREAM, LocalProtocolError)
+        self._backlog.add(frames)
+
+    @property
+    def stream_room(self) -> int:
+        """Bytes of streams' frames that may be queued now."""
+        return self._backlog.room if self.state is State.RUNNING else 0
+
+    @property
+    def queued_streams(self) -> int:
+        """Queued bytes of streams' frames."""
+        return self._backlog.queued
+
+    def passed_on(self, size: int) -> None:
+        """Release ``size`` bytes of StreamFrames, as a host: they have left this process."""
+        self._backlog.passed_on(size)
+
+    def end_streams(self) -> None:
+        """End all streams of this run, as a host; the guest opens no more. Idempotent."""
+        if self.state is State.RUNNING:
+            self._backlog.end()
+
     def send_log(self, source: LogSource, text: str) -> None:
         """Queue text for the log, cut to one frame. Allowed in any state: a LOG has no reply."""
         self._check_sender(FrameType.LOG)
@@ -298,10 +338,11 @@ class Connection:
         own = self._flow.queued(channel)
         return own if channel is not None else own + sum(map(len, self._diverted))
 
-    def data_to_send(self, limit: int = 256 * 1024) -> bytes:
+    def data_to_send(self, limit: int = 256 * 1024, stream_limit: int = 256 * 1024) -> bytes:
         """Return the next bytes to write, about ``limit`` at most; empty if nothing may be sent.
 
-        Order: frames without a channel, CREDIT, then the channels in the order of DATA_CHANNELS.
+        Order: frames without a channel, CREDIT, then the channels in the order of DATA_CHANNELS,
+        then about ``stream_limit`` bytes of streams at most.
         """
         out: list[bytes] = []
         size = 0
@@ -322,6 +363,8 @@ class Connection:
                 frames = self._diverted.popleft()
                 out.append(frames)
                 size += len(frames)
+        if self.state is State.RUNNING:
+            self._backlog.write(out, min(limit - size, stream_limit))
         return b"".join(out)
 
     # -- state -----------------------------------------------------------------------------------
@@ -348,14 +391,16 @@ class Connection:
         self._reader = FrameReader()
         self._drop_unfinished()
 
-    def _begin_run(self, run: int) -> None:
-        self.run = run
+    def _begin_run(self, event: Start | Resume) -> None:
+        self.run = event.run
         self._flow.begin()
+        self._backlog.begin(event.egress)
         self._diverted.clear()
 
     def _drop_unfinished(self) -> None:
         """Drop the partial and queued messages of a run that has ended."""
         self._flow.drop_unfinished()
+        self._backlog.drop()
         self._diverted.clear()
 
 

@@ -17,7 +17,7 @@ from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 2
+VERSION = 3
 
 _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")
@@ -66,6 +66,12 @@ def _check_number(value: object, name: str) -> int:
     return value
 
 
+def _check_flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise RemoteProtocolError(f"{name} is not true or false.")
+    return value
+
+
 @dataclass(frozen=True)
 class Hello:
     """HELLO: the first frame of each side. Both sides must send the same version.
@@ -103,7 +109,8 @@ class Start:
     """START, host to guest: start a kernel process; run number ``run`` begins.
 
     ``argv`` may contain placeholders such as ``{connection_file}``. ``environment`` is the whole
-    environment of the kernel. ``key`` signs the kernel's messages inside the sandbox.
+    environment of the kernel. ``key`` signs the kernel's messages inside the sandbox. ``egress``:
+    whether the guest may open streams in this run.
     """
 
     run: int
@@ -112,6 +119,7 @@ class Start:
     cwd: str
     key: str
     signature_scheme: str = "hmac-sha256"
+    egress: bool = False
 
     def encode(self) -> bytes:
         return json.dumps(
@@ -122,6 +130,7 @@ class Start:
                 "cwd": self.cwd,
                 "key": self.key,
                 "signature_scheme": self.signature_scheme,
+                "egress": self.egress,
             }
         ).encode()
 
@@ -143,6 +152,7 @@ class Start:
             signature_scheme=_check_text(
                 body.get("signature_scheme"), "The signature_scheme of a START"
             ),
+            egress=_check_flag(body.get("egress"), "The egress of a START"),
         )
 
     def __repr__(self) -> str:
@@ -170,7 +180,7 @@ class Resume:
     ``run`` is the run that the snapshot was taken in. ``key`` signs the kernel's messages from now
     on, if the kernel can change its key; otherwise the key of its START stays. ``environment``
     overrides variables of the snapshot. ``seed`` is 64 random bytes in hexadecimal, for everything
-    that would be the same in every copy of the snapshot.
+    that would be the same in every copy of the snapshot. ``egress`` is as in START.
     """
 
     run: int
@@ -178,6 +188,7 @@ class Resume:
     cwd: str
     key: str
     seed: str
+    egress: bool = False
 
     def encode(self) -> bytes:
         return json.dumps(
@@ -187,6 +198,7 @@ class Resume:
                 "cwd": self.cwd,
                 "key": self.key,
                 "seed": self.seed,
+                "egress": self.egress,
             }
         ).encode()
 
@@ -205,6 +217,7 @@ class Resume:
             cwd=_check_text(body.get("cwd"), "The cwd of a RESUME"),
             key=_check_text(body.get("key"), "The key of a RESUME"),
             seed=_check_text(body.get("seed"), "The seed of a RESUME"),
+            egress=_check_flag(body.get("egress"), "The egress of a RESUME"),
         )
 
     def __repr__(self) -> str:
@@ -267,6 +280,21 @@ class Diverted:
     """A DATA or CREDIT frame, undecoded, for a kernel that speaks frames itself."""
 
     frame: bytes
+
+
+@dataclass(frozen=True)
+class StreamFrames:
+    """Whole frames of streams, undecoded. Only their sizes and the backlog are checked."""
+
+    frames: bytes
+
+    def __repr__(self) -> str:
+        return f"<StreamFrames {len(self.frames)} bytes>"
+
+
+@dataclass(frozen=True)
+class StreamsEnded:
+    """RESET of stream 0, host to guest: all streams of this run are over, and no more may open."""
 
 
 @dataclass(frozen=True)
@@ -397,6 +425,8 @@ Event = Union[
     Resumed,
     Message,
     Diverted,
+    StreamFrames,
+    StreamsEnded,
     IdleQuery,
     IdleReply,
     Signal,

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from dataclasses import dataclass
+from typing import Union
 
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.frames import Frame, FrameReader, FrameType
@@ -48,32 +49,37 @@ GRANT_STEP = STREAM_WINDOW // 4
 """Least bytes that are granted at once, so that small reads do not cost a frame each."""
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class Opened:
     """The other side has opened a stream. Only a host gets this."""
 
     stream: int
 
 
-class Received(NamedTuple):
+@dataclass(frozen=True)
+class Received:
     """Bytes of a stream, which count as held until ``Streams.consumed``."""
 
     stream: int
     data: bytes
 
 
-class Granted(NamedTuple):
+@dataclass(frozen=True)
+class Granted:
     """More bytes may be sent on a stream: ``Streams.sendable`` has grown."""
 
     stream: int
 
 
-class Finished(NamedTuple):
+@dataclass(frozen=True)
+class Finished:
     """The other side sends no more on a stream. This side may still send."""
 
     stream: int
 
 
-class Reset(NamedTuple):
+@dataclass(frozen=True)
+class Reset:
     """The other side has ended a stream in both directions. Nothing can be sent on it any more."""
 
     stream: int
@@ -88,7 +94,7 @@ class _Stream:
     def __init__(self) -> None:
         self.credit = STREAM_WINDOW
         """Bytes that this side's owner may still queue."""
-        self.pieces: deque[memoryview] = deque()
+        self.out = bytearray()
         """Queued bytes. All of them are covered by credit already."""
         self.finishing = False
         """``finish`` was called. FINISH is sent after the queued bytes."""
@@ -107,16 +113,10 @@ class _Stream:
         return due if due >= GRANT_STEP and not self.ended else 0
 
     def take(self, size: int) -> bytes:
-        """Remove and return up to ``size`` queued bytes, at least one."""
-        taken: list[memoryview] = []
-        while self.pieces and size:
-            piece = self.pieces.popleft()
-            if len(piece) > size:
-                self.pieces.appendleft(piece[size:])
-                piece = piece[:size]
-            taken.append(piece)
-            size -= len(piece)
-        return b"".join(taken)
+        """Remove and return up to ``size`` queued bytes."""
+        taken = bytes(self.out[:size])
+        del self.out[:size]
+        return taken
 
 
 class Streams:
@@ -139,6 +139,8 @@ class Streams:
         """Streams on which a GRANT is due; in the order in which it became due."""
         self._turns: deque[int] = deque()
         """Streams with bytes or a FINISH to send, each once. The first is the next in turn."""
+        self._queued = 0
+        """Bytes of ``out`` of all streams."""
         self._error: RemoteProtocolError | None = None
 
     @property
@@ -154,8 +156,7 @@ class Streams:
     @property
     def queued(self) -> int:
         """Bytes of streams that wait to be sent, with the frames OPEN and RESET that do."""
-        pieces = [piece for stream in self._streams.values() for piece in stream.pieces]
-        return sum(map(len, pieces)) + sum(map(len, self._control))
+        return self._queued + HEAD_SIZE * len(self._control)
 
     @property
     def has_data_to_send(self) -> bool:
@@ -288,7 +289,7 @@ class Streams:
         return 0 if stream is None or stream.finishing else stream.credit
 
     def send(self, number: int, data: bytes | memoryview) -> None:
-        """Queue bytes. They are not copied, so they must not change any more.
+        """Queue bytes.
 
         :raises LocalProtocolError: when they are more than ``sendable``
         """
@@ -300,8 +301,9 @@ class Streams:
             )
         if stream is not None and data:
             self._take_turn(number, stream)
-            stream.pieces.append(memoryview(data))
+            stream.out += data
             stream.credit -= len(data)
+            self._queued += len(data)
 
     def finish(self, number: int) -> None:
         """Send no more on a stream, after the bytes that are queued. Idempotent."""
@@ -342,9 +344,10 @@ class Streams:
     def _cut_frame(self, number: int, limit: int) -> bytes:
         """Return one frame of a stream whose turn it is. It may get another turn, as the last."""
         stream = self._streams[number]
-        if stream.pieces:
+        if stream.out:
             data = stream.take(min(MAX_STREAM_DATA, limit - HEAD_SIZE))
-            if stream.pieces or stream.finishing:
+            self._queued -= len(data)
+            if stream.out or stream.finishing:
                 self._turns.append(number)
             return encode_bytes(number, data)
         stream.finished = True
@@ -365,11 +368,12 @@ class Streams:
 
     def _take_turn(self, number: int, stream: _Stream) -> None:
         """Let a stream send that is about to get bytes or its FINISH."""
-        if not stream.pieces and not stream.finishing:
+        if not stream.out and not stream.finishing:
             self._turns.append(number)
 
     def _forget(self, number: int) -> None:
         stream = self._streams.pop(number)
         self._granting.pop(number, None)
-        if (stream.pieces or stream.finishing) and not stream.finished:
+        self._queued -= len(stream.out)
+        if (stream.out or stream.finishing) and not stream.finished:
             self._turns.remove(number)

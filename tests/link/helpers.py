@@ -30,10 +30,13 @@ from gvisor_kernel.link import (
 )
 from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType, pack_message
 from gvisor_kernel.link.state import Role, State
+from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
-START = Start(1, ("python3", "-m", "x"), (("HOME", "/home/user"),), "/workspace", "secret")
-RESUME = Resume(1, (("HOME", "/home/user"),), "/workspace", "secret", "00" * 64)
+START = Start(
+    1, ("python3", "-m", "x"), (("HOME", "/home/user"),), "/workspace", "secret", egress=True
+)
+RESUME = Resume(1, (("HOME", "/home/user"),), "/workspace", "secret", "00" * 64, egress=True)
 
 
 def raw(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0, zero: int = 0) -> bytes:
@@ -67,6 +70,11 @@ VALID = {
     FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
     FrameType.IDLE_QUERY: raw(FrameType.IDLE_QUERY, IdleQuery(1).encode()),
     FrameType.IDLE_REPLY: raw(FrameType.IDLE_REPLY, IdleReply(1, True).encode()),
+    FrameType.OPEN: encode_short(FrameType.OPEN, 1),
+    FrameType.STREAM: encode_bytes(1, b"x"),
+    FrameType.GRANT: encode_grant(1, 5),
+    FrameType.FINISH: encode_short(FrameType.FINISH, 1),
+    FrameType.RESET: encode_short(FrameType.RESET, 1),
 }
 """A valid frame of each type, for run 1."""
 

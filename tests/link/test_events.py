@@ -77,7 +77,7 @@ def test_payload_layouts_are_fixed() -> None:
     assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
     assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
         "protocol": "gvisor-kernel-link",
-        "version": 2,
+        "version": 3,
         "facts": {"a": "b"},
     }
     assert json.loads(START.encode()) == {
@@ -87,6 +87,7 @@ def test_payload_layouts_are_fixed() -> None:
         "cwd": "/workspace",
         "key": "secret",
         "signature_scheme": "hmac-sha256",
+        "egress": True,
     }
 
 
@@ -152,6 +153,7 @@ INVALID_STARTS = [
     *one_key_each("cwd", NOT_TEXT),
     *one_key_each("key", NOT_TEXT),
     *one_key_each("signature_scheme", NOT_TEXT),
+    *one_key_each("egress", (..., None, 0, 1, "true", [])),
     *one_key_each("argv", (..., None, [], {}, "python3", [1], ["x", None])),
     *one_key_each("environment", (..., None, [], "A=1", {"A": 1}, {"A": None})),
 ]
@@ -181,19 +183,19 @@ def test_unknown_keys_are_ignored() -> None:
     assert Resume.decode(change_payload(RESUME.encode(), extra=None)) == RESUME
 
 
-@pytest.mark.parametrize("key", ["run", "environment", "cwd", "key", "seed"])
+@pytest.mark.parametrize("key", ["run", "environment", "cwd", "key", "seed", "egress"])
 @pytest.mark.parametrize("wrong", [None, [], -1, {"a": 1}], ids=repr)
 def test_resume_with_an_invalid_field_is_refused(key: str, wrong: object) -> None:
     with pytest.raises(RemoteProtocolError):
         Resume.decode(change_payload(RESUME.encode(), **{key: wrong}))
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, 1, 2, 2**32 - 1])
 @pytest.mark.parametrize("role", Role)
 def test_other_version_is_refused_with_both_versions(role: Role, version: int) -> None:
     end = Connection(role, Hello())
     with pytest.raises(
-        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 2"
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 3"
     ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 

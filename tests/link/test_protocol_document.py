@@ -7,13 +7,26 @@ from collections.abc import Iterator
 
 from gvisor_kernel.bridge import sandbox_link
 from gvisor_kernel.guest import supervisor
-from gvisor_kernel.link import Channel, LogSource, connection, events, flow, frames
+from gvisor_kernel.link import (
+    Channel,
+    LogSource,
+    backlog,
+    connection,
+    events,
+    flow,
+    frames,
+    stream_frames,
+    streams,
+)
 from gvisor_kernel.link.frames import DATA_CHANNELS, FrameType, pack_message
 from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
+from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 from ..world import PROJECT
 from .helpers import VALID, data
 
+MODULES = (frames, flow, connection, backlog, stream_frames, streams)
+"""The modules whose limits the page lists."""
 TEXT = (PROJECT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 
@@ -53,6 +66,9 @@ def test_document_states_payload_sizes() -> None:
             assert VALID[kind][frames.HEADER.size :].startswith(b"{")
         elif "to" in payload:
             assert payload.endswith(f" to {frames.MAX_PAYLOAD:,} bytes")
+            if kind in stream_frames.STREAM_SIZES:
+                least, most = stream_frames.STREAM_SIZES[kind]
+                assert payload == f"{least} to {most:,} bytes"
         else:
             assert payload == (f"{size} bytes" if size else "none")
     for names, sizes, _ in read_table("frame", "bytes"):
@@ -84,12 +100,13 @@ def test_document_lists_frames_outside_the_transitions() -> None:
 def test_document_lists_all_limits() -> None:
     documented = {row[0].strip("`"): parse_number(row[1]) for row in read_table("name", "value")}
     for name, value in documented.items():
-        module = next(m for m in (frames, flow, connection) if hasattr(m, name))
+        module = next(m for m in MODULES if hasattr(m, name))
         assert getattr(module, name) == value, name
-    limits = {
-        name for name in vars(frames) | vars(connection) | vars(flow) if name.startswith("MAX_")
+    limits = {name for module in MODULES for name in vars(module) if name.startswith("MAX_")}
+    assert set(documented) == limits | {
+        *("WINDOW", "FRAME_COST", "CREDIT_STEP", "PONGS_KEPT"),
+        *("STREAM_WINDOW", "GRANT_STEP", "STREAM_BACKLOG", "BACKLOG_STEP"),
     }
-    assert set(documented) == limits | {"WINDOW", "FRAME_COST", "CREDIT_STEP", "PONGS_KEPT"}
 
 
 def test_document_lists_channels_and_log_sources() -> None:
@@ -103,6 +120,26 @@ def test_document_lists_channels_and_log_sources() -> None:
 def test_document_example_is_a_valid_frame() -> None:
     (example,) = re.findall(r"^    ((?:[0-9a-f]{2} +){17}[0-9a-f]{2})$", TEXT, re.MULTILINE)
     assert bytes.fromhex(example) == data(Channel.HB, [b"beat"])
+
+
+def test_document_shows_one_stream_byte_by_byte() -> None:
+    rows = re.findall(r"^    ((?:[0-9a-f]{2} +)*[0-9a-f]{2})$", TEXT, re.MULTILINE)
+    shown = [bytes.fromhex(row) for row in rows if row.startswith("1")]
+    assert shown == [
+        encode_short(FrameType.OPEN, 1),
+        encode_bytes(1, b"hi"),
+        encode_grant(1, streams.GRANT_STEP),
+        encode_short(FrameType.FINISH, 1),
+    ]
+    assert f"grants {streams.GRANT_STEP:,} bytes" in TEXT
+
+
+def test_document_states_the_rules_of_streams() -> None:
+    assert f"port {streams.EGRESS_PORT} of the sandbox's loopback" in TEXT
+    assert f"1 to {stream_frames.MAX_STREAM_DATA:,} bytes of it" in TEXT
+    assert f"fewer than {sandbox_link.STREAMS_AHEAD:,} bytes of the pipe are unread" in TEXT
+    assert stream_frames.ALL_STREAMS == 0
+    assert "Number 0 stands for all streams" in TEXT
 
 
 def test_document_describes_the_packing() -> None:

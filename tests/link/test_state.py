@@ -42,6 +42,8 @@ SITUATIONS = {
     "closed": (State.CLOSED, False),
 }
 DROPPED = "dropped"
+OF_STREAMS = {F.STREAM, F.GRANT, F.FINISH, F.RESET}
+"""Frames of both sides about a stream. Only a guest sends OPEN."""
 ALWAYS_ALLOWED = {F.PING, F.PONG}
 """Frames of both sides that change no state, allowed while idle, running and resuming."""
 
@@ -54,11 +56,12 @@ RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
             ALWAYS_ALLOWED | {F.STATS, F.LOG, F.STARTED, F.DATA, F.CREDIT, F.IDLE_REPLY},
             State.RUNNING,
         ),
+        **dict.fromkeys(OF_STREAMS | {F.OPEN}, State.RUNNING),
         F.EXIT: State.IDLE,
     },
     "resuming": {
         **dict.fromkeys(ALWAYS_ALLOWED | {F.STATS, F.LOG}, State.RESUMING),
-        **dict.fromkeys({F.DATA, F.CREDIT, F.IDLE_REPLY}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.IDLE_REPLY, F.OPEN} | OF_STREAMS, DROPPED),
         F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
     },
@@ -73,12 +76,13 @@ RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
     },
     "idle after a run": {
         **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
-        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY}, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY} | OF_STREAMS, DROPPED),
         F.START: State.RUNNING,
         F.STOP: State.CLOSED,
     },
     "running": {
         **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY}, State.RUNNING),
+        **dict.fromkeys(OF_STREAMS, State.RUNNING),
         F.RESUME: State.RESUMING,
         F.STOP: State.CLOSED,
     },
@@ -132,15 +136,18 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.IDLE_QUERY: lambda end: end.send(IdleQuery(1)),
     F.IDLE_REPLY: lambda end: end.send(IdleReply(1, True)),
     F.STOP: Connection.send_stop,
+    F.STREAM: lambda end: end.divert_stream(VALID[F.STREAM]),
 }
-"""How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG."""
+"""How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG.
+
+All frames of streams are sent as STREAM is."""
 
 SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "opening": {F.STOP: State.CLOSED},
     "idle": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
     "running": {
-        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.IDLE_QUERY}, State.RUNNING),
+        **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.IDLE_QUERY, F.STREAM}, State.RUNNING),
         F.STOP: State.CLOSED,
     },
     "resuming": {
@@ -155,6 +162,7 @@ SENT_BY_GUEST: dict[str, dict[FrameType, State]] = {
     "idle after a run": dict.fromkeys({F.STATS, F.LOG, F.PING}, State.IDLE),
     "running": {
         **dict.fromkeys({F.STARTED, F.DATA, F.STATS, F.LOG, F.PING, F.IDLE_REPLY}, State.RUNNING),
+        F.STREAM: State.RUNNING,
         F.EXIT: State.IDLE,
     },
     "resuming": {
@@ -212,7 +220,7 @@ def test_no_state_accepts_frames_of_the_wrong_sender() -> None:
         F.RESUME,
         F.IDLE_QUERY,
     }
-    guests = {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED, F.IDLE_REPLY}
+    guests = {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED, F.IDLE_REPLY, F.OPEN}
     assert accepted(Role.GUEST) == set(FrameType) - guests
 
 

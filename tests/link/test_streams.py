@@ -152,7 +152,7 @@ def test_half_close_keeps_the_other_direction() -> None:
 
 
 def test_finish_waits_for_the_queued_bytes() -> None:
-    host, guest = opened()
+    _, guest = opened()
     guest.send(1, bytes(50_000))
     guest.finish(1)
     assert kinds(guest.data_to_send()) == ["STREAM", "STREAM", "FINISH"]
