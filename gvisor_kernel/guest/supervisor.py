@@ -17,6 +17,7 @@ from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import prepare_connection, unix_addresses
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.crowd import Crowd
+from gvisor_kernel.guest.egress import Egress
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.identity import as_kernel
@@ -33,16 +34,18 @@ from gvisor_kernel.link import (
     Exited,
     IdleQuery,
     IdleReply,
-    LinkError,
     LocalProtocolError,
     Message,
     Ping,
+    RemoteProtocolError,
     Resume,
     Resumed,
     Signal,
     Start,
     Started,
     Stop,
+    StreamFrames,
+    StreamsEnded,
 )
 
 READ_SIZE = 256 * 1024
@@ -90,6 +93,7 @@ class Supervisor:
         self._drain_end = 0.0
         self._crowd = Crowd()
         self._log = GuestLog(connection)
+        self._egress = Egress(connection, self._log)
         os.set_blocking(link_out, False)
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
@@ -130,6 +134,7 @@ class Supervisor:
                 self._pass_messages(ready)
             elif self.passage is not None:
                 self._pass_frames(ready)
+            self._egress.turn(ready)
             self._crowd.update()
             self._finish_exit()
 
@@ -147,7 +152,8 @@ class Supervisor:
             wanted.append((self.passage.fileno(), self.passage.events))
         if self.relay is not None:
             wanted.extend(self.relay.poll_events())
-        for part in (self.passage, self.relay, self._crowd):
+        wanted.extend((fd, select.POLLIN) for fd in self._egress.descriptors)
+        for part in (self.passage, self.relay, self._crowd, self._egress):
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
@@ -164,6 +170,7 @@ class Supervisor:
         """Write what the descriptor accepts without blocking."""
         while True:
             if not self._pending:
+                self._egress.pump()
                 self._pending = memoryview(self.connection.data_to_send(READ_SIZE))
                 if not self._pending:
                     return
@@ -177,15 +184,19 @@ class Supervisor:
             if self._drain_until is not None:
                 self._drain_until = min(time.monotonic() + DRAIN_SECONDS, self._drain_end)
 
+    def _has_unsent(self) -> bool:
+        """Return whether frames wait for the host that the connection does not count."""
+        return bool(self._pending) or self._egress.busy
+
     def _read_link(self) -> None:
         data = os.read(self.link_in, READ_SIZE)
         if not data:
             raise HostGone("the host closed the link")
         try:
             self.connection.receive_data(data)
-        except LinkError as error:
+            self._handle_events()
+        except RemoteProtocolError as error:
             raise HostGone(f"the host violated the link protocol: {error}") from error
-        self._handle_events()
 
     def _handle_events(self) -> None:
         while True:
@@ -197,6 +208,10 @@ class Supervisor:
             elif isinstance(event, Diverted):
                 if self.passage is not None:
                     self.passage.put(event.frame)
+            elif isinstance(event, StreamFrames):
+                self._egress.receive(event.frames)
+            elif isinstance(event, StreamsEnded):
+                self._egress.end_streams()
             elif isinstance(event, Start):
                 self._start_kernel(event)
             elif isinstance(event, Resume):
@@ -214,6 +229,7 @@ class Supervisor:
 
     def _start_kernel(self, start: Start) -> None:
         self._drop_held()
+        self._egress.start(start.egress)
         self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
         own_end = kernel_end = None
@@ -233,7 +249,7 @@ class Supervisor:
             self._pace = Pace(self.kernel)
             if own_end is not None:
                 self.passage = Passage(
-                    own_end, self.kernel, self.connection, self._log, lambda: bool(self._pending)
+                    own_end, self.kernel, self.connection, self._log, self._has_unsent
                 )
             else:
                 self.relay = Relay(addresses)
@@ -242,6 +258,7 @@ class Supervisor:
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
                 return
+            self._egress.stop()
             self.connection.send(Exited(start.run, CANNOT_START))
             return
         finally:
@@ -252,6 +269,7 @@ class Supervisor:
     def _resume_kernel(self, resume: Resume) -> None:
         """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
         self._drop_held()
+        self._egress.start(resume.egress)
         with as_kernel():
             refresh_workspace()
         if self.passage is not None:
@@ -293,6 +311,7 @@ class Supervisor:
             return
         assert self.connection.run is not None
         assert self.kernel.status is not None
+        self._egress.stop()
         self.connection.send(Exited(self.connection.run, self.kernel.status))
         for fd in tuple(self.kernel.output):
             self.kernel.close_output(fd)
