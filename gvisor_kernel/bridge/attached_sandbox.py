@@ -7,6 +7,7 @@ reads no message (``exchange``).
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -150,8 +151,10 @@ class AttachedSandbox:
         self.memory.start()
         return hello
 
-    async def resume(self, resume: Resume, timeout: float) -> Resumed:
+    async def resume(self, resume: Resume, timeout: float, egress: socket.socket | None) -> Resumed:
         """Connect to a restored sandbox, and return the RESUMED of its guest.
+
+        ``egress`` is as in ``SandboxLink.carry_streams``, here and below.
 
         :raises LaunchError: when none comes within ``timeout`` seconds, or the sandbox ends
         :raises LocalProtocolError: when ``resume`` is too large
@@ -159,13 +162,15 @@ class AttachedSandbox:
         self._resumed = self._loop.create_future()
         try:
             self._connect(resume)
+            assert self.link is not None
+            self.link.carry_streams(egress)
             assert self.memory is not None
             self.memory.start()
             return await self.wait(self._resumed, timeout)
         finally:
             self._resumed = None
 
-    async def start(self, start: Start, timeout: float) -> None:
+    async def start(self, start: Start, timeout: float, egress: socket.socket | None) -> None:
         """Send START and the messages of clients that wait, and wait until the process exists.
 
         :raises LaunchError: when it does not within ``timeout`` seconds, when the kernel or the
@@ -176,6 +181,7 @@ class AttachedSandbox:
         self._started = self._loop.create_future()
         try:
             link.connection.send(start)
+            link.carry_streams(egress)
             self._exchange.deliver_waiting()
             link.flush()
             async with asyncio.timeout(timeout):

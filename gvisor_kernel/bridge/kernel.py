@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+import socket
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -148,11 +149,12 @@ class KernelBridge:
         environment: dict[str, str],
         cwd: str,
         timeout: float,
+        egress: socket.socket | None = None,
     ) -> None:
         """Take over ``sandbox``, which was restored from ``snapshot``, with its kernel.
 
         Returns when the kernel has adopted its own key, environment and random seed. Then delivers
-        the messages that clients sent meanwhile.
+        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``.
 
         :raises LaunchError: when that fails. The caller closes the sandbox.
         """
@@ -160,10 +162,11 @@ class KernelBridge:
         self.run.number = snapshot.run
         self._exchange.expose()
         key = secrets.token_hex(32)
-        resume = Resume(snapshot.run, tuple(environment.items()), cwd, key, secrets.token_hex(64))
+        variables, seed = tuple(environment.items()), secrets.token_hex(64)
+        resume = Resume(snapshot.run, variables, cwd, key, seed, egress=egress is not None)
         self._exchange.restoring = True
         try:
-            answer = await self._attached.resume(resume, timeout)
+            answer = await self._attached.resume(resume, timeout, egress)
             if snapshot.told and not answer.rekeyed:
                 raise WireError("it cannot receive the environment variables that it is passed")
             self._exchange.set_kernel_key(key if answer.rekeyed else snapshot.key)
@@ -203,11 +206,18 @@ class KernelBridge:
         return SnapshotRun(self.run.number, self._exchange.kernel_key)
 
     async def start_kernel(
-        self, argv: list[str], environment: dict[str, str], cwd: str, timeout: float
+        self,
+        argv: list[str],
+        environment: dict[str, str],
+        cwd: str,
+        timeout: float,
+        egress: socket.socket | None = None,
     ) -> None:
         """Start a kernel in the attached sandbox, and wait until its process exists.
 
-        Delivers the messages that clients sent meanwhile. Call ``wait_for_end`` before.
+        Delivers the messages that clients sent meanwhile. Call ``wait_for_end`` before. The streams
+        of a kernel with ``egress`` go to the other end of it. It is closed when the kernel ends,
+        and by the caller if this raises.
 
         :raises LaunchError: when the process does not exist within ``timeout`` seconds, the sandbox
             or the kernel has ended before, START is too long, or an address cannot be exposed
@@ -219,8 +229,9 @@ class KernelBridge:
         key = secrets.token_hex(32)
         self._exchange.set_kernel_key(key)
         self._exchange.expose()
-        start = Start(self.run.number, tuple(argv), tuple(environment.items()), cwd, key)
-        await self._attached.start(start, timeout)
+        variables, has_egress = tuple(environment.items()), egress is not None
+        start = Start(self.run.number, tuple(argv), variables, cwd, key, egress=has_egress)
+        await self._attached.start(start, timeout, egress)
         self._exchange.resume_reading()
 
     def signal(self, signum: int) -> None:

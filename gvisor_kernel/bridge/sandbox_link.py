@@ -6,11 +6,16 @@ Events go to the owner, except the answers to this module's own questions.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import socket
+import struct
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 
 from gvisor_kernel import __version__
+from gvisor_kernel.bridge.egress import EgressPipe
 from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Share
@@ -18,6 +23,7 @@ from gvisor_kernel.link import (
     Channel,
     Connection,
     Event,
+    Exited,
     Hello,
     IdleQuery,
     IdleReply,
@@ -30,6 +36,7 @@ from gvisor_kernel.link import (
     Resume,
     Resumed,
     Started,
+    StreamFrames,
 )
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import Role, State
@@ -48,7 +55,12 @@ WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
 """Waits without a byte in a row before a sandbox counts as dead. Waits are counted and not seconds,
 since the loop's timers stop while the machine is suspended."""
-ACTIVITY_EVENTS = (Message, Log, Started, Resumed)
+STREAMS_AHEAD = 128 * 1024
+"""Bytes that may be unread in the pipe to the guest when frames of streams are written: a message
+that comes after them waits no longer."""
+STREAMS_PAUSE = 0.001
+"""Seconds until the pipe is looked at again. Mostly the guest's next frame comes earlier."""
+ACTIVITY_EVENTS = (Message, Log, Started, Resumed, StreamFrames)
 """Events that show activity in the sandbox."""
 
 
@@ -90,6 +102,8 @@ class SandboxLink:
         self._silent_waits = 0
         self._token = 0
         self._quiesced: asyncio.Future[None] | None = None
+        self._egress: EgressPipe | None = None
+        self._streams_timer: asyncio.TimerHandle | None = None
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
         self._unwritten_since_query = False
@@ -150,7 +164,13 @@ class SandboxLink:
                 self._on_pong(event)
             elif isinstance(event, IdleReply):
                 self._on_idle_reply(event)
+            elif isinstance(event, StreamFrames):
+                self.note_activity()
+                if self._egress is not None:
+                    self._egress.receive(event.frames)
             else:
+                if isinstance(event, Exited):
+                    self._close_egress()
                 is_heartbeat = getattr(event, "channel", None) is Channel.HB
                 if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
                     self.note_activity()
@@ -188,9 +208,13 @@ class SandboxLink:
             return
         while True:
             if not self._pending:
-                self._pending = memoryview(self.connection.data_to_send(READ_SIZE))
+                self._pending = memoryview(
+                    self.connection.data_to_send(READ_SIZE, self._find_stream_limit())
+                )
                 if not self._pending:
                     self._watch_writable(False)
+                    if self._egress is not None:
+                        self._egress.update()
                     return
                 self._unwritten_since_query = False
                 self._wake()
@@ -226,6 +250,41 @@ class SandboxLink:
             self.note_activity()
         if channel is Channel.SHELL:
             self._share.note_use()
+        self.flush()
+
+    # -- streams ---------------------------------------------------------------------------------
+
+    def carry_streams(self, end: socket.socket | None) -> None:
+        """Pass the streams of the run that has just begun to the other end of this socket.
+
+        ``end`` is closed when the run ends. None for a run without egress.
+        """
+        self._close_egress()
+        if end is not None:
+            self._egress = EgressPipe(self.connection, self.flush, end)
+
+    def _close_egress(self) -> None:
+        if self._streams_timer is not None:
+            self._streams_timer.cancel()
+            self._streams_timer = None
+        egress, self._egress = self._egress, None
+        if egress is not None:
+            egress.close()
+
+    def _find_stream_limit(self) -> int:
+        """Return the bytes of streams that may be written now; look again soon if there are none.
+
+        Otherwise a message would wait behind a pipe full of a download.
+        """
+        if not self.connection.queued_streams:
+            return 0
+        room = STREAMS_AHEAD - _count_unread(self._sandbox.link_in)
+        if room <= 0 and self._streams_timer is None:
+            self._streams_timer = self._loop.call_later(STREAMS_PAUSE, self._write_streams)
+        return max(0, room)
+
+    def _write_streams(self) -> None:
+        self._streams_timer = None
         self.flush()
 
     def suspend_limit(self, seconds: float) -> None:
@@ -296,7 +355,7 @@ class SandboxLink:
 
     def _may_sleep(self) -> bool:
         """Whether no data waits to be sent, and the owner agrees to a stop."""
-        waits = self._pending or self.connection.queued()
+        waits = self._pending or self.connection.queued() or self.connection.queued_streams
         return not waits and self._sleep is not None and self._sleep.allowed()
 
     def _on_idle_reply(self, reply: IdleReply) -> None:
@@ -338,6 +397,7 @@ class SandboxLink:
         self.ended = True
         self.stopped = False
         self._share.close()
+        self._close_egress()
         if self._idle is not None:
             self._idle.end()
         for timer in self._timers:
@@ -348,3 +408,12 @@ class SandboxLink:
                 self._loop.remove_reader(fd)
         self._sandbox.kill()
         self._on_end(reason)
+
+
+def _count_unread(pipe: int) -> int:
+    """Return the bytes in a pipe that its reader has not read; 0 where that cannot be told."""
+    try:
+        (unread,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    except OSError:
+        return 0
+    return int(unread)

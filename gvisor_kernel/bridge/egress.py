@@ -1,0 +1,136 @@
+"""Moves the frames of a kernel's streams between its link and the process that serves its routes.
+
+Nothing here parses a stream: whole frames pass, undecoded. That process may be slow or dead, and
+must not delay a message. So a queue of STREAM_BACKLOG bytes is kept in each direction: the guest
+may send no more than that ahead, and nothing is read from the process above it. Frames of streams
+are written to the link after everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from gvisor_kernel.link import Connection, LocalProtocolError, RemoteProtocolError
+from gvisor_kernel.link.frames import Channel, find_whole_frames_size
+from gvisor_kernel.link.state import SENDERS, Role
+from gvisor_kernel.link.stream_frames import STREAM_SIZES
+
+READ_SIZE = 64 * 1024
+"""Bytes read at once: other kernels share the loop."""
+FROM_HOST = {(int(kind), int(Channel.NONE)) for kind in STREAM_SIZES if kind in SENDERS[Role.HOST]}
+"""(type, channel) of the frames that may come from the process."""
+
+
+class EgressPipe:
+    """One run's pipe, until ``close``, the end of the run or the end of the process.
+
+    ``flush`` is called when frames were queued at ``connection``.
+    """
+
+    def __init__(
+        self, connection: Connection, flush: Callable[[], None], end: socket.socket
+    ) -> None:
+        """Take over ``end``, one end of a stream socketpair, in a run with egress."""
+        self._connection = connection
+        self._flush = flush
+        self._socket = end
+        self._loop = asyncio.get_running_loop()
+        self._partial = b""
+        """The beginning of a frame of the process."""
+        self._waiting: deque[memoryview] = deque()
+        """Frames for the process."""
+        self._reading = self._writing = False
+        self.closed = False
+        end.setblocking(False)
+        self.update()
+
+    def update(self) -> None:
+        """Read from the process only while there is room for its frames."""
+        wanted = not self.closed and (
+            self._connection.stream_room > 0 or not self._connection.queued_streams
+        )
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._loop.add_reader(self._socket, self._read)
+            else:
+                self._loop.remove_reader(self._socket)
+
+    # -- from the guest --------------------------------------------------------------------------
+
+    def receive(self, frames: bytes) -> None:
+        """Pass frames of the guest on; keep those that the process does not take yet."""
+        if self.closed:
+            return
+        self._waiting.append(memoryview(frames))
+        if not self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            try:
+                written = self._socket.send(self._waiting[0])
+            except BlockingIOError:
+                break
+            except OSError:
+                self.close()
+                return
+            self._connection.passed_on(written)
+            if written == len(self._waiting[0]):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = self._waiting[0][written:]
+        if self._writing != bool(self._waiting):
+            self._writing = not self._writing
+            if self._writing:
+                self._loop.add_writer(self._socket, self._write_more)
+            else:
+                self._loop.remove_writer(self._socket)
+
+    def _write_more(self) -> None:
+        self._write()
+        self._flush()
+
+    # -- to the guest ----------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        data = self._partial + data
+        try:
+            size = find_whole_frames_size(data, FROM_HOST)
+        except RemoteProtocolError:
+            self.close()
+            return
+        self._partial = data[size:]
+        if size:
+            with suppress(LocalProtocolError):  # the run is just ending: the frames are late
+                self._connection.divert_stream(data[:size])
+            self._flush()
+        self.update()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the socket, and end the streams of the run if it goes on. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self.update()
+        if self._writing:
+            self._loop.remove_writer(self._socket)
+        self._waiting.clear()
+        self._socket.close()
+        self._connection.end_streams()
+        self._flush()
