@@ -6,7 +6,9 @@ it too. Only ``main`` needs atheris.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -25,13 +27,16 @@ from gvisor_kernel.link import (
     Resumed,
     Signal,
     Start,
+    StreamFrames,
 )
+from gvisor_kernel.link.backlog import STREAM_BACKLOG
 from gvisor_kernel.link.flow import WINDOW
 from gvisor_kernel.link.frames import DATA_CHANNELS, MAX_FRAME, MAX_MESSAGE, FrameType, encode_frame
 from gvisor_kernel.link.state import Role, State
+from gvisor_kernel.link.stream_frames import encode_bytes
 
-START = Start(1, ("x",), (), "/", "k")
-RESUME = Resume(1, (("A", "b"),), "/", "k", "00" * 64)
+START = Start(1, ("x",), (), "/", "k", egress=True)
+RESUME = Resume(1, (("A", "b"),), "/", "k", "00" * 64, egress=True)
 PEER_HELLO = encode_frame(FrameType.HELLO, Hello().encode())
 
 
@@ -91,12 +96,13 @@ def reply_to(end: Connection, event: Event) -> None:
             elif isinstance(event, Diverted):
                 end.divert(event.frame)
             elif isinstance(event, Exited):
-                end.send(replace(START, run=end.run + 1))
+                end.send(replace(START, run=end.run + 1, egress=end.run % 3 > 0))
 
 
 def drive(end: Connection, stream: list[bytes], consume: int) -> None:
     """Use an end as an owner does: take events between reads, consume some messages late, write."""
     held: list[Message] = []
+    frames: list[int] = []
     for piece in stream:
         with suppress(RemoteProtocolError):
             end.receive_data(piece)
@@ -104,15 +110,26 @@ def drive(end: Connection, stream: list[bytes], consume: int) -> None:
             repr(event)
             if isinstance(event, Message):
                 held.append(event)
+            elif isinstance(event, Exited):
+                frames.clear()
+            elif isinstance(event, StreamFrames) and end.role is Role.HOST:
+                frames.append(len(event.frames))
+                assert sum(frames) <= STREAM_BACKLOG
             reply_to(end, event)
         for channel in DATA_CHANNELS:
             assert 0 <= end.held(channel) <= WINDOW + MAX_MESSAGE
         while len(held) > consume:
             end.consumed(held.pop(0))
+        while len(frames) > consume:
+            end.passed_on(frames.pop(0))
+        if end.stream_room >= 12 + len(piece):
+            end.divert_stream(encode_bytes(1, piece))
         with suppress(LocalProtocolError):  # refused while there is no kernel
             end.send_message(DATA_CHANNELS[len(piece) % 5], [piece, b""])
         for output in iter(end.data_to_send, b""):
             assert len(output) < 256 * 1024 + 2 * MAX_FRAME
+    if end.role is Role.HOST:
+        end.end_streams()
     while held:
         end.consumed(held.pop())
     assert all(end.held(channel) == 0 for channel in DATA_CHANNELS)
@@ -128,6 +145,19 @@ def check(data: bytes) -> None:
     assert feed(make_end(first), split(stream, 1)) == whole
     assert feed(make_end(first), split(stream, size)) == whole
     drive(make_end(first), split(stream, size), consume=first >> 6)
+
+
+def outcome(data: bytes) -> tuple[Hashable, set[Hashable]]:
+    """Return what an input does to an end, as a whole and in parts, without numbers and texts.
+
+    The parts are an error, by role, and each type of event, by situation. The corpus has one input
+    for each part.
+    """
+    events, error, state = feed(make_end(data[0]), [data[1:]])
+    error_kind = re.sub(r"\d+|'.*'", "", error or "")
+    kinds = frozenset(type(event).__name__ for event in events)
+    found_parts = {(data[0] & 1, error_kind), *((data[0] & 7, state, kind) for kind in kinds)}
+    return (data[0] & 7, kinds, error_kind, state), found_parts
 
 
 def main() -> None:

@@ -1,14 +1,16 @@
-"""Write the seeds of corpus/link: streams as the two ends really send them, and some invalid ones.
+"""Write the seeds of both corpora: bytes as the two ends really send them, and some invalid ones.
 
 ``fuzz_link.make_end`` and ``check`` read the first byte of a seed: bit 0 is the role (1: guest);
 bits 1 and 2 are the state (0 opening, 1 idle, 2 running, 3 after a run, or resuming for a host);
-if bits 6 and 7 are set, a guest diverts frames.
+if bits 6 and 7 are set, a guest diverts frames. In a seed of corpus/streams only the role counts
+(``fuzz_streams.make_end``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import fuzz_streams
 from fuzz_link import make_end
 
 from gvisor_kernel.link import (
@@ -29,8 +31,10 @@ from gvisor_kernel.link import (
 )
 from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType
 from gvisor_kernel.link.state import Role
+from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
+from gvisor_kernel.link.streams import STREAM_WINDOW, Finished, Opened, Streams
 
-CORPUS = Path(__file__).parent / "corpus" / "link"
+CORPUS = Path(__file__).parent / "corpus"
 HOST, GUEST = 0, 1
 OPENING, IDLE, RUNNING, AFTER = 0, 2, 4, 6
 RESUMING = AFTER
@@ -60,7 +64,8 @@ def conversation() -> tuple[bytes, bytes]:
 
     exchange()
     for run in (1, 2):
-        host.send(Start(run, ("python3", "{connection_file}"), (("A", "b"),), "/workspace", "key"))
+        argv, environment = ("python3", "{connection_file}"), (("A", "b"),)
+        host.send(Start(run, argv, environment, "/workspace", "key", egress=run == 1))
         exchange()
         guest.send(Started(run))
         host.send_message(Channel.SHELL, [b"id", b"<IDS|MSG>", b"sign", b"{}", b"", b"{}", b"{}"])
@@ -72,6 +77,11 @@ def conversation() -> tuple[bytes, bytes]:
         host.send(Ping(run))
         host.send(Signal(run, 9))
         host.send(IdleQuery(run))
+        if run == 1:
+            guest.divert_stream(encode_short(FrameType.OPEN, 1) + encode_bytes(1, b"question"))
+            exchange()
+            host.passed_on(100_000)
+            host.divert_stream(encode_bytes(1, b"answer") + encode_short(FrameType.FINISH, 1))
         exchange()
         guest.send(IdleReply(run, True))
         exchange()
@@ -101,6 +111,51 @@ def resume_restored() -> tuple[bytes, bytes]:
     host.send(IdleQuery(1))
     guest.send(IdleReply(1, True))
     return to_host + up + guest.data_to_send(), to_guest + down + host.data_to_send()
+
+
+def talk_on_streams() -> tuple[bytes, bytes]:
+    """Use the streams that a guest of ``fuzz_streams`` has; return what each end received."""
+    host, guest = Streams(Role.HOST), fuzz_streams.make_end(GUEST)
+    to_host = to_guest = b""
+    while True:
+        up = guest.data_to_send()
+        for event in host.receive_data(up):
+            if isinstance(event, Opened):
+                host.send(event.stream, b"answer")
+            elif isinstance(event, Finished):
+                host.finish(event.stream)
+        host.consumed(2, len(up) // 2 if host.sendable(2) and len(up) > 1000 else 0)
+        down = host.data_to_send()
+        if not up and not down:
+            break
+        guest.receive_data(down)
+        to_host, to_guest = to_host + up, to_guest + down
+    guest.reset(1)
+    host.reset(2)
+    return to_host + guest.data_to_send(), to_guest + host.data_to_send()
+
+
+def make_stream_seeds() -> dict[str, bytes]:
+    to_host, to_guest = talk_on_streams()
+    host, guest = bytes([HOST]), bytes([GUEST])
+    opens = b"".join(encode_short(FrameType.OPEN, number) for number in (1, 2))
+    block = encode_bytes(1, bytes(200))
+    return {
+        "guest-whole": guest + to_guest,
+        "host-whole": host + to_host[:3000],
+        "host-turns": host + opens + (block + encode_bytes(2, b"x")) * 3,
+        "host-finish": host + opens + block + encode_short(FrameType.FINISH, 1) + block,
+        "host-finish-twice": host + opens + encode_short(FrameType.FINISH, 2) * 2,
+        "host-reset": host + opens + encode_short(FrameType.RESET, 1) + block,
+        "host-many": host
+        + b"".join(encode_short(FrameType.OPEN, number) for number in range(1, 258)),
+        "host-grant": host + opens + encode_grant(1, 1),
+        "host-zero": host + encode_grant(0, STREAM_WINDOW),
+        "guest-late": guest + encode_short(FrameType.RESET, 2) + encode_grant(2, 2**32 - 1),
+        "guest-high": guest + encode_bytes(4, b"x"),
+        "guest-open": guest + opens,
+        "guest-grants": guest + encode_grant(1, 0),
+    }
 
 
 def raw_frame(kind: int, payload: bytes = b"", channel: int = 0, flags: int = 0) -> bytes:
@@ -136,14 +191,26 @@ def make_seeds() -> dict[str, bytes]:
         "host-restored": bytes([HOST | RESUMING]) + host_restored,
         "host-idle-reply": bytes([HOST | RUNNING])
         + raw_frame(FrameType.IDLE_REPLY, b"\0\0\0\1\1") * 3,
+        "host-streams": bytes([HOST | RUNNING])
+        + encode_short(FrameType.OPEN, 1)
+        + encode_bytes(1, b"x" * 50) * 5
+        + encode_short(FrameType.RESET, 1),
+        "host-stream-zero": bytes([HOST | RUNNING]) + encode_grant(0, 1),
+        "guest-streams": bytes([GUEST | RUNNING])
+        + encode_bytes(1, b"x")
+        + encode_grant(1, 1)
+        + encode_short(FrameType.RESET, 0)
+        + encode_bytes(1, b"dropped"),
+        "guest-late-streams": bytes([GUEST | AFTER]) + encode_bytes(1, b"x") + encode_grant(0, 9),
         "host-deep": bytes([HOST | OPENING]) + raw_frame(FrameType.HELLO, b"[" * 5000),
     }  # fmt: skip
 
 
 def main() -> None:
-    CORPUS.mkdir(parents=True, exist_ok=True)
-    for name, seed in make_seeds().items():
-        (CORPUS / name).write_bytes(seed)
+    for target, seeds in (("link", make_seeds()), ("streams", make_stream_seeds())):
+        (CORPUS / target).mkdir(parents=True, exist_ok=True)
+        for name, seed in seeds.items():
+            (CORPUS / target / name).write_bytes(seed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fuzz the link for a given time with nothing but Python; see README.md in this directory.
+"""Fuzz link and streams for a given time with nothing but Python; see README.md in this directory.
 
 Inputs are changed inputs of the corpus: bytes, frames, lengths, or halves of two inputs. An input
 that has a new outcome (events, error and state of the end) is changed further. A finding is written
@@ -10,23 +10,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
-import re
 import secrets
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Hashable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
-from fuzz_link import check, feed, make_end  # noqa: E402
+import fuzz_link  # noqa: E402
+import fuzz_streams  # noqa: E402
 
 from gvisor_kernel.link.frames import HEADER, FrameType  # noqa: E402
 
-CORPUS = FOLDER / "corpus" / "link"
+TARGETS = {"link": fuzz_link, "streams": fuzz_streams}
+"""The modules that check an input, each with its corpus of the same name."""
 FOUND = FOLDER / "found"
 MAX_LENGTH = 4096
 """Bytes of a changed input."""
@@ -35,19 +35,6 @@ MAX_KEPT = 700
 MAX_SECONDS = 20
 """Seconds after which an input is a finding. An input takes milliseconds."""
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32759, 32760, 32761, 65535, 2**31, 2**32 - 1)
-
-
-def outcome(data: bytes) -> tuple[Hashable, set[Hashable]]:
-    """Return what an input does to an end, as a whole and in parts, without numbers and texts.
-
-    The parts are an error, by role, and each type of event, by situation. The corpus has one input
-    for each part.
-    """
-    events, error, state = feed(make_end(data[0]), [data[1:]])
-    error_kind = re.sub(r"\d+|'.*'", "", error or "")
-    kinds = frozenset(type(event).__name__ for event in events)
-    found_parts = {(data[0] & 1, error_kind), *((data[0] & 7, state, kind) for kind in kinds)}
-    return (data[0] & 7, kinds, error_kind, state), found_parts
 
 
 def random_frame(rng: random.Random) -> bytes:
@@ -100,9 +87,11 @@ def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes([first]) + stream[:MAX_LENGTH]
 
 
-def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
+def fuzz(name: str, seconds: float, seed: int, keep: Path | None) -> int:
+    """Fuzz one target. Return the exit status."""
+    check, outcome = TARGETS[name].check, TARGETS[name].outcome
     rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
-    pool = [path.read_bytes() for path in sorted(CORPUS.iterdir())]
+    pool = [path.read_bytes() for path in sorted((FOLDER / "corpus" / name).iterdir())]
     known = {outcome(data)[0] for data in pool}
     covered = set().union(*(outcome(data)[1] for data in pool))
     end = time.monotonic() + seconds
@@ -117,7 +106,10 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
         except Exception:
             traceback.print_exc()
             path = write(FOUND, data)
-            print(f"Found after {count} inputs, with --seed {seed}: {path}", file=sys.stderr)
+            print(
+                f"Found after {count} inputs, with --target {name} --seed {seed}: {path}",
+                file=sys.stderr,
+            )
             return 1
         finally:
             signal.alarm(0)
@@ -127,7 +119,7 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> int:
         if keep is not None and len(data) < MAX_KEPT and not found_parts <= covered:
             covered |= found_parts
             write(keep, data)
-    print(f"Fuzzed the link for {seconds:g} s: {count} inputs, {len(known)} outcomes, no finding.")
+    print(f"Fuzzed {name} for {seconds:g} s: {count} inputs, {len(known)} outcomes, no finding.")
     return 0
 
 
@@ -143,8 +135,9 @@ def raise_timeout(signum: int, frame: object) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzz the link with changes of its corpus.")
+    parser = argparse.ArgumentParser(description="Fuzz the link with changes of its corpora.")
     parser.add_argument("--seconds", type=float, default=120, help="how long (default: 120)")
+    parser.add_argument("--target", choices=TARGETS, help="only this one (default: half of each)")
     parser.add_argument("--seed", type=int, help="repeat a run (default: a random seed)")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="write new inputs to this directory"
@@ -152,7 +145,8 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGALRM, raise_timeout)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
-    return fuzz(arguments.seconds, seed, arguments.keep)
+    names = [arguments.target] if arguments.target else list(TARGETS)
+    return max(fuzz(name, arguments.seconds / len(names), seed, arguments.keep) for name in names)
 
 
 if __name__ == "__main__":
