@@ -41,6 +41,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/sandbox_link.py", "os.read(self._sandbox.link_out, self._read_size)"): READY,
     ("bridge/lanes.py", "future.result()"): "it is done",
     ("bridge/linked_sandbox.py", "await closed"): UNDONE,
+    ("bridge/egress.py", "self._socket.recv(READ_SIZE)"): READY,
     ("bridge/thread.py", "done.result()"): "it is done",
     ("kernel/snapshot_queue.py", "threading.Condition()"): LOCK,
     (

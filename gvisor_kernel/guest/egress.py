@@ -193,7 +193,7 @@ class Egress:
                 return
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # none waits, or PID 1 has no descriptor left
+            except OSError:  # none waits any more
                 return
             connection.setblocking(False)
             if self._streams is None:

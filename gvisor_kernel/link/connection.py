@@ -317,7 +317,7 @@ class Connection:
 
     def end_streams(self) -> None:
         """End all streams of this run, as a host; the guest opens no more. Idempotent."""
-        if self.state is State.RUNNING:
+        if self.state in (State.RUNNING, State.RESUMING):
             self._backlog.end()
 
     def send_log(self, source: LogSource, text: str) -> None:

@@ -214,5 +214,14 @@ def test_restored_guest_has_the_egress_of_its_resume() -> None:
     assert events(host) == [Resumed(1, True), StreamFrames(VALID[F.OPEN])]
 
 
+def test_streams_can_be_ended_before_a_guest_is_resumed() -> None:
+    host = Connection(Role.HOST, Hello(), RESUME)
+    host.data_to_send()
+    host.end_streams()
+    assert host.data_to_send() == b""
+    host.receive_data(VALID[F.RESUMED])
+    assert host.data_to_send() == encode_short(F.RESET, 0)
+
+
 def test_repr_of_frames_contains_no_bytes() -> None:
     assert repr(StreamFrames(b"secret")) == "<StreamFrames 6 bytes>"

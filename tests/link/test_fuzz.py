@@ -1,6 +1,7 @@
 """Fuzzing: any bytes and changed valid streams raise nothing but RemoteProtocolError.
 
-``check`` of fuzz/fuzz_link.py says what must hold. atheris can run it for hours; this runs seconds.
+``check`` of fuzz/fuzz_link.py and of fuzz/fuzz_streams.py says what must hold. atheris can run them
+for hours; this runs seconds.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gvisor_kernel.link.frames import HEADER, FrameType
+from gvisor_kernel.link.frames import HEADER
+from gvisor_kernel.link.frames import FrameType as F
+from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 from ..world import PROJECT
 from .helpers import VALID, raw
 
-check: Callable[[bytes], None] = runpy.run_path(str(PROJECT / "fuzz" / "fuzz_link.py"))["check"]
+
+def load_check(name: str) -> Callable[[bytes], None]:
+    found: Callable[[bytes], None] = runpy.run_path(str(PROJECT / "fuzz" / name))["check"]
+    return found
+
+
+check = load_check("fuzz_link.py")
+check_streams = load_check("fuzz_streams.py")
 SEEDS = sorted((PROJECT / "fuzz" / "corpus" / "link").iterdir())
+STREAM_SEEDS = sorted((PROJECT / "fuzz" / "corpus" / "streams").iterdir())
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 
 firsts = st.integers(0, 255).map(lambda number: bytes([number]))
 headers = st.builds(
     HEADER.pack,
-    st.integers(0, max(FrameType) + 1),
+    st.integers(0, max(F) + 1),
     st.integers(0, 7),
     st.sampled_from([0, 0, 0, 1, 2]),
     st.sampled_from([0, 0, 0, 0, 1]),
@@ -33,10 +44,16 @@ headers = st.builds(
 )
 frames = st.builds(
     raw,
-    st.sampled_from(FrameType),
+    st.sampled_from(F),
     st.one_of(st.binary(max_size=64), st.binary(min_size=4, max_size=16)),
     st.integers(0, 5),
     st.integers(0, 1),
+)
+numbers = st.integers(0, 4)
+stream_frames = st.one_of(
+    st.builds(encode_short, st.sampled_from([F.OPEN, F.FINISH, F.RESET]), numbers),
+    st.builds(encode_bytes, numbers, st.binary(min_size=1, max_size=40)),
+    st.builds(encode_grant, numbers, st.one_of(st.integers(0, 9), st.integers(0, 2**32 - 1))),
 )
 valid = st.sampled_from(list(VALID.values()))
 
@@ -57,7 +74,9 @@ def test_any_bytes_are_handled(data: bytes) -> None:
 
 
 @settings(FUZZ, max_examples=250)
-@given(firsts, st.lists(st.one_of(valid, valid, frames, headers, st.binary(max_size=9))))
+@given(
+    firsts, st.lists(st.one_of(valid, valid, stream_frames, frames, headers, st.binary(max_size=9)))
+)
 def test_any_frames_in_any_order_are_handled(first: bytes, stream: list[bytes]) -> None:
     check(first + b"".join(stream))
 
@@ -83,3 +102,25 @@ def test_changed_valid_streams_are_handled(data: st.DataObject) -> None:
         elif change == "insert":
             stream[start:start] = data.draw(st.one_of(frames, valid, st.binary(max_size=12)))
     check(bytes(stream))
+
+
+@pytest.mark.parametrize("seed", STREAM_SEEDS, ids=lambda path: path.name)
+def test_corpus_of_streams_is_handled(seed: Path) -> None:
+    stream = seed.read_bytes()
+    for first in range(stream[0], 256, 18 if len(stream) < 2000 else 86):
+        check_streams(bytes([first]) + stream[1:])
+
+
+@settings(FUZZ, max_examples=300)
+@given(firsts, st.lists(st.one_of(stream_frames, stream_frames, frames, st.binary(max_size=9))))
+def test_any_frames_of_streams_are_handled(first: bytes, stream: list[bytes]) -> None:
+    check_streams(first + b"".join(stream))
+
+
+@settings(FUZZ, max_examples=200)
+@given(st.integers(1, 4), firsts, st.lists(stream_frames))
+def test_any_frames_of_open_streams_are_handled(
+    count: int, first: bytes, stream: list[bytes]
+) -> None:
+    opens = b"".join(encode_short(F.OPEN, number) for number in range(1, count + 1))
+    check_streams(bytes([first[0] & 0xFE]) + opens + b"".join(stream))
