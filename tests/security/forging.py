@@ -26,7 +26,7 @@ FORGING = """
 import random
 HEADER = struct.Struct(">BBBBI")
 (HELLO, START, STARTED, DATA, CREDIT, SIGNAL, EXIT, STATS, LOG, PING, PONG, STOP, RESUME, RESUMED,
- IDLE_QUERY, IDLE_REPLY) = range(1, 17)
+ IDLE_QUERY, IDLE_REPLY, OPEN, STREAM, GRANT, FINISH, RESET) = range(1, 22)
 SHELL, IOPUB, STDIN, CONTROL, HB = range(1, 6)
 
 def frame(kind, payload=b"", channel=0, flags=0, zero=0, length=None):

@@ -69,7 +69,7 @@ VIOLATIONS = {
         r"The guest may not send START\.",
     ),
     "a second hello": (
-        'forge(frame(HELLO, b\'{"protocol": "gvisor-kernel-link", "version": 2, "facts": {}}\'))',
+        'forge(frame(HELLO, b\'{"protocol": "gvisor-kernel-link", "version": 3, "facts": {}}\'))',
         r"HELLO is not allowed while the link is running\.",
     ),
     "a forged RESUMED": (
@@ -87,6 +87,10 @@ VIOLATIONS = {
     "more data than credit": (
         "forge(frame(DATA, b'x', IOPUB) * 30000)",  # small frames, so that many are read at once
         OVER_CREDIT,
+    ),
+    "a stream in a run without egress": (
+        "forge(frame(OPEN, struct.pack('>I', 1)))",
+        r"An? OPEN was sent in a run without egress\.",
     ),
     "parts beyond the message": (
         "forge(frame(DATA, struct.pack('>HI', 1, 2**32 - 1), IOPUB, 1))",
