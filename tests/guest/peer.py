@@ -8,7 +8,6 @@ is sent once ``Peer.may_say`` is set. ``reset``: the stream is reset.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import select
 import socket
@@ -34,6 +33,9 @@ from gvisor_kernel.link.streams import (
 READ_SIZE = 256 * 1024
 MAX_WAITING = 1024 * 1024
 """Bytes for the guest above which nothing is read from it."""
+
+
+START, ATTACH = KernelBridge.start_kernel, KernelBridge.attach_restored
 
 
 class _Served:
@@ -98,9 +100,13 @@ class Peer(threading.Thread):
                 break
             self._out += data
             self._work()
-        with contextlib.suppress(BlockingIOError):
+        try:
             while self._out:
                 del self._out[: self._socket.send(self._out)]
+        except BlockingIOError:
+            return True
+        except OSError:  # the bridge has closed its end
+            return False
         return True
 
     def _read(self) -> bool:
@@ -193,7 +199,6 @@ class Peer(threading.Thread):
 def kernels_with_egress(patch: pytest.MonkeyPatch) -> Iterator[list[Peer]]:
     """Give each kernel that starts or is restored a Peer; yield the list, the newest last."""
     peers: list[Peer] = []
-    start, attach = KernelBridge.start_kernel, KernelBridge.attach_restored
 
     def make_peer() -> socket.socket:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -202,10 +207,10 @@ def kernels_with_egress(patch: pytest.MonkeyPatch) -> Iterator[list[Peer]]:
         return near
 
     async def start_kernel(self: KernelBridge, *args: Any, **more: Any) -> None:
-        await start(self, *args, **{**more, "egress": make_peer()})
+        await START(self, *args, **{**more, "egress": make_peer()})
 
     async def attach_restored(self: KernelBridge, *args: Any, **more: Any) -> None:
-        await attach(self, *args, **{**more, "egress": make_peer()})
+        await ATTACH(self, *args, **{**more, "egress": make_peer()})
 
     patch.setattr(KernelBridge, "start_kernel", start_kernel)
     patch.setattr(KernelBridge, "attach_restored", attach_restored)
@@ -213,3 +218,9 @@ def kernels_with_egress(patch: pytest.MonkeyPatch) -> Iterator[list[Peer]]:
     for peer in peers:
         peer.stop()
         assert peer.error is None, peer.error
+
+
+def without_egress(patch: pytest.MonkeyPatch) -> None:
+    """Let kernels start without a Peer, also while others have one."""
+    patch.setattr(KernelBridge, "start_kernel", START)
+    patch.setattr(KernelBridge, "attach_restored", ATTACH)

@@ -332,6 +332,33 @@ def test_no_more_connections_than_streams_are_accepted(port: Port) -> None:
     port.until(lambda: Opened(MAX_STREAMS + 1) in port.events)
 
 
+def test_connections_whose_streams_are_over_count_until_they_are_read(port: Port) -> None:
+    """The bytes of a program that does not read are held, whatever became of its stream."""
+    for _ in range(MAX_STREAMS):
+        client = socket.socket()
+        port.clients.append(client)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(port.address)
+        client.shutdown(socket.SHUT_WR)
+        port.turn()
+    port.until(lambda: sum(isinstance(e, Finished) for e in port.events) == MAX_STREAMS)
+    for held in port.egress._clients.values():
+        held.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    for number in range(1, MAX_STREAMS + 1):
+        port.streams.send(number, bytes(STREAM_WINDOW))
+    for number in range(1, MAX_STREAMS + 1):
+        port.streams.finish(number)
+    for _ in range(2000):
+        port.turn()
+        if not port.streams.has_data_to_send:
+            break
+    assert port.streams.open_count < MAX_STREAMS
+    assert len(port.egress._clients) == MAX_STREAMS
+    for _ in range(20):
+        port.connect()
+    assert len(port.egress._clients) == MAX_STREAMS
+
+
 def test_idle_streams_do_not_keep_the_loop_busy(port: Port) -> None:
     for _ in range(50):
         port.connect()

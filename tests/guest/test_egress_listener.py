@@ -20,7 +20,7 @@ from ..jupyter.helpers import (
     wait_until,
 )
 from ..world import WAYS
-from .peer import Peer, kernels_with_egress
+from .peer import Peer, kernels_with_egress, without_egress
 
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no link")
 
@@ -261,7 +261,9 @@ print(read_all(s).split(b"\\r\\n")[0].decode())
 
 
 @pytest.mark.parametrize("way", ["restored", "relay"])
-def test_kernel_started_in_another_way_has_streams(way: str, monkeypatch: Any) -> None:
+def test_kernel_started_in_another_way_has_streams(
+    way: str, monkeypatch: Any, shared_snapshot: str
+) -> None:
     with (
         kernels_with_egress(monkeypatch) as peers,
         running_kernel(settings=WAYS[way]) as (manager, client),
@@ -303,9 +305,11 @@ REFUSED = "This kernel has no network; set c.GVisorProvisioner.egress"
 
 
 @pytest.fixture(scope="module")
-def closed_kernel() -> Iterator[BlockingKernelClient]:
-    with running_kernel(settings=WAYS["restored"]) as (_, client):
-        yield client
+def closed_kernel(shared_snapshot: str) -> Iterator[BlockingKernelClient]:
+    with pytest.MonkeyPatch.context() as patch:
+        without_egress(patch)
+        with running_kernel(settings=WAYS["restored"]) as (_, client):
+            yield client
 
 
 ASKING = {

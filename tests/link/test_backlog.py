@@ -129,8 +129,8 @@ def test_host_grants_what_it_has_passed_on() -> None:
     assert host.data_to_send() == b""
     host.passed_on(1)
     assert host.data_to_send(stream_limit=0) == encode_grant(0, BACKLOG_STEP)
-    host.receive_data(BLOCK * 2)
-    with pytest.raises(RemoteProtocolError, match="left of the backlog"):
+    host.receive_data(BLOCK + encode_bytes(1, bytes(MAX_STREAM_DATA - 11)))
+    with pytest.raises(RemoteProtocolError, match="only 11 are left of the backlog"):
         host.receive_data(VALID[F.OPEN])
 
 
@@ -194,9 +194,9 @@ def test_next_run_has_streams_again() -> None:
     host.send(replace(START, run=2))
     guest.receive_data(host.data_to_send())
     assert guest.stream_room == host.stream_room == STREAM_BACKLOG
-    host.passed_on(3 * len(BLOCK))  # of the run before
-    assert host.data_to_send() == b""
     host.receive_data(BLOCK * 8)
+    host.passed_on(8 * len(BLOCK))
+    assert host.data_to_send() == encode_grant(0, STREAM_BACKLOG)
 
 
 def test_restored_guest_has_the_egress_of_its_resume() -> None:

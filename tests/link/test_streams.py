@@ -333,6 +333,16 @@ def test_violations_are_refused_for_good(stream: bytes) -> None:
     assert again.value is first.value
 
 
+def test_one_byte_more_than_granted_is_refused() -> None:
+    host, _ = opened()
+    for _ in range(4):
+        host.receive_data(encode_bytes(1, bytes(MAX_STREAM_DATA)))
+    rest = STREAM_WINDOW - 4 * MAX_STREAM_DATA
+    host.receive_data(encode_bytes(1, bytes(rest - 1)))
+    with pytest.raises(RemoteProtocolError, match="only 1 were granted"):
+        host.receive_data(encode_bytes(1, b"xy"))
+
+
 def test_host_may_not_open_at_a_guest() -> None:
     with pytest.raises(RemoteProtocolError, match="host may not send OPEN"):
         Streams(Role.GUEST).receive_data(encode_short(F.OPEN, 1))
