@@ -7,11 +7,11 @@ reads no message (``exchange``).
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.idle import SleepPolicy
@@ -151,7 +151,7 @@ class AttachedSandbox:
         self.memory.start()
         return hello
 
-    async def resume(self, resume: Resume, timeout: float, egress: socket.socket | None) -> Resumed:
+    async def resume(self, resume: Resume, timeout: float, egress: OpenEgress | None) -> Resumed:
         """Connect to a restored sandbox, and return the RESUMED of its guest.
 
         ``egress`` is as in ``SandboxLink.carry_streams``, here and below.
@@ -163,14 +163,14 @@ class AttachedSandbox:
         try:
             self._connect(resume)
             assert self.link is not None
-            self.link.carry_streams(egress)
+            self.link.carry_streams(egress, self._records.note)
             assert self.memory is not None
             self.memory.start()
             return await self.wait(self._resumed, timeout)
         finally:
             self._resumed = None
 
-    async def start(self, start: Start, timeout: float, egress: socket.socket | None) -> None:
+    async def start(self, start: Start, timeout: float, egress: OpenEgress | None) -> None:
         """Send START and the messages of clients that wait, and wait until the process exists.
 
         :raises LaunchError: when it does not within ``timeout`` seconds, when the kernel or the
@@ -181,7 +181,7 @@ class AttachedSandbox:
         self._started = self._loop.create_future()
         try:
             link.connection.send(start)
-            link.carry_streams(egress)
+            link.carry_streams(egress, self._records.note)
             self._exchange.deliver_waiting()
             link.flush()
             async with asyncio.timeout(timeout):

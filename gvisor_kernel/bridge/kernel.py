@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-import socket
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ import zmq
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import describe_excess
+from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
@@ -149,7 +149,7 @@ class KernelBridge:
         environment: dict[str, str],
         cwd: str,
         timeout: float,
-        egress: socket.socket | None = None,
+        egress: OpenEgress | None = None,
     ) -> None:
         """Take over ``sandbox``, which was restored from ``snapshot``, with its kernel.
 
@@ -211,13 +211,12 @@ class KernelBridge:
         environment: dict[str, str],
         cwd: str,
         timeout: float,
-        egress: socket.socket | None = None,
+        egress: OpenEgress | None = None,
     ) -> None:
         """Start a kernel in the attached sandbox, and wait until its process exists.
 
         Delivers the messages that clients sent meanwhile. Call ``wait_for_end`` before. The streams
-        of a kernel with ``egress`` go to the other end of it. It is closed when the kernel ends,
-        and by the caller if this raises.
+        of a kernel go to what ``egress`` opens. Without it the kernel has none.
 
         :raises LaunchError: when the process does not exist within ``timeout`` seconds, the sandbox
             or the kernel has ended before, START is too long, or an address cannot be exposed
@@ -382,6 +381,10 @@ class KernelBridge:
     def note(self, text: str) -> None:
         """Write ``text`` into the sandbox's log."""
         self._records.note(text)
+
+    def note_egress(self, text: str) -> None:
+        """Write what requests to the network caused into the sandbox's log."""
+        self._records.note_egress(text)
 
     # -- memory ----------------------------------------------------------------------------------
 

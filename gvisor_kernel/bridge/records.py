@@ -36,6 +36,11 @@ class Records:
         if self._log is not None:
             self._log.write("bridge", text)
 
+    def note_egress(self, text: str) -> None:
+        """Log what requests to the network caused, within the allowance of the sandbox."""
+        if self._log is not None:
+            self._log.write_inside("egress", text)
+
     def note_drop(self, text: str) -> None:
         """Count a dropped message. Only the first ones and some of the later ones are logged."""
         line = self._drops.admit(text)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import socket
 import struct
 import termios
 from collections.abc import Callable
 from contextlib import suppress
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.egress import EgressPipe
+from gvisor_kernel.bridge.egress import OpenEgress, RunEgress
 from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Share
@@ -102,7 +101,7 @@ class SandboxLink:
         self._silent_waits = 0
         self._token = 0
         self._quiesced: asyncio.Future[None] | None = None
-        self._egress: EgressPipe | None = None
+        self._egress: RunEgress | None = None
         self._streams_timer: asyncio.TimerHandle | None = None
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
@@ -254,14 +253,14 @@ class SandboxLink:
 
     # -- streams ---------------------------------------------------------------------------------
 
-    def carry_streams(self, end: socket.socket | None) -> None:
-        """Pass the streams of the run that has just begun to the other end of this socket.
+    def carry_streams(self, egress: OpenEgress | None, note: Callable[[str], None]) -> None:
+        """Pass the streams of the run that has just begun to what ``egress`` opens, until it ends.
 
-        ``end`` is closed when the run ends. None for a run without egress.
+        None for a run without egress. ``note`` writes to the kernel's log.
         """
         self._close_egress()
-        if end is not None:
-            self._egress = EgressPipe(self.connection, self.flush, end)
+        if egress is not None:
+            self._egress = RunEgress(self.connection, self.flush, egress, note)
 
     def _close_egress(self) -> None:
         if self._streams_timer is not None:

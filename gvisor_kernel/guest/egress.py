@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Deque, Dict, List, Optional
 
 from gvisor_kernel.guest.guest_log import GuestLog
-from gvisor_kernel.guest.refusals import ENDED, NO_EGRESS, Refusals
+from gvisor_kernel.guest.refusals import NO_EGRESS, Refusals
 from gvisor_kernel.link import Connection
 from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import (
@@ -87,8 +87,7 @@ class Egress:
         self._ready: Deque[int] = deque()
         """Descriptors that were ready at the last look, and are next in turn."""
         self._streams: Optional[Streams] = None
-        """None in a run without egress, and after the host has ended all streams."""
-        self._status = NO_EGRESS
+        """None in a run without egress."""
 
     # -- a run -----------------------------------------------------------------------------------
 
@@ -96,7 +95,6 @@ class Egress:
         """Listen, before the kernel of a run exists. ``allowed``: the run has egress."""
         self.stop()
         self._streams = Streams(Role.GUEST) if allowed else None
-        self._status = NO_EGRESS
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -115,18 +113,27 @@ class Egress:
 
     def stop(self) -> None:
         """Close the listener and all connections: the run is over."""
-        self.end_streams()
+        self._close_all()
+        self._streams = None
         self._refusals.close()
         if self._listener is not None:
             self._listener.close()
         self._listener, self._listening = None, False
 
     def end_streams(self) -> None:
-        """Reset all connections. Later ones are told that the host has ended them."""
+        """Reset all connections, as the host has: its process for them has ended, perhaps.
+
+        Later connections are streams of the next one.
+        """
+        if self._streams is not None:
+            self._close_all()
+            self._streams = Streams(Role.GUEST)
+            self._connection.renew_streams()
+            self._update_listening()
+
+    def _close_all(self) -> None:
         for client in tuple(self._clients.values()):
             self._close(client, reset=True)
-        self._streams = None
-        self._status = ENDED
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -161,7 +168,7 @@ class Egress:
                     self._write(self._clients[fd])
         if self._readers.fileno() in ready:
             self._read_some()
-        self._refusals.expire(self._status)
+        self._refusals.expire(NO_EGRESS)
         self._update_listening()
 
     def pump(self) -> None:
@@ -183,7 +190,7 @@ class Egress:
             if fd in self._clients:
                 budget -= self._read(self._clients[fd])
             elif fd in self._refusals:
-                budget -= self._refusals.read(fd, self._status)
+                budget -= self._refusals.read(fd, NO_EGRESS)
             elif self._listener is not None and fd == self._listener.fileno():
                 self._accept()
 

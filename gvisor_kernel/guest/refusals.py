@@ -26,7 +26,6 @@ READ_SIZE = 16 * 1024
 NO_EGRESS = (
     "403 This kernel has no network; set c.GVisorProvisioner.egress to give it packages or an API"
 )
-ENDED = "502 The host's egress process has ended; restart the kernel"
 DETAILS = "docs/egress.md has the details."
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
+from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import close_sandbox
+from gvisor_kernel.egress import audit
+from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
-from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
+from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
@@ -230,10 +234,32 @@ class SandboxedKernel:
     async def _start(self, kernel: KernelBridge, plan: KernelPlan) -> None:
         sandbox = self._sandbox
         assert sandbox is not None
-        environment = {**sandbox.kernel_environment, **plan.environment}
+        environment = kernel_variables(plan, sandbox.kernel_environment)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
-        await kernel.start_kernel(argv, environment, sandbox.workdir, seconds)
+        egress = self._egress_of(kernel, plan, sandbox)
+        await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
         step("kernel's process started")
+
+    def _egress_of(
+        self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox
+    ) -> OpenEgress | None:
+        """Return what opens a socket for the streams of a run by ``plan``; None without routes."""
+        if not plan.routes:
+            return None
+        loop = asyncio.get_running_loop()
+        path = sandbox.log_path.with_name(audit.FILE)
+        grant = Grant(plan.identity.name, plan.routes, path)
+
+        def write_log(line: str) -> None:
+            loop.call_soon_threadsafe(kernel.note_egress, line)
+
+        async def open_egress() -> socket.socket:
+            opened: socket.socket = await self._in_worker(
+                EgressWorker.instance().open, grant, write_log
+            )
+            return opened
+
+        return open_egress
 
     async def _start_in_kept_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
         """Start a kernel in the last one's sandbox; False if that fails, as it may be broken."""
@@ -270,9 +296,10 @@ class SandboxedKernel:
                 sandbox.log_path,
                 sandbox.transcripts,
                 restored.run,
-                {**sandbox.kernel_environment, **plan.environment},
+                kernel_variables(plan, sandbox.kernel_environment),
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
+                egress=self._egress_of(kernel, plan, sandbox),
             )
             step("kernel adopted its key and environment")
         except BaseException as error:
@@ -355,3 +382,5 @@ class SandboxedKernel:
             sandbox = started.sandbox if isinstance(started, Restored) else started
             if isinstance(sandbox, Sandbox):
                 await close_sandbox(sandbox)
+            elif isinstance(sandbox, socket.socket):
+                sandbox.close()

@@ -43,7 +43,7 @@ class Backlog:
         self._allowed = False
         """The run has egress."""
         self._ended = False
-        """The host has ended all streams of the run."""
+        """A host's: it has ended all streams, and the guest has not answered."""
         self._control: deque[bytes] = deque()
         self._credit = 0
         """Bytes that a guest may still send; the host counts the same."""
@@ -94,7 +94,10 @@ class Backlog:
         return StreamFrames(encode_frame(kind, payload))
 
     def _take_for_all(self, frame: Frame) -> StreamsEnded | None:
-        """Handle a frame of the host that is about all streams together."""
+        """Handle a frame that is about all streams together."""
+        if self._role is Role.HOST and frame.type is FrameType.RESET and self._ended:
+            self._ended, self._credit, self._held = False, STREAM_BACKLOG, 0
+            return StreamsEnded()
         if self._role is Role.HOST or frame.type not in (FrameType.GRANT, FrameType.RESET):
             raise RemoteProtocolError(f"A {frame.type.name} names stream {ALL_STREAMS}.")
         if frame.type is FrameType.GRANT:
@@ -104,10 +107,7 @@ class Backlog:
                     f"{self._credit} bytes are granted; the backlog is {STREAM_BACKLOG}."
                 )
             return None
-        if self._ended:
-            return None
         self.drop()
-        self._ended = True
         return StreamsEnded()
 
     def passed_on(self, size: int) -> None:
@@ -133,7 +133,7 @@ class Backlog:
         return max(0, STREAM_BACKLOG - self.queued)
 
     def add(self, frames: bytes) -> None:
-        """Queue whole frames. Dropped once the host has ended all streams of the run.
+        """Queue whole frames. Dropped while the guest has not answered the end of all streams.
 
         :raises LocalProtocolError: when the run has no egress, or a guest has no room
         """
@@ -151,11 +151,17 @@ class Backlog:
         self.queued += len(frames)
 
     def end(self) -> None:
-        """End all streams of the run for good, as a host. Idempotent."""
+        """End all streams of the run, as a host. Idempotent until the guest has answered."""
         if self._allowed and not self._ended:
             self.drop()
             self._ended = True
             self._control.append(encode_short(FrameType.RESET, ALL_STREAMS))
+
+    def begin_again(self) -> None:
+        """Answer the end of all streams, as a guest: what follows is of new ones."""
+        self.drop()
+        self._credit = STREAM_BACKLOG
+        self._control.append(encode_short(FrameType.RESET, ALL_STREAMS))
 
     def write(self, out: list[bytes], limit: int) -> None:
         """Append frames to write: about ``limit`` bytes at most, and those about all streams."""

@@ -316,9 +316,18 @@ class Connection:
         self._backlog.passed_on(size)
 
     def end_streams(self) -> None:
-        """End all streams of this run, as a host; the guest opens no more. Idempotent."""
+        """End all streams, as a host. Idempotent.
+
+        StreamsEnded tells that the guest has ended them too. Frames after it are of new streams,
+        numbered from 1.
+        """
         if self.state in (State.RUNNING, State.RESUMING):
             self._backlog.end()
+
+    def renew_streams(self) -> None:
+        """Answer StreamsEnded, as a guest: frames that are queued after this are of new streams."""
+        if self.state is State.RUNNING:
+            self._backlog.begin_again()
 
     def send_log(self, source: LogSource, text: str) -> None:
         """Queue text for the log, cut to one frame. Allowed in any state: a LOG has no reply."""

@@ -294,7 +294,10 @@ class StreamFrames:
 
 @dataclass(frozen=True)
 class StreamsEnded:
-    """RESET of stream 0, host to guest: all streams of this run are over, and no more may open."""
+    """RESET of stream 0: the host has ended all streams; or the guest has, as the answer to that.
+
+    A guest answers with ``Connection.renew_streams``. Later streams are numbered from 1 again.
+    """
 
 
 @dataclass(frozen=True)

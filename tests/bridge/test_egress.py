@@ -14,8 +14,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from gvisor_kernel.bridge import sandbox_link
+from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
+from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -86,6 +88,19 @@ class World:
         near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.far.setblocking(False)
         self.near = near
+        self.notes: list[str] = []
+
+    @staticmethod
+    def give(*ends: socket.socket) -> OpenEgress:
+        """Return what opens ``ends`` one after another, and then fails."""
+        left = list(ends)
+
+        async def open_egress() -> socket.socket:
+            if not left:
+                raise LaunchError("there is no process")
+            return left.pop(0)
+
+        return open_egress
 
     def _end(self, reason: str) -> None:
         self.ended = reason
@@ -122,9 +137,12 @@ class World:
         self.write_guest()
         await self.until(lambda: self.link.connection.state is State.IDLE)
         self.link.connection.send(START)
-        self.link.carry_streams(self.near)
+        self.link.carry_streams(self.give(self.near), self.notes.append)
         self.link.flush()
         await self.until(lambda: self.read_guest() >= 0 and self.guest.state is State.RUNNING)
+        egress = self.link._egress
+        assert egress is not None
+        await self.until(lambda: egress._pipe is not None)
         self.guest_events.clear()
 
 
@@ -252,6 +270,44 @@ def test_end_of_the_process_ends_the_streams_and_not_the_kernel() -> None:
     asyncio.run(check())
 
 
+def test_next_stream_after_the_end_of_the_process_goes_to_the_next_one() -> None:
+    async def check() -> None:
+        world = World()
+        second, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        far.setblocking(False)
+        ends = world.give(world.near, second)
+        world.give = lambda *_: ends  # type: ignore[method-assign]
+        try:
+            await world.begin()
+            world.far.close()
+            world.far = far
+            await world.until(lambda: world.read_guest() >= 0 and bool(world.guest_events))
+            world.guest.renew_streams()
+            opening = encode_short(FrameType.OPEN, 1)
+            world.guest.divert_stream(opening)
+            world.write_guest()
+            got = bytearray()
+            await world.until(lambda: bool(got.extend(world.received()) or got))
+            assert got == opening
+            world.guest_events.clear()
+            far.close()  # the third is not to be had
+            await world.until(lambda: world.read_guest() >= 0 and bool(world.guest_events))
+            world.guest.renew_streams()
+            world.guest.divert_stream(opening)
+            world.write_guest()
+            await world.until(lambda: bool(world.notes))
+            assert "there is no process" in world.notes[0]
+            await world.until(lambda: world.read_guest() >= 0 and len(world.guest_events) == 2)
+            assert world.guest_events == [StreamsEnded(), StreamsEnded()]
+            assert not world.ended
+        finally:
+            world.link.end("the test is over")
+            world.far.close()
+            world.sandbox.close()
+
+    asyncio.run(check())
+
+
 def test_process_that_sends_other_frames_is_left() -> None:
     async def check() -> None:
         async with linked() as world:
@@ -273,7 +329,7 @@ def test_end_of_the_run_closes_the_socket() -> None:
             assert world.far.recv(100) == b""
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             world.link.connection.send(replace(START, run=2))
-            world.link.carry_streams(near)
+            world.link.carry_streams(world.give(near), world.notes.append)
             world.link.flush()
             world.far.close()
             world.far = far
@@ -304,7 +360,7 @@ def test_run_without_a_socket_has_no_streams() -> None:
             world.write_guest()
             await world.until(lambda: world.link.connection.state is State.IDLE)
             world.link.connection.send(replace(START, egress=False))
-            world.link.carry_streams(None)
+            world.link.carry_streams(None, world.notes.append)
             world.link.flush()
             world.write_guest(encode_short(FrameType.OPEN, 1))
             await world.until(lambda: bool(world.ended))

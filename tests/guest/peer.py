@@ -200,17 +200,17 @@ def kernels_with_egress(patch: pytest.MonkeyPatch) -> Iterator[list[Peer]]:
     """Give each kernel that starts or is restored a Peer; yield the list, the newest last."""
     peers: list[Peer] = []
 
-    def make_peer() -> socket.socket:
+    async def make_peer() -> socket.socket:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         peers.append(Peer(far))
         peers[-1].start()
         return near
 
     async def start_kernel(self: KernelBridge, *args: Any, **more: Any) -> None:
-        await START(self, *args, **{**more, "egress": make_peer()})
+        await START(self, *args, **{**more, "egress": make_peer})
 
     async def attach_restored(self: KernelBridge, *args: Any, **more: Any) -> None:
-        await ATTACH(self, *args, **{**more, "egress": make_peer()})
+        await ATTACH(self, *args, **{**more, "egress": make_peer})
 
     patch.setattr(KernelBridge, "start_kernel", start_kernel)
     patch.setattr(KernelBridge, "attach_restored", attach_restored)

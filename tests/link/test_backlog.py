@@ -175,11 +175,35 @@ def test_end_of_all_streams_drops_later_frames_on_both_sides() -> None:
     assert events(host) == []
     host.divert_stream(BLOCK)
     assert host.stream_room == 0
-    guest.receive_data(encode_short(F.RESET, 0) * 2 + BLOCK)
+    guest.receive_data(encode_short(F.RESET, 0))
     assert events(guest) == [StreamsEnded()]
-    guest.divert_stream(BLOCK)
-    assert (host.data_to_send(), guest.data_to_send()) == (b"", b"")
+    assert host.data_to_send() == b""
     assert (host.state, guest.state) == (State.RUNNING, State.RUNNING)
+
+
+def test_streams_begin_again_after_the_answer_to_their_end() -> None:
+    host, guest = connected_pair()
+    for _ in range(STREAM_BACKLOG // len(BLOCK)):
+        guest.divert_stream(BLOCK)
+    host.receive_data(guest.data_to_send(stream_limit=1))
+    host.end_streams()
+    guest.receive_data(host.data_to_send())
+    assert len(events(guest)) == len(events(host)) == 1
+    guest.renew_streams()
+    guest.divert_stream(BLOCK)
+    assert guest.stream_room == STREAM_BACKLOG - len(BLOCK)
+    host.receive_data(guest.data_to_send())
+    assert events(host) == [StreamsEnded(), StreamFrames(BLOCK)]
+    host.divert_stream(BLOCK)
+    assert host.data_to_send() == BLOCK
+    host.passed_on(len(BLOCK))
+    assert host.stream_room == STREAM_BACKLOG
+
+
+def test_guest_ends_all_streams_only_as_an_answer() -> None:
+    host, _ = connected_pair()
+    with pytest.raises(RemoteProtocolError, match="names stream 0"):
+        host.receive_data(encode_short(F.RESET, 0))
 
 
 def test_next_run_has_streams_again() -> None:

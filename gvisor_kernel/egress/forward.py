@@ -1,0 +1,115 @@
+"""Passes one request on to a server, and its answer back: what both kinds of proxy share.
+
+Headers that belong to one connection are not passed on, nor those that a proxy adds. Bodies stay as
+they are, encoded or not: nothing is decompressed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+
+import httpcore
+
+from gvisor_kernel.egress.http import Reply, Request
+from gvisor_kernel.egress.patterns import OVERRIDING_HEADERS
+from gvisor_kernel.egress.refusals import Refused
+from gvisor_kernel.egress.upstream import Upstream, translated_errors
+
+HOP_BY_HOP = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
+        *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+        *(b"http2-settings", b"proxy-authentication-info"),
+    }
+)
+ADDED_BY_PROXIES = frozenset({b"forwarded", b"via", b"x-real-ip", b"client-ip", b"true-client-ip"})
+"""With every name that begins with X-Forwarded-: servers believe them."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that may be passed on. TRACE would return the credential that was added."""
+
+Pairs = list[tuple[bytes, bytes]]
+
+
+def check_method(method: str) -> None:
+    """Check that a method is passed on at all.
+
+    :raises Refused: it is not
+    """
+    if method not in METHODS:
+        raise Refused(f"the method {method} is not passed on", f"use {', '.join(sorted(METHODS))}.")
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Pairs:
+    """Return the headers that are not for one connection only. Names may have any case."""
+    pairs = list(headers)
+    named = {
+        word.strip().lower()
+        for name, value in pairs
+        if name.lower() == b"connection"
+        for word in value.split(b",")
+    } - {b"host", b"content-length", b"authorization"}
+    dropped = HOP_BY_HOP | named
+    return [(name, value) for name, value in pairs if name.lower() not in dropped]
+
+
+def request_headers(request: Request, host: bytes) -> Pairs:
+    """Return what is passed on of a request's headers, with ``host`` as Host."""
+    kept = [
+        (name, value)
+        for name, value in end_to_end(request.head.headers)
+        if name not in ADDED_BY_PROXIES
+        and name not in OVERRIDING_HEADERS
+        and not _plain(name).startswith(b"x-forwarded-")
+        and name not in (b"host", b"content-length", b"expect")
+    ]
+    framing: Pairs = []
+    if request.head.chunked:
+        framing = [(b"Transfer-Encoding", b"chunked")]
+    elif request.head.length is not None:
+        framing = [(b"Content-Length", b"%d" % request.head.length)]
+    return [(b"Host", host), *kept, *framing]
+
+
+def without(headers: Pairs, name: bytes) -> Pairs:
+    """Return ``headers`` without those that a server may take for ``name``: some read ``_`` as
+    ``-``."""
+    wanted = _plain(name)
+    return [pair for pair in headers if _plain(pair[0]) != wanted]
+
+
+def _plain(name: bytes) -> bytes:
+    return name.lower().replace(b"_", b"-")
+
+
+async def forward(
+    upstream: Upstream,
+    request: Request,
+    reply: Reply,
+    url: httpcore.URL,
+    headers: Pairs,
+    change: Callable[[Pairs], Pairs] = lambda headers: headers,
+) -> None:
+    """Send ``request`` with ``headers`` to ``url`` and pass the answer on while it comes.
+
+    ``change`` returns the answer's headers as the sandbox gets them.
+
+    :raises Refusal: nothing of the answer was passed on, if the reply has not started
+    """
+    method = request.head.method
+    body: AsyncIterator[bytes] | None = request.body if request.has_body else None
+    if body is None:  # h11 has read the end of the request only after this
+        async for _ in request.body:
+            pass
+    async with upstream.send(method, url, headers, body) as response:
+        answer = change(end_to_end(response.headers))
+        await reply.start(response.status, answer, _reason(response))
+        with translated_errors():
+            if method != "HEAD" and response.status not in (204, 304):
+                async for data in response.aiter_stream():
+                    await reply.body(data)
+            await reply.end()
+
+
+def _reason(response: httpcore.Response) -> str:
+    reason = response.extensions.get("reason_phrase", b"")
+    return reason.decode("ascii", "replace") if isinstance(reason, bytes) else ""

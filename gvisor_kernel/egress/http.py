@@ -1,0 +1,246 @@
+"""HTTP/1.1 on a sandbox's stream: reads requests with h11, and writes what a handler answers.
+
+``heads`` has checked a head before h11 sees it. Each request has an h11 connection of its own, so
+that nothing of one request can become part of the next. What a request is allowed to do is decided
+in ``gate``; nothing here knows a route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import h11
+
+from gvisor_kernel.egress.heads import END, MAX_HEAD, Form, Head, check_length, parse_head
+from gvisor_kernel.egress.refusals import BadRequest, Refusal
+from gvisor_kernel.egress.streams import ByteStream, StreamReset
+
+HEAD_SECONDS = 15.0
+"""From the first byte of a head to its last: a client that sends slower only occupies a stream."""
+IDLE_SECONDS = 75.0
+"""How long a connection without a request is kept, and the first request is waited for."""
+BODY_SECONDS = 60.0
+"""How long a client may send nothing in the middle of a body."""
+READ_SECONDS = 120.0
+"""How long a client may read nothing of an answer. It may be a program stopped in a debugger."""
+DRAIN_SECONDS, DRAIN_BYTES = 5.0, 16 * 1024 * 1024
+"""How long, and how much, of a body is read after an early answer. Without that the client, which
+is still sending, would see a reset instead of the answer."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request of a sandbox. ``body`` can be iterated over once; it may raise BadRequest."""
+
+    head: Head
+    body: AsyncIterator[bytes]
+    stream: ByteStream
+    """For a CONNECT, after ``Reply.switch``."""
+
+    @property
+    def has_body(self) -> bool:
+        """Whether there is a body, which may be empty."""
+        return self.head.chunked or bool(self.head.length)
+
+
+Handler = Callable[["Request", "Reply"], Awaitable[None]]
+
+
+class Reply:
+    """Writes the answer to one request."""
+
+    def __init__(self, stream: ByteStream, connection: h11.Connection) -> None:
+        self._stream = stream
+        self._connection = connection
+        self.status = 0
+        """0 until ``start``."""
+        self.is_tunnel = False
+        self.on_body: Callable[[int], Awaitable[None]] | None = None
+        """Called with the size of each part of a body before it is sent; it may raise a Refusal."""
+
+    async def start(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], reason: str = ""
+    ) -> None:
+        """Send the head. Without Content-Length the body's end is marked by chunks."""
+        self.status = status
+        response = h11.Response(
+            status_code=status, headers=list(headers), reason=reason.encode("ascii", "replace")
+        )
+        await self._send(response)
+
+    async def body(self, data: bytes) -> None:
+        """Send a part of the body; wait until the sandbox has room for it."""
+        if not data:
+            return
+        if self.on_body is not None:
+            await self.on_body(len(data))
+        await self._send(h11.Data(data=data))
+
+    async def end(self) -> None:
+        """End the answer. It must be as long as its Content-Length says."""
+        await self._send(h11.EndOfMessage())
+
+    async def switch(self) -> None:
+        """Answer a CONNECT with 200. From now on the stream carries the tunnel's bytes."""
+        self.status = 200
+        self.is_tunnel = True
+        await self._send(h11.Response(status_code=200, headers=[], reason=b"Connected"))
+        self._stream.take_back(self._connection.trailing_data[0])
+
+    async def send_continue(self) -> None:
+        """Let a client send its body that waits for 100 Continue."""
+        if not self.status:
+            await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+
+    async def refuse(self, refusal: Refusal, *, is_head: bool = False) -> None:
+        """Answer with a status and a text, and end the connection after it."""
+        text = refusal.text.encode() + b"\n"
+        headers = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"Content-Length", b"%d" % len(text)),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"Connection", b"close"),
+        ]
+        if refusal.retry_after:
+            headers.append((b"Retry-After", b"%d" % refusal.retry_after))
+        await self.start(refusal.status, headers, refusal.reason)
+        if not is_head:
+            await self._send(h11.Data(data=text))
+        await self.end()
+
+    async def _send(self, event: h11.Event) -> None:
+        data = self._connection.send(event)
+        if data:
+            try:
+                async with asyncio.timeout(READ_SECONDS) as timer:
+                    await self._stream.write(data)
+            except TimeoutError:
+                if timer.expired():
+                    self._stream.reset()
+                    raise StreamReset from None
+                raise
+
+
+async def serve(stream: ByteStream, handle: Handler) -> None:
+    """Serve the requests on ``stream`` one after another, until it is to be closed.
+
+    ``handle`` answers with a Reply, or raises a Refusal. What else it raises resets the stream.
+
+    :raises StreamReset: the client has gone
+    """
+    rest = b""
+    with suppress(TimeoutError):
+        while True:
+            raw, rest = await _read_head(stream, rest)
+            if not raw:
+                break
+            again, rest = await _serve_one(stream, handle, raw, rest)
+            if not again:
+                break
+    stream.finish()
+    await _drain(stream)
+
+
+async def _read_head(stream: ByteStream, rest: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes of a head, and those after it. No head at the end of the stream."""
+    received = bytearray(rest)
+    if not received:
+        async with asyncio.timeout(IDLE_SECONDS):
+            received += await stream.read()
+    try:
+        async with asyncio.timeout(HEAD_SECONDS):
+            while (at := received.find(END)) < 0:
+                check_length(received)
+                data = await stream.read()
+                if not data:
+                    if received:
+                        raise BadRequest("The connection ended inside the head of a request")
+                    return b"", b""
+                received += data
+    except BadRequest as error:
+        await _refuse_unread(stream, error)
+        return b"", b""
+    except TimeoutError:
+        await _refuse_unread(
+            stream, BadRequest(f"The head was not complete within {HEAD_SECONDS:g} s", 408)
+        )
+        return b"", b""
+    at += len(END)
+    return bytes(received[:at]), bytes(received[at:])
+
+
+async def _refuse_unread(stream: ByteStream, error: BadRequest) -> None:
+    """Answer a request whose head cannot be read."""
+    connection = h11.Connection(h11.SERVER)
+    await Reply(stream, connection).refuse(error)
+
+
+async def _serve_one(
+    stream: ByteStream, handle: Handler, raw: bytes, rest: bytes
+) -> tuple[bool, bytes]:
+    """Serve one request. Return whether another may follow, and the bytes after this one."""
+    try:
+        head = parse_head(raw)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        connection.receive_data(raw)
+        event = connection.next_event()
+        if not isinstance(event, h11.Request):
+            raise BadRequest("The head of the request is malformed")
+    except (BadRequest, h11.RemoteProtocolError) as error:
+        if not isinstance(error, BadRequest):
+            error = BadRequest("The head of the request is malformed")
+        await _refuse_unread(stream, error)
+        return False, b""
+    if rest:
+        connection.receive_data(rest)
+    reply = Reply(stream, connection)
+    request = Request(head, _read_body(stream, connection, reply), stream)
+    try:
+        await handle(request, reply)
+    except Refusal as refusal:
+        if reply.status or reply.is_tunnel:
+            stream.reset()
+            return False, b""
+        await reply.refuse(refusal, is_head=head.method == "HEAD")
+        return False, b""
+    if reply.is_tunnel:
+        return False, b""
+    if connection.their_state is not h11.DONE or connection.our_state is not h11.DONE:
+        return False, b""
+    return True, connection.trailing_data[0]
+
+
+async def _read_body(
+    stream: ByteStream, connection: h11.Connection, reply: Reply
+) -> AsyncIterator[bytes]:
+    try:
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                if connection.they_are_waiting_for_100_continue:
+                    await reply.send_continue()
+                async with asyncio.timeout(BODY_SECONDS):
+                    connection.receive_data(await stream.read())
+            elif isinstance(event, h11.Data):
+                yield bytes(event.data)
+            else:
+                return
+    except h11.RemoteProtocolError:
+        raise BadRequest("The body of the request is malformed, or ended too early") from None
+    except TimeoutError:
+        raise BadRequest(f"No byte of the body came for {BODY_SECONDS:g} s", 408) from None
+
+
+async def _drain(stream: ByteStream) -> None:
+    """Read what the client still sends, so that it can read its answer."""
+    size = 0
+    with suppress(TimeoutError, StreamReset):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while size < DRAIN_BYTES and (data := await stream.read()):
+                size += len(data)
+
+
+__all__ = ["Form", "Handler", "Refusal", "Reply", "Request", "serve"]

@@ -1,0 +1,306 @@
+"""The worker as the host's process sees it: one process for all kernels of this one that have
+routes.
+
+The worker parses HTTP, holds credentials and speaks to servers; this process does none of that. It
+gives the worker one end of a socket pair for each run of a kernel, with the run's routes, and gets
+lines for the kernels' logs back. The worker ends with this process, in whatever way that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gvisor_kernel
+from gvisor_kernel.egress.package_index import find_configuration_variables
+from gvisor_kernel.egress.routes import Route, UrlRoute, write_route
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.commands import check_children
+from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.host.log_files import Limiter
+from gvisor_kernel.host.per_process import PerProcess
+
+MAX_MESSAGE = 128 * 1024
+"""Bytes of one message on the control socket: less than a socket's buffer holds."""
+MAX_LINE = 2000
+SEND_SECONDS = 5.0
+"""How long the worker may take none of the messages that wait for it."""
+POLL_SECONDS = 60.0
+END_SECONDS = 2.0
+"""How long the worker has to end after the end of its control socket; then it is killed."""
+KEPT = (
+    *("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "TMPDIR"),
+    *("PYTHONHOME", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "NETRC", "VIRTUAL_ENV", "CONDA_PREFIX"),
+)
+KEPT_PREFIXES = ("PIP_", "UV_", "NPM_CONFIG_", "npm_config_", "PYTHON_KEYRING_")
+"""Variables that the worker gets: where certificates, the keyring and the configuration of pip, uv
+and npm are. What ``env:`` names comes with the routes that name it."""
+
+Log = Callable[[str], None]
+"""Writes a line into a kernel's log; called in a thread of this module."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a kernel may reach: its name for the audit, its routes, and where the audit is."""
+
+    identity: str
+    routes: tuple[Route, ...]
+    audit: Path | None
+
+
+class EgressWorker(PerProcess):
+    """The worker of this process. Use ``EgressWorker.instance()``. Any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sending = ThreadLock()
+        self._worker: _Worker | None = None
+        self._ended = False
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the worker; None while there is none."""
+        worker = self._worker
+        return worker.process.pid if worker is not None and worker.alive else None
+
+    def open(self, grant: Grant, write_log: Log) -> socket.socket:
+        """Return a socket whose streams ``grant`` serves, until it is closed.
+
+        Starts the worker if it does not run; does not wait for it. If the worker dies, the socket
+        ends, and the next call starts another one. Shut the socket down before it is closed: a
+        forked child may have a copy of it.
+
+        :raises LaunchError: when the worker cannot be started, or a secret's variable is not set
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with self._sending:
+                self._hand_over(grant, write_log, theirs)
+        except OSError as error:
+            ours.close()
+            raise LaunchError(
+                f"The process for the kernel's routes cannot be started: {error}.",
+                "check this machine with: gvisor-kernel doctor",
+            ) from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return ours
+
+    def _hand_over(self, grant: Grant, write_log: Log, theirs: socket.socket) -> None:
+        """Send ``theirs`` to the worker, or to a new one if the last one has died."""
+        if self._ended:
+            raise LaunchError("The kernel's routes cannot be used: this process is exiting.")
+        for is_last in (False, True):
+            if self._worker is None or not self._worker.alive:
+                self._stop()
+                self._worker = _Worker()
+            try:
+                self._worker.send(grant, write_log, theirs)
+                return
+            except OSError:
+                self._stop()
+                if is_last:
+                    raise
+
+    def _stop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+
+    def end(self) -> None:
+        """End the worker. Called when this process exits. Idempotent."""
+        if self.is_inherited:
+            return
+        with self._sending:
+            self._ended = True
+            self._stop()
+
+
+class _Worker:
+    """One process, its control socket, and two threads that read what it says."""
+
+    def __init__(self) -> None:
+        """Start it.
+
+        :raises OSError: it cannot be started
+        :raises LaunchError: this process does not learn how its children end
+        """
+        check_children()
+        self._logs: dict[int, Log] = {}
+        self._last = 0
+        self._told = False
+        self._flood = Limiter()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        argv = [sys.executable, "-P", "-m", "gvisor_kernel.egress.worker", str(theirs.fileno())]
+        try:
+            self.process = subprocess.Popen(
+                [*argv, str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=_make_environment(),
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except BaseException:
+            self.control.close()
+            raise
+        finally:
+            theirs.close()
+        _started.add(self)
+        for work in (self._read_messages, self._read_stderr):
+            threading.Thread(target=work, name="gvisor-kernel-egress", daemon=True).start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.poll() is None
+
+    def send(self, grant: Grant, write_log: Log, theirs: socket.socket) -> None:
+        """Hand over a kernel's socket with its routes.
+
+        :raises OSError: the worker does not take it
+        :raises LaunchError: the routes are too many
+        """
+        self._last += 1
+        message = json.dumps(_describe(self._last, grant)).encode()
+        if len(message) > MAX_MESSAGE:
+            raise LaunchError(
+                f"The routes of {grant.identity} take {len(message)} bytes; "
+                f"{MAX_MESSAGE} are allowed.",
+                "give the kernel fewer routes, or routes with shorter lists.",
+            )
+        self._logs[self._last] = write_log
+        self.control.settimeout(SEND_SECONDS)
+        socket.send_fds(self.control, [message], [theirs.fileno()])
+
+    def _read_messages(self) -> None:
+        """Write the worker's lines into the kernels' logs, until its control socket ends."""
+        while True:
+            try:
+                if not select.select([self.control], [], [], POLL_SECONDS)[0]:
+                    continue
+                content = self.control.recv(MAX_MESSAGE)
+            except (OSError, ValueError):  # closed by ``stop``
+                return
+            if not content:
+                break
+            message = json.loads(content)
+            if "line" in message:
+                self._write(self._logs.get(message["kernel"]), message["line"])
+            else:
+                self._logs.pop(message["kernel"], None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        """Log an end that was not asked for, once."""
+        if not self._told:
+            self._told = True
+            self._write_all(f"the process for routes ended with status {self.process.returncode}")
+
+    def _read_stderr(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                text = self._flood.admit(line.decode(errors="replace").rstrip()[:MAX_LINE])
+                if text is not None:
+                    self._write_all(text)
+
+    def _write_all(self, text: str) -> None:
+        for write in tuple(self._logs.values()):
+            self._write(write, text)
+
+    @staticmethod
+    def _write(write: Log | None, text: str) -> None:
+        if write is not None:
+            with contextlib.suppress(Exception):  # a log that is closed
+                write(text)
+
+    def stop(self) -> None:
+        """End it. Its control socket tells it; if that does not help, it is killed."""
+        if not self.alive:
+            self._tell_end()
+        self._told = True
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)
+        self.control.close()
+        for last in (False, True):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS)
+                return
+            if not last:
+                self.process.kill()
+
+    def abandon(self) -> None:
+        """Forget it in a forked child: it is the parent's, and must notice the parent's end."""
+        self.control.close()
+        if self.process.stderr is not None:
+            os.close(self.process.stderr.fileno())
+        self.process.returncode = 0
+
+
+def _describe(number: int, grant: Grant) -> dict[str, Any]:
+    """Return the message that goes with a kernel's socket.
+
+    It has the values of ``env:`` secrets, since the worker's environment is of an earlier time.
+    """
+    names = {
+        route.secret.removeprefix("env:")
+        for route in grant.routes
+        if isinstance(route, UrlRoute) and route.secret and route.secret.startswith("env:")
+    }
+    return {
+        "kernel": number,
+        "identity": grant.identity,
+        "routes": [write_route(route) for route in grant.routes],
+        "audit": None if grant.audit is None else str(grant.audit),
+        "environment": {name: os.environ[name] for name in names if name in os.environ},
+    }
+
+
+def _make_environment() -> dict[str, str]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or name.startswith(KEPT_PREFIXES)
+    }
+    environment |= find_configuration_variables(os.environ)
+    # The worker's Python imports the same copy of this package.
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(gvisor_kernel.__file__).parent.parent), *(path for path in sys.path if path)]
+    )
+    return environment
+
+
+_started: weakref.WeakSet[_Worker] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for worker in tuple(_started):
+        with contextlib.suppress(OSError):
+            worker.abandon()
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,0 +1,171 @@
+"""What a gate needs beside HTTP: names resolved, secrets read, budgets kept, requests written down.
+
+One object for each run of a kernel. Whatever blocks runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from gvisor_kernel.egress import addresses
+from gvisor_kernel.egress.audit import Audit, Entry, describe_entry
+from gvisor_kernel.egress.budgets import Admission, Budgets, is_daily
+from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
+from gvisor_kernel.egress.routes import Route
+from gvisor_kernel.egress.secrets import read_secret
+from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
+
+SECRET_SECONDS = 60.0
+"""How long a secret that was read is used; then it is read again, as it may have been replaced."""
+RETRY_SECONDS = 10
+"""When a client may try again that was refused for the number of requests."""
+TURN_SECONDS = 10.0
+"""How long a request waits for another one of its route to end, before it is refused."""
+READ_SECONDS = 20.0
+"""How long reading one may take: a keyring may be locked."""
+
+
+class Turns:
+    """Requests that wait until another one of their route has ended. One for each worker.
+
+    A client may begin its next request before the end of the last one is counted, so a route that
+    is full is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    async def wait(self, route: str) -> None:
+        """Wait for ``end`` of that route, for TURN_SECONDS at most."""
+        waiting = self._waiting.setdefault(route, deque())
+        turn = asyncio.get_running_loop().create_future()
+        waiting.append(turn)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TURN_SECONDS):
+                    await turn
+        finally:
+            with suppress(ValueError):
+                waiting.remove(turn)
+
+    def end(self, route: str) -> None:
+        """Let the request go on that has waited longest."""
+        waiting = self._waiting.get(route)
+        if waiting:
+            turn = waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+
+class Services:
+    """``say`` writes a line into the kernel's log. ``environment`` has the values of ``env:``."""
+
+    def __init__(
+        self,
+        identity: str,
+        audit: Path | None,
+        environment: Mapping[str, str],
+        budgets: Budgets,
+        turns: Turns,
+        say: Callable[[str], None],
+    ) -> None:
+        self._identity = identity
+        self._audit = None if audit is None else Audit(audit)
+        self._environment = environment
+        self._budgets = budgets
+        self._turns = turns
+        self._say = say
+        self._secrets: dict[str, tuple[float, str]] = {}
+
+    async def resolve(self, host: str, port: int, *, allow_private: bool) -> list[str]:
+        """Return addresses of ``host`` that were judged.
+
+        :raises Refusal: one of them is not allowed, or there is none
+        """
+        try:
+            return await addresses.resolve(host, port, allow_private=allow_private)
+        except EgressRefused as error:
+            raise Refused(error.fact.rstrip("."), error.hint) from error
+        except EgressError as error:
+            raise UpstreamFailed(error.fact.rstrip(".")) from error
+
+    async def read_secret(self, reference: str) -> str:
+        """Return a secret's value.
+
+        :raises UpstreamFailed: it cannot be read; the kernel's log says why
+        """
+        read, value = self._secrets.get(reference, (0.0, ""))
+        if value and time.monotonic() < read + SECRET_SECONDS:
+            return value
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                value = await loop.run_in_executor(None, read_secret, reference, self._environment)
+        except (SecretError, TimeoutError) as error:
+            why = str(error) if isinstance(error, SecretError) else "it takes too long"
+            self._say(f"a secret cannot be read: {why}")
+            raise UpstreamFailed("the credential of the route cannot be read on the host") from None
+        self._secrets[reference] = (time.monotonic(), value)
+        return value
+
+    async def admit(self, route: Route) -> Admission:
+        """Count a request that begins. Its end is told with ``dismiss``.
+
+        :raises Refusal: a limit is reached
+        """
+        try:
+            if self._audit is not None:
+                self._audit.check()
+            if self._budgets.open_requests(route) >= route.limits.at_once:
+                await self._turns.wait(route.name)
+            if is_daily(route):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(None, self._budgets.admit, route)
+            return self._budgets.admit(route)
+        except EgressRefused as error:
+            raise LimitReached(error.fact, error.hint, 429, RETRY_SECONDS) from error
+        except EgressError as error:
+            self._say(error.fact)
+            raise UpstreamFailed("the request cannot be counted or recorded on the host") from error
+
+    async def dismiss(self, admission: Admission) -> None:
+        """End a request that was admitted."""
+        try:
+            if is_daily(admission.route):
+                loop = asyncio.get_running_loop()
+                await asyncio.shield(loop.run_in_executor(None, admission.close))
+            else:
+                admission.close()
+        except EgressError as error:
+            self._say(error.fact)
+        finally:
+            self._turns.end(admission.route.name)
+
+    def record(self, entry: Entry) -> None:
+        """Write a request down: in the audit, and as a line of the kernel's log."""
+        if self._audit is None or self._audit.write(entry):
+            self._say(describe_entry(entry))
+
+    def close(self) -> None:
+        """Close the audit."""
+        if self._audit is not None:
+            self._audit.close()
+
+    def report(self, error: BaseException) -> None:
+        """Write down that this program has failed."""
+        self._say(f"the proxy failed: {describe_error(error)}")
+
+
+def describe_error(error: BaseException | None) -> str:
+    """Return kind and place of an error. Not its text: it may quote a header with a credential."""
+    if error is None:
+        return "an unknown error"
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
+    return f"{type(error).__name__} at {places or 'an unknown place'}"

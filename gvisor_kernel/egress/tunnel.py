@@ -1,0 +1,75 @@
+"""Routes with ``hosts``: CONNECT, and requests for a whole URL, to listed names and ports only."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+
+import httpcore
+
+from gvisor_kernel.egress.forward import check_method, forward, request_headers
+from gvisor_kernel.egress.heads import Form
+from gvisor_kernel.egress.http import Reply, Request
+from gvisor_kernel.egress.meter import Meter
+from gvisor_kernel.egress.patterns import find_target_fault
+from gvisor_kernel.egress.refusals import Refused
+from gvisor_kernel.egress.streams import ByteStream
+from gvisor_kernel.egress.upstream import READ_SIZE, Resolve, Upstream, connect
+
+
+async def open_tunnel(
+    request: Request, reply: Reply, host: str, port: int, resolve: Resolve, meter: Meter
+) -> None:
+    """Answer a CONNECT, and copy bytes both ways until both sides have ended.
+
+    :raises Refusal: the server may not be reached, or cannot be; or a limit is used up
+    """
+    sock = await connect(host, port, resolve)
+    try:
+        await reply.switch()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_copy_up(request.stream, sock, meter))
+            group.create_task(_copy_down(sock, request.stream, meter))
+    except* OSError:  # the server has ended the connection
+        request.stream.reset()
+    finally:
+        sock.close()
+
+
+async def _copy_up(stream: ByteStream, sock: socket.socket, meter: Meter) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await stream.read():
+        await meter.sent(len(data))
+        await loop.sock_sendall(sock, data)
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+
+
+async def _copy_down(sock: socket.socket, stream: ByteStream, meter: Meter) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(sock, READ_SIZE):
+        await meter.received(len(data))
+        await stream.write(data)
+    stream.finish()
+
+
+async def pass_on(request: Request, reply: Reply, host: str, port: int, upstream: Upstream) -> None:
+    """Answer a request for an http URL with what its server answers.
+
+    :raises Refusal: see ``forward``
+    """
+    head = request.head
+    assert head.form is Form.ABSOLUTE
+    check_method(head.method)
+    fault = find_target_fault(head.path)
+    if fault is not None:
+        raise Refused(
+            f"the path {fault}, which servers read in different ways",
+            "send a path that has one meaning; no setting allows this one.",
+        )
+    shown = f"[{host}]" if ":" in host else host
+    authority = shown if port == 80 else f"{shown}:{port}"
+    headers = request_headers(request, authority.encode())
+    url = httpcore.URL(scheme="http", host=host, port=port, target=head.path)
+    await forward(upstream, request, reply, url, headers)

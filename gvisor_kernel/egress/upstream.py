@@ -1,0 +1,203 @@
+"""Connections to servers on behalf of a sandbox: always to an address that was judged.
+
+A name is resolved once, each of its addresses is judged (``addresses``), and the connection goes to
+one of those. No library below resolves the name again, so a resolver that gives another answer the
+second time (rebinding) gains nothing. TLS still names and verifies the name, with the system's
+certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+
+import httpcore
+
+from gvisor_kernel.egress.refusals import UpstreamFailed
+
+CONNECT_SECONDS = 15.0
+"""For one address, and for TLS on it."""
+MAX_IDLE = 8
+IDLE_SECONDS = 30.0
+"""Connections of a route that wait for its next request, and for how long."""
+READ_SIZE = 256 * 1024
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""Returns judged addresses of a host and port, or raises a Refusal."""
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return the settings of TLS: the system's certificates, names verified."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+async def connect(host: str, port: int, resolve: Resolve) -> socket.socket:
+    """Return a connected socket, not blocking, to ``host``.
+
+    :raises Refusal: it may not be reached, or cannot be
+    """
+    loop = asyncio.get_running_loop()
+    for address in await resolve(host, port):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await loop.sock_connect(sock, (address, port))
+            return sock
+        except (OSError, TimeoutError):
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+    raise UpstreamFailed(f"no connection to {host}:{port} can be made")
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection as httpcore uses it; ``tls`` after ``start_tls``."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            async with asyncio.timeout(timeout):
+                if self._reader is not None:
+                    return await self._reader.read(READ_SIZE)
+                return await self._loop.sock_recv(self._sock, READ_SIZE)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout from error
+        except OSError as error:
+            raise httpcore.ReadError from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                if self._writer is not None:
+                    self._writer.write(buffer)
+                    await self._writer.drain()
+                else:
+                    await self._loop.sock_sendall(self._sock, buffer)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout from error
+        except OSError as error:
+            raise httpcore.WriteError from error
+
+    async def aclose(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self._sock.close()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                self._reader, self._writer = await asyncio.open_connection(
+                    sock=self._sock,
+                    ssl=ssl_context,
+                    server_hostname=server_hostname,
+                    limit=READ_SIZE,
+                )
+        except (OSError, TimeoutError) as error:
+            self._sock.close()
+            fact = "has no valid certificate" if isinstance(error, ssl.SSLError) else "does no TLS"
+            raise UpstreamFailed(f"{server_hostname} {fact}") from error
+        return self
+
+    def get_extra_info(self, info: str) -> object:
+        if info == "is_readable":  # asked of an idle connection: readable means that it has ended
+            if self._reader is not None:
+                return self._reader.at_eof()
+            try:
+                self._sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            return True
+        return None
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await connect(host, port, self._resolve))
+
+
+class Upstream:
+    """Requests to servers. Each kernel's route has one, so that no two share a connection."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls_context(),
+            max_connections=None,
+            max_keepalive_connections=MAX_IDLE,
+            keepalive_expiry=IDLE_SECONDS,
+            network_backend=_Backend(resolve),
+        )
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: httpcore.URL,
+        headers: list[tuple[bytes, bytes]],
+        body: AsyncIterator[bytes] | None,
+    ) -> AsyncIterator[httpcore.Response]:
+        """Send a request and give its response, whose body is not read yet and stays encoded.
+
+        :raises UpstreamFailed: it cannot be sent, or the answer is not HTTP
+        """
+        request = httpcore.Request(method, url, headers=headers, content=body)
+        with translated_errors():
+            response = await self._pool.handle_async_request(request)
+        try:
+            yield response
+        finally:
+            with suppress(httpcore.NetworkError, httpcore.ProtocolError):
+                await response.aclose()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        with suppress(Exception):
+            await self._pool.aclose()
+
+
+class translated_errors:
+    """Turns httpcore's errors into UpstreamFailed, without their text, which may quote headers."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, httpcore.TimeoutException):
+            raise UpstreamFailed("the server did not answer in time", 504) from error
+        if isinstance(error, httpcore.NetworkError):
+            raise UpstreamFailed("the connection to the server broke") from error
+        if isinstance(error, httpcore.ProtocolError | httpcore.UnsupportedProtocol):
+            raise UpstreamFailed("the server does not answer as HTTP demands") from error

@@ -1,0 +1,141 @@
+"""The worker: a process of its own that speaks HTTP for the kernels of one Jupyter process.
+
+Run as ``python -m gvisor_kernel.egress.worker FD PARENT``. On the control socket FD (packets) it
+gets, for each run of a kernel, one end of a socket pair and a JSON object with the kernel's routes;
+it answers with lines for the kernels' logs. It ends with the control socket, and with the process
+PARENT. Nothing here prints the message of an error, which may quote a header with a credential:
+only its kind and place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ctypes
+import json
+import os
+import resource
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.egress import http
+from gvisor_kernel.egress.budgets import Budgets, DailyBudgets
+from gvisor_kernel.egress.gate import Gate
+from gvisor_kernel.egress.packages import Packages
+from gvisor_kernel.egress.routes import read_route
+from gvisor_kernel.egress.services import Services, Turns, describe_error
+from gvisor_kernel.egress.streams import ByteStream, StreamLink
+
+MAX_MESSAGE = 128 * 1024
+"""Bytes of one message on the control socket, below the least size of a socket's buffer."""
+THREADS = 8
+"""Threads that resolve names and read secrets, for all kernels."""
+PR_SET_DUMPABLE = 4
+
+
+class Worker:
+    """The kernels of one control socket, until it ends."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._kernels: dict[int, StreamLink] = {}
+        self._budgets = Budgets(DailyBudgets())
+        self._turns = Turns()
+        self._packages: Packages | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self.ended = asyncio.Event()
+        control.setblocking(False)
+        asyncio.get_running_loop().add_reader(control.fileno(), self._receive)
+
+    def _receive(self) -> None:
+        try:
+            content, fds, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            content, fds = b"", []
+        if not content:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self.ended.set()
+            return
+        self._add(json.loads(content), socket.socket(fileno=fds[0]))
+
+    def _add(self, message: dict[str, Any], sock: socket.socket) -> None:
+        """Serve the streams of one run of a kernel."""
+        number = message["kernel"]
+        services = Services(
+            message["identity"],
+            None if message["audit"] is None else Path(message["audit"]),
+            message["environment"],
+            self._budgets,
+            self._turns,
+            lambda line: self._send({"kernel": number, "line": line}),
+        )
+        routes = [read_route(route) for route in message["routes"]]
+        gate = Gate(routes, services, self._answer_packages)
+
+        async def serve(stream: ByteStream) -> None:
+            await http.serve(stream, gate.handle)
+
+        def end(reason: str) -> None:
+            self._kernels.pop(number, None)
+            if reason:
+                self._send({"kernel": number, "line": reason})
+            self._send({"kernel": number})
+            task = asyncio.get_running_loop().create_task(gate.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+        self._kernels[number] = StreamLink(sock, serve, end)
+
+    async def _answer_packages(self, request: http.Request, reply: http.Reply) -> None:
+        """Answer for the route ``packages``. All kernels share its connections."""
+        if self._packages is None:
+            self._packages = Packages.open(os.environ)
+        await self._packages.handle(request, reply)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Tell the host. A line is lost while the host does not read."""
+        with suppress(OSError):
+            self._control.send(json.dumps(message).encode()[:MAX_MESSAGE])
+
+
+async def work(control: socket.socket, parent: int) -> None:
+    """Serve kernels until ``control`` ends, or the process ``parent`` does."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(THREADS))
+    loop.set_exception_handler(lambda _, context: _report(context.get("exception")))
+    worker = Worker(control)
+    # A forked child of the parent may have a copy of the control socket for a moment.
+    with suppress(ProcessLookupError):
+        loop.add_reader(os.pidfd_open(parent), worker.ended.set)
+        if os.getppid() == parent:
+            await worker.ended.wait()
+
+
+def _report(error: BaseException | None) -> None:
+    print(describe_error(error), file=sys.stderr, flush=True)  # noqa: T201 - its log is stderr
+
+
+def _protect() -> None:
+    """Let no core dump, and no other process of this user, show the memory of this one."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def main() -> None:
+    """Run the worker; ``os._exit`` follows, as a thread may still resolve a name."""
+    sys.excepthook = lambda _, error, __: _report(error)
+    _protect()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    asyncio.new_event_loop().run_until_complete(work(control, int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)

@@ -1,0 +1,347 @@
+"""What a sandbox may try against the worker, and against servers through it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.egress.audit import FILE, read_entries
+
+from .conftest import SECRET, Kernel, OpenKernel
+from .peer import status_of
+from .upstream import Fake
+
+HEAD = "Host: 127.0.0.1:3128\r\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /plain/evil",
+        "Transfer-Encoding: chunked\r\nContent-Length: 60\r\n\r\n0\r\n\r\nGET /plain/evil",
+        "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\nGET /plain/evil",
+        "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\nGET /plain/evil",
+        "X: a\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /plain/evil",
+        "X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /plain/evil",
+        "Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n3\nabc\n0\n\nGET /plain/evil",
+        "Transfer-Encoding: chunked\r\n\r\n3\r\nabcGET /plain/evil",
+        "Transfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n" + "f" * 30 + "\r\nabc",
+    ],
+)
+def test_a_smuggled_request_is_not_sent(kernel: Kernel, upstream: Fake, rest: str) -> None:
+    raw = f"POST /plain/first HTTP/1.1\r\n{HEAD}{rest} HTTP/1.1\r\n{HEAD}\r\n"
+    answer = kernel.wait(kernel.open(raw.encode(), finish=True))
+    assert status_of(answer) == 400
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not [seen for seen in upstream.seen if "evil" in seen.path]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("example.org", "127.0.0.1", "127.0.0.1:80", "127.0.0.2:3128", "localhost.evil:3128"),
+        *(
+            "127.0.0.1:3128:80",
+            "user@127.0.0.1:3128",
+            "127.0.0.1:3128/",
+            "0x7f.1:3128",
+            "[::1]:3128",
+        ),
+        "",
+    ],
+)
+def test_a_route_is_reached_only_by_the_loopbacks_name(kernel: Kernel, host: str) -> None:
+    answer = kernel.ask(f"GET /plain/x HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert status_of(answer) in (400, 421)
+
+
+def test_a_route_is_not_reached_by_a_url_or_a_tunnel(kernel: Kernel) -> None:
+    raw = f"GET http://127.0.0.1:3128/plain/x HTTP/1.1\r\n{HEAD}\r\n"
+    assert status_of(kernel.ask(raw.encode())) == 400
+    raw = f"CONNECT 127.0.0.1:3128 HTTP/1.1\r\n{HEAD}\r\n"
+    assert status_of(kernel.ask(raw.encode())) == 400
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1:22", "localhost:{port}", "0177.0.0.1:{port}", "0x7f000001:{port}"),
+        *("2130706433:{port}", "127.1:{port}", "[::ffff:127.0.0.1]:{port}", "[::1]:{port}"),
+        *("127.0.0.1.:{port}", "0.0.0.0:{port}", "169.254.169.254:80", "[fd00:ec2::254]:80"),
+        "[::ffff:7f00:1]:{port}",
+    ],
+)
+@pytest.mark.parametrize("form", ["CONNECT {host}", "GET http://{host}/"])
+def test_a_host_that_is_not_listed_is_refused(
+    kernel: Kernel, upstream: Fake, host: str, form: str
+) -> None:
+    host = host.format(port=upstream.port)
+    answer = kernel.ask(f"{form.format(host=host)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert status_of(answer) in (400, 403)
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("name", ["localhost", "ip6-localhost"])
+def test_a_listed_name_that_leads_to_this_machine_is_refused(
+    open_kernel: OpenKernel, upstream: Fake, name: str
+) -> None:
+    kernel = open_kernel({"web": {"hosts": [f"{name}:{upstream.port}"], "allow_private": True}})
+    before = upstream.connections
+    answer = kernel.ask(
+        f"CONNECT {name}:{upstream.port} HTTP/1.1\r\nHost: {name}:{upstream.port}\r\n\r\n".encode()
+    )
+    assert status_of(answer) in (403, 502)
+    assert upstream.connections == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/some/repos/other/x", "/some/repos/acmeX", "/some/user", "/some/repos/acme/../other/x"),
+        *("/some/repos/acme/%2e%2e/other", "/some/repos/acme/..%2fother", "/some/repos/acme%2fx"),
+        *("/some/repos/acme/%252e%252e/x", "/some//repos/acme/x", "/some/repos/acme/;/x"),
+        *("/some/repos/acme/..;/x", "/some/repos/acme/..\\x", "/some/repos/acme/%5c..%5cx"),
+        *("/some/repos/acme/%00", "/some/repos/acme/./x", "/some/repos/acme/%zz"),
+        *("/some/../plain/x", "/some/%c0%ae%c0%ae/x", "/./some/repos/acme/x"),
+    ],
+)
+def test_a_path_trick_does_not_pass_the_patterns(kernel: Kernel, upstream: Fake, path: str) -> None:
+    assert status_of(kernel.get("/some/repos/acme/x")) == 200
+    upstream.seen.clear()
+    assert status_of(kernel.get(path)) == 403
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "HEAD", "OPTIONS", "TRACE"])
+def test_a_method_that_is_not_listed_is_refused(
+    kernel: Kernel, upstream: Fake, method: str
+) -> None:
+    raw = f"{method} /some/repos/acme/x HTTP/1.1\r\n{HEAD}Content-Length: 0\r\n\r\n"
+    assert status_of(kernel.ask(raw.encode())) == 403
+    assert not upstream.seen
+
+
+def test_trace_would_return_the_credential_and_is_refused(kernel: Kernel, tls: Fake) -> None:
+    assert status_of(kernel.ask(f"TRACE /api/x HTTP/1.1\r\n{HEAD}\r\n".encode())) == 403
+    assert not tls.seen
+
+
+def test_a_refusal_names_the_rule_and_the_setting(kernel: Kernel) -> None:
+    answer = kernel.get("/some/user").decode()
+    assert "the route some does not allow this path" in answer
+    assert 'c.GVisorEgress.routes["some"]["paths"]' in answer
+    answer = kernel.ask(b"CONNECT pypi.org:443 HTTP/1.1\r\nHost: pypi.org:443\r\n\r\n").decode()
+    first = answer.partition("\r\n")[0]
+    assert first == "HTTP/1.1 403 gvisor-kernel: no egress route of this kernel allows pypi.org:443"
+    assert 'c.GVisorEgress.routes = {"web": {"hosts": ["pypi.org:443"]}}' in answer
+
+
+def test_a_kernel_cannot_use_the_route_of_another(
+    kernel: Kernel, open_kernel: OpenKernel, tls: Fake
+) -> None:
+    other = open_kernel({})
+    answer = other.get("/api/x")
+    assert status_of(answer) == 403
+    assert b"api" not in answer.replace(b"route api;", b"")
+    assert status_of(kernel.get("/api/x")) == 200
+    assert len(tls.seen) == 1
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(open_kernel: OpenKernel, upstream: Fake) -> Kernel:
+    """A kernel whose routes allow little."""
+    upstream.seen.clear()
+    upstream.go.clear()
+    upstream.gone.clear()
+    url = f"http://127.0.0.1:{upstream.port}"
+    small = {"request_bytes": 1000, "response_bytes": 1_500_000, "seconds": 2, "at_once": 2}
+    return open_kernel(
+        {
+            "small": {"url": url, "allow_private": True, "limits": small},
+            "web": {
+                "hosts": [f"127.0.0.1:{upstream.port}"],
+                "allow_private": True,
+                "limits": small,
+            },
+        }
+    )
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_sent(narrow: Kernel, upstream: Fake) -> None:
+    head = f"POST /small/x HTTP/1.1\r\n{HEAD}Content-Length: 1001\r\n\r\n"
+    answer = narrow.ask(head.encode() + bytes(1001))
+    assert status_of(answer) == 413
+    assert b'["small"]["limits"]["request_bytes"]' in answer
+    assert not upstream.seen
+
+
+def test_a_body_in_chunks_over_the_limit_ends(narrow: Kernel, upstream: Fake) -> None:
+    head = f"POST /small/x HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n"
+    answer = narrow.ask(head.encode() + b"200\r\n%s\r\n" % bytes(512) * 4)
+    assert status_of(answer) == 413
+    assert not upstream.seen
+
+
+def test_an_answer_that_never_ends_is_cut_at_the_limit(narrow: Kernel, upstream: Fake) -> None:
+    stream = narrow.open(f"GET /small/endless HTTP/1.1\r\n{HEAD}\r\n".encode())
+    narrow.wait(stream)
+    assert stream.closed == "reset"
+    assert stream.count < 1_600_000
+    assert upstream.gone.wait(10)
+
+
+def test_a_tunnel_is_cut_at_the_limit(narrow: Kernel, upstream: Fake) -> None:
+    raw = f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.0\r\n\r\nGET /endless HTTP/1.1\r\n\r\n"
+    stream = narrow.open(raw.encode())
+    narrow.wait(stream)
+    assert stream.closed == "reset"
+    assert stream.count < 1_600_000
+    assert upstream.gone.wait(10)
+
+
+@pytest.mark.parametrize("path", ["wait", "dribble"])
+def test_a_server_that_does_not_answer_ends_the_request(
+    narrow: Kernel, upstream: Fake, path: str
+) -> None:
+    answer = narrow.get(f"/small/{path}")
+    assert status_of(answer) == 504
+    assert b'["limits"]["seconds"]' in answer
+
+
+@pytest.mark.parametrize(("path", "status"), [("unframed", 502), ("cut", 200)])
+def test_an_answer_that_is_no_http_is_not_passed_on_as_whole(
+    kernel: Kernel, path: str, status: int
+) -> None:
+    stream = kernel.open(f"GET /plain/{path} HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode())
+    assert status_of(kernel.wait(stream)) == status
+    assert stream.closed == ("reset" if path == "cut" else "finished")
+
+
+def test_requests_over_the_number_at_once_wait_for_their_turn(
+    narrow: Kernel, upstream: Fake
+) -> None:
+    raw = f"GET /small/wait HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode()
+    streams = [narrow.open(raw) for _ in range(6)]
+    narrow.wait_for(lambda: len(upstream.seen) == 2, streams[0])
+    narrow.pump(0.2)
+    assert len(upstream.seen) == 2
+    upstream.go.set()
+    assert all(status_of(narrow.wait(stream)) == 200 for stream in streams)
+
+
+def test_requests_over_the_number_a_minute_are_told_when_to_come_again(
+    open_kernel: OpenKernel, upstream: Fake
+) -> None:
+    few = {"requests_per_minute": 2}
+    url = f"http://127.0.0.1:{upstream.port}"
+    kernel = open_kernel({"few": {"url": url, "allow_private": True, "limits": few}})
+    answers = [kernel.get("/few/x") for _ in range(3)]
+    assert [status_of(answer) for answer in answers] == [200, 200, 429]
+    assert b"\r\nRetry-After: 10\r\n" in answers[-1]
+    assert b'["limits"]["requests_per_minute"]' in answers[-1]
+
+
+def test_the_last_of_a_daily_budget_is_cut(open_kernel: OpenKernel, upstream: Fake) -> None:
+    daily = {"daily_bytes": 2_000_000, "daily_requests": 3}
+    url = f"http://127.0.0.1:{upstream.port}"
+    kernel = open_kernel({"daily": {"url": url, "allow_private": True, "limits": daily}})
+    streams = []
+    for _ in range(3):
+        streams.append(kernel.open(f"GET /daily/endless HTTP/1.1\r\n{HEAD}\r\n".encode()))
+        kernel.wait(streams[-1])
+        assert streams[-1].closed == "reset"
+    assert 1_000_000 < sum(stream.count for stream in streams) < 2_010_000
+    answer = kernel.get("/daily/x")
+    assert status_of(answer) == 429
+    assert b"daily_requests" in answer
+
+
+def test_each_request_leaves_one_line_in_the_record(
+    open_kernel: OpenKernel, upstream: Fake, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{upstream.port}"
+    path = tmp_path / FILE
+    kernel = open_kernel({"plain": {"url": url, "allow_private": True}}, path)
+    kernel.get("/plain/a?secret=1")
+    kernel.get("/other/b")
+    kernel.ask(b"CONNECT pypi.org:443 HTTP/1.1\r\nHost: pypi.org:443\r\n\r\n")
+    kernel.wait_for(lambda: len(kernel.log) == 3, kernel.open())
+    entries = list(read_entries(path))
+    assert [(e.route, e.method, e.host, e.path, e.status) for e in entries] == [
+        ("plain", "GET", "", "/plain/a", 200),
+        ("", "GET", "", "/other/b", 403),
+        ("", "CONNECT", "pypi.org:443", "", 403),
+    ]
+    assert entries[0].down > 0
+    assert entries[0].reason == ""
+    assert all(entry.reason for entry in entries[1:])
+
+
+def test_ten_thousand_connections_leave_nothing_behind(kernel: Kernel, upstream: Fake) -> None:
+    for _ in range(50):
+        streams = [kernel.open(b"GET /plain/x HTT") for _ in range(200)]
+        for stream in streams:
+            kernel.reset(stream)
+    assert status_of(kernel.get("/plain/x")) == 200
+    assert len(upstream.seen) == 1
+
+
+def test_a_client_that_goes_away_ends_the_request(kernel: Kernel, upstream: Fake) -> None:
+    stream = kernel.open(f"GET /plain/endless HTTP/1.1\r\n{HEAD}\r\n".encode())
+    kernel.wait_for(lambda: stream.count > 100_000, stream)
+    kernel.reset(stream)
+    assert upstream.gone.wait(10)
+
+
+def test_no_line_of_the_log_and_no_answer_has_the_secret(
+    kernel: Kernel, open_kernel: OpenKernel, tls: Fake
+) -> None:
+    answers = [kernel.get(f"/api/{path}") for path in ("x", "secret", "unframed", "redirect?to=x")]
+    wrong = open_kernel(
+        {
+            "api": {
+                "url": f"https://127.0.0.1:{tls.port}",
+                "allow_private": True,
+                "secret": "env:GK_TEST_SECRET",
+                "header": "X-Key: {secret} {secret}"[:15],
+            }
+        }
+    )
+    answers.append(wrong.get("/api/unframed"))
+    kernel.wait_for(lambda: len(kernel.log) >= 4, kernel.open())
+    assert SECRET not in json.dumps(kernel.log + wrong.log)
+    assert SECRET.encode() not in b"".join(answers)
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(
+    open_kernel: OpenKernel, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from .upstream import make_certificate, serving
+
+    _, both = make_certificate(tmp_path_factory.mktemp("other"))
+    with serving(both) as other:
+        kernel = open_kernel(
+            {
+                "api": {
+                    "url": f"https://127.0.0.1:{other.port}",
+                    "allow_private": True,
+                    "secret": "env:GK_TEST_SECRET",
+                }
+            }
+        )
+        answer = kernel.get("/api/x")
+        assert status_of(answer) == 502
+        assert b"no valid certificate" in answer
+        assert not other.seen
+
+
+def test_nothing_listens_and_the_answer_says_so(open_kernel: OpenKernel) -> None:
+    kernel = open_kernel({"gone": {"url": "http://127.0.0.1:9", "allow_private": True}})
+    assert status_of(kernel.get("/gone/x")) == 502

@@ -1,0 +1,316 @@
+"""Routes used by programs in real sandboxes: what arrives, what stays outside, and what ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+from traitlets.config import Config
+
+from gvisor_kernel.egress.process import EgressWorker
+
+from ..docker.dockerd import needs_dockerd
+from ..jupyter.helpers import SECONDS, assert_way, execute, running_kernel
+from ..patience import scale_seconds
+from ..world import WAYS
+from .conftest import SECRET
+from .upstream import Fake
+
+pytestmark = pytest.mark.slow
+
+HELPERS = """
+import urllib.request, urllib.error
+API = "http://127.0.0.1:3128/api"
+PLAIN = "http://127.0.0.1:3128/plain"
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def get(url, **more):
+    try:
+        with direct.open(urllib.request.Request(url, **more), timeout=60) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+"""
+
+
+def routes(upstream: Fake, tls: Fake) -> dict[str, Any]:
+    return {
+        "api": {
+            "url": f"https://127.0.0.1:{tls.port}/v1",
+            "allow_private": True,
+            "secret": "env:GK_TEST_SECRET",
+        },
+        "plain": {"url": f"http://127.0.0.1:{upstream.port}/v1", "allow_private": True},
+        "web": {"hosts": [f"127.0.0.1:{upstream.port}"], "allow_private": True},
+    }
+
+
+@contextmanager
+def kernel_with(
+    routes: dict[str, Any], names: list[str], way: str = "direct", **settings: Any
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    config = Config(
+        {
+            "GVisorProvisioner": {**WAYS[way], "egress": names, **settings},
+            "GVisorEgress": {"routes": routes},
+        }
+    )
+    with running_kernel(config=config) as (manager, client):
+        assert execute(client, HELPERS).status == "ok"
+        yield manager, client
+
+
+def run(client: BlockingKernelClient, code: str) -> str:
+    """Run code and return what it prints."""
+    answer = execute(client, code)
+    assert answer.status == "ok", answer.reply["content"]
+    return answer.text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_worker(tls: Fake) -> Iterator[None]:
+    """Start the worker of this process with the tests' CA, and end it."""
+    EgressWorker.instance()._stop()
+    os.environ["GK_TEST_SECRET"] = SECRET
+    yield
+    EgressWorker.instance()._stop()
+    del os.environ["GK_TEST_SECRET"]
+
+
+@pytest.fixture(scope="module")
+def client(upstream: Fake, tls: Fake) -> Iterator[BlockingKernelClient]:
+    with kernel_with(routes(upstream, tls), ["api", "plain", "web"]) as (_, client):
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def forget(upstream: Fake, tls: Fake) -> None:
+    for fake in (upstream, tls):
+        fake.seen.clear()
+        fake.go.clear()
+        fake.gone.clear()
+
+
+def test_urllib_reaches_an_api_whose_key_stays_outside(
+    client: BlockingKernelClient, tls: Fake
+) -> None:
+    assert "/v1/models" in run(client, "print(get(API + '/models'))")
+    assert tls.seen[-1].values("authorization") == [f"Bearer {SECRET}"]
+
+
+def test_a_body_arrives_and_a_large_answer_comes_back(
+    client: BlockingKernelClient, upstream: Fake
+) -> None:
+    assert '"size": 5000000' in run(client, "print(get(PLAIN + '/x', data=bytes(5_000_000)))")
+    assert run(client, "print(len(get(PLAIN + '/big?mib=20')))") == f"{20 * 1024 * 1024}\n"
+
+
+def test_events_arrive_one_by_one(client: BlockingKernelClient, upstream: Fake) -> None:
+    code = """
+answer = direct.open(PLAIN + "/events", timeout=60)
+print(answer.readline())
+get(PLAIN + "/echo")
+"""
+    assert run(client, code) == "b'data: 0\\n'\n"
+    upstream.go.set()
+    assert run(client, "print(answer.read())") == "b'\\ndata: 1\\n\\n'\n"
+
+
+def test_curl_uses_a_route_and_the_proxy(client: BlockingKernelClient, upstream: Fake) -> None:
+    code = f"""
+import shutil, subprocess
+def curl(*words):
+    argv = ["curl", "-sS", "--max-time", "60", *words]
+    return subprocess.run(argv, stdout=-1, stderr=-2, text=True).stdout
+print(shutil.which("curl") is not None)
+print(curl("--noproxy", "*", PLAIN + "/echo"))
+print(curl("--proxy", "http://127.0.0.1:3128", "http://127.0.0.1:{upstream.port}/by-proxy"))
+print(curl("--proxytunnel", "--proxy", "http://127.0.0.1:3128",
+           "http://127.0.0.1:{upstream.port}/by-tunnel"))
+print(curl("--proxy", "http://127.0.0.1:3128", "https://pypi.org/simple/"))
+"""
+    text = run(client, code)
+    if text.startswith("False"):
+        pytest.skip("curl is not on this machine")
+    assert "/v1/echo" in text
+    assert "/by-proxy" in text
+    assert "/by-tunnel" in text
+    assert "403" in text
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+def test_a_library_uses_a_route_and_the_proxy(
+    client: BlockingKernelClient, upstream: Fake, library: str
+) -> None:
+    code = f"""
+import {library} as library, os
+with library.{"Client(trust_env=False)" if library == "httpx" else "Session()"} as session:
+    if {library == "requests"}:
+        session.trust_env = False
+    for i in range(3):
+        print(session.get(PLAIN + f"/kept/{{i}}").json()["path"])
+    print(session.post(PLAIN + "/x", json={{"a": [1] * 1000}}).json()["method"])
+proxies = {{name + "_proxy": "http://127.0.0.1:3128" for name in ("http", "https")}}
+before = dict(os.environ)
+os.environ.update(proxies | {{name.upper(): value for name, value in proxies.items()}})
+os.environ.update(NO_PROXY="", no_proxy="")
+try:
+    print(library.get("http://127.0.0.1:{upstream.port}/by-proxy").json()["path"])
+    try:
+        library.get("https://pypi.org/simple/")
+    except Exception as error:
+        print(error)
+finally:
+    os.environ.clear()
+    os.environ.update(before)
+"""
+    answer = execute(client, code)
+    if answer.error == "ModuleNotFoundError":
+        pytest.skip(f"{library} is not in the sandbox")
+    assert answer.status == "ok", answer.reply["content"]
+    assert answer.text.startswith("/v1/kept/0\n/v1/kept/1\n/v1/kept/2\nPOST\n/by-proxy\n")
+    assert "403" in answer.text
+
+
+def test_two_hundred_requests_at_once(client: BlockingKernelClient) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(60) as pool:
+    answers = list(pool.map(lambda i: get(f"{PLAIN}/many/{i}"), range(200)))
+print(sum(b"/many/" in answer for answer in answers if isinstance(answer, bytes)))
+"""
+    assert run(client, code) == "200\n"
+
+
+def test_a_worker_that_was_killed_is_replaced_within_the_run(
+    client: BlockingKernelClient, upstream: Fake
+) -> None:
+    run(client, "held = direct.open(PLAIN + '/endless', timeout=60)")
+    pid = EgressWorker.instance().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    code = """
+try:
+    while held.read(65536):
+        pass
+    print("the end")
+except OSError as error:
+    print("broken")
+print(get(PLAIN + "/again"))
+"""
+    text = run(client, code)
+    assert text.startswith("broken\n")
+    assert "/v1/again" in text
+    assert EgressWorker.instance().pid not in (None, pid)
+
+
+def test_a_restart_closes_the_streams_and_gives_new_ones(upstream: Fake, tls: Fake) -> None:
+    with kernel_with(routes(upstream, tls), ["plain"]) as (manager, client):
+        run(client, "held = direct.open(PLAIN + '/endless', timeout=60)")
+        manager.restart_kernel(now=True)
+        assert upstream.gone.wait(scale_seconds(20))
+        client.wait_for_ready(timeout=SECONDS)
+        run(client, HELPERS)
+        assert "/v1/x" in run(client, "print(get(PLAIN + '/x'))")
+
+
+def test_a_kernel_cannot_use_the_route_of_another(
+    client: BlockingKernelClient, upstream: Fake, tls: Fake
+) -> None:
+    with kernel_with(routes(upstream, tls), ["plain"]) as (_, other):
+        assert "(403, b'gvisor-kernel: this kernel has no egress route api" in run(
+            other, "print(get(API + '/x'))"
+        )
+        assert not tls.seen
+    assert "/v1/x" in run(client, "print(get(API + '/x'))")
+
+
+@pytest.mark.parametrize("way", ["relay", "restored", pytest.param("docker", marks=needs_dockerd)])
+def test_a_kernel_of_another_way_has_its_routes(
+    upstream: Fake, tls: Fake, way: str, request: pytest.FixtureRequest
+) -> None:
+    if way != "relay":
+        request.getfixturevalue({"restored": "shared_snapshot", "docker": "dockerd"}[way])
+    with kernel_with(routes(upstream, tls), ["api"], way) as (manager, client):
+        assert_way(manager, client, way)
+        assert "/v1/x" in run(client, "print(get(API + '/x'))")
+        assert "(403" in run(client, "print(get(PLAIN + '/x'))")
+
+
+def test_the_key_is_nowhere_in_the_sandbox(upstream: Fake, tls: Fake) -> None:
+    with kernel_with(routes(upstream, tls), ["api"], transcripts=True) as (manager, client):
+        for path in ("x", "secret", "unframed", "redirect?to=x"):
+            run(client, f"print(get(API + '/{path}'))")
+        assert tls.seen[0].values("authorization") == [f"Bearer {SECRET}"]
+        sandbox = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+        folder = sandbox.log_path.parent
+        record = (folder / "egress.jsonl").read_text()
+        assert "/api/x" in record
+        searched = 0
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                searched += 1
+                assert SECRET.encode() not in path.read_bytes(), path
+        assert searched >= 3
+        for pid in memory_owners(sandbox):
+            assert not memory_contains(pid, SECRET.encode()), pid
+        found = f"""
+import os, pathlib
+mark = "{SECRET[::-1]}"[::-1].encode()
+texts = [repr(dict(os.environ)).encode()]
+for path in pathlib.Path("/proc").glob("[0-9]*/*"):
+    if path.name in ("environ", "cmdline"):
+        try:
+            texts.append(path.read_bytes())
+        except OSError:
+            pass
+print(any(mark in text for text in texts))
+del mark
+"""
+        assert run(client, found) == "False\n"
+
+
+def memory_owners(sandbox: Any) -> list[int]:
+    """Return the processes whose memory is the sandbox's."""
+    mark = sandbox.log_path.parent.name
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                argv = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark.encode() in argv and b"runsc" in argv:
+                pids.append(int(entry.name))
+    assert pids
+    return pids
+
+
+def memory_contains(pid: int, text: bytes) -> bool:
+    """Search the mapped memory file of a sandbox's process."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if "memfd:runsc-memory" not in str(link.readlink()):
+                continue
+            with link.open("rb") as file:
+                at = 0
+                while True:
+                    try:
+                        at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                    except OSError:
+                        break
+                    end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                    rest = b""
+                    while at < end:
+                        data = os.pread(file.fileno(), min(1 << 22, end - at), at)
+                        if text in rest + data:
+                            return True
+                        rest, at = data[-len(text) :], at + len(data)
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,163 @@
+"""The worker's life: it ends with its owner, and another one takes its place when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.egress.process import EgressWorker
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.processes import wait_until_gone
+
+from ..patience import scale_seconds
+from ..world import PROJECT
+from .conftest import SECRET, Kernel
+from .peer import status_of
+from .upstream import Fake
+
+
+def is_gone(pid: int) -> bool:
+    """Wait until a process has ended."""
+    import time
+
+    return wait_until_gone([pid], time.monotonic() + scale_seconds(10))
+
+
+@contextmanager
+def running_owner(*words: str) -> Iterator[subprocess.Popen[str]]:
+    owner = subprocess.Popen(
+        [sys.executable, "-m", "tests.egress.owner", *words],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with owner:
+        try:
+            yield owner
+        finally:
+            owner.kill()
+
+
+def read_pids(owner: subprocess.Popen[str]) -> list[int]:
+    assert owner.stdout is not None
+    return [int(word) for word in owner.stdout.readline().split()]
+
+
+def test_the_worker_ends_when_its_owner_is_killed() -> None:
+    with running_owner() as owner:
+        (worker,) = read_pids(owner)
+        owner.send_signal(signal.SIGKILL)
+        assert is_gone(worker)
+
+
+def test_the_worker_ends_when_its_owner_exits() -> None:
+    with running_owner() as owner:
+        (worker,) = read_pids(owner)
+        assert owner.stdin is not None
+        owner.stdin.close()
+        assert owner.wait(scale_seconds(20)) == 0
+        assert is_gone(worker)
+
+
+def test_a_forked_child_has_a_worker_of_its_own_and_keeps_no_other_alive() -> None:
+    with running_owner("fork") as owner:
+        lines = sorted((read_pids(owner), read_pids(owner)), key=len)
+        (workers,), (child, childs) = lines
+        assert workers != childs
+        owner.send_signal(signal.SIGKILL)
+        assert is_gone(workers)
+        assert Path(f"/proc/{childs}").exists()
+        os.kill(child, signal.SIGKILL)
+        assert is_gone(childs)
+
+
+def test_the_worker_ends_when_it_is_told_to() -> None:
+    worker = EgressWorker()
+    kernel = Kernel(worker, {}, None)
+    pid = worker.pid
+    assert status_of(kernel.get("/x")) == 403
+    worker.end()
+    assert pid is not None
+    assert is_gone(pid)
+    with pytest.raises(LaunchError):
+        Kernel(worker, {}, None)
+    kernel.close()
+
+
+def test_a_worker_that_was_killed_is_replaced(upstream: Fake) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    worker = EgressWorker()
+    first = Kernel(worker, routes, None)
+    stream = first.open(b"GET /plain/wait HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
+    first.pump(0.1)
+    pid = worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    first.wait_for(lambda: first.ended, stream)
+    assert stream.closed == "reset"
+    second = Kernel(worker, routes, None)
+    assert status_of(second.get("/plain/x")) == 200
+    assert worker.pid != pid
+    for kernel in (first, second):
+        kernel.close()
+    worker.end()
+    assert first.log[-1] == "the process for routes ended with status -9"
+
+
+def test_the_end_of_a_kernel_ends_its_requests_only(worker: EgressWorker, upstream: Fake) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    upstream.gone.clear()
+    one, other = Kernel(worker, routes, None), Kernel(worker, routes, None)
+    stream = one.open(b"GET /plain/endless HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
+    one.wait_for(lambda: stream.count > 1000, stream)
+    one.close()
+    assert upstream.gone.wait(scale_seconds(10))
+    assert status_of(other.get("/plain/x")) == 200
+    other.close()
+
+
+def test_a_kernel_that_violates_the_protocol_ends_alone(
+    worker: EgressWorker, upstream: Fake
+) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    bad, good = Kernel(worker, routes, None), Kernel(worker, routes, None)
+    bad.sock.send(b"\x12\0\0\0\0\0\0\x05\0\0\0\x09x")  # bytes on a stream that was never opened
+    while not bad.ended:
+        bad.pump(1)
+    assert status_of(good.get("/plain/x")) == 200
+    bad.close()
+    good.close()
+
+
+def test_the_workers_environment_and_command_line_have_no_secret(worker: EgressWorker) -> None:
+    kernel = Kernel(worker, {}, None)
+    folder = Path(f"/proc/{worker.pid}")
+    kernel.get("/x")
+    assert SECRET.encode() not in (folder / "cmdline").read_bytes()
+    if os.geteuid() == 0:
+        assert SECRET.encode() not in (folder / "environ").read_bytes()
+    else:
+        with pytest.raises(PermissionError):
+            (folder / "environ").read_bytes()
+    kernel.close()
+
+
+def test_the_workers_memory_stays_small(worker: EgressWorker, upstream: Fake) -> None:
+    """Not a measurement: a body that is held as a whole would be far above."""
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    kernel = Kernel(worker, routes, None)
+    kernel.keeps = False
+    stream = kernel.open(b"GET /plain/big?mib=300 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
+    kernel.wait_for(lambda: stream.count > 300 * 1024 * 1024, stream, 60)
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0])
+    assert peak < 100 * 1024
+    kernel.close()

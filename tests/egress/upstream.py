@@ -1,0 +1,240 @@
+"""A server that a worker's routes lead to, with or without TLS by a CA of its own."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+CHUNK = bytes(1024 * 1024)
+
+
+@dataclass
+class Seen:
+    """A request as the server got it."""
+
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+
+    def values(self, name: str) -> list[str]:
+        """Return all values of a header."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+
+@dataclass
+class Fake:
+    """A running server. ``go``: what paths under /wait wait for."""
+
+    port: int
+    seen: list[Seen] = field(default_factory=list)
+    go: threading.Event = field(default_factory=threading.Event)
+    gone: threading.Event = field(default_factory=threading.Event)
+    """Set when a client went away in the middle of an answer."""
+    connections: int = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by path; see ``do_GET``."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    fake: Fake
+
+    def setup(self) -> None:
+        super().setup()
+        self.fake.connections += 1
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """Answer any method."""
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        seen = Seen(self.command, self.path, list(self.headers.items()), self._read_body())
+        self.fake.seen.append(seen)
+        name = parts.path.rstrip("/").rpartition("/")[2]
+        try:
+            getattr(self, f"at_{name}", self.at_echo)(query)
+        except (ConnectionError, ssl.SSLError):
+            self.fake.gone.set()
+            self.close_connection = True
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_TRACE = do_GET
+
+    def at_echo(self, query: dict[str, str]) -> None:
+        seen = self.fake.seen[-1]
+        self._answer(
+            json.dumps({"method": seen.method, "path": seen.path, "size": len(seen.body)}).encode(),
+            Content_Type="application/json",
+        )
+
+    def at_big(self, query: dict[str, str]) -> None:
+        size = int(query["mib"])
+        self.send_response(200)
+        self.send_header("Content-Length", str(size * len(CHUNK)))
+        self.end_headers()
+        for _ in range(size):
+            self.wfile.write(CHUNK)
+
+    def at_endless(self, query: dict[str, str]) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while True:
+            self.wfile.write(b"100000\r\n" + CHUNK + b"\r\n")
+
+    def at_events(self, query: dict[str, str]) -> None:
+        """Send one event, wait for ``go``, then send another."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for i in range(2):
+            event = b"data: %d\n\n" % i
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            self.wfile.flush()
+            if not i:
+                self.fake.go.wait(30)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def at_wait(self, query: dict[str, str]) -> None:
+        self.fake.go.wait(30)
+        self.at_echo(query)
+
+    def at_dribble(self, query: dict[str, str]) -> None:
+        """Send a head without an end, a byte at a time."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not self.fake.go.wait(0.05):
+            self.wfile.write(b"x")
+
+    def at_redirect(self, query: dict[str, str]) -> None:
+        self._answer(b"", 302, Location=query["to"])
+
+    def at_secret(self, query: dict[str, str]) -> None:
+        """Return the credential in a header."""
+        auth = self.fake.seen[-1].values("authorization")
+        self._answer(b"", X_Seen=str(auth), X_Other="kept", Connection="X-Hop", X_Hop="1")
+
+    def at_unframed(self, query: dict[str, str]) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef")
+        self.close_connection = True
+
+    def at_gzip(self, query: dict[str, str]) -> None:
+        """Send 10 MiB of zeros in 10 KiB."""
+        import gzip
+
+        self._answer(gzip.compress(bytes(10 * 1024 * 1024)), Content_Encoding="gzip")
+
+    def at_cut(self, query: dict[str, str]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"only this")
+        self.close_connection = True
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Many connections, and no traceback for one that breaks."""
+
+    daemon_threads = True
+    request_queue_size = 512
+    tls: ssl.SSLContext | None = None
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        return sock, address
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is not None:
+            try:
+                request = self.tls.wrap_socket(request, server_side=True)
+            except OSError:
+                return
+        super().finish_request(request, client_address)
+        if self.tls is not None:
+            request.close()
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(certificate: Path | None = None) -> Iterator[Fake]:
+    """Run a server on a free port of the loopback. ``certificate``: a file with key and chain."""
+    fake = Fake(0)
+    handler = type("Handler", (Handler,), {"fake": fake})
+    with Server(("127.0.0.1", 0), handler) as server:
+        if certificate is not None:
+            server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            server.tls.load_cert_chain(certificate)
+        fake.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield fake
+        finally:
+            fake.go.set()
+            server.shutdown()
+            thread.join(10)
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """Make a CA, and a certificate for localhost and 127.0.0.1.
+
+    Return the CA's file, and one with the certificate and its key.
+    """
+    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    run += ["-nodes", "-days", "2", "-subj"]
+    ca, ca_key = directory / "ca.pem", directory / "ca.key"
+    key, chain = directory / "key.pem", directory / "chain.pem"
+    _openssl(*run, "/CN=test CA", "-keyout", str(ca_key), "-out", str(ca))
+    _openssl(
+        *(*run, "/CN=localhost", "-keyout", str(key), "-out", str(chain)),
+        *(
+            "-CA",
+            str(ca),
+            "-CAkey",
+            str(ca_key),
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        ),
+        *("-addext", "basicConstraints=critical,CA:FALSE"),
+    )
+    both = directory / "both.pem"
+    both.write_text(key.read_text() + chain.read_text())
+    return ca, both
+
+
+def _openssl(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, timeout=30)
