@@ -15,7 +15,7 @@ import resource
 import signal
 from typing import Dict, List, NoReturn, Optional, Tuple
 
-from gvisor_kernel.guest import forked_kernel, identity, linux, seccomp
+from gvisor_kernel.guest import forked_kernel, identity, installed, linux, seccomp
 from gvisor_kernel.link import LogSource
 
 KERNEL_ID = 1000
@@ -171,6 +171,7 @@ def _become_kernel(
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        installed.prepare(environment)
         os.chdir(cwd)
         if forked is not None:
             os.close(failure)

@@ -16,6 +16,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from gvisor_kernel.guest import installed
+
 if TYPE_CHECKING:
     from gvisor_kernel.link import Resume
 
@@ -51,6 +53,7 @@ def renew_uuid(module: Any) -> None:
 def apply_environment(resume: Resume) -> None:
     """Apply environment and working directory. Caches of file names are cleared."""
     os.environ.update(resume.environment)
+    installed.activate(os.environ)
     if "TZ" in os.environ:
         time.tzset()
     if "TMPDIR" in os.environ and "tempfile" in sys.modules:

@@ -6,12 +6,14 @@ Starts nothing. A plan can be serialized for another process of the same user.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.egress.environment import egress_environment
 from gvisor_kernel.egress.routes import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
 
@@ -82,6 +84,15 @@ def kernel_argv(plan: KernelPlan) -> tuple[str, ...]:
     if plan.spec.kernel_mode == "tcp":
         argv = [word.replace(FILE, TCP_FILE) for word in argv]
     return tuple(prepare_argv(argv, plan.spec.kernel_mode))
+
+
+def kernel_variables(plan: KernelPlan, sandbox: Mapping[str, str]) -> dict[str, str]:
+    """Return all variables of the kernel. ``sandbox``: those that its sandbox gives to any kernel.
+
+    Those of the routes are never part of a snapshot: it is made by a plan without routes, and a
+    kernel that is restored gets its own.
+    """
+    return {**sandbox, **egress_environment(plan.routes), **plan.environment}
 
 
 def make_launch_request(plan: KernelPlan) -> LaunchRequest:

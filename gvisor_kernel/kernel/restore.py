@@ -83,6 +83,8 @@ def find_obstacle(plan: KernelPlan) -> str | None:
     _, later = _split_variables(plan)
     if later and not _accepts_variables(plan):
         return f"this kernel cannot receive {_summarize_names(later)} after a restore"
+    if plan.routes and not _accepts_variables(plan):
+        return "this kernel cannot receive the addresses of its routes after a restore"
     late = IMPORTED.intersection(later)
     if late and plan.spec.preload:
         return f"modules of preload may read {_summarize_names(late)} before a restore"
@@ -103,7 +105,9 @@ def _summarize_names(names: Collection[str]) -> str:
 def _describe_run(meta: Meta, plan: KernelPlan) -> SnapshotRun:
     renewal = find_renewal(meta.facts)
     _, later = _split_variables(plan)
-    return SnapshotRun(meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later))
+    return SnapshotRun(
+        meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later or plan.routes)
+    )
 
 
 def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, str]:

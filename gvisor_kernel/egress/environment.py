@@ -1,0 +1,125 @@
+"""The variables by which a kernel's programs find its routes, or learn that there are none. Pure.
+
+None of them is a secret, and none depends on the host: the same routes give the same variables.
+They are set when a kernel starts or is restored, so no snapshot depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from gvisor_kernel.egress.kinds import PackagesRoute, Route, UrlRoute
+from gvisor_kernel.link.streams import EGRESS_PORT
+from gvisor_kernel.spec.layout import HOME
+
+BASE = f"http://127.0.0.1:{EGRESS_PORT}"
+PACKAGES_HOME = f"{HOME}/.venv"
+"""Where pip and uv install; ``guest/installed.py`` makes it. It counts to the disk limit."""
+DUMMY_KEY = "gvisor-egress"
+"""What clients get that refuse to start without a key. The route replaces it."""
+
+_PROXY = {
+    name: value
+    for variable, value in (
+        ("HTTP_PROXY", BASE),
+        ("HTTPS_PROXY", BASE),
+        ("NO_PROXY", "localhost,127.0.0.1,::1"),
+    )
+    for name in (variable, variable.lower())
+}
+"""In every kernel: a refusal says more than "Name or service not known", and comes at once."""
+
+_QUIET = {
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_NO_INPUT": "1",
+    "npm_config_audit": "false",
+    "npm_config_fund": "false",
+    "npm_config_update_notifier": "false",
+}
+
+_WITHOUT = {
+    # pip shows why a CONNECT was refused in the warning before a second attempt, and only there.
+    "PIP_RETRIES": "1",
+    "PIP_DEFAULT_TIMEOUT": "5",
+    "UV_HTTP_RETRIES": "0",
+    "UV_HTTP_TIMEOUT": "5",
+    # uv shows neither a reason nor a body, but the address of the index that refused.
+    "UV_DEFAULT_INDEX": f"{BASE}/this-kernel-has-no-network/set-c.GVisorProvisioner.egress",
+    "npm_config_fetch_retries": "0",
+}
+
+_DEFAULTS = {
+    "PIP_RETRIES": "5",
+    "PIP_DEFAULT_TIMEOUT": "15",
+    "UV_HTTP_RETRIES": "3",
+    "UV_HTTP_TIMEOUT": "30",
+    "UV_DEFAULT_INDEX": "https://pypi.org/simple",
+    "npm_config_fetch_retries": "2",
+}
+"""The own values of the tools. A kernel with routes may come from a snapshot, whose kernel had
+none: its variables can be replaced then, but not removed."""
+
+_PACKAGES = {
+    "GVISOR_KERNEL_PACKAGES": PACKAGES_HOME,
+    # Configuration of the image's pip may name indexes that only the host reaches.
+    "PIP_CONFIG_FILE": "/dev/null",
+    "PIP_INDEX_URL": f"{BASE}/packages/pypi/simple/",
+    # The host has tried again already.
+    "PIP_RETRIES": "1",
+    "PIP_DEFAULT_TIMEOUT": "120",
+    "UV_HTTP_RETRIES": "1",
+    "UV_HTTP_TIMEOUT": "120",
+    # The host keeps what was downloaded: a copy here would take memory and the disk limit.
+    "PIP_NO_CACHE_DIR": "1",
+    "UV_DEFAULT_INDEX": f"{BASE}/packages/uv/simple/",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "npm_config_registry": f"{BASE}/packages/npm/",
+    # Addresses of this route mean nothing elsewhere, so they do not belong in a lock file.
+    "npm_config_omit_lockfile_registry_resolved": "true",
+}
+
+_KNOWN = {
+    "api.openai.com": ("OPENAI_BASE_URL", "/v1", "OPENAI_API_KEY"),
+    "api.anthropic.com": ("ANTHROPIC_BASE_URL", "", "ANTHROPIC_API_KEY"),
+    "huggingface.co": ("HF_ENDPOINT", "", None),
+    "api.github.com": ("GITHUB_API_URL", "", None),
+}
+"""Hosts whose clients read a variable: its name, the path at the end of its value, and the variable
+of a key without which the client refuses to start."""
+
+
+def egress_environment(routes: Iterable[Route]) -> dict[str, str]:
+    """Return all variables for a kernel that has ``routes``."""
+    routes = list(routes)
+    if not routes:
+        return no_egress_environment()
+    environment = {**_PROXY, **_QUIET, **_DEFAULTS}
+    for route in routes:
+        if isinstance(route, UrlRoute):
+            environment.update(_announce(route))
+        elif isinstance(route, PackagesRoute):
+            environment.update(_PACKAGES)
+    return environment
+
+
+def no_egress_environment() -> dict[str, str]:
+    """Return the variables for a kernel without routes: attempts fail soon, and say why."""
+    return {**_PROXY, **_QUIET, **_WITHOUT}
+
+
+def _announce(route: UrlRoute) -> dict[str, str]:
+    address = f"{BASE}/{route.name}"
+    environment = {f"GVISOR_EGRESS_{route.name.upper().replace('-', '_')}": address}
+    parts = urlsplit(route.url)
+    known = _KNOWN.get((parts.hostname or "").lower())
+    if known is not None:
+        variable, path, key = known
+        base = parts.path.rstrip("/")
+        if base in ("", path):  # otherwise the client's own paths do not fit this route
+            environment[variable] = address if base == path else address + path
+            if key is not None:
+                environment[key] = DUMMY_KEY
+    if route.variable is not None:
+        environment[route.variable] = address
+    return environment

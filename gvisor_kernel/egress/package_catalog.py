@@ -1,0 +1,218 @@
+"""What the configured indexes say: their pages, from the network or from the cache.
+
+A page is asked for again when the index says that it may have changed. If the index does not
+answer, the page in the cache is used, however old it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from gvisor_kernel.egress.package_cache import PackageCache, StoredPage
+from gvisor_kernel.egress.package_index import (
+    Index,
+    Indexes,
+    Registries,
+    read_npm,
+    read_pip,
+    read_uv,
+)
+from gvisor_kernel.egress.package_pages import (
+    ACCEPT_SIMPLE,
+    MAX_PAGE,
+    NPM_ABBREVIATED,
+    File,
+    Page,
+    PageError,
+    is_npm_name,
+    read_packument,
+    read_simple,
+)
+from gvisor_kernel.egress.package_upstream import Forbidden, Unreachable, Upstream, read_body
+
+log = logging.getLogger(__name__)
+
+MAX_AGE = 600.0
+"""Seconds for which a page is used without asking the index again, if the index allows it."""
+CONFIGURATION_SECONDS = 60.0
+"""After this time the configuration is read again, as people change it."""
+PAGE_SECONDS = 120.0
+"""How long a page may take: an index may send a byte now and then."""
+MAX_PARSED_AT_ONCE = 2
+"""Pages that are parsed at a time: each may need a hundred MiB meanwhile."""
+
+T = TypeVar("T")
+
+
+class Failed(Exception):
+    """A request that is answered with ``status`` and a text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        self.text = text
+        super().__init__(text)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The indexes of each tool."""
+
+    pip: Indexes
+    uv: Indexes
+    npm: Registries
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Configuration:
+        """Read the configuration of this user's tools. Blocks."""
+        pip = read_pip(environment)
+        return cls(pip, read_uv(environment, pip), read_npm(environment))
+
+
+class Catalog:
+    """Finds the pages of indexes. Use it in one event loop."""
+
+    def __init__(
+        self, cache: PackageCache, upstream: Upstream, configuration: Callable[[], Configuration]
+    ) -> None:
+        self._cache = cache
+        self._upstream = upstream
+        self._read_configuration = configuration
+        self._configured: tuple[float, Configuration] | None = None
+        self._parsing = asyncio.Semaphore(MAX_PARSED_AT_ONCE)
+        self._fetching: dict[str, asyncio.Task[StoredPage | None]] = {}
+
+    async def _find_configuration(self) -> Configuration:
+        """Return the configuration; it is read again after a minute, as people change it."""
+        now = time.monotonic()
+        if self._configured is None or now - self._configured[0] > CONFIGURATION_SECONDS:
+            self._configured = (now, await asyncio.to_thread(self._read_configuration))
+        return self._configured[1]
+
+    async def find_indexes(self, tool: str) -> Indexes:
+        configuration = await self._find_configuration()
+        found = configuration.pip if tool == "pypi" else configuration.uv
+        if not found.indexes:
+            raise Failed(404, "pip of this machine is configured to use no index (no-index)")
+        return found
+
+    async def find_page(self, index: Index, project: str, *, fresh: bool = True) -> Page | None:
+        url = f"{index.url}{project}/"
+        stored = await self._find_stored(index, url, ACCEPT_SIMPLE, fresh=fresh)
+        if stored is None:
+            return None
+        return await self._parse(
+            lambda: read_simple(stored.body, stored.content_type, stored.url), index
+        )
+
+    async def find_packument(
+        self, name: str, *, short: bool, fresh: bool = True
+    ) -> tuple[Index, dict[str, Any], dict[str, File]] | None:
+        if not is_npm_name(name):
+            raise Failed(404, "that is not the name of an npm package")
+        index = (await self._find_configuration()).npm.find(name)
+        url = f"{index.url}{quote(name, safe='@')}"
+        accept = (
+            f"{NPM_ABBREVIATED}; q=1.0, application/json; q=0.8" if short else "application/json"
+        )
+        stored = await self._find_stored(index, url, accept, fresh=fresh)
+        if stored is None:
+            return None
+        content, files = await self._parse(lambda: read_packument(stored.body, stored.url), index)
+        return index, content, files
+
+    async def _find_stored(
+        self, index: Index, url: str, accept: str, *, fresh: bool
+    ) -> StoredPage | None:
+        """Return a page, asked for once at a time; None if the index does not have it.
+
+        ``fresh``: ask the index whether a kept page still holds.
+
+        :raises Failed: when there is none, and the index does not answer
+        """
+        who = hashlib.sha256((index.authorization or "").encode()).hexdigest()
+        key = json.dumps([url, accept, who])  # other credentials may see other pages
+        stored = await asyncio.to_thread(self._cache.read_page, key)
+        now = time.time()
+        if stored is not None and (not fresh or 0 <= now - stored.fetched < stored.max_age):
+            return stored
+        task = self._fetching.get(key)
+        if task is None:
+            task = asyncio.create_task(self._fetch_page(index, url, accept, key, stored))
+            self._fetching[key] = task
+            task.add_done_callback(lambda _: self._fetching.pop(key, None))
+        try:
+            return await asyncio.shield(task)
+        except (Unreachable, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                error = Unreachable(f"{urlsplit(url).hostname} was too slow")
+            if stored is not None:
+                log.info("%s; its page of %s is used.", error, time.ctime(stored.fetched))
+                return stored
+            raise Failed(
+                502, f"{error}, and what was asked for is not in this machine's cache"
+            ) from error
+        except Forbidden as error:
+            raise Failed(502, f"the index cannot be used: {error}") from error
+
+    async def _fetch_page(
+        self, index: Index, url: str, accept: str, key: str, stored: StoredPage | None
+    ) -> StoredPage | None:
+        headers = {"Accept": accept, "Accept-Encoding": "gzip"}
+        if stored is not None and stored.etag:
+            headers["If-None-Match"] = stored.etag
+        elif stored is not None and stored.modified:
+            headers["If-Modified-Since"] = stored.modified
+        async with (
+            asyncio.timeout(PAGE_SECONDS),
+            self._upstream.get(index, url, headers) as answer,
+        ):
+            if answer.status in (404, 410):
+                return None
+            host = urlsplit(url).hostname
+            if answer.status in (401, 403):
+                raise Failed(
+                    403, f"{host} refuses this machine's credentials (status {answer.status})"
+                )
+            if answer.status == 304 and stored is not None:
+                age = _max_age(answer.headers)
+                page = replace(stored, fetched=time.time(), max_age=age)
+            elif answer.status == 200:
+                page = StoredPage(
+                    url=answer.url,
+                    content_type=answer.headers.get("content-type", ""),
+                    body=await read_body(answer, MAX_PAGE),
+                    fetched=time.time(),
+                    max_age=_max_age(answer.headers),
+                    etag=answer.headers.get("etag"),
+                    modified=answer.headers.get("last-modified"),
+                )
+            else:
+                raise Unreachable(f"{host} answers with status {answer.status}")
+        await asyncio.to_thread(self._cache.write_page, key, page)
+        return page
+
+    async def _parse(self, read: Callable[[], T], index: Index) -> T:
+        async with self._parsing:
+            try:
+                return await asyncio.to_thread(read)
+            except PageError as error:
+                host = urlsplit(index.url).hostname
+                raise Failed(502, f"what {host} answers cannot be used: {error}") from error
+
+
+def _max_age(headers: Mapping[str, str]) -> float:
+    for word in headers.get("cache-control", "").lower().split(","):
+        name, _, value = word.strip().partition("=")
+        if name in ("no-cache", "no-store"):
+            return 0.0
+        if name == "max-age" and value.isascii() and value.isdigit() and len(value) < 10:
+            return min(float(value), MAX_AGE)
+    return 0.0

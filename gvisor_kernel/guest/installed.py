@@ -1,0 +1,131 @@
+"""The environment in which a kernel's packages are installed, layered over the image's own.
+
+The image's Python is read-only, so pip and uv get a virtual environment in the sandbox's home. A
+``.pth`` file in it adds the image's packages behind its own: what the image has counts as
+installed, another version of it hides the image's, and uninstalling that shows it again. The kernel
+itself does not restart for it: its import path gets the directory in front of the image's packages.
+
+Everything runs as the kernel's user. The kernel may change or remove the environment; PID 1 never
+imports from it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import site
+import sys
+from typing import List, MutableMapping
+
+VARIABLE = "GVISOR_KERNEL_PACKAGES"
+"""Names the directory of the environment. A kernel without it has none."""
+HOST_PTH = "_gvisor_kernel_image.pth"
+WHEELS = ("/usr/share/python-wheels",)
+"""Where distributions keep the wheel of pip that ensurepip uses."""
+
+
+def prepare(environment: MutableMapping[str, str]) -> None:
+    """Make the environment that VARIABLE names, unless it exists, and put it on PATH.
+
+    What fails is printed to stderr, the kernel's log: a kernel without it still runs.
+    """
+    root = environment.get(VARIABLE)
+    if not root:
+        return
+    try:
+        if not os.path.lexists(root):
+            _make(root)
+    except OSError as error:
+        print(f"Packages cannot be installed in {root}: {error}", file=sys.stderr)
+        return
+    programs = os.path.join(root, "bin")
+    path = [entry for entry in environment.get("PATH", "").split(":") if entry != programs]
+    environment["PATH"] = ":".join([programs, *path])
+    environment["VIRTUAL_ENV"] = root
+
+
+def activate(environment: MutableMapping[str, str]) -> None:
+    """Let this interpreter import what is in the environment, and make it before if necessary."""
+    prepare(environment)
+    root = environment.get("VIRTUAL_ENV")
+    if not root or root != environment.get(VARIABLE):
+        return
+    directory = site_directory(root)
+    if directory in sys.path or not os.path.isdir(directory):
+        return
+    images = {os.path.realpath(path) for path in image_directories()}
+    at = next((i for i, p in enumerate(sys.path) if p and os.path.realpath(p) in images), None)
+    at = len(sys.path) if at is None else at
+    before = list(sys.path)
+    for name in sorted(os.listdir(directory)):  # there are some if this kernel is not the first
+        if name.endswith(".pth") and name != HOST_PTH:
+            site.addpackage(directory, name, {site.makepath(path)[1] for path in before})
+    added = [path for path in sys.path if path not in before]
+    sys.path[:] = [*before[:at], directory, *added, *before[at:]]
+    # Not the image's: it would install into the image, and multiprocessing would not import what
+    # the kernel imports.
+    sys.executable = os.path.join(root, "bin", "python")
+
+
+def site_directory(root: str) -> str:
+    """Return the directory of packages below ``root``."""
+    return os.path.join(root, "lib", f"python{_version()}", "site-packages")
+
+
+def image_directories() -> List[str]:
+    """Return the directories from which the image's Python imports packages, in order."""
+    directories = site.getsitepackages()
+    if site.ENABLE_USER_SITE:
+        directories = [site.getusersitepackages(), *directories]
+    return directories
+
+
+def _version() -> str:
+    return "{}.{}".format(*sys.version_info)
+
+
+def _make(root: str) -> None:
+    new = f"{root}.new"
+    directory = site_directory(new)
+    programs = os.path.join(new, "bin")
+    for made in (directory, programs):
+        os.makedirs(made, exist_ok=True)
+    python = os.path.realpath(sys.executable)
+    _write(
+        os.path.join(new, "pyvenv.cfg"),
+        f"home = {os.path.dirname(python)}\n"
+        "include-system-site-packages = false\n"
+        "version = {}.{}.{}\n".format(*sys.version_info),
+    )
+    for name in ("python", "python3", f"python{_version()}"):
+        os.symlink(python, os.path.join(programs, name))
+    lines = [f"import site; site.addsitedir({path!r})" for path in image_directories()]
+    lines += _find_spare_pip()
+    _write(os.path.join(directory, HOST_PTH), "".join(f"{line}\n" for line in lines))
+    # The image's own script would run pip for the image.
+    script = f'#!/bin/sh\nexec {shlex.quote(os.path.join(root, "bin", "python"))} -m pip "$@"\n'
+    for name in ("pip", "pip3"):
+        _write(os.path.join(programs, name), script, 0o755)
+    os.rename(new, root)
+
+
+def _find_spare_pip() -> List[str]:
+    """Return the wheel from which ``python -m pip`` can run if the image has no pip installed."""
+    if any(os.path.isdir(os.path.join(path, "pip")) for path in image_directories()):
+        return []
+    bundled = os.path.join(os.path.dirname(os.__file__), "ensurepip", "_bundled")
+    for directory in (bundled, *WHEELS):
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            continue
+        wheels = [name for name in names if name.startswith("pip-") and name.endswith(".whl")]
+        if wheels:
+            return [os.path.join(directory, wheels[-1])]
+    return []
+
+
+def _write(path: str, text: str, mode: int = 0o644) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)

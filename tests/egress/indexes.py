@@ -1,0 +1,322 @@
+"""A package index on this machine's loopback, and ways to call the route ``packages`` without a
+sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import h11
+
+from gvisor_kernel.egress.package_cache import PackageCache
+from gvisor_kernel.egress.package_catalog import Configuration
+from gvisor_kernel.egress.package_index import Index, Indexes, Registries
+from gvisor_kernel.egress.package_pages import SIMPLE_JSON
+from gvisor_kernel.egress.package_upstream import Upstream
+from gvisor_kernel.egress.packages import Packages
+
+
+def make_wheel(name: str, version: str = "1.0", files: dict[str, str] | None = None) -> bytes:
+    """Return a wheel with one module, or with ``files``."""
+    info = f"{name}-{version}.dist-info"
+    content = {f"{name}.py": f"VERSION = {version!r}\n"} if files is None else dict(files)
+    content[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    content[f"{info}/WHEEL"] = (
+        "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
+    content[f"{info}/entry_points.txt"] = f"[console_scripts]\n{name}-hello = {name}:hello\n"
+    content[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*content, f"{info}/RECORD"])
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for path, text in content.items():
+            archive.writestr(path, text)
+    return data.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass
+class Served:
+    """What a FakeIndex answers at one path."""
+
+    body: bytes = b""
+    content_type: str = "application/octet-stream"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class FakeIndex:
+    """A server of pages and files. ``seen`` has the path and headers of each request."""
+
+    url: str
+    served: dict[str, Served] = field(default_factory=dict)
+    seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    stop: Callable[[], None] = lambda: None
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.seen]
+
+    def index(self, **fields: Any) -> Index:
+        return Index(f"{self.url}/simple/", **fields)
+
+    def add_page(self, project: str, files: list[dict[str, Any]], **headers: str) -> None:
+        page = {"meta": {"api-version": "1.0"}, "name": project, "files": files}
+        self.served[f"/simple/{project}/"] = Served(
+            json.dumps(page).encode(), SIMPLE_JSON, headers=headers
+        )
+
+    def add_project(self, project: str, data: bytes | None = None, **entry: Any) -> str:
+        """Serve a project with one wheel; return the wheel's name."""
+        data = make_wheel(project) if data is None else data
+        filename = f"{project}-1.0-py3-none-any.whl"
+        self.served[f"/files/{filename}"] = Served(data)
+        described = {
+            "filename": filename,
+            "url": f"{self.url}/files/{filename}",
+            "hashes": {"sha256": sha256(data)},
+            **entry,
+        }
+        self.add_page(project, [described])
+        return filename
+
+
+@contextmanager
+def serving(host: str = "127.0.0.1") -> Iterator[FakeIndex]:
+    """Run a FakeIndex."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            index.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            found = index.served.get(self.path, Served(b"no", "text/plain", 404))
+            tag = found.headers.get("ETag")
+            if tag and self.headers.get("If-None-Match") == tag:
+                self.send_response(304)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(found.status)
+            self.send_header("Content-Type", found.content_type)
+            headers = {"Content-Length": str(len(found.body)), **found.headers}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(found.body)
+            if headers["Content-Length"] != str(len(found.body)):
+                self.close_connection = True
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # a client that breaks off is part of the tests
+
+    server = Server((host, 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    index = FakeIndex(f"http://{host}:{server.server_address[1]}", stop=stop)
+    try:
+        yield index
+    finally:
+        stop()
+
+
+# -- calling the route -----------------------------------------------------------------------------
+
+
+@dataclass
+class Head:
+    path: bytes
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    method: str = "GET"
+
+    def find(self, name: bytes) -> bytes | None:
+        return self.headers.get(name)
+
+
+@dataclass
+class Request:
+    head: Head
+
+
+class Answer:
+    """A Reply that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.reason = ""
+        self.headers: dict[bytes, bytes] = {}
+        self.data = b""
+        self.complete = False
+
+    async def start(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], reason: str = ""
+    ) -> None:
+        self.status, self.headers, self.reason = status, dict(headers), reason
+
+    async def body(self, data: bytes) -> None:
+        self.data += data
+
+    async def end(self) -> None:
+        self.complete = True
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The files of a page in JSON."""
+        return list(json.loads(self.data)["files"])
+
+
+JSON = {b"accept": SIMPLE_JSON.encode()}
+
+
+async def ask(
+    packages: Packages,
+    path: str | bytes,
+    headers: dict[bytes, bytes] | None = None,
+    *,
+    method: str = "GET",
+) -> Answer:
+    """Send one request to the route."""
+    answer = Answer()
+    raw = path.encode() if isinstance(path, str) else path
+    await packages.handle(Request(Head(raw, headers or {}, method)), answer)
+    return answer
+
+
+def resolve_below(page: str, relative: str) -> str:
+    """Return the path that a client asks for."""
+    from urllib.parse import urljoin, urlsplit
+
+    return urlsplit(urljoin(f"http://127.0.0.1:3128{page}", relative)).path
+
+
+@asynccontextmanager
+async def route(
+    root: Path,
+    *indexes: Index,
+    uv: Iterable[Index] | None = None,
+    npm: Index | None = None,
+    **fields: Any,
+) -> AsyncIterator[Packages]:
+    """Run the route with these indexes, and a cache in ``root``."""
+    pip = Indexes(indexes)
+    configuration = Configuration(
+        pip,
+        pip if uv is None else Indexes(tuple(uv), merged=False),
+        Registries(npm or Index("https://registry.invalid/")),
+    )
+    cache = PackageCache.open(root, **fields)
+    packages = Packages(cache, lambda: configuration, Upstream())
+    try:
+        yield packages
+    finally:
+        await packages.close()
+
+
+class _Writer:
+    """A Reply on a connection of ``listening``."""
+
+    def __init__(self, connection: h11.Connection, writer: asyncio.StreamWriter) -> None:
+        self._connection, self._writer = connection, writer
+
+    async def _send(self, event: h11.Event) -> None:
+        self._writer.write(self._connection.send(event) or b"")
+        await self._writer.drain()
+
+    async def start(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], reason: str = ""
+    ) -> None:
+        await self._send(
+            h11.Response(status_code=status, headers=list(headers), reason=reason.encode())
+        )
+
+    async def body(self, data: bytes) -> None:
+        await self._send(h11.Data(data=data))
+
+    async def end(self) -> None:
+        await self._send(h11.EndOfMessage())
+
+
+@contextmanager
+def listening(make: Callable[[], Packages]) -> Iterator[str]:
+    """Serve the route on a port of this machine, for real clients; give its URL."""
+    ready = threading.Event()
+    url: list[str] = []
+    stops: list[Callable[[], None]] = []
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h11.Connection(h11.SERVER)
+        try:
+            while True:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await reader.read(65536))
+                elif isinstance(event, h11.Request):
+                    headers = dict(event.headers)
+                    head = Head(event.target, headers, event.method.decode())
+                    await packages.handle(Request(head), _Writer(connection, writer))
+                elif isinstance(event, h11.EndOfMessage | h11.Data):
+                    pass
+                else:
+                    return
+                if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
+                    connection.start_next_cycle()
+                elif connection.our_state in (h11.MUST_CLOSE, h11.CLOSED):
+                    return
+        except (OSError, h11.ProtocolError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def run() -> None:
+        nonlocal packages
+        packages = make()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stops.append(lambda: loop.call_soon_threadsafe(stop.set))
+        server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+        packages.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        url.append(packages.base)
+        ready.set()
+        await stop.wait()
+        server.close()
+        await packages.close()
+
+    packages: Packages
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield url[0]
+    finally:
+        stops[0]()
+        thread.join()

@@ -1,0 +1,61 @@
+"""The variables that announce routes, or that there are none."""
+
+from __future__ import annotations
+
+from gvisor_kernel.egress.environment import egress_environment, no_egress_environment
+from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, UrlRoute
+
+BASE = "http://127.0.0.1:3128"
+
+
+def test_every_kernel_has_a_proxy_and_local_addresses_do_not_use_it() -> None:
+    for environment in (no_egress_environment(), egress_environment([PackagesRoute()])):
+        for name in ("HTTP_PROXY", "https_proxy"):
+            assert environment[name] == BASE
+        assert environment["NO_PROXY"] == environment["no_proxy"] == "localhost,127.0.0.1,::1"
+
+
+def test_without_routes_tools_do_not_wait() -> None:
+    environment = egress_environment([])
+    assert environment == no_egress_environment()
+    assert environment["PIP_RETRIES"] == "1"
+    assert environment["UV_HTTP_RETRIES"] == "0"
+    assert "c.GVisorProvisioner.egress" in environment["UV_DEFAULT_INDEX"]
+    assert "GVISOR_KERNEL_PACKAGES" not in environment
+
+
+def test_routes_replace_each_variable_of_a_kernel_without_any() -> None:
+    """A restored kernel had none before, and a variable cannot be removed from it."""
+    for route in (
+        PackagesRoute(),
+        HostsRoute("web", ("x.org:443",)),
+        UrlRoute("api", "https://x.org"),
+    ):
+        environment = egress_environment([route])
+        assert set(no_egress_environment()) <= set(environment)
+        assert "no-network" not in str(environment)
+
+
+def test_packages_come_from_the_route() -> None:
+    environment = egress_environment([PackagesRoute()])
+    for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "npm_config_registry"):
+        assert environment[name].startswith(f"{BASE}/packages/")
+
+
+def test_known_apis_are_announced_as_their_clients_read_it() -> None:
+    environment = egress_environment(
+        [
+            UrlRoute("openai", "https://api.openai.com/v1", "env:X", "Authorization: {secret}"),
+            UrlRoute("claude-api", "https://api.anthropic.com"),
+            UrlRoute("mine", "https://x.org/a", variable="MY_URL"),
+            UrlRoute("part", "https://api.github.com/repos/x"),
+        ]
+    )
+    assert environment["OPENAI_BASE_URL"] == f"{BASE}/openai"
+    assert environment["ANTHROPIC_BASE_URL"] == f"{BASE}/claude-api"
+    assert environment["GVISOR_EGRESS_CLAUDE_API"] == f"{BASE}/claude-api"
+    assert environment["MY_URL"] == environment["GVISOR_EGRESS_MINE"] == f"{BASE}/mine"
+    assert environment["OPENAI_API_KEY"] == "gvisor-egress"
+    assert "GITHUB_API_URL" not in environment
+    short = egress_environment([UrlRoute("openai", "https://api.openai.com")])
+    assert short["OPENAI_BASE_URL"] == f"{BASE}/openai/v1"
