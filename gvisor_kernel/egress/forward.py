@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import httpcore
 
 from gvisor_kernel.egress.http import Reply, Request
-from gvisor_kernel.egress.patterns import OVERRIDING_HEADERS
+from gvisor_kernel.egress.patterns import OVERRIDING_HEADERS, fold_header
 from gvisor_kernel.egress.refusals import Refused
 from gvisor_kernel.egress.upstream import Upstream, translated_errors
 
@@ -53,14 +53,18 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Pairs:
 
 
 def request_headers(request: Request, host: bytes) -> Pairs:
-    """Return what is passed on of a request's headers, with ``host`` as Host."""
+    """Return what is passed on of a request's headers, with ``host`` as Host.
+
+    Names are compared as servers may read them: for CGI and WSGI ``_`` and ``-`` are the same.
+    """
     kept = [
         (name, value)
         for name, value in end_to_end(request.head.headers)
-        if name not in ADDED_BY_PROXIES
-        and name not in OVERRIDING_HEADERS
-        and not _plain(name).startswith(b"x-forwarded-")
-        and name not in (b"host", b"content-length", b"expect")
+        if (plain := fold_header(name)) not in ADDED_BY_PROXIES
+        and plain not in OVERRIDING_HEADERS
+        and plain not in HOP_BY_HOP
+        and not plain.startswith(b"x-forwarded-")
+        and plain not in (b"host", b"content-length", b"expect")
     ]
     framing: Pairs = []
     if request.head.chunked:
@@ -73,12 +77,8 @@ def request_headers(request: Request, host: bytes) -> Pairs:
 def without(headers: Pairs, name: bytes) -> Pairs:
     """Return ``headers`` without those that a server may take for ``name``: some read ``_`` as
     ``-``."""
-    wanted = _plain(name)
-    return [pair for pair in headers if _plain(pair[0]) != wanted]
-
-
-def _plain(name: bytes) -> bytes:
-    return name.lower().replace(b"_", b"-")
+    wanted = fold_header(name)
+    return [pair for pair in headers if fold_header(pair[0]) != wanted]
 
 
 async def forward(

@@ -263,3 +263,18 @@ def test_a_large_download_leaves_room_for_a_small_request(kernel: Kernel) -> Non
     assert not big.closed
     kernel.wait(big, 60)
     assert big.count > 200 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("X_HTTP_Method_Override", "x-http_method", "X_Original_URL", "X_Rewrite-Uri"),
+        *("X_Real_IP", "True_Client-IP", "X_Forwarded_For"),
+        *("Content_Length", "Transfer_Encoding", "Proxy_Authorization"),
+    ],
+)
+def test_a_name_that_a_server_may_take_for_a_dropped_one_is_dropped(
+    kernel: Kernel, upstream: Fake, name: str
+) -> None:
+    assert status_of(kernel.get("/plain/x", f"{name}: 9", "X_Other: 9")) == 200
+    assert [pair for pair in upstream.seen[-1].headers if pair[1] == "9"] == [("x_other", "9")]
