@@ -82,6 +82,7 @@ class Services:
         self._turns = turns
         self._say = say
         self._secrets: dict[str, tuple[float, str]] = {}
+        self._dismissing: set[asyncio.Future[None]] = set()
 
     async def resolve(self, host: str, port: int, *, allow_private: bool) -> list[str]:
         """Return addresses of ``host`` that were judged.
@@ -125,14 +126,33 @@ class Services:
             if self._budgets.open_requests(route) >= route.limits.at_once:
                 await self._turns.wait(route.name)
             if is_daily(route):
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(None, self._budgets.admit, route)
+                return await self._admit_in_thread(route)
             return self._budgets.admit(route)
         except EgressRefused as error:
             raise LimitReached(error.fact, error.hint, 429, RETRY_SECONDS) from error
         except EgressError as error:
             self._say(error.fact)
             raise UpstreamFailed("the request cannot be counted or recorded on the host") from error
+
+    async def _admit_in_thread(self, route: Route) -> Admission:
+        """Admit a request of a route with a daily budget, which blocks.
+
+        The thread goes on when its client goes away meanwhile. What it admits is dismissed then:
+        otherwise the request would count as open for ever.
+        """
+        loop = asyncio.get_running_loop()
+        admitting = loop.run_in_executor(None, self._budgets.admit, route)
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admitting.add_done_callback(self._dismiss_late)
+            raise
+
+    def _dismiss_late(self, admitting: asyncio.Future[Admission]) -> None:
+        if not admitting.cancelled() and admitting.exception() is None:
+            dismissing = asyncio.ensure_future(self.dismiss(admitting.result()))
+            self._dismissing.add(dismissing)
+            dismissing.add_done_callback(self._dismissing.discard)
 
     async def dismiss(self, admission: Admission) -> None:
         """End a request that was admitted."""
