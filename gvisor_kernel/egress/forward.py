@@ -6,11 +6,12 @@ they are, encoded or not: nothing is decompressed here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 import httpcore
 
-from gvisor_kernel.egress.http import Reply, Request
+from gvisor_kernel.egress.http import EVENTS_IN_A_TURN, Reply, Request
 from gvisor_kernel.egress.patterns import OVERRIDING_HEADERS, fold_header
 from gvisor_kernel.egress.refusals import Refused
 from gvisor_kernel.egress.upstream import Upstream, translated_errors
@@ -105,8 +106,12 @@ async def forward(
         await reply.start(response.status, answer, _reason(response))
         with translated_errors():
             if method != "HEAD" and response.status not in (204, 304):
+                parts = 0
                 async for data in response.aiter_stream():
                     await reply.body(data)
+                    parts += 1
+                    if parts % EVENTS_IN_A_TURN == 0:
+                        await asyncio.sleep(0)
             await reply.end()
 
 

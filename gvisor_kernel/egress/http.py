@@ -30,6 +30,10 @@ DRAIN_SECONDS, DRAIN_BYTES = 5.0, 16 * 1024 * 1024
 """How long, and how much, of a body is read after an early answer. Without that the client, which
 is still sending, would see a reset instead of the answer."""
 
+EVENTS_IN_A_TURN = 16
+"""Parts of a body after which other streams have their turn: a body may come in chunks of one byte,
+of which tens of thousands are there at once."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -147,13 +151,15 @@ async def serve(stream: ByteStream, handle: Handler) -> None:
 async def _read_head(stream: ByteStream, rest: bytes) -> tuple[bytes, bytes]:
     """Return the bytes of a head, and those after it. No head at the end of the stream."""
     received = bytearray(rest)
+    searched = 0
     if not received:
         async with asyncio.timeout(IDLE_SECONDS):
             received += await stream.read()
     try:
         async with asyncio.timeout(HEAD_SECONDS):
-            while (at := received.find(END)) < 0:
+            while (at := received.find(END, searched)) < 0:
                 check_length(received)
+                searched = max(0, len(received) - len(END) + 1)
                 data = await stream.read()
                 if not data:
                     if received:
@@ -216,16 +222,26 @@ async def _serve_one(
 async def _read_body(
     stream: ByteStream, connection: h11.Connection, reply: Reply
 ) -> AsyncIterator[bytes]:
+    """Return the body in parts as they came, but those that came together as one."""
+    parts: list[bytes] = []
+    events = 0
     try:
         while True:
             event = connection.next_event()
+            events += 1
+            if events % EVENTS_IN_A_TURN == 0:
+                await asyncio.sleep(0)
+            if isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+                continue
+            if parts:
+                yield b"".join(parts)
+                parts.clear()
             if event is h11.NEED_DATA:
                 if connection.they_are_waiting_for_100_continue:
                     await reply.send_continue()
                 async with asyncio.timeout(BODY_SECONDS):
                     connection.receive_data(await stream.read())
-            elif isinstance(event, h11.Data):
-                yield bytes(event.data)
             else:
                 return
     except h11.RemoteProtocolError:

@@ -10,6 +10,7 @@ import pytest
 
 from gvisor_kernel.egress.audit import FILE, read_entries
 
+from ..patience import scale_seconds
 from .conftest import SECRET, Kernel, OpenKernel
 from .peer import status_of
 from .upstream import Fake
@@ -361,3 +362,20 @@ def test_a_certificate_that_is_not_trusted_is_refused(
 def test_nothing_listens_and_the_answer_says_so(open_kernel: OpenKernel) -> None:
     kernel = open_kernel({"gone": {"url": "http://127.0.0.1:9", "allow_private": True}})
     assert status_of(kernel.get("/gone/x")) == 502
+
+
+def test_bodies_in_chunks_of_one_byte_leave_room_for_other_kernels(
+    open_kernel: OpenKernel, upstream: Fake
+) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    hostile, other = open_kernel(routes), open_kernel(routes)
+    assert status_of(other.get("/plain/x")) == 200
+    began = time.monotonic()
+    chunks = b"1\r\na\r\n" * 20_000
+    for _ in range(30):
+        raw = f"POST /plain/x HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n"
+        stream = hostile.open(raw.encode())
+        hostile.streams.send(stream.number, chunks[: hostile.streams.sendable(stream.number)])
+    hostile.pump(0)
+    assert status_of(other.get("/plain/x")) == 200
+    assert time.monotonic() - began < scale_seconds(6)
