@@ -113,13 +113,15 @@ class Audit:
         self._more = 0
         self._pending: deque[Entry] = deque(maxlen=MAX_PENDING)
 
-    def write(self, entry: Entry) -> bool:
+    def write(self, entry: Entry, *, was_admitted: bool = False) -> bool:
         """Record a request; return whether it was written, and so should be logged.
 
-        A refused one (with a ``reason`` and no bytes) may only be counted. One that cannot be
-        written, such as on a full disk, is written later, and ``check`` raises until then.
+        A refused one (with a ``reason`` and no bytes) may only be counted, unless it was admitted:
+        then it may have reached a server, although its client left before the answer.
+        One that cannot be written, such as on a full disk, is written later, and ``check`` raises
+        until then.
         """
-        if entry.reason and not entry.up and not entry.down:
+        if entry.reason and not (entry.up or entry.down or was_admitted):
             if self._refused.room() < 1:
                 self._last = entry
                 self._more += 1

@@ -37,8 +37,9 @@ Answer = Callable[[Request, Reply, Meter], Awaitable[None]]
 
 @dataclass
 class _Outcome:
-    """What became of one request: fields of its entry in the audit."""
+    """What became of one request: fields of its entry in the audit, and whether it was admitted."""
 
+    admitted: bool = False
     route: str = ""
     status: int = 0
     up: int = 0
@@ -104,16 +105,19 @@ class Gate:
             outcome.status = outcome.status or reply.status
             outcome.seconds = time.monotonic() - began
             shown = "" if head.form is Form.ORIGIN else f"{head.host}:{head.port}"
+            fields = vars(outcome)
+            was_admitted = fields.pop("admitted")
             entry = make_entry(
-                method=head.method, host=shown, path=head.path.decode("ascii"), **vars(outcome)
+                method=head.method, host=shown, path=head.path.decode("ascii"), **fields
             )
-            self._services.record(entry)
+            self._services.record(entry, was_admitted=was_admitted)
 
     async def _handle(self, request: Request, reply: Reply, outcome: _Outcome) -> None:
         route, answer = self._find(request)
         outcome.route = route.name
         limits = route.limits
         admission = await self._services.admit(route)
+        outcome.admitted = True
         try:
             meter = Meter(admission)
             reply.on_body = meter.received

@@ -167,9 +167,9 @@ class Services:
         finally:
             self._turns.end(admission.route.name)
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: Entry, *, was_admitted: bool) -> None:
         """Write a request down: in the audit, and as a line of the kernel's log."""
-        if self._audit is None or self._audit.write(entry):
+        if self._audit is None or self._audit.write(entry, was_admitted=was_admitted):
             self._say(describe_entry(entry))
 
     def close(self) -> None:

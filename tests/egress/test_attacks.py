@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,31 @@ def test_each_request_leaves_one_line_in_the_record(
     assert entries[0].down > 0
     assert entries[0].reason == ""
     assert all(entry.reason for entry in entries[1:])
+
+
+def test_a_request_whose_client_leaves_before_the_answer_is_recorded_after_any_number_of_refusals(
+    open_kernel: OpenKernel, upstream: Fake, tmp_path: Path
+) -> None:
+    upstream.seen.clear()
+    upstream.go.clear()
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    kernel = open_kernel(routes, tmp_path / FILE)
+    for _ in range(1100):
+        kernel.wait(kernel.open(f"GET /no HTTP/1.1\r\n{HEAD}\r\n".encode(), finish=True))
+    for i in range(20):
+        stream = kernel.open(f"GET /plain/{i}/wait HTTP/1.1\r\n{HEAD}\r\n".encode())
+        until(lambda count=i + 1: len(upstream.seen) == count)
+        kernel.reset(stream)
+    sent = {f"/plain{seen.path}" for seen in upstream.seen}
+    assert len(sent) == 20
+    until(lambda: sent <= {entry.path for entry in read_entries(tmp_path / FILE)})
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + scale_seconds(20)
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_ten_thousand_connections_leave_nothing_behind(kernel: Kernel, upstream: Fake) -> None:

@@ -101,6 +101,13 @@ def test_refusal_that_has_sent_bytes_is_always_written(path: Path) -> None:
     record.close()
 
 
+def test_request_that_was_admitted_is_always_written(path: Path) -> None:
+    record = Audit(path)
+    written = [record.write(entry(reason="gone"), was_admitted=True) for _ in range(2000)]
+    assert all(written)
+    record.close()
+
+
 def test_request_that_cannot_be_recorded_blocks_the_next(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
