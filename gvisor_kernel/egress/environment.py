@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from gvisor_kernel.egress.kinds import PackagesRoute, Route, UrlRoute
 from gvisor_kernel.link.streams import EGRESS_PORT
+from gvisor_kernel.spec.etc import HOSTNAME
 from gvisor_kernel.spec.layout import HOME
 
 BASE = f"http://127.0.0.1:{EGRESS_PORT}"
@@ -24,11 +25,12 @@ _PROXY = {
     for variable, value in (
         ("HTTP_PROXY", BASE),
         ("HTTPS_PROXY", BASE),
-        ("NO_PROXY", "localhost,127.0.0.1,::1"),
+        ("NO_PROXY", f"localhost,{HOSTNAME},127.0.0.1,0.0.0.0,::1"),
     )
     for name in (variable, variable.lower())
 }
-"""In every kernel: a refusal says more than "Name or service not known", and comes at once."""
+"""In every kernel: a refusal says more than "Name or service not known", and comes at once.
+Programs reach their own services also by the sandbox's name, or the address that they listen on."""
 
 _QUIET = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",

@@ -12,7 +12,8 @@ def test_every_kernel_has_a_proxy_and_local_addresses_do_not_use_it() -> None:
     for environment in (no_egress_environment(), egress_environment([PackagesRoute()])):
         for name in ("HTTP_PROXY", "https_proxy"):
             assert environment[name] == BASE
-        assert environment["NO_PROXY"] == environment["no_proxy"] == "localhost,127.0.0.1,::1"
+        own = "localhost,gvisor,127.0.0.1,0.0.0.0,::1"
+        assert environment["NO_PROXY"] == environment["no_proxy"] == own
 
 
 def test_without_routes_tools_do_not_wait() -> None:
