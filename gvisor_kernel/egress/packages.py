@@ -154,6 +154,14 @@ class Packages:
     # -- Python ------------------------------------------------------------------------------------
 
     async def _answer_simple(self, head: Head, reply: Reply, tool: str, name: str) -> None:
+        json_wanted = _prefers_json(head.find(b"accept") or b"")
+        content = await self._write_simple(tool, name, json_wanted)
+        kind = SIMPLE_JSON if json_wanted else SIMPLE_HTML if _names_html(head) else "text/html"
+        await _send(reply, head, 200, kind, content)
+
+    async def _write_simple(self, tool: str, name: str, json_wanted: bool) -> bytes:
+        """Return the page of a project. What it was made of, which takes many times its memory, is
+        released before a sandbox reads it at its own speed."""
         project = normalize_project(name)
         if project is None:
             raise Failed(404, "that is not the name of a project")
@@ -183,11 +191,8 @@ class Packages:
         def address(file: File) -> str:
             return f"../../files/{project}/{tokens[file.filename]}/{quote(file.filename)}"
 
-        json_wanted = _prefers_json(head.find(b"accept") or b"")
         write = write_json if json_wanted else write_html
-        content = await asyncio.to_thread(write, project, page, address)
-        kind = SIMPLE_JSON if json_wanted else SIMPLE_HTML if _names_html(head) else "text/html"
-        await _send(reply, head, 200, kind, content)
+        return await asyncio.to_thread(write, project, page, address)
 
     async def _answer_file(
         self, head: Head, reply: Reply, tool: str, name: str, token: str, filename: str
@@ -212,6 +217,11 @@ class Packages:
 
     async def _answer_packument(self, head: Head, reply: Reply, name: str) -> None:
         short = NPM_ABBREVIATED.encode() in (head.find(b"accept") or b"")
+        body = await self._write_packument(name, short)
+        await _send(reply, head, 200, NPM_ABBREVIATED if short else "application/json", body)
+
+    async def _write_packument(self, name: str, short: bool) -> bytes:
+        """Return the document about a package; otherwise as ``_write_simple``."""
         found = await self._catalog.find_packument(name, short=short)
         if found is None:
             raise Failed(404, f"the registry has no package {name}")
@@ -221,8 +231,7 @@ class Packages:
             token = self._make_token(index, file)
             return f"{self.base}{PREFIX}npm/-/files/{name}/{token}/{quote(file.filename)}"
 
-        body = await asyncio.to_thread(write_packument, content, files, address)
-        await _send(reply, head, 200, NPM_ABBREVIATED if short else "application/json", body)
+        return await asyncio.to_thread(write_packument, content, files, address)
 
     async def _answer_tarball(
         self, head: Head, reply: Reply, name: str, token: str, filename: str

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import gzip
 import hashlib
 import json
 import os
 import re
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from gvisor_kernel.egress import package_pages
 from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_index import Index
-from gvisor_kernel.egress.package_pages import PageError, read_packument, read_simple
+from gvisor_kernel.egress.package_pages import File, PageError, read_packument, read_simple
 from gvisor_kernel.egress.package_upstream import Backend, Forbidden
 from gvisor_kernel.egress.packages import Packages
 from gvisor_kernel.egress.refusals import UpstreamFailed
@@ -27,6 +29,8 @@ from .indexes import (
     JSON,
     Answer,
     FakeIndex,
+    Head,
+    Request,
     Served,
     ask,
     make_wheel,
@@ -616,4 +620,36 @@ def test_errors_of_a_host_are_told_apart(tmp_path: Path) -> None:
     with serving() as index:
         name = index.add_project("demo")
         del index.served[f"/files/{name}"]
+        run(check)
+
+
+@pytest.mark.parametrize("path", [PAGE, "/packages/npm/demo"])
+def test_what_an_answer_was_made_of_is_released_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    made: list[weakref.ref[File]] = []
+
+    def make_file(*arguments: Any) -> File:
+        made.append(weakref.ref(file := File(*arguments)))
+        return file
+
+    class Slow(Answer):
+        async def body(self, data: bytes) -> None:
+            gc.collect()
+            assert made
+            assert not [ref for ref in made if ref() is not None]
+            await super().body(data)
+
+    async def check() -> None:
+        async with route(tmp_path / "c", index.index(), npm=Index(f"{index.url}/")) as packages:
+            index.add_project("demo")
+            dist = {"tarball": f"{index.url}/demo-1.0.tgz", "shasum": "0" * 40}
+            document = {"name": "demo", "versions": {"1.0": {"dist": dist}}}
+            index.served["/demo"] = Served(json.dumps(document).encode(), "application/json")
+            answer = Slow()
+            await packages.handle(Request(Head(path.encode(), JSON)), answer)
+            assert (answer.status, answer.complete) == (200, True)
+
+    monkeypatch.setattr(package_pages, "File", make_file)
+    with serving() as index:
         run(check)
