@@ -116,14 +116,14 @@ class EgressWorker(PerProcess):
                 self._worker.send(grant, write_log, theirs)
                 return
             except OSError:
-                self._stop()
+                self._stop(asked=False)
                 if is_last:
                     raise
 
-    def _stop(self) -> None:
+    def _stop(self, *, asked: bool = True) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.stop()
+            worker.stop(asked=asked)
 
     def end(self) -> None:
         """End the worker. Called when this process exits. Idempotent."""
@@ -147,6 +147,7 @@ class _Worker:
         self._logs: dict[int, Log] = {}
         self._last = 0
         self._told = False
+        self._telling = ThreadLock()
         self._flood = Limiter()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         argv = [sys.executable, "-P", "-m", "gvisor_kernel.egress.worker", str(theirs.fileno())]
@@ -191,7 +192,11 @@ class _Worker:
             )
         self._logs[self._last] = write_log
         self.control.settimeout(SEND_SECONDS)
-        socket.send_fds(self.control, [message], [theirs.fileno()])
+        try:
+            socket.send_fds(self.control, [message], [theirs.fileno()])
+        except OSError:
+            del self._logs[self._last]  # its kernel gets another worker
+            raise
 
     def _read_messages(self) -> None:
         """Write the worker's lines into the kernels' logs, until its control socket ends."""
@@ -215,8 +220,9 @@ class _Worker:
 
     def _tell_end(self) -> None:
         """Log an end that was not asked for, once."""
-        if not self._told:
-            self._told = True
+        with self._telling:
+            told, self._told = self._told, True
+        if not told:
             self._write_all(f"the process for routes ended with status {self.process.returncode}")
 
     def _read_stderr(self) -> None:
@@ -237,20 +243,26 @@ class _Worker:
             with contextlib.suppress(Exception):  # a log that is closed
                 write(text)
 
-    def stop(self) -> None:
-        """End it. Its control socket tells it; if that does not help, it is killed."""
-        if not self.alive:
-            self._tell_end()
-        self._told = True
+    def stop(self, *, asked: bool = True) -> None:
+        """End it. Its control socket tells it; if that does not help, it is killed.
+
+        :param asked: whether it took messages until now. A process that is killed closes its
+            sockets before it has a status, so that it may still seem to live; its end is logged.
+        """
+        asked = asked and self.alive
+        with self._telling:
+            self._told = self._told or asked
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
         self.control.close()
         for last in (False, True):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(END_SECONDS)
-                return
+                break
             if not last:
                 self.process.kill()
+        if not asked:
+            self._tell_end()
 
     def abandon(self) -> None:
         """Forget it in a forked child: it is the parent's, and must notice the parent's end."""

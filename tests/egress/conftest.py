@@ -31,6 +31,13 @@ class Kernel(Peer):
 OpenKernel = Callable[..., Kernel]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_worker_left() -> Iterator[None]:
+    """End the worker of kernels that ran here: else it would live as long as this process."""
+    yield
+    EgressWorker.instance()._stop()
+
+
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Fake]:
     """A server without TLS."""

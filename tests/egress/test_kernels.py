@@ -129,9 +129,9 @@ def curl(*words):
     return subprocess.run(argv, stdout=-1, stderr=-2, text=True).stdout
 print(shutil.which("curl") is not None)
 print(curl("--noproxy", "*", PLAIN + "/echo"))
-print(curl("--proxy", "http://127.0.0.1:3128", "http://127.0.0.1:{upstream.port}/by-proxy"))
-print(curl("--proxytunnel", "--proxy", "http://127.0.0.1:3128",
-           "http://127.0.0.1:{upstream.port}/by-tunnel"))
+proxy = ["--noproxy", "", "--proxy", "http://127.0.0.1:3128"]  # NO_PROXY has 127.0.0.1
+print(curl(*proxy, "http://127.0.0.1:{upstream.port}/by-proxy"))
+print(curl(*proxy, "--proxytunnel", "http://127.0.0.1:{upstream.port}/by-tunnel"))
 print(curl("--proxy", "http://127.0.0.1:3128", "https://pypi.org/simple/"))
 """
     text = run(client, code)

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress.process import EgressWorker
+from gvisor_kernel.egress.process import EgressWorker, _Worker
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import wait_until_gone
 
@@ -25,9 +26,14 @@ from .upstream import Fake
 
 def is_gone(pid: int) -> bool:
     """Wait until a process has ended."""
-    import time
-
     return wait_until_gone([pid], time.monotonic() + scale_seconds(10))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + scale_seconds(10)
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -109,7 +115,32 @@ def test_a_worker_that_was_killed_is_replaced(upstream: Fake) -> None:
     for kernel in (first, second):
         kernel.close()
     worker.end()
-    assert first.log[-1] == "the process for routes ended with status -9"
+    # A thread writes it, after the socket's end and perhaps after the next start.
+    wait_until(lambda: bool(first.log))
+    assert first.log == ["the process for routes ended with status -9"]
+
+
+def test_the_end_of_a_worker_that_still_seems_to_live_is_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that is killed closes its sockets before it has a status."""
+    monkeypatch.setattr(_Worker, "_read_messages", lambda worker: None)  # it is late
+    worker = EgressWorker()
+    first = Kernel(worker, {}, None)
+    pid = worker.pid
+    assert pid is not None
+    monkeypatch.setattr(_Worker, "alive", True)
+    os.kill(pid, signal.SIGKILL)
+    assert is_gone(pid)
+    second = Kernel(worker, {}, None)
+    monkeypatch.undo()
+    assert status_of(second.get("/x")) == 403
+    for kernel in (first, second):
+        kernel.close()
+    worker.end()
+    wait_until(lambda: bool(first.log))
+    assert first.log == ["the process for routes ended with status -9"]
+    assert not second.log
 
 
 def test_the_end_of_a_kernel_ends_its_requests_only(worker: EgressWorker, upstream: Fake) -> None:
