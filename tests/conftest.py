@@ -37,7 +37,9 @@ hypothesis.settings.load_profile("no timing")
 
 IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
-"""Files in which nearly all tests run real sandboxes; these tests are marked slow."""
+IN_SANDBOXES += ("egress/test_kernels.py", "egress/test_packages_inside.py")
+IN_SANDBOXES += ("egress/test_packages_real.py",)
+"""Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),

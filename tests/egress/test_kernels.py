@@ -18,11 +18,10 @@ from gvisor_kernel.egress.process import EgressWorker
 from ..docker.dockerd import needs_dockerd
 from ..jupyter.helpers import SECONDS, assert_way, execute, running_kernel
 from ..patience import scale_seconds
+from ..sweeps import needs_all
 from ..world import WAYS
 from .conftest import SECRET
 from .upstream import Fake
-
-pytestmark = pytest.mark.slow
 
 HELPERS = """
 import urllib.request, urllib.error
@@ -230,7 +229,14 @@ def test_a_kernel_cannot_use_the_route_of_another(
     assert "/v1/x" in run(client, "print(get(API + '/x'))")
 
 
-@pytest.mark.parametrize("way", ["relay", "restored", pytest.param("docker", marks=needs_dockerd)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("relay", marks=needs_all),
+        "restored",
+        pytest.param("docker", marks=needs_dockerd),
+    ],
+)
 def test_a_kernel_of_another_way_has_its_routes(
     upstream: Fake, tls: Fake, way: str, request: pytest.FixtureRequest
 ) -> None:

@@ -10,13 +10,14 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from ..jupyter.conftest import way as way
 from ..jupyter.helpers import SECONDS, assert_way, execute, running_kernel
+from ..sweeps import needs_all
 from ..world import WAYS
 from .indexes import make_wheel
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.parametrize("way", ["direct", "restored"], indirect=True),
-]
+BOTH = pytest.mark.parametrize("way", ["direct", "restored"], indirect=True)
+RESTORED = pytest.mark.parametrize(
+    "way", [pytest.param("direct", marks=needs_all), "restored"], indirect=True
+)
 
 MODULE = "VERSION = {!r}\ndef hello():\n    print('hello', VERSION)\n"
 OFFLINE = """
@@ -32,13 +33,16 @@ def add_wheel(folder: Path, name: str, version: str) -> None:
     (folder / f"{name}-{version}-py3-none-any.whl").write_bytes(wheel)
 
 
-@pytest.fixture
-def kernel(way: str, tmp_path: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    """A kernel with the route, and wheels among its uploads."""
+@pytest.fixture(scope="module")
+def kernel(
+    way: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    """A kernel with the route, and wheels among its uploads. Each test removes what it installs."""
+    uploads = tmp_path_factory.mktemp("uploads")
     for name, version in (("demo", "1.0"), ("demo", "2.0"), ("six", "99.0")):
-        add_wheel(tmp_path, name, version)
+        add_wheel(uploads, name, version)
     settings = {**WAYS[way], "egress": ["packages"]}
-    with running_kernel(settings=settings, start={"cwd": str(tmp_path)}) as (manager, client):
+    with running_kernel(settings=settings, start={"cwd": str(uploads)}) as (manager, client):
         assert_way(manager, client, way)
         assert execute(client, OFFLINE).status == "ok"
         yield manager, client
@@ -50,6 +54,7 @@ def run(client: BlockingKernelClient, code: str) -> str:
     return answer.text
 
 
+@BOTH
 def test_what_is_installed_is_imported_at_once_and_after_a_restart(
     kernel: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
@@ -63,8 +68,11 @@ def test_what_is_installed_is_imported_at_once_and_after_a_restart(
     manager.restart_kernel(now=True)
     client.wait_for_ready(timeout=SECONDS)
     assert run(client, "import demo; print(demo.VERSION)") == "1.0\n"
+    assert execute(client, OFFLINE).status == "ok"
+    assert "Successfully uninstalled demo-1.0" in run(client, "%pip uninstall -y demo")
 
 
+@RESTORED
 def test_the_shells_pip_is_the_kernels(kernel: tuple[KernelManager, BlockingKernelClient]) -> None:
     _, client = kernel
     assert "Successfully installed demo-2.0" in run(client, "!pip install demo")
@@ -73,6 +81,7 @@ def test_the_shells_pip_is_the_kernels(kernel: tuple[KernelManager, BlockingKern
     assert "Successfully installed demo-1.0" in run(client, "!python -m pip install demo==1.0")
 
 
+@RESTORED
 def test_a_package_of_the_image_is_hidden_by_another_version_and_comes_back(
     kernel: tuple[KernelManager, BlockingKernelClient],
 ) -> None:

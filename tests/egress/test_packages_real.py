@@ -19,10 +19,9 @@ from gvisor_kernel.egress.package_catalog import Configuration
 from gvisor_kernel.egress.package_index import Index, Indexes, Registries, read_npm, read_pip
 from gvisor_kernel.egress.packages import Packages
 
+from ..sweeps import needs_all
 from .indexes import listening, make_wheel, route, serving
 from .test_packages import ask_file
-
-pytestmark = pytest.mark.slow
 
 HOST = dict(os.environ)
 
@@ -89,6 +88,7 @@ def index_of_host() -> Index:
     return found.indexes[0]
 
 
+@pytest.mark.once
 def test_pip_installs_from_the_index_of_this_machine(tmp_path: Path) -> None:
     environment = host_environment(f"{index_of_host().url}six/")
     with listening(lambda: packages_of_host(tmp_path / "c", environment)) as url:
@@ -108,6 +108,7 @@ def test_pip_installs_from_the_index_of_this_machine(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "six.py").exists()
 
 
+@pytest.mark.once
 def test_uv_installs_from_the_index_of_this_machine(tmp_path: Path) -> None:
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
@@ -123,6 +124,7 @@ def test_uv_installs_from_the_index_of_this_machine(tmp_path: Path) -> None:
     assert (tmp_path / "t" / "six.py").exists()
 
 
+@pytest.mark.once
 def test_npm_installs_from_the_registry_of_this_machine(tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
@@ -151,7 +153,13 @@ def _install_often(root: str, url: str, limit: int) -> bool:
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("limit", [10**9, 100_000], ids=["large", "smaller than a file"])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(10**9, marks=needs_all, id="large"),
+        pytest.param(100_000, id="smaller than a file"),
+    ],
+)
 def test_processes_share_a_cache_without_harm(tmp_path: Path, limit: int) -> None:
     with serving() as index, get_context("spawn").Pool(4) as pool:
         for name in ("demo", "other"):
