@@ -23,7 +23,7 @@ MODULE = "VERSION = {!r}\ndef hello():\n    print('hello', VERSION)\n"
 OFFLINE = """
 import os
 os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/user-data/uploads",
-               "UV_OFFLINE": "1", "UV_FIND_LINKS": "/mnt/user-data/uploads"}
+               "NO_COLOR": "1", "UV_OFFLINE": "1", "UV_FIND_LINKS": "/mnt/user-data/uploads"}
 """
 
 
@@ -75,10 +75,12 @@ def test_what_is_installed_is_imported_at_once_and_after_a_restart(
 @RESTORED
 def test_the_shells_pip_is_the_kernels(kernel: tuple[KernelManager, BlockingKernelClient]) -> None:
     _, client = kernel
+    run(client, "import sys; sys.modules.pop('demo', None)")  # of another test
     assert "Successfully installed demo-2.0" in run(client, "!pip install demo")
     assert run(client, "import demo; print(demo.VERSION)") == "2.0\n"
     assert "Successfully uninstalled demo-2.0" in run(client, "!pip uninstall -y demo")
     assert "Successfully installed demo-1.0" in run(client, "!python -m pip install demo==1.0")
+    assert "Successfully uninstalled demo-1.0" in run(client, "!pip uninstall -y demo")
 
 
 @RESTORED
@@ -95,3 +97,15 @@ def test_a_package_of_the_image_is_hidden_by_another_version_and_comes_back(
     assert "Successfully uninstalled six-99.0" in run(client, "%pip uninstall -y six")
     assert run(client, version) == before
     assert "outside environment /home/user/.venv" in run(client, "%pip uninstall -y six")
+
+
+@RESTORED
+def test_uv_installs_into_the_kernels_environment(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    _, client = kernel
+    if run(client, "import shutil; print(shutil.which('uv'))") == "None\n":
+        pytest.skip("uv is not in the sandbox")
+    assert "demo==1.0" in run(client, "!uv pip install demo==1.0")
+    assert "1.0" in run(client, "!python -c 'import demo; print(demo.VERSION)'")
+    assert "demo==1.0" in run(client, "!uv pip uninstall demo")
