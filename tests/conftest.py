@@ -42,8 +42,8 @@ IN_SANDBOXES += ("egress/test_packages_real.py",)
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
-    *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_zmtp.py"),
-    *("jupyter/test_messages.py", "runtimes/test_hints.py"),
+    *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_egress.py"),
+    *("guest/test_zmtp.py", "jupyter/test_messages.py", "runtimes/test_hints.py"),
     *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_snapshots.py"),
     *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
     "runtimes/test_world.py",
