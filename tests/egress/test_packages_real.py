@@ -88,6 +88,7 @@ def index_of_host() -> Index:
     return found.indexes[0]
 
 
+@needs_all
 @pytest.mark.once
 def test_pip_installs_from_the_index_of_this_machine(tmp_path: Path) -> None:
     environment = host_environment(f"{index_of_host().url}six/")
@@ -143,7 +144,7 @@ def test_npm_installs_from_the_registry_of_this_machine(tmp_path: Path) -> None:
 def _install_often(root: str, url: str, limit: int) -> bool:
     async def run() -> bool:
         async with route(Path(root), Index(url), limit=limit) as packages:
-            for _ in range(5):
+            for _ in range(3):
                 for name in ("demo", "other"):
                     answer = await ask_file(packages, f"/packages/pypi/simple/{name}/")
                     if answer.status != 200 or len(answer.data) != 300_000:

@@ -186,8 +186,8 @@ def test_the_workers_memory_stays_small(worker: EgressWorker, upstream: Fake) ->
     routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
     kernel = Kernel(worker, routes, None)
     kernel.keeps = False
-    stream = kernel.open(b"GET /plain/big?mib=300 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
-    kernel.wait_for(lambda: stream.count > 300 * 1024 * 1024, stream, 60)
+    stream = kernel.open(b"GET /plain/big?mib=150 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
+    kernel.wait_for(lambda: stream.count > 150 * 1024 * 1024, stream, 60)
     status = Path(f"/proc/{worker.pid}/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0])
     assert peak < 100 * 1024
