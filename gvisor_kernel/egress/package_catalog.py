@@ -48,6 +48,10 @@ PAGE_SECONDS = 120.0
 """How long a page may take: an index may send a byte now and then."""
 MAX_PARSED_AT_ONCE = 2
 """Pages that are parsed at a time: each may need a hundred MiB meanwhile."""
+MAX_PARSED = 16
+MAX_PARSED_BYTES = 4 * 1024 * 1024
+"""Parsed pages that are kept, and the bytes that they had: a parsed page takes a few times as much.
+A client asks for the page and then for files of it. A larger page is parsed each time."""
 
 T = TypeVar("T")
 
@@ -87,6 +91,8 @@ class Catalog:
         self._read_configuration = configuration
         self._configured: tuple[float, Configuration] | None = None
         self._parsing = asyncio.Semaphore(MAX_PARSED_AT_ONCE)
+        self._parsed: dict[tuple[str, ...], tuple[int, Any]] = {}
+        """What was parsed last, the oldest first, and of how many bytes. Nothing changes it."""
         self._fetching: dict[str, asyncio.Task[StoredPage | None]] = {}
 
     async def _find_configuration(self) -> Configuration:
@@ -109,7 +115,10 @@ class Catalog:
         if stored is None:
             return None
         return await self._parse(
-            lambda: read_simple(stored.body, stored.content_type, stored.url), index
+            "simple",
+            lambda: read_simple(stored.body, stored.content_type, stored.url),
+            index,
+            stored,
         )
 
     async def find_packument(
@@ -125,7 +134,9 @@ class Catalog:
         stored = await self._find_stored(index, url, accept, fresh=fresh)
         if stored is None:
             return None
-        content, files = await self._parse(lambda: read_packument(stored.body, stored.url), index)
+        content, files = await self._parse(
+            "npm", lambda: read_packument(stored.body, stored.url), index, stored
+        )
         return index, content, files
 
     async def _find_stored(
@@ -199,13 +210,31 @@ class Catalog:
         await asyncio.to_thread(self._cache.write_page, key, page)
         return page
 
-    async def _parse(self, read: Callable[[], T], index: Index) -> T:
+    async def _parse(self, kind: str, read: Callable[[], T], index: Index, stored: StoredPage) -> T:
+        """Return what ``read`` makes of a page. It depends on nothing else."""
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(stored.body).hexdigest())
+        key = (kind, stored.url, stored.content_type, digest)
         async with self._parsing:
-            try:
-                return await asyncio.to_thread(read)
-            except PageError as error:
-                host = urlsplit(index.url).hostname
-                raise Failed(502, f"what {host} answers cannot be used: {error}") from error
+            known = self._parsed.pop(key, None)
+            if known is None:
+                try:
+                    known = len(stored.body), await asyncio.to_thread(read)
+                except PageError as error:
+                    host = urlsplit(index.url).hostname
+                    raise Failed(502, f"what {host} answers cannot be used: {error}") from error
+            self._keep(key, known)
+        parsed: T = known[1]
+        return parsed
+
+    def _keep(self, key: tuple[str, ...], parsed: tuple[int, Any]) -> None:
+        """Keep what was parsed, in the place of what was not used for longest."""
+        if parsed[0] > MAX_PARSED_BYTES:
+            return
+        self._parsed[key] = parsed
+        size = sum(size for size, _ in self._parsed.values())
+        while size > MAX_PARSED_BYTES or len(self._parsed) > MAX_PARSED:
+            oldest = next(iter(self._parsed))
+            size -= self._parsed.pop(oldest)[0]
 
 
 def _max_age(headers: Mapping[str, str]) -> float:

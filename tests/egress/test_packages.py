@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.egress import package_pages
+from gvisor_kernel.egress import package_catalog, package_pages
 from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import File, PageError, read_packument, read_simple
@@ -71,6 +71,49 @@ def test_a_page_is_json_or_html_as_the_client_asks(tmp_path: Path) -> None:
 
     with serving() as index:
         name = index.add_project("demo", **{"requires-python": ">=3.8"})
+        run(check)
+
+
+def test_a_page_is_parsed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+
+    def note(data: bytes, kind: str, url: str) -> package_pages.Page:
+        parsed.append(data)
+        return read_simple(data, kind, url)
+
+    async def check() -> None:
+        async with route(tmp_path / "c", index.index()) as packages:
+            for _ in range(3):
+                assert (await ask_file(packages)).data == wheel
+            assert len(parsed) == 1
+            index.add_project("demo", wheel, size=len(wheel))
+            assert (await ask(packages, PAGE, JSON)).files[0]["size"] == len(wheel)
+            assert len(parsed) == 2
+            for number in range(package_catalog.MAX_PARSED):
+                index.add_project(f"other{number}")
+                await ask(packages, f"/packages/pypi/simple/other{number}/", JSON)
+            assert len(packages._catalog._parsed) == package_catalog.MAX_PARSED
+            await ask(packages, PAGE, JSON)
+            assert len(parsed) == package_catalog.MAX_PARSED + 3
+
+    monkeypatch.setattr(package_catalog, "read_simple", note)
+    with serving() as index:
+        wheel = make_wheel("demo")
+        index.add_project("demo", wheel)
+        run(check)
+
+
+def test_a_large_parsed_page_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        async with route(tmp_path / "c", index.index()) as packages:
+            await ask(packages, PAGE, JSON)
+            assert not packages._catalog._parsed
+
+    monkeypatch.setattr(package_catalog, "MAX_PARSED_BYTES", 10)
+    with serving() as index:
+        index.add_project("demo")
         run(check)
 
 
