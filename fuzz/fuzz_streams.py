@@ -14,6 +14,7 @@ from contextlib import suppress
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import (
+    DOWN_WINDOW,
     MAX_STREAMS,
     STREAM_WINDOW,
     Finished,
@@ -77,7 +78,7 @@ class Owner:
         elif isinstance(event, Received):
             assert event.data
             self.held[number] += len(event.data)
-            assert self.held[number] <= STREAM_WINDOW
+            assert self.held[number] <= DOWN_WINDOW
             self.received += 1
             if self.received % self.every == 0:
                 self.end.consumed(number, self.held[number])
@@ -105,7 +106,7 @@ def drive(end: Streams, guest: bool, stream: list[bytes], every: int) -> None:
             if event.stream not in owner.over:
                 owner.handle(event)
         assert end.open_count <= MAX_STREAMS
-        assert end.queued <= (end.open_count + 1) * STREAM_WINDOW + 12 * len(owner.held) * 2
+        assert end.queued <= (end.open_count + 1) * DOWN_WINDOW + 12 * len(owner.held) * 2
         for limit in (11, 40, 32768):
             assert len(end.data_to_send(limit)) <= limit
     while end.has_data_to_send:

@@ -26,7 +26,7 @@ it does not run. Raises GvisorKernelError."""
 
 RENEW_SECONDS = 1.0
 """Least time between two sockets for one run: the process may die at once each time."""
-READ_SIZE = 64 * 1024
+READ_SIZE = 256 * 1024
 """Bytes read at once: other kernels share the loop."""
 FROM_HOST = {(int(kind), int(Channel.NONE)) for kind in STREAM_SIZES if kind in SENDERS[Role.HOST]}
 """(type, channel) of the frames that may come from the process."""

@@ -19,6 +19,10 @@ from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Reset, Streams
 
 READ_SIZE = 256 * 1024
+QUEUE_BYTES = 1024 * 1024
+"""Bytes of all streams of a kernel that wait for the bridge, above which no stream may add any."""
+TURN_BYTES = 64 * 1024
+"""Bytes of room for which one of the streams that wait for it is woken."""
 
 
 class StreamReset(Exception):
@@ -68,7 +72,7 @@ class ByteStream:
         while view:
             if self.is_reset:
                 raise StreamReset
-            room = self._link.room(self.number)
+            room = self._link.room(self)
             if room <= 0:
                 self._writable.clear()
                 await self._writable.wait()
@@ -142,6 +146,8 @@ class StreamLink:
         self._streams = Streams(Role.HOST)
         self._open: dict[int, ByteStream] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._crowded: dict[ByteStream, None] = {}
+        """Streams that wait for room in the queue, in turn."""
         self._pending = memoryview(b"")
         self._writing = False
         self._flush_planned = False
@@ -151,9 +157,15 @@ class StreamLink:
 
     # -- for a ByteStream ------------------------------------------------------------------------
 
-    def room(self, number: int) -> int:
-        """Return how many bytes may be sent on a stream now."""
-        return self._streams.sendable(number)
+    def room(self, stream: ByteStream) -> int:
+        """Return how many bytes may be sent on a stream now. If none, ``note_room`` is called
+        when there may be room."""
+        credit = self._streams.sendable(stream.number)
+        room = min(credit, QUEUE_BYTES - self._streams.queued)
+        if room <= 0 < credit:
+            self._crowded[stream] = None
+            self._plan_flush()
+        return room
 
     def send(self, number: int, data: memoryview) -> None:
         """Send bytes, at most ``room``. They must not change any more."""
@@ -223,6 +235,8 @@ class StreamLink:
         finally:
             if not self.ended and not stream.is_over:
                 stream.reset()
+            self._crowded.pop(stream, None)
+            self._plan_flush()
             self._open.pop(stream.number, None)
             self._tasks.pop(stream.number, None)
 
@@ -234,6 +248,15 @@ class StreamLink:
 
     def _flush(self) -> None:
         self._flush_planned = False
+        self._write()
+        room = QUEUE_BYTES - self._streams.queued
+        while self._crowded and room > 0:
+            stream = next(iter(self._crowded))
+            del self._crowded[stream]
+            stream.note_room()
+            room -= TURN_BYTES
+
+    def _write(self) -> None:
         while not self.ended:
             if not self._pending:
                 self._pending = memoryview(self._streams.data_to_send(READ_SIZE))

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cache
+from weakref import WeakSet
 
 import httpcore
 
@@ -25,6 +26,17 @@ MAX_IDLE = 8
 IDLE_SECONDS = 30.0
 """Connections of a route that wait for its next request, and for how long."""
 READ_SIZE = 256 * 1024
+READ_BYTES = 4 * 1024 * 1024
+MIN_READ = 16 * 1024
+"""One connection is read in pieces of READ_SIZE, many in smaller ones: of READ_BYTES together."""
+
+_open: WeakSet[_Stream] = WeakSet()
+
+
+def find_read_size() -> int:
+    """Return how many bytes to read at once of a connection."""
+    return min(READ_SIZE, max(MIN_READ, READ_BYTES // max(1, len(_open))))
+
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """Returns judged addresses of a host and port, or raises a Refusal."""
@@ -69,13 +81,14 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        _open.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             async with asyncio.timeout(timeout):
                 if self._reader is not None:
-                    return await self._reader.read(READ_SIZE)
-                return await self._loop.sock_recv(self._sock, READ_SIZE)
+                    return await self._reader.read(find_read_size())
+                return await self._loop.sock_recv(self._sock, find_read_size())
         except TimeoutError as error:
             raise httpcore.ReadTimeout from error
         except OSError as error:
@@ -95,6 +108,7 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise httpcore.WriteError from error
 
     async def aclose(self) -> None:
+        _open.discard(self)
         if self._writer is not None:
             self._writer.transport.abort()
         else:

@@ -5,8 +5,9 @@ is the host's matter. Both ends use the same class, ``Streams``: PID 1 for the s
 host's egress process for its side. The bridge between them moves whole frames and keeps no state of
 a stream (``backlog``). docs/protocol.md specifies the frames.
 
-Each stream has a window of STREAM_WINDOW bytes in each direction. A receiver grants more as its
-owner takes bytes (``consumed``). So an end never holds more than a window of each stream, and a
+Each stream has a window in each direction: STREAM_WINDOW bytes to the host, DOWN_WINDOW to the
+guest, whose sandbox has the memory for them. A receiver grants more as its owner takes bytes
+(``consumed``). So an end never holds more than a window of each stream, and a
 stream that nobody reads slows only itself.
 """
 
@@ -42,8 +43,15 @@ MAX_STREAMS = 256
 """Streams that may be open at once. PID 1 accepts no more; connections wait in its backlog."""
 
 STREAM_WINDOW = 128 * 1024
-"""Bytes that a sender may be ahead of the receiver's owner, per stream and direction. With
-MAX_STREAMS it bounds what an end may have to hold."""
+"""Bytes that a guest may be ahead of what the host's owner has taken, per stream. With MAX_STREAMS
+it bounds what a host may have to hold."""
+
+DOWN_WINDOW = 512 * 1024
+"""Bytes that a host may be ahead of what the guest's program has taken, per stream. It bounds what
+a guest may have to hold, and the speed of one stream: a grant takes milliseconds to arrive."""
+
+_WINDOWS = {Role.GUEST: STREAM_WINDOW, Role.HOST: DOWN_WINDOW}
+"""By sender."""
 
 GRANT_STEP = STREAM_WINDOW // 4
 """Least bytes that are granted at once, so that small reads do not cost a frame each."""
@@ -91,8 +99,8 @@ StreamEvent = Union[Opened, Received, Granted, Finished, Reset]
 class _Stream:
     """One stream at one end."""
 
-    def __init__(self) -> None:
-        self.credit = STREAM_WINDOW
+    def __init__(self, ahead: int, window: int) -> None:
+        self.credit = ahead
         """Bytes that this side's owner may still queue."""
         self.out = bytearray()
         """Queued bytes. All of them are covered by credit already."""
@@ -100,8 +108,8 @@ class _Stream:
         """``finish`` was called. FINISH is sent after the queued bytes."""
         self.finished = False
         """FINISH was sent."""
-        self.allowed = STREAM_WINDOW
-        """Bytes that the other side may still send."""
+        self.window = self.allowed = window
+        """Bytes that the other side may be ahead, and those that it may still send."""
         self.held = 0
         """Bytes received that the owner has not consumed."""
         self.ended = False
@@ -109,7 +117,7 @@ class _Stream:
 
     def find_grant_due(self) -> int:
         """Return the bytes to grant now; 0 while they are not worth a frame."""
-        due = STREAM_WINDOW - self.held - self.allowed
+        due = self.window - self.held - self.allowed
         return due if due >= GRANT_STEP and not self.ended else 0
 
     def take(self, size: int) -> bytes:
@@ -224,7 +232,7 @@ class Streams:
         if len(self._streams) >= MAX_STREAMS:
             raise RemoteProtocolError(f"More than {MAX_STREAMS} streams are open.")
         self._highest = number
-        self._streams[number] = _Stream()
+        self._streams[number] = self._make_stream()
         return Opened(number)
 
     def _receive_bytes(self, number: int, stream: _Stream, data: bytes) -> Received:
@@ -240,10 +248,11 @@ class Streams:
 
     def _receive_grant(self, number: int, stream: _Stream, payload: bytes) -> Sequence[StreamEvent]:
         amount = decode_grant(payload)[1]
-        if not amount or stream.credit + amount > STREAM_WINDOW:
+        window = _WINDOWS[self._role]
+        if not amount or stream.credit + amount > window:
             raise RemoteProtocolError(
                 f"A GRANT of {amount} bytes on stream {number}, which has {stream.credit}, is"
-                f" none, or over the window of {STREAM_WINDOW}."
+                f" none, or over the window of {window}."
             )
         stream.credit += amount
         return () if stream.finishing else (Granted(number),)
@@ -279,7 +288,7 @@ class Streams:
                 f" {MAX_STREAMS} and {LAST_STREAM} are allowed."
             )
         self._highest += 1
-        self._streams[self._highest] = _Stream()
+        self._streams[self._highest] = self._make_stream()
         self._control.append(encode_short(FrameType.OPEN, self._highest))
         return self._highest
 
@@ -365,6 +374,9 @@ class Streams:
         if not 0 < number <= self._highest:
             raise LocalProtocolError(f"There is no stream {number}; {self._highest} were opened.")
         return self._streams.get(number)
+
+    def _make_stream(self) -> _Stream:
+        return _Stream(_WINDOWS[self._role], _WINDOWS[self._other])
 
     def _take_turn(self, number: int, stream: _Stream) -> None:
         """Let a stream send that is about to get bytes or its FINISH."""

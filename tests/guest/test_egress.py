@@ -21,8 +21,8 @@ from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.link import Log, StreamFrames, StreamsEnded
 from gvisor_kernel.link.state import Role, State
 from gvisor_kernel.link.streams import (
+    DOWN_WINDOW,
     MAX_STREAMS,
-    STREAM_WINDOW,
     Finished,
     Opened,
     Received,
@@ -250,7 +250,7 @@ def test_program_that_never_reads_is_bounded(port: Port) -> None:
         sent += room
         port.turn()
     (client,) = port.egress._clients.values()
-    assert len(client.out) <= STREAM_WINDOW
+    assert len(client.out) <= DOWN_WINDOW
     assert port.streams.sendable(1) == 0
     before = sent
     for _ in range(50):

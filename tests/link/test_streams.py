@@ -16,6 +16,7 @@ from gvisor_kernel.link.stream_frames import (
     encode_short,
 )
 from gvisor_kernel.link.streams import (
+    DOWN_WINDOW,
     GRANT_STEP,
     MAX_STREAMS,
     STREAM_WINDOW,
@@ -111,12 +112,12 @@ def test_input_may_be_cut_anywhere() -> None:
 
 def test_sender_stops_at_the_window_and_goes_on_with_a_grant() -> None:
     host, guest = opened()
-    assert host.sendable(1) == STREAM_WINDOW
-    host.send(1, bytes(STREAM_WINDOW))
+    assert host.sendable(1) == DOWN_WINDOW
+    host.send(1, bytes(DOWN_WINDOW))
     assert host.sendable(1) == 0
     with pytest.raises(LocalProtocolError, match="cannot be sent"):
         host.send(1, b"x")
-    assert len(join(move(host, guest))) == STREAM_WINDOW
+    assert len(join(move(host, guest))) == DOWN_WINDOW
     guest.consumed(1, GRANT_STEP - 1)
     assert guest.data_to_send() == b""  # not worth a frame
     guest.consumed(1, 1)
@@ -125,13 +126,25 @@ def test_sender_stops_at_the_window_and_goes_on_with_a_grant() -> None:
     assert host.sendable(1) == GRANT_STEP
 
 
+def test_guest_has_a_smaller_window() -> None:
+    host, guest = opened()
+    assert guest.sendable(1) == STREAM_WINDOW
+    guest.send(1, bytes(STREAM_WINDOW))
+    move(guest, host)
+    host.consumed(1, STREAM_WINDOW)
+    assert move(host, guest) == [Granted(1)]
+    assert guest.sendable(1) == STREAM_WINDOW
+    with pytest.raises(RemoteProtocolError, match=f"over the window of {STREAM_WINDOW}"):
+        guest.receive_data(encode_grant(1, 1))
+
+
 def test_grant_is_reported() -> None:
     host, guest = opened()
-    host.send(1, bytes(STREAM_WINDOW))
+    host.send(1, bytes(DOWN_WINDOW))
     move(host, guest)
-    guest.consumed(1, STREAM_WINDOW)
+    guest.consumed(1, DOWN_WINDOW)
     assert move(guest, host) == [Granted(1)]
-    assert host.sendable(1) == STREAM_WINDOW
+    assert host.sendable(1) == DOWN_WINDOW
 
 
 def test_half_close_keeps_the_other_direction() -> None:
@@ -350,8 +363,8 @@ def test_host_may_not_open_at_a_guest() -> None:
 
 def test_finished_stream_gets_no_grant() -> None:
     host, guest = opened()
-    host.send(1, bytes(STREAM_WINDOW))
+    host.send(1, bytes(DOWN_WINDOW))
     host.finish(1)
     move(host, guest)
-    guest.consumed(1, STREAM_WINDOW)
+    guest.consumed(1, DOWN_WINDOW)
     assert guest.data_to_send() == b""
