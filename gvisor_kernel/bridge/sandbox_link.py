@@ -54,7 +54,7 @@ WAIT_SECONDS = 10.0
 MISSED_WAITS = 6
 """Waits without a byte in a row before a sandbox counts as dead. Waits are counted and not seconds,
 since the loop's timers stop while the machine is suspended."""
-STREAMS_AHEAD = 256 * 1024
+STREAMS_AHEAD = 128 * 1024
 """Bytes that may be unread in the pipe to the guest when frames of streams are written: a message
 that comes after them waits no longer."""
 STREAMS_PAUSE = 0.001

@@ -5,10 +5,10 @@ is the host's matter. Both ends use the same class, ``Streams``: PID 1 for the s
 host's egress process for its side. The bridge between them moves whole frames and keeps no state of
 a stream (``backlog``). docs/protocol.md specifies the frames.
 
-Each stream has a window in each direction: STREAM_WINDOW bytes to the host, DOWN_WINDOW to the
-guest, whose sandbox has the memory for them. A receiver grants more as its owner takes bytes
-(``consumed``). So an end never holds more than a window of each stream, and a
-stream that nobody reads slows only itself.
+Each stream has a window of STREAM_WINDOW bytes in each direction. A receiver grants more as its
+owner takes bytes (``consumed``). So an end never holds more than a window of each stream, and a
+stream that nobody reads slows only itself. A guest, whose sandbox has the memory for it, lets the
+window of a stream that is read grow to DOWN_WINDOW, and to less while many are open.
 """
 
 from __future__ import annotations
@@ -43,15 +43,19 @@ MAX_STREAMS = 256
 """Streams that may be open at once. PID 1 accepts no more; connections wait in its backlog."""
 
 STREAM_WINDOW = 128 * 1024
-"""Bytes that a guest may be ahead of what the host's owner has taken, per stream. With MAX_STREAMS
-it bounds what a host may have to hold."""
+"""Bytes that a sender may be ahead of the receiver's owner, per stream and direction. With
+MAX_STREAMS it bounds what an end may have to hold."""
 
-DOWN_WINDOW = 512 * 1024
-"""Bytes that a host may be ahead of what the guest's program has taken, per stream. It bounds what
-a guest may have to hold, and the speed of one stream: a grant takes milliseconds to arrive."""
+DOWN_WINDOW = 1024 * 1024
+"""Bytes that a host may be ahead on a stream that its program reads. A grant takes milliseconds to
+arrive at the host, so this bounds the speed of one stream."""
 
-_WINDOWS = {Role.GUEST: STREAM_WINDOW, Role.HOST: DOWN_WINDOW}
-"""By sender."""
+DOWN_BYTES = 32 * DOWN_WINDOW
+"""Bytes for such larger windows: with many streams each gets its part of them, if that is more than
+STREAM_WINDOW."""
+
+_LARGEST = {Role.GUEST: STREAM_WINDOW, Role.HOST: DOWN_WINDOW}
+"""The most credit of a sender."""
 
 GRANT_STEP = STREAM_WINDOW // 4
 """Least bytes that are granted at once, so that small reads do not cost a frame each."""
@@ -99,8 +103,8 @@ StreamEvent = Union[Opened, Received, Granted, Finished, Reset]
 class _Stream:
     """One stream at one end."""
 
-    def __init__(self, ahead: int, window: int) -> None:
-        self.credit = ahead
+    def __init__(self) -> None:
+        self.credit = STREAM_WINDOW
         """Bytes that this side's owner may still queue."""
         self.out = bytearray()
         """Queued bytes. All of them are covered by credit already."""
@@ -108,17 +112,19 @@ class _Stream:
         """``finish`` was called. FINISH is sent after the queued bytes."""
         self.finished = False
         """FINISH was sent."""
-        self.window = self.allowed = window
-        """Bytes that the other side may be ahead, and those that it may still send."""
+        self.allowed = STREAM_WINDOW
+        """Bytes that the other side may still send."""
+        self.taken = 0
+        """Bytes that the owner has consumed since the last grant."""
         self.held = 0
         """Bytes received that the owner has not consumed."""
         self.ended = False
         """The other side has sent FINISH."""
 
-    def find_grant_due(self) -> int:
+    def find_grant_due(self, window: int) -> int:
         """Return the bytes to grant now; 0 while they are not worth a frame."""
-        due = self.window - self.held - self.allowed
-        return due if due >= GRANT_STEP and not self.ended else 0
+        due = window - self.held - self.allowed
+        return due if min(due, self.taken) >= GRANT_STEP and not self.ended else 0
 
     def take(self, size: int) -> bytes:
         """Remove and return up to ``size`` queued bytes."""
@@ -232,7 +238,7 @@ class Streams:
         if len(self._streams) >= MAX_STREAMS:
             raise RemoteProtocolError(f"More than {MAX_STREAMS} streams are open.")
         self._highest = number
-        self._streams[number] = self._make_stream()
+        self._streams[number] = _Stream()
         return Opened(number)
 
     def _receive_bytes(self, number: int, stream: _Stream, data: bytes) -> Received:
@@ -248,7 +254,7 @@ class Streams:
 
     def _receive_grant(self, number: int, stream: _Stream, payload: bytes) -> Sequence[StreamEvent]:
         amount = decode_grant(payload)[1]
-        window = _WINDOWS[self._role]
+        window = _LARGEST[self._role]
         if not amount or stream.credit + amount > window:
             raise RemoteProtocolError(
                 f"A GRANT of {amount} bytes on stream {number}, which has {stream.credit}, is"
@@ -270,7 +276,8 @@ class Streams:
                 f"{size} bytes of stream {number} cannot be consumed; {stream.held} are held."
             )
         stream.held -= size
-        if stream.find_grant_due():
+        stream.taken += size
+        if stream.find_grant_due(self._window):
             self._granting[number] = None
 
     # -- sending ---------------------------------------------------------------------------------
@@ -288,7 +295,7 @@ class Streams:
                 f" {MAX_STREAMS} and {LAST_STREAM} are allowed."
             )
         self._highest += 1
-        self._streams[self._highest] = self._make_stream()
+        self._streams[self._highest] = _Stream()
         self._control.append(encode_short(FrameType.OPEN, self._highest))
         return self._highest
 
@@ -340,8 +347,11 @@ class Streams:
             number = next(iter(self._granting))
             del self._granting[number]
             stream = self._streams[number]
-            due = stream.find_grant_due()
+            due = stream.find_grant_due(self._window)
+            if not due:  # more streams are open now
+                continue
             stream.allowed += due
+            stream.taken = 0
             out.append(encode_grant(number, due))
             limit -= GRANT_SIZE
         while self._turns and not self._control and limit > HEAD_SIZE:
@@ -375,8 +385,11 @@ class Streams:
             raise LocalProtocolError(f"There is no stream {number}; {self._highest} were opened.")
         return self._streams.get(number)
 
-    def _make_stream(self) -> _Stream:
-        return _Stream(_WINDOWS[self._role], _WINDOWS[self._other])
+    @property
+    def _window(self) -> int:
+        """Bytes that the other side may be ahead on a stream now, when more are granted."""
+        part = DOWN_BYTES // max(1, len(self._streams))
+        return min(_LARGEST[self._other], max(STREAM_WINDOW, part))
 
     def _take_turn(self, number: int, stream: _Stream) -> None:
         """Let a stream send that is about to get bytes or its FINISH."""

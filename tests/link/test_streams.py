@@ -16,6 +16,7 @@ from gvisor_kernel.link.stream_frames import (
     encode_short,
 )
 from gvisor_kernel.link.streams import (
+    DOWN_BYTES,
     DOWN_WINDOW,
     GRANT_STEP,
     MAX_STREAMS,
@@ -112,23 +113,23 @@ def test_input_may_be_cut_anywhere() -> None:
 
 def test_sender_stops_at_the_window_and_goes_on_with_a_grant() -> None:
     host, guest = opened()
-    assert host.sendable(1) == DOWN_WINDOW
-    host.send(1, bytes(DOWN_WINDOW))
+    assert host.sendable(1) == STREAM_WINDOW
+    host.send(1, bytes(STREAM_WINDOW))
     assert host.sendable(1) == 0
     with pytest.raises(LocalProtocolError, match="cannot be sent"):
         host.send(1, b"x")
-    assert len(join(move(host, guest))) == DOWN_WINDOW
+    assert len(join(move(host, guest))) == STREAM_WINDOW
     guest.consumed(1, GRANT_STEP - 1)
     assert guest.data_to_send() == b""  # not worth a frame
     guest.consumed(1, 1)
-    assert guest.data_to_send() == encode_grant(1, GRANT_STEP)
-    host.receive_data(encode_grant(1, GRANT_STEP))
-    assert host.sendable(1) == GRANT_STEP
+    more = DOWN_WINDOW - STREAM_WINDOW + GRANT_STEP
+    assert guest.data_to_send() == encode_grant(1, more)
+    host.receive_data(encode_grant(1, more))
+    assert host.sendable(1) == more
 
 
-def test_guest_has_a_smaller_window() -> None:
+def test_window_of_a_guest_does_not_grow() -> None:
     host, guest = opened()
-    assert guest.sendable(1) == STREAM_WINDOW
     guest.send(1, bytes(STREAM_WINDOW))
     move(guest, host)
     host.consumed(1, STREAM_WINDOW)
@@ -138,11 +139,30 @@ def test_guest_has_a_smaller_window() -> None:
         guest.receive_data(encode_grant(1, 1))
 
 
+def test_window_of_a_host_grows_less_with_many_streams() -> None:
+    host, guest = opened(MAX_STREAMS)
+    for number in range(1, MAX_STREAMS + 1):
+        host.send(number, bytes(STREAM_WINDOW))
+    move(host, guest)
+    for number in range(1, MAX_STREAMS + 1):
+        guest.consumed(number, STREAM_WINDOW)
+        move(guest, host)
+        assert host.sendable(number) == max(STREAM_WINDOW, DOWN_BYTES // MAX_STREAMS)
+    for number in range(2, MAX_STREAMS + 1):
+        guest.reset(number)
+    move(guest, host)
+    host.send(1, bytes(host.sendable(1)))
+    move(host, guest)
+    guest.consumed(1, STREAM_WINDOW)
+    move(guest, host)
+    assert host.sendable(1) == DOWN_WINDOW
+
+
 def test_grant_is_reported() -> None:
     host, guest = opened()
-    host.send(1, bytes(DOWN_WINDOW))
+    host.send(1, bytes(STREAM_WINDOW))
     move(host, guest)
-    guest.consumed(1, DOWN_WINDOW)
+    guest.consumed(1, STREAM_WINDOW)
     assert move(guest, host) == [Granted(1)]
     assert host.sendable(1) == DOWN_WINDOW
 
@@ -323,7 +343,7 @@ VIOLATIONS = {
     "bytes of stream zero": encode_bytes(0, b"x"),
     "a grant for stream zero": encode_grant(0, 1),
     "the end of stream zero": encode_short(F.RESET, 0),
-    "a grant over the window": encode_grant(1, 1),
+    "a grant over the window": encode_grant(1, DOWN_WINDOW - STREAM_WINDOW + 1),
     "a grant of nothing": encode_grant(1, 0),
     "no bytes": raw(F.STREAM, b"\0\0\0\1"),
     "a short number": raw(F.FINISH, b"\0\0\1"),
@@ -363,8 +383,8 @@ def test_host_may_not_open_at_a_guest() -> None:
 
 def test_finished_stream_gets_no_grant() -> None:
     host, guest = opened()
-    host.send(1, bytes(DOWN_WINDOW))
+    host.send(1, bytes(STREAM_WINDOW))
     host.finish(1)
     move(host, guest)
-    guest.consumed(1, DOWN_WINDOW)
+    guest.consumed(1, STREAM_WINDOW)
     assert guest.data_to_send() == b""
