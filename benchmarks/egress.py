@@ -8,26 +8,32 @@ process of its own. Needs a kernelspec python3 and an installed gvisor-kernel.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.egress.process import EgressWorker
 
 MIB = 1024 * 1024
 CHUNK = bytes(MIB)
+WHEEL = 20_000_000
 SECONDS = 300.0
 KINDS = ("local", "sandbox")
 REQUESTS, STREAMS, CELLS = 100, 200, 40
@@ -62,6 +68,16 @@ def many(count, size):
     [t.join() for t in threads]
     assert len(times) == count, len(times)
     return time.perf_counter() - began
+def install():
+    import shutil, subprocess, sys, tempfile
+    folder = tempfile.mkdtemp()
+    argv = [sys.executable, "-m", "pip", "install", "-q", "--no-cache-dir", "--target", folder]
+    began = time.perf_counter()
+    done = subprocess.run([*argv, "bigwheel"], capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(folder)
+    assert done.returncode == 0, done.stderr
+    return seconds
 def download_in_child(size):
     import subprocess, sys
     code = f"PORT, BASE = {(PORT, BASE)}\\n{SOURCE}\\nprint(flush=True)\\n"
@@ -114,6 +130,33 @@ def serving() -> Iterator[int]:
         process.stdin.close()
 
 
+@contextmanager
+def serving_wheel() -> Iterator[str]:
+    """Serve an index with a wheel of WHEEL bytes; yield its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "simple", "bigwheel")
+        page.mkdir(parents=True)
+        name, info = "bigwheel-1.0-py3-none-any.whl", "bigwheel-1.0.dist-info"
+        with zipfile.ZipFile(page / name, "w") as wheel:
+            wheel.writestr("bigwheel/data", os.urandom(WHEEL))
+            text = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            wheel.writestr(f"{info}/WHEEL", text)
+            wheel.writestr(
+                f"{info}/METADATA", "Metadata-Version: 2.1\nName: bigwheel\nVersion: 1.0\n"
+            )
+            wheel.writestr(f"{info}/RECORD", "")
+        digest = hashlib.sha256((page / name).read_bytes()).hexdigest()
+        (page / "index.html").write_text(f'<a href="{name}#sha256={digest}">{name}</a>')
+        argv = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "0"]
+        out, log = subprocess.PIPE, subprocess.DEVNULL
+        with subprocess.Popen(argv, cwd=folder, stdout=out, stderr=log) as process:
+            assert process.stdout is not None
+            port = re.search(rb"port (\d+)", process.stdout.readline())
+            assert port is not None
+            yield f"http://127.0.0.1:{int(port[1])}/simple/"
+            process.terminate()
+
+
 # -- kernels ---------------------------------------------------------------------------------------
 
 
@@ -126,7 +169,7 @@ def kernel(kind: str, port: int) -> Iterator[BlockingKernelClient]:
             "limits": {"requests_per_minute": 100_000, "at_once": 256},
         }
     }
-    settings = {"egress": ["bench"], "snapshot": "off"}
+    settings = {"egress": ["bench", "packages"], "snapshot": "off"}
     config = Config({"GVisorProvisioner": settings, "GVisorEgress": {"routes": routes}})
     name = "python3" if kind == "local" else "gvisor-python"
     manager = KernelManager(kernel_name=name, config=config, transport="ipc")
@@ -226,10 +269,14 @@ def measure(rounds: int, size: int) -> dict[str, list[float]]:
         samples.setdefault(name, []).append(value)
         print(f"{name}: {value:.4g}", file=sys.stderr, flush=True)
 
-    with serving() as port, kernel("local", port) as local, kernel("sandbox", port) as sandbox:
+    with ExitStack() as stack:
+        port = stack.enter_context(serving())
+        os.environ["PIP_INDEX_URL"] = stack.enter_context(serving_wheel())
+        local, sandbox = (stack.enter_context(kernel(kind, port)) for kind in KINDS)
         clients = {"local": local, "sandbox": sandbox}
         for client in clients.values():
             call(client, "small(20)")
+            call(client, "install()")
         pid = EgressWorker.instance().pid
         assert pid is not None
         with Memory(pid) as memory:
@@ -241,6 +288,7 @@ def measure(rounds: int, size: int) -> dict[str, list[float]]:
                     note(f"{kind}: download, MB/s", size / seconds / 1e6)
                     seconds = call(client, f"many({STREAMS}, {MIB})")
                     note(f"{kind}: {STREAMS} streams of 1 MiB, MB/s", STREAMS * MIB / seconds / 1e6)
+                    note(f"{kind}: pip install of a wheel of 20 MB, s", call(client, "install()"))
                     note(f"{kind}: 1+1, ms", 1000 * trips(client, CELLS))
                     note(f"{kind}: 1+1 during a download, ms", 1000 * trips_while(client, 4 * size))
             note("worker: memory before, MiB", memory.base)
