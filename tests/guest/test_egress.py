@@ -23,6 +23,7 @@ from gvisor_kernel.link.state import Role, State
 from gvisor_kernel.link.streams import (
     DOWN_WINDOW,
     MAX_STREAMS,
+    STREAM_WINDOW,
     Finished,
     Opened,
     Received,
