@@ -15,10 +15,12 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from platformdirs import user_cache_path
 
@@ -150,6 +152,21 @@ class PackageCache:
             key = secrets.token_bytes(KEY_BYTES)
             self._write(path, key)
         return key
+
+    def spool(self, content: bytes) -> IO[bytes]:
+        """Return a file without a name with ``content``, on the disk of the cache.
+
+        :raises OSError: when it cannot be written
+        """
+        file = tempfile.TemporaryFile(dir=self.root / "new", buffering=0)  # noqa: SIM115 - returned
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) :]
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     # -- files -------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ import asyncio
 import hmac
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
-from typing import Protocol
+from typing import IO, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from gvisor_kernel.egress.environment import BASE
@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 
 PREFIX = "/packages/"
 METADATA = ".metadata"
+MAX_PAGES_AT_ONCE = 4
+"""Pages of indexes that are in memory at once, of up to MAX_PAGE bytes each and what is made of
+them. A page that is ready waits on the disk until the sandbox has read it at its own speed."""
 _WHEEL = "application/octet-stream"
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -111,6 +114,7 @@ class Packages:
         self._catalog = Catalog(cache, self._upstream, configuration)
         self._downloads = Downloads(cache, self._upstream)
         self._key = cache.read_key()
+        self._pages = asyncio.Semaphore(MAX_PAGES_AT_ONCE)
 
     @classmethod
     def open(cls, environment: Mapping[str, str]) -> Packages:
@@ -155,13 +159,12 @@ class Packages:
 
     async def _answer_simple(self, head: Head, reply: Reply, tool: str, name: str) -> None:
         json_wanted = _prefers_json(head.find(b"accept") or b"")
-        content = await self._write_simple(tool, name, json_wanted)
         kind = SIMPLE_JSON if json_wanted else SIMPLE_HTML if _names_html(head) else "text/html"
-        await _send(reply, head, 200, kind, content)
+        with await self._spool(self._write_simple(tool, name, json_wanted)) as file:
+            await _send_open(head, reply, os.dup(file.fileno()), kind)
 
     async def _write_simple(self, tool: str, name: str, json_wanted: bool) -> bytes:
-        """Return the page of a project. What it was made of, which takes many times its memory, is
-        released before a sandbox reads it at its own speed."""
+        """Return the page of a project."""
         project = normalize_project(name)
         if project is None:
             raise Failed(404, "that is not the name of a project")
@@ -197,6 +200,13 @@ class Packages:
     async def _answer_file(
         self, head: Head, reply: Reply, tool: str, name: str, token: str, filename: str
     ) -> None:
+        async with self._pages:
+            index, file = await self._find_file(tool, name, token, filename)
+        await self._send_file(head, reply, index, file)
+
+    async def _find_file(
+        self, tool: str, name: str, token: str, filename: str
+    ) -> tuple[Index, File]:
         project = normalize_project(name)
         configured = await self._catalog.find_indexes(tool)
         wanted = {filename, filename.removesuffix(METADATA)}
@@ -207,21 +217,19 @@ class Packages:
                 continue
             for file in page.files if page is not None else ():
                 if file.filename in wanted and self._has_token(index, file, token):
-                    if file.filename != filename:
-                        file = _metadata_of(file)
-                    await self._send_file(head, reply, index, file)
-                    return
+                    return index, file if file.filename == filename else _metadata_of(file)
         raise Failed(404, "no page of an index names this file")
 
     # -- npm ---------------------------------------------------------------------------------------
 
     async def _answer_packument(self, head: Head, reply: Reply, name: str) -> None:
         short = NPM_ABBREVIATED.encode() in (head.find(b"accept") or b"")
-        body = await self._write_packument(name, short)
-        await _send(reply, head, 200, NPM_ABBREVIATED if short else "application/json", body)
+        kind = NPM_ABBREVIATED if short else "application/json"
+        with await self._spool(self._write_packument(name, short)) as file:
+            await _send_open(head, reply, os.dup(file.fileno()), kind)
 
     async def _write_packument(self, name: str, short: bool) -> bytes:
-        """Return the document about a package; otherwise as ``_write_simple``."""
+        """Return the document about a package."""
         found = await self._catalog.find_packument(name, short=short)
         if found is None:
             raise Failed(404, f"the registry has no package {name}")
@@ -236,6 +244,11 @@ class Packages:
     async def _answer_tarball(
         self, head: Head, reply: Reply, name: str, token: str, filename: str
     ) -> None:
+        async with self._pages:
+            index, file = await self._find_tarball(name, token, filename)
+        await self._send_file(head, reply, index, file)
+
+    async def _find_tarball(self, name: str, token: str, filename: str) -> tuple[Index, File]:
         for short in (True, False):
             found = await self._catalog.find_packument(name, short=short, fresh=False)
             for file in found[2].values() if found is not None else ():
@@ -244,9 +257,21 @@ class Packages:
                     and file.filename == filename
                     and self._has_token(found[0], file, token)
                 ):
-                    await self._send_file(head, reply, found[0], file)
-                    return
+                    return found[0], file
         raise Failed(404, "no document of a registry names this file")
+
+    async def _spool(self, writing: Coroutine[None, None, bytes]) -> IO[bytes]:
+        """Return an open file with a page, which is written while few others are.
+
+        :raises Failed: when it cannot be had, or the disk of the cache is full
+        """
+        try:
+            async with self._pages:
+                return await asyncio.to_thread(self._cache.spool, await writing)
+        except OSError as error:
+            raise Failed(507, f"the page cannot be stored: {error.strerror}") from error
+        finally:
+            writing.close()
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -262,7 +287,7 @@ class Packages:
         if is_strong(file.hashes):
             fd = await asyncio.to_thread(self._cache.open_file, file.hashes, file.url)
         if fd is not None:
-            await _send_open(head, reply, fd)
+            await _send_open(head, reply, fd, _WHEEL)
             return
         download = self._downloads.start(index, file)
         begun = False
@@ -280,7 +305,7 @@ class Packages:
                     os.close(fd)
                 status = 404 if isinstance(error, NotFound) else 502
                 raise Failed(status, f"{file.filename} cannot be had: {error}") from error
-            await _send_open(head, reply, fd)
+            await _send_open(head, reply, fd, _WHEEL)
         finally:
             self._downloads.leave(download)
 
@@ -346,9 +371,9 @@ def _names_html(head: Head) -> bool:
 
 
 async def _send(
-    reply: Reply, head: Head, status: int, kind: str, content: bytes | str, reason: str = ""
+    reply: Reply, head: Head, status: int, kind: str, content: str, reason: str = ""
 ) -> None:
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode()
     await reply.start(
         status,
         [
@@ -364,11 +389,15 @@ async def _send(
     await reply.end()
 
 
-async def _send_open(head: Head, reply: Reply, fd: int) -> None:
-    """Send an open file, and close it."""
+async def _send_open(head: Head, reply: Reply, fd: int, kind: str) -> None:
+    """Send an open file as content of the type ``kind``, and close it."""
     try:
         size = os.fstat(fd).st_size
-        headers = [(b"Content-Type", _WHEEL.encode()), (b"Content-Length", b"%d" % size)]
+        headers = [
+            (b"Content-Type", kind.encode()),
+            (b"Content-Length", b"%d" % size),
+            (b"Vary", b"Accept"),
+        ]
         await reply.start(200, headers)
         if head.method != "HEAD":
             async for data in _read_open(fd, size):
