@@ -21,6 +21,7 @@ LARGE = 10 * 1024 * 1024
 OWN = {
     "cli/checks/jupyter.py": "output of this machine's interpreter",
     "cli/snapshots.py": "a plan from a process of this package",
+    "egress/worker.py": "routes from the process that started this one",
     "guest/resume.py": "the connection file, in the kernel's own process",
     "host/enter.py": "input from a process of this package",
     "jupyter/kernelspecs.py": "kernelspecs of this machine",

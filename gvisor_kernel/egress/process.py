@@ -30,6 +30,7 @@ from gvisor_kernel.host.commands import check_children
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_MESSAGE = 128 * 1024
 """Bytes of one message on the control socket: less than a socket's buffer holds."""
@@ -209,11 +210,16 @@ class _Worker:
                 return
             if not content:
                 break
-            message = json.loads(content)
-            if "line" in message:
-                self._write(self._logs.get(message["kernel"]), message["line"])
+            try:
+                message = parse_json(content, MAX_MESSAGE)
+                kernel, line = int(message["kernel"]), message.get("line")
+            except (JsonError, KeyError, TypeError, ValueError, AttributeError):
+                self.process.kill()  # it is not itself any more
+                break
+            if line is not None:
+                self._write(self._logs.get(kernel), str(line))
             else:
-                self._logs.pop(message["kernel"], None)
+                self._logs.pop(kernel, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
             self._tell_end()

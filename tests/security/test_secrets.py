@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.egress.environment import no_egress_environment
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.spec.layout import LAYOUT
 
@@ -109,10 +110,11 @@ def test_environment_contains_only_allowed_variables(kernel: Kernel) -> None:
         *("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "GIT_PAGER", "PAGER", "TERM"),
         *("MPLBACKEND", "PYDEVD_USE_FRAME_EVAL", "PYDEVD_DISABLE_FILE_VALIDATION"),
     }
-    assert set(found["names"]) <= allowed | own
+    assert set(found["names"]) <= allowed | own | no_egress_environment().keys()
     assert {entry.partition("=")[0] for entry in found["init"] if entry} <= allowed
-    # PID 1's link, and its pipes and sockets to the kernel.
-    assert {name.partition(":")[0] for name in found["init's files"]} <= {"host", "pipe", "socket"}
+    # PID 1's link, its pipes and sockets to the kernel and to programs, and its epoll.
+    kinds = {name.partition(":")[0] for name in found["init's files"]}
+    assert kinds <= {"host", "pipe", "socket", "anon_inode"}
     assert SECRET not in "".join(found["texts"])
     assert "mallory" not in "".join(found["texts"])
 
