@@ -22,9 +22,10 @@ from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import File, PageError, read_packument, read_simple
 from gvisor_kernel.egress.package_upstream import Backend, Forbidden
-from gvisor_kernel.egress.packages import Packages
+from gvisor_kernel.egress.packages import MAX_PAGES_AT_ONCE, Packages
 from gvisor_kernel.egress.refusals import UpstreamFailed
 
+from ..patience import scale_seconds
 from .indexes import (
     JSON,
     Answer,
@@ -696,4 +697,32 @@ def test_what_an_answer_was_made_of_is_released_before_it_is_read(
     monkeypatch.setattr(package_pages, "File", make_file)
     monkeypatch.setattr(package_catalog, "MAX_PARSED_BYTES", 0)  # keep no page for the next request
     with serving() as index:
+        run(check)
+
+
+def test_readers_that_stop_hold_no_place_in_memory(tmp_path: Path) -> None:
+    """More pages than may be made at once wait for their readers, and one more is answered."""
+
+    class Stalled(Answer):
+        async def body(self, data: bytes) -> None:
+            await asyncio.Event().wait()
+
+    async def check() -> None:
+        async with route(tmp_path / "c", index.index()) as packages:
+            answers = [Stalled() for _ in range(2 * MAX_PAGES_AT_ONCE)]
+            waiting = [
+                asyncio.create_task(packages.handle(Request(Head(PAGE.encode(), JSON)), answer))
+                for answer in answers
+            ]
+            async with asyncio.timeout(scale_seconds(20)):
+                while not all(answer.status == 200 for answer in answers):
+                    await asyncio.sleep(0.01)
+                assert (await ask(packages, PAGE, JSON)).complete
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            assert not list((tmp_path / "c" / "new").iterdir())
+
+    with serving() as index:
+        index.add_project("demo")
         run(check)
