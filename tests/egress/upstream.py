@@ -218,7 +218,9 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
     run += ["-nodes", "-days", "2", "-subj"]
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     key, chain = directory / "key.pem", directory / "chain.pem"
-    _openssl(*run, "/CN=test CA", "-keyout", str(ca_key), "-out", str(ca))
+    # Python 3.13 and newer refuse a CA that does not say that it may sign.
+    usage = ("-addext", "keyUsage=critical,keyCertSign")
+    _openssl(*run, "/CN=test CA", "-keyout", str(ca_key), "-out", str(ca), *usage)
     _openssl(
         *(*run, "/CN=localhost", "-keyout", str(key), "-out", str(chain)),
         *(
