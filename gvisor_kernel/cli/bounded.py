@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 MAX_OUTPUT = 1024 * 1024
 """Bytes of a program's output that are kept."""
+EXEC_SECONDS = 0.05
+"""How long a process that executes a program may have no arguments that can be read."""
 
 
 def run_command(argv: Sequence[str], seconds: float, mark: str = "") -> CommandResult:
@@ -51,10 +53,15 @@ def kill_marked(mark: str) -> None:
         return pid != os.getpid() and any(mark in word for word in read_argv(pid))
 
     deadline = time.monotonic() + 2
-    # Repeat: a process that was seen without the mark may be about to exec a program with it.
-    while killed := [pid for pid in find_processes() if kill_if(pid, is_marked)]:
-        if not wait_until_gone(killed, deadline):
+    passes = 0
+    # Repeat: a process that was seen without the mark may be about to exec a program with it, and
+    # for a moment after that its arguments are empty.
+    while passes < 2:
+        killed = [pid for pid in find_processes() if kill_if(pid, is_marked)]
+        if killed and not wait_until_gone(killed, deadline):
             return
+        passes = 0 if killed else passes + 1
+        time.sleep(EXEC_SECONDS)
 
 
 def find_processes() -> list[int]:
