@@ -38,7 +38,9 @@ hypothesis.settings.load_profile("no timing")
 IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
 IN_SANDBOXES += ("egress/test_kernels.py", "egress/test_packages_inside.py")
-IN_SANDBOXES += ("egress/test_packages_real.py",)
+IN_SANDBOXES += ("egress/test_packages_real.py", "egress/test_packages.py")
+IN_SANDBOXES += ("egress/test_attacks.py", "egress/test_process.py", "egress/test_requests.py")
+IN_SANDBOXES += ("egress/test_slow_clients.py",)  # these start the process for routes
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
