@@ -11,7 +11,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from gvisor_kernel.egress.audit import make_entry
@@ -105,7 +105,7 @@ class Gate:
             outcome.status = outcome.status or reply.status
             outcome.seconds = time.monotonic() - began
             shown = "" if head.form is Form.ORIGIN else f"{head.host}:{head.port}"
-            fields = vars(outcome)
+            fields = asdict(outcome)
             was_admitted = fields.pop("admitted")
             entry = make_entry(
                 method=head.method, host=shown, path=head.path.decode("ascii"), **fields

@@ -83,6 +83,15 @@ def test_jupyters_own_files_are_not_copied(folder: Path, monkeypatch: pytest.Mon
         assert tuple(sorted(read(contents))) == names
 
 
+def test_files_with_credentials_of_indexes_are_not_copied(folder: Path) -> None:
+    for name in ("env/pip.conf", "env/seen"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("s3cret")
+    with open_contents(folder) as contents:
+        contents.covered = identify(find_jupyter_covers([str(folder / "env")]))
+        assert sorted(read(contents)) == ["uploads", "uploads/env", "uploads/env/seen"]
+
+
 def test_links_are_not_followed_and_special_files_are_left_out(
     folder: Path, tmp_path: Path
 ) -> None:

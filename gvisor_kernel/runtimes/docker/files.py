@@ -36,7 +36,8 @@ RECENT_SECONDS = 2
 class Room:
     """How much may still be copied into a sandbox. ``folder``, ``setting``: named in the error.
 
-    ``covered``: directories that are copied without their content, by device and inode.
+    ``covered``: directories that are copied without their content, and files that are not copied,
+    by device and inode.
     """
 
     bytes: int
@@ -199,11 +200,12 @@ def _walk_folder(
             continue
         try:
             status = os.fstat(fd)
-            if stat.S_ISREG(status.st_mode):
+            is_covered = (status.st_dev, status.st_ino) in room.covered
+            if stat.S_ISREG(status.st_mode) and not is_covered:
                 yield shown, status, fd
             elif stat.S_ISDIR(status.st_mode):
                 yield shown, status, fd
-                if (status.st_dev, status.st_ino) in room.covered:
+                if is_covered:
                     continue
                 with suppress(PermissionError):
                     yield from _walk_folder(fd, path, room)
