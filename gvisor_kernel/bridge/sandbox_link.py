@@ -59,6 +59,12 @@ STREAMS_AHEAD = 128 * 1024
 that comes after them waits no longer."""
 STREAMS_PAUSE = 0.001
 """Seconds until the pipe is looked at again. Mostly the guest's next frame comes earlier."""
+YIELD_SECONDS = 0.05
+"""How long after a request on shell streams are slow: a download keeps both CPUs of a small machine
+busy, and a short cell would wait for them."""
+YIELD_AHEAD = 64 * 1024
+YIELD_PAUSE = 0.01
+"""STREAMS_AHEAD and STREAMS_PAUSE in that time: few large writes, as each one wakes the sandbox."""
 ACTIVITY_EVENTS = (Message, Log, Started, Resumed, StreamFrames)
 """Events that show activity in the sandbox."""
 
@@ -103,6 +109,8 @@ class SandboxLink:
         self._quiesced: asyncio.Future[None] | None = None
         self._egress: RunEgress | None = None
         self._streams_timer: asyncio.TimerHandle | None = None
+        self._yield_until = 0.0
+        """Until when streams are slow."""
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
         self._unwritten_since_query = False
@@ -249,6 +257,7 @@ class SandboxLink:
             self.note_activity()
         if channel is Channel.SHELL:
             self._share.note_use()
+            self._yield_until = self._loop.time() + YIELD_SECONDS
         self.flush()
 
     # -- streams ---------------------------------------------------------------------------------
@@ -277,9 +286,14 @@ class SandboxLink:
         """
         if not self.connection.queued_streams:
             return 0
-        room = STREAMS_AHEAD - _count_unread(self._sandbox.link_in)
-        if room <= 0 and self._streams_timer is None:
-            self._streams_timer = self._loop.call_later(STREAMS_PAUSE, self._write_streams)
+        is_yielding = self._loop.time() < self._yield_until
+        if is_yielding and self._streams_timer is not None:
+            return 0
+        ahead = YIELD_AHEAD if is_yielding else STREAMS_AHEAD
+        room = ahead - _count_unread(self._sandbox.link_in)
+        if (is_yielding or room <= 0) and self._streams_timer is None:
+            pause = YIELD_PAUSE if is_yielding else STREAMS_PAUSE
+            self._streams_timer = self._loop.call_later(pause, self._write_streams)
         return max(0, room)
 
     def _write_streams(self) -> None:

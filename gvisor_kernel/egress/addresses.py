@@ -172,20 +172,10 @@ def _probe(address: Address) -> Iterator[socket.socket | None]:
         yield probe
 
 
-async def system_resolver(host: str, port: int) -> list[str]:
-    """Resolve as the host's programs do, in a thread.
-
-    :raises OSError: when the name has no address
-    """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
-
-
 async def resolve(
     host: str,
     port: int,
-    resolver: Resolver = system_resolver,
+    resolver: Resolver,
     *,
     allow_private: bool = False,
 ) -> list[str]:

@@ -1,10 +1,10 @@
 """What the limits of routes still allow: requests in a minute, at once and a day, and bytes.
 
-Rate and number at once are counted in this process. Daily budgets are counted for all processes of
-this user, in a file of the state directory, by route and day (UTC). Each change of the file is one
-transaction, so threads and processes that race never get more than the limit together. Bytes are
-taken from the daily budget in blocks before they are passed on. What is left of a block is given
-back at the end; a process that is killed gives nothing back.
+Rate and number at once are counted for each kernel, so that none can use up another one's. Daily
+budgets are counted for all processes of this user, in a file of the state directory, by route and
+day (UTC). Each change of the file is one transaction, so threads and processes that race never get
+more than the limit together. Bytes are taken from the daily budget in blocks before they are passed
+on. What is left of a block is given back at the end; a process that is killed gives nothing back.
 """
 
 from __future__ import annotations
@@ -176,19 +176,19 @@ _WAIT = {
 }
 
 
-# -- in one process --------------------------------------------------------------------------------
+# -- of one kernel ---------------------------------------------------------------------------------
 
 
 @dataclass
 class _Use:
-    """The use of one route in this process: open requests, and when the last minute's began."""
+    """A kernel's use of one route: open requests, and when the last minute's began."""
 
     open: int = 0
     times: deque[float] = field(default_factory=deque)
 
 
 class Budgets:
-    """Admits requests. One for each process; any thread. ``daily``: None for no daily budgets."""
+    """Admits the requests of one kernel. Any thread. ``daily``: None for no daily budgets."""
 
     def __init__(
         self, daily: DailyBudgets | None, monotonic: Callable[[], float] = time.monotonic
@@ -199,7 +199,7 @@ class Budgets:
         self._lock = ThreadLock()
 
     def open_requests(self, route: Route) -> int:
-        """Return how many requests of ``route`` are open in this process."""
+        """Return how many requests of ``route`` this kernel has open."""
         with self._lock:
             return self._use(route).open
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import httpcore
 
 from gvisor_kernel.egress.http import EVENTS_IN_A_TURN, Reply, Request
+from gvisor_kernel.egress.masking import Masking
 from gvisor_kernel.egress.patterns import OVERRIDING_HEADERS, fold_header
 from gvisor_kernel.egress.refusals import Refused
 from gvisor_kernel.egress.upstream import Upstream, translated_errors
@@ -89,10 +90,12 @@ async def forward(
     url: httpcore.URL,
     headers: Pairs,
     change: Callable[[Pairs], Pairs] = lambda headers: headers,
+    secret: bytes = b"",
 ) -> None:
     """Send ``request`` with ``headers`` to ``url`` and pass the answer on while it comes.
 
-    ``change`` returns the answer's headers as the sandbox gets them.
+    ``change`` returns the answer's headers as the sandbox gets them. ``secret`` is masked in the
+    answer's body, and an answer's reason that contains it is dropped.
 
     :raises Refusal: nothing of the answer was passed on, if the reply has not started
     """
@@ -103,18 +106,27 @@ async def forward(
             pass
     async with upstream.send(method, url, headers, body) as response:
         answer = change(end_to_end(response.headers))
-        await reply.start(response.status, answer, _reason(response))
+        await reply.start(response.status, answer, _reason(response, secret))
         with translated_errors():
             if method != "HEAD" and response.status not in (204, 304):
-                parts = 0
-                async for data in response.aiter_stream():
-                    await reply.body(data)
-                    parts += 1
-                    if parts % EVENTS_IN_A_TURN == 0:
-                        await asyncio.sleep(0)
+                await _pass_body(response, reply, Masking(secret))
             await reply.end()
 
 
-def _reason(response: httpcore.Response) -> str:
+async def _pass_body(response: httpcore.Response, reply: Reply, masking: Masking) -> None:
+    parts = 0
+    async for data in response.aiter_stream():
+        if data := masking.feed(data):
+            await reply.body(data)
+        parts += 1
+        if parts % EVENTS_IN_A_TURN == 0:
+            await asyncio.sleep(0)
+    if data := masking.finish():
+        await reply.body(data)
+
+
+def _reason(response: httpcore.Response, secret: bytes) -> str:
     reason = response.extensions.get("reason_phrase", b"")
-    return reason.decode("ascii", "replace") if isinstance(reason, bytes) else ""
+    if not isinstance(reason, bytes) or (secret and secret in reason):
+        return ""
+    return reason.decode("ascii", "replace")

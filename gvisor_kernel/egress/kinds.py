@@ -29,7 +29,7 @@ class Limits:
     """What one route lets through. A limit of None is not applied.
 
     Bytes are of bodies, and of both directions of a tunnel. ``seconds``: the longest time of one
-    request or tunnel. ``requests_per_minute`` and ``at_once`` count in one Jupyter process,
+    request or tunnel. ``requests_per_minute`` and ``at_once`` count for one kernel,
     ``daily_requests`` and ``daily_bytes`` for all processes of this user, from 0:00 UTC.
     """
 

@@ -97,6 +97,8 @@ class Reverse:
             if not value.isascii() or not value.isprintable():
                 raise UpstreamFailed(f"the credential of the route {self._route.name} is unusable")
             headers.append((name.strip().encode(), value.encode()))
+        if secret:  # in what is compressed, it could not be found
+            headers = [*without(headers, b"accept-encoding"), (b"Accept-Encoding", b"identity")]
         url = httpcore.URL(
             scheme=self._scheme, host=self._name, port=self._port, target=target or b"/"
         )
@@ -104,7 +106,7 @@ class Reverse:
         def change(answer: Pairs) -> Pairs:
             return self._change(answer, secret.encode())
 
-        await forward(self._upstream, request, reply, url, headers, change)
+        await forward(self._upstream, request, reply, url, headers, change, secret.encode())
 
     def _change(self, headers: Pairs, secret: bytes) -> Pairs:
         """Return an answer's headers without what would lead past the route, or contains its

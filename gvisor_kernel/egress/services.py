@@ -6,33 +6,40 @@ One object for each run of a kernel. Whatever blocks runs in a thread.
 from __future__ import annotations
 
 import asyncio
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gvisor_kernel.egress import addresses
 from gvisor_kernel.egress.audit import Audit, Entry, describe_entry
-from gvisor_kernel.egress.budgets import Admission, Budgets, is_daily
+from gvisor_kernel.egress.budgets import Admission, Budgets, DailyBudgets, is_daily
+from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
 from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
 from gvisor_kernel.egress.routes import Route
-from gvisor_kernel.egress.secrets import read_secret
+from gvisor_kernel.egress.secret_reader import SecretReader
 from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
 
-SECRET_SECONDS = 60.0
-"""How long a secret that was read is used; then it is read again, as it may have been replaced."""
 RETRY_SECONDS = 10
 """When a client may try again that was refused for the number of requests."""
 TURN_SECONDS = 10.0
 """How long a request waits for another one of its route to end, before it is refused."""
-READ_SECONDS = 20.0
-"""How long reading one may take: a keyring may be locked."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all kernels of a worker share. Make it in the worker's event loop."""
+
+    daily: DailyBudgets = field(default_factory=DailyBudgets)
+    secrets: SecretReader = field(default_factory=SecretReader)
+    name_threads: ThreadPoolExecutor = field(default_factory=make_threads)
 
 
 class Turns:
-    """Requests that wait until another one of their route has ended. One for each worker.
+    """Requests of one kernel that wait until another one of their route has ended.
 
     A client may begin its next request before the end of the last one is counted, so a route that
     is full is waited for.
@@ -71,17 +78,17 @@ class Services:
         identity: str,
         audit: Path | None,
         environment: Mapping[str, str],
-        budgets: Budgets,
-        turns: Turns,
+        shared: Shared,
         say: Callable[[str], None],
     ) -> None:
         self._identity = identity
         self._audit = None if audit is None else Audit(audit)
         self._environment = environment
-        self._budgets = budgets
-        self._turns = turns
+        self._budgets = Budgets(shared.daily)
+        self._turns = Turns()
+        self._secrets = shared.secrets
+        self._names = NameResolver(shared.name_threads)
         self._say = say
-        self._secrets: dict[str, tuple[float, str]] = {}
         self._dismissing: set[asyncio.Future[None]] = set()
 
     async def resolve(self, host: str, port: int, *, allow_private: bool) -> list[str]:
@@ -90,7 +97,9 @@ class Services:
         :raises Refusal: one of them is not allowed, or there is none
         """
         try:
-            return await addresses.resolve(host, port, allow_private=allow_private)
+            return await addresses.resolve(
+                host, port, self._names.resolve, allow_private=allow_private
+            )
         except EgressRefused as error:
             raise Refused(error.fact.rstrip("."), error.hint) from error
         except EgressError as error:
@@ -101,19 +110,12 @@ class Services:
 
         :raises UpstreamFailed: it cannot be read; the kernel's log says why
         """
-        read, value = self._secrets.get(reference, (0.0, ""))
-        if value and time.monotonic() < read + SECRET_SECONDS:
-            return value
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(READ_SECONDS):
-                value = await loop.run_in_executor(None, read_secret, reference, self._environment)
+            return await self._secrets.read(reference, self._environment)
         except (SecretError, TimeoutError) as error:
             why = str(error) if isinstance(error, SecretError) else "it takes too long"
             self._say(f"a secret cannot be read: {why}")
             raise UpstreamFailed("the credential of the route cannot be read on the host") from None
-        self._secrets[reference] = (time.monotonic(), value)
-        return value
 
     async def admit(self, route: Route) -> Admission:
         """Count a request that begins. Its end is told with ``dismiss``.

@@ -22,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.egress import http
-from gvisor_kernel.egress.budgets import Budgets, DailyBudgets
 from gvisor_kernel.egress.gate import Gate
 from gvisor_kernel.egress.packages import Packages
 from gvisor_kernel.egress.routes import read_route
-from gvisor_kernel.egress.services import Services, Turns, describe_error
+from gvisor_kernel.egress.services import Services, Shared, describe_error
 from gvisor_kernel.egress.streams import ByteStream, StreamLink
 
 MAX_MESSAGE = 128 * 1024
 """Bytes of one message on the control socket, below the least size of a socket's buffer."""
 THREADS = 8
-"""Threads that resolve names and read secrets, for all kernels."""
+"""Threads for files: budgets and the cache of packages, for all kernels."""
 PR_SET_DUMPABLE = 4
 
 
@@ -42,8 +41,7 @@ class Worker:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._kernels: dict[int, StreamLink] = {}
-        self._budgets = Budgets(DailyBudgets())
-        self._turns = Turns()
+        self._shared = Shared()
         self._packages: Packages | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()
@@ -70,8 +68,7 @@ class Worker:
             message["identity"],
             None if message["audit"] is None else Path(message["audit"]),
             message["environment"],
-            self._budgets,
-            self._turns,
+            self._shared,
             lambda line: self._send({"kernel": number, "line": line}),
         )
         routes = [read_route(route) for route in message["routes"]]

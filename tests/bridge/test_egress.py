@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import pytest
+
 from gvisor_kernel.bridge import sandbox_link
-from gvisor_kernel.bridge.egress import OpenEgress
+from gvisor_kernel.bridge.egress import READ_SIZE, OpenEgress
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
@@ -246,6 +248,41 @@ def test_guest_that_does_not_read_is_not_written_much() -> None:
                 return got == sent // len(BLOCK) * len(BLOCK)
 
             await world.until(all_arrived)
+
+    asyncio.run(check())
+
+
+def test_streams_are_slow_after_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short cell does not wait for the CPUs that a download keeps busy."""
+    monkeypatch.setattr(sandbox_link, "YIELD_SECONDS", 3600.0)
+    monkeypatch.setattr(sandbox_link, "YIELD_PAUSE", 3600.0)
+
+    async def check() -> None:
+        async with linked() as world:
+            world.link.send_message(Channel.SHELL, [b"1+1"])
+            got = 0
+
+            def count(wanted: type[Event]) -> int:
+                world.read_guest()
+                return sum(isinstance(event, wanted) for event in world.guest_events)
+
+            def is_full() -> bool:
+                """Send until the link takes no more; the guest reads all that arrives meanwhile."""
+                count(Message)
+                with suppress(BlockingIOError):
+                    while world.far.send(BLOCK):
+                        pass
+                return world.link.connection.stream_room <= 0
+
+            for _ in range(2):
+                await world.until(is_full)
+                messages = count(Message)
+                world.link.send_message(Channel.CONTROL, [b"next"])
+                assert count(Message) == messages + 1
+                frames = [e.frames for e in world.guest_events if isinstance(e, StreamFrames)]
+                got, before = sum(map(len, frames)), got
+                assert 0 < got - before <= sandbox_link.YIELD_AHEAD + READ_SIZE
+                world.link._write_streams()
 
     asyncio.run(check())
 

@@ -12,6 +12,7 @@ import pytest
 
 from gvisor_kernel.egress import addresses
 from gvisor_kernel.egress.addresses import METADATA, judge, resolve
+from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
 from gvisor_kernel.errors import EgressError, EgressRefused
 
 PUBLIC = "93.184.216.34"
@@ -235,5 +236,9 @@ def test_resolver_that_never_answers_ends_with_an_error(monkeypatch: pytest.Monk
 
 
 def test_localhost_of_this_machine_is_refused() -> None:
+    async def system_resolver(host: str, port: int) -> list[str]:
+        with make_threads() as threads:
+            return await NameResolver(threads).resolve(host, port)
+
     with pytest.raises(EgressRefused, match="loopback"):
-        asyncio.run(resolve("localhost", 80, allow_private=True))
+        asyncio.run(resolve("localhost", 80, system_resolver, allow_private=True))

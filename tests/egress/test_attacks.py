@@ -239,19 +239,36 @@ def test_requests_over_the_number_at_once_wait_for_their_turn(
     assert all(status_of(narrow.wait(stream)) == 200 for stream in streams)
 
 
+def test_a_kernel_cannot_take_the_requests_of_another(
+    open_kernel: OpenKernel, upstream: Fake
+) -> None:
+    limits = {"requests_per_minute": 4, "at_once": 4}
+    address = f"http://127.0.0.1:{upstream.port}"
+    routes = {"shared": {"url": address, "allow_private": True, "limits": limits}}
+    upstream.seen.clear()
+    upstream.go.clear()
+    hostile, other = open_kernel(routes), open_kernel(routes)
+    raw = f"GET /shared/wait HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode()
+    streams = [hostile.open(raw) for _ in range(10)]
+    hostile.wait_for(lambda: len(upstream.seen) == 4, streams[0])
+    assert status_of(other.get("/shared/x")) == 200
+    upstream.go.set()
+    assert status_of(hostile.wait(streams[0])) == 200
+
+
 def test_a_client_that_goes_away_while_it_is_admitted_does_not_count_as_open(
     open_kernel: OpenKernel, upstream: Fake
 ) -> None:
     limits = {"daily_requests": 100_000, "requests_per_minute": 100_000, "at_once": 4}
     address = f"http://127.0.0.1:{upstream.port}"
     routes = {"daily-left": {"url": address, "allow_private": True, "limits": limits}}
-    hostile, other = open_kernel(routes), open_kernel(routes)
+    kernel = open_kernel(routes)
     for i in range(200):
-        stream = hostile.open(f"GET /daily-left/x HTTP/1.1\r\n{HEAD}\r\n".encode())
+        stream = kernel.open(f"GET /daily-left/x HTTP/1.1\r\n{HEAD}\r\n".encode())
         time.sleep(0.0005 * (i % 8))
-        hostile.reset(stream)
+        kernel.reset(stream)
     for _ in range(8):
-        assert status_of(other.get("/daily-left/x")) == 200
+        assert status_of(kernel.get("/daily-left/x")) == 200
 
 
 def test_requests_over_the_number_a_minute_are_told_when_to_come_again(

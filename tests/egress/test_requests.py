@@ -140,6 +140,15 @@ def test_a_credential_that_the_server_returns_in_a_header_is_dropped(kernel: Ker
     assert b"X-Other: kept" in answer
 
 
+def test_a_credential_that_the_server_quotes_is_masked(kernel: Kernel) -> None:
+    answer = kernel.get("/api/quote", "Accept-Encoding: gzip")
+    assert status_of(answer) == 401
+    assert b"X-Accepted: identity\r\n" in answer
+    assert SECRET.encode() not in answer
+    body = f'{{"error": "the key Bearer {"*" * len(SECRET)} is wrong"}}'
+    assert body_of(answer).decode() == body
+
+
 def test_headers_of_one_connection_are_not_passed_on(kernel: Kernel, upstream: Fake) -> None:
     kernel.get(
         "/plain/x",

@@ -146,6 +146,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         auth = self.fake.seen[-1].values("authorization")
         self._answer(b"", X_Seen=str(auth), X_Other="kept", Connection="X-Hop", X_Hop="1")
 
+    def at_quote(self, query: dict[str, str]) -> None:
+        """Return the credential in the reason and, cut in two, in the body."""
+        auth = self.fake.seen[-1].values("authorization")[0].encode()
+        encoding = ", ".join(self.fake.seen[-1].values("accept-encoding"))
+        body = b'{"error": "the key %s is wrong"}' % auth
+        self.send_response(401, f"wrong: {auth.decode()}")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Accepted", encoding)
+        self.end_headers()
+        at = body.index(auth) + len(auth) // 2
+        self.wfile.write(body[:at])
+        self.fake.go.wait(0.05)
+        self.wfile.write(body[at:])
+
     def at_unframed(self, query: dict[str, str]) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef")
         self.close_connection = True
