@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
+from gvisor_kernel.egress.counters import Counters, read_count
 from gvisor_kernel.egress.package_index import find_configuration_variables
 from gvisor_kernel.egress.routes import Route, UrlRoute, write_route
 from gvisor_kernel.errors import LaunchError
@@ -72,6 +73,8 @@ class EgressWorker(PerProcess):
         self._sending = ThreadLock()
         self._worker: _Worker | None = None
         self._ended = False
+        self.counters = Counters()
+        """What went through the routes of this process's kernels."""
 
     @property
     def pid(self) -> int | None:
@@ -112,7 +115,7 @@ class EgressWorker(PerProcess):
         for is_last in (False, True):
             if self._worker is None or not self._worker.alive:
                 self._stop()
-                self._worker = _Worker()
+                self._worker = _Worker(self.counters)
             try:
                 self._worker.send(grant, write_log, theirs)
                 return
@@ -138,13 +141,14 @@ class EgressWorker(PerProcess):
 class _Worker:
     """One process, its control socket, and two threads that read what it says."""
 
-    def __init__(self) -> None:
-        """Start it.
+    def __init__(self, counters: Counters) -> None:
+        """Start it. It adds to ``counters``.
 
         :raises OSError: it cannot be started
         :raises LaunchError: this process does not learn how its children end
         """
         check_children()
+        self._counters = counters
         self._logs: dict[int, Log] = {}
         self._last = 0
         self._told = False
@@ -213,6 +217,8 @@ class _Worker:
             try:
                 message = parse_json(content, MAX_MESSAGE)
                 kernel, line = int(message["kernel"]), message.get("line")
+                if "count" in message:
+                    self._counters.add(*read_count(message["count"]))
             except (JsonError, KeyError, TypeError, ValueError, AttributeError):
                 self.process.kill()  # it is not itself any more
                 break

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gvisor_kernel.egress import addresses
-from gvisor_kernel.egress.audit import Audit, Entry, describe_entry
+from gvisor_kernel.egress.audit import Audit, Entry
 from gvisor_kernel.egress.budgets import Admission, Budgets, DailyBudgets, is_daily
 from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
 from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
@@ -71,7 +71,8 @@ class Turns:
 
 
 class Services:
-    """``say`` writes a line into the kernel's log. ``environment`` has the values of ``env:``."""
+    """``say`` writes a line into the kernel's log; ``report_entry`` writes a request that has ended
+    there, and counts it. ``environment`` has the values of ``env:``."""
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Services:
         environment: Mapping[str, str],
         shared: Shared,
         say: Callable[[str], None],
+        report_entry: Callable[[Entry], None],
     ) -> None:
         self._identity = identity
         self._audit = None if audit is None else Audit(audit)
@@ -89,6 +91,7 @@ class Services:
         self._secrets = shared.secrets
         self._names = NameResolver(shared.name_threads)
         self._say = say
+        self._report_entry = report_entry
         self._dismissing: set[asyncio.Future[None]] = set()
 
     async def resolve(self, host: str, port: int, *, allow_private: bool) -> list[str]:
@@ -172,7 +175,7 @@ class Services:
     def record(self, entry: Entry, *, was_admitted: bool) -> None:
         """Write a request down: in the audit, and as a line of the kernel's log."""
         if self._audit is None or self._audit.write(entry, was_admitted=was_admitted):
-            self._say(describe_entry(entry))
+            self._report_entry(entry)
 
     def close(self) -> None:
         """Close the audit."""

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.egress import http
+from gvisor_kernel.egress.audit import describe_entry
+from gvisor_kernel.egress.counters import write_count
 from gvisor_kernel.egress.gate import Gate
 from gvisor_kernel.egress.packages import Packages
 from gvisor_kernel.egress.routes import read_route
@@ -70,6 +72,9 @@ class Worker:
             message["environment"],
             self._shared,
             lambda line: self._send({"kernel": number, "line": line}),
+            lambda entry: self._send(
+                {"kernel": number, "line": describe_entry(entry), "count": write_count(entry)}
+            ),
         )
         routes = [read_route(route) for route in message["routes"]]
         gate = Gate(routes, services, self._answer_packages)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.egress.audit import FILE, read_entries
+from gvisor_kernel.egress.counters import Count
+from gvisor_kernel.egress.process import EgressWorker
 
 from ..patience import scale_seconds
 from .conftest import SECRET, Kernel, OpenKernel
-from .peer import status_of
+from .peer import body_of, status_of
 from .upstream import Fake
 
 HEAD = "Host: 127.0.0.1:3128\r\n"
@@ -317,6 +319,23 @@ def test_each_request_leaves_one_line_in_the_record(
     assert entries[0].down > 0
     assert entries[0].reason == ""
     assert all(entry.reason for entry in entries[1:])
+
+
+def test_requests_are_counted_by_route(
+    worker: EgressWorker, open_kernel: OpenKernel, upstream: Fake
+) -> None:
+    address = f"http://127.0.0.1:{upstream.port}"
+    kernel = open_kernel({"counted": {"url": address, "allow_private": True}})
+    before = worker.counters.read().get("", Count())
+    head = f"POST /counted/x HTTP/1.1\r\n{HEAD}Connection: close\r\nContent-Length: 5\r\n\r\n"
+    down = len(body_of(kernel.ask(head.encode() + b"12345")))
+    kernel.get("/counted/a//b")
+    kernel.get("/other")
+    kernel.wait_for(lambda: len(kernel.log) == 3, kernel.open())
+    count = worker.counters.read()["counted"]
+    assert (count.requests, count.failed, count.up, count.down) == (2, 1, 5, down)
+    assert count.seconds > 0
+    assert worker.counters.read()[""].failed == before.failed + 1
 
 
 def test_a_request_whose_client_leaves_before_the_answer_is_recorded_after_any_number_of_refusals(
