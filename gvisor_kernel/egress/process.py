@@ -38,7 +38,9 @@ MAX_MESSAGE = 128 * 1024
 MAX_LINE = 2000
 SEND_SECONDS = 5.0
 """How long the worker may take none of the messages that wait for it."""
-POLL_SECONDS = 60.0
+SILENCE_SECONDS = 60.0
+"""A worker that says nothing for so long hangs, and is killed: it gives a sign of life every
+LIFE_SECONDS (worker.py)."""
 END_SECONDS = 2.0
 """How long the worker has to end after the end of its control socket; then it is killed."""
 KEPT = (
@@ -205,17 +207,26 @@ class _Worker:
 
     def _read_messages(self) -> None:
         """Write the worker's lines into the kernels' logs, until its control socket ends."""
+        ready = select.poll()
+        try:
+            ready.register(self.control.fileno(), select.POLLIN)
+        except ValueError:  # closed by ``stop`` already
+            return
         while True:
             try:
-                if not select.select([self.control], [], [], POLL_SECONDS)[0]:
-                    continue
+                if not ready.poll(SILENCE_SECONDS * 1000):
+                    self._write_all(f"the process for routes was silent for {SILENCE_SECONDS:g} s")
+                    self.process.kill()
+                    break
                 content = self.control.recv(MAX_MESSAGE)
-            except (OSError, ValueError):  # closed by ``stop``
+            except OSError:  # closed by ``stop``
                 return
             if not content:
                 break
             try:
                 message = parse_json(content, MAX_MESSAGE)
+                if not message:  # a sign of life
+                    continue
                 kernel, line = int(message["kernel"]), message.get("line")
                 if "count" in message:
                     self._counters.add(*read_count(message["count"]))

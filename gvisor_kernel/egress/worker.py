@@ -32,6 +32,8 @@ from gvisor_kernel.egress.streams import ByteStream, StreamLink
 
 MAX_MESSAGE = 128 * 1024
 """Bytes of one message on the control socket, below the least size of a socket's buffer."""
+LIFE_SECONDS = 15.0
+"""Between two signs of life: empty messages to the host."""
 THREADS = 8
 """Threads for files: budgets and the cache of packages, for all kernels."""
 PR_SET_DUMPABLE = 4
@@ -49,6 +51,7 @@ class Worker:
         self.ended = asyncio.Event()
         control.setblocking(False)
         asyncio.get_running_loop().add_reader(control.fileno(), self._receive)
+        self._show_life()
 
     def _receive(self) -> None:
         try:
@@ -98,6 +101,10 @@ class Worker:
         if self._packages is None:
             self._packages = Packages.open(os.environ)
         await self._packages.handle(request, reply)
+
+    def _show_life(self) -> None:
+        self._send({})
+        asyncio.get_running_loop().call_later(LIFE_SECONDS, self._show_life)
 
     def _send(self, message: dict[str, Any]) -> None:
         """Tell the host. A line is lost while the host does not read."""

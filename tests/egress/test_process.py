@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.egress import process
 from gvisor_kernel.egress.process import EgressWorker, _Worker
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import wait_until_gone
@@ -118,6 +119,26 @@ def test_a_worker_that_was_killed_is_replaced(upstream: Fake) -> None:
     # A thread writes it, after the socket's end and perhaps after the next start.
     wait_until(lambda: bool(first.log))
     assert first.log == ["the process for routes ended with status -9"]
+
+
+def test_a_worker_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, upstream: Fake) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    worker = EgressWorker()
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "SILENCE_SECONDS", 0.5)
+        first = Kernel(worker, routes, None)
+        pid = worker.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        first.wait_for(lambda: first.ended, first.open())
+    assert is_gone(pid)
+    second = Kernel(worker, routes, None)
+    assert status_of(second.get("/plain/x")) == 200
+    for kernel in (first, second):
+        kernel.close()
+    worker.end()
+    wait_until(lambda: len(first.log) == 2)
+    assert first.log[0] == "the process for routes was silent for 0.5 s"
 
 
 def test_the_end_of_a_worker_that_still_seems_to_live_is_logged(
