@@ -295,6 +295,8 @@ class Admission:
         if daily is None:
             return
         with self._lock:
+            if self._closed:  # its client left before this thread began
+                raise _refused(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
             day, left = self._block
             if left < count:
                 if day not in ("", daily.today()):
@@ -313,12 +315,12 @@ class Admission:
 
         :raises EgressError: when the file of daily budgets cannot be used
         """
-        if self._closed:
-            return
-        self._closed = True
-        self._end(self.route)
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             (day, left), self._block = self._block, ("", 0)
+        self._end(self.route)
         if self._daily is not None and left:
             self._daily.give_back(self.route, day, left)
 

@@ -64,10 +64,11 @@ class Turns:
     def end(self, route: str) -> None:
         """Let the request go on that has waited longest."""
         waiting = self._waiting.get(route)
-        if waiting:
+        while waiting:
             turn = waiting.popleft()
-            if not turn.done():
+            if not turn.done():  # else its client has just gone
                 turn.set_result(None)
+                return
 
 
 class Services:

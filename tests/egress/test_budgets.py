@@ -170,6 +170,16 @@ def test_unused_bytes_are_given_back(daily: DailyBudgets) -> None:
     assert daily.spent(limited) == Spent(1, BLOCK + 15)
 
 
+def test_bytes_that_are_counted_after_the_end_take_nothing(daily: DailyBudgets) -> None:
+    """A thread may begin to count after the client has gone."""
+    limited = route(daily_bytes=1_000_000)
+    admission = Budgets(daily).admit(limited)
+    admission.close()
+    with pytest.raises(EgressRefused):
+        admission.received(5)
+    assert daily.spent(limited) == Spent(1, 0)
+
+
 def test_last_byte_of_a_day_can_be_used_and_no_more(daily: DailyBudgets) -> None:
     limited = route(daily_bytes=BLOCK + 1)
     budgets = Budgets(daily)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress import name_resolver, secret_reader
+from gvisor_kernel.egress import name_resolver, secret_reader, services
 from gvisor_kernel.egress.name_resolver import NAMES_AT_ONCE, NameResolver, make_threads
 from gvisor_kernel.egress.secret_reader import SecretReader
+from gvisor_kernel.egress.services import Turns
 from gvisor_kernel.errors import SecretError
+
+from ..patience import scale_seconds
 
 
 @pytest.fixture
@@ -100,6 +103,23 @@ def test_a_secret_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
         path.touch(0o600)
         path.write_text("value\n")
         assert await reader.read(f"file:{path}", {}) == "value"
+
+    asyncio.run(check())
+
+
+def test_a_turn_goes_to_a_request_whose_client_still_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
+
+    async def check() -> None:
+        turns = Turns()
+        first, second = (asyncio.create_task(turns.wait("api")) for _ in range(2))
+        await asyncio.wait([first, second], timeout=0)
+        first.cancel()
+        turns.end("api")
+        async with asyncio.timeout(scale_seconds(10)):
+            await second
 
     asyncio.run(check())
 
