@@ -42,7 +42,7 @@ ALLOWED = {
     "egress/budgets.py:_connect": STATE,
     "egress/package_cache.py": OWN_STORE,
     "egress/packages.py:open": OWN_STORE,
-    "egress/worker.py:_answer_packages": OWN_STORE,
+    "egress/worker.py:_open_packages": OWN_STORE,
     "egress/package_index.py": "configuration files of this user and of the system",
     "host/homes.py": "the system's list of accounts",
     "host/enter.py": KERNEL + "; the state directory, opened again and compared",

@@ -39,7 +39,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._begin_end())"): UNDONE,
     ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "bounded by FLUSH_SECONDS",
     ("egress/http.py", "while True"): "bounded by HEAD_SECONDS and BODY_SECONDS a read",
-    ("egress/packages.py", "await writing"): "bounded by PAGE_SECONDS a page, and one parse each",
+    ("egress/fair_turns.py", "await turn"): "turns have time limits, and so has who waits",
+    ("egress/page_writer.py", "sock.recv(MAX_MESSAGE)"): "from the worker, with whose end it ends",
     (
         "egress/services.py",
         "asyncio.shield(admitting)",

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
-from gvisor_kernel.egress.routes import Route
+from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.errors import EgressError, EgressRefused
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.runtimes.state.records import state_root
 
 FILE = "egress-budgets.sqlite3"
 BLOCK = 256 * 1024
@@ -55,7 +55,7 @@ class DailyBudgets:
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
         """``path``: the file; by default that of the state directory."""
-        self._path = state_root() / FILE if path is None else path
+        self._given_path = path
         self._clock = clock
         self._turn = ThreadLock()
 
@@ -108,6 +108,15 @@ class DailyBudgets:
         """
         with self._transaction() as database:
             _add(database, route.name, day, 0, -count)
+
+    @cached_property
+    def _path(self) -> Path:
+        if self._given_path is not None:
+            return self._given_path
+        # Most routes have no daily budget, and this takes some MiB of modules.
+        from gvisor_kernel.runtimes.state.records import state_root
+
+        return state_root() / FILE
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -17,11 +17,12 @@ from functools import partial
 from gvisor_kernel.egress.audit import make_entry
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
+from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
 from gvisor_kernel.egress.meter import Meter
+from gvisor_kernel.egress.own_process import end_if_out_of_memory
 from gvisor_kernel.egress.patterns import is_host_allowed, split_authority
 from gvisor_kernel.egress.refusals import BadRequest, LimitReached, Refusal, Refused
 from gvisor_kernel.egress.reverse import Reverse
-from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, Route, UrlRoute
 from gvisor_kernel.egress.services import Services
 from gvisor_kernel.egress.streams import StreamReset
 from gvisor_kernel.egress.tunnel import open_tunnel, pass_on
@@ -89,6 +90,7 @@ class Gate:
             except (Refusal, StreamReset):
                 raise
             except Exception as error:
+                end_if_out_of_memory(error)
                 self._services.report(error)
                 raise Refusal(500, "gvisor-kernel: the request failed inside the proxy") from error
         except Refusal as refusal:

@@ -1,15 +1,16 @@
 """Keeps what was downloaded from package indexes, for all kernels of this user.
 
 Files are named by their SHA-256, so nobody can put another content under a name: a file gets its
-name after its digest was computed here. Pages of indexes are kept as the index sent them. All of it
-is private to the user, survives processes, and is shared by them: a name appears in one step, and a
-file that is removed stays readable for who has it open. The files that were used longest ago are
-removed first.
+name after its digest was computed here. Pages of indexes are kept as the index sent them, and read
+by another process (``page_writer``). All of it is private to the user, survives processes, and is
+shared by them: a name appears in one step, and a file that is removed stays readable for who has it
+open. The files that were used longest ago are removed first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,17 +18,18 @@ import os
 import secrets
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from platformdirs import user_cache_path
 
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.package_pages import STRONG
 from gvisor_kernel.host.private_directories import lock, make_directories, read_file
-from gvisor_kernel.strict_json import JsonError, parse_json
+from gvisor_kernel.strict_json import parse_json
 
 MAX_CACHE = 5 * GIB
 TRIMMED = 0.9
@@ -37,7 +39,8 @@ TRIM_EVERY = 64 * MIB
 UNFINISHED_SECONDS = 86400.0
 """When an unfinished download is left over from a process that has ended."""
 TOUCH_SECONDS = 60.0
-MAX_HEADER = 65536
+MAX_FOOTER = 65536
+FOOTER_DIGITS = 8
 KEY_BYTES = 32
 _FOLDERS = ("files", "pages", "known", "new")
 
@@ -46,17 +49,83 @@ class HashMismatch(Exception):
     """A file is not the one that its index describes; the text says how it differs."""
 
 
+class OpenFile:
+    """A descriptor that is closed when nobody has this object any more."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        weakref.finalize(self, os.close, fd)
+
+
 @dataclass(frozen=True)
 class StoredPage:
-    """What an index answered. ``fetched`` is in seconds since the epoch, ``max_age`` in seconds."""
+    """What an index answered: its body is the first ``size`` bytes of ``file``, which stay as they
+    are. ``fetched`` is in seconds since the epoch, ``max_age`` in seconds."""
 
     url: str
     content_type: str
-    body: bytes
     fetched: float
-    max_age: float = 0.0
-    etag: str | None = None
-    modified: str | None = None
+    max_age: float
+    etag: str | None
+    modified: str | None
+    file: OpenFile = field(compare=False)
+    size: int
+
+
+class IncomingPage:
+    """A page that is being written. It is removed at the end, unless ``keep`` was called. All
+    methods block."""
+
+    def __init__(self, cache: PackageCache, path: Path) -> None:
+        self._cache = cache
+        self._path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Append to the body.
+
+        :raises OSError: when the disk is full
+        """
+        self._append(data)
+        self.size += len(data)
+
+    def copy(self, page: StoredPage) -> None:
+        """Append the body of another page.
+
+        :raises OSError: when the disk is full
+        """
+        while self.size < page.size:
+            count = os.sendfile(self._fd, page.file.fd, self.size, page.size - self.size)
+            if not count:
+                raise OSError(errno.EIO, "a page of the cache ended early")
+            self.size += count
+
+    def keep(self, key: str, **fields: Any) -> StoredPage:
+        """Put the page in the place of an older one under ``key``, and return it. A page that
+        cannot be kept is not an error. ``fields``: the others of StoredPage.
+
+        :raises OSError: when the page cannot be used, either
+        """
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        page = StoredPage(**fields, file=OpenFile(fd), size=self.size)
+        footer = json.dumps({**fields, "size": self.size}).encode()
+        if len(footer) <= MAX_FOOTER and self.size <= self._cache.limit // 10:
+            with contextlib.suppress(OSError):
+                self._append(footer + b"%0*d" % (FOOTER_DIGITS, len(footer)))
+                self._cache.adopt_page(self._path, key, self.size)
+        return page
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        """Close it, and remove it unless it has got a name."""
+        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 class Incoming:
@@ -153,20 +222,13 @@ class PackageCache:
             self._write(path, key)
         return key
 
-    def spool(self, content: bytes) -> IO[bytes]:
-        """Return a file without a name with ``content``, on the disk of the cache.
+    def new_answer(self) -> OpenFile:
+        """Return a file without a name, on the disk of the cache, for a page that is made.
 
-        :raises OSError: when it cannot be written
+        :raises OSError: when it cannot be made
         """
-        file = tempfile.TemporaryFile(dir=self.root / "new", buffering=0)  # noqa: SIM115 - returned
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[file.write(view) :]
-        except BaseException:
-            file.close()
-            raise
-        return file
+        with tempfile.TemporaryFile(dir=self.root / "new", buffering=0) as file:
+            return OpenFile(os.dup(file.fileno()))
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -211,10 +273,7 @@ class PackageCache:
         place = self._place("files", name)
         place.parent.mkdir(mode=0o700, exist_ok=True)
         path.rename(place)
-        self._added += size
-        if self._added >= TRIM_EVERY:
-            self._added = 0
-            self.trim()
+        self._note_added(size)
 
     def note(self, known: str, name: str) -> None:
         """Remember that what ``known`` stands for is the file ``name``.
@@ -233,34 +292,50 @@ class PackageCache:
 
     # -- pages -------------------------------------------------------------------------------------
 
-    def read_page(self, key: str) -> StoredPage | None:
-        """Return the page that was kept under ``key``."""
+    def open_page(self, key: str) -> StoredPage | None:
+        """Return the page that was kept under ``key``. After its body the file has the other
+        fields, and their length in FOOTER_DIGITS digits."""
         path = self._place("pages", _digest(key))
         try:
-            header, mark, body = read_file(path, MAX_CACHE).partition(b"\n")
-            content = parse_json(header, MAX_HEADER)
-            if not mark or content["size"] != len(body):
+            file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+            end = os.fstat(file.fd).st_size - FOOTER_DIGITS
+            length = int(os.pread(file.fd, FOOTER_DIGITS, max(0, end)))
+            if not 0 < length <= min(MAX_FOOTER, end):
                 return None
-            fields = {k: v for k, v in content.items() if k != "size"}
-            page = StoredPage(body=body, **fields)
-        except (OSError, JsonError, TypeError, KeyError):
+            fields = parse_json(os.pread(file.fd, length, end - length), MAX_FOOTER)
+            if fields["size"] != end - length:
+                return None
+            page = StoredPage(file=file, **fields)
+        except (OSError, ValueError, TypeError, KeyError):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
         return page
 
-    def write_page(self, key: str, page: StoredPage) -> None:
-        """Keep a page in the place of an older one. A page that cannot be kept is not an error."""
-        fields = {k: v for k, v in vars(page).items() if k != "body"}
-        header = json.dumps({**fields, "size": len(page.body)}).encode()
-        if len(header) > MAX_HEADER or len(page.body) > self.limit // 10:
-            return
+    def new_page(self) -> IncomingPage:
+        """Begin a page.
+
+        :raises OSError: when it cannot be made
+        """
+        return IncomingPage(self, self.root / "new" / secrets.token_hex(16))
+
+    def adopt_page(self, path: Path, key: str, size: int) -> None:
+        """Give the complete page ``path`` its name.
+
+        :raises OSError: when it cannot be renamed
+        """
         place = self._place("pages", _digest(key))
-        with contextlib.suppress(OSError):
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            self._write(place, header + b"\n" + page.body)
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        path.rename(place)
+        self._note_added(size)
 
     # -- size --------------------------------------------------------------------------------------
+
+    def _note_added(self, size: int) -> None:
+        self._added += size
+        if self._added >= TRIM_EVERY:
+            self._added = 0
+            self.trim()
 
     def trim(self) -> None:
         """Remove what was used longest ago until the cache is below its limit."""

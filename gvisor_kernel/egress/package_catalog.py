@@ -1,7 +1,8 @@
 """What the configured indexes say: their pages, from the network or from the cache.
 
 A page is asked for again when the index says that it may have changed. If the index does not
-answer, the page in the cache is used, however old it is.
+answer, the page in the cache is used, however old it is. A page is a file here; what is in it, only
+``page_writer`` knows.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from gvisor_kernel.egress.package_cache import PackageCache, StoredPage
+from gvisor_kernel.egress.package_downloads import in_thread
 from gvisor_kernel.egress.package_index import (
     Index,
     Indexes,
@@ -29,14 +30,10 @@ from gvisor_kernel.egress.package_pages import (
     ACCEPT_SIMPLE,
     MAX_PAGE,
     NPM_ABBREVIATED,
-    File,
-    Page,
-    PageError,
     is_npm_name,
-    read_packument,
-    read_simple,
 )
-from gvisor_kernel.egress.package_upstream import Forbidden, Unreachable, Upstream, read_body
+from gvisor_kernel.egress.package_upstream import Forbidden, Unreachable, Upstream
+from gvisor_kernel.egress.page_body import save_body
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +43,8 @@ CONFIGURATION_SECONDS = 60.0
 """After this time the configuration is read again, as people change it."""
 PAGE_SECONDS = 120.0
 """How long a page may take: an index may send a byte now and then."""
-MAX_PARSED_AT_ONCE = 2
-"""Pages that are parsed at a time: each may need a hundred MiB meanwhile."""
-MAX_PARSED = 16
-MAX_PARSED_BYTES = 4 * 1024 * 1024
-"""Parsed pages that are kept, and the bytes that they had: a parsed page takes a few times as much.
-A client asks for the page and then for files of it. A larger page is parsed each time."""
 
-T = TypeVar("T")
+_FIELDS = ("url", "content_type", "etag", "modified")
 
 
 class Failed(Exception):
@@ -90,9 +81,6 @@ class Catalog:
         self._upstream = upstream
         self._read_configuration = configuration
         self._configured: tuple[float, Configuration] | None = None
-        self._parsing = asyncio.Semaphore(MAX_PARSED_AT_ONCE)
-        self._parsed: dict[tuple[str, ...], tuple[int, Any]] = {}
-        """What was parsed last, the oldest first, and of how many bytes. Nothing changes it."""
         self._fetching: dict[str, asyncio.Task[StoredPage | None]] = {}
 
     async def _find_configuration(self) -> Configuration:
@@ -109,21 +97,23 @@ class Catalog:
             raise Failed(404, "pip of this machine is configured to use no index (no-index)")
         return found
 
-    async def find_page(self, index: Index, project: str, *, fresh: bool = True) -> Page | None:
+    async def find_page(
+        self, index: Index, project: str, *, fresh: bool = True
+    ) -> StoredPage | None:
+        """Return the page of a Python project; None if the index does not have it.
+
+        ``fresh``: ask the index whether a kept page still holds.
+
+        :raises Failed: when there is none, and the index does not answer
+        :raises OSError: when it cannot be stored
+        """
         url = f"{index.url}{project}/"
-        stored = await self._find_stored(index, url, ACCEPT_SIMPLE, fresh=fresh)
-        if stored is None:
-            return None
-        return await self._parse(
-            "simple",
-            lambda: read_simple(stored.body, stored.content_type, stored.url),
-            index,
-            stored,
-        )
+        return await self._find_stored(index, url, ACCEPT_SIMPLE, fresh=fresh)
 
     async def find_packument(
         self, name: str, *, short: bool, fresh: bool = True
-    ) -> tuple[Index, dict[str, Any], dict[str, File]] | None:
+    ) -> tuple[Index, StoredPage] | None:
+        """Return the document about an npm package, and its registry; else as ``find_page``."""
         if not is_npm_name(name):
             raise Failed(404, "that is not the name of an npm package")
         index = (await self._find_configuration()).npm.find(name)
@@ -132,25 +122,15 @@ class Catalog:
             f"{NPM_ABBREVIATED}; q=1.0, application/json; q=0.8" if short else "application/json"
         )
         stored = await self._find_stored(index, url, accept, fresh=fresh)
-        if stored is None:
-            return None
-        content, files = await self._parse(
-            "npm", lambda: read_packument(stored.body, stored.url), index, stored
-        )
-        return index, content, files
+        return None if stored is None else (index, stored)
 
     async def _find_stored(
         self, index: Index, url: str, accept: str, *, fresh: bool
     ) -> StoredPage | None:
-        """Return a page, asked for once at a time; None if the index does not have it.
-
-        ``fresh``: ask the index whether a kept page still holds.
-
-        :raises Failed: when there is none, and the index does not answer
-        """
+        """Return a page, asked for once at a time: see ``find_page``."""
         who = hashlib.sha256((index.authorization or "").encode()).hexdigest()
         key = json.dumps([url, accept, who])  # other credentials may see other pages
-        stored = await asyncio.to_thread(self._cache.read_page, key)
+        stored = await asyncio.to_thread(self._cache.open_page, key)
         now = time.time()
         if stored is not None and (not fresh or 0 <= now - stored.fetched < stored.max_age):
             return stored
@@ -192,49 +172,25 @@ class Catalog:
                 raise Failed(
                     403, f"{host} refuses this machine's credentials (status {answer.status})"
                 )
-            if answer.status == 304 and stored is not None:
-                age = _max_age(answer.headers)
-                page = replace(stored, fetched=time.time(), max_age=age)
-            elif answer.status == 200:
-                page = StoredPage(
-                    url=answer.url,
-                    content_type=answer.headers.get("content-type", ""),
-                    body=await read_body(answer, MAX_PAGE),
-                    fetched=time.time(),
-                    max_age=_max_age(answer.headers),
-                    etag=answer.headers.get("etag"),
-                    modified=answer.headers.get("last-modified"),
-                )
-            else:
+            if answer.status not in (200, 304) or (answer.status == 304 and stored is None):
                 raise Unreachable(f"{host} answers with status {answer.status}")
-        await asyncio.to_thread(self._cache.write_page, key, page)
-        return page
-
-    async def _parse(self, kind: str, read: Callable[[], T], index: Index, stored: StoredPage) -> T:
-        """Return what ``read`` makes of a page. It depends on nothing else."""
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(stored.body).hexdigest())
-        key = (kind, stored.url, stored.content_type, digest)
-        async with self._parsing:
-            known = self._parsed.pop(key, None)
-            if known is None:
-                try:
-                    known = len(stored.body), await asyncio.to_thread(read)
-                except PageError as error:
-                    host = urlsplit(index.url).hostname
-                    raise Failed(502, f"what {host} answers cannot be used: {error}") from error
-            self._keep(key, known)
-        parsed: T = known[1]
-        return parsed
-
-    def _keep(self, key: tuple[str, ...], parsed: tuple[int, Any]) -> None:
-        """Keep what was parsed, in the place of what was not used for longest."""
-        if parsed[0] > MAX_PARSED_BYTES:
-            return
-        self._parsed[key] = parsed
-        size = sum(size for size, _ in self._parsed.values())
-        while size > MAX_PARSED_BYTES or len(self._parsed) > MAX_PARSED:
-            oldest = next(iter(self._parsed))
-            size -= self._parsed.pop(oldest)[0]
+            page = await in_thread(self._cache.new_page)
+            try:
+                if answer.status == 304 and stored is not None:
+                    await in_thread(page.copy, stored)
+                    fields = {name: getattr(stored, name) for name in _FIELDS}
+                else:
+                    await save_body(answer, page.write, MAX_PAGE)
+                    fields = {
+                        "url": answer.url,
+                        "content_type": answer.headers.get("content-type", ""),
+                        "etag": answer.headers.get("etag"),
+                        "modified": answer.headers.get("last-modified"),
+                    }
+                fields |= {"fetched": time.time(), "max_age": _max_age(answer.headers)}
+                return await in_thread(lambda: page.keep(key, **fields))
+            finally:
+                page.close()
 
 
 def _max_age(headers: Mapping[str, str]) -> float:

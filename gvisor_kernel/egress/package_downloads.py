@@ -182,7 +182,7 @@ class Downloads:
                 raise FileDamaged(f"it has more than {MAX_FILE} bytes")
             incoming = self._cache.new_file(file.hashes)
             download.begin(incoming, length)
-            async with aclosing(_gather(answer.body)) as parts:
+            async with aclosing(gather(answer.body)) as parts:
                 async for data in parts:
                     await in_thread(incoming.write, data)
                     if incoming.size > MAX_FILE:
@@ -215,7 +215,7 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
-async def _gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Return the data in parts of about CHUNK, as each is written by another thread."""
     parts: list[bytes] = []
     size = 0

@@ -12,7 +12,7 @@ import binascii
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
@@ -38,6 +38,9 @@ _DIGEST = re.compile(r"[0-9a-f]{32,128}")
 _FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!~-]{0,254}")
 _PROJECT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,198}[A-Za-z0-9])?")
 _NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]{0,100}/)?[A-Za-z0-9~-][A-Za-z0-9._~-]{0,213}")
+
+
+Buffer = bytes | memoryview
 
 
 class PageError(ValueError):
@@ -82,7 +85,7 @@ def is_npm_name(name: str) -> bool:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_simple(data: bytes, content_type: str, url: str) -> Page:
+def read_simple(data: Buffer, content_type: str, url: str) -> Page:
     """Return what an index answered for a project. ``url``: where the page was.
 
     :raises PageError: when it is not such a page
@@ -97,7 +100,7 @@ def read_simple(data: bytes, content_type: str, url: str) -> Page:
     raise PageError("it is neither HTML nor JSON of the simple API")
 
 
-def _read_json(data: bytes, url: str) -> Page:
+def _read_json(data: Buffer, url: str) -> Page:
     content = _parse_object(data)
     entries = content.get("files")
     if not isinstance(entries, list):
@@ -139,10 +142,10 @@ _REST: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _read_html(data: bytes, url: str) -> Page:
+def _read_html(data: Buffer, url: str) -> Page:
     reader = _Anchors()
     try:
-        reader.feed(data.decode("utf-8", "replace"))
+        reader.feed(str(data, "utf-8", "replace"))
         reader.close()
     except (AssertionError, ValueError, RecursionError) as error:
         raise PageError("it is not HTML") from error
@@ -218,6 +221,16 @@ def _make_address(href: object, base: str) -> str | None:
     return url.partition("#")[0]
 
 
+def check_file(content: object) -> File | None:
+    """Return the file that another process has read from a page; None if it cannot be of one."""
+    if not isinstance(content, dict):
+        return None
+    metadata, url = content.get("metadata"), content.get("url")
+    known = metadata if isinstance(metadata, dict) else None
+    file = _make_file(content.get("filename"), url, "", content.get("hashes"), known, {})
+    return file if file is not None and file.url == url else None
+
+
 def _read_hashes(hashes: object) -> dict[str, str]:
     if not isinstance(hashes, dict):
         return {}
@@ -232,7 +245,7 @@ def _is_short(value: object) -> bool:
     return not isinstance(value, str) or len(value) <= MAX_VALUE
 
 
-def _parse_object(data: bytes) -> dict[str, Any]:
+def _parse_object(data: Buffer) -> dict[str, Any]:
     try:
         content = parse_json(data, MAX_PAGE)
     except JsonError as error:
@@ -256,10 +269,18 @@ def merge_pages(pages: Iterable[Page]) -> Page:
     return Page(tuple(files.values()), tuple(versions))
 
 
-def write_json(project: str, page: Page, address: Callable[[File], str]) -> bytes:
-    """Return the page as JSON (PEP 691). ``address`` gives where a sandbox gets a file."""
-    entries = []
-    for file in page.files:
+def write_json(project: str, page: Page, address: Callable[[File], str]) -> Iterator[str]:
+    """Return the page as JSON (PEP 691), in parts.
+
+    ``address`` gives where a sandbox gets a file.
+    """
+    # Versions are allowed from 1.1 on, which demands all sizes.
+    is_newer = bool(page.versions) and all("size" in file.rest for file in page.files)
+    content = {"meta": {"api-version": "1.1" if is_newer else "1.0"}, "name": project}
+    if is_newer:
+        content["versions"] = list(page.versions)
+    yield f'{_dump(content)[:-1]},"files":['
+    for number, file in enumerate(page.files):
         entry: dict[str, Any] = {
             "filename": file.filename,
             "url": address(file),
@@ -268,16 +289,14 @@ def write_json(project: str, page: Page, address: Callable[[File], str]) -> byte
         }
         if file.metadata is not None:
             entry["core-metadata"] = entry["dist-info-metadata"] = dict(file.metadata) or True
-        entries.append(entry)
-    content: dict[str, Any] = {"meta": {"api-version": "1.0"}, "name": project, "files": entries}
-    if page.versions and all("size" in file.rest for file in page.files):  # as 1.1 demands
-        content |= {"meta": {"api-version": "1.1"}, "versions": list(page.versions)}
-    return json.dumps(content, separators=(",", ":")).encode()
+        yield ("," if number else "") + _dump(entry)
+    yield "]}"
 
 
-def write_html(project: str, page: Page, address: Callable[[File], str]) -> bytes:
-    """Return the page as HTML (PEP 503)."""
-    lines = ["<!DOCTYPE html>", f"<html><head><title>{html.escape(project)}</title></head><body>"]
+def write_html(project: str, page: Page, address: Callable[[File], str]) -> Iterator[str]:
+    """Return the page as HTML (PEP 503), in parts."""
+    title = html.escape(project)
+    yield f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body>\n"
     for file in page.files:
         href = address(file)
         name = next((name for name in ALGORITHMS if name in file.hashes), None)
@@ -293,14 +312,18 @@ def write_html(project: str, page: Page, address: Callable[[File], str]) -> byte
             known = next((n for n in ALGORITHMS if n in file.metadata), None)
             value = f"{known}={file.metadata[known]}" if known else "true"
             marks += f' data-core-metadata="{value}" data-dist-info-metadata="{value}"'
-        lines.append(f'<a href="{html.escape(href)}"{marks}>{html.escape(file.filename)}</a><br>')
-    return "\n".join([*lines, "</body></html>\n"]).encode()
+        yield f'<a href="{html.escape(href)}"{marks}>{html.escape(file.filename)}</a><br>\n'
+    yield "</body></html>\n"
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 # -- npm -------------------------------------------------------------------------------------------
 
 
-def read_packument(data: bytes, url: str) -> tuple[dict[str, Any], dict[str, File]]:
+def read_packument(data: Buffer, url: str) -> tuple[dict[str, Any], dict[str, File]]:
     """Return the document about an npm package, and its tarballs by version.
 
     Versions whose tarball has no address of HTTP are left out.
@@ -327,13 +350,22 @@ def read_packument(data: bytes, url: str) -> tuple[dict[str, Any], dict[str, Fil
 
 def write_packument(
     content: Mapping[str, Any], files: Mapping[str, File], address: Callable[[File], str]
-) -> bytes:
-    """Return the document with the addresses of tarballs replaced, and nothing else."""
-    versions = {
-        version: {**entry, "dist": {**entry["dist"], "tarball": address(files[version])}}
-        for version, entry in content["versions"].items()
-    }
-    return json.dumps({**content, "versions": versions}, separators=(",", ":")).encode()
+) -> Iterator[str]:
+    """Return the document with the addresses of tarballs replaced, and nothing else, in parts."""
+    mark = "{"
+    for key, value in content.items():
+        yield f"{mark}{_dump(key)}:"
+        mark = ","
+        if key != "versions":
+            yield _dump(value)
+            continue
+        inner = "{"
+        for version, entry in value.items():
+            dist = {**entry["dist"], "tarball": address(files[version])}
+            yield f"{inner}{_dump(version)}:{_dump({**entry, 'dist': dist})}"
+            inner = ","
+        yield "}" if inner == "," else "{}"
+    yield "}"
 
 
 def _read_integrity(dist: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,6 @@ import logging
 import socket
 import ssl
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -213,29 +212,6 @@ class Upstream:
         for pool in self._pools.values():
             await pool.aclose()
         self._pools.clear()
-
-
-async def read_body(answer: Answer, most: int) -> bytes:
-    """Return the whole body, decompressed.
-
-    :raises Unreachable: when it is larger than ``most`` bytes, or not what its header says
-    """
-    gzip = answer.headers.get("content-encoding", "").lower() == "gzip"
-    unpack = zlib.decompressobj(31) if gzip else None
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for data in answer.body:
-            part = data if unpack is None else unpack.decompress(data, most - size + 1)
-            size += len(part)
-            parts.append(part)
-            if size > most:
-                raise Unreachable(f"{urlsplit(answer.url).hostname} sends more than {most} bytes")
-    except zlib.error as error:
-        raise Unreachable(f"{urlsplit(answer.url).hostname} sends damaged data") from error
-    if unpack is not None and not unpack.eof:
-        raise Unreachable(f"{urlsplit(answer.url).hostname} broke off")
-    return b"".join(parts)
 
 
 def _make_context(verify: bool, ca: str | None) -> ssl.SSLContext:

@@ -9,22 +9,23 @@ Addresses below ``/packages/``:
 
 A sandbox cannot make this machine get any other URL. TOKEN is a keyed digest of the address that an
 index gave for the file; the address itself is looked up in the page of that index. Nothing that a
-sandbox sends reaches an index, except the name of a package.
+sandbox sends reaches an index, except the name of a package. No page is read here: see
+``page_process``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import aclosing
-from typing import IO, Protocol
-from urllib.parse import quote, unquote, urlsplit
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 from gvisor_kernel.egress.environment import BASE
-from gvisor_kernel.egress.package_cache import PackageCache, is_strong
+from gvisor_kernel.egress.fair_turns import FairTurns
+from gvisor_kernel.egress.package_cache import OpenFile, PackageCache, StoredPage, is_strong
 from gvisor_kernel.egress.package_catalog import Catalog, Configuration, Failed
 from gvisor_kernel.egress.package_downloads import (
     CHUNK,
@@ -40,23 +41,23 @@ from gvisor_kernel.egress.package_pages import (
     SIMPLE_HTML,
     SIMPLE_JSON,
     File,
-    Page,
-    merge_pages,
+    check_file,
     normalize_project,
-    write_html,
-    write_json,
-    write_packument,
 )
 from gvisor_kernel.egress.package_upstream import Forbidden, Unreachable, Upstream
+from gvisor_kernel.egress.page_process import JobFailed, PageProcesses
 from gvisor_kernel.egress.refusals import UpstreamFailed
 
 log = logging.getLogger(__name__)
 
 PREFIX = "/packages/"
 METADATA = ".metadata"
-MAX_PAGES_AT_ONCE = 4
-"""Pages of indexes that are in memory at once, of up to MAX_PAGE bytes each and what is made of
-them. A page that is ready waits on the disk until the sandbox has read it at its own speed."""
+PAGES_AT_ONCE, PAGES_OF_ONE = 16, 4
+"""Requests of all kernels, and of one, for which pages are fetched and made at once: each may need
+MAX_PAGE bytes of the disk and what is made of them. A page that is ready is an open file without a
+name until the sandbox has read it at its own speed."""
+MAX_TYPE, MAX_TEXT = 200, 300
+"""Characters of a content type, and of what is wrong with a page."""
 _WHEEL = "application/octet-stream"
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -113,8 +114,8 @@ class Packages:
         self._upstream = upstream or Upstream()
         self._catalog = Catalog(cache, self._upstream, configuration)
         self._downloads = Downloads(cache, self._upstream)
-        self._key = cache.read_key()
-        self._pages = asyncio.Semaphore(MAX_PAGES_AT_ONCE)
+        self._turns = FairTurns(PAGES_AT_ONCE, PAGES_OF_ONE)
+        self.processes = PageProcesses(cache.read_key())
 
     @classmethod
     def open(cls, environment: Mapping[str, str]) -> Packages:
@@ -125,11 +126,12 @@ class Packages:
         return cls(PackageCache.open(), lambda: Configuration.read(environment))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and end the processes for pages."""
         await self._upstream.close()
+        await self.processes.close()
 
-    async def handle(self, request: Request, reply: Reply) -> None:
-        """Answer one request whose path begins with PREFIX.
+    async def handle(self, request: Request, reply: Reply, kernel: Hashable) -> None:
+        """Answer one request of ``kernel`` whose path begins with PREFIX.
 
         :raises UpstreamFailed: what was begun cannot be completed
         """
@@ -137,40 +139,61 @@ class Packages:
         try:
             if head.method not in ("GET", "HEAD"):
                 raise Failed(405, "the route packages only answers GET and HEAD")
-            await self._answer(head, reply)
+            await self._answer(head, reply, kernel)
         except Failed as error:
             await _send(reply, head, error.status, "text/plain", f"{error.text}\n", error.text)
 
-    async def _answer(self, head: Head, reply: Reply) -> None:
+    async def _answer(self, head: Head, reply: Reply, kernel: Hashable) -> None:
         words = _split_path(head.path)
         match words:
             case ["pypi" | "uv" as tool, "simple", name, ""]:
-                await self._answer_simple(head, reply, tool, name)
+                as_json = _prefers_json(head.find(b"accept") or b"")
+                kind = SIMPLE_JSON if as_json else SIMPLE_HTML if _names_html(head) else "text/html"
+                async with self._page_turn(kernel):
+                    page = await self._write_simple(kernel, tool, name, as_json)
+                await _send_open(head, reply, os.dup(page.fd), kind)
             case ["pypi" | "uv" as tool, "files", name, token, filename]:
-                await self._answer_file(head, reply, tool, name, token, filename)
+                async with self._page_turn(kernel):
+                    found = await self._find_file(kernel, tool, name, token, filename)
+                await self._send_file(head, reply, *found)
             case ["npm", "-", "files", *name, token, filename] if name:
-                await self._answer_tarball(head, reply, "/".join(name), token, filename)
+                async with self._page_turn(kernel):
+                    found = await self._find_tarball(kernel, "/".join(name), token, filename)
+                await self._send_file(head, reply, *found)
             case ["npm", first, *more] if first != "-" and len(more) <= 1:
-                await self._answer_packument(head, reply, "/".join([first, *more]))
+                short = NPM_ABBREVIATED.encode() in (head.find(b"accept") or b"")
+                async with self._page_turn(kernel):
+                    page = await self._write_packument(kernel, "/".join([first, *more]), short)
+                kind = NPM_ABBREVIATED if short else "application/json"
+                await _send_open(head, reply, os.dup(page.fd), kind)
             case _:
                 raise Failed(404, "the route packages has no such address")
 
+    @asynccontextmanager
+    async def _page_turn(self, kernel: Hashable) -> AsyncIterator[None]:
+        """Wait until ``kernel`` may have pages fetched and made.
+
+        :raises Failed: when that is not possible
+        """
+        try:
+            async with self._turns.take(kernel):
+                yield
+        except JobFailed as error:
+            raise Failed(502, f"the page cannot be used: {error}") from error
+        except OSError as error:
+            raise Failed(507, f"the page cannot be stored: {error.strerror}") from error
+
     # -- Python ------------------------------------------------------------------------------------
 
-    async def _answer_simple(self, head: Head, reply: Reply, tool: str, name: str) -> None:
-        json_wanted = _prefers_json(head.find(b"accept") or b"")
-        kind = SIMPLE_JSON if json_wanted else SIMPLE_HTML if _names_html(head) else "text/html"
-        with await self._spool(self._write_simple(tool, name, json_wanted)) as file:
-            await _send_open(head, reply, os.dup(file.fileno()), kind)
-
-    async def _write_simple(self, tool: str, name: str, json_wanted: bool) -> bytes:
-        """Return the page of a project."""
+    async def _write_simple(
+        self, kernel: Hashable, tool: str, name: str, as_json: bool
+    ) -> OpenFile:
+        """Return a file with the page of a project."""
         project = normalize_project(name)
         if project is None:
             raise Failed(404, "that is not the name of a project")
         configured = await self._catalog.find_indexes(tool)
-        pages: list[Page] = []
-        tokens: dict[str, str] = {}
+        pages: list[tuple[Index, StoredPage]] = []
         failure: Failed | None = None
         for index in configured.indexes:
             try:
@@ -180,107 +203,88 @@ class Packages:
                 if not configured.merged:
                     break  # a later index must not stand in for one that is down
                 continue
-            if page is None:
-                continue
-            pages.append(page)
-            for file in page.files:
-                tokens.setdefault(file.filename, self._make_token(index, file))
-            if not configured.merged:
-                break
+            if page is not None:
+                pages.append((index, page))
+                if not configured.merged:
+                    break
         if not pages:
             raise failure or Failed(404, f"no index has {project}")
-        page = await asyncio.to_thread(merge_pages, pages)
-
-        def address(file: File) -> str:
-            return f"../../files/{project}/{tokens[file.filename]}/{quote(file.filename)}"
-
-        write = write_json if json_wanted else write_html
-        return await asyncio.to_thread(write, project, page, address)
-
-    async def _answer_file(
-        self, head: Head, reply: Reply, tool: str, name: str, token: str, filename: str
-    ) -> None:
-        async with self._pages:
-            index, file = await self._find_file(tool, name, token, filename)
-        await self._send_file(head, reply, index, file)
+        job = {"job": "simple", "project": project, "json": as_json}
+        return await self._write_page(kernel, job, pages, failure)
 
     async def _find_file(
-        self, tool: str, name: str, token: str, filename: str
+        self, kernel: Hashable, tool: str, name: str, token: str, filename: str
     ) -> tuple[Index, File]:
         project = normalize_project(name)
         configured = await self._catalog.find_indexes(tool)
-        wanted = {filename, filename.removesuffix(METADATA)}
+        job = {"npm": False, "names": [filename, filename.removesuffix(METADATA)], "token": token}
         for index in configured.indexes if project == name else ():
             try:
                 page = await self._catalog.find_page(index, name, fresh=False)
             except Failed:
                 continue
-            for file in page.files if page is not None else ():
-                if file.filename in wanted and self._has_token(index, file, token):
-                    return index, file if file.filename == filename else _metadata_of(file)
+            file = None if page is None else await self._find_in(kernel, job, index, page)
+            if file is not None:
+                return index, file if file.filename == filename else _metadata_of(file)
         raise Failed(404, "no page of an index names this file")
 
     # -- npm ---------------------------------------------------------------------------------------
 
-    async def _answer_packument(self, head: Head, reply: Reply, name: str) -> None:
-        short = NPM_ABBREVIATED.encode() in (head.find(b"accept") or b"")
-        kind = NPM_ABBREVIATED if short else "application/json"
-        with await self._spool(self._write_packument(name, short)) as file:
-            await _send_open(head, reply, os.dup(file.fileno()), kind)
-
-    async def _write_packument(self, name: str, short: bool) -> bytes:
-        """Return the document about a package."""
+    async def _write_packument(self, kernel: Hashable, name: str, short: bool) -> OpenFile:
+        """Return a file with the document about a package."""
         found = await self._catalog.find_packument(name, short=short)
         if found is None:
             raise Failed(404, f"the registry has no package {name}")
-        index, content, files = found
+        job = {"job": "packument", "base": f"{self.base}{PREFIX}npm/-/files/{name}/"}
+        return await self._write_page(kernel, job, [found])
 
-        def address(file: File) -> str:
-            token = self._make_token(index, file)
-            return f"{self.base}{PREFIX}npm/-/files/{name}/{token}/{quote(file.filename)}"
-
-        return await asyncio.to_thread(write_packument, content, files, address)
-
-    async def _answer_tarball(
-        self, head: Head, reply: Reply, name: str, token: str, filename: str
-    ) -> None:
-        async with self._pages:
-            index, file = await self._find_tarball(name, token, filename)
-        await self._send_file(head, reply, index, file)
-
-    async def _find_tarball(self, name: str, token: str, filename: str) -> tuple[Index, File]:
+    async def _find_tarball(
+        self, kernel: Hashable, name: str, token: str, filename: str
+    ) -> tuple[Index, File]:
+        job = {"npm": True, "names": [filename], "token": token}
         for short in (True, False):
             found = await self._catalog.find_packument(name, short=short, fresh=False)
-            for file in found[2].values() if found is not None else ():
-                if (
-                    found is not None
-                    and file.filename == filename
-                    and self._has_token(found[0], file, token)
-                ):
-                    return found[0], file
+            file = None if found is None else await self._find_in(kernel, job, *found)
+            if found is not None and file is not None:
+                return found[0], file
         raise Failed(404, "no document of a registry names this file")
 
-    async def _spool(self, writing: Coroutine[None, None, bytes]) -> IO[bytes]:
-        """Return an open file with a page, which is written while few others are.
+    # -- jobs of the process for pages -------------------------------------------------------------
 
-        :raises Failed: when it cannot be had, or the disk of the cache is full
+    async def _write_page(
+        self,
+        kernel: Hashable,
+        job: dict[str, Any],
+        pages: Sequence[tuple[Index, StoredPage]],
+        failure: Failed | None = None,
+    ) -> OpenFile:
+        """Return a file with what the job makes of ``pages``.
+
+        :raises Failed: ``failure``, or what is wrong with a page, when none could be used
         """
-        try:
-            async with self._pages:
-                return await asyncio.to_thread(self._cache.spool, await writing)
-        except OSError as error:
-            raise Failed(507, f"the page cannot be stored: {error.strerror}") from error
-        finally:
-            writing.close()
+        answer_file = await in_thread(self._cache.new_answer)
+        job = {**job, "pages": [_describe(*page) for page in pages]}
+        fds = [answer_file.fd, *(page.file.fd for _, page in pages)]
+        answer = await self.processes.do(kernel, job, fds)
+        if answer.get("written") is not True:
+            raise failure or _find_fault(answer, pages)
+        return answer_file
+
+    async def _find_in(
+        self, kernel: Hashable, job: dict[str, Any], index: Index, page: StoredPage
+    ) -> File | None:
+        """Return the file that the job looks for, if ``page`` of ``index`` names it."""
+        job = {"job": "find", **job, "pages": [_describe(index, page)]}
+        answer = await self.processes.do(kernel, job, [page.file.fd])
+        found = answer.get("file")
+        if found is None:
+            return None
+        file = check_file(found)
+        if file is None or file.filename not in job["names"]:
+            raise JobFailed("the process for pages names another file")
+        return file
 
     # -- files -------------------------------------------------------------------------------------
-
-    def _make_token(self, index: Index, file: File) -> str:
-        text = f"{index.url}\0{file.filename}\0{file.url}"
-        return hmac.new(self._key, text.encode(), "sha256").hexdigest()[:40]
-
-    def _has_token(self, index: Index, file: File, token: str) -> bool:
-        return hmac.compare_digest(self._make_token(index, file).encode(), token.encode())
 
     async def _send_file(self, head: Head, reply: Reply, index: Index, file: File) -> None:
         fd = None
@@ -320,6 +324,26 @@ class Packages:
                 async for data in parts:
                     await reply.body(data)
         await reply.end()
+
+
+def _describe(index: Index, page: StoredPage) -> dict[str, Any]:
+    """Return what the process for pages has to know of a page."""
+    return {
+        "index": index.url,
+        "url": page.url,
+        "type": page.content_type[:MAX_TYPE],
+        "size": page.size,
+    }
+
+
+def _find_fault(answer: Mapping[str, Any], pages: Sequence[tuple[Index, StoredPage]]) -> Failed:
+    """Return why none of the pages could be used."""
+    try:
+        number, text = answer["faults"][0]
+        host = urlsplit(pages[number][0].url).hostname
+    except (LookupError, TypeError, ValueError):
+        raise JobFailed("the process for pages does not say why") from None
+    return Failed(502, f"what {host} answers cannot be used: {str(text)[:MAX_TEXT]}")
 
 
 def _split_path(path: bytes) -> list[str]:

@@ -321,6 +321,8 @@ def _make_environment() -> dict[str, str]:
         if name in KEPT or name.startswith(KEPT_PREFIXES)
     }
     environment |= find_configuration_variables(os.environ)
+    # Threads take turns, so arenas of their own would only hold memory that is free.
+    environment["MALLOC_ARENA_MAX"] = "1"
     # The worker's Python imports the same copy of this package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(gvisor_kernel.__file__).parent.parent), *(path for path in sys.path if path)]

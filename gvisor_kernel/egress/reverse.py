@@ -19,9 +19,9 @@ from gvisor_kernel.egress.forward import (
     without,
 )
 from gvisor_kernel.egress.http import Reply, Request
+from gvisor_kernel.egress.kinds import UrlRoute
 from gvisor_kernel.egress.patterns import find_target_fault, is_allowed, split_target
 from gvisor_kernel.egress.refusals import Refused, UpstreamFailed
-from gvisor_kernel.egress.routes import UrlRoute
 from gvisor_kernel.egress.upstream import Upstream
 from gvisor_kernel.link.streams import EGRESS_PORT
 

@@ -13,7 +13,7 @@ import shlex
 import stat
 from collections.abc import Mapping
 
-from gvisor_kernel.egress.routes import Route, UrlRoute
+from gvisor_kernel.egress.kinds import Route, UrlRoute
 from gvisor_kernel.errors import SecretError
 from gvisor_kernel.host.folders import open_real
 

@@ -6,7 +6,6 @@ One object for each run of a kernel. Whatever blocks runs in a thread.
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,10 @@ from pathlib import Path
 from gvisor_kernel.egress import addresses
 from gvisor_kernel.egress.audit import Audit, Entry
 from gvisor_kernel.egress.budgets import Admission, Budgets, DailyBudgets, is_daily
+from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
+from gvisor_kernel.egress.own_process import describe_error
 from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
-from gvisor_kernel.egress.routes import Route
 from gvisor_kernel.egress.secret_reader import SecretReader
 from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
 
@@ -186,12 +186,3 @@ class Services:
     def report(self, error: BaseException) -> None:
         """Write down that this program has failed."""
         self._say(f"the proxy failed: {describe_error(error)}")
-
-
-def describe_error(error: BaseException | None) -> str:
-    """Return kind and place of an error. Not its text: it may quote a header with a credential."""
-    if error is None:
-        return "an unknown error"
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
-    return f"{type(error).__name__} at {places or 'an unknown place'}"

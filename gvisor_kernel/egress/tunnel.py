@@ -15,7 +15,7 @@ from gvisor_kernel.egress.meter import Meter
 from gvisor_kernel.egress.patterns import find_target_fault
 from gvisor_kernel.egress.refusals import Refused
 from gvisor_kernel.egress.streams import ByteStream
-from gvisor_kernel.egress.upstream import READ_SIZE, Resolve, Upstream, connect
+from gvisor_kernel.egress.upstream import Resolve, Upstream, connect, counted, find_read_size
 
 
 async def open_tunnel(
@@ -28,9 +28,10 @@ async def open_tunnel(
     sock = await connect(host, port, resolve)
     try:
         await reply.switch()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_copy_up(request.stream, sock, meter))
-            group.create_task(_copy_down(sock, request.stream, meter))
+        with counted(sock):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_copy_up(request.stream, sock, meter))
+                group.create_task(_copy_down(sock, request.stream, meter))
     except* OSError:  # the server has ended the connection
         request.stream.reset()
     finally:
@@ -48,7 +49,7 @@ async def _copy_up(stream: ByteStream, sock: socket.socket, meter: Meter) -> Non
 
 async def _copy_down(sock: socket.socket, stream: ByteStream, meter: Meter) -> None:
     loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(sock, READ_SIZE):
+    while data := await loop.sock_recv(sock, find_read_size()):
         await meter.received(len(data))
         await stream.write(data)
     stream.finish()

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from weakref import WeakSet
 
@@ -30,12 +30,22 @@ READ_BYTES = 4 * 1024 * 1024
 MIN_READ = 16 * 1024
 """One connection is read in pieces of READ_SIZE, many in smaller ones: of READ_BYTES together."""
 
-_open: WeakSet[_Stream] = WeakSet()
+_open: WeakSet[_Stream | socket.socket] = WeakSet()
 
 
 def find_read_size() -> int:
     """Return how many bytes to read at once of a connection."""
     return min(READ_SIZE, max(MIN_READ, READ_BYTES // max(1, len(_open))))
+
+
+@contextmanager
+def counted(sock: socket.socket) -> Iterator[None]:
+    """Count a tunnel's connection as one of those that are read."""
+    _open.add(sock)
+    try:
+        yield
+    finally:
+        _open.discard(sock)
 
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]

@@ -11,24 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import ctypes
 import json
 import os
 import resource
 import socket
 import sys
+import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.egress import http
 from gvisor_kernel.egress.audit import describe_entry
 from gvisor_kernel.egress.counters import write_count
 from gvisor_kernel.egress.gate import Gate
-from gvisor_kernel.egress.packages import Packages
-from gvisor_kernel.egress.routes import read_route
-from gvisor_kernel.egress.services import Services, Shared, describe_error
+from gvisor_kernel.egress.kinds import read_route
+from gvisor_kernel.egress.own_process import (
+    describe_error,
+    end_if_out_of_memory,
+    limit_memory,
+    protect,
+)
+from gvisor_kernel.egress.services import Services, Shared
 from gvisor_kernel.egress.streams import ByteStream, StreamLink
+
+if TYPE_CHECKING:
+    from gvisor_kernel.egress.packages import Packages
 
 MAX_MESSAGE = 128 * 1024
 """Bytes of one message on the control socket, below the least size of a socket's buffer."""
@@ -36,7 +45,11 @@ LIFE_SECONDS = 15.0
 """Between two signs of life: empty messages to the host."""
 THREADS = 8
 """Threads for files: budgets and the cache of packages, for all kernels."""
-PR_SET_DUMPABLE = 4
+MAX_MEMORY = 512 * 1024 * 1024
+"""Bytes that this process may have: its heap takes 22 MiB, and 10 to 20 for each kernel that has
+200 streams open. Without memory it ends (``own_process``)."""
+STACK_SIZE = 512 * 1024
+"""Bytes of a thread's stack, which count from the beginning. The usual 8 MiB would take most."""
 
 
 class Worker:
@@ -47,6 +60,7 @@ class Worker:
         self._kernels: dict[int, StreamLink] = {}
         self._shared = Shared()
         self._packages: Packages | None = None
+        self._opening = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()
         control.setblocking(False)
@@ -80,7 +94,7 @@ class Worker:
             ),
         )
         routes = [read_route(route) for route in message["routes"]]
-        gate = Gate(routes, services, self._answer_packages)
+        gate = Gate(routes, services, partial(self._answer_packages, number))
 
         async def serve(stream: ByteStream) -> None:
             await http.serve(stream, gate.handle)
@@ -96,11 +110,12 @@ class Worker:
 
         self._kernels[number] = StreamLink(sock, serve, end)
 
-    async def _answer_packages(self, request: http.Request, reply: http.Reply) -> None:
+    async def _answer_packages(self, kernel: int, request: http.Request, reply: http.Reply) -> None:
         """Answer for the route ``packages``. All kernels share its connections."""
-        if self._packages is None:
-            self._packages = Packages.open(os.environ)
-        await self._packages.handle(request, reply)
+        async with self._opening:
+            if self._packages is None:
+                self._packages = await asyncio.to_thread(_open_packages)
+        await self._packages.handle(request, reply, kernel)
 
     def _show_life(self) -> None:
         self._send({})
@@ -125,14 +140,22 @@ async def work(control: socket.socket, parent: int) -> None:
             await worker.ended.wait()
 
 
+def _open_packages() -> Packages:
+    # Most kernels have no such route, and these modules take some MiB.
+    from gvisor_kernel.egress.packages import Packages
+
+    return Packages.open(os.environ)
+
+
 def _report(error: BaseException | None) -> None:
+    end_if_out_of_memory(error)
     print(describe_error(error), file=sys.stderr, flush=True)  # noqa: T201 - its log is stderr
 
 
-def _protect() -> None:
-    """Let no core dump, and no other process of this user, show the memory of this one."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+def _set_limits() -> None:
+    protect()
+    threading.stack_size(STACK_SIZE)
+    limit_memory(MAX_MEMORY)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -140,7 +163,9 @@ def _protect() -> None:
 def main() -> None:
     """Run the worker; ``os._exit`` follows, as a thread may still resolve a name."""
     sys.excepthook = lambda _, error, __: _report(error)
-    _protect()
+    sys.unraisablehook = lambda failed: _report(failed.exc_value)
+    threading.excepthook = lambda failed: _report(failed.exc_value)
+    _set_limits()
     control = socket.socket(fileno=int(sys.argv[1]))
     asyncio.new_event_loop().run_until_complete(work(control, int(sys.argv[2])))
 

@@ -204,11 +204,12 @@ async def ask(
     headers: dict[bytes, bytes] | None = None,
     *,
     method: str = "GET",
+    kernel: int = 1,
 ) -> Answer:
-    """Send one request to the route."""
+    """Send one request of ``kernel`` to the route."""
     answer = Answer()
     raw = path.encode() if isinstance(path, str) else path
-    await packages.handle(Request(Head(raw, headers or {}, method)), answer)
+    await packages.handle(Request(Head(raw, headers or {}, method)), answer, kernel)
     return answer
 
 
@@ -283,7 +284,7 @@ def listening(make: Callable[[], Packages]) -> Iterator[str]:
                 elif isinstance(event, h11.Request):
                     headers = dict(event.headers)
                     head = Head(event.target, headers, event.method.decode())
-                    await packages.handle(Request(head), _Writer(connection, writer))
+                    await packages.handle(Request(head), _Writer(connection, writer), 1)
                 elif isinstance(event, h11.EndOfMessage | h11.Data):
                     pass
                 else:

@@ -176,7 +176,7 @@ def test_a_file_with_a_wrong_digest_is_never_complete(tmp_path: Path) -> None:
             answer = Answer()
             path = resolve_below(PAGE, listed.files[0]["url"])
             with pytest.raises(UpstreamFailed):
-                await packages.handle(_request(path), answer)
+                await packages.handle(_request(path), answer, 1)
             assert not answer.complete
             assert len(answer.data) < len(data)
             assert not list((tmp_path / "c" / "files").rglob("?" * 64))
@@ -312,7 +312,7 @@ def test_a_slow_kernel_does_not_hold_up_another(tmp_path: Path) -> None:
                     stuck.set()
                     await asyncio.Event().wait()
 
-            task = asyncio.create_task(packages.handle(_request(path), Stuck()))
+            task = asyncio.create_task(packages.handle(_request(path), Stuck(), 1))
             async with asyncio.timeout(30):
                 await stuck.wait()
                 assert (await ask(packages, path)).data == data

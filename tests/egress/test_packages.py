@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import hashlib
 import json
 import os
-import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gvisor_kernel.egress import package_catalog, package_pages
+from gvisor_kernel.egress import package_pages
 from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_index import Index
-from gvisor_kernel.egress.package_pages import File, read_simple
-from gvisor_kernel.egress.packages import MAX_PAGES_AT_ONCE, Packages
+from gvisor_kernel.egress.packages import PAGES_OF_ONE, Packages
 from gvisor_kernel.egress.refusals import UpstreamFailed
 
 from ..patience import scale_seconds
@@ -69,49 +65,6 @@ def test_a_page_is_json_or_html_as_the_client_asks(tmp_path: Path) -> None:
 
     with serving() as index:
         name = index.add_project("demo", **{"requires-python": ">=3.8"})
-        run(check)
-
-
-def test_a_page_is_parsed_once_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parsed = []
-
-    def note(data: bytes, kind: str, url: str) -> package_pages.Page:
-        parsed.append(data)
-        return read_simple(data, kind, url)
-
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            for _ in range(3):
-                assert (await ask_file(packages)).data == wheel
-            assert len(parsed) == 1
-            index.add_project("demo", wheel, size=len(wheel))
-            assert (await ask(packages, PAGE, JSON)).files[0]["size"] == len(wheel)
-            assert len(parsed) == 2
-            for number in range(package_catalog.MAX_PARSED):
-                index.add_project(f"other{number}")
-                await ask(packages, f"/packages/pypi/simple/other{number}/", JSON)
-            assert len(packages._catalog._parsed) == package_catalog.MAX_PARSED
-            await ask(packages, PAGE, JSON)
-            assert len(parsed) == package_catalog.MAX_PARSED + 3
-
-    monkeypatch.setattr(package_catalog, "read_simple", note)
-    with serving() as index:
-        wheel = make_wheel("demo")
-        index.add_project("demo", wheel)
-        run(check)
-
-
-def test_a_large_parsed_page_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            await ask(packages, PAGE, JSON)
-            assert not packages._catalog._parsed
-
-    monkeypatch.setattr(package_catalog, "MAX_PARSED_BYTES", 10)
-    with serving() as index:
-        index.add_project("demo")
         run(check)
 
 
@@ -369,39 +322,6 @@ def test_errors_of_a_host_are_told_apart(tmp_path: Path) -> None:
         run(check)
 
 
-@pytest.mark.parametrize("path", [PAGE, "/packages/npm/demo"])
-def test_what_an_answer_was_made_of_is_released_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    made: list[weakref.ref[File]] = []
-
-    def make_file(*arguments: Any) -> File:
-        made.append(weakref.ref(file := File(*arguments)))
-        return file
-
-    class Slow(Answer):
-        async def body(self, data: bytes) -> None:
-            gc.collect()
-            assert made
-            assert not [ref for ref in made if ref() is not None]
-            await super().body(data)
-
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index(), npm=Index(f"{index.url}/")) as packages:
-            index.add_project("demo")
-            dist = {"tarball": f"{index.url}/demo-1.0.tgz", "shasum": "0" * 40}
-            document = {"name": "demo", "versions": {"1.0": {"dist": dist}}}
-            index.served["/demo"] = Served(json.dumps(document).encode(), "application/json")
-            answer = Slow()
-            await packages.handle(Request(Head(path.encode(), JSON)), answer)
-            assert (answer.status, answer.complete) == (200, True)
-
-    monkeypatch.setattr(package_pages, "File", make_file)
-    monkeypatch.setattr(package_catalog, "MAX_PARSED_BYTES", 0)  # keep no page for the next request
-    with serving() as index:
-        run(check)
-
-
 def test_readers_that_stop_hold_no_place_in_memory(tmp_path: Path) -> None:
     """More pages than may be made at once wait for their readers, and one more is answered."""
 
@@ -411,9 +331,9 @@ def test_readers_that_stop_hold_no_place_in_memory(tmp_path: Path) -> None:
 
     async def check() -> None:
         async with route(tmp_path / "c", index.index()) as packages:
-            answers = [Stalled() for _ in range(2 * MAX_PAGES_AT_ONCE)]
+            answers = [Stalled() for _ in range(2 * PAGES_OF_ONE)]
             waiting = [
-                asyncio.create_task(packages.handle(Request(Head(PAGE.encode(), JSON)), answer))
+                asyncio.create_task(packages.handle(Request(Head(PAGE.encode(), JSON)), answer, 1))
                 for answer in answers
             ]
             async with asyncio.timeout(scale_seconds(20)):

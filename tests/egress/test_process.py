@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.egress import process
+from gvisor_kernel.egress.own_process import is_out_of_memory
 from gvisor_kernel.egress.process import EgressWorker, _Worker
+from gvisor_kernel.egress.worker import MAX_MEMORY
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import wait_until_gone
 
@@ -162,6 +165,41 @@ def test_the_end_of_a_worker_that_still_seems_to_live_is_logged(
     wait_until(lambda: bool(first.log))
     assert first.log == ["the process for routes ended with status -9"]
     assert not second.log
+
+
+def test_a_worker_without_memory_ends_and_is_replaced(upstream: Fake) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    worker = EgressWorker()
+    first = Kernel(worker, routes, None)
+    assert status_of(first.get("/plain/x")) == 200
+    pid = worker.pid
+    assert pid is not None
+    assert resource.prlimit(pid, resource.RLIMIT_DATA) == (MAX_MEMORY, MAX_MEMORY)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (4096, MAX_MEMORY))  # it can get no more
+    first.keeps = False
+    stream = first.open(b"GET /plain/big?mib=150 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
+    first.wait_for(lambda: first.ended, stream)
+    assert stream.closed == "reset"
+    second = Kernel(worker, routes, None)
+    assert status_of(second.get("/plain/x")) == 200
+    assert worker.pid != pid
+    for kernel in (first, second):
+        kernel.close()
+    worker.end()
+    wait_until(lambda: len(first.log) > 1 and "ended" in first.log[-1])
+    assert any("more memory than it may have" in line for line in first.log)
+    assert "the process for routes ended with status -9" in first.log
+
+
+def test_errors_that_mean_that_no_memory_is_left_are_known() -> None:
+    inner = ExceptionGroup("of a tunnel", [ValueError(), MemoryError()])
+    caused = RuntimeError()
+    caused.__cause__ = inner
+    caused.__context__ = caused.__cause__
+    for error in (MemoryError(), inner, caused):
+        assert is_out_of_memory(error)
+    for other in (None, ValueError(), ExceptionGroup("other", [ValueError()])):
+        assert not is_out_of_memory(other)
 
 
 def test_the_end_of_a_kernel_ends_its_requests_only(worker: EgressWorker, upstream: Fake) -> None:
