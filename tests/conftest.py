@@ -41,6 +41,8 @@ IN_SANDBOXES += ("egress/test_kernels.py", "egress/test_packages_inside.py")
 IN_SANDBOXES += ("egress/test_packages_real.py", "egress/test_packages.py")
 IN_SANDBOXES += ("egress/test_package_attacks.py",)
 IN_SANDBOXES += ("egress/test_attacks.py", "egress/test_process.py", "egress/test_requests.py")
+IN_SANDBOXES += ("egress/test_clients.py", "egress/test_programs.py")
+IN_SANDBOXES += ("egress/test_interruptions.py",)
 IN_SANDBOXES += ("egress/test_slow_clients.py",)  # these start the process for routes
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (

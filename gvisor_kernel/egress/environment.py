@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from gvisor_kernel.egress.kinds import PackagesRoute, Route, UrlRoute
+from gvisor_kernel.egress.known_apis import find_api_of_host, find_api_of_variable
 from gvisor_kernel.link.streams import EGRESS_PORT
 from gvisor_kernel.spec.etc import HOSTNAME
 from gvisor_kernel.spec.layout import HOME
@@ -81,15 +82,6 @@ _PACKAGES = {
     "npm_config_omit_lockfile_registry_resolved": "true",
 }
 
-_KNOWN = {
-    "api.openai.com": ("OPENAI_BASE_URL", "/v1", "OPENAI_API_KEY"),
-    "api.anthropic.com": ("ANTHROPIC_BASE_URL", "", "ANTHROPIC_API_KEY"),
-    "huggingface.co": ("HF_ENDPOINT", "", None),
-    "api.github.com": ("GITHUB_API_URL", "", None),
-}
-"""Hosts whose clients read a variable: its name, the path at the end of its value, and the variable
-of a key without which the client refuses to start."""
-
 
 def egress_environment(routes: Iterable[Route]) -> dict[str, str]:
     """Return all variables for a kernel that has ``routes``."""
@@ -113,15 +105,16 @@ def no_egress_environment() -> dict[str, str]:
 def _announce(route: UrlRoute) -> dict[str, str]:
     address = f"{BASE}/{route.name}"
     environment = {f"GVISOR_EGRESS_{route.name.upper().replace('-', '_')}": address}
-    parts = urlsplit(route.url)
-    known = _KNOWN.get((parts.hostname or "").lower())
+    known = find_api_of_host(route.url)
     if known is not None:
-        variable, path, key = known
-        base = parts.path.rstrip("/")
-        if base in ("", path):  # otherwise the client's own paths do not fit this route
-            environment[variable] = address if base == path else address + path
-            if key is not None:
-                environment[key] = DUMMY_KEY
+        base = urlsplit(route.url).path.rstrip("/")
+        if base in ("", known.path):  # otherwise the client's own paths do not fit this route
+            environment[known.variable] = address if base == known.path else address + known.path
+            if known.key is not None:
+                environment[known.key] = DUMMY_KEY
     if route.variable is not None:
         environment[route.variable] = address
+        known = find_api_of_variable(route.variable)
+        if known is not None and known.key is not None:
+            environment[known.key] = DUMMY_KEY
     return environment

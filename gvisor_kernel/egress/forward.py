@@ -7,7 +7,7 @@ they are, encoded or not: nothing is decompressed here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import httpcore
 
@@ -100,10 +100,7 @@ async def forward(
     :raises Refusal: nothing of the answer was passed on, if the reply has not started
     """
     method = request.head.method
-    body: AsyncIterator[bytes] | None = request.body if request.has_body else None
-    if body is None:  # h11 has read the end of the request only after this
-        async for _ in request.body:
-            pass
+    body = request.body if request.has_body else None
     async with upstream.send(method, url, headers, body) as response:
         answer = change(end_to_end(response.headers))
         await reply.start(response.status, answer, _reason(response, secret))

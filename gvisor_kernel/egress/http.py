@@ -68,10 +68,18 @@ class Reply:
     async def start(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], reason: str = ""
     ) -> None:
-        """Send the head. Without Content-Length the body's end is marked by chunks."""
+        """Send the head. Without Content-Length the body's end is marked by chunks.
+
+        An answer that comes before the end of its request ends the connection, and says so: a
+        client would else send its next request into a connection that is being closed.
+        """
         self.status = status
+        pairs = list(headers)
+        if self._connection.their_state is h11.SEND_BODY:
+            pairs = [pair for pair in pairs if pair[0].lower() != b"connection"]
+            pairs.append((b"Connection", b"close"))
         response = h11.Response(
-            status_code=status, headers=list(headers), reason=reason.encode("ascii", "replace")
+            status_code=status, headers=pairs, reason=reason.encode("ascii", "replace")
         )
         await self._send(response)
 
@@ -205,6 +213,9 @@ async def _serve_one(
     reply = Reply(stream, connection)
     request = Request(head, _read_body(stream, connection, reply), stream)
     try:
+        if not request.has_body:
+            async for _ in request.body:  # until h11 has read the end of the request
+                pass
         await handle(request, reply)
     except Refusal as refusal:
         if reply.status or reply.is_tunnel:

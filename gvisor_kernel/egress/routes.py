@@ -29,6 +29,7 @@ from gvisor_kernel.egress.kinds import (
     read_route,
     write_route,
 )
+from gvisor_kernel.egress.known_apis import find_api_of_host, find_api_of_variable
 from gvisor_kernel.egress.patterns import (
     MAX_TARGET,
     find_path_fault,
@@ -162,15 +163,19 @@ def _parse_route(name: str, item: object) -> Route:
         )
     allow_private = _parse_flag(place, item)
     secret = _parse_secret(f'{place}["secret"]', item.get("secret"))
-    header = item.get("header", None if secret is None else DEFAULT_HEADER)
+    url = _parse_url(f'{place}["url"]', item["url"], allow_private)
+    variable = _parse_variable(f'{place}["variable"]', item.get("variable"))
+    known = find_api_of_variable(variable) or find_api_of_host(url)
+    header = DEFAULT_HEADER if known is None else known.header
+    header = item.get("header", None if secret is None else header)
     return UrlRoute(
         name=name,
-        url=_parse_url(f'{place}["url"]', item["url"], allow_private),
+        url=url,
         secret=secret,
         header=_parse_header(f'{place}["header"]', header, secret),
         methods=_parse_methods(f'{place}["methods"]', item.get("methods", METHODS)),
         paths=_parse_paths(f'{place}["paths"]', item.get("paths", ("/**",))),
-        variable=_parse_variable(f'{place}["variable"]', item.get("variable")),
+        variable=variable,
         allow_private=allow_private,
         limits=_parse_limits(place, item),
     )

@@ -60,3 +60,12 @@ def test_known_apis_are_announced_as_their_clients_read_it() -> None:
     assert "GITHUB_API_URL" not in environment
     short = egress_environment([UrlRoute("openai", "https://api.openai.com")])
     assert short["OPENAI_BASE_URL"] == f"{BASE}/openai/v1"
+
+
+def test_a_client_that_is_named_by_its_variable_has_a_key_that_is_none() -> None:
+    environment = egress_environment(
+        [UrlRoute("mine", "https://llm.corp.example/x", variable="ANTHROPIC_BASE_URL")]
+    )
+    assert environment["ANTHROPIC_BASE_URL"] == f"{BASE}/mine"
+    assert environment["ANTHROPIC_API_KEY"] == "gvisor-egress"
+    assert "OPENAI_API_KEY" not in environment

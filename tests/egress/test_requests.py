@@ -39,6 +39,30 @@ def test_several_requests_use_one_connection(kernel: Kernel, upstream: Fake) -> 
     assert upstream.connections == before + 1
 
 
+def test_requests_for_packages_use_one_connection(open_kernel: OpenKernel) -> None:
+    """uv failed where a connection ended between two requests without being announced."""
+    kernel = open_kernel({"packages": {}})
+    stream = kernel.open()
+    for i in range(3):
+        kernel.send(stream, f"GET /packages/nothing/{i} HTTP/1.1\r\n{HEAD}\r\n".encode())
+        kernel.wait_for(lambda i=i: stream.received.count(b"HTTP/1.1 404") > i, stream)
+    assert b"close" not in stream.received.lower()
+    assert not stream.closed
+
+
+def test_an_answer_before_the_end_of_its_request_ends_the_connection(
+    open_kernel: OpenKernel,
+) -> None:
+    kernel = open_kernel({"packages": {}})
+    stream = kernel.open(
+        f"POST /packages/x HTTP/1.1\r\n{HEAD}Content-Length: 9\r\n\r\nabc".encode()
+    )
+    kernel.wait_for_text(stream, b"\r\n\r\n")
+    assert b"\r\nConnection: close\r\n" in stream.received
+    kernel.finish(stream)
+    kernel.wait(stream)
+
+
 def test_requests_that_come_together_are_answered_in_order(kernel: Kernel) -> None:
     raw = "".join(f"GET /plain/{i} HTTP/1.1\r\n{HEAD}\r\n" for i in range(5))
     answer = kernel.wait(kernel.open(raw.encode(), finish=True))

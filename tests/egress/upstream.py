@@ -60,12 +60,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            body = b""
+            body = bytearray()
             while size := int(self.rfile.readline(), 16):
                 body += self.rfile.read(size)
                 self.rfile.readline()
             self.rfile.readline()
-            return body
+            return bytes(body)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _answer(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -204,11 +204,12 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(certificate: Path | None = None) -> Iterator[Fake]:
+def serving(
+    certificate: Path | None = None, handler: type[Handler] = Handler, host: str = "127.0.0.1"
+) -> Iterator[Fake]:
     """Run a server on a free port of the loopback. ``certificate``: a file with key and chain."""
     fake = Fake(0)
-    handler = type("Handler", (Handler,), {"fake": fake})
-    with Server(("127.0.0.1", 0), handler) as server:
+    with Server((host, 0), type("Handler", (handler,), {"fake": fake})) as server:
         if certificate is not None:
             server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             server.tls.load_cert_chain(certificate)
@@ -224,7 +225,7 @@ def serving(certificate: Path | None = None) -> Iterator[Fake]:
 
 
 def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a CA, and a certificate for localhost and 127.0.0.1.
+    """Make a CA, and a certificate for localhost, 127.0.0.1 and 127.0.0.2.
 
     Return the CA's file, and one with the certificate and its key.
     """
@@ -243,7 +244,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
             "-CAkey",
             str(ca_key),
             "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:127.0.0.2",
         ),
         *("-addext", "basicConstraints=critical,CA:FALSE"),
     )
