@@ -13,6 +13,7 @@ GvisorKernelError
 │   ├── EgressRefused     a rule or a limit of the route refuses this request
 │   └── SecretError       the secret of a route cannot be read
 ├── KernelspecError       a kernelspec could not be installed, found or removed
+├── PackagesError         packages of a kernelspec could not be installed, found or used
 ├── RootImageError        an image could not be imported, found, used or removed
 ├── SkillError            a skill is invalid, or could not be installed, found or removed
 └── StateError            the directories of this user's sandboxes cannot be used
@@ -122,6 +123,11 @@ class SecretError(EgressError):
 
 class KernelspecError(GvisorKernelError):
     """A kernelspec could not be installed, found or removed."""
+
+
+class PackagesError(GvisorKernelError):
+    """Packages of a kernelspec could not be installed, found or used; ``detail`` has pip's last
+    lines."""
 
 
 class RootImageError(GvisorKernelError):

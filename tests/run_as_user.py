@@ -29,6 +29,7 @@ FOLDERS = (
     *("jupyter/test_root_images.py", "jupyter/test_server.py", "jupyter/test_settings.py"),
     "egress/test_kernels.py::test_urllib_reaches_an_api_whose_key_stays_outside",
     "egress/test_packages_inside.py::test_what_is_installed_is_imported_at_once_and_after_a_restart",
+    "environments/test_kernels.py::test_kernel_has_the_packages_and_may_install_another_version",
     "egress/test_process.py::test_the_workers_environment_and_command_line_have_no_secret",
     *("host/test_cgroups.py", "host/test_homes.py", "test_transcript.py"),
     "faults/test_idle.py::test_idle_kernel_is_stopped_and_continues",

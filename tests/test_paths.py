@@ -54,6 +54,8 @@ ALLOWED = {
     "host/private_directories.py": OWN_STORE,
     "archive/": "below a folder that is held open",
     "images/": OWN_STORE + "; an image that a person has given",
+    "environments/": OWN_STORE,
+    "kernel/environment_builder.py:_keep": OWN_STORE,
     "host/cgroups.py": KERNEL,
     "runtimes/runsc/checkpoint.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_mount_points": STATE,

@@ -44,17 +44,39 @@ DEVICE_FOLDERS = ("dev",)
 
 @dataclass
 class Budget:
-    """What one import may still read, and the number of entries of each kind that it left out."""
+    """What one import may still read, and the number of entries of each kind that it left out.
+
+    ``what``: what is imported, for messages. ``most_entries``, ``most_bytes``: the whole budget.
+    """
 
     entries: int = MAX_ENTRIES
     bytes: int = MAX_BYTES
     left_out: dict[str, int] = field(default_factory=dict)
+    what: str = "the image"
+    most_entries: int = MAX_ENTRIES
+    most_bytes: int = MAX_BYTES
 
     @classmethod
-    def of_disk(cls, directory: Path) -> Budget:
-        """Make a budget of the free disk space in ``directory``, less DISK_SPARE."""
+    def of_disk(
+        cls,
+        directory: Path,
+        what: str = "the image",
+        *,
+        entries: int = MAX_ENTRIES,
+        most: int = MAX_BYTES,
+    ) -> Budget:
+        """Make a budget of the free disk space in ``directory``, less DISK_SPARE.
+
+        ``most``: bytes at most. ``entries``: entries at most.
+        """
         free = shutil.disk_usage(directory).free - DISK_SPARE
-        return cls(bytes=max(min(MAX_BYTES, free), 0))
+        return cls(
+            entries=entries,
+            bytes=max(min(most, free), 0),
+            what=what,
+            most_entries=entries,
+            most_bytes=most,
+        )
 
     def charge(self, size: int) -> None:
         """Count an entry with ``size`` bytes of content.
@@ -64,12 +86,14 @@ class Budget:
         self.entries -= 1
         self.bytes -= size + ENTRY_COST
         if self.entries < 0:
-            raise Refused(f"the image has more than {MAX_ENTRIES} files, directories and links")
+            raise Refused(
+                f"{self.what} has more than {self.most_entries} files, directories and links"
+            )
         if self.bytes < 0:
             raise Refused(
-                "the image needs more disk space than is available",
-                f"free some disk space ({DISK_SPARE // MIB} MiB always stay free). An image may"
-                f" have at most {MAX_BYTES // GIB} GiB.",
+                f"{self.what} needs more disk space than is available",
+                f"free some disk space ({DISK_SPARE // MIB} MiB always stay free). It may have at"
+                f" most {self.most_bytes // GIB} GiB.",
             )
 
     def count_left_out(self, kind: Kind) -> None:

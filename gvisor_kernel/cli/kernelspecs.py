@@ -7,14 +7,20 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
+from gvisor_kernel.cli.packages import install_packages, remove_unused
+from gvisor_kernel.config.packages import split_requirements
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.config.validators import is_within, parse_value
+from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.kernelspecs import (
+    check_destination,
     find_broken_kernelspecs,
     find_destination,
     find_kernelspecs,
@@ -81,6 +87,28 @@ def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
     return settings
 
 
+def find_requirements(
+    arguments: argparse.Namespace, settings: Mapping[str, object]
+) -> tuple[str, ...]:
+    """Return the requirements of ``--with``; none without it.
+
+    :raises GvisorKernelError: when one is not accepted, or the kernel could not import them
+    """
+    if not arguments.packages:
+        return ()
+    if arguments.language != "python":
+        raise KernelspecError(
+            f"--with installs Python packages, and a kernel in {arguments.language.title()} does"
+            " not import them.",
+            "leave out --with, or --language.",
+        )
+    if "packages" in settings:
+        raise GvisorKernelError(
+            "The setting packages is given twice.", "leave out --set packages=…, or --with."
+        )
+    return split_requirements(arguments.packages)
+
+
 def check_kernel(settings: dict[str, object]) -> None:
     """Check that a kernel with ``settings`` finds its program in its image.
 
@@ -117,17 +145,31 @@ def run_install(arguments: argparse.Namespace) -> int:
     user, prefix = choose_place(arguments) or default_place()
     settings = find_settings(arguments)
     template = f"gvisor-{arguments.language}"
-    check_kernel({**template_settings(template), **settings})
+    name = template if arguments.name is None else arguments.name
+    destination = check_destination(user, prefix, name)
+    requirements = find_requirements(arguments, settings)
+    planned = {"packages": {"requirements": requirements, "environment": "0" * 64}}
+    all_settings = {**template_settings(template), **settings}
+    check_kernel({**all_settings, **(planned if requirements else {})})
     if settings.get("egress"):
         check_routes(settings, read_configuration())
-    kernelspec = install_kernelspec(
-        user=user,
-        prefix=prefix,
-        name=template if arguments.name is None else arguments.name,
-        display_name=arguments.display_name,
-        settings=settings,
-        template=template,
-    )
+    with ExitStack() as held:
+        if requirements:
+            environment = install_packages(all_settings, name, requirements)
+            held.enter_context(Store.open().held(environment, destination))
+            settings["packages"] = {
+                "requirements": list(requirements),
+                "environment": environment.digest,
+            }
+        kernelspec = install_kernelspec(
+            user=user,
+            prefix=prefix,
+            name=name,
+            display_name=arguments.display_name,
+            settings=settings,
+            template=template,
+        )
+    remove_unused()
     print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
     if not is_searched(kernelspec.directory.parent):
         print(
@@ -165,4 +207,5 @@ def run_uninstall(arguments: argparse.Namespace) -> int:
     for kernelspec in found:
         remove_kernelspec(kernelspec)
         print(f"Removed {kernelspec.directory}")
+    remove_unused()
     return 0

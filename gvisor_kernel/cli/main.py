@@ -155,6 +155,15 @@ def make_parser() -> argparse.ArgumentParser:
         help='a route to the network that "gvisor-kernel egress list" shows, such as packages; may'
         " be repeated, and may be a list with commas (default: no network)",
     )
+    install.add_argument(
+        "--with",
+        metavar="PACKAGES",
+        dest="packages",
+        action="append",
+        default=[],
+        help='Python packages that the kernels have from their start, such as "polars duckdb>=1.1";'
+        " they are installed once, in a sandbox, from the package indexes of this machine",
+    )
 
     uninstall = add(
         "uninstall",

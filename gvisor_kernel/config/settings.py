@@ -21,6 +21,7 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
+from gvisor_kernel.config.packages import Packages, accept_packages, check_packages
 from gvisor_kernel.config.validators import (
     GIB,
     HOST_IMAGE,
@@ -94,6 +95,7 @@ class SandboxSpec:
     ``command``: the kernel's argv with ``{connection_file}``; empty for ipykernel.
     ``preload``: modules that are imported before a snapshot of the kernel is made.
     ``egress``: names of routes to the network; whether they exist is checked when a plan is made.
+    ``packages``: what was installed for this kernelspec, or None.
     """
 
     runtime: str = "runsc"
@@ -118,6 +120,7 @@ class SandboxSpec:
     idle_stop: bool = True
     spare: bool = True
     egress: tuple[str, ...] = ()
+    packages: Packages | None = None
 
 
 DEFAULTS = SandboxSpec()
@@ -274,6 +277,12 @@ class SandboxSettings(Configurable):
         Empty: no network at all. Which routes exist is set in c.GVisorEgress.routes. If Jupyter's
         configuration sets this list, a kernelspec can choose only among its names.""",
     )
+    packages = Setting(
+        DEFAULTS.packages,
+        help="""Python packages that the kernel has from its start, beside those of its image.
+        "gvisor-kernel install --with" installs them in a sandbox and writes this setting:
+        {"requirements": ["polars"], "environment": "<digest>"}.""",
+    )
 
     _unknown: dict[str, object]
     _lower: dict[str, object]
@@ -314,6 +323,7 @@ class SandboxSettings(Configurable):
             check_subset(name, chosen, values[name])
             values[name] = chosen
         check_image(values["runtime"], values["image"])
+        check_packages(values["packages"], values["command"])
         return SandboxSpec(**values)
 
 
@@ -385,4 +395,5 @@ VALIDATORS: Mapping[str, Callable[[str, object], AnyValue]] = {
     "idle_stop": accept_flag,
     "spare": accept_flag,
     "egress": accept_egress,
+    "packages": accept_packages,
 }

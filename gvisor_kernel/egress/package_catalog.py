@@ -47,6 +47,9 @@ PAGE_SECONDS = 120.0
 _FIELDS = ("url", "content_type", "etag", "modified")
 
 
+NO_INDEX = "pip of this machine is configured to use no index (no-index)"
+
+
 class Failed(Exception):
     """A request that is answered with ``status`` and a text."""
 
@@ -94,7 +97,7 @@ class Catalog:
         configuration = await self._find_configuration()
         found = configuration.pip if tool == "pypi" else configuration.uv
         if not found.indexes:
-            raise Failed(404, "pip of this machine is configured to use no index (no-index)")
+            raise Failed(404, NO_INDEX)
         return found
 
     async def find_page(

@@ -1,9 +1,10 @@
 """The environment in which a kernel's packages are installed, layered over the image's own.
 
 The image's Python is read-only, so pip and uv get a virtual environment in the sandbox's home. A
-``.pth`` file in it adds the image's packages behind its own: what the image has counts as
-installed, another version of it hides the image's, and uninstalling that shows it again. The kernel
-itself does not restart for it: its import path gets the directory in front of the image's packages.
+``.pth`` file in it adds the packages of the setting ``packages`` and those of the image behind its
+own: what these have counts as installed, another version of it hides theirs, and uninstalling that
+shows it again. The kernel itself does not restart for it: its import path gets the same
+directories in front of the image's packages.
 
 Everything runs as the kernel's user. The kernel may change or remove the environment; PID 1 never
 imports from it.
@@ -11,14 +12,19 @@ imports from it.
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
 import shlex
 import site
 import sys
-from typing import List, MutableMapping
+from typing import List, Mapping, MutableMapping
 
 VARIABLE = "GVISOR_KERNEL_PACKAGES"
 """Names the directory of the environment. A kernel without it has none."""
+SETTING = "GVISOR_KERNEL_ENVIRONMENT"
+"""Names the directory of the packages of the setting ``packages``, which is read-only."""
+ABI_FILE = "abi"
+"""In that directory: the ending of the names of the extension modules that were installed."""
 HOST_PTH = "_gvisor_kernel_image.pth"
 WHEELS = ("/usr/share/python-wheels",)
 """Where distributions keep the wheel of pip that ensurepip uses."""
@@ -34,18 +40,22 @@ def prepare(environment: MutableMapping[str, str]) -> None:
         return
     try:
         if not os.path.lexists(root):
-            _make(root)
+            _make(root, environment)
     except OSError as error:
         print(f"Packages cannot be installed in {root}: {error}", file=sys.stderr)
         return
-    programs = os.path.join(root, "bin")
-    path = [entry for entry in environment.get("PATH", "").split(":") if entry != programs]
-    environment["PATH"] = ":".join([programs, *path])
+    programs = [os.path.join(place, "bin") for place in (root, environment.get(SETTING)) if place]
+    path = [entry for entry in environment.get("PATH", "").split(":") if entry not in programs]
+    environment["PATH"] = ":".join([*programs, *path])
     environment["VIRTUAL_ENV"] = root
 
 
 def activate(environment: MutableMapping[str, str]) -> None:
-    """Let this interpreter import what is in the environment, and make it before if necessary."""
+    """Let this interpreter import what is in the environment, and make it before if necessary.
+
+    :raises SystemExit: when the packages of the setting were installed for another Python
+    """
+    _check_abi(environment)
     prepare(environment)
     root = environment.get("VIRTUAL_ENV")
     if not root or root != environment.get(VARIABLE):
@@ -60,6 +70,8 @@ def activate(environment: MutableMapping[str, str]) -> None:
     for name in sorted(os.listdir(directory)):  # there are some if this kernel is not the first
         if name.endswith(".pth") and name != HOST_PTH:
             site.addpackage(directory, name, {site.makepath(path)[1] for path in before})
+    for path in setting_directories(environment):
+        site.addsitedir(path, {site.makepath(entry)[1] for entry in before})
     added = [path for path in sys.path if path not in before]
     sys.path[:] = [*before[:at], directory, *added, *before[at:]]
     # Not the image's: it would install into the image, and multiprocessing would not import what
@@ -70,6 +82,12 @@ def activate(environment: MutableMapping[str, str]) -> None:
 def site_directory(root: str) -> str:
     """Return the directory of packages below ``root``."""
     return os.path.join(root, "lib", f"python{_version()}", "site-packages")
+
+
+def setting_directories(environment: Mapping[str, str]) -> List[str]:
+    """Return the directory from which the packages of the setting are imported, if there is one."""
+    root = environment.get(SETTING)
+    return [site_directory(root)] if root else []
 
 
 def image_directories() -> List[str]:
@@ -84,7 +102,28 @@ def _version() -> str:
     return "{}.{}".format(*sys.version_info)
 
 
-def _make(root: str) -> None:
+def _check_abi(environment: Mapping[str, str]) -> None:
+    """Check that the packages of the setting were installed for this Python.
+
+    The host knows its version only of some images.
+    """
+    root = environment.get(SETTING)
+    if not root:
+        return
+    own = importlib.machinery.EXTENSION_SUFFIXES[0]
+    try:
+        with open(os.path.join(root, ABI_FILE), encoding="ascii", errors="replace") as file:
+            made_for = file.read(200).strip()
+    except OSError as error:
+        made_for = str(error)
+    if made_for != own:
+        raise SystemExit(
+            f"The packages of this kernelspec were installed for another Python ({made_for}, and"
+            f" this one is {own}): run `gvisor-kernel install --with ...` again."
+        )
+
+
+def _make(root: str, environment: Mapping[str, str]) -> None:
     new = f"{root}.new"
     directory = site_directory(new)
     programs = os.path.join(new, "bin")
@@ -99,7 +138,8 @@ def _make(root: str) -> None:
     )
     for name in ("python", "python3", f"python{_version()}"):
         os.symlink(python, os.path.join(programs, name))
-    lines = [f"import site; site.addsitedir({path!r})" for path in image_directories()]
+    below = [*setting_directories(environment), *image_directories()]
+    lines = [f"import site; site.addsitedir({path!r})" for path in below]
     lines += _find_spare_pip()
     _write(os.path.join(directory, HOST_PTH), "".join(f"{line}\n" for line in lines))
     # The image's own script would run pip for the image.

@@ -109,11 +109,7 @@ def install_kernelspec(
     :raises KernelspecError: when the name is invalid or taken, or when it cannot be written
     :raises SettingError: when a setting is wrong
     """
-    if not re.fullmatch(r"[a-z0-9._-]+", name):
-        raise KernelspecError(
-            f"The name {name!r} is not valid for a kernelspec.",
-            'use lower-case letters, digits, ".", "_" and "-".',
-        )
+    check_destination(user, prefix, name)
     if not Path(interpreter).is_absolute():
         raise KernelspecError(
             f"The path of the Python interpreter is {interpreter!r}, which is not absolute.",
@@ -131,11 +127,6 @@ def install_kernelspec(
     )
     destination = find_destination(user, prefix) / name
     if destination.exists():
-        if not is_ours(destination):
-            raise KernelspecError(
-                f"{destination} exists and is not a kernelspec of gvisor-kernel.",
-                "choose another --name, or remove it yourself.",
-            )
         remove_kernelspec(read_kernelspec(destination))
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, name)
@@ -155,6 +146,25 @@ def install_kernelspec(
                 "use --user, or --sys-prefix in an environment of your own.",
             ) from error
     return read_kernelspec(destination)
+
+
+def check_destination(user: bool, prefix: str | None, name: str) -> Path:
+    """Return the folder of the kernelspec ``name``, which need not exist.
+
+    :raises KernelspecError: when the name is invalid, or another kernelspec has it
+    """
+    if not re.fullmatch(r"[a-z0-9._-]+", name):
+        raise KernelspecError(
+            f"The name {name!r} is not valid for a kernelspec.",
+            'use lower-case letters, digits, ".", "_" and "-".',
+        )
+    destination = find_destination(user, prefix) / name
+    if destination.exists() and not is_ours(destination):
+        raise KernelspecError(
+            f"{destination} exists and is not a kernelspec of gvisor-kernel.",
+            "choose another --name, or remove it yourself.",
+        )
+    return destination
 
 
 def find_destination(user: bool, prefix: str | None) -> Path:

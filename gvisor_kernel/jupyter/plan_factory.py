@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from traitlets.config import Config
 from gvisor_kernel.bridge import KernelIdentity
 from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import CONSTRUCTOR, SETTINGS
+from gvisor_kernel.egress.kinds import PACKAGES
 from gvisor_kernel.egress.routes import Route, parse_routes
 from gvisor_kernel.errors import KernelspecError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_kernelspecs
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.command import choose_program
-from gvisor_kernel.kernel.connection_info import read_address
-from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.connection_info import private_connection_info, read_address
+from gvisor_kernel.kernel.plan import KernelPlan, without_user
 from gvisor_kernel.runtimes.base import LaunchRequest
 
 
@@ -97,6 +100,31 @@ def check_routes(settings: Mapping[str, Any], config: Config) -> tuple[str, ...]
     spec = provisioner.sandbox_spec()
     provisioner.find_routes(spec, Path("/nonexistent"))  # no notebook's folder is known here
     return spec.egress
+
+
+def make_packages_plan(settings: Mapping[str, Any], kernel_name: str, config: Config) -> KernelPlan:
+    """Make the plan of the kernel in which the packages of a kernelspec are installed.
+
+    It has the image and the limits of the kernelspec's ``settings``, nothing of the user, and the
+    route to the package indexes.
+
+    :raises GvisorKernelError: when a setting or the kernel's program is wrong
+    """
+    provisioner = GVisorProvisioner(kernel_id="", config=config, **settings)
+    spec = replace(without_user(provisioner.sandbox_spec()), egress=(PACKAGES,))
+    launcher = [sys.executable, "-m", "gvisor_kernel", "launch"]
+    python, argv = choose_program(spec, launcher, [])
+    info = private_connection_info()
+    return KernelPlan(
+        spec=spec,
+        request=LaunchRequest(kernel_name, "", Path("/"), python, {}),
+        identity=KernelIdentity(
+            kernel_name, info["key"].encode(), "hmac-sha256", spec.memory_limit
+        ),
+        address=read_address(info),
+        argv=argv,
+        routes=provisioner.find_routes(spec, Path("/")),
+    )
 
 
 def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:

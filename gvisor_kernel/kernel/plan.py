@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import Address, KernelIdentity
+from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
-from gvisor_kernel.egress.environment import egress_environment
+from gvisor_kernel.egress.environment import PACKAGES_HOME, egress_environment
 from gvisor_kernel.egress.routes import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.spec.layout import ENVIRONMENT
 
 IPYKERNEL = (
     *("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"),
@@ -32,6 +34,11 @@ PYTHON_KERNEL = "/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py"
 """Runs a module as ``python -m`` does, but up to a hundred times faster, and lets the kernel speak
 the link's frames itself; see its docstring."""
 LINK = ("--link", "{link}")
+PACKAGES_VARIABLES = {
+    "GVISOR_KERNEL_PACKAGES": PACKAGES_HOME,
+    "GVISOR_KERNEL_ENVIRONMENT": ENVIRONMENT,
+}
+"""For ``guest/installed.py``: where the kernel's own environment is, and what it lies on."""
 FILE, TCP_FILE = "{connection_file}", "{tcp_connection_file}"
 """Placeholders that PID 1 fills: the path of a connection file with Unix sockets or with ports."""
 
@@ -59,6 +66,29 @@ class KernelPlan:
 def without_routes(plan: KernelPlan) -> KernelPlan:
     """Return ``plan`` for a sandbox that is nobody's yet: a snapshot, or a spare."""
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, egress=()), routes=())
+
+
+def without_user(spec: SandboxSpec) -> SandboxSpec:
+    """Return ``spec`` without anything of the user: for a sandbox that runs a stranger's code only.
+
+    Image, runtime and limits stay.
+    """
+    return SandboxSpec(
+        runtime=spec.runtime,
+        image=spec.image,
+        memory_limit=spec.memory_limit,
+        cpu_shares=spec.cpu_shares,
+        pids_limit=spec.pids_limit,
+        disk_limit=spec.disk_limit,
+        start_timeout=spec.start_timeout,
+        uploads=None,
+        outputs=None,
+        skills=None,
+        transcripts=False,
+        restart="sandbox",
+        snapshot="off",
+        spare=False,
+    )
 
 
 def prepare_argv(argv: list[str], kernel_mode: str) -> list[str]:
@@ -90,9 +120,11 @@ def kernel_variables(plan: KernelPlan, sandbox: Mapping[str, str]) -> dict[str, 
     """Return all variables of the kernel. ``sandbox``: those that its sandbox gives to any kernel.
 
     Those of the routes are never part of a snapshot: it is made by a plan without routes, and a
-    kernel that is restored gets its own.
+    kernel that is restored gets its own. Those of the packages are the same in a snapshot that
+    fits, as the packages themselves are part of its key.
     """
-    return {**sandbox, **egress_environment(plan.routes), **plan.environment}
+    packages = PACKAGES_VARIABLES if plan.spec.packages is not None else {}
+    return {**sandbox, **egress_environment(plan.routes), **packages, **plan.environment}
 
 
 def make_launch_request(plan: KernelPlan) -> LaunchRequest:
@@ -122,6 +154,10 @@ def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
         for name, value in content["spec"].items()
     }
     settings["mounts"] = tuple(ExtraMount(**mount) for mount in settings["mounts"])
+    packages = settings["packages"]
+    if packages is not None:
+        requirements = tuple(packages["requirements"])
+        settings["packages"] = Packages(requirements, packages["environment"])
     spec = SandboxSpec(**settings)
     request = content["request"]
     request = LaunchRequest(**{**request, "folder": Path(request["folder"]), "ahead": ()})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.host.folders import Identity
 
 if TYPE_CHECKING:
@@ -234,6 +235,15 @@ class Runtime(ABC):
 
         :raises RuntimeMissing, LaunchError, SettingError, StateError: as ``start`` does
         :raises SnapshotError: when this runtime makes no snapshots
+        """
+
+    @abstractmethod
+    def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
+        """Return what the packages of a sandbox would lie on: its image and its Python.
+
+        Called before packages are installed. Takes milliseconds and makes nothing.
+
+        :raises RuntimeMissing, LaunchError: as ``start`` does
         """
 
     def has_current_mounts(

@@ -28,6 +28,8 @@ HOME = "/home/user"
 RUN = "/run/gvisor-kernel"
 WORKSPACE_UPPER = "/run/gvisor-kernel/workspace"
 GUEST = "/opt/gvisor-kernel"
+ENVIRONMENT = "/opt/gvisor-kernel/python-packages"
+"""The packages of the setting ``packages``. No module can have this name."""
 
 SYSTEM_DIRECTORIES = (
     *("/dev", "/proc", "/sys", "/etc", "/tmp"),  # noqa: S108 - inside the sandbox

@@ -128,6 +128,15 @@ WRONG: list[tuple[str, object]] = [
     *(("idle_stop", value) for value in (1, "yes", None)),
     *(("spare", value) for value in (0, "off", None)),
     *(("egress", value) for value in ("packages", None, [3], ["A"], [""], ["a/b"], ["a" * 33])),
+    *(("packages", value) for value in (["polars"], "polars", {}, {"requirements": ["polars"]})),
+    *(
+        ("packages", {"requirements": names, "environment": "a" * 64})
+        for names in ([], ["-r"], ["../x"], ["a"] * 101, "polars", [3], None)
+    ),
+    *(
+        ("packages", {"requirements": ["polars"], "environment": digest})
+        for digest in ("A" * 64, "../" + "a" * 61, "a" * 63, None, "a" * 64 + "\n")
+    ),
     *(("egress", value) for value in ({"packages": 1}, [f"r{i}" for i in range(65)], ["a\n"])),
 ]
 

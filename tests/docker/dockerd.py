@@ -129,7 +129,7 @@ class Dockerd:
 
     def load(self, directory: Path) -> None:
         """Load the image of this machine's Python as IMAGE."""
-        make_image(directory, ["ipywidgets"], ["echo", "sleep"])
+        make_image(directory, ["ipywidgets", "pip"], ["echo", "sleep"])
         manifest = directory / "manifest.json"
         (kernel,) = (i for i in json.loads(manifest.read_text()) if i["RepoTags"] == ["kernel"])
         manifest.write_text(json.dumps([{**kernel, "RepoTags": [f"{IMAGE}:latest"]}]))

@@ -24,6 +24,8 @@ from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
+from ..egress.indexes import make_wheel
+from ..environments.helpers import serving_pip
 from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for_text, wait_until
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
@@ -399,3 +401,20 @@ def test_large_output_is_complete(start: Start) -> None:
         request = client.execute("for n in range(300): print(str(n) + 'x' * 2**18)")
         answer = finish(client, request)
         assert answer.text.count("\n") == 300
+
+
+# -- packages --------------------------------------------------------------------------------------
+
+
+@needs_all  # it takes 20 s; tests/environments shows the same with runsc
+def test_packages_are_installed_in_the_engine_and_copied_into_it(start: Start) -> None:
+    words = ["install", "--user", "--name", "gk-engine", "--image", IMAGE, "--with", "demo"]
+    with serving_pip() as index:
+        index.add_project("demo", make_wheel("demo"))
+        assert main([*words, "--set", "runtime=docker"]) == 0
+        try:
+            with running_kernel("gk-engine", settings={}) as (_, client):
+                code = "import demo; print(demo.VERSION, demo.__file__)"
+                assert "1.0 /opt/gvisor-kernel/python-packages/" in execute(client, code).text
+        finally:
+            assert main(["uninstall", "--user", "--name", "gk-engine"]) == 0

@@ -17,6 +17,7 @@ from typing import Any
 import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import real_path
+from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import (
     GvisorKernelError,
     LaunchError,
@@ -46,6 +47,7 @@ from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
+from gvisor_kernel.runtimes.mounts.packages import open_packages
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
@@ -71,6 +73,8 @@ from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
+    ENVIRONMENT,
+    GUEST,
     LAYOUT,
     OUTPUTS,
     UPLOADS,
@@ -148,6 +152,15 @@ class DockerRuntime(Runtime):
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
+
+    def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
+        engine = connect()
+        try:
+            check_engine(engine)
+            image = read_image(find_image(engine, spec.image), spec.image)
+        finally:
+            engine.close()
+        return _find_base(image)
 
     def find_advice(self, words: str) -> str:
         return find_hint(words)
@@ -254,6 +267,10 @@ class DockerRuntime(Runtime):
     def _undo(plan: _Plan) -> None:
         remove_sandbox(plan.places.directory, plan.record)
         lifeline.release()
+
+
+def _find_base(image: EngineImage) -> Base:
+    return Base(image.digest, "")  # its Python is known only inside; see ``guest/installed.py``
 
 
 def _predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:
@@ -376,6 +393,11 @@ def _find_contents(plan: _Plan) -> Contents:
         contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
     if plan.inputs.uploads is not None:
         contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
+    packages = open_packages(spec, _find_base(plan.image))
+    if packages is not None:
+        opened = plan.held.enter_context(open_path(str(packages.tree)))
+        place = f"guest{ENVIRONMENT.removeprefix(GUEST)}"  # the volume's part that is mounted there
+        contents.folders.append((place, opened, "packages"))
     for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
         check_source(folder.path, jupyters)
         contents.folders.append((place, folder, "mounts"))

@@ -26,6 +26,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
     make_mount_points,
 )
 from gvisor_kernel.runtimes.mounts.host_python import World
+from gvisor_kernel.runtimes.mounts.packages import find_base, open_packages
 from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs
@@ -145,7 +146,8 @@ def plan_mounts(
     ``outputs``: the real path of the folder, None for outputs in memory. ``lent``: the sandbox owns
     it.
 
-    :raises LaunchError: when the Python environment needs a path that belongs to the sandbox
+    :raises LaunchError: when the Python environment needs a path that belongs to the sandbox, or
+        the packages of the setting ``packages`` do not fit
     :raises SettingError: when an extra mount cannot be used
     :raises OSError: when the mount points of covers cannot be made
     """
@@ -162,6 +164,9 @@ def plan_mounts(
         Bind(transcripts, layout.TRANSCRIPTS, foreign=True),
     ]
     mounts += layout.scratch_mounts(spec)
+    packages = open_packages(spec, find_base(world))
+    if packages is not None:
+        mounts.append(Bind(str(packages.tree), layout.ENVIRONMENT, foreign=True))
     if world.tree is None:
         mounts += find_etc_binds()
     mounts += [_show(root, root) for root in world.roots]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children
@@ -29,6 +30,7 @@ from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.image_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
+from gvisor_kernel.runtimes.mounts.packages import find_base
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
@@ -150,6 +152,9 @@ class RunscRuntime(Runtime):
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
+
+    def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
+        return find_base(find_python_tree(spec, request, read_written(spec).has))
 
     def has_current_mounts(
         self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest

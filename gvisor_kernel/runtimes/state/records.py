@@ -67,6 +67,8 @@ class Record:
     """Uid and gid that everything in outputs gets back when the sandbox has ended."""
     image: str | None = None
     """The digest of the root image that it runs in."""
+    environment: str | None = None
+    """The digest of the environment whose packages it has."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
@@ -105,6 +107,7 @@ def first_record(
         made_outputs=outputs.made,
         lent_by=outputs.lent_by,
         spare=request.spare,
+        environment=None if spec.packages is None else spec.packages.environment,
         **facts,
     )
 
@@ -322,6 +325,15 @@ def images_in_use() -> set[str]:
     """
     records = (record for _, record in find_sandboxes() if not is_orphan(record))
     return {record.image for record in records if record.image is not None}
+
+
+def environments_in_use() -> set[str]:
+    """Return the digests of the environments whose packages running sandboxes have.
+
+    :raises StateError: when the state directory cannot be read
+    """
+    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    return {record.environment for record in records if record.environment is not None}
 
 
 def this_process() -> ProcessId:

@@ -1,0 +1,135 @@
+"""Takes over what a sandbox has installed: a folder in which anything may be.
+
+The sandbox has ended. What it left is copied into a new tree, within bounds, or refused as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from gvisor_kernel.archive.layers import Budget, apply_folder
+from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.tar import quote_name
+from gvisor_kernel.archive.tree import Tree
+from gvisor_kernel.config.validators import GIB
+from gvisor_kernel.environments.environment import ABI_FILE, MAX_FILES
+
+MAX_BYTES = 8 * GIB
+"""Bytes of one environment on the disk. One with PyTorch for GPUs has 5 GiB."""
+MAX_PACKAGES = 2000
+MAX_NAME = 100
+
+_FRAME = ("pyvenv.cfg", "lib64", "bin/pip", "bin/pip3", "bin/python", "bin/python3")
+"""What ``guest/installed.py`` has made there. Each kernel's own environment has it anew."""
+_FRAME_PTH = "_gvisor_kernel_image.pth"
+_INFO = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._+!]+)\.dist-info")
+
+
+def collect(source: Path, target: Path, python: str) -> int:
+    """Copy the environment in ``source`` into the empty folder ``target``.
+
+    Return the number of files, folders and links that were there.
+
+    ``python``: the version, such as 3.12, for which there have to be packages.
+
+    :raises Refused: when it is not a folder, has links or devices, is too large, or has no packages
+    :raises OSError: when it cannot be read, or the copy cannot be written
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(source, flags)
+    except OSError as error:
+        raise Refused(f"its folder cannot be opened ({error.strerror})") from error
+    try:
+        budget = Budget.of_disk(target, "the environment", entries=MAX_FILES, most=MAX_BYTES)
+        tree = Tree(target, None)
+        try:
+            # By its descriptor: nothing that the sandbox has named decides what is read.
+            apply_folder(Path(f"/proc/self/fd/{fd}"), tree, budget)
+            if budget.left_out:
+                raise Refused("it has named pipes or devices")
+            for name in (ABI_FILE, *_FRAME, f"bin/python{python}", _site(python, _FRAME_PTH)):
+                tree.remove(tuple(name.split("/")))
+            _check_kinds(target)
+            if not (target / _site(python)).is_dir():
+                raise Refused(f"it has no packages for Python {python}")
+            tree.finish()
+        finally:
+            tree.close()
+    finally:
+        os.close(fd)
+    return budget.most_entries - budget.entries
+
+
+def find_packages(tree: Path, python: str) -> tuple[tuple[str, str], ...]:
+    """Return names and versions of the packages in ``tree``, by the names of their folders."""
+    names = sorted(os.listdir(tree / _site(python)))  # noqa: PTH208
+    matches = (_INFO.fullmatch(name) for name in names if len(name) <= MAX_NAME)
+    found = [(match[1].replace("_", "-"), match[2]) for match in matches if match is not None]
+    return tuple(found[:MAX_PACKAGES])
+
+
+def remove_at_any_depth(directory: Path) -> None:
+    """Remove a folder that a sandbox has filled, of any depth and with any modes. Never raises.
+
+    Each folder is emptied from the top one, to which its own folders are moved, so no path is long.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(OSError):
+        if not directory.is_symlink():
+            directory.chmod(0o700)
+        top = os.open(directory, flags)
+        try:
+            while names := os.listdir(top):  # noqa: PTH208 - a descriptor
+                for name in names:
+                    _flatten(top, name, flags)
+        finally:
+            os.close(top)
+        directory.rmdir()
+
+
+def _flatten(top: int, name: str, flags: int) -> None:
+    if not _make_enterable(top, name):
+        os.unlink(name, dir_fd=top)
+        return
+    folder = os.open(name, flags, dir_fd=top)
+    try:
+        for below in os.listdir(folder):  # noqa: PTH208 - a descriptor
+            if _make_enterable(folder, below):
+                os.rename(below, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+            else:
+                os.unlink(below, dir_fd=folder)
+    finally:
+        os.close(folder)
+    os.rmdir(name, dir_fd=top)
+
+
+def _make_enterable(folder: int, name: str) -> bool:
+    """Return whether ``name`` is a folder; its owner may enter and change it then."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        return False
+    os.chmod(name, 0o700, dir_fd=folder)
+    return True
+
+
+def _check_kinds(tree: Path) -> None:
+    """Check that the tree has files and folders only.
+
+    :raises Refused: when it has a symbolic link: pip makes none, so nobody has to judge where one
+        leads
+    """
+    for folder, directories, names in os.walk(tree):
+        for name in (*directories, *names):
+            path = Path(folder, name)
+            if path.is_symlink():
+                shown = quote_name(str(path.relative_to(tree)))
+                raise Refused(f"it has a symbolic link, {shown}")
+
+
+def _site(python: str, name: str = "") -> str:
+    return f"lib/python{python}/site-packages/{name}".rstrip("/")
