@@ -37,6 +37,7 @@ hypothesis.settings.load_profile("no timing")
 
 IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
+IN_SANDBOXES += ("bridge/test_process_end.py", "test_transcript.py")
 IN_SANDBOXES += ("egress/test_kernels.py", "egress/test_packages_inside.py")
 IN_SANDBOXES += ("environments/test_kernels.py",)
 IN_SANDBOXES += ("egress/test_packages_real.py", "egress/test_packages.py")
@@ -61,8 +62,10 @@ ALONE = ("benchmarks/test_soak.py", "jupyter/test_forks.py", "jupyter/test_nbcli
 """Files whose tests use the whole machine: they run after the others, in one process."""
 ONE_GROUP = ("tests/jupyter/test_root_images.py",)
 """Files whose fixtures take longer than the tests would take in one process."""
+FIRST = "tests/test_style.py"
+"""mypy takes longer than any other test of the fast subset."""
 MANY = 100
-"""Number of tests from which making a snapshot takes less time than it saves."""
+"""Number of slow tests from which making a snapshot takes less time than it saves."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,9 +105,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark slow tests, scale timeouts, and put slow groups first so that a short one ends last."""
-    slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[group_of(item.nodeid)])
+    """Mark slow tests, scale timeouts, and put long groups first so that a short one ends last."""
     usual = float(config.getini("timeout"))
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
@@ -115,6 +116,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         timeout = item.get_closest_marker("timeout")
         seconds = scale_seconds(timeout.args[0] if timeout is not None else usual)
         item.add_marker(pytest.mark.timeout(seconds), append=False)
+    slow = Counter(group_of(item.nodeid) for item in items if is_slow(item))
+    items.sort(key=lambda item: (not item.nodeid.startswith(FIRST), -slow[group_of(item.nodeid)]))
     part = config.getoption("part")
     if part is not None:
         chosen: list[pytest.Item] = []
@@ -124,6 +127,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             (chosen if alone == (part == "alone") else left).append(item)
         items[:] = chosen
         config.hook.pytest_deselected(items=left)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -202,9 +209,10 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session", autouse=True)
 def no_background_snapshots(request: pytest.FixtureRequest) -> None:
-    """Make no snapshot beside the tests, and one before them only if there are many tests."""
+    """Make no snapshot beside the tests, and one before them only if many tests start kernels."""
     SnapshotQueue.instance().end()
-    if len(request.session.items) >= MANY and not os.environ.get("GK_TEST_KERNEL"):
+    many = sum(map(is_slow, request.session.items)) >= MANY
+    if many and not os.environ.get("GK_TEST_KERNEL"):
         request.getfixturevalue("shared_snapshot")
 
 

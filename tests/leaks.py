@@ -19,6 +19,11 @@ from .world import World
 GRACE_SECONDS = scale_seconds(10)
 """Seconds after the end of an owner within which everything must be gone."""
 
+SEARCH_SECONDS = 0.5
+"""Seconds after which an empty cgroup is looked for in other runs; until then their sandboxes that
+start or end have usually ended or started, and the search takes long."""
+
+CGROUP = "cgroup "
 DEEPEST = 8
 """Maximum depth of sandbox directories below another run's world."""
 
@@ -57,7 +62,9 @@ def processes(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
 
 def cgroups(world: World) -> Things:
     return frozenset(
-        f"cgroup {folder}" for folder in _cgroup_folders(Path("/sys/fs/cgroup")) if _is_ours(folder)
+        f"{CGROUP}{folder}"
+        for folder in _cgroup_folders(Path("/sys/fs/cgroup"))
+        if _is_ours(folder)
     )
 
 
@@ -80,36 +87,51 @@ def find_things(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
 
 def find_leftovers(before: Things, look: Callable[[], Things]) -> Things:
     """Return what ``look`` finds in addition to ``before``, after at most ``GRACE_SECONDS``."""
-    deadline = time.monotonic() + GRACE_SECONDS
-    while (left := look() - before) and time.monotonic() < deadline:
-        left = _blamable(left)
-        if not left:
+    now = time.monotonic()
+    search, deadline = now + SEARCH_SECONDS, now + GRACE_SECONDS
+    while (left := _but_busy_cgroups(look() - before)) and (now := time.monotonic()) < deadline:
+        if now > search and not _but_cgroups_of_other_runs(left):
             break
         time.sleep(0.05)  # processes that are not our children end without an event
-    return _blamable(left)
+    return _but_cgroups_of_other_runs(left)
 
 
-def _blamable(things: Things) -> Things:
+def _but_busy_cgroups(things: Things) -> Things:
+    """Leave out cgroups that are gone or have a live process: processes() finds this run's."""
     return frozenset(
-        thing for thing in things if not thing.startswith("cgroup ") or _is_blamable(thing)
+        thing for thing in things if not thing.startswith(CGROUP) or _is_empty(_folder_of(thing))
     )
 
 
-def _is_blamable(thing: str) -> bool:
-    """Whether a cgroup belongs to no sandbox of another run."""
-    folder = Path(thing.removeprefix("cgroup "))
-    if not folder.is_dir() or _belongs_to_other_run(folder.name):
-        return False
-    for path in (folder, *_cgroup_folders(folder)):
-        if _read(path / "cgroup.procs").strip():
-            return False  # a live process: processes() finds those of this run
-    return True
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(
+        _read(path / "cgroup.procs").strip() for path in (folder, *_cgroup_folders(folder))
+    )
 
 
-def _belongs_to_other_run(identity: str) -> bool:
+def _but_cgroups_of_other_runs(things: Things) -> Things:
+    wanted = {_folder_of(thing).name for thing in things if thing.startswith(CGROUP)}
+    others = _sandboxes_of_other_runs(wanted) if wanted else set()
+    return frozenset(
+        thing
+        for thing in things
+        if not thing.startswith(CGROUP) or _folder_of(thing).name not in others
+    )
+
+
+def _folder_of(thing: str) -> Path:
+    return Path(thing.removeprefix(CGROUP))
+
+
+def _sandboxes_of_other_runs(wanted: set[str]) -> set[str]:
+    """Return those of the identities ``wanted`` that are sandboxes of other runs.
+
+    Their state directories may be anywhere in their worlds, which are large.
+    """
     worlds = (path for path in Path("/tmp").glob("gk*-*") if str(path) not in os.environ["HOME"])
     folders = [(world, 0) for world in worlds]
-    while folders:
+    found: set[str] = set()
+    while folders and found != wanted:
         folder, depth = folders.pop()
         try:
             inside = [
@@ -117,11 +139,11 @@ def _belongs_to_other_run(identity: str) -> bool:
             ]
         except OSError:
             continue
-        if folder.name == "sandboxes" and any(path.name == identity for path in inside):
-            return True
+        if folder.name == "sandboxes":
+            found |= wanted.intersection(path.name for path in inside)
         if depth < DEEPEST:  # kernels of such a run may make endlessly nested folders
             folders += [(path, depth + 1) for path in inside]
-    return False
+    return found
 
 
 def _is_ours(folder: Path) -> bool:

@@ -47,6 +47,7 @@ SAME_FOR_ROOT = (
     *("faults/test_clocks.py", "faults/test_idle.py", "faults/test_scarce_descriptors.py"),
     *("guest/test_kernel_process.py", "jupyter/test_launch.py", "jupyter/test_lifecycle.py"),
     *("jupyter/test_provisioner.py", "jupyter/test_server.py"),
+    "runtimes/test_stderr_log.py",
     *("security/test_link.py", "security/test_kernel_frames.py", "security/test_zmtp.py"),
     *("security/test_restored.py", "snapshots/test_damaged.py", "snapshots/test_editable.py"),
     *("snapshots/test_key.py", "snapshots/test_languages.py", "snapshots/test_manifest.py"),

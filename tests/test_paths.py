@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from .test_style import MODULES, PACKAGE, part_of
+from .test_style import MODULES, PACKAGE, part_of, tree_of
 
 OF_OS = {
     *("chmod", "chown", "lchown", "link", "makedirs", "mkdir", "open", "remove", "rename"),
@@ -84,8 +84,7 @@ ALLOWED = {
 
 def find_calls(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each such call in a module: the name of its function, and its text."""
-    tree = ast.parse(path.read_text())
-    for top in ast.walk(tree):
+    for top in ast.walk(tree_of(path)):
         if isinstance(top, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(top):
                 if isinstance(node, ast.Call) and acts_by_path(node):

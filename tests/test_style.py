@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,12 @@ def test_mypy_strict() -> None:
     run("mypy", "--strict", "gvisor_kernel")
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return a module's syntax tree, which nobody may change."""
+    return ast.parse(path.read_text())
+
+
 def part_of(path: Path) -> str:
     """Return the part of the package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -73,7 +81,7 @@ def part_of(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line and full name of each import; ``from a import b`` gives ``a.b``."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,49 +112,61 @@ def test_import_table_is_read() -> None:
     assert {"jupyter", "runtimes", "link"} <= MAY_IMPORT["cli"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-class TestModule:
-    def test_module_imports_only_what_the_table_allows(self, path: Path) -> None:
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def test_modules_import_only_what_the_table_allows() -> None:
+    for path in MODULES:
         part = part_of(path)
         assert part in MAY_IMPORT, f"{part} is not in the table of docs/architecture.md"
         wrong = [
-            f"line {line}: {other}"
+            f"{name_of(path)}, line {line}: {other}"
             for line, other in parts_imported(path)
             if other not in MAY_IMPORT[part] | {part}
         ]
         assert not wrong, f"{part} may import {sorted(MAY_IMPORT[part])}"
 
-    def test_module_imports_no_third_party_library_where_forbidden(self, path: Path) -> None:
+
+def test_modules_import_no_third_party_library_where_forbidden() -> None:
+    for path in MODULES:
         part = part_of(path)
         for line, name in imports(path):
-            library = name.split(".")[0]
+            library, where = name.split(".")[0], f"{name_of(path)}, line {line}: {name}"
             if part in STANDARD_LIBRARY_ONLY and library not in sys.stdlib_module_names:
                 allowed = {"gvisor_kernel"} | (IN_THE_SANDBOX if part == "guest" else set())
-                assert library in allowed, f"line {line}: {name}"
+                assert library in allowed, where
             if library == "jupyter_client":
-                assert part in JUPYTER_CLIENT, f"line {line}: {name}"
+                assert part in JUPYTER_CLIENT, where
             if library == "jupyter_client" and part == "bridge":
-                assert name.startswith("jupyter_client.session"), f"line {line}: {name}"
+                assert name.startswith("jupyter_client.session"), where
 
-    def test_only_the_command_line_and_the_guest_end_a_process(self, path: Path) -> None:
+
+def test_only_the_command_line_and_the_guest_end_a_process() -> None:
+    for path in MODULES:
         if part_of(path) in {"cli", "guest", "__main__"}:
-            return
-        tree = ast.parse(path.read_text())
+            continue
         # A module that runs as a program with -m may exit under its main guard.
-        tree.body = [node for node in tree.body if not is_main_guard(node)]
-        for node in ast.walk(tree):
+        body = [node for node in tree_of(path).body if not is_main_guard(node)]
+        for node in chain.from_iterable(map(ast.walk, body)):
             if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in {"sys.exit", "os._exit", "exit", "quit"}
+                called = ast.unparse(node.func)
+                where = f"{name_of(path)}, line {node.lineno}"
+                assert called not in {"sys.exit", "os._exit", "exit", "quit"}, where
             if isinstance(node, ast.Name):
-                assert node.id != "SystemExit", f"line {node.lineno}"
+                assert node.id != "SystemExit", f"{name_of(path)}, line {node.lineno}"
 
-    def test_module_has_a_docstring(self, path: Path) -> None:
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring, "a module starts with a docstring that says what lives there"
-        assert path.read_text().startswith(('"""', 'r"""'))
 
-    def test_module_is_shorter_than_600_lines(self, path: Path) -> None:
-        assert len(path.read_text().splitlines()) < 600, "split it by noun"
+def test_modules_start_with_a_docstring() -> None:
+    """It says what lives there."""
+    for path in MODULES:
+        assert ast.get_docstring(tree_of(path)), name_of(path)
+        assert path.read_text().startswith(('"""', 'r"""')), name_of(path)
+
+
+def test_modules_are_shorter_than_600_lines() -> None:
+    long = [name_of(path) for path in MODULES if len(path.read_text().splitlines()) >= 600]
+    assert not long, "split it by noun"
 
 
 def test_every_test_module_has_a_docstring() -> None:

@@ -87,6 +87,9 @@ class World:
             if name.startswith(("JUPYTER_", "JPY_", "KERNEL_", "IPYTHON")):
                 del os.environ[name]
         os.environ.update(world.environment())
+        # Otherwise each process of a run would compile the package, and pytest every test, again.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
         tempfile.tempdir = None
         runsc = os.environ.get("GK_TEST_RUNSC")
         if runsc:

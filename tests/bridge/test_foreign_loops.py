@@ -75,6 +75,7 @@ print({os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids})
 """
 
 
+@pytest.mark.slow
 def test_forked_siblings_that_share_loop_get_answers() -> None:
     """jupyter_core keeps a loop for a manager's calls, and a pool of workers inherits it."""
     argv = [sys.executable, "-W", "ignore", "-c", SIBLINGS]

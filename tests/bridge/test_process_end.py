@@ -12,6 +12,7 @@ import pytest
 
 from .. import leaks
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
+from ..sweeps import needs_all
 from ..world import PROJECT, World
 
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no bridge")
@@ -65,7 +66,7 @@ def test_forked_child_does_not_touch_parents_kernels() -> None:
 def test_exit_without_shutdown_ends_kernels() -> None:
     done = run_program("""
 from jupyter_client import KernelManager
-manager = KernelManager(kernel_name="gvisor-python")
+manager = KernelManager(kernel_name="gvisor-python-restored")
 manager.start_kernel()
 """)
     assert done.returncode == 0, done.stderr
@@ -76,7 +77,7 @@ def test_shutdown_after_bridge_ended_is_harmless() -> None:
     done = run_program("""
 import atexit
 from jupyter_client import KernelManager
-manager = KernelManager(kernel_name="gvisor-python")
+manager = KernelManager(kernel_name="gvisor-python-restored")
 def end():
     manager.shutdown_kernel(now=True)
     print("ended")
@@ -86,7 +87,7 @@ manager.start_kernel()
     assert done.stdout == "ended\n", done.stderr
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.3, marks=needs_all), 0.8])
 def test_cancelled_start_leaves_nothing(delay: float) -> None:
     """The process exits right after the cancellation."""
     done = run_program(f"""
@@ -110,7 +111,7 @@ def test_concurrent_shutdowns_are_harmless() -> None:
 import asyncio
 from jupyter_client import AsyncKernelManager
 async def main():
-    manager = AsyncKernelManager(kernel_name="gvisor-python")
+    manager = AsyncKernelManager(kernel_name="gvisor-python-restored")
     await manager.start_kernel()
     provisioner = manager.provisioner
     await asyncio.gather(

@@ -62,6 +62,7 @@ def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: igno
     return make
 
 
+@pytest.mark.slow
 def test_doctor_finds_no_failure_on_this_machine(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +252,7 @@ def test_old_or_undated_runsc_is_a_warning(
         ("/bin/false", "ended before it answered"),
     ],
 )
+@pytest.mark.once
 def test_kernel_check_fails_if_kernel_program_does_not_start(
     program: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

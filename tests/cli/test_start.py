@@ -21,6 +21,7 @@ from ..world import World, kernelspec_of
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="needs a sandbox")
 
 
+@pytest.mark.slow
 def test_trace_lists_each_step_with_its_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
@@ -41,6 +42,7 @@ def test_unknown_kernel_is_named_in_the_error(capsys: pytest.CaptureFixture[str]
     assert "There is no kernelspec named 'nowhere'." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_start_reports_why_the_kernel_died(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -84,6 +86,7 @@ def test_kernelspec_that_is_not_json_is_named(
     assert "it is not JSON" in check.fact
 
 
+@pytest.mark.slow
 def test_steps_are_recorded_only_while_tracing() -> None:
     step("before")
     with tracing() as trace:

@@ -78,6 +78,7 @@ class TestRealKernel:
         assert out.count("done: ") >= 3
         assert all(char.isprintable() or char in "\n\t" for char in out)
 
+    @pytest.mark.slow
     def test_transcript_is_complete_and_in_order_under_load(
         self, client: BlockingKernelClient, capsys: Captured
     ) -> None:

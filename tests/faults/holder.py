@@ -13,14 +13,14 @@ import sys
 
 from jupyter_client.manager import KernelManager
 
-from ..jupyter.helpers import connected, execute
+from ..jupyter.helpers import SOONEST, connected, execute
 
 
 def main(count: int, folder: str, then: str) -> None:
     managers = []
     for number in range(count):
         manager = KernelManager(
-            kernel_name="gvisor-python", connection_file=f"{folder}/kernel-{number}.json"
+            kernel_name=SOONEST, connection_file=f"{folder}/kernel-{number}.json"
         )
         manager.start_kernel()
         with connected(manager) as client:

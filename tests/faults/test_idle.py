@@ -34,7 +34,7 @@ from ..jupyter.helpers import (
 from ..world import World
 from .test_owner_death import holder, record_of
 
-QUICK = 0.1
+QUICK = 0.05
 REPLIES = 4
 """Number of negative replies after which a kernel counts as not stopped."""
 
@@ -177,7 +177,7 @@ handlers["usage_request"] = slow
 """Longer than these tests' idle time; on a busy machine any answer can take that long."""
 
 
-@pytest.mark.parametrize("wait", ["time.sleep(1)", "await asyncio.sleep(1)"])
+@pytest.mark.parametrize("wait", ["time.sleep(0.4)", "await asyncio.sleep(0.4)"])
 def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> None:
     """Also if the host does not know of the request, which ipykernel's control thread handles."""
     assert execute(kernel.client, SLOW.format(wait=wait)).status == "ok"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
-from jupyter_client import KernelManager
+from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
 
 from ..jupyter.helpers import (
@@ -35,12 +35,22 @@ MIB = 1024 * 1024
 STOP = "import os, time; print('now', flush=True); time.sleep(0.5); os.kill(os.getpid(), 19)"
 
 
+Running = tuple[KernelManager, BlockingKernelClient]
+
+
 @pytest.fixture(autouse=True)
 def notebook_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "notebooks"
     path.mkdir()
     monkeypatch.chdir(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A kernel that each test restarts in its sandbox, whatever it has done."""
+    with running_kernel(start={"cwd": str(tmp_path_factory.mktemp("shared"))}) as running:
+        yield running
 
 
 def restart_in_same_sandbox(manager: Any, client: Any) -> None:
@@ -75,11 +85,11 @@ def restart_in_same_sandbox(manager: Any, client: Any) -> None:
         ),
     ],
 )
-def test_misbehaving_kernel_continues_and_can_be_restarted(code: str) -> None:
-    with running_kernel() as (manager, client):
-        assert execute(client, code).status == "ok"
-        assert execute(client, "6 * 7").result == "42"
-        restart_in_same_sandbox(manager, client)
+def test_misbehaving_kernel_continues_and_can_be_restarted(kernel: Running, code: str) -> None:
+    manager, client = kernel
+    assert execute(client, code).status == "ok"
+    assert execute(client, "6 * 7").result == "42"
+    restart_in_same_sandbox(manager, client)
 
 
 def test_kernel_that_stops_itself_can_be_restarted_and_shut_down() -> None:
@@ -92,7 +102,7 @@ def test_kernel_that_stops_itself_can_be_restarted_and_shut_down() -> None:
         manager.shutdown_kernel(now=True)
 
 
-def test_kernel_that_breaks_its_sockets_can_be_restarted() -> None:
+def test_kernel_that_breaks_its_sockets_can_be_restarted(kernel: Running) -> None:
     """It closes them and answers PID 1 with bytes that are not ZMTP."""
     code = """
 import glob, os, socket, threading, time
@@ -113,16 +123,16 @@ time.sleep(0.5)
 os.closerange(3, 256)
 time.sleep(600)
 """
-    with running_kernel() as (manager, client):
-        client.execute(code)
-        wait_for_text(client, "ready")
-        for _ in range(3):
-            client.execute("1")
-            client.kernel_info()
-        restart_in_same_sandbox(manager, client)
+    manager, client = kernel
+    client.execute(code)
+    wait_for_text(client, "ready")
+    for _ in range(3):
+        client.execute("1")
+        client.kernel_info()
+    restart_in_same_sandbox(manager, client)
 
 
-def test_forged_messages_are_dropped() -> None:
+def test_forged_messages_are_dropped(kernel: Running) -> None:
     """The kernel bypasses its session: no key, no message, another topic."""
     code = """
 import zmq
@@ -137,20 +147,20 @@ forged = [
 for parts in forged * 20:
     socket.send_multipart(parts)
 """
-    with running_kernel() as (_, client):
-        answer = execute(client, code)
-        assert answer.status == "ok"
-        told = [message["content"] for message in answer.of_type("stream")]
-        assert all("5000 parts" in content["text"] for content in told)  # said by the kernel's end
-        assert execute(client, "6 * 7").result == "42"
+    _, client = kernel
+    answer = execute(client, code)
+    assert answer.status == "ok"
+    told = [message["content"] for message in answer.of_type("stream")]
+    assert all("5000 parts" in content["text"] for content in told)  # said by the kernel's end
+    assert execute(client, "6 * 7").result == "42"
 
 
-def test_kernel_that_ignores_sigterm_can_be_restarted() -> None:
-    with running_kernel() as (manager, client):
-        execute(client, "import signal; x = signal.signal(signal.SIGTERM, signal.SIG_IGN)")
-        manager.signal_kernel(signal.SIGTERM)
-        assert execute(client, "6 * 7").result == "42"
-        restart_in_same_sandbox(manager, client)
+def test_kernel_that_ignores_sigterm_can_be_restarted(kernel: Running) -> None:
+    manager, client = kernel
+    execute(client, "import signal; x = signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    manager.signal_kernel(signal.SIGTERM)
+    assert execute(client, "6 * 7").result == "42"
+    restart_in_same_sandbox(manager, client)
 
 
 @pytest.mark.slow

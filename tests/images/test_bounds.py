@@ -52,6 +52,7 @@ def apply(items: list[Item], budget: Budget | None = None) -> FakeTree:
 # -- opaque folders --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)  # minutes if each of them walked all names
 def test_each_of_many_opaque_folders_is_walked_once() -> None:
     count = 15_000

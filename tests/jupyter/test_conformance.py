@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jupyter_kernel_test
 import pytest
 
 from ..docker.dockerd import needs_dockerd
 from ..sweeps import needs_all
 from ..world import kernelspec_of
-from .conformance import Conformance
+from .conformance import Conformance, WelcomeConformance
 from .helpers import KERNEL, SANDBOXED, SECONDS
 
 
@@ -76,7 +75,8 @@ class TestDocker(Checks):
     kernel_name = kernelspec_of("docker")
 
 
-class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):
+class TestWelcome(WelcomeConformance):
+    __test__ = True
     kernel_name = KERNEL
     support_iopub_welcome = True
 

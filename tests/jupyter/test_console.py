@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from .helpers import KERNEL, SANDBOXED, SECONDS, wait_until
+from .helpers import SANDBOXED, SECONDS, SOONEST, wait_until
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()].|[=>])")
 
@@ -24,7 +24,7 @@ def console(tmp_path: Path) -> Iterator[pexpect.spawn]:
     (tmp_path / "outputs").mkdir()
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "jupyter_console", "--kernel", KERNEL, "--ZMQTerminalInteractiveShell.banner="],
+        ["-m", "jupyter_console", "--kernel", SOONEST, "--ZMQTerminalInteractiveShell.banner="],
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "NO_COLOR": "1"},
         dimensions=(40, 120),
         encoding="utf-8",

@@ -22,6 +22,7 @@ from ..world import DEFAULT_KERNEL, World
 from .helpers import (
     SANDBOXED,
     SECONDS,
+    SOONEST,
     execute,
     finish,
     wait_for_text,
@@ -73,7 +74,7 @@ def argv(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> list[str]:
 @contextmanager
 def launched(connection_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     """Start a launcher and a client, and wait for the kernel. The launcher is killed at the end."""
-    process = subprocess.Popen(argv(connection_file), start_new_session=True)
+    process = subprocess.Popen(argv(connection_file, SOONEST), start_new_session=True)
     try:
         with connected(connection_file) as client:
             yield process, client
@@ -156,7 +157,7 @@ def test_launcher_ends_with_its_front_end(connection_file: Path) -> None:
             "os.environ['JPY_PARENT_PID'] = str(os.getpid())\n"
             "print(subprocess.Popen(sys.argv[1:], start_new_session=True).pid, flush=True)\n"
             "input()",
-            *argv(connection_file),
+            *argv(connection_file, SOONEST),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -137,7 +137,9 @@ def test_second_start_replaces_kernel() -> None:
             assert execute(other, "x").error == "NameError"
 
 
-@pytest.mark.parametrize("now", [False, True], ids=["polite", "now"])
+@pytest.mark.parametrize(
+    "now", [pytest.param(False, marks=pytest.mark.once, id="polite"), pytest.param(True, id="now")]
+)
 def test_restart_while_busy(now: bool) -> None:
     with running_kernel(prepare=be_quick) as (manager, client):
         execute(client, FORK)
@@ -203,7 +205,9 @@ def test_crash_is_noticed(how: str) -> None:
         wait_until(lambda: not manager.is_alive(), "the manager to see the crash", 10)
 
 
-@pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("os._exit(1)", marks=pytest.mark.once), "os.kill(os.getpid(), 9)"]
+)
 def test_crashed_kernel_is_restarted(how: str) -> None:
     """jupyter_client's restarter starts a new kernel, which the same client can use."""
 

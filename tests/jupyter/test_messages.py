@@ -160,6 +160,7 @@ for i in range(2200): display(i)
 """
 
 
+@pytest.mark.slow
 def test_no_output_is_lost(client: BlockingKernelClient) -> None:
     """A burst of more messages than any default high-water mark is read after all were sent."""
     msg_id = client.execute(FLOOD)

@@ -10,7 +10,7 @@ import requests
 
 from .. import leaks
 from ..world import World
-from .helpers import KERNEL, SANDBOXED, wait_until
+from .helpers import SANDBOXED, SOONEST, wait_until
 from .server import JupyterServer
 
 
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
 
 @pytest.fixture
 def kernel(server: JupyterServer) -> Iterator[str]:
-    kernel_id = str(server.ask("POST", "kernels", name=KERNEL)["id"])
+    kernel_id = str(server.ask("POST", "kernels", name=SOONEST)["id"])
     yield kernel_id
     if kernel_id in {k["id"] for k in server.ask("GET", "kernels")}:
         server.ask("DELETE", f"kernels/{kernel_id}")
@@ -113,7 +113,7 @@ def test_kernel_sees_notebooks_folder(server: JupyterServer) -> None:
     (folder / "data.txt").write_text("of the notebook")
     (folder / "n.ipynb").write_text("{}")
     session = server.ask(
-        "POST", "sessions", path="deep/n.ipynb", type="notebook", name="n", kernel={"name": KERNEL}
+        "POST", "sessions", path="deep/n.ipynb", type="notebook", name="n", kernel={"name": SOONEST}
     )
     try:
         with server.page(session["kernel"]["id"]) as page:

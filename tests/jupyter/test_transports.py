@@ -13,7 +13,10 @@ import zmq
 from jupyter_client import BlockingKernelClient
 from traitlets.config import Config
 
+from ..world import WAYS
 from .helpers import SANDBOXED, execute, running_kernel
+
+SOON = {"GVisorProvisioner": WAYS["restored"]}
 
 
 def test_default_is_private_ipc_sockets() -> None:
@@ -31,7 +34,7 @@ def test_default_is_private_ipc_sockets() -> None:
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_transport_of_manager_is_used(transport: str) -> None:
     """It counts if configured; a trait that is set to its default, tcp, cannot be told apart."""
-    config = Config({"KernelManager": {"transport": transport}})
+    config = Config({**SOON, "KernelManager": {"transport": transport}})
     with running_kernel(config=config) as (manager, client):
         info = manager.get_connection_info()
         assert info["transport"] == transport
@@ -55,7 +58,8 @@ def test_transport_in_settings_is_used() -> None:
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_client_without_curve_is_ignored(transport: str) -> None:
     """With encryption required, a client with the message key but without CURVE is ignored."""
-    config = Config({"KernelManager": {"transport": transport, "transport_encryption": "required"}})
+    encrypted = {"transport": transport, "transport_encryption": "required"}
+    config = Config({**SOON, "KernelManager": encrypted})
     with running_kernel(config=config) as (manager, client):
         assert manager.get_connection_info()["transport"] == transport
         assert manager.get_connection_info()["curve_publickey"]
@@ -67,11 +71,11 @@ def test_client_without_curve_is_ignored(transport: str) -> None:
         stranger.start_channels(hb=False)
         try:
             # The refusal of its handshake ends the connection, and then a send has nowhere to go.
-            stranger.shell_channel.socket.sndtimeo = 1000
+            stranger.shell_channel.socket.sndtimeo = 200
             with contextlib.suppress(zmq.Again):
                 stranger.execute("intruder = 1")
             with pytest.raises(Empty):
-                stranger.get_shell_msg(timeout=1)
+                stranger.get_shell_msg(timeout=0.5)
         finally:
             stranger.stop_channels()
         assert execute(client, "print('intruder' in globals())").text == "False\n"

@@ -155,6 +155,7 @@ print(json.dumps(found))
     assert found["public refuses"] == found["examples refuses"] == "Read-only file system"
 
 
+@pytest.mark.slow
 def test_docx_examples_work(client: BlockingKernelClient) -> None:
     *_, read = follow(client, "public/docx")
     assert "# Sales in 2026\n\n## Result\n\nSales grew by 12 %, most of it in May." in read
@@ -180,6 +181,7 @@ your order of 5 May is on its way.
     )
 
 
+@pytest.mark.slow  # it goes on where the examples end
 def test_filled_values_keep_surrounding_formats(client: BlockingKernelClient) -> None:
     """Word may split a name into runs, as here, and names may be in a table or a footer."""
     assert run(client, """
@@ -203,6 +205,7 @@ for Ada
 """  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pdf_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     _, taken, fields, info = follow(client, "public/pdf")
     assert "Sales grew by 12 %." in taken
@@ -231,6 +234,7 @@ Report("\u0394 \u0416").text("\u0394 < 1 & `x < 2`\\n\\n1. one\\n2. two").table(
     assert len(re.findall(r"^[ \f]*a +b$", text, re.MULTILINE)) == text.count("\f")
 
 
+@pytest.mark.slow
 def test_pptx_examples_work(client: BlockingKernelClient) -> None:
     *_, read = follow(client, "public/pptx")
     assert "## 2. Sales grew by 12 %\n\n- May was best\n  - thanks to the new shop" in read
@@ -245,6 +249,7 @@ except ValueError as error:
     assert "30 rows: a slide shows 12 at most" in run(client, code)
 
 
+@pytest.mark.slow
 def test_xlsx_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "public/xlsx")
     assert "[{'month': 1, 'sum': 10.5, 'other': '007'}" in run(client, "print(records)")
@@ -266,6 +271,7 @@ print(read_rows("/tmp/odd.xlsx"), check("/mnt/user-data/outputs/sales.xlsx"))
     )
 
 
+@pytest.mark.slow
 def test_plotting_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "public/plotting")
     for name in ("sales-by-month.png", "data.png"):
@@ -312,6 +318,7 @@ def test_libreoffice_opens_the_documents(folder: Path, office: Path) -> None:
     assert "Sales grew by twelve per cent" in page
 
 
+@pytest.mark.slow
 def test_algorithmic_art_examples_work(client: BlockingKernelClient, folder: Path) -> None:
     follow(client, "examples/algorithmic-art")
     for name in ("flows", "tiles-5", "sunflower-3"):
@@ -340,6 +347,7 @@ for skill, script, *command in (
     assert "Traceback" not in reported
 
 
+@pytest.mark.slow
 def test_mcp_builder_examples_work(client: BlockingKernelClient) -> None:
     assert "There are: welcome." in follow(client, "examples/mcp-builder")[-1]
     script = "try=/mnt/skills/examples/mcp-builder/scripts/try_server.py\n"
@@ -382,6 +390,7 @@ def test_shipped_skills_pass_the_skill_creators_check(client: BlockingKernelClie
     assert list(ast.literal_eval(run(client, code))) == ["/mnt/skills/public/of-mine"]
 
 
+@pytest.mark.slow
 def test_script_names_a_missing_package(client: BlockingKernelClient) -> None:
     """With -I and -S, Python finds no packages."""
     scripts = {

@@ -197,13 +197,13 @@ def test_wrong_sandbox_key_makes_start_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discards: Callable[[], str]
 ) -> None:
     """A relayed kernel ignores messages that are not signed with its key, so a cold one starts."""
-    monkeypatch.setattr(session, "RESUME_SECONDS", 2.0)
+    monkeypatch.setattr(session, "RESUME_SECONDS", 1.0)
     (snapshot,) = Store.open().snapshots()
     rewrite(snapshot, lambda content: content.update(sandbox_key="0" * 64))
     with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(tmp_path)}) as (m, client):
         assert execute(client, "40 + 2").result == "42"
         assert "the kernel starts without a snapshot" in kernel_log(m)
-    assert "did not answer within 2 s" in discards()
+    assert "did not answer within 1 s" in discards()
     assert Store.open().snapshots() == []
 
 

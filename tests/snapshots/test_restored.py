@@ -20,7 +20,7 @@ from ..sweeps import ALL
 from ..world import PROJECT
 from .conftest import build
 
-COPIES = 20 if ALL else 8
+COPIES = 20 if ALL else 4
 AT_ONCE = 4
 SETTINGS = {"preload": ["gk_early"], "environment": ["GK_OWN"]}
 

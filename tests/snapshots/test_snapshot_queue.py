@@ -25,6 +25,7 @@ from gvisor_kernel.snapshots.build import NICENESS
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
+from ..sweeps import needs_all
 from ..world import kernelspec_of
 from .conftest import copy_snapshot, packages_of
 
@@ -171,7 +172,14 @@ def disk_priority(pid: int) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-@pytest.mark.parametrize("how", ["ended", "killed", "killed with a child that stays"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("ended", marks=pytest.mark.once),
+        pytest.param("killed", marks=needs_all),
+        "killed with a child that stays",
+    ],
+)
 def test_builder_ends_with_its_server(how: str, own_store: Store, tmp_path: Path) -> None:
     """It leaves no process, no sandbox and no unfinished snapshot."""
     with server(tmp_path, "pandas") as process:

@@ -103,8 +103,18 @@ def test_busy_sandbox_becomes_no_spare(
 
 
 def test_next_start_of_same_kind_takes_spare(spare: Listed, folder: Path) -> None:
+    """The command list shows it as a spare until then, and afterwards as that start's kernel."""
+    command = [sys.executable, "-m", "gvisor_kernel", "list", "--json"]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert [(s["id"], s["state"]) for s in shown] == [(spare.id, "spare")]
     (folder / "data.txt").write_text("later than the spare")
-    with started(env={"UNKNOWN": "secret"}) as (manager, client):
+
+    def name(manager: KernelManager) -> None:
+        manager.kernel_id = "of-this-start"
+
+    environment = {"env": {"UNKNOWN": "secret"}}
+    with running_kernel(settings={"spare": True}, prepare=name, start=environment) as running:
+        manager, client = running
         assert identity_of(manager) == spare.record.identity
         assert "the kernel was restored from a snapshot" in kernel_log(manager)
         code = """
@@ -115,6 +125,7 @@ print(open("data.txt").read(), os.getcwd(), "UNKNOWN" in os.environ, 6 * 7)
         assert execute(client, code).text == "later than the spare /workspace False 42\n"
         (listed,) = [s for s in find_all() if s.id == spare.id]
         assert (listed.state, listed.record.spare) == ("running", False)
+        assert listed.record.kernel_id == "of-this-start"
         another = wait_for_spare()
         assert another.id != spare.id
         with started() as (_, second):
@@ -124,25 +135,11 @@ print(open("data.txt").read(), os.getcwd(), "UNKNOWN" in os.environ, 6 * 7)
 
 
 @pytest.mark.once
-def test_spare_gets_kernel_id_of_its_start(spare: Listed) -> None:
-    def name(manager: KernelManager) -> None:
-        manager.kernel_id = "of-this-start"
-
-    with running_kernel(settings={"spare": True}, prepare=name) as (manager, _):
-        assert identity_of(manager) == spare.record.identity
-        (listed,) = [s for s in find_all() if s.id == spare.id]
-        assert listed.record.kernel_id == "of-this-start"
-
-
-@pytest.mark.once
-def test_start_in_other_folder_does_not_take_spare(spare: Listed, tmp_path: Path) -> None:
+def test_start_of_other_kind_does_not_take_spare(spare: Listed, tmp_path: Path) -> None:
+    """Neither in another folder nor with other settings."""
     with started(cwd=str(tmp_path)) as (manager, _):
         assert identity_of(manager) != spare.record.identity
     assert [s.id for s in find_spares()] == [spare.id]
-
-
-@pytest.mark.once
-def test_start_with_other_settings_does_not_take_spare(spare: Listed) -> None:
     settings = {"spare": True, "memory_limit": "1G"}
     with running_kernel(settings=settings) as (manager, _):
         assert identity_of(manager) != spare.record.identity
@@ -215,7 +212,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("how", ["exits", "is killed"])
+@pytest.mark.parametrize("how", [pytest.param("exits", marks=pytest.mark.once), "is killed"])
 def test_spare_ends_with_its_process(how: str, world: World) -> None:
     before = leaks.find_things(world, leaks.SANDBOX)
     with subprocess.Popen(
@@ -230,9 +227,3 @@ def test_spare_ends_with_its_process(how: str, world: World) -> None:
         owner.stdin.close()
         owner.wait(60)
     assert not leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
-
-
-def test_list_shows_spare(spare: Listed) -> None:
-    command = [sys.executable, "-m", "gvisor_kernel", "list", "--json"]
-    shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert [(s["id"], s["state"]) for s in shown] == [(spare.id, "spare")]
