@@ -44,9 +44,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/page_writer.py", "sock.recv(MAX_MESSAGE)"): "from the worker, with whose end it ends",
     (
         "egress/services.py",
-        "asyncio.shield(admitting)",
+        "asyncio.shield(charging)",
     ): "a transaction, with a timeout for its lock",
-    ("egress/services.py", "admitting.result()"): "it is done",
     ("egress/name_resolver.py", "self._turn.acquire()"): "bounded by RESOLVE_SECONDS in addresses",
     ("egress/name_resolver.py", "asyncio.shield(resolving)"): "bounded by RESOLVE_SECONDS",
     ("egress/secret_reader.py", "done.result()"): "it is done",

@@ -220,7 +220,15 @@ class Budgets:
         :raises EgressRefused: when a limit is reached; nothing is counted then
         :raises EgressError: when the file of daily budgets cannot be used
         """
-        daily = self._daily if is_daily(route) else None
+        admission = self.begin(route)
+        self.charge(admission)
+        return admission
+
+    def begin(self, route: Route) -> Admission:
+        """Count a request that begins, but not in the file of daily budgets; ``charge`` does that.
+
+        :raises EgressRefused: when a limit is reached; nothing is counted then
+        """
         now, limits = self._monotonic(), route.limits
         with self._lock:
             use = self._use(route)
@@ -232,16 +240,23 @@ class Budgets:
                 raise _refused(route, "requests_per_minute", limits.requests_per_minute)
             use.open += 1
             use.times.append(now)
-        if daily is not None:
-            try:
-                daily.take_request(route)
-            except BaseException:
-                with self._lock:
-                    use.open -= 1
-                    with suppress(ValueError):
-                        use.times.remove(now)
-                raise
-        return Admission(route, daily, self._end)
+        return Admission(route, self._daily if is_daily(route) else None, self._end, now)
+
+    def charge(self, admission: Admission) -> None:
+        """Take a request from the route's daily budget, if it has one; blocks for the file then.
+
+        Raises as ``admit``; ``admission`` is closed then, and not counted.
+        """
+        route = admission.route
+        if self._daily is None or not is_daily(route):
+            return
+        try:
+            self._daily.take_request(route)
+        except BaseException:
+            with self._lock, suppress(ValueError):
+                self._use(route).times.remove(admission.began)
+            admission.close()
+            raise
 
     def _use(self, route: Route) -> _Use:
         return self._uses.setdefault(route.name, _Use())
@@ -264,9 +279,14 @@ class Admission:
     """
 
     def __init__(
-        self, route: Route, daily: DailyBudgets | None, end: Callable[[Route], None]
+        self,
+        route: Route,
+        daily: DailyBudgets | None,
+        end: Callable[[Route], None],
+        began: float,
     ) -> None:
         self.route = route
+        self.began = began
         self.up = 0
         self.down = 0
         self._daily = daily if route.limits.daily_bytes is not None else None

@@ -48,18 +48,25 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    async def wait(self, route: str) -> None:
-        """Wait for ``end`` of that route, for TURN_SECONDS at most."""
+    async def wait(self, route: str, is_full: Callable[[], bool]) -> None:
+        """Wait until ``is_full()`` is false, for TURN_SECONDS at most; each ``end`` asks again."""
         waiting = self._waiting.setdefault(route, deque())
-        turn = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TURN_SECONDS):
-                    await turn
-        finally:
-            with suppress(ValueError):
-                waiting.remove(turn)
+        put = waiting.append
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TURN_SECONDS):
+                while is_full():
+                    turn = asyncio.get_running_loop().create_future()
+                    put(turn)
+                    put = waiting.appendleft  # another request was quicker: it stays the next
+                    try:
+                        await turn
+                    except asyncio.CancelledError:
+                        if turn.done() and not turn.cancelled():
+                            self.end(route)  # its turn came too late for it
+                        raise
+                    finally:
+                        with suppress(ValueError):
+                            waiting.remove(turn)
 
     def end(self, route: str) -> None:
         """Let the request go on that has waited longest."""
@@ -129,36 +136,44 @@ class Services:
         try:
             if self._audit is not None:
                 self._audit.check()
-            if self._budgets.open_requests(route) >= route.limits.at_once:
-                await self._turns.wait(route.name)
-            if is_daily(route):
-                return await self._admit_in_thread(route)
-            return self._budgets.admit(route)
+            most = route.limits.at_once
+            await self._turns.wait(route.name, lambda: self._budgets.open_requests(route) >= most)
+            return await self._count(route)
         except EgressRefused as error:
             raise LimitReached(error.fact, error.hint, 429, RETRY_SECONDS) from error
         except EgressError as error:
             self._say(error.fact)
             raise UpstreamFailed("the request cannot be counted or recorded on the host") from error
 
-    async def _admit_in_thread(self, route: Route) -> Admission:
-        """Admit a request of a route with a daily budget, which blocks.
+    async def _count(self, route: Route) -> Admission:
+        """Count a request that begins.
 
-        The thread goes on when its client goes away meanwhile. What it admits is dismissed then:
-        otherwise the request would count as open for ever.
+        It counts as open at once, and not first in the thread that a daily budget needs: otherwise
+        requests that come meanwhile would find room that there is not, and be refused instead of
+        waiting. The thread goes on when its client goes away; the request ends after it.
         """
-        loop = asyncio.get_running_loop()
-        admitting = loop.run_in_executor(None, self._budgets.admit, route)
         try:
-            return await asyncio.shield(admitting)
-        except asyncio.CancelledError:
-            admitting.add_done_callback(self._dismiss_late)
+            admission = self._budgets.begin(route)
+        except EgressRefused:
+            self._turns.end(route.name)  # the turn that it may have had
             raise
+        if is_daily(route):
+            loop = asyncio.get_running_loop()
+            charging = loop.run_in_executor(None, self._budgets.charge, admission)
+            try:
+                await asyncio.shield(charging)
+            except asyncio.CancelledError:
+                charging.add_done_callback(lambda _: self._dismiss_late(admission))
+                raise
+            except EgressError:
+                self._turns.end(route.name)
+                raise
+        return admission
 
-    def _dismiss_late(self, admitting: asyncio.Future[Admission]) -> None:
-        if not admitting.cancelled() and admitting.exception() is None:
-            dismissing = asyncio.ensure_future(self.dismiss(admitting.result()))
-            self._dismissing.add(dismissing)
-            dismissing.add_done_callback(self._dismissing.discard)
+    def _dismiss_late(self, admission: Admission) -> None:
+        dismissing = asyncio.ensure_future(self.dismiss(admission))
+        self._dismissing.add(dismissing)
+        dismissing.add_done_callback(self._dismissing.discard)
 
     async def dismiss(self, admission: Admission) -> None:
         """End a request that was admitted."""

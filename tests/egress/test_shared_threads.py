@@ -1,18 +1,21 @@
-"""Secrets and names that take for ever: what they keep from others."""
+"""Secrets and names that take for ever, and requests that wait: what they keep from others."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel.egress import name_resolver, secret_reader, services
+from gvisor_kernel.egress.budgets import DailyBudgets
 from gvisor_kernel.egress.name_resolver import NAMES_AT_ONCE, NameResolver, make_threads
+from gvisor_kernel.egress.routes import Limits, UrlRoute
 from gvisor_kernel.egress.secret_reader import SecretReader
-from gvisor_kernel.egress.services import Turns
+from gvisor_kernel.egress.services import Services, Shared, Turns
 from gvisor_kernel.errors import SecretError
 
 from ..patience import scale_seconds
@@ -114,12 +117,62 @@ def test_a_turn_goes_to_a_request_whose_client_still_waits(
 
     async def check() -> None:
         turns = Turns()
-        first, second = (asyncio.create_task(turns.wait("api")) for _ in range(2))
+        full = True
+        first, second = (asyncio.create_task(turns.wait("api", lambda: full)) for _ in range(2))
         await asyncio.wait([first, second], timeout=0)
         first.cancel()
+        full = False
         turns.end("api")
         async with asyncio.timeout(scale_seconds(10)):
             await second
+
+    asyncio.run(check())
+
+
+def test_a_turn_that_comes_as_its_client_goes_is_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
+
+    async def check() -> None:
+        turns = Turns()
+        full = True
+        first, second = (asyncio.create_task(turns.wait("api", lambda: full)) for _ in range(2))
+        await asyncio.wait([first, second], timeout=0)
+        full = False
+        turns.end("api")
+        first.cancel()
+        async with asyncio.timeout(scale_seconds(10)):
+            await second
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("daily", [None, 100])
+def test_requests_that_come_together_wait_for_their_turn(
+    daily: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
+) -> None:
+    """Also if the threads that charge a daily budget are late."""
+    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
+    limits = Limits(at_once=2, daily_requests=daily)
+    route = UrlRoute("api", "https://example.org", limits=limits)
+
+    async def check() -> None:
+        shared = Shared(DailyBudgets(tmp_path / "budgets"))
+        requests = Services("id", None, {}, shared, lambda _: None, lambda _: None)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, go.wait)
+        waiting = {asyncio.create_task(requests.admit(route)) for _ in range(6)}
+        await asyncio.wait(waiting, timeout=0)
+        go.set()
+        await blocked
+        async with asyncio.timeout(scale_seconds(10)):
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for request in done:
+                    await requests.dismiss(await request)
+        shared.name_threads.shutdown()
 
     asyncio.run(check())
 
