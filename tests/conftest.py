@@ -39,6 +39,7 @@ IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter",
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
 IN_SANDBOXES += ("bridge/test_process_end.py", "test_transcript.py")
 IN_SANDBOXES += ("egress/test_kernels.py", "egress/test_packages_inside.py")
+IN_SANDBOXES += ("egress/test_keys.py", "egress/test_packages_offline.py")
 IN_SANDBOXES += ("environments/test_kernels.py",)
 IN_SANDBOXES += ("egress/test_packages_real.py", "egress/test_packages.py")
 IN_SANDBOXES += ("egress/test_package_attacks.py",)

@@ -8,6 +8,7 @@ sandbox ever has a complete file with a wrong one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -36,6 +37,10 @@ class NotFound(Exception):
 
 class FileDamaged(Exception):
     """What came is not the file that the index describes."""
+
+
+class NotStored(Unreachable):
+    """The disk of the cache does not take the file."""
 
 
 class Download:
@@ -160,7 +165,7 @@ class Downloads:
         except TimeoutError:
             download.finish(Unreachable(f"it takes longer than {FILE_SECONDS:g} s"))
         except OSError as error:
-            download.finish(Unreachable(f"the cache cannot be written: {error.strerror}"))
+            download.finish(NotStored(f"the cache cannot be written: {error.strerror}"))
         except Exception as error:
             download.finish(error)
         finally:
@@ -181,6 +186,10 @@ class Downloads:
             if length is not None and length > MAX_FILE:
                 raise FileDamaged(f"it has more than {MAX_FILE} bytes")
             incoming = self._cache.new_file(file.hashes)
+            # Once data were passed on, a sandbox could only be told that the answer broke off.
+            if length is not None and not has_room(incoming.fd, length):
+                incoming.close()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             download.begin(incoming, length)
             async with aclosing(gather(answer.body)) as parts:
                 async for data in parts:
@@ -200,6 +209,12 @@ class Downloads:
         incoming.check()
         with suppress(OSError):  # then it is only not kept
             incoming.keep(file.url)
+
+
+def has_room(fd: int, size: int) -> bool:
+    """Whether the disk of an open file has room for ``size`` bytes more."""
+    disk = os.fstatvfs(fd)
+    return size <= disk.f_bavail * disk.f_frsize
 
 
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:

@@ -33,6 +33,7 @@ from gvisor_kernel.egress.package_downloads import (
     Downloads,
     FileDamaged,
     NotFound,
+    NotStored,
     in_thread,
 )
 from gvisor_kernel.egress.package_index import Index
@@ -307,7 +308,8 @@ class Packages:
             if fd is None or not isinstance(error, Unreachable):
                 if fd is not None:
                     os.close(fd)
-                status = 404 if isinstance(error, NotFound) else 502
+                statuses = {NotFound: 404, NotStored: 507}
+                status = statuses.get(type(error), 502)
                 raise Failed(status, f"{file.filename} cannot be had: {error}") from error
             await _send_open(head, reply, fd, _WHEEL)
         finally:
