@@ -18,7 +18,9 @@ from weakref import WeakSet
 
 import httpcore
 
+from gvisor_kernel.egress.answer_heads import HEAD_READ, find_watch, watched_heads
 from gvisor_kernel.egress.refusals import UpstreamFailed
+from gvisor_kernel.egress.tls_stream import TlsStream
 
 CONNECT_SECONDS = 15.0
 """For one address, and for TLS on it."""
@@ -84,32 +86,40 @@ async def connect(host: str, port: int, resolve: Resolve) -> socket.socket:
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection as httpcore uses it; ``tls`` after ``start_tls``."""
+    """A connection as httpcore uses it; with TLS after ``start_tls``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._tls: TlsStream | None = None
         _open.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        watch = find_watch()
+        size = find_read_size() if watch is None else HEAD_READ
         try:
             async with asyncio.timeout(timeout):
-                if self._reader is not None:
-                    return await self._reader.read(find_read_size())
-                return await self._loop.sock_recv(self._sock, find_read_size())
+                if self._tls is not None:
+                    data = await self._tls.read(size)
+                else:
+                    data = await self._loop.sock_recv(self._sock, size)
         except TimeoutError as error:
             raise httpcore.ReadTimeout from error
         except OSError as error:
             raise httpcore.ReadError from error
+        if watch is not None:
+            try:
+                watch.feed(data)
+            except ValueError as error:
+                raise httpcore.RemoteProtocolError(str(error)) from error
+            await asyncio.sleep(0)  # a read of what is there already does not let others run
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
             async with asyncio.timeout(timeout):
-                if self._writer is not None:
-                    self._writer.write(buffer)
-                    await self._writer.drain()
+                if self._tls is not None:
+                    await self._tls.write(buffer)
                 else:
                     await self._loop.sock_sendall(self._sock, buffer)
         except TimeoutError as error:
@@ -119,10 +129,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         _open.discard(self)
-        if self._writer is not None:
-            self._writer.transport.abort()
-        else:
-            self._sock.close()
+        self._sock.close()
 
     async def start_tls(
         self,
@@ -131,23 +138,20 @@ class _Stream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
+            tls = TlsStream(self._sock, ssl_context, server_hostname or "")
             async with asyncio.timeout(CONNECT_SECONDS):
-                self._reader, self._writer = await asyncio.open_connection(
-                    sock=self._sock,
-                    ssl=ssl_context,
-                    server_hostname=server_hostname,
-                    limit=READ_SIZE,
-                )
+                await tls.shake_hands()
         except (OSError, TimeoutError) as error:
             self._sock.close()
             fact = "has no valid certificate" if isinstance(error, ssl.SSLError) else "does no TLS"
             raise UpstreamFailed(f"{server_hostname} {fact}") from error
+        self._tls = tls
         return self
 
     def get_extra_info(self, info: str) -> object:
         if info == "is_readable":  # asked of an idle connection: readable means that it has ended
-            if self._reader is not None:
-                return self._reader.at_eof()
+            if self._tls is not None:
+                return self._tls.is_readable
             try:
                 self._sock.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
@@ -198,7 +202,7 @@ class Upstream:
         :raises UpstreamFailed: it cannot be sent, or the answer is not HTTP
         """
         request = httpcore.Request(method, url, headers=headers, content=body)
-        with translated_errors():
+        with translated_errors(), watched_heads():
             response = await self._pool.handle_async_request(request)
         try:
             yield response

@@ -229,6 +229,23 @@ def test_an_answer_that_is_no_http_is_not_passed_on_as_whole(
     assert stream.closed == ("reset" if path == "cut" else "finished")
 
 
+@pytest.mark.parametrize("route", ["plain", "api"])
+def test_interim_answers_without_end_end_the_request(
+    kernel: Kernel, upstream: Fake, tls: Fake, route: str
+) -> None:
+    answer = kernel.get(f"/{route}/interim")
+    assert status_of(answer) == 502
+    assert (upstream if route == "plain" else tls).gone.wait(scale_seconds(10))
+    assert status_of(kernel.get(f"/{route}/hints")) == 200
+
+
+@pytest.mark.parametrize(("count", "status"), [(300, 200), (30_000, 502)])
+def test_headers_of_an_answer_are_bounded_in_number(
+    kernel: Kernel, upstream: Fake, count: int, status: int
+) -> None:
+    assert status_of(kernel.get(f"/plain/headers?count={count}")) == status
+
+
 def test_requests_over_the_number_at_once_wait_for_their_turn(
     narrow: Kernel, upstream: Fake
 ) -> None:

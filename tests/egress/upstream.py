@@ -160,6 +160,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.fake.go.wait(0.05)
         self.wfile.write(body[at:])
 
+    def at_interim(self, query: dict[str, str]) -> None:
+        """Send interim answers without end."""
+        self.fake.gone.clear()
+        while True:
+            self.wfile.write(b"HTTP/1.1 103 Early\r\n\r\n" * 1000)
+
+    def at_hints(self, query: dict[str, str]) -> None:
+        """Send a few interim answers, then the answer."""
+        self.wfile.write(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" * 5)
+        self.at_echo(query)
+
+    def at_headers(self, query: dict[str, str]) -> None:
+        """Send very many headers."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * int(query["count"]))
+        self.wfile.write(b"Content-Length: 2\r\n\r\nok")
+
     def at_unframed(self, query: dict[str, str]) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef")
         self.close_connection = True
