@@ -1,4 +1,7 @@
-"""The record of a sandbox's requests to the network: one line of JSON for each.
+"""The record of a sandbox's requests to the network: a line of JSON before, and one at the end.
+
+The first line is written before anything of a request reaches a server, so that a request is in the
+record even if the process for routes dies with it.
 
 It is a file of bounded size in the sandbox's state directory, written by one process, and removed
 with the sandbox. It has no query, header or body. Hosts and paths come from the sandbox: whoever
@@ -26,7 +29,7 @@ from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 FILE = "egress.jsonl"
-PART = 8 * 1024 * 1024
+PART = 16 * 1024 * 1024
 """Bytes of each of the two parts of the file: when both are full, the older one is dropped."""
 MAX_PATH = 1000
 MAX_TEXT = 300
@@ -40,12 +43,14 @@ MAX_PENDING = 1000
 
 @dataclass(frozen=True)
 class Entry:
-    """One request or tunnel that has ended.
+    """One request or tunnel that has ended, or that has begun (``is_open``).
 
-    ``time``: when it ended, ISO 8601 in UTC. ``host``: with its port if that was given. ``path``:
-    without query; empty for a tunnel. ``status``: what the sandbox was answered. ``up``, ``down``:
-    bytes of bodies, or of a tunnel. ``reason``: why it was refused or failed; empty if it did not.
-    ``more``: refused requests before it that were counted only.
+    ``time``: when it ended or began, ISO 8601 in UTC. ``host``: with its port if that was given.
+    ``path``: without query; empty for a tunnel. ``status``: what the sandbox was answered. ``up``,
+    ``down``: bytes of bodies, or of a tunnel. ``reason``: why it was refused or failed; empty if it
+    did not.
+    ``more``: refused requests before it that were counted only. ``id``: the same in both lines of a
+    request; empty if nothing of it was sent.
     """
 
     time: str
@@ -59,6 +64,8 @@ class Entry:
     seconds: float = 0.0
     reason: str = ""
     more: int = 0
+    id: str = ""
+    is_open: bool = False
 
 
 def make_entry(
@@ -72,8 +79,10 @@ def make_entry(
     down: int = 0,
     seconds: float = 0.0,
     reason: str = "",
+    id: str = "",
+    is_open: bool = False,
 ) -> Entry:
-    """Return the entry of a request that ends now. Texts are cut, and a query is removed."""
+    """Return the entry of a request that ends or begins now. Texts are cut, queries removed."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return Entry(
         time=now,
@@ -86,12 +95,16 @@ def make_entry(
         down=down,
         seconds=round(seconds, 6),
         reason=reason[:MAX_TEXT],
+        id=id,
+        is_open=is_open,
     )
 
 
 def describe_entry(entry: Entry) -> str:
     """Describe an entry in one line, for the kernel's log. The caller escapes it."""
     words = f"{entry.method} {entry.host}{entry.path} by the route {entry.route or '(none)'}: "
+    if entry.is_open:
+        return f"{words}it was sent, and had not ended when this was read, or its process died"
     words += f"{entry.status}, {describe_size(entry.up)} up, {describe_size(entry.down)} down,"
     words += f" {entry.seconds:.3f} s"
     if entry.reason:
@@ -113,15 +126,25 @@ class Audit:
         self._more = 0
         self._pending: deque[Entry] = deque(maxlen=MAX_PENDING)
 
-    def write(self, entry: Entry, *, was_admitted: bool = False) -> bool:
-        """Record a request; return whether it was written, and so should be logged.
+    def write_open(self, entry: Entry) -> None:
+        """Record that a request begins. Nothing of it may be sent before.
 
-        A refused one (with a ``reason`` and no bytes) may only be counted, unless it was admitted:
-        then it may have reached a server, although its client left before the answer.
+        :raises EgressError: when it cannot be recorded
+        """
+        self._pending.append(entry)
+        if not self._flush():
+            with suppress(ValueError):
+                self._pending.remove(entry)
+            self.check()
+
+    def write(self, entry: Entry) -> bool:
+        """Record a request that has ended; return whether it was written, and so should be logged.
+
+        A refused one (with a ``reason``, and of which nothing was sent) may only be counted.
         One that cannot be written, such as on a full disk, is written later, and ``check`` raises
         until then.
         """
-        if entry.reason and not (entry.up or entry.down or was_admitted):
+        if entry.reason and not (entry.up or entry.down or entry.id):
             if self._refused.room() < 1:
                 self._last = entry
                 self._more += 1
@@ -167,10 +190,22 @@ class Audit:
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a record and its older part, the oldest first. Broken lines are skipped.
+    """Yield the entries of a record and its older part, the oldest first; at the end those that
+    have only begun. Broken lines are skipped.
 
     :raises OSError: when a part exists and cannot be read
     """
+    begun: dict[str, Entry] = {}
+    for entry in _read_lines(path):
+        if entry.is_open:
+            begun[entry.id] = entry
+        else:
+            begun.pop(entry.id, None)
+            yield entry
+    yield from begun.values()
+
+
+def _read_lines(path: Path) -> Iterator[Entry]:
     for part in log_parts(path):
         try:
             fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -185,7 +220,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Entry)}
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float}
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool}
 
 
 def _read_entry(content: Any) -> Entry:
@@ -197,6 +232,6 @@ def _read_entry(content: Any) -> Entry:
         raise TypeError("an entry is an object")
     for name, value in content.items():
         kind = _KINDS[str(_FIELDS[name].type)] if name in _FIELDS else ()
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{name} is not of the type of an entry")
     return Entry(**content)

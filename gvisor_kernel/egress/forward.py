@@ -101,6 +101,7 @@ async def forward(
     """
     method = request.head.method
     body = request.body if request.has_body else None
+    request.announce()
     async with upstream.send(method, url, headers, body) as response:
         answer = change(end_to_end(response.headers))
         await reply.start(response.status, answer, _reason(response, secret))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from gvisor_kernel.egress.audit import make_entry
+from gvisor_kernel.egress.audit import Entry, make_entry
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
@@ -38,9 +39,10 @@ Answer = Callable[[Request, Reply, Meter], Awaitable[None]]
 
 @dataclass
 class _Outcome:
-    """What became of one request: fields of its entry in the audit, and whether it was admitted."""
+    """What became of one request: fields of its entry in the audit. ``id``: "" if nothing of it was
+    sent."""
 
-    admitted: bool = False
+    id: str = ""
     route: str = ""
     status: int = 0
     up: int = 0
@@ -106,26 +108,25 @@ class Gate:
         finally:
             outcome.status = outcome.status or reply.status
             outcome.seconds = time.monotonic() - began
-            shown = "" if head.form is Form.ORIGIN else f"{head.host}:{head.port}"
-            fields = asdict(outcome)
-            was_admitted = fields.pop("admitted")
-            entry = make_entry(
-                method=head.method, host=shown, path=head.path.decode("ascii"), **fields
-            )
-            self._services.record(entry, was_admitted=was_admitted)
+            self._services.record(_make_entry(head, outcome))
 
     async def _handle(self, request: Request, reply: Reply, outcome: _Outcome) -> None:
         route, answer = self._find(request)
         outcome.route = route.name
         limits = route.limits
         admission = await self._services.admit(route)
-        outcome.admitted = True
+
+        def announce() -> None:
+            opened = replace(outcome, id=secrets.token_hex(8))
+            self._services.record_open(_make_entry(request.head, opened, is_open=True))
+            outcome.id = opened.id
+
         try:
             meter = Meter(admission)
             reply.on_body = meter.received
             if request.head.length is not None:
                 meter.check_length(request.head.length)
-            counted = replace(request, body=_count(request.body, meter))
+            counted = replace(request, body=_count(request.body, meter), announce=announce)
             async with asyncio.timeout(limits.seconds) as timer:
                 await answer(counted, reply, meter)
         except TimeoutError:
@@ -207,6 +208,12 @@ class Gate:
                 "to a kernel.",
             )
         return route, self._answers[name]
+
+
+def _make_entry(head: Head, outcome: _Outcome, *, is_open: bool = False) -> Entry:
+    shown = "" if head.form is Form.ORIGIN else f"{head.host}:{head.port}"
+    path = head.path.decode("ascii")
+    return make_entry(method=head.method, host=shown, path=path, is_open=is_open, **asdict(outcome))
 
 
 def _ignoring_meter(handle: Callable[[Request, Reply], Awaitable[None]]) -> Answer:

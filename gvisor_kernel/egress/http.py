@@ -43,6 +43,8 @@ class Request:
     body: AsyncIterator[bytes]
     stream: ByteStream
     """For a CONNECT, after ``Reply.switch``."""
+    announce: Callable[[], None] = lambda: None
+    """Called before anything of the request is sent to a server; may raise a Refusal."""
 
     @property
     def has_body(self) -> bool:

@@ -15,6 +15,8 @@ import traceback
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+SHORT = 0.75
+"""The part of its memory from which on a process takes no more work."""
 
 
 def protect() -> None:
@@ -40,6 +42,16 @@ def limit_memory(size: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     size = size if most == resource.RLIM_INFINITY else min(size, most)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def is_memory_short() -> bool:
+    """Whether this process has used SHORT of what ``limit_memory`` allows."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    with open("/proc/self/statm", "rb") as file:
+        pages = int(file.read().split()[5])
+    return pages * os.sysconf("SC_PAGE_SIZE") > SHORT * limit
 
 
 def limit_time(seconds: int) -> None:

@@ -18,7 +18,7 @@ from gvisor_kernel.egress.audit import Audit, Entry
 from gvisor_kernel.egress.budgets import Admission, Budgets, DailyBudgets, is_daily
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
-from gvisor_kernel.egress.own_process import describe_error
+from gvisor_kernel.egress.own_process import describe_error, is_memory_short
 from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
 from gvisor_kernel.egress.secret_reader import SecretReader
 from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
@@ -133,6 +133,13 @@ class Services:
 
         :raises Refusal: a limit is reached
         """
+        if is_memory_short():
+            raise LimitReached(
+                "the host's process for routes has too much open at once",
+                "try again when other requests have ended.",
+                503,
+                RETRY_SECONDS,
+            )
         try:
             if self._audit is not None:
                 self._audit.check()
@@ -188,9 +195,22 @@ class Services:
         finally:
             self._turns.end(admission.route.name)
 
-    def record(self, entry: Entry, *, was_admitted: bool) -> None:
-        """Write a request down: in the audit, and as a line of the kernel's log."""
-        if self._audit is None or self._audit.write(entry, was_admitted=was_admitted):
+    def record_open(self, entry: Entry) -> None:
+        """Write down that a request begins, before anything of it is sent.
+
+        :raises UpstreamFailed: it cannot be recorded
+        """
+        if self._audit is None:
+            return
+        try:
+            self._audit.write_open(entry)
+        except EgressError as error:
+            self._say(error.fact)
+            raise UpstreamFailed("the request cannot be recorded on the host") from error
+
+    def record(self, entry: Entry) -> None:
+        """Write down a request that has ended: in the audit, and in the kernel's log."""
+        if self._audit is None or self._audit.write(entry):
             self._report_entry(entry)
 
     def close(self) -> None:

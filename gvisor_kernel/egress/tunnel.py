@@ -27,6 +27,7 @@ async def open_tunnel(
     """
     sock = await connect(host, port, resolve)
     try:
+        request.announce()
         await reply.switch()
         with counted(sock):
             async with asyncio.TaskGroup() as group:

@@ -115,6 +115,7 @@ class Worker:
         async with self._opening:
             if self._packages is None:
                 self._packages = await asyncio.to_thread(_open_packages)
+        request.announce()
         await self._packages.handle(request, reply, kernel)
 
     def _show_life(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress.audit import FILE, read_entries
+from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
 from gvisor_kernel.egress.counters import Count
 from gvisor_kernel.egress.process import EgressWorker
 
@@ -336,6 +338,51 @@ def test_each_request_leaves_one_line_in_the_record(
     assert entries[0].down > 0
     assert entries[0].reason == ""
     assert all(entry.reason for entry in entries[1:])
+
+
+def test_a_request_is_recorded_although_the_worker_dies_with_it(
+    open_kernel: OpenKernel, worker: EgressWorker, upstream: Fake, tmp_path: Path
+) -> None:
+    path = tmp_path / FILE
+    address = f"http://127.0.0.1:{upstream.port}"
+    routes = {
+        "plain": {"url": address, "allow_private": True},
+        "web": {"hosts": [f"127.0.0.1:{upstream.port}"], "allow_private": True},
+    }
+    upstream.seen.clear()
+    upstream.go.clear()
+    kernel = open_kernel(routes, path)
+    kernel.get("/plain/whole")
+    stream = kernel.open(f"GET /plain/wait HTTP/1.1\r\n{HEAD}\r\n".encode())
+    kernel.wait_for(lambda: len(upstream.seen) == 2, stream)
+    tunnel = kernel.open(f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.0\r\n\r\n".encode())
+    kernel.wait_for_text(tunnel, b"200")
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    kernel.wait_for(lambda: kernel.ended, stream)
+    upstream.go.set()
+    entries = list(read_entries(path))
+    assert [(e.route, e.method, e.path, e.is_open) for e in entries] == [
+        ("plain", "GET", "/plain/whole", False),
+        ("plain", "GET", "/plain/wait", True),
+        ("web", "CONNECT", "", True),
+    ]
+    assert "had not ended" in describe_entry(entries[1])
+
+
+def test_requests_that_a_rule_refuses_are_only_counted_after_some(
+    open_kernel: OpenKernel, upstream: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / FILE
+    rules = {"methods": ["GET"], "paths": ["/a"], "limits": {"requests_per_minute": 100_000}}
+    address = f"http://127.0.0.1:{upstream.port}"
+    kernel = open_kernel({"strict": {"url": address, "allow_private": True, **rules}}, path)
+    raw = f"GET /strict/b HTTP/1.1\r\n{HEAD}\r\n".encode()
+    for _ in range(30):
+        kernel.wait(kernel.open(raw * 50, finish=True))
+    entries = list(read_entries(path))
+    assert len(entries) < 1100
+    assert {entry.status for entry in entries} == {403}
 
 
 def test_requests_are_counted_by_route(

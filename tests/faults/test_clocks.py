@@ -25,6 +25,7 @@ FOR_PEOPLE = {
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
     ("kernel/snapshot_builder.py", "_make"): "when a snapshot was made; which files are younger",
     ("egress/audit.py", "make_entry"): "when a request was made",
+    ("kernel/environment_builder.py", "_keep"): "when packages were installed",
     ("egress/package_cache.py", "_entries"): "which files were not used for longest",
     ("egress/package_cache.py", "open_file"): "when a file was used last",
     ("egress/package_catalog.py", "_fetch_page"): "when a page was fetched, for later processes",
