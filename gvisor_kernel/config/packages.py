@@ -110,7 +110,7 @@ def check_requirements(requirements: Sequence[str]) -> tuple[str, ...]:
             raise PackagesError(
                 f"{text[:MAX_REQUIREMENT]!a} is not the requirement of a package:"
                 f" {str(error).splitlines()[0]}.",
-                "write the name of a package, without spaces and perhaps with extras and versions,"
+                "separate packages by spaces; each is a name, perhaps with extras and versions,"
                 " such as polars, 'pandas[excel]' or 'duckdb>=1.1,<2'. Options of pip, paths and"
                 " URLs are not accepted.",
             ) from error

@@ -66,7 +66,7 @@ class Gate:
                 partial(services.resolve, allow_private=getattr(route, "allow_private", False))
             )
             if isinstance(route, UrlRoute):
-                reverse = Reverse(route, upstream, services.read_secret)
+                reverse = Reverse(route, upstream, partial(services.read_secret, route.name))
                 self._answers[route.name] = _ignoring_meter(reverse.handle)
             elif isinstance(route, PackagesRoute) and packages is not None:
                 self._answers[route.name] = _ignoring_meter(packages)

@@ -62,7 +62,8 @@ class LimitReached(Refusal):
 
 
 class UpstreamFailed(Refusal):
-    """The server cannot be reached, or does not answer as HTTP demands."""
+    """The server cannot be reached, or does not answer as HTTP demands. ``advice`` may be empty."""
 
-    def __init__(self, fact: str, status: int = 502) -> None:
-        super().__init__(status, f"gvisor-kernel: {fact}")
+    def __init__(self, fact: str, status: int = 502, advice: str = "") -> None:
+        text = f"gvisor-kernel: {fact}.\nWhat to do: {advice}" if advice else ""
+        super().__init__(status, f"gvisor-kernel: {fact}", text)

@@ -89,12 +89,16 @@ def choose_routes(names: Iterable[str], routes: Mapping[str, Route]) -> tuple[Ro
     by_variable: dict[str, str] = {}
     for i, name in enumerate(names):
         if name not in routes:
-            raise SettingError(
-                f"egress[{i}]",
-                name,
+            accepted = (
                 f"the name of a route that exists: {', '.join(routes)}. An administrator adds one"
-                " to c.GVisorEgress.routes in Jupyter's configuration (docs/egress.md)",
+                " to c.GVisorEgress.routes in Jupyter's configuration (docs/egress.md)"
             )
+            if len(routes) == 1:
+                accepted += (
+                    ". If that has been done: nbclient and papermill read no configuration by"
+                    " themselves; use jupyter nbconvert --execute, or pass config="
+                )
+            raise SettingError(f"egress[{i}]", name, accepted)
         route = routes[name]
         chosen.append(route)
         if isinstance(route, UrlRoute) and route.variable is not None:

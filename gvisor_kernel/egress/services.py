@@ -116,8 +116,8 @@ class Services:
         except EgressError as error:
             raise UpstreamFailed(error.fact.rstrip(".")) from error
 
-    async def read_secret(self, reference: str) -> str:
-        """Return a secret's value.
+    async def read_secret(self, route: str, reference: str) -> str:
+        """Return the value of a route's secret.
 
         :raises UpstreamFailed: it cannot be read; the kernel's log says why
         """
@@ -126,7 +126,10 @@ class Services:
         except (SecretError, TimeoutError) as error:
             why = str(error) if isinstance(error, SecretError) else "it takes too long"
             self._say(f"a secret cannot be read: {why}")
-            raise UpstreamFailed("the credential of the route cannot be read on the host") from None
+            raise UpstreamFailed(
+                f"the credential of the route {route} cannot be read on the host",
+                advice="gvisor-kernel doctor, on the host, says why.",
+            ) from None
 
     async def admit(self, route: Route) -> Admission:
         """Count a request that begins. Its end is told with ``dismiss``.
