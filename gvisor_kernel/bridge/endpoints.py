@@ -69,13 +69,16 @@ def remove_base(root: Path, name: str) -> None:
             shutil.rmtree(base, ignore_errors=True)
 
 
-def sweep_bases(root: Path) -> None:
-    """Remove the directories of dead processes below ``root``. Never raises."""
+def sweep_bases(root: Path) -> int:
+    """Remove the directories of dead processes below ``root``; return how many. Never raises."""
     try:
         names = [path.name for path in root.iterdir()]
     except OSError:
-        return
+        return 0
+    removed = 0
     for name in names:
         pid, _, start = name.partition("-")
         if pid.isdecimal() and start.isdecimal() and owner_name(int(pid)) != name:
             remove_base(root, name)
+            removed += not os.path.lexists(root / name)
+    return removed

@@ -251,7 +251,9 @@ def progress() -> Iterator[Report]:
     if not console.is_terminal:
         yield lambda words, done: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # A step may be a line that a sandbox wrote: no markup, as in the console itself.
+    step = TextColumn("{task.description}", markup=False)
+    columns = (step, BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0)
 

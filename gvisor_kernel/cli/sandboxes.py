@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.cli.output import (
     describe_age,
     make_console,
@@ -31,6 +32,7 @@ from gvisor_kernel.runtimes.state.records import (
     find_sandboxes,
     is_orphan,
     read_record,
+    state_root,
     this_machine,
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
@@ -214,7 +216,8 @@ def run_kill(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """``prune``: remove the sandboxes whose owner is gone, and print their ids. Return 0.
+    """``prune``: remove the sandboxes whose owner is gone, and print their ids; remove the
+    directories for the sockets of such owners. Return 0.
 
     :raises GvisorKernelError: when one cannot be removed completely
     """
@@ -223,6 +226,9 @@ def run_prune(arguments: argparse.Namespace) -> int:
         removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
     for identity in removed:
         print(f"Removed the sandbox {printable(ids.get(identity, identity))}")
+    sockets = sweep_bases(state_root() / "sockets")
+    if sockets:
+        print(f"Removed the sockets of {sockets} ended process{'es' if sockets > 1 else ''}")
     left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
     if left:
         raise GvisorKernelError(
@@ -230,7 +236,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
             "run this again as the user who owns their processes and cgroups (perhaps root); if"
             " they are in a Docker engine, when it answers again.",
         )
-    if not removed:
+    if not removed and not sockets:
         print("Nothing to remove.")
     return 0
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.config.validators import is_within, real_path
+from gvisor_kernel.config.validators import INSTALLED_SKILLS, is_within, real_path
 from gvisor_kernel.egress.routes import Route, UrlRoute
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.skills.store import FOLDERS, default_folder
 
 
 def check_exposure(routes: Iterable[Route], spec: SandboxSpec, folder: Path) -> None:
@@ -56,5 +57,9 @@ def find_shown(spec: SandboxSpec, folder: Path) -> Iterator[tuple[str, object, s
             path = os.path.join(folder, value)  # noqa: PTH118 - an absolute value replaces folder
             if find_home(real_path(path)) is None:
                 yield name, value, path
+    if spec.skills is not None:
+        skills = str(default_folder()) if spec.skills == INSTALLED_SKILLS else spec.skills
+        for name in FOLDERS:
+            yield "skills", spec.skills, os.path.join(skills, name)  # noqa: PTH118 - text
     for i, mount in enumerate(spec.mounts):
         yield f"mounts[{i}].source", mount.source, mount.source

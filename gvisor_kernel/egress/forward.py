@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+import h11
 import httpcore
 
 from gvisor_kernel.egress.http import EVENTS_IN_A_TURN, Reply, Request
-from gvisor_kernel.egress.masking import Masking
+from gvisor_kernel.egress.masking import Masking, is_quoted
 from gvisor_kernel.egress.patterns import OVERRIDING_HEADERS, fold_header
-from gvisor_kernel.egress.refusals import Refused
+from gvisor_kernel.egress.refusals import Refused, UpstreamFailed
 from gvisor_kernel.egress.upstream import Upstream, translated_errors
 
 HOP_BY_HOP = frozenset(
@@ -57,7 +58,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Pairs:
 def request_headers(request: Request, host: bytes) -> Pairs:
     """Return what is passed on of a request's headers, with ``host`` as Host.
 
-    Names are compared as servers may read them: for CGI and WSGI ``_`` and ``-`` are the same.
+    Names are compared as servers may read them (``fold_header``).
     """
     kept = [
         (name, value)
@@ -77,8 +78,7 @@ def request_headers(request: Request, host: bytes) -> Pairs:
 
 
 def without(headers: Pairs, name: bytes) -> Pairs:
-    """Return ``headers`` without those that a server may take for ``name``: some read ``_`` as
-    ``-``."""
+    """Return ``headers`` without those that a server may take for ``name``."""
     wanted = fold_header(name)
     return [pair for pair in headers if fold_header(pair[0]) != wanted]
 
@@ -104,11 +104,14 @@ async def forward(
     request.announce()
     async with upstream.send(method, url, headers, body) as response:
         answer = change(end_to_end(response.headers))
-        await reply.start(response.status, answer, _reason(response, secret))
-        with translated_errors():
-            if method != "HEAD" and response.status not in (204, 304):
-                await _pass_body(response, reply, Masking(secret))
-            await reply.end()
+        try:
+            await reply.start(response.status, answer, _reason(response, secret))
+            with translated_errors():
+                if method != "HEAD" and response.status not in (204, 304):
+                    await _pass_body(response, reply, Masking(secret))
+                await reply.end()
+        except h11.LocalProtocolError as error:  # such as a body that is longer than its length
+            raise UpstreamFailed("the server does not answer as HTTP demands") from error
 
 
 async def _pass_body(response: httpcore.Response, reply: Reply, masking: Masking) -> None:
@@ -125,6 +128,6 @@ async def _pass_body(response: httpcore.Response, reply: Reply, masking: Masking
 
 def _reason(response: httpcore.Response, secret: bytes) -> str:
     reason = response.extensions.get("reason_phrase", b"")
-    if not isinstance(reason, bytes) or (secret and secret in reason):
+    if not isinstance(reason, bytes) or is_quoted(secret, reason):
         return ""
     return reason.decode("ascii", "replace")

@@ -74,8 +74,9 @@ class Reply:
 
         An answer that comes before the end of its request ends the connection, and says so: a
         client would else send its next request into a connection that is being closed.
+
+        :raises h11.LocalProtocolError: this cannot be the head of an answer; nothing was sent
         """
-        self.status = status
         pairs = list(headers)
         if self._connection.their_state is h11.SEND_BODY:
             pairs = [pair for pair in pairs if pair[0].lower() != b"connection"]
@@ -83,6 +84,7 @@ class Reply:
         response = h11.Response(
             status_code=status, headers=pairs, reason=reason.encode("ascii", "replace")
         )
+        self.status = status
         await self._send(response)
 
     async def body(self, data: bytes) -> None:
@@ -94,7 +96,10 @@ class Reply:
         await self._send(h11.Data(data=data))
 
     async def end(self) -> None:
-        """End the answer. It must be as long as its Content-Length says."""
+        """End the answer.
+
+        :raises h11.LocalProtocolError: it is not as long as its Content-Length says
+        """
         await self._send(h11.EndOfMessage())
 
     async def switch(self) -> None:

@@ -1,4 +1,4 @@
-"""Replaces a route's credential where a server sends it back. Pure.
+"""Finds a route's credential where a server sends it back, and replaces it in bodies. Pure.
 
 A server may quote the key in an error message. It is replaced by as many asterisks, so that a
 length that was announced stays true.
@@ -9,6 +9,19 @@ from __future__ import annotations
 MASK = b"*"
 MIN_SECRET = 8
 """Bytes. A shorter one is in too much that has nothing to do with it."""
+
+
+def is_quoted(secret: bytes, text: bytes) -> bool:
+    """Return whether ``text``, a part of an answer's head, contains ``secret``, which may be empty.
+
+    Names of headers lose their case on the way, and a value may be folded over lines: so neither
+    case nor spaces and tabs count.
+    """
+    return bool(secret) and _squeeze(secret) in _squeeze(text)
+
+
+def _squeeze(text: bytes) -> bytes:
+    return text.translate(None, b" \t").lower()
 
 
 class Masking:

@@ -46,7 +46,7 @@ def limit_memory(size: int) -> None:
 
 def is_memory_short() -> bool:
     """Whether this process has used SHORT of what ``limit_memory`` allows."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    _, limit = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
         return False
     with open("/proc/self/statm", "rb") as file:

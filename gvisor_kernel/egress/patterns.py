@@ -11,8 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 from urllib.parse import unquote_to_bytes
 
 MAX_TARGET = 16 * 1024
@@ -29,18 +28,24 @@ OVERRIDING_HEADERS = frozenset(
 """Headers (lower case) by which a server replaces the method or path that was checked. They must
 not be passed on; compare them with ``fold_header``."""
 
+MAX_PARTS = 32
+"""Parts of a pattern: each part of a path may have to be compared with each of them."""
+
 _TARGET = re.compile(rb"[!-~]+")
+_ODD = re.compile(rb"[^a-z0-9]")
 _ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED = re.compile(rb"%(2f|5c|25|3b|3f|23|[01][0-9a-f]|7f)", re.IGNORECASE)
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
-T = TypeVar("T")
-
 
 def fold_header(name: bytes) -> bytes:
-    """Return the name of a header as servers may read it: in lower case, ``_`` as ``-``."""
-    return name.lower().replace(b"_", b"-")
+    """Return the name of a header as servers may read it: in lower case, and with ``-`` for each
+    character that is neither a letter nor a digit.
+
+    CGI and WSGI make ``X_Key`` and ``X-Key`` the same; some servers also ``X.Key`` and ``X~Key``.
+    """
+    return _ODD.sub(b"-", name.lower())
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:
@@ -114,42 +119,62 @@ def is_allowed(path: bytes, patterns: Iterable[str]) -> bool:
     if find_path_fault(path) is not None:
         return False
     parts = path.decode("ascii").split("/")[1:]
-    return any(_matches(parts, pattern.split("/")[1:], "**", _part_matches) for pattern in patterns)
+    return any(_parts_match(parts, pattern.split("/")[1:]) for pattern in patterns)
 
 
 def _part_matches(part: str, pattern: str) -> bool:
+    """Match one part. Each piece between two ``*`` is taken where it comes first: the time is
+    bounded by the lengths of both, whatever they are."""
+    if "*" not in pattern:
+        return part == pattern
     if pattern == "*":
         return part != ""
-    return _matches(part, pattern, "*", str.__eq__)
-
-
-def _matches(
-    items: Sequence[T], pattern: Sequence[T], star: T, equal: Callable[[T, T], bool]
-) -> bool:
-    """Match with one kind of wildcard, going back to the last one only: the time is bounded by the
-    product of both lengths, whatever the path is."""
-    at = other = 0
-    mark, resume = -1, 0
-    while at < len(items):
-        if other < len(pattern) and pattern[other] == star:
-            mark, resume = other, at
-            other += 1
-        elif other < len(pattern) and equal(items[at], pattern[other]):
-            at += 1
-            other += 1
-        elif mark >= 0:
-            resume += 1
-            at, other = resume, mark + 1
-        else:
+    first, *middle, last = pattern.split("*")
+    at, end = len(first), len(part) - len(last)
+    if at > end or not part.startswith(first) or not part.endswith(last):
+        return False
+    for piece in middle:
+        at = part.find(piece, at, end)
+        if at < 0:
             return False
-    return all(item == star for item in pattern[other:])
+        at += len(piece)
+    return True
+
+
+def _parts_match(parts: Iterable[str], pattern: Sequence[str]) -> bool:
+    """Match part by part, without going back: bit i of ``found`` says whether the pattern's first i
+    parts match all that came so far."""
+    any_number = sum(1 << i for i, wanted in enumerate(pattern) if wanted == "**")
+    fitting: dict[str, int] = {}
+    found = _skip(1, any_number)
+    for part in parts:
+        if part not in fitting:
+            fitting[part] = sum(
+                1 << i
+                for i, wanted in enumerate(pattern)
+                if wanted != "**" and _part_matches(part, wanted)
+            )
+        found = _skip((found & fitting[part]) << 1 | found & any_number, any_number)
+        if not found:
+            return False
+    return bool(found >> len(pattern))
+
+
+def _skip(found: int, any_number: int) -> int:
+    """Add to ``found`` what follows a ``**``, which may stand for nothing."""
+    while (more := found | (found & any_number) << 1) != found:
+        found = more
+    return found
 
 
 def find_pattern_fault(pattern: str) -> str | None:
     """Return why ``pattern`` cannot be a pattern for paths; None if it can."""
     if not pattern.isascii() or not pattern.startswith("/"):
         return 'does not begin with "/", or is not ASCII'
-    for part in pattern.split("/"):
+    parts = pattern.split("/")[1:]
+    if len(parts) > MAX_PARTS:
+        return f"has more than {MAX_PARTS} parts"
+    for part in parts:
         if "**" in part and part != "**":
             return 'has "**" beside other characters of a part'
     return find_path_fault(pattern.replace("*", "x").encode())

@@ -20,6 +20,7 @@ from gvisor_kernel.egress.forward import (
 )
 from gvisor_kernel.egress.http import Reply, Request
 from gvisor_kernel.egress.kinds import UrlRoute
+from gvisor_kernel.egress.masking import is_quoted
 from gvisor_kernel.egress.patterns import find_target_fault, is_allowed, split_target
 from gvisor_kernel.egress.refusals import Refused, UpstreamFailed
 from gvisor_kernel.egress.upstream import Upstream
@@ -27,6 +28,9 @@ from gvisor_kernel.link.streams import EGRESS_PORT
 
 DROPPED = frozenset({b"alt-svc", b"strict-transport-security", b"public-key-pins"})
 """Headers of an answer that are about the server's own address, which the sandbox does not use."""
+HIDING = (b"accept-encoding", b"range", b"if-range", b"request-range")
+"""Headers of a request by which a sandbox could have a credential sent in a form in which it is not
+found: compressed, or in parts. Some servers still read the last one."""
 ReadSecret = Callable[[str], Awaitable[str]]
 
 
@@ -97,8 +101,10 @@ class Reverse:
             if not value.isascii() or not value.isprintable():
                 raise UpstreamFailed(f"the credential of the route {self._route.name} is unusable")
             headers.append((name.strip().encode(), value.encode()))
-        if secret:  # in what is compressed, it could not be found
-            headers = [*without(headers, b"accept-encoding"), (b"Accept-Encoding", b"identity")]
+        if secret:
+            for hiding in HIDING:
+                headers = without(headers, hiding)
+            headers.append((b"Accept-Encoding", b"identity"))
         url = httpcore.URL(
             scheme=self._scheme, host=self._name, port=self._port, target=target or b"/"
         )
@@ -109,11 +115,11 @@ class Reverse:
         await forward(self._upstream, request, reply, url, headers, change, secret.encode())
 
     def _change(self, headers: Pairs, secret: bytes) -> Pairs:
-        """Return an answer's headers without what would lead past the route, or contains its
-        credential."""
+        """Return an answer's headers without what would lead past the route, or has its credential
+        in the name or the value."""
         changed: Pairs = []
         for name, value in headers:
-            if name.lower() in DROPPED or (secret and secret in value):
+            if name.lower() in DROPPED or is_quoted(secret, name) or is_quoted(secret, value):
                 continue
             if name.lower() in (b"location", b"content-location"):
                 value = self._change_location(value)

@@ -31,6 +31,7 @@ from gvisor_kernel.egress.kinds import (
 )
 from gvisor_kernel.egress.known_apis import find_api_of_host, find_api_of_variable
 from gvisor_kernel.egress.patterns import (
+    MAX_PARTS,
     MAX_TARGET,
     find_path_fault,
     find_pattern_fault,
@@ -307,8 +308,9 @@ def _parse_methods(place: str, value: object) -> tuple[str, ...]:
 def _parse_paths(place: str, value: object) -> tuple[str, ...]:
     accepted = (
         'a list of patterns for the path after "url", such as ["/repos/acme/**", "/users/*"]: each'
-        ' begins with "/"; "**" is any number of whole parts, "*" one part or a piece of one; no'
-        ' "//", "/../", ";" or backslash, and no encoded "/", "%" or "?"'
+        ' begins with "/"; "**" is any number of whole parts, "*" one part or a piece of one; at'
+        f' most {MAX_PARTS} parts; no "//", "/../", ";" or backslash, and no encoded "/", "%" or'
+        ' "?"'
     )
     return _parse_each(place, value, accepted, lambda item: find_pattern_fault(item) is None)
 

@@ -13,7 +13,6 @@ import shlex
 import stat
 from collections.abc import Mapping
 
-from gvisor_kernel.egress.kinds import Route, UrlRoute
 from gvisor_kernel.errors import SecretError
 from gvisor_kernel.host.folders import open_real
 
@@ -41,16 +40,6 @@ def read_secret(source: str, environment: Mapping[str, str] | None = None) -> st
             'write "env:NAME", "file:/path" or "keyring:SERVICE/USER" in c.GVisorEgress.routes.',
         )
     return _check(source, secret)
-
-
-def check_secret(route: Route) -> SecretError | None:
-    """Return why the secret of ``route`` cannot be read, or None. Blocks."""
-    if isinstance(route, UrlRoute) and route.secret is not None:
-        try:
-            read_secret(route.secret)
-        except SecretError as error:
-            return error
-    return None
 
 
 def _check(source: str, secret: str) -> str:

@@ -13,8 +13,8 @@ from gvisor_kernel.egress.heads import Form
 from gvisor_kernel.egress.http import Reply, Request
 from gvisor_kernel.egress.meter import Meter
 from gvisor_kernel.egress.patterns import find_target_fault
-from gvisor_kernel.egress.refusals import Refused
-from gvisor_kernel.egress.streams import ByteStream
+from gvisor_kernel.egress.refusals import Refusal, Refused
+from gvisor_kernel.egress.streams import ByteStream, StreamReset
 from gvisor_kernel.egress.upstream import Resolve, Upstream, connect, counted, find_read_size
 
 
@@ -24,6 +24,7 @@ async def open_tunnel(
     """Answer a CONNECT, and copy bytes both ways until both sides have ended.
 
     :raises Refusal: the server may not be reached, or cannot be; or a limit is used up
+    :raises StreamReset: the client has gone
     """
     sock = await connect(host, port, resolve)
     try:
@@ -33,10 +34,27 @@ async def open_tunnel(
             async with asyncio.TaskGroup() as group:
                 group.create_task(_copy_up(request.stream, sock, meter))
                 group.create_task(_copy_down(sock, request.stream, meter))
-    except* OSError:  # the server has ended the connection
-        request.stream.reset()
+    except ExceptionGroup as group:
+        cause = _find_cause(group)
+        if not isinstance(cause, OSError):
+            raise cause from None
+        request.stream.reset()  # the server has ended the connection
     finally:
         sock.close()
+
+
+def _find_cause(group: ExceptionGroup[Exception]) -> Exception:
+    """Return why a tunnel has ended; the group itself if that is a defect.
+
+    The end of one direction may fail the other one, so the group may contain several errors.
+    """
+    errors = group.exceptions
+    if all(isinstance(error, Refusal | StreamReset | OSError) for error in errors):
+        for kind in (Refusal, StreamReset, OSError):
+            for error in errors:
+                if isinstance(error, kind):
+                    return error
+    return group
 
 
 async def _copy_up(stream: ByteStream, sock: socket.socket, meter: Meter) -> None:

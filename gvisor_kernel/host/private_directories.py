@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS, locked_file
@@ -24,15 +25,22 @@ NEW, GONE = "new-", "gone-"
 
 
 class NotPrivate(Exception):
-    """A directory belongs to another user, or cannot be made; the text says which and why."""
+    """A directory belongs to another user, can be replaced by one, or cannot be made; the text says
+    which and why. ``folder``: the one that is to be changed."""
+
+    def __init__(self, text: str, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(text)
 
 
 def make_directories(*directories: Path) -> None:
     """Make nested directories with mode 0700, or check that existing ones belong to this user.
 
-    :raises NotPrivate: when one of them is a link, belongs to another user, or cannot be made
+    :raises NotPrivate: when one of them is a link, belongs to another user, or cannot be made; or
+        another user could replace the first one
     """
     try:
+        check_parents(directories[0])
         directories[0].parent.mkdir(parents=True, exist_ok=True)
         for directory in directories:
             with contextlib.suppress(FileExistsError):
@@ -41,12 +49,69 @@ def make_directories(*directories: Path) -> None:
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 raise NotPrivate(
                     f"{directory} is a symbolic link, or belongs to another user (uid"
-                    f" {status.st_uid})."
+                    f" {status.st_uid}).",
+                    directory,
                 )
             if status.st_mode & 0o077:
                 directory.chmod(0o700)
     except OSError as error:
-        raise NotPrivate(f"{error.filename} cannot be used: {error.strerror}.") from error
+        raise NotPrivate(
+            f"{error.filename} cannot be used: {error.strerror}.", Path(str(error.filename))
+        ) from error
+
+
+def check_parents(root: Path) -> None:
+    """Check that no other user could replace ``root`` by another directory.
+
+    Names below it are trusted afterwards. So each folder above it has to belong to this user or
+    root, and nobody else may write to it. Exceptions: sticky folders such as /tmp, where nobody can
+    rename what is another's, and a group with the owner's number, whose only member is the owner.
+
+    :raises NotPrivate: when another user could
+    :raises OSError: when a folder cannot be looked at
+    """
+    real = str(root.resolve())
+    if real in _checked:
+        return
+    for folder in Path(real).parents:
+        try:
+            status = folder.stat()
+        except FileNotFoundError:
+            continue  # this process will make it
+        owners = {0, os.geteuid(), _overflow_uid()}
+        group = status.st_mode & stat.S_IWGRP and (
+            status.st_gid not in (0, status.st_uid) or _has_acl(folder)
+        )
+        others = status.st_mode & stat.S_IWOTH
+        shared = (group or others) and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in owners or shared:
+            raise NotPrivate(
+                f"The folder {folder} contains {root}, and other users can change it: it belongs to"
+                f" uid {status.st_uid} and has the mode {stat.S_IMODE(status.st_mode):o}.",
+                folder,
+            )
+    _checked.add(real)
+
+
+def _has_acl(folder: Path) -> bool:
+    """Return whether there is an access control list; the group bits are only its mask then."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(folder)
+    except OSError:  # this file system has none
+        return False
+
+
+_checked: set[str] = set()
+"""Directories that this process has checked. Only this user or root could change that later."""
+
+
+@cache
+def _overflow_uid() -> int:
+    """Return the uid that a container shows for the files of users that it has no number for."""
+    try:
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return 65534
 
 
 # -- entries of a directory ------------------------------------------------------------------------

@@ -59,10 +59,10 @@ def test_sweep_removes_only_directories_of_dead_processes(tmp_path: Path) -> Non
         (tmp_path / name / "0002").mkdir(parents=True)
         (tmp_path / name / "0002" / "l-1").touch()
     (tmp_path / "something-else").mkdir()
-    endpoints.sweep_bases(tmp_path)
+    assert endpoints.sweep_bases(tmp_path) == 3
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, "something-else"}
     assert (mine / "0001").exists()
-    endpoints.sweep_bases(tmp_path / "nowhere")
+    assert endpoints.sweep_bases(tmp_path / "nowhere") == 0
 
 
 def test_sweep_follows_only_its_own_links(tmp_path: Path) -> None:

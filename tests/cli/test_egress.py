@@ -191,6 +191,16 @@ def test_doctor_names_the_route_whose_secret_cannot_be_read(
     assert [check.state for check in check_egress()] == ["failed"]
 
 
+def test_doctor_warns_of_a_secret_that_is_too_short_to_be_masked(
+    jupyter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GK_TEST_KEY", "pw12345")
+    [check] = check_egress()
+    assert (check.state, check.name) == ("warning", "route openai")
+    assert "not masked" in check.fact
+    assert "pw12345" not in repr(check)
+
+
 def test_doctor_does_not_show_a_secret(jupyter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GK_TEST_KEY", f"{KEY}\r\nX: 1")
     assert KEY not in repr(check_egress())

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from gvisor_kernel import __version__
+from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.main import GROUPS, main, make_parser
 from gvisor_kernel.cli.output import describe_age, printable
 
@@ -120,6 +121,17 @@ def test_sandbox_text_cannot_control_the_terminal() -> None:
         "a\tb\n\\x1b[2J\\x9b31m\\x07\\r\\x08\\x7f\\u202egpj\\u200b\\udcff é 漢 🙂"
     )
     assert all(char.isprintable() or char in "\n\t" for char in shown)
+
+
+def test_sandbox_text_is_no_markup_in_a_progress_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    text = "[link=https://evil.example]here[/link] [/nope]"
+    with progress() as report:
+        report(text, 0.5)
+    assert text in capsys.readouterr().err
 
 
 def test_ages_are_described_with_units() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
+from gvisor_kernel.bridge.endpoints import owner_name
 from gvisor_kernel.cli import logs
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.cli.main import main
@@ -25,6 +26,7 @@ from gvisor_kernel.runtimes.state.records import (
     Machine,
     Record,
     make_directory,
+    state_root,
     this_machine,
     this_process,
     write_record,
@@ -216,6 +218,19 @@ def test_prune_removes_orphaned_sandboxes_only(state: Path, capsys: Captured) ->
     assert capsys.readouterr().out == "Removed the sandbox 01b\n"
     assert {path.name for path in state.iterdir()} == {"01a", "01c"}
     assert check_leftovers().state == "ok"
+
+
+def test_prune_removes_the_sockets_of_ended_processes(state: Path, capsys: Captured) -> None:
+    sockets = state_root() / "sockets"
+    own = sockets / (owner_name(os.getpid()) or "")
+    own.mkdir(parents=True)
+    (sockets / "1-1").mkdir()
+    (sockets / "1-1/shell").touch()
+    assert main(["prune"]) == 0
+    assert capsys.readouterr().out == "Removed the sockets of 1 ended process\n"
+    assert [path.name for path in sockets.iterdir()] == [own.name]
+    assert main(["prune"]) == 0
+    assert capsys.readouterr().out == "Nothing to remove.\n"
 
 
 def test_kill_removes_orphaned_sandbox(state: Path) -> None:

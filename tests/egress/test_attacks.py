@@ -213,6 +213,25 @@ def test_a_tunnel_is_cut_at_the_limit(narrow: Kernel, upstream: Fake) -> None:
     assert upstream.gone.wait(10)
 
 
+def test_a_tunnel_is_recorded_with_why_it_ended(
+    open_kernel: OpenKernel, upstream: Fake, tmp_path: Path
+) -> None:
+    host = f"127.0.0.1:{upstream.port}"
+    routes = {"web": {"hosts": [host], "allow_private": True, "limits": {"response_bytes": 9999}}}
+    kernel = open_kernel(routes, tmp_path / FILE)
+    connect = f"CONNECT {host} HTTP/1.0\r\n\r\n"
+    left = kernel.open(connect.encode())
+    kernel.wait_for_text(left, b"200 Connected")
+    kernel.reset(left)
+    kernel.wait_for(lambda: len(kernel.log) == 1, left)
+    kernel.ask(f"{connect}GET /endless HTTP/1.1\r\n\r\n".encode())
+    kernel.wait_for(lambda: len(kernel.log) == 2, left)
+    gone, cut = read_entries(tmp_path / FILE)
+    assert gone.reason.startswith("the client has gone")
+    assert "response_bytes" in cut.reason
+    assert (gone.status, cut.status) == (200, 200)
+
+
 @pytest.mark.parametrize("path", ["wait", "dribble"])
 def test_a_server_that_does_not_answer_ends_the_request(
     narrow: Kernel, upstream: Fake, path: str
@@ -246,6 +265,21 @@ def test_headers_of_an_answer_are_bounded_in_number(
     kernel: Kernel, upstream: Fake, count: int, status: int
 ) -> None:
     assert status_of(kernel.get(f"/plain/headers?count={count}")) == status
+
+
+@pytest.mark.parametrize(("path", "status"), [("switch", 502), ("longer", 200), ("shorter", 200)])
+def test_an_answer_that_contradicts_itself_is_a_failure_of_the_server(
+    open_kernel: OpenKernel, upstream: Fake, tmp_path: Path, path: str, status: int
+) -> None:
+    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    kernel = open_kernel(routes, tmp_path / FILE)
+    stream = kernel.open(f"GET /plain/{path} HTTP/1.1\r\n{HEAD}\r\n".encode())
+    assert status_of(kernel.wait(stream)) == status
+    assert stream.closed == ("finished" if path == "switch" else "reset")
+    kernel.wait_for(lambda: len(kernel.log) == 1, stream)
+    (entry,) = read_entries(tmp_path / FILE)
+    assert entry.status == status
+    assert "the server does not answer as HTTP demands" in entry.reason
 
 
 def test_requests_over_the_number_at_once_wait_for_their_turn(

@@ -49,6 +49,22 @@ def test_secret_file_is_not_in_another_shown_folder(tmp_path: Path) -> None:
             check_exposure([secret], spec, Path("/srv"))
 
 
+def test_secret_file_is_not_among_the_skills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    mine = SandboxSpec(uploads=None, skills=str(tmp_path / "mine"))
+    for folder, spec in (
+        (tmp_path / "mine", mine),
+        (tmp_path / "data/gvisor-kernel/skills", SandboxSpec(uploads=None)),
+    ):
+        for part in ("public", "examples"):
+            with pytest.raises(SettingError, match="skills"):
+                check_exposure([route(f"file:{folder}/{part}/one/key")], spec, Path("/srv"))
+        check_exposure([route(f"file:{folder}/key")], spec, Path("/srv"))
+    check_exposure([route(f"file:{tmp_path}/mine/public/key")], SandboxSpec(), Path("/srv"))
+
+
 def test_home_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     check_exposure([route(f"file:{tmp_path}/.config/key")], SandboxSpec(), tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.egress.masking import MIN_SECRET, Masking
+from gvisor_kernel.egress.masking import MIN_SECRET, Masking, is_quoted
 
 SECRET = b"sk-aab-aab-aabc"
 MASKED = b"*" * len(SECRET)
@@ -41,3 +41,11 @@ def test_what_cannot_be_the_secret_is_passed_on_at_once() -> None:
 @pytest.mark.parametrize("secret", [b"", b"a" * (MIN_SECRET - 1)])
 def test_a_secret_that_is_too_short_masks_nothing(secret: bytes) -> None:
     assert mask([b"aaaaaaaaaa", b"bb"], secret) == b"aaaaaaaaaabb"
+
+
+@pytest.mark.parametrize("text", [b"X-SK-AAB-aab-aabc-1", b"sk-aab-  aab-\taabc", SECRET])
+def test_a_secret_is_found_in_a_head_whatever_became_of_it(text: bytes) -> None:
+    assert is_quoted(SECRET, text)
+    assert is_quoted(b"two " + SECRET, b"two  " + text) is (not text.startswith(b"X-"))
+    assert not is_quoted(b"", text)
+    assert not is_quoted(SECRET + b"d", text)

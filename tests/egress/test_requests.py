@@ -137,7 +137,7 @@ def test_what_the_sandbox_sends_as_credential_is_dropped(kernel: Kernel, tls: Fa
     assert tls.seen[-1].values("cookie") == ["a=b"]
 
 
-@pytest.mark.parametrize("name", ["authorization", "x_api_key", "X-Api_Key"])
+@pytest.mark.parametrize("name", ["authorization", "x_api_key", "X-Api_Key", "X.Api~Key"])
 def test_a_name_that_a_server_may_take_for_the_header_is_dropped(
     open_kernel: OpenKernel, tls: Fake, name: str
 ) -> None:
@@ -162,6 +162,28 @@ def test_a_credential_that_the_server_returns_in_a_header_is_dropped(kernel: Ker
     assert status_of(answer) == 200
     assert SECRET.encode() not in answer
     assert b"X-Other: kept" in answer
+
+
+def test_a_header_that_has_the_credential_in_its_name_or_over_two_lines_is_dropped(
+    kernel: Kernel,
+) -> None:
+    answer = kernel.get("/api/named")
+    assert status_of(answer) == 200
+    assert b"X-Other: kept" in answer
+    assert b"in a name" not in answer
+    assert b"X-Folded" not in answer
+
+
+RANGE = ("Range: bytes=0-9", "If-Range: x", "request_range: bytes=0-9")
+
+
+def test_a_credential_is_not_sent_in_parts_that_the_sandbox_chose(
+    kernel: Kernel, tls: Fake, upstream: Fake
+) -> None:
+    assert status_of(kernel.get("/api/x", *RANGE)) == 200
+    assert not [name for name, _ in tls.seen[-1].headers if "range" in name.lower()]
+    assert status_of(kernel.get("/plain/x", *RANGE)) == 200
+    assert len([name for name, _ in upstream.seen[-1].headers if "range" in name.lower()]) == 3
 
 
 def test_a_credential_that_the_server_quotes_is_masked(kernel: Kernel) -> None:
@@ -301,7 +323,13 @@ def test_a_large_download_leaves_room_for_a_small_request(kernel: Kernel) -> Non
 @pytest.mark.parametrize(
     "name",
     [
-        *("X_HTTP_Method_Override", "x-http_method", "X_Original_URL", "X_Rewrite-Uri"),
+        *(
+            "X_HTTP_Method_Override",
+            "x-http_method",
+            "X.HTTP.Method",
+            "X_Original_URL",
+            "X_Rewrite-Uri",
+        ),
         *("X_Real_IP", "True_Client-IP", "X_Forwarded_For"),
         *("Content_Length", "Transfer_Encoding", "Proxy_Authorization"),
     ],

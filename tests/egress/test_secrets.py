@@ -10,8 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, UrlRoute
-from gvisor_kernel.egress.secrets import MAX_SECRET, check_secret, read_secret
+from gvisor_kernel.egress.secrets import MAX_SECRET, read_secret
 from gvisor_kernel.errors import SecretError
 
 KEY = "sk-live-0123456789abcdef"
@@ -148,15 +147,3 @@ def test_keyring_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_keyring_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keyring", None)
     assert "gvisor-kernel[keyring]" in refuse("keyring:github/bot")
-
-
-def test_check_tells_which_routes_have_a_readable_secret(file: Path) -> None:
-    route = UrlRoute("x", "https://example.org", f"file:{file}", "X-Key: {secret}")
-    assert check_secret(route) is None
-    file.chmod(0o644)
-    error = check_secret(route)
-    assert error is not None
-    assert "0644" in error.fact
-    assert check_secret(UrlRoute("x", "https://example.org")) is None
-    assert check_secret(HostsRoute("x", ("a.b:1",))) is None
-    assert check_secret(PackagesRoute()) is None

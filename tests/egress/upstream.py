@@ -146,6 +146,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         auth = self.fake.seen[-1].values("authorization")
         self._answer(b"", X_Seen=str(auth), X_Other="kept", Connection="X-Hop", X_Hop="1")
 
+    def at_named(self, query: dict[str, str]) -> None:
+        """Return the credential in the name of a header, and in a value over two lines."""
+        key = self.fake.seen[-1].values("authorization")[0].removeprefix("Bearer ")
+        folded = f"{key[:6]}\r\n  {key[6:]}"
+        self._answer(b"", **{f"X-{key}": "in a name", "X-Folded": folded, "X-Other": "kept"})
+
     def at_quote(self, query: dict[str, str]) -> None:
         """Return the credential in the reason and, cut in two, in the body."""
         auth = self.fake.seen[-1].values("authorization")[0].encode()
@@ -178,6 +184,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def at_unframed(self, query: dict[str, str]) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef")
+        self.close_connection = True
+
+    def at_longer(self, query: dict[str, str]) -> None:
+        """Send more than Content-Length says, in chunks."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.wfile.write(head + b"5\r\nabcde\r\n0\r\n\r\n")
+        self.close_connection = True
+
+    def at_shorter(self, query: dict[str, str]) -> None:
+        """Send less than Content-Length says, in chunks."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.wfile.write(head + b"5\r\nabcde\r\n0\r\n\r\n")
+        self.close_connection = True
+
+    def at_switch(self, query: dict[str, str]) -> None:
+        """Switch to another protocol, unasked."""
+        self.wfile.write(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
         self.close_connection = True
 
     def at_gzip(self, query: dict[str, str]) -> None:

@@ -104,3 +104,16 @@ def test_store_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "gvisor-kernel/environments").symlink_to(tmp_path)
     with pytest.raises(PackagesError, match="symbolic link"):
         Store.open()
+
+
+def test_store_below_a_folder_that_others_may_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "open"))
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(PackagesError, match="other users can change it"):
+        Store.open()
+    assert list((tmp_path / "open").iterdir()) == []
+    (tmp_path / "open").chmod(0o755)
+    Store.open()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state import records
@@ -251,7 +252,7 @@ def test_state_directory_below_writable_folder_is_refused(shared_folder: Path, m
     elif mode == 0o755:
         os.chown(above, 4711, 4711)
     above.chmod(mode)
-    records._checked.clear()  # as in another process
+    private_directories._checked.clear()  # as in another process
     try:
         with pytest.raises(StateError, match=f"The folder {above}"):
             state_root()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from gvisor_kernel.cli.checks.base import Check, State
 from gvisor_kernel.cli.egress import find_users
+from gvisor_kernel.egress.masking import MIN_SECRET
 from gvisor_kernel.egress.routes import UrlRoute
-from gvisor_kernel.egress.secrets import check_secret
+from gvisor_kernel.egress.secrets import read_secret
+from gvisor_kernel.errors import SecretError
 from gvisor_kernel.jupyter.plan_factory import find_routes, read_configuration
 
 
 def check_egress() -> list[Check]:
     """Check the configured routes, and that the routes of each kernelspec exist.
 
-    A secret that cannot be read is a failure if a kernelspec uses its route. Returns no results if
-    nothing is configured and no kernelspec uses a route.
+    A secret that cannot be read is a failure if a kernelspec uses its route; one that is too short
+    to be masked is a warning. Returns no results if nothing is configured and no kernelspec uses a
+    route.
 
     :raises SettingError: when the configuration of routes is wrong
     """
@@ -27,11 +30,16 @@ def check_egress() -> list[Check]:
         used = users.by_route.get(name, [])
         if not isinstance(route, UrlRoute) or route.secret is None:
             continue
-        error = check_secret(route)
-        if error is not None:
+        try:
+            secret = read_secret(route.secret)
+        except SecretError as error:
             state: State = "failed" if used else "warning"
             fact = f"its secret cannot be read by this process: {error.fact.rstrip('.')}"
             checks.append(Check(f"route {name}", state, fact, error.hint))
+            continue
+        if len(secret) < MIN_SECRET:
+            fact = f"its secret has fewer than {MIN_SECRET} bytes, and is not masked in answers"
+            checks.append(Check(f"route {name}", "warning", fact, "use a longer secret."))
     if checks:
         return checks
     if len(routes) == 1 and not users.by_route:

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from platformdirs import user_state_path
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import locked_file
+from gvisor_kernel.host.private_directories import NotPrivate, check_parents
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Outputs
@@ -130,7 +130,7 @@ def state_root() -> Path:
     root = user_state_path("gvisor-kernel")
     fix = "make it a directory of your own (mode 0700), or set XDG_STATE_HOME to another one."
     try:
-        _check_parents(root)
+        check_parents(root)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for status in (root.lstat(), root.stat()):  # a symbolic link, and its target
             if status.st_uid != os.geteuid():
@@ -138,67 +138,17 @@ def state_root() -> Path:
         if status.st_mode & 0o077:
             root.chmod(0o700)
         (root / "sandboxes").mkdir(mode=0o700, exist_ok=True)
+    except NotPrivate as error:
+        raise StateError(
+            str(error),
+            f"make it your own (chmod go-w {error.folder}), or set XDG_STATE_HOME to another"
+            " directory.",
+        ) from error
     except OSError as error:
         raise StateError(
             f"Could not use the state directory {root}: {error.strerror}.", fix
         ) from error
     return root
-
-
-def _check_parents(root: Path) -> None:
-    """Check that no other user could replace ``root`` by another directory.
-
-    Names below it are trusted afterwards. So each folder above it has to belong to this user or
-    root, and nobody else may write to it. Exceptions: sticky folders such as /tmp, where nobody can
-    rename what is another's, and a group with the owner's number, whose only member is the owner.
-
-    :raises StateError: when another user could
-    """
-    real = str(root.resolve())
-    if real in _checked:
-        return
-    for folder in Path(real).parents:
-        try:
-            status = folder.stat()
-        except FileNotFoundError:
-            continue  # this process will make it
-        owners = {0, os.geteuid(), _overflow_uid()}
-        group = status.st_mode & stat.S_IWGRP and (
-            status.st_gid not in (0, status.st_uid) or _has_acl(folder)
-        )
-        others = status.st_mode & stat.S_IWOTH
-        shared = (group or others) and not status.st_mode & stat.S_ISVTX
-        if status.st_uid not in owners or shared:
-            raise StateError(
-                f"The folder {folder} contains the state directory {root}, and other users can"
-                f" change it: it belongs to uid {status.st_uid} and has the mode"
-                f" {stat.S_IMODE(status.st_mode):o}.",
-                f"make it your own (chmod go-w {folder}), or set XDG_STATE_HOME to another"
-                " directory.",
-            )
-    _checked.add(real)
-
-
-def _has_acl(folder: Path) -> bool:
-    """Return whether there is an access control list; the group bits are only its mask then."""
-    try:
-        return "system.posix_acl_access" in os.listxattr(folder)
-    except OSError:  # this file system has none
-        return False
-
-
-_checked: set[str] = set()
-"""State directories that this process has checked. Only this user or root could change that
-later."""
-
-
-@cache
-def _overflow_uid() -> int:
-    """Return the uid that a container shows for the files of users that it has no number for."""
-    try:
-        return int(Path("/proc/sys/kernel/overflowuid").read_text())
-    except (OSError, ValueError):
-        return 65534
 
 
 def state_id() -> str:
