@@ -18,7 +18,7 @@ BLOCKING = {"wait", "join", "result", "get", "acquire", "communicate"}
 """Methods that may wait for ever when called without arguments."""
 READING = {"read", "readline", "recv", "recv_into", "recvmsg", "accept"}
 PIPES = ("stdin", "stdout", "stderr", "socket", "sock", "pipe", "stream", "sys.")
-CONTEXT_VARIABLES = {"_current"}
+CONTEXT_VARIABLES = {"_current", "_resolve"}
 PROGRAMS = {"run", "call", "check_call", "check_output"}
 
 
@@ -49,7 +49,12 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/name_resolver.py", "self._turn.acquire()"): "bounded by RESOLVE_SECONDS in addresses",
     ("egress/name_resolver.py", "asyncio.shield(resolving)"): "bounded by RESOLVE_SECONDS",
     ("egress/secret_reader.py", "done.result()"): "it is done",
-    ("egress/package_catalog.py", "asyncio.shield(task)"): "bounded by PAGE_SECONDS",
+    ("egress/package_catalog.py", "asyncio.shield(fetch.task)"): "bounded by PAGE_SECONDS",
+    ("egress/package_catalog.py", "asyncio.wait([fetch.task])"): "it was cancelled",
+    ("egress/package_connections.py", "asyncio.wait(others)"): "they were cancelled",
+    ("egress/package_connections.py", "chosen.result()"): "it is done",
+    ("egress/package_connections.py", "attempt.result()"): "it is done",
+    ("egress/package_connections.py", "attempts[-1].result()"): "it is done",
     ("egress/package_downloads.py", "asyncio.shield(future)"): "a read or write of one file",
     ("egress/package_downloads.py", "asyncio.wait([future])"): "a read or write of one file",
     ("egress/package_downloads.py", "self._progress.wait()"): "bounded by FILE_SECONDS",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from gvisor_kernel.egress.package_cache import PackageCache, StoredPage
+from gvisor_kernel.egress.package_connections import Forbidden, Unreachable
 from gvisor_kernel.egress.package_downloads import in_thread
 from gvisor_kernel.egress.package_index import (
     Index,
@@ -32,7 +33,7 @@ from gvisor_kernel.egress.package_pages import (
     NPM_ABBREVIATED,
     is_npm_name,
 )
-from gvisor_kernel.egress.package_upstream import Forbidden, Unreachable, Upstream
+from gvisor_kernel.egress.package_upstream import Upstream
 from gvisor_kernel.egress.page_body import save_body
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,14 @@ class Configuration:
         return cls(pip, read_uv(environment, pip), read_npm(environment))
 
 
+@dataclass
+class _Fetch:
+    """A page that is fetched, and the number of requests that wait for it."""
+
+    task: asyncio.Task[StoredPage | None]
+    waiting: int = 0
+
+
 class Catalog:
     """Finds the pages of indexes. Use it in one event loop."""
 
@@ -84,7 +93,7 @@ class Catalog:
         self._upstream = upstream
         self._read_configuration = configuration
         self._configured: tuple[float, Configuration] | None = None
-        self._fetching: dict[str, asyncio.Task[StoredPage | None]] = {}
+        self._fetching: dict[str, _Fetch] = {}
 
     async def _find_configuration(self) -> Configuration:
         """Return the configuration; it is read again after a minute, as people change it."""
@@ -137,13 +146,13 @@ class Catalog:
         now = time.time()
         if stored is not None and (not fresh or 0 <= now - stored.fetched < stored.max_age):
             return stored
-        task = self._fetching.get(key)
-        if task is None:
+        fetch = self._fetching.get(key)
+        if fetch is None:
             task = asyncio.create_task(self._fetch_page(index, url, accept, key, stored))
-            self._fetching[key] = task
-            task.add_done_callback(lambda _: self._fetching.pop(key, None))
+            fetch = self._fetching[key] = _Fetch(task)
+        fetch.waiting += 1
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(fetch.task)
         except (Unreachable, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 error = Unreachable(f"{urlsplit(url).hostname} was too slow")
@@ -155,6 +164,23 @@ class Catalog:
             ) from error
         except Forbidden as error:
             raise Failed(502, f"the index cannot be used: {error}") from error
+        finally:
+            await self._leave(key, fetch)
+
+    async def _leave(self, key: str, fetch: _Fetch) -> None:
+        """End a fetch for which nobody waits any more, and wait for its end.
+
+        Its place among those at once is only then free.
+        """
+        fetch.waiting -= 1
+        if fetch.waiting:
+            return
+        if self._fetching.get(key) is fetch:
+            del self._fetching[key]  # who asks now does not join what ends
+        fetch.task.cancel()
+        await asyncio.wait([fetch.task])
+        if not fetch.task.cancelled():
+            fetch.task.exception()  # it is no error that nobody has seen it
 
     async def _fetch_page(
         self, index: Index, url: str, accept: str, key: str, stored: StoredPage | None

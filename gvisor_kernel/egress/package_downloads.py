@@ -10,23 +10,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
 from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from gvisor_kernel.config.validators import GIB
+from gvisor_kernel.egress.fair_turns import FairTurns
 from gvisor_kernel.egress.package_cache import HashMismatch, Incoming, PackageCache
+from gvisor_kernel.egress.package_connections import Unreachable
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import File
-from gvisor_kernel.egress.package_upstream import Unreachable, Upstream
+from gvisor_kernel.egress.package_upstream import Upstream
 
 CHUNK = 256 * 1024
 HELD_BACK = 1024
 MAX_FILE = 8 * GIB
 FILE_SECONDS = 3600.0
 """How long a file may take, a wait for other downloads included."""
-MAX_AT_ONCE = 8
-"""Downloads of one process. The others wait."""
+MAX_AT_ONCE, MAX_OF_ONE = 8, 4
+"""Downloads of all kernels of a process, and of one. The others wait, and kernels take turns."""
 
 T = TypeVar("T")
 
@@ -44,13 +47,19 @@ class NotStored(Unreachable):
 
 
 class Download:
-    """One file on its way. ``length`` is its size, if known, once ``started`` was awaited."""
+    """One file on its way. ``length`` is its size, if known, once ``started`` was awaited.
 
-    def __init__(self) -> None:
+    ``readers`` has the requests of each kernel. While it waits for a turn, ``tasks`` has one for
+    each of these kernels; then only that whose turn came first.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
         self.length: int | None = None
         self.error: Exception | None = None
-        self.readers = 0
-        self.task: asyncio.Task[None] | None = None
+        self.readers: Counter[Hashable] = Counter()
+        self.tasks: dict[Hashable, asyncio.Task[None]] = {}
+        self.has_turn = False
         self._incoming: Incoming | None = None
         self._available = 0
         self._begun = False
@@ -112,6 +121,11 @@ class Download:
                 continue
             await self._progress_made()
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether ``finish`` was called."""
+        return self._ended
+
     async def _progress_made(self) -> None:
         await self._progress.wait()
 
@@ -127,52 +141,71 @@ class Downloads:
         self._cache = cache
         self._upstream = upstream
         self._running: dict[tuple[str, str], Download] = {}
-        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+        self._turns = FairTurns(MAX_AT_ONCE, MAX_OF_ONE)
 
-    def start(self, index: Index, file: File) -> Download:
-        """Return the download of ``file``; join one that runs. Call ``leave`` at the end.
+    def start(self, index: Index, file: File, kernel: Hashable) -> Download:
+        """Return the download of ``file`` for ``kernel``; join one that runs. Call ``leave`` at the
+        end.
 
         It fails with Unreachable, Forbidden, NotFound or FileDamaged.
         """
         key = (index.url, file.url)
         download = self._running.get(key)
         if download is None:
-            download = self._running[key] = Download()
-            download.task = asyncio.create_task(self._run(key, download, index, file))
-        download.readers += 1
+            deadline = asyncio.get_running_loop().time() + FILE_SECONDS
+            download = self._running[key] = Download(deadline)
+        download.readers[kernel] += 1
+        if not download.has_turn and kernel not in download.tasks:
+            running = self._run(key, download, index, file, kernel)
+            download.tasks[kernel] = asyncio.create_task(running)
         return download
 
-    def leave(self, download: Download) -> None:
-        """Say that one sandbox does not need it any more; without any, it is broken off."""
-        download.readers -= 1
-        if download.readers == 0:
-            assert download.task is not None
-            if download.task.done():
+    def leave(self, download: Download, kernel: Hashable) -> None:
+        """Say that one request of ``kernel`` does not need it any more; without any, it is broken
+        off.
+        """
+        download.readers[kernel] -= 1
+        if not download.readers[kernel]:
+            del download.readers[kernel]
+            if not download.has_turn and kernel in download.tasks:
+                download.tasks.pop(kernel).cancel()
+        if not download.readers:
+            if download.is_ended:
                 download.close()
-            else:
-                self._running = {k: d for k, d in self._running.items() if d is not download}
-                download.task.cancel()
+            self._running = {k: d for k, d in self._running.items() if d is not download}
+            for task in download.tasks.values():
+                task.cancel()
 
     async def _run(
-        self, key: tuple[str, str], download: Download, index: Index, file: File
+        self,
+        key: tuple[str, str],
+        download: Download,
+        index: Index,
+        file: File,
+        kernel: Hashable,
     ) -> None:
+        """Download when it is the turn of ``kernel``, unless that of another one came first."""
+        error: Exception | None = None
         try:
-            async with asyncio.timeout(FILE_SECONDS), self._slots:
+            async with asyncio.timeout_at(download.deadline), self._turns.take(kernel):
+                _give_turn(download, kernel)
                 await self._fetch(download, index, file)
-            download.finish()
         except asyncio.CancelledError:
-            download.finish(Unreachable("nobody waits for it any more"))
+            error = Unreachable("nobody waits for it any more")
         except TimeoutError:
-            download.finish(Unreachable(f"it takes longer than {FILE_SECONDS:g} s"))
-        except OSError as error:
-            download.finish(NotStored(f"the cache cannot be written: {error.strerror}"))
-        except Exception as error:
-            download.finish(error)
-        finally:
-            if self._running.get(key) is download:
-                del self._running[key]
-            if download.readers == 0:
-                download.close()
+            error = Unreachable(f"it takes longer than {FILE_SECONDS:g} s")
+        except OSError as failed:
+            error = NotStored(f"the cache cannot be written: {failed.strerror}")
+        except Exception as failed:
+            error = failed
+        if download.tasks.get(kernel) is not asyncio.current_task():
+            return  # the turn of another kernel came first, or this one has left
+        del download.tasks[kernel]
+        download.finish(error)
+        if self._running.get(key) is download:
+            del self._running[key]
+        if not download.readers:
+            download.close()
 
     async def _fetch(self, download: Download, index: Index, file: File) -> None:
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -209,6 +242,14 @@ class Downloads:
         incoming.check()
         with suppress(OSError):  # then it is only not kept
             incoming.keep(file.url)
+
+
+def _give_turn(download: Download, kernel: Hashable) -> None:
+    """Let the task of ``kernel`` download, and no other."""
+    download.has_turn = True
+    others = [other for other in download.tasks if other != kernel]
+    for other in others:
+        download.tasks.pop(other).cancel()
 
 
 def has_room(fd: int, size: int) -> bool:

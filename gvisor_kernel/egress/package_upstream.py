@@ -7,13 +7,11 @@ names, in a page or by a redirect, must be in the public network, and gets no cr
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import ipaddress
 import logging
-import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,27 +21,26 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 
 from gvisor_kernel import __version__
-from gvisor_kernel.egress.addresses import judge
+from gvisor_kernel.egress.name_resolver import NameResolver
+from gvisor_kernel.egress.package_connections import (
+    CONNECT_SECONDS,
+    Backend,
+    Forbidden,
+    Hosts,
+    Unreachable,
+    resolve_for_kernel,
+)
 from gvisor_kernel.egress.package_index import Index, origin_of
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
+READ_SECONDS = 30.0
 DOWN_SECONDS = 20.0
 """How long a host that did not answer is not asked again: an install asks for many pages."""
 MAX_REDIRECTS = 5
 MAX_CONNECTIONS = 32
 
-Resolve = Callable[[str, int], Awaitable[list[str]]]
 _TIMEOUT = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": 30.0, "pool": 60.0}
-
-
-class Unreachable(Exception):
-    """A host did not answer, or answered with a failure of its own; the text says which host."""
-
-
-class Forbidden(Exception):
-    """A page or a redirect leads where a sandbox must not make this machine go."""
 
 
 @dataclass(frozen=True)
@@ -56,76 +53,26 @@ class Answer:
     body: AsyncIterator[bytes]
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a name.
+@dataclass(frozen=True)
+class _Pool:
+    """Connections for one index. ``proxied``: they lead to a proxy."""
 
-    :raises OSError: when it has none
-    """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-class Backend(httpcore.AsyncNetworkBackend):
-    """Connects to the index as it is configured, to other hosts only at judged addresses.
-
-    A name is resolved once, and the connection goes to the address that was judged. An address that
-    is not public is accepted only if it is the index's own: a mirror that answers to several names.
-    """
-
-    def __init__(self, resolve: Resolve, index: tuple[str, int], *others: tuple[str, int]) -> None:
-        self._inner = httpcore.AnyIOBackend()
-        self._resolve = resolve
-        self._index = index
-        self._configured = frozenset({index, *others})
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect; called by httpcore."""
-        addresses = [host]
-        if (host.lower(), port) not in self._configured:
-            try:
-                async with asyncio.timeout(timeout):
-                    addresses = await self._resolve(host, port)
-            except (OSError, TimeoutError, UnicodeError) as error:
-                raise httpcore.ConnectError(str(error)) from error
-            await self._judge(host, port, addresses)
-        for address in addresses[:-1]:
-            try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address)
-            except httpcore.ConnectError:
-                continue
-        return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address)
-
-    async def _judge(self, host: str, port: int, addresses: list[str]) -> None:
-        """Raise Forbidden if one of the addresses must not be connected to."""
-        own: list[str] | None = None
-        for address in addresses:
-            reason = judge(address, allow_private=False)
-            if reason is None:
-                continue
-            if own is None:
-                try:
-                    own = await self._resolve(*self._index) if port == self._index[1] else []
-                except OSError:
-                    own = []
-            if address not in own:
-                raise Forbidden(f"an address of {host} is not allowed: it {reason}")
+    connections: httpcore.AsyncConnectionPool
+    hosts: Hosts
+    proxied: bool
 
 
 class Upstream:
-    """Keeps connections to indexes. Use it in one event loop, and ``close`` it."""
+    """Keeps connections to indexes. Use it in one event loop, and ``close`` it.
 
-    def __init__(self, resolve: Resolve = resolve) -> None:
-        self._resolve = resolve
+    ``threads`` resolve names (``make_threads``): those of configured hosts here, and those that an
+    index names by the resolver of the kernel that asks (``names_resolved_by``).
+    """
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
         self._proxies = getproxies()
-        self._pools: dict[tuple[Any, ...], httpcore.AsyncConnectionPool] = {}
+        self._pools: dict[tuple[Any, ...], _Pool] = {}
         self._down: dict[tuple[str, str, int], float] = {}
 
     @asynccontextmanager
@@ -165,8 +112,10 @@ class Upstream:
         if own and index.authorization is not None:
             sent["Authorization"] = index.authorization
         pool = self._find_pool(index, origin, verify=index.verify or not own)
+        if pool.proxied:
+            await _judge_for_proxy(pool.hosts, index, *origin[1:])
         try:
-            async with pool.stream(
+            async with pool.connections.stream(
                 "GET", url, headers=list(sent.items()), extensions={"timeout": _TIMEOUT}
             ) as response:
                 received = {
@@ -175,7 +124,9 @@ class Upstream:
                 }
                 yield Answer(response.status, url, received, response.aiter_stream())
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.ProxyError) as error:
-            self._down[origin] = time.monotonic()
+            now = time.monotonic()
+            self._down = {o: t for o, t in self._down.items() if now - t < DOWN_SECONDS}
+            self._down[origin] = now
             raise Unreachable(f"{origin[1]} cannot be reached") from error
         except (
             httpcore.NetworkError,
@@ -185,33 +136,47 @@ class Upstream:
         ) as error:
             raise Unreachable(f"{origin[1]} broke off") from error
 
-    def _find_pool(
-        self, index: Index, origin: tuple[str, str, int], *, verify: bool
-    ) -> httpcore.AsyncConnectionPool:
+    def _find_pool(self, index: Index, origin: tuple[str, str, int], *, verify: bool) -> _Pool:
         proxy = self._proxies.get(origin[0]) or self._proxies.get("all")
         if proxy and (origin[1:] in _loopback(origin) or _bypasses(origin)):
             proxy = None
-        if proxy and _is_private_literal(origin[1]) and origin != index.origin:
-            raise Forbidden(f"{origin[1]} is not in the public network")
         key = (index.origin, verify, index.ca, proxy)
         if key not in self._pools:
             through = _authority(proxy) if proxy else None
-            others = () if through is None else (through,)
-            self._pools[key] = httpcore.AsyncConnectionPool(
+            own = NameResolver(self._threads)
+            hosts = Hosts(resolve_for_kernel, own.resolve, index.origin[1:], through)
+            connections = httpcore.AsyncConnectionPool(
                 ssl_context=_make_context(verify, index.ca),
                 max_connections=MAX_CONNECTIONS,
                 keepalive_expiry=30.0,
-                http2=importlib.util.find_spec("h2") is not None,
-                network_backend=Backend(self._resolve, index.origin[1:], *others),
+                network_backend=Backend(hosts),
                 proxy=_make_proxy(proxy) if proxy else None,
             )
+            self._pools[key] = _Pool(connections, hosts, proxied=bool(proxy))
         return self._pools[key]
 
     async def close(self) -> None:
         """Close all connections."""
         for pool in self._pools.values():
-            await pool.aclose()
+            await pool.connections.aclose()
         self._pools.clear()
+
+
+async def _judge_for_proxy(hosts: Hosts, index: Index, host: str, port: int) -> None:
+    """Judge a host before a proxy is asked for it, which may reach more than the public network.
+
+    :raises Unreachable: when it is not known here where the host is
+    :raises Forbidden: when it is not allowed
+    """
+    if (host, port) == index.origin[1:]:
+        return
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await hosts.find_judged(host, port)
+    except (OSError, UnicodeError) as error:
+        raise Unreachable(
+            f"the name {host} does not resolve on this machine, so the proxy is not asked for it"
+        ) from error
 
 
 def _make_context(verify: bool, ca: str | None) -> ssl.SSLContext:
@@ -249,11 +214,3 @@ def _bypasses(origin: tuple[str, str, int]) -> bool:
 
 def _loopback(origin: tuple[str, str, int]) -> tuple[tuple[str, int], ...]:
     return tuple((host, origin[2]) for host in ("127.0.0.1", "localhost", "::1"))
-
-
-def _is_private_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host.rpartition(".")[2].isdigit() or host.startswith("0x")
-    return judge(host, allow_private=False) is not None

@@ -19,14 +19,21 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from gvisor_kernel.egress.environment import BASE
 from gvisor_kernel.egress.fair_turns import FairTurns
+from gvisor_kernel.egress.name_resolver import NameResolver
 from gvisor_kernel.egress.package_cache import OpenFile, PackageCache, StoredPage, is_strong
 from gvisor_kernel.egress.package_catalog import Catalog, Configuration, Failed
+from gvisor_kernel.egress.package_connections import (
+    Forbidden,
+    Unreachable,
+    names_resolved_by,
+)
 from gvisor_kernel.egress.package_downloads import (
     CHUNK,
     Download,
@@ -45,7 +52,7 @@ from gvisor_kernel.egress.package_pages import (
     check_file,
     normalize_project,
 )
-from gvisor_kernel.egress.package_upstream import Forbidden, Unreachable, Upstream
+from gvisor_kernel.egress.package_upstream import Upstream
 from gvisor_kernel.egress.page_process import JobFailed, PageProcesses
 from gvisor_kernel.egress.refusals import UpstreamFailed
 
@@ -107,32 +114,36 @@ class Packages:
         self,
         cache: PackageCache,
         configuration: Callable[[], Configuration],
-        upstream: Upstream | None = None,
+        upstream: Upstream,
     ) -> None:
         self.base = BASE
         """What addresses begin with that must be absolute."""
         self._cache = cache
-        self._upstream = upstream or Upstream()
+        self._upstream = upstream
         self._catalog = Catalog(cache, self._upstream, configuration)
         self._downloads = Downloads(cache, self._upstream)
         self._turns = FairTurns(PAGES_AT_ONCE, PAGES_OF_ONE)
         self.processes = PageProcesses(cache.read_key())
 
     @classmethod
-    def open(cls, environment: Mapping[str, str]) -> Packages:
-        """Return a handler for the user's configuration and cache. Blocks.
+    def open(cls, environment: Mapping[str, str], threads: ThreadPoolExecutor) -> Packages:
+        """Return a handler for the user's configuration and cache. Blocks. ``threads``: see
+        ``Upstream``.
 
         :raises NotPrivate: see ``PackageCache.open``
         """
-        return cls(PackageCache.open(), lambda: Configuration.read(environment))
+        return cls(PackageCache.open(), lambda: Configuration.read(environment), Upstream(threads))
 
     async def close(self) -> None:
         """Close all connections, and end the processes for pages."""
         await self._upstream.close()
         await self.processes.close()
 
-    async def handle(self, request: Request, reply: Reply, kernel: Hashable) -> None:
-        """Answer one request of ``kernel`` whose path begins with PREFIX.
+    async def handle(
+        self, request: Request, reply: Reply, kernel: Hashable, names: NameResolver
+    ) -> None:
+        """Answer one request of ``kernel``, whose names ``names`` resolves. Its path begins with
+        PREFIX.
 
         :raises UpstreamFailed: what was begun cannot be completed
         """
@@ -140,7 +151,8 @@ class Packages:
         try:
             if head.method not in ("GET", "HEAD"):
                 raise Failed(405, "the route packages only answers GET and HEAD")
-            await self._answer(head, reply, kernel)
+            with names_resolved_by(names.resolve):
+                await self._answer(head, reply, kernel)
         except Failed as error:
             await _send(reply, head, error.status, "text/plain", f"{error.text}\n", error.text)
 
@@ -156,11 +168,11 @@ class Packages:
             case ["pypi" | "uv" as tool, "files", name, token, filename]:
                 async with self._page_turn(kernel):
                     found = await self._find_file(kernel, tool, name, token, filename)
-                await self._send_file(head, reply, *found)
+                await self._send_file(kernel, head, reply, *found)
             case ["npm", "-", "files", *name, token, filename] if name:
                 async with self._page_turn(kernel):
                     found = await self._find_tarball(kernel, "/".join(name), token, filename)
-                await self._send_file(head, reply, *found)
+                await self._send_file(kernel, head, reply, *found)
             case ["npm", first, *more] if first != "-" and len(more) <= 1:
                 short = NPM_ABBREVIATED.encode() in (head.find(b"accept") or b"")
                 async with self._page_turn(kernel):
@@ -287,14 +299,16 @@ class Packages:
 
     # -- files -------------------------------------------------------------------------------------
 
-    async def _send_file(self, head: Head, reply: Reply, index: Index, file: File) -> None:
+    async def _send_file(
+        self, kernel: Hashable, head: Head, reply: Reply, index: Index, file: File
+    ) -> None:
         fd = None
         if is_strong(file.hashes):
             fd = await asyncio.to_thread(self._cache.open_file, file.hashes, file.url)
         if fd is not None:
             await _send_open(head, reply, fd, _WHEEL)
             return
-        download = self._downloads.start(index, file)
+        download = self._downloads.start(index, file, kernel)
         begun = False
         try:
             await download.started()
@@ -313,7 +327,7 @@ class Packages:
                 raise Failed(status, f"{file.filename} cannot be had: {error}") from error
             await _send_open(head, reply, fd, _WHEEL)
         finally:
-            self._downloads.leave(download)
+            self._downloads.leave(download, kernel)
 
     @staticmethod
     async def _send_download(head: Head, reply: Reply, download: Download) -> None:

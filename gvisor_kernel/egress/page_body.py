@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 from urllib.parse import urlsplit
 
+from gvisor_kernel.egress.package_connections import Unreachable
 from gvisor_kernel.egress.package_downloads import CHUNK, gather, in_thread
-from gvisor_kernel.egress.package_upstream import Answer, Unreachable
+from gvisor_kernel.egress.package_upstream import Answer
 
 Write = Callable[[bytes], None]
 """Appends to the file; called in a thread. It may raise OSError."""

@@ -97,7 +97,7 @@ class Services:
         self._budgets = Budgets(shared.daily)
         self._turns = Turns()
         self._secrets = shared.secrets
-        self._names = NameResolver(shared.name_threads)
+        self.names = NameResolver(shared.name_threads)
         self._say = say
         self._report_entry = report_entry
         self._dismissing: set[asyncio.Future[None]] = set()
@@ -109,7 +109,7 @@ class Services:
         """
         try:
             return await addresses.resolve(
-                host, port, self._names.resolve, allow_private=allow_private
+                host, port, self.names.resolve, allow_private=allow_private
             )
         except EgressRefused as error:
             raise Refused(error.fact.rstrip("."), error.hint) from error

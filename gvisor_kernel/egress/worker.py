@@ -94,7 +94,7 @@ class Worker:
             ),
         )
         routes = [read_route(route) for route in message["routes"]]
-        gate = Gate(routes, services, partial(self._answer_packages, number))
+        gate = Gate(routes, services, partial(self._answer_packages, number, services))
 
         async def serve(stream: ByteStream) -> None:
             await http.serve(stream, gate.handle)
@@ -110,13 +110,15 @@ class Worker:
 
         self._kernels[number] = StreamLink(sock, serve, end)
 
-    async def _answer_packages(self, kernel: int, request: http.Request, reply: http.Reply) -> None:
+    async def _answer_packages(
+        self, kernel: int, services: Services, request: http.Request, reply: http.Reply
+    ) -> None:
         """Answer for the route ``packages``. All kernels share its connections."""
         async with self._opening:
             if self._packages is None:
-                self._packages = await asyncio.to_thread(_open_packages)
+                self._packages = await asyncio.to_thread(_open_packages, self._shared)
         request.announce()
-        await self._packages.handle(request, reply, kernel)
+        await self._packages.handle(request, reply, kernel, services.names)
 
     def _show_life(self) -> None:
         self._send({})
@@ -141,11 +143,11 @@ async def work(control: socket.socket, parent: int) -> None:
             await worker.ended.wait()
 
 
-def _open_packages() -> Packages:
+def _open_packages(shared: Shared) -> Packages:
     # Most kernels have no such route, and these modules take some MiB.
     from gvisor_kernel.egress.packages import Packages
 
-    return Packages.open(os.environ)
+    return Packages.open(os.environ, shared.name_threads)
 
 
 def _report(error: BaseException | None) -> None:

@@ -19,12 +19,16 @@ from typing import Any
 
 import h11
 
+from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
 from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_catalog import Configuration
 from gvisor_kernel.egress.package_index import Index, Indexes, Registries
 from gvisor_kernel.egress.package_pages import SIMPLE_JSON
 from gvisor_kernel.egress.package_upstream import Upstream
 from gvisor_kernel.egress.packages import Packages
+
+THREADS = make_threads()
+"""Where names are resolved."""
 
 
 def make_wheel(name: str, version: str = "1.0", files: dict[str, str] | None = None) -> bytes:
@@ -205,11 +209,13 @@ async def ask(
     *,
     method: str = "GET",
     kernel: int = 1,
+    names: NameResolver | None = None,
 ) -> Answer:
-    """Send one request of ``kernel`` to the route."""
+    """Send one request of ``kernel`` to the route. ``names``: else it has no other request."""
     answer = Answer()
     raw = path.encode() if isinstance(path, str) else path
-    await packages.handle(Request(Head(raw, headers or {}, method)), answer, kernel)
+    head = Head(raw, headers or {}, method)
+    await packages.handle(Request(head), answer, kernel, names or NameResolver(THREADS))
     return answer
 
 
@@ -236,7 +242,7 @@ async def route(
         Registries(npm or Index("https://registry.invalid/")),
     )
     cache = PackageCache.open(root, **fields)
-    packages = Packages(cache, lambda: configuration, Upstream())
+    packages = Packages(cache, lambda: configuration, Upstream(THREADS))
     try:
         yield packages
     finally:
@@ -284,7 +290,8 @@ def listening(make: Callable[[], Packages]) -> Iterator[str]:
                 elif isinstance(event, h11.Request):
                     headers = dict(event.headers)
                     head = Head(event.target, headers, event.method.decode())
-                    await packages.handle(Request(head), _Writer(connection, writer), 1)
+                    writes = _Writer(connection, writer)
+                    await packages.handle(Request(head), writes, 1, NameResolver(THREADS))
                 elif isinstance(event, h11.EndOfMessage | h11.Data):
                     pass
                 else:

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.egress import package_pages
+from gvisor_kernel.egress.name_resolver import NameResolver
+from gvisor_kernel.egress.package_connections import Backend, Forbidden, Hosts
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import PageError, read_packument, read_simple
-from gvisor_kernel.egress.package_upstream import Backend, Forbidden
 from gvisor_kernel.egress.refusals import UpstreamFailed
 
 from .indexes import (
     JSON,
+    THREADS,
     Answer,
     FakeIndex,
     Head,
@@ -163,8 +165,9 @@ def test_a_name_with_an_inner_address_is_refused(address: str) -> None:
         return ["8.8.8.8", address] if host == "evil.example" else ["8.8.4.4"]
 
     async def check() -> None:
+        hosts = Hosts(resolve, resolve, ("index.example", 443))
         with pytest.raises(Forbidden):
-            await Backend(resolve, ("index.example", 443)).connect_tcp("evil.example", 443, 1.0)
+            await Backend(hosts).connect_tcp("evil.example", 443, 1.0)
 
     run(check)
 
@@ -176,7 +179,7 @@ def test_a_file_with_a_wrong_digest_is_never_complete(tmp_path: Path) -> None:
             answer = Answer()
             path = resolve_below(PAGE, listed.files[0]["url"])
             with pytest.raises(UpstreamFailed):
-                await packages.handle(_request(path), answer, 1)
+                await packages.handle(_request(path), answer, 1, NameResolver(THREADS))
             assert not answer.complete
             assert len(answer.data) < len(data)
             assert not list((tmp_path / "c" / "files").rglob("?" * 64))
@@ -312,7 +315,8 @@ def test_a_slow_kernel_does_not_hold_up_another(tmp_path: Path) -> None:
                     stuck.set()
                     await asyncio.Event().wait()
 
-            task = asyncio.create_task(packages.handle(_request(path), Stuck(), 1))
+            names = NameResolver(THREADS)
+            task = asyncio.create_task(packages.handle(_request(path), Stuck(), 1, names))
             async with asyncio.timeout(30):
                 await stuck.wait()
                 assert (await ask(packages, path)).data == data

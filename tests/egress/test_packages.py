@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.egress import package_pages
+from gvisor_kernel.egress.name_resolver import NameResolver
 from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.packages import PAGES_OF_ONE, Packages
@@ -21,6 +22,7 @@ from gvisor_kernel.egress.refusals import UpstreamFailed
 from ..patience import scale_seconds
 from .indexes import (
     JSON,
+    THREADS,
     Answer,
     FakeIndex,
     Head,
@@ -333,7 +335,11 @@ def test_readers_that_stop_hold_no_place_in_memory(tmp_path: Path) -> None:
         async with route(tmp_path / "c", index.index()) as packages:
             answers = [Stalled() for _ in range(2 * PAGES_OF_ONE)]
             waiting = [
-                asyncio.create_task(packages.handle(Request(Head(PAGE.encode(), JSON)), answer, 1))
+                asyncio.create_task(
+                    packages.handle(
+                        Request(Head(PAGE.encode(), JSON)), answer, 1, NameResolver(THREADS)
+                    )
+                )
                 for answer in answers
             ]
             async with asyncio.timeout(scale_seconds(20)):

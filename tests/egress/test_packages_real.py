@@ -17,10 +17,11 @@ import pytest
 from gvisor_kernel.egress.package_cache import PackageCache
 from gvisor_kernel.egress.package_catalog import Configuration
 from gvisor_kernel.egress.package_index import Index, Indexes, Registries, read_npm, read_pip
+from gvisor_kernel.egress.package_upstream import Upstream
 from gvisor_kernel.egress.packages import Packages
 
 from ..sweeps import needs_all
-from .indexes import listening, make_wheel, route, serving
+from .indexes import THREADS, listening, make_wheel, route, serving
 from .test_packages import ask_file
 
 HOST = dict(os.environ)
@@ -29,11 +30,13 @@ HOST = dict(os.environ)
 def packages_of(root: Path, index: Index) -> Packages:
     indexes = Indexes((index,))
     configuration = Configuration(indexes, indexes, Registries(index))
-    return Packages(PackageCache.open(root), lambda: configuration)
+    return Packages(PackageCache.open(root), lambda: configuration, Upstream(THREADS))
 
 
 def packages_of_host(root: Path, environment: dict[str, str]) -> Packages:
-    return Packages(PackageCache.open(root), lambda: Configuration.read(environment))
+    return Packages(
+        PackageCache.open(root), lambda: Configuration.read(environment), Upstream(THREADS)
+    )
 
 
 def run_tool(*argv: str, **variables: str) -> str:
