@@ -68,11 +68,17 @@ def identity_of(manager: KernelManager) -> str:
 @pytest.fixture
 def spare() -> Listed:
     """A spare for the test's folder, made after two starts."""
+    start_twice()
+    return wait_for_spare()
+
+
+def start_twice() -> None:
+    """Start the kernel of the folder as often as a spare of it needs, from the snapshot."""
     for _ in range(2):
         assert not find_spares()
-        with started():
-            pass
-    return wait_for_spare()
+        with started() as (manager, _):
+            log = kernel_log(manager)
+            assert "the kernel was restored from a snapshot" in log, log
 
 
 def wait_for_spare() -> Listed:
@@ -93,9 +99,7 @@ def test_busy_sandbox_becomes_no_spare(
 
     monkeypatch.setattr(RunscSandbox, "is_busy", look)
     monkeypatch.setattr(spare_keeper, "MAX_STOPS", 2)
-    for _ in range(2):
-        with started():
-            pass
+    start_twice()
     assert looks.acquire(timeout=SECONDS)
     assert looks.acquire(timeout=SECONDS)
     wait_until(lambda: not find_spares(), "the removal of the sandbox")
