@@ -35,7 +35,19 @@ WORLD = pytest.StashKey[World]()
 hypothesis.settings.register_profile("no timing", deadline=None)
 hypothesis.settings.load_profile("no timing")
 
-IN_SANDBOXES = ("benchmarks", "browser", "docker", "faults", "guest", "jupyter", "runtimes")
+IN_SANDBOXES = (
+    "api/test_examples.py",
+    "api/test_hostile.py",
+    "api/test_life.py",
+    "api/test_sandbox.py",
+    "benchmarks",
+    "browser",
+    "docker",
+    "faults",
+    "guest",
+    "jupyter",
+    "runtimes",
+)
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
 IN_SANDBOXES += ("bridge/test_process_end.py", "test_transcript.py")
 IN_SANDBOXES += ("egress/test_kernels.py", "egress/test_packages_inside.py")
@@ -47,6 +59,7 @@ IN_SANDBOXES += ("egress/test_attacks.py", "egress/test_process.py", "egress/tes
 IN_SANDBOXES += ("egress/test_clients.py", "egress/test_programs.py")
 IN_SANDBOXES += ("egress/test_interruptions.py",)
 IN_SANDBOXES += ("egress/test_slow_clients.py",)  # these start the process for routes
+IN_SANDBOXES += ("mcp/test_stdio.py", "mcp/test_http.py", "mcp/test_hostile.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),

@@ -33,8 +33,15 @@ NAMED = "a path that a person has given on the command line"
 KERNEL = "the kernel's own file systems, /proc, /sys and /dev"
 PRIVATE_MOUNTS = "on a tmpfs in a private mount namespace"
 
+PROGRAM = "a file that the calling program names"
 ALLOWED = {
+    "api/files.py:upload": PROGRAM,
+    "api/files.py:download": PROGRAM + "; it must not exist",
+    "api/programs.py": "runs inside the sandbox",
+    "api/sandbox.py:rename": "a file inside the sandbox",
+    "mcp/file_tools.py:move_to_outputs": "a file inside the sandbox",
     "bridge/": STATE,
+    "cli/checks/servers.py:list_kernels": "an address, not a file",
     "cli/logs.py": STATE,
     "cli/main.py": KERNEL,
     "cli/skills.py": NAMED,
@@ -49,6 +56,7 @@ ALLOWED = {
     "host/enter.py": KERNEL + "; the state directory, opened again and compared",
     "host/folders.py": "the module that opens folders: the root, and files that are already open",
     "host/stage.py": PRIVATE_MOUNTS,
+    "jupyter/default_provisioner.py": "Jupyter's folders of configuration and kernelspecs",
     "jupyter/kernelspecs.py": NAMED,
     "host/locks.py:_describe_holder": KERNEL,
     "host/log_files.py": STATE,
@@ -58,6 +66,10 @@ ALLOWED = {
     "environments/": OWN_STORE,
     "kernel/environment_builder.py:_keep": OWN_STORE,
     "host/cgroups.py": KERNEL,
+    "mcp/resources.py:read_tail": STATE + "; only read, and no link is followed",
+    "mcp/sessions.py:remove_if_empty": "a folder in one that a person has named, and that no"
+    " sandbox sees; only an empty one is removed",
+    "mcp/stdio.py:claimed_streams": KERNEL,
     "runtimes/runsc/checkpoint.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_mount_points": STATE,
     "runtimes/docker/runtime.py:_start_with": STATE,

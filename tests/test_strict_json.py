@@ -19,11 +19,13 @@ from .test_style import MODULES, PACKAGE
 LARGE = 10 * 1024 * 1024
 
 OWN = {
+    "api/manager.py": "kernelspecs of this package",
     "cli/checks/jupyter.py": "output of this machine's interpreter",
     "cli/snapshots.py": "a plan from a process of this package",
     "egress/worker.py": "routes from the process that started this one",
     "guest/resume.py": "the connection file, in the kernel's own process",
     "host/enter.py": "input from a process of this package",
+    "jupyter/default_provisioner.py": "Jupyter's configuration on this machine",
     "jupyter/kernelspecs.py": "kernelspecs of this machine",
     "jupyter/launcher.py": "the connection file of a front end",
     "images/store.py": "flat documents that the store wrote",

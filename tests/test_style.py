@@ -27,7 +27,7 @@ def read_table() -> dict[str, set[str]]:
     text = (PROJECT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| (`.+) \| .+ \| (.+) \|$", text, re.MULTILINE)
     parts = [{name.rstrip("/") for name in re.findall(r"`([\w/]+)`", row[0])} for row in rows]
-    table = {"__init__": set[str](), "__main__": {"cli"}}
+    table = {"__init__": {"api"}, "__main__": {"cli"}}
     for i, (_, may) in enumerate(rows):
         named = set(re.findall(r"`(\w+)`", may))
         if may.startswith("all"):
@@ -44,7 +44,7 @@ STANDARD_LIBRARY_ONLY = {"link", "errors", "guest", "strict_json", "tracing", "a
 IN_THE_SANDBOX = {"zmq", "ipykernel"}
 """Packages of the image's Python, which the guest imports in the mode that needs them."""
 
-JUPYTER_CLIENT = {"jupyter", "kernel", "bridge"}
+JUPYTER_CLIENT = {"api", "jupyter", "kernel", "bridge"}
 
 
 def run(*argv: str) -> None:

@@ -34,6 +34,11 @@ ends with Ctrl-C"
 )
 DATA = "a file; if the user names a pipe, it ends with its writer, or with Ctrl-C"
 UNDONE = "work of a runtime that has begun, and whose steps have timeouts: it is finished or undone"
+CANCELLED = "a task that was cancelled, and whose steps end at once"
+SIGNAL = "until a signal comes, or what waits is cancelled"
+CLIENT = "for the client of an MCP server; only its own requests wait, and a signal ends it"
+
+CODE = "code that the program runs: its own timeout, Ctrl-C or a cancellation ends it"
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._ending)"): UNDONE,
@@ -102,6 +107,41 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/tls_stream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
     ("egress/worker.py", "worker.ended.wait()"): "its owner's end ends it",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
+    (
+        "api/async_sandbox.py",
+        "asyncio.shield(asyncio.ensure_future(self._stop(run)))",
+    ): "bounded by GRACE_SECONDS and LAST_SECONDS",
+    (
+        "api/async_sandbox.py",
+        "asyncio.shield(asyncio.ensure_future(self.close()))",
+    ): UNDONE,
+    (
+        "api/async_sandbox.py",
+        "asyncio.wait({taking, running}, return_when=asyncio.FIRST_COMPLETED)",
+    ): CODE,
+    ("api/async_sandbox.py", "await call"): "the program's own listener",
+    ("api/async_sandbox.py", "await running"): CODE,
+    ("api/async_sandbox.py", "events.get()"): CODE,
+    ("api/async_sandbox.py", "taking.result()"): "it is done",
+    (
+        "api/loop_thread.py",
+        "asyncio.gather(*closing, return_exceptions=True)",
+    ): "bounded by END_SECONDS",
+    ("api/loop_thread.py", "future.result()"): CODE,
+    ("api/mapping.py", "task.result()"): "it is done",
+    ("api/pool.py", "asyncio.gather(*(sandbox.close() for sandbox in sandboxes))"): UNDONE,
+    ("api/pool.py", "asyncio.gather(*self._fillers, return_exceptions=True)"): "they are cancelled",
+    (
+        "api/pool.py",
+        "asyncio.wait({getting, failing}, return_when=asyncio.FIRST_COMPLETED)",
+    ): "until a sandbox has started or failed, which start_timeout bounds",
+    ("api/pool.py", "getting.result()"): "it is done",
+    ("api/pool.py", "self._failed.wait()"): "awaited together with a start",
+    ("api/pool.py", "self._ready.get()"): "until a sandbox has started, or failed",
+    ("api/pool.py", "self._wanted.acquire()"): "a filler waits until a sandbox is taken",
+    ("api/pool.py", "while True"): "a filler lives as long as its pool",
+    ("api/programs.py", "os.read(key.fd, 65536)"): READY,
+    ("api/programs.py", "process.wait()"): CODE,
     ("host/locks.py", "threading.Lock()"): LOCK,
     ("host/locks.py", "self._lock.acquire()"): LOCK,
     ("host/homes.py", "os.read(process.stdout.fileno(), READ_SIZE)"): READY,
@@ -135,6 +175,28 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("runtimes/stderr_log.py", "while True"): "its own thread, until its sandbox has ended",
     ("runtimes/stderr_log.py", "stream.read(65536)"): "its own thread, until its sandbox has ended",
     ("runtimes/state/leftovers.py", "threading.Condition()"): LOCK,
+    (
+        "mcp/clients.py",
+        "asyncio.gather(*self._closing, self._sandboxes.close(), return_exceptions=True)",
+    ): "bounded by END_SECONDS in sessions",
+    ("mcp/clients.py", "await self._sweeping"): CANCELLED,
+    ("mcp/http.py", "stop.wait()"): SIGNAL,
+    ("mcp/progress.py", "await self._sender"): CANCELLED,
+    ("mcp/progress.py", "self._changed.wait()"): "until the run has ended",
+    (
+        "mcp/sessions.py",
+        "asyncio.shield(asyncio.ensure_future(self._sandboxes.give_back(session)))",
+    ): UNDONE,
+    ("mcp/sessions.py", "asyncio.shield(starting)"): "bounded by start_timeout",
+    ("mcp/sessions.py", "asyncio.shield(task)"): "the timeout of a run, FILE_SECONDS, or a start",
+    ("mcp/sessions.py", "await first"): "bounded by start_timeout",
+    ("mcp/stdio.py", "asyncio.shield(done)"): CLIENT,
+    ("mcp/stdio.py", "os.read(self._fd, READ_SIZE)"): OWN,
+    ("mcp/stdio.py", "self._come.wait()"): CLIENT,
+    ("mcp/stdio.py", "self._jobs.get()"): OWN,
+    ("mcp/stdio.py", "self._room.acquire()"): OWN,
+    ("mcp/stdio.py", "self._room.wait()"): CLIENT,
+    ("mcp/stdio.py", "stop.wait()"): SIGNAL,
     ("kernel/session.py", "asyncio.wait({launching})"): UNDONE,
     ("kernel/session.py", "asyncio.wait(self._undoing)"): UNDONE,
     ("kernel/session.py", "asyncio.shield(self._undo_by(undo))"): UNDONE,

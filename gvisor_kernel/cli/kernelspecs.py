@@ -19,6 +19,12 @@ from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.config.validators import is_within, parse_value
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
+from gvisor_kernel.jupyter.default_provisioner import (
+    replace_native,
+    restore_native,
+    set_default,
+    unset_default,
+)
 from gvisor_kernel.jupyter.kernelspecs import (
     check_destination,
     find_broken_kernelspecs,
@@ -171,6 +177,7 @@ def run_install(arguments: argparse.Namespace) -> int:
         )
     remove_unused()
     print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
+    make_default(arguments, user, prefix)
     if not is_searched(kernelspec.directory.parent):
         print(
             "Jupyter does not look there; start it with"
@@ -184,11 +191,35 @@ def run_install(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def make_default(arguments: argparse.Namespace, user: bool, prefix: str | None) -> None:
+    """Do what ``--default`` and ``--replace-python3`` say, and print what was changed."""
+    if arguments.is_default:
+        path = set_default(user, prefix)
+        print(f"Kernelspecs that name no provisioner start in sandboxes now, by {path}")
+        print("Running servers must be restarted. Undo it with: gvisor-kernel uninstall --default")
+    if arguments.replace_python3:
+        replaced = replace_native(user, prefix)
+        print(f"The kernelspec python3 starts in sandboxes now: {replaced.directory}")
+
+
+def undo_default(arguments: argparse.Namespace) -> int:
+    """``uninstall --default``: undo the default in the place, and print what was changed."""
+    place = choose_place(arguments) or default_place()
+    changed = [path for path in (unset_default(*place), restore_native(*place)) if path is not None]
+    for path in changed:
+        print(f"Changed back: {path}")
+    if not changed:
+        print("Nothing to undo: sandboxes are not the default there.")
+    return 0
+
+
 def run_uninstall(arguments: argparse.Namespace) -> int:
     """``uninstall``: remove every kernelspec of that name that is gvisor-kernel's. Return 0.
 
     :raises KernelspecError: when there is none, or it cannot be removed
     """
+    if arguments.is_default:
+        return undo_default(arguments)
     place = choose_place(arguments)
     folder = find_destination(*place) if place else None
     found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]

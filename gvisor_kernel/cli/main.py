@@ -23,6 +23,7 @@ from gvisor_kernel.cli.arguments import (
     add_id,
     add_image,
     add_json,
+    add_mcp,
     add_place,
     add_skills,
     add_snapshot,
@@ -48,7 +49,7 @@ exit status:
 """
 
 GROUPS = {
-    "kernels": ("install", "uninstall", "start", "launch", "skills"),
+    "kernels": ("install", "uninstall", "start", "launch", "mcp", "skills"),
     "information": ("doctor", "list", "logs", "transcript", "egress", "version"),
     "images and snapshots": ("image", "snapshot"),
     "maintenance": ("kill", "sync", "prune"),
@@ -164,6 +165,17 @@ def make_parser() -> argparse.ArgumentParser:
         help='Python packages that the kernels have from their start, such as "polars duckdb>=1.1";'
         " they are installed once, in a sandbox, from the package indexes of this machine",
     )
+    install.add_argument(
+        "--default",
+        action="store_true",
+        dest="is_default",
+        help="also let Jupyter start kernels in sandboxes whose kernelspec says nothing about it",
+    )
+    install.add_argument(
+        "--replace-python3",
+        action="store_true",
+        help="also replace the kernelspec python3, which most programs start; the original is kept",
+    )
 
     uninstall = add(
         "uninstall",
@@ -175,6 +187,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_place(uninstall)
     uninstall.add_argument(
         "--name", default="gvisor-python", help="the name of the kernelspec (default: %(default)s)"
+    )
+    uninstall.add_argument(
+        "--default",
+        action="store_true",
+        dest="is_default",
+        help="undo install --default and --replace-python3 instead",
     )
 
     doctor = add(
@@ -248,6 +266,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the kernelspec whose settings apply (default: %(default)s)",
     )
+
+    mcp = add(
+        "mcp",
+        "mcp:run_mcp",
+        "serve sandboxes to a client of the Model Context Protocol, such as an assistant",
+        "Without --http it serves one client over standard input and output, which starts it.\n"
+        "The sandboxes end with their client. See docs/mcp.md.",
+    )
+    add_mcp(mcp)
 
     transcript = add(
         "transcript",

@@ -74,6 +74,26 @@ def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
         ) from error
 
 
+def find_unsandboxed() -> list[str]:
+    """Return the names of the kernelspecs whose kernels a server starts without a sandbox.
+
+    One that cannot be read is left out: nothing starts it.
+    """
+    application = _Configuration()
+    application.load_config_file()
+    default = KernelProvisionerFactory(parent=application).default_provisioner_name
+    names = []
+    for name, folder in KernelSpecManager(parent=application).find_kernel_specs().items():
+        try:
+            kernel_spec = KernelSpec.from_resource_dir(folder)
+        except (OSError, ValueError, TypeError, TraitError):
+            continue
+        stanza = kernel_spec.metadata.get("kernel_provisioner", {})
+        if stanza.get("provisioner_name", default) != PROVISIONER:
+            names.append(name)
+    return sorted(names)
+
+
 def read_configuration() -> Config:
     """Return the configuration that a Jupyter server of this user would read."""
     application = _Configuration()

@@ -12,9 +12,15 @@ from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.egress import check_egress
 from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
-from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_provisioner, check_pythons
+from gvisor_kernel.cli.checks.jupyter import (
+    check_kernelspecs,
+    check_others,
+    check_provisioner,
+    check_pythons,
+)
 from gvisor_kernel.cli.checks.kernel import check_kernel
 from gvisor_kernel.cli.checks.runsc import check_runsc
+from gvisor_kernel.cli.checks.servers import check_servers
 from gvisor_kernel.cli.checks.shown import check_shown
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.errors import GvisorKernelError
@@ -29,6 +35,8 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("host files", 20, check_shown),
     ("provisioner", 5, check_provisioner),
     ("kernelspecs", 5, check_kernelspecs),
+    ("other kernelspecs", 5, check_others),
+    ("running kernels", 20, check_servers),
     ("routes", 10, check_egress),
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),

@@ -11,12 +11,14 @@ from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import (
     PROVISIONER,
     Kernelspec,
     find_broken_kernelspecs,
     find_kernelspecs,
 )
+from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
 
 MIN_PYTHON = (3, 9)
 
@@ -142,3 +144,17 @@ def check_provisioner() -> Check:
             f"{shlex.quote(sys.executable)} -m pip install gvisor-kernel",
         )
     return Check("provisioner", "ok", f"{PROVISIONER} is registered in {sys.prefix}")
+
+
+def check_others() -> Check:
+    """Name the kernelspecs that Jupyter would start without a sandbox."""
+    names = find_unsandboxed()
+    if not names:
+        return Check("other kernelspecs", "ok", "Jupyter starts all kernels in sandboxes")
+    return Check(
+        "other kernelspecs",
+        "ok",
+        f"without a sandbox start: {', '.join(names)}",
+        f"programs that shall never do that: gvisor-kernel install --default, or {VARIABLE}="
+        f"{PROVISIONER} in their environment",
+    )

@@ -1,0 +1,219 @@
+"""Collects the messages of one run of code within bounds. No I/O but a file for the rest."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+from gvisor_kernel.api.execution import (
+    Execution,
+    ExecutionError,
+    Logs,
+    Missing,
+    Printed,
+    Result,
+)
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+MAX_KEPT = 64 * 1024 * 1024
+"""Bytes of all output of a run that are kept for ``Sandbox.output``."""
+MAX_LINE = 96 * 1024 * 1024
+MAX_TRACEBACK = 256 * 1024
+MAX_RESULTS = 10_000
+"""Results in one Execution: one without content takes memory, too."""
+MAX_DISPLAY_ID = 256
+
+Event = Printed | Result | ExecutionError
+
+
+@dataclass(frozen=True)
+class Output:
+    """All output of a run, as far as MAX_KEPT allows."""
+
+    stdout: str
+    stderr: str
+    results: tuple[Result, ...]
+
+
+class Collector:
+    """The messages of one request on iopub and shell.
+
+    ``max_output``: bytes of text of each stream, and of all results, that become part of the
+    Execution. What is over it is only in the file (``read_output``).
+    """
+
+    def __init__(self, request: str, max_output: int) -> None:
+        self.request = request
+        self.error: ExecutionError | None = None
+        self.is_idle = False
+        self.has_reply = False
+        self._max = max_output
+        self._began = time.monotonic()
+        self._count: int | None = None
+        self._texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._left = {"stdout": max_output, "stderr": max_output, "results": max_output}
+        self._missing = {"stdout": 0, "stderr": 0, "results": 0}
+        self._results: list[Result] = []
+        self._displays: dict[str, int] = {}
+        self._kept = 0
+        self._file: IO[bytes] | None = None
+
+    def add(self, message: dict[str, Any]) -> Event | None:
+        """Add a message of iopub; return what it shows, if it shows anything.
+
+        A message that is not as the protocol wants it shows nothing: it comes from a sandbox.
+        """
+        kind, content = message.get("msg_type"), message.get("content")
+        if not isinstance(content, dict):
+            return None
+        if kind == "stream":
+            return self._add_text(content)
+        if kind in ("execute_result", "display_data", "update_display_data"):
+            return self._add_result(str(kind), content)
+        if kind == "error":
+            self.error = read_error(content)
+            return self.error
+        if kind == "status" and content.get("execution_state") == "idle":
+            self.is_idle = True
+        return None
+
+    def add_reply(self, content: object) -> None:
+        """Add the reply on shell. The first one counts; only what an Execution has is kept."""
+        if self.has_reply:
+            return
+        self.has_reply = True
+        if not isinstance(content, dict):
+            return
+        count = content.get("execution_count")
+        self._count = count if type(count) is int else None
+        if content.get("status") == "error" and self.error is None:
+            self.error = read_error(content)
+
+    def _add_text(self, content: dict[str, Any]) -> Printed | None:
+        text = content.get("text")
+        if not isinstance(text, str) or not text:
+            return None
+        stream = "stderr" if content.get("name") == "stderr" else "stdout"
+        self._keep({"stream": stream, "text": text})
+        shown = cut(text, self._left[stream])
+        self._left[stream] -= len(shown.encode("utf-8", "surrogatepass"))
+        self._missing[stream] += len(text[len(shown) :].encode("utf-8", "surrogatepass"))
+        if len(shown) < len(text):
+            self._left[stream] = 0  # what comes later must not look as if it followed
+        if shown:
+            self._texts[stream].append(shown)
+        return Printed(stream, text)
+
+    def _add_result(self, kind: str, content: dict[str, Any]) -> Result | None:
+        data, metadata = content.get("data"), content.get("metadata")
+        if not isinstance(data, dict):
+            return None
+        is_main = kind == "execute_result"
+        result = Result(data, metadata if isinstance(metadata, dict) else {}, is_main)
+        size = len(json.dumps([data, result.metadata]))
+        self._keep({"result": data, "metadata": result.metadata, "main": is_main})
+        transient = content.get("transient")
+        display = transient.get("display_id") if isinstance(transient, dict) else None
+        if not isinstance(display, str) or len(display) > MAX_DISPLAY_ID:
+            display = None
+        known = self._displays.get(display) if display is not None else None
+        is_update = known is not None and kind == "update_display_data"
+        is_full = len(self._results) >= MAX_RESULTS and not is_update
+        if size > self._left["results"] or is_full:
+            self._missing["results"] += size
+            return result
+        self._left["results"] -= size
+        if known is not None and is_update:
+            self._results[known] = result
+        else:
+            if display is not None:
+                self._displays[display] = len(self._results)
+            self._results.append(result)
+        return result
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        if self._kept > MAX_KEPT:
+            return
+        line = json.dumps(entry).encode() + b"\n"
+        self._kept += len(line)
+        if self._kept > MAX_KEPT:
+            return
+        with suppress(OSError):  # a full disk: what is missing is counted all the same
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by ``close``
+            self._file.write(line)
+
+    def finish(self, ended_by: str | None, error: ExecutionError | None = None) -> Execution:
+        """Return what was collected. ``error``: instead of the code's own."""
+        return Execution(
+            results=tuple(self._results),
+            logs=Logs(tuple(self._texts["stdout"]), tuple(self._texts["stderr"])),
+            error=error or self.error,
+            execution_count=self._count,
+            duration=time.monotonic() - self._began,
+            ended_by=ended_by,
+            missing=Missing(**self._missing),
+            id=self.request,
+        )
+
+    def read_output(self) -> Output:
+        """Return all output that was kept. Blocks."""
+        texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        results = []
+        for entry in self._read_entries():
+            if "stream" in entry:
+                texts[entry["stream"]].append(entry["text"])
+            else:
+                results.append(Result(entry["result"], entry["metadata"], entry["main"]))
+        return Output("".join(texts["stdout"]), "".join(texts["stderr"]), tuple(results))
+
+    def _read_entries(self) -> Iterator[dict[str, Any]]:
+        if self._file is None:
+            return
+        self._file.flush()
+        self._file.seek(0)
+        for line in self._file:
+            with suppress(JsonError):
+                yield parse_json(line, MAX_LINE)
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def cut(text: str, limit: int) -> str:
+    """Return the beginning of ``text`` that has at most ``limit`` bytes in UTF-8."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) <= limit:
+        return text
+    return data[:limit].decode("utf-8", "ignore")
+
+
+def read_error(content: dict[str, Any]) -> ExecutionError:
+    """Return the error of a message or reply. Whatever is not text is left out."""
+    lines = content.get("traceback")
+    texts = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+    left, traceback = MAX_TRACEBACK, []
+    for line in texts:
+        traceback.append(line[:left])
+        left -= len(line) + 1
+        if left <= 0:
+            break
+    name, value = content.get("ename"), content.get("evalue")
+    return ExecutionError(
+        name[:1000] if isinstance(name, str) else "Error",
+        value[:MAX_TRACEBACK] if isinstance(value, str) else "",
+        tuple(traceback),
+    )
+
+
+def with_text(error: ExecutionError | None, name: str, value: str) -> ExecutionError:
+    """Return an error with another name and text, and the traceback of ``error``."""
+    return replace(error or ExecutionError("", ""), name=name, value=value)

@@ -1,0 +1,259 @@
+"""What running a piece of code has given: frozen data, without any I/O.
+
+The names are those of ``e2b_code_interpreter``, so that a program can move over: ``results``,
+``logs``, ``error``, ``text``. Pictures are bytes here. All of it comes from a sandbox: treat it as
+a stranger's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_ANSI = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]|[\x1b\x80-\x9f]"
+)
+"""Each branch begins with a character that its rest excludes, so that a search is linear. The last
+one leaves no beginning of a sequence: what is left of two nested ones could be one again."""
+_TEXTS = {
+    "text": "text/plain",
+    "html": "text/html",
+    "markdown": "text/markdown",
+    "svg": "image/svg+xml",
+    "latex": "text/latex",
+    "javascript": "application/javascript",
+}
+_PICTURES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "pdf": "application/pdf"}
+
+
+def strip_ansi(text: str) -> str:
+    """Return ``text`` without anything that a terminal takes for a sequence, such as a colour."""
+    return _ANSI.sub("", text)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One displayed value, in all the forms in which the kernel gave it.
+
+    ``data``: by MIME type, as in a message of Jupyter. ``is_main_result``: the value of the last
+    expression, not something that was displayed on the way.
+    """
+
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_main_result: bool = False
+
+    @property
+    def text(self) -> str | None:
+        """The form ``text/plain``."""
+        return self._find_text("text/plain")
+
+    @property
+    def html(self) -> str | None:
+        """The form ``text/html``."""
+        return self._find_text("text/html")
+
+    @property
+    def markdown(self) -> str | None:
+        """The form ``text/markdown``."""
+        return self._find_text("text/markdown")
+
+    @property
+    def svg(self) -> str | None:
+        """The form ``image/svg+xml``. It may contain scripts."""
+        return self._find_text("image/svg+xml")
+
+    @property
+    def latex(self) -> str | None:
+        """The form ``text/latex``."""
+        return self._find_text("text/latex")
+
+    @property
+    def javascript(self) -> str | None:
+        """The form ``application/javascript``. Do not run it outside a sandbox."""
+        return self._find_text("application/javascript")
+
+    @property
+    def png(self) -> bytes | None:
+        """The picture ``image/png``."""
+        return self._find_bytes("image/png")
+
+    @property
+    def jpeg(self) -> bytes | None:
+        """The picture ``image/jpeg``."""
+        return self._find_bytes("image/jpeg")
+
+    @property
+    def gif(self) -> bytes | None:
+        """The picture ``image/gif``."""
+        return self._find_bytes("image/gif")
+
+    @property
+    def pdf(self) -> bytes | None:
+        """The form ``application/pdf``."""
+        return self._find_bytes("application/pdf")
+
+    @property
+    def json(self) -> Any:
+        """The value of ``application/json``; None if there is none."""
+        return self.data.get("application/json")
+
+    def formats(self) -> tuple[str, ...]:
+        """Return the short names of the forms that there are; others by their MIME type."""
+        short = {mime: name for name, mime in (*_TEXTS.items(), *_PICTURES.items())}
+        short["application/json"] = "json"
+        return tuple(short.get(mime, mime) for mime in self.data)
+
+    def _find_text(self, mime: str) -> str | None:
+        value = self.data.get(mime)
+        return value if isinstance(value, str) else None
+
+    def _find_bytes(self, mime: str) -> bytes | None:
+        value = self.data.get(mime)
+        if not isinstance(value, str):
+            return None
+        try:
+            return base64.b64decode(value)
+        except (binascii.Error, ValueError):
+            return None
+
+    def __str__(self) -> str:
+        return self.text or f"({', '.join(self.formats())})"
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What was printed: the pieces as they came, in order within each stream."""
+
+    stdout: tuple[str, ...] = ()
+    stderr: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "".join((*self.stdout, *self.stderr))
+
+
+@dataclass(frozen=True)
+class ExecutionError:
+    """An exception of the code, or the reason for which it was ended.
+
+    ``name``: its class, such as ``ZeroDivisionError``; ``Timeout`` or ``KernelDied`` if the code
+    was ended. ``value``: its text. ``traceback_raw``: with the colours of a terminal.
+    """
+
+    name: str
+    value: str
+    traceback_raw: tuple[str, ...] = ()
+
+    @property
+    def traceback(self) -> str:
+        """The traceback as plain text."""
+        return strip_ansi("\n".join(self.traceback_raw))
+
+    def to_json(self) -> str:
+        """Return name, value and traceback as JSON."""
+        return json.dumps(self._as_dict())
+
+    def _as_dict(self) -> dict[str, str]:
+        return {"name": self.name, "value": self.value, "traceback": self.traceback}
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Bytes that are not in an Execution, as they were over ``max_output``.
+
+    ``stdout`` and ``stderr``: of text. ``results``: of values that were left out.
+    """
+
+    stdout: int = 0
+    stderr: int = 0
+    results: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.stdout or self.stderr or self.results)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What one run has given. ``duration``: seconds from the request to the end.
+
+    ``ended_by``: None if the code ended by itself; else "interrupt" (after a timeout, the kernel
+    lives), "kill" (after a timeout that an interrupt did not end) or "death" (of the kernel, with
+    the reason in ``error``). After the last two, ``Sandbox.restart`` starts another kernel.
+    ``missing``: what was over the limit of output; ``Sandbox.output`` returns all of it.
+    """
+
+    results: tuple[Result, ...] = ()
+    logs: Logs = field(default_factory=Logs)
+    error: ExecutionError | None = None
+    execution_count: int | None = None
+    duration: float = 0.0
+    ended_by: str | None = None
+    missing: Missing = field(default_factory=Missing)
+    id: str = ""
+
+    @property
+    def text(self) -> str | None:
+        """The main result as text: the value of the last expression."""
+        return next((result.text for result in self.results if result.is_main_result), None)
+
+    @property
+    def stdout(self) -> str:
+        """All that was printed."""
+        return "".join(self.logs.stdout)
+
+    @property
+    def stderr(self) -> str:
+        """All that was printed to stderr."""
+        return "".join(self.logs.stderr)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the code ended by itself, without an exception."""
+        return self.error is None
+
+    def to_json(self) -> str:
+        """Return results (as text or base64), logs and error as JSON."""
+        return json.dumps(
+            {
+                "results": [dict(result.data) for result in self.results],
+                "logs": {"stdout": list(self.logs.stdout), "stderr": list(self.logs.stderr)},
+                "error": None if self.error is None else self.error._as_dict(),
+            }
+        )
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    def raise_for_error(self) -> Execution:
+        """Return this if the code ended by itself without an exception.
+
+        :raises CodeFailed: otherwise
+        """
+        if self.error is not None:
+            raise CodeFailed(self)
+        return self
+
+
+class CodeFailed(Exception):
+    """The code in a sandbox raised an exception, or was ended. ``execution`` has all of it."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        super().__init__(str(execution.error))
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Text of a run that has just come. ``stream``: "stdout" or "stderr"."""
+
+    stream: str
+    text: str

@@ -1,0 +1,85 @@
+"""The event loop of sandboxes whose program has none: one thread for each process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.per_process import PerProcess
+
+T = TypeVar("T")
+
+END_SECONDS = 20.0
+"""How long the sandboxes that are still open may take to end when the process exits."""
+CANCEL_SECONDS = 15.0
+"""How long a call may take to end after its Ctrl-C: code that runs is interrupted, or killed."""
+
+
+class LoopThread(PerProcess):
+    """Runs coroutines for blocking callers. Use ``LoopThread.instance()``. Any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.new_event_loop()
+        self._open: set[Any] = set()
+        self._ended = False
+        threading.Thread(
+            target=self._loop.run_forever, name="gvisor-kernel-api", daemon=True
+        ).start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` and return its result.
+
+        Ctrl-C, or another exception of a signal's handler, cancels it, waits until it has ended,
+        and is raised.
+
+        :raises SandboxError: when this process is exiting, or is a forked child with the parent's
+        """
+        if self._ended or self.is_inherited:
+            work.close()
+            reason = "exiting" if self._ended else "a forked child of the one that made it"
+            raise SandboxError(f"The sandbox cannot be used: this process is {reason}.")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():  # a signal's handler has raised it, such as that of Ctrl-C
+                _cancel(future)
+            raise
+
+    def note_open(self, closable: Any) -> None:
+        """Close ``closable`` (its ``close`` is a coroutine function) when this process exits."""
+        self._open.add(closable)
+
+    def note_closed(self, closable: Any) -> None:
+        """Undo ``note_open``."""
+        self._open.discard(closable)
+
+    def end(self) -> None:
+        """Close what is open. Called when this process exits. Idempotent."""
+        if self._ended or self.is_inherited:
+            return
+        self._ended = True
+
+        async def close_all() -> None:
+            closing = [closable.close() for closable in tuple(self._open)]
+            await asyncio.gather(*closing, return_exceptions=True)
+
+        future = asyncio.run_coroutine_threadsafe(close_all(), self._loop)
+        with suppress(BaseException):  # an exit must not hang; what is left has another sweep
+            future.result(END_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def _cancel(future: Future[Any]) -> None:
+    """Cancel a call, and wait until its coroutine has ended."""
+    future.cancel()
+    ended = threading.Event()
+    future.add_done_callback(lambda _: ended.set())
+    with suppress(KeyboardInterrupt):
+        ended.wait(CANCEL_SECONDS)

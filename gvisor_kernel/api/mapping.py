@@ -1,0 +1,112 @@
+"""Calls one function with many inputs, each call in a clean sandbox."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gvisor_kernel.api.execution import Execution, ExecutionError
+from gvisor_kernel.api.programs import ANSWER
+
+MAX_VALUE = 16 * 1024 * 1024
+"""Bytes of a result, as JSON."""
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """What one call gave: ``value`` (JSON), or ``error``. ``execution``: what it printed."""
+
+    value: Any
+    error: ExecutionError | None
+    execution: Execution
+
+    @property
+    def ok(self) -> bool:
+        """Whether the call returned."""
+        return self.error is None
+
+
+async def run_map(
+    function: Callable[..., Any] | str,
+    inputs: Sequence[Any],
+    *,
+    workers: int = 4,
+    timeout: float | None = None,
+    **settings: Any,
+) -> list[MapResult]:
+    """Return the results in the order of ``inputs``; see ``Sandbox.map``.
+
+    :raises ValueError: when there is no source, or an input is not JSON
+    :raises GvisorKernelError: when a sandbox cannot be started; the others are ended then
+    """
+    name, source = find_source(function)
+    codes = [make_call(name, source, value) for value in inputs]
+    limit = asyncio.Semaphore(max(1, workers))
+
+    async def call(code: str) -> MapResult:
+        async with limit:
+            return await _call(code, timeout, settings)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(call(code)) for code in codes]
+    return [task.result() for task in tasks]
+
+
+async def _call(code: str, timeout: float | None, settings: dict[str, Any]) -> MapResult:
+    from gvisor_kernel.api.async_sandbox import AsyncSandbox
+
+    async with AsyncSandbox(**settings) as sandbox:
+        execution = await sandbox.run(code, timeout=timeout, max_output=MAX_VALUE)
+    values = [result.data[ANSWER] for result in execution.results if ANSWER in result.data]
+    error = execution.error
+    if error is None and not values:
+        error = ExecutionError("NoValue", "The call gave no value that is JSON.")
+    value = values[-1].get("value") if values and isinstance(values[-1], dict) else None
+    return MapResult(None if error is not None else value, error, execution)
+
+
+def find_source(function: Callable[..., Any] | str) -> tuple[str, str]:
+    """Return a function's name and source.
+
+    :raises ValueError: there is none, or it is not one function
+    """
+    if isinstance(function, str):
+        source = textwrap.dedent(function)
+    else:
+        try:
+            source = textwrap.dedent(inspect.getsource(function))
+        except (OSError, TypeError) as error:
+            raise ValueError(
+                "The function has no source that can be read: give its source as text."
+            ) from error
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError("The source is not Python; a lambda must be written with def.") from error
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if not names:
+        raise ValueError("The source has no function: write one with def.")
+    return names[-1], source
+
+
+def make_call(name: str, source: str, value: Any) -> str:
+    """Return code that calls a function with ``value`` and shows its result.
+
+    :raises ValueError: ``value`` is not JSON
+    """
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"An input is not JSON: {error}.") from error
+    return (
+        f"{source}\n"
+        f"import json as _json\n"
+        f"_value = _json.loads(_json.dumps({name}(_json.loads({text!r}))))\n"
+        f"get_ipython().display_pub.publish(data={{{ANSWER!r}: {{'value': _value}}}})\n"
+    )

@@ -1,0 +1,293 @@
+"""``Sandbox``: an ``AsyncSandbox`` for programs without an event loop. Any thread may use it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from gvisor_kernel.api import mapping
+from gvisor_kernel.api.async_sandbox import MAX_OUTPUT, AsyncSandbox
+from gvisor_kernel.api.collector import Event, Output
+from gvisor_kernel.api.execution import Execution, ExecutionError, Result
+from gvisor_kernel.api.files import MAX_READ, AsyncFiles, Entry
+from gvisor_kernel.api.loop_thread import LoopThread
+from gvisor_kernel.api.mapping import MapResult
+from gvisor_kernel.api.shell import ShellResult
+
+T = TypeVar("T")
+
+
+class Sandbox:
+    """A kernel in a sandbox of its own, which starts at once. Arguments: those of AsyncSandbox.
+
+    End it with ``close``, or use ``with``. A process that exits ends those that are open.
+
+    :raises GvisorKernelError: when a setting is wrong, or the sandbox cannot be started
+    """
+
+    def __init__(
+        self,
+        *,
+        language: str = "python",
+        uploads: str | Path | None = None,
+        outputs: str | Path | None = None,
+        timeout: float | None = None,
+        max_output: int = MAX_OUTPUT,
+        **settings: Any,
+    ) -> None:
+        self._thread = LoopThread.instance()
+
+        async def start() -> AsyncSandbox:
+            sandbox = AsyncSandbox(
+                language=language,
+                uploads=uploads,
+                outputs=outputs,
+                timeout=timeout,
+                max_output=max_output,
+                **settings,
+            )
+            return await sandbox.start()
+
+        self._adopt(self._thread.run(start()))
+
+    def _adopt(self, sandbox: AsyncSandbox) -> None:
+        self._sandbox = sandbox
+        self.files = Files(self._thread, sandbox.files)
+        self._thread.note_open(sandbox)
+
+    @classmethod
+    def create(cls, **arguments: Any) -> Self:
+        """Return a sandbox that has started. Arguments: those of the class."""
+        return cls(**arguments)
+
+    @classmethod
+    def _of(cls, thread: LoopThread, sandbox: AsyncSandbox) -> Self:
+        """Return the blocking form of a sandbox that has started in ``thread``."""
+        self = cls.__new__(cls)
+        self._thread = thread
+        self._adopt(sandbox)
+        return self
+
+    def close(self) -> None:
+        """End the kernel and its sandbox. Idempotent."""
+        if self._thread.is_inherited:
+            return
+        self._thread.note_closed(self._sandbox)
+        self._thread.run(self._sandbox.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def id(self) -> str:
+        """The name of the sandbox in ``gvisor-kernel list``; "" while there is none."""
+        return self._sandbox.id
+
+    @property
+    def alive(self) -> bool:
+        """Whether the kernel runs."""
+        return self._sandbox.alive
+
+    @property
+    def language(self) -> str:
+        """The language of its kernel."""
+        return self._sandbox.language
+
+    def run(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: Callable[[str], None] | None = None,
+        on_stderr: Callable[[str], None] | None = None,
+        on_result: Callable[[Result], None] | None = None,
+        on_error: Callable[[ExecutionError], None] | None = None,
+        max_output: int | None = None,
+    ) -> Execution:
+        """Run code in the kernel and return what it gave; see ``AsyncSandbox.run``.
+
+        The callbacks are called in another thread, one at a time; they may use other sandboxes,
+        and interrupt this one. Ctrl-C ends the code.
+
+        :raises SandboxError: the kernel does not run any more
+        """
+        running = self._sandbox.run(
+            code,
+            timeout=timeout,
+            on_stdout=_in_thread(on_stdout),
+            on_stderr=_in_thread(on_stderr),
+            on_result=_in_thread(on_result),
+            on_error=_in_thread(on_error),
+            max_output=max_output,
+        )
+        try:
+            return self._thread.run(running)
+        except _Ended as ended:
+            raise ended.reason from None
+
+    run_code = run
+
+    def stream(
+        self, code: str, *, timeout: float | None = None, max_output: int | None = None
+    ) -> Iterator[Event | Execution]:
+        """Yield what code gives as it comes, and the Execution at the end.
+
+        :raises SandboxError: the kernel does not run any more
+        """
+        events = self._sandbox.stream(code, timeout=timeout, max_output=max_output)
+        try:
+            while True:
+                event = self._thread.run(_next(events))
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._thread.run(_close(events))
+
+    def output(self, execution: Execution | ShellResult) -> Output:
+        """Return all output of one of the last runs; see ``AsyncSandbox.output``."""
+        return self._thread.run(self._sandbox.output(execution))
+
+    def shell(
+        self, command: str, *, timeout: float | None = None, max_output: int | None = None
+    ) -> ShellResult:
+        """Run a command of the shell in the sandbox, in the kernel's folder, without input.
+
+        :raises SandboxError: the kernel does not run, or the language is not Python
+        """
+        return self._thread.run(
+            self._sandbox.shell(command, timeout=timeout, max_output=max_output)
+        )
+
+    def interrupt(self) -> None:
+        """Interrupt the code that another thread runs now, if any."""
+        self._thread.run(self._sandbox.interrupt())
+
+    def restart(self) -> None:
+        """Start a new kernel: variables are gone; files in the sandbox stay if it still lives.
+
+        :raises GvisorKernelError: it cannot be started
+        """
+        self._thread.run(self._sandbox.restart())
+
+    @staticmethod
+    def map(
+        function: Callable[..., Any] | str,
+        inputs: Sequence[Any],
+        *,
+        workers: int = 4,
+        timeout: float | None = None,
+        **settings: Any,
+    ) -> list[MapResult]:
+        """Call a function with each of ``inputs``, each call in a clean sandbox of its own.
+
+        ``function``: a function without outer variables, or its source. Inputs and results are
+        JSON. At most ``workers`` run at once. Other arguments: those of AsyncSandbox.
+
+        :raises GvisorKernelError: when a sandbox cannot be started
+        :raises ValueError: when there is no source, or an input is not JSON
+        """
+        work = mapping.run_map(function, inputs, workers=workers, timeout=timeout, **settings)
+        return LoopThread.instance().run(work)
+
+
+class Files:
+    """``sandbox.files``: see AsyncFiles."""
+
+    def __init__(self, thread: LoopThread, files: AsyncFiles) -> None:
+        self._thread = thread
+        self._files = files
+
+    @overload
+    def read(self, path: str, format: Literal["text"] = "text", *, limit: int = ...) -> str: ...
+
+    @overload
+    def read(self, path: str, format: Literal["bytes"], *, limit: int = ...) -> bytes: ...
+
+    def read(
+        self, path: str, format: Literal["text", "bytes"] = "text", *, limit: int = MAX_READ
+    ) -> str | bytes:
+        """Return a file's content."""
+        if format == "bytes":
+            return self._thread.run(self._files.read(path, "bytes", limit=limit))
+        return self._thread.run(self._files.read(path, limit=limit))
+
+    def read_range(self, path: str, offset: int, size: int) -> tuple[bytes, int]:
+        """Return some bytes of a file, and its size."""
+        return self._thread.run(self._files.read_range(path, offset, size))
+
+    def write(self, path: str, data: str | bytes) -> None:
+        """Write a file; folders above it are made, an older file is replaced."""
+        self._thread.run(self._files.write(path, data))
+
+    def upload(self, source: str | Path, path: str) -> None:
+        """Copy a file of the host into the sandbox."""
+        self._thread.run(self._files.upload(source, path))
+
+    def download(self, path: str, target: str | Path, *, limit: int = MAX_READ) -> None:
+        """Copy a file of the sandbox to ``target`` on the host, which must not exist yet."""
+        self._thread.run(self._files.download(path, target, limit=limit))
+
+    def list(self, path: str = ".") -> list[Entry]:
+        """Return what is in a folder, by name."""
+        return self._thread.run(self._files.list(path))
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file or folder of that path."""
+        return self._thread.run(self._files.exists(path))
+
+    def make_dir(self, path: str) -> None:
+        """Make a folder and those above it; no error if it exists."""
+        self._thread.run(self._files.make_dir(path))
+
+    def rename(self, path: str, target: str) -> None:
+        """Give a file or folder another path."""
+        self._thread.run(self._files.rename(path, target))
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        self._thread.run(self._files.remove(path))
+
+
+class _Ended(Exception):
+    """A listener has raised ``reason``, such as SystemExit, which would end the loop."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+def _in_thread(listener: Callable[[T], None] | None) -> Callable[[T], Awaitable[None]] | None:
+    """Return a listener that leaves the loop, which is that of all sandboxes, free meanwhile."""
+    if listener is None:
+        return None
+
+    async def listen(event: T) -> None:
+        try:
+            await asyncio.to_thread(listener, event)
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            raise _Ended(error) from error
+
+    return listen
+
+
+async def _next(events: Any) -> Event | Execution | None:
+    event: Event | Execution | None = await anext(events, None)
+    return event
+
+
+async def _close(events: Any) -> None:
+    await events.aclose()

@@ -1,0 +1,92 @@
+"""Checks the Jupyter servers of this user that run now: which of their kernels have no sandbox."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyter_core.paths import jupyter_runtime_dir
+
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.jupyter.default_provisioner import VARIABLE
+from gvisor_kernel.jupyter.kernelspecs import PROVISIONER
+from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+MAX_ANSWER = 4 * 1024 * 1024
+SECONDS = 3.0
+"""How long a server may take."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it is, and what its file says to get in."""
+
+    pid: int
+    url: str
+    token: str
+
+
+def check_servers() -> Check:
+    """Name the kernels of running servers that were started without a sandbox."""
+    names = set(find_unsandboxed())
+    servers = list(find_servers())
+    found = [
+        f"{name} ({kernel[:8]}) of {server.url}"
+        for server in servers
+        if not _is_default(server)
+        for kernel, name in list_kernels(server)
+        if name in names
+    ]
+    if found:
+        return Check(
+            "running kernels",
+            "warning",
+            f"without a sandbox run: {'; '.join(sorted(found))}",
+            "shut them down, and start them with a kernelspec of gvisor-kernel",
+        )
+    fact = f"{len(servers)} servers were asked" if servers else "no server of this user runs"
+    return Check("running kernels", "ok", f"none without a sandbox is known: {fact}")
+
+
+def find_servers() -> Iterator[Server]:
+    """Yield the servers of this user on this machine that run and listen on its loopback."""
+    for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
+        with suppress(OSError, JsonError, KeyError, TypeError, ValueError):
+            content = parse_json(file.read_bytes(), MAX_ANSWER)
+            server = Server(int(content["pid"]), str(content["url"]), str(content["token"]))
+            is_own = Path(f"/proc/{server.pid}").stat().st_uid == os.geteuid()
+            parts = urlsplit(server.url)
+            is_web = parts.scheme in ("http", "https") and parts.hostname in LOOPBACK
+            if is_own and is_web:
+                yield server
+
+
+def list_kernels(server: Server) -> list[tuple[str, str]]:
+    """Return ID and kernelspec of each kernel that runs; none if the server does not tell."""
+    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+        f"{server.url.rstrip('/')}/api/kernels", headers={"Authorization": f"token {server.token}"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=SECONDS) as answer:
+            content: Any = parse_json(answer.read(MAX_ANSWER), MAX_ANSWER)
+    except (OSError, JsonError, ValueError):
+        return []
+    entries = content if isinstance(content, list) else []
+    return [(str(e.get("id")), str(e.get("name"))) for e in entries if isinstance(e, dict)]
+
+
+def _is_default(server: Server) -> bool:
+    """Return whether the server's environment makes our provisioner the default."""
+    with suppress(OSError):
+        variables = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+        return f"{VARIABLE}={PROVISIONER}".encode() in variables
+    return False

@@ -1,0 +1,178 @@
+"""``mcp``: serve sandboxes to clients of the Model Context Protocol."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import os
+import resource
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.config.validators import parse_value
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.mcp.limits import Limits, ServerSettings
+
+TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
+MIN_TOKEN = 32
+BACKLOG = 128
+MAX_OPEN_FILES = 65536
+
+
+def run_mcp(arguments: argparse.Namespace) -> int:
+    """``mcp``: serve until the client leaves, or until SIGINT or SIGTERM. Return 0.
+
+    :raises GvisorKernelError: when an argument is wrong, or the server cannot start
+    """
+    settings = read_settings(arguments)
+    raise_open_files()
+    from gvisor_kernel.mcp import service
+
+    if arguments.http is None:
+        if arguments.hosts:
+            raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
+        asyncio.run(service.serve_stdio(settings))
+        return 0
+    token, is_ours = choose_token()
+    with make_listener(arguments.http, bool(arguments.hosts)) as listener:
+        address, port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        hosts = find_hosts(shown, port, arguments.hosts)
+
+        def announce() -> None:
+            print(f"Serving http://{shown}:{port}/mcp")
+            if is_ours:
+                print(f"Clients need this header: Authorization: Bearer {token}")
+            else:
+                print(f"Clients need the token in {TOKEN_VARIABLE}.")
+            sys.stdout.flush()
+
+        asyncio.run(service.serve_http(settings, listener, token, hosts, announce))
+    return 0
+
+
+def raise_open_files() -> None:
+    """Let this process open as many files as it may: a session takes some 40, and 1024 is usual."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def read_settings(arguments: argparse.Namespace) -> ServerSettings:
+    """Return the settings of the server.
+
+    :raises GvisorKernelError: when an argument is wrong
+    """
+    sandbox: dict[str, Any] = {}
+    for text in arguments.settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise GvisorKernelError(f"--set {text} has no value.", "write --set SETTING=VALUE.")
+        sandbox[name.strip()] = parse_value(value)
+    if arguments.memory is not None:
+        sandbox["memory_limit"] = arguments.memory
+    if "outputs" in sandbox:
+        raise GvisorKernelError("--set outputs is not accepted.", "use --outputs FOLDER.")
+    numbers = ("sessions", "all_sessions", "timeout", "max_timeout", "idle")
+    for name in numbers:
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise GvisorKernelError(
+                f"--{option} is {getattr(arguments, name)}.", "give a number from 1 on."
+            )
+    return ServerSettings(
+        limits=Limits(
+            sessions=arguments.sessions,
+            all_sessions=arguments.all_sessions,
+            run_seconds=float(arguments.timeout),
+            max_run_seconds=float(arguments.max_timeout),
+            idle_seconds=float(arguments.idle),
+        ),
+        sandbox=sandbox,
+        upload_roots=tuple(find_folder("--upload-from", text) for text in arguments.upload_roots),
+        outputs=None if arguments.outputs is None else find_folder("--outputs", arguments.outputs),
+    )
+
+
+def find_folder(option: str, text: str) -> Path:
+    """Return an existing folder that a person has named, without links.
+
+    :raises GvisorKernelError: there is none
+    """
+    try:
+        path = Path(text).expanduser().resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise GvisorKernelError(
+            f"{option}: the folder {text} cannot be used: {error}.", "name an existing folder."
+        ) from error
+    if not path.is_dir() or path == Path("/"):
+        raise GvisorKernelError(
+            f"{option}: {text} is no folder that can be used.", "name a folder below /."
+        )
+    return path
+
+
+def choose_token() -> tuple[str, bool]:
+    """Return the token of this server, and whether it was made now.
+
+    :raises GvisorKernelError: when the one in the environment is too short
+    """
+    given = os.environ.pop(TOKEN_VARIABLE, None)  # no kernel gets it
+    if given is None:
+        return secrets.token_urlsafe(32), True
+    if len(given) < MIN_TOKEN or not given.isascii() or not given.isprintable() or " " in given:
+        raise GvisorKernelError(
+            f"The token in {TOKEN_VARIABLE} is not accepted.",
+            f"use at least {MIN_TOKEN} characters of ASCII without spaces, made at random.",
+        )
+    return given, False
+
+
+def make_listener(text: str, is_remote: bool) -> socket.socket:
+    """Return a socket that listens at ADDRESS:PORT.
+
+    :raises GvisorKernelError: when it cannot, or anybody could reach it and nobody has asked
+    """
+    host, _, number = text.rpartition(":")
+    host = host.strip("[]")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        port = int(number)
+        if not 0 <= port < 65536:
+            raise ValueError
+    except ValueError as error:
+        raise GvisorKernelError(
+            f"--http {text} is no address and port.", "write an address, such as 127.0.0.1:8765."
+        ) from error
+    if not address.is_loopback and not is_remote:
+        raise GvisorKernelError(
+            f"{address} can be reached from other machines.",
+            "use 127.0.0.1, or add --host NAME with the name by which clients reach this server;"
+            " the token is then sent unencrypted, unless a proxy with TLS is in front.",
+        )
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((str(address), port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise GvisorKernelError(
+            f"This server cannot listen at {text}: {error.strerror}.", "choose another port."
+        ) from error
+    return listener
+
+
+def find_hosts(shown: str, port: int, more: list[str]) -> tuple[str, ...]:
+    """Return the values of the header Host that are accepted."""
+    names = [shown, "127.0.0.1", "localhost", "[::1]"]
+    hosts = [f"{name}:{port}" for name in names]
+    for name in more:
+        hosts += [name, f"{name}:{port}"]
+    return tuple(dict.fromkeys(hosts))

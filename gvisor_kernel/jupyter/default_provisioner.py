@@ -1,0 +1,177 @@
+"""Makes sandboxes the default of Jupyter, and undoes it.
+
+Two steps, each for one place (the user, an environment, the system). The first is a line of
+Jupyter's configuration, ``jupyter_config.json``: kernelspecs that name no provisioner are started
+by ours. The second replaces the kernelspec ``python3``, for programs that do not read that
+configuration; the original is kept beside the folder of kernelspecs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import SYSTEM_CONFIG_PATH, jupyter_config_dir
+
+from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.jupyter.kernelspecs import (
+    PROVISIONER,
+    Kernelspec,
+    find_destination,
+    install_kernelspec,
+    is_ours,
+    read_kernelspec,
+    remove_kernelspec,
+)
+
+FILE = "jupyter_config.json"
+"""Read by each Jupyter application, before its own configuration."""
+SECTION, KEY = "KernelProvisionerFactory", "default_provisioner_name"
+NATIVE = "python3"
+"""The kernelspec that ipykernel installs, and that programs start when they are told nothing."""
+KEPT = "gvisor-kernel-replaced"
+"""The folder, beside that of the kernelspecs, with what was replaced."""
+VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+"""Does the same as the configuration, for all that a process starts."""
+
+
+def find_config_file(user: bool, prefix: str | None) -> Path:
+    """Return Jupyter's configuration file for the user, for ``prefix``, or for the system."""
+    if user:
+        return Path(jupyter_config_dir(), FILE)
+    if prefix is not None:
+        return Path(prefix).absolute() / "etc/jupyter" / FILE
+    return Path(SYSTEM_CONFIG_PATH[0], FILE)
+
+
+def set_default(user: bool, prefix: str | None) -> Path:
+    """Let our provisioner start kernelspecs that name none; return the file that says so.
+
+    :raises KernelspecError: when the file names another one, or cannot be read or written
+    """
+    path = find_config_file(user, prefix)
+    content = _read(path)
+    section = content.setdefault(SECTION, {})
+    found = section.get(KEY) if isinstance(section, dict) else section
+    if not isinstance(section, dict) or found not in (None, PROVISIONER):
+        raise KernelspecError(
+            f"{path} sets {SECTION}.{KEY} to {found!r}.",
+            "remove that line, if gVisor shall be the default.",
+        )
+    section[KEY] = PROVISIONER
+    _write(path, content)
+    return path
+
+
+def unset_default(user: bool, prefix: str | None) -> Path | None:
+    """Undo ``set_default``; return the file that was changed, or None.
+
+    :raises KernelspecError: when the file cannot be read or written
+    """
+    path = find_config_file(user, prefix)
+    content = _read(path)
+    section = content.get(SECTION)
+    if not isinstance(section, dict) or section.get(KEY) != PROVISIONER:
+        return None
+    del section[KEY]
+    if not section:
+        del content[SECTION]
+    if content:
+        _write(path, content)
+    else:
+        path.unlink()
+    return path
+
+
+def replace_native(user: bool, prefix: str | None) -> Kernelspec:
+    """Install our kernelspec as ``python3``, and keep the one that was there.
+
+    :raises KernelspecError: when it cannot be written, or an original is kept already
+    """
+    folder = find_destination(user, prefix)
+    native, kept = folder / NATIVE, folder.parent / KEPT / NATIVE
+    if os.path.lexists(native) and not is_ours(native):
+        if os.path.lexists(kept):
+            raise KernelspecError(
+                f"{kept} has a kernelspec that was replaced before.",
+                f"remove it, if {native} is the one to keep.",
+            )
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            native.rename(kept)
+        except OSError as error:
+            raise KernelspecError(
+                f"{native} cannot be replaced: {error.strerror}.",
+                "run this command as the user who owns it, or use --user.",
+            ) from error
+    try:
+        return install_kernelspec(
+            user=user, prefix=prefix, name=NATIVE, display_name="Python 3 (gVisor)"
+        )
+    except BaseException:
+        restore_native(user, prefix)
+        raise
+
+
+def restore_native(user: bool, prefix: str | None) -> Path | None:
+    """Undo ``replace_native``; return the folder of the kernelspec, or None.
+
+    :raises KernelspecError: when it cannot be written
+    """
+    folder = find_destination(user, prefix)
+    native, kept = folder / NATIVE, folder.parent / KEPT / NATIVE
+    changed = False
+    if is_ours(native):
+        remove_kernelspec(read_kernelspec(native))
+        changed = True
+    if os.path.lexists(kept) and not os.path.lexists(native):
+        try:
+            kept.rename(native)
+        except OSError as error:
+            raise KernelspecError(
+                f"{kept} cannot be moved to {native}: {error.strerror}.",
+                "move it yourself, as the user who owns it.",
+            ) from error
+        with suppress(OSError):  # something else is kept there
+            kept.parent.rmdir()
+        changed = True
+    return native if changed else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is not JSON: {error}"
+        raise KernelspecError(
+            f"{path} cannot be read: {reason}.", "repair the file, or move it away."
+        ) from error
+    if not isinstance(content, dict):
+        raise KernelspecError(f"{path} is not a JSON object.", "repair the file.")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file in one step."""
+    target = path.resolve()  # a link to a file that a person keeps elsewhere stays one
+    new = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new.open("x") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+        new.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+        new.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        raise KernelspecError(
+            f"{path} cannot be written: {error.strerror}.",
+            f"use --user, or --sys-prefix in an environment of your own (now: {sys.prefix}).",
+        ) from error

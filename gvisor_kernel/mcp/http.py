@@ -1,0 +1,154 @@
+"""Streamable HTTP: the gate before the SDK's application, and the server that runs it.
+
+The gate lets through nothing without the token, from another Origin, or for another Host; the SDK
+never sees such a request. It also notices when a client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gvisor_kernel.mcp.clients import Client, Clients
+from gvisor_kernel.mcp.server import SESSION_HEADER, McpServer
+
+PATH = "/mcp"
+MAX_BODY = 32 * 1024 * 1024
+MAX_CONNECTIONS = 512
+MAX_CLIENTS = 256
+END_SECONDS = 3
+
+
+class Gate:
+    """Checks each request before the application gets it."""
+
+    def __init__(self, app: ASGIApp, clients: Clients, token: str, hosts: tuple[str, ...]) -> None:
+        self._app = app
+        self._clients = clients
+        self._token = token.encode()
+        self._hosts = {host.lower() for host in hosts}
+        self._origins = {
+            f"{scheme}://{host}" for host in self._hosts for scheme in ("http", "https")
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        refused = self._find_refusal(scope["path"], headers)
+        if refused is not None:
+            await refuse(send, *refused)
+            return
+        key = (headers.get(SESSION_HEADER) or [""])[0]
+        await self._pass_on(key, scope, receive, send)
+
+    def _find_refusal(self, path: str, headers: dict[str, list[str]]) -> tuple[int, str] | None:
+        """Return the status and the reason, if the request is refused."""
+        if [host.lower() for host in headers.get("host", [])] not in [[h] for h in self._hosts]:
+            return 421, "This server is not known by that name."
+        for origin in headers.get("origin", []):
+            if origin.lower() not in self._origins:
+                return 403, "Requests from that origin are refused."
+        given = headers.get("authorization", [])
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        is_right = hmac.compare_digest(token.strip().encode(), self._token)
+        if scheme.lower() != "bearer" or not is_right:
+            return 401, "The token that was shown when the server started is missing or wrong."
+        if path != PATH:
+            return 404, f"There is nothing at this path; the server is at {PATH}."
+        return None
+
+    async def _pass_on(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer; note the streams of a client, and its end."""
+        stream: Client | None = None
+        is_done = False
+
+        async def watch(message: Message) -> None:
+            nonlocal stream, is_done
+            if message["type"] == "http.response.start" and message["status"] < 300 and key:
+                is_done = True
+                if scope["method"] == "GET":  # the application knows this key, so it is a client's
+                    stream = self._clients.get(key)
+                    stream.streams += 1
+                    stream.left = None
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            if stream is not None:
+                stream.streams -= 1
+                if not stream.streams:
+                    stream.left = time.monotonic()
+            if scope["method"] == "DELETE" and is_done:
+                self._clients.leave(key)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone: who runs it ends it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def refuse(send: Send, status: int, reason: str) -> None:
+    """Answer a request with an error, without reading its body."""
+    body = json.dumps({"error": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="gvisor-kernel"'))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def make_gate(server: McpServer, clients: Clients, token: str, hosts: tuple[str, ...]) -> Gate:
+    """Return the application that answers the requests of HTTP."""
+    app = server.server.streamable_http_app(
+        streamable_http_path=PATH,
+        max_request_body_size=MAX_BODY,
+        max_sessions=MAX_CLIENTS,
+        session_idle_timeout=clients.settings.limits.idle_seconds,
+        host="",  # the gate checks Host and Origin
+    )
+    return Gate(app, clients, token, hosts)
+
+
+async def serve(gate: Gate, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set."""
+    config = uvicorn.Config(
+        gate,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=END_SECONDS,
+        lifespan="on",
+        ws="none",
+        proxy_headers=False,
+    )
+    http = _Server(config)
+
+    async def end() -> None:
+        await stop.wait()
+        http.should_exit = True
+
+    ending = asyncio.ensure_future(end())
+    try:
+        await http.serve(sockets=[listener])
+    finally:
+        ending.cancel()

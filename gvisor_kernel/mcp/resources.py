@@ -1,0 +1,225 @@
+"""Resources: files in outputs, the transcript and the log of a session, and skills.
+
+Outputs are read in the sandbox, by its kernel: a path of a resource is never one of the host. The
+transcript and the log are files of the host with names that are fixed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import heapq
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from mcp_types import BlobResourceContents, Resource, ResourceTemplate, TextResourceContents
+
+from gvisor_kernel.api.files import FileFailed
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.log_files import NAMES, log_parts
+from gvisor_kernel.mcp.file_tools import OUTPUTS, decode
+from gvisor_kernel.mcp.results import clean
+from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
+from gvisor_kernel.mcp.skill_files import FILE, list_skills, read_skill
+from gvisor_kernel.runtimes.state.records import find_sandboxes
+
+SHOWN_OUTPUTS = 200
+"""Files of one session in the list."""
+MAX_TAIL = 256 * 1024
+"""Bytes of a log or transcript: its end."""
+TRANSCRIPT = "transcripts/transcript.jsonl"
+TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
+SESSION_URI = re.compile(rf"sandbox://({NAME.pattern})/(outputs/(.+)|transcript|log)")
+SKILL_URI = re.compile(r"skill://([^/]+)/SKILL\.md")
+Contents = TextResourceContents | BlobResourceContents
+
+
+def list_templates() -> list[ResourceTemplate]:
+    """Return the forms of resources that can be read without being listed."""
+    return [
+        ResourceTemplate(
+            name="outputs",
+            uri_template="sandbox://{session}/outputs/{+path}",
+            description="a file in the outputs of a session",
+        ),
+        ResourceTemplate(
+            name="transcript",
+            uri_template="sandbox://{session}/transcript",
+            description="the code and outputs of a session, as recorded; a JSON object a line",
+            mime_type="application/jsonl",
+        ),
+        ResourceTemplate(
+            name="log",
+            uri_template="sandbox://{session}/log",
+            description="the log of a session's sandbox",
+            mime_type="text/plain",
+        ),
+        ResourceTemplate(
+            name="skill",
+            uri_template="skill://{name}/SKILL.md",
+            description="the instructions of a skill",
+            mime_type="text/markdown",
+        ),
+    ]
+
+
+async def list_resources(sessions: Sessions) -> list[Resource]:
+    """Return the resources that there are now."""
+    found: list[Resource] = []
+    for session in [] if sessions.is_stateless else sessions.list():
+        start = f"sandbox://{session.name}"
+        found += [
+            Resource(
+                name=f"{session.name}: transcript",
+                uri=f"{start}/transcript",
+                mime_type="application/jsonl",
+            ),
+            Resource(name=f"{session.name}: log", uri=f"{start}/log", mime_type="text/plain"),
+        ]
+        # A busy kernel cannot list its files; the list must not wait for it.
+        if session.state == "idle" and session.language == "python":
+            found += await list_outputs(session)
+    for skill in await list_skills():
+        found.append(
+            Resource(
+                name=f"skill: {skill.name}",
+                uri=f"skill://{skill.name}/{FILE}",
+                description=clean(skill.description),
+                mime_type="text/markdown",
+            )
+        )
+    return found
+
+
+async def list_outputs(session: Session) -> list[Resource]:
+    """Return the files in the outputs of a session, and in folders that are in it."""
+    found: list[Resource] = []
+    folders = [OUTPUTS]
+    while folders and len(found) < SHOWN_OUTPUTS:
+        folder = folders.pop(0)
+        try:
+            entries = await session.do(session.sandbox.files.list(folder))
+        except FileFailed:
+            continue
+        for entry in entries[:SHOWN_OUTPUTS]:
+            path = posixpath.join(folder, entry.name)
+            if entry.kind == "folder" and len(folders) < SHOWN_OUTPUTS:
+                folders.append(path)
+            elif entry.kind == "file" and len(found) < SHOWN_OUTPUTS:
+                name = clean(posixpath.relpath(path, OUTPUTS))
+                uri = f"sandbox://{session.name}/outputs/{quote(name)}"
+                found.append(Resource(name=f"{session.name}: {name}", uri=uri, size=entry.size))
+    return found
+
+
+async def read_resource(sessions: Sessions, uri: str) -> Contents:
+    """Return the content of a resource.
+
+    :raises GvisorKernelError: there is none of that name, or it is too large
+    """
+    skill = SKILL_URI.fullmatch(uri)
+    if skill is not None:
+        _, text = await read_skill(unquote(skill[1]))
+        return TextResourceContents(uri=uri, mime_type="text/markdown", text=clean(text))
+    match = SESSION_URI.fullmatch(uri)
+    if match is None:
+        raise SandboxError(
+            f"There is no resource {uri[:200]!r}.", "list the resources and their templates."
+        )
+    session = sessions.get(match[1])
+    if match[3] is not None:
+        return await read_output_file(session, uri, unquote(match[3]), sessions)
+    find = read_transcript if match[2] == "transcript" else read_log
+    text = await asyncio.to_thread(find, session.sandbox.id)
+    mime = "application/jsonl" if match[2] == "transcript" else "text/plain"
+    return TextResourceContents(uri=uri, mime_type=mime, text=clean(text))
+
+
+async def read_output_file(session: Session, uri: str, path: str, sessions: Sessions) -> Contents:
+    """Return a file in the outputs of a session.
+
+    :raises GvisorKernelError: it is none, or has too many bytes
+    """
+    limit = sessions.limits.resource_bytes
+    full = posixpath.normpath(posixpath.join(OUTPUTS, path))
+    if not full.startswith(f"{OUTPUTS}/") or "\x00" in full:
+        raise SandboxError(f"The path {path[:100]!r} is not in outputs.")
+    session.check_alive()
+    data = await session.do(session.sandbox.files.read(full, "bytes", limit=limit))
+    text, encoding, size = decode(data)
+    if encoding == "text" and size == len(data):
+        return TextResourceContents(uri=uri, mime_type="text/plain", text=text)
+    blob = base64.b64encode(data).decode()
+    return BlobResourceContents(uri=uri, mime_type=guess_type(path), blob=blob)
+
+
+def guess_type(path: str) -> str:
+    """Return the MIME type that a name stands for."""
+    return TYPES.get(posixpath.splitext(path)[1].lower(), "application/octet-stream")
+
+
+TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".pdf": "application/pdf",
+    ".zip": "application/zip",
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+}
+
+
+def find_directory(identity: str) -> Path:
+    """Return the state directory of a sandbox of this process.
+
+    :raises SandboxError: it has ended
+    """
+    for directory, record in find_sandboxes():
+        if identity and record.identity == identity:
+            return directory
+    raise SandboxError("The sandbox of this session has ended.")
+
+
+def read_transcript(identity: str) -> str:
+    """Return the end of a sandbox's transcript, in whole lines.
+
+    :raises SandboxError: there is none
+    """
+    lines = read_tail(find_directory(identity) / TRANSCRIPT)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def read_log(identity: str) -> str:
+    """Return the end of a sandbox's log, whose files are merged by time.
+
+    :raises SandboxError: there is none
+    """
+    directory = find_directory(identity)
+    files = [
+        [line for part in log_parts(directory / name) for line in read_tail(part)] for name in NAMES
+    ]
+    merged = heapq.merge(*files, key=lambda line: line[:TIME_LENGTH])
+    return "".join(f"{line}\n" for line in merged)
+
+
+def read_tail(path: Path) -> Iterator[str]:
+    """Yield the last lines of a regular file, at most MAX_TAIL bytes; nothing if there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        start = max(0, status.st_size - MAX_TAIL)
+        file.seek(start)
+        lines = file.read(MAX_TAIL).decode("utf-8", "backslashreplace").splitlines()
+    yield from lines[1:] if start else lines

@@ -1,0 +1,179 @@
+"""The server: what answers the requests of MCP clients, whatever brings them.
+
+It finds the client of a request, bounds its calls at once, and turns errors into results. The SDK
+does the protocol.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from mcp import MCPError
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    GetPromptRequestParams,
+    GetPromptResult,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+)
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+from gvisor_kernel import __version__
+from gvisor_kernel.errors import GvisorKernelError, SandboxError
+from gvisor_kernel.mcp import prompts, resources
+from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
+from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
+from gvisor_kernel.mcp.results import make_failure
+from gvisor_kernel.mcp.tools import CODE_TOOLS, Call, Tool
+
+log = logging.getLogger(__name__)
+
+STDIO = "stdio"
+"""The key of the one client over stdio."""
+SESSION_HEADER = "mcp-session-id"
+
+INSTRUCTIONS = """\
+Sandboxes that run code, each with a Jupyter kernel. Begin with sandbox_run_code. State stays in a
+session until it ends, or is not used for {idle:g} minutes. Put files for the user into
+/mnt/user-data/outputs. Skills, with instructions for documents and data, are prompts and resources,
+and files below /mnt/skills in each sandbox."""
+
+
+class McpServer:
+    """Answers requests for the sandboxes of ``clients``."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._tools = {tool.name: tool for tool in (*CODE_TOOLS, *FILE_TOOLS)}
+        roots = ", ".join(map(str, clients.settings.upload_roots))
+        if roots:
+            upload = replace(UPLOAD, description=UPLOAD.description.format(roots=roots))
+            self._tools[upload.name] = upload
+        idle = clients.settings.limits.idle_seconds / 60
+        self.server: Server[Any] = Server(
+            "gvisor-kernel",
+            version=__version__,
+            title="gVisor sandboxes",
+            instructions=INSTRUCTIONS.format(idle=idle),
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+            on_list_resources=self._list_resources,
+            on_list_resource_templates=self._list_templates,
+            on_read_resource=self._read_resource,
+            on_list_prompts=self._list_prompts,
+            on_get_prompt=self._get_prompt,
+        )
+
+    def _find_client(self, context: ServerRequestContext[Any]) -> Client:
+        request = context.request
+        if request is None:
+            return self._clients.get(STDIO)
+        if context.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
+            # The SDK has checked that it has given this id to this client.
+            key = request.headers.get(SESSION_HEADER)
+            if key:
+                return self._clients.get(key)
+        return self._clients.get(STATELESS, is_stateless=True)
+
+    @contextmanager
+    def _counted(self, client: Client) -> Iterator[None]:
+        limit = client.sessions.limits.calls
+        if client.sessions.is_stateless:
+            limit *= 4  # they are several clients
+        if client.calls >= limit:
+            raise SandboxError(
+                f"There are {client.calls} calls at once, which is the limit.",
+                "wait for the answers to earlier calls.",
+            )
+        client.calls += 1
+        try:
+            yield
+        finally:
+            client.calls -= 1
+
+    async def _list_tools(
+        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        return ListToolsResult(tools=[tool.describe() for tool in self._tools.values()])
+
+    async def _call_tool(
+        self, context: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult:
+        tool = self._tools.get(params.name)
+        if tool is None:
+            raise MCPError(INVALID_PARAMS, f"There is no tool {params.name[:80]!r}.")
+        client = self._find_client(context)
+        call = Call(client.sessions, self._clients.settings, context.session.report_progress)
+        try:
+            with self._counted(client):
+                return await self._run(tool, call, params)
+        except GvisorKernelError as error:
+            return make_failure(error)
+
+    async def _run(self, tool: Tool, call: Call, params: CallToolRequestParams) -> CallToolResult:
+        arguments = tool.read_arguments(params.arguments)
+        try:
+            return await tool.run(call, arguments)
+        except (OSError, RuntimeError) as error:
+            # A sandbox that ends in the middle of a call; its text may name files of the host.
+            log.warning("%s failed: %s", tool.name, error)
+            raise SandboxError(
+                f"{tool.name} failed, as its sandbox could not be used.",
+                "call sandbox_list_sessions, then restart or stop the session.",
+            ) from error
+
+    async def _list_resources(
+        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
+    ) -> ListResourcesResult:
+        client = self._find_client(context)
+        with self._refused(), self._counted(client):
+            return ListResourcesResult(resources=await resources.list_resources(client.sessions))
+        raise AssertionError
+
+    async def _list_templates(
+        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
+    ) -> ListResourceTemplatesResult:
+        return ListResourceTemplatesResult(resource_templates=resources.list_templates())
+
+    async def _read_resource(
+        self, context: ServerRequestContext[Any], params: ReadResourceRequestParams
+    ) -> ReadResourceResult:
+        client = self._find_client(context)
+        with self._refused(), self._counted(client):
+            contents = await resources.read_resource(client.sessions, str(params.uri))
+            return ReadResourceResult(contents=[contents])
+        raise AssertionError
+
+    async def _list_prompts(
+        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
+    ) -> ListPromptsResult:
+        return ListPromptsResult(prompts=await prompts.list_prompts())
+
+    async def _get_prompt(
+        self, context: ServerRequestContext[Any], params: GetPromptRequestParams
+    ) -> GetPromptResult:
+        with self._refused():
+            return await prompts.get_prompt(params.name, params.arguments or {})
+        raise AssertionError
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Turn an error into one of the protocol."""
+        try:
+            yield
+        except GvisorKernelError as error:
+            text = f"{error.fact} {error.hint}".strip()
+            raise MCPError(INVALID_PARAMS, text) from error

@@ -1,0 +1,148 @@
+"""Messages of a sandbox are collected within bounds, whatever they contain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gvisor_kernel.api import collector as module
+from gvisor_kernel.api.collector import Collector, cut, read_error
+from gvisor_kernel.api.execution import ExecutionError, Missing, Printed, Result
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+KINDS = ("stream", "execute_result", "display_data", "update_display_data", "error", "status")
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector("request", 100)
+    yield collector
+    collector.close()
+
+
+def stream(text: object, name: object = "stdout") -> dict[str, Any]:
+    return {"msg_type": "stream", "content": {"name": name, "text": text}}
+
+
+def display(data: object, kind: str = "display_data", display_id: str = "") -> dict[str, Any]:
+    transient = {"display_id": display_id} if display_id else {}
+    content = {"data": data, "metadata": {}, "transient": transient}
+    return {"msg_type": kind, "content": content}
+
+
+def test_text_over_the_limit_is_counted_and_kept_in_a_file(collector: Collector) -> None:
+    assert collector.add(stream("a" * 90)) == Printed("stdout", "a" * 90)
+    assert collector.add(stream("é" * 10)) == Printed("stdout", "é" * 10)
+    collector.add(stream("b"))
+    collector.add(stream("error", "stderr"))
+    execution = collector.finish(None)
+    assert execution.stdout == "a" * 90 + "é" * 5
+    assert execution.stderr == "error"
+    assert execution.missing == Missing(stdout=11)
+    assert collector.read_output().stdout == "a" * 90 + "é" * 10 + "b"
+    assert collector.read_output().stderr == "error"
+
+
+def test_results_over_the_limit_are_counted_and_kept_in_a_file(collector: Collector) -> None:
+    large = {"text/plain": "x" * 200}
+    assert collector.add(display(large)) == Result(large)
+    collector.add(display({"text/plain": "1"}, "execute_result"))
+    execution = collector.finish(None)
+    assert execution.text == "1"
+    assert execution.missing.results > 200
+    assert [dict(result.data) for result in collector.read_output().results] == [
+        large,
+        {"text/plain": "1"},
+    ]
+
+
+def test_what_is_kept_is_bounded(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_KEPT", 1000)
+    for _ in range(50):
+        collector.add(stream("x" * 100))
+    assert 0 < len(collector.read_output().stdout) <= 1000
+    assert collector.finish(None).missing.stdout == 4900
+
+
+def test_a_display_is_updated(collector: Collector) -> None:
+    collector.add(display({"text/plain": "1"}, display_id="a"))
+    collector.add(display({"text/plain": "2"}, display_id="b"))
+    collector.add(display({"text/plain": "3"}, "update_display_data", "a"))
+    assert [result.text for result in collector.finish(None).results] == ["3", "2"]
+
+
+def test_metadata_and_names_of_displays_are_bounded(collector: Collector) -> None:
+    long = "x" * 1000
+    message = display({}, display_id=long)
+    collector.add(message)
+    message["content"]["metadata"] = {"a": long}
+    assert collector.add(message) == Result({}, {"a": long})
+    assert collector.finish(None).results == (Result({}),)
+    assert collector.finish(None).missing.results > 1000
+    assert not collector._displays
+
+
+def test_empty_results_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_RESULTS", 3)
+    collector = Collector("request", 1000)
+    for _ in range(5):
+        collector.add(display({}, display_id="a"))
+    collector.add(display({"text/plain": "last"}, "update_display_data", "a"))
+    execution = collector.finish(None)
+    assert [result.text for result in execution] == [None, None, "last"]
+    assert execution.missing.results > 0
+    collector.close()
+
+
+def test_the_first_reply_counts_and_is_not_kept(collector: Collector) -> None:
+    collector.add_reply({"execution_count": 7, "payload": "x" * 1000})
+    collector.add_reply({"execution_count": 8, "status": "error"})
+    execution = collector.finish(None)
+    assert (execution.execution_count, execution.error) == (7, None)
+    other = Collector("request", 100)
+    other.add_reply({"execution_count": True})
+    assert other.has_reply
+    assert other.finish(None).execution_count is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(KINDS) | JSON, JSON), max_size=20))
+def test_no_message_of_a_sandbox_does_harm(messages: list[tuple[Any, Any]]) -> None:
+    collector = Collector("request", 100)
+    try:
+        for kind, content in messages:
+            collector.add({"msg_type": kind, "content": content})
+            keys = ("name", "text", "data", "metadata", "transient", "ename", "evalue", "traceback")
+            collector.add({"msg_type": kind, "content": dict.fromkeys(keys, content)})
+        execution = collector.finish(None)
+        assert len(execution.stdout.encode()) <= 100
+        collector.read_output()
+        execution.to_json()
+    finally:
+        collector.close()
+
+
+def test_an_error_is_bounded() -> None:
+    lines = ["x" * 100_000] * 100
+    error = read_error({"ename": "E" * 10_000, "evalue": None, "traceback": lines})
+    assert len(error.name) == 1000
+    assert error.value == ""
+    assert len(error.traceback) < module.MAX_TRACEBACK + 100
+    assert len(read_error({"traceback": [""] * 1_000_000}).traceback_raw) <= module.MAX_TRACEBACK
+    assert read_error({}) == ExecutionError("Error", "")
+
+
+@given(st.text(), st.integers(0, 50))
+def test_a_text_is_cut_between_characters(text: str, limit: int) -> None:
+    part = cut(text, limit)
+    assert text.startswith(part)
+    assert len(part.encode("utf-8", "surrogatepass")) <= limit
+    if part != text:
+        assert len(text[: len(part) + 1].encode("utf-8", "surrogatepass")) > limit

@@ -1,0 +1,140 @@
+"""A sandbox that sends messages of its own making, and programs that are slow to take them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from gvisor_kernel import Result, Sandbox
+from gvisor_kernel.api import async_sandbox
+from gvisor_kernel.api.async_sandbox import MAX_WAITING
+from gvisor_kernel.api.programs import ANSWER
+from gvisor_kernel.api.shell import Answers
+
+FORGE = """
+kernel = get_ipython().kernel
+def send(kind, content, socket=None, **more):
+    socket = socket or kernel.iopub_socket
+    kernel.session.send(socket, kind, content, parent=kernel.get_parent(), ident=b"x", **more)
+def send_packed(data):
+    real = kernel.session.pack
+    kernel.session.pack = lambda _: data
+    try:
+        send("stream", {})
+    finally:
+        kernel.session.pack = real
+def nest(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+import sys
+sys.setrecursionlimit(100_000)
+"""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Sandbox]:
+    with Sandbox(memory="1G", snapshot="off") as sandbox:
+        assert sandbox.run(FORGE).ok
+        yield sandbox
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for n in (90, 200, 900, 5000): send('display_data', {'data': {'a': nest(n)}})",
+        "send('display_data', {'data': {}}, metadata={'a': nest(5000)})",
+        "send('display_data', {'data': {'a': 1}, 'metadata': 7, 'transient': 'x'})",
+        "send('stream', {'name': [], 'text': 5}); send('error', {'traceback': {}})",
+        "send('stream', {'name': 'stdout', 'text': '\\udfff'})",
+        "send('display_data', {'data': {'a': 10**4000, 'b': float('nan')}})",
+        "for i in range(2000): send('display_data', {'data': {}}, metadata={'i': i})",
+        "for v in (b'\\xff', b'7', b'null', b'[]', b'\"x\"', b'{}', b'1e999'): send_packed(v)",
+        'send_packed(b\'{"msg_id": {}, "msg_type": [], "date": "2020-99-01T00:00:00Z"}\')',
+        "send_packed(b'[' * 1_000_000)",
+        "for _ in range(2): send('execute_reply', {'status': 'ok'}, kernel.shell_socket)"
+        " if hasattr(kernel, 'shell_socket') else None",
+    ],
+)
+def test_no_forged_message_ends_the_reading(shared: Sandbox, code: str) -> None:
+    execution = shared.run(f"{code}\nprint('end')", timeout=30)
+    execution.to_json()
+    execution = shared.run("'alive'", timeout=30)
+    assert (execution.text, execution.error) == ("'alive'", None)
+
+
+def test_a_run_that_its_code_declares_ended_is_over(shared: Sandbox) -> None:
+    forged = "send('status', {'execution_state': 'idle'}); print('late')"
+    shared.run(forged, timeout=30)
+    assert shared.run("'next'", timeout=30).text == "'next'"
+
+
+def test_only_the_last_answer_of_many_is_kept() -> None:
+    async def listen() -> Answers:
+        answers = Answers()
+        for number in range(3):
+            await answers.take(Result({ANSWER: number}))
+        await answers.take(Result({"text/plain": "x"}))
+        return answers
+
+    assert vars(asyncio.run(listen())) == {"last": 2}
+
+
+def test_few_messages_wait_for_a_slow_program(shared: Sandbox) -> None:
+    client = shared._sandbox._client
+    assert client is not None
+    assert client.iopub_channel.socket.getsockopt(zmq.RCVHWM) == MAX_WAITING
+
+
+def test_a_listener_may_interrupt_its_run_and_use_other_sandboxes(shared: Sandbox) -> None:
+    heard = []
+    with Sandbox(snapshot="off") as other:
+
+        def listen(_: str) -> None:
+            heard.append(other.run("6 * 7").text)
+            shared.interrupt()
+
+        code = "print('go', flush=True)\nimport time; time.sleep(600)"
+        execution = shared.run(code, on_stdout=listen)
+    assert heard == ["42"]
+    assert execution.error is not None
+    assert execution.error.name == "KeyboardInterrupt"
+
+
+def test_a_listener_that_exits_ends_its_run_alone(shared: Sandbox) -> None:
+    def leave(_: str) -> None:
+        sys.exit(3)
+
+    with pytest.raises(SystemExit):
+        shared.run("print('go', flush=True)\nimport time; time.sleep(600)", on_stdout=leave)
+    assert shared.run("'alive'").text == "'alive'"
+
+
+def test_a_slow_listener_is_not_taken_for_code_that_goes_on(
+    shared: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_sandbox, "LAST_SECONDS", 0.5)
+    released = threading.Event()
+
+    def listen(_: str) -> None:
+        released.wait(30)
+
+    code = "print('go', flush=True)\nimport time; time.sleep(600)"
+    execution = shared.run(code, timeout=1, on_stdout=listen)
+    released.set()
+    assert execution.ended_by == "interrupt"
+    assert shared.run("'alive'").text == "'alive'"
+
+
+def test_messages_that_cannot_be_read_any_more_end_the_run() -> None:
+    with Sandbox(snapshot="off") as sandbox:
+        for reader in sandbox._sandbox._readers:
+            sandbox._thread._loop.call_soon_threadsafe(reader.cancel)
+        with pytest.raises(Exception, match="can no longer be read"):
+            sandbox.run("1")

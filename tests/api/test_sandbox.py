@@ -1,0 +1,305 @@
+"""A sandbox of a program: code, output, time limits, files, commands, deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel import Execution, Result, Sandbox
+from gvisor_kernel.api import async_sandbox
+from gvisor_kernel.api.execution import Missing, Printed
+from gvisor_kernel.api.files import FileFailed
+from gvisor_kernel.errors import SandboxError, SettingError, UnknownSetting
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A sandbox with both folders, for the tests that leave it alive."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "data").mkdir()
+    (folder / "data" / "sales.csv").write_text("a,b\n1,2\n")
+    with Sandbox(uploads=folder / "data", outputs=folder / "out", memory="1G") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(shared: Sandbox) -> Sandbox:
+    if not shared.alive:
+        shared.restart()
+    return shared
+
+
+def test_a_run_gives_value_output_and_count(sandbox: Sandbox) -> None:
+    execution = sandbox.run("import sys; print('out'); print('err', file=sys.stderr); 6 * 7")
+    assert (execution.text, execution.stdout, execution.stderr) == ("42", "out\n", "err\n")
+    assert execution.ok
+    assert execution.ended_by is None
+    assert execution.duration > 0
+    assert sandbox.run("_").execution_count == (execution.execution_count or 0) + 1
+
+
+def test_an_exception_is_a_result(sandbox: Sandbox) -> None:
+    error = sandbox.run("1 / 0").error
+    assert error is not None
+    assert (error.name, error.value) == ("ZeroDivisionError", "division by zero")
+    assert "\x1b[" in "".join(error.traceback_raw)
+    assert "\x1b" not in error.traceback
+    assert sandbox.run("raise").error is not None
+    assert sandbox.run("this is no Python").error.name == "SyntaxError"  # type: ignore[union-attr]
+
+
+def test_what_is_displayed_keeps_its_forms(sandbox: Sandbox) -> None:
+    code = "from IPython.display import *\ndisplay(HTML('<b>x</b>')); display({'a': 1})\n"
+    code += "display({'image/png': 'iVBORw=='}, raw=True)\n3"
+    execution = sandbox.run(code)
+    assert [result.formats() for result in execution] == [
+        ("text", "html"),
+        ("text",),
+        ("png",),
+        ("text",),
+    ]
+    assert execution.results[2].png == b"\x89PNG"
+    assert [result.is_main_result for result in execution] == [False] * 3 + [True]
+
+
+def test_listeners_hear_all_of_it_as_it_comes(sandbox: Sandbox) -> None:
+    heard: list[str] = []
+    execution = sandbox.run(
+        "import sys; print('a' * 5000); sys.stdout.flush(); print('b', file=sys.stderr); 1 / 0",
+        on_stdout=heard.append,
+        on_stderr=lambda text: heard.append(f"stderr {text}"),
+        on_error=lambda error: heard.append(error.name),
+        max_output=100,
+    )
+    assert "".join(heard) == "a" * 5000 + "\nstderr b\nZeroDivisionError"
+    assert execution.stdout == "a" * 100
+    assert execution.missing == Missing(stdout=4901)
+    assert sandbox.output(execution).stdout == "a" * 5000 + "\n"
+
+
+def test_a_listener_that_fails_ends_the_run(sandbox: Sandbox) -> None:
+    def fail(text: str) -> None:
+        raise LookupError(text)
+
+    with pytest.raises(LookupError, match="first"):
+        sandbox.run("print('first', flush=True)\nwhile True: pass", on_stdout=fail)
+    assert sandbox.run("'alive'").text == "'alive'"
+
+
+def test_a_stream_yields_what_comes_and_then_the_execution(sandbox: Sandbox) -> None:
+    events = list(sandbox.stream("print('x')\n7"))
+    assert events[0] == Printed("stdout", "x\n")
+    assert isinstance(events[1], Result)
+    assert isinstance(events[2], Execution)
+    assert events[2].text == "7"
+
+
+def test_leaving_a_stream_ends_the_code(sandbox: Sandbox) -> None:
+    for event in sandbox.stream("import time\nfor i in range(10**9): print(i); time.sleep(0.01)"):
+        assert isinstance(event, Printed)
+        break
+    assert sandbox.run("'alive'").text == "'alive'"
+
+
+def test_code_over_its_time_is_interrupted(sandbox: Sandbox) -> None:
+    execution = sandbox.run("x = 1\nimport time; time.sleep(600)", timeout=0.5)
+    assert execution.ended_by == "interrupt"
+    assert execution.error is not None
+    assert execution.error.name == "Timeout"
+    assert execution.error.value == "The code ran longer than 0.5 s and was interrupted."
+    assert "KeyboardInterrupt" in execution.error.traceback
+    assert sandbox.run("x").text == "1"
+
+
+def test_code_that_ignores_its_interrupt_is_killed(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_sandbox, "GRACE_SECONDS", 0.5)
+    code = "import time\nwhile True:\n  try: time.sleep(600)\n  except KeyboardInterrupt: pass"
+    execution = sandbox.run(code, timeout=0.5)
+    assert execution.ended_by == "kill"
+    assert execution.error is not None
+    assert execution.error.value.endswith("ignored its interrupt; the kernel was killed.")
+    with pytest.raises(SandboxError, match=r"restart\(\)"):
+        sandbox.run("1")
+    sandbox.restart()
+    assert sandbox.run("1").text == "1"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os; print('last', flush=True); os._exit(3)", "with exit status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("exit()", None),
+        ("x = bytearray(1 << 20); y = [x * 3000]", "of memory; its limit is"),
+    ],
+)
+def test_a_death_is_a_result_with_its_reason(
+    sandbox: Sandbox, code: str, reason: str | None
+) -> None:
+    execution = sandbox.run(code)
+    if reason is None:
+        return  # ipykernel ends by itself, when it has answered
+    assert execution.ended_by == "death"
+    assert execution.error is not None
+    assert execution.error.name == "KernelDied"
+    assert reason in execution.error.value
+    assert execution.stdout == ("last\n" if "last" in code else "")
+
+
+def test_ctrl_c_ends_the_code_and_is_raised(sandbox: Sandbox) -> None:
+    def interrupt(_: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.run("print('go', flush=True)\nimport time; time.sleep(600)", on_stdout=interrupt)
+    assert sandbox.run("'alive'").text == "'alive'"
+
+
+def test_another_thread_may_interrupt(sandbox: Sandbox) -> None:
+    interrupting = threading.Thread(target=sandbox.interrupt)
+    code = "print('go', flush=True)\nimport time; time.sleep(600)"
+    execution = sandbox.run(code, on_stdout=lambda _: interrupting.start())
+    interrupting.join()
+    assert execution.error is not None
+    assert (execution.error.name, execution.ended_by) == ("KeyboardInterrupt", None)
+
+
+def test_runs_of_many_threads_take_turns(sandbox: Sandbox) -> None:
+    found: list[str | None] = []
+    threads = [
+        threading.Thread(target=lambda i=i: found.append(sandbox.run(f"{i}").text))
+        for i in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found, key=str) == sorted(map(str, range(20)))
+
+
+def test_uploads_are_read_and_outputs_are_written(sandbox: Sandbox) -> None:
+    assert sandbox.run("open('sales.csv').read()").text == "'a,b\\n1,2\\n'"
+    sandbox.run("open('/mnt/user-data/outputs/x.txt', 'w').write('made')")
+    assert [entry.name for entry in sandbox.files.list("/mnt/user-data/outputs")] == ["x.txt"]
+
+
+# -- files and commands ----------------------------------------------------------------------------
+
+
+def test_files_are_written_read_listed_and_removed(sandbox: Sandbox, tmp_path: Path) -> None:
+    files = sandbox.files
+    large = os.urandom(3_000_000)
+    files.write("made/a.bin", large)
+    files.write("made/b.txt", "héllo")
+    files.write("made/empty", b"")
+    assert files.read("made/a.bin", "bytes") == large
+    assert files.read("made/b.txt") == "héllo"
+    assert files.read("made/empty") == ""
+    entries = files.list("made")
+    assert [(e.name, e.kind, e.size) for e in entries] == [
+        ("a.bin", "file", 3_000_000),
+        ("b.txt", "file", 6),
+        ("empty", "file", 0),
+    ]
+    assert entries[0].path == "/workspace/made/a.bin"
+    files.rename("made/b.txt", "made/c.txt")
+    assert (files.exists("made/b.txt"), files.exists("made/c.txt")) == (False, True)
+    files.download("made/a.bin", tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == large
+    files.upload(tmp_path / "a.bin", "again.bin")
+    assert files.read("again.bin", "bytes") == large
+    files.remove("made")
+    assert not files.exists("made")
+    assert sandbox.run("sorted(k for k in globals() if 'json' in k or 'answer' in k)").text == "[]"
+
+
+def test_a_name_may_be_no_text(sandbox: Sandbox) -> None:
+    sandbox.files.write("\udcff.txt", "x")
+    assert sandbox.files.read("\udcff.txt") == "x"
+    assert "\ufffd.txt" in [entry.name for entry in sandbox.files.list()]
+    assert sandbox.run("print('\\udcff')").stdout == "\ufffd\n"
+    sandbox.files.remove("\udcff.txt")
+
+
+def test_a_file_that_cannot_be_had_says_why(sandbox: Sandbox, tmp_path: Path) -> None:
+    for path, reason in (("none", "No such file"), ("/", "Is a directory"), ("a\0b", "null")):
+        with pytest.raises(FileFailed, match=reason):
+            sandbox.files.read(path)
+    with pytest.raises(FileFailed, match=r"Read-only|Permission"):
+        sandbox.files.write("/mnt/user-data/uploads/x", "x")
+    sandbox.files.write("binary", b"\xff")
+    with pytest.raises(FileFailed, match="bytes"):
+        sandbox.files.read("binary")
+    with pytest.raises(FileFailed, match="more than 1000 bytes"):
+        sandbox.files.download("/dev/zero", tmp_path / "zero", limit=1000)
+    assert not (tmp_path / "zero").exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("None", "{'data': 7}", "{'data': '%'}", "{'entries': 5, 'path': 7}", "[]", "{}"),
+        "{'path': '/', 'entries': [['../../x', 'file', 1, 1]]}",
+        "{'path': '/', 'entries': [['..', 'folder', 1, 1]]}",
+        "{'path': '/', 'entries': [['x', 'file', 1, 10**400]]}",
+    ],
+)
+def test_a_kernel_that_lies_about_files_does_no_harm(sandbox: Sandbox, answer: str) -> None:
+    lie = "pub = get_ipython().display_pub; real = pub.publish\n"
+    lie += f"pub.publish = lambda data, **_: real({{next(iter(data)): {answer}}})"
+    sandbox.run(lie)
+    try:
+        for ask in (sandbox.files.read, sandbox.files.list):
+            with pytest.raises(FileFailed):
+                ask("sales.csv")
+        assert sandbox.files.exists("sales.csv") is False if answer == "{}" else True
+        assert sandbox.shell("true").status is None
+    finally:
+        sandbox.run("pub.publish = real")
+
+
+def test_a_command_gives_status_and_output(sandbox: Sandbox) -> None:
+    done = sandbox.shell("echo out; echo err >&2; cat; exit 3")
+    assert (done.status, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert (done.ok, done.output) == (False, "out\nerr\n")
+    assert sandbox.shell("kill -9 $$").status == -9
+    assert sandbox.shell("pwd").stdout == "/workspace\n"
+
+
+def test_a_command_over_its_time_ends_with_its_children(sandbox: Sandbox) -> None:
+    done = sandbox.shell("sleep 1000 & sleep 1000", timeout=0.5)
+    assert (done.status, done.ended_by) == (None, "interrupt")
+    assert "sleep" not in sandbox.shell("cat /proc/*/cmdline").stdout
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
+    with pytest.raises(UnknownSetting, match="memory_limit"):
+        Sandbox(memory_limits="2G")
+    with pytest.raises(SettingError, match="memory_limit is given as well"):
+        Sandbox(memory="2G", memory_limit="2G")
+    with pytest.raises(SettingError, match="one of python, bash, typescript, java"):
+        Sandbox(language="ruby")
+    with pytest.raises(SettingError, match="pids_limit"):
+        Sandbox(pids_limit=-1)
+
+
+def test_the_programs_folder_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "private").touch()
+    monkeypatch.chdir(tmp_path)
+    with Sandbox(language="bash") as sandbox:
+        assert sandbox.run("ls -A /workspace /mnt/user-data/uploads | grep private").stdout == ""
+        with pytest.raises(SandboxError, match="has no shell"):
+            sandbox.shell("ls")
+    assert list(tmp_path.iterdir()) == [tmp_path / "private"]
+    with pytest.raises(SandboxError, match="was closed"):
+        sandbox.run("1")
