@@ -57,13 +57,15 @@ class _Run:
     """The run that the kernel has now.
 
     ``finished`` is set when its last message has come, or when a listener has failed (``failure``);
-    ``replied`` when the code has ended. Its output may still be on the way then.
+    ``replied`` when the code has ended. Its output may still be on the way then; ``idle`` when
+    all of it has come, also that of a kernel that has died.
     """
 
     collector: Collector
     emit: Callable[[Event], Awaitable[None]]
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     replied: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
     failure: BaseException | None = None
 
     @property
@@ -72,7 +74,9 @@ class _Run:
         return self.collector.is_idle and self.collector.has_reply
 
     def check(self) -> None:
-        """Set ``finished`` if nothing more comes."""
+        """Set ``idle``, and ``finished`` if nothing more comes."""
+        if self.collector.is_idle:
+            self.idle.set()
         if self.is_over:
             self.finished.set()
 
@@ -327,7 +331,7 @@ class AsyncSandbox:
                 self._run = None
 
     async def _wait(self, run: _Run, timeout: float | None) -> Execution:
-        if await self._wait_for(run.finished, timeout):
+        if await self._wait_for(run, run.finished, timeout):
             return self._finish(run)
         how = await self._stop(run)
         seconds = f"{timeout:g} s"
@@ -347,7 +351,7 @@ class AsyncSandbox:
             return run.collector.finish("death", with_text(None, "KernelDied", end))
         return run.collector.finish(None)
 
-    async def _wait_for(self, event: asyncio.Event, seconds: float | None) -> bool:
+    async def _wait_for(self, run: _Run, event: asyncio.Event, seconds: float | None) -> bool:
         """Wait until ``event`` is set, or the kernel has ended; False if it takes longer."""
         loop = asyncio.get_running_loop()
         end = None if seconds is None else loop.time() + seconds
@@ -363,7 +367,7 @@ class AsyncSandbox:
             if self._find_end() is not None:  # its last messages are on their way
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_SECONDS):
-                        await event.wait()
+                        await run.idle.wait()
                 return True
         return True
 
@@ -374,12 +378,12 @@ class AsyncSandbox:
         run.finished.clear()  # a listener may have set it
         await self.interrupt()
         # Output that the program has not taken yet does not mean that the code goes on.
-        if await self._wait_for(run.replied, GRACE_SECONDS) and self._find_end() is None:
-            await self._wait_for(run.finished, LAST_SECONDS)
+        if await self._wait_for(run, run.replied, GRACE_SECONDS) and self._find_end() is None:
+            await self._wait_for(run, run.finished, LAST_SECONDS)
             return "interrupt"
         if self._provisioner is not None:
             await self._provisioner.kill()
-        await self._wait_for(run.finished, LAST_SECONDS)
+        await self._wait_for(run, run.finished, LAST_SECONDS)
         return "kill"
 
     def _keep_output(self, collector: Collector) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ..sweeps import needs_all
 from ..world import PROJECT
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "api.md").read_text(), re.DOTALL)
@@ -59,7 +60,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 # The packages of others may warn, when they are imported.
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("number", range(len(EXPECTED)))
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(number, marks=needs_all) for number in range(1, len(EXPECTED)))]
+)
 def test_a_block_of_the_documentation_runs(
     number: int,
     folder: Path,

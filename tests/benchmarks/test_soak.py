@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import counts
+from tests.sweeps import needs_all
 from tests.world import PROJECT
 
 
+@needs_all
 @pytest.mark.slow
 @pytest.mark.timeout(170)
 def test_short_soak_leaves_nothing(tmp_path: Path) -> None:
