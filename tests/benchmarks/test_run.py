@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,16 @@ def test_one_round_leaves_results_tables_and_plots(tmp_path: Path) -> None:
         *(sys.executable, "-m", "benchmarks", "--rounds", "1", "--output", str(tmp_path)),
         *("--variants", "local", "--figures", "start,trips,interrupt"),
     ]
+    # Other tests of this process may have started an engine, and named it in the environment.
+    environment = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
     done = subprocess.run(
-        argv, cwd=PROJECT, capture_output=True, text=True, timeout=100, check=False
+        argv,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())

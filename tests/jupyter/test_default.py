@@ -158,7 +158,7 @@ def test_kernels_of_running_servers_without_a_sandbox_are_named(tmp_path: Path) 
         try:
             while b"http://127.0.0.1" not in (line := server.stderr.readline()):
                 assert line, "the server ended"
-            (found,) = [s for s in servers.find_servers() if s.pid == server.pid]
+            found = wait_for_server(server.pid)
             wait_until_open(found.url)
             assert servers.list_kernels(found) == []
             asyncio.run(_start_kernel(found, "python3"))
@@ -169,6 +169,17 @@ def test_kernels_of_running_servers_without_a_sandbox_are_named(tmp_path: Path) 
             server.terminate()
             server.stderr.read()
             server.wait(scale_seconds(30))
+
+
+def wait_for_server(pid: int) -> servers.Server:
+    """Wait until a server has written the file that names it."""
+    end = time.monotonic() + scale_seconds(20)
+    while True:
+        for found in servers.find_servers():
+            if found.pid == pid:
+                return found
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def wait_until_open(url: str) -> None:

@@ -161,7 +161,8 @@ def test_snapshots_are_made_one_at_a_time_with_low_priority(
 
         wait_until(look, "three snapshots", 120)
     assert labels(own_store) == ["csv", "json", "wave"]
-    assert sum("idle" in seen for seen in disk.values()) >= 6, "three builders and their sandboxes"
+    # Of three builders and their sandboxes some may begin and end between two looks.
+    assert sum("idle" in seen for seen in disk.values()) >= 3, disk
     # A process that ends has no priority, and some were not seen before their end.
     assert all("idle" in seen or seen.total() <= 2 for seen in disk.values()), disk
     assert len(left_in(own_store)) == 3
