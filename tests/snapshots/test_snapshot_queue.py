@@ -156,13 +156,14 @@ def test_snapshots_are_made_one_at_a_time_with_low_priority(
                 for process in (record.owner, *record.processes.values()):
                     with suppress(ProcessLookupError):
                         assert os.getpriority(os.PRIO_PROCESS, process.pid) == NICENESS
-                        disk[process.pid][disk_priority(process.pid)] += 1
+                        # A program is started for each: looks that take long miss sandboxes.
+                        if "idle" not in disk[process.pid]:
+                            disk[process.pid][disk_priority(process.pid)] += 1
             return len(labels(own_store)) == 3
 
         wait_until(look, "three snapshots", 120)
     assert labels(own_store) == ["csv", "json", "wave"]
-    # Of three builders and their sandboxes some may begin and end between two looks.
-    assert sum("idle" in seen for seen in disk.values()) >= 3, disk
+    assert sum("idle" in seen for seen in disk.values()) >= 6, "three builders and their sandboxes"
     # A process that ends has no priority, and some were not seen before their end.
     assert all("idle" in seen or seen.total() <= 2 for seen in disk.values()), disk
     assert len(left_in(own_store)) == 3
