@@ -250,3 +250,16 @@ def test_the_workers_memory_stays_small(worker: EgressWorker, upstream: Fake) ->
     peak = int(status.partition("VmHWM:")[2].split()[0])
     assert peak < 100 * 1024
     kernel.close()
+
+
+def test_a_process_knows_when_its_memory_is_short() -> None:
+    """From then on the worker refuses requests (``Services.admit``), before it has to end."""
+    code = (
+        "from gvisor_kernel.egress.own_process import is_memory_short, limit_memory\n"
+        "print(is_memory_short()); limit_memory(400 << 20); print(is_memory_short())\n"
+        "held = bytearray(320 << 20); print(is_memory_short())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False", "True"]
