@@ -125,7 +125,7 @@ def drive(end: Connection, stream: list[bytes], consume: int) -> None:
         if end.stream_room >= 12 + len(piece):
             end.divert_stream(encode_bytes(1, piece))
         with suppress(LocalProtocolError):  # refused while there is no kernel
-            end.send_message(DATA_CHANNELS[len(piece) % 5], [piece, b""])
+            end.send_message(DATA_CHANNELS[len(piece) % len(DATA_CHANNELS)], [piece, b""])
         for output in iter(end.data_to_send, b""):
             assert len(output) < 256 * 1024 + 2 * MAX_FRAME
     if end.role is Role.HOST:

@@ -37,7 +37,6 @@ PROGRAM = "a file that the calling program names"
 ALLOWED = {
     "api/files.py:upload": PROGRAM,
     "api/files.py:download": PROGRAM + "; it must not exist",
-    "api/programs.py": "runs inside the sandbox",
     "api/sandbox.py:rename": "a file inside the sandbox",
     "mcp/file_tools.py:move_to_outputs": "a file inside the sandbox",
     "bridge/": STATE,

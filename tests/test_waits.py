@@ -108,9 +108,18 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/worker.py", "worker.ended.wait()"): "its owner's end ends it",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
     (
-        "api/async_sandbox.py",
+        "api/runner.py",
         "asyncio.shield(asyncio.ensure_future(self._stop(run)))",
     ): "bounded by GRACE_SECONDS and LAST_SECONDS",
+    ("api/files.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
+    ("api/shell.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
+    (
+        "api/shell.py",
+        "asyncio.shield(call.send({'signal': int(signal.SIGKILL)}))",
+    ): "a step of the bridge's loop",
+    ("api/shell.py", "running.result()"): "it is done",
+    ("bridge/service.py", "state.changed.wait()"): "until an answer, or the end of the run; callers"
+    " have limits",
     (
         "api/async_sandbox.py",
         "asyncio.shield(asyncio.ensure_future(self.close()))",
@@ -140,8 +149,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/pool.py", "self._ready.get()"): "until a sandbox has started, or failed",
     ("api/pool.py", "self._wanted.acquire()"): "a filler waits until a sandbox is taken",
     ("api/pool.py", "while True"): "a filler lives as long as its pool",
-    ("api/programs.py", "os.read(key.fd, 65536)"): READY,
-    ("api/programs.py", "process.wait()"): CODE,
     ("host/locks.py", "threading.Lock()"): LOCK,
     ("host/locks.py", "self._lock.acquire()"): LOCK,
     ("host/homes.py", "os.read(process.stdout.fileno(), READ_SIZE)"): READY,

@@ -1,84 +1,38 @@
 """``AsyncSandbox``: one kernel in one sandbox, for a program with an event loop.
 
-jupyter_client's manager and client do the work. Two tasks read iopub and shell at all times, so
-that a kernel never waits for a program that runs nothing; messages that belong to no run are
-dropped. Runs take turns.
+jupyter_client's manager and client do the work. Code runs in the kernel (``runner``); files and
+commands are the matter of the sandbox itself (``files``, ``shell``), whatever the kernel does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty
 from types import TracebackType
 from typing import Any, Self
 
-import zmq
-from jupyter_client.asynchronous.client import AsyncKernelClient
-
-from gvisor_kernel.api.collector import Collector, Event, Output, with_text
+from gvisor_kernel.api.collector import Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
 from gvisor_kernel.api.files import AsyncFiles
 from gvisor_kernel.api.manager import describe_folder, make_manager
+from gvisor_kernel.api.runner import Emit, Runner
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
-from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
 
 MAX_OUTPUT = 1024 * 1024
 """Bytes of text of each stream, and of results, in one Execution, unless a program says more."""
-GRACE_SECONDS = 5.0
-"""How long code may go on after its interrupt, before the kernel is killed."""
-LAST_SECONDS = 5.0
-"""How long the messages of a kernel that has died are waited for."""
-POLL_SECONDS = 1.0
-WELCOME_SECONDS = 2.0
-MAX_PART = 256 * 1024 * 1024
-"""Bytes of JSON in one part of a message: as much as the link carries."""
-MAX_WAITING = 16
-"""Messages that wait for a program that is slow: a sandbox decides how large they are. The bridge
-keeps the others back."""
 KEPT_OUTPUTS = 8
 """Runs whose whole output can still be read."""
 
 OnText = Callable[[str], Awaitable[None] | None]
 OnResult = Callable[[Result], Awaitable[None] | None]
 OnError = Callable[[ExecutionError], Awaitable[None] | None]
-
-
-@dataclass
-class _Run:
-    """The run that the kernel has now.
-
-    ``finished`` is set when its last message has come, or when a listener has failed (``failure``);
-    ``replied`` when the code has ended. Its output may still be on the way then; ``idle`` when
-    all of it has come, also that of a kernel that has died.
-    """
-
-    collector: Collector
-    emit: Callable[[Event], Awaitable[None]]
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
-    replied: asyncio.Event = field(default_factory=asyncio.Event)
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    failure: BaseException | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes."""
-        return self.collector.is_idle and self.collector.has_reply
-
-    def check(self) -> None:
-        """Set ``idle``, and ``finished`` if nothing more comes."""
-        if self.collector.is_idle:
-            self.idle.set()
-        if self.is_over:
-            self.finished.set()
 
 
 class AsyncSandbox:
@@ -110,11 +64,7 @@ class AsyncSandbox:
         self.timeout = timeout
         self.max_output = max_output
         self.files = AsyncFiles(self)
-        self._client: AsyncKernelClient | None = None
-        self._readers: list[asyncio.Task[None]] = []
-        self._welcome = asyncio.Event()
-        self._turn = asyncio.Lock()
-        self._run: _Run | None = None
+        self._runner: Runner | None = None
         self._outputs: dict[str, Collector] = {}
         self._closed = False
         self._pid = os.getpid()
@@ -134,54 +84,34 @@ class AsyncSandbox:
 
         :raises GvisorKernelError: when a setting is wrong, or the sandbox cannot be started
         """
-        if self._client is not None or self._closed:
+        if self._runner is not None or self._closed:
             raise SandboxError("This sandbox was started before.", "make another one.")
-        self._client = client = self._manager.client()
-        client.session.unpack = _unpack
-        client.context.setsockopt(zmq.RCVHWM, MAX_WAITING)  # of the sockets that it will make
+        self._runner = Runner(self._manager.client(), self)
         try:
             await self._manager.start_kernel()
-            client.load_connection_info(self._manager.get_connection_info(session=True))
-            client.start_channels(hb=False, stdin=False)
-            self._readers = [
-                asyncio.create_task(self._read_iopub(client)),
-                asyncio.create_task(self._read_shell(client)),
-            ]
-            await self._subscribe(client)
+            await self._runner.start(self._manager.get_connection_info(session=True))
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self.close()))
             raise
         return self
-
-    async def _subscribe(self, client: AsyncKernelClient) -> None:
-        """Wait until this client gets what the kernel publishes."""
-        while not self._welcome.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(WELCOME_SECONDS):
-                    await self._welcome.wait()
-                    return
-            self._check_alive()
-            client.kernel_info()  # whatever comes on iopub now is as good
 
     async def close(self) -> None:
         """End the kernel and its sandbox. Idempotent."""
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
-        for reader in self._readers:
-            reader.cancel()
         try:
             if self._manager.has_kernel or self._manager.provisioner is not None:
                 await self._manager.shutdown_kernel(now=True)
         finally:
-            if self._client is not None:
-                self._client.stop_channels()
+            if self._runner is not None:
+                self._runner.stop()
             for collector in self._outputs.values():
                 collector.close()
             self._outputs.clear()
 
     async def __aenter__(self) -> Self:
-        if self._client is None:
+        if self._runner is None:
             await self.start()
         return self
 
@@ -205,14 +135,14 @@ class AsyncSandbox:
     @property
     def alive(self) -> bool:
         """Whether the kernel runs."""
-        return self._find_end() is None
+        return self.find_end() is None
 
     @property
     def _provisioner(self) -> GVisorProvisioner | None:
         provisioner = self._manager.provisioner
         return provisioner if isinstance(provisioner, GVisorProvisioner) else None
 
-    def _find_end(self) -> str | None:
+    def find_end(self) -> str | None:
         """Return why there is no kernel; None while it runs."""
         provisioner = self._provisioner
         if self._closed or provisioner is None or provisioner._kernel is None:
@@ -220,7 +150,7 @@ class AsyncSandbox:
         return provisioner._kernel.find_end()
 
     def _check_alive(self) -> None:
-        end = self._find_end()
+        end = self.find_end()
         if end is not None:
             hint = "make another one." if self._closed else "call restart()."
             raise SandboxError(f"The kernel of this sandbox does not run: {end}", hint)
@@ -303,88 +233,43 @@ class AsyncSandbox:
                 await running
 
     async def _execute(
-        self,
-        code: str,
-        timeout: float | None,
-        emit: Callable[[Event], Awaitable[None]],
-        max_output: int | None = None,
-        *,
-        arguments: dict[str, Any] | None = None,
+        self, code: str, timeout: float | None, emit: Emit, max_output: int | None = None
     ) -> Execution:
-        """Run code. With ``arguments``, it is one of ``programs.py``: it finds them in its request,
-        and has no place in the kernel's history."""
+        self._check_process()
+        runner = self._runner
+        if runner is None:
+            self._check_alive()
+        assert runner is not None
+
+        def collect(request: str) -> Collector:
+            return self.collect(request, max_output)
+
+        async with runner.turn:
+            self._check_alive()
+            seconds = self.timeout if timeout is None else timeout
+            return await runner.run(code, seconds, emit, collect)
+
+    def collect(self, name: str, max_output: int | None = None) -> Collector:
+        """Return a collector whose output is kept for ``output``, as that of ``name``."""
+        collector = Collector(name, self.max_output if max_output is None else max_output)
+        self._keep_output(collector)
+        return collector
+
+    async def open_call(self, content: Mapping[str, object], data: bytes = b"") -> SandboxCall:
+        """Ask the sandbox itself something; for ``files`` and ``shell``.
+
+        :raises SandboxError: the kernel does not run, or too many calls are under way
+        """
+        self._check_process()
+        self._check_alive()
+        provisioner = self._provisioner
+        assert provisioner is not None
+        assert provisioner._kernel is not None
+        return await provisioner._kernel.open_call(content, data)
+
+    def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise SandboxError("This sandbox belongs to the process that forked this one.")
-        async with self._turn:
-            self._check_alive()
-            assert self._client is not None
-            request = _send(self._client, code, arguments)
-            collector = Collector(request, self.max_output if max_output is None else max_output)
-            run = self._run = _Run(collector, emit)
-            self._keep_output(collector)
-            try:
-                return await self._wait(run, self.timeout if timeout is None else timeout)
-            except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self._stop(run)))
-                raise
-            finally:
-                self._run = None
-
-    async def _wait(self, run: _Run, timeout: float | None) -> Execution:
-        if await self._wait_for(run, run.finished, timeout):
-            return self._finish(run)
-        how = await self._stop(run)
-        seconds = f"{timeout:g} s"
-        if how == "kill":
-            text = f"The code ran longer than {seconds} and ignored its interrupt; the kernel was"
-            error = with_text(run.collector.error, "Timeout", f"{text} killed.")
-        else:
-            text = f"The code ran longer than {seconds} and was interrupted."
-            error = with_text(run.collector.error, "Timeout", text)
-        return run.collector.finish(how, error)
-
-    def _finish(self, run: _Run) -> Execution:
-        if run.failure is not None:
-            raise run.failure
-        end = self._find_end()
-        if end is not None and not run.collector.has_reply:
-            return run.collector.finish("death", with_text(None, "KernelDied", end))
-        return run.collector.finish(None)
-
-    async def _wait_for(self, run: _Run, event: asyncio.Event, seconds: float | None) -> bool:
-        """Wait until ``event`` is set, or the kernel has ended; False if it takes longer."""
-        loop = asyncio.get_running_loop()
-        end = None if seconds is None else loop.time() + seconds
-        while not event.is_set():
-            if any(reader.done() for reader in self._readers):
-                raise SandboxError("The messages of this sandbox can no longer be read.")
-            left = POLL_SECONDS if end is None else min(POLL_SECONDS, end - loop.time())
-            if left <= 0:
-                return False
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await event.wait()
-            if self._find_end() is not None:  # its last messages are on their way
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LAST_SECONDS):
-                        await run.idle.wait()
-                return True
-        return True
-
-    async def _stop(self, run: _Run) -> str:
-        """End the run: by an interrupt, or else by killing the kernel; return which."""
-        if run.is_over or self._find_end() is not None:
-            return "interrupt"
-        run.finished.clear()  # a listener may have set it
-        await self.interrupt()
-        # Output that the program has not taken yet does not mean that the code goes on.
-        if await self._wait_for(run, run.replied, GRACE_SECONDS) and self._find_end() is None:
-            await self._wait_for(run, run.finished, LAST_SECONDS)
-            return "interrupt"
-        if self._provisioner is not None:
-            await self._provisioner.kill()
-        await self._wait_for(run, run.finished, LAST_SECONDS)
-        return "kill"
 
     def _keep_output(self, collector: Collector) -> None:
         self._outputs[collector.request] = collector
@@ -412,18 +297,25 @@ class AsyncSandbox:
         max_output: int | None = None,
         on_output: Callable[[str], None] | None = None,
     ) -> ShellResult:
-        """Run a command of the shell in the sandbox, in the kernel's folder, without input.
+        """Run a command of the shell in the sandbox, in /workspace, without input.
 
-        ``on_output`` gets what it prints as it comes.
+        It runs beside the kernel's code, with the kernel's environment. After ``timeout`` seconds
+        it gets SIGINT, and SIGKILL if it goes on for 5 s. Processes that it leaves in the
+        background live on until the kernel ends. ``on_output`` gets what it prints as it comes.
 
-        :raises SandboxError: the kernel does not run, or the language is not Python or Bash
+        :raises SandboxError: the kernel does not run
         """
         return await run_shell(self, command, timeout, max_output, on_output)
 
     async def interrupt(self) -> None:
-        """Interrupt the code that runs now, if any."""
+        """Interrupt the code that runs now, if any. Commands of ``shell`` go on."""
         self._check_alive()
         await self._manager.interrupt_kernel()
+
+    async def kill(self) -> None:
+        """Kill the kernel, and what runs in its sandbox. ``restart`` starts a new one."""
+        if self._provisioner is not None:
+            await self._provisioner.kill()
 
     async def restart(self) -> None:
         """Start a new kernel: variables are gone; files in the sandbox stay if it still lives.
@@ -432,74 +324,14 @@ class AsyncSandbox:
         """
         if self._closed:
             self._check_alive()
-        run = self._run
-        if run is not None:
-            await self._stop(run)
-        async with self._turn:
+        runner = self._runner
+        if runner is None:
+            raise SandboxError("The sandbox was not started.", "call start().")
+        await runner.end_run()
+        async with runner.turn:
             await self._manager.restart_kernel(now=True)
-
-    # -- messages --------------------------------------------------------------------------------
-
-    async def _read_iopub(self, client: AsyncKernelClient) -> None:
-        while True:
-            message = await _read(client.get_iopub_msg)
-            self._welcome.set()
-            run = self._run
-            if message is None or run is None or _parent_of(message) != run.collector.request:
-                continue
-            try:
-                event = run.collector.add(message)
-                if event is not None and run.failure is None:
-                    await run.emit(event)
-            except Exception as error:  # of the program's callback: ends its run
-                run.failure = error
-                run.finished.set()
-            run.check()
-
-    async def _read_shell(self, client: AsyncKernelClient) -> None:
-        while True:
-            message = await _read(client.get_shell_msg)
-            run = self._run
-            if message is None or run is None or _parent_of(message) != run.collector.request:
-                continue
-            run.collector.add_reply(message.get("content"))
-            run.replied.set()
-            run.check()
-
-
-def _send(client: AsyncKernelClient, code: str, arguments: dict[str, Any] | None) -> str:
-    """Send a request to run code; return its id."""
-    is_own = arguments is not None
-    content: dict[str, Any] = {"code": code, "silent": is_own, "store_history": not is_own}
-    content |= {"user_expressions": {}, "allow_stdin": False, "stop_on_error": False}
-    if is_own:
-        content["arguments"] = json.dumps(arguments)  # a path may be no text in UTF-8
-    message = client.session.msg("execute_request", content)
-    client.shell_channel.send(message)
-    return str(message["header"]["msg_id"])
-
-
-def _unpack(data: bytes) -> Any:
-    """Parse a part of a message; jupyter_client's own function has no bound on nesting.
-
-    :raises ValueError: it is not JSON, or over a bound
-    """
-    return parse_json(data.decode("utf-8", "replace"), MAX_PART)
 
 
 def _put_end(events: asyncio.Queue[Event | None]) -> None:
     with suppress(asyncio.QueueFull):  # then the reader finds it done
         events.put_nowait(None)
-
-
-def _parent_of(message: dict[str, Any]) -> str | None:
-    parent = message.get("parent_header")
-    return parent.get("msg_id") if isinstance(parent, dict) else None
-
-
-async def _read(read: Callable[..., Awaitable[dict[str, Any]]]) -> dict[str, Any] | None:
-    """Return the next message of a channel; None for one that is none of the session's."""
-    try:
-        return await read(timeout=None)
-    except (Empty, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-        return None

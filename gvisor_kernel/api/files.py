@@ -1,35 +1,27 @@
-"""Files in a sandbox: read, written and listed by its kernel."""
+"""Files in a sandbox: read, written and listed there, beside its kernel, in any language."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from gvisor_kernel.api.programs import (
-    change,
-    list_folder,
-    make_code,
-    read_part,
-    write_part,
-)
-from gvisor_kernel.api.shell import Answers, require_python
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.link.service_messages import MAX_DATA
 
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
-PART = 1024 * 1024
+PART = MAX_DATA
 """Bytes of a file in one message."""
 MAX_READ = 256 * 1024 * 1024
 """Bytes of a file that ``read`` returns, unless a program says more: a sandbox decides its size."""
 MAX_ENTRIES = 10_000
 FILE_SECONDS = 60.0
-"""How long one part may take, after earlier runs of the kernel have ended."""
+"""How long one part may take."""
 KINDS = ("file", "folder", "link", "other")
 
 
@@ -88,11 +80,9 @@ class AsyncFiles:
         :raises FileFailed: it cannot be read
         """
         size = min(size, PART)
-        answer = await self._ask(read_part, f"read {path}", path=path, offset=offset, size=size)
-        try:
-            data, total = base64.b64decode(answer["data"], validate=True), answer["total"]
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
-            raise FileFailed(f"The sandbox did not answer as it should about {path}.") from error
+        question = {"do": "read", "path": path, "offset": offset, "size": size}
+        answer, data = await self._ask(question, f"read {path}")
+        total = answer.get("total")
         if len(data) > size or not isinstance(total, int) or isinstance(total, bool) or total < 0:
             raise FileFailed(f"The sandbox did not answer as it should about {path}.")
         return data, total
@@ -125,8 +115,8 @@ class AsyncFiles:
     async def _write_parts(self, path: str, parts: Iterable[bytes]) -> None:
         first = True
         for part in parts:
-            text = base64.b64encode(part).decode()
-            await self._ask(write_part, f"write {path}", path=path, data=text, first=first)
+            question = {"do": "write", "path": path, "first": first}
+            await self._ask(question, f"write {path}", part)
             first = False
 
     async def upload(self, source: str | Path, path: str) -> None:
@@ -159,7 +149,8 @@ class AsyncFiles:
 
         :raises FileFailed: it cannot be read, or has more entries
         """
-        answer = await self._ask(list_folder, f"list {path}", path=path, limit=MAX_ENTRIES)
+        question = {"do": "list", "path": path, "limit": MAX_ENTRIES}
+        answer, _ = await self._ask(question, f"list {path}")
         entries, folder = answer.get("entries"), answer.get("path")
         if answer.get("more"):
             raise FileFailed(f"The folder {path} has more than {MAX_ENTRIES} entries.")
@@ -169,7 +160,7 @@ class AsyncFiles:
 
     async def exists(self, path: str) -> bool:
         """Return whether there is a file or folder of that path."""
-        answer = await self._ask(change, f"look at {path}", path=path, action="exists", target="")
+        answer, _ = await self._ask({"do": "exists", "path": path}, f"look at {path}")
         return answer.get("exists") is True
 
     async def make_dir(self, path: str) -> None:
@@ -177,40 +168,44 @@ class AsyncFiles:
 
         :raises FileFailed: it cannot be made
         """
-        await self._ask(change, f"make {path}", path=path, action="make", target="")
+        await self._ask({"do": "make", "path": path}, f"make {path}")
 
     async def rename(self, path: str, target: str) -> None:
         """Give a file or folder another path, also on another file system, such as outputs.
 
         :raises FileFailed: it cannot be renamed
         """
-        await self._ask(change, f"rename {path}", path=path, action="rename", target=target)
+        question = {"do": "rename", "path": path, "target": target}
+        await self._ask(question, f"rename {path}")
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it.
 
         :raises FileFailed: it cannot be removed
         """
-        await self._ask(change, f"remove {path}", path=path, action="remove", target="")
+        await self._ask({"do": "remove", "path": path}, f"remove {path}")
 
-    async def _ask(self, program: Any, what: str, **arguments: Any) -> dict[str, Any]:
-        """Run a program of ``programs.py`` in the kernel, and return its answer.
+    async def _ask(
+        self, question: Mapping[str, object], what: str, data: bytes = b""
+    ) -> tuple[dict[str, Any], bytes]:
+        """Ask the sandbox, and return its answer.
 
-        :raises FileFailed: it fails
+        :raises FileFailed: it cannot be done
+        :raises SandboxError: the kernel does not run
         """
-        require_python(self._sandbox, "files")
-        answers = Answers()
-        execution = await self._sandbox._execute(
-            make_code(program), FILE_SECONDS, answers.take, 0, arguments=arguments
-        )
-        if execution.error is not None:
-            raise FileFailed(f"The sandbox could not {what}: {execution.error}.")
-        answer = answers.last
-        if not isinstance(answer, dict):
-            raise FileFailed(f"The sandbox could not {what}: it gave no answer.")
-        if "error" in answer:
-            raise FileFailed(f"The sandbox could not {what}: {str(answer['error'])[:300]}.")
-        return answer
+        call = await self._sandbox.open_call(question, data)
+        try:
+            async with asyncio.timeout(FILE_SECONDS):
+                answer = await call.receive()
+        except TimeoutError:
+            raise FileFailed(f"The sandbox could not {what} within {FILE_SECONDS:g} s.") from None
+        except SandboxError as error:
+            raise FileFailed(f"The sandbox could not {what}: {error.fact}") from error
+        finally:
+            await asyncio.shield(call.close())
+        if "error" in answer.content:
+            raise FileFailed(f"The sandbox could not {what}: {str(answer.content['error'])[:300]}.")
+        return answer.content, answer.data
 
 
 def _chain(first: bytes, rest: Iterable[bytes]) -> Iterable[bytes]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvisor_kernel.api.execution import Execution, ExecutionError
-from gvisor_kernel.api.programs import ANSWER
 
+ANSWER = "application/vnd.gvisor-kernel.answer+json"
+INPUT = "/home/user/.gvisor-kernel-input.json"
 MAX_VALUE = 16 * 1024 * 1024
 """Bytes of a result, as JSON."""
 
@@ -46,22 +47,24 @@ async def run_map(
     :raises GvisorKernelError: when a sandbox cannot be started; the others are ended then
     """
     name, source = find_source(function)
-    codes = [make_call(name, source, value) for value in inputs]
+    code = make_call(name, source)
+    texts = [encode_input(value) for value in inputs]
     limit = asyncio.Semaphore(max(1, workers))
 
-    async def call(code: str) -> MapResult:
+    async def call(text: str) -> MapResult:
         async with limit:
-            return await _call(code, timeout, settings)
+            return await _call(code, text, timeout, settings)
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(call(code)) for code in codes]
+        tasks = [group.create_task(call(text)) for text in texts]
     return [task.result() for task in tasks]
 
 
-async def _call(code: str, timeout: float | None, settings: dict[str, Any]) -> MapResult:
+async def _call(code: str, text: str, timeout: float | None, settings: dict[str, Any]) -> MapResult:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
     async with AsyncSandbox(**settings) as sandbox:
+        await sandbox.files.write(INPUT, text)
         execution = await sandbox.run(code, timeout=timeout, max_output=MAX_VALUE)
     values = [result.data[ANSWER] for result in execution.results if ANSWER in result.data]
     error = execution.error
@@ -95,18 +98,22 @@ def find_source(function: Callable[..., Any] | str) -> tuple[str, str]:
     return names[-1], source
 
 
-def make_call(name: str, source: str, value: Any) -> str:
-    """Return code that calls a function with ``value`` and shows its result.
+def encode_input(value: Any) -> str:
+    """Return an input as JSON.
 
-    :raises ValueError: ``value`` is not JSON
+    :raises ValueError: it is not JSON
     """
     try:
-        text = json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"An input is not JSON: {error}.") from error
+
+
+def make_call(name: str, source: str) -> str:
+    """Return code that calls a function with what is in the file INPUT, and shows its result."""
     return (
         f"{source}\n"
         f"import json as _json\n"
-        f"_value = _json.loads(_json.dumps({name}(_json.loads({text!r}))))\n"
+        f"_value = _json.loads(_json.dumps({name}(_json.load(open({INPUT!r})))))\n"
         f"get_ipython().display_pub.publish(data={{{ANSWER!r}: {{'value': _value}}}})\n"
     )

@@ -1,27 +1,38 @@
-"""Commands of the shell in a sandbox."""
+"""Commands of the shell in a sandbox. They run beside its kernel, in any language."""
 
 from __future__ import annotations
 
+import asyncio
+import codecs
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
-from gvisor_kernel.api.execution import ExecutionError, Missing, Printed, Result
-from gvisor_kernel.api.programs import ANSWER, make_code, run_command
+from gvisor_kernel.api.collector import Collector, with_text
+from gvisor_kernel.api.execution import ExecutionError, Missing
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
+from gvisor_kernel.link.service_messages import ServiceMessage
 
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
-    from gvisor_kernel.api.collector import Event
+
+STREAMS = ("stdout", "stderr")
+GRACE_SECONDS = 5.0
+"""How long a command may go on after its SIGINT, before SIGKILL, and after that."""
 
 
 @dataclass(frozen=True)
 class ShellResult:
     """What a command gave.
 
-    ``status``: its exit status, negative for a signal; None if it was ended (``ended_by``, as in
-    an Execution) or could not be run, which ``error`` explains. ``duration`` is in seconds.
-    ``missing``: what was over the limit of output; ``Sandbox.output`` returns all of it.
+    ``status``: its exit status, negative for a signal; None if it could not be run to its end,
+    which ``error`` explains. ``ended_by``: None, or "interrupt" or "kill" if it ran longer than its
+    timeout, or "death" if the kernel ended meanwhile. ``duration`` is in seconds. ``missing``: what
+    was over the limit of output; ``Sandbox.output`` returns all of it.
     """
 
     status: int | None
@@ -44,17 +55,6 @@ class ShellResult:
         return self.status == 0
 
 
-class Answers:
-    """The answer of a program of ``programs.py``. Only the last is kept: a sandbox sends many."""
-
-    last: object = None
-
-    async def take(self, event: object) -> None:
-        """Listen to a run."""
-        if isinstance(event, Result) and ANSWER in event.data:
-            self.last = event.data[ANSWER]
-
-
 async def run_shell(
     sandbox: AsyncSandbox,
     command: str,
@@ -63,38 +63,90 @@ async def run_shell(
     on_output: Callable[[str], None] | None,
 ) -> ShellResult:
     """Run a command; see ``AsyncSandbox.shell``."""
-    require_python(sandbox, "shell")
-    answers = Answers()
-
-    async def listen(event: Event) -> None:
-        await answers.take(event)
-        if isinstance(event, Printed) and on_output is not None:
-            on_output(event.text)
-
-    execution = await sandbox._execute(
-        make_code(run_command), timeout, listen, max_output, arguments={"command": command}
-    )
-    answer = answers.last
-    status = answer.get("status") if isinstance(answer, dict) else None
+    call = await sandbox.open_call({"do": "run", "command": command})
+    collector = sandbox.collect(uuid4().hex, max_output)
+    running = asyncio.ensure_future(_Command(call, collector, on_output).run())
+    seconds = sandbox.timeout if timeout is None else timeout
+    ended_by = None
+    error = None
+    status: object = None
+    try:
+        await asyncio.wait({running}, timeout=seconds)
+        for how, signum in (("interrupt", signal.SIGINT), ("kill", signal.SIGKILL)):
+            if not running.done():
+                ended_by = how
+                with suppress(SandboxError):
+                    await call.send({"signal": int(signum)})
+                await asyncio.wait({running}, timeout=GRACE_SECONDS)
+        if ended_by is not None:
+            text = f"The command ran longer than {seconds:g} s and was"
+            text += " interrupted." if ended_by == "interrupt" else " killed."
+            error = with_text(None, "Timeout", text)
+        if running.done():
+            status = running.result()
+    except SandboxError as failure:
+        reason = sandbox.find_end()
+        ended_by = "death" if reason is not None else ended_by
+        error = with_text(None, "CommandFailed", reason or failure.fact)
+    finally:
+        if not running.done():
+            with suppress(SandboxError):
+                await asyncio.shield(call.send({"signal": int(signal.SIGKILL)}))
+            running.cancel()
+        await asyncio.shield(call.close())
+    is_status = isinstance(status, int) and not isinstance(status, bool)
+    execution = collector.finish(ended_by, error)
     return ShellResult(
-        status=status if isinstance(status, int) and not isinstance(status, bool) else None,
+        status=status if isinstance(status, int) and is_status else None,
         stdout=execution.stdout,
         stderr=execution.stderr,
         error=execution.error,
-        ended_by=execution.ended_by,
+        ended_by=ended_by,
         duration=execution.duration,
         missing=execution.missing,
         id=execution.id,
     )
 
 
-def require_python(sandbox: AsyncSandbox, what: str) -> None:
-    """Check that the sandbox's kernel can run the programs of ``programs.py``.
+class _Command:
+    """Takes a command's output until its end."""
 
-    :raises SandboxError: it cannot
-    """
-    if sandbox.language != "python":
-        raise SandboxError(
-            f"A sandbox of the language {sandbox.language} has no {what}.",
-            "run a command in the language itself, or exchange files by uploads= and outputs=.",
-        )
+    def __init__(
+        self, call: SandboxCall, collector: Collector, on_output: Callable[[str], None] | None
+    ) -> None:
+        self._call = call
+        self._collector = collector
+        self._on_output = on_output
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {name: decoder("replace") for name in STREAMS}
+
+    async def run(self) -> object:
+        """Return what the sandbox says is the command's status.
+
+        :raises SandboxError: it could not be run, or the kernel has ended
+        """
+        while True:
+            message = await self._call.receive()
+            if message.content.get("done") is True:
+                for name in STREAMS:
+                    self._add(name, b"", True)
+                if "error" in message.content:
+                    reason = str(message.content["error"])[:300]
+                    raise SandboxError(f"The command could not be run: {reason}.")
+                return message.content.get("status")
+            await self._take(message)
+
+    async def _take(self, message: ServiceMessage) -> None:
+        name = message.content.get("stream")
+        if name not in STREAMS or not message.data:
+            raise SandboxError("The sandbox did not answer as it should about a command.")
+        self._add(name, message.data, False)
+        await self._call.send({"more": len(message.data)})
+
+    def _add(self, name: str, data: bytes, is_last: bool) -> None:
+        text = self._decoders[name].decode(data, is_last)
+        if text:
+            content = {"name": name, "text": text}
+            self._collector.add({"msg_type": "stream", "content": content})
+            if self._on_output is not None:
+                self._on_output(text)

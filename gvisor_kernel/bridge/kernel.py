@@ -26,6 +26,7 @@ from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.run import KernelRun
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
+from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
@@ -90,6 +91,8 @@ class KernelBridge:
         )
         self.run = KernelRun(identity.name, self._exchange, self._attached, self._records)
         """The kernel that starts, runs or has ended."""
+        self.service = ServiceCalls(self._send_service)
+        """Files and commands in the sandbox, while a kernel runs."""
         self._finishing: asyncio.Task[None] | None = None
         """The report of the kernel's end."""
         self._ending: asyncio.Task[None] | None = None
@@ -331,7 +334,11 @@ class KernelBridge:
     # -- from the sandbox ------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Message):
+        if isinstance(event, Message) and event.channel is Channel.SERVICE:
+            assert self._link is not None
+            self._link.connection.consumed(event)
+            self.service.take(event.parts[0])
+        elif isinstance(event, Message):
             if event.channel is Channel.SHELL:
                 self.run.has_answered = True
             self._exchange.from_kernel(event)
@@ -350,10 +357,17 @@ class KernelBridge:
         self.note(f"the link ended: {reason}")
         if self._attached.fail_answers(reason):
             self.run.exit_status = ENDED_STATUS
+            self.service.fail("The sandbox has ended.")
             return
         self.run.note_loss(reason)
         if self.exit_status is None and self._finishing is None:
             self._kernel_ended(ENDED_STATUS)
+
+    def _send_service(self, part: bytes) -> None:
+        if not self._exchange.running:
+            raise LocalProtocolError("no kernel runs in it.")
+        assert self._link is not None
+        self._link.send_message(Channel.SERVICE, [part])
 
     def _kernel_ended(self, status: int) -> None:
         if self._exchange.restoring and self._attached.linked:
@@ -366,6 +380,7 @@ class KernelBridge:
             await self.run.finish(status)
         finally:
             self._finishing = None
+            self.service.fail("The kernel of the sandbox has ended.")
             if self._attached.sandbox is not None:
                 wait = RESTART_SECONDS if self.run.keep_sandbox else 0.0
                 self._removal_timer = self._loop.call_later(wait, self._end_unless_restarted)

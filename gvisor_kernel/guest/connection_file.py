@@ -12,7 +12,7 @@ import socket
 from typing import Dict, List, Tuple, Union
 
 from gvisor_kernel.guest.identity import as_kernel
-from gvisor_kernel.link.frames import DATA_CHANNELS, Channel
+from gvisor_kernel.link.frames import KERNEL_CHANNELS, Channel
 
 DIRECTORY = "/run/gvisor-kernel/kernel"
 LOOPBACK = "127.0.0.1"
@@ -37,7 +37,7 @@ def socket_prefix(run: int) -> str:
 def unix_addresses(run: int) -> Dict[Channel, SocketAddress]:
     """Return where kernel number ``run`` listens if its connection file names Unix sockets."""
     prefix = socket_prefix(run)
-    return {Channel(number): f"{prefix}-{int(number)}" for number in DATA_CHANNELS}
+    return {Channel(number): f"{prefix}-{int(number)}" for number in KERNEL_CHANNELS}
 
 
 def prepare_connection(
@@ -61,7 +61,7 @@ def prepare_connection(
 
 def free_ports() -> Dict[Channel, SocketAddress]:
     """Return free loopback ports. No other process of the sandbox runs that could take them."""
-    sockets = {Channel(number): socket.socket() for number in DATA_CHANNELS}
+    sockets = {Channel(number): socket.socket() for number in KERNEL_CHANNELS}
     try:
         for bound in sockets.values():
             bound.bind((LOOPBACK, 0))

@@ -1,5 +1,7 @@
 """The kernel process: started as uid 1000 without capabilities, signalled and reaped.
 
+The service process (``service``) is started in the same way.
+
 The uid: a child of PID 1 enters its own user namespace, which maps uid 1000 to the uid that the
 sandbox has for kernels (``identity``), and maps no other. So the kernel owns what it writes, on the
 host too, and has no capability over anything outside that namespace. A plain setuid(1000) would not
@@ -13,7 +15,7 @@ import errno
 import os
 import resource
 import signal
-from typing import Dict, List, NoReturn, Optional, Tuple
+from typing import Callable, Dict, List, NoReturn, Optional, Tuple
 
 from gvisor_kernel.guest import forked_kernel, identity, installed, linux, seccomp
 from gvisor_kernel.link import LogSource
@@ -32,7 +34,7 @@ class StartError(Exception):
 
 
 class KernelProcess:
-    """The process group of a kernel.
+    """The process group of a kernel, or of the service process.
 
     ``output``: descriptors from which its stdout and stderr can be read. ``status``: as in
     ``subprocess``, once ``reap`` has found that it ended.
@@ -68,6 +70,37 @@ def start_kernel(
     :raises StartError: when the program cannot be started, a failed exec included
     :raises OSError: when no pipe or process can be made
     """
+    if forked is None:
+        return _start(argv[0], environment, cwd, link, exec_argv=argv)
+
+    def run() -> None:
+        forked_kernel.run_in_fork(forked, environment)
+
+    return _start(argv[0], environment, cwd, link, run=run)
+
+
+def start_fork(
+    name: str, environment: Dict[str, str], cwd: str, link: int, run: Callable[[], None]
+) -> KernelProcess:
+    """Call ``run`` in a process like a kernel's. Its errors, and ``ps``, call it ``name``.
+
+    Its descriptor LINK_FD is a copy of ``link``.
+
+    :raises StartError: when the process cannot be set up
+    :raises OSError: when no pipe or process can be made
+    """
+    return _start(name, environment, cwd, link, run=run)
+
+
+def _start(
+    name: str,
+    environment: Dict[str, str],
+    cwd: str,
+    link: Optional[int],
+    *,
+    exec_argv: Optional[List[str]] = None,
+    run: Optional[Callable[[], None]] = None,
+) -> KernelProcess:
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
     failure_read, failure_write = os.pipe()
@@ -77,13 +110,11 @@ def start_kernel(
     pid = os.fork()
     if pid == 0:
         _become_kernel(
-            argv,
-            environment,
-            cwd,
+            *(name, environment, cwd, link),
             (unshared_write, mapped_read, failure_write),
             (stdout_write, stderr_write),
-            link,
-            forked,
+            exec_argv,
+            run,
         )
     for fd in (unshared_write, mapped_read, failure_write, stdout_write, stderr_write):
         os.close(fd)
@@ -127,15 +158,16 @@ def _write_maps(pid: int) -> None:
 
 
 def _become_kernel(
-    argv: List[str],
+    name: str,
     environment: Dict[str, str],
     cwd: str,
+    link: Optional[int],
     pipes: Tuple[int, int, int],
     output: Tuple[int, int],
-    link: Optional[int],
-    forked: Optional[List[str]],
+    exec_argv: Optional[List[str]],
+    run: Optional[Callable[[], None]],
 ) -> NoReturn:
-    """Set up the forked child and run the kernel in it. Never returns."""
+    """Set up the forked child, and run ``exec_argv`` or call ``run`` in it. Never returns."""
     unshared, mapped, failure = pipes
     try:
         os.setsid()
@@ -160,8 +192,8 @@ def _become_kernel(
                 os.set_inheritable(failure, False)
             os.dup2(link, LINK_FD)
         # Close everything except the failure pipe, which exec closes (close-on-exec), and the link.
-        for name in os.listdir("/proc/self/fd"):
-            fd = int(name)
+        for entry in os.listdir("/proc/self/fd"):
+            fd = int(entry)
             if fd > 2 and fd != failure and (link is None or fd != LINK_FD):
                 try:
                     os.close(fd)
@@ -173,12 +205,16 @@ def _become_kernel(
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         installed.prepare(environment)
         os.chdir(cwd)
-        if forked is not None:
+        if exec_argv is not None:
+            os.execvpe(exec_argv[0], exec_argv, environment)
+        elif run is not None:
             os.close(failure)
-            forked_kernel.run_in_fork(forked, environment)
-        os.execvpe(argv[0], argv, environment)
+            failure = -1
+            run()
     except BaseException as error:  # this child must not return into PID 1's code
-        text = f"{argv[0]} cannot be started inside the sandbox: {error}"
+        if failure < 0:
+            raise
+        text = f"{name} cannot be started inside the sandbox: {error}"
         os.write(failure, text.encode("utf-8", "replace")[:4096])
     finally:
         os._exit(127)

@@ -26,6 +26,7 @@ from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.relay import Relay
+from gvisor_kernel.guest.service import Service
 from gvisor_kernel.guest.workspace import refresh_workspace
 from gvisor_kernel.link import (
     Channel,
@@ -94,6 +95,7 @@ class Supervisor:
         self._crowd = Crowd()
         self._log = GuestLog(connection)
         self._egress = Egress(connection, self._log)
+        self._service = Service(connection, self._log)
         os.set_blocking(link_out, False)
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
@@ -135,6 +137,7 @@ class Supervisor:
             elif self.passage is not None:
                 self._pass_frames(ready)
             self._egress.turn(ready)
+            self._service.turn(ready)
             self._crowd.update()
             self._finish_exit()
 
@@ -153,6 +156,7 @@ class Supervisor:
         if self.relay is not None:
             wanted.extend(self.relay.poll_events())
         wanted.extend((fd, select.POLLIN) for fd in self._egress.descriptors)
+        wanted.extend(self._service.polled)
         for part in (self.passage, self.relay, self._crowd, self._egress):
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
@@ -204,7 +208,10 @@ class Supervisor:
             if event is None:
                 return
             if isinstance(event, Message):
-                self._held.append(event)
+                if event.channel is Channel.SERVICE:
+                    self._service.receive(event)
+                else:
+                    self._held.append(event)
             elif isinstance(event, Diverted):
                 if self.passage is not None:
                     self.passage.put(event.frame)
@@ -230,6 +237,7 @@ class Supervisor:
     def _start_kernel(self, start: Start) -> None:
         self._drop_held()
         self._egress.start(start.egress)
+        self._service.begin(dict(start.environment), start.cwd)
         self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
         own_end = kernel_end = None
@@ -259,6 +267,7 @@ class Supervisor:
                 self.kernel.signal_group(signal.SIGKILL)
                 return
             self._egress.stop()
+            self._service.stop()
             self.connection.send(Exited(start.run, CANNOT_START))
             return
         finally:
@@ -270,6 +279,7 @@ class Supervisor:
         """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
         self._drop_held()
         self._egress.start(resume.egress)
+        self._service.resume(dict(resume.environment), resume.cwd)
         with as_kernel():
             refresh_workspace()
         if self.passage is not None:
@@ -312,6 +322,7 @@ class Supervisor:
         assert self.connection.run is not None
         assert self.kernel.status is not None
         self._egress.stop()
+        self._service.stop()
         self.connection.send(Exited(self.connection.run, self.kernel.status))
         for fd in tuple(self.kernel.output):
             self.kernel.close_output(fd)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -24,6 +24,7 @@ from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes import get_runtime
@@ -133,6 +134,20 @@ class SandboxedKernel:
         """Kill the kernel, if there is one."""
         if self._kernel is not None and not self._bridge.ended:
             await self._bridge.run(self._kernel.kill())
+
+    async def open_call(self, content: Mapping[str, object], data: bytes = b"") -> SandboxCall:
+        """Ask the sandbox's service process something; see ``guest/service_process.py``.
+
+        :raises SandboxError: when no kernel runs, or too many calls are under way
+        """
+        if self._kernel is None or self._bridge.ended:
+            raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
+        service = self._kernel.service
+
+        async def begin() -> int:
+            return service.begin(content, data)
+
+        return SandboxCall(self._bridge, service, await self._bridge.run(begin()))
 
     async def expect_end(self, restart: bool) -> None:
         """Note that a client's message requested a shutdown: the next exit is expected."""

@@ -36,6 +36,7 @@ from gvisor_kernel.link.events import (
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import (
     DATA_CHANNELS,
+    DIRECT_CHANNELS,
     MAX_PAYLOAD,
     Channel,
     Frame,
@@ -102,7 +103,7 @@ class Connection:
         self.run: int | None = None
         """Number of the current run or, while IDLE, of the last one. None before the first."""
         self.diverts = False
-        """Guest only: whether the kernel reads and writes DATA and CREDIT itself, except on hb.
+        """Guest only: whether the kernel reads and writes DATA and CREDIT of DIRECT_CHANNELS.
         Such frames become Diverted events, undecoded; ``divert`` sends the kernel's own frames."""
         self._reader = FrameReader()
         self._events: deque[Event] = deque()
@@ -236,7 +237,7 @@ class Connection:
 
     def _handle_channel(self, frame: Frame) -> None:
         """Handle a DATA or CREDIT frame."""
-        if self.diverts and frame.channel != Channel.HB:
+        if self.diverts and frame.channel in DIRECT_CHANNELS:
             payload = frame.payload
             self._events.append(
                 Diverted(encode_frame(frame.type, payload, frame.channel, frame.flags))

@@ -53,7 +53,8 @@ class FrameType(enum.IntEnum):
 
 
 class Channel(enum.IntEnum):
-    """A channel of the kernel; the value is the byte on the wire. NONE: a frame without channel."""
+    """A channel of the kernel, or SERVICE: questions to the sandbox itself (``service_messages``).
+    The value is the byte on the wire. NONE: a frame without channel."""
 
     NONE = 0
     SHELL = 1
@@ -61,6 +62,7 @@ class Channel(enum.IntEnum):
     STDIN = 3
     CONTROL = 4
     HB = 5
+    SERVICE = 6
 
 
 class LogSource(enum.IntEnum):
@@ -71,10 +73,13 @@ class LogSource(enum.IntEnum):
     STDERR = 2
 
 
-DATA_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Channel.IOPUB)
+KERNEL_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Channel.IOPUB)
+"""The channels of a kernel, for each of which it has a socket."""
+
+DATA_CHANNELS = (*KERNEL_CHANNELS, Channel.SERVICE)
 """All channels, in the order in which waiting frames are sent: the most urgent first."""
 
-DIRECT_CHANNELS = DATA_CHANNELS[1:]
+DIRECT_CHANNELS = KERNEL_CHANNELS[1:]
 """The channels of a kernel that speaks frames itself. PID 1 answers its heartbeats: they say that
 the kernel's process exists, whatever holds its interpreter, as ipykernel's own thread does."""
 
@@ -198,7 +203,7 @@ fits, and what a receiver holds of a partial message is bounded."""
 MAX_SMALL_MESSAGE = 16 * 1024 * 1024
 """Bytes of a packed message on SMALL_CHANNELS, where no honest message is large. A receiver may
 hold a partial message of each channel."""
-SMALL_CHANNELS = frozenset((Channel.HB, Channel.CONTROL, Channel.STDIN))
+SMALL_CHANNELS = frozenset((Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SERVICE))
 MAX_PARTS = 4096
 """Parts of a message: identities, the delimiter, the signature, four dicts, the buffers."""
 

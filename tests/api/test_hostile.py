@@ -10,11 +10,13 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from gvisor_kernel import Result, Sandbox
-from gvisor_kernel.api import async_sandbox
-from gvisor_kernel.api.async_sandbox import MAX_WAITING
-from gvisor_kernel.api.programs import ANSWER
-from gvisor_kernel.api.shell import Answers
+from gvisor_kernel import Sandbox
+from gvisor_kernel.api import runner, shell
+from gvisor_kernel.api.collector import Collector
+from gvisor_kernel.api.files import AsyncFiles, FileFailed
+from gvisor_kernel.api.runner import MAX_WAITING
+from gvisor_kernel.api.shell import run_shell
+from gvisor_kernel.link.service_messages import ServiceMessage
 
 FORGE = """
 kernel = get_ipython().kernel
@@ -75,20 +77,85 @@ def test_a_run_that_its_code_declares_ended_is_over(shared: Sandbox) -> None:
     assert shared.run("'next'", timeout=30).text == "'next'"
 
 
-def test_only_the_last_answer_of_many_is_kept() -> None:
-    async def listen() -> Answers:
-        answers = Answers()
-        for number in range(3):
-            await answers.take(Result({ANSWER: number}))
-        await answers.take(Result({"text/plain": "x"}))
-        return answers
+class Liar:
+    """A sandbox whose service process answers every question with the same message."""
 
-    assert vars(asyncio.run(listen())) == {"last": 2}
+    def __init__(self, content: dict[str, object], data: bytes) -> None:
+        self.answer = ServiceMessage(1, content, data)
+
+    async def open_call(self, _: object, __: bytes = b"") -> Liar:
+        return self
+
+    async def receive(self) -> ServiceMessage:
+        await asyncio.sleep(0)
+        return self.answer
+
+    async def send(self, _: object) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def collect(self, name: str, _: int | None) -> Collector:
+        self.collector = Collector(name, 100)
+        return self.collector
+
+    def find_end(self) -> None:
+        pass
+
+    timeout = 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "data"),
+    [
+        *(({}, b"x"), ({"total": "7"}, b""), ({"total": True}, b""), ({"total": -1}, b"")),
+        *(({"entries": 5, "path": 7}, b""), ({"entries": [[]], "path": "/"}, b"")),
+        ({"total": 9, "entries": None}, bytes(200)),
+        ({"error": {"deep": []}}, b""),
+        ({"path": "/", "entries": [["../../x", "file", 1, 1]]}, b""),
+        ({"path": "/", "entries": [["..", "folder", 1, 1]]}, b""),
+        ({"path": "/", "entries": [["x", "file", 1, 10**400]]}, b""),
+    ],
+)
+def test_a_false_answer_about_files_is_refused(content: dict[str, object], data: bytes) -> None:
+    files = AsyncFiles(Liar(content, data))  # type: ignore[arg-type]
+    for asking in (files.read_range("x", 0, 100), files.list("x")):
+        with pytest.raises(FileFailed):
+            asyncio.run(asking)
+
+
+@pytest.mark.parametrize(
+    ("content", "data"),
+    [({}, b"x"), ({"stream": "x"}, b"x"), ({"stream": "stdout"}, b""), ({"error": []}, b"")],
+)
+def test_a_false_answer_about_a_command_is_an_error(
+    content: dict[str, object], data: bytes
+) -> None:
+    liar = Liar({**content, **({"done": True} if "error" in content else {})}, data)
+    done = asyncio.run(run_shell(liar, "true", None, None, None))  # type: ignore[arg-type]
+    liar.collector.close()
+    assert done.status is None
+    assert done.error is not None
+
+
+def test_a_false_status_is_none_and_output_without_end_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shell, "GRACE_SECONDS", 0.1)
+    for status in ("0", True, None, 0.5):
+        liar = Liar({"done": True, "status": status}, b"")
+        done = asyncio.run(run_shell(liar, "true", None, None, None))  # type: ignore[arg-type]
+        assert done.status is None
+    liar = Liar({"stream": "stdout"}, b"x")
+    done = asyncio.run(run_shell(liar, "true", 0.2, None, None))  # type: ignore[arg-type]
+    liar.collector.close()
+    assert (len(done.stdout), done.ended_by) == (100, "kill")
 
 
 def test_few_messages_wait_for_a_slow_program(shared: Sandbox) -> None:
-    client = shared._sandbox._client
-    assert client is not None
+    assert shared._sandbox._runner is not None
+    client = shared._sandbox._runner._client
     assert client.iopub_channel.socket.getsockopt(zmq.RCVHWM) == MAX_WAITING
 
 
@@ -119,7 +186,7 @@ def test_a_listener_that_exits_ends_its_run_alone(shared: Sandbox) -> None:
 def test_a_slow_listener_is_not_taken_for_code_that_goes_on(
     shared: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_sandbox, "LAST_SECONDS", 0.5)
+    monkeypatch.setattr(runner, "LAST_SECONDS", 0.5)
     released = threading.Event()
 
     def listen(_: str) -> None:
@@ -134,7 +201,8 @@ def test_a_slow_listener_is_not_taken_for_code_that_goes_on(
 
 def test_messages_that_cannot_be_read_any_more_end_the_run() -> None:
     with Sandbox(snapshot="off") as sandbox:
-        for reader in sandbox._sandbox._readers:
+        assert sandbox._sandbox._runner is not None
+        for reader in sandbox._sandbox._runner._readers:
             sandbox._thread._loop.call_soon_threadsafe(reader.cancel)
         with pytest.raises(Exception, match="can no longer be read"):
             sandbox.run("1")

@@ -92,7 +92,7 @@ MALFORMED = {
     "all flags": raw(FrameType.DATA, b"x", 1, flags=255),
     "last flag on another frame": raw(FrameType.PING, bytes(8), flags=FLAG_LAST),
     "data without channel": raw(FrameType.DATA, b"x", 0),
-    "data on channel 6": raw(FrameType.DATA, b"x", 6),
+    "data on channel 7": raw(FrameType.DATA, b"x", 7),
     "credit without channel": raw(FrameType.CREDIT, bytes(4), 0),
     "credit on channel 255": raw(FrameType.CREDIT, bytes(4), 255),
     "ping on a channel": raw(FrameType.PING, bytes(8), 1),

@@ -15,6 +15,7 @@ from gvisor_kernel.link import (
     events,
     flow,
     frames,
+    service_messages,
     stream_frames,
     streams,
 )
@@ -25,7 +26,7 @@ from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_
 from ..world import PROJECT
 from .helpers import VALID, data
 
-MODULES = (frames, flow, connection, backlog, stream_frames, streams)
+MODULES = (frames, flow, connection, backlog, stream_frames, streams, service_messages)
 """The modules whose limits the page lists."""
 TEXT = (PROJECT / "docs" / "protocol.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,207 @@
+"""PID 1's end of the service process: starts it when the host asks something, and passes bytes.
+
+The service process works with files and runs commands for the host, as the kernel's user, whatever
+the kernel's language is and whatever it does. PID 1 only carries its messages: code of the sandbox
+may have taken the process over. The host checks all answers.
+
+Between PID 1 and the process each message is preceded by its length, u32, big endian.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+from collections import deque
+from contextlib import suppress
+from typing import Deque, Dict, List, Optional, Tuple
+
+from gvisor_kernel.guest import process
+from gvisor_kernel.guest.guest_log import GuestLog
+from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
+from gvisor_kernel.link.service_messages import (
+    MAX_SERVICE_MESSAGE,
+    PROCESS,
+    decode_call,
+    encode_service,
+)
+
+LENGTH = struct.Struct(">I")
+READ_SIZE = 256 * 1024
+MAX_QUEUED = 1024 * 1024
+"""Bytes of answers that may wait for the host. Above it nothing is read from the process."""
+
+
+class Service:
+    """At most one service process, from the host's first message to ``stop`` or its end."""
+
+    def __init__(self, connection: Connection, log: GuestLog) -> None:
+        self._connection = connection
+        self._log = log
+        self._environment: Dict[str, str] = {}
+        self._cwd = "/"
+        self._process: Optional[KernelProcess] = None
+        self._socket: Optional[socket.socket] = None
+        self._waiting: Deque[Tuple[memoryview, Optional[Message]]] = deque()
+        """Bytes for the process; with the last ones of a message, the message."""
+        self._partial = bytearray()
+
+    def begin(self, environment: Dict[str, str], cwd: str) -> None:
+        """Begin a run. The process of this run gets what its kernel gets."""
+        self.stop()
+        self._environment, self._cwd = dict(environment), cwd
+
+    def resume(self, environment: Dict[str, str], cwd: str) -> None:
+        """Continue the run of a snapshot with what its kernel gets."""
+        self.begin({**self._environment, **environment}, cwd)
+
+    def stop(self) -> None:
+        """End the process. What waits for it is dropped."""
+        for _, message in self._waiting:
+            if message is not None:
+                self._connection.consumed(message)
+        self._waiting.clear()
+        self._partial.clear()
+        if self._socket is not None:
+            self._socket.close()  # the process ends itself and its commands when it sees that
+            self._socket = None
+        if self._process is not None:
+            for fd in tuple(self._process.output):
+                self._process.close_output(fd)
+            self._process = None
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    @property
+    def polled(self) -> List[Tuple[int, int]]:
+        """The descriptors to poll, each with its events."""
+        if self._socket is None or self._process is None:
+            return []
+        events = select.POLLOUT if self._waiting else 0
+        if self._connection.queued(Channel.SERVICE) < MAX_QUEUED:
+            events |= select.POLLIN
+        polled = [(fd, int(select.POLLIN)) for fd in self._process.output]
+        return [(self._socket.fileno(), events), *polled] if events else polled
+
+    def turn(self, ready: Dict[int, int]) -> None:
+        """Move bytes of what is ready."""
+        if self._process is None or self._socket is None:
+            return
+        for fd, source in tuple(self._process.output.items()):
+            if fd in ready:
+                with suppress(BlockingIOError):
+                    data = os.read(fd, 16 * 1024)
+                    if data:
+                        self._log.forward_output(source, data)
+                    else:
+                        self._process.close_output(fd)
+        events = ready.get(self._socket.fileno(), 0)
+        if events & select.POLLOUT:
+            self._write()
+        if events & ~select.POLLOUT:
+            self._read()
+
+    # -- to the process --------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        """Pass a message of the host on; start the process for it if there is none.
+
+        :raises RemoteProtocolError: when it is too short
+        """
+        part = bytes(message.parts[0])
+        call = decode_call(part)
+        if call == PROCESS:
+            self._connection.consumed(message)
+            self.stop()
+            return
+        if self._process is None:
+            failure = self._start()
+            if failure:
+                self._connection.consumed(message)
+                self._send(encode_service(call, {"error": failure, "done": True}))
+                return
+        self._waiting.append((memoryview(LENGTH.pack(len(part)) + part), message))
+        self._write()
+
+    def _start(self) -> str:
+        """Start the process; return why that fails."""
+        own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._process = process.start_fork(
+                "The service process", self._environment, self._cwd, other_end.fileno(), self._serve
+            )
+        except (OSError, StartError) as error:
+            own_end.close()
+            return f"A process for it cannot be started in the sandbox: {error}"
+        finally:
+            other_end.close()
+        own_end.setblocking(False)
+        self._socket = own_end
+        return ""
+
+    def _serve(self) -> None:
+        """Run in the process."""
+        signal.set_wakeup_fd(-1)
+        os.environ.clear()
+        os.environ.update(self._environment)
+        # Not in PID 1, where it would delay each start.
+        from gvisor_kernel.guest.service_process import serve
+
+        serve(LINK_FD)
+
+    def _write(self) -> None:
+        while self._waiting and self._socket is not None:
+            data, message = self._waiting[0]
+            try:
+                written = self._socket.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._lose()
+                return
+            if written < len(data):
+                self._waiting[0] = data[written:], message
+                continue
+            self._waiting.popleft()
+            if message is not None:
+                self._connection.consumed(message)
+
+    # -- from the process ------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose()
+            return
+        self._partial += data
+        while len(self._partial) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._partial)
+            if length > MAX_SERVICE_MESSAGE:
+                self._lose()
+                return
+            end = LENGTH.size + length
+            if len(self._partial) < end:
+                return
+            part = bytes(self._partial[LENGTH.size : end])
+            del self._partial[:end]
+            self._send(part)
+
+    def _send(self, part: bytes) -> None:
+        with suppress(LocalProtocolError):  # the run has ended, or the process sends nonsense
+            self._connection.send_message(Channel.SERVICE, [part])
+
+    def _lose(self) -> None:
+        """Tell the host that the process has ended, or does not follow the protocol."""
+        if self._process is not None:
+            self._process.signal_group(signal.SIGKILL)
+        self.stop()
+        self._send(encode_service(PROCESS, {"ended": True}))

@@ -1,0 +1,115 @@
+"""The service process: works with files, and runs commands, for the host and as the kernel's user.
+
+A fork of PID 1 (``service``). Each call has a thread of its own, so that a slow disk or a command
+delays no other call. A call is answered by messages, of which the last has ``done``. It ends with
+``error`` if it fails. Standard library, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import suppress
+from typing import Any, Dict, NoReturn, Tuple
+
+from gvisor_kernel.guest import service_files
+from gvisor_kernel.guest.service import LENGTH
+from gvisor_kernel.guest.service_command import Command, wait_for_background
+from gvisor_kernel.link.service_messages import (
+    MAX_SERVICE_MESSAGE,
+    decode_service,
+    encode_service,
+)
+
+MAX_CALLS = 64
+"""Calls at once."""
+
+
+def serve(link: int) -> NoReturn:
+    """Serve calls on the socket ``link`` until its other end is closed, then end all commands."""
+    _Server(socket.socket(fileno=link)).run()
+
+
+class _Server:
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._calls: Dict[int, Any] = {}
+        """What runs, by call: its Command, or None."""
+
+    def run(self) -> NoReturn:
+        """Serve calls. Never returns."""
+        try:
+            while True:
+                (length,) = LENGTH.unpack(self._receive(LENGTH.size))
+                if length > MAX_SERVICE_MESSAGE:
+                    break
+                self._handle(self._receive(length))
+        except (EOFError, OSError):
+            pass
+        finally:
+            with self._lock:
+                commands = [command for command in self._calls.values() if command is not None]
+            for command in commands:
+                command.kill()
+            wait_for_background()
+            os._exit(0)
+
+    def _receive(self, size: int) -> bytes:
+        parts = []
+        while size:
+            data = self._link.recv(min(size, 256 * 1024))
+            if not data:
+                raise EOFError
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def _handle(self, part: bytes) -> None:
+        call, content, data = decode_service(part)
+        with self._lock:
+            known = call in self._calls
+            command = self._calls.get(call)
+            if not known and len(self._calls) < MAX_CALLS and "do" in content:
+                self._calls[call] = None
+                threading.Thread(target=self._answer, args=(call, content, data)).start()
+                return
+        if known and command is not None:
+            command.handle(content)
+        elif "do" in content:
+            self._send(call, {"error": f"{MAX_CALLS} calls are under way", "done": True})
+
+    def _answer(self, call: int, content: Dict[str, Any], data: bytes) -> None:
+        try:
+            reply, out = self._do(call, content, data)
+        except OSError as error:
+            reply, out = {"error": error.strerror or str(error)}, b""
+        except Exception as error:
+            reply, out = {"error": f"{type(error).__name__}: {error}"}, b""
+        with self._lock:
+            del self._calls[call]
+        self._send(call, {**reply, "done": True}, out)
+
+    def _do(
+        self, call: int, content: Dict[str, Any], data: bytes
+    ) -> Tuple[Dict[str, object], bytes]:
+        what = content["do"]
+        if what == "run":
+            command = Command(content["command"], lambda *sent: self._send(call, *sent))
+            with self._lock:
+                self._calls[call] = command
+            return {"status": command.run()}, b""
+        if what == "read":
+            return service_files.read(content["path"], content["offset"], content["size"])
+        if what == "write":
+            return service_files.write(content["path"], data, content["first"]), b""
+        if what == "list":
+            return service_files.list_folder(content["path"], content["limit"]), b""
+        return service_files.change(what, content["path"], content.get("target", "")), b""
+
+    def _send(self, call: int, content: Dict[str, Any], data: bytes = b"") -> None:
+        part = encode_service(call, content, data)
+        with self._sending, suppress(OSError):  # PID 1 has closed its end
+            self._link.sendall(LENGTH.pack(len(part)) + part)

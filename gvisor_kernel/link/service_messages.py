@@ -1,0 +1,82 @@
+"""Messages on the channel SERVICE as bytes: questions to a sandbox itself, and its answers.
+
+A message of that channel has one part::
+
+    call u64 | length of the content u32, big endian | content, JSON | data, any bytes
+
+The host numbers its calls 1, 2, 3 and so on, and may send more than one message for a call; the
+answers name the call. What a content says is decided by ``guest.service_process`` and by its
+caller on the host. Call 0 is about the service process itself: the host sends it to end the
+process, PID 1 to tell that it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Mapping, NamedTuple
+
+from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
+from gvisor_kernel.link.frames import Part
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+PROCESS = 0
+"""The number of no call."""
+MAX_CONTENT = 8 * 1024 * 1024
+"""Bytes of a content: ten thousand entries of a folder with the longest names, escaped."""
+MAX_DATA = 1024 * 1024
+"""Bytes of data in one message."""
+
+_HEAD = struct.Struct(">QI")
+MAX_SERVICE_MESSAGE = _HEAD.size + MAX_CONTENT + MAX_DATA
+
+
+class ServiceMessage(NamedTuple):
+    """A message about ``call``."""
+
+    call: int
+    content: dict[str, Any]
+    data: bytes
+
+
+def encode_service(call: int, content: Mapping[str, object], data: bytes = b"") -> bytes:
+    """Return the part of a message.
+
+    :raises LocalProtocolError: when it is too large
+    """
+    text = json.dumps(content).encode()
+    if len(text) > MAX_CONTENT or len(data) > MAX_DATA:
+        raise LocalProtocolError(
+            f"A message with {len(text)} bytes of content and {len(data)} of data is over"
+            f" {MAX_CONTENT} and {MAX_DATA}."
+        )
+    return _HEAD.pack(call, len(text)) + text + data
+
+
+def decode_call(part: Part) -> int:
+    """Return the number of the call that a message is about.
+
+    :raises RemoteProtocolError: when it is too short
+    """
+    if len(part) < _HEAD.size:
+        raise RemoteProtocolError(f"A message on service has {len(part)} bytes.")
+    return int(_HEAD.unpack_from(part)[0])
+
+
+def decode_service(part: bytes) -> ServiceMessage:
+    """Return the message in a part.
+
+    :raises RemoteProtocolError: when it is malformed or too large
+    """
+    call = decode_call(part)
+    size = int(_HEAD.unpack_from(part)[1])
+    data = part[_HEAD.size + size :]
+    if size > MAX_CONTENT or len(part) < _HEAD.size + size or len(data) > MAX_DATA:
+        raise RemoteProtocolError(f"A message on service of {len(part)} bytes is malformed.")
+    try:
+        content = parse_json(part[_HEAD.size : _HEAD.size + size], MAX_CONTENT)
+    except JsonError as error:
+        raise RemoteProtocolError(f"A message on service has a wrong content: {error}.") from None
+    if not isinstance(content, dict):
+        raise RemoteProtocolError("The content of a message on service is no object.")
+    return ServiceMessage(call, content, data)

@@ -1,0 +1,104 @@
+"""Calls to a service process, whose answers may be anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from gvisor_kernel.bridge import service
+from gvisor_kernel.bridge.service import MAX_CALLS, MAX_HELD, ServiceCalls
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.link import LocalProtocolError
+from gvisor_kernel.link.service_messages import PROCESS, decode_service, encode_service
+
+
+class Guest:
+    """What was sent to a sandbox."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.runs = True
+
+    def take(self, part: bytes) -> None:
+        if not self.runs:
+            raise LocalProtocolError("no kernel runs in it.")
+        self.sent.append(part)
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    return Guest()
+
+
+def test_answers_come_to_their_call(guest: Guest) -> None:
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        first, second = calls.begin({"do": "list"}), calls.begin({"do": "read"})
+        for part in (b"", b"x" * 11, encode_service(77, {}), encode_service(second, {"a": 2})):
+            calls.take(part)
+        calls.take(encode_service(first, {"a": 1}))
+        assert decode_service(await calls.receive(second)).content == {"a": 2}
+        assert decode_service(await calls.receive(first)).content == {"a": 1}
+
+    asyncio.run(use())
+
+
+def test_a_call_holds_a_bounded_number_of_bytes(guest: Guest) -> None:
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        call = calls.begin({"do": "run"})
+        part = encode_service(call, {}, bytes(1_000_000))
+        for _ in range(100):
+            calls.take(part)
+        held = calls._calls[call].held
+        assert MAX_HELD - len(part) < held <= MAX_HELD
+        for _ in range(held // len(part)):
+            await calls.receive(call)
+        with pytest.raises(SandboxError, match="more than it was asked"):
+            await calls.receive(call)
+
+    asyncio.run(use())
+
+
+def test_the_end_of_the_process_fails_all_calls(guest: Guest) -> None:
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        receiving = [asyncio.ensure_future(calls.receive(calls.begin({"do": "x"})))] * 2
+        await asyncio.sleep(0)
+        calls.take(encode_service(PROCESS, {"ended": True}))
+        for failed in await asyncio.gather(*receiving, return_exceptions=True):
+            assert isinstance(failed, SandboxError)
+
+    asyncio.run(use())
+
+
+def test_calls_are_counted_and_need_a_kernel(guest: Guest) -> None:
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        opened = [calls.begin({"do": "x"}) for _ in range(MAX_CALLS)]
+        with pytest.raises(SandboxError, match="under way"):
+            calls.begin({"do": "x"})
+        calls.close(opened[0])
+        guest.runs = False
+        with pytest.raises(SandboxError, match="no kernel runs"):
+            calls.begin({"do": "x"})
+
+    asyncio.run(use())
+
+
+def test_the_process_is_ended_when_it_has_no_calls(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
+
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        calls.close(calls.begin({"do": "x"}))
+        calls.close(calls.begin({"do": "x"}))
+        while len(guest.sent) < 3:
+            await asyncio.sleep(0.001)
+        assert [decode_service(part).call for part in guest.sent] == [1, 2, PROCESS]
+
+    asyncio.run(use())
