@@ -15,6 +15,8 @@ from gvisor_kernel.api.execution import Execution, ExecutionError
 
 ANSWER = "application/vnd.gvisor-kernel.answer+json"
 INPUT = "/home/user/.gvisor-kernel-input.json"
+MAX_IN_CODE = 64 * 1024
+"""Characters of an input that travels in the code: ipykernel takes half a second for a megabyte."""
 MAX_VALUE = 16 * 1024 * 1024
 """Bytes of a result, as JSON."""
 
@@ -47,24 +49,28 @@ async def run_map(
     :raises GvisorKernelError: when a sandbox cannot be started; the others are ended then
     """
     name, source = find_source(function)
-    code = make_call(name, source)
     texts = [encode_input(value) for value in inputs]
     limit = asyncio.Semaphore(max(1, workers))
 
     async def call(text: str) -> MapResult:
         async with limit:
-            return await _call(code, text, timeout, settings)
+            return await _call(name, source, text, timeout, settings)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(call(text)) for text in texts]
     return [task.result() for task in tasks]
 
 
-async def _call(code: str, text: str, timeout: float | None, settings: dict[str, Any]) -> MapResult:
+async def _call(
+    name: str, source: str, text: str, timeout: float | None, settings: dict[str, Any]
+) -> MapResult:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
     async with AsyncSandbox(**settings) as sandbox:
-        await sandbox.files.write(INPUT, text)
+        is_large = len(text) > MAX_IN_CODE
+        if is_large:
+            await sandbox.files.write(INPUT, text)
+        code = make_call(name, source, None if is_large else text)
         execution = await sandbox.run(code, timeout=timeout, max_output=MAX_VALUE)
     values = [result.data[ANSWER] for result in execution.results if ANSWER in result.data]
     error = execution.error
@@ -109,11 +115,15 @@ def encode_input(value: Any) -> str:
         raise ValueError(f"An input is not JSON: {error}.") from error
 
 
-def make_call(name: str, source: str) -> str:
-    """Return code that calls a function with what is in the file INPUT, and shows its result."""
+def make_call(name: str, source: str, text: str | None) -> str:
+    """Return code that calls a function and shows its result.
+
+    ``text``: the input, as JSON; None if it is in the file INPUT.
+    """
+    value = f"_json.load(open({INPUT!r}))" if text is None else f"_json.loads({text!r})"
     return (
         f"{source}\n"
         f"import json as _json\n"
-        f"_value = _json.loads(_json.dumps({name}(_json.load(open({INPUT!r})))))\n"
+        f"_value = _json.loads(_json.dumps({name}({value})))\n"
         f"get_ipython().display_pub.publish(data={{{ANSWER!r}: {{'value': _value}}}})\n"
     )

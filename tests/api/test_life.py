@@ -114,16 +114,19 @@ def test_map_calls_in_clean_sandboxes_and_in_order(shared_snapshot: str) -> None
         open("mark", "w").close()
         if value is None:
             return object()
+        if isinstance(value, str):
+            return len(value)
         print("seen", value)
         return {"half": 1 / value}
     """
-    results = Sandbox.map(source, [2, 0, None, 4], workers=2)
-    assert [result.value for result in results] == [{"half": 0.5}, None, None, {"half": 0.25}]
+    results = Sandbox.map(source, [2, 0, None, 4, "x" * 3_000_000], workers=2)
+    values = [result.value for result in results]
+    assert values == [{"half": 0.5}, None, None, {"half": 0.25}, 3_000_000]
     assert [result.error and result.error.name for result in results] == [
         None,
         "ZeroDivisionError",
         "TypeError",
-        None,
+        *(None, None),
     ]
     assert results[3].execution.stdout == "seen 4\n"
 

@@ -215,6 +215,8 @@ def test_files_of_one_kernel_leave_places_for_others(tmp_path: Path) -> None:
             index.go.clear()
             tasks = [begin(packages, path, 1) for path in slow]
             await index.until(waiting=MAX_OF_ONE)
+            while len(packages._downloads._running) < len(slow):  # the cache is asked in a thread
+                await asyncio.sleep(0)
             assert (await ask(packages, quick[0], kernel=2)).data == GOOD
             assert index.open == MAX_OF_ONE < MAX_AT_ONCE
             # One that waits for a turn of the first kernel is the second one's, too.
@@ -223,7 +225,8 @@ def test_files_of_one_kernel_leave_places_for_others(tmp_path: Path) -> None:
             index.go.set()
             assert (await joined).data == GOOD
             assert {answer.data for answer in await asyncio.gather(*tasks)} == {GOOD}
-            assert max(n for path, n in index.seen.items() if "/files/" in path) == 1
+            twice = {path: n for path, n in index.seen.items() if "/files/" in path and n > 1}
+            assert not twice
 
     run(check)
 
