@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.bridge import idle
+from gvisor_kernel.bridge import idle, service
 from gvisor_kernel.bridge.idle import SleepPolicy
 from gvisor_kernel.host.processes import is_alive
 from gvisor_kernel.link import IdleReply
@@ -188,6 +189,24 @@ def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> 
             usage(kernel.client)
     finally:
         assert execute(kernel.client, "handlers['usage_request'] = usage").status == "ok"
+    kernel.wait_for_stop()
+
+
+def test_call_wakes_stopped_kernel_which_is_stopped_again(
+    kernel: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "IDLE_SECONDS", QUICK)
+    kernel.wait_for_stop()
+    session = kernel.manager.provisioner._kernel  # type: ignore[union-attr]
+
+    async def ask() -> dict[str, Any]:
+        call = await session.open_call({"do": "run", "command": "exit 7"})
+        try:
+            return (await call.receive()).content
+        finally:
+            await call.close()
+
+    assert asyncio.run(ask()) == {"status": 7, "done": True}
     kernel.wait_for_stop()
 
 
