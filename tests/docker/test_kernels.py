@@ -26,7 +26,15 @@ from gvisor_kernel.runtimes.state import records
 
 from ..egress.indexes import make_wheel
 from ..environments.helpers import serving_pip
-from ..jupyter.helpers import connected, execute, finish, running_kernel, wait_for_text, wait_until
+from ..jupyter.helpers import (
+    call_sandbox,
+    connected,
+    execute,
+    finish,
+    running_kernel,
+    wait_for_text,
+    wait_until,
+)
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
 from .dockerd import IMAGE, Dockerd, needs_dockerd, runsc_runtime
@@ -201,11 +209,13 @@ def test_cell_over_the_memory_limit_of_a_remote_engine_says_so(
 def test_exited_kernel_restarts_in_its_sandbox(start: Start) -> None:
     with start() as (manager, client):
         sandbox = sandbox_of(manager)
+        assert call_sandbox(manager, do="make", path="made") == {"done": True}
         assert "exit status 3" in read_death_reason(client, "import os; os._exit(3)")
         manager.restart_kernel()
         assert sandbox_of(manager) is sandbox
         with connected(manager) as again:
             assert ask(again, "1 + 1") == 2
+            assert call_sandbox(manager, do="exists", path="made")["exists"] is True
 
 
 @needs_all

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from gvisor_kernel.link import IdleReply
 from .. import leaks
 from ..jupyter.helpers import (
     SECONDS,
+    call_sandbox,
     execute,
     finish,
     next_message,
@@ -197,16 +197,8 @@ def test_call_wakes_stopped_kernel_which_is_stopped_again(
 ) -> None:
     monkeypatch.setattr(service, "IDLE_SECONDS", QUICK)
     kernel.wait_for_stop()
-    session = kernel.manager.provisioner._kernel  # type: ignore[union-attr]
-
-    async def ask() -> dict[str, Any]:
-        call = await session.open_call({"do": "run", "command": "exit 7"})
-        try:
-            return (await call.receive()).content
-        finally:
-            await call.close()
-
-    assert asyncio.run(ask()) == {"status": 7, "done": True}
+    answer = call_sandbox(kernel.manager, do="run", command="exit 7")
+    assert answer == {"status": 7, "done": True}
     kernel.wait_for_stop()
 
 

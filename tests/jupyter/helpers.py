@@ -5,6 +5,7 @@ What is expected of a kernel is in the tests. Each wait has a deadline and fails
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -275,3 +276,17 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
         assert time.monotonic() < deadline, f"Waited in vain for {what}."
         time.sleep(0.02)
     return found
+
+
+def call_sandbox(manager: KernelManager, **content: object) -> dict[str, Any]:
+    """Ask the service process in the sandbox of a kernel something; return its only answer."""
+    session = manager.provisioner._kernel  # type: ignore[union-attr]
+
+    async def ask() -> dict[str, Any]:
+        call = await session.open_call(content)
+        try:
+            return (await call.receive()).content  # type: ignore[no-any-return]
+        finally:
+            await call.close()
+
+    return asyncio.run(ask())
