@@ -10,35 +10,70 @@ __all__ = [
     "AsyncSandbox",
     "AsyncSandboxPool",
     "CodeFailed",
+    "Entry",
     "Execution",
+    "ExecutionError",
+    "FileFailed",
+    "GvisorKernelError",
+    "Logs",
+    "MapResult",
+    "Printed",
     "Result",
     "Sandbox",
+    "SandboxError",
     "SandboxPool",
+    "SettingError",
+    "ShellResult",
     "__version__",
 ]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
-    from gvisor_kernel.api.execution import CodeFailed, Execution, Result
+    from gvisor_kernel.api.execution import (
+        CodeFailed,
+        Execution,
+        ExecutionError,
+        Logs,
+        Printed,
+        Result,
+    )
+    from gvisor_kernel.api.files import Entry, FileFailed
+    from gvisor_kernel.api.mapping import MapResult
     from gvisor_kernel.api.pool import AsyncSandboxPool, SandboxPool
     from gvisor_kernel.api.sandbox import Sandbox
+    from gvisor_kernel.api.shell import ShellResult
+    from gvisor_kernel.errors import GvisorKernelError, SandboxError, SettingError
 
-_API = {
-    "AsyncSandbox": "async_sandbox",
-    "AsyncSandboxPool": "pool",
-    "CodeFailed": "execution",
-    "Execution": "execution",
-    "Result": "execution",
-    "Sandbox": "sandbox",
-    "SandboxPool": "pool",
+_MODULES = {
+    "AsyncSandbox": "api.async_sandbox",
+    "AsyncSandboxPool": "api.pool",
+    "CodeFailed": "api.execution",
+    "Entry": "api.files",
+    "Execution": "api.execution",
+    "ExecutionError": "api.execution",
+    "FileFailed": "api.files",
+    "GvisorKernelError": "errors",
+    "Logs": "api.execution",
+    "MapResult": "api.mapping",
+    "Printed": "api.execution",
+    "Result": "api.execution",
+    "Sandbox": "api.sandbox",
+    "SandboxError": "errors",
+    "SandboxPool": "api.pool",
+    "SettingError": "errors",
+    "ShellResult": "api.shell",
 }
 
 
 def __getattr__(name: str) -> object:
-    module = _API.get(name)
+    module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.api.{module}"), name)
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -145,6 +145,8 @@ ALLOWED: dict[tuple[str, str], str] = {
         "asyncio.wait({getting, failing}, return_when=asyncio.FIRST_COMPLETED)",
     ): "until a sandbox has started or failed, which start_timeout bounds",
     ("api/pool.py", "getting.result()"): "it is done",
+    ("api/pool.py", "await self._taking"): "until a sandbox has started or failed",
+    ("api/runner.py", "while self._kernel.find_end() is None"): "bounded by LAST_SECONDS",
     ("api/pool.py", "self._failed.wait()"): "awaited together with a start",
     ("api/pool.py", "self._ready.get()"): "until a sandbox has started, or failed",
     ("api/pool.py", "self._wanted.acquire()"): "a filler waits until a sandbox is taken",

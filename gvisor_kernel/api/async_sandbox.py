@@ -18,7 +18,7 @@ from typing import Any, Self
 from gvisor_kernel.api.collector import Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
 from gvisor_kernel.api.files import AsyncFiles
-from gvisor_kernel.api.manager import describe_folder, make_manager
+from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, Runner
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.errors import SandboxError
@@ -58,7 +58,7 @@ class AsyncSandbox:
         max_output: int = MAX_OUTPUT,
         **settings: Any,
     ) -> None:
-        folders = {"uploads": describe_folder(uploads), "outputs": describe_folder(outputs)}
+        folders = {"uploads": describe_uploads(uploads), "outputs": describe_folder(outputs)}
         self._manager = make_manager(language, {**folders, **settings})
         self.language = language
         self.timeout = timeout
@@ -110,6 +110,8 @@ class AsyncSandbox:
                 collector.close()
             self._outputs.clear()
 
+    kill = close
+
     async def __aenter__(self) -> Self:
         if self._runner is None:
             await self.start()
@@ -133,6 +135,11 @@ class AsyncSandbox:
         return str(sandbox.identity) if sandbox is not None else ""
 
     @property
+    def closed(self) -> bool:
+        """Whether it was ended by ``close``."""
+        return self._closed
+
+    @property
     def alive(self) -> bool:
         """Whether the kernel runs."""
         return self.find_end() is None
@@ -153,6 +160,8 @@ class AsyncSandbox:
         end = self.find_end()
         if end is not None:
             hint = "make another one." if self._closed else "call restart()."
+            if self._runner is None and not self._closed:
+                hint = "use it in async with, call start(), or make it with create()."
             raise SandboxError(f"The kernel of this sandbox does not run: {end}", hint)
 
     # -- running code ----------------------------------------------------------------------------
@@ -244,10 +253,22 @@ class AsyncSandbox:
         def collect(request: str) -> Collector:
             return self.collect(request, max_output)
 
+        if not isinstance(code, str):
+            raise TypeError(f"The code must be text, not {type(code).__name__}.")
+        seconds = self.choose_timeout(timeout)
         async with runner.turn:
             self._check_alive()
-            seconds = self.timeout if timeout is None else timeout
             return await runner.run(code, seconds, emit, collect)
+
+    def choose_timeout(self, timeout: float | None) -> float | None:
+        """Return the seconds of a run: ``timeout``, or the sandbox's own.
+
+        :raises ValueError: they are not more than 0
+        """
+        seconds = self.timeout if timeout is None else timeout
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"A timeout is more than 0 seconds, or None for no limit: {seconds:g}")
+        return seconds
 
     def collect(self, name: str, max_output: int | None = None) -> Collector:
         """Return a collector whose output is kept for ``output``, as that of ``name``."""
@@ -312,7 +333,7 @@ class AsyncSandbox:
         self._check_alive()
         await self._manager.interrupt_kernel()
 
-    async def kill(self) -> None:
+    async def kill_kernel(self) -> None:
         """Kill the kernel, and what runs in its sandbox. ``restart`` starts a new one."""
         if self._provisioner is not None:
             await self._provisioner.kill()

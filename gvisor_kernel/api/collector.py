@@ -52,6 +52,8 @@ class Collector:
         self.error: ExecutionError | None = None
         self.is_idle = False
         self.has_reply = False
+        self.asks_exit = False
+        """The code has asked its kernel to exit, as IPython's ``exit`` does."""
         self._max = max_output
         self._began = time.monotonic()
         self._count: int | None = None
@@ -89,6 +91,11 @@ class Collector:
         self.has_reply = True
         if not isinstance(content, dict):
             return
+        payload = content.get("payload")
+        if isinstance(payload, list):
+            self.asks_exit = any(
+                isinstance(entry, dict) and entry.get("source") == "ask_exit" for entry in payload
+            )
         count = content.get("execution_count")
         self._count = count if type(count) is int else None
         if content.get("status") == "error" and self.error is None:
@@ -124,17 +131,30 @@ class Collector:
         known = self._displays.get(display) if display is not None else None
         is_update = known is not None and kind == "update_display_data"
         is_full = len(self._results) >= MAX_RESULTS and not is_update
-        if size > self._left["results"] or is_full:
+        if is_full:
             self._missing["results"] += size
             return result
-        self._left["results"] -= size
+        kept = self._fit(result, size)
+        if kept is None:
+            return result
         if known is not None and is_update:
-            self._results[known] = result
+            self._results[known] = kept
         else:
             if display is not None:
                 self._displays[display] = len(self._results)
-            self._results.append(result)
+            self._results.append(kept)
         return result
+
+    def _fit(self, result: Result, size: int) -> Result | None:
+        """Return what of a result has room: all, the beginning of a main result, or nothing."""
+        left = self._left["results"]
+        if size <= left:
+            self._left["results"] -= size
+            return result
+        text = cut(result.text or "", left) if result.is_main_result else ""
+        self._left["results"] -= len(text.encode("utf-8", "surrogatepass"))
+        self._missing["results"] += size - len(text.encode("utf-8", "surrogatepass"))
+        return Result({"text/plain": text}, {}, result.is_main_result) if text else None
 
     def _keep(self, entry: dict[str, Any]) -> None:
         if self._kept > MAX_KEPT:
@@ -207,6 +227,8 @@ def read_error(content: dict[str, Any]) -> ExecutionError:
         if left <= 0:
             break
     name, value = content.get("ename"), content.get("evalue")
+    if name == "" and isinstance(value, str) and value.isdigit():  # bash_kernel's
+        name, value = "CommandFailed", f"exit status {value}"
     return ExecutionError(
         name[:1000] if isinstance(name, str) else "Error",
         value[:MAX_TRACEBACK] if isinstance(value, str) else "",

@@ -29,6 +29,7 @@ _TEXTS = {
     "latex": "text/latex",
     "javascript": "application/javascript",
 }
+_SHOWN = ("text/plain", "text/latex", "image/png", "image/jpeg", "image/gif")
 _PICTURES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "pdf": "application/pdf"}
 
 
@@ -126,6 +127,14 @@ class Result:
     def __str__(self) -> str:
         return self.text or f"({', '.join(self.formats())})"
 
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Show it in the notebook of the program as it would be shown in the sandbox's.
+
+        Not its scripts: HTML and SVG of a sandbox would run with the program's rights.
+        """
+        safe = {mime: self.data[mime] for mime in _SHOWN if mime in self.data}
+        return safe, {}
+
 
 @dataclass(frozen=True)
 class Logs:
@@ -188,7 +197,8 @@ class Execution:
     ``ended_by``: None if the code ended by itself; else "interrupt" (after a timeout, the kernel
     lives), "kill" (after a timeout that an interrupt did not end) or "death" (of the kernel, with
     the reason in ``error``). After the last two, ``Sandbox.restart`` starts another kernel.
-    ``missing``: what was over the limit of output; ``Sandbox.output`` returns all of it.
+    ``missing``: what was over the limit of output; ``Sandbox.output`` returns all of it. The text
+    of the main result is cut; what else is over it is left out.
     """
 
     results: tuple[Result, ...] = ()

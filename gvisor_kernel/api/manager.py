@@ -39,6 +39,9 @@ class Manager(AsyncKernelManager):
     """jupyter_client's manager, without a connection file: it would outlive a killed process, and
     has a key."""
 
+    logs_death = False
+    """For the provisioner: a death is part of the result."""
+
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write none. Called at each start."""
 
@@ -83,6 +86,17 @@ def make_manager(language: str, settings: Mapping[str, Any]) -> Manager:
     )
 
 
+def describe_uploads(path: str | Path | None) -> str | None:
+    """Return a folder that a sandbox reads as a setting: absolute, so that it is what was meant.
+
+    :raises SettingError: when there is no such folder
+    """
+    folder = describe_folder(path)
+    if folder is not None and not Path(folder).is_dir():
+        raise SettingError("uploads", str(path), f"a folder that exists: there is no {folder}")
+    return folder
+
+
 def describe_folder(path: str | Path | None) -> str | None:
-    """Return a folder of the program as a setting: absolute, so that it is what was meant."""
+    """Return a folder of the program as a setting, absolute."""
     return None if path is None else str(Path(path).expanduser().absolute())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,25 @@ RETRY_SECONDS = 5.0
 """After a failed start."""
 MAX_STARTING = 2
 """Sandboxes that are started at once, to be ready."""
+
+
+class Taking:
+    """A sandbox that is being taken from a pool: to be awaited, or entered."""
+
+    def __init__(self, taking: Coroutine[Any, Any, AsyncSandbox]) -> None:
+        self._taking = taking
+        self._sandbox: AsyncSandbox | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncSandbox]:
+        return self._taking.__await__()
+
+    async def __aenter__(self) -> AsyncSandbox:
+        self._sandbox = await self._taking
+        return self._sandbox
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._sandbox is not None
+        await self._sandbox.close()
 
 
 class AsyncSandboxPool:
@@ -46,18 +66,23 @@ class AsyncSandboxPool:
         self._fillers = [asyncio.create_task(self._fill()) for _ in range(MAX_STARTING)]
         return self
 
-    async def take(self) -> AsyncSandbox:
-        """Return a clean sandbox: one that is ready, or the next one that is.
+    def take(self) -> Taking:
+        """Give a clean sandbox: one that is ready, or the next one that is.
+
+        Await it, and end the sandbox with ``close``; or use it in ``async with``.
 
         :raises GvisorKernelError: when none is ready, and none can be started
         """
+        return Taking(self._take())
+
+    async def _take(self) -> AsyncSandbox:
         while True:
             if self._closed:
                 raise SandboxError("The pool was closed.", "make another one.")
             sandbox = await self._wait_for_one()
             self._wanted.release()
             if sandbox.alive:
-                self._taken.add(sandbox)
+                self._taken = {taken for taken in self._taken if not taken.closed} | {sandbox}
                 return sandbox
             await sandbox.close()  # it has died while it was waiting
 
@@ -133,7 +158,7 @@ class SandboxPool:
 
         :raises GvisorKernelError: when none is ready, and none can be started
         """
-        return Sandbox._of(self._thread, self._thread.run(self._pool.take()))
+        return Sandbox._of(self._thread, self._thread.run(self._pool._take()))
 
     def close(self) -> None:
         """End all its sandboxes, also those that were taken. Idempotent."""

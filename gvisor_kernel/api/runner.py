@@ -30,6 +30,7 @@ LAST_SECONDS = 5.0
 QUIET_SECONDS = 0.3
 """Time without a message after which a dead kernel's messages have all come."""
 POLL_SECONDS = 1.0
+EXIT_POLL_SECONDS = 0.02
 WELCOME_SECONDS = 2.0
 MAX_PART = 256 * 1024 * 1024
 """Bytes of JSON in one part of a message: as much as the link carries."""
@@ -49,7 +50,7 @@ class Kernel(Protocol):
     async def interrupt(self) -> None:
         """Interrupt the code that runs now."""
 
-    async def kill(self) -> None:
+    async def kill_kernel(self) -> None:
         """Kill the kernel."""
 
 
@@ -92,6 +93,7 @@ class Runner:
         self._kernel = kernel
         self._readers: list[asyncio.Task[None]] = []
         self._welcome = asyncio.Event()
+        self._answered = asyncio.Event()
         self._run: _Run | None = None
         self._came = 0
         """Messages of iopub so far."""
@@ -99,7 +101,9 @@ class Runner:
         client.context.setsockopt(zmq.RCVHWM, MAX_WAITING)  # of the sockets that it will make
 
     async def start(self, connection: KernelConnectionInfo) -> None:
-        """Connect to the kernel. Returns when this client gets what the kernel publishes.
+        """Connect to the kernel. Returns when it answers, and this client gets its output.
+
+        Otherwise the start of a slow kernel would count for the timeout of the first run.
 
         :raises SandboxError: when the kernel ends before
         """
@@ -109,15 +113,17 @@ class Runner:
             asyncio.create_task(self._read_iopub()),
             asyncio.create_task(self._read_shell()),
         ]
-        while not self._welcome.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(WELCOME_SECONDS):
-                    await self._welcome.wait()
-                    return
-            end = self._kernel.find_end()
-            if end is not None:
-                raise SandboxError(f"The kernel of this sandbox has ended: {end}")
-            self._client.kernel_info()  # whatever comes on iopub now is as good
+        self._client.kernel_info()
+        for came in (self._welcome, self._answered):
+            while not came.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WELCOME_SECONDS):
+                        await came.wait()
+                        break
+                end = self._kernel.find_end()
+                if end is not None:
+                    raise SandboxError(f"The kernel of this sandbox has ended: {end}")
+                self._client.kernel_info()  # whatever comes on iopub now is as good
 
     def stop(self) -> None:
         """Read no more."""
@@ -140,7 +146,7 @@ class Runner:
         run = self._run = _Run(collect(request), emit)
         try:
             if await self._wait_for(run, run.finished, timeout):
-                return self._finish(run)
+                return await self._finish(run)
             how = await self._stop(run)
             text = f"The code ran longer than {timeout:g} s and"
             text += (
@@ -160,11 +166,20 @@ class Runner:
         if self._run is not None:
             await self._stop(self._run)
 
-    def _finish(self, run: _Run) -> Execution:
+    async def _wait_for_exit(self) -> None:
+        """Wait for a kernel that is about to exit, which takes a moment after its reply."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS):
+                while self._kernel.find_end() is None:
+                    await asyncio.sleep(EXIT_POLL_SECONDS)
+
+    async def _finish(self, run: _Run) -> Execution:
         if run.failure is not None:
             raise run.failure
+        if run.collector.asks_exit:
+            await self._wait_for_exit()
         end = self._kernel.find_end()
-        if end is not None and not run.collector.has_reply:
+        if end is not None and (run.collector.asks_exit or not run.collector.has_reply):
             return run.collector.finish("death", with_text(None, "KernelDied", end))
         return run.collector.finish(None)
 
@@ -208,7 +223,7 @@ class Runner:
         if replied and self._kernel.find_end() is None:
             await self._wait_for(run, run.finished, LAST_SECONDS)
             return "interrupt"
-        await self._kernel.kill()
+        await self._kernel.kill_kernel()
         await self._wait_for(run, run.finished, LAST_SECONDS)
         return "kill"
 
@@ -234,6 +249,7 @@ class Runner:
     async def _read_shell(self) -> None:
         while True:
             message = await _read(self._client.get_shell_msg)
+            self._answered.set()
             run = self._run
             if message is None or run is None or _parent_of(message) != run.collector.request:
                 continue

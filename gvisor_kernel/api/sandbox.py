@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +78,8 @@ class Sandbox:
             return
         self._thread.note_closed(self._sandbox)
         self._thread.run(self._sandbox.close())
+
+    kill = close
 
     def __enter__(self) -> Self:
         return self
@@ -273,9 +276,12 @@ def _in_thread(listener: Callable[[T], None] | None) -> Callable[[T], Awaitable[
     if listener is None:
         return None
 
+    # Of the caller: in a notebook what a listener prints appears below the cell that runs.
+    context = contextvars.copy_context()
+
     async def listen(event: T) -> None:
         try:
-            await asyncio.to_thread(listener, event)
+            await asyncio.to_thread(context.run, listener, event)
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:

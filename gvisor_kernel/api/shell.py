@@ -63,10 +63,10 @@ async def run_shell(
     on_output: Callable[[str], None] | None,
 ) -> ShellResult:
     """Run a command; see ``AsyncSandbox.shell``."""
+    seconds = sandbox.choose_timeout(timeout)
     call = await sandbox.open_call({"do": "run", "command": command})
     collector = sandbox.collect(uuid4().hex, max_output)
     running = asyncio.ensure_future(_Command(call, collector, on_output).run())
-    seconds = sandbox.timeout if timeout is None else timeout
     ended_by = None
     error = None
     status: object = None

@@ -49,7 +49,8 @@ def describe_excess(used: int, limit: int) -> str:
         f"The kernel used {describe_size(used)} of memory; its limit is {describe_size(limit)}. "
         "It was ended. To allow more, raise the setting memory_limit (for example "
         f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
-        "configuration, or memory_limit in the kernelspec), and restart the kernel."
+        "configuration, memory_limit in the kernelspec, or memory= of a Sandbox), and restart the "
+        "kernel."
     )
 
 

@@ -176,7 +176,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         plan = self._plan
         if plan is None:
             raise LaunchError("launch_kernel was called before pre_launch.")
-        self._kernel = self._kernel or SandboxedKernel()
+        if self._kernel is None:
+            self._kernel = SandboxedKernel(logs_death=getattr(self.parent, "logs_death", True))
         try:
             address = await self._kernel.launch(plan)
         except GvisorKernelError as error:

@@ -64,6 +64,15 @@ def test_results_over_the_limit_are_counted_and_kept_in_a_file(collector: Collec
     ]
 
 
+def test_the_beginning_of_a_main_result_is_kept(collector: Collector) -> None:
+    collector.add(display({"text/plain": "x" * 5000, "text/html": "y"}, "execute_result"))
+    execution = collector.finish(None)
+    assert execution.text is not None
+    assert set(execution.text) == {"x"}
+    assert 0 < len(execution.text) <= 100
+    assert len(execution.text) + execution.missing.results > 5000
+
+
 def test_what_is_kept_is_bounded(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_KEPT", 1000)
     for _ in range(50):

@@ -103,3 +103,14 @@ def test_a_traceback_of_beginnings_takes_no_squared_time(part: str) -> None:
     """Squared, each of them would take hours."""
     assert "\x1b" not in strip_ansi(part * 1_000_000)
     strip_ansi(part + "0" * 1_000_000)
+
+
+def test_a_notebook_shows_pictures_and_text_but_nothing_active() -> None:
+    data = {
+        "text/plain": "x",
+        "image/png": "iVBO",
+        "text/html": "<script>",
+        "image/svg+xml": "<svg",
+    }
+    shown, _ = Result({**data, "application/javascript": "x"})._repr_mimebundle_()
+    assert shown == {"text/plain": "x", "image/png": "iVBO"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import signal
 import threading
@@ -189,6 +190,34 @@ def test_uploads_are_read_and_outputs_are_written(sandbox: Sandbox) -> None:
     assert sandbox.run("open('sales.csv').read()").text == "'a,b\\n1,2\\n'"
     sandbox.run("open('/mnt/user-data/outputs/x.txt', 'w').write('made')")
     assert [entry.name for entry in sandbox.files.list("/mnt/user-data/outputs")] == ["x.txt"]
+
+
+def test_code_that_exits_is_a_death(sandbox: Sandbox) -> None:
+    execution = sandbox.run("exit()")
+    assert (execution.ended_by, execution.ok) == ("death", False)
+    assert "exit status 0" in str(execution.error)
+    sandbox.restart()
+    assert sandbox.run("6 * 7").text == "42"
+
+
+def test_a_timeout_is_more_than_nothing_and_code_is_text(sandbox: Sandbox) -> None:
+    for seconds in (0, -1):
+        for ask in (sandbox.run, sandbox.shell):
+            with pytest.raises(ValueError, match="more than 0 seconds"):
+                ask("1", timeout=seconds)
+    with pytest.raises(TypeError, match="must be text, not int"):
+        sandbox.run(5)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="there is no /nowhere"):
+        Sandbox(uploads="/nowhere")
+
+
+def test_a_listener_runs_in_the_context_of_its_caller(sandbox: Sandbox) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("cell", default="none")
+    seen = []
+    for cell in ("first", "second"):
+        variable.set(cell)
+        sandbox.run("print('x')", on_stdout=lambda _: seen.append(variable.get()))
+    assert seen == ["first", "second"]
 
 
 # -- files and commands ----------------------------------------------------------------------------
