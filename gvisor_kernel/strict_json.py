@@ -14,6 +14,7 @@ from typing import Any
 MAX_DEPTH = 100
 """Levels of nested arrays and objects. Usual documents and messages have less than 20."""
 
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 
 
@@ -21,8 +22,16 @@ class JsonError(ValueError):
     """Data is not JSON, or exceeds a bound. The text contains nothing of the data."""
 
 
-def parse_json(data: bytes | bytearray | memoryview | str, max_size: int) -> Any:
+class TooManyValues(JsonError):
+    """Data may be JSON, but of more values than are allowed."""
+
+
+def parse_json(
+    data: bytes | bytearray | memoryview | str, max_size: int, max_values: int | None = None
+) -> Any:
     """Parse JSON in UTF-8 with at most ``max_size`` bytes (or characters) and MAX_DEPTH levels.
+
+    ``max_values``: about the most values, since an empty list of two bytes takes 56 in memory.
 
     :raises JsonError: when ``data`` is something else; no other exception is raised
     """
@@ -30,12 +39,27 @@ def parse_json(data: bytes | bytearray | memoryview | str, max_size: int) -> Any
         raise JsonError(f"it has {len(data)} bytes, over the limit of {max_size}")
     try:
         text = data if isinstance(data, str) else str(data, "utf-8", "surrogatepass")
+        if max_values is not None:
+            _check_count(text, max_values)
         _check_depth(text)
         return json.loads(text)
     except JsonError:
         raise
     except (ValueError, RecursionError):
         raise JsonError("it is not JSON") from None
+
+
+def _check_count(text: str, most: int) -> None:
+    """Check the number of values without parsing. Marks in strings do not count."""
+    if _count_marks(text) <= most:
+        return
+    strings = text.count('"') - text.count('\\"')
+    if strings > 2 * most or _count_marks(_STRING.sub("", text)) > most:
+        raise TooManyValues(f"it has more than {most} values")
+
+
+def _count_marks(text: str) -> int:
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _check_depth(text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from gvisor_kernel.bridge.renewal import RenewalRequest
 from gvisor_kernel.bridge.wire import WireError, new_message
 from gvisor_kernel.link import Channel
-from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, parse_json
+from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, TooManyValues, parse_json
 
 from .test_style import MODULES, PACKAGE
 
@@ -133,3 +133,12 @@ def test_nested_reply_to_renewal_request_is_refused(make: Callable[[int], str]) 
     for depth in (1, MAX_DEPTH + 1, *range(200, 1400, 50), 30_000):
         said = asyncio.run(answer(status(make(depth))))
         assert said in ("refused", "WireError"), depth
+
+
+def test_number_of_values_is_bounded_where_it_is_asked_for() -> None:
+    fine = json.dumps(["x, [ {" * 100, 'a\\"b,"', {"k": [1, 2]}])
+    assert parse_json(fine, 10_000, 10) == json.loads(fine)
+    for text in ("[" + "[]," * 11 + "1]", json.dumps(["x"] * 12), json.dumps([","] * 12)):
+        with pytest.raises(TooManyValues):
+            parse_json(text, 10_000, 10)
+        parse_json(text, 10_000)

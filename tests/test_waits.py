@@ -107,10 +107,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/tls_stream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
     ("egress/worker.py", "worker.ended.wait()"): "its owner's end ends it",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
-    (
-        "api/runner.py",
-        "asyncio.shield(asyncio.ensure_future(self._stop(run)))",
-    ): "bounded by GRACE_SECONDS and LAST_SECONDS",
     ("api/files.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
     ("api/shell.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
     (
@@ -120,10 +116,18 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/shell.py", "running.result()"): "it is done",
     ("bridge/service.py", "state.changed.wait()"): "until an answer, or the end of the run; callers"
     " have limits",
+    ("api/async_sandbox.py", "asyncio.shield(self._closing)"): UNDONE,
+    ("api/async_sandbox.py", "asyncio.shield(restarting)"): "a start, which start_timeout bounds",
+    ("api/async_sandbox.py", "asyncio.wait({restarting})"): "a start, which start_timeout bounds",
+    ("api/pool.py", "asyncio.shield(self._closing)"): UNDONE,
+    ("api/pool.py", "self._changed.wait()"): "until a sandbox has started or failed, or the end",
+    ("api/runner.py", "asyncio.shield(task)"): CODE,
+    ("api/runner.py", "asyncio.wait({task})"): "bounded by GRACE_SECONDS and LAST_SECONDS",
     (
-        "api/async_sandbox.py",
-        "asyncio.shield(asyncio.ensure_future(self.close()))",
-    ): UNDONE,
+        "api/runner.py",
+        "asyncio.gather(replied, idle, return_exceptions=True)",
+    ): "they are cancelled",
+    ("api/runner.py", "run.idle.wait()"): "awaited together with an end of GRACE_SECONDS",
     (
         "api/async_sandbox.py",
         "asyncio.wait({taking, running}, return_when=asyncio.FIRST_COMPLETED)",
@@ -140,15 +144,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/mapping.py", "task.result()"): "it is done",
     ("api/pool.py", "asyncio.gather(*(sandbox.close() for sandbox in sandboxes))"): UNDONE,
     ("api/pool.py", "asyncio.gather(*self._fillers, return_exceptions=True)"): "they are cancelled",
-    (
-        "api/pool.py",
-        "asyncio.wait({getting, failing}, return_when=asyncio.FIRST_COMPLETED)",
-    ): "until a sandbox has started or failed, which start_timeout bounds",
-    ("api/pool.py", "getting.result()"): "it is done",
     ("api/pool.py", "await self._taking"): "until a sandbox has started or failed",
     ("api/runner.py", "while self._kernel.find_end() is None"): "bounded by LAST_SECONDS",
-    ("api/pool.py", "self._failed.wait()"): "awaited together with a start",
-    ("api/pool.py", "self._ready.get()"): "until a sandbox has started, or failed",
     ("api/pool.py", "self._wanted.acquire()"): "a filler waits until a sandbox is taken",
     ("api/pool.py", "while True"): "a filler lives as long as its pool",
     ("host/locks.py", "threading.Lock()"): LOCK,

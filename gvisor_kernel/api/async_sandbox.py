@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from gvisor_kernel.api.collector import Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
 from gvisor_kernel.api.files import AsyncFiles
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
-from gvisor_kernel.api.runner import Emit, Runner
+from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
@@ -27,6 +28,7 @@ from gvisor_kernel.kernel.sandbox_call import SandboxCall
 
 MAX_OUTPUT = 1024 * 1024
 """Bytes of text of each stream, and of results, in one Execution, unless a program says more."""
+MAX_SECONDS = 1e9
 KEPT_OUTPUTS = 8
 """Runs whose whole output can still be read."""
 
@@ -67,6 +69,8 @@ class AsyncSandbox:
         self._runner: Runner | None = None
         self._outputs: dict[str, Collector] = {}
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
 
     # -- life ------------------------------------------------------------------------------------
@@ -86,20 +90,26 @@ class AsyncSandbox:
         """
         if self._runner is not None or self._closed:
             raise SandboxError("This sandbox was started before.", "make another one.")
+        self._loop = asyncio.get_running_loop()
         self._runner = Runner(self._manager.client(), self)
         try:
             await self._manager.start_kernel()
             await self._runner.start(self._manager.get_connection_info(session=True))
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self.close()))
+            await self.close()
             raise
         return self
 
     async def close(self) -> None:
-        """End the kernel and its sandbox. Idempotent."""
-        if self._closed or self._pid != os.getpid():
+        """End the kernel and its sandbox. Idempotent; if it is cancelled, it goes on behind."""
+        if self._pid != os.getpid():
             return
-        self._closed = True
+        if self._closing is None:
+            self._closed = True
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         try:
             if self._manager.has_kernel or self._manager.provisioner is not None:
                 await self._manager.shutdown_kernel(now=True)
@@ -158,11 +168,14 @@ class AsyncSandbox:
 
     def _check_alive(self) -> None:
         end = self.find_end()
-        if end is not None:
-            hint = "make another one." if self._closed else "call restart()."
-            if self._runner is None and not self._closed:
-                hint = "use it in async with, call start(), or make it with create()."
-            raise SandboxError(f"The kernel of this sandbox does not run: {end}", hint)
+        if end is None:
+            return
+        if self._closed:
+            raise SandboxError(f"This sandbox cannot be used: {end}", "make another one.")
+        if self._runner is None:
+            hint = "use it in async with, call start(), or make it with create()."
+            raise SandboxError(f"This sandbox cannot be used: {end}", hint)
+        raise make_end_error(end)
 
     # -- running code ----------------------------------------------------------------------------
 
@@ -244,21 +257,19 @@ class AsyncSandbox:
     async def _execute(
         self, code: str, timeout: float | None, emit: Emit, max_output: int | None = None
     ) -> Execution:
-        self._check_process()
-        runner = self._runner
-        if runner is None:
-            self._check_alive()
-        assert runner is not None
+        self._check_owner()
+        if not isinstance(code, str):
+            raise TypeError(f"The code must be text, not {type(code).__name__}.")
+        if not is_utf8(code):
+            raise ValueError("The code has characters that UTF-8 does not have (lone surrogates).")
+        seconds = self.choose_timeout(timeout)
+        self._check_alive()
+        assert self._runner is not None
 
         def collect(request: str) -> Collector:
             return self.collect(request, max_output)
 
-        if not isinstance(code, str):
-            raise TypeError(f"The code must be text, not {type(code).__name__}.")
-        seconds = self.choose_timeout(timeout)
-        async with runner.turn:
-            self._check_alive()
-            return await runner.run(code, seconds, emit, collect)
+        return await self._runner.run(code, seconds, emit, collect)
 
     def choose_timeout(self, timeout: float | None) -> float | None:
         """Return the seconds of a run: ``timeout``, or the sandbox's own.
@@ -266,9 +277,14 @@ class AsyncSandbox:
         :raises ValueError: they are not more than 0
         """
         seconds = self.timeout if timeout is None else timeout
-        if seconds is not None and seconds <= 0:
-            raise ValueError(f"A timeout is more than 0 seconds, or None for no limit: {seconds:g}")
-        return seconds
+        if seconds is None or seconds == math.inf:
+            return None
+        if not isinstance(seconds, (int, float)) or not 0 < seconds < MAX_SECONDS:
+            raise ValueError(
+                f"A timeout is a number of seconds, more than 0 seconds, or None for no limit;"
+                f" not {seconds!r}."
+            )
+        return float(seconds)
 
     def collect(self, name: str, max_output: int | None = None) -> Collector:
         """Return a collector whose output is kept for ``output``, as that of ``name``."""
@@ -281,16 +297,21 @@ class AsyncSandbox:
 
         :raises SandboxError: the kernel does not run, or too many calls are under way
         """
-        self._check_process()
+        self._check_owner()
         self._check_alive()
         provisioner = self._provisioner
         assert provisioner is not None
         assert provisioner._kernel is not None
         return await provisioner._kernel.open_call(content, data)
 
-    def _check_process(self) -> None:
+    def _check_owner(self) -> None:
         if self._pid != os.getpid():
             raise SandboxError("This sandbox belongs to the process that forked this one.")
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise SandboxError(
+                "This sandbox belongs to another event loop.",
+                "use it where it was started, or use Sandbox, which any thread may use.",
+            )
 
     def _keep_output(self, collector: Collector) -> None:
         self._outputs[collector.request] = collector
@@ -302,13 +323,16 @@ class AsyncSandbox:
 
         :raises SandboxError: it is kept no longer
         """
-        collector = self._outputs.get(execution.id)
+        collector = self._outputs.get(getattr(execution, "id", ""))
         if collector is None:
             raise SandboxError(
                 "The output of this run is not kept any more.",
                 f"ask for it before {KEPT_OUTPUTS} others have run.",
             )
-        return await asyncio.to_thread(collector.read_output)
+        try:
+            return await asyncio.to_thread(collector.read_output)
+        except (OSError, ValueError) as error:
+            raise SandboxError(f"The output of this run cannot be read: {error}.") from error
 
     async def shell(
         self,
@@ -348,6 +372,14 @@ class AsyncSandbox:
         runner = self._runner
         if runner is None:
             raise SandboxError("The sandbox was not started.", "call start().")
+        restarting = asyncio.ensure_future(self._restart(runner))
+        try:
+            await asyncio.shield(restarting)
+        except asyncio.CancelledError:
+            await asyncio.wait({restarting})  # half a restart would be no kernel
+            raise
+
+    async def _restart(self, runner: Runner) -> None:
         await runner.end_run()
         async with runner.turn:
             await self._manager.restart_kernel(now=True)
@@ -356,3 +388,12 @@ class AsyncSandbox:
 def _put_end(events: asyncio.Queue[Event | None]) -> None:
     with suppress(asyncio.QueueFull):  # then the reader finds it done
         events.put_nowait(None)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +23,11 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_KEPT = 64 * 1024 * 1024
 """Bytes of all output of a run that are kept for ``Sandbox.output``."""
+READ_SIZE = 4 * 1024 * 1024
 MAX_LINE = 96 * 1024 * 1024
+_AROUND = len(json.dumps({"result": 0, "metadata": {}, "main": True}))
+"""Bytes of an entry in the file beside those of a result."""
+MAX_NAME = 1000
 MAX_TRACEBACK = 256 * 1024
 MAX_RESULTS = 10_000
 """Results in one Execution: one without content takes memory, too."""
@@ -38,6 +43,14 @@ class Output:
     stdout: str
     stderr: str
     results: tuple[Result, ...]
+
+
+class LeftOut(dict[str, Any]):
+    """In the place of a content that would take too much memory. ``size``: its bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
 
 
 class Collector:
@@ -63,6 +76,8 @@ class Collector:
         self._results: list[Result] = []
         self._displays: dict[str, int] = {}
         self._kept = 0
+        """Bytes in the file; MAX_KEPT once something did not fit."""
+        self._written = 0
         self._file: IO[bytes] | None = None
 
     def add(self, message: dict[str, Any]) -> Event | None:
@@ -72,6 +87,9 @@ class Collector:
         """
         kind, content = message.get("msg_type"), message.get("content")
         if not isinstance(content, dict):
+            return None
+        if isinstance(content, LeftOut):
+            self._missing["results"] += content.size
             return None
         if kind == "stream":
             return self._add_text(content)
@@ -122,8 +140,8 @@ class Collector:
             return None
         is_main = kind == "execute_result"
         result = Result(data, metadata if isinstance(metadata, dict) else {}, is_main)
-        size = len(json.dumps([data, result.metadata]))
-        self._keep({"result": data, "metadata": result.metadata, "main": is_main})
+        entry = {"result": data, "metadata": result.metadata, "main": is_main}
+        size = max(0, self._keep(entry) - _AROUND)
         transient = content.get("transient")
         display = transient.get("display_id") if isinstance(transient, dict) else None
         if not isinstance(display, str) or len(display) > MAX_DISPLAY_ID:
@@ -156,17 +174,24 @@ class Collector:
         self._missing["results"] += size - len(text.encode("utf-8", "surrogatepass"))
         return Result({"text/plain": text}, {}, result.is_main_result) if text else None
 
-    def _keep(self, entry: dict[str, Any]) -> None:
-        if self._kept > MAX_KEPT:
-            return
-        line = json.dumps(entry).encode() + b"\n"
-        self._kept += len(line)
-        if self._kept > MAX_KEPT:
-            return
+    def _keep(self, entry: dict[str, Any]) -> int:
+        """Write an entry to the file, if it has room; return its bytes."""
+        try:
+            line = json.dumps(entry).encode() + b"\n"
+        except (RecursionError, ValueError):  # nested too deep for the parser of a later reader
+            line = b"\n"
+        if self._kept + len(line) > MAX_KEPT:
+            self._kept = MAX_KEPT
+            return len(line)
         with suppress(OSError):  # a full disk: what is missing is counted all the same
             if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by ``close``
-            self._file.write(line)
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see ``close``
+            if os.pwrite(self._file.fileno(), line, self._kept) < len(line):
+                self._kept = MAX_KEPT
+                return len(line)
+            self._kept += len(line)
+            self._written = self._kept
+        return len(line)
 
     def finish(self, ended_by: str | None, error: ExecutionError | None = None) -> Execution:
         """Return what was collected. ``error``: instead of the code's own."""
@@ -193,18 +218,25 @@ class Collector:
         return Output("".join(texts["stdout"]), "".join(texts["stderr"]), tuple(results))
 
     def _read_entries(self) -> Iterator[dict[str, Any]]:
+        """Read what is in the file now. Several readers, and a run that goes on, may be at it."""
         if self._file is None:
             return
-        self._file.flush()
-        self._file.seek(0)
-        for line in self._file:
-            with suppress(JsonError):
-                yield parse_json(line, MAX_LINE)
+        end, at, rest = self._written, 0, b""
+        while at < end:
+            data = os.pread(self._file.fileno(), min(READ_SIZE, end - at), at)
+            if not data:
+                return
+            at += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                with suppress(JsonError):
+                    yield parse_json(line, MAX_LINE)
 
     def close(self) -> None:
         """Remove the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
 
@@ -230,10 +262,15 @@ def read_error(content: dict[str, Any]) -> ExecutionError:
     if name == "" and isinstance(value, str) and value.isdigit():  # bash_kernel's
         name, value = "CommandFailed", f"exit status {value}"
     return ExecutionError(
-        name[:1000] if isinstance(name, str) else "Error",
+        clean_name(name[:MAX_NAME]) if isinstance(name, str) else "Error",
         value[:MAX_TRACEBACK] if isinstance(value, str) else "",
         tuple(traceback),
     )
+
+
+def clean_name(name: str) -> str:
+    """Return the name of an exception's class without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def with_text(error: ExecutionError | None, name: str, value: str) -> ExecutionError:

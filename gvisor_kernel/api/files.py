@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from gvisor_kernel.api.collector import clean_name
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.link.service_messages import MAX_DATA
 
@@ -20,6 +21,8 @@ PART = MAX_DATA
 MAX_READ = 256 * 1024 * 1024
 """Bytes of a file that ``read`` returns, unless a program says more: a sandbox decides its size."""
 MAX_ENTRIES = 10_000
+MAX_PATH, MAX_NAME, MAX_SIZE = 4096, 255, 2**63
+"""Of what a sandbox says: characters of a folder's path and of a name, and a size."""
 FILE_SECONDS = 60.0
 """How long one part may take."""
 KINDS = ("file", "folder", "link", "other")
@@ -83,16 +86,16 @@ class AsyncFiles:
         question = {"do": "read", "path": path, "offset": offset, "size": size}
         answer, data = await self._ask(question, f"read {path}")
         total = answer.get("total")
-        if len(data) > size or not isinstance(total, int) or isinstance(total, bool) or total < 0:
+        if type(total) is not int or not 0 <= total < MAX_SIZE or len(data) > size:
             raise FileFailed(f"The sandbox did not answer as it should about {path}.")
         return data, total
 
     async def _read_parts(self, path: str, limit: int) -> Any:
         size = 0
         while True:
-            data, _ = await self.read_range(path, size, PART)
+            data, total = await self.read_range(path, size, PART)
             size += len(data)
-            if size > limit:
+            if max(size, total) > limit:
                 raise FileFailed(
                     f"The file {path} has more than {limit} bytes.", "read it with a larger limit=."
                 )
@@ -154,7 +157,9 @@ class AsyncFiles:
         entries, folder = answer.get("entries"), answer.get("path")
         if answer.get("more"):
             raise FileFailed(f"The folder {path} has more than {MAX_ENTRIES} entries.")
-        if not isinstance(entries, list) or not isinstance(folder, str):
+        if not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
+            raise FileFailed(f"The sandbox did not answer as it should about {path}.")
+        if not isinstance(folder, str) or len(folder) > MAX_PATH:
             raise FileFailed(f"The sandbox did not answer as it should about {path}.")
         return sorted((_read_entry(folder, entry) for entry in entries), key=lambda e: e.name)
 
@@ -204,7 +209,8 @@ class AsyncFiles:
         finally:
             await asyncio.shield(call.close())
         if "error" in answer.content:
-            raise FileFailed(f"The sandbox could not {what}: {str(answer.content['error'])[:300]}.")
+            reason = clean_name(str(answer.content["error"])[:300])
+            raise FileFailed(f"The sandbox could not {what}: {reason}.")
         return answer.content, answer.data
 
 
@@ -220,7 +226,8 @@ def _read_entry(folder: str, content: object) -> Entry:
     """
     match content:
         case [str(name), str(kind), int(size), int() | float() as modified] if kind in KINDS:
-            if name not in ("", ".", "..") and not {"/", "\0"} & set(name):
+            is_name = 0 < len(name) <= MAX_NAME and name not in (".", "..")
+            if is_name and not {"/", "\0"} & set(name) and 0 <= size < MAX_SIZE:
                 path = f"{folder.rstrip('/')}/{name}"
                 with suppress(OverflowError):
                     return Entry(name, path, kind, size, float(modified))

@@ -28,9 +28,10 @@ class LoopThread(PerProcess):
         self._loop = asyncio.new_event_loop()
         self._open: set[Any] = set()
         self._ended = False
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._loop.run_forever, name="gvisor-kernel-api", daemon=True
-        ).start()
+        )
+        self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` and return its result.
@@ -44,6 +45,9 @@ class LoopThread(PerProcess):
             work.close()
             reason = "exiting" if self._ended else "a forked child of the one that made it"
             raise SandboxError(f"The sandbox cannot be used: this process is {reason}.")
+        if threading.current_thread() is self._thread:  # it would wait for itself
+            work.close()
+            raise SandboxError("The sandbox cannot be used in the thread that serves it.")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -51,6 +55,18 @@ class LoopThread(PerProcess):
             if not future.done():  # a signal's handler has raised it, such as that of Ctrl-C
                 _cancel(future)
             raise
+
+    def finish(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run ``work``, whose end matters to nobody; never raises.
+
+        Called from a generator's end, which may come in any thread, at any time.
+        """
+        if self._ended or self.is_inherited:
+            work.close()
+        elif threading.current_thread() is self._thread:
+            asyncio.run_coroutine_threadsafe(work, self._loop)
+        else:
+            self.run(work)
 
     def note_open(self, closable: Any) -> None:
         """Close ``closable`` (its ``close`` is a coroutine function) when this process exits."""

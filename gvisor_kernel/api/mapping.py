@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvisor_kernel.api.execution import Execution, ExecutionError
+from gvisor_kernel.errors import GvisorKernelError, SettingError
 
 ANSWER = "application/vnd.gvisor-kernel.answer+json"
 INPUT = "/home/user/.gvisor-kernel-input.json"
@@ -48,6 +49,8 @@ async def run_map(
     :raises ValueError: when there is no source, or an input is not JSON
     :raises GvisorKernelError: when a sandbox cannot be started; the others are ended then
     """
+    if settings.get("language", "python") != "python":
+        raise SettingError("language", settings["language"], "python: the function is Python")
     name, source = find_source(function)
     texts = [encode_input(value) for value in inputs]
     limit = asyncio.Semaphore(max(1, workers))
@@ -56,8 +59,11 @@ async def run_map(
         async with limit:
             return await _call(name, source, text, timeout, settings)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(call(text)) for text in texts]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call(text)) for text in texts]
+    except* GvisorKernelError as errors:
+        raise _first(errors) from None
     return [task.result() for task in tasks]
 
 
@@ -78,6 +84,14 @@ async def _call(
         error = ExecutionError("NoValue", "The call gave no value that is JSON.")
     value = values[-1].get("value") if values and isinstance(values[-1], dict) else None
     return MapResult(None if error is not None else value, error, execution)
+
+
+def _first(errors: BaseExceptionGroup[GvisorKernelError]) -> GvisorKernelError:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, GvisorKernelError)
+    return error
 
 
 def find_source(function: Callable[..., Any] | str) -> tuple[str, str]:

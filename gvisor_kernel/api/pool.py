@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from types import TracebackType
@@ -48,13 +49,16 @@ class AsyncSandboxPool:
     def __init__(self, size: int = 4, **arguments: Any) -> None:
         self._size = max(1, size)
         self._arguments = arguments
-        self._ready: asyncio.Queue[AsyncSandbox] = asyncio.Queue()
+        self._ready: deque[AsyncSandbox] = deque()
         self._taken: set[AsyncSandbox] = set()
         self._fillers: list[asyncio.Task[None]] = []
         self._wanted = asyncio.Semaphore(self._size)
         self._failure: GvisorKernelError | None = None
-        self._failed = asyncio.Event()
+        """Why the last start has failed."""
+        self._changed = asyncio.Event()
+        """Set when what ``take`` waits for may have come."""
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     async def start(self) -> Self:
         """Begin to start sandboxes; the first one is awaited, so that an error shows at once.
@@ -62,7 +66,7 @@ class AsyncSandboxPool:
         :raises GvisorKernelError: when it cannot be started
         """
         await self._wanted.acquire()
-        self._ready.put_nowait(await AsyncSandbox.create(**self._arguments))
+        self._ready.append(await AsyncSandbox.create(**self._arguments))
         self._fillers = [asyncio.create_task(self._fill()) for _ in range(MAX_STARTING)]
         return self
 
@@ -77,8 +81,6 @@ class AsyncSandboxPool:
 
     async def _take(self) -> AsyncSandbox:
         while True:
-            if self._closed:
-                raise SandboxError("The pool was closed.", "make another one.")
             sandbox = await self._wait_for_one()
             self._wanted.release()
             if sandbox.alive:
@@ -87,44 +89,53 @@ class AsyncSandboxPool:
             await sandbox.close()  # it has died while it was waiting
 
     async def _wait_for_one(self) -> AsyncSandbox:
-        getting = asyncio.ensure_future(self._ready.get())
-        failing = asyncio.ensure_future(self._failed.wait())
-        try:
-            await asyncio.wait({getting, failing}, return_when=asyncio.FIRST_COMPLETED)
-            if getting.done():
-                return getting.result()
-            assert self._failure is not None
-            raise self._failure
-        finally:
-            failing.cancel()
-            if not getting.done():
-                getting.cancel()
+        """Return one that is ready. If this is cancelled, none is lost."""
+        while True:
+            if self._closed:
+                raise SandboxError("The pool was closed.", "make another one.")
+            if self._ready:
+                return self._ready.popleft()
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _fill(self) -> None:
         while True:
             await self._wanted.acquire()
+            failure: GvisorKernelError | None = None
             try:
-                self._ready.put_nowait(await AsyncSandbox.create(**self._arguments))
-                self._failure = None
-                self._failed.clear()
+                sandbox = await AsyncSandbox.create(**self._arguments)
             except GvisorKernelError as error:
+                failure = error
+            except Exception as error:  # such as no descriptor that is left
+                failure = SandboxError(f"No sandbox can be started: {error}.")
+            if failure is None:
+                self._ready.append(sandbox)
+            self._failure = failure
+            self._changed.set()
+            if failure is not None:
                 self._wanted.release()
-                self._failure = error
-                self._failed.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """End all its sandboxes, also those that were taken. Idempotent."""
+        """End all its sandboxes, also those that were taken. Idempotent; if it is cancelled, it
+        goes on behind."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._closed = True
+        self._changed.set()
         for filler in self._fillers:
             filler.cancel()
         await asyncio.gather(*self._fillers, return_exceptions=True)
-        sandboxes = list(self._taken)
-        while not self._ready.empty():
-            sandboxes.append(self._ready.get_nowait())
+        sandboxes = [*self._taken, *self._ready]
+        self._ready.clear()
+        self._taken.clear()
         with suppress(GvisorKernelError):
             await asyncio.gather(*(sandbox.close() for sandbox in sandboxes))
-        self._taken.clear()
 
     async def __aenter__(self) -> Self:
         return await self.start()

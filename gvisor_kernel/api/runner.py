@@ -1,8 +1,9 @@
 """The runs of one kernel: requests are sent, and what comes back is given to who waits for it.
 
 Two tasks read iopub and shell at all times, so that a kernel never waits for a program that runs
-nothing; messages that belong to no run are dropped. Runs take turns. The kernel itself is started
-and ended elsewhere (``Kernel``).
+nothing; messages that belong to no run are dropped. Runs take turns. Each has a task of its own:
+who waits for it may be cancelled at any moment, and then the code is ended behind it. The kernel
+itself is started and ended elsewhere (``Kernel``).
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
-from gvisor_kernel.api.collector import Collector, Event, with_text
+from gvisor_kernel.api.collector import Collector, Event, LeftOut, with_text
 from gvisor_kernel.api.execution import Execution
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.strict_json import TooManyValues, parse_json
 
 GRACE_SECONDS = 5.0
 """How long code may go on after its interrupt, before the kernel is killed."""
+BEGIN_SECONDS = 1.0
+"""How long an interrupt waits for its code to begin: one that comes between the request and the
+code ends ipykernel, or is lost."""
 LAST_SECONDS = 5.0
 """How long the messages of a kernel that has died are waited for."""
 QUIET_SECONDS = 0.3
@@ -34,11 +38,14 @@ EXIT_POLL_SECONDS = 0.02
 WELCOME_SECONDS = 2.0
 MAX_PART = 256 * 1024 * 1024
 """Bytes of JSON in one part of a message: as much as the link carries."""
-MAX_WAITING = 16
+MAX_VALUES = 1_000_000
+"""Values in one part: each takes up to a hundred bytes of memory, whatever its JSON takes."""
+MAX_WAITING = 4
 """Messages that wait for a program that is slow: a sandbox decides how large they are. The bridge
 keeps the others back."""
 
 Emit = Callable[[Event], Awaitable[None]]
+Collect = Callable[[str], Collector]
 
 
 class Kernel(Protocol):
@@ -56,30 +63,35 @@ class Kernel(Protocol):
 
 @dataclass
 class _Run:
-    """The run that the kernel has now.
+    """A run that has the kernel, or waits for its turn.
 
-    ``finished`` is set when its last message has come, or when a listener has failed (``failure``);
-    ``replied`` when the code has ended. Its output may still be on the way then; ``idle`` when
-    all of it has come, also that of a kernel that has died.
+    ``began``: its code has begun. ``finished`` is set when its last message has come, when a
+    listener has failed (``failure``), or when nobody waits for it (``abandoned``); ``replied`` when
+    the code has ended. Its output may still be on the way then; ``idle`` when all of it has come,
+    also that of a kernel that has died.
     """
 
-    collector: Collector
     emit: Emit
+    collector: Collector | None = None
+    began: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     replied: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     failure: BaseException | None = None
+    abandoned: bool = False
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes."""
-        return self.collector.is_idle and self.collector.has_reply
+    def abandon(self) -> None:
+        """Say that nobody waits for it any more."""
+        self.abandoned = True
+        self.finished.set()
 
-    def check(self) -> None:
-        """Set ``idle``, and ``finished`` if nothing more comes."""
-        if self.collector.is_idle:
+    def check(self, collector: Collector) -> None:
+        """Set what has come to an end."""
+        if collector.is_idle:
             self.idle.set()
-        if self.is_over:
+        if collector.has_reply:
+            self.replied.set()
+        if collector.is_idle and collector.has_reply:
             self.finished.set()
 
 
@@ -92,6 +104,7 @@ class Runner:
         self._client = client
         self._kernel = kernel
         self._readers: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[Execution]] = set()
         self._welcome = asyncio.Event()
         self._answered = asyncio.Event()
         self._run: _Run | None = None
@@ -134,37 +147,69 @@ class Runner:
     # -- a run -----------------------------------------------------------------------------------
 
     async def run(
-        self, code: str, timeout: float | None, emit: Emit, collect: Callable[[str], Collector]
+        self, code: str, timeout: float | None, emit: Emit, collect: Collect
     ) -> Execution:
-        """Run code in a kernel that runs; ``collect`` makes the collector of a request.
+        """Run code when it is its turn; ``collect`` makes the collector of a request.
 
-        The caller holds ``turn``. If this is cancelled, the code is ended.
+        If this is cancelled, the code is ended, and this waits for that; a second cancellation
+        ends the wait alone.
 
-        :raises SandboxError: the messages cannot be read
+        :raises SandboxError: the kernel does not run, or its messages cannot be read
         """
-        request = str(self._client.execute(code, allow_stdin=False, stop_on_error=False))
-        run = self._run = _Run(collect(request), emit)
+        run = _Run(emit)
+        task = asyncio.create_task(self._take_turn(run, code, timeout, collect))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
         try:
-            if await self._wait_for(run, run.finished, timeout):
-                return await self._finish(run)
-            how = await self._stop(run)
-            text = f"The code ran longer than {timeout:g} s and"
-            text += (
-                " was interrupted."
-                if how == "interrupt"
-                else (" ignored its interrupt; the kernel was killed.")
-            )
-            return run.collector.finish(how, with_text(run.collector.error, "Timeout", text))
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._stop(run)))
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            run.abandon()
+            await asyncio.wait({task})
             raise
-        finally:
-            self._run = None
+
+    def _forget(self, task: asyncio.Task[Execution]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # who waited for it may have gone
+
+    async def _take_turn(
+        self, run: _Run, code: str, timeout: float | None, collect: Collect
+    ) -> Execution:
+        async with self.turn:
+            if run.abandoned:
+                return Execution()
+            end = self._kernel.find_end()
+            if end is not None:
+                raise make_end_error(end)
+            request = str(self._client.execute(code, allow_stdin=False, stop_on_error=False))
+            run.collector = collector = collect(request)
+            self._run = run
+            try:
+                return await self._follow(run, collector, timeout)
+            finally:
+                self._run = None
+
+    async def _follow(self, run: _Run, collector: Collector, timeout: float | None) -> Execution:
+        is_finished = await self._wait_for(run.finished, timeout, run)
+        if is_finished and not run.abandoned and run.failure is None:
+            return await self._finish(collector)
+        how = await self._stop(run, collector)
+        if run.failure is not None:
+            raise run.failure
+        seconds = "" if timeout is None else f"{timeout:g} s"
+        text = f"The code ran longer than {seconds} and"
+        end = (
+            "was interrupted."
+            if how == "interrupt"
+            else ("ignored its interrupt; the kernel was killed.")
+        )
+        return collector.finish(how, with_text(collector.error, "Timeout", f"{text} {end}"))
 
     async def end_run(self) -> None:
         """End the code that runs now, if any."""
-        if self._run is not None:
-            await self._stop(self._run)
+        run = self._run
+        if run is not None and run.collector is not None:
+            await self._stop(run, run.collector)
 
     async def _wait_for_exit(self) -> None:
         """Wait for a kernel that is about to exit, which takes a moment after its reply."""
@@ -173,17 +218,15 @@ class Runner:
                 while self._kernel.find_end() is None:
                     await asyncio.sleep(EXIT_POLL_SECONDS)
 
-    async def _finish(self, run: _Run) -> Execution:
-        if run.failure is not None:
-            raise run.failure
-        if run.collector.asks_exit:
+    async def _finish(self, collector: Collector) -> Execution:
+        if collector.asks_exit:
             await self._wait_for_exit()
         end = self._kernel.find_end()
-        if end is not None and (run.collector.asks_exit or not run.collector.has_reply):
-            return run.collector.finish("death", with_text(None, "KernelDied", end))
-        return run.collector.finish(None)
+        if end is not None and (collector.asks_exit or not collector.has_reply):
+            return collector.finish("death", with_text(None, "KernelDied", end))
+        return collector.finish(None)
 
-    async def _wait_for(self, run: _Run, event: asyncio.Event, seconds: float | None) -> bool:
+    async def _wait_for(self, event: asyncio.Event, seconds: float | None, run: _Run) -> bool:
         """Wait until ``event`` is set, or the kernel has ended; False if it takes longer."""
         loop = asyncio.get_running_loop()
         end = None if seconds is None else loop.time() + seconds
@@ -212,20 +255,40 @@ class Runner:
                         async with asyncio.timeout(QUIET_SECONDS):
                             await run.idle.wait()
 
-    async def _stop(self, run: _Run) -> str:
+    async def _stop(self, run: _Run, collector: Collector) -> str:
         """End the run: by an interrupt, or else by killing the kernel; return which."""
-        if run.is_over or self._kernel.find_end() is not None:
+        if (collector.is_idle and collector.has_reply) or self._kernel.find_end() is not None:
             return "interrupt"
-        run.finished.clear()  # a listener may have set it
+        await self._wait_for(run.began, BEGIN_SECONDS, run)
         await self._kernel.interrupt()
         # Output that the program has not taken yet does not mean that the code goes on.
-        replied = await self._wait_for(run, run.replied, GRACE_SECONDS)
-        if replied and self._kernel.find_end() is None:
-            await self._wait_for(run, run.finished, LAST_SECONDS)
+        await self._wait_for_either(run)
+        if self._kernel.find_end() is None and (run.replied.is_set() or run.idle.is_set()):
+            with suppress(TimeoutError):  # an interrupt may have come just before the reply
+                async with asyncio.timeout(QUIET_SECONDS if run.idle.is_set() else LAST_SECONDS):
+                    await run.idle.wait()
+                    await run.replied.wait()
             return "interrupt"
         await self._kernel.kill_kernel()
-        await self._wait_for(run, run.finished, LAST_SECONDS)
+        await self._wait_for(run.idle, LAST_SECONDS, run)
         return "kill"
+
+    async def _wait_for_either(self, run: _Run) -> None:
+        """Wait until the code has ended, for GRACE_SECONDS at most."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GRACE_SECONDS
+        replied = asyncio.ensure_future(self._wait_for(run.replied, GRACE_SECONDS, run))
+        idle = asyncio.ensure_future(run.idle.wait())
+        try:
+            await asyncio.wait(
+                {replied, idle},
+                timeout=end - loop.time(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for waiting in (replied, idle):
+                waiting.cancel()
+            await asyncio.gather(replied, idle, return_exceptions=True)
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -235,27 +298,42 @@ class Runner:
             self._came += 1
             self._welcome.set()
             run = self._run
-            if message is None or run is None or _parent_of(message) != run.collector.request:
+            collector = None if run is None else run.collector
+            if message is None or run is None or collector is None:
                 continue
+            if _parent_of(message) != collector.request:
+                continue
+            if message.get("msg_type") != "status":
+                run.began.set()
             try:
-                event = run.collector.add(message)
-                if event is not None and run.failure is None:
+                event = collector.add(message)
+                if event is not None and run.failure is None and not run.abandoned:
                     await run.emit(event)
-            except Exception as error:  # of the program's callback: ends its run
+            except BaseException as error:  # of the program's listener: ends its run
+                task = asyncio.current_task()
+                if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
+                    raise
                 run.failure = error
                 run.finished.set()
-            run.check()
+            run.check(collector)
 
     async def _read_shell(self) -> None:
         while True:
             message = await _read(self._client.get_shell_msg)
             self._answered.set()
             run = self._run
-            if message is None or run is None or _parent_of(message) != run.collector.request:
+            collector = None if run is None else run.collector
+            if message is None or run is None or collector is None:
                 continue
-            run.collector.add_reply(message.get("content"))
-            run.replied.set()
-            run.check()
+            if _parent_of(message) != collector.request:
+                continue
+            collector.add_reply(message.get("content"))
+            run.check(collector)
+
+
+def make_end_error(end: str) -> SandboxError:
+    """Return the error for a kernel that does not run, of which ``end`` says why."""
+    return SandboxError(f"The kernel of this sandbox does not run: {end}", "call restart().")
 
 
 def _unpack(data: bytes) -> Any:
@@ -263,7 +341,10 @@ def _unpack(data: bytes) -> Any:
 
     :raises ValueError: it is not JSON, or over a bound
     """
-    return parse_json(data.decode("utf-8", "replace"), MAX_PART)
+    try:
+        return parse_json(data.decode("utf-8", "replace"), MAX_PART, MAX_VALUES)
+    except TooManyValues:
+        return LeftOut(len(data))
 
 
 def _parent_of(message: dict[str, Any]) -> str | None:

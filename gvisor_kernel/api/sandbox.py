@@ -76,8 +76,8 @@ class Sandbox:
         """End the kernel and its sandbox. Idempotent."""
         if self._thread.is_inherited:
             return
-        self._thread.note_closed(self._sandbox)
         self._thread.run(self._sandbox.close())
+        self._thread.note_closed(self._sandbox)
 
     kill = close
 
@@ -156,7 +156,7 @@ class Sandbox:
                     return
                 yield event
         finally:
-            self._thread.run(_close(events))
+            self._thread.finish(_close(events))
 
     def output(self, execution: Execution | ShellResult) -> Output:
         """Return all output of one of the last runs; see ``AsyncSandbox.output``."""
@@ -279,13 +279,17 @@ def _in_thread(listener: Callable[[T], None] | None) -> Callable[[T], Awaitable[
     # Of the caller: in a notebook what a listener prints appears below the cell that runs.
     context = contextvars.copy_context()
 
-    async def listen(event: T) -> None:
+    def call(event: T) -> BaseException | None:
         try:
-            await asyncio.to_thread(context.run, listener, event)
-        except (Exception, asyncio.CancelledError):
-            raise
-        except BaseException as error:
-            raise _Ended(error) from error
+            context.run(listener, event)
+        except BaseException as error:  # StopIteration and SystemExit cannot pass through a future
+            return error
+        return None
+
+    async def listen(event: T) -> None:
+        error = await asyncio.to_thread(call, event)
+        if error is not None:
+            raise _Ended(error)
 
     return listen
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from gvisor_kernel.api.collector import Collector, with_text
+from gvisor_kernel.api.collector import Collector, clean_name, with_text
 from gvisor_kernel.api.execution import ExecutionError, Missing
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
@@ -131,7 +131,7 @@ class _Command:
                 for name in STREAMS:
                     self._add(name, b"", True)
                 if "error" in message.content:
-                    reason = str(message.content["error"])[:300]
+                    reason = clean_name(str(message.content["error"])[:300])
                     raise SandboxError(f"The command could not be run: {reason}.")
                 return message.content.get("status")
             await self._take(message)

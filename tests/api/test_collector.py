@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.api import collector as module
-from gvisor_kernel.api.collector import Collector, cut, read_error
+from gvisor_kernel.api.collector import Collector, LeftOut, cut, read_error
 from gvisor_kernel.api.execution import ExecutionError, Missing, Printed, Result
 
 JSON = st.recursive(
@@ -155,3 +158,40 @@ def test_a_text_is_cut_between_characters(text: str, limit: int) -> None:
     assert len(part.encode("utf-8", "surrogatepass")) <= limit
     if part != text:
         assert len(text[: len(part) + 1].encode("utf-8", "surrogatepass")) > limit
+
+
+def test_a_value_that_takes_too_much_memory_is_counted(collector: Collector) -> None:
+    assert collector.add({"msg_type": "display_data", "content": LeftOut(5000)}) is None
+    assert collector.finish(None).missing.results == 5000
+
+
+def test_many_read_the_output_while_it_grows(collector: Collector) -> None:
+    text = "x" * 50_000 + "\n"
+    collector.add(stream(text))
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(collector.read_output) for _ in range(50)]
+        for _ in range(20):
+            collector.add(stream(text))
+        for reader in readers:
+            read = reader.result().stdout
+            assert read == text * (len(read) // len(text))
+    assert collector.read_output().stdout == text * 21
+
+
+def test_a_full_disk_costs_the_kept_output_alone(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    collector.add(stream("first"))
+    monkeypatch.setattr(os, "pwrite", fail)
+    collector.add(stream("second"))
+    assert collector.finish(None).stdout == "firstsecond"
+    assert collector.read_output().stdout == "first"
+    collector.close()
+
+
+def test_the_name_of_an_exception_commands_no_terminal() -> None:
+    assert read_error({"ename": "\x1b[2JName\n"}).name == "?[2JName?"
+    assert str(read_error({"ename": "", "evalue": "127"})) == "CommandFailed: exit status 127"

@@ -117,6 +117,11 @@ class Liar:
         ({"path": "/", "entries": [["../../x", "file", 1, 1]]}, b""),
         ({"path": "/", "entries": [["..", "folder", 1, 1]]}, b""),
         ({"path": "/", "entries": [["x", "file", 1, 10**400]]}, b""),
+        ({"path": "/", "entries": [["x", "file", 10**40, 1]]}, b""),
+        ({"path": "/", "entries": [["x", "file", -1, 1]]}, b""),
+        ({"path": "/", "entries": [["x" * 256, "file", 1, 1]]}, b""),
+        ({"path": "/" * 5000, "entries": []}, b""),
+        ({"path": "/", "entries": [["x", "file", 1, 1]] * 10_001}, b""),
     ],
 )
 def test_a_false_answer_about_files_is_refused(content: dict[str, object], data: bytes) -> None:
@@ -207,3 +212,33 @@ def test_messages_that_cannot_be_read_any_more_end_the_run() -> None:
             sandbox._thread._loop.call_soon_threadsafe(reader.cancel)
         with pytest.raises(Exception, match="can no longer be read"):
             sandbox.run("1")
+
+
+@pytest.mark.parametrize("error", [StopIteration(), asyncio.CancelledError(), GeneratorExit()])
+def test_whatever_a_listener_raises_ends_its_run_alone(
+    shared: Sandbox, error: BaseException
+) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        shared.run("print('go', flush=True)\nimport time; time.sleep(600)", on_stdout=fail)
+    assert shared.run("'alive'").text == "'alive'"
+
+
+def test_a_stream_that_ends_in_the_serving_thread_blocks_nothing(shared: Sandbox) -> None:
+    stream = shared.stream("print(1, flush=True)\nimport time; time.sleep(600)")
+    next(stream)
+
+    async def end() -> None:
+        stream.close()  # type: ignore[attr-defined]
+
+    asyncio.run_coroutine_threadsafe(end(), shared._thread._loop).result(60)
+    assert shared.run("'alive'").text == "'alive'"
+
+
+def test_values_without_number_neither_fill_the_memory_nor_stop_others(shared: Sandbox) -> None:
+    code = "send('display_data', {'data': {'a': [[]] * 5_000_000}})\nprint('end')"
+    execution = shared.run(code, timeout=60)
+    assert (execution.stdout, execution.results) == ("end\n", ())
+    assert execution.missing.results > 10_000_000
