@@ -42,6 +42,7 @@ ALLOWED = {
     "bridge/": STATE,
     "cli/checks/servers.py:list_kernels": "an address, not a file",
     "cli/logs.py": STATE,
+    "cli/mcp.py:make_folder": NAMED,
     "cli/main.py": KERNEL,
     "cli/skills.py": NAMED,
     "egress/audit.py:_read_lines": STATE + "; only read, and no link is followed",
