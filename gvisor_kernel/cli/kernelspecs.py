@@ -205,7 +205,7 @@ def make_default(arguments: argparse.Namespace, user: bool, prefix: str | None) 
 
 def say_what_comes_first(directory: Path) -> None:
     """Say so if Jupyter finds another kernelspec of the same name before the one that is there."""
-    first = find_first(directory.name)
+    first = find_first(directory.name) if is_searched(directory.parent) else None
     if first is not None and first.resolve() != directory.resolve():
         print(f"But Jupyter uses {first}, which has the same name and comes first.")
 

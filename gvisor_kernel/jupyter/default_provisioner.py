@@ -72,8 +72,14 @@ def unset_default(user: bool, prefix: str | None) -> Path | None:
         del content[SECTION]
     if content:
         _write(path, content)
-    else:
+        return path
+    try:
         path.unlink()
+    except OSError as error:
+        raise KernelspecError(
+            f"{path} cannot be removed: {error.strerror}.",
+            "run this command as the user who owns it.",
+        ) from error
     return path
 
 

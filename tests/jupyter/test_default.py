@@ -236,6 +236,17 @@ def test_a_place_that_cannot_be_written_is_left_alone(prefix: str) -> None:
     assert native.read_text() == plain
 
 
+def test_a_file_of_another_user_is_named(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = set_default(False, prefix)
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(KernelspecError, match=f"{path} cannot be removed: Permission denied"):
+        unset_default(False, prefix)
+
+
 def test_uninstall_by_name_brings_the_original_back(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
