@@ -116,7 +116,7 @@ def test_the_suite_for_protocols_with_a_handshake(
     options = ("--requirements", "2025-11-25") if is_new else ("--suite", "all")
     passed, rest = judge(run_suite(npm, version, tmp_path, add_token, *options))
     assert passed == {name for name in PASS_2025 if is_new or name != "server-session-lifecycle"}
-    assert len(rest) == 24 if is_new else 23
+    assert len(rest) == 24
     for name, said in rest.items():
         for line in said.splitlines():
             assert re.search(f"{OWN_NAMES}|{NOT_ANNOUNCED}", line), (name, line)
