@@ -19,16 +19,12 @@ from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.config.validators import is_within, parse_value
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
-from gvisor_kernel.jupyter.default_provisioner import (
-    replace_native,
-    restore_native,
-    set_default,
-    unset_default,
-)
+from gvisor_kernel.jupyter.default_provisioner import find_defaults, set_default, unset_default
 from gvisor_kernel.jupyter.kernelspecs import (
     check_destination,
     find_broken_kernelspecs,
     find_destination,
+    find_first,
     find_kernelspecs,
     install_kernelspec,
     is_searched,
@@ -36,6 +32,12 @@ from gvisor_kernel.jupyter.kernelspecs import (
     template_settings,
 )
 from gvisor_kernel.jupyter.plan_factory import check_routes, read_configuration
+from gvisor_kernel.jupyter.replaced_kernelspec import (
+    NATIVE,
+    replace_native,
+    restore_in,
+    restore_native,
+)
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 
@@ -184,9 +186,7 @@ def run_install(arguments: argparse.Namespace) -> int:
             f" JUPYTER_PATH={kernelspec.directory.parent.parent}"
         )
         return 0
-    first = next(spec for spec in find_kernelspecs() if spec.name == kernelspec.name)
-    if first.directory != kernelspec.directory:
-        print(f"But Jupyter uses {first.directory}, which has the same name and comes first.")
+    say_what_comes_first(kernelspec.directory)
     print("Check this machine with: gvisor-kernel doctor")
     return 0
 
@@ -200,6 +200,14 @@ def make_default(arguments: argparse.Namespace, user: bool, prefix: str | None) 
     if arguments.replace_python3:
         replaced = replace_native(user, prefix)
         print(f"The kernelspec python3 starts in sandboxes now: {replaced.directory}")
+        say_what_comes_first(replaced.directory)
+
+
+def say_what_comes_first(directory: Path) -> None:
+    """Say so if Jupyter finds another kernelspec of the same name before the one that is there."""
+    first = find_first(directory.name) if is_searched(directory.parent) else None
+    if first is not None and first.resolve() != directory.resolve():
+        print(f"But Jupyter uses {first}, which has the same name and comes first.")
 
 
 def undo_default(arguments: argparse.Namespace) -> int:
@@ -210,6 +218,8 @@ def undo_default(arguments: argparse.Namespace) -> int:
         print(f"Changed back: {path}")
     if not changed:
         print("Nothing to undo: sandboxes are not the default there.")
+    for option in find_defaults():
+        print(f"They still are elsewhere: gvisor-kernel uninstall --default {option}")
     return 0
 
 
@@ -236,7 +246,11 @@ def run_uninstall(arguments: argparse.Namespace) -> int:
             "list the kernelspecs with: jupyter kernelspec list",
         )
     for kernelspec in found:
+        directory = kernelspec.directory
+        if kernelspec.name == NATIVE and restore_in(directory.parent) is not None:
+            print(f"Changed back: {directory}" if directory.exists() else f"Removed {directory}")
+            continue
         remove_kernelspec(kernelspec)
-        print(f"Removed {kernelspec.directory}")
+        print(f"Removed {directory}")
     remove_unused()
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import os
 import resource
@@ -95,8 +96,20 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         ),
         sandbox=sandbox,
         upload_roots=tuple(find_folder("--upload-from", text) for text in arguments.upload_roots),
-        outputs=None if arguments.outputs is None else find_folder("--outputs", arguments.outputs),
+        outputs=None if arguments.outputs is None else make_folder("--outputs", arguments.outputs),
     )
+
+
+def make_folder(option: str, text: str) -> Path:
+    """Return a folder that a person has named; it is made, if the folder above it exists.
+
+    Clients hide what a server says at its start: a missing folder would look like a broken server.
+
+    :raises GvisorKernelError: it cannot be made
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        Path(text).expanduser().mkdir()
+    return find_folder(option, text)
 
 
 def find_folder(option: str, text: str) -> Path:

@@ -1,16 +1,16 @@
 """Makes sandboxes the default of Jupyter, and undoes it.
 
-Two steps, each for one place (the user, an environment, the system). The first is a line of
+Two steps, each for one place (the user, an environment, the system). The first is here, a line of
 Jupyter's configuration, ``jupyter_config.json``: kernelspecs that name no provisioner are started
-by ours. The second replaces the kernelspec ``python3``, for programs that do not read that
-configuration; the original is kept beside the folder of kernelspecs.
+by ours. The second, for programs that do not read that configuration, is in
+``replaced_kernelspec.py``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,23 +19,12 @@ from typing import Any
 from jupyter_core.paths import SYSTEM_CONFIG_PATH, jupyter_config_dir
 
 from gvisor_kernel.errors import KernelspecError
-from gvisor_kernel.jupyter.kernelspecs import (
-    PROVISIONER,
-    Kernelspec,
-    find_destination,
-    install_kernelspec,
-    is_ours,
-    read_kernelspec,
-    remove_kernelspec,
-)
+from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_destination, is_ours
+from gvisor_kernel.jupyter.replaced_kernelspec import NATIVE
 
 FILE = "jupyter_config.json"
 """Read by each Jupyter application, before its own configuration."""
 SECTION, KEY = "KernelProvisionerFactory", "default_provisioner_name"
-NATIVE = "python3"
-"""The kernelspec that ipykernel installs, and that programs start when they are told nothing."""
-KEPT = "gvisor-kernel-replaced"
-"""The folder, beside that of the kernelspecs, with what was replaced."""
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 """Does the same as the configuration, for all that a process starts."""
 
@@ -83,64 +72,35 @@ def unset_default(user: bool, prefix: str | None) -> Path | None:
         del content[SECTION]
     if content:
         _write(path, content)
-    else:
+        return path
+    try:
         path.unlink()
+    except OSError as error:
+        raise KernelspecError(
+            f"{path} cannot be removed: {error.strerror}.",
+            "run this command as the user who owns it.",
+        ) from error
     return path
 
 
-def replace_native(user: bool, prefix: str | None) -> Kernelspec:
-    """Install our kernelspec as ``python3``, and keep the one that was there.
-
-    :raises KernelspecError: when it cannot be written, or an original is kept already
-    """
-    folder = find_destination(user, prefix)
-    native, kept = folder / NATIVE, folder.parent / KEPT / NATIVE
-    if os.path.lexists(native) and not is_ours(native):
-        if os.path.lexists(kept):
-            raise KernelspecError(
-                f"{kept} has a kernelspec that was replaced before.",
-                f"remove it, if {native} is the one to keep.",
-            )
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            native.rename(kept)
-        except OSError as error:
-            raise KernelspecError(
-                f"{native} cannot be replaced: {error.strerror}.",
-                "run this command as the user who owns it, or use --user.",
-            ) from error
-    try:
-        return install_kernelspec(
-            user=user, prefix=prefix, name=NATIVE, display_name="Python 3 (gVisor)"
-        )
-    except BaseException:
-        restore_native(user, prefix)
-        raise
+def find_defaults() -> list[str]:
+    """Return the options of ``uninstall --default`` for the places where it undoes something."""
+    system = str(Path(SYSTEM_CONFIG_PATH[0]).parent.parent)
+    places = {
+        "--user": (True, None),
+        "--sys-prefix": (False, sys.prefix),
+        f"--prefix {shlex.quote(system)}": (False, system),
+    }
+    return [option for option, place in places.items() if is_default(*place)]
 
 
-def restore_native(user: bool, prefix: str | None) -> Path | None:
-    """Undo ``replace_native``; return the folder of the kernelspec, or None.
-
-    :raises KernelspecError: when it cannot be written
-    """
-    folder = find_destination(user, prefix)
-    native, kept = folder / NATIVE, folder.parent / KEPT / NATIVE
-    changed = False
-    if is_ours(native):
-        remove_kernelspec(read_kernelspec(native))
-        changed = True
-    if os.path.lexists(kept) and not os.path.lexists(native):
-        try:
-            kept.rename(native)
-        except OSError as error:
-            raise KernelspecError(
-                f"{kept} cannot be moved to {native}: {error.strerror}.",
-                "move it yourself, as the user who owns it.",
-            ) from error
-        with suppress(OSError):  # something else is kept there
-            kept.parent.rmdir()
-        changed = True
-    return native if changed else None
+def is_default(user: bool, prefix: str | None) -> bool:
+    """Return whether sandboxes are the default of a place, by one of the two steps."""
+    with suppress(KernelspecError):
+        section = _read(find_config_file(user, prefix)).get(SECTION)
+        if isinstance(section, dict) and section.get(KEY) == PROVISIONER:
+            return True
+    return is_ours(find_destination(user, prefix) / NATIVE)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -188,6 +188,14 @@ def is_searched(folder: Path) -> bool:
     return str(folder) in make_manager().kernel_dirs
 
 
+def find_first(name: str) -> Path | None:
+    """Return the folder of the kernelspec that Jupyter uses for a name, whosever it is."""
+    for folder in map(Path, make_manager().kernel_dirs):
+        if (folder / name / "kernel.json").is_file():
+            return folder / name
+    return None
+
+
 def is_ours(directory: Path) -> bool:
     """Return whether a folder contains a kernelspec that names our provisioner."""
     try:

@@ -34,6 +34,10 @@ MAX_TAIL = 256 * 1024
 """Bytes of a log or transcript: its end."""
 TRANSCRIPT = "transcripts/transcript.jsonl"
 TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
+OUTPUT_OF = "sandbox://{session}/outputs/{+path}"
+TRANSCRIPT_OF = "sandbox://{session}/transcript"
+LOG_OF = "sandbox://{session}/log"
+SKILL_OF = "skill://{name}/SKILL.md"
 SESSION_URI = re.compile(rf"sandbox://({NAME.pattern})/(outputs/(.+)|transcript|log)")
 SKILL_URI = re.compile(r"skill://([^/]+)/SKILL\.md")
 Contents = TextResourceContents | BlobResourceContents
@@ -44,24 +48,24 @@ def list_templates() -> list[ResourceTemplate]:
     return [
         ResourceTemplate(
             name="outputs",
-            uri_template="sandbox://{session}/outputs/{+path}",
+            uri_template=OUTPUT_OF,
             description="a file in the outputs of a session",
         ),
         ResourceTemplate(
             name="transcript",
-            uri_template="sandbox://{session}/transcript",
+            uri_template=TRANSCRIPT_OF,
             description="the code and outputs of a session, as recorded; a JSON object a line",
             mime_type="application/jsonl",
         ),
         ResourceTemplate(
             name="log",
-            uri_template="sandbox://{session}/log",
+            uri_template=LOG_OF,
             description="the log of a session's sandbox",
             mime_type="text/plain",
         ),
         ResourceTemplate(
             name="skill",
-            uri_template="skill://{name}/SKILL.md",
+            uri_template=SKILL_OF,
             description="the instructions of a skill",
             mime_type="text/markdown",
         ),
@@ -81,9 +85,7 @@ async def list_resources(sessions: Sessions) -> list[Resource]:
             ),
             Resource(name=f"{session.name}: log", uri=f"{start}/log", mime_type="text/plain"),
         ]
-        # A busy kernel cannot list its files; the list must not wait for it.
-        if session.state == "idle" and session.language == "python":
-            found += await list_outputs(session)
+        found += await list_outputs(session)
     for skill in await list_skills():
         found.append(
             Resource(
@@ -99,7 +101,8 @@ async def list_resources(sessions: Sessions) -> list[Resource]:
 async def list_outputs(session: Session) -> list[Resource]:
     """Return the files in the outputs of a session, and in folders that are in it."""
     found: list[Resource] = []
-    folders = [OUTPUTS]
+    # A busy kernel cannot list its files; the list must not wait for it.
+    folders = [OUTPUTS] if session.state == "idle" and session.language == "python" else []
     while folders and len(found) < SHOWN_OUTPUTS:
         folder = folders.pop(0)
         try:

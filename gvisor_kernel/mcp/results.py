@@ -23,6 +23,12 @@ PICTURES = ("image/png", "image/jpeg", "image/gif")
 MAX_TRACEBACK = 6000
 MAX_VALUE = 2000
 
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that also accepts null. Some clients read no list of types."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 STATUSES = {None: "ok", "interrupt": "interrupted", "kill": "killed", "death": "died"}
 RUN_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -30,14 +36,19 @@ RUN_SCHEMA: dict[str, Any] = {
         "session": {"type": "string"},
         "run": {"type": "integer"},
         "status": {"enum": ["ok", "error", *list(STATUSES.values())[1:]]},
-        "result": {"type": ["string", "null"], "description": "the value of the last expression"},
-        "exit_status": {"type": ["integer", "null"], "description": "of a command"},
+        "result": {
+            **or_null({"type": "string"}),
+            "description": "the value of the last expression",
+        },
+        "exit_status": {**or_null({"type": "integer"}), "description": "of a command"},
         "stdout": {"type": "string"},
         "stderr": {"type": "string"},
-        "error": {
-            "type": ["object", "null"],
-            "properties": {name: {"type": "string"} for name in ("name", "value", "traceback")},
-        },
+        "error": or_null(
+            {
+                "type": "object",
+                "properties": {name: {"type": "string"} for name in ("name", "value", "traceback")},
+            }
+        ),
         "seconds": {"type": "number"},
         "images": {"type": "integer"},
         "new_session": {"type": "boolean"},

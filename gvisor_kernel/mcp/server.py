@@ -19,6 +19,8 @@ from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
+    CompleteRequestParams,
+    CompleteResult,
     GetPromptRequestParams,
     GetPromptResult,
     ListPromptsResult,
@@ -33,7 +35,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.mcp import prompts, resources
+from gvisor_kernel.mcp import completions, prompts, resources
 from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
 from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
 from gvisor_kernel.mcp.results import make_failure
@@ -75,6 +77,7 @@ class McpServer:
             on_read_resource=self._read_resource,
             on_list_prompts=self._list_prompts,
             on_get_prompt=self._get_prompt,
+            on_completion=self._complete,
         )
 
     def _find_client(self, context: ServerRequestContext[Any]) -> Client:
@@ -152,7 +155,7 @@ class McpServer:
         self, context: ServerRequestContext[Any], params: ReadResourceRequestParams
     ) -> ReadResourceResult:
         client = self._find_client(context)
-        with self._refused(), self._counted(client):
+        with self._refused({"uri": str(params.uri)}), self._counted(client):
             contents = await resources.read_resource(client.sessions, str(params.uri))
             return ReadResourceResult(contents=[contents])
         raise AssertionError
@@ -169,11 +172,20 @@ class McpServer:
             return await prompts.get_prompt(params.name, params.arguments or {})
         raise AssertionError
 
+    async def _complete(
+        self, context: ServerRequestContext[Any], params: CompleteRequestParams
+    ) -> CompleteResult:
+        client = self._find_client(context)
+        with self._refused(), self._counted(client):
+            found = await completions.complete(client.sessions, params)
+            return CompleteResult(completion=found)
+        raise AssertionError
+
     @contextmanager
-    def _refused(self) -> Iterator[None]:
-        """Turn an error into one of the protocol."""
+    def _refused(self, data: dict[str, str] | None = None) -> Iterator[None]:
+        """Turn an error into one of the protocol, with ``data`` for programs."""
         try:
             yield
         except GvisorKernelError as error:
             text = f"{error.fact} {error.hint}".strip()
-            raise MCPError(INVALID_PARAMS, text) from error
+            raise MCPError(INVALID_PARAMS, text, data) from error

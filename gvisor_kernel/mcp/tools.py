@@ -19,7 +19,13 @@ from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.mcp import arguments as forms
 from gvisor_kernel.mcp.limits import ServerSettings
 from gvisor_kernel.mcp.progress import Progress, Report
-from gvisor_kernel.mcp.results import RUN_SCHEMA, join_results, make_result, make_run_result
+from gvisor_kernel.mcp.results import (
+    RUN_SCHEMA,
+    join_results,
+    make_result,
+    make_run_result,
+    or_null,
+)
 from gvisor_kernel.mcp.sessions import Session, Sessions
 
 MAX_FIELD = 80
@@ -250,7 +256,7 @@ TEXT_SCHEMA: dict[str, Any] = {
     "properties": {
         "text": {"type": "string"},
         "total": {"type": "integer"},
-        "next": {"type": ["integer", "null"], "description": "the offset to read on from"},
+        "next": {**or_null({"type": "integer"}), "description": "the offset to read on from"},
     },
     "required": ["text", "total"],
 }

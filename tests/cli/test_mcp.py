@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.cli.mcp import TOKEN_VARIABLE, make_listener
+from gvisor_kernel.cli.mcp import TOKEN_VARIABLE, make_folder, make_listener
 
 pytestmark = pytest.mark.once
 
@@ -40,7 +40,7 @@ sys.exit(main(["mcp"]))
         (["--set", "outputs=/tmp"], "use --outputs"),
         (["--set", "memory"], "has no value"),
         (["--upload-from", "/"], "no folder that can be used"),
-        (["--outputs", "/nowhere"], "cannot be used"),
+        (["--outputs", "/nowhere/out"], "cannot be used"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(
@@ -51,6 +51,12 @@ def test_wrong_arguments_say_what_to_do(
     assert reason in printed.err
     assert "What to do:" in printed.err
     assert not printed.out
+
+
+def test_a_folder_for_outputs_is_made(tmp_path: Path) -> None:
+    made = make_folder("--outputs", str(tmp_path / "new"))
+    assert made.is_dir()
+    assert make_folder("--outputs", str(made)) == made
 
 
 def test_a_short_token_is_refused(

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,14 +19,14 @@ from gvisor_kernel.cli.checks import servers
 from gvisor_kernel.cli.checks.jupyter import check_others
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.jupyter import replaced_kernelspec
 from gvisor_kernel.jupyter.default_provisioner import (
     find_config_file,
-    replace_native,
-    restore_native,
     set_default,
     unset_default,
 )
 from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
+from gvisor_kernel.jupyter.replaced_kernelspec import replace_native, restore_native
 
 from ..patience import scale_seconds
 
@@ -117,6 +117,167 @@ def test_an_original_is_not_lost_to_a_second_one(prefix: str) -> None:
     assert "installed again" in native.read_text()
 
 
+def test_the_same_kernelspec_installed_again_can_be_replaced_again(prefix: str) -> None:
+    """As an upgrade of ipykernel does: it writes into the folder that is there."""
+    native = Path(prefix, "share/jupyter/kernels/python3/kernel.json")
+    plain = native.read_text()
+    replace_native(False, prefix)
+    native.write_text(plain)
+    replace_native(False, prefix)
+    assert "gvisor-provisioner" in native.read_text()
+    native.write_text(plain)
+    assert restore_native(False, prefix) is None  # the kept one is not needed any more
+    assert native.read_text() == plain
+    assert not Path(prefix, "share/jupyter/gvisor-kernel-replaced").exists()
+
+
+def test_one_that_was_changed_since_is_taken_back(prefix: str) -> None:
+    native = Path(prefix, "share/jupyter/kernels/python3/kernel.json")
+    plain = native.read_text()
+    changed = replace_native(False, prefix).directory / "kernel.json"
+    changed.write_text(changed.read_text().replace("Python 3 (gVisor)", "mine"))
+    assert restore_native(False, prefix) == native.parent
+    assert native.read_text() == plain
+
+
+def test_where_nothing_was_before_nothing_is_left(tmp_path: Path) -> None:
+    assert replace_native(False, str(tmp_path)).name == "python3"
+    assert restore_native(False, str(tmp_path)) is not None
+    assert not list(Path(tmp_path, "share/jupyter/kernels").iterdir())
+    assert not Path(tmp_path, "share/jupyter/gvisor-kernel-replaced").exists()
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_kill_at_any_step_loses_nothing(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    """Each step is a rename; the command is killed before one of them, and then run again."""
+    native = Path(prefix, "share/jupyter/kernels/python3/kernel.json")
+    plain = native.read_text()
+    if not can_exchange:
+        monkeypatch.setattr(replaced_kernelspec, "_libc", object())
+    steps = count_steps(monkeypatch, lambda: replace_native(False, prefix))
+    steps_back = count_steps(monkeypatch, lambda: restore_native(False, prefix))
+    assert native.read_text() == plain
+    assert (steps, steps_back) == ((2, 2) if can_exchange else (4, 4))
+    for step in range(steps):
+        die_before(step, monkeypatch, lambda: replace_native(False, prefix))
+        assert native.exists() or not can_exchange
+        replace_native(False, prefix)
+        assert "gvisor-provisioner" in native.read_text()
+        restore_native(False, prefix)
+        assert native.read_text() == plain
+        die_before(step, monkeypatch, lambda: replace_native(False, prefix))
+        restore_native(False, prefix)
+        assert native.read_text() == plain
+        assert not Path(prefix, "share/jupyter/gvisor-kernel-replaced").exists()
+    for step in range(steps_back):
+        replace_native(False, prefix)
+        die_before(step, monkeypatch, lambda: restore_native(False, prefix))
+        assert native.exists() or not can_exchange
+        restore_native(False, prefix)
+        assert native.read_text() == plain
+        assert not Path(prefix, "share/jupyter/gvisor-kernel-replaced").exists()
+
+
+class Killed(BaseException):
+    """What no code of the package catches to go on."""
+
+
+def run_with_steps(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], last: int | None
+) -> int:
+    """Do the work, whose renames are counted; at the step ``last`` all of it ends."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        if done == last:
+            raise Killed
+        done += 1
+
+    rename, exchange = Path.rename, replaced_kernelspec.exchange
+
+    def counted_rename(self: Path, target: Path) -> Path:
+        step()
+        return rename(self, target)
+
+    def counted_exchange(one: Path, other: Path, scratch: Path) -> None:
+        if hasattr(replaced_kernelspec._libc, "renameat2"):
+            step()
+        exchange(one, other, scratch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted_rename)
+        patch.setattr(replaced_kernelspec, "exchange", counted_exchange)
+        if last is None:
+            work()
+        else:  # a process that is killed removes nothing
+            patch.setattr(replaced_kernelspec, "remove_scratch", lambda folder: None)
+            with pytest.raises(Killed):
+                work()
+    return done
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
+    return run_with_steps(monkeypatch, work, None)
+
+
+def die_before(step: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    run_with_steps(monkeypatch, work, step)
+
+
+def test_a_place_that_cannot_be_written_is_left_alone(prefix: str) -> None:
+    native = Path(prefix, "share/jupyter/kernels/python3/kernel.json")
+    plain = native.read_text()
+    Path(prefix, "share/jupyter/gvisor-kernel-replaced").write_text("")
+    with pytest.raises(KernelspecError, match="cannot be replaced"):
+        replace_native(False, prefix)
+    assert native.read_text() == plain
+
+
+def test_a_file_of_another_user_is_named(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = set_default(False, prefix)
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(KernelspecError, match=f"{path} cannot be removed: Permission denied"):
+        unset_default(False, prefix)
+
+
+def test_uninstall_by_name_brings_the_original_back(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = Path(prefix, "share/jupyter/kernels/python3/kernel.json")
+    plain = native.read_text()
+    replace_native(False, prefix)
+    assert main(["uninstall", "--prefix", prefix, "--name", "python3"]) == 0
+    assert native.read_text() == plain
+
+
+def test_another_python3_that_comes_first_is_named(
+    user_place: Path,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("JUPYTER_PATH", f"{prefix}/share/jupyter")
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    options = ["--user", "--name", "of-this-test", "--default", "--replace-python3"]
+    try:
+        assert main(["install", *options]) == 0
+        said = capsys.readouterr().out
+        assert f"But Jupyter uses {prefix}/share/jupyter/kernels/python3" in said
+        assert main(["uninstall", "--prefix", prefix, "--default"]) == 0
+        assert "elsewhere: gvisor-kernel uninstall --default --user" in capsys.readouterr().out
+    finally:
+        assert main(["uninstall", "--user", "--default"]) == 0
+        assert main(["uninstall", "--user", "--name", "of-this-test"]) == 0
+    assert "elsewhere" not in capsys.readouterr().out
+
+
 def test_commands_make_sandboxes_the_default_and_undo_it(
     prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +310,9 @@ def test_a_kernelspec_without_provisioner_is_started_by_ours(user_place: Path) -
     assert done.stdout == "GVisorProvisioner\n"
 
 
-def test_kernels_of_running_servers_without_a_sandbox_are_named(tmp_path: Path) -> None:
+def test_kernels_of_running_servers_without_a_sandbox_are_named(
+    tmp_path: Path, user_place: Path
+) -> None:
     pytest.importorskip("jupyter_server", reason="jupyter_server is not installed")
     argv = [sys.executable, "-m", "jupyter_server", "--no-browser", "--port=0", "--allow-root"]
     argv += [f"--ServerApp.root_dir={tmp_path}", "--ip=127.0.0.1"]
@@ -164,7 +327,11 @@ def test_kernels_of_running_servers_without_a_sandbox_are_named(tmp_path: Path) 
             asyncio.run(_start_kernel(found, "python3"))
             check = servers.check_servers()
             assert check.state == "warning"
-            assert f"python3 ({servers.list_kernels(found)[0][0][:8]}) of {found.url}" in check.fact
+            named = f"python3 ({servers.list_kernels(found)[0][0][:8]}) of {found.url}"
+            assert named in check.fact
+            set_default(True, None)  # too late for this kernel, and for this server
+            assert "python3" not in find_unsandboxed()
+            assert named in servers.check_servers().fact
         finally:
             server.terminate()
             server.stderr.read()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mcp import ClientSession
 from mcp.shared.exceptions import MCPError
+from mcp_types import PromptReference, ResourceTemplateReference
 
 from .servers import call, fail, stdio_session, text_of
 
@@ -122,14 +123,32 @@ async def check_resources(session: ClientSession, folder: Path) -> None:
     contents = (await session.read_resource("skill://pdf/SKILL.md")).contents[0]
     assert "name: pdf" in contents.text
     assert len((await session.list_resource_templates()).resource_templates) == 4
+    await check_completions(session)
     for wrong in ("sandbox://other/log", "skill://../SKILL.md", "sandbox://python/outputs/../x"):
-        with pytest.raises(MCPError):
+        with pytest.raises(MCPError) as raised:
             await session.read_resource(wrong)
+        assert raised.value.data == {"uri": wrong}
     assert "pdf" in {prompt.name for prompt in (await session.list_prompts()).prompts}
     prompt: Any = await session.get_prompt("pdf", {"task": "Merge them."})
     assert prompt.messages[0].content.text.endswith("The task: Merge them.")
     with pytest.raises(MCPError):
         await session.get_prompt("../pdf")
+
+
+async def check_completions(session: ClientSession) -> None:
+    async def complete(uri: str, name: str, value: str, **known: str) -> list[str]:
+        ref, argument = ResourceTemplateReference(uri=uri), {"name": name, "value": value}
+        return (await session.complete(ref, argument, known)).completion.values
+
+    output = "sandbox://{session}/outputs/{+path}"
+    assert await complete(output, "session", "py") == ["python"]
+    assert await complete(output, "session", "x") == []
+    assert await complete(output, "path", "kept/", session="python") == ["kept/data.csv"]
+    assert await complete(output, "path", "", session="other") == []
+    assert await complete("skill://{name}/SKILL.md", "name", "pd") == ["pdf"]
+    task = {"name": "task", "value": ""}
+    ref = PromptReference(name="pdf")
+    assert (await session.complete(ref, task)).completion.values == []
 
 
 async def check_sessions(session: ClientSession) -> None:

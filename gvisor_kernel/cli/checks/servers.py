@@ -1,8 +1,13 @@
-"""Checks the Jupyter servers of this user that run now: which of their kernels have no sandbox."""
+"""Checks the Jupyter servers of this user that run now: which of their kernels have no sandbox.
+
+The configuration may have changed since a kernel has started. So what runs is looked at first: a
+sandbox has a record with its kernel's ID, and a local kernel is a process with its connection file.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,14 +19,17 @@ from urllib.parse import urlsplit
 from jupyter_core.paths import jupyter_runtime_dir
 
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.errors import StateError
 from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER
 from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
+from gvisor_kernel.runtimes.state.records import find_sandboxes
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_ANSWER = 4 * 1024 * 1024
 SECONDS = 3.0
 """How long a server may take."""
+KERNEL_ID = re.compile(r"[0-9a-f-]{36}")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -38,12 +46,13 @@ def check_servers() -> Check:
     """Name the kernels of running servers that were started without a sandbox."""
     names = set(find_unsandboxed())
     servers = list(find_servers())
+    sandboxed = find_sandboxed()
     found = [
         f"{name} ({kernel[:8]}) of {server.url}"
         for server in servers
-        if not _is_default(server)
         for kernel, name in list_kernels(server)
-        if name in names
+        if kernel not in sandboxed
+        and (is_process(kernel) or (name in names and not _is_default(server)))
     ]
     if found:
         return Check(
@@ -82,6 +91,27 @@ def list_kernels(server: Server) -> list[tuple[str, str]]:
         return []
     entries = content if isinstance(content, list) else []
     return [(str(e.get("id")), str(e.get("name"))) for e in entries if isinstance(e, dict)]
+
+
+def find_sandboxed() -> set[str]:
+    """Return the IDs of the kernels that have a sandbox of this user."""
+    with suppress(StateError):
+        return {record.kernel_id for _, record in find_sandboxes()}
+    return set()
+
+
+def is_process(kernel: str) -> bool:
+    """Return whether a process of this user, which is not our launcher, is that kernel."""
+    if not KERNEL_ID.fullmatch(kernel):
+        return False
+    file = f"kernel-{kernel}.json".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            is_own = path.parent.stat().st_uid == os.geteuid()
+            if is_own and b"gvisor_kernel" not in words and any(w.endswith(file) for w in words):
+                return True
+    return False
 
 
 def _is_default(server: Server) -> bool:
