@@ -13,10 +13,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
@@ -73,6 +75,41 @@ def start_sandbox() -> float:
         return time.perf_counter() - began
 
 
+def start_server() -> float:
+    """Start an MCP server over stdio, and wait for the result of its first tool."""
+    program = {"name": "benchmark", "version": "1"}
+    begin = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": program}
+    call = {"name": "sandbox_run_code", "arguments": {"code": "1+1"}}
+    messages: list[dict[str, Any]] = [
+        {"id": 1, "method": "initialize", "params": begin},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/call", "params": call},
+    ]
+    lines = "".join(json.dumps({"jsonrpc": "2.0", **message}) + "\n" for message in messages)
+    began = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, "-m", "gvisor_kernel", "mcp", "--outputs", folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server,
+    ):
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(lines)
+        server.stdin.flush()
+        answer: dict[str, Any] = {}
+        while answer.get("id") != 2:
+            answer = json.loads(server.stdout.readline())
+        seconds = time.perf_counter() - began
+        assert answer["result"]["structuredContent"]["result"] == "2"
+        server.stdin.close()
+        assert server.wait(SECONDS) == 0
+        return seconds
+
+
 def take(pool: SandboxPool) -> float:
     """Take one that is ready: that another one is being started is no part of the figure."""
     wait_until_full(pool)
@@ -120,6 +157,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
             ("provisioner: first result, s", lambda: start_kernel("gvisor-python")),
             ("Sandbox(): first result, s", start_sandbox),
             ("pool.take(): first result, s", lambda: take(pool)),
+            ("MCP server: first result, s", start_server),
             ("local: 1+1, ms", lambda: median_of(lambda: trip(local))),
             ("provisioner: 1+1, ms", lambda: median_of(lambda: trip(provisioned))),
             ("Sandbox: 1+1, ms", lambda: median_of(lambda: sandbox.run("1+1"))),

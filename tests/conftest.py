@@ -60,7 +60,7 @@ IN_SANDBOXES += ("egress/test_clients.py", "egress/test_programs.py")
 IN_SANDBOXES += ("egress/test_interruptions.py",)
 IN_SANDBOXES += ("egress/test_slow_clients.py",)  # these start the process for routes
 IN_SANDBOXES += ("mcp/test_stdio.py", "mcp/test_http.py", "mcp/test_hostile.py")
-IN_SANDBOXES += ("mcp/test_suites.py",)
+IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),

@@ -22,7 +22,11 @@ from gvisor_kernel.mcp.server import SESSION_HEADER, McpServer
 
 PATH = "/mcp"
 MAX_BODY = 32 * 1024 * 1024
+MAX_BODIES = 256 * 1024 * 1024
+"""Bytes of bodies that are read and not answered yet, of all clients."""
 MAX_CONNECTIONS = 512
+SMALL = MAX_BODIES // MAX_CONNECTIONS
+"""Bytes of a body that is never too much beside others."""
 MAX_CLIENTS = 256
 END_SECONDS = 3
 
@@ -38,6 +42,8 @@ class Gate:
         self._origins = {
             f"{scheme}://{host}" for host in self._hosts for scheme in ("http", "https")
         }
+        self._held = 0
+        """Bytes of the bodies of requests that are answered now."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -73,12 +79,29 @@ class Gate:
         return None
 
     async def _pass_on(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer; note the streams of a client, and its end."""
+        """Let the application answer, if there is room for the body.
+
+        Note the streams of a client, and its end.
+        """
         stream: Client | None = None
-        is_done = False
+        is_done = is_refused = False
+        size = 0
+
+        async def count() -> Message:
+            nonlocal size, is_refused
+            message = await receive()
+            length = len(message.get("body", b""))
+            size += length
+            self._held += length
+            if size > SMALL and self._held > MAX_BODIES and not is_refused:
+                is_refused = True
+                await refuse(send, 503, "Too much of other requests is not answered yet.")
+            return {"type": "http.disconnect"} if is_refused else message
 
         async def watch(message: Message) -> None:
             nonlocal stream, is_done
+            if is_refused:
+                return
             if message["type"] == "http.response.start" and message["status"] < 300 and key:
                 is_done = True
                 if scope["method"] == "GET":  # the application knows this key, so it is a client's
@@ -88,8 +111,9 @@ class Gate:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, count, watch)
         finally:
+            self._held -= size
             if stream is not None:
                 stream.streams -= 1
                 if not stream.streams:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import select
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from queue import SimpleQueue
@@ -41,6 +41,10 @@ MAX_WAITING = 4
 """Pieces that were read and not looked at yet."""
 MAX_UNANSWERED = 256
 """Requests of a client. More than its calls at once: further calls are refused, not waited for."""
+MAX_UNANSWERED_SIZE = 128 * 1024 * 1024
+"""Bytes of such requests together: eight contents of the largest size."""
+SMALL = MAX_UNANSWERED_SIZE // MAX_UNANSWERED
+"""Bytes of a request that is never too much beside others."""
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
@@ -183,18 +187,36 @@ def _set(done: asyncio.Future[bool], value: bool) -> None:
 
 
 class Unanswered:
-    """Counts the requests that were read and not answered yet, so that they stay few."""
+    """Counts the requests that were read and not answered yet, and their bytes, so that they stay
+    few. ``limit``: of requests; ``most``: of bytes."""
 
-    def __init__(self, limit: int = MAX_UNANSWERED) -> None:
+    def __init__(self, limit: int = MAX_UNANSWERED, most: int = MAX_UNANSWERED_SIZE) -> None:
         self._limit = limit
-        self._ids: Counter[object] = Counter()
+        self._most = most
+        self._sizes: dict[object, list[int]] = {}
+        self._count = 0
+        self._size = 0
         self._room = asyncio.Event()
         self._room.set()
 
-    def note_read(self, message: JSONRPCMessage) -> None:
-        """Note a message of the client."""
+    def note_read(self, message: JSONRPCMessage, size: int) -> ErrorData | None:
+        """Note a message of the client, which came in ``size`` bytes.
+
+        Return the error for a request that is too much beside the others. It is refused, not waited
+        with, because the next message may cancel one of the others.
+        """
+        refusal = None
         if isinstance(message, JSONRPCRequest):
-            self._ids[message.id] += 1
+            if size > SMALL and self._size + size > self._most:
+                refusal = ErrorData(
+                    code=INVALID_REQUEST,
+                    message=f"This request has {size} bytes, and those that are not answered yet"
+                    f" have {self._size}: the limit is {self._most} together. Wait for answers.",
+                )
+                size = 0
+            self._sizes.setdefault(message.id, []).append(size)
+            self._count += 1
+            self._size += size
         elif (
             isinstance(message, JSONRPCNotification)
             and message.method == "notifications/cancelled"  # the request gets no answer
@@ -203,6 +225,7 @@ class Unanswered:
             if isinstance(request, int | str):
                 self._forget(request)
         self._note()
+        return refusal
 
     def note_written(self, message: JSONRPCMessage) -> None:
         """Note a message to the client."""
@@ -211,13 +234,18 @@ class Unanswered:
             self._note()
 
     def _forget(self, request: object) -> None:
-        if self._ids[request] > 1:
-            self._ids[request] -= 1
-        else:
-            del self._ids[request]
+        sizes = self._sizes.get(request)
+        if sizes is None:
+            return
+        least = min(sizes)  # which of them was answered is not known, if several have one id
+        sizes.remove(least)
+        self._count -= 1
+        self._size -= least
+        if not sizes:
+            del self._sizes[request]
 
     def _note(self) -> None:
-        if self._ids.total() < self._limit:
+        if self._count < self._limit:
             self._room.set()
         else:
             self._room.clear()
@@ -246,22 +274,30 @@ async def stdio_streams(
         await stop.wait()
         reading.cancel()
 
+    async def take(line: bytes | None) -> None:
+        """Pass the message of a line on, or answer it with an error."""
+        found = parse_line(line)
+        request: int | str | None = None
+        if isinstance(found, SessionMessage):
+            await unanswered.wait_for_room()
+            message = found.message
+            refusal = unanswered.note_read(message, len(line or b""))
+            if refusal is None:
+                await put_in.send(found)
+                return
+            request = message.id if isinstance(message, JSONRPCRequest) else None
+            found = refusal
+        error = JSONRPCError(jsonrpc="2.0", id=request, error=found)
+        await put_error.send(SessionMessage(error))
+
     async def read() -> None:
         reader, lines = Reader(wire_in), Lines()
         with reading, contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
             async with put_in, put_error:
                 while data := await reader.read():
                     for line in lines.feed(data):
-                        if line is not None and not line.strip():
-                            continue
-                        found = parse_line(line)
-                        if isinstance(found, SessionMessage):
-                            await unanswered.wait_for_room()
-                            unanswered.note_read(found.message)
-                            await put_in.send(found)
-                        else:
-                            error = JSONRPCError(jsonrpc="2.0", id=None, error=found)
-                            await put_error.send(SessionMessage(error))
+                        if line is None or line.strip():
+                            await take(line)
 
     async def write() -> None:
         writer = Writer(wire_out)

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from gvisor_kernel.mcp.clients import Clients
-from gvisor_kernel.mcp.http import PATH, Gate
+from gvisor_kernel.mcp.http import MAX_BODIES, PATH, SMALL, Gate
 from gvisor_kernel.mcp.limits import Limits, ServerSettings
 from gvisor_kernel.mcp.sessions import Sandboxes
 
@@ -118,5 +118,53 @@ def test_a_client_that_closes_its_stream_leaves_after_a_while() -> None:
         while clients._clients:
             await asyncio.sleep(0.01)
         await clients.close()
+
+    asyncio.run(scenario())
+
+
+def test_bodies_that_are_too_much_together_are_refused() -> None:
+    """Each request of this application waits for its body, and then for ``go``."""
+
+    async def scenario() -> None:
+        go = asyncio.Event()
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            message: Message = {"more_body": True}
+            while message.get("more_body"):
+                message = await receive()
+            await go.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        gate = Gate(application, make_clients(), TOKEN, (HOST,))
+
+        async def post(size: int) -> int:
+            parts = [bytes(size // 2), bytes(size // 2)]
+            statuses: list[int] = []
+
+            async def receive() -> Message:
+                return {"type": "http.request", "body": parts.pop(), "more_body": bool(parts)}
+
+            async def send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            headers = [(name.encode(), value.encode()) for name, value in RIGHT.items()]
+            scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers}
+            await gate(scope, receive, send)
+            return statuses.pop()
+
+        large = [asyncio.ensure_future(post(MAX_BODIES // 4)) for _ in range(4)]
+        while gate._held < MAX_BODIES:
+            await asyncio.sleep(0)
+        small = asyncio.ensure_future(post(SMALL))
+        refused = asyncio.ensure_future(post(MAX_BODIES // 4))
+        await asyncio.sleep(0)
+        go.set()
+        assert await refused == 503
+        assert await small == 200
+        assert await asyncio.gather(*large) == [200] * 4
+        assert gate._held == 0
+        assert await post(MAX_BODIES // 4) == 200
 
     asyncio.run(scenario())

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import threading
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from ..patience import scale_seconds
-from .servers import call, raw_server, stdio_session
+from ..sweeps import needs_all
+from .servers import HttpServer, call, http_server, raw_server, stdio_session
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -28,6 +35,7 @@ INITIALIZE = {
     },
 }
 READY = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+MIB = 1024 * 1024
 MARK = "the content of a file of the host"
 
 
@@ -41,16 +49,19 @@ def send(process: subprocess.Popen[bytes], *messages: Any) -> None:
 
 
 class Answers:
-    """Reads the answers of a server. ``until`` returns the next one with an id."""
+    """Reads the answers of a server. ``until`` returns the next one with that id."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         self._file = os.fdopen(os.dup(process.stdout.fileno()), "rb")
 
     def until(self, request: int) -> dict[str, Any]:
+        return self.next_of([request])
+
+    def next_of(self, requests: Collection[int]) -> dict[str, Any]:
         while line := self._file.readline():
             answer: dict[str, Any] = json.loads(line)
-            if answer.get("id") == request:
+            if answer.get("id") in requests:
                 return answer
         raise AssertionError("the server has ended")
 
@@ -66,7 +77,7 @@ def call_tool(number: int, tool: str, **arguments: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
 
 
-def peak_memory(process: subprocess.Popen[bytes]) -> int:
+def peak_memory(process: subprocess.Popen[Any]) -> int:
     """Return the largest resident memory that a process has had, in bytes."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -87,10 +98,10 @@ def test_garbage_floods_and_long_lines_do_no_harm() -> None:
         assert answers.until(3)["error"]["code"] == -32602
         before = peak_memory(process)
         for _ in range(200):
-            send(process, b"x" * 1024 * 1024)
+            send(process, b"x" * MIB)
         send(process, b"\n", call_tool(4, "list_sessions"))
         assert not answers.until(4)["result"]["isError"]
-        assert peak_memory(process) - before < 96 * 1024 * 1024
+        assert peak_memory(process) - before < 96 * MIB
 
         # A flood that is sent before any of its answers is read.
         flood = [call_tool(100 + number, "list_sessions") for number in range(3000)]
@@ -100,6 +111,67 @@ def test_garbage_floods_and_long_lines_do_no_harm() -> None:
         sending.join(60)
         send(process, call_tool(5, "run_code", code="1 + 1"))
         assert answers.until(5)["result"]["structuredContent"]["result"] == "2"
+
+
+@needs_all
+def test_two_gigabytes_take_little_memory() -> None:
+    """As one line, and as calls that come faster than a sandbox takes them."""
+    with raw_server() as process, Answers(process) as answers:
+        send(process, INITIALIZE, READY, call_tool(1, "run_code", code="1"))
+        assert answers.until(1)
+        before = peak_memory(process)
+        for _ in range(2048):
+            send(process, b"x" * MIB)
+        send(process, b"\n", call_tool(2, "list_sessions"))
+        assert answers.until(2)
+        assert peak_memory(process) - before < 96 * MIB
+
+        content = "x" * (16 * MIB - 1)
+        calls = (call_tool(n, "write_file", path="x", content=content) for n in range(100, 228))
+        sending = threading.Thread(target=send, args=(process, *calls))
+        sending.start()
+        done = [answers.next_of(range(100, 228)) for _ in range(128)]
+        sending.join(scale_seconds(60))
+        refused = [answer["error"]["message"] for answer in done if "error" in answer]
+        assert len(refused) < len(done)
+        assert all("the limit is" in text for text in refused)
+        assert peak_memory(process) - before < 512 * MIB
+
+
+@needs_all
+def test_two_gigabytes_over_http_take_little_memory() -> None:
+    """As one body without a length, and as bodies that never end."""
+
+    def open_request(server: HttpServer, length: str) -> socket.socket:
+        address = urlsplit(server.url)
+        connection = socket.create_connection((address.hostname, address.port))
+        head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\n{length}\r\n"
+        head += f"Authorization: Bearer {server.token}\r\nContent-Type: application/json\r\n"
+        head += "Accept: application/json, text/event-stream\r\n\r\n"
+        connection.sendall(head.encode())
+        return connection
+
+    with http_server() as server, ExitStack() as stack:
+        before = peak_memory(server.process)
+        connection = stack.enter_context(open_request(server, "Transfer-Encoding: chunked"))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2048):
+                connection.sendall(b"100000\r\n" + b"x" * MIB + b"\r\n")
+        assert b" 413 " in connection.recv(100)
+        assert peak_memory(server.process) - before < 96 * MIB
+
+        size = 31 * MIB
+        statuses: list[bytes] = []
+        for _ in range(66):
+            connection = open_request(server, f"Content-Length: {size + 1}")
+            stack.enter_context(connection)
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"x" * size)
+            if select.select([connection], [], [], 0)[0]:
+                statuses.append(connection.recv(100).split(b" ")[1])
+        assert len(statuses) > 50
+        assert set(statuses) == {b"503"}
+        assert peak_memory(server.process) - before < 768 * MIB
 
 
 def test_calls_beyond_the_limit_are_refused() -> None:

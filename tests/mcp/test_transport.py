@@ -12,12 +12,13 @@ from mcp_types import (
     INVALID_REQUEST,
     PARSE_ERROR,
     ErrorData,
+    JSONRPCError,
     JSONRPCNotification,
     JSONRPCRequest,
     JSONRPCResponse,
 )
 
-from gvisor_kernel.mcp.stdio import Lines, Unanswered, parse_line
+from gvisor_kernel.mcp.stdio import MAX_UNANSWERED_SIZE, SMALL, Lines, Unanswered, parse_line
 
 pytestmark = pytest.mark.once
 
@@ -67,20 +68,41 @@ def test_requests_wait_until_earlier_ones_are_answered() -> None:
     async def scenario() -> None:
         unanswered = Unanswered(limit=3)
         for _ in range(3):  # one id, three times: each is answered
-            unanswered.note_read(JSONRPCRequest(jsonrpc="2.0", id=1, method="ping"))
+            unanswered.note_read(JSONRPCRequest(jsonrpc="2.0", id=1, method="ping"), 9)
         waiting = asyncio.ensure_future(unanswered.wait_for_room())
         await asyncio.sleep(0)
         assert not waiting.done()
         unanswered.note_written(JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
         await waiting
-        unanswered.note_read(JSONRPCRequest(jsonrpc="2.0", id="a", method="ping"))
+        unanswered.note_read(JSONRPCRequest(jsonrpc="2.0", id="a", method="ping"), 9)
         waiting = asyncio.ensure_future(unanswered.wait_for_room())
         await asyncio.sleep(0)
         assert not waiting.done()
         cancelled = {"requestId": "a"}
         unanswered.note_read(
-            JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params=cancelled)
+            JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params=cancelled),
+            9,
         )
         await waiting
+
+    asyncio.run(scenario())
+
+
+def test_large_requests_are_refused_while_others_have_no_answer() -> None:
+    async def scenario() -> None:
+        unanswered = Unanswered()
+        large = MAX_UNANSWERED_SIZE // 4
+        request = JSONRPCRequest(jsonrpc="2.0", id=1, method="ping")
+        for _ in range(4):
+            assert unanswered.note_read(request, large) is None
+        for _ in range(3):  # that a refusal is written makes no room, though the id is the same
+            refusal = unanswered.note_read(request, large)
+            assert refusal is not None
+            assert "Wait for answers" in refusal.message
+            unanswered.note_written(JSONRPCError(jsonrpc="2.0", id=1, error=refusal))
+        assert unanswered.note_read(request, SMALL) is None
+        for _ in range(2):
+            unanswered.note_written(JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
+        assert unanswered.note_read(request, large - SMALL) is None
 
     asyncio.run(scenario())
