@@ -32,7 +32,7 @@ AT_ONCE = 3
 """Clients of the soak at any time."""
 EACH = 10
 """Sessions of one client of the soak, before it leaves and another one comes."""
-MAX_GROWTH = 32 * MIB
+MAX_GROWTH = 64 * MIB
 """By how much the soak may let a server grow: allocators keep freed memory."""
 
 
