@@ -139,7 +139,7 @@ def find_picture(data: Mapping[str, Any]) -> tuple[str, bytes] | None:
     for mime in PICTURES:
         value = data.get(mime)
         kind = find_type(value)
-        if kind is not None:
+        if kind is not None and isinstance(value, str):
             try:
                 return kind, base64.b64decode("".join(value.split()), validate=True)
             except (binascii.Error, ValueError):

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from mcp_types import CallToolResult
 
-from gvisor_kernel.api.files import MAX_ENTRIES, Entry
+from gvisor_kernel.api.files import Entry
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.folders import Opened, open_below, open_path
 from gvisor_kernel.host.sizes import describe_size
@@ -269,7 +269,7 @@ FILE_TOOLS = (
     Tool(
         "sandbox_list_files",
         "List files",
-        f"List a folder of the sandbox, at most {SHOWN_ENTRIES} entries of at most {MAX_ENTRIES}.",
+        f"List a folder of the sandbox. At most {SHOWN_ENTRIES} entries are shown.",
         forms.ListFiles,
         list_files,
         {

@@ -50,8 +50,8 @@ SESSION_HEADER = "mcp-session-id"
 INSTRUCTIONS = """\
 Sandboxes that run code, each with a Jupyter kernel. Begin with sandbox_run_code. State stays in a
 session until it ends, or is not used for {idle} minutes. Where a result names a session to go on
-with, pass it. {outputs} Skills, with instructions for documents and data, are prompts and resources,
-and files below /mnt/skills in each sandbox."""
+with, pass it. {outputs} Skills, with instructions for documents and data, are prompts and
+resources, and files below /mnt/skills in each sandbox."""
 
 
 class McpServer:
@@ -134,7 +134,7 @@ class McpServer:
             log.warning("%s failed: %s", tool.name, error)
             raise SandboxError(
                 f"{tool.name} failed, as its sandbox could not be used.",
-                "call sandbox_list_sessions, then restart or stop the session.",
+                "call sandbox_restart_session, or go on in another session.",
             ) from error
 
     async def _list_resources(

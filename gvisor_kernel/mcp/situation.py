@@ -15,7 +15,7 @@ OUTPUTS = "/mnt/user-data/outputs"
 LOST = "they end with the sandbox, unless the user starts this server with --outputs FOLDER"
 SETTINGS = re.compile(r"c\.GVisor\w+|kernelspec|Jupyter's configuration|gvisor-kernel \w")
 """Words of a hint for whoever has the server's settings: not for a model."""
-EXCESS = re.compile(r"To allow more, raise the setting memory_limit .*", re.DOTALL)
+EXCESS = re.compile(r"To allow more, raise the setting memory_limit .*")
 
 
 @dataclass(frozen=True)
