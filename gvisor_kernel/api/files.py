@@ -49,10 +49,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Moved:
-    """What a move did: whether the source is still there, and whether a file was replaced."""
+    """What a move did.
+
+    ``is_copied``: the source is still there. ``is_replaced``: a file was. ``is_folder``: it is one.
+    """
 
     is_copied: bool
     is_replaced: bool
+    is_folder: bool = False
 
 
 class AsyncFiles:
@@ -219,7 +223,8 @@ class AsyncFiles:
             )
         if result not in ("moved", "copied"):
             raise FileFailed(f"The sandbox did not answer as it should about {path}.")
-        return Moved(result == "copied", answer.get("replaced") is True)
+        is_replaced, is_folder = (answer.get(name) is True for name in ("replaced", "folder"))
+        return Moved(result == "copied", is_replaced, is_folder)
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it.

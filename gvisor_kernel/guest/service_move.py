@@ -49,7 +49,8 @@ class Move:
 
         ``result``: "moved"; "copied", where the source cannot be removed; "exists", if a folder
         would replace something or be replaced; "full", with ``size`` and ``free`` in bytes.
-        ``replaced``: there was a file of that name. Of the last two results nothing is left.
+        ``replaced``: there was a file of that name. ``folder``: it is one. Of the last two results
+        nothing is left.
 
         :raises OSError: it cannot be moved
         """
@@ -61,7 +62,7 @@ class Move:
     def _run(self) -> Dict[str, object]:
         mode = os.lstat(self._source).st_mode
         if self._source == self._target:
-            return {"result": "moved", "replaced": False}
+            return {"result": "moved", "replaced": False, "folder": stat.S_ISDIR(mode)}
         if self._target.startswith(self._source.rstrip("/") + "/"):
             raise OSError(errno.EINVAL, "A folder cannot be moved into itself")
         made: List[str] = []
@@ -74,7 +75,7 @@ class Move:
                 for folder in reversed(made):
                     with suppress(OSError):
                         os.rmdir(folder)
-        return answer
+        return {**answer, "folder": stat.S_ISDIR(mode)}
 
     def _move(self, is_folder: bool) -> Dict[str, object]:
         source, target = self._source, self._target

@@ -156,10 +156,11 @@ async def move_to_outputs(call: Call, given: forms.MoveToOutputs) -> CallToolRes
         "copied": done.is_copied,
         "replaced": done.is_replaced,
     }
-    return make_session_result(session, write_moved(given.path, structure), structure)
+    text = write_moved(given.path, structure, done.is_folder)
+    return make_session_result(session, text, structure)
 
 
-def write_moved(path: str, moved: Mapping[str, Any]) -> str:
+def write_moved(path: str, moved: Mapping[str, Any], is_folder: bool) -> str:
     """Return what was moved, and where the user finds it."""
     path, target = escape(path), escape(moved["path"])
     if moved["copied"]:
@@ -172,7 +173,8 @@ def write_moved(path: str, moved: Mapping[str, Any]) -> str:
         lines.append(f"On the user's machine it is {escape(moved['host_path'])}.")
     else:
         lines.append(f"The user's machine has no copy. Files in outputs: {situation.LOST}.")
-    lines.append(f"Clients can read it as the resource {moved['uri']}")
+    what = "resources of its files begin with" if is_folder else "resource"
+    lines.append(f"Clients can read it; {what}: {moved['uri']}{'/' if is_folder else ''}")
     return "\n".join(lines)
 
 
@@ -238,7 +240,10 @@ MOVE_SCHEMA = {
     **FILE_SCHEMA,
     "properties": {
         "path": {"type": "string"},
-        "uri": {"type": "string", "description": "the resource that has it"},
+        "uri": {
+            "type": "string",
+            "description": "its resource; of a folder, its files' begin with it",
+        },
         "host_path": {**or_null({"type": "string"}), "description": "on the user's machine"},
         "copied": {"type": "boolean"},
         "replaced": {"type": "boolean"},

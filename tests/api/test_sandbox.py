@@ -262,7 +262,7 @@ def test_what_is_moved_is_copied_if_it_must_be() -> None:
         sandbox.shell(
             "mkdir -p d/e d2; echo 1 > d/e/f; ln -s e d/l; mkfifo p; echo n > n; echo m > m"
         )
-        assert files.move("d", f"{outputs}/d") == Moved(False, False)
+        assert files.move("d", f"{outputs}/d") == Moved(False, False, True)
         assert files.move("n", f"{outputs}/a/n") == Moved(False, False)
         assert files.move("m", f"{outputs}/a/n") == Moved(False, True)
         assert files.read(f"{outputs}/a/n") == "m\n"

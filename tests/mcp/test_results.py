@@ -19,7 +19,14 @@ from gvisor_kernel.bridge.deaths import describe_excess
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.mcp.arguments import ReadOutput, RunCode
 from gvisor_kernel.mcp.displays import describe_result, find_pictures
-from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD, decode, write_entry
+from gvisor_kernel.mcp.file_tools import (
+    FILE_TOOLS,
+    OUTPUTS,
+    UPLOAD,
+    decode,
+    write_entry,
+    write_moved,
+)
 from gvisor_kernel.mcp.limits import Limits, ServerSettings
 from gvisor_kernel.mcp.results import make_failure, make_run_result
 from gvisor_kernel.mcp.sessions import Session
@@ -232,6 +239,20 @@ def test_a_dead_kernel_says_what_to_do(ended_by: str) -> None:
     text, structure, _ = show(error=ExecutionError("KernelDied", "why"), ended_by=ended_by)
     assert structure["status"] in ("killed", "died")
     assert "sandbox_restart_session" in text
+
+
+@pytest.mark.parametrize("host_path", [None, "/results/a/x"])
+def test_what_was_moved_says_where_it_is(host_path: str | None) -> None:
+    moved = {"path": f"{OUTPUTS}/x", "uri": "sandbox://s/outputs/x", "host_path": host_path}
+    text = write_moved("x\n", {**moved, "copied": False, "replaced": False}, True)
+    assert text.startswith(f"x\\n is now {OUTPUTS}/x.")
+    assert text.endswith("begin with: sandbox://s/outputs/x/")
+    assert ("On the user's machine it is /results/a/x." in text) == (host_path is not None)
+    assert ("end with the sandbox, unless the user starts" in text) == (host_path is None)
+    assert "replaced" not in text
+    text = write_moved("x", {**moved, "copied": True, "replaced": True}, False)
+    assert text.startswith("x was copied to")
+    assert "An older file of that name was replaced." in text
 
 
 @pytest.mark.parametrize(
