@@ -299,6 +299,7 @@ def test_a_move_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
             await asyncio.wait({moving})
             assert moving.cancelled()
             while list(tmp_path.iterdir()):
+                assert not (tmp_path / "a" / "big").exists()
                 await asyncio.sleep(0.01)
             assert await sandbox.files.exists("big")
 
