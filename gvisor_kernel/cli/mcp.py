@@ -247,7 +247,9 @@ def make_listener(text: str, is_remote: bool) -> socket.socket:
             " the token is then sent unencrypted, unless a proxy with TLS is in front.",
         )
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once (TCP_NODELAY) only where the protocol is named; otherwise each answer,
+    # which has a head and a body, may wait 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((str(address), port))

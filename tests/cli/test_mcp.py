@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.cli.mcp import TOKEN_VARIABLE, make_folder, make_listener, open_outputs
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.mcp.outputs_folder import OutputsFolder
+
+from ..patience import scale_seconds
 
 pytestmark = pytest.mark.once
 
@@ -122,6 +126,25 @@ def test_a_short_token_is_refused(
 def test_another_address_is_possible_when_a_name_is_given() -> None:
     with make_listener("0.0.0.0:0", is_remote=True) as listener:
         assert listener.getsockname()[0] == "0.0.0.0"  # noqa: S104
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Not only when the client has acknowledged what was sent before."""
+
+    async def scenario(listener: socket.socket) -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(note, sock=listener):
+            with socket.create_connection(listener.getsockname()):
+                return await asyncio.wait_for(found, scale_seconds(30))
+
+    with make_listener("127.0.0.1:0", is_remote=False) as listener:
+        assert asyncio.run(scenario(listener))
 
 
 def test_a_missing_sdk_is_named(tmp_path: Path) -> None:
