@@ -41,6 +41,7 @@ ALLOWED = {
     "bridge/": STATE,
     "cli/checks/servers.py:list_kernels": "an address, not a file",
     "cli/logs.py": STATE,
+    "cli/mcp.py:check_streams": KERNEL,
     "cli/mcp.py:make_folder": NAMED,
     "cli/main.py": KERNEL,
     "cli/skills.py": NAMED,

@@ -197,6 +197,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "mcp/sessions.py",
         "asyncio.shield(asyncio.ensure_future(self._sandboxes.give_back(session)))",
     ): UNDONE,
+    ("mcp/resources.py", "asyncio.gather(*map(list_outputs, listed))"): "LIST_SECONDS of each",
     ("mcp/sessions.py", "asyncio.shield(starting)"): "bounded by start_timeout",
     ("mcp/sessions.py", "asyncio.shield(task)"): "the timeout of a run, FILE_SECONDS, or a start",
     ("mcp/sessions.py", "await first"): "bounded by start_timeout",

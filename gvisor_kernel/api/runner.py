@@ -40,7 +40,7 @@ MAX_PART = 256 * 1024 * 1024
 """Bytes of JSON in one part of a message: as much as the link carries."""
 MAX_VALUES = 1_000_000
 """Values in one part: each takes up to a hundred bytes of memory, whatever its JSON takes."""
-MAX_WAITING = 4
+MAX_WAITING = 16
 """Messages that wait for a program that is slow: a sandbox decides how large they are. The bridge
 keeps the others back."""
 

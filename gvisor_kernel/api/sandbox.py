@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -304,4 +305,5 @@ async def _next(events: Any) -> Event | Execution | None:
 
 
 async def _close(events: Any) -> None:
-    await events.aclose()
+    with suppress(RuntimeError):  # somebody takes an event just now, who ends it later
+        await events.aclose()

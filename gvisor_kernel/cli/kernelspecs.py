@@ -19,14 +19,21 @@ from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.config.validators import is_within, parse_value
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
-from gvisor_kernel.jupyter.default_provisioner import find_defaults, set_default, unset_default
+from gvisor_kernel.jupyter.default_provisioner import (
+    VARIABLE,
+    find_defaults,
+    set_default,
+    unset_default,
+)
 from gvisor_kernel.jupyter.kernelspecs import (
+    PROVISIONER,
     check_destination,
     find_broken_kernelspecs,
     find_destination,
     find_first,
     find_kernelspecs,
     install_kernelspec,
+    is_ours,
     is_searched,
     remove_kernelspec,
     template_settings,
@@ -195,19 +202,44 @@ def make_default(arguments: argparse.Namespace, user: bool, prefix: str | None) 
     """Do what ``--default`` and ``--replace-python3`` say, and print what was changed."""
     if arguments.is_default:
         path = set_default(user, prefix)
-        print(f"Kernelspecs that name no provisioner start in sandboxes now, by {path}")
-        print("Running servers must be restarted. Undo it with: gvisor-kernel uninstall --default")
+        print(f"In Jupyter's servers, kernelspecs without a provisioner use sandboxes now: {path}")
+        print(
+            "nbclient, papermill and other programs that do not read that file do not: for these,"
+            f" gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in their"
+            " environment."
+        )
+        undo = f"gvisor-kernel uninstall --default{describe_place(user, prefix)}"
+        print(f"Running servers must be restarted. Undo it with: {undo}")
     if arguments.replace_python3:
         replaced = replace_native(user, prefix)
-        print(f"The kernelspec python3 starts in sandboxes now: {replaced.directory}")
-        say_what_comes_first(replaced.directory)
+        if say_what_comes_first(replaced.directory):
+            print(f"So python3 still starts without a sandbox. Replaced was {replaced.directory}")
+        else:
+            print(f"The kernelspec python3 starts in sandboxes now: {replaced.directory}")
 
 
-def say_what_comes_first(directory: Path) -> None:
-    """Say so if Jupyter finds another kernelspec of the same name before the one that is there."""
+def describe_place(user: bool, prefix: str | None) -> str:
+    """Return the option that names a place, after a space; nothing for the default one."""
+    if (user, prefix) == default_place():
+        return ""
+    if user:
+        return " --user"
+    return " --sys-prefix" if prefix == sys.prefix else f" --prefix {shlex.quote(prefix or '')}"
+
+
+def say_what_comes_first(directory: Path) -> bool:
+    """Say so, and return True, if Jupyter finds another kernelspec of this name first."""
     first = find_first(directory.name) if is_searched(directory.parent) else None
-    if first is not None and first.resolve() != directory.resolve():
-        print(f"But Jupyter uses {first}, which has the same name and comes first.")
+    if first is None or first.resolve() == directory.resolve():
+        return False
+    print(f"But Jupyter uses {first}, which has the same name and comes first.")
+    place = first.parent.parent.parent.parent  # PREFIX/share/jupyter/kernels/NAME
+    if directory.name == NATIVE and not is_ours(first):
+        where = (
+            " --sys-prefix" if place == Path(sys.prefix) else f" --prefix {shlex.quote(str(place))}"
+        )
+        print(f"Replace that one: gvisor-kernel install --replace-python3{where}")
+    return True
 
 
 def undo_default(arguments: argparse.Namespace) -> int:

@@ -11,17 +11,29 @@ import resource
 import secrets
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.mcp.limits import Limits, ServerSettings
+from gvisor_kernel.mcp.outputs_folder import OutputsFolder
 
 TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
 MIN_TOKEN = 32
 BACKLOG = 128
 MAX_OPEN_FILES = 65536
+MONTH = 31 * 24 * 3600
+MOST = {
+    "sessions": 1000,
+    "all_sessions": 1000,
+    "timeout": MONTH,
+    "max_timeout": MONTH,
+    "idle": MONTH,
+}
+"""The largest values of options that are numbers: of sessions, or of seconds."""
 
 
 def run_mcp(arguments: argparse.Namespace) -> int:
@@ -29,6 +41,7 @@ def run_mcp(arguments: argparse.Namespace) -> int:
 
     :raises GvisorKernelError: when an argument is wrong, or the server cannot start
     """
+    check_streams(is_http=arguments.http is not None)
     settings = read_settings(arguments)
     raise_open_files()
     from gvisor_kernel.mcp import service
@@ -56,6 +69,36 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_streams(*, is_http: bool) -> None:
+    """Check that the process was started with the descriptors that it needs.
+
+    Another one becomes the null device: otherwise a file that is opened later would get its number.
+
+    :raises GvisorKernelError: a needed one is closed
+    """
+    streams = {"stdin": sys.__stdin__, "stdout": sys.__stdout__, "stderr": sys.__stderr__}
+    needed = ("stdout",) if is_http else ("stdin", "stdout")
+    closed = [name for name, stream in streams.items() if stream is None]
+    for number, name in enumerate(streams):
+        if name in closed:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+    missing = " and ".join(name for name in needed if name in closed)
+    if missing and is_http:
+        raise GvisorKernelError(
+            "stdout is closed: the address and the token cannot be shown.",
+            "start the server with stdout open, or lead it to a file or /dev/null.",
+        )
+    if missing:
+        raise GvisorKernelError(
+            f"{missing} {'are' if ' ' in missing else 'is'} closed: a client's messages come by"
+            " stdin, and answers go to stdout.",
+            "let the client start this command, or serve over HTTP: --http 127.0.0.1:8765.",
+        )
+
+
 def raise_open_files() -> None:
     """Let this process open as many files as it may: a session takes some 40, and 1024 is usual."""
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -79,13 +122,19 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         sandbox["memory_limit"] = arguments.memory
     if "outputs" in sandbox:
         raise GvisorKernelError("--set outputs is not accepted.", "use --outputs FOLDER.")
-    numbers = ("sessions", "all_sessions", "timeout", "max_timeout", "idle")
-    for name in numbers:
-        if getattr(arguments, name) < 1:
+    check_sandbox(sandbox)
+    for name, most in MOST.items():
+        if not 1 <= getattr(arguments, name) <= most:
             option = name.replace("_", "-")
             raise GvisorKernelError(
-                f"--{option} is {getattr(arguments, name)}.", "give a number from 1 on."
+                f"--{option} is {str(getattr(arguments, name))[:40]}.",
+                f"give a number from 1 to {most}.",
             )
+    if arguments.timeout > arguments.max_timeout:
+        raise GvisorKernelError(
+            f"--timeout is {arguments.timeout}, and --max-timeout {arguments.max_timeout}.",
+            "give a --timeout that is not above --max-timeout.",
+        )
     return ServerSettings(
         limits=Limits(
             sessions=arguments.sessions,
@@ -96,8 +145,37 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         ),
         sandbox=sandbox,
         upload_roots=tuple(find_folder("--upload-from", text) for text in arguments.upload_roots),
-        outputs=None if arguments.outputs is None else make_folder("--outputs", arguments.outputs),
+        outputs=None if arguments.outputs is None else open_outputs(arguments.outputs),
     )
+
+
+def check_sandbox(settings: Mapping[str, Any]) -> None:
+    """Check the settings of every sandbox, before a client learns of a wrong one at its first call.
+
+    :raises SettingError: one is unknown or has a wrong value
+    """
+    from gvisor_kernel.api.manager import choose_settings, describe_uploads
+    from gvisor_kernel.jupyter.plan_factory import check_routes, read_configuration
+
+    chosen = choose_settings(settings)
+    if isinstance(chosen["uploads"], str):
+        chosen["uploads"] = describe_uploads(chosen["uploads"])
+    check_routes(chosen, read_configuration())
+
+
+def open_outputs(text: str) -> OutputsFolder:
+    """Open the folder in which each sandbox gets a folder; it stays open while the process runs.
+
+    :raises GvisorKernelError: it cannot be used
+    """
+    path = make_folder("--outputs", text)
+    try:
+        return OutputsFolder(open_real(str(path)))
+    except OSError as error:
+        raise GvisorKernelError(
+            f"--outputs: the folder {text} cannot be opened: {error.strerror}.",
+            "name an existing folder.",
+        ) from error
 
 
 def make_folder(option: str, text: str) -> Path:
@@ -169,7 +247,9 @@ def make_listener(text: str, is_remote: bool) -> socket.socket:
             " the token is then sent unencrypted, unless a proxy with TLS is in front.",
         )
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once (TCP_NODELAY) only where the protocol is named; otherwise each answer,
+    # which has a head and a body, may wait 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((str(address), port))

@@ -9,6 +9,7 @@ by ours. The second, for programs that do not read that configuration, is in
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 import sys
@@ -21,7 +22,9 @@ from jupyter_core.paths import SYSTEM_CONFIG_PATH, jupyter_config_dir
 from gvisor_kernel.errors import KernelspecError
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_destination, is_ours
 from gvisor_kernel.jupyter.replaced_kernelspec import NATIVE
+from gvisor_kernel.strict_json import JsonError, parse_json
 
+MAX_FILE = 16 * 1024 * 1024
 FILE = "jupyter_config.json"
 """Read by each Jupyter application, before its own configuration."""
 SECTION, KEY = "KernelProvisionerFactory", "default_provisioner_name"
@@ -105,11 +108,13 @@ def is_default(user: bool, prefix: str | None) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a pipe
+        with open(descriptor, "rb") as file:
+            content = parse_json(file.read(MAX_FILE + 1), MAX_FILE)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is not JSON: {error}"
+    except (OSError, JsonError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise KernelspecError(
             f"{path} cannot be read: {reason}.", "repair the file, or move it away."
         ) from error

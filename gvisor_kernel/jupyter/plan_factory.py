@@ -74,13 +74,15 @@ def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
         ) from error
 
 
-def find_unsandboxed() -> list[str]:
+def find_unsandboxed(configured: bool = True) -> list[str]:
     """Return the names of the kernelspecs whose kernels a server starts without a sandbox.
 
+    ``configured``: False for programs that do not read Jupyter's configuration, such as nbclient.
     One that cannot be read is left out: nothing starts it.
     """
     application = _Configuration()
-    application.load_config_file()
+    if configured:
+        application.load_config_file()
     default = KernelProvisionerFactory(parent=application).default_provisioner_name
     names = []
     for name, folder in KernelSpecManager(parent=application).find_kernel_specs().items():

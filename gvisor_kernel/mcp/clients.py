@@ -50,6 +50,16 @@ class Clients:
             self._clients[key] = client
         return client
 
+    def is_busy(self, key: str) -> bool:
+        """Whether the client of that key has sandboxes, or a call is answered now."""
+        client = self._clients.get(key)
+        return client is not None and (client.calls > 0 or bool(client.sessions.list()))
+
+    def is_listening(self, key: str) -> bool:
+        """Whether the client of that key has an open stream."""
+        client = self._clients.get(key)
+        return client is not None and client.streams > 0
+
     def start(self) -> None:
         """Begin to end idle sessions, and those of clients that have left."""
         self._sweeping = asyncio.ensure_future(self._sweep())

@@ -54,6 +54,6 @@ async def find_paths(sessions: Sessions, name: str | None) -> list[str]:
     for session in sessions.list():
         if name in (None, session.name):
             start = f"sandbox://{session.name}/outputs/"
-            listed = await list_outputs(session)
+            listed, _ = await list_outputs(session)
             found |= {unquote(resource.uri.removeprefix(start)) for resource in listed}
     return sorted(found)

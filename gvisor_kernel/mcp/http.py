@@ -1,7 +1,8 @@
 """Streamable HTTP: the gate before the SDK's application, and the server that runs it.
 
 The gate lets through nothing without the token, from another Origin, or for another Host; the SDK
-never sees such a request. It also notices when a client has left.
+never sees such a request. It also notices when a client has left, and ends the protocol's sessions
+that are too many. How long a connection may send nothing is decided in ``connections``.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gvisor_kernel.mcp.clients import Client, Clients
+from gvisor_kernel.mcp.connections import MAX_REQUESTS, Connection
 from gvisor_kernel.mcp.server import SESSION_HEADER, McpServer
 
 PATH = "/mcp"
 MAX_BODY = 32 * 1024 * 1024
 MAX_BODIES = 256 * 1024 * 1024
 """Bytes of bodies that are read and not answered yet, of all clients."""
-MAX_CONNECTIONS = 512
-SMALL = MAX_BODIES // MAX_CONNECTIONS
+SMALL = MAX_BODIES // MAX_REQUESTS
 """Bytes of a body that is never too much beside others."""
 MAX_CLIENTS = 256
+"""Sessions of the protocol. When there are more, one that has no sandbox gives way."""
+KEEP_SECONDS = 5
+"""How long a connection waits for a further request."""
 END_SECONDS = 3
+
+
+class _Left(Exception):
+    """A client has left before the end of its body; the SDK would log that as a failure."""
 
 
 class Gate:
@@ -44,6 +52,11 @@ class Gate:
         }
         self._held = 0
         """Bytes of the bodies of requests that are answered now."""
+        self._count = 0
+        """Requests that are answered now."""
+        self._opened: dict[str, None] = {}
+        """Keys of the protocol's sessions, the one that was used last at the end."""
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -59,8 +72,17 @@ class Gate:
         if refused is not None:
             await refuse(send, *refused)
             return
+        if self._count >= MAX_REQUESTS:
+            await refuse(send, 503, "Too many other requests are not answered yet.")
+            return
         key = (headers.get(SESSION_HEADER) or [""])[0]
-        await self._pass_on(key, scope, receive, send)
+        self._count += 1
+        try:
+            await self._pass_on(key, scope, receive, send)
+        except _Left:
+            pass
+        finally:
+            self._count -= 1
 
     def _find_refusal(self, path: str, headers: dict[str, list[str]]) -> tuple[int, str] | None:
         """Return the status and the reason, if the request is refused."""
@@ -84,24 +106,30 @@ class Gate:
         Note the streams of a client, and its end.
         """
         stream: Client | None = None
-        is_done = is_refused = False
+        is_done = is_refused = is_read = False
         size = 0
 
         async def count() -> Message:
-            nonlocal size, is_refused
+            nonlocal size, is_refused, is_read
             message = await receive()
+            if message["type"] == "http.disconnect" and not is_read:
+                raise _Left
+            is_read = not message.get("more_body", False)
             length = len(message.get("body", b""))
             size += length
             self._held += length
             if size > SMALL and self._held > MAX_BODIES and not is_refused:
                 is_refused = True
                 await refuse(send, 503, "Too much of other requests is not answered yet.")
-            return {"type": "http.disconnect"} if is_refused else message
+                raise _Left
+            return message
 
         async def watch(message: Message) -> None:
             nonlocal stream, is_done
             if is_refused:
                 return
+            if message["type"] == "http.response.start":
+                self._note_answer(key, message)
             if message["type"] == "http.response.start" and message["status"] < 300 and key:
                 is_done = True
                 if scope["method"] == "GET":  # the application knows this key, so it is a client's
@@ -119,7 +147,64 @@ class Gate:
                 if not stream.streams:
                     stream.left = time.monotonic()
             if scope["method"] == "DELETE" and is_done:
+                self._opened.pop(key, None)
                 self._clients.leave(key)
+
+    def _note_answer(self, key: str, message: Message) -> None:
+        """Note which session of the protocol was opened, used, or has ended.
+
+        ``key``: of the request, "" if it has none. ``message``: the start of the answer.
+        """
+        if message["status"] < 300:
+            headers = dict(message.get("headers", ()))
+            opened = headers.get(SESSION_HEADER.encode(), b"").decode("latin-1")
+            if not key and opened:
+                self._opened[opened] = None
+                if len(self._opened) > MAX_CLIENTS:
+                    self._make_room()
+            elif key in self._opened:
+                del self._opened[key]
+                self._opened[key] = None
+        elif message["status"] == 404 and key in self._opened:  # the SDK has ended it
+            del self._opened[key]
+            self._clients.leave(key)
+
+    def _make_room(self) -> None:
+        """End one session of the protocol: of those without a sandbox, one that nobody listens to,
+        and that was not used for the longest time. At most ``all_sessions`` have a sandbox."""
+        *others, _ = self._opened
+        unused = [key for key in others if not self._clients.is_busy(key)]
+        if unused:
+            key = min(unused, key=self._clients.is_listening)
+            del self._opened[key]
+            ending = asyncio.ensure_future(self._end(key))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, key: str) -> None:
+        """End a session of the protocol, as if its client had said so."""
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            pass
+
+        names = {"host": "", SESSION_HEADER: key}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "method": "DELETE",
+            "path": PATH,
+            "raw_path": PATH.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in names.items()],
+        }
+        await self._app(scope, receive, send)
+        self._clients.leave(key)
 
 
 class _Server(uvicorn.Server):
@@ -145,7 +230,7 @@ def make_gate(server: McpServer, clients: Clients, token: str, hosts: tuple[str,
     app = server.server.streamable_http_app(
         streamable_http_path=PATH,
         max_request_body_size=MAX_BODY,
-        max_sessions=MAX_CLIENTS,
+        max_sessions=MAX_CLIENTS + MAX_REQUESTS,  # the gate ends those beyond MAX_CLIENTS
         session_idle_timeout=clients.settings.limits.idle_seconds,
         host="",  # the gate checks Host and Origin
     )
@@ -159,7 +244,8 @@ async def serve(gate: Gate, listener: socket.socket, stop: asyncio.Event) -> Non
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        http=Connection,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=END_SECONDS,
         lifespan="on",
         ws="none",

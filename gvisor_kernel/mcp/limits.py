@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.mcp.outputs_folder import OutputsFolder
+
 MIB = 1024 * 1024
 
 
@@ -53,4 +55,4 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     sandbox: Mapping[str, Any] = field(default_factory=dict)
     upload_roots: tuple[Path, ...] = ()
-    outputs: Path | None = None
+    outputs: OutputsFolder | None = None

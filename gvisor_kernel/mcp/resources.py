@@ -1,6 +1,6 @@
 """Resources: files in outputs, the transcript and the log of a session, and skills.
 
-Outputs are read in the sandbox, by its kernel: a path of a resource is never one of the host. The
+Outputs are read in the sandbox: a path of a resource is never one of the host. The
 transcript and the log are files of the host with names that are fixed here.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import heapq
+import logging
 import os
 import posixpath
 import re
 import stat
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -28,8 +30,16 @@ from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
 from gvisor_kernel.mcp.skill_files import FILE, list_skills, read_skill
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 
+log = logging.getLogger(__name__)
+
 SHOWN_OUTPUTS = 200
 """Files of one session in the list."""
+MAX_FOLDERS = 200
+"""Folders of one session that are listed. A sandbox says what is in them: it may name ever more."""
+MAX_DEPTH = 16
+"""Folders in folders."""
+LIST_SECONDS = 10.0
+"""How long the outputs of one session may take."""
 MAX_TAIL = 256 * 1024
 """Bytes of a log or transcript: its end."""
 TRANSCRIPT = "transcripts/transcript.jsonl"
@@ -75,17 +85,22 @@ def list_templates() -> list[ResourceTemplate]:
 async def list_resources(sessions: Sessions) -> list[Resource]:
     """Return the resources that there are now."""
     found: list[Resource] = []
-    for session in [] if sessions.is_stateless else sessions.list():
+    listed = [] if sessions.is_stateless else sessions.list()
+    outputs = await asyncio.gather(*map(list_outputs, listed))
+    for session, (files, missing) in zip(listed, outputs, strict=True):
         start = f"sandbox://{session.name}"
         found += [
             Resource(
                 name=f"{session.name}: transcript",
                 uri=f"{start}/transcript",
+                description=f"Files in outputs are missing in this list: {missing}."
+                if missing
+                else None,
                 mime_type="application/jsonl",
             ),
             Resource(name=f"{session.name}: log", uri=f"{start}/log", mime_type="text/plain"),
+            *files,
         ]
-        found += await list_outputs(session)
     for skill in await list_skills():
         found.append(
             Resource(
@@ -98,26 +113,56 @@ async def list_resources(sessions: Sessions) -> list[Resource]:
     return found
 
 
-async def list_outputs(session: Session) -> list[Resource]:
-    """Return the files in the outputs of a session, and in folders that are in it."""
+async def list_outputs(session: Session) -> tuple[list[Resource], str]:
+    """Return the files in the outputs of a session, and in folders that are in it.
+
+    Also return why files are missing; "" if none are. Does not raise.
+    """
     found: list[Resource] = []
-    # A busy kernel cannot list its files; the list must not wait for it.
-    folders = [OUTPUTS] if session.state == "idle" and session.language == "python" else []
-    while folders and len(found) < SHOWN_OUTPUTS:
-        folder = folders.pop(0)
+    missing = ""
+    try:
+        async with asyncio.timeout(LIST_SECONDS):
+            missing = await _walk_outputs(session, found)
+    except TimeoutError:
+        missing = f"listing them took more than {LIST_SECONDS:g} s"
+    except SandboxError:
+        pass  # its kernel has ended: there is nothing to read
+    if missing:
+        log.warning("Not all outputs of the session %s are listed: %s.", session.name, missing)
+    return found, missing
+
+
+async def _walk_outputs(session: Session, found: list[Resource]) -> str:
+    """Add to ``found``; return why files are missing.
+
+    :raises SandboxError: the kernel has ended
+    """
+    missing = ""
+    folders = deque([(OUTPUTS, 1)])
+    for _ in range(MAX_FOLDERS):
+        if not folders:
+            return missing
+        folder, depth = folders.popleft()
+        session.check_alive()
         try:
             entries = await session.do(session.sandbox.files.list(folder))
         except FileFailed:
+            missing = "a folder could not be listed"
             continue
-        for entry in entries[:SHOWN_OUTPUTS]:
+        for entry in entries:
             path = posixpath.join(folder, entry.name)
-            if entry.kind == "folder" and len(folders) < SHOWN_OUTPUTS:
-                folders.append(path)
-            elif entry.kind == "file" and len(found) < SHOWN_OUTPUTS:
+            if entry.kind == "folder":
+                if depth < MAX_DEPTH and len(folders) < MAX_FOLDERS:
+                    folders.append((path, depth + 1))
+                else:
+                    missing = f"there are more than {MAX_FOLDERS} folders, or {MAX_DEPTH} nested"
+            elif entry.kind == "file":
+                if len(found) == SHOWN_OUTPUTS:
+                    return f"there are more than {SHOWN_OUTPUTS}"
                 name = clean(posixpath.relpath(path, OUTPUTS))
                 uri = f"sandbox://{session.name}/outputs/{quote(name)}"
                 found.append(Resource(name=f"{session.name}: {name}", uri=uri, size=entry.size))
-    return found
+    return f"there are more than {MAX_FOLDERS} folders" if folders else missing
 
 
 async def read_resource(sessions: Sessions, uri: str) -> Contents:

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ulid import ULID
-
 from gvisor_kernel.api.async_sandbox import KEPT_OUTPUTS, AsyncSandbox
 from gvisor_kernel.api.execution import Execution
 from gvisor_kernel.api.manager import LANGUAGES
@@ -173,9 +171,8 @@ class Sandboxes:
         return await self._start(language)
 
     async def _start(self, language: str) -> tuple[AsyncSandbox, Path | None]:
-        folder = self.settings.outputs
-        if folder is not None:
-            folder = folder / str(ULID()).lower()
+        outputs = self.settings.outputs
+        folder = None if outputs is None else outputs.name_new()
         try:
             sandbox = await AsyncSandbox.create(
                 language=language, outputs=folder, **self.settings.sandbox

@@ -12,8 +12,9 @@ from gvisor_kernel.link import Channel, Hello, IdleReply, RemoteProtocolError
 from gvisor_kernel.link.frames import HEADER, MAX_PAYLOAD, FrameType, encode_frame
 
 TAKEN = {
-    *((FrameType.DATA, channel) for channel in Channel if channel not in (0, Channel.HB)),
-    *((FrameType.CREDIT, channel) for channel in Channel if channel not in (0, Channel.HB)),
+    (kind, channel)
+    for kind in (FrameType.DATA, FrameType.CREDIT)
+    for channel in (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
 }
 """Frames that are handed on to the host."""
 ALL = [(kind, channel) for kind in FrameType for channel in range(max(Channel) + 2)]

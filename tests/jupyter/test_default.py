@@ -83,6 +83,7 @@ def test_a_file_that_was_made_is_removed(prefix: str) -> None:
         ("[]", "not a JSON object"),
         ('{"KernelProvisionerFactory": {"default_provisioner_name": "x"}}', "to 'x'"),
         ('{"KernelProvisionerFactory": 5}', "to 5"),
+        ("[" * 300_000, "nested deeper"),
     ],
 )
 def test_configuration_that_is_something_else_is_left_alone(
@@ -94,6 +95,14 @@ def test_configuration_that_is_something_else_is_left_alone(
     with pytest.raises(KernelspecError, match=fact):
         set_default(False, prefix)
     assert path.read_text() == text
+
+
+def test_configuration_that_is_a_pipe_is_not_waited_for(prefix: str) -> None:
+    path = find_config_file(False, prefix)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(KernelspecError, match="not JSON"):
+        set_default(False, prefix)
 
 
 def test_python3_is_replaced_and_comes_back(prefix: str) -> None:
@@ -270,6 +279,11 @@ def test_another_python3_that_comes_first_is_named(
         assert main(["install", *options]) == 0
         said = capsys.readouterr().out
         assert f"But Jupyter uses {prefix}/share/jupyter/kernels/python3" in said
+        assert f"install --replace-python3 --prefix {prefix}\n" in said
+        assert "So python3 still starts without a sandbox." in said
+        assert "The kernelspec python3 starts in sandboxes now" not in said
+        assert "nbclient, papermill" in said
+        assert "Undo it with: gvisor-kernel uninstall --default --user\n" in said
         assert main(["uninstall", "--prefix", prefix, "--default"]) == 0
         assert "elsewhere: gvisor-kernel uninstall --default --user" in capsys.readouterr().out
     finally:
@@ -297,6 +311,8 @@ def test_a_kernelspec_without_provisioner_is_started_by_ours(user_place: Path) -
     assert "without a sandbox start" in check_others().fact
     set_default(True, None)
     assert "python3" not in find_unsandboxed()
+    assert "python3" in find_unsandboxed(configured=False)
+    assert "such as nbclient, start without one:" in check_others().fact
     code = (
         "from jupyter_core.application import JupyterApp\n"
         "from jupyter_client.kernelspec import KernelSpec\n"

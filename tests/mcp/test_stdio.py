@@ -29,10 +29,11 @@ def test_code_files_and_sessions(tmp_path: Path) -> None:
             await check_files(session, tmp_path)
             await check_resources(session, tmp_path)
             await check_sessions(session)
+            await check_busy_outputs(session)
 
     asyncio.run(scenario())
     kept = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")]
-    assert len(kept) == 3, kept  # the folder of the one sandbox that has outputs
+    assert len(kept) == 5, kept  # the folders of the two sandboxes that have outputs
 
 
 async def check_code(session: ClientSession) -> None:
@@ -56,6 +57,19 @@ async def check_code(session: ClientSession) -> None:
     answer = await session.call_tool("sandbox_shell", {"command": "echo $((40 + 2)); exit 3"})
     assert answer.is_error
     assert "[exit status 3]" in text_of(answer)
+
+
+async def check_busy_outputs(session: ClientSession) -> None:
+    """They are listed in each language, and while code runs."""
+    code = "echo busy > /mnt/user-data/outputs/busy.txt; sleep 1000"
+    arguments = {"code": code, "language": "bash"}
+    running = asyncio.ensure_future(session.call_tool("sandbox_run_code", arguments))
+    uri = "sandbox://bash/outputs/busy.txt"
+    while uri not in [item.uri for item in (await session.list_resources()).resources]:
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    await call(session, "stop_session", session="bash")
+    assert (await running).is_error
 
 
 async def check_output(session: ClientSession) -> None:

@@ -148,7 +148,16 @@ def check_provisioner() -> Check:
 
 def check_others() -> Check:
     """Name the kernelspecs that Jupyter would start without a sandbox."""
-    names = find_unsandboxed()
+    names, others = find_unsandboxed(), find_unsandboxed(configured=False)
+    if not names and others:
+        return Check(
+            "other kernelspecs",
+            "ok",
+            "Jupyter's servers start all kernels in sandboxes; programs that do not read its"
+            f" configuration, such as nbclient, start without one: {', '.join(others)}",
+            f"for these: gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in"
+            " their environment",
+        )
     if not names:
         return Check("other kernelspecs", "ok", "Jupyter starts all kernels in sandboxes")
     return Check(
