@@ -38,7 +38,6 @@ ALLOWED = {
     "api/files.py:upload": PROGRAM,
     "api/files.py:download": PROGRAM + "; it must not exist",
     "api/sandbox.py:rename": "a file inside the sandbox",
-    "mcp/file_tools.py:move_to_outputs": "a file inside the sandbox",
     "bridge/": STATE,
     "cli/checks/servers.py:list_kernels": "an address, not a file",
     "cli/logs.py": STATE,

@@ -108,6 +108,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/worker.py", "worker.ended.wait()"): "its owner's end ends it",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
     ("api/files.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
+    (
+        "api/files.py",
+        "asyncio.shield(call.send({'signal': int(signal.SIGKILL)}))",
+    ): "a step of the bridge's loop",
     ("api/shell.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
     (
         "api/shell.py",

@@ -72,7 +72,7 @@ class Collector:
         self._count: int | None = None
         self._texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._left = {"stdout": max_output, "stderr": max_output, "results": max_output}
-        self._missing = {"stdout": 0, "stderr": 0, "results": 0}
+        self._missing = {"stdout": 0, "stderr": 0, "results": 0, "pictures": 0}
         self._results: list[Result] = []
         self._displays: dict[str, int] = {}
         self._kept = 0
@@ -171,7 +171,10 @@ class Collector:
             return result
         text = cut(result.text or "", left) if result.is_main_result else ""
         self._left["results"] -= len(text.encode("utf-8", "surrogatepass"))
-        self._missing["results"] += size - len(text.encode("utf-8", "surrogatepass"))
+        missing = size - len(text.encode("utf-8", "surrogatepass"))
+        self._missing["results"] += missing
+        if any(mime.startswith("image/") for mime in result.data):
+            self._missing["pictures"] += missing
         return Result({"text/plain": text}, {}, result.is_main_result) if text else None
 
     def _keep(self, entry: dict[str, Any]) -> int:

@@ -179,12 +179,14 @@ class ExecutionError:
 class Missing:
     """Bytes that are not in an Execution, as they were over ``max_output``.
 
-    ``stdout`` and ``stderr``: of text. ``results``: of values that were left out.
+    ``stdout`` and ``stderr``: of text. ``results``: of values that were left out; ``pictures``: of
+    those among them that have a picture.
     """
 
     stdout: int = 0
     stderr: int = 0
     results: int = 0
+    pictures: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.stdout or self.stderr or self.results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gvisor_kernel.api.collector import clean_name
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.service_messages import MAX_DATA
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ MAX_PATH, MAX_NAME, MAX_SIZE = 4096, 255, 2**63
 """Of what a sandbox says: characters of a folder's path and of a name, and a size."""
 FILE_SECONDS = 60.0
 """How long one part may take."""
+MOVE_SECONDS = 600.0
+"""How long a move may take, which copies between file systems."""
 KINDS = ("file", "folder", "link", "other")
 
 
@@ -41,6 +45,18 @@ class Entry:
     kind: str
     size: int
     modified: float
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a move did.
+
+    ``is_copied``: the source is still there. ``is_replaced``: a file was. ``is_folder``: it is one.
+    """
+
+    is_copied: bool
+    is_replaced: bool
+    is_folder: bool = False
 
 
 class AsyncFiles:
@@ -183,6 +199,33 @@ class AsyncFiles:
         question = {"do": "rename", "path": path, "target": target}
         await self._ask(question, f"rename {path}")
 
+    async def move(self, path: str, target: str) -> Moved:
+        """Move a file or folder, also to another file system, and make folders above the target.
+
+        What cannot be removed from its place, such as uploads, is copied. A file of that name is
+        replaced, a folder is not. A move that fails leaves nothing at the target.
+
+        :raises FileFailed: it cannot be moved
+        """
+        question = {"do": "move", "path": path, "target": target}
+        answer, _ = await self._ask(question, f"move {path} to {target}", seconds=MOVE_SECONDS)
+        result, size, free = (answer.get(name) for name in ("result", "size", "free"))
+        if result == "exists":
+            raise FileFailed(
+                f"{path} was not moved: there is {target} already, and folders are not replaced.",
+                "give another name, or remove that one first.",
+            )
+        if result == "full" and type(size) is int and type(free) is int:
+            room = f"it takes {describe_size(min(size, MAX_SIZE))} or more, and"
+            room += f" {describe_size(max(0, min(free, MAX_SIZE)))} are free at {target}"
+            raise FileFailed(
+                f"{path} was not moved: {room}.", "move a part of it, or make room first."
+            )
+        if result not in ("moved", "copied"):
+            raise FileFailed(f"The sandbox did not answer as it should about {path}.")
+        is_replaced, is_folder = (answer.get(name) is True for name in ("replaced", "folder"))
+        return Moved(result == "copied", is_replaced, is_folder)
+
     async def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it.
 
@@ -191,7 +234,11 @@ class AsyncFiles:
         await self._ask({"do": "remove", "path": path}, f"remove {path}")
 
     async def _ask(
-        self, question: Mapping[str, object], what: str, data: bytes = b""
+        self,
+        question: Mapping[str, object],
+        what: str,
+        data: bytes = b"",
+        seconds: float = FILE_SECONDS,
     ) -> tuple[dict[str, Any], bytes]:
         """Ask the sandbox, and return its answer.
 
@@ -200,10 +247,15 @@ class AsyncFiles:
         """
         call = await self._sandbox.open_call(question, data)
         try:
-            async with asyncio.timeout(FILE_SECONDS):
-                answer = await call.receive()
+            try:
+                async with asyncio.timeout(seconds):
+                    answer = await call.receive()
+            except (TimeoutError, asyncio.CancelledError):
+                with suppress(SandboxError):
+                    await asyncio.shield(call.send({"signal": int(signal.SIGKILL)}))
+                raise
         except TimeoutError:
-            raise FileFailed(f"The sandbox could not {what} within {FILE_SECONDS:g} s.") from None
+            raise FileFailed(f"The sandbox could not {what} within {seconds:g} s.") from None
         except SandboxError as error:
             raise FileFailed(f"The sandbox could not {what}: {error.fact}") from error
         finally:

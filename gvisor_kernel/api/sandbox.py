@@ -14,7 +14,7 @@ from gvisor_kernel.api import mapping
 from gvisor_kernel.api.async_sandbox import MAX_OUTPUT, AsyncSandbox
 from gvisor_kernel.api.collector import Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Result
-from gvisor_kernel.api.files import MAX_READ, AsyncFiles, Entry
+from gvisor_kernel.api.files import MAX_READ, AsyncFiles, Entry, Moved
 from gvisor_kernel.api.loop_thread import LoopThread
 from gvisor_kernel.api.mapping import MapResult
 from gvisor_kernel.api.shell import ShellResult
@@ -258,6 +258,10 @@ class Files:
     def rename(self, path: str, target: str) -> None:
         """Give a file or folder another path."""
         self._thread.run(self._files.rename(path, target))
+
+    def move(self, path: str, target: str) -> Moved:
+        """Move a file or folder; copy it if it cannot be removed from its place."""
+        return self._thread.run(self._files.move(path, target))
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it."""

@@ -11,7 +11,7 @@ import shutil
 import stat
 from typing import BinaryIO, Dict, List, Tuple
 
-_SPECIAL = "It is a device, pipe or socket"
+SPECIAL = "It is a device, pipe or socket"
 
 
 def read(path: str, offset: int, size: int) -> Tuple[Dict[str, object], bytes]:
@@ -19,7 +19,7 @@ def read(path: str, offset: int, size: int) -> Tuple[Dict[str, object], bytes]:
 
     :raises OSError: it cannot be read
     """
-    with _open_regular(path, os.O_RDONLY) as file:
+    with open_regular(path, os.O_RDONLY) as file:
         total = os.fstat(file.fileno()).st_size
         file.seek(offset)
         return {"total": total}, file.read(size)
@@ -33,14 +33,14 @@ def write(path: str, data: bytes, first: bool) -> Dict[str, object]:
     if first and os.path.dirname(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | (0 if first else os.O_APPEND)
-    with _open_regular(path, flags) as file:
+    with open_regular(path, flags) as file:
         if first:
             file.truncate(0)
         file.write(data)
     return {}
 
 
-def _open_regular(path: str, flags: int) -> BinaryIO:
+def open_regular(path: str, flags: int) -> BinaryIO:
     """Open a file, never waiting for the other end of a pipe.
 
     :raises OSError: it is no regular file, or cannot be opened
@@ -50,7 +50,7 @@ def _open_regular(path: str, flags: int) -> BinaryIO:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
             code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else _SPECIAL)
+            raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else SPECIAL)
         return open(fd, "wb" if flags & os.O_WRONLY else "rb")
     except BaseException:
         os.close(fd)
@@ -80,8 +80,8 @@ def list_folder(path: str, limit: int) -> Dict[str, object]:
     return {"path": os.path.abspath(path), "entries": entries, "more": more}
 
 
-def change(what: str, path: str, target: str) -> Dict[str, object]:
-    """Do what is not reading or writing: exists, make, rename, remove.
+def change(what: str, path: str) -> Dict[str, object]:
+    """Do what is not reading or writing: exists, make, remove.
 
     :raises OSError: it cannot be done
     """
@@ -89,13 +89,6 @@ def change(what: str, path: str, target: str) -> Dict[str, object]:
         return {"exists": os.path.lexists(path)}
     if what == "make":
         os.makedirs(path, exist_ok=True)
-    elif what == "rename":
-        try:
-            os.replace(path, target)
-        except OSError as error:
-            if error.errno != errno.EXDEV or os.path.isdir(target):
-                raise
-            shutil.move(path, target)  # to another file system
     elif what == "remove":
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)

@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Any, Dict, NoReturn, Tuple
 
-from gvisor_kernel.guest import service_files
+from gvisor_kernel.guest import service_files, service_move
 from gvisor_kernel.guest.service import LENGTH
 from gvisor_kernel.guest.service_command import Command, wait_for_background
 from gvisor_kernel.link.service_messages import (
@@ -37,7 +37,7 @@ class _Server:
         self._sending = threading.Lock()
         self._lock = threading.Lock()
         self._calls: Dict[int, Any] = {}
-        """What runs, by call: its Command, or None."""
+        """What runs, by call: its Command or Move, or None."""
 
     def run(self) -> NoReturn:
         """Serve calls. Never returns."""
@@ -107,7 +107,14 @@ class _Server:
             return service_files.write(content["path"], data, content["first"]), b""
         if what == "list":
             return service_files.list_folder(content["path"], content["limit"]), b""
-        return service_files.change(what, content["path"], content.get("target", "")), b""
+        if what == "move":
+            move = service_move.Move(content["path"], content["target"])
+            with self._lock:
+                self._calls[call] = move
+            return move.run(), b""
+        if what == "rename":
+            return service_move.rename(content["path"], content["target"]), b""
+        return service_files.change(what, content["path"]), b""
 
     def _send(self, call: int, content: Dict[str, Any], data: bytes = b"") -> None:
         part = encode_service(call, content, data)

@@ -11,21 +11,28 @@ import base64
 import binascii
 import posixpath
 import stat
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
 from mcp_types import CallToolResult
 
-from gvisor_kernel.api.files import MAX_ENTRIES, Entry
+from gvisor_kernel.api.files import Entry
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.folders import Opened, open_below, open_path
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.mcp import arguments as forms
+from gvisor_kernel.mcp import situation
+from gvisor_kernel.mcp.displays import escape
 from gvisor_kernel.mcp.limits import ServerSettings
-from gvisor_kernel.mcp.results import make_result
+from gvisor_kernel.mcp.results import clean, make_session_result, or_null
 from gvisor_kernel.mcp.sessions import Session
 from gvisor_kernel.mcp.tools import TEXT_SCHEMA, Call, Tool
 
-OUTPUTS = "/mnt/user-data/outputs"
+OUTPUTS = situation.OUTPUTS
 SHOWN_ENTRIES = 500
+SHOWN_CHARACTERS = 100_000
+"""Characters of the paths of entries that are listed."""
 
 
 async def find_session(call: Call, name: str | None) -> Session:
@@ -33,6 +40,11 @@ async def find_session(call: Call, name: str | None) -> Session:
 
     :raises GvisorKernelError: there is none
     """
+    if name is None and call.sessions.is_stateless:
+        raise SandboxError(
+            "This call names no session, and files are those of a session.",
+            "pass the session of an earlier result, or call sandbox_start_session first.",
+        )
     session = await call.sessions.find(name, None)
     session.check_alive()
     return session
@@ -53,10 +65,10 @@ async def read_file(call: Call, given: forms.ReadFile) -> CallToolResult:
         "encoding": encoding,
         "total": total,
         "next": end if end < total and data else None,
-        "session": session.name,
     }
     head = "[base64]\n" if encoding == "base64" else ""
-    return make_result(f"{head}{text}{rest}" if data else "[no more bytes]", structure)
+    shown = f"{head}{text}{rest}" if data else "[no more bytes]"
+    return make_session_result(session, shown, structure)
 
 
 def decode(data: bytes) -> tuple[str, str, int]:
@@ -90,9 +102,10 @@ async def write_file(call: Call, given: forms.WriteFile) -> CallToolResult:
         ) from error
     session = await find_session(call, given.session)
     await session.do(session.sandbox.files.write(given.path, data))
-    return make_result(
-        f"{given.path}: {len(data)} bytes were written.",
-        {"path": given.path, "size": len(data), "session": session.name},
+    return make_session_result(
+        session,
+        f"{escape(given.path)}: {len(data)} bytes were written.",
+        {"path": given.path, "size": len(data)},
     )
 
 
@@ -100,23 +113,28 @@ async def list_files(call: Call, given: forms.ListFiles) -> CallToolResult:
     """List a folder."""
     session = await find_session(call, given.session)
     found = await session.do(session.sandbox.files.list(given.path))
-    shown = found[:SHOWN_ENTRIES]
+    shown, left = [], SHOWN_CHARACTERS
+    for entry in found[:SHOWN_ENTRIES]:
+        left -= len(entry.path)
+        if left < 0:
+            break
+        shown.append(entry)
     lines = [write_entry(entry) for entry in shown]
     if len(found) > len(shown):
         lines.append(f"[{len(found) - len(shown)} more: list them with sandbox_shell]")
     structure = {
         "files": [{"path": e.path, "kind": e.kind, "size": e.size} for e in shown],
         "total": len(found),
-        "session": session.name,
     }
-    return make_result("\n".join(lines) or "[empty]", structure)
+    return make_session_result(session, "\n".join(lines) or "[empty]", structure)
 
 
 def write_entry(entry: Entry) -> str:
-    """Return a line for an entry of a folder."""
+    """Return a line for an entry of a folder. Its name may have any characters."""
+    name = escape(entry.name)
     if entry.kind == "folder":
-        return f"{entry.name}/"
-    return f"{entry.name}  {describe_size(entry.size) if entry.kind == 'file' else entry.kind}"
+        return f"{name}/"
+    return f"{name}  {describe_size(entry.size) if entry.kind == 'file' else entry.kind}"
 
 
 async def move_to_outputs(call: Call, given: forms.MoveToOutputs) -> CallToolResult:
@@ -129,9 +147,35 @@ async def move_to_outputs(call: Call, given: forms.MoveToOutputs) -> CallToolRes
             f"The name {name[:100]!r} is not in outputs.",
             "give a name without .. and without / at its beginning.",
         )
-    await session.do(session.sandbox.files.make_dir(posixpath.dirname(target)))
-    await session.do(session.sandbox.files.rename(given.path, target))
-    return make_result(f"{given.path} is now {target}.", {"path": target, "session": session.name})
+    done = await session.do(session.sandbox.files.move(given.path, target))
+    inside = posixpath.relpath(target, OUTPUTS)
+    structure: dict[str, Any] = {
+        "path": target,
+        "uri": f"sandbox://{session.name}/outputs/{quote(clean(inside))}",
+        "host_path": None if session.folder is None else str(session.folder / inside),
+        "copied": done.is_copied,
+        "replaced": done.is_replaced,
+    }
+    text = write_moved(given.path, structure, done.is_folder)
+    return make_session_result(session, text, structure)
+
+
+def write_moved(path: str, moved: Mapping[str, Any], is_folder: bool) -> str:
+    """Return what was moved, and where the user finds it."""
+    path, target = escape(path), escape(moved["path"])
+    if moved["copied"]:
+        lines = [f"{path} was copied to {target}: it cannot be removed from its place."]
+    else:
+        lines = [f"{path} is now {target}."]
+    if moved["replaced"]:
+        lines.append("An older file of that name was replaced.")
+    if moved["host_path"] is not None:
+        lines.append(f"On the user's machine it is {escape(moved['host_path'])}.")
+    else:
+        lines.append(f"The user's machine has no copy. Files in outputs: {situation.LOST}.")
+    what = "resources of its files begin with" if is_folder else "resource"
+    lines.append(f"Clients can read it; {what}: {moved['uri']}{'/' if is_folder else ''}")
+    return "\n".join(lines)
 
 
 async def upload_file(call: Call, given: forms.UploadFile) -> CallToolResult:
@@ -150,9 +194,10 @@ async def upload_file(call: Call, given: forms.UploadFile) -> CallToolResult:
         path = given.path or posixpath.basename(source.path)
         # The file that was opened is read, whatever has its name now.
         await session.do(session.sandbox.files.upload(f"/proc/self/fd/{source.fd}", path))
-    return make_result(
-        f"{path}: {describe_size(size)} were copied.",
-        {"path": path, "size": size, "session": session.name},
+    return make_session_result(
+        session,
+        f"{escape(path)}: {describe_size(size)} were copied.",
+        {"path": path, "size": size},
     )
 
 
@@ -191,6 +236,21 @@ FILE_SCHEMA = {
     "required": ["path"],
 }
 
+MOVE_SCHEMA = {
+    **FILE_SCHEMA,
+    "properties": {
+        "path": {"type": "string"},
+        "uri": {
+            "type": "string",
+            "description": "its resource; of a folder, its files' begin with it",
+        },
+        "host_path": {**or_null({"type": "string"}), "description": "on the user's machine"},
+        "copied": {"type": "boolean"},
+        "replaced": {"type": "boolean"},
+        "session": {"type": "string"},
+    },
+}
+
 FILE_TOOLS = (
     Tool(
         "sandbox_read_file",
@@ -214,7 +274,7 @@ FILE_TOOLS = (
     Tool(
         "sandbox_list_files",
         "List files",
-        f"List a folder of the sandbox, at most {MAX_ENTRIES} entries.",
+        f"List a folder of the sandbox. At most {SHOWN_ENTRIES} entries are shown.",
         forms.ListFiles,
         list_files,
         {
@@ -240,10 +300,11 @@ FILE_TOOLS = (
     Tool(
         "sandbox_move_to_outputs",
         "Move to outputs",
-        f"Move a file or folder of the sandbox to {OUTPUTS}, where the user finds results.",
+        "Move a file or folder of the sandbox {move} What cannot be moved, such as uploads, is"
+        " copied. A file of that name is replaced, a folder is not.",
         forms.MoveToOutputs,
         move_to_outputs,
-        FILE_SCHEMA,
+        MOVE_SCHEMA,
         destroys=True,
     ),
 )

@@ -6,20 +6,22 @@ and how to read on.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
-from gvisor_kernel.api.execution import Execution, ExecutionError, Result, strip_ansi
+from gvisor_kernel.api.execution import Execution, ExecutionError
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.mcp.displays import find_pictures, join_results, make_plain
 from gvisor_kernel.mcp.limits import Limits
 from gvisor_kernel.mcp.sessions import Session
+from gvisor_kernel.mcp.situation import explain, explain_hint
 
-PICTURES = ("image/png", "image/jpeg", "image/gif")
+MAX_NAME = 200
+MAX_STATUS = 2**31
 MAX_TRACEBACK = 6000
 MAX_VALUE = 2000
 
@@ -83,8 +85,21 @@ def make_result(
 def make_failure(error: GvisorKernelError) -> CallToolResult:
     """Return the result of a call that failed: the fact, and what to do."""
     detail = f"\n{error.detail[-MAX_VALUE:]}" if error.detail else ""
-    hint = f"\nWhat to do: {error.hint}" if error.hint else ""
-    return make_result(f"{error.fact}{hint}{detail}", failed=True)
+    hint = f"\nWhat to do: {explain_hint(error)}" if error.hint else ""
+    return make_result(make_plain(f"{explain(error.fact)}{hint}{detail}"), failed=True)
+
+
+def make_session_result(
+    session: Session, text: str, structure: Mapping[str, Any], *more: ContentBlock
+) -> CallToolResult:
+    """Return a result about a session. Where a client has no default one, it is named."""
+    text = f"{text}\n{name_session(session)}" if session.is_named else text
+    return make_result(text, {**structure, "session": session.name}, *more)
+
+
+def name_session(session: Session) -> str:
+    """Return how a client without a default session goes on in this one."""
+    return f'[to go on here, pass session="{session.name}"]'
 
 
 def make_run_result(
@@ -96,11 +111,11 @@ def make_run_result(
     for stream in ("stdout", "stderr"):
         # Offsets count colours, too: a long text is cut before it is searched for them.
         text = getattr(run, stream)
-        is_cut = len(text) > limits.shown or getattr(run.missing, stream)
-        texts[stream] = strip_ansi(text[: limits.shown])
-        if is_cut:
+        texts[stream] = make_plain(text[: limits.shown])
+        missing = count_bytes(text[limits.shown :]) + getattr(run.missing, stream)
+        if missing:
             at = min(len(text), limits.shown)
-            cut.append(f"{stream} goes on: {read_on(session.name, number, stream, at)}")
+            cut.append(read_on(session.name, number, stream, at, missing))
     structure: dict[str, Any] = {
         "session": session.name,
         "run": number,
@@ -115,20 +130,30 @@ def make_run_result(
     pictures: list[ImageContent] = []
     if isinstance(run, Execution):
         shown = show_results(run, limits, session.name, number, cut)
-        pictures = find_pictures(run, limits, cut)
+        pictures = find_pictures(run.results, limits, run.missing.pictures, cut)
         structure |= {"result": shown, "images": len(pictures)}
     else:
-        structure["exit_status"] = run.status
+        is_status = run.status is not None and abs(run.status) < MAX_STATUS
+        structure["exit_status"] = run.status if is_status else None
         if run.status not in (0, None):
             structure["status"] = "error"
     failed = structure["status"] != "ok"
-    return make_result(write_run(structure), structure, *pictures, failed=failed)
+    text = write_run(structure)
+    if session.is_named:
+        text += f"\n{name_session(session)}"
+    return make_result(text, structure, *pictures, failed=failed)
 
 
-def read_on(session: str, number: int, stream: str, offset: int) -> str:
-    """Return the call that returns what was cut."""
+def count_bytes(text: str) -> int:
+    """Return how many bytes a text has in UTF-8."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def read_on(session: str, number: int, stream: str, offset: int, missing: int) -> str:
+    """Return how much was cut, in bytes, and the call that returns it."""
     return (
-        f'call sandbox_read_output with session="{session}", run={number}, stream="{stream}",'
+        f"{stream} goes on, with {describe_size(missing)} more:"
+        f' call sandbox_read_output with session="{session}", run={number}, stream="{stream}",'
         f" offset={offset}"
     )
 
@@ -138,9 +163,9 @@ def describe_error(error: ExecutionError | None) -> dict[str, str] | None:
     if error is None:
         return None
     return {
-        "name": error.name,
-        "value": strip_ansi(error.value)[:MAX_VALUE],
-        "traceback": error.traceback[-MAX_TRACEBACK:],
+        "name": make_plain(error.name)[:MAX_NAME],
+        "value": make_plain(explain(error.value))[:MAX_VALUE],
+        "traceback": make_plain(explain(error.traceback))[-MAX_TRACEBACK:],
     }
 
 
@@ -149,41 +174,15 @@ def show_results(
 ) -> str | None:
     """Return the text of what was displayed, and of the last value."""
     text = join_results(run.results)
-    if text is None and not run.missing.results:
+    missing = run.missing.results - run.missing.pictures
+    if text is None and not missing:
         return None
     text = text or ""
-    if len(text) > limits.shown or run.missing.results:
+    missing += count_bytes(text[limits.shown :])
+    if missing:
         at = min(len(text), limits.shown)
-        cut.append(f"result goes on: {read_on(session, number, 'result', at)}")
-    return strip_ansi(text[: limits.shown])
-
-
-def join_results(results: tuple[Result, ...]) -> str | None:
-    """Return the texts of displayed values, one after the other; None if there are none."""
-    found = [result.text or result.markdown or result.html or "" for result in results]
-    texts = [text for text in found if text]
-    return "\n".join(texts) if texts else None
-
-
-def find_pictures(run: Execution, limits: Limits, cut: list[str]) -> list[ImageContent]:
-    """Return the pictures of a run, as far as the limits allow."""
-    pictures: list[ImageContent] = []
-    for result in run.results:
-        for mime in PICTURES:
-            name = mime.removeprefix("image/")
-            data = getattr(result, name)
-            if data is None:
-                continue
-            if len(pictures) == limits.images or len(data) > limits.image_bytes:
-                cut.append(
-                    f"an image ({name}, {describe_size(len(data))}) was left out: save it in"
-                    " /mnt/user-data/outputs, or display it smaller or alone"
-                )
-            else:
-                encoded = base64.b64encode(data).decode()
-                pictures.append(ImageContent(data=encoded, mime_type=mime))
-            break
-    return pictures
+        cut.append(read_on(session, number, "result", at, missing))
+    return make_plain(text[: limits.shown])
 
 
 def write_run(run: Mapping[str, Any]) -> str:

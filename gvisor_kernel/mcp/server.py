@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from mcp import MCPError
@@ -39,6 +38,7 @@ from gvisor_kernel.mcp import completions, prompts, resources
 from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
 from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
 from gvisor_kernel.mcp.results import make_failure
+from gvisor_kernel.mcp.situation import Situation
 from gvisor_kernel.mcp.tools import CODE_TOOLS, Call, Tool
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ SESSION_HEADER = "mcp-session-id"
 
 INSTRUCTIONS = """\
 Sandboxes that run code, each with a Jupyter kernel. Begin with sandbox_run_code. State stays in a
-session until it ends, or is not used for {idle:g} minutes. Put files for the user into
-/mnt/user-data/outputs. Skills, with instructions for documents and data, are prompts and resources,
-and files below /mnt/skills in each sandbox."""
+session until it ends, or is not used for {idle} minutes. Where a result names a session to go on
+with, pass it. {outputs} Skills, with instructions for documents and data, are prompts and
+resources, and files below /mnt/skills in each sandbox."""
 
 
 class McpServer:
@@ -60,16 +60,13 @@ class McpServer:
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
         self._tools = {tool.name: tool for tool in (*CODE_TOOLS, *FILE_TOOLS)}
-        roots = ", ".join(map(str, clients.settings.upload_roots))
-        if roots:
-            upload = replace(UPLOAD, description=UPLOAD.description.format(roots=roots))
-            self._tools[upload.name] = upload
-        idle = clients.settings.limits.idle_seconds / 60
+        if clients.settings.upload_roots:
+            self._tools[UPLOAD.name] = UPLOAD
         self.server: Server[Any] = Server(
             "gvisor-kernel",
             version=__version__,
             title="gVisor sandboxes",
-            instructions=INSTRUCTIONS.format(idle=idle),
+            instructions=Situation(clients.settings).fill(INSTRUCTIONS),
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
             on_list_resources=self._list_resources,
@@ -110,7 +107,9 @@ class McpServer:
     async def _list_tools(
         self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
     ) -> ListToolsResult:
-        return ListToolsResult(tools=[tool.describe() for tool in self._tools.values()])
+        is_stateless = self._find_client(context).sessions.is_stateless
+        situation = Situation(self._clients.settings, is_stateless)
+        return ListToolsResult(tools=[tool.describe(situation) for tool in self._tools.values()])
 
     async def _call_tool(
         self, context: ServerRequestContext[Any], params: CallToolRequestParams
@@ -135,7 +134,7 @@ class McpServer:
             log.warning("%s failed: %s", tool.name, error)
             raise SandboxError(
                 f"{tool.name} failed, as its sandbox could not be used.",
-                "call sandbox_list_sessions, then restart or stop the session.",
+                "call sandbox_restart_session, or go on in another session.",
             ) from error
 
     async def _list_resources(

@@ -49,6 +49,8 @@ class Session:
     used: float = field(default_factory=time.monotonic)
     is_new: bool = True
     """Whether no call has used it yet."""
+    is_named: bool = False
+    """Whether each call has to name it, as its client has no default session."""
     _work: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
@@ -302,6 +304,7 @@ class Sessions:
         if self._closed:
             await self._sandboxes.give_back(session)
             raise SandboxError("The client has left.")
+        session.is_named = self.is_stateless
         self._open[name] = session
         self._ends.pop(name, None)
         return session

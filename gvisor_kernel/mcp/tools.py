@@ -14,19 +14,20 @@ from mcp_types import CallToolResult, ToolAnnotations
 from mcp_types import Tool as ToolDescription
 from pydantic import ValidationError
 
-from gvisor_kernel.api.execution import strip_ansi
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.mcp import arguments as forms
+from gvisor_kernel.mcp.displays import join_results, make_plain
 from gvisor_kernel.mcp.limits import ServerSettings
 from gvisor_kernel.mcp.progress import Progress, Report
 from gvisor_kernel.mcp.results import (
     RUN_SCHEMA,
-    join_results,
     make_result,
     make_run_result,
+    make_session_result,
     or_null,
 )
 from gvisor_kernel.mcp.sessions import Session, Sessions
+from gvisor_kernel.mcp.situation import Situation
 
 MAX_FIELD = 80
 """Characters of a wrong argument's name that an error repeats."""
@@ -44,7 +45,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool. ``reads``: it changes nothing. ``destroys``: what it changes may be lost."""
+    """A tool. ``reads``: it changes nothing. ``destroys``: what it changes may be lost.
+
+    ``description`` may have the words of a Situation in braces.
+    """
 
     name: str
     title: str
@@ -57,13 +61,13 @@ class Tool:
     repeats: bool = False
     """Whether a second call with the same arguments changes nothing more."""
 
-    def describe(self) -> ToolDescription:
-        """Return what a client is told."""
+    def describe(self, situation: Situation) -> ToolDescription:
+        """Return what a client in this situation is told."""
         return ToolDescription(
             name=self.name,
             title=self.title,
-            description=self.description,
-            input_schema=forms.describe_schema(self.arguments),
+            description=situation.fill(self.description),
+            input_schema=forms.describe_schema(self.arguments, situation),
             output_schema=self.output,
             annotations=ToolAnnotations(
                 read_only_hint=self.reads,
@@ -168,8 +172,9 @@ async def read_output(call: Call, given: forms.ReadOutput) -> CallToolResult:
         del output, text
     end = given.offset + len(part)
     note = f"\n[{total - end} more characters: offset={end}]" if end < total else ""
-    part = strip_ansi(part)
-    return make_result(
+    part = make_plain(part)
+    return make_session_result(
+        session,
         f"{part}{note}" if part else f"[nothing from {given.offset} on; it has {total}]",
         {"text": part, "total": total, "next": end if end < total else None},
     )
@@ -179,9 +184,8 @@ async def start_session(call: Call, given: forms.StartSession) -> CallToolResult
     """Start a session."""
     session = await call.sessions.start(given.session, given.language)
     session.is_new = False
-    return make_result(
-        f'The session "{session.name}" ({session.language}) has started.', describe(session)
-    )
+    text = f'The session "{session.name}" ({session.language}) has started.'
+    return make_session_result(session, text, describe(session))
 
 
 async def list_sessions(call: Call, given: forms.Nothing) -> CallToolResult:
@@ -265,11 +269,10 @@ CODE_TOOLS = (
     Tool(
         "sandbox_run_code",
         "Run code",
-        "Run code in a sandbox with a Jupyter kernel. Variables and files stay between calls of"
-        " one session. Returns the value of the last expression, what was printed, pictures and"
-        " errors. The sandbox sees nothing of the user's machine and has no network, unless the"
-        " user has allowed it. Working folder: /workspace. Files for the user:"
-        " /mnt/user-data/outputs.",
+        "Run code in a sandbox with a Jupyter kernel. {state} Returns the value of the last"
+        " expression, what was printed, pictures and errors. The sandbox sees nothing of the user's"
+        " machine and has no network, unless the user has allowed it. Working folder: /workspace."
+        " {outputs}",
         forms.RunCode,
         run_code,
         RUN_SCHEMA,
@@ -278,7 +281,9 @@ CODE_TOOLS = (
     Tool(
         "sandbox_shell",
         "Run a shell command",
-        "Run a bash command in the sandbox of a Python session. It has no input and no terminal.",
+        "Run a bash command in the sandbox of a session of any language, beside its kernel. It has"
+        " no input and no terminal. A process in the background (server &) lives on until the"
+        " kernel ends; send its output to a file. {state}",
         forms.Shell,
         run_shell,
         RUN_SCHEMA,
@@ -297,8 +302,7 @@ CODE_TOOLS = (
     Tool(
         "sandbox_start_session",
         "Start a session",
-        "Start another session: a sandbox of its own, with its own variables and files. The first"
-        " session of a language starts by itself with the first call.",
+        "Start another session: a sandbox of its own, with its own variables and files. {first}",
         forms.StartSession,
         start_session,
         SESSION_SCHEMA,
@@ -338,7 +342,7 @@ CODE_TOOLS = (
     Tool(
         "sandbox_stop_session",
         "Stop a session",
-        "End a session and its sandbox. Variables and files are lost, except those in outputs.",
+        "End a session and its sandbox. Variables and files {lost}",
         forms.OneSession,
         stop_session,
         SESSION_SCHEMA,

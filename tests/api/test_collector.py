@@ -54,6 +54,15 @@ def test_text_over_the_limit_is_counted_and_kept_in_a_file(collector: Collector)
     assert collector.read_output().stderr == "error"
 
 
+def test_pictures_over_the_limit_are_counted_apart(collector: Collector) -> None:
+    collector.add(display({"image/png": "x" * 200}))
+    first = collector.finish(None).missing
+    assert first.pictures == first.results > 200
+    collector.add(display({"text/html": "x" * 200}))
+    both = collector.finish(None).missing
+    assert both.pictures == first.pictures < both.results
+
+
 def test_results_over_the_limit_are_counted_and_kept_in_a_file(collector: Collector) -> None:
     large = {"text/plain": "x" * 200}
     assert collector.add(display(large)) == Result(large)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel import Execution, Result, Sandbox
+from gvisor_kernel import AsyncSandbox, Execution, Result, Sandbox
 from gvisor_kernel.api import runner, shell
 from gvisor_kernel.api.execution import Missing, Printed
-from gvisor_kernel.api.files import FileFailed
+from gvisor_kernel.api.files import FileFailed, Moved
 from gvisor_kernel.errors import SandboxError, SettingError, UnknownSetting
 
 
@@ -248,6 +248,62 @@ def test_files_are_written_read_listed_and_removed(sandbox: Sandbox, tmp_path: P
     files.remove("made")
     assert not files.exists("made")
     assert sandbox.run("sorted(k for k in globals() if 'json' in k or 'answer' in k)").text == "[]"
+
+
+def test_what_is_moved_is_copied_if_it_must_be() -> None:
+    """Between file systems, and from one that cannot be written."""
+    outputs = "/mnt/user-data/outputs"
+    with Sandbox() as sandbox:
+        files = sandbox.files
+
+        def tree() -> str:
+            return sandbox.shell(f"cd {outputs}; find . | sort | tr '\\n' ' '").stdout.strip()
+
+        sandbox.shell(
+            "mkdir -p d/e d2; echo 1 > d/e/f; ln -s e d/l; mkfifo p; echo n > n; echo m > m"
+        )
+        assert files.move("d", f"{outputs}/d") == Moved(False, False, True)
+        assert files.move("n", f"{outputs}/a/n") == Moved(False, False)
+        assert files.move("m", f"{outputs}/a/n") == Moved(False, True)
+        assert files.read(f"{outputs}/a/n") == "m\n"
+        whole = ". ./a ./a/n ./d ./d/e ./d/e/f ./d/l"
+        assert tree() == whole
+        assert sandbox.shell("ls").stdout == "d2\np\n"
+        refused = (
+            *(("d2", "d", "already"), ("p", "x/p", "device"), ("none", "x/y", "No such file")),
+            *(
+                ("/usr", "usr", "are free"),
+                ("/", "all", "into itself"),
+                ("d2", "a/n/x", "Not a dir"),
+            ),
+        )
+        for path, name, reason in refused:
+            with pytest.raises(FileFailed, match=reason):
+                files.move(path, f"{outputs}/{name}")
+        assert tree() == whole
+        assert files.move("/etc/hostname", f"{outputs}/hostname") == Moved(True, False)
+        assert files.exists("/etc/hostname")
+        with pytest.raises(FileFailed, match="was copied"):
+            files.rename("/etc/hostname", f"{outputs}/again")
+
+
+def test_a_move_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with AsyncSandbox(outputs=tmp_path) as sandbox:
+            await sandbox.shell("truncate -s 1G big")
+            target = "/mnt/user-data/outputs/a/big"
+            moving = asyncio.ensure_future(sandbox.files.move("big", target))
+            while not list(tmp_path.glob("a/.moving-*")):
+                await asyncio.sleep(0.001)
+            moving.cancel()
+            await asyncio.wait({moving})
+            assert moving.cancelled()
+            while list(tmp_path.iterdir()):
+                assert not (tmp_path / "a" / "big").exists()
+                await asyncio.sleep(0.01)
+            assert await sandbox.files.exists("big")
+
+    asyncio.run(scenario())
 
 
 def test_a_name_may_be_no_text(sandbox: Sandbox) -> None:

@@ -60,6 +60,18 @@ def test_a_client_without_a_connection_gets_sessions_that_nobody_can_guess(
         ):
             result: Any = await client.call_tool("sandbox_run_code", {"code": "x = 1"})
             name = result.structured_content["session"]
+            assert f'pass session="{name}"' in result.content[0].text
+            described = {tool.name: tool for tool in (await client.list_tools()).tools}
+            assert "WITHOUT session" in str(described["sandbox_run_code"].description)
+            result = await client.call_tool("sandbox_write_file", {"path": "x", "content": "x"})
+            assert "names no session" in result.content[0].text
+            file = {"path": "x", "content": "x", "session": name}
+            result = await client.call_tool("sandbox_write_file", file)
+            assert f'pass session="{name}"' in result.content[0].text
+            result = await client.call_tool(
+                "sandbox_move_to_outputs", {"path": "x", "session": name}
+            )
+            assert "starts this server with --outputs" in result.content[0].text
             assert len(name) == len("python-") + 16
             again = {"code": "x", "session": name}
             result = await client.call_tool("sandbox_run_code", again)

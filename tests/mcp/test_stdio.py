@@ -45,10 +45,15 @@ async def check_code(session: ClientSession) -> None:
     text = await fail(session, "run_code", code="1 / 0")
     assert "ZeroDivisionError" in text
     assert "\x1b" not in text
-    picture = base64.b64encode(b"\x89PNG").decode()
-    code = f"get_ipython().display_pub.publish({{'image/png': {picture!r}}})"
-    result = await session.call_tool("sandbox_run_code", {"code": code})
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+    code = f"get_ipython().display_pub.publish({{{{'image/png': {picture!r}{{}}}}}})"
+    result = await session.call_tool("sandbox_run_code", {"code": code.format("")})
     assert [item.type for item in result.content] == ["text", "image"]
+    result = await session.call_tool("sandbox_run_code", {"code": code.format(" + '====' * 3")})
+    assert [item.type for item in result.content] == ["text"]
+    run = await call(session, "run_code", code=code.format(" + 'AAAA' * 3_000_000"))
+    assert len(run["cut"]) == 1
+    assert "images of 8.6 MiB in all was left out" in run["cut"][0]
     answer = await session.call_tool("sandbox_shell", {"command": "echo $((40 + 2)); exit 3"})
     assert answer.is_error
     assert "[exit status 3]" in text_of(answer)
@@ -116,7 +121,18 @@ async def check_files(session: ClientSession, folder: Path) -> None:
     assert (await call(session, "upload_file", source=str(source)))["path"] == "data.csv"
     moved = await call(session, "move_to_outputs", path="data.csv", name="kept/data.csv")
     assert moved["path"] == "/mnt/user-data/outputs/kept/data.csv"
-    assert [path.read_text() for path in folder.glob("out/*/kept/data.csv")] == ["a,b\n1,2\n"]
+    kept = Path(moved["host_path"])
+    assert kept in folder.glob("out/*/kept/data.csv")
+    assert kept.read_text() == "a,b\n1,2\n"
+    assert moved["uri"] == "sandbox://python/outputs/kept/data.csv"
+    assert (moved["copied"], moved["replaced"]) == (False, False)
+    again = await call(session, "move_to_outputs", path=moved["path"])
+    assert again["path"] == "/mnt/user-data/outputs/data.csv"
+    again = await call(session, "move_to_outputs", path=again["path"], name="kept/data.csv")
+    assert again["host_path"] == moved["host_path"]
+    taken = await fail(session, "move_to_outputs", path="a", name="kept")
+    assert "there is /mnt/user-data/outputs/kept already" in taken
+    assert "give another name, or remove that one first" in taken
     found = await call(session, "list_files", path="/mnt/user-data/outputs/kept")
     assert [file["path"] for file in found["files"]] == [moved["path"]]
     assert "not in outputs" in await fail(
