@@ -25,7 +25,6 @@ OWN = {
     "egress/worker.py": "routes from the process that started this one",
     "guest/resume.py": "the connection file, in the kernel's own process",
     "host/enter.py": "input from a process of this package",
-    "jupyter/default_provisioner.py": "Jupyter's configuration on this machine",
     "jupyter/kernelspecs.py": "kernelspecs of this machine",
     "jupyter/launcher.py": "the connection file of a front end",
     "images/store.py": "flat documents that the store wrote",
