@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -282,5 +283,6 @@ def _read_entry(folder: str, content: object) -> Entry:
             if is_name and not {"/", "\0"} & set(name) and 0 <= size < MAX_SIZE:
                 path = f"{folder.rstrip('/')}/{name}"
                 with suppress(OverflowError):
-                    return Entry(name, path, kind, size, float(modified))
+                    if math.isfinite(float(modified)):
+                        return Entry(name, path, kind, size, float(modified))
     raise FileFailed("The sandbox did not answer as it should about a folder.")

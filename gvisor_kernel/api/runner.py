@@ -79,11 +79,19 @@ class _Run:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     failure: BaseException | None = None
     abandoned: bool = False
+    emitting: asyncio.Future[None] | None = None
+    """A listener that is called now. It ends with the run: the next one has the same reader."""
 
     def abandon(self) -> None:
         """Say that nobody waits for it any more."""
         self.abandoned = True
         self.finished.set()
+        self.release()
+
+    def release(self) -> None:
+        """End the listener that is called now."""
+        if self.emitting is not None:
+            self.emitting.cancel()
 
     def check(self, collector: Collector) -> None:
         """Set what has come to an end."""
@@ -188,6 +196,7 @@ class Runner:
                 return await self._follow(run, collector, timeout)
             finally:
                 self._run = None
+                run.release()
 
     async def _follow(self, run: _Run, collector: Collector, timeout: float | None) -> Execution:
         is_finished = await self._wait_for(run.finished, timeout, run)
@@ -308,10 +317,12 @@ class Runner:
             try:
                 event = collector.add(message)
                 if event is not None and run.failure is None and not run.abandoned:
-                    await run.emit(event)
+                    run.emitting = asyncio.ensure_future(run.emit(event))
+                    await run.emitting
             except BaseException as error:  # of the program's listener: ends its run
                 task = asyncio.current_task()
-                if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
+                if task is not None and task.cancelling():
+                    run.release()
                     raise
                 run.failure = error
                 run.finished.set()

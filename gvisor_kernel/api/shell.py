@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
 STREAMS = ("stdout", "stderr")
+END_POLLS, END_POLL_SECONDS = 20, 0.05
 GRACE_SECONDS = 5.0
 """How long a command may go on after its SIGINT, before SIGKILL, and after that."""
 
@@ -70,6 +71,7 @@ async def run_shell(
     ended_by = None
     error = None
     status: object = None
+    is_over = False
     try:
         await asyncio.wait({running}, timeout=seconds)
         for how, signum in (("interrupt", signal.SIGINT), ("kill", signal.SIGKILL)):
@@ -84,20 +86,19 @@ async def run_shell(
             error = with_text(None, "Timeout", text)
         if running.done():
             status = running.result()
+            is_over = True
     except SandboxError as failure:
-        reason = sandbox.find_end()
+        reason = await _find_end(sandbox)
         ended_by = "death" if reason is not None else ended_by
         error = with_text(None, "CommandFailed", reason or failure.fact)
     finally:
-        if not running.done():
-            with suppress(SandboxError):
-                await asyncio.shield(call.send({"signal": int(signal.SIGKILL)}))
-            running.cancel()
-        await asyncio.shield(call.close())
-    is_status = isinstance(status, int) and not isinstance(status, bool)
+        running.cancel()
+        # A task of its own: a second cancellation must not leave the command, or the call.
+        await asyncio.shield(asyncio.ensure_future(_end(call, is_over)))
+    is_status = type(status) is int and -64 <= status <= 255
     execution = collector.finish(ended_by, error)
     return ShellResult(
-        status=status if isinstance(status, int) and is_status else None,
+        status=status if is_status and isinstance(status, int) else None,
         stdout=execution.stdout,
         stderr=execution.stderr,
         error=execution.error,
@@ -106,6 +107,23 @@ async def run_shell(
         missing=execution.missing,
         id=execution.id,
     )
+
+
+async def _end(call: SandboxCall, is_over: bool) -> None:
+    """Forget a call; kill its command unless that is over."""
+    if not is_over:
+        with suppress(SandboxError):
+            await call.send({"signal": int(signal.SIGKILL)})
+    await call.close()
+
+
+async def _find_end(sandbox: AsyncSandbox) -> str | None:
+    """Return why the kernel has ended, if it has; its end is reported a moment after the call's."""
+    for _ in range(END_POLLS):
+        if sandbox.find_end() is not None:
+            break
+        await asyncio.sleep(END_POLL_SECONDS)
+    return sandbox.find_end()
 
 
 class _Command:

@@ -76,6 +76,9 @@ class ServiceCalls:
 
         :raises SandboxError: when no kernel runs
         """
+        state = self._calls.get(call)
+        if state is not None and state.failure:  # it would begin another process
+            raise SandboxError(state.failure)
         try:
             self._send(encode_service(call, content, data))
         except LocalProtocolError as error:
@@ -98,9 +101,14 @@ class ServiceCalls:
 
     def close(self, call: int) -> None:
         """Forget a call. Later answers to it are dropped. Idempotent."""
-        if self._calls.pop(call, None) is not None and not self._calls:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(IDLE_SECONDS, self._end_process)
+        if self._calls.pop(call, None) is not None:
+            self._schedule_end()
+
+    def _schedule_end(self) -> None:
+        """End the process in IDLE_SECONDS, if it has no calls then."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_process)
 
     def _end_process(self) -> None:
         if self._is_used and not self._calls:
@@ -130,10 +138,13 @@ class ServiceCalls:
         state.changed.set()
 
     def fail(self, reason: str) -> None:
-        """Fail all calls: the process, the kernel or the sandbox has ended."""
-        self._is_used = False
+        """Fail all calls: the process, the kernel or the sandbox has ended.
+
+        A message that was under way may have begun another process, which is ended later.
+        """
         for state in self._calls.values():
             self._fail(state, reason)
+        self._schedule_end()
 
     @staticmethod
     def _fail(state: _Call, reason: str) -> None:

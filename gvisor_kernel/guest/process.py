@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import resource
+import select
 import signal
 from typing import Callable, Dict, List, NoReturn, Optional, Tuple
 
@@ -25,6 +26,10 @@ KERNEL_ID = 1000
 
 LINK_FD = 3
 """The descriptor of the socket on which a kernel may speak frames itself."""
+
+FORK_SECONDS = 3.0
+"""How long PID 1 waits for a fork beside a kernel, which may stop it on its way. A kernel has
+nobody beside it, and the host bounds its start."""
 
 _SYNC = b"."
 
@@ -89,7 +94,7 @@ def start_fork(
     :raises StartError: when the process cannot be set up
     :raises OSError: when no pipe or process can be made
     """
-    return _start(name, environment, cwd, link, run=run)
+    return _start(name, environment, cwd, link, run=run, seconds=FORK_SECONDS)
 
 
 def _start(
@@ -100,6 +105,7 @@ def _start(
     *,
     exec_argv: Optional[List[str]] = None,
     run: Optional[Callable[[], None]] = None,
+    seconds: Optional[float] = None,
 ) -> KernelProcess:
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
@@ -119,10 +125,10 @@ def _start(
     for fd in (unshared_write, mapped_read, failure_write, stdout_write, stderr_write):
         os.close(fd)
     try:
-        if os.read(unshared_read, 1) == _SYNC:
+        if _read_within(unshared_read, 1, seconds) == _SYNC:
             _write_maps(pid)
             os.write(mapped_write, _SYNC)
-        failure = os.read(failure_read, 4096)
+        failure = _read_within(failure_read, 4096, seconds)
     except OSError as error:
         failure = f"The kernel's user namespace cannot be set up: {error}".encode()
         os.kill(pid, signal.SIGKILL)
@@ -137,6 +143,18 @@ def _start(
     os.set_blocking(stdout_read, False)
     os.set_blocking(stderr_read, False)
     return KernelProcess(pid, stdout_read, stderr_read)
+
+
+def _read_within(fd: int, size: int, seconds: Optional[float]) -> bytes:
+    """Read once.
+
+    :raises OSError: nothing came within ``seconds``
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(None if seconds is None else int(seconds * 1000)):
+        raise TimeoutError(errno.ETIMEDOUT, f"it did not start within {seconds:g} s")
+    return os.read(fd, size)
 
 
 def _write_maps(pid: int) -> None:

@@ -5,6 +5,7 @@ Its output is sent as it comes, and never more than WINDOW bytes ahead of what t
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -74,17 +75,26 @@ class Command:
                 )
                 if self._signal:
                     os.killpg(process.pid, self._signal)
-            threading.Thread(target=self._wait, args=(process,), daemon=True).start()
+            try:
+                threading.Thread(target=self._wait, args=(process,), daemon=True).start()
+            except RuntimeError:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise OSError(errno.EAGAIN, "No thread can be started in the sandbox") from None
             self._pass_output(process)
             if self._signal:  # its background ignores SIGINT, and must not outlive its time
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             return int(process.wait())
         finally:
-            with self._lock:
-                os.close(self._wake)
-                os.close(self._wake_write)
-                self._wake_write = -1
+            self.close()
+
+    def close(self) -> None:
+        """Release what it has. Called at its end, or in the place of ``run``."""
+        with self._lock:
+            os.close(self._wake)
+            os.close(self._wake_write)
+            self._wake_write = -1
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         process.wait()
@@ -156,8 +166,12 @@ def _read_in_background(pipe: Any) -> None:
 
     thread = threading.Thread(target=read, daemon=True)
     _background[:] = [other for other in _background if other.is_alive()]
-    _background.append(thread)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        pipe.close()
+    else:
+        _background.append(thread)
 
 
 def wait_for_background() -> None:

@@ -6,11 +6,16 @@ Paths are what the host was asked for; those that are not absolute are below the
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import stat
 from typing import BinaryIO, Dict, List, Tuple
 
+from gvisor_kernel.link.service_messages import MAX_CONTENT
+
+AROUND_NAME = 100
+"""Bytes of an entry in an answer, beside its name, at most."""
 SPECIAL = "It is a device, pipe or socket"
 
 
@@ -63,10 +68,11 @@ def list_folder(path: str, limit: int) -> Dict[str, object]:
     :raises OSError: it cannot be read
     """
     entries: List[List[object]] = []
-    more = 0
+    more = size = 0
     with os.scandir(path) as found:
         for entry in found:
-            if len(entries) >= limit:
+            size += len(json.dumps(entry.name)) + AROUND_NAME
+            if len(entries) >= limit or size > MAX_CONTENT:
                 more += 1
                 break
             try:
@@ -91,7 +97,10 @@ def change(what: str, path: str) -> Dict[str, object]:
         os.makedirs(path, exist_ok=True)
     elif what == "remove":
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except RecursionError:
+                raise OSError(errno.ELOOP, "It has too many folders in folders") from None
         else:
             os.remove(path)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import threading
@@ -17,6 +18,9 @@ from typing import Any, BinaryIO, Dict, List, Tuple
 from gvisor_kernel.guest.service_files import SPECIAL, open_regular
 
 PART = 1024 * 1024
+MAX_DEPTH = 300
+OUTPUTS = "/mnt/user-data/outputs"
+PART_PREFIX = ".moving-"
 BLOCK = 4096
 """Bytes that each file or folder takes at least."""
 COPIED = (errno.EXDEV, errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY)
@@ -95,7 +99,8 @@ class Move:
         size = self._measure(free)
         if size > free:
             return {"result": "full", "size": size, "free": free}
-        part = os.path.join(folder, f".moving-{os.urandom(8).hex()}")
+        top = OUTPUTS if folder.startswith(OUTPUTS + "/") else folder
+        part = os.path.join(top, f"{PART_PREFIX}{os.urandom(8).hex()}")
         try:
             self._copy(part)
             os.rename(part, target)
@@ -123,14 +128,16 @@ class Move:
 
         :raises OSError: a file cannot be copied
         """
-        size, left = 0, [self._source]
+        size, left = 0, [(self._source, 0)]
         while left and size <= limit:
             self._check()
-            path = left.pop()
+            path, depth = left.pop()
             status = os.lstat(path)
             size += max(BLOCK, status.st_size)
             if stat.S_ISDIR(status.st_mode):
-                left += [os.path.join(path, name) for name in os.listdir(path)]
+                if depth >= MAX_DEPTH:  # what is copied, others have to remove
+                    raise OSError(errno.ELOOP, f"It has more than {MAX_DEPTH} folders in folders")
+                left += [(os.path.join(path, name), depth + 1) for name in os.listdir(path)]
             elif not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
                 raise OSError(errno.EINVAL, f"{os.path.basename(path)}: {SPECIAL}")
         return size
@@ -170,6 +177,14 @@ class Move:
                 if self._room < 0:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 copy.write(data)
+
+
+def remove_parts() -> None:
+    """Remove what a move has left in outputs whose process was killed."""
+    with suppress(OSError):
+        for name in os.listdir(OUTPUTS):
+            if re.fullmatch(re.escape(PART_PREFIX) + "[0-9a-f]{16}", name):
+                _remove(os.path.join(OUTPUTS, name))
 
 
 def rename(path: str, target: str) -> Dict[str, object]:
@@ -228,7 +243,7 @@ def _take_over(path: str, status: os.stat_result, more: int) -> None:
 
 
 def _remove(path: str) -> None:
-    with suppress(OSError):
+    with suppress(OSError, RecursionError):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:

@@ -16,6 +16,7 @@ from typing import Any, Dict, NoReturn, Tuple
 from gvisor_kernel.guest import service_files, service_move
 from gvisor_kernel.guest.service import LENGTH
 from gvisor_kernel.guest.service_command import Command, wait_for_background
+from gvisor_kernel.link import LocalProtocolError
 from gvisor_kernel.link.service_messages import (
     MAX_SERVICE_MESSAGE,
     decode_service,
@@ -41,6 +42,7 @@ class _Server:
 
     def run(self) -> NoReturn:
         """Serve calls. Never returns."""
+        service_move.remove_parts()
         try:
             while True:
                 (length,) = LENGTH.unpack(self._receive(LENGTH.size))
@@ -73,13 +75,24 @@ class _Server:
             known = call in self._calls
             command = self._calls.get(call)
             if not known and len(self._calls) < MAX_CALLS and "do" in content:
-                self._calls[call] = None
-                threading.Thread(target=self._answer, args=(call, content, data)).start()
-                return
+                try:
+                    # A signal for it may be the next message.
+                    self._calls[call] = self._prepare(call, content)
+                    threading.Thread(target=self._answer, args=(call, content, data)).start()
+                    return
+                except RuntimeError:  # no more processes are allowed
+                    prepared = self._calls.pop(call)
+                    if isinstance(prepared, Command):
+                        prepared.close()
+                    full = "No thread can be started in the sandbox"
+                except OSError as error:
+                    full = error.strerror or str(error)
+            else:
+                full = f"{MAX_CALLS} calls are under way"
         if known and command is not None:
             command.handle(content)
         elif "do" in content:
-            self._send(call, {"error": f"{MAX_CALLS} calls are under way", "done": True})
+            self._send(call, {"error": full, "done": True})
 
     def _answer(self, call: int, content: Dict[str, Any], data: bytes) -> None:
         try:
@@ -90,28 +103,38 @@ class _Server:
             reply, out = {"error": f"{type(error).__name__}: {error}"}, b""
         with self._lock:
             del self._calls[call]
-        self._send(call, {**reply, "done": True}, out)
+        try:
+            self._send(call, {**reply, "done": True}, out)
+        except LocalProtocolError:
+            self._send(call, {"error": "The answer is too large", "done": True})
+
+    def _prepare(self, call: int, content: Dict[str, Any]) -> Any:
+        """Return what can be signalled of a call; None if nothing can.
+
+        :raises OSError: it cannot be done
+        """
+        if content["do"] == "run":
+            return Command(content["command"], lambda *sent: self._send(call, *sent))
+        if content["do"] == "move":
+            return service_move.Move(content["path"], content["target"])
+        return None
 
     def _do(
         self, call: int, content: Dict[str, Any], data: bytes
     ) -> Tuple[Dict[str, object], bytes]:
         what = content["do"]
-        if what == "run":
-            command = Command(content["command"], lambda *sent: self._send(call, *sent))
-            with self._lock:
-                self._calls[call] = command
-            return {"status": command.run()}, b""
+        with self._lock:
+            prepared = self._calls[call]
+        if isinstance(prepared, Command):
+            return {"status": prepared.run()}, b""
+        if isinstance(prepared, service_move.Move):
+            return prepared.run(), b""
         if what == "read":
             return service_files.read(content["path"], content["offset"], content["size"])
         if what == "write":
             return service_files.write(content["path"], data, content["first"]), b""
         if what == "list":
             return service_files.list_folder(content["path"], content["limit"]), b""
-        if what == "move":
-            move = service_move.Move(content["path"], content["target"])
-            with self._lock:
-                self._calls[call] = move
-            return move.run(), b""
         if what == "rename":
             return service_move.rename(content["path"], content["target"]), b""
         return service_files.change(what, content["path"]), b""

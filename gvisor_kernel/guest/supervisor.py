@@ -5,6 +5,7 @@ One thread and one poll. Everything that is waited for is polled, so an idle sup
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ from gvisor_kernel.guest.crowd import Crowd
 from gvisor_kernel.guest.egress import Egress
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
-from gvisor_kernel.guest.identity import as_kernel
+from gvisor_kernel.guest.identity import as_init, as_kernel
 from gvisor_kernel.guest.notice import explain_drop, make_replacement
 from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
@@ -97,7 +98,8 @@ class Supervisor:
         self._egress = Egress(connection, self._log)
         self._service = Service(connection, self._log)
         os.set_blocking(link_out, False)
-        self._wake, wake_write = os.pipe()
+        with as_init():  # what a kernel's uid makes in PID 1, a kernel may open
+            self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -128,7 +130,8 @@ class Supervisor:
             if self.link_in in ready:
                 self._read_link()
             if self._wake in ready:
-                os.read(self._wake, 4096)
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
                 self._reap()
             if self.kernel is not None:
                 self._pass_output(ready)

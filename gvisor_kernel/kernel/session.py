@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import close_sandbox
+from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
@@ -147,7 +149,26 @@ class SandboxedKernel:
         async def begin() -> int:
             return service.begin(content, data)
 
-        return SandboxCall(self._bridge, service, await self._bridge.run(begin()))
+        beginning = asyncio.ensure_future(self._bridge.run(begin()))
+        try:
+            number = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(partial(self._forget_call, service))
+            raise
+        return SandboxCall(self._bridge, service, number)
+
+    def _forget_call(self, service: ServiceCalls, begun: asyncio.Future[int]) -> None:
+        """Stop and close a call that has begun although nobody waits for it any more."""
+        if begun.cancelled() or begun.exception() is not None or self._bridge.ended:
+            return
+        number = begun.result()
+
+        async def close() -> None:
+            with suppress(SandboxError):
+                service.send(number, {"signal": int(signal.SIGKILL)})
+            service.close(number)
+
+        self._bridge.call(close())
 
     async def expect_end(self, restart: bool) -> None:
         """Note that a client's message requested a shutdown: the next exit is expected."""

@@ -63,6 +63,62 @@ def test_a_second_cancellation_leaves_the_turn_with_the_run(shared_snapshot: str
     asyncio.run(check())
 
 
+def test_a_listener_that_waits_ends_with_its_run(shared_snapshot: str) -> None:
+    async def check() -> None:
+        async with started() as sandbox:
+            full: asyncio.Queue[str] = asyncio.Queue(1)
+            full.put_nowait("")
+            for timeout in (None, 0.5):
+                task = asyncio.ensure_future(
+                    sandbox.run("print('go', flush=True)", on_stdout=full.put, timeout=timeout)
+                )
+                if timeout is None:
+                    while sandbox._runner is None or sandbox._runner._run is None:
+                        await asyncio.sleep(0)
+                    while sandbox._runner._run.emitting is None:
+                        await asyncio.sleep(0.001)
+                    await cancel(task)
+                else:
+                    await task
+                assert (await sandbox.run("x + 2", timeout=60)).text == "42"
+
+    asyncio.run(check())
+
+
+def test_calls_that_are_cancelled_leave_neither_a_place_nor_a_command(
+    shared_snapshot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        async with started() as sandbox:
+            await sandbox.files.write("data", "x")
+            for turns in (0, 1, 2, 5, 30):
+                for times in (1, 3):
+                    for ask in (
+                        lambda: sandbox.shell("sleep 1000"),
+                        lambda: sandbox.files.write("data", b"x" * 3_000_000),
+                    ):
+                        task = asyncio.ensure_future(ask())
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        await cancel(task, times)
+
+            def fail(_: str) -> None:
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await sandbox.shell("echo x; exec sleep 1000", on_output=fail)
+            calls = sandbox._provisioner._kernel._kernel.service._calls  # type: ignore[union-attr]
+            async with asyncio.timeout(60):
+                while calls:
+                    await asyncio.sleep(0.01)
+                while "sleep" in (await sandbox.shell("cat /proc/*/cmdline")).stdout.replace(
+                    "cat /proc", ""
+                ):
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(check())
+
+
 def test_a_close_that_is_cancelled_goes_on(world: World, shared_snapshot: str) -> None:
     async def check() -> None:
         sandbox = await AsyncSandbox.create()

@@ -119,6 +119,7 @@ class Liar:
         ({"path": "/", "entries": [["x", "file", 1, 10**400]]}, b""),
         ({"path": "/", "entries": [["x", "file", 10**40, 1]]}, b""),
         ({"path": "/", "entries": [["x", "file", -1, 1]]}, b""),
+        ({"path": "/", "entries": [["x", "file", 1, float("inf")]]}, b""),
         ({"path": "/", "entries": [["x" * 256, "file", 1, 1]]}, b""),
         ({"path": "/" * 5000, "entries": []}, b""),
         ({"path": "/", "entries": [["x", "file", 1, 1]] * 10_001}, b""),
@@ -149,7 +150,7 @@ def test_a_false_status_is_none_and_output_without_end_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shell, "GRACE_SECONDS", 0.1)
-    for status in ("0", True, None, 0.5):
+    for status in ("0", True, None, 0.5, 10**400):
         liar = Liar({"done": True, "status": status}, b"")
         done = asyncio.run(run_shell(liar, "true", None, None, None))  # type: ignore[arg-type]
         assert done.status is None

@@ -293,7 +293,7 @@ def test_a_move_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
             await sandbox.shell("truncate -s 1G big")
             target = "/mnt/user-data/outputs/a/big"
             moving = asyncio.ensure_future(sandbox.files.move("big", target))
-            while not list(tmp_path.glob("a/.moving-*")):
+            while not list(tmp_path.glob(".moving-*")):
                 await asyncio.sleep(0.001)
             moving.cancel()
             await asyncio.wait({moving})
@@ -327,6 +327,44 @@ def test_a_file_that_cannot_be_had_says_why(sandbox: Sandbox, tmp_path: Path) ->
     with pytest.raises(FileFailed, match="more than 1000 bytes"):
         sandbox.files.download("sparse", tmp_path / "sparse", limit=1000)
     assert not (tmp_path / "sparse").exists()
+
+
+def test_deep_and_long_names_are_an_error_that_leaves_nothing(sandbox: Sandbox) -> None:
+    deep = "import os\nfor _ in range(600): os.mkdir('d'); os.chdir('d')\nos.chdir('/workspace')"
+    sandbox.run(deep)
+    with pytest.raises(FileFailed, match="folders in folders"):
+        sandbox.files.move("d", "/mnt/user-data/outputs/deep/d")
+    assert not sandbox.files.exists("/mnt/user-data/outputs/deep")
+    assert not [
+        entry for entry in sandbox.files.list("/mnt/user-data/outputs") if "mov" in entry.name
+    ]
+    sandbox.shell("rm -r d")
+    names = (
+        "import os\nos.mkdir('many')\nfor n in range(9000): open(f'many/{n:05}' + '\\1' * 240, 'w')"
+    )
+    sandbox.run(names)
+    with pytest.raises(FileFailed, match="more than"):
+        sandbox.files.list("many")
+    sandbox.files.remove("many")
+
+
+def test_without_threads_a_call_fails_alone(sandbox: Sandbox) -> None:
+    with Sandbox(pids_limit=64, snapshot="off") as other:
+        done = []
+        thread = threading.Thread(
+            target=lambda: done.append(
+                other.shell("while ! [ -e stop ]; do sleep 0.05; done; echo ended")
+            )
+        )
+        thread.start()
+        bomb = "import os, time\nopen('began', 'w')\ntry:\n"
+        bomb += "    while True:\n        if not os.fork(): time.sleep(1000)\nexcept OSError: pass"
+        assert other.run(bomb).ok
+        with pytest.raises(FileFailed):
+            other.files.exists("began")
+        other.run("open('stop', 'w').close()")
+        thread.join(60)
+        assert done[0].stdout == "ended\n"
 
 
 def test_what_is_no_file_is_neither_read_nor_written(sandbox: Sandbox) -> None:

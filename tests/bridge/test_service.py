@@ -102,3 +102,23 @@ def test_the_process_is_ended_when_it_has_no_calls(
         assert [decode_service(part).call for part in guest.sent] == [1, 2, PROCESS]
 
     asyncio.run(use())
+
+
+def test_after_the_end_of_the_process_a_call_sends_nothing(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message would begin another process. One that was under way may have: it is ended."""
+    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
+
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        call = calls.begin({"do": "run"})
+        calls.take(encode_service(PROCESS, {"ended": True}))
+        with pytest.raises(SandboxError, match="was ended"):
+            calls.send(call, {"more": 5})
+        calls.close(call)
+        while len(guest.sent) < 2:
+            await asyncio.sleep(0.001)
+        assert [decode_service(part).call for part in guest.sent] == [1, PROCESS]
+
+    asyncio.run(use())

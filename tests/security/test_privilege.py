@@ -177,6 +177,31 @@ def test_pid_1_has_another_uid(kernel: Kernel) -> None:
     assert kernel.run("found = 42") == 42  # PID 1 still works
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the sandbox of an ordinary user has one uid")
+def test_kernel_opens_no_pipe_of_pid_1_but_its_own_output(kernel: Kernel) -> None:
+    """Such as the pipe by which PID 1 learns of its children: to read it stopped PID 1."""
+    opened = kernel.run("""
+        import glob
+        found = {}
+        for name in os.listdir("/proc/1/fd"):
+            for flags in (os.O_RDONLY, os.O_WRONLY):
+                try:
+                    os.close(os.open(f"/proc/1/fd/{name}", flags | os.O_NONBLOCK))
+                    found[name] = os.readlink(f"/proc/1/fd/{name}")
+                except OSError:
+                    pass
+        output = []
+        for name in glob.glob("/proc/[0-9]*/fd/*"):
+            try:
+                if not name.startswith("/proc/1/"):
+                    output.append(os.readlink(name))
+            except OSError:
+                pass
+        found = [sorted(found.values()), output]
+    """)
+    assert set(opened[0]) <= {*opened[1], "/dev/null"}, opened
+
+
 def test_set_uid_programs_give_no_privileges(kernel: Kernel) -> None:
     """Programs of the image, such as su and mount, run without privileges."""
     programs = [
