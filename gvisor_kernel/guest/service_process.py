@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Any, Dict, NoReturn, Tuple
 
-from gvisor_kernel.guest import service_files, service_move
+from gvisor_kernel.guest import service_changes, service_files, service_move
 from gvisor_kernel.guest.service import LENGTH
 from gvisor_kernel.guest.service_command import Command, wait_for_background
 from gvisor_kernel.link.service_messages import (
@@ -107,6 +107,9 @@ class _Server:
             return service_files.write(content["path"], data, content["first"]), b""
         if what == "list":
             return service_files.list_folder(content["path"], content["limit"]), b""
+        if what == "changes":
+            asked = content["limit"], content["seconds"], content["digests"]
+            return service_changes.find_changes(*asked), b""
         if what == "move":
             move = service_move.Move(content["path"], content["target"])
             with self._lock:

@@ -27,6 +27,7 @@ from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
+from gvisor_kernel.kernel.workspace import describe_workspace
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
@@ -249,11 +250,15 @@ class SandboxedKernel:
     async def _start(self, kernel: KernelBridge, plan: KernelPlan) -> None:
         sandbox = self._sandbox
         assert sandbox is not None
-        environment = kernel_variables(plan, sandbox.kernel_environment)
+        environment = await self._find_variables(plan, sandbox)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
         egress = self._egress_of(kernel, plan, sandbox)
         await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
         step("kernel's process started")
+
+    async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
+        words: dict[str, str] = await self._in_worker(describe_workspace, plan.spec, sandbox)
+        return {**kernel_variables(plan, sandbox.kernel_environment), **words}
 
     def _egress_of(
         self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox
@@ -311,7 +316,7 @@ class SandboxedKernel:
                 sandbox.log_path,
                 sandbox.transcripts,
                 restored.run,
-                kernel_variables(plan, sandbox.kernel_environment),
+                await self._find_variables(plan, sandbox),
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
                 egress=self._egress_of(kernel, plan, sandbox),
