@@ -25,6 +25,8 @@ MAX_CALLS = 64
 MAX_HELD = 1024 * 1024 + MAX_SERVICE_MESSAGE
 """Bytes of answers to one call that its caller has not taken. A process that follows the rules has
 at most one large message under way, or a window of a command's output."""
+MAX_LEFT = 64 * 1024
+"""Bytes of a message about the process itself."""
 IDLE_SECONDS = 5.0
 """How long the process is kept without a call: it keeps its sandbox from being idle."""
 
@@ -47,6 +49,7 @@ class ServiceCalls:
         self._send = send
         self._calls: dict[int, _Call] = {}
         self._last = PROCESS
+        self._left = b""
         self._is_used = False
         """Whether there may be a process."""
         self._timer: asyncio.TimerHandle | None = None
@@ -102,6 +105,11 @@ class ServiceCalls:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(IDLE_SECONDS, self._end_process)
 
+    def take_left(self) -> bytes:
+        """Return the last message about the process, for ``decode_service``, once; b"" if none."""
+        left, self._left = self._left, b""
+        return left
+
     def _end_process(self) -> None:
         if self._is_used and not self._calls:
             self._is_used = False
@@ -117,6 +125,8 @@ class ServiceCalls:
         except RemoteProtocolError:
             return
         if call == PROCESS:
+            if len(part) <= MAX_LEFT:
+                self._left = bytes(part)
             self.fail("The process for files and commands in the sandbox was ended.")
             return
         state = self._calls.get(call)

@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from contextlib import suppress
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from gvisor_kernel.guest.service_files import open_regular
 from gvisor_kernel.guest.workspace import OWN_OUTPUTS, UPLOADS, UPPER, WORKSPACE, is_outputs
@@ -37,7 +37,8 @@ nanoseconds, and SHA-256; empty if it is not known."""
 class _Look:
     """One look through the upper layer."""
 
-    def __init__(self, limit: int, seconds: float, digests: bool) -> None:
+    def __init__(self, limit: int, seconds: float, digests: bool, only_written: bool) -> None:
+        self._only_written = only_written
         self.entries: List[Entry] = []
         self.total = 0
         self.more = False
@@ -96,7 +97,7 @@ class _Look:
             digest = self._hash(path, status.st_size) if kind == "file" else ""
             self._add(path, "written", kind, status.st_size, status.st_mtime_ns, digest)
 
-    def _find_hidden(self, folder: str, names: "set[str]") -> None:
+    def _find_hidden(self, folder: str, names: Set[str]) -> None:
         """Add what a folder that was made anew hides: none of the uploads' names is visible."""
         if not folder:
             return
@@ -119,6 +120,8 @@ class _Look:
             length = len(path.encode())
         except UnicodeEncodeError:  # nobody could name it in a message
             self.more = True
+            return
+        if self._only_written and (kind, what) != ("written", "file"):
             return
         self.total += 1
         self._text += length
@@ -144,14 +147,14 @@ class _Look:
 
 
 def find_changes(
-    limit: int, seconds: float = MAX_SECONDS, digests: bool = True
-) -> Dict[str, object]:
+    limit: int, seconds: float, digests: bool, only_written: bool = False
+) -> Dict[str, Any]:
     """Return what was written or removed in /workspace: at most ``limit`` entries.
 
     ``total``: how many there are, as far as it was looked; ``more``: whether there may be others.
-    ``digests``: whether contents are read.
+    ``digests``: whether contents are read. ``only_written``: no folders, and nothing removed.
     """
-    look = _Look(limit, min(seconds, MAX_SECONDS), digests)
+    look = _Look(limit, min(seconds, MAX_SECONDS), digests, only_written)
     look.run()
     return {"entries": look.entries, "total": look.total, "more": look.more}
 

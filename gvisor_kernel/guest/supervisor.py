@@ -312,6 +312,8 @@ class Supervisor:
     def _reap(self) -> None:
         if process.reap(self.kernel) and self._drain_until is None:
             process.kill_everything()
+            self._service.stop()
+            self._service.tell_left()
             self._drain_until = time.monotonic() + DRAIN_SECONDS
             self._drain_end = time.monotonic() + MAX_DRAIN_SECONDS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from typing import Mapping
 
@@ -19,7 +20,7 @@ OWN_OUTPUTS = "outputs"
 """The folder in /workspace at which the outputs are mounted."""
 VARIABLE = "GVISOR_KERNEL_WORKSPACE"
 """The host's words about /workspace; see ``kernel/workspace.py``."""
-SHOWN, KEPT, EMPTY = "outputs", "kept", "empty"
+SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
 SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
 """tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
 
@@ -41,6 +42,10 @@ def mount_workspace() -> None:
     work = f"{SCRATCH}/work"
     os.makedirs(UPPER, exist_ok=True)
     os.makedirs(work, exist_ok=True)
+    if not os.path.lexists(f"{UPLOADS}/{OWN_OUTPUTS}") or _is_folder(f"{UPLOADS}/{OWN_OUTPUTS}"):
+        # Before the mount: a folder that is made in an overlay hides one of the uploads, and those
+        # of a restored sandbox may have one.
+        os.makedirs(f"{UPPER}/{OWN_OUTPUTS}", exist_ok=True)
     options = f"lowerdir={UPLOADS},upperdir={UPPER},workdir={work}"
     linux.mount("overlay", WORKSPACE, "overlay", options)
 
@@ -60,8 +65,6 @@ def show_outputs(environment: Mapping[str, str]) -> str:
         if not whether:
             linux.unmount(f"{WORKSPACE}/{OWN_OUTPUTS}")
             return ""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(f"{WORKSPACE}/{OWN_OUTPUTS}")
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
         target = os.open(f"{WORKSPACE}/{OWN_OUTPUTS}", flags)
         try:
@@ -82,6 +85,10 @@ def is_outputs() -> bool:
         outputs = os.stat(OUTPUTS)
         return (own.st_dev, own.st_ino) == (outputs.st_dev, outputs.st_ino)
     return False
+
+
+def _is_folder(path: str) -> bool:
+    return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
 def refresh_workspace() -> None:

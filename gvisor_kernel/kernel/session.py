@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import copy_context
@@ -27,7 +28,7 @@ from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.kernel.workspace import describe_workspace
+from gvisor_kernel.kernel.workspace import describe_left, describe_workspace
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
@@ -55,6 +56,8 @@ class SandboxedKernel:
         self._sandbox: Sandbox | None = None
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
+        self.started = 0.0
+        """Unix time at which the sandbox was started for this kernel."""
         self._undoing: set[asyncio.Task[None]] = set()
 
     # -- state, from any thread ------------------------------------------------------------------
@@ -159,6 +162,7 @@ class SandboxedKernel:
         """End the sandbox, but keep clients' sockets for the next launch. Idempotent."""
         self._sandbox = None
         if self._kernel is not None and not self._bridge.ended:
+            self._log_left(self._kernel)
             await self._bridge.run(self._kernel.end_sandbox())
 
     async def close(self) -> None:
@@ -187,7 +191,15 @@ class SandboxedKernel:
             await asyncio.wait(self._undoing)
         kernel, self._kernel, self._sandbox = self._kernel, None, None
         if kernel is not None:
+            self._log_left(kernel)
             await self._bridge.close_kernel(kernel)
+
+    def _log_left(self, kernel: KernelBridge) -> None:
+        """Log which files end with the sandbox."""
+        words = describe_left(kernel.service.take_left())
+        plan = self._plan
+        if words and self._logs_death and plan is not None and plan.spec.uploads is not None:
+            log.warning("%s: %s", plan.request.kernel_name, words)
 
     async def _launch(self, plan: KernelPlan) -> Address:
         self._launching = asyncio.current_task()
@@ -214,8 +226,9 @@ class SandboxedKernel:
             await kernel.wait_for_end()
             if self._may_reuse(kernel, plan) and await self._start_in_kept_sandbox(kernel, plan):
                 return kernel.address
+            self._log_left(kernel)
             await kernel.end_sandbox()
-            self._plan = plan
+            self._plan, self.started = plan, time.time()
             if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).supports_snapshots:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
@@ -257,7 +270,8 @@ class SandboxedKernel:
         step("kernel's process started")
 
     async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
-        words: dict[str, str] = await self._in_worker(describe_workspace, plan.spec, sandbox)
+        describe = partial(describe_workspace, tells=self._logs_death)
+        words: dict[str, str] = await self._in_worker(describe, plan.spec, sandbox)
         return {**kernel_variables(plan, sandbox.kernel_environment), **words}
 
     def _egress_of(
