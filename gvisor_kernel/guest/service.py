@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Deque, Dict, List, Optional, Tuple
 
-from gvisor_kernel.guest import process
+from gvisor_kernel.guest import identity, process
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
@@ -65,7 +65,8 @@ class Service:
         from gvisor_kernel.guest.service_changes import find_changes
 
         with suppress(OSError):
-            found = find_changes(MAX_LEFT, LEFT_SECONDS, digests=False, only_written=True)
+            with identity.as_kernel():
+                found = find_changes(MAX_LEFT, LEFT_SECONDS, digests=False, only_written=True)
             left = [entry[0] for entry in found["entries"]]
             self._send(encode_service(PROCESS, {**found, "entries": left, "ended": True}))
 

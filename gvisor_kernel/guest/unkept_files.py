@@ -48,7 +48,7 @@ class UnkeptFiles:
         if modified == self._modified and not self._has_folders:
             return
         self._modified = modified
-        name = find_written()
+        name = find_written(OWN_OUTPUTS if SHOWN in words else "")
         if name is not None:
             self._is_told = True
             print(describe(name, words), file=sys.stderr)
@@ -70,8 +70,11 @@ class UnkeptFiles:
             )
 
 
-def find_written() -> Optional[str]:
-    """Return the path of a file that was written in /workspace; None if none was found."""
+def find_written(skipped: str = OWN_OUTPUTS) -> Optional[str]:
+    """Return the path of a file that was written in /workspace; None if none was found.
+
+    ``skipped``: the folder that shows the outputs.
+    """
     end = time.monotonic() + MAX_SECONDS
     visited = 0
     left = [""]
@@ -84,7 +87,7 @@ def find_written() -> Optional[str]:
                     if visited > MAX_VISITED or time.monotonic() > end:
                         return None
                     path = os.path.join(folder, entry.name)
-                    if entry.name in IGNORED or path == OWN_OUTPUTS:
+                    if entry.name in IGNORED or path == skipped:
                         continue
                     mode = entry.stat(follow_symlinks=False).st_mode
                     if stat.S_ISREG(mode):

@@ -111,8 +111,8 @@ def describe_left(part: bytes) -> str:
     more = f" and {rest} more" if rest else ""
     return (
         f"files in /workspace that were not kept have ended with the sandbox: {', '.join(shown)}"
-        f"{more}. Files in outputs are kept; `gvisor-kernel apply` copies others to your folder"
-        " before the end."
+        f"{more}. What is in /mnt/user-data/outputs is kept; `gvisor-kernel apply` copies"
+        " other files to your folder before the end."
     )
 
 
