@@ -10,10 +10,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from typing import IO
 
 from gvisor_kernel.changes import folder
-from gvisor_kernel.changes.backups import Backup, Done
+from gvisor_kernel.changes.backups import Backup, Backups, Done
 from gvisor_kernel.changes.change import Applied, Change, OnDisk, Refused
 from gvisor_kernel.host.folders import Opened
 
@@ -70,18 +71,18 @@ class Applying:
             assert disk is not None
             if disk.type == "folder":
                 folder.remove(self._root, path, disk)
-                return Done("unmade", path, None, 0, None)
+                return Done("unmade", path, None, 0, disk, None)
             old, mode = self._keep(path, disk)
             folder.remove(self._root, path, disk)
-            return Done("removed", path, old, mode, None)
+            return Done("removed", path, old, mode, disk, None)
         if change.type == "folder":
-            return Done("made", path, None, 0, folder.make_folder(self._root, path))
+            return Done("made", path, None, 0, None, folder.make_folder(self._root, path))
         assert content is not None
         if disk is None:
-            return Done("wrote", path, None, 0, folder.write_new(self._root, path, content))
+            return Done("wrote", path, None, 0, None, folder.write_new(self._root, path, content))
         old, mode = self._keep(path, disk)
         after = folder.replace_file(self._root, path, content, disk)
-        return Done("replaced", path, old, mode, after)
+        return Done("replaced", path, old, mode, disk, after)
 
     def _keep(self, path: str, disk: OnDisk) -> tuple[str, int]:
         with folder.open_file(self._root, path) as file:
@@ -91,8 +92,13 @@ class Applying:
             return self._backup.keep(file), stat.S_IMODE(status.st_mode)
 
 
-def undo(root: Opened, backup: Backup) -> tuple[list[str], list[Refused]]:
+def undo(root: Opened, backup: Backup, store: Backups) -> tuple[list[str], list[Refused]]:
     """Undo an apply, the last step first. What has changed since then is refused, and left."""
+    same = {
+        (done.path, done.after.text)
+        for done in backup.read_journal()
+        if done.step == "same" and done.after is not None
+    }
     undone: list[str] = []
     refused: list[Refused] = []
     steps: dict[str, Callable[[Opened, Backup, Done], None]] = {
@@ -102,12 +108,18 @@ def undo(root: Opened, backup: Backup) -> tuple[list[str], list[Refused]]:
         "removed": _undo_remove,
         "unmade": _undo_unmake,
     }
-    for done in reversed(backup.read_journal()):
+    for done in reversed(backup.left()):
         try:
             found = folder.look(root, done.path)
-            if (found.text if found else None) != (done.after.text if done.after else None):
+            expected = None if done.after is None else done.after.text
+            text = None if found is None else found.text
+            if text != expected and (done.path, text) not in same:
                 raise folder.Changed(done.path)
-            steps[done.step](root, backup, done)
+            steps[done.step](root, backup, replace(done, after=found))
+            now = folder.look(root, done.path)
+            backup.note(Done("undone", done.path, None, 0, None, now))
+            if done.before is not None and now is not None:
+                store.note_same(backup.head, done.path, done.before, now)
         except OSError as error:
             reason = "it has changed on disk since then" if error.errno == errno.ESTALE else ""
             refused.append(Refused(done.path, reason or explain(error)))

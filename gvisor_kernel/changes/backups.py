@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, OnDisk, is_path
 from gvisor_kernel.host.folders import Identity
@@ -42,7 +42,8 @@ HEAD, JOURNAL = "head.json", "journal"
 PART = 1024 * 1024
 _ID = re.compile(r"[0-9a-f]{13}-[0-9a-f]{8}")
 
-Step = Literal["wrote", "replaced", "removed", "made", "unmade"]
+Step = Literal["wrote", "replaced", "removed", "made", "unmade", "undone", "same"]
+"""The last two: a step of that path was undone; another undo has brought back what it wrote."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,14 @@ class Head:
 
 @dataclass(frozen=True)
 class Done:
-    """One step. ``old``: the name of the old file here; ``mode``: its rights. ``after``: what is on
-    disk since then; None where nothing is."""
+    """One step. ``old``: the name of the old file here; ``mode``: its rights. ``before`` and
+    ``after``: what was on disk before it, and is since then; None where nothing is."""
 
     step: Step
     path: str
     old: str | None
     mode: int
+    before: OnDisk | None
     after: OnDisk | None
 
 
@@ -104,8 +106,8 @@ class Backup:
 
         :raises OSError: when it cannot be written
         """
-        after = None if done.after is None else list(vars(done.after).values())
-        line = json.dumps([done.step, done.path, done.old, done.mode, after])
+        facts = [None if f is None else list(vars(f).values()) for f in (done.before, done.after)]
+        line = json.dumps([done.step, done.path, done.old, done.mode, *facts])
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(self.directory / JOURNAL, flags, 0o600), "w") as file:
             file.write(line + "\n")
@@ -116,6 +118,19 @@ class Backup:
             lines = read_file(self.directory / JOURNAL, MAX_JOURNAL).splitlines()
             return [done for line in lines if (done := _read_step(line)) is not None]
         return []
+
+    def left(self) -> list[Done]:
+        """Return the steps that were not undone, the first one first."""
+        found = self.read_journal()
+        undone = {done.path for done in found if done.step == "undone"}
+        return [d for d in found if d.step not in ("undone", "same") and d.path not in undone]
+
+    def drop_files(self) -> None:
+        """Remove the old files. The facts of what was brought back are kept, as of our own work."""
+        for path in self.directory.iterdir():
+            if path.name not in (HEAD, JOURNAL):
+                with suppress(OSError):
+                    path.unlink()
 
     def remove(self) -> None:
         """Forget it. What cannot be removed now is left to the next sweep."""
@@ -173,9 +188,29 @@ class Backups:
         """
         if _ID.fullmatch(undo):
             for backup in self.newest_first():
-                if backup.id == undo:
+                if backup.id == undo and backup.left():
                     return backup
         raise ChangesError(f"There is nothing to undo of the name {undo!r}.")
+
+    def find_last(self) -> Backup:
+        """Return the last one that was not undone.
+
+        :raises ChangesError: when there is none
+        """
+        for backup in self.newest_first():
+            if backup.left():
+                return backup
+        raise ChangesError("There is nothing to undo.")
+
+    def note_same(self, head: Head, path: str, before: OnDisk, now: OnDisk) -> None:
+        """Note that what an earlier apply wrote is there again, with other facts."""
+        for backup in self.newest_first():
+            if backup.head.identity != head.identity:
+                continue
+            for done in backup.read_journal():
+                if done.path == path and done.after is not None and done.after.text == before.text:
+                    backup.note(Done("same", path, None, 0, None, now))
+                    break
 
     def newest_first(self) -> Iterator[Backup]:
         """Yield the backups, the last one first."""
@@ -228,11 +263,11 @@ def _read_head(directory: Path) -> Head | None:
 
 def _read_step(line: bytes) -> Done | None:
     try:
-        step, path, old, mode, after = parse_json(line, 2 * MAX_LINE)
-        facts: Any = None if after is None else OnDisk(*after)
+        step, path, old, mode, *facts = parse_json(line, 2 * MAX_LINE)
+        before, after = (None if fact is None else OnDisk(*fact) for fact in facts)
         if not is_path(path) or not (old is None or re.fullmatch(r"[0-9]{1,6}", old)):
             return None
-        return Done(step, path, old, int(mode), facts)
+        return Done(step, path, old, int(mode), before, after)
     except (JsonError, ValueError, TypeError):  # the line was not written to its end
         return None
 

@@ -291,9 +291,7 @@ def undo_apply(name: str | None = None) -> Undone:
     :raises ChangesError: when there is none, or its folder is not there any more
     """
     store = Backups.open()
-    backup = store.find(name) if name is not None else next(store.newest_first(), None)
-    if backup is None:
-        raise ChangesError("There is nothing to undo.")
+    backup = store.find(name) if name is not None else store.find_last()
     try:
         root = reopen(backup.head.folder, backup.head.identity, same_boot=False)
     except OSError as error:
@@ -302,9 +300,9 @@ def undo_apply(name: str | None = None) -> Undone:
             f" files are in {backup.directory}."
         ) from error
     with root:
-        undone, refused = undo(root, backup)
+        undone, refused = undo(root, backup, store)
     if not refused:
-        backup.remove()
+        backup.drop_files()
     return Undone(backup.head.folder, tuple(undone), tuple(refused))
 
 

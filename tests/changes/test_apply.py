@@ -13,7 +13,7 @@ import pytest
 
 from gvisor_kernel.changes import backups, folder
 from gvisor_kernel.changes.apply import undo
-from gvisor_kernel.changes.backups import Backup
+from gvisor_kernel.changes.backups import Backup, Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.state.records import state_root
@@ -63,7 +63,7 @@ def test_changes_are_written_and_undone(shown: Path, root: Opened, backup: Backu
     assert names(shown) == ["new", "new/file", "old"]
     assert (shown / "old").read_text() == (shown / "new" / "file").read_text() == "new"
     assert stat.S_IMODE((shown / "old").stat().st_mode) == 0o640
-    undone, refused = undo(root, backup)
+    undone, refused = undo(root, backup, Backups.open())
     assert len(undone) == 6
     assert not refused
     assert names(shown) == before
@@ -85,7 +85,7 @@ def test_what_has_changed_since_an_apply_is_not_undone(
     (shown / "old").write_text("before")
     apply(root, backup, find(root, entry("old"), entry("new")))
     (shown / "old").write_text("mine")
-    undone, refused = undo(root, backup)
+    undone, refused = undo(root, backup, Backups.open())
     assert undone == ["new"]
     assert [one.path for one in refused] == ["old"]
     assert (shown / "old").read_text() == "mine"
@@ -229,7 +229,7 @@ def test_only_so_many_backups_are_kept(
 ) -> None:
     monkeypatch.setattr(backups, "MAX_KEPT", 3)
     made = [begin(root) for _ in range(5)]
-    kept = list(backups.Backups.open().newest_first())
+    kept = list(Backups.open().newest_first())
     assert len(kept) == 3
     assert kept[0].id in {one.id for one in made}
     place = state_root() / "undo"
@@ -243,21 +243,55 @@ def test_a_journal_that_somebody_has_spoiled_undoes_nothing_elsewhere(
 ) -> None:
     (tmp_path / "file").write_text("secret")
     lines = [
-        '["removed", "../file", null, 0, null]',
+        '["removed", "../file", null, 0, null, null]',
         "[",
-        '["wrote", "/etc/x", "../../x", 0, null]',
+        '["wrote", "/etc/x", "../../x", 0, null, null]',
     ]
     (backup.directory / backups.JOURNAL).write_text("\n".join(lines))
     assert backup.read_journal() == []
     with pytest.raises(ChangesError):
-        backups.Backups.open().find("../sandboxes")
-    assert undo(root, backup) == ([], [])
+        Backups.open().find("../sandboxes")
+    assert undo(root, backup, Backups.open()) == ([], [])
 
 
 def test_facts_of_what_was_applied_are_known_later(
     shown: Path, root: Opened, backup: Backup
 ) -> None:
     apply(root, backup, find(root, entry("new")))
-    ours = backups.Backups.open().find_ours("sandbox")
+    ours = Backups.open().find_ours("sandbox")
     (again,) = find(root, entry("new", size=9), started=time.time() - 1000, ours=ours).changes
     assert again.conflict is None
+
+
+def test_applies_are_undone_one_after_the_other_and_applied_again(
+    shown: Path, root: Opened
+) -> None:
+    (shown / "file").write_text("before")
+    made = [begin(root) for _ in range(2)]
+    for number, one in enumerate(made):
+        apply(root, one, find(root, entry("file")), b"new %d" % number)
+    store = Backups.open()
+    for content, one in (("new 0", made[1]), ("before", made[0])):
+        assert undo(root, one, store) == (["file"], [])
+        assert (shown / "file").read_text() == content
+        assert one.left() == []
+    ours = store.find_ours("sandbox")
+    (again,) = find(root, entry("file"), started=1.0, ours=ours).changes
+    assert again.conflict is None
+    for one in made:
+        with pytest.raises(ChangesError):
+            store.find(one.id)
+        one.remove()
+
+
+def test_an_undo_that_was_refused_in_part_can_be_tried_again(
+    shown: Path, root: Opened, backup: Backup
+) -> None:
+    (shown / "file").write_text("before")
+    apply(root, backup, find(root, entry("file"), entry("new")))
+    (shown / "new").rename(shown / "kept")
+    assert [one.path for one in undo(root, backup, Backups.open())[1]] == ["new"]
+    (shown / "kept").rename(shown / "new")
+    again = undo(root, backup, Backups.open())
+    assert again[0] == []
+    assert [one.path for one in again[1]] == ["new"]  # its name has changed since then

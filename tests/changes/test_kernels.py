@@ -12,6 +12,7 @@ import pytest
 
 from gvisor_kernel import Sandbox
 from gvisor_kernel.changes import control_client
+from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.control import SOCKET
 from gvisor_kernel.cli.main import main
@@ -46,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
 def sandbox(folder: Path) -> Iterator[Sandbox]:
     with Sandbox(uploads=folder, outputs=folder / "outputs") as made:
         yield made
-    for name in names(state_root() / "undo"):
-        main(["undo", name])
+    for backup in list(Backups.open().newest_first()):
+        backup.remove()
 
 
 def names(place: Path) -> list[str]:
