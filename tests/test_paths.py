@@ -39,6 +39,7 @@ ALLOWED = {
     "api/files.py:download": PROGRAM + "; it must not exist",
     "api/sandbox.py:rename": "a file inside the sandbox",
     "bridge/": STATE,
+    "changes/backups.py": OWN_STORE,
     "cli/checks/servers.py:list_kernels": "an address, not a file",
     "cli/logs.py": STATE,
     "cli/mcp.py:check_streams": KERNEL,
