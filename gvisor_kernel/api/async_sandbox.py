@@ -23,7 +23,7 @@ from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_ma
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
-from gvisor_kernel.changes.kernel_changes import KernelChanges, select, undo_apply
+from gvisor_kernel.changes.kernel_changes import KernelChanges, note_more, select, undo_apply
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
@@ -385,9 +385,10 @@ class AsyncSandbox:
         work = self._find_changes()
         chosen = [change for change in asked if isinstance(change, Change)]
         paths = [path for path in asked if isinstance(path, str)]
-        if paths:
-            chosen += select(await work.list(), paths)
-        return await work.apply([(c.path, c.state) for c in chosen], force=force)
+        listed = await work.list(paths) if paths else Changes((), False, 0)
+        chosen += select(listed, paths)
+        result = await work.apply([(c.path, c.state) for c in chosen], force=force)
+        return note_more(result, listed)
 
     @staticmethod
     async def undo(undo: str | None = None) -> Undone:

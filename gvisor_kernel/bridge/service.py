@@ -1,6 +1,6 @@
 """Calls to a sandbox's service process: files and commands. Everything runs on the bridge's loop.
 
-What comes back is hostile: it is bounded here, and neither parsed nor believed.
+What comes back is hostile: it is bounded here, and not believed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gvisor_kernel.link.service_messages import (
     MAX_SERVICE_MESSAGE,
     PROCESS,
     decode_call,
+    decode_service,
     encode_service,
 )
 
@@ -125,8 +126,9 @@ class ServiceCalls:
         except RemoteProtocolError:
             return
         if call == PROCESS:
-            if len(part) <= MAX_LEFT:
+            if _has_entries(part):  # the kernel has ended; its end fails the calls, and says why
                 self._left = bytes(part)
+                return
             self.fail("The process for files and commands in the sandbox was ended.")
             return
         state = self._calls.get(call)
@@ -149,3 +151,13 @@ class ServiceCalls:
     def _fail(state: _Call, reason: str) -> None:
         state.failure = state.failure or reason
         state.changed.set()
+
+
+def _has_entries(part: Part) -> bool:
+    """Return whether a message about the process names the files that are left."""
+    if len(part) > MAX_LEFT:
+        return False
+    try:
+        return "entries" in decode_service(bytes(part)).content
+    except RemoteProtocolError:
+        return False

@@ -128,7 +128,10 @@ class ControlSocket:
     async def _do(self, question: dict[str, Any]) -> dict[str, Any]:
         what = question["do"]
         if what == "list":
-            found = await self._changes.list()
+            under = question.get("under", [])
+            if not isinstance(under, list) or not all(map(is_path, under)):
+                raise ValueError("under")
+            found = await self._changes.list(under)
             content = asdict(found)
             if question.get("diff") is True:
                 content["diffs"] = diffs = {}

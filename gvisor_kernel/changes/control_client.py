@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 PART = 256 * 1024
 
 
-def list_changes(directory: Path, *, diff: bool = False) -> tuple[Changes, dict[str, str]]:
+def list_changes(
+    directory: Path, *, diff: bool = False, under: Sequence[str] = ()
+) -> tuple[Changes, dict[str, str]]:
     """Return the changes of the sandbox with this state directory, and diffs by path.
+
+    ``under``: only those of these paths.
 
     :raises ChangesError: when they cannot be listed
     """
-    content = ask(directory, {"do": "list", "diff": diff})
+    content = ask(directory, {"do": "list", "diff": diff, "under": list(under)})
     try:
         changes = tuple(Change(**change) for change in content["changes"])
         found = Changes(changes, content["more"], content["total"])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO, Any, Literal
 
 from gvisor_kernel.changes.apply import AGAIN, Applying, explain, order, undo
@@ -23,6 +24,7 @@ from gvisor_kernel.changes.change import (
     Changes,
     ChangesError,
     Claim,
+    Refused,
     Undone,
     is_path,
 )
@@ -61,14 +63,14 @@ class KernelChanges:
     def __init__(self, kernel: SandboxedKernel) -> None:
         self._kernel = kernel
 
-    async def list(self) -> Changes:
-        """Return the changes, by path.
+    async def list(self, under: Iterable[str] = ()) -> Changes:
+        """Return the changes, by path. ``under``: only those of these paths, as ``select`` does.
 
         :raises ChangesError: when the sandbox does not answer as it should, or its folder on disk
             is not there any more
         :raises SandboxError: when no kernel runs
         """
-        changes, _ = await self._look()
+        changes, _ = await self._look([name_path(path) for path in under])
         return changes
 
     async def read(self, path: str, side: Side) -> bytes | None:
@@ -107,9 +109,11 @@ class KernelChanges:
         :raises ChangesError: when nothing can be applied
         """
         states = dict(wanted)
+        if not states:
+            return Applied((), (), None)
         if len(states) > MAX_CHANGES:
             raise ChangesError(f"At most {MAX_CHANGES} changes can be applied at once.")
-        changes, claims = await self._look()
+        changes, claims = await self._look([path for path in states if is_path(path)])
         found = {change.path: change for change in changes.changes}
         root = await asyncio.to_thread(self._open)
         if root is None:
@@ -162,12 +166,13 @@ class KernelChanges:
 
             await asyncio.to_thread(write)
 
-    async def _look(self) -> tuple[Changes, Mapping[str, Claim]]:
+    async def _look(self, under: Sequence[str]) -> tuple[Changes, Mapping[str, Claim]]:
         question = {
             "do": "changes",
             "limit": MAX_CHANGES,
             "seconds": LOOK_SECONDS,
             "digests": True,
+            "under": list(under),
         }
         content, _ = await self._ask(question, ANSWER_SECONDS)
         started = self._kernel.started
@@ -314,7 +319,7 @@ def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
     found = {change.path: change for change in changes.changes}
     chosen: dict[str, Change] = {}
     for text in paths:
-        path = text.removeprefix(f"{WORKSPACE}/").rstrip("/")
+        path = name_path(text)
         below = {p: c for p, c in found.items() if p == path or p.startswith(f"{path}/")}
         if not below:
             raise ChangesError(f"{text!r} is not changed in /workspace.")
@@ -323,6 +328,24 @@ def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
                 chosen[part] = found[part]
         chosen.update(below)
     return list(chosen.values())
+
+
+def name_path(text: str) -> str:
+    """Return the path of a change that a person has named.
+
+    :raises ChangesError: when it is none in /workspace
+    """
+    path = text.removeprefix(f"{WORKSPACE}/").removeprefix("./").rstrip("/")
+    _check_path(path)
+    return path
+
+
+def note_more(result: Applied, listed: Changes) -> Applied:
+    """Return what ``apply`` did with changes that ``select`` has chosen from ``listed``."""
+    if not listed.more:
+        return result
+    left = Refused("…", "there may be more changes than are listed: apply the rest once more")
+    return replace(result, refused=(*result.refused, left))
 
 
 def _parents(path: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
-from gvisor_kernel.changes.kernel_changes import select, undo_apply
+from gvisor_kernel.changes.kernel_changes import name_path, note_more, select, undo_apply
 from gvisor_kernel.cli.output import print_json, print_table, printable
 from gvisor_kernel.cli.sandboxes import Listed, find_one
 from gvisor_kernel.errors import GvisorKernelError
@@ -64,9 +64,10 @@ def run_apply(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is no such kernel, or no such change
     """
     sandbox = _find_running(arguments.id)
-    found, _ = list_changes(sandbox.directory)
-    chosen = select(found, arguments.paths)
-    result = apply_changes(sandbox.directory, chosen, force=arguments.force)
+    paths = [name_path(path) for path in arguments.paths]
+    found, _ = list_changes(sandbox.directory, under=paths)
+    chosen = select(found, paths)
+    result = note_more(apply_changes(sandbox.directory, chosen, force=arguments.force), found)
     for path in result.applied:
         print(f"Applied {printable(path)}")
     _print_refused(result.refused)

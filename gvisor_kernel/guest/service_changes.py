@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from contextlib import suppress
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from gvisor_kernel.guest.service_files import open_regular
 from gvisor_kernel.guest.workspace import OWN_OUTPUTS, UPLOADS, UPPER, WORKSPACE, is_outputs
@@ -37,8 +37,12 @@ nanoseconds, and SHA-256; empty if it is not known."""
 class _Look:
     """One look through the upper layer."""
 
-    def __init__(self, limit: int, seconds: float, digests: bool, only_written: bool) -> None:
+    def __init__(
+        self, limit: int, seconds: float, digests: bool, only_written: bool, under: List[str]
+    ) -> None:
         self._only_written = only_written
+        self._under = set(under)
+        self._above = {above for path in under for above in _find_above(path)}
         self.entries: List[Entry] = []
         self.total = 0
         self.more = False
@@ -62,7 +66,7 @@ class _Look:
                         if self._is_over():
                             return
                         path = os.path.join(folder, entry.name)
-                        if path == skipped:
+                        if path == skipped or not self._is_wanted(path):
                             continue
                         names.add(entry.name)
                         with suppress(OSError):
@@ -71,6 +75,14 @@ class _Look:
             except OSError:  # it was removed meanwhile, or must not be read
                 continue
             left += below
+
+    def _is_wanted(self, path: str) -> bool:
+        return (
+            not self._under
+            or path in self._under
+            or path in self._above
+            or any(above in self._under for above in _find_above(path))
+        )
 
     def _is_over(self) -> bool:
         self._visited += 1
@@ -104,9 +116,9 @@ class _Look:
         hidden: Optional[bool] = None
         with suppress(OSError), os.scandir(os.path.join(UPLOADS, folder)) as found:
             for entry in found:
-                if entry.name in names:
-                    continue
                 path = os.path.join(folder, entry.name)
+                if entry.name in names or not self._is_wanted(path):
+                    continue
                 if hidden is None:
                     hidden = not os.path.lexists(os.path.join(WORKSPACE, path))
                 if not hidden or self._is_over():
@@ -147,16 +159,22 @@ class _Look:
 
 
 def find_changes(
-    limit: int, seconds: float, digests: bool, only_written: bool = False
+    limit: int, seconds: float, digests: bool, only_written: bool = False, under: Sequence[str] = ()
 ) -> Dict[str, Any]:
     """Return what was written or removed in /workspace: at most ``limit`` entries.
 
     ``total``: how many there are, as far as it was looked; ``more``: whether there may be others.
     ``digests``: whether contents are read. ``only_written``: no folders, and nothing removed.
+    ``under``: only these paths, what is below them, and folders above them.
     """
-    look = _Look(limit, min(seconds, MAX_SECONDS), digests, only_written)
+    look = _Look(limit, min(seconds, MAX_SECONDS), digests, only_written, list(under))
     look.run()
     return {"entries": look.entries, "total": look.total, "more": look.more}
+
+
+def _find_above(path: str) -> List[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _is_folder(path: str) -> bool:

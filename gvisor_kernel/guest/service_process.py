@@ -109,7 +109,7 @@ class _Server:
             return service_files.list_folder(content["path"], content["limit"]), b""
         if what == "changes":
             asked = content["limit"], content["seconds"], content["digests"]
-            return service_changes.find_changes(*asked), b""
+            return service_changes.find_changes(*asked, under=content["under"]), b""
         if what == "move":
             move = service_move.Move(content["path"], content["target"])
             with self._lock:

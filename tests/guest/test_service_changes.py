@@ -156,3 +156,12 @@ def test_a_program_is_not_told(
     told._is_told = False
     told.after_cell(Result())
     assert capsys.readouterr().err == ""
+
+
+def test_a_look_at_some_paths_leaves_out_others(layers: Path) -> None:
+    for name in ("a/b/c", "a/d", "e"):
+        (layers / "upper" / name).parent.mkdir(parents=True, exist_ok=True)
+        (layers / "upper" / name).touch()
+    found = service_changes.find_changes(10, 5, True, under=["a/b"])
+    assert {entry[0] for entry in found["entries"]} == {"a", "a/b", "a/b/c"}
+    assert not found["more"]
