@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import struct
+import threading
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +27,8 @@ from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.strict_json import JsonError, parse_json
+
+log = logging.getLogger(__name__)
 
 SOCKET = "control.sock"
 MAX_QUESTION = 16 * 1024 * 1024
@@ -41,7 +46,7 @@ MAX_DIFFS = 4 * 1024 * 1024
 
 
 class ControlSocket:
-    """Answers questions about one kernel, on the bridge's loop, from ``open`` to ``close``."""
+    """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``."""
 
     def __init__(self, kernel: SandboxedKernel) -> None:
         self._kernel = kernel
@@ -104,7 +109,7 @@ class ControlSocket:
             if len(self._clients) > MAX_CLIENTS or not _is_own(writer):
                 return
             line = await asyncio.wait_for(reader.readline(), QUESTION_SECONDS)
-            answer = await asyncio.wait_for(self._answer(line), WORK_SECONDS)
+            answer = await asyncio.wait_for(_run_beside(self._answer(line)), WORK_SECONDS)
             writer.write(answer)
             await asyncio.wait_for(writer.drain(), ANSWER_SECONDS)
         except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
@@ -120,7 +125,7 @@ class ControlSocket:
             content = {"error": error.fact, "hint": error.hint}
         except (JsonError, KeyError, TypeError, ValueError):
             content = {"error": "The question is malformed.", "hint": ""}
-        text = await asyncio.to_thread(json.dumps, content)
+        text = json.dumps(content)
         if len(text) > MAX_ANSWER:
             text = json.dumps({"error": "The answer is too large.", "hint": ""})
         return text.encode() + b"\n"
@@ -150,6 +155,33 @@ class ControlSocket:
             force = question.get("force") is True
             return asdict(await self._changes.apply(wanted, force=force))
         raise ValueError(what)
+
+
+async def _run_beside(work: Coroutine[Any, Any, bytes]) -> bytes:
+    """Run ``work`` in a loop and thread of its own: an answer has megabytes of JSON, and the
+    bridge's loop serves all kernels. A thread that nobody awaits any more ends by its own bounds.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def tell(result: bytes | None) -> None:
+        if not done.done():
+            if result is None:
+                done.set_exception(ValueError("there is no answer"))
+            else:
+                done.set_result(result)
+
+    def run() -> None:
+        result = None
+        try:
+            result = asyncio.run(work)
+        except Exception:
+            log.warning("A question about changes has failed", exc_info=True)
+        with suppress(RuntimeError):  # the loop was closed: this process is exiting
+            loop.call_soon_threadsafe(tell, result)
+
+    threading.Thread(target=run, name="gvisor-kernel-control", daemon=True).start()
+    return await done
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:
