@@ -28,7 +28,13 @@ from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.kernel.workspace import describe_left, describe_workspace
+from gvisor_kernel.kernel.workspace import (
+    OWN_OUTPUTS,
+    SHOWN,
+    VARIABLE,
+    describe_left,
+    describe_workspace,
+)
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
@@ -272,6 +278,8 @@ class SandboxedKernel:
     async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
         describe = partial(describe_workspace, tells=self._logs_death)
         words: dict[str, str] = await self._in_worker(describe, plan.spec, sandbox)
+        if self._kernel is not None and SHOWN not in words[VARIABLE].split():
+            self._kernel.note(OWN_OUTPUTS)
         return {**kernel_variables(plan, sandbox.kernel_environment), **words}
 
     def _egress_of(

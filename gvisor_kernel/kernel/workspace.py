@@ -23,6 +23,10 @@ SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
 ``EMPTY``: no folder is shown, as the notebook lies in a home or beside keys. ``TOLD``: a person is
 told of files that are not kept."""
 NAME = "outputs"
+OWN_OUTPUTS = (
+    "the notebook's folder has another file or folder called outputs: /workspace/outputs is a copy"
+    " of that, and what is kept is written to /mnt/user-data/outputs"
+)
 MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
 """Of files that are named at the end: how many, characters of each, and how many are counted."""
 

@@ -18,7 +18,7 @@ from gvisor_kernel.changes.control import SOCKET
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.runtimes.state.records import state_root
 
-from ..jupyter.helpers import WAYS, execute, running_kernel
+from ..jupyter.helpers import WAYS, execute, kernel_log, running_kernel
 
 CHANGE = """
 import os, shutil
@@ -147,9 +147,10 @@ def test_a_folder_outputs_of_the_users_own_is_not_hidden(
     (folder / "outputs").mkdir()
     (folder / "outputs" / "mine").touch()
     settings = {**WAYS[way], "outputs": str(tmp_path / "elsewhere")}
-    with running_kernel(settings=settings, start={"cwd": str(folder)}) as (_, client):
+    with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
         code = "open('outputs/lost', 'w').close(); import os; sorted(os.listdir('outputs'))"
         assert execute(client, code).result == "['lost', 'mine']"
+        assert "another file or folder called outputs" in kernel_log(manager)
     assert names(folder / "outputs") == ["mine"]
     assert not (tmp_path / "elsewhere").exists()  # nothing was written, so it was removed
 
