@@ -7,8 +7,12 @@ imports this package inside a sandbox, where only the standard library is availa
 __version__ = "0.1.0"
 
 __all__ = [
+    "Applied",
     "AsyncSandbox",
     "AsyncSandboxPool",
+    "Change",
+    "Changes",
+    "ChangesError",
     "CodeFailed",
     "Entry",
     "Execution",
@@ -24,6 +28,7 @@ __all__ = [
     "SandboxPool",
     "SettingError",
     "ShellResult",
+    "Undone",
     "__version__",
 ]
 
@@ -43,11 +48,16 @@ if TYPE_CHECKING:
     from gvisor_kernel.api.pool import AsyncSandboxPool, SandboxPool
     from gvisor_kernel.api.sandbox import Sandbox
     from gvisor_kernel.api.shell import ShellResult
+    from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
     from gvisor_kernel.errors import GvisorKernelError, SandboxError, SettingError
 
 _MODULES = {
+    "Applied": "changes.change",
     "AsyncSandbox": "api.async_sandbox",
     "AsyncSandboxPool": "api.pool",
+    "Change": "changes.change",
+    "Changes": "changes.change",
+    "ChangesError": "changes.change",
     "CodeFailed": "api.execution",
     "Entry": "api.files",
     "Execution": "api.execution",
@@ -63,6 +73,7 @@ _MODULES = {
     "SandboxPool": "api.pool",
     "SettingError": "errors",
     "ShellResult": "api.shell",
+    "Undone": "changes.change",
 }
 
 

@@ -61,11 +61,17 @@ IN_SANDBOXES += ("egress/test_interruptions.py",)
 IN_SANDBOXES += ("egress/test_slow_clients.py",)  # these start the process for routes
 IN_SANDBOXES += ("mcp/test_stdio.py", "mcp/test_http.py", "mcp/test_hostile.py")
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
+IN_SANDBOXES += ("changes/test_kernels.py",)
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_egress.py"),
-    *("guest/test_zmtp.py", "jupyter/test_messages.py", "runtimes/test_hints.py"),
+    *(
+        "guest/test_service_changes.py",
+        "guest/test_zmtp.py",
+        "jupyter/test_messages.py",
+        "runtimes/test_hints.py",
+    ),
     *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_snapshots.py"),
     *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
     "runtimes/test_world.py",

@@ -25,7 +25,15 @@ OTHERS = {"open", "shutil.copyfile", "shutil.copy", "shutil.copytree", "shutil.m
 OTHERS |= {"shutil.rmtree", "shutil.chown", "mounts.mount", "mounts.move_tree"}
 BY_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 
-NOT_FILES = {"Store.open", "blobs.open", "self._file.open", "self._records.open"}
+NOT_FILES = {
+    "Store.open",
+    "Backups.open",
+    "control.open",
+    "self._control.open",
+    "blobs.open",
+    "self._file.open",
+    "self._records.open",
+}
 
 STATE = "the state directory, whose parents no other user can change (runtimes/state/records.py)"
 OWN_STORE = "a private store of this user, made and checked by host/private_directories.py"
@@ -39,6 +47,9 @@ ALLOWED = {
     "api/files.py:download": PROGRAM + "; it must not exist",
     "api/sandbox.py:rename": "a file inside the sandbox",
     "bridge/": STATE,
+    "changes/backups.py": OWN_STORE,
+    "changes/control.py:_listen": STATE,
+    "changes/control_client.py:ask": STATE,
     "cli/checks/servers.py:list_kernels": "an address, not a file",
     "cli/logs.py": STATE,
     "cli/mcp.py:check_streams": KERNEL,

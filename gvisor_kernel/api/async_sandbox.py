@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,8 @@ from gvisor_kernel.api.files import AsyncFiles
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
+from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
+from gvisor_kernel.changes.kernel_changes import KernelChanges, note_more, select, undo_apply
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
@@ -351,6 +353,60 @@ class AsyncSandbox:
         :raises SandboxError: the kernel does not run
         """
         return await run_shell(self, command, timeout, max_output, on_output)
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    async def changes(self) -> Changes:
+        """Return what was changed in /workspace, against the folder ``uploads`` on disk.
+
+        :raises SandboxError: the kernel does not run
+        :raises ChangesError: the sandbox does not answer as it should
+        """
+        return await self._find_changes().list()
+
+    async def diff(self, change: Change) -> str:
+        """Return the text diff of a change; one line that says why there is none."""
+        return await self._find_changes().diff(change)
+
+    async def apply(
+        self, changes: Iterable[Change | str] | Change | str, *, force: bool = False
+    ) -> Applied:
+        """Write changes to the folder ``uploads`` on disk: those that ``changes`` gave, or paths.
+
+        A path stands for what is below it as well, as it is now. What has changed meanwhile on one
+        of both sides is refused, and so is a file that was changed on disk since the kernel was
+        started; ``force`` replaces it nevertheless. Links and special files are never written.
+        ``undo`` of the result is for ``undo``.
+
+        :raises SandboxError: the kernel does not run
+        :raises ChangesError: a path is not changed, or nothing can be applied
+        """
+        asked = [changes] if isinstance(changes, Change | str) else list(changes)
+        work = self._find_changes()
+        chosen = [change for change in asked if isinstance(change, Change)]
+        paths = [path for path in asked if isinstance(path, str)]
+        listed = await work.list(paths) if paths else Changes((), False, 0)
+        chosen += select(listed, paths)
+        result = await work.apply([(c.path, c.state) for c in chosen], force=force)
+        return note_more(result, listed)
+
+    @staticmethod
+    async def undo(undo: str | None = None) -> Undone:
+        """Undo an ``apply``, by its ``undo``; by default the last one of this user.
+
+        It needs no sandbox that runs. What was changed on disk since then is refused, and stays.
+
+        :raises ChangesError: there is nothing to undo, or its folder is not there any more
+        """
+        return await asyncio.to_thread(undo_apply, undo)
+
+    def _find_changes(self) -> KernelChanges:
+        self._check_owner()
+        self._check_alive()
+        provisioner = self._provisioner
+        assert provisioner is not None
+        assert provisioner._kernel is not None
+        return KernelChanges(provisioner._kernel)
 
     async def interrupt(self) -> None:
         """Interrupt the code that runs now, if any. Commands of ``shell`` go on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,8 @@ from gvisor_kernel.api.files import MAX_READ, AsyncFiles, Entry, Moved
 from gvisor_kernel.api.loop_thread import LoopThread
 from gvisor_kernel.api.mapping import MapResult
 from gvisor_kernel.api.shell import ShellResult
+from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
+from gvisor_kernel.changes.kernel_changes import undo_apply
 
 T = TypeVar("T")
 
@@ -173,6 +175,25 @@ class Sandbox:
         return self._thread.run(
             self._sandbox.shell(command, timeout=timeout, max_output=max_output)
         )
+
+    def changes(self) -> Changes:
+        """Return what was changed in /workspace, against the folder ``uploads`` on disk."""
+        return self._thread.run(self._sandbox.changes())
+
+    def diff(self, change: Change) -> str:
+        """Return the text diff of a change; one line that says why there is none."""
+        return self._thread.run(self._sandbox.diff(change))
+
+    def apply(
+        self, changes: Iterable[Change | str] | Change | str, *, force: bool = False
+    ) -> Applied:
+        """Write changes to the folder ``uploads`` on disk; see ``AsyncSandbox.apply``."""
+        return self._thread.run(self._sandbox.apply(changes, force=force))
+
+    @staticmethod
+    def undo(undo: str | None = None) -> Undone:
+        """Undo an ``apply``; see ``AsyncSandbox.undo``."""
+        return undo_apply(undo)
 
     def interrupt(self) -> None:
         """Interrupt the code that another thread runs now, if any."""

@@ -1,6 +1,6 @@
 """Calls to a sandbox's service process: files and commands. Everything runs on the bridge's loop.
 
-What comes back is hostile: it is bounded here, and neither parsed nor believed.
+What comes back is hostile: it is bounded here, and not believed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gvisor_kernel.link.service_messages import (
     MAX_SERVICE_MESSAGE,
     PROCESS,
     decode_call,
+    decode_service,
     encode_service,
 )
 
@@ -25,6 +26,8 @@ MAX_CALLS = 64
 MAX_HELD = 1024 * 1024 + MAX_SERVICE_MESSAGE
 """Bytes of answers to one call that its caller has not taken. A process that follows the rules has
 at most one large message under way, or a window of a command's output."""
+MAX_LEFT = 64 * 1024
+"""Bytes of a message about the process itself."""
 IDLE_SECONDS = 5.0
 """How long the process is kept without a call: it keeps its sandbox from being idle."""
 
@@ -47,6 +50,7 @@ class ServiceCalls:
         self._send = send
         self._calls: dict[int, _Call] = {}
         self._last = PROCESS
+        self._left = b""
         self._is_used = False
         """Whether there may be a process."""
         self._timer: asyncio.TimerHandle | None = None
@@ -110,6 +114,11 @@ class ServiceCalls:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_process)
 
+    def take_left(self) -> bytes:
+        """Return the last message about the process, for ``decode_service``, once; b"" if none."""
+        left, self._left = self._left, b""
+        return left
+
     def _end_process(self) -> None:
         if self._is_used and not self._calls:
             self._is_used = False
@@ -125,6 +134,9 @@ class ServiceCalls:
         except RemoteProtocolError:
             return
         if call == PROCESS:
+            if _has_entries(part):  # the kernel has ended; its end fails the calls, and says why
+                self._left = bytes(part)
+                return
             self.fail("The process for files and commands in the sandbox was ended.")
             return
         state = self._calls.get(call)
@@ -150,3 +162,13 @@ class ServiceCalls:
     def _fail(state: _Call, reason: str) -> None:
         state.failure = state.failure or reason
         state.changed.set()
+
+
+def _has_entries(part: Part) -> bool:
+    """Return whether a message about the process names the files that are left."""
+    if len(part) > MAX_LEFT:
+        return False
+    try:
+        return "entries" in decode_service(bytes(part)).content
+    except RemoteProtocolError:
+        return False

@@ -273,6 +273,43 @@ def add_place(command: argparse.ArgumentParser) -> None:
     place.add_argument("--prefix", metavar="P", help="in P/share/jupyter/kernels")
 
 
+def add_changes(add: Add) -> None:
+    """Add the commands ``changes``, ``apply`` and ``undo``, and their arguments."""
+    changes = add(
+        "changes",
+        "changes:run_changes",
+        "list what a kernel has changed in /workspace, against the folder on disk",
+        "What is not applied (gvisor-kernel apply) is gone with the sandbox.",
+    )
+    add_id(changes)
+    changes.add_argument("--diff", action="store_true", help="print the differences of texts")
+    add_json(changes)
+    apply = add(
+        "apply",
+        "changes:run_apply",
+        "write changes of a kernel to the folder on disk",
+        "A file that was changed on disk since the kernel was started is refused. Links and\n"
+        "special files are never written. The old files are kept for a while: gvisor-kernel undo.\n"
+        "The exit status is 1 if a change was refused.",
+    )
+    add_id(apply)
+    apply.add_argument(
+        "paths", metavar="PATH", nargs="+", help="as changes lists it; a folder: all below it"
+    )
+    apply.add_argument(
+        "--force", action="store_true", help="also replace what was changed on disk meanwhile"
+    )
+    undo = add(
+        "undo",
+        "changes:run_undo",
+        "undo what apply did",
+        "What was changed on disk since then stays. The exit status is 1 then.",
+    )
+    undo.add_argument(
+        "undo", metavar="ID", nargs="?", help="the id that apply printed (default: the last one)"
+    )
+
+
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add the option ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON for programs")

@@ -19,6 +19,7 @@ from gvisor_kernel import __version__
 from gvisor_kernel.cli.arguments import (
     HelpFormatter,
     Subparsers,
+    add_changes,
     add_egress,
     add_id,
     add_image,
@@ -52,6 +53,7 @@ GROUPS = {
     "kernels": ("install", "uninstall", "start", "launch", "mcp", "skills"),
     "information": ("doctor", "list", "logs", "transcript", "egress", "version"),
     "images and snapshots": ("image", "snapshot"),
+    "files": ("changes", "apply", "undo"),
     "maintenance": ("kill", "sync", "prune"),
 }
 """All commands, in the groups in which ``--help`` lists them."""
@@ -224,6 +226,8 @@ def make_parser() -> argparse.ArgumentParser:
         "Jupyter sees that the kernel has died, and may start a new one.",
     )
     add_id(kill)
+
+    add_changes(add)
 
     sync = add(
         "sync",

@@ -29,6 +29,7 @@ from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.idle_check import IdleCheck
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
+from gvisor_kernel.guest.unkept_files import UnkeptFiles
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
 METHODS: Dict[str, List[str]] = {
@@ -130,6 +131,8 @@ class Adapter:
         if self.flushes_on_demand:
             kernel._execute_sleep = 0
         shortcuts.reply_at_once(kernel, self._redirect_sends)
+        if hasattr(getattr(kernel, "shell", None), "events"):
+            kernel.shell.events.register("post_run_cell", UnkeptFiles().after_cell)
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
         interrupts.install_wake_handler()
         self.link.on_signal = partial(interrupts.wake_after_interrupt, later=self.link.run_later)

@@ -6,6 +6,8 @@ import ctypes
 import os
 import struct
 
+MS_BIND = 0x1000
+MNT_DETACH = 2
 CLONE_NEWUSER = 0x10000000
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
@@ -34,6 +36,17 @@ def mount(source: str, target: str, kind: str, options: str) -> None:
         options.encode(),
     )
     _check(result, f"mount {kind} on {target}")
+
+
+def bind(source: str, target: str) -> None:
+    """Show the folder ``source`` at ``target`` as well."""
+    result = _libc.mount(source.encode(), target.encode(), b"", ctypes.c_ulong(MS_BIND), None)
+    _check(result, f"bind {source} to {target}")
+
+
+def unmount(target: str) -> None:
+    """Call umount2(2), whoever uses what is mounted there."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
 
 
 def unshare_user() -> None:

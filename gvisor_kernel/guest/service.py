@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Deque, Dict, List, Optional, Tuple
 
-from gvisor_kernel.guest import process
+from gvisor_kernel.guest import identity, process
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
@@ -31,6 +31,8 @@ from gvisor_kernel.link.service_messages import (
 
 LENGTH = struct.Struct(">I")
 READ_SIZE = 256 * 1024
+MAX_LEFT, LEFT_SECONDS = 10, 0.2
+"""Files that are named at the end of a run, and how long they are looked for."""
 MAX_QUEUED = 1024 * 1024
 """Bytes of answers that may wait for the host. Above it nothing is read from the process."""
 
@@ -57,6 +59,16 @@ class Service:
     def resume(self, environment: Dict[str, str], cwd: str) -> None:
         """Continue the run of a snapshot with what its kernel gets."""
         self.begin({**self._environment, **environment}, cwd)
+
+    def tell_left(self) -> None:
+        """Tell the host which files of /workspace there are at the end of a run."""
+        from gvisor_kernel.guest.service_changes import find_changes
+
+        with suppress(OSError):
+            with identity.as_kernel():
+                found = find_changes(MAX_LEFT, LEFT_SECONDS, digests=False, only_written=True)
+            left = [entry[0] for entry in found["entries"]]
+            self._send(encode_service(PROCESS, {**found, "entries": left, "ended": True}))
 
     def stop(self) -> None:
         """End the process. What waits for it is dropped."""

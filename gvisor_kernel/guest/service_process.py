@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Any, Dict, NoReturn, Tuple
 
-from gvisor_kernel.guest import service_files, service_move
+from gvisor_kernel.guest import service_changes, service_files, service_move
 from gvisor_kernel.guest.service import LENGTH
 from gvisor_kernel.guest.service_command import Command, wait_for_background
 from gvisor_kernel.link import LocalProtocolError
@@ -135,6 +135,9 @@ class _Server:
             return service_files.write(content["path"], data, content["first"]), b""
         if what == "list":
             return service_files.list_folder(content["path"], content["limit"]), b""
+        if what == "changes":
+            asked = content["limit"], content["seconds"], content["digests"]
+            return service_changes.find_changes(*asked, under=content["under"]), b""
         if what == "rename":
             return service_move.rename(content["path"], content["target"]), b""
         return service_files.change(what, content["path"]), b""

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections import deque
-from typing import Deque, Dict, List, Optional, Tuple
+from typing import Deque, Dict, List, Mapping, Optional, Tuple
 
 from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import prepare_connection, unix_addresses
@@ -28,7 +28,7 @@ from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.relay import Relay
 from gvisor_kernel.guest.service import Service
-from gvisor_kernel.guest.workspace import refresh_workspace
+from gvisor_kernel.guest.workspace import refresh_workspace, show_outputs
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -241,6 +241,7 @@ class Supervisor:
         self._drop_held()
         self._egress.start(start.egress)
         self._service.begin(dict(start.environment), start.cwd)
+        self._show_outputs(dict(start.environment))
         self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
         own_end = kernel_end = None
@@ -285,10 +286,17 @@ class Supervisor:
         self._service.resume(dict(resume.environment), resume.cwd)
         with as_kernel():
             refresh_workspace()
+        self._show_outputs(dict(resume.environment))
         if self.passage is not None:
             self.passage.resume(resume)
         else:
             self.connection.send(Resumed(resume.run, False))
+
+    def _show_outputs(self, environment: Mapping[str, str]) -> None:
+        with as_kernel():
+            failure = show_outputs(environment)
+        if failure:
+            self._log.write(f"{failure}\n")
 
     def _send_signal(self, event: Signal) -> None:
         if self.kernel is None:
@@ -307,6 +315,8 @@ class Supervisor:
     def _reap(self) -> None:
         if process.reap(self.kernel) and self._drain_until is None:
             process.kill_everything()
+            self._service.stop()
+            self._service.tell_left()
             self._drain_until = time.monotonic() + DRAIN_SECONDS
             self._drain_end = time.monotonic() + MAX_DRAIN_SECONDS
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
+from typing import Mapping
 
 from gvisor_kernel.guest import identity, linux
 
@@ -12,7 +14,13 @@ UPLOADS = "/mnt/user-data/uploads"
 WORKSPACE = "/workspace"
 SCRATCH = "/run/gvisor-kernel/workspace"
 """A tmpfs of the size of the disk limit. Everything written to /workspace goes here."""
+UPPER = f"{SCRATCH}/upper"
 OUTPUTS = "/mnt/user-data/outputs"
+OWN_OUTPUTS = "outputs"
+"""The folder in /workspace at which the outputs are mounted."""
+VARIABLE = "GVISOR_KERNEL_WORKSPACE"
+"""The host's words about /workspace; see ``kernel/workspace.py``."""
+SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
 SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
 """tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
 
@@ -31,11 +39,56 @@ def mount_workspace() -> None:
     The effective uid must be the kernel's: gVisor accesses the lower layer as the mounting user.
     """
     linux.raise_capabilities()
-    upper, work = f"{SCRATCH}/upper", f"{SCRATCH}/work"
-    os.makedirs(upper, exist_ok=True)
+    work = f"{SCRATCH}/work"
+    os.makedirs(UPPER, exist_ok=True)
     os.makedirs(work, exist_ok=True)
-    options = f"lowerdir={UPLOADS},upperdir={upper},workdir={work}"
+    if not os.path.lexists(f"{UPLOADS}/{OWN_OUTPUTS}") or _is_folder(f"{UPLOADS}/{OWN_OUTPUTS}"):
+        # Before the mount: a folder that is made in an overlay hides one of the uploads, and those
+        # of a restored sandbox may have one.
+        os.makedirs(f"{UPPER}/{OWN_OUTPUTS}", exist_ok=True)
+    options = f"lowerdir={UPLOADS},upperdir={UPPER},workdir={work}"
     linux.mount("overlay", WORKSPACE, "overlay", options)
+
+
+def show_outputs(environment: Mapping[str, str]) -> str:
+    """Mount the outputs at /workspace/outputs if the host wants that; return why that fails.
+
+    The effective uid must be the kernel's. Called when no code of the sandbox runs, or only that of
+    a snapshot, which has not been given anything to do. The uploads belong to the host, and what is
+    in them may change at any time: so no link is followed.
+    """
+    whether = SHOWN in environment.get(VARIABLE, "").split()
+    try:
+        if whether == is_outputs():
+            return ""
+        linux.raise_capabilities()
+        if not whether:
+            linux.unmount(f"{WORKSPACE}/{OWN_OUTPUTS}")
+            return ""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        target = os.open(f"{WORKSPACE}/{OWN_OUTPUTS}", flags)
+        try:
+            os.fchdir(target)
+            linux.bind(OUTPUTS, ".")
+        finally:
+            os.chdir("/")
+            os.close(target)
+    except OSError as error:
+        return f"/workspace/{OWN_OUTPUTS} does not show the outputs: {error}"
+    return ""
+
+
+def is_outputs() -> bool:
+    """Return whether the outputs are mounted at /workspace/outputs."""
+    with contextlib.suppress(OSError):
+        own = os.lstat(f"{WORKSPACE}/{OWN_OUTPUTS}")
+        outputs = os.stat(OUTPUTS)
+        return (own.st_dev, own.st_ino) == (outputs.st_dev, outputs.st_ino)
+    return False
+
+
+def _is_folder(path: str) -> bool:
+    return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
 def refresh_workspace() -> None:

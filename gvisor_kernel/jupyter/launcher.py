@@ -11,9 +11,11 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.connection_info import CHANNELS
@@ -57,6 +59,7 @@ def run_launcher(connection_file: str, kernel_name: str) -> int:
 async def _serve(plan: KernelPlan) -> int:
     loop = asyncio.get_running_loop()
     kernel = SandboxedKernel()
+    control = ControlSocket(kernel)
     parent = os.getppid()
     stopping = asyncio.Event()
     interrupts: set[asyncio.Task[None]] = set()
@@ -77,6 +80,8 @@ async def _serve(plan: KernelPlan) -> int:
             launching.cancel()
             return 128 + signal.SIGTERM
         launching.result()
+        with suppress(OSError):  # a kernel works without it
+            await control.open()
         while (status := kernel.exit_status) is None and not stopping.is_set():
             await asyncio.wait({stopped}, timeout=0.1)
             if os.environ.get("JPY_PARENT_PID") and os.getppid() != parent:
@@ -86,4 +91,5 @@ async def _serve(plan: KernelPlan) -> int:
         return status if status >= 0 else 128 - status
     finally:
         stopped.cancel()
+        await control.close()
         await kernel.close()

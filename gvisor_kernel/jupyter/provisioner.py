@@ -20,6 +20,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
+from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
 from gvisor_kernel.egress.exposure import check_exposure
@@ -42,6 +43,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self.connection_info: KernelConnectionInfo = {}
         self._kernel: SandboxedKernel | None = None
         self._launched = False
+        self._control: ControlSocket | None = None
         self._plan: KernelPlan | None = None
 
     # -- start -----------------------------------------------------------------------------------
@@ -184,8 +186,18 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             self.log.error("%s", error)
             raise
         self._launched = True
+        await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)
         return self.connection_info
+
+    async def _open_control(self, kernel: SandboxedKernel) -> None:
+        """Let ``gvisor-kernel changes`` ask this kernel. A kernel works without it."""
+        try:
+            if self._control is None:
+                self._control = ControlSocket(kernel)
+            await self._control.open()
+        except OSError as error:
+            self.log.warning("gvisor-kernel changes cannot ask this kernel: %s", error)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -236,6 +248,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if self._kernel is None:
             return
         self._launched = False
+        if self._control is not None and not restart:
+            await self._control.close()
+            self._control = None
         if not restart:
             await self._kernel.close()
         elif self._plan is not None and self._plan.spec.restart != "kernel":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
+from gvisor_kernel.kernel.workspace import NAME, hides_uploads
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
@@ -80,6 +81,8 @@ def find_obstacle(plan: KernelPlan) -> str | None:
     """
     if are_uploads_covered(plan.spec, plan.request):
         return "the uploads contain Jupyter's own files, which the sandbox does not show"
+    if hides_uploads(plan.spec, plan.request.folder):
+        return f"the uploads have a file or link {NAME!r}, which a restored sandbox does not show"
     _, later = _split_variables(plan)
     if later and not _accepts_variables(plan):
         return f"this kernel cannot receive {_summarize_names(later)} after a restore"

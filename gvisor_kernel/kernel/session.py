@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import copy_context
@@ -29,6 +30,13 @@ from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
+from gvisor_kernel.kernel.workspace import (
+    OWN_OUTPUTS,
+    SHOWN,
+    VARIABLE,
+    describe_left,
+    describe_workspace,
+)
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
@@ -56,6 +64,8 @@ class SandboxedKernel:
         self._sandbox: Sandbox | None = None
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
+        self.started = 0.0
+        """Unix time at which the sandbox was started for this kernel."""
         self._undoing: set[asyncio.Task[None]] = set()
 
     # -- state, from any thread ------------------------------------------------------------------
@@ -179,6 +189,7 @@ class SandboxedKernel:
         """End the sandbox, but keep clients' sockets for the next launch. Idempotent."""
         self._sandbox = None
         if self._kernel is not None and not self._bridge.ended:
+            self._log_left(self._kernel)
             await self._bridge.run(self._kernel.end_sandbox())
 
     async def close(self) -> None:
@@ -207,7 +218,15 @@ class SandboxedKernel:
             await asyncio.wait(self._undoing)
         kernel, self._kernel, self._sandbox = self._kernel, None, None
         if kernel is not None:
+            self._log_left(kernel)
             await self._bridge.close_kernel(kernel)
+
+    def _log_left(self, kernel: KernelBridge) -> None:
+        """Log which files end with the sandbox."""
+        words = describe_left(kernel.service.take_left())
+        plan = self._plan
+        if words and self._logs_death and plan is not None and plan.spec.uploads is not None:
+            log.warning("%s: %s", plan.request.kernel_name, words)
 
     async def _launch(self, plan: KernelPlan) -> Address:
         self._launching = asyncio.current_task()
@@ -234,8 +253,9 @@ class SandboxedKernel:
             await kernel.wait_for_end()
             if self._may_reuse(kernel, plan) and await self._start_in_kept_sandbox(kernel, plan):
                 return kernel.address
+            self._log_left(kernel)
             await kernel.end_sandbox()
-            self._plan = plan
+            self._plan, self.started = plan, time.time()
             if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).supports_snapshots:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
@@ -270,11 +290,18 @@ class SandboxedKernel:
     async def _start(self, kernel: KernelBridge, plan: KernelPlan) -> None:
         sandbox = self._sandbox
         assert sandbox is not None
-        environment = kernel_variables(plan, sandbox.kernel_environment)
+        environment = await self._find_variables(plan, sandbox)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
         egress = self._egress_of(kernel, plan, sandbox)
         await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
         step("kernel's process started")
+
+    async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
+        describe = partial(describe_workspace, tells=self._logs_death)
+        words: dict[str, str] = await self._in_worker(describe, plan.spec, sandbox)
+        if self._kernel is not None and SHOWN not in words[VARIABLE].split():
+            self._kernel.note(OWN_OUTPUTS)
+        return {**kernel_variables(plan, sandbox.kernel_environment), **words}
 
     def _egress_of(
         self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox
@@ -332,7 +359,7 @@ class SandboxedKernel:
                 sandbox.log_path,
                 sandbox.transcripts,
                 restored.run,
-                kernel_variables(plan, sandbox.kernel_environment),
+                await self._find_variables(plan, sandbox),
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
                 egress=self._egress_of(kernel, plan, sandbox),

@@ -268,7 +268,7 @@ def test_what_is_moved_is_copied_if_it_must_be() -> None:
         assert files.read(f"{outputs}/a/n") == "m\n"
         whole = ". ./a ./a/n ./d ./d/e ./d/e/f ./d/l"
         assert tree() == whole
-        assert sandbox.shell("ls").stdout == "d2\np\n"
+        assert sandbox.shell("ls").stdout == "d2\noutputs\np\n"
         refused = (
             *(("d2", "d", "already"), ("p", "x/p", "device"), ("none", "x/y", "No such file")),
             *(

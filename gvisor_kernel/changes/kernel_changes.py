@@ -1,0 +1,369 @@
+"""The changes of one running kernel: listed, read, applied. Use it in any loop.
+
+What the sandbox answers is bounded and checked here; the folder on disk is opened anew each time,
+and only if it is still the one that the sandbox was shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import IO, Any, Literal
+
+from gvisor_kernel.changes.apply import AGAIN, Applying, explain, order, undo
+from gvisor_kernel.changes.backups import Backups, Head
+from gvisor_kernel.changes.change import (
+    MAX_CHANGES,
+    MAX_FILE,
+    Applied,
+    Change,
+    Changes,
+    ChangesError,
+    Claim,
+    Refused,
+    Undone,
+    is_path,
+)
+from gvisor_kernel.changes.claims import read_claims
+from gvisor_kernel.changes.compare import compare, list_claims
+from gvisor_kernel.changes.diff import diff_texts
+from gvisor_kernel.changes.folder import look, open_file
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.kernel.workspace import find_view
+from gvisor_kernel.link.service_messages import MAX_DATA
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.spec.layout import UPLOADS, WORKSPACE
+
+LOOK_SECONDS = 5.0
+"""How long the sandbox looks."""
+ANSWER_SECONDS = 20.0
+"""How long it is waited for."""
+READ_SECONDS = 30.0
+MAX_SHOWN = 8 * 1024 * 1024
+"""Bytes of a file that ``read`` returns."""
+MAX_SIZE = 2**63
+MEMORY = 1024 * 1024
+"""Bytes of a file that wait in memory, and not on disk, before it is written."""
+NO_FOLDER = "the kernel was shown no folder of this computer"
+OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
+UNSEEN = "it is so large that its content was not looked at; apply it with force"
+
+Side = Literal["old", "new"]
+
+
+class KernelChanges:
+    """What ``kernel`` has changed in /workspace, against the folder that it was shown."""
+
+    def __init__(self, kernel: SandboxedKernel) -> None:
+        self._kernel = kernel
+
+    async def list(self, under: Iterable[str] = ()) -> Changes:
+        """Return the changes, by path. ``under``: only those of these paths, as ``select`` does.
+
+        :raises ChangesError: when the sandbox does not answer as it should, or its folder on disk
+            is not there any more
+        :raises SandboxError: when no kernel runs
+        """
+        changes, _ = await self._look([name_path(path) for path in under])
+        return changes
+
+    async def read(self, path: str, side: Side) -> bytes | None:
+        """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
+
+        :raises ChangesError: when it cannot be read, or has more than MAX_SHOWN bytes
+        """
+        _check_path(path)
+        if side == "old":
+            return await asyncio.to_thread(self._read_old, path)
+        with tempfile.SpooledTemporaryFile(MEMORY) as file:
+            try:
+                await self._fetch(path, MAX_SHOWN, file)
+            except FileNotFoundError:
+                return None
+            file.seek(0)
+            return file.read()
+
+    async def diff(self, change: Change) -> str:
+        """Return the text diff of a change; a line that says why there is none."""
+        if change.type != "file":
+            return f"{change.path}: {change.type}\n"
+        try:
+            old = None if change.old_size is None else await self.read(change.path, "old")
+            new = None if change.kind == "removed" else await self.read(change.path, "new")
+        except ChangesError as error:
+            return f"{change.path}: {error.fact}\n"
+        return await asyncio.to_thread(diff_texts, change.path, old, new)
+
+    async def apply(self, wanted: Iterable[tuple[str, str]], *, force: bool = False) -> Applied:
+        """Apply changes to the folder on disk: each a path and the ``state`` that was looked at.
+
+        What has changed on one of both sides since then, and what is a conflict, is refused;
+        ``force`` takes it as it is now. Links and special files are never written.
+
+        :raises ChangesError: when nothing can be applied
+        """
+        states = dict(wanted)
+        if not states:
+            return Applied((), (), None)
+        if len(states) > MAX_CHANGES:
+            raise ChangesError(f"At most {MAX_CHANGES} changes can be applied at once.")
+        changes, claims = await self._look([path for path in states if is_path(path)])
+        found = {change.path: change for change in changes.changes}
+        root = await asyncio.to_thread(self._open)
+        if root is None:
+            raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
+        with root:
+            backup = await asyncio.to_thread(self._begin, root)
+            work = Applying(root, backup)
+            known = [found[path] for path in states if path in found]
+            for path in states.keys() - found.keys():
+                work.refuse(path, "it is no change, or not any more")
+            for change in sorted(known, key=order):
+                reason = _find_obstacle(change, states[change.path], force=force)
+                if reason is not None:
+                    work.refuse(change.path, reason)
+                    continue
+                await self._apply_one(work, root, change, claims.get(change.path), force)
+            if not work.applied:
+                await asyncio.to_thread(backup.remove)
+            return work.result
+
+    # -- inner -----------------------------------------------------------------------------------
+
+    async def _apply_one(
+        self, work: Applying, root: Opened, change: Change, claim: Claim | None, force: bool
+    ) -> None:
+        with tempfile.SpooledTemporaryFile(MEMORY) as file:
+            try:
+                if change.kind == "removed":
+                    await self._check_missing(change.path)
+                elif change.type == "file":
+                    assert claim is not None
+                    await self._fetch_claimed(claim, file, force)
+            except (ChangesError, FileNotFoundError) as error:
+                reason = error.fact if isinstance(error, ChangesError) else OTHER_CONTENT
+                work.refuse(change.path, reason)
+                return
+            file.seek(0)
+
+            def write() -> None:
+                try:
+                    disk = look(root, change.path)
+                except OSError as error:
+                    work.refuse(change.path, explain(error))
+                    return
+                text = "absent" if disk is None else disk.text
+                if text != change.state.split(" ")[0]:
+                    work.refuse(change.path, AGAIN)
+                    return
+                work.apply(change, disk, file)
+
+            await asyncio.to_thread(write)
+
+    async def _look(self, under: Sequence[str]) -> tuple[Changes, Mapping[str, Claim]]:
+        question = {
+            "do": "changes",
+            "limit": MAX_CHANGES,
+            "seconds": LOOK_SECONDS,
+            "digests": True,
+            "under": list(under),
+        }
+        content, _ = await self._ask(question, ANSWER_SECONDS)
+        started = self._kernel.started
+
+        def work() -> tuple[Changes, Mapping[str, Claim]]:
+            claims, more, total = read_claims(content)
+            root = self._open()
+            if root is None:
+                return list_claims(claims, NO_FOLDER, more=more, total=total), claims
+            with root:
+                ours = Backups.open().find_ours(self._find_id())
+                found = compare(root, claims, started, more=more, total=total, ours=ours)
+                return found, claims
+
+        return await asyncio.to_thread(work)
+
+    async def _check_missing(self, path: str) -> None:
+        question = {"do": "exists", "path": f"{WORKSPACE}/{path}"}
+        content, _ = await self._ask(question, READ_SECONDS)
+        if content.get("exists") is not False:
+            raise ChangesError(OTHER_CONTENT)
+
+    async def _fetch_claimed(self, claim: Claim, file: IO[bytes], force: bool) -> None:
+        if claim.size > MAX_FILE:
+            raise ChangesError(f"it has more than {MAX_FILE} bytes")
+        if not claim.digest and not force:
+            raise ChangesError(UNSEEN)
+        size, digest = await self._fetch(claim.path, claim.size, file)
+        if size != claim.size or claim.digest not in ("", digest):
+            raise ChangesError(OTHER_CONTENT)
+
+    async def _fetch(self, path: str, limit: int, file: IO[bytes]) -> tuple[int, str]:
+        """Write a file's content in the sandbox to ``file``; return its size and SHA-256.
+
+        :raises FileNotFoundError: when there is none
+        """
+        size, digest = 0, hashlib.sha256()
+        while True:
+            question = {"do": "read", "path": f"{WORKSPACE}/{path}", "offset": size}
+            content, data = await self._ask({**question, "size": MAX_DATA}, READ_SECONDS)
+            error, total = content.get("error"), content.get("total")
+            if error == "No such file or directory":
+                raise FileNotFoundError(path)
+            if isinstance(error, str):
+                raise ChangesError(f"it cannot be read in the sandbox ({error[:200]})")
+            if type(total) is not int or not 0 <= total < MAX_SIZE:
+                raise ChangesError(OTHER_CONTENT)
+            if total > limit or size + len(data) > limit:
+                raise ChangesError(f"it has more than {limit} bytes")
+            size += len(data)
+            digest.update(data)
+            await asyncio.to_thread(file.write, data)
+            if len(data) < MAX_DATA:
+                return size, digest.hexdigest()
+
+    async def _ask(
+        self, question: Mapping[str, object], seconds: float
+    ) -> tuple[dict[str, Any], bytes]:
+        call = await self._kernel.open_call(question)
+        try:
+            answer = await asyncio.wait_for(call.receive(), seconds)
+        except TimeoutError:
+            raise ChangesError(
+                f"The sandbox did not answer within {seconds:g} s.",
+                "its kernel may use all processors or be stopped: wait, or interrupt it.",
+            ) from None
+        finally:
+            with suppress(SandboxError):
+                await call.close()
+        if question["do"] not in ("read",) and "error" in answer.content:
+            raise ChangesError("The sandbox cannot look at its files.")
+        return answer.content, answer.data
+
+    def _find_view(self) -> MountView | None:
+        sandbox = self._kernel.sandbox
+        if sandbox is None:
+            raise ChangesError("The sandbox has ended, and its changes with it.")
+        return find_view(sandbox, UPLOADS)
+
+    def _find_id(self) -> str:
+        sandbox = self._kernel.sandbox
+        return "" if sandbox is None else sandbox.directory.name
+
+    def _open(self) -> Opened | None:
+        view = self._find_view()
+        if view is None or view.identity is None:
+            return None
+        try:
+            return reopen(view.source, view.identity)
+        except OSError as error:
+            raise ChangesError(
+                f"The folder {view.source} is not the one that the kernel was shown any more"
+                f" ({error.strerror}).",
+                "put it back where it was.",
+            ) from error
+
+    def _begin(self, root: Opened) -> Any:
+        return Backups.open().begin(Head(self._find_id(), root.path, Identity(*root.identity)))
+
+    def _read_old(self, path: str) -> bytes | None:
+        root = self._open()
+        if root is None:
+            return None
+        try:
+            with root, open_file(root, path) as file:
+                content = file.read(MAX_SHOWN + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ChangesError(f"it cannot be read on disk ({explain(error)})") from error
+        if len(content) > MAX_SHOWN:
+            raise ChangesError(f"it has more than {MAX_SHOWN} bytes")
+        return content
+
+
+def undo_apply(name: str | None = None) -> Undone:
+    """Undo an apply, by default the last one. Needs no sandbox. Blocks.
+
+    What cannot be undone stays, and can be tried again.
+
+    :raises ChangesError: when there is none, or its folder is not there any more
+    """
+    store = Backups.open()
+    backup = store.find(name) if name is not None else store.find_last()
+    try:
+        root = reopen(backup.head.folder, backup.head.identity, same_boot=False)
+    except OSError as error:
+        raise ChangesError(
+            f"The folder {backup.head.folder} is not there any more ({error.strerror}); the old"
+            f" files are in {backup.directory}."
+        ) from error
+    with root:
+        undone, refused = undo(root, backup, store)
+    if not refused:
+        backup.drop_files()
+    return Undone(backup.head.folder, tuple(undone), tuple(refused))
+
+
+def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
+    """Return the changes of ``paths``, of what is below them, and of new folders above them.
+
+    :raises ChangesError: when a path is no change
+    """
+    found = {change.path: change for change in changes.changes}
+    chosen: dict[str, Change] = {}
+    for text in paths:
+        path = name_path(text)
+        below = {p: c for p, c in found.items() if p == path or p.startswith(f"{path}/")}
+        if not below:
+            raise ChangesError(f"{text!r} is not changed in /workspace.")
+        for part in _parents(path):
+            if part in found and found[part].kind == "added":
+                chosen[part] = found[part]
+        chosen.update(below)
+    return list(chosen.values())
+
+
+def name_path(text: str) -> str:
+    """Return the path of a change that a person has named.
+
+    :raises ChangesError: when it is none in /workspace
+    """
+    path = text.removeprefix(f"{WORKSPACE}/").removeprefix("./").rstrip("/")
+    _check_path(path)
+    return path
+
+
+def note_more(result: Applied, listed: Changes) -> Applied:
+    """Return what ``apply`` did with changes that ``select`` has chosen from ``listed``."""
+    if not listed.more:
+        return result
+    left = Refused("…", "there may be more changes than are listed: apply the rest once more")
+    return replace(result, refused=(*result.refused, left))
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _find_obstacle(change: Change, state: str, *, force: bool) -> str | None:
+    if change.is_refused:
+        return change.conflict
+    if force:
+        return None
+    if change.state != state:
+        disk = state.partition(" ")[0]
+        return AGAIN if change.state.split(" ")[0] != disk else OTHER_CONTENT
+    return change.conflict
+
+
+def _check_path(path: str) -> None:
+    if not is_path(path):
+        raise ChangesError(f"{path!r} is no path in /workspace.")

@@ -1,0 +1,125 @@
+"""What a kernel is told about /workspace, and what is said of files that end with the sandbox.
+
+The words of the variable are read by PID 1 (``guest/supervisor.py``) and by the kernel
+(``guest/unkept_files.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.host.folders import open_real, reopen
+from gvisor_kernel.link import RemoteProtocolError
+from gvisor_kernel.link.service_messages import decode_service
+from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
+
+VARIABLE = "GVISOR_KERNEL_WORKSPACE"
+SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
+"""``SHOWN``: the outputs are at /workspace/outputs. ``KEPT``: they are a folder of the host.
+``EMPTY``: no folder is shown, as the notebook lies in a home or beside keys. ``TOLD``: a person is
+told of files that are not kept."""
+NAME = "outputs"
+OWN_OUTPUTS = (
+    "the notebook's folder has another file or folder called outputs: /workspace/outputs is a copy"
+    " of that, and what is kept is written to /mnt/user-data/outputs"
+)
+MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
+"""Of files that are named at the end: how many, characters of each, and how many are counted."""
+
+
+def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> dict[str, str]:
+    """Return the variable for a kernel in a sandbox. Looks at the disk: blocks.
+
+    ``tells``: whether a person uses the kernel, who expects files beside the notebook.
+    """
+    uploads = find_view(sandbox, UPLOADS)
+    outputs = find_view(sandbox, OUTPUTS)
+    words = []
+    if shows_outputs(uploads, outputs):
+        words.append(SHOWN)
+    if outputs is not None:
+        words.append(KEPT)
+    if uploads is None and spec.uploads == DEFAULTS.uploads:
+        words.append(EMPTY)
+    if tells and spec.uploads is not None:
+        words.append(TOLD)
+    return {VARIABLE: " ".join(words)}
+
+
+def shows_outputs(uploads: MountView | None, outputs: MountView | None) -> bool:
+    """Return whether /workspace/outputs can be the outputs.
+
+    It can if the uploads have nothing of that name, or this very folder. Another folder of that
+    name stays what it is: a person's files are not hidden.
+    """
+    if uploads is None:
+        return True
+    try:
+        folder = (
+            open_real(uploads.source)
+            if uploads.identity is None
+            else reopen(uploads.source, uploads.identity)
+        )
+        with folder:
+            status = os.stat(NAME, dir_fd=folder.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    if outputs is None:
+        return False
+    if outputs.identity is None:  # a copy in a Docker engine
+        return outputs.source == f"{uploads.source.rstrip('/')}/{NAME}"
+    return (status.st_dev, status.st_ino) == tuple(outputs.identity)
+
+
+def hides_uploads(spec: SandboxSpec, folder: Path) -> bool:
+    """Return whether the uploads have a file or link of the name of the folder for outputs, which a
+    restored sandbox would not show. Only for the choice of a snapshot."""
+    if spec.uploads is None:
+        return False
+    try:
+        mode = (folder / spec.uploads / NAME).lstat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISDIR(mode)
+
+
+def find_view(sandbox: Sandbox, target: str) -> MountView | None:
+    """Return the folder that is mounted at ``target``; None if that is in the sandbox's memory, or
+    is an empty folder of its state directory."""
+    found = next((view for view in sandbox.mounts if view.target == target), None)
+    if found is None or Path(found.source).parent == sandbox.directory.resolve():
+        return None
+    return found
+
+
+def describe_left(part: bytes) -> str:
+    """Return words about the files that PID 1 has named at the end of a run; "" if it named none.
+
+    ``part``: its message. Code of the sandbox has chosen the names, and may have chosen all of it.
+    """
+    try:
+        content = decode_service(part).content
+    except RemoteProtocolError:
+        return ""
+    names, total = content.get("entries"), content.get("total")
+    if not isinstance(names, list) or type(total) is not int or not 0 < len(names) <= MAX_LEFT:
+        return ""
+    shown = [_make_printable(name) for name in names if isinstance(name, str)]
+    rest = max(0, min(total, MAX_COUNT) - len(shown))
+    more = f" and {rest} more" if rest else ""
+    return (
+        f"files in /workspace that were not kept have ended with the sandbox: {', '.join(shown)}"
+        f"{more}. What is in /mnt/user-data/outputs is kept; `gvisor-kernel apply` copies"
+        " other files to your folder before the end."
+    )
+
+
+def _make_printable(name: str) -> str:
+    text = "".join(char if char.isprintable() else "?" for char in name)
+    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…"

@@ -1,0 +1,297 @@
+"""Changes are applied to a folder that others may change meanwhile, and undone."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.changes import backups, folder
+from gvisor_kernel.changes.apply import undo
+from gvisor_kernel.changes.backups import Backup, Backups
+from gvisor_kernel.changes.change import ChangesError, OnDisk
+from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.runtimes.state.records import state_root
+
+from .helpers import apply, begin, entry, find, open_root
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Path:
+    place = tmp_path / "shown"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def root(shown: Path) -> Iterator[Opened]:
+    with open_root(shown) as opened:
+        yield opened
+
+
+@pytest.fixture
+def backup(root: Opened) -> Iterator[Backup]:
+    made = begin(root)
+    yield made
+    made.remove()
+
+
+def names(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+def test_changes_are_written_and_undone(shown: Path, root: Opened, backup: Backup) -> None:
+    (shown / "old").write_text("before")
+    (shown / "old").chmod(0o640)
+    (shown / "gone" / "deep").mkdir(parents=True)
+    (shown / "gone" / "deep" / "file").write_text("kept")
+    before = names(shown)
+    found = find(
+        root,
+        entry("old"),
+        entry("gone", "removed"),
+        entry("new", what="folder"),
+        entry("new/file"),
+    )
+    result = apply(root, backup, found)
+    assert result.refused == ()
+    assert names(shown) == ["new", "new/file", "old"]
+    assert (shown / "old").read_text() == (shown / "new" / "file").read_text() == "new"
+    assert stat.S_IMODE((shown / "old").stat().st_mode) == 0o640
+    undone, refused = undo(root, backup, Backups.open())
+    assert len(undone) == 6
+    assert not refused
+    assert names(shown) == before
+    assert (shown / "old").read_text() == "before"
+    assert (shown / "gone" / "deep" / "file").read_text() == "kept"
+
+
+def test_no_bit_that_gives_rights_is_written(shown: Path, root: Opened, backup: Backup) -> None:
+    (shown / "old").write_text("before")
+    (shown / "old").chmod(0o6755)
+    apply(root, backup, find(root, entry("old"), entry("new")))
+    assert stat.S_IMODE((shown / "old").stat().st_mode) == 0o755
+    assert stat.S_IMODE((shown / "new").stat().st_mode) & 0o7111 == 0
+
+
+def test_what_has_changed_since_an_apply_is_not_undone(
+    shown: Path, root: Opened, backup: Backup
+) -> None:
+    (shown / "old").write_text("before")
+    apply(root, backup, find(root, entry("old"), entry("new")))
+    (shown / "old").write_text("mine")
+    undone, refused = undo(root, backup, Backups.open())
+    assert undone == ["new"]
+    assert [one.path for one in refused] == ["old"]
+    assert (shown / "old").read_text() == "mine"
+
+
+def change(kind: str, root: Opened, path: str, disk: OnDisk) -> None:
+    if kind == "written":
+        folder.replace_file(root, path, io.BytesIO(b"new"), disk)
+    else:
+        folder.remove(root, path, disk)
+
+
+def swap_for_link(shown: Path, outside: Path) -> None:
+    (shown / "a" / "file").unlink()
+    (shown / "a").rmdir()
+    (shown / "a").symlink_to(outside)
+
+
+def swap_file_for_link(shown: Path, outside: Path) -> None:
+    (shown / "a" / "file").unlink()
+    (shown / "a" / "file").symlink_to(outside / "file")
+
+
+def swap_for_fifo(shown: Path, outside: Path) -> None:
+    (shown / "a" / "file").unlink()
+    os.mkfifo(shown / "a" / "file")
+
+
+def swap_for_folder(shown: Path, outside: Path) -> None:
+    (shown / "a" / "file").unlink()
+    (shown / "a" / "file").mkdir()
+
+
+def swap_for_other_file(shown: Path, outside: Path) -> None:
+    (shown / "a" / "other").write_text("mine")
+    (shown / "a" / "other").rename(shown / "a" / "file")
+
+
+def write_into(shown: Path, outside: Path) -> None:
+    with (shown / "a" / "file").open("a") as file:
+        file.write("mine")
+
+
+SWAPS = [
+    *(swap_for_link, swap_file_for_link, swap_for_fifo, swap_for_folder),
+    *(swap_for_other_file, write_into),
+]
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("kind", ["written", "removed"])
+def test_what_was_swapped_after_the_look_is_left_alone(
+    swap: Callable[[Path, Path], None], kind: str, shown: Path, tmp_path: Path, root: Opened
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("secret")
+    (shown / "a").mkdir()
+    (shown / "a" / "file").write_text("before")
+    disk = folder.look(root, "a/file")
+    assert disk is not None
+    swap(shown, outside)
+    with pytest.raises(OSError):  # noqa: PT011 - each has an error of its own
+        change(kind, root, "a/file", disk)
+    assert (outside / "file").read_text() == "secret"
+    assert not [name for name in names(shown) if folder.PREFIX in name]
+    if swap in (swap_for_other_file, write_into):
+        assert (shown / "a" / "file").read_text().endswith("mine")
+
+
+@pytest.mark.parametrize("kind", ["written", "removed"])
+def test_a_file_that_is_swapped_in_the_last_moment_comes_back(
+    kind: str, shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shown / "file").write_text("before")
+    disk = folder.look(root, "file")
+    assert disk is not None
+    real = folder._make_facts
+    calls = 0
+
+    def look_and_swap(status: os.stat_result) -> OnDisk:
+        """After the last comparison, and before the step, another program saves the file."""
+        nonlocal calls
+        calls += 1
+        facts = real(status)
+        if calls == 1:
+            (shown / "other").write_text("mine")
+            (shown / "other").rename(shown / "file")
+        return facts
+
+    monkeypatch.setattr(folder, "_make_facts", look_and_swap)
+    with pytest.raises(folder.Changed):
+        change(kind, root, "file", disk)
+    assert names(shown) == ["file"]
+    assert (shown / "file").read_text() == "mine"
+
+
+def test_a_file_that_appears_is_not_replaced(shown: Path, root: Opened, backup: Backup) -> None:
+    found = find(root, entry("new"))
+    (shown / "new").write_text("mine")
+    (added,) = found.changes
+    with pytest.raises(FileExistsError):
+        folder.write_new(root, added.path, io.BytesIO(b"new"))
+    assert (shown / "new").read_text() == "mine"
+    assert names(shown) == ["new"]
+
+
+def test_another_name_of_a_replaced_file_keeps_its_content(
+    shown: Path, tmp_path: Path, root: Opened, backup: Backup
+) -> None:
+    (shown / "file").write_text("before")
+    (tmp_path / "elsewhere").hardlink_to(shown / "file")
+    apply(root, backup, find(root, entry("file")))
+    assert (tmp_path / "elsewhere").read_text() == "before"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_leaves_files_to_their_owners(shown: Path, root: Opened, backup: Backup) -> None:
+    (shown / "file").write_text("before")
+    os.chown(shown / "file", 12345, 12346)
+    os.chown(shown, 12345, 12345)
+    apply(root, backup, find(root, entry("file"), entry("new")))
+    assert ((shown / "file").stat().st_uid, (shown / "file").stat().st_gid) == (12345, 12346)
+    assert (shown / "new").stat().st_uid == 12345
+
+
+def test_a_folder_that_is_not_empty_is_not_removed(
+    shown: Path, root: Opened, backup: Backup
+) -> None:
+    (shown / "folder").mkdir()
+    found = find(root, entry("folder", "removed"))
+    (shown / "folder" / "mine").touch()
+    result = apply(root, backup, found)
+    assert [one.reason for one in result.refused] == ["the folder is not empty on disk"]
+    assert result.undo is None
+    assert names(shown) == ["folder", "folder/mine"]
+
+
+def test_only_so_many_backups_are_kept(
+    shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "MAX_KEPT", 3)
+    made = [begin(root) for _ in range(5)]
+    kept = list(Backups.open().newest_first())
+    assert len(kept) == 3
+    assert kept[0].id in {one.id for one in made}
+    place = state_root() / "undo"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    for one in kept:
+        one.remove()
+
+
+def test_a_journal_that_somebody_has_spoiled_undoes_nothing_elsewhere(
+    shown: Path, tmp_path: Path, root: Opened, backup: Backup
+) -> None:
+    (tmp_path / "file").write_text("secret")
+    lines = [
+        '["removed", "../file", null, 0, null, null]',
+        "[",
+        '["wrote", "/etc/x", "../../x", 0, null, null]',
+    ]
+    (backup.directory / backups.JOURNAL).write_text("\n".join(lines))
+    assert backup.read_journal() == []
+    with pytest.raises(ChangesError):
+        Backups.open().find("../sandboxes")
+    assert undo(root, backup, Backups.open()) == ([], [])
+
+
+def test_facts_of_what_was_applied_are_known_later(
+    shown: Path, root: Opened, backup: Backup
+) -> None:
+    apply(root, backup, find(root, entry("new")))
+    ours = Backups.open().find_ours("sandbox")
+    (again,) = find(root, entry("new", size=9), started=time.time() - 1000, ours=ours).changes
+    assert again.conflict is None
+
+
+def test_applies_are_undone_one_after_the_other_and_applied_again(
+    shown: Path, root: Opened
+) -> None:
+    (shown / "file").write_text("before")
+    made = [begin(root) for _ in range(2)]
+    for number, one in enumerate(made):
+        apply(root, one, find(root, entry("file")), b"new %d" % number)
+    store = Backups.open()
+    for content, one in (("new 0", made[1]), ("before", made[0])):
+        assert undo(root, one, store) == (["file"], [])
+        assert (shown / "file").read_text() == content
+        assert one.left() == []
+    ours = store.find_ours("sandbox")
+    (again,) = find(root, entry("file"), started=1.0, ours=ours).changes
+    assert again.conflict is None
+    for one in made:
+        with pytest.raises(ChangesError):
+            store.find(one.id)
+        one.remove()
+
+
+def test_an_undo_that_was_refused_in_part_can_be_tried_again(
+    shown: Path, root: Opened, backup: Backup
+) -> None:
+    (shown / "file").write_text("before")
+    apply(root, backup, find(root, entry("file"), entry("new")))
+    (shown / "new").rename(shown / "kept")
+    assert [one.path for one in undo(root, backup, Backups.open())[1]] == ["new"]
+    (shown / "kept").rename(shown / "new")
+    again = undo(root, backup, Backups.open())
+    assert again[0] == []
+    assert [one.path for one in again[1]] == ["new"]  # its name has changed since then

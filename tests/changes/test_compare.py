@@ -1,0 +1,154 @@
+"""What a sandbox says of its changes is checked, and compared with the folder on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.changes import compare as module
+from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, is_path
+from gvisor_kernel.changes.claims import read_claims
+from gvisor_kernel.changes.kernel_changes import select
+
+from .helpers import entry, find, open_root
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "..",
+        "a/../b",
+        "a//b",
+        "./a",
+        "a/.",
+        "a\0b",
+        "\ud800",
+        "x" * 256,
+        "a/" * 3000,
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_none(path: str) -> None:
+    assert not is_path(path)
+    with pytest.raises(ChangesError):
+        read_claims({"entries": [entry(path)], "total": 1, "more": False})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"entries": 3, "total": 1},
+        {"entries": [], "total": -1},
+        {"entries": [], "total": True},
+        {"entries": [entry("a"), entry("a")], "total": 2},
+        {"entries": [["a"]], "total": 1},
+        {"entries": [entry("a", "link")], "total": 1},
+        {"entries": [entry("a", what="device")], "total": 1},
+        {"entries": [entry("a", size=-1)], "total": 1},
+        {"entries": [entry("a", size=2**63)], "total": 1},
+        {"entries": [entry("a", digest="0" * 63)], "total": 1},
+        {"entries": [entry(str(n)) for n in range(MAX_CHANGES + 1)], "total": 1},
+    ],
+)
+def test_an_answer_that_is_none_is_refused(answer: dict[str, Any]) -> None:
+    with pytest.raises(ChangesError):
+        read_claims(answer)
+
+
+def test_names_with_markup_and_controls_are_names_like_others() -> None:
+    name = "<img src=x onerror=alert(1)>\x1b[2J\u202e"
+    claims, _, _ = read_claims({"entries": [entry(name)], "total": 1, "more": False})
+    assert list(claims) == [name]
+
+
+def test_added_changed_and_removed_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "same").write_text("abc")
+    (tmp_path / "other").write_text("abc")
+    (tmp_path / "gone").write_text("abc")
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "file").write_text("abc")
+    digest = hashlib.sha256(b"abc").hexdigest()
+    with open_root(tmp_path) as root:
+        found = find(
+            root,
+            entry("same", digest=digest),
+            entry("other", digest="0" * 64),
+            entry("new"),
+            entry("gone", "removed"),
+            entry("never", "removed"),
+            entry("folder", "removed"),
+            entry("made", what="folder"),
+        )
+    assert [(c.path, c.kind, c.type) for c in found.changes] == [
+        ("folder", "removed", "folder"),
+        ("folder/deep", "removed", "folder"),
+        ("folder/deep/file", "removed", "file"),
+        ("gone", "removed", "file"),
+        ("made", "added", "folder"),
+        ("new", "added", "file"),
+        ("other", "changed", "file"),
+    ]
+    assert not any(change.conflict for change in found.changes)
+
+
+def test_a_file_that_was_changed_on_disk_since_the_start_is_a_conflict(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("abc")
+    with open_root(tmp_path) as root:
+        (change,) = find(root, entry("a"), started=1.0).changes
+        assert change.conflict == module.LATER
+        assert not change.is_refused
+        (removed,) = find(root, entry("a", "removed"), started=1.0).changes
+        assert removed.conflict == module.LATER
+        ours = {change.state.split(" ")[0]}
+        (known,) = find(root, entry("a"), started=1.0, ours=ours).changes
+        assert known.conflict is None
+
+
+def test_links_and_special_files_are_refused_on_both_sides(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "file").write_text("abc")
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "link").symlink_to(secret)
+    os.mkfifo(shown / "fifo")
+    (shown / "folder").mkdir()
+    with open_root(shown) as root:
+        found = find(
+            root,
+            entry("a", what="other"),
+            entry("link/file"),
+            entry("link"),
+            entry("fifo"),
+            entry("folder"),
+        )
+    assert {c.path for c in found.changes if c.is_refused} == {
+        *("a", "link/file", "link", "fifo", "folder")
+    }
+
+
+def test_only_so_many_changes_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CHANGES", 5)
+    (tmp_path / "folder").mkdir()
+    for number in range(20):
+        (tmp_path / "folder" / str(number)).touch()
+    with open_root(tmp_path) as root:
+        found = find(root, entry("folder", "removed"))
+    assert len(found.changes) == 5
+    assert found.more
+
+
+def test_a_path_selects_what_is_below_it_and_new_folders_above_it(tmp_path: Path) -> None:
+    with open_root(tmp_path) as root:
+        found = find(
+            root, entry("a", what="folder"), entry("a/b", what="folder"), entry("a/b/c"), entry("d")
+        )
+    assert {c.path for c in select(found, ["/workspace/a/b"])} == {"a", "a/b", "a/b/c"}
+    with pytest.raises(ChangesError, match="not changed"):
+        select(found, ["nothing"])

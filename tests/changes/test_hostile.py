@@ -1,0 +1,194 @@
+"""A sandbox that lies about its files, or answers something else than it did at the look."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gvisor_kernel.changes import kernel_changes
+from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.change import Applied, ChangesError
+from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
+from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.link.service_messages import MAX_DATA, ServiceMessage
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.spec.layout import UPLOADS
+
+from .helpers import entry, open_root
+
+
+class Call:
+    def __init__(self, answer: ServiceMessage | None) -> None:
+        self.answer = answer
+
+    async def receive(self) -> ServiceMessage:
+        if self.answer is None:
+            await asyncio.Event().wait()
+        assert self.answer is not None
+        return self.answer
+
+    async def close(self) -> None:
+        pass
+
+
+class Kernel:
+    """A kernel whose sandbox answers what a test wants."""
+
+    def __init__(self, folder: Path, state: Path) -> None:
+        with open_root(folder) as root:
+            view = MountView(root.path, UPLOADS, True, root.identity)
+        self.sandbox = SimpleNamespace(mounts=(view,), directory=state)
+        self.started = 1e10
+        self.entries: list[list[object]] = []
+        self.content = b"new"
+        self.total: object = None
+        self.exists: object = False
+        self.is_silent = False
+
+    async def open_call(self, question: Mapping[str, Any], data: bytes = b"") -> Call:
+        if self.is_silent:
+            return Call(None)
+        content: dict[str, object] = {"exists": self.exists}
+        if question["do"] == "changes":
+            total = len(self.entries)
+            content = {"entries": self.entries, "total": total, "more": False}
+        elif question["do"] == "read":
+            total = len(self.content) if self.total is None else self.total
+            content = {"total": total}
+            data = self.content[question["offset"] :][: question["size"]]
+        return Call(ServiceMessage(1, content, data))
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "state").mkdir()
+    yield Kernel(tmp_path / "shown", tmp_path / "state")
+    for backup in list(Backups.open().newest_first()):
+        backup.remove()
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def apply_after(kernel: Kernel, change_it: Any = None, *, force: bool = False) -> Applied:
+    """Look, let the sandbox or the disk change, and apply what was looked at."""
+
+    async def work() -> Applied:
+        changes = KernelChanges(cast("SandboxedKernel", kernel))
+        found = await changes.list()
+        if change_it is not None:
+            change_it()
+        return await changes.apply([(c.path, c.state) for c in found.changes], force=force)
+
+    return asyncio.run(work())
+
+
+def reasons(result: Applied) -> list[str]:
+    assert not result.applied
+    assert result.undo is None
+    return [one.reason for one in result.refused]
+
+
+def test_what_was_looked_at_is_applied(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+    result = apply_after(kernel)
+    assert result.applied == ("a",)
+    assert (tmp_path / "shown" / "a").read_bytes() == b"new"
+
+
+def test_other_content_than_at_the_look_is_refused(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.entries = [entry("a", digest=digest(b"old"))]
+    assert reasons(apply_after(kernel)) == [OTHER_CONTENT]
+    assert reasons(apply_after(kernel, force=True)) == [OTHER_CONTENT]
+    assert not (tmp_path / "shown" / "a").exists()
+
+
+def test_a_claim_that_changes_after_the_look_is_refused(kernel: Kernel) -> None:
+    kernel.entries = [entry("a", digest=digest(b"old"))]
+
+    def change_it() -> None:
+        kernel.entries = [entry("a", digest=digest(b"new"))]
+
+    assert reasons(apply_after(kernel, change_it)) == [OTHER_CONTENT]
+
+
+def test_a_file_without_a_digest_needs_force(kernel: Kernel) -> None:
+    kernel.entries = [entry("a")]
+    assert reasons(apply_after(kernel)) == [UNSEEN]
+    assert apply_after(kernel, force=True).applied == ("a",)
+
+
+def test_a_file_that_never_ends_is_refused(kernel: Kernel) -> None:
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+    kernel.content = bytes(3 * MAX_DATA)
+    assert "more than 3 bytes" in reasons(apply_after(kernel))[0]
+    kernel.content, kernel.total = b"", 3
+    assert reasons(apply_after(kernel)) == [OTHER_CONTENT]
+    kernel.total = "3"
+    assert reasons(apply_after(kernel)) == [OTHER_CONTENT]
+
+
+def test_a_file_that_is_there_again_is_not_removed(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "shown" / "a").touch()
+    kernel.entries = [entry("a", "removed")]
+    kernel.exists = True
+    assert reasons(apply_after(kernel)) == [OTHER_CONTENT]
+    assert (tmp_path / "shown" / "a").exists()
+
+
+def test_paths_that_nobody_has_changed_are_refused(kernel: Kernel) -> None:
+    async def work() -> Applied:
+        changes = KernelChanges(cast("SandboxedKernel", kernel))
+        return await changes.apply([("../../etc/passwd", "x"), ("b", "absent removed")])
+
+    assert len(reasons(asyncio.run(work()))) == 2
+
+
+def test_a_file_that_changed_on_disk_after_the_look_is_refused(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    file = tmp_path / "shown" / "a"
+    file.write_text("before")
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+    assert "on disk" in reasons(apply_after(kernel, lambda: file.write_text("mine")))[0]
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_that_was_replaced_is_not_written(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+
+    def change_it() -> None:
+        (tmp_path / "shown").rename(tmp_path / "moved")
+        (tmp_path / "shown").symlink_to(tmp_path / "state")
+
+    with pytest.raises(ChangesError, match="not the one"):
+        apply_after(kernel, change_it)
+    assert os.listdir(tmp_path / "state") == []  # noqa: PTH208
+
+
+def test_a_sandbox_that_does_not_answer_is_not_waited_for(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_changes, "ANSWER_SECONDS", 0.01)
+    kernel.is_silent = True
+    with pytest.raises(ChangesError, match="did not answer"):
+        apply_after(kernel)
+
+
+def test_the_disks_side_is_read_without_links(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "shown" / "link").symlink_to(tmp_path / "secret")
+    changes = KernelChanges(cast("SandboxedKernel", kernel))
+    with pytest.raises(ChangesError):
+        asyncio.run(changes.read("link", "old"))
+    with pytest.raises(ChangesError):
+        asyncio.run(changes.read("../secret", "old"))
