@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FIRST_SECONDS = 1.0
 """The wait after the server's start, which has other things to do."""
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS = 2.0
 """The wait after each wish: a client may ask for another folder all the time, and each one costs a
 restore. Of the wishes meanwhile the last one counts."""
 USUAL = "gvisor-python"

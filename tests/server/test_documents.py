@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from jupyter_server.base.handlers import APIHandler
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client import registry as registries
 
 from gvisor_kernel.bridge.deaths import classify, explain_death, explain_loss
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.egress.audit import make_entry
+from gvisor_kernel.egress.audit import FILE, Audit, make_entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.kernel.facts import Death, KernelFacts, Start
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.server import sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
 from gvisor_kernel.server.events import SCHEMAS
 from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES
 from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
-from gvisor_kernel.server.refusals import is_refused
+from gvisor_kernel.server.refusals import Refusals, is_refused
+from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
 
 from ..world import PROJECT
 
@@ -39,11 +43,10 @@ def described(**facts: object) -> Described:
 def test_document_of_routes_names_each_route() -> None:
     """OpenAPI, the page for people and the handlers agree."""
     served = {
-        (method, re.sub(r"\(\?P<(\w+)>.*?\)(?=/|$)", r"{\1}", path).replace("\\", ""))
+        (method, re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", path).replace("\\", ""))
         for path, handler in ROUTES
         for method in ("get", "post", "put", "patch", "delete")
-        if method in {name for cls in handler.__mro__[:-8] for name in vars(cls)}
-        and getattr(handler, method) is not getattr(handler.__mro__[-3], method, None)
+        if getattr(handler, method) is not getattr(APIHandler, method)
     }
     document = json.loads(OPENAPI.read_text())
     assert served == {(m, path) for path, ops in document["paths"].items() for m in ops}
@@ -135,10 +138,43 @@ def test_page_for_people_names_each_event_and_metric(monkeypatch: pytest.MonkeyP
         )
     Metrics().show([])
     text = generate_latest(registry).decode()
-    names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+?)(?:_created)? ", text, re.MULTILINE))
+    names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
     assert len(names) == 7
     assert names == set(re.findall(r"^\| `(gvisor_kernel_\w+)`", REST, re.MULTILINE))
     dashboard = (PROJECT / "docs/grafana.json").read_text()
     used = set(re.findall(r"gvisor_kernel_\w+", dashboard))
     assert {re.sub(r"_(count|bucket)$", "", name) for name in used} == names
-    assert registries.REGISTRY is not registry
+
+
+class NoKernels:
+    """Stands for the kernel manager of a server without kernels."""
+
+    def list_kernel_ids(self) -> list[str]:
+        return []
+
+
+def test_flood_of_requests_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "KEEP_SECONDS", 3600.0)
+
+    async def flood() -> list[Snapshot]:
+        with ThreadPoolExecutor(1) as executor:
+            shown = Sandboxes(NoKernels(), executor)
+            together = await asyncio.gather(*(shown.read() for _ in range(100)))
+            return [*together, await shown.read()]
+
+    assert len({id(found) for found in asyncio.run(flood())}) == 1
+
+
+def test_refused_requests_are_read_once(tmp_path: Path) -> None:
+    refusals = Refusals(tmp_path)
+    assert refusals.read() is None
+    entry = make_entry(route="", method="GET", host="<h>", path="/", status=403, reason="no rule")
+    audit = Audit(tmp_path / FILE)
+    for _ in range(3):
+        assert audit.write(entry)
+    found = refusals.read()
+    assert found is not None
+    assert (found.entry.host, found.count) == ("<h>", 3)
+    assert refusals.read() is None
+    audit.close()
+    refusals.close()
