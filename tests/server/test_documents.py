@@ -7,6 +7,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from gvisor_kernel.egress.audit import FILE, Audit, make_entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.kernel.facts import Death, KernelFacts, Start
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.server import sandboxes
+from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
 from gvisor_kernel.server.events import SCHEMAS
 from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES
@@ -178,3 +179,35 @@ def test_refused_requests_are_read_once(tmp_path: Path) -> None:
     assert refusals.read() is None
     audit.close()
     refusals.close()
+
+
+SAYS = """
+import json, sys
+print(json.dumps({"ok": True, "checks": [{"name": "a", "fact": chr(27) + "[1m<b>"}]}))
+"""
+
+
+async def read_doctor(monkeypatch: pytest.MonkeyPatch, code: str, *, ends: bool = False) -> Any:
+    """Ask a doctor that runs ``code`` instead, and is asked three times at once."""
+    monkeypatch.setattr(doctor, "DOCTOR", ("-c", code))
+    asked = doctor.Doctor()
+    reading = [asyncio.create_task(asked.read()) for _ in range(3)]
+    await asyncio.sleep(0)
+    if ends:
+        while asked._process is None:
+            await asyncio.sleep(0)
+        await asked.end()
+    return await asyncio.gather(*reading, return_exceptions=True)
+
+
+def test_doctor_runs_once_and_its_texts_are_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asyncio.run(read_doctor(monkeypatch, SAYS))
+    assert found[0]["checks"] == [{"name": "a", "fact": "\\x1b[1m<b>"}]
+    assert found[0] is found[1] is found[2]
+
+
+def test_doctor_that_says_nothing_or_is_ended_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = "import sys; sys.stdin.close(); import signal; signal.pause()"
+    for code, ends in (("1", False), (sleeps, True)):
+        found = asyncio.run(read_doctor(monkeypatch, code, ends=ends))
+        assert [type(one) for one in found] == [doctor.DoctorFailed] * 3
