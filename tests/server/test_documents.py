@@ -23,7 +23,7 @@ from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
 from gvisor_kernel.server.events import SCHEMAS
-from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES
+from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES, shut_down
 from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
 from gvisor_kernel.server.refusals import Refusals, is_refused
@@ -211,3 +211,29 @@ def test_doctor_that_says_nothing_or_is_ended_has_failed(monkeypatch: pytest.Mon
     for code, ends in (("1", False), (sleeps, True)):
         found = asyncio.run(read_doctor(monkeypatch, code, ends=ends))
         assert [type(one) for one in found] == [doctor.DoctorFailed] * 3
+
+
+class Restarting:
+    """Stands for a kernel manager whose only kernel is being restarted."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.get_running_loop().create_future()
+        self.ended_after_restart: bool | None = None
+
+    def get_kernel(self, kernel_id: str) -> Restarting:
+        return self
+
+    async def shutdown_kernel(self, kernel_id: str, now: bool) -> None:
+        self.ended_after_restart = self.ready.done()
+
+
+def test_kernel_is_shut_down_after_its_restart() -> None:
+    """Jupyter's manager answers with an error otherwise, and may leave the kernel running."""
+
+    async def shut() -> bool | None:
+        manager = Restarting()
+        asyncio.get_running_loop().call_later(0.01, manager.ready.set_result, None)
+        await shut_down(manager, "1", now=True)
+        return manager.ended_after_restart
+
+    assert asyncio.run(shut())
