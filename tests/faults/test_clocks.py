@@ -31,6 +31,8 @@ FOR_PEOPLE = {
     ("egress/package_catalog.py", "_fetch_page"): "when a page was fetched, for later processes",
     ("egress/package_catalog.py", "_find_stored"): "the age of a page that another process fetched",
     ("host/log_files.py", "log_line"): "the time of a line in a log",
+    ("kernel/session.py", "_note_death"): "when a kernel died",
+    ("server/handlers.py", "note_activity"): "when a person was active, as Jupyter has it",
     ("images/importer.py", "import_image"): "when an image was imported",
     ("runtimes/docker/files.py", "_parents"): "the time of a folder in an archive",
     ("runtimes/docker/files.py", "archive"): "the time of a file in an archive",

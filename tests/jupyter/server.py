@@ -24,14 +24,18 @@ from .helpers import SECONDS, Message, wait_until
 
 
 class JupyterServer:
-    """``jupyter server`` on a free port. ``log`` contains all that it printed."""
+    """``jupyter server`` on a free port, with ``extensions`` beside those that are enabled in its
+    environment. ``log`` contains all that it printed."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, extensions: tuple[str, ...] = ()) -> None:
         self.folder = folder
+        self.extensions = dict.fromkeys(extensions, True)
         self.options = options
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self.url = ""
+        self.prefix = ""
+        """The server's base URL, without the slash at its end; ``url`` ends with it."""
         self._is_up = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -46,7 +50,7 @@ class JupyterServer:
             f"--ServerApp.port={port}",
             f"--ServerApp.root_dir={self.folder}",
             f"--IdentityProvider.token={self.token}",
-            "--ServerApp.jpserver_extensions={}",
+            f"--ServerApp.jpserver_extensions={self.extensions}",
             *(["--allow-root"] if os.geteuid() == 0 else []),
             *self.options,
         ]
@@ -78,7 +82,7 @@ class JupyterServer:
             for line in lines:
                 self.log.append(line)
                 if found := re.search(r"(http://127\.0\.0\.1:\d+)/", line):
-                    self.url = found[1]
+                    self.url = found[1] + self.prefix
                     self._is_up.set()
         self._is_up.set()
 

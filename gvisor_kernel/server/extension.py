@@ -1,0 +1,52 @@
+"""The extension itself: makes its parts when a server starts, and ends them with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_server.extension.application import ExtensionApp
+from traitlets import Bool
+
+from gvisor_kernel.server.handlers import make_routes
+from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.watch import Watch
+
+
+class GVisorServer(ExtensionApp):
+    """Shows the sandboxes of a server's kernels below ``<base_url>gvisor-kernel/api/``."""
+
+    name = "gvisor-kernel"
+    load_other_extensions = True
+
+    warm = Bool(
+        True,
+        help="""Whether snapshots that are missing are made, with the lowest priority, before a
+        kernel is started, and a sandbox is restored in advance for the folder that a person looks
+        at. Its memory is that of an idle kernel, for five minutes.""",
+    ).tag(config=True)
+
+    _parts: Parts | None = None
+    _watch: Watch | None = None
+
+    def initialize_settings(self) -> None:
+        """Make the parts. Called by the server as it loads the extension."""
+        self._parts = Parts.make(self.serverapp, warm=self.warm)
+
+    def initialize_handlers(self) -> None:
+        """Add the routes. Called by the server after ``initialize_settings``."""
+        assert self._parts is not None
+        self.handlers.extend(make_routes(self._parts))
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Begin to watch. Called by the server once its loop runs."""
+        assert self._parts is not None
+        self._watch = Watch(self._parts.events, self._parts.executor, self._parts.sandboxes.facts)
+        self._watch.start()
+        self._parts.warmer.start()
+
+    async def stop_extension(self) -> None:
+        """End the parts. Called as the server stops."""
+        if self._watch is not None:
+            await self._watch.end()
+        if self._parts is not None:
+            await self._parts.end()

@@ -1,0 +1,223 @@
+"""The REST API. Who may ask is decided by Jupyter's server: token or cookie, authorizer, XSRF.
+
+Each route has one handler. ``openapi.json`` and docs/rest.md describe them; a test compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.utils import ensure_async
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+
+from gvisor_kernel.server.doctor import DoctorFailed
+from gvisor_kernel.server.documents import make_sandbox
+from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
+from gvisor_kernel.server.warming import NotOurs, OutsideRoot
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+PREFIX = r"/gvisor-kernel/api"
+READY_SECONDS = 10.0
+"""How long a restart that is under way is waited for before a kernel is shut down."""
+MAX_BODY = 64 * 1024
+OPENAPI = Path(__file__).with_name("openapi.json")
+KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
+
+
+class Handler(APIHandler):
+    """Base class: authorization is asked for the resource ``gvisor-kernel``."""
+
+    auth_resource = "gvisor-kernel"
+    # Polling is no activity: a server that ends when nobody uses it must still end.
+    _track_activity = False
+
+    def initialize(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def answer(self, document: Any) -> None:
+        """Answer with JSON that no cache keeps."""
+        self.set_header("Cache-Control", "no-store")
+        self.finish(document)
+
+    def note_activity(self) -> None:
+        """Count this request as a person's activity."""
+        self.settings["api_last_activity"] = datetime.now(UTC)
+
+    def check_kernel(self, kernel_id: str) -> None:
+        """:raises HTTPError: 404 for a kernel that is not this server's, or not in a sandbox"""
+        if not self.parts.sandboxes.has(kernel_id):
+            raise web.HTTPError(404, "This server has no kernel of this id in a sandbox.")
+
+
+class SandboxesHandler(Handler):
+    """``GET sandboxes``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        known = await self.parts.sandboxes.read()
+        self.answer(
+            {
+                "sandboxes": [make_sandbox(one) for one in known.sandboxes.values()],
+                "leftovers": list(known.leftovers),
+            }
+        )
+
+
+class KernelHandler(Handler):
+    """``GET kernels/{kernel_id}``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel_id: str) -> None:
+        self.check_kernel(kernel_id)
+        known = (await self.parts.sandboxes.read()).sandboxes.get(kernel_id)
+        if known is None:
+            raise web.HTTPError(404, "This kernel has no sandbox yet.")
+        self.answer(make_sandbox(known))
+
+
+class RecordedHandler(Handler):
+    """Base class of what the bridge has written about a sandbox."""
+
+    kind: Kind
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel_id: str) -> None:
+        self.check_kernel(kernel_id)
+        count = self._count_lines()
+        facts = self.parts.sandboxes.facts().get(kernel_id)
+        lines: list[str] = []
+        if facts is not None and facts.directory is not None:
+            lines = await self.parts.recorded.read(self.kind, facts.directory)
+        self.answer({"lines": lines[-count:]})
+
+    def _count_lines(self) -> int:
+        text = self.get_query_argument("lines", str(DEFAULT_LINES))
+        if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text) > 0):
+            raise web.HTTPError(400, "lines must be a whole number above 0.")
+        return min(int(text), MAX_LINES)
+
+
+class LogHandler(RecordedHandler):
+    """``GET kernels/{kernel_id}/log``"""
+
+    kind = "log"
+
+
+class TranscriptHandler(RecordedHandler):
+    """``GET kernels/{kernel_id}/transcript``"""
+
+    kind = "transcript"
+
+
+class StopHandler(Handler):
+    """``POST kernels/{kernel_id}/stop``: the kernel may end by itself before its sandbox does."""
+
+    now = False
+
+    @web.authenticated
+    @authorized
+    async def post(self, kernel_id: str) -> None:
+        self.check_kernel(kernel_id)
+        self.note_activity()
+        try:
+            await shut_down(self.parts.kernel_manager, kernel_id, now=self.now)
+        except (KeyError, web.HTTPError) as error:  # another client was faster
+            raise web.HTTPError(404, "This kernel has ended.") from error
+        except asyncio.InvalidStateError as error:
+            message = "This kernel is being restarted. Try again."
+            raise web.HTTPError(409, message) from error
+        self.set_status(204)
+        self.finish()
+
+
+async def shut_down(manager: Any, kernel_id: str, *, now: bool) -> None:
+    """Let Jupyter shut a kernel down, after a restart that is under way: it cannot do both at once.
+
+    :raises KeyError, HTTPError: when the manager has no such kernel
+    :raises InvalidStateError: when it is being restarted, for longer than READY_SECONDS
+    """
+    ready = getattr(manager.get_kernel(kernel_id), "ready", None)
+    if isinstance(ready, asyncio.Future):
+        await asyncio.wait({ready}, timeout=READY_SECONDS)
+    await ensure_async(manager.shutdown_kernel(kernel_id, now=now))
+
+
+class KillHandler(StopHandler):
+    """``POST kernels/{kernel_id}/kill``: at once."""
+
+    now = True
+
+
+class DoctorHandler(Handler):
+    """``GET doctor``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        try:
+            findings = await self.parts.doctor.read()
+        except DoctorFailed as error:
+            raise web.HTTPError(503, str(error)) from error
+        self.answer(findings)
+
+
+class WarmHandler(Handler):
+    """``POST warm``"""
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        try:
+            body = parse_json(self.request.body, MAX_BODY)
+        except JsonError as error:
+            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
+        name, path = (
+            (body.get("kernel_name"), body.get("path", "")) if isinstance(body, dict) else (0, 0)
+        )
+        if not isinstance(name, str) or not isinstance(path, str):
+            raise web.HTTPError(400, "The body must have the texts kernel_name and path.")
+        try:
+            accepted = await self.parts.warmer.request(name, path)
+        except NotOurs as error:
+            message = "There is no kernelspec of this name that starts kernels in sandboxes."
+            raise web.HTTPError(404, message) from error
+        except OutsideRoot as error:
+            raise web.HTTPError(400, "The path is not below the server's root.") from error
+        self.set_status(202)
+        self.answer({"accepted": accepted})
+
+
+class OpenApiHandler(Handler):
+    """``GET openapi.json``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.answer(OPENAPI.read_text())
+
+
+ROUTES: tuple[tuple[str, type[Handler]], ...] = (
+    ("/sandboxes", SandboxesHandler),
+    (f"/kernels/{KERNEL}", KernelHandler),
+    (f"/kernels/{KERNEL}/log", LogHandler),
+    (f"/kernels/{KERNEL}/transcript", TranscriptHandler),
+    (f"/kernels/{KERNEL}/stop", StopHandler),
+    (f"/kernels/{KERNEL}/kill", KillHandler),
+    ("/doctor", DoctorHandler),
+    ("/warm", WarmHandler),
+    (r"/openapi\.json", OpenApiHandler),
+)
+
+
+def make_routes(parts: Parts) -> list[tuple[str, type[Handler], dict[str, Any]]]:
+    """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
+    return [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
