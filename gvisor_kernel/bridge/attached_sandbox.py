@@ -49,6 +49,8 @@ class AttachedSandbox:
         self.sandbox: LinkedSandbox | None = None
         self.memory: MemoryWatch | None = None
         """The watch of this sandbox, or of the last one."""
+        self._received = self._sent = 0
+        """Bytes on links before this one."""
         self._identity = identity
         self._exchange = exchange
         self._records = records
@@ -70,6 +72,13 @@ class AttachedSandbox:
     def linked(self) -> bool:
         """Whether there is a link that has not ended."""
         return self.link is not None and not self.link.ended
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes that were received and sent on all links so far. Any thread."""
+        link = self.link
+        received, sent = (link.received, link.sent) if link is not None else (0, 0)
+        return self._received + received, self._sent + sent
 
     # -- begin and end ---------------------------------------------------------------------------
 
@@ -107,6 +116,7 @@ class AttachedSandbox:
         """:raises LocalProtocolError: when ``resume`` is too large"""
         sandbox = self.sandbox
         assert sandbox is not None
+        self._received, self._sent = self.carried
         sleep = SleepPolicy(lambda: not self._exchange.pending, self._on_sleep_change)
         self._exchange.link = SandboxLink(
             *(sandbox, self._on_event, self._on_end, self._exchange.resume_reading),

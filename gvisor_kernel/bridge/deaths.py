@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
+from typing import Literal
 
 from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.wire import WireMessage, new_message
@@ -12,6 +13,17 @@ from gvisor_kernel.link.frames import Part
 
 UNEXPECTED = "The kernel ended unexpectedly "
 """The beginning of the reason for an exit that was not requested."""
+EXCESS = "The kernel used "
+LOSS = "The kernel's sandbox is gone: "
+
+
+def classify(reason: str) -> Literal["memory", "sandbox", "signal", "exit"]:
+    """Return the class of a reason that this module made, for counts."""
+    if reason.startswith(EXCESS):
+        return "memory"
+    if reason.startswith(LOSS):
+        return "sandbox"
+    return "signal" if reason.startswith(f"{UNEXPECTED}by signal") else "exit"
 
 
 def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") -> str:
@@ -40,13 +52,13 @@ def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> st
     if memory is not None and memory.has_killed():
         return describe_excess(memory.used, memory.limit)
     words = f' gVisor failed with "{panic}".' if panic else ""
-    return f"The kernel's sandbox is gone: {reason.removesuffix('.')}.{words}"
+    return f"{LOSS}{reason.removesuffix('.')}.{words}"
 
 
 def describe_excess(used: int, limit: int) -> str:
     """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
     return (
-        f"The kernel used {describe_size(used)} of memory; its limit is {describe_size(limit)}. "
+        f"{EXCESS}{describe_size(used)} of memory; its limit is {describe_size(limit)}. "
         "It was ended. To allow more, raise the setting memory_limit (for example "
         f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
         "configuration, memory_limit in the kernelspec, or memory= of a Sandbox), and restart the "

@@ -128,6 +128,23 @@ class KernelBridge:
         return self._attached.sandbox if self._attached.linked else None
 
     @property
+    def memory_used(self) -> int | None:
+        """Bytes that the sandbox held at the last measurement; None without one. Any thread."""
+        memory = self._attached.memory
+        return memory.used if memory is not None and self._attached.linked else None
+
+    @property
+    def paused(self) -> bool:
+        """Whether the sandbox is stopped until the next message. Any thread."""
+        link = self._link
+        return link is not None and not link.ended and link.stopped
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes that were received from sandboxes and sent to them so far. Any thread."""
+        return self._attached.carried
+
+    @property
     def _link(self) -> SandboxLink | None:
         return self._exchange.link
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import describe_status, explain_death, explain_loss
@@ -49,6 +50,8 @@ class KernelRun:
         """Whether the kernel has replied to a request."""
         self.logs_death = True
         """Whether a death is logged as a warning. Not where a command reports it as its error."""
+        self.on_death: Callable[[str], None] | None = None
+        """Called with the reason of each death; must not raise."""
         self._name = name
         self._exchange = exchange
         self._attached = attached
@@ -101,6 +104,8 @@ class KernelRun:
                 log.warning("%s", line)
         self._records.note(reason)
         self._exchange.show_death(reason)
+        if self.on_death is not None:
+            self.on_death(reason)
 
     async def _find_last_line(self) -> str:
         """Return the last line that a kernel wrote which never answered; else nothing.

@@ -93,6 +93,8 @@ class SandboxLink:
         self.ended = False
         self.stopped = False
         """The sandbox is stopped. The next frame that is written resumes it."""
+        self.received = self.sent = 0
+        """Bytes so far."""
         self._sandbox = sandbox
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
@@ -151,6 +153,7 @@ class SandboxLink:
             self.end("the sandbox ended")
             return 0
         self._received = True
+        self.received += len(data)
         self._wake()  # the guest was not idle after all
         began = self._loop.time()
         try:
@@ -233,6 +236,7 @@ class SandboxLink:
             except OSError:  # EPIPE: the reading side reports the reason
                 self._watch_writable(False)
                 return
+            self.sent += written
             self._pending = self._pending[written:]
 
     def _watch_writable(self, wanted: bool) -> None:

@@ -49,6 +49,12 @@ def read_start_time(pid: int) -> int | None:
     return None if not fields or fields[0] in "ZX" else int(fields[19])
 
 
+def read_cpu_seconds(pid: int) -> float:
+    """Return the CPU time of ``pid`` and of its children that were waited for; 0 if it is gone."""
+    fields = _read_stat(pid)
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if len(fields) > 14 else 0.0
+
+
 def is_stopped(pid: int) -> bool:
     """Whether ``pid`` was stopped by a signal, such as SIGSTOP."""
     return _read_stat(pid)[:1] == ["T"]

@@ -149,6 +149,30 @@ def make_packages_plan(settings: Mapping[str, Any], kernel_name: str, config: Co
     )
 
 
+def make_plan_ahead(
+    kernel_name: str, kernel_spec: Any, folder: Path, application: Any
+) -> KernelPlan | None:
+    """Make the plan of a kernel that a running server may start in ``folder``, from its settings.
+
+    ``application``: the server's, whose configuration holds. Returns None if the server starts
+    kernels of ``kernel_spec`` without our provisioner.
+
+    :raises GvisorKernelError: when a setting is wrong, or the kernel's program cannot be used
+    """
+    stanza = kernel_spec.metadata.get("kernel_provisioner", {})
+    default = KernelProvisionerFactory(parent=application).default_provisioner_name
+    if stanza.get("provisioner_name", default) != PROVISIONER:
+        return None
+    provisioner = GVisorProvisioner(
+        kernel_id="",
+        kernel_spec=kernel_spec,
+        parent=None,
+        config=application.config,
+        **stanza.get("config", {}),
+    )
+    return provisioner.plan_ahead(kernel_name, folder)
+
+
 def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
     """Make a plan from a kernelspec, Jupyter's configuration and the address in ``info``.
 

@@ -27,6 +27,7 @@ from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.connection_info import CHANNELS, describe_address, new_key
+from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
@@ -72,9 +73,29 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self, spec: SandboxSpec, environment: dict[str, str], cwd: Any, extra: list[str]
     ) -> KernelPlan:
         manager = self.parent
-        python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         folder = choose_folder(cwd, manager)
         name = getattr(manager, "kernel_name", "") or self.kernel_spec.display_name
+        return self._make_plan_of(name, folder, spec, environment, extra)
+
+    def plan_ahead(self, kernel_name: str, folder: Path) -> KernelPlan:
+        """Return the plan of a kernel that a server may start in ``folder``; make nothing.
+
+        Its key and address are no kernel's: it is for snapshots and spares.
+
+        :raises GvisorKernelError: when a setting is wrong, or the kernel's program cannot be used
+        """
+        return self._make_plan_of(kernel_name, folder, self.sandbox_spec(), dict(os.environ), [])
+
+    def _make_plan_of(
+        self,
+        name: str,
+        folder: Path,
+        spec: SandboxSpec,
+        environment: dict[str, str],
+        extra: list[str],
+    ) -> KernelPlan:
+        manager = self.parent
+        python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
         return KernelPlan(
@@ -197,6 +218,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def poll(self) -> int | None:
         """Return None while the kernel lives, else its exit status. Called every few seconds."""
         return self._kernel.exit_status if self._kernel is not None and self._launched else 0
+
+    def describe(self) -> KernelFacts | None:
+        """Return what is known of the kernel and its sandbox; None before the first launch."""
+        return self._kernel.describe() if self._kernel is not None else None
 
     async def wait(self) -> int | None:
         """Wait until the kernel has ended. Jupyter sets a timeout."""

@@ -9,19 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
+from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import close_sandbox
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
+from gvisor_kernel.kernel.facts import (
+    Death,
+    Died,
+    Happenings,
+    KernelFacts,
+    Start,
+    Started,
+    StartKind,
+    State,
+)
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
@@ -30,6 +42,7 @@ from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step, tracing
 
 T = TypeVar("T")
@@ -55,6 +68,12 @@ class SandboxedKernel:
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
         self._undoing: set[asyncio.Task[None]] = set()
+        self._planned: KernelPlan | None = None
+        """The plan of the last launch, also of one that is under way or has failed."""
+        self._way: StartKind = "cold"
+        """How the launch that is under way starts its kernel."""
+        self._start_facts: Start | None = None
+        self._last_death: Death | None = None
 
     # -- state, from any thread ------------------------------------------------------------------
 
@@ -83,6 +102,41 @@ class SandboxedKernel:
     def sandbox(self) -> Sandbox | None:
         """The sandbox of the last launch; None if there is none, or it was ended."""
         return self._sandbox
+
+    def describe(self) -> KernelFacts | None:
+        """Return what is known of the kernel and its sandbox; None before the first launch."""
+        kernel, sandbox, plan = self._kernel, self._sandbox, self._planned
+        if plan is None:
+            return None
+        state: State = "ended"
+        if self._launching is not None:
+            state = "starting"
+        elif kernel is not None and kernel.alive:
+            state = "stopped" if kernel.paused else "running"
+        received, sent = kernel.carried if kernel is not None else (0, 0)
+        stats = kernel.stats if kernel is not None else None
+        facts = KernelFacts(
+            state=state,
+            kernel_name=plan.request.kernel_name,
+            folder=plan.request.folder,
+            spec=plan.spec,
+            routes=plan.routes,
+            start=self._start_facts,
+            last_death=self._last_death,
+            received=received,
+            sent=sent,
+        )
+        if sandbox is None:
+            return facts
+        return replace(
+            facts,
+            identity=sandbox.identity,
+            directory=sandbox.directory,
+            mounts=tuple(sandbox.mounts),
+            transcripts=sandbox.transcripts is not None,
+            memory_used=kernel.memory_used if kernel is not None else None,
+            processes=stats.processes if stats is not None else None,
+        )
 
     def host_path(self, path: str) -> Path | None:
         """Return the host's path of the mounted file that the kernel knows as ``path``.
@@ -189,10 +243,17 @@ class SandboxedKernel:
             await self._bridge.close_kernel(kernel)
 
     async def _launch(self, plan: KernelPlan) -> Address:
-        self._launching = asyncio.current_task()
+        self._launching, self._planned = asyncio.current_task(), plan
+        began = time.monotonic()
         try:
             with tracing():
-                return await self._launch_or_undo(plan)
+                address = await self._launch_or_undo(plan)
+            start = Start(self._way, time.monotonic() - began)
+            if start.kind != "restart":
+                self._start_facts = start
+            request = plan.request
+            Happenings.instance().tell(Started(request.kernel_id, request.kernel_name, start))
+            return address
         finally:
             self._launching = None
 
@@ -205,16 +266,18 @@ class SandboxedKernel:
             root = state_root() / "sockets"
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
             self._kernel.run.logs_death = self._logs_death
+            self._kernel.run.on_death = self._note_death
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between
                 kernel.expect_end(restart=True)
                 await kernel.kill()
             await kernel.wait_for_end()
+            self._way = "restart"
             if self._may_reuse(kernel, plan) and await self._start_in_kept_sandbox(kernel, plan):
                 return kernel.address
             await kernel.end_sandbox()
-            self._plan = plan
+            self._plan, self._way = plan, "cold"
             if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).supports_snapshots:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
@@ -225,7 +288,7 @@ class SandboxedKernel:
                     await self._restore(kernel, plan)
                     return kernel.address
                 except NoSnapshot as error:
-                    reason = error.fact
+                    reason, self._way = error.fact, "cold"
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
@@ -245,6 +308,12 @@ class SandboxedKernel:
                 raise type(error)(error.fact, hint, error.detail) from error
             raise
         return kernel.address
+
+    def _note_death(self, reason: str) -> None:
+        self._last_death = death = Death(time.time(), classify(reason), reason)
+        if self._plan is not None:
+            request = self._plan.request
+            Happenings.instance().tell(Died(request.kernel_id, request.kernel_name, death))
 
     async def _start(self, kernel: KernelBridge, plan: KernelPlan) -> None:
         sandbox = self._sandbox
@@ -301,7 +370,14 @@ class SandboxedKernel:
         :raises GvisorKernelError: see ``restore``
         """
         runtime = get_runtime(plan.spec.runtime)
-        take_spare = partial(SpareKeeper.instance().take, plan)
+        self._way = "snapshot"
+
+        def take_spare(key: SnapshotKey) -> Sandbox | None:
+            spare = SpareKeeper.instance().take(plan, key)
+            if spare is not None:
+                self._way = "spare"
+            return spare
+
         restored = await self._in_worker(restore, runtime, plan, take_spare)
         sandbox = restored.sandbox
         try:

@@ -24,10 +24,12 @@ from .helpers import SECONDS, Message, wait_until
 
 
 class JupyterServer:
-    """``jupyter server`` on a free port. ``log`` contains all that it printed."""
+    """``jupyter server`` on a free port, with ``extensions`` beside those that are enabled in its
+    environment. ``log`` contains all that it printed."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, extensions: tuple[str, ...] = ()) -> None:
         self.folder = folder
+        self.extensions = dict.fromkeys(extensions, True)
         self.options = options
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
@@ -46,7 +48,7 @@ class JupyterServer:
             f"--ServerApp.port={port}",
             f"--ServerApp.root_dir={self.folder}",
             f"--IdentityProvider.token={self.token}",
-            "--ServerApp.jpserver_extensions={}",
+            f"--ServerApp.jpserver_extensions={self.extensions}",
             *(["--allow-root"] if os.geteuid() == 0 else []),
             *self.options,
         ]

@@ -1,0 +1,123 @@
+"""What is known of one kernel and its sandbox from outside: frozen facts, for whoever shows them.
+
+Starts and ends nothing, and reads nothing from inside a sandbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.egress.routes import Route
+from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.runtimes.base import MountView
+
+State: TypeAlias = Literal["starting", "running", "stopped", "ended"]
+"""``stopped``: the kernel is idle, and its sandbox is paused until the next message."""
+StartKind: TypeAlias = Literal["cold", "snapshot", "spare", "restart"]
+"""How a kernel was started: in a new sandbox, in one restored from a snapshot, in one that was
+restored ahead, or again in the sandbox of the kernel before it."""
+DeathKind: TypeAlias = Literal["memory", "sandbox", "signal", "exit"]
+"""Why a kernel died: over its memory limit, with its sandbox, by a signal, by an exit of its
+own."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a sandbox got its first kernel, and how many seconds that took."""
+
+    kind: StartKind
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Death:
+    """An end that nobody asked for. ``when``: seconds since the epoch. ``reason``: may quote the
+    kernel."""
+
+    when: float
+    kind: DeathKind
+    reason: str
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """A kernel and its sandbox. Without a sandbox (it starts, or has ended) ``identity`` and
+    ``directory`` are None.
+
+    ``memory_used``: bytes at the last measurement, at most 0.1 s old. ``processes``: as the guest
+    said last. ``received``, ``sent``: bytes on the links of this kernel so far.
+    """
+
+    state: State
+    kernel_name: str
+    folder: Path
+    spec: SandboxSpec
+    routes: tuple[Route, ...] = ()
+    identity: str | None = None
+    directory: Path | None = None
+    mounts: tuple[MountView, ...] = ()
+    transcripts: bool = False
+    memory_used: int | None = None
+    processes: int | None = None
+    start: Start | None = None
+    last_death: Death | None = None
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A kernel of this process was started."""
+
+    kernel_id: str
+    kernel_name: str
+    start: Start
+
+
+@dataclass(frozen=True)
+class Died:
+    """A kernel of this process ended, and nobody had asked for that."""
+
+    kernel_id: str
+    kernel_name: str
+    death: Death
+
+
+Happening: TypeAlias = Started | Died
+Watcher: TypeAlias = Callable[[Happening], None]
+
+
+class Happenings(PerProcess):
+    """Tells watchers what happens to the kernels of this process. Use ``instance()``. Any thread.
+
+    A watcher is called on the bridge's loop, so it only passes the event on, and raises nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watchers: tuple[Watcher, ...] = ()
+        self._changing = ThreadLock()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Call ``watcher`` for each event from now on."""
+        with self._changing:
+            self._watchers = (*self._watchers, watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Call ``watcher`` no more. Idempotent."""
+        with self._changing:
+            self._watchers = tuple(other for other in self._watchers if other != watcher)
+
+    def tell(self, happening: Happening) -> None:
+        """Call all watchers."""
+        for watcher in self._watchers:
+            watcher(happening)
+
+    def end(self) -> None:
+        """Tell nobody any more. Called when the process exits."""
+        self._watchers = ()

@@ -1,0 +1,146 @@
+"""The JSON documents of the REST API. Pure functions: the facts come from elsewhere.
+
+Names, paths and reasons may be anybody's text. They are text in the JSON, without control
+characters; whoever shows them escapes them for the place where they are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gvisor_kernel import __version__
+from gvisor_kernel.cli.output import printable
+from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of
+from gvisor_kernel.egress.patterns import split_authority
+from gvisor_kernel.kernel.facts import KernelFacts
+from gvisor_kernel.spec import layout
+
+DESCRIPTIONS = {
+    layout.UPLOADS: "the notebook's folder, which the kernel can only read; /workspace is a copy of"
+    " it that ends with the sandbox",
+    layout.OUTPUTS: "outputs: what the kernel writes here is kept",
+    layout.SKILLS_PUBLIC: "skills of this user",
+    layout.SKILLS_EXAMPLES: "examples of skills",
+    layout.TRANSCRIPTS: "the transcript of this kernel",
+}
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the host knows of a sandbox beside its kernel's facts.
+
+    ``created``: seconds since the epoch. ``cpu_seconds``: of all its processes. ``runsc``: its
+    release, or nothing. ``is_home``: the notebook's folder is not shown, as it holds a home.
+    ``has_log``: whether there is a log to read.
+    """
+
+    created: float | None = None
+    cpu_seconds: float | None = None
+    runsc: str = ""
+    is_home: bool = False
+    has_log: bool = False
+
+
+@dataclass(frozen=True)
+class Described:
+    """One kernel of a server: its name in Jupyter, its facts and those of its host."""
+
+    kernel_id: str
+    display_name: str
+    language: str
+    facts: KernelFacts
+    host: HostFacts
+
+
+def make_sandbox(described: Described) -> dict[str, Any]:
+    """Return the document of one sandbox. Times are in seconds, sizes in bytes."""
+    facts, host = described.facts, described.host
+    death = facts.last_death
+    folders = {view.target: view.source for view in facts.mounts}
+    return {
+        "kernel_id": described.kernel_id,
+        "id": None if facts.directory is None else facts.directory.name,
+        "identity": facts.identity,
+        "kernel_name": printable(facts.kernel_name),
+        "display_name": printable(described.display_name),
+        "language": printable(described.language),
+        "state": facts.state,
+        "memory": {"used": facts.memory_used, "limit": facts.spec.memory_limit},
+        "cpu_seconds": host.cpu_seconds,
+        "processes": facts.processes,
+        "image": printable(facts.spec.image),
+        "created": host.created,
+        "folder": printable(str(facts.folder)),
+        "mounts": list(make_mounts(facts)),
+        "egress": [make_route(route) for route in facts.routes],
+        "start": None
+        if facts.start is None
+        else {"kind": facts.start.kind, "seconds": round(facts.start.seconds, 3)},
+        "last_death": None
+        if death is None
+        else {"when": death.when, "reason": printable(death.reason)},
+        "release": {"gvisor_kernel": __version__, "runsc": host.runsc},
+        "log": host.has_log,
+        "transcript": facts.transcripts,
+        "workspace": {
+            "uploads": _text(folders.get(layout.UPLOADS)),
+            "outputs": _text(folders.get(layout.OUTPUTS)),
+            "is_home": host.is_home,
+        },
+    }
+
+
+def make_mounts(facts: KernelFacts) -> Iterator[dict[str, Any]]:
+    """Yield the documents of the folders of the host that a sandbox shows.
+
+    What this package puts there itself is left out.
+    """
+    chosen = {mount.target for mount in facts.spec.mounts}
+    for view in facts.mounts:
+        description = DESCRIPTIONS.get(view.target)
+        if description is None and view.target in chosen:
+            description = "a folder of the setting mounts"
+        if description is None:
+            own = facts.directory is not None and is_within(view.source, str(facts.directory))
+            if own or is_within(view.target, layout.GUEST):
+                continue
+            description = "programs of this computer, for the kernel's Python"
+        yield {
+            "source": printable(view.source),
+            "target": printable(view.target),
+            "read_only": view.read_only,
+            "description": description,
+        }
+
+
+def make_route(route: Route) -> dict[str, Any]:
+    """Return the document of a route to the network; nothing of its credential."""
+    hosts: tuple[str, ...] = ()
+    if isinstance(route, HostsRoute):
+        hosts = route.hosts
+    elif isinstance(route, UrlRoute):
+        authority = route.url.partition("://")[2].partition("/")[0]
+        found = split_authority(authority)
+        hosts = (authority if found is None else found[0],)
+    return {
+        "name": printable(route.name),
+        "kind": kind_of(route),
+        "hosts": [printable(host) for host in hosts],
+    }
+
+
+def make_leftover(identifier: str, folder: str, created: float) -> dict[str, Any]:
+    """Return the document of a sandbox whose owner has died."""
+    return {
+        "id": printable(identifier),
+        "state": "orphaned",
+        "folder": printable(folder),
+        "created": created,
+    }
+
+
+def _text(path: str | None) -> str | None:
+    return None if path is None else printable(path)
