@@ -11,22 +11,32 @@ export interface Actions {
   log(sandbox: Sandbox): void;
   transcript(sandbox: Sandbox): void;
   changes(sandbox: Sandbox): void;
+  /** Whether the server can show changes; it is asked when the page begins. */
+  offersChanges(): boolean;
 }
+
+/** The actions of buttons. */
+export type Action = Exclude<keyof Actions, 'offersChanges'>;
 
 export class Card {
   readonly node = element('div', { class: 'gk-card' });
   private readonly facts = element('dl', { class: 'gk-facts' });
   private readonly heading = element('h2');
   private sandbox: Sandbox;
+  private readonly changesButton: HTMLButtonElement;
   private readonly logButton: HTMLButtonElement;
   private readonly transcriptButton: HTMLButtonElement;
 
-  constructor(sandbox: Sandbox, actions: Actions) {
+  constructor(
+    sandbox: Sandbox,
+    private readonly actions: Actions
+  ) {
     this.sandbox = sandbox;
-    const act = (label: string, action: keyof Actions): HTMLButtonElement =>
+    const act = (label: string, action: Action): HTMLButtonElement =>
       button(label, () => {
         actions[action](this.sandbox);
       });
+    this.changesButton = act('Changes', 'changes');
     this.logButton = act('Log', 'log');
     this.transcriptButton = act('Transcript', 'transcript');
     this.node.append(
@@ -35,7 +45,7 @@ export class Card {
       element(
         'div',
         { class: 'gk-buttons' },
-        act('Changes', 'changes'),
+        this.changesButton,
         this.logButton,
         this.transcriptButton,
         act('Restart', 'restart'),
@@ -48,6 +58,7 @@ export class Card {
   /** ``now`` is the time of day in seconds, as the server's times are. */
   update(sandbox: Sandbox, now: number): void {
     this.sandbox = sandbox;
+    this.changesButton.hidden = !this.actions.offersChanges();
     this.logButton.hidden = !sandbox.hasLog;
     this.transcriptButton.hidden = !sandbox.hasTranscript;
     replace(this.heading, sandbox.displayName || sandbox.kernelName);

@@ -7,6 +7,7 @@ import {
   type Finding,
   type Sandbox,
   type Sandboxes,
+  fieldsOf,
   readApplied,
   readChanges,
   readFindings,
@@ -44,6 +45,12 @@ export type Side = 'old' | 'new';
 
 export class SandboxClient {
   constructor(private readonly send: Send) {}
+
+  /** Whether this server's half can show and apply changes: its description says so. */
+  async offersChanges(): Promise<boolean> {
+    const { paths } = fieldsOf(await this.get('openapi.json'));
+    return Object.keys(fieldsOf(paths)).some(path => path.endsWith('/changes'));
+  }
 
   /** The sandbox of a kernel; null if the kernel is none of ours or the server lacks our half. */
   async kernel(id: string): Promise<Sandbox | null> {

@@ -86,6 +86,13 @@ function makeActions(
       done();
     }
   };
+  let changesOffered = false;
+  client.offersChanges().then(
+    offered => {
+      changesOffered = offered;
+    },
+    () => undefined // a server without our half; it answers nothing else either
+  );
   const nameOf = (it: Sandbox): string => it.displayName || it.kernelName;
   return {
     restart: it =>
@@ -124,6 +131,7 @@ function makeActions(
         () => new LinesWidget(id, `Transcript: ${nameOf(it)}`, () => client.transcript(it.kernelId))
       );
     },
+    offersChanges: () => changesOffered,
     changes: it => {
       open(
         app,
@@ -199,7 +207,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     });
     commands.addCommand(Commands.changes, {
       label: 'Show the Changes of This Kernel',
-      isEnabled: () => current.current !== null,
+      isEnabled: () => current.current !== null && actions.offersChanges(),
       execute: () => {
         if (current.current !== null) {
           actions.changes(current.current);

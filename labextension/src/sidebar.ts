@@ -1,6 +1,6 @@
 /** The content of the sidebar: this server's sandboxes, what earlier ones left, and doctor. */
 
-import type { Actions } from './card.js';
+import type { Action, Actions } from './card.js';
 import type { SandboxClient } from './client.js';
 import { messageOf } from './client.js';
 import type { Finding, Leftover, Sandbox, Sandboxes } from './contract.js';
@@ -18,20 +18,22 @@ class Row {
   private readonly cpu = new Plot('cpu');
   private readonly cpuText = element('span', { class: 'gk-state' });
   private readonly death = element('p', { class: 'gk-warning' });
+  private readonly changesButton: HTMLButtonElement;
   private readonly logButton: HTMLButtonElement;
   private readonly buttons: readonly (readonly [HTMLButtonElement, string])[];
 
   constructor(
     private sandbox: Sandbox,
-    actions: Actions
+    private readonly actions: Actions
   ) {
-    const act = (label: string, action: keyof Actions): HTMLButtonElement =>
+    const act = (label: string, action: Action): HTMLButtonElement =>
       button(label, () => {
         actions[action](this.sandbox);
       });
+    this.changesButton = act('Changes', 'changes');
     this.logButton = act('Log', 'log');
     const named: readonly (readonly [HTMLButtonElement, string])[] = [
-      [act('Changes', 'changes'), 'Changes of'],
+      [this.changesButton, 'Changes of'],
       [this.logButton, 'Log of'],
       [act('Restart', 'restart'), 'Restart'],
       [act('Stop', 'stop'), 'Stop'],
@@ -64,6 +66,7 @@ class Row {
     const death = sandbox.lastDeath;
     this.death.hidden = death === null;
     setText(this.death, death === null ? '' : `Died last: ${death.reason}`);
+    this.changesButton.hidden = !this.actions.offersChanges();
     this.logButton.hidden = !sandbox.hasLog;
     for (const [node, verb] of this.buttons) {
       node.setAttribute('aria-label', `${verb} ${name}, ${sandbox.folder}`);

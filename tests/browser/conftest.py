@@ -48,12 +48,17 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")  # its kernels are gone when the module is done
 def server(
+    request: pytest.FixtureRequest,
     world: World,
     programs: tuple[str, str],
     tmp_path_factory: pytest.TempPathFactory,
     artifacts: Path,
 ) -> Iterator[LabServer]:
-    server = LabServer(tmp_path_factory.mktemp("lab"), artifacts / "jupyterlab.log")
+    server = LabServer(
+        tmp_path_factory.mktemp("lab"),
+        artifacts / "jupyterlab.log",
+        getattr(request.module, "BASE_URL", "/"),
+    )
     world.add_kernelspec(
         "gvisor-wrong-setting",
         {

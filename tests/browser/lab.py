@@ -51,10 +51,11 @@ WAIT_SECONDS = scale_seconds(60)
 class LabServer:
     """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
-    def __init__(self, base: Path, log_path: Path) -> None:
+    def __init__(self, base: Path, log_path: Path, base_url: str = "/") -> None:
         self.base = base
         self.folder = base / "notebooks"
         self.log_path = log_path
+        self.base_url = base_url
         self.url = ""
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
@@ -83,6 +84,7 @@ class LabServer:
                 "--ServerApp.ip=127.0.0.1",
                 f"--ServerApp.port={port}",
                 "--ServerApp.port_retries=50",
+                f"--ServerApp.base_url={self.base_url}",
                 f"--ServerApp.root_dir={self.folder}",
                 f"--IdentityProvider.token={self.token}",
                 "--LabApp.extension_manager=readonly",
@@ -118,7 +120,7 @@ class LabServer:
                 log.flush()
                 # The port may differ from the requested one; the line after "is running at" has it.
                 if not self.url and (match := re.search(r"http://127\.0\.0\.1:\d+/", line)):
-                    self.url = match[0]
+                    self.url = match[0] + self.base_url.removeprefix("/")
                     self._running.set()
         self._running.set()
 
@@ -210,7 +212,7 @@ class LabPage:
 
     def pick_kernel(self, display_name: str) -> None:
         """Click the kernel's card under "Notebook" in the launcher."""
-        self.find(f'.jp-LauncherCard[data-category="Notebook"][title="{display_name}"]').click()
+        self.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]').click()
 
     def dialog(self) -> str:
         """Return the text of the dialog that JupyterLab shows."""
