@@ -1,7 +1,7 @@
 /** The card of one sandbox: what it is, what it sees, how it started, and how it last died. */
 
-import type { Sandbox } from './contract.js';
-import { type Child, button, element, replace } from './dom.js';
+import type { Mount, Sandbox } from './contract.js';
+import { type Child, button, element, replace, setText } from './dom.js';
 import { describeMemory, describeStart, describeState, formatSeconds } from './format.js';
 
 export interface Actions {
@@ -23,6 +23,8 @@ export class Card {
   private readonly facts = element('dl', { class: 'gk-facts' });
   private readonly heading = element('h2');
   private sandbox: Sandbox;
+  private names = '';
+  private values: { readonly node: HTMLElement; key: string | null }[] = [];
   private readonly changesButton: HTMLButtonElement;
   private readonly logButton: HTMLButtonElement;
   private readonly transcriptButton: HTMLButtonElement;
@@ -61,59 +63,113 @@ export class Card {
     this.changesButton.hidden = !this.actions.offersChanges();
     this.logButton.hidden = !sandbox.hasLog;
     this.transcriptButton.hidden = !sandbox.hasTranscript;
-    replace(this.heading, sandbox.displayName || sandbox.kernelName);
-    replace(this.facts, ...factsOf(sandbox, now));
+    setText(this.heading, sandbox.displayName || sandbox.kernelName);
+    this.showFacts(factsOf(sandbox, now));
+  }
+
+  /** Draws only what is new: a list that was unfolded, and the focus in it, stay. */
+  private showFacts(facts: readonly Fact[]): void {
+    const names = facts.map(fact => fact.name).join('\n');
+    if (names !== this.names) {
+      this.names = names;
+      this.values = facts.map(() => ({ node: element('dd'), key: null }));
+      replace(
+        this.facts,
+        ...facts.flatMap((fact, index) => [
+          element('dt', {}, fact.name),
+          this.values[index]?.node ?? null
+        ])
+      );
+    }
+    facts.forEach((fact, index) => {
+      const value = this.values[index];
+      if (value !== undefined && value.key !== fact.key) {
+        value.key = fact.key;
+        replace(value.node, fact.draw());
+      }
+    });
   }
 }
 
-function factsOf(sandbox: Sandbox, now: number): Node[] {
-  const rows: Node[] = [];
-  const row = (name: string, ...value: readonly Child[]): void => {
-    rows.push(element('dt', {}, name), element('dd', {}, ...value));
+/** One fact: its name, and what is drawn only if the text has changed. */
+interface Fact {
+  readonly name: string;
+  readonly key: string;
+  readonly draw: () => Child;
+}
+
+function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
+  const facts: Fact[] = [];
+  const add = (name: string, text: string, draw?: () => Node): void => {
+    facts.push({ name, key: text, draw: draw ?? (() => text) });
   };
-  row('Sandbox', sandbox.identity ? `${sandbox.identity} (${sandbox.id})` : sandbox.id);
-  row('State', describeState(sandbox));
-  row('Memory', describeMemory(sandbox));
+  add('Sandbox', sandbox.id);
+  if (sandbox.identity && sandbox.identity !== sandbox.id) {
+    add('Identity', sandbox.identity);
+  }
+  add('State', sandbox.state === 'starting' ? describeState(sandbox) : sandbox.state);
+  add('Memory', describeMemory(sandbox));
   if (sandbox.cpuSeconds !== null) {
-    row('CPU', `${formatSeconds(sandbox.cpuSeconds)} used`);
+    add('CPU', `${formatSeconds(sandbox.cpuSeconds)} used`);
   }
   if (sandbox.processes !== null) {
-    row('Processes', `${sandbox.processes}`);
+    add('Processes', `${sandbox.processes}`);
   }
-  row('Image', sandbox.image || 'this computer’s Python');
-  row('Folder', sandbox.folder);
-  row('Mounts', sandbox.mounts.length > 0 ? mountsOf(sandbox) : 'none');
-  row('Network', sandbox.egress.length > 0 ? routesOf(sandbox) : 'none');
+  add('Image', sandbox.image === 'host' ? 'host: the programs of this computer' : sandbox.image);
+  add('Folder', sandbox.folder);
+  add('Mounts', JSON.stringify(sandbox.mounts), () => mountsOf(sandbox));
+  if (sandbox.egress.length > 0) {
+    add('Network', JSON.stringify(sandbox.egress), () => routesOf(sandbox));
+  } else {
+    add('Network', 'none');
+  }
   if (sandbox.created > 0) {
-    row('Age', formatSeconds(Math.max(0, now - sandbox.created)));
+    add('Age', formatSeconds(Math.max(0, now - sandbox.created)));
   }
   if (sandbox.start !== null) {
     const { kind, seconds } = sandbox.start;
-    row('Start', `${describeStart(kind)}, ${formatSeconds(seconds)}`);
+    add('Start', `${describeStart(kind)}, ${formatSeconds(seconds)}`);
   }
   if (sandbox.lastDeath !== null) {
     const { when, reason } = sandbox.lastDeath;
-    row('Last death', `${formatSeconds(Math.max(0, now - when))} ago: ${reason}`);
+    add('Last death', `${formatSeconds(Math.max(0, now - when))} ago: ${reason}`);
   }
-  row('Releases', `gvisor-kernel ${sandbox.release.gvisorKernel}, runsc ${sandbox.release.runsc}`);
-  return rows;
+  add('Releases', `gvisor-kernel ${sandbox.release.gvisorKernel}, runsc ${sandbox.release.runsc}`);
+  return facts;
 }
 
+/** What is shown at its own path are programs of this computer: many, and seldom looked at. */
 function mountsOf(sandbox: Sandbox): HTMLElement {
+  const same = sandbox.mounts.filter(mount => mount.readOnly && mount.source === mount.target);
+  const others = sandbox.mounts.filter(mount => !same.includes(mount));
   return element(
-    'ul',
+    'div',
     {},
-    ...sandbox.mounts.map(mount =>
-      element(
-        'li',
-        {},
-        element('code', {}, mount.target),
-        mount.source ? ' is ' : '',
-        mount.source ? element('code', {}, mount.source) : null,
-        mount.readOnly ? ' (read-only)' : '',
-        mount.description ? `: ${mount.description}` : ''
-      )
-    )
+    others.length > 0 ? element('ul', {}, ...others.map(showMount)) : null,
+    same.length > 0
+      ? element(
+          'details',
+          {},
+          element('summary', {}, `${same.length} of this computer, read-only, at the same path`),
+          element(
+            'ul',
+            {},
+            ...same.map(mount => element('li', {}, element('code', {}, mount.target)))
+          )
+        )
+      : null
+  );
+}
+
+function showMount(mount: Mount): HTMLElement {
+  return element(
+    'li',
+    {},
+    element('code', {}, mount.target),
+    mount.source ? ' is ' : '',
+    mount.source ? element('code', {}, mount.source) : null,
+    mount.readOnly ? ' (read-only)' : '',
+    mount.description ? `: ${mount.description}` : ''
   );
 }
 

@@ -171,23 +171,25 @@ export class CurrentSandbox {
     if (session === null) {
       return;
     }
+    const id = session.session?.kernel?.id;
+    let sandbox: Sandbox | null;
     try {
-      const id = session.session?.kernel?.id;
-      const sandbox =
-        id === undefined ? await this.findStarting(session) : await this.client.kernel(id);
-      if (session !== this.session || session.session?.kernel?.id !== id) {
-        return; // the answer is about a notebook that the person has left
-      }
-      if (sandbox !== null) {
-        this.show(sandbox, id !== undefined);
-      } else if (id === undefined && session.kernelDisplayStatus === 'starting') {
-        this.view.showStarting(false);
-      } else {
-        this.forget();
-      }
+      sandbox = id === undefined ? await this.findStarting(session) : await this.client.kernel(id);
     } catch (error) {
       this.view.showUnreachable(messageOf(error));
       throw error; // the poll backs off
+    }
+    if (session !== this.session || session.session?.kernel?.id !== id) {
+      return; // the answer is about a notebook that the person has left
+    }
+    if (sandbox !== null) {
+      this.show(sandbox, id !== undefined);
+    } else if (id === undefined && session.kernelDisplayStatus === 'starting') {
+      this.view.showStarting(false);
+    } else {
+      this.forget();
+      // Perhaps the server has not our half: then nothing will come, and its log stays quiet.
+      throw new Error('The server knows no sandbox of this kernel.');
     }
   }
 

@@ -2,6 +2,9 @@
 
 import { element } from './dom.js';
 
+/** Pixels between the popup and the window's edge, or its anchor. */
+const EDGE = 4;
+
 export class Popup {
   private readonly node: HTMLElement;
   private readonly listeners = new AbortController();
@@ -62,10 +65,11 @@ export class Popup {
   private place(): void {
     const box = this.anchor.getBoundingClientRect();
     const below = box.top < window.innerHeight / 2;
-    this.node.style.right = `${Math.max(4, window.innerWidth - box.right)}px`;
+    const last = window.innerWidth - this.node.offsetWidth - EDGE;
+    this.node.style.left = `${Math.max(EDGE, Math.min(box.left, last))}px`;
     this.node.style[below ? 'top' : 'bottom'] = below
-      ? `${box.bottom + 4}px`
-      : `${window.innerHeight - box.top + 4}px`;
+      ? `${box.bottom + EDGE}px`
+      : `${window.innerHeight - box.top + EDGE}px`;
   }
 
   /** The popup is the last of the page: without this, Tab would leave it for the browser. */

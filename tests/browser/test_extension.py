@@ -86,3 +86,43 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
     lab.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert lab.driver.find_elements(By.CSS_SELECTOR, ".gk-popup") == []
     assert lab.driver.switch_to.active_element == lab.find(STATUS)
+
+    lab.find('.jp-SideBar [data-id="gvisor-kernel-sandboxes"]').click()
+    wait_for_text(lab, f"{SIDEBAR} .gk-row", "CPU ")
+    lab.screenshot("sandbox-sidebar")
+    assert serious_violations(lab, SIDEBAR) == []
+
+
+def test_the_launcher_says_image_and_limits(lab: LabPage, display_name: str) -> None:
+    card = lab.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]')
+    WebDriverWait(lab.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+        lambda _: "Runs in a sandbox. Image: " in str(card.get_attribute("title")),
+        "the card never said what the sandbox is",
+    )
+
+
+def test_notebook_7_shows_the_sandbox_in_its_menu(lab: LabPage) -> None:
+    notebook = {
+        "cells": [],
+        "metadata": {"kernelspec": {"name": KERNEL, "display_name": KERNEL}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    (lab.server.folder / "seven.ipynb").write_text(json.dumps(notebook))
+    lab.driver.get(f"{lab.server.url}notebooks/seven.ipynb?token={lab.server.token}")
+    wait_for_text(lab, STATUS, " of 4 GB")
+    lab.find(STATUS).click()
+    assert "Memory" in lab.find(".gk-popup").text
+    lab.screenshot("sandbox-notebook-7")
+    assert serious_violations(lab, ".gk-popup", STATUS) == []
+
+
+@needs_all
+def test_a_failed_start_offers_doctor(lab: LabPage) -> None:
+    lab.pick_kernel(WRONG_SETTING)
+    assert "memory_limit" in lab.dialog()
+    lab.find(".jp-Dialog .gk-doctor").click()
+    text = wait_for_text(lab, SIDEBAR, "checks are fine")
+    lab.screenshot("sandbox-doctor")
+    assert "Doctor" in text
+    assert serious_violations(lab, SIDEBAR) == []
