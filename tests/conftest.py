@@ -21,6 +21,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from gvisor_kernel.cli import kernelspecs
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
@@ -60,6 +61,7 @@ IN_SANDBOXES += ("egress/test_clients.py", "egress/test_programs.py")
 IN_SANDBOXES += ("egress/test_interruptions.py",)
 IN_SANDBOXES += ("egress/test_slow_clients.py",)  # these start the process for routes
 IN_SANDBOXES += ("mcp/test_stdio.py", "mcp/test_http.py", "mcp/test_hostile.py")
+IN_SANDBOXES += ("server/test_server.py", "server/test_warming.py")
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
@@ -223,12 +225,18 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_background_snapshots(request: pytest.FixtureRequest) -> None:
-    """Make no snapshot beside the tests, and one before them only if many tests start kernels."""
+def no_background_snapshots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make no snapshot beside the tests, and one before them only if many tests start kernels.
+
+    An install by the command in this process makes none either.
+    """
     SnapshotQueue.instance().end()
     many = sum(map(is_slow, request.session.items)) >= MANY
     if many and not os.environ.get("GK_TEST_KERNEL"):
         request.getfixturevalue("shared_snapshot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernelspecs, "build_missing", lambda kernel_name: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.cli.packages import install_packages, remove_unused
+from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
 from gvisor_kernel.config.validators import is_within, parse_value
@@ -193,7 +194,8 @@ def run_install(arguments: argparse.Namespace) -> int:
             f" JUPYTER_PATH={kernelspec.directory.parent.parent}"
         )
         return 0
-    say_what_comes_first(kernelspec.directory)
+    if not say_what_comes_first(kernelspec.directory) and not arguments.no_snapshot:
+        build_missing(name)
     print("Check this machine with: gvisor-kernel doctor")
     return 0
 

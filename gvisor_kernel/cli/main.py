@@ -176,6 +176,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also replace the kernelspec python3, which most programs start; the original is kept",
     )
+    install.add_argument(
+        "--no-snapshot",
+        action="store_true",
+        help="do not make the snapshot from which kernels start now, which takes some ten seconds:"
+        " it is then made in the background, after the first start or by a Jupyter server",
+    )
 
     uninstall = add(
         "uninstall",

@@ -18,7 +18,7 @@ from gvisor_kernel.cli.output import (
     printable,
 )
 from gvisor_kernel.config.validators import accept_modules
-from gvisor_kernel.errors import RuntimeMissing, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.snapshot import Snapshot
@@ -233,3 +233,29 @@ def run_build(arguments: argparse.Namespace) -> int:
         )
     print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
     return 0
+
+
+def build_missing(kernel_name: str) -> None:
+    """Make the snapshot of a kernelspec's kernels, unless there is one or they start without.
+
+    For ``install``: prints what was done. A failure is printed too, but is none of the install.
+    """
+    from gvisor_kernel.cli.images import progress
+    from gvisor_kernel.jupyter.plan_factory import make_plan
+    from gvisor_kernel.kernel.ahead import may_prepare
+    from gvisor_kernel.kernel.connection_info import private_connection_info
+    from gvisor_kernel.kernel.restore import has_snapshot
+    from gvisor_kernel.kernel.snapshot_builder import build_snapshot
+
+    try:
+        plan = make_plan(kernel_name, private_connection_info(), "")
+        if not may_prepare(plan) or has_snapshot(plan):
+            return
+        with progress() as report:
+            report("Making the snapshot", 0.0)
+            snapshot = build_snapshot(plan, None, report)
+    except GvisorKernelError as error:
+        print(printable(f"No snapshot was made, so the first kernel starts cold: {error.fact}"))
+        return
+    size = describe_size(snapshot.size)
+    print(f"Kernels start from the snapshot {snapshot.meta.key[:SHOWN_DIGITS]}, {size}")

@@ -215,8 +215,16 @@ def _read_lines(path: Path) -> Iterator[Entry]:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 continue
             while line := file.readline(MAX_LINE):
-                with suppress(JsonError, TypeError, ValueError):
-                    yield _read_entry(parse_json(line, MAX_LINE))
+                entry = parse_entry(line)
+                if entry is not None:
+                    yield entry
+
+
+def parse_entry(line: str | bytes) -> Entry | None:
+    """Return the entry in a line of a record; None if it is broken."""
+    with suppress(JsonError, TypeError, ValueError):
+        return _read_entry(parse_json(line, MAX_LINE))
+    return None
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Entry)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Runtime, Sandbox
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
@@ -89,6 +90,16 @@ def find_obstacle(plan: KernelPlan) -> str | None:
     if late and plan.spec.preload:
         return f"modules of preload may read {_summarize_names(late)} before a restore"
     return None
+
+
+def has_snapshot(plan: KernelPlan) -> bool:
+    """Return whether there is a snapshot that ``plan`` may start from. Reads no memory of it.
+
+    :raises GvisorKernelError: see ``find_key``, or when the store cannot be used
+    """
+    key, _ = find_key(get_runtime(plan.spec.runtime), plan)
+    with Store.open().use(key.name) as snapshot:
+        return snapshot is not None and snapshot.meta.manifest.find_change() is None
 
 
 def _split_variables(plan: KernelPlan) -> tuple[dict[str, str], dict[str, str]]:

@@ -14,6 +14,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
@@ -31,12 +32,21 @@ MAX_TRIES = 2
 """Attempts to make one snapshot in the life of this process."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A plan as text, whether its snapshot is still wanted, and what to call once there is one."""
+
+    plan: str
+    is_wanted: Callable[[], bool]
+    on_made: Callable[[], None]
+
+
 class SnapshotQueue(PerProcess):
     """Queue of snapshots to make. One per process: use ``instance()``. Any thread."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._wanted: deque[tuple[str, Callable[[], bool]]] = deque()
+        self._wanted: deque[Wanted] = deque()
         self._current = ""
         self._failed: Counter[str] = Counter()
         self._changed = threading.Condition()
@@ -44,19 +54,25 @@ class SnapshotQueue(PerProcess):
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
-    def request(self, plan: KernelPlan, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    def request(
+        self,
+        plan: KernelPlan,
+        is_wanted: Callable[[], bool] = lambda: True,
+        on_made: Callable[[], None] = lambda: None,
+    ) -> None:
         """Have a snapshot made for kernels like ``plan``'s, unless it exists by then.
 
         Returns at once. Failures are only logged. ``is_wanted`` is asked just before: a kernel
         that died as it started would die in the same way in the process that makes a snapshot.
+        ``on_made`` is called by a thread once the snapshot exists; not if an equal plan waits.
         """
         text = json.dumps(write_plan(plan), sort_keys=True)
         with self._changed:
-            if self._ended or text in (self._current, *(text for text, _ in self._wanted)):
+            if self._ended or text in (self._current, *(one.plan for one in self._wanted)):
                 return
             if self._failed[text] >= MAX_TRIES:
                 return
-            self._wanted.append((text, is_wanted))
+            self._wanted.append(Wanted(text, is_wanted, on_made))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="gvisor-kernel-snapshots", daemon=True
@@ -70,10 +86,10 @@ class SnapshotQueue(PerProcess):
                 self._changed.wait_for(lambda: self._ended or bool(self._wanted))
                 if self._ended or self._changed.wait_for(lambda: self._ended, WAIT_SECONDS):
                     return
-                text, is_wanted = self._wanted.popleft()
-                if not is_wanted():
+                wanted = self._wanted.popleft()
+                if not wanted.is_wanted():
                     continue
-                self._current = text
+                self._current = wanted.plan
                 try:
                     process = self._process = subprocess.Popen(
                         [sys.executable, *BUILD],
@@ -86,12 +102,17 @@ class SnapshotQueue(PerProcess):
                 except OSError as error:
                     log.info("Could not start the process that makes snapshots: %s", error)
                     continue
-            self._wait(process, text)
+            made = self._wait(process, wanted.plan)
             with self._changed:
                 self._current = ""
+            if made:
+                wanted.on_made()
 
-    def _wait(self, process: subprocess.Popen[bytes], text: str) -> None:
-        """Send the plan to the builder and wait for its end. It also ends when its stdin closes."""
+    def _wait(self, process: subprocess.Popen[bytes], text: str) -> bool:
+        """Send the plan to the builder, wait for its end, and return whether it succeeded.
+
+        It also ends when its stdin closes.
+        """
         assert process.stdin is not None
         assert process.stderr is not None
         message = b""
@@ -110,6 +131,7 @@ class SnapshotQueue(PerProcess):
             text = message.decode(errors="replace").strip()
             log.warning("Could not make a snapshot: %s", text)
         process.stderr.close()
+        return status == 0
 
     def end(self) -> None:
         """Stop the builder and drop waiting plans. Called at exit. Does nothing in a forked child.

@@ -1,6 +1,7 @@
 """Keeps one spare: a sandbox that was restored ahead for the next start of the same kernel.
 
-A spare is made after the second start from a snapshot. It is stopped, so that it costs only memory,
+A spare is made after the second start from a snapshot, or earlier for a start that a server
+expects (``ahead``). It is stopped, so that it costs only memory,
 and it ends with this process, like all of its sandboxes. ``restore`` restores it.
 """
 
@@ -129,15 +130,26 @@ class SpareKeeper(PerProcess):
             if len(self._starts) >= MAX_KINDS:  # a server of many folders
                 self._starts.clear()
             self._starts[kind] += 1
-            if self._starts[kind] < MIN_STARTS:
-                return
-            self._wanted = plan
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="gvisor-kernel-spares", daemon=True
-                )
-                self._thread.start()
-            self._changed.notify_all()
+            if self._starts[kind] >= MIN_STARTS:
+                self._want(plan)
+
+    def prepare(self, plan: KernelPlan) -> None:
+        """Make a spare for a start that is expected, whatever was started before.
+
+        It replaces the spare of another kind. One of this kind is kept for longer.
+        """
+        with self._changed:
+            if not self._ended and plan.spec.spare:
+                self._want(plan)
+
+    def _want(self, plan: KernelPlan) -> None:
+        self._wanted = plan
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name="gvisor-kernel-spares", daemon=True
+            )
+            self._thread.start()
+        self._changed.notify_all()
 
     def end(self) -> None:
         """Remove the spare and make no other. Called at exit. Blocks up to END_SECONDS.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool
 
 from gvisor_kernel.server.handlers import make_routes
 from gvisor_kernel.server.parts import Parts
-from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.server.watch import Watch
 
 
 class GVisorServer(ExtensionApp):
@@ -26,20 +26,27 @@ class GVisorServer(ExtensionApp):
     ).tag(config=True)
 
     _parts: Parts | None = None
+    _watch: Watch | None = None
 
     def initialize_settings(self) -> None:
         """Make the parts. Called by the server as it loads the extension."""
-        assert self.serverapp is not None
-        executor = ThreadPoolExecutor(2, thread_name_prefix="gvisor-kernel-server")
-        manager = self.serverapp.kernel_manager
-        self._parts = Parts(manager, executor, Sandboxes(manager, executor))
+        self._parts = Parts.make(self.serverapp, warm=self.warm)
 
     def initialize_handlers(self) -> None:
         """Add the routes. Called by the server after ``initialize_settings``."""
         assert self._parts is not None
         self.handlers.extend(make_routes(self._parts))
 
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Begin to watch. Called by the server once its loop runs."""
+        assert self._parts is not None
+        self._watch = Watch(self._parts.events, self._parts.executor, self._parts.sandboxes.facts)
+        self._watch.start()
+        self._parts.warmer.start()
+
     async def stop_extension(self) -> None:
         """End the parts. Called as the server stops."""
+        if self._watch is not None:
+            await self._watch.end()
         if self._parts is not None:
             await self._parts.end()

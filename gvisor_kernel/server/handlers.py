@@ -5,16 +5,25 @@ Each route has one handler. ``openapi.json`` and docs/rest.md describe them; a t
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
+from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import make_sandbox
 from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
+from gvisor_kernel.server.warming import NotOurs, OutsideRoot
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 PREFIX = r"/gvisor-kernel/api"
+MAX_BODY = 64 * 1024
+OPENAPI = Path(__file__).with_name("openapi.json")
 KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
 
 
@@ -32,6 +41,10 @@ class Handler(APIHandler):
         """Answer with JSON that no cache keeps."""
         self.set_header("Cache-Control", "no-store")
         self.finish(document)
+
+    def note_activity(self) -> None:
+        """Count this request as a person's activity."""
+        self.settings["api_last_activity"] = datetime.now(UTC)
 
     def check_kernel(self, kernel_id: str) -> None:
         """:raises HTTPError: 404 for a kernel that is not this server's, or not in a sandbox"""
@@ -67,9 +80,123 @@ class KernelHandler(Handler):
         self.answer(make_sandbox(known))
 
 
+class RecordedHandler(Handler):
+    """Base class of what the bridge has written about a sandbox."""
+
+    kind: Kind
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel_id: str) -> None:
+        self.check_kernel(kernel_id)
+        count = self._count_lines()
+        facts = self.parts.sandboxes.facts().get(kernel_id)
+        lines: list[str] = []
+        if facts is not None and facts.directory is not None:
+            lines = await self.parts.recorded.read(self.kind, facts.directory)
+        self.answer({"lines": lines[-count:]})
+
+    def _count_lines(self) -> int:
+        text = self.get_query_argument("lines", str(DEFAULT_LINES))
+        if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text) > 0):
+            raise web.HTTPError(400, "lines must be a whole number above 0.")
+        return min(int(text), MAX_LINES)
+
+
+class LogHandler(RecordedHandler):
+    """``GET kernels/{kernel_id}/log``"""
+
+    kind = "log"
+
+
+class TranscriptHandler(RecordedHandler):
+    """``GET kernels/{kernel_id}/transcript``"""
+
+    kind = "transcript"
+
+
+class StopHandler(Handler):
+    """``POST kernels/{kernel_id}/stop``: the kernel may end by itself before its sandbox does."""
+
+    now = False
+
+    @web.authenticated
+    @authorized
+    async def post(self, kernel_id: str) -> None:
+        self.check_kernel(kernel_id)
+        self.note_activity()
+        try:
+            await ensure_async(self.parts.kernel_manager.shutdown_kernel(kernel_id, now=self.now))
+        except KeyError as error:  # another client was faster
+            raise web.HTTPError(404, "This kernel has ended.") from error
+        self.set_status(204)
+        self.finish()
+
+
+class KillHandler(StopHandler):
+    """``POST kernels/{kernel_id}/kill``: at once."""
+
+    now = True
+
+
+class DoctorHandler(Handler):
+    """``GET doctor``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        try:
+            findings = await self.parts.doctor.read()
+        except DoctorFailed as error:
+            raise web.HTTPError(503, str(error)) from error
+        self.answer(findings)
+
+
+class WarmHandler(Handler):
+    """``POST warm``"""
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        try:
+            body = parse_json(self.request.body, MAX_BODY)
+        except JsonError as error:
+            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
+        name, path = (
+            (body.get("kernel_name"), body.get("path", "")) if isinstance(body, dict) else (0, 0)
+        )
+        if not isinstance(name, str) or not isinstance(path, str):
+            raise web.HTTPError(400, "The body must have the texts kernel_name and path.")
+        try:
+            accepted = await self.parts.warmer.request(name, path)
+        except NotOurs as error:
+            message = "There is no kernelspec of this name that starts kernels in sandboxes."
+            raise web.HTTPError(404, message) from error
+        except OutsideRoot as error:
+            raise web.HTTPError(400, "The path is not below the server's root.") from error
+        self.set_status(202)
+        self.answer({"accepted": accepted})
+
+
+class OpenApiHandler(Handler):
+    """``GET openapi.json``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.answer(OPENAPI.read_text())
+
+
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     ("/sandboxes", SandboxesHandler),
     (f"/kernels/{KERNEL}", KernelHandler),
+    (f"/kernels/{KERNEL}/log", LogHandler),
+    (f"/kernels/{KERNEL}/transcript", TranscriptHandler),
+    (f"/kernels/{KERNEL}/stop", StopHandler),
+    (f"/kernels/{KERNEL}/kill", KillHandler),
+    ("/doctor", DoctorHandler),
+    ("/warm", WarmHandler),
+    (r"/openapi\.json", OpenApiHandler),
 )
 
 

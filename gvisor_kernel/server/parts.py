@@ -1,12 +1,18 @@
-"""What the handlers of one server share."""
+"""What one server has of this extension, from its start to its end."""
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gvisor_kernel.server.doctor import Doctor
+from gvisor_kernel.server.events import Events
+from gvisor_kernel.server.recorded import Recorded
 from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.server.warming import Warmer
+
+THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -15,9 +21,30 @@ class Parts:
     server's loop nor the bridge's waits for it."""
 
     kernel_manager: Any
-    executor: Executor
+    executor: ThreadPoolExecutor
     sandboxes: Sandboxes
+    recorded: Recorded
+    doctor: Doctor
+    warmer: Warmer
+    events: Events
+
+    @classmethod
+    def make(cls, application: Any, *, warm: bool) -> Parts:
+        """Make the parts for ``application``, the server's. Starts nothing."""
+        executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-server")
+        manager = application.kernel_manager
+        return cls(
+            manager,
+            executor,
+            Sandboxes(manager, executor),
+            Recorded(executor),
+            Doctor(),
+            Warmer(application, executor, warm),
+            Events(application.event_logger),
+        )
 
     async def end(self) -> None:
         """End all of them."""
+        await self.warmer.end()
+        await self.doctor.end()
         self.executor.shutdown(wait=False, cancel_futures=True)

@@ -71,6 +71,11 @@ class Sandboxes:
         """Return whether a kernel of this server is one of ours."""
         return kernel_id in self._find_provisioners()
 
+    def facts(self) -> dict[str, KernelFacts]:
+        """Return the facts of the kernels as they are now, by kernel id. Reads no file."""
+        found = {id: one.describe() for id, one in self._find_provisioners().items()}
+        return {kernel_id: facts for kernel_id, facts in found.items() if facts is not None}
+
     def _find_provisioners(self) -> dict[str, GVisorProvisioner]:
         found = {}
         for kernel_id in self._manager.list_kernel_ids():

@@ -34,6 +34,8 @@ class JupyterServer:
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self.url = ""
+        self.prefix = ""
+        """The server's base URL, without the slash at its end; ``url`` ends with it."""
         self._is_up = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -80,7 +82,7 @@ class JupyterServer:
             for line in lines:
                 self.log.append(line)
                 if found := re.search(r"(http://127\.0\.0\.1:\d+)/", line):
-                    self.url = found[1]
+                    self.url = found[1] + self.prefix
                     self._is_up.set()
         self._is_up.set()
 

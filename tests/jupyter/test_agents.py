@@ -187,7 +187,7 @@ def free_port() -> int:
 def test_where_the_kernels_of_agents_run(place: Place, switch: str) -> None:
     variables, options = SWITCHES[switch]
     if options:
-        place.run("install", "--sys-prefix", *options)
+        place.run("install", "--sys-prefix", "--no-snapshot", *options)
     try:
         check_kernels(place, variables, is_plain=switch == "none")
     finally:

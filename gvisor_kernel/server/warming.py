@@ -1,0 +1,139 @@
+"""Has made ready, one after the other, what a person is likely to start next in a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.jupyter.plan_factory import make_plan_ahead
+from gvisor_kernel.kernel.ahead import prepare
+from gvisor_kernel.kernel.plan import KernelPlan
+
+log = logging.getLogger(__name__)
+
+FIRST_SECONDS = 1.0
+"""The wait after the server's start, which has other things to do."""
+PAUSE_SECONDS = 2.0
+"""The wait after each wish: a client may ask for another folder all the time, and each one costs a
+restore. Of the wishes meanwhile the last one counts."""
+USUAL = "gvisor-python"
+"""The kernelspec that is made ready at the start if the server's default is not ours."""
+
+
+class NotOurs(Exception):
+    """There is no kernelspec of this name, or its kernels have no sandbox."""
+
+
+class OutsideRoot(Exception):
+    """The folder is not below the server's root."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A kernel that may be started: the name of its kernelspec, and the folder."""
+
+    kernel_name: str
+    folder: Path
+
+
+class Warmer:
+    """Takes wishes and fulfils the last one. On the server's loop, until ``end``."""
+
+    def __init__(self, application: Any, executor: Executor, enabled: bool) -> None:
+        """``application``: the server's. Without ``enabled`` nothing is made."""
+        self.enabled = enabled
+        self._application = application
+        self._executor = executor
+        self._wish: Wish | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Make ready what is started most likely in the server's root folder, soon."""
+        if self.enabled:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> None:
+        await asyncio.sleep(FIRST_SECONDS)
+        manager = self._application.kernel_manager
+        for name in dict.fromkeys((manager.default_kernel_name, USUAL)):
+            with suppress(NotOurs, OutsideRoot):
+                await self.request(name, "")
+                return
+
+    async def request(self, kernel_name: str, path: str) -> bool:
+        """Wish for a kernel in the folder of ``path``, as clients of the server name paths.
+
+        Returns False if nothing is made, since that is turned off.
+
+        :raises NotOurs: when there is no such kernelspec, or its kernels have no sandbox
+        :raises OutsideRoot: when the folder is not below the server's root
+        """
+        wish = Wish(kernel_name, self._find_folder(path))
+        loop = asyncio.get_running_loop()
+        try:
+            plan = await loop.run_in_executor(self._executor, self._make_plan, wish)
+        except GvisorKernelError as error:
+            log.info("Nothing is made ready: %s", error.fact)
+            return False
+        if plan is None:
+            raise NotOurs(kernel_name)
+        if not self.enabled:
+            return False
+        self._wish = wish
+        if self._working is None:
+            self._working = loop.create_task(self._work())
+        return True
+
+    def _find_folder(self, path: str) -> Path:
+        manager = self._application.kernel_manager
+        root = os.path.abspath(manager.root_dir)  # noqa: PTH100 - also drops ".."
+        if "\0" in path:
+            raise OutsideRoot(path)
+        folder = Path(os.path.abspath(manager.cwd_for_path(path)))  # noqa: PTH100
+        if not folder.is_relative_to(root):
+            raise OutsideRoot(path)
+        return folder
+
+    def _make_plan(self, wish: Wish) -> KernelPlan | None:
+        specs = self._application.kernel_spec_manager
+        try:
+            spec = specs.get_kernel_spec(wish.kernel_name)
+        except (KeyError, OSError, ValueError) as error:
+            raise NotOurs(wish.kernel_name) from error
+        return make_plan_ahead(wish.kernel_name, spec, wish.folder, self._application)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._wish is not None:
+                wish, self._wish = self._wish, None
+                await loop.run_in_executor(self._executor, self._prepare, wish)
+                async with asyncio.timeout(PAUSE_SECONDS + 1):
+                    await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            self._working = None
+
+    def _prepare(self, wish: Wish) -> None:
+        try:
+            plan = self._make_plan(wish)
+            if plan is not None:
+                prepare(plan)
+        except (GvisorKernelError, NotOurs) as error:
+            log.info("Nothing is made ready: %s", error)
+        except Exception:
+            log.exception("Nothing is made ready")
+
+    async def end(self) -> None:
+        """Take no more wishes. What is being made ends with the process."""
+        self.enabled = False
+        for task in (self._starting, self._working):
+            if task is not None:
+                task.cancel()

@@ -1,0 +1,180 @@
+"""What the extension shows, without a server: documents, lines of logs, routes, events, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from jupyter_server.base.handlers import APIHandler
+from prometheus_client import CollectorRegistry, generate_latest
+
+from gvisor_kernel.bridge.deaths import classify, explain_death, explain_loss
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.egress.audit import FILE, Audit, make_entry
+from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
+from gvisor_kernel.kernel.facts import Death, KernelFacts, Start
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.server import sandboxes
+from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
+from gvisor_kernel.server.events import SCHEMAS
+from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES
+from gvisor_kernel.server.metrics import Metrics
+from gvisor_kernel.server.recorded import clean
+from gvisor_kernel.server.refusals import Refusals, is_refused
+from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
+
+from ..world import PROJECT
+
+pytestmark = pytest.mark.once
+
+REST = (PROJECT / "docs/rest.md").read_text()
+
+
+def described(**facts: object) -> Described:
+    kernel = KernelFacts("running", "k", Path("/n"), SandboxSpec(), **facts)  # type: ignore[arg-type]
+    return Described("1", "K", "python", kernel, HostFacts())
+
+
+def test_document_of_routes_names_each_route() -> None:
+    """OpenAPI, the page for people and the handlers agree."""
+    served = {
+        (method, re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", path).replace("\\", ""))
+        for path, handler in ROUTES
+        for method in ("get", "post", "put", "patch", "delete")
+        if getattr(handler, method) is not getattr(APIHandler, method)
+    }
+    document = json.loads(OPENAPI.read_text())
+    assert served == {(m, path) for path, ops in document["paths"].items() for m in ops}
+    told = re.findall(r"^\| `(GET|POST) (/\S+)` \|", REST, re.MULTILINE)
+    assert served == {(method.lower(), path) for method, path in told}
+    assert PREFIX.lstrip("/") in document["servers"][0]["url"]
+
+
+def test_schema_has_the_keys_of_a_sandbox() -> None:
+    schema = json.loads(OPENAPI.read_text())["components"]["schemas"]["Sandbox"]
+    document = make_sandbox(described(start=Start("cold", 1.0), last_death=Death(1.0, "exit", "x")))
+    assert set(document) == set(schema["required"]) == set(schema["properties"])
+    for key in ("memory", "release", "workspace", "start", "last_death"):
+        assert set(document[key]) == set(schema["properties"][key]["required"])
+
+
+def test_mounts_show_folders_of_a_person_and_nothing_of_this_package() -> None:
+    state = Path("/state/01abc")
+    document = make_sandbox(
+        described(
+            directory=state,
+            mounts=(
+                MountView("/n", "/mnt/user-data/uploads", True),
+                MountView("/n/<b>", "/mnt/user-data/outputs", False),
+                MountView("/state/01abc/covers/x", "/n/.jupyter", True),
+                MountView("/lib/g", "/opt/gvisor-kernel/gvisor_kernel/guest", True),
+                MountView("/usr", "/usr", True),
+            ),
+        )
+    )
+    assert [mount["source"] for mount in document["mounts"]] == ["/n", "/n/<b>", "/usr"]
+    assert document["workspace"] == {"uploads": "/n", "outputs": "/n/<b>", "is_home": False}
+    assert document["id"] == "01abc"
+
+
+def test_routes_show_hosts_and_no_credential() -> None:
+    routes = (
+        UrlRoute("api", "https://api.example/v1", secret="env:KEY", header="X: {secret}"),  # noqa: S106
+        HostsRoute("web", ("a.example:443",)),
+        PackagesRoute(),
+    )
+    document = make_sandbox(described(routes=routes))
+    assert document["egress"] == [
+        {"name": "api", "kind": "url", "hosts": ["api.example"]},
+        {"name": "web", "kind": "hosts", "hosts": ["a.example:443"]},
+        {"name": "packages", "kind": "packages", "hosts": []},
+    ]
+    assert "KEY" not in json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m\n", "red"),
+        ("\\x1b[31mred\\x1b[0m", "red"),
+        ("a\x1b]0;title\x07b", "ab"),
+        ("a\\x1b]0;title\\x07b", "ab"),
+        ("back\x08\x00\u202e", "back\\x08\\x00\\u202e"),
+        ("<script>é</script>", "<script>é</script>"),
+        ("x" * 10_000, "x" * 2000),
+    ],
+)
+def test_line_of_a_log_has_no_control_character(line: str, shown: str) -> None:
+    assert clean(line) == shown
+
+
+def test_reasons_have_classes() -> None:
+    assert classify(explain_death(1, None)) == "exit"
+    assert classify(explain_death(-9, None, "with exit status 1")) == "signal"
+    assert classify(explain_loss("the link ended", None)) == "sandbox"
+
+
+def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
+    entry = {"route": "", "method": "GET", "host": "h", "path": "/", "status": 403}
+    assert is_refused(make_entry(**entry, reason="no rule"))  # type: ignore[arg-type]
+    assert not is_refused(make_entry(**entry))  # type: ignore[arg-type]
+    assert not is_refused(make_entry(**entry, reason="it broke", up=1, id="1"))  # type: ignore[arg-type]
+
+
+def test_page_for_people_names_each_event_and_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in SCHEMAS.glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["$id"] in REST
+    registry = CollectorRegistry()
+    for name in ("Gauge", "Counter", "Histogram"):
+        kind = getattr(__import__("prometheus_client"), name)
+        monkeypatch.setattr(
+            f"gvisor_kernel.server.metrics.{name}",
+            lambda *words, kind=kind, **more: kind(*words, **more, registry=registry),
+        )
+    Metrics().show([])
+    text = generate_latest(registry).decode()
+    names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
+    assert len(names) == 7
+    assert names == set(re.findall(r"^\| `(gvisor_kernel_\w+)`", REST, re.MULTILINE))
+    dashboard = (PROJECT / "docs/grafana.json").read_text()
+    used = set(re.findall(r"gvisor_kernel_\w+", dashboard))
+    assert {re.sub(r"_(count|bucket)$", "", name) for name in used} == names
+
+
+class NoKernels:
+    """Stands for the kernel manager of a server without kernels."""
+
+    def list_kernel_ids(self) -> list[str]:
+        return []
+
+
+def test_flood_of_requests_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "KEEP_SECONDS", 3600.0)
+
+    async def flood() -> list[Snapshot]:
+        with ThreadPoolExecutor(1) as executor:
+            shown = Sandboxes(NoKernels(), executor)
+            together = await asyncio.gather(*(shown.read() for _ in range(100)))
+            return [*together, await shown.read()]
+
+    assert len({id(found) for found in asyncio.run(flood())}) == 1
+
+
+def test_refused_requests_are_read_once(tmp_path: Path) -> None:
+    refusals = Refusals(tmp_path)
+    assert refusals.read() is None
+    entry = make_entry(route="", method="GET", host="<h>", path="/", status=403, reason="no rule")
+    audit = Audit(tmp_path / FILE)
+    for _ in range(3):
+        assert audit.write(entry)
+    found = refusals.read()
+    assert found is not None
+    assert (found.entry.host, found.count) == ("<h>", 3)
+    assert refusals.read() is None
+    audit.close()
+    refusals.close()

@@ -1,0 +1,264 @@
+"""The extension in a real Jupyter server: who may ask, what is answered, events and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from websocket import create_connection
+
+from ..jupyter.helpers import SECONDS, wait_until
+from ..jupyter.server import JupyterServer
+
+BASE = "/user/me/"
+FOLDER = "<b>&amp; 'x'"
+
+
+class Client:
+    """Asks the extension of one server."""
+
+    def __init__(self, server: JupyterServer) -> None:
+        self.server = server
+        self.api = f"{server.url}/gvisor-kernel/api"
+
+    def ask(self, method: str, path: str, **more: Any) -> requests.Response:
+        more.setdefault("headers", {"Authorization": f"token {self.server.token}"})
+        return requests.request(method, f"{self.api}/{path}", timeout=SECONDS, **more)
+
+    def sandbox(self, kernel: str) -> dict[str, Any]:
+        answer = self.ask("GET", f"kernels/{kernel}")
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+    """Below a base URL, as JupyterHub's servers are."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / FOLDER).mkdir()
+    server = JupyterServer(
+        folder,
+        f"--ServerApp.base_url={BASE}",
+        "--ServerApp.allow_unauthenticated_access=False",
+        "--GVisorServer.warm=False",
+        "--GVisorEgress.routes={'web': {'hosts': ['allowed.example:443']}}",
+        "--KernelRestarter.time_to_dead=0.3",
+        "--KernelRestarter.random_ports_until_alive=False",
+        extensions=("gvisor_kernel.server",),
+    )
+    server.prefix = BASE.rstrip("/")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def client(server: JupyterServer) -> Client:
+    return Client(server)
+
+
+@pytest.fixture(scope="module")
+def kernel(server: JupyterServer) -> Iterator[str]:
+    yield (kernel := start(server))
+    server.ask("DELETE", f"kernels/{kernel}")
+
+
+def start(server: JupyterServer) -> str:
+    return str(server.ask("POST", "kernels", name="gvisor-python", path=f"{FOLDER}/n.ipynb")["id"])
+
+
+def test_sandbox_is_shown(server: JupyterServer, client: Client, kernel: str) -> None:
+    """Names with markup are text in JSON, which no browser takes for a page."""
+    answer = client.ask("GET", "sandboxes")
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    (sandbox,) = answer.json()["sandboxes"]
+    assert sandbox["kernel_id"] == kernel
+    assert sandbox["folder"] == str(server.folder / FOLDER)
+    assert sandbox["workspace"]["outputs"] == str(server.folder / FOLDER / "outputs")
+    assert sandbox["state"] in ("running", "stopped")
+    assert sandbox["start"]["kind"] == "cold"
+    assert sandbox["start"]["seconds"] > 0
+    assert 0 < sandbox["memory"]["used"] < sandbox["memory"]["limit"]
+    assert sandbox["cpu_seconds"] > 0
+    assert sandbox["egress"] == []
+    assert sandbox["last_death"] is None
+    assert sandbox["language"] == "python"
+    assert sandbox["release"]["runsc"]
+    assert sandbox["created"] > 0
+    assert client.sandbox(kernel)["identity"] == sandbox["identity"]
+
+
+def test_nobody_without_token_is_answered(client: Client, kernel: str) -> None:
+    paths = ("sandboxes", f"kernels/{kernel}", f"kernels/{kernel}/log", "doctor", "openapi.json")
+    for path in (*paths, f"kernels/{kernel}/transcript"):
+        for headers in ({}, {"Authorization": "token wrong"}):
+            assert client.ask("GET", path, headers=headers).status_code == 403
+    for path in (f"kernels/{kernel}/stop", f"kernels/{kernel}/kill", "warm"):
+        assert client.ask("POST", path, headers={}, json={}).status_code == 403
+    assert client.sandbox(kernel)["state"] != "ended"
+
+
+def test_page_of_another_site_cannot_post(client: Client, kernel: str) -> None:
+    """A browser sends the cookie with a cross-site request, but knows no XSRF token."""
+    with requests.Session() as browser:
+        login = client.server.url + "/tree?token=" + client.server.token
+        browser.get(login, timeout=SECONDS)
+        assert browser.get(f"{client.api}/sandboxes", timeout=SECONDS).ok
+        for path in (f"kernels/{kernel}/stop", f"kernels/{kernel}/kill", "warm"):
+            for headers in ({}, {"Origin": "https://evil.example"}):
+                answer = browser.post(
+                    f"{client.api}/{path}", data="{}", headers=headers, timeout=SECONDS
+                )
+                assert answer.status_code in (403, 404)
+        evil = {"Origin": "https://evil.example"}
+        assert browser.get(
+            f"{client.api}/sandboxes", headers=evil, timeout=SECONDS
+        ).status_code == (404)
+    assert client.sandbox(kernel)["state"] != "ended"
+
+
+def test_kernel_that_is_not_ours_is_not_found(client: Client, server: JupyterServer) -> None:
+    local = server.ask("POST", "kernels", name="python3")["id"]
+    try:
+        for kernel in (local, "00000000-0000-0000-0000-000000000000"):
+            assert client.ask("GET", f"kernels/{kernel}").status_code == 404
+            assert client.ask("GET", f"kernels/{kernel}/log").status_code == 404
+            assert client.ask("POST", f"kernels/{kernel}/kill").status_code == 404
+        found = client.ask("GET", "sandboxes").json()["sandboxes"]
+        assert local not in {sandbox["kernel_id"] for sandbox in found}
+        assert server.ask("GET", f"kernels/{local}")["id"] == local
+    finally:
+        server.ask("DELETE", f"kernels/{local}")
+
+
+def test_log_and_transcript_are_clean(client: Client, kernel: str, server: JupyterServer) -> None:
+    with server.page(kernel) as page:
+        request = page.execute(
+            r"import os; os.write(2, b'\x1b[31mred\x1b[0m\x08<i>\n'); print('\x1b[32mout')"
+        )
+        page.wait_for_reply(request)
+
+    def lines(kind: str) -> str:
+        found = client.ask("GET", f"kernels/{kernel}/{kind}?lines=1000").json()["lines"]
+        return "\n".join(found)
+
+    wait_until(lambda: "out" in lines("transcript"), "the output in the transcript")
+    for kind in ("log", "transcript"):
+        text = lines(kind)
+        assert text
+        assert not [char for char in text if not char.isprintable() and char != "\n"]
+        assert "[31m" not in text.replace("\\x1b[31mred\\x1b[0m", "")
+    assert "sandbox is up" in lines("log")
+    assert len(client.ask("GET", f"kernels/{kernel}/log?lines=1").json()["lines"]) == 1
+    for wrong in ("0", "-1", "x", "9" * 50, "\u0661"):
+        assert client.ask("GET", f"kernels/{kernel}/log?lines={wrong}").status_code == 400
+
+
+def test_events_and_metrics_tell_of_a_life(client: Client, server: JupyterServer) -> None:
+    """Start, a refused request, memory above 80 %, death over the limit."""
+    address = f"{server.url.replace('http', 'ws', 1)}/api/events/subscribe?token={server.token}"
+    connection = create_connection(address, timeout=SECONDS)
+    try:
+        before = read_metrics(server)
+        kernel = str(server.ask("POST", "kernels", name="gk-small")["id"])
+        event = wait_for_event(connection, "started")
+        assert event["kernel_id"] == kernel
+        assert event["kind"] == "cold"
+        assert client.sandbox(kernel)["egress"] == [
+            {"name": "web", "kind": "hosts", "hosts": ["allowed.example:443"]}
+        ]
+        with server.page(kernel) as page:
+            refused = "import urllib.request as r; r.urlopen('http://refused.example/<i>')"
+            assert page.wait_for_reply(page.execute(refused))["status"] == "error"
+            event = wait_for_event(connection, "egress-refused")
+            assert (event["host"], event["kernel_id"]) == ("refused.example:80", kernel)
+            page.wait_for_reply(page.execute("hold = bytearray(350 * 2**20)"))
+            event = wait_for_event(connection, "memory")
+            assert 0.8 * event["limit"] < event["used"]
+            page.execute("more = bytearray(1000 * 2**20)")
+            event = wait_for_event(connection, "died")
+        assert event["kind"] == "memory"
+        assert "memory_limit" in event["reason"]
+        wait_until(lambda: client.sandbox(kernel)["last_death"], "the death in the API")
+        assert client.sandbox(kernel)["last_death"]["reason"] == event["reason"]
+        after = read_metrics(server)
+        for name in (
+            'gvisor_kernel_start_seconds_count{kind="cold"}',
+            'gvisor_kernel_deaths_total{reason="memory"}',
+            'gvisor_kernel_link_bytes_total{direction="received"}',
+            "gvisor_kernel_refused_requests_total",
+        ):
+            assert after[name] > before[name]
+        text = json.dumps(list(after))
+        assert kernel not in text
+        assert str(server.folder) not in text
+        assert client.ask("POST", f"kernels/{kernel}/kill").status_code == 204
+        assert client.ask("GET", f"kernels/{kernel}").status_code == 404
+    finally:
+        connection.close()
+
+
+def test_stop_ends_the_kernel(client: Client, server: JupyterServer) -> None:
+    kernel = start(server)
+    directory = client.sandbox(kernel)["id"]
+    assert client.ask("POST", f"kernels/{kernel}/stop").status_code == 204
+    assert kernel not in {one["id"] for one in server.ask("GET", "kernels")}
+    assert directory not in client.ask("GET", "sandboxes").text
+
+
+def test_document_is_served(client: Client) -> None:
+    assert client.ask("GET", "openapi.json").json()["openapi"] == "3.1.0"
+
+
+def test_wish_outside_the_root_is_refused(client: Client) -> None:
+    def wish(**body: Any) -> int:
+        return client.ask("POST", "warm", json=body).status_code
+
+    assert wish(kernel_name="gvisor-python", path="../..") == 400
+    assert wish(kernel_name="gvisor-python", path="\0") == 400
+    assert wish(kernel_name="python3", path="") == 404
+    assert wish(kernel_name="../x", path="") == 404
+    assert wish(kernel_name=["x"]) == 400
+    assert client.ask("POST", "warm", data="[" * 10_000).status_code == 400
+    answer = client.ask("POST", "warm", json={"kernel_name": "gvisor-python", "path": FOLDER})
+    assert (answer.status_code, answer.json()) == (202, {"accepted": False})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_kernelspec(world: Any) -> None:
+    """A kernelspec with a low memory limit and a route."""
+    folder: Path = world.kernelspecs / "gvisor-python"
+    spec = json.loads((folder / "kernel.json").read_text())
+    spec["metadata"]["kernel_provisioner"]["config"] |= {
+        "memory_limit": "512M",
+        "egress": ["web"],
+    }
+    world.add_kernelspec("gk-small", spec)
+
+
+def read_metrics(server: JupyterServer) -> dict[str, float]:
+    answer = requests.get(
+        f"{server.url}/metrics",
+        headers={"Authorization": f"token {server.token}"},
+        timeout=SECONDS,
+    )
+    answer.raise_for_status()
+    lines = [line for line in answer.text.splitlines() if line.startswith("gvisor_kernel_")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def wait_for_event(connection: Any, name: str) -> dict[str, Any]:
+    """Wait for the next event of this schema; its websocket has a timeout."""
+    while True:
+        event: dict[str, Any] = json.loads(connection.recv())
+        if event["schema_id"] == f"urn:gvisor-kernel:event:{name}:v1":
+            return event
