@@ -28,6 +28,38 @@ pytestmark = [
 STATUS = ".gk-status"
 SIDEBAR = "#gvisor-kernel-sandboxes"
 
+MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
+DOUBLE = """
+const real = window.fetch;
+const svg = "<svg xmlns='http://www.w3.org/2000/svg' width='60' height='40'>" +
+  "<script>top.document.title = 'attacked'</script>" +
+  "<circle cx='30' cy='20' r='15' fill='COLOUR'/></svg>";
+const file = {kind: "changed", type: "file", size: 40, old_size: 30, conflict: null};
+const changes = [
+  {...file, path: MARKUP, state: "1"},
+  {...file, path: "plot.svg", state: "2"},
+  {...file, path: "data/table.csv", state: "3",
+   conflict: "The file on disk has changed since the sandbox began."},
+];
+window.fetch = async (input, init) => {
+  const url = new URL(input instanceof Request ? input.url : input, location.href);
+  const path = url.pathname.split("/gvisor-kernel/api/")[1] ?? "";
+  const answer = it => new Response(typeof it === "string" ? it : JSON.stringify(it));
+  if (path === "openapi.json") return answer({paths: {"/kernels/{kernel_id}/changes": {}}});
+  if (path.endsWith("/changes")) return answer({changes, more: false, total: changes.length});
+  if (path.endsWith("/apply")) return answer({
+    applied: [MARKUP], undo: "u", refused: [{path: "data/table.csv", reason: "It has changed."}]});
+  if (path.endsWith("/content")) {
+    const old = url.searchParams.get("side") === "old";
+    return answer(url.searchParams.get("path") === "plot.svg"
+      ? svg.replace("COLOUR", old ? "gray" : "orange")
+      : old ? "one\\n<b>two</b>\\n" : "one\\n<b onclick=x>TWO</b>\\n");
+  }
+  return real(input, init);
+};
+""".replace("MARKUP", json.dumps(MARKUP))
+"""The server's half of changes, in the page."""
+
 
 def wait_for_text(lab: LabPage, css: str, text: str) -> str:
     """Wait until the visible element ``css`` contains ``text``; return all of its text."""
@@ -126,3 +158,66 @@ def test_a_failed_start_offers_doctor(lab: LabPage) -> None:
     lab.screenshot("sandbox-doctor")
     assert "Doctor" in text
     assert serious_violations(lab, SIDEBAR) == []
+
+
+@needs_all
+def test_changes_are_looked_at_and_applied(lab: LabPage, display_name: str) -> None:
+    lab.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": DOUBLE})
+    lab.open()
+    lab.pick_kernel(display_name)
+    wait_for_text(lab, STATUS, " of 4 GB")
+    lab.find(STATUS).click()
+    popup = lab.find(".gk-popup")
+    [changes] = [
+        it for it in popup.find_elements(By.CSS_SELECTOR, "button") if it.text == "Changes"
+    ]
+    changes.click()
+    text = wait_for_text(lab, ".gk-changes", "table.csv")
+    assert MARKUP in text
+    assert "has changed since the sandbox began" in text
+
+    lab.find("button.gk-path").click()
+    assert "+ <b onclick=x>TWO</b>" in wait_for_text(lab, ".gk-difference", "TWO")
+    lab.screenshot("changes-text")
+    lab.driver.find_elements(By.CSS_SELECTOR, "button.gk-path")[1].click()
+    WebDriverWait(lab.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+        lambda driver: driver.execute_script(
+            "const all = [...document.querySelectorAll('.gk-pictures img')];"
+            "return all.length === 2 && all.every(it => it.complete && it.naturalWidth > 0)"
+        ),
+        "the pictures were never drawn",
+    )
+    lab.screenshot("changes-picture")
+
+    lab.find('input[aria-label="All changes"]').click()
+    lab.find('input[aria-label="Also apply conflicts"]').send_keys(Keys.SPACE)
+    [apply] = [
+        it
+        for it in lab.driver.find_elements(By.CSS_SELECTOR, ".gk-changes button")
+        if it.text.startswith("Apply 3")
+    ]
+    apply.send_keys(Keys.ENTER)
+    wait_for_text(lab, ".gk-changes [role=status]", "1 refused.")
+    assert serious_violations(lab, ".gk-changes") == []
+    assert "attacked" not in lab.driver.title
+
+
+@needs_all
+def test_dark_colours_can_be_read(lab: LabPage, display_name: str) -> None:
+    settings = lab.server.base / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    theme = settings / "themes.jupyterlab-settings"
+    theme.write_text(json.dumps({"theme": "JupyterLab Dark"}))
+    try:
+        lab.open()
+        lab.find('body[data-jp-theme-light="false"]')
+        lab.pick_kernel(display_name)
+        wait_for_text(lab, STATUS, " of 4 GB")
+        lab.find('.jp-SideBar [data-id="gvisor-kernel-sandboxes"]').click()
+        wait_for_text(lab, f"{SIDEBAR} .gk-row", "CPU ")
+        lab.find(STATUS).click()
+        lab.find(".gk-popup")
+        lab.screenshot("sandbox-dark")
+        assert serious_violations(lab, ".gk-popup", STATUS, SIDEBAR) == []
+    finally:
+        theme.unlink()
