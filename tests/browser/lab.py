@@ -198,6 +198,20 @@ class LabPage:
             self.screenshot("timeout")
             raise
 
+    def find_menu(self, label: str) -> WebElement:
+        """Wait for the entry ``label`` of the menu bar, or of a menu that is open."""
+        path = (
+            f"//li[contains(@class,'lm-MenuBar-item') or contains(@class,'lm-Menu-item')]"
+            f"[.//*[normalize-space()='{label}']]"
+        )
+        try:
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+                ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
     def screenshot(self, name: str) -> Path:
         path = self.artifacts / f"{name}.png"
         self.driver.save_screenshot(str(path))

@@ -147,6 +147,11 @@ def test_notebook_7_shows_the_sandbox_in_its_menu(lab: LabPage) -> None:
     assert "Memory" in lab.find(".gk-popup").text
     lab.screenshot("sandbox-notebook-7")
     assert serious_violations(lab, ".gk-popup", STATUS) == []
+    lab.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+
+    for label in ("View", "Left Sidebar", "Show Sandboxes"):
+        lab.find_menu(label).click()
+    wait_for_text(lab, f"{SIDEBAR} .gk-row", " of 4 GB")
 
 
 @needs_all
