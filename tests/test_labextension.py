@@ -9,6 +9,8 @@ import subprocess
 
 import pytest
 
+from gvisor_kernel import __version__
+
 from .sweeps import needs_all
 from .world import PROJECT
 
@@ -23,6 +25,10 @@ def test_the_entry_that_is_named_is_there() -> None:
     assert [path.name for path in DIST.glob("static/remoteEntry.*")] == [
         build["load"].removeprefix("static/")
     ]
+
+
+def test_its_version_is_the_package_s() -> None:
+    assert json.loads((DIST / "package.json").read_text())["version"] == __version__
 
 
 def test_pip_is_named_as_what_removes_the_extension() -> None:

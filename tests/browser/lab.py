@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,16 @@ class LabPage:
         try:
             return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
                 ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
+    def wait_until(self, condition: Callable[[], Any], message: str) -> None:
+        """Wait until ``condition`` holds; save a screenshot on timeout."""
+        try:
+            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+                lambda _: condition(), message
             )
         except TimeoutException:
             self.screenshot("timeout")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from ..sweeps import needs_all
 from .conftest import KERNEL, WRONG_SETTING
-from .lab import WAIT_SECONDS, LabPage
+from .lab import LabPage
 
 BASE_URL = "/user/an-n/"
 
@@ -65,7 +64,7 @@ def wait_for_text(lab: LabPage, css: str, text: str) -> str:
     """Wait until the visible element ``css`` contains ``text``; return all of its text."""
     seen = ""
 
-    def look(_: Any) -> bool:
+    def look() -> bool:
         nonlocal seen
         seen = lab.driver.execute_script(
             "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join('\\n')",
@@ -74,9 +73,8 @@ def wait_for_text(lab: LabPage, css: str, text: str) -> str:
         return text in seen
 
     try:
-        WebDriverWait(lab.driver, WAIT_SECONDS, poll_frequency=0.1).until(look)
-    except BaseException:
-        lab.screenshot("timeout")
+        lab.wait_until(look, "")
+    except TimeoutException:
         pytest.fail(f"{css} never had {text!r}, but {seen!r}")
     return seen
 
@@ -104,6 +102,20 @@ def serious_violations(lab: LabPage, *selectors: str) -> list[str]:
 
 
 def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
+    # Before the kernel starts: the launcher's card, and the wish that it be made ready.
+    card = lab.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]')
+    lab.wait_until(
+        lambda: "Runs in a sandbox. Image: " in str(card.get_attribute("title")),
+        "the card never said what the sandbox is",
+    )
+    lab.wait_until(
+        lambda: lab.driver.execute_script(
+            "return performance.getEntriesByType('resource')"
+            ".some(it => it.name.includes('/api/warm') && it.responseStatus === 202)"
+        ),
+        "the server was never told which kernel may come next",
+    )
+
     lab.pick_kernel(display_name)
     text = wait_for_text(lab, STATUS, " of 4 GB")
     lab.screenshot("sandbox-status")
@@ -123,14 +135,6 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
     wait_for_text(lab, f"{SIDEBAR} .gk-row", "CPU ")
     lab.screenshot("sandbox-sidebar")
     assert serious_violations(lab, SIDEBAR) == []
-
-
-def test_the_launcher_says_image_and_limits(lab: LabPage, display_name: str) -> None:
-    card = lab.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]')
-    WebDriverWait(lab.driver, WAIT_SECONDS, poll_frequency=0.1).until(
-        lambda _: "Runs in a sandbox. Image: " in str(card.get_attribute("title")),
-        "the card never said what the sandbox is",
-    )
 
 
 def test_notebook_7_shows_the_sandbox_in_its_menu(lab: LabPage) -> None:
@@ -185,8 +189,8 @@ def test_changes_are_looked_at_and_applied(lab: LabPage, display_name: str) -> N
     assert "+ <b onclick=x>TWO</b>" in wait_for_text(lab, ".gk-difference", "TWO")
     lab.screenshot("changes-text")
     lab.driver.find_elements(By.CSS_SELECTOR, "button.gk-path")[1].click()
-    WebDriverWait(lab.driver, WAIT_SECONDS, poll_frequency=0.1).until(
-        lambda driver: driver.execute_script(
+    lab.wait_until(
+        lambda: lab.driver.execute_script(
             "const all = [...document.querySelectorAll('.gk-pictures img')];"
             "return all.length === 2 && all.every(it => it.complete && it.naturalWidth > 0)"
         ),
