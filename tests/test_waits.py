@@ -125,6 +125,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/async_sandbox.py", "asyncio.wait({restarting})"): "a start, which start_timeout bounds",
     ("api/pool.py", "asyncio.shield(self._closing)"): UNDONE,
     ("api/pool.py", "self._changed.wait()"): "until a sandbox has started or failed, or the end",
+    ("server/doctor.py", "asyncio.shield(self._running)"): "bounded by MAX_SECONDS",
+    ("server/sandboxes.py", "asyncio.shield(self._reading)"): "reads of /proc and of records",
+    ("server/warming.py", "while self._wish is not None"): "until no client has wished again; the"
+    " server's end cancels it",
     ("api/runner.py", "asyncio.shield(task)"): CODE,
     ("api/runner.py", "asyncio.wait({task})"): "bounded by GRACE_SECONDS and LAST_SECONDS",
     (

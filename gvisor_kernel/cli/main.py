@@ -179,7 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
     install.add_argument(
         "--no-snapshot",
         action="store_true",
-        help="do not make the snapshot from which kernels start now, which takes some ten seconds:"
+        help="do not make the snapshot from which kernels start now, which takes seconds:"
         " it is then made in the background, after the first start or by a Jupyter server",
     )
 

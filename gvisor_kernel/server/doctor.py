@@ -8,6 +8,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.cli.output import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 DOCTOR = ("-P", "-m", "gvisor_kernel", "doctor", "--json")
@@ -15,6 +16,7 @@ MAX_SECONDS = 300.0
 """More than all checks together may take."""
 KEEP_SECONDS = 10.0
 """How long findings are used again: doctor starts a kernel."""
+END_SECONDS = 5.0
 MAX_ANSWER = 1024 * 1024
 
 
@@ -28,6 +30,7 @@ class Doctor:
     def __init__(self) -> None:
         self._running: asyncio.Task[Any] | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._ended = False
         self._known: Any = None
         self._known_at: float | None = None
 
@@ -53,14 +56,18 @@ class Doctor:
                 stderr=DEVNULL,
                 limit=MAX_ANSWER,
             )
+            if self._ended:
+                self._kill()
             try:
                 async with asyncio.timeout(MAX_SECONDS):
                     output, _ = await process.communicate()
             finally:
                 self._kill()
-            self._known = parse_json(output, MAX_ANSWER)
+            self._known = _clean(parse_json(output, MAX_ANSWER))
             self._known_at = asyncio.get_running_loop().time()
             return self._known
+        except asyncio.CancelledError:
+            raise DoctorFailed("The server stops.") from None
         except (OSError, TimeoutError, JsonError) as error:
             raise DoctorFailed(f"gvisor-kernel doctor did not answer: {error}") from error
         finally:
@@ -72,7 +79,19 @@ class Doctor:
                 self._process.kill()
 
     async def end(self) -> None:
-        """End a doctor that runs."""
+        """End a doctor that runs. Waits for it up to END_SECONDS."""
+        self._ended = True
         self._kill()
         if self._running is not None:
+            await asyncio.wait({self._running}, timeout=END_SECONDS)
+        if self._running is not None:
             self._running.cancel()
+
+
+def _clean(value: Any) -> Any:
+    """Return a JSON value whose texts have no control characters: they may quote programs."""
+    if isinstance(value, dict):
+        return {name: _clean(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return printable(value) if isinstance(value, str) else value

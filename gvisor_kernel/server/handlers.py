@@ -5,6 +5,7 @@ Each route has one handler. ``openapi.json`` and docs/rest.md describe them; a t
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from gvisor_kernel.server.warming import NotOurs, OutsideRoot
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PREFIX = r"/gvisor-kernel/api"
+READY_SECONDS = 10.0
+"""How long a restart that is under way is waited for before a kernel is shut down."""
 MAX_BODY = 64 * 1024
 OPENAPI = Path(__file__).with_name("openapi.json")
 KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
@@ -126,11 +129,26 @@ class StopHandler(Handler):
         self.check_kernel(kernel_id)
         self.note_activity()
         try:
-            await ensure_async(self.parts.kernel_manager.shutdown_kernel(kernel_id, now=self.now))
-        except KeyError as error:  # another client was faster
+            await shut_down(self.parts.kernel_manager, kernel_id, now=self.now)
+        except (KeyError, web.HTTPError) as error:  # another client was faster
             raise web.HTTPError(404, "This kernel has ended.") from error
+        except asyncio.InvalidStateError as error:
+            message = "This kernel is being restarted. Try again."
+            raise web.HTTPError(409, message) from error
         self.set_status(204)
         self.finish()
+
+
+async def shut_down(manager: Any, kernel_id: str, *, now: bool) -> None:
+    """Let Jupyter shut a kernel down, after a restart that is under way: it cannot do both at once.
+
+    :raises KeyError, HTTPError: when the manager has no such kernel
+    :raises InvalidStateError: when it is being restarted, for longer than READY_SECONDS
+    """
+    ready = getattr(manager.get_kernel(kernel_id), "ready", None)
+    if isinstance(ready, asyncio.Future):
+        await asyncio.wait({ready}, timeout=READY_SECONDS)
+    await ensure_async(manager.shutdown_kernel(kernel_id, now=now))
 
 
 class KillHandler(StopHandler):

@@ -116,8 +116,7 @@ class Warmer:
             while self._wish is not None:
                 wish, self._wish = self._wish, None
                 await loop.run_in_executor(self._executor, self._prepare, wish)
-                async with asyncio.timeout(PAUSE_SECONDS + 1):
-                    await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(PAUSE_SECONDS)
         finally:
             self._working = None
 

@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
+from gvisor_kernel.cli import kernelspecs, snapshots
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.errors import KernelspecError, SnapshotError
 from gvisor_kernel.images import Store
 from gvisor_kernel.images.importer import import_image
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs, find_template, read_kernelspec
+from gvisor_kernel.kernel import restore, snapshot_builder
+from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.snapshot_builder import Report
+from gvisor_kernel.snapshots.snapshot import Snapshot
 
 from ..world import PROJECT
 
@@ -193,3 +198,43 @@ def test_install_checks_image_and_writes_memory_limit(
     assert main(["install", "--user", "--name", "gk-two", "--image", "empty"]) == 1
     assert "The image empty has no python3" in capsys.readouterr().err
     assert not (data_dir / "kernels/gk-two").exists()
+
+
+@pytest.fixture
+def built(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernelspecs for which an install made a snapshot."""
+    monkeypatch.delenv("JUPYTER_NO_CONFIG")  # for it Jupyter makes a folder that stays
+    names: list[str] = []
+
+    def build(plan: KernelPlan, preload: object, report: Report) -> Snapshot:
+        report("Importing [bold]", 0.5)
+        names.append(plan.request.kernel_name)
+        raise SnapshotError("The disk is full.")
+
+    monkeypatch.setattr(kernelspecs, "build_missing", snapshots.build_missing)
+    monkeypatch.setattr(snapshot_builder, "build_snapshot", build)
+    monkeypatch.setattr(restore, "has_snapshot", lambda plan: False)
+    return names
+
+
+def test_install_makes_the_snapshot(
+    data_dir: Path, built: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernelspec is installed even if that fails."""
+    assert main(["install", "--user", "--name", "gk-one"]) == 0
+    assert built == ["gk-one"]
+    assert "the first kernel starts cold: The disk is full." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--no-snapshot"], ["--set", "snapshot=off"]])
+def test_install_makes_no_snapshot(data_dir: Path, built: list[str], option: list[str]) -> None:
+    assert main(["install", "--user", "--name", "gk-one", *option]) == 0
+    assert built == []
+
+
+def test_install_keeps_a_snapshot_that_fits(
+    data_dir: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "has_snapshot", lambda plan: True)
+    assert main(["install", "--user", "--name", "gk-one"]) == 0
+    assert built == []

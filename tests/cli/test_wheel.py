@@ -79,6 +79,19 @@ def test_install_and_uninstall_work_without_the_repository(environment: Path) ->
     assert not kernelspec.exists()
 
 
+def test_wheel_enables_the_extension_of_the_server(environment: Path) -> None:
+    """Which does no harm where there is no server: nothing of one is imported."""
+    enabled = environment / "etc/jupyter/jupyter_server_config.d/gvisor_kernel.json"
+    extensions = json.loads(enabled.read_text())["ServerApp"]["jpserver_extensions"]
+    assert extensions == {"gvisor_kernel.server": True}
+    code = (
+        "import sys, gvisor_kernel.server as s; from pathlib import Path; here = Path(s.__file__)"
+        ".parent; print('jupyter_server' in sys.modules, (here / 'openapi.json').exists(),"
+        " len(list(here.glob('event_schemas/*.yaml'))))"
+    )
+    assert run_in(environment, "python", "-c", code).split() == ["False", "True", "4"]
+
+
 def test_wheel_contains_the_skills(environment: Path) -> None:
     code = (
         "from gvisor_kernel.skills import find_shipped as f, shipped_skills as s; print(f(), *s())"

@@ -7,6 +7,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,10 +20,10 @@ from gvisor_kernel.egress.audit import FILE, Audit, make_entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.kernel.facts import Death, KernelFacts, Start
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.server import sandboxes
+from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
 from gvisor_kernel.server.events import SCHEMAS
-from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES
+from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES, shut_down
 from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
 from gvisor_kernel.server.refusals import Refusals, is_refused
@@ -178,3 +179,61 @@ def test_refused_requests_are_read_once(tmp_path: Path) -> None:
     assert refusals.read() is None
     audit.close()
     refusals.close()
+
+
+SAYS = """
+import json, sys
+print(json.dumps({"ok": True, "checks": [{"name": "a", "fact": chr(27) + "[1m<b>"}]}))
+"""
+
+
+async def read_doctor(monkeypatch: pytest.MonkeyPatch, code: str, *, ends: bool = False) -> Any:
+    """Ask a doctor that runs ``code`` instead, and is asked three times at once."""
+    monkeypatch.setattr(doctor, "DOCTOR", ("-c", code))
+    asked = doctor.Doctor()
+    reading = [asyncio.create_task(asked.read()) for _ in range(3)]
+    await asyncio.sleep(0)
+    if ends:
+        while asked._process is None:
+            await asyncio.sleep(0)
+        await asked.end()
+    return await asyncio.gather(*reading, return_exceptions=True)
+
+
+def test_doctor_runs_once_and_its_texts_are_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asyncio.run(read_doctor(monkeypatch, SAYS))
+    assert found[0]["checks"] == [{"name": "a", "fact": "\\x1b[1m<b>"}]
+    assert found[0] is found[1] is found[2]
+
+
+def test_doctor_that_says_nothing_or_is_ended_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = "import sys; sys.stdin.close(); import signal; signal.pause()"
+    for code, ends in (("1", False), (sleeps, True)):
+        found = asyncio.run(read_doctor(monkeypatch, code, ends=ends))
+        assert [type(one) for one in found] == [doctor.DoctorFailed] * 3
+
+
+class Restarting:
+    """Stands for a kernel manager whose only kernel is being restarted."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.get_running_loop().create_future()
+        self.ended_after_restart: bool | None = None
+
+    def get_kernel(self, kernel_id: str) -> Restarting:
+        return self
+
+    async def shutdown_kernel(self, kernel_id: str, now: bool) -> None:
+        self.ended_after_restart = self.ready.done()
+
+
+def test_kernel_is_shut_down_after_its_restart() -> None:
+    """Jupyter's manager answers with an error otherwise, and may leave the kernel running."""
+
+    async def shut() -> bool | None:
+        manager = Restarting()
+        asyncio.get_running_loop().call_later(0.01, manager.ready.set_result, None)
+        await shut_down(manager, "1", now=True)
+        return manager.ended_after_restart
+
+    assert asyncio.run(shut())

@@ -140,6 +140,24 @@ def test_kernel_that_is_not_ours_is_not_found(client: Client, server: JupyterSer
         server.ask("DELETE", f"kernels/{local}")
 
 
+def test_servers_do_not_show_each_others_kernels(
+    client: Client, kernel: str, tmp_path: Path
+) -> None:
+    """Neither to whoever has the other one's token."""
+    other = JupyterServer(
+        tmp_path, "--GVisorServer.warm=False", extensions=("gvisor_kernel.server",)
+    )
+    try:
+        other.start()
+        theirs = Client(other)
+        assert theirs.ask("GET", "sandboxes").json() == {"sandboxes": [], "leftovers": []}
+        assert theirs.ask("GET", f"kernels/{kernel}").status_code == 404
+        headers = {"Authorization": f"token {client.server.token}"}
+        assert theirs.ask("GET", "sandboxes", headers=headers).status_code == 403
+    finally:
+        other.stop()
+
+
 def test_log_and_transcript_are_clean(client: Client, kernel: str, server: JupyterServer) -> None:
     with server.page(kernel) as page:
         request = page.execute(
