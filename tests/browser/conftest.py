@@ -46,14 +46,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ARTIFACTS
 
 
-@pytest.fixture(scope="module")  # its kernels are gone when the module is done
-def server(
-    world: World,
-    programs: tuple[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-    artifacts: Path,
-) -> Iterator[LabServer]:
-    server = LabServer(tmp_path_factory.mktemp("lab"), artifacts / "jupyterlab.log")
+@pytest.fixture(scope="session")
+def wrong_setting(world: World) -> None:
+    """A kernelspec that cannot start."""
     world.add_kernelspec(
         "gvisor-wrong-setting",
         {
@@ -70,6 +65,21 @@ def server(
                 }
             },
         },
+    )
+
+
+@pytest.fixture(scope="module")  # its kernels are gone when the module is done
+def server(
+    request: pytest.FixtureRequest,
+    wrong_setting: None,
+    programs: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    artifacts: Path,
+) -> Iterator[LabServer]:
+    server = LabServer(
+        tmp_path_factory.mktemp("lab"),
+        artifacts / "jupyterlab.log",
+        getattr(request.module, "BASE_URL", "/"),
     )
     try:
         server.start()

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ WAIT_SECONDS = scale_seconds(60)
 class LabServer:
     """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
-    def __init__(self, base: Path, log_path: Path) -> None:
+    def __init__(self, base: Path, log_path: Path, base_url: str = "/") -> None:
         self.base = base
         self.folder = base / "notebooks"
         self.log_path = log_path
+        self.base_url = base_url
         self.url = ""
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
@@ -83,6 +84,7 @@ class LabServer:
                 "--ServerApp.ip=127.0.0.1",
                 f"--ServerApp.port={port}",
                 "--ServerApp.port_retries=50",
+                f"--ServerApp.base_url={self.base_url}",
                 f"--ServerApp.root_dir={self.folder}",
                 f"--IdentityProvider.token={self.token}",
                 "--LabApp.extension_manager=readonly",
@@ -118,7 +120,7 @@ class LabServer:
                 log.flush()
                 # The port may differ from the requested one; the line after "is running at" has it.
                 if not self.url and (match := re.search(r"http://127\.0\.0\.1:\d+/", line)):
-                    self.url = match[0]
+                    self.url = match[0] + self.base_url.removeprefix("/")
                     self._running.set()
         self._running.set()
 
@@ -196,6 +198,30 @@ class LabPage:
             self.screenshot("timeout")
             raise
 
+    def find_menu(self, label: str) -> WebElement:
+        """Wait for the entry ``label`` of the menu bar, or of a menu that is open."""
+        path = (
+            f"//li[contains(@class,'lm-MenuBar-item') or contains(@class,'lm-Menu-item')]"
+            f"[.//*[normalize-space()='{label}']]"
+        )
+        try:
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+                ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
+    def wait_until(self, condition: Callable[[], Any], message: str) -> None:
+        """Wait until ``condition`` holds; save a screenshot on timeout."""
+        try:
+            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+                lambda _: condition(), message
+            )
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
     def screenshot(self, name: str) -> Path:
         path = self.artifacts / f"{name}.png"
         self.driver.save_screenshot(str(path))
@@ -210,7 +236,7 @@ class LabPage:
 
     def pick_kernel(self, display_name: str) -> None:
         """Click the kernel's card under "Notebook" in the launcher."""
-        self.find(f'.jp-LauncherCard[data-category="Notebook"][title="{display_name}"]').click()
+        self.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]').click()
 
     def dialog(self) -> str:
         """Return the text of the dialog that JupyterLab shows."""

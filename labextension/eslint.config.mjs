@@ -1,0 +1,19 @@
+import tseslint from 'typescript-eslint';
+
+/** What comes from a server or a sandbox is text: these would read it as markup or as code. */
+const markup = ['innerHTML', 'outerHTML', 'insertAdjacentHTML', 'write', 'writeln', 'srcdoc'];
+
+export default tseslint.config(
+  { ignores: ['lib/', 'dist/', 'node_modules/'] },
+  {
+    files: ['src/**/*.ts'],
+    extends: [tseslint.configs.strictTypeChecked, tseslint.configs.stylisticTypeChecked],
+    languageOptions: { parserOptions: { projectService: true } },
+    rules: {
+      eqeqeq: 'error',
+      'no-eval': 'error',
+      'no-restricted-properties': ['error', ...markup.map(property => ({ property }))],
+      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }]
+    }
+  }
+);

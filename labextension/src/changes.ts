@@ -1,0 +1,327 @@
+/** The panel "Changes": what a kernel changed against the folder on disk, to look at and apply. */
+
+import { type SandboxClient, type Side, ServerError, messageOf } from './client.js';
+import type { Applied, Change, Changes } from './contract.js';
+import { type Difference, type Section, compare } from './differences.js';
+import { button, element, replace, setText } from './dom.js';
+import { formatBytes } from './format.js';
+
+export type ChangesClient = Pick<SandboxClient, 'changes' | 'content' | 'apply' | 'undo'>;
+
+const KINDS: Readonly<Record<string, string>> = {
+  added: 'added',
+  changed: 'changed',
+  removed: 'removed',
+  conflict: 'conflict'
+};
+
+export class ChangesView {
+  readonly node = element('div', { class: 'gk-changes' });
+  private readonly summary = element('p', { attributes: { role: 'status' } });
+  private readonly all: HTMLInputElement;
+  private readonly body = element('tbody');
+  private readonly difference = element('section', {
+    class: 'gk-difference',
+    attributes: { 'aria-label': 'Difference', tabindex: '0' }
+  });
+  private readonly force: HTMLInputElement;
+  private readonly applyButton: HTMLButtonElement;
+  private readonly undoButton: HTMLButtonElement;
+  private changes: readonly Change[] = [];
+  private readonly chosen = new Set<string>();
+  private undoId: string | null = null;
+  private busy = false;
+  private shown = 0;
+  private pictures: string[] = [];
+
+  constructor(
+    private readonly client: ChangesClient,
+    private readonly kernelId: string
+  ) {
+    this.all = checkbox('All changes', checked => {
+      this.chooseAll(checked);
+    });
+    this.force = checkbox('Also apply conflicts', () => {
+      this.showButtons();
+    });
+    this.applyButton = button('Apply', () => void this.apply());
+    this.undoButton = button('Undo', () => void this.undo());
+    this.node.append(
+      element(
+        'p',
+        {},
+        'What is not applied is gone when the sandbox ends. A backup is kept of what is overwritten.'
+      ),
+      element(
+        'div',
+        { class: 'gk-buttons' },
+        this.applyButton,
+        this.undoButton,
+        button('Look again', () => void this.refresh()),
+        element('label', {}, this.force, ' also where the file on disk has changed meanwhile')
+      ),
+      this.summary,
+      element(
+        'div',
+        { class: 'gk-table', attributes: { tabindex: '0', 'aria-label': 'Changes' } },
+        element(
+          'table',
+          {},
+          element(
+            'thead',
+            {},
+            element(
+              'tr',
+              {},
+              element('th', { attributes: { scope: 'col' } }, this.all),
+              ...['File', 'Change', 'Size'].map(name =>
+                element('th', { attributes: { scope: 'col' } }, name)
+              )
+            )
+          ),
+          this.body
+        )
+      ),
+      this.difference
+    );
+    this.showButtons();
+  }
+
+  /** Frees the pictures that the browser holds. */
+  dispose(): void {
+    this.forgetPictures();
+  }
+
+  async refresh(): Promise<void> {
+    await this.work('', async () => {
+      this.show(await this.client.changes(this.kernelId));
+    });
+  }
+
+  private show(answer: Changes): void {
+    this.changes = answer.changes;
+    this.chosen.clear();
+    this.all.checked = false;
+    replace(this.body, ...answer.changes.map(change => this.row(change)));
+    const shown = answer.changes.length;
+    setText(
+      this.summary,
+      answer.more
+        ? `The first ${shown} of ${answer.total} changes.`
+        : shown === 0
+          ? 'Nothing was changed that would not be kept.'
+          : `${shown} ${shown === 1 ? 'change' : 'changes'}.`
+    );
+    replace(this.difference);
+    this.showButtons();
+  }
+
+  private row(change: Change): HTMLTableRowElement {
+    const tick = checkbox(`Choose ${change.path}`, checked => {
+      if (checked) {
+        this.chosen.add(change.path);
+      } else {
+        this.chosen.delete(change.path);
+      }
+      this.showButtons();
+    });
+    tick.disabled = change.type === 'other';
+    const sizes =
+      change.oldSize !== null && change.oldSize !== change.size && change.kind !== 'removed'
+        ? `${formatBytes(change.oldSize)} → ${formatBytes(change.size)}`
+        : formatBytes(change.size);
+    return element(
+      'tr',
+      { class: change.conflict === null ? '' : 'gk-conflict' },
+      element('td', {}, tick),
+      element(
+        'td',
+        {},
+        change.type === 'file'
+          ? button(change.path, () => void this.compare(change), { class: 'gk-path' })
+          : element('span', { class: 'gk-path' }, change.path),
+        change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict)
+      ),
+      element(
+        'td',
+        {},
+        KINDS[change.kind] ?? change.kind,
+        change.type === 'folder' ? ' folder' : '',
+        change.type === 'other' ? ' (neither file nor folder: cannot be applied)' : ''
+      ),
+      element('td', {}, change.type === 'file' ? sizes : '')
+    );
+  }
+
+  private chooseAll(checked: boolean): void {
+    this.chosen.clear();
+    this.changes.forEach((change, index) => {
+      const tick = this.body.rows[index]?.querySelector('input');
+      if (tick && !tick.disabled) {
+        tick.checked = checked;
+        if (checked) {
+          this.chosen.add(change.path);
+        }
+      }
+    });
+    this.showButtons();
+  }
+
+  private showButtons(): void {
+    setText(
+      this.applyButton,
+      this.chosen.size > 0 ? `Apply ${this.chosen.size} to the folder on disk` : 'Apply'
+    );
+    this.applyButton.disabled = this.busy || this.chosen.size === 0;
+    this.undoButton.disabled = this.busy || this.undoId === null;
+  }
+
+  private async apply(): Promise<void> {
+    const chosen = this.changes.filter(change => this.chosen.has(change.path));
+    await this.work('Applying.', async () => {
+      const answer = await this.client.apply(this.kernelId, chosen, this.force.checked);
+      this.undoId = answer.undo;
+      this.show(await this.client.changes(this.kernelId));
+      this.report(answer);
+    });
+  }
+
+  private report(answer: Applied): void {
+    const refused = answer.refused.map(({ path, reason }) => `${path}: ${reason}`);
+    setText(
+      this.summary,
+      [
+        `${answer.applied.length} applied.`,
+        ...(refused.length > 0 ? [`${refused.length} refused.`, ...refused] : [])
+      ].join('\n')
+    );
+  }
+
+  private async undo(): Promise<void> {
+    const { undoId } = this;
+    if (undoId === null) {
+      return;
+    }
+    await this.work('Undoing.', async () => {
+      await this.client.undo(this.kernelId, undoId);
+      this.undoId = null;
+      this.show(await this.client.changes(this.kernelId));
+      setText(this.summary, 'Undone: the folder on disk is as it was before.');
+    });
+  }
+
+  /** One call at a time; its failure is told where results are told. */
+  private async work(text: string, call: () => Promise<void>): Promise<void> {
+    if (this.busy) {
+      return;
+    }
+    this.busy = true;
+    this.showButtons();
+    if (text) {
+      setText(this.summary, text);
+    }
+    try {
+      await call();
+    } catch (error) {
+      setText(this.summary, messageOf(error));
+    } finally {
+      this.busy = false;
+      this.showButtons();
+    }
+  }
+
+  private async compare(change: Change): Promise<void> {
+    const turn = ++this.shown;
+    const heading = element('h2', {}, change.path);
+    replace(this.difference, heading, element('p', {}, 'Reading.'));
+    let content: readonly Node[];
+    try {
+      const side = (which: Side, absent: string): Promise<ArrayBuffer> =>
+        change.kind === absent
+          ? Promise.resolve(new ArrayBuffer(0))
+          : this.client.content(this.kernelId, change.path, which);
+      const [old, current] = await Promise.all([side('old', 'added'), side('new', 'removed')]);
+      if (turn !== this.shown) {
+        return; // another file was chosen meanwhile
+      }
+      this.forgetPictures();
+      content = this.showDifference(compare(change.path, old, current), old, current);
+    } catch (error) {
+      if (turn !== this.shown) {
+        return;
+      }
+      const large = error instanceof ServerError && error.status === 413;
+      content = [
+        element('p', {}, large ? 'The file is too large to be shown here.' : messageOf(error))
+      ];
+    }
+    replace(this.difference, heading, ...content);
+  }
+
+  private showDifference(it: Difference, old: ArrayBuffer, current: ArrayBuffer): readonly Node[] {
+    switch (it.kind) {
+      case 'picture':
+        return [
+          element(
+            'div',
+            { class: 'gk-pictures' },
+            this.picture('Before', it.type, old),
+            this.picture('After', it.type, current)
+          )
+        ];
+      case 'binary':
+        return [element('p', {}, 'The file is no text, so its content is not shown.')];
+      case 'text':
+        return [
+          ...it.sections.map(showSection),
+          ...(it.cut ? [element('p', {}, 'There are more differences than are shown.')] : [])
+        ];
+    }
+  }
+
+  private picture(title: string, type: string, bytes: ArrayBuffer): HTMLElement {
+    if (bytes.byteLength === 0) {
+      return element('figure', {}, element('figcaption', {}, `${title}: none`));
+    }
+    const url = URL.createObjectURL(new Blob([bytes], { type }));
+    this.pictures.push(url);
+    return element(
+      'figure',
+      {},
+      element('img', { attributes: { src: url, alt: title } }),
+      element('figcaption', {}, title)
+    );
+  }
+
+  private forgetPictures(): void {
+    this.pictures.forEach(url => {
+      URL.revokeObjectURL(url);
+    });
+    this.pictures = [];
+  }
+}
+
+const MARKS: Readonly<Record<string, string>> = { '+': 'gk-new', '-': 'gk-old', '@': 'gk-place' };
+
+function showSection(section: Section): HTMLElement {
+  return element(
+    'div',
+    {},
+    section.title ? element('h3', {}, section.title) : null,
+    element(
+      'pre',
+      {},
+      ...section.lines.map(({ mark, text }) =>
+        element('span', { class: `gk-line-text ${MARKS[mark] ?? ''}` }, `${mark} ${text}\n`)
+      )
+    )
+  );
+}
+
+function checkbox(label: string, change: (checked: boolean) => void): HTMLInputElement {
+  const node = element('input', { attributes: { type: 'checkbox', 'aria-label': label } });
+  node.addEventListener('change', () => {
+    change(node.checked);
+  });
+  return node;
+}

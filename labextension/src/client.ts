@@ -1,0 +1,154 @@
+/** The server's REST interface, docs/rest.md, as functions. Who sends the requests is a parameter. */
+
+import {
+  type Applied,
+  type Change,
+  type Changes,
+  type Finding,
+  type Sandbox,
+  type Sandboxes,
+  fieldsOf,
+  readApplied,
+  readChanges,
+  readFindings,
+  readLines,
+  readSandbox,
+  readSandboxes
+} from './contract.js';
+
+export interface Request {
+  readonly method: 'GET' | 'POST';
+  /** Below ``<base_url>gvisor-kernel/api/``, each part encoded. */
+  readonly path: string;
+  readonly body?: unknown;
+}
+
+export interface Answer {
+  readonly status: number;
+  json(): Promise<unknown>;
+  arrayBuffer(): Promise<ArrayBuffer>;
+}
+
+export type Send = (request: Request) => Promise<Answer>;
+
+/** An answer that is no success: its message is for people. */
+export class ServerError extends Error {
+  constructor(
+    readonly status: number,
+    message: string
+  ) {
+    super(message);
+  }
+}
+
+export type Side = 'old' | 'new';
+
+export class SandboxClient {
+  constructor(private readonly send: Send) {}
+
+  /** Whether this server's half can show and apply changes: its description says so. */
+  async offersChanges(): Promise<boolean> {
+    const { paths } = fieldsOf(await this.get('openapi.json'));
+    return Object.keys(fieldsOf(paths)).some(path => path.endsWith('/changes'));
+  }
+
+  /** The sandbox of a kernel; null if the kernel is none of ours or the server lacks our half. */
+  async kernel(id: string): Promise<Sandbox | null> {
+    try {
+      return readSandbox(await this.get(this.path(id)));
+    } catch (error) {
+      if (error instanceof ServerError && error.status === 404) {
+        return null;
+      }
+      throw error;
+    }
+  }
+
+  async sandboxes(): Promise<Sandboxes> {
+    return readSandboxes(await this.get('sandboxes'));
+  }
+
+  async log(id: string): Promise<readonly string[]> {
+    return readLines(await this.get(`${this.path(id)}/log?lines=1000`));
+  }
+
+  async transcript(id: string): Promise<readonly string[]> {
+    return readLines(await this.get(`${this.path(id)}/transcript?lines=1000`));
+  }
+
+  async doctor(): Promise<readonly Finding[]> {
+    return readFindings(await this.get('doctor'));
+  }
+
+  async stop(id: string): Promise<void> {
+    await this.post(`${this.path(id)}/stop`, {});
+  }
+
+  async kill(id: string): Promise<void> {
+    await this.post(`${this.path(id)}/kill`, {});
+  }
+
+  async warm(kernelName: string, path: string): Promise<void> {
+    await this.post('warm', { kernel_name: kernelName, path });
+  }
+
+  async changes(id: string): Promise<Changes> {
+    return readChanges(await this.get(`${this.path(id)}/changes`));
+  }
+
+  async content(id: string, path: string, side: Side): Promise<ArrayBuffer> {
+    const query = new URLSearchParams({ path, side }).toString();
+    const answer = await this.send({
+      method: 'GET',
+      path: `${this.path(id)}/changes/content?${query}`
+    });
+    await refuse(answer);
+    return answer.arrayBuffer();
+  }
+
+  async apply(id: string, changes: readonly Change[], force: boolean): Promise<Applied> {
+    const chosen = changes.map(({ path, state }) => ({ path, state }));
+    return readApplied(
+      await this.post(`${this.path(id)}/changes/apply`, { changes: chosen, force })
+    );
+  }
+
+  async undo(id: string, undo: string): Promise<void> {
+    await this.post(`${this.path(id)}/changes/undo`, { undo });
+  }
+
+  private path(id: string): string {
+    return `kernels/${encodeURIComponent(id)}`;
+  }
+
+  private async get(path: string): Promise<unknown> {
+    const answer = await this.send({ method: 'GET', path });
+    await refuse(answer);
+    return answer.json();
+  }
+
+  /** Some answers have no body (202, 204): these are null. */
+  private async post(path: string, body: unknown): Promise<unknown> {
+    const answer = await this.send({ method: 'POST', path, body });
+    await refuse(answer);
+    return answer.json().catch(() => null);
+  }
+}
+
+async function refuse(answer: Answer): Promise<void> {
+  if (answer.status >= 200 && answer.status < 300) {
+    return;
+  }
+  let message = '';
+  try {
+    const body = (await answer.json()) as { message?: unknown } | null;
+    message = typeof body?.message === 'string' ? body.message : '';
+  } catch {
+    // The body is no JSON: a proxy answered.
+  }
+  throw new ServerError(answer.status, message || `The server answered ${answer.status}.`);
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

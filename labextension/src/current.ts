@@ -1,0 +1,211 @@
+/** The item in the status bar, for the notebook or console that the person is in. */
+
+import type { JupyterFrontEnd } from '@jupyterlab/application';
+import type { ISessionContext } from '@jupyterlab/apputils';
+import type { IConsoleTracker } from '@jupyterlab/console';
+import type { INotebookTracker } from '@jupyterlab/notebook';
+import type { Poll } from '@lumino/polling';
+import type { Widget } from '@lumino/widgets';
+
+import { type Actions, Card } from './card.js';
+import { type SandboxClient, messageOf } from './client.js';
+import type { Sandbox } from './contract.js';
+import type { History } from './history.js';
+import { Popup } from './popup.js';
+import { isOurs } from './specs.js';
+import { StatusView } from './status.js';
+import { makePoll, pageClock } from './widgets.js';
+
+export interface Trackers {
+  readonly notebooks: INotebookTracker | null;
+  readonly consoles: IConsoleTracker | null;
+}
+
+/** Returns the session of a notebook or console; null for any other widget. */
+export function sessionOf(trackers: Trackers, widget: Widget | null): ISessionContext | null {
+  if (widget === null) {
+    return null;
+  }
+  const find = (tracker: INotebookTracker | IConsoleTracker | null): ISessionContext | null =>
+    tracker?.has(widget) === true
+      ? (widget as Widget & { sessionContext: ISessionContext }).sessionContext
+      : null;
+  return find(trackers.notebooks) ?? find(trackers.consoles);
+}
+
+/** Returns the session of an open notebook or console with this kernel. */
+export function sessionWith(trackers: Trackers, kernelId: string): ISessionContext | null {
+  const found =
+    trackers.notebooks?.find(it => it.sessionContext.session?.kernel?.id === kernelId) ??
+    trackers.consoles?.find(it => it.sessionContext.session?.kernel?.id === kernelId);
+  return found?.sessionContext ?? null;
+}
+
+/** The name of the kernelspec that a session has, or will have when it has started. */
+export function kernelNameOf(session: ISessionContext): string | undefined {
+  return session.session?.kernel?.name ?? session.kernelPreference.name;
+}
+
+export class CurrentSandbox {
+  readonly view: StatusView;
+  private session: ISessionContext | null = null;
+  private sandbox: Sandbox | null = null;
+  private popup: Popup | null = null;
+  private card: Card | null = null;
+  private readonly poll: Poll;
+
+  private readonly changed = (): void => {
+    const id = this.session?.session?.kernel?.id;
+    if (this.sandbox !== null && this.sandbox.kernelId !== id) {
+      this.forget();
+    }
+    if (this.isOurs()) {
+      void this.poll.refresh();
+    } else {
+      this.forget();
+    }
+  };
+
+  constructor(
+    private readonly app: JupyterFrontEnd,
+    private readonly trackers: Trackers,
+    private readonly client: SandboxClient,
+    private readonly history: History,
+    private readonly actions: Actions
+  ) {
+    this.view = new StatusView(() => {
+      this.toggleCard();
+    });
+    this.poll = makePoll(
+      'gvisor-kernel:current',
+      () => this.look(),
+      () => !this.isOurs()
+    );
+    app.shell.currentChanged?.connect(() => {
+      this.follow();
+    });
+    // A widget that was just made is known to its tracker only after it is the current one.
+    trackers.notebooks?.currentChanged.connect(() => {
+      this.follow();
+    });
+    trackers.consoles?.currentChanged.connect(() => {
+      this.follow();
+    });
+    app.serviceManager.kernelspecs.specsChanged.connect(() => {
+      this.changed();
+    });
+    this.follow();
+  }
+
+  get current(): Sandbox | null {
+    return this.sandbox;
+  }
+
+  /** Opens the card, or closes it: it belongs to the item in the status bar. */
+  toggleCard(): void {
+    if (this.popup !== null) {
+      this.popup.close();
+      return;
+    }
+    if (this.sandbox === null) {
+      return;
+    }
+    this.card = new Card(this.sandbox, {
+      ...this.actions,
+      changes: it => {
+        this.popup?.close();
+        this.actions.changes(it);
+      },
+      log: it => {
+        this.popup?.close();
+        this.actions.log(it);
+      },
+      transcript: it => {
+        this.popup?.close();
+        this.actions.transcript(it);
+      },
+      restart: it => {
+        this.popup?.close();
+        this.actions.restart(it);
+      },
+      stop: it => {
+        this.popup?.close();
+        this.actions.stop(it);
+      }
+    });
+    this.popup = new Popup(this.card.node, 'Sandbox', this.view.node, () => {
+      this.popup = null;
+      this.card = null;
+    });
+  }
+
+  private follow(): void {
+    const session = sessionOf(this.trackers, this.app.shell.currentWidget);
+    if (session !== this.session) {
+      this.session?.kernelChanged.disconnect(this.changed);
+      this.session?.statusChanged.disconnect(this.changed);
+      this.session = session;
+      session?.kernelChanged.connect(this.changed);
+      session?.statusChanged.connect(this.changed);
+      this.changed();
+    }
+  }
+
+  private isOurs(): boolean {
+    const { session } = this;
+    return (
+      session !== null &&
+      !session.isDisposed &&
+      isOurs(this.app.serviceManager.kernelspecs.specs, kernelNameOf(session))
+    );
+  }
+
+  private forget(): void {
+    this.sandbox = null;
+    this.popup?.close();
+    this.view.hide();
+  }
+
+  private async look(): Promise<void> {
+    const { session } = this;
+    if (session === null) {
+      return;
+    }
+    const id = session.session?.kernel?.id;
+    let sandbox: Sandbox | null;
+    try {
+      sandbox = id === undefined ? await this.findStarting(session) : await this.client.kernel(id);
+    } catch (error) {
+      this.view.showUnreachable(messageOf(error));
+      throw error; // the poll backs off
+    }
+    if (session !== this.session || session.session?.kernel?.id !== id) {
+      return; // the answer is about a notebook that the person has left
+    }
+    if (sandbox !== null) {
+      this.show(sandbox, id !== undefined);
+    } else if (id === undefined && session.kernelDisplayStatus === 'starting') {
+      this.view.showStarting(false);
+    } else {
+      this.forget();
+      // Perhaps the server has not our half: then nothing will come, and its log stays quiet.
+      throw new Error('The server knows no sandbox of this kernel.');
+    }
+  }
+
+  /** While Jupyter starts a kernel, the page does not know its id yet, and the server does. */
+  private async findStarting(session: ISessionContext): Promise<Sandbox | null> {
+    const name = kernelNameOf(session);
+    const { sandboxes } = await this.client.sandboxes();
+    return sandboxes.find(it => it.state === 'starting' && it.kernelName === name) ?? null;
+  }
+
+  private show(sandbox: Sandbox, known: boolean): void {
+    this.view.update(sandbox);
+    if (known) {
+      this.sandbox = sandbox;
+      this.history.add(sandbox, pageClock());
+      this.card?.update(sandbox, Date.now() / 1000);
+    }
+  }
+}

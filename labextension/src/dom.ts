@@ -1,0 +1,92 @@
+/**
+ * The only place that makes elements. Texts become text nodes; nothing here reads markup, so a
+ * file named `<img onerror=…>` is shown with these letters.
+ */
+
+export type Child = Node | string | null | false;
+
+export interface Options {
+  readonly class?: string;
+  readonly attributes?: Readonly<Record<string, string>>;
+  readonly click?: (event: MouseEvent) => void;
+}
+
+export function element<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  options: Options = {},
+  ...children: readonly Child[]
+): HTMLElementTagNameMap[K] {
+  const node = document.createElement(tag);
+  if (options.class !== undefined) {
+    node.className = options.class;
+  }
+  for (const [name, value] of Object.entries(options.attributes ?? {})) {
+    node.setAttribute(name, value);
+  }
+  if (options.click !== undefined) {
+    node.addEventListener('click', options.click as EventListener);
+  }
+  append(node, children);
+  return node;
+}
+
+export function append(node: Element, children: readonly Child[]): void {
+  for (const child of children) {
+    if (child !== null && child !== false) {
+      node.append(child);
+    }
+  }
+}
+
+export function replace(node: Element, ...children: readonly Child[]): void {
+  node.replaceChildren();
+  append(node, children);
+}
+
+/** Sets a text only if it differs, so that a screen reader is not told the same thing again. */
+export function setText(node: Element, text: string): void {
+  if (node.textContent !== text) {
+    node.textContent = text;
+  }
+}
+
+export function button(label: string, click: () => void, options: Options = {}): HTMLButtonElement {
+  return element(
+    'button',
+    {
+      class: `gk-button ${options.class ?? ''}`.trim(),
+      attributes: { type: 'button', ...options.attributes },
+      click: () => {
+        click();
+      }
+    },
+    label
+  );
+}
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+export function drawing(
+  tag: string,
+  attributes: Readonly<Record<string, string>>,
+  ...children: readonly Node[]
+): SVGElement {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+const SHIELD = 'M8 1 2.5 3v4.6c0 3.4 2.3 6 5.5 7.4 3.2-1.4 5.5-4 5.5-7.4V3Z';
+
+/** The project's sign; it is beside words that say the same. */
+export function shield(): SVGElement {
+  return drawing(
+    'svg',
+    { viewBox: '0 0 16 16', width: '16', height: '16', 'aria-hidden': 'true', class: 'gk-shield' },
+    drawing('path', { d: SHIELD })
+  );
+}
+export const SHIELD_SVG = `<svg xmlns="${SVG}" viewBox="0 0 16 16"><path class="jp-icon3" fill="#616161" d="${SHIELD}"/></svg>`;

@@ -1,0 +1,75 @@
+/** Figures as people read them. */
+
+import type { Sandbox } from './contract.js';
+
+const UNITS = ['B', 'kB', 'MB', 'GB', 'TB'];
+
+/** ``222298112`` is ``212 MB``: 1024 bytes a step, as settings mean ``4G``. */
+export function formatBytes(bytes: number): string {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1023.5 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  const digits = unit > 1 && value < 9.95 && !Number.isInteger(value) ? 1 : 0;
+  return `${value.toFixed(digits)} ${UNITS[unit] ?? ''}`;
+}
+
+export function formatSeconds(seconds: number): string {
+  if (seconds < 10) {
+    return `${seconds.toFixed(1)} s`;
+  }
+  if (seconds < 60) {
+    return `${Math.floor(seconds)} s`;
+  }
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) {
+    return `${minutes} min`;
+  }
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} days`;
+}
+
+/** Used memory as a share of the limit; null if one of them is unknown. */
+export function memoryShare(sandbox: Sandbox): number | null {
+  if (sandbox.memoryUsed === null || sandbox.memoryLimit <= 0) {
+    return null;
+  }
+  return Math.min(1, sandbox.memoryUsed / sandbox.memoryLimit);
+}
+
+/** From this share on, the bar has the colour of a warning. */
+export const NEARLY_FULL = 0.8;
+
+export function describeMemory(sandbox: Sandbox): string {
+  const limit = formatBytes(sandbox.memoryLimit);
+  return sandbox.memoryUsed === null
+    ? `limit ${limit}`
+    : `${formatBytes(sandbox.memoryUsed)} of ${limit}`;
+}
+
+export function describeStart(kind: string): string {
+  const words: Readonly<Record<string, string>> = {
+    cold: 'cold, without a snapshot',
+    snapshot: 'from a snapshot',
+    spare: 'from a spare that was ready'
+  };
+  return words[kind] ?? kind;
+}
+
+/** What the status bar says beside the shield. */
+export function describeState(sandbox: Sandbox): string {
+  switch (sandbox.state) {
+    case 'starting':
+      return sandbox.start?.kind === 'snapshot' || sandbox.start?.kind === 'spare'
+        ? 'starting from snapshot'
+        : 'starting';
+    case 'stopped':
+      return `stopped, ${describeMemory(sandbox)}`;
+    case 'ended':
+      return 'ended';
+    case 'running':
+      return describeMemory(sandbox);
+  }
+}

@@ -1,0 +1,224 @@
+/** The content of the sidebar: this server's sandboxes, what earlier ones left, and doctor. */
+
+import type { Action, Actions } from './card.js';
+import type { SandboxClient } from './client.js';
+import { messageOf } from './client.js';
+import type { Finding, Leftover, Sandbox, Sandboxes } from './contract.js';
+import { button, element, replace, setText } from './dom.js';
+import { NEARLY_FULL, describeState, formatSeconds, memoryShare } from './format.js';
+import { type History, type Sample } from './history.js';
+import { Plot } from './plot.js';
+
+/** One sandbox. Its buttons stay the same elements, so the focus survives each answer. */
+class Row {
+  readonly node: HTMLLIElement;
+  private readonly heading = element('h3');
+  private readonly state = element('span', { class: 'gk-state' });
+  private readonly memory = new Plot('memory');
+  private readonly cpu = new Plot('cpu');
+  private readonly cpuText = element('span', { class: 'gk-state' });
+  private readonly death = element('p', { class: 'gk-warning' });
+  private readonly changesButton: HTMLButtonElement;
+  private readonly logButton: HTMLButtonElement;
+  private readonly buttons: readonly (readonly [HTMLButtonElement, string])[];
+
+  constructor(
+    private sandbox: Sandbox,
+    private readonly actions: Actions
+  ) {
+    const act = (label: string, action: Action): HTMLButtonElement =>
+      button(label, () => {
+        actions[action](this.sandbox);
+      });
+    this.changesButton = act('Changes', 'changes');
+    this.logButton = act('Log', 'log');
+    const named: readonly (readonly [HTMLButtonElement, string])[] = [
+      [this.changesButton, 'Changes of'],
+      [this.logButton, 'Log of'],
+      [act('Restart', 'restart'), 'Restart'],
+      [act('Stop', 'stop'), 'Stop'],
+      [act('Kill', 'kill'), 'Kill']
+    ];
+    this.buttons = named;
+    this.node = element(
+      'li',
+      { class: 'gk-row' },
+      this.heading,
+      element('div', { class: 'gk-figure' }, this.memory.node, this.state),
+      element('div', { class: 'gk-figure' }, this.cpu.node, this.cpuText),
+      this.death,
+      element('div', { class: 'gk-buttons' }, ...named.map(([node]) => node))
+    );
+  }
+
+  update(sandbox: Sandbox, history: History, now: number): void {
+    this.sandbox = sandbox;
+    const name = sandbox.displayName || sandbox.kernelName;
+    setText(this.heading, `${name}, ${sandbox.folder}`);
+    this.heading.title = `${sandbox.id}\n${sandbox.folder}`;
+    setText(this.state, describeState(sandbox));
+    this.node.classList.toggle('gk-full', (memoryShare(sandbox) ?? 0) >= NEARLY_FULL);
+    this.memory.update(history.memory(sandbox.kernelId), now, sandbox.memoryLimit);
+    const cpu = history.cpu(sandbox.kernelId);
+    this.cpu.update(cpu, now, highest(cpu));
+    const last = cpu.at(-1);
+    setText(this.cpuText, last === undefined ? 'CPU' : `CPU ${(last.value * 100).toFixed(0)} %`);
+    const death = sandbox.lastDeath;
+    this.death.hidden = death === null;
+    setText(this.death, death === null ? '' : `Died last: ${death.reason}`);
+    this.changesButton.hidden = !this.actions.offersChanges();
+    this.logButton.hidden = !sandbox.hasLog;
+    for (const [node, verb] of this.buttons) {
+      node.setAttribute('aria-label', `${verb} ${name}, ${sandbox.folder}`);
+    }
+  }
+}
+
+/** The top of the plot of CPU: at least one core, so that idle kernels look idle. */
+function highest(samples: readonly Sample[]): number {
+  return samples.reduce((most, sample) => Math.max(most, sample.value), 1);
+}
+
+export class Sidebar {
+  readonly node = element('div', { class: 'gk-sidebar' });
+  private readonly rows = new Map<string, Row>();
+  private readonly list = element('ul', { class: 'gk-list' });
+  private readonly empty = element('p', {}, 'No kernel of this server runs in a sandbox.');
+  private readonly leftovers = element('section', { attributes: { 'aria-label': 'Leftovers' } });
+  private readonly problem = element('p', { class: 'gk-warning', attributes: { role: 'status' } });
+  private readonly findings = element('div', { attributes: { 'aria-live': 'polite' } });
+  private readonly doctorButton: HTMLButtonElement;
+  private leftoverNames = '';
+
+  constructor(
+    private readonly client: Pick<SandboxClient, 'doctor'>,
+    private readonly history: History,
+    private readonly actions: Actions
+  ) {
+    this.doctorButton = button('Run doctor', () => void this.runDoctor());
+    this.problem.hidden = true;
+    this.leftovers.hidden = true;
+    this.node.append(
+      element('h2', {}, 'Sandboxes'),
+      this.problem,
+      this.empty,
+      this.list,
+      this.leftovers,
+      element(
+        'section',
+        { attributes: { 'aria-label': 'Doctor' } },
+        element('h2', {}, 'Doctor'),
+        element('p', {}, 'Looks at what sandboxes need on this computer.'),
+        this.doctorButton,
+        this.findings
+      )
+    );
+  }
+
+  /** ``now`` is the clock of the history. */
+  update(answer: Sandboxes, now: number): void {
+    this.problem.hidden = true;
+    const present = new Set(answer.sandboxes.map(sandbox => sandbox.kernelId));
+    for (const [id, row] of this.rows) {
+      if (!present.has(id)) {
+        row.node.remove();
+        this.rows.delete(id);
+      }
+    }
+    for (const sandbox of answer.sandboxes) {
+      let row = this.rows.get(sandbox.kernelId);
+      if (row === undefined) {
+        row = new Row(sandbox, this.actions);
+        this.rows.set(sandbox.kernelId, row);
+        this.list.append(row.node);
+      }
+      row.update(sandbox, this.history, now);
+    }
+    this.empty.hidden = present.size > 0;
+    this.list.hidden = present.size === 0;
+    this.showLeftovers(answer.leftovers);
+  }
+
+  showProblem(message: string): void {
+    this.problem.hidden = false;
+    setText(this.problem, `The server did not answer: ${message}`);
+  }
+
+  async runDoctor(): Promise<void> {
+    this.doctorButton.disabled = true;
+    replace(this.findings, element('p', {}, 'Looking; this takes some seconds.'));
+    try {
+      replace(this.findings, ...showFindings(await this.client.doctor()));
+    } catch (error) {
+      replace(this.findings, element('p', { class: 'gk-warning' }, messageOf(error)));
+    } finally {
+      this.doctorButton.disabled = false;
+    }
+  }
+
+  private showLeftovers(leftovers: readonly Leftover[]): void {
+    const names = leftovers.map(one => `${one.id} ${one.state}`).join('\n');
+    if (names === this.leftoverNames) {
+      return; // or a screen reader and the selection would start again every two seconds
+    }
+    this.leftoverNames = names;
+    this.leftovers.hidden = leftovers.length === 0;
+    const now = Date.now() / 1000;
+    replace(
+      this.leftovers,
+      element('h2', {}, 'Leftovers'),
+      element(
+        'p',
+        {},
+        'Sandboxes whose server has gone. The next start of a kernel removes them, or ',
+        element('code', {}, 'gvisor-kernel prune'),
+        '.'
+      ),
+      element(
+        'ul',
+        {},
+        ...leftovers.map(one =>
+          element(
+            'li',
+            {},
+            element('code', {}, one.id),
+            ` (${one.state}), ${one.folder}`,
+            one.created > 0 ? `, ${formatSeconds(Math.max(0, now - one.created))} old` : ''
+          )
+        )
+      )
+    );
+  }
+}
+
+const WORDS: Readonly<Record<string, string>> = {
+  ok: 'fine',
+  warning: 'look at this',
+  failed: 'not fine',
+  error: 'not fine'
+};
+
+/** What needs a hand first; what is fine is folded away. */
+function showFindings(findings: readonly Finding[]): Node[] {
+  const fine = findings.filter(it => it.state === 'ok');
+  const others = findings.filter(it => it.state !== 'ok');
+  const show = (it: Finding): HTMLElement =>
+    element(
+      'li',
+      { class: it.state === 'ok' ? '' : 'gk-finding' },
+      element('strong', {}, it.name),
+      ` (${WORDS[it.state] ?? it.state}): ${it.fact}`,
+      it.fix ? element('p', { class: 'gk-fix' }, `What to do: ${it.fix}`) : null
+    );
+  return [
+    others.length > 0
+      ? element('ul', { class: 'gk-findings' }, ...others.map(show))
+      : element('p', {}, 'Nothing to do.'),
+    element(
+      'details',
+      {},
+      element('summary', {}, `${fine.length} checks are fine`),
+      element('ul', { class: 'gk-findings' }, ...fine.map(show))
+    )
+  ];
+}

@@ -1,0 +1,73 @@
+/** The item in the status bar: a shield, memory of its limit, and the open routes. */
+
+import type { Sandbox } from './contract.js';
+import { element, setText, shield } from './dom.js';
+import { NEARLY_FULL, describeState, memoryShare } from './format.js';
+
+export class StatusView {
+  readonly node: HTMLButtonElement;
+  private readonly label = element('span', { class: 'gk-status-label' });
+  private readonly fill = element('span', { class: 'gk-bar-fill' });
+  private readonly bar = element('span', { class: 'gk-bar' }, this.fill);
+  private readonly routes = element('span', { class: 'gk-routes' });
+
+  constructor(click: () => void) {
+    this.node = element(
+      'button',
+      { class: 'gk-status', attributes: { type: 'button', 'aria-haspopup': 'dialog' }, click },
+      shield(),
+      this.bar,
+      this.label,
+      this.routes
+    );
+    this.hide();
+  }
+
+  hide(): void {
+    this.node.hidden = true;
+  }
+
+  /** The kernel is one of ours, and the server does not list it yet. */
+  showStarting(fromSnapshot: boolean): void {
+    this.show(fromSnapshot ? 'starting from snapshot' : 'starting', null, []);
+  }
+
+  update(sandbox: Sandbox): void {
+    const names = sandbox.egress.map(route => route.name);
+    this.show(
+      describeState(sandbox),
+      sandbox.state === 'running' || sandbox.state === 'stopped' ? memoryShare(sandbox) : null,
+      names
+    );
+    if (sandbox.workspaceIsHome) {
+      this.node.title +=
+        '\nThis notebook lies directly in a home folder, so its sandbox sees an empty folder. ' +
+        'Move the notebook into a folder of its own.';
+    }
+  }
+
+  /** The last answer is old: the server did not answer. */
+  showUnreachable(message: string): void {
+    setText(this.label, 'no answer');
+    this.bar.hidden = true;
+    this.describe(`Sandbox: the server did not answer. ${message}`);
+  }
+
+  private show(text: string, share: number | null, routes: readonly string[]): void {
+    this.node.hidden = false;
+    setText(this.label, text);
+    this.bar.hidden = share === null;
+    const full = share !== null && share >= NEARLY_FULL;
+    this.fill.style.width = `${((share ?? 0) * 100).toFixed(0)}%`;
+    this.node.classList.toggle('gk-full', full);
+    setText(this.routes, routes.length > 0 ? `⇄ ${routes.join(', ')}` : '');
+    this.routes.hidden = routes.length === 0;
+    const network = routes.length > 0 ? `routes: ${routes.join(', ')}` : 'no network';
+    this.describe(`Sandbox: ${text}${full ? ', nearly full' : ''}; ${network}`);
+  }
+
+  private describe(text: string): void {
+    this.node.title = text;
+    this.node.setAttribute('aria-label', text);
+  }
+}

@@ -1,0 +1,145 @@
+/** The extension's views as widgets of JupyterLab's shell. */
+
+import { LabIcon } from '@jupyterlab/ui-components';
+import type { Message } from '@lumino/messaging';
+import { Poll } from '@lumino/polling';
+import { Widget } from '@lumino/widgets';
+
+import { ChangesView } from './changes.js';
+import { type SandboxClient, messageOf } from './client.js';
+import { SHIELD_SVG, button, element, setText } from './dom.js';
+import type { History } from './history.js';
+import type { Sidebar } from './sidebar.js';
+
+export const shieldIcon = new LabIcon({ name: 'gvisor-kernel:shield', svgstr: SHIELD_SVG });
+
+export const POLL_MILLISECONDS = 2000;
+const LONGEST_BACK_OFF = 60_000;
+
+/** The same rhythm for all: two seconds, longer after errors, and nothing in a hidden page. */
+export function makePoll(name: string, look: () => Promise<void>, idle: () => boolean): Poll {
+  return new Poll({
+    name,
+    factory: look,
+    frequency: { interval: POLL_MILLISECONDS, backoff: true, max: LONGEST_BACK_OFF },
+    standby: () => (idle() ? true : 'when-hidden')
+  });
+}
+
+/** The clock of plots, in seconds. */
+export function pageClock(): number {
+  return performance.now() / 1000;
+}
+
+export class SidebarWidget extends Widget {
+  private readonly poll: Poll;
+
+  constructor(
+    private readonly view: Sidebar,
+    client: SandboxClient,
+    history: History
+  ) {
+    super();
+    this.id = 'gvisor-kernel-sandboxes';
+    this.addClass('gk-panel');
+    this.title.icon = shieldIcon;
+    this.title.caption = 'Sandboxes';
+    this.node.setAttribute('role', 'region');
+    this.node.setAttribute('aria-label', 'Sandboxes');
+    this.node.append(view.node);
+    const look = async (): Promise<void> => {
+      try {
+        const answer = await client.sandboxes();
+        const now = pageClock();
+        for (const sandbox of answer.sandboxes) {
+          history.add(sandbox, now);
+        }
+        history.keep(new Set(answer.sandboxes.map(sandbox => sandbox.kernelId)));
+        view.update(answer, now);
+      } catch (error) {
+        view.showProblem(messageOf(error));
+        throw error; // the poll backs off
+      }
+    };
+    this.poll = makePoll('gvisor-kernel:sandboxes', look, () => !this.isVisible);
+  }
+
+  refresh(): void {
+    void this.poll.refresh();
+  }
+
+  runDoctor(): void {
+    void this.view.runDoctor();
+  }
+
+  override dispose(): void {
+    this.poll.dispose();
+    super.dispose();
+  }
+
+  protected override onAfterShow(message: Message): void {
+    super.onAfterShow(message);
+    this.refresh();
+  }
+}
+
+export class ChangesWidget extends Widget {
+  private readonly view: ChangesView;
+
+  constructor(client: SandboxClient, kernelId: string, name: string) {
+    super();
+    this.id = `gvisor-kernel-changes-${kernelId}`;
+    this.addClass('gk-panel');
+    this.title.label = `Changes: ${name}`;
+    this.title.icon = shieldIcon;
+    this.title.closable = true;
+    this.view = new ChangesView(client, kernelId);
+    this.node.append(this.view.node);
+    void this.view.refresh();
+  }
+
+  override dispose(): void {
+    this.view.dispose();
+    super.dispose();
+  }
+}
+
+/** A log or a transcript: lines to read, with a button that reads them again. */
+export class LinesWidget extends Widget {
+  private readonly text = element('pre', {
+    class: 'gk-lines',
+    attributes: { tabindex: '0', role: 'region', 'aria-label': 'Lines' }
+  });
+
+  constructor(
+    id: string,
+    title: string,
+    private readonly read: () => Promise<readonly string[]>
+  ) {
+    super();
+    this.id = id;
+    this.addClass('gk-panel');
+    this.title.label = title;
+    this.title.icon = shieldIcon;
+    this.title.closable = true;
+    this.node.append(
+      element(
+        'div',
+        { class: 'gk-buttons' },
+        button('Look again', () => void this.refresh())
+      ),
+      this.text
+    );
+    void this.refresh();
+  }
+
+  private async refresh(): Promise<void> {
+    try {
+      const lines = await this.read();
+      setText(this.text, lines.length > 0 ? lines.join('\n') : 'There are no lines.');
+      this.text.scrollTop = this.text.scrollHeight;
+    } catch (error) {
+      setText(this.text, messageOf(error));
+    }
+  }
+}

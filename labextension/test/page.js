@@ -1,0 +1,62 @@
+/** A page without a browser, and answers as the server would send them. */
+
+import { JSDOM } from 'jsdom';
+
+export function openPage() {
+  const { window } = new JSDOM('<!doctype html><body></body>', { pretendToBeVisual: true });
+  globalThis.window = window;
+  globalThis.document = window.document;
+}
+
+export const MARKUP = '<img src=x onerror="alert(1)">';
+
+export function sandboxAnswer(fields = {}) {
+  return {
+    kernel_id: 'k1',
+    id: 'abc',
+    identity: 'container_abc',
+    kernel_name: 'gvisor-python',
+    display_name: 'Python 3 (gVisor)',
+    language: 'python',
+    state: 'running',
+    memory: { used: 212 * 1024 ** 2, limit: 4 * 1024 ** 3 },
+    cpu_seconds: 1.5,
+    processes: 3,
+    image: 'host',
+    created: 1000,
+    folder: '/home/anna/project',
+    mounts: [
+      { source: '/home/anna/project', target: '/mnt/x', read_only: true, description: 'uploads' },
+      { source: '/usr', target: '/usr', read_only: true, description: 'programs' }
+    ],
+    egress: [],
+    start: { kind: 'snapshot', seconds: 0.4 },
+    last_death: null,
+    release: { gvisor_kernel: '1.0', runsc: '2026' },
+    log: true,
+    transcript: true,
+    workspace: { uploads: '/home/anna/project', outputs: null, is_home: false },
+    ...fields
+  };
+}
+
+export function bytes(text) {
+  return new TextEncoder().encode(text).buffer;
+}
+
+export const noActions = {
+  restart() {},
+  stop() {},
+  kill() {},
+  log() {},
+  transcript() {},
+  changes() {},
+  offersChanges: () => true
+};
+
+/** Waits until what was begun by a click has been done. */
+export async function settle() {
+  for (let turn = 0; turn < 20; turn += 1) {
+    await Promise.resolve();
+  }
+}

@@ -1,0 +1,259 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+
+import { Card } from '../lib/card.js';
+import { ChangesView } from '../lib/changes.js';
+import { SandboxClient, ServerError } from '../lib/client.js';
+import { readChanges, readSandbox, readSandboxes } from '../lib/contract.js';
+import { History } from '../lib/history.js';
+import { Sidebar } from '../lib/sidebar.js';
+import { StatusView } from '../lib/status.js';
+import { MARKUP, bytes, noActions, openPage, sandboxAnswer, settle } from './page.js';
+
+openPage();
+
+test('the bar turns at 80 % of the limit, and words say it too', () => {
+  const view = new StatusView(() => {});
+  const show = used => view.update(readSandbox(sandboxAnswer({ memory: { used, limit: 100 } })));
+  show(79);
+  assert.equal(view.node.classList.contains('gk-full'), false);
+  show(80);
+  assert.equal(view.node.classList.contains('gk-full'), true);
+  assert.match(view.node.getAttribute('aria-label'), /nearly full; no network/);
+});
+
+test('open routes are named, and a notebook directly in a home is told why', () => {
+  const view = new StatusView(() => {});
+  const egress = [{ name: 'pypi', kind: 'packages', hosts: ['pypi.org'] }];
+  view.update(readSandbox(sandboxAnswer({ egress, workspace: { is_home: true } })));
+  assert.match(view.node.textContent, /⇄ pypi/);
+  assert.match(view.node.title, /lies directly in a home folder/);
+});
+
+test('an item without an answer says so, and no figure is left', () => {
+  const view = new StatusView(() => {});
+  view.update(readSandbox(sandboxAnswer()));
+  view.showUnreachable('HTTP 502');
+  assert.match(view.node.textContent, /no answer/);
+});
+
+test('what servers and sandboxes send is text in each view', () => {
+  const sandbox = readSandbox(
+    sandboxAnswer({
+      display_name: MARKUP,
+      folder: MARKUP,
+      image: MARKUP,
+      identity: MARKUP,
+      last_death: { when: 1, reason: MARKUP },
+      mounts: [{ source: MARKUP, target: MARKUP, read_only: false, description: MARKUP }],
+      egress: [{ name: MARKUP, kind: MARKUP, hosts: [MARKUP] }]
+    })
+  );
+  const card = new Card(sandbox, noActions);
+  const status = new StatusView(() => {});
+  status.update(sandbox);
+  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), noActions);
+  const leftovers = [{ id: MARKUP, state: MARKUP, folder: MARKUP, created: 1 }];
+  sidebar.update({ ...readSandboxes({}), sandboxes: [sandbox], leftovers }, 0);
+  for (const view of [card, status, sidebar]) {
+    assert.equal(view.node.querySelector('img'), null);
+    assert.ok(view.node.textContent.includes(MARKUP));
+  }
+});
+
+test('an unfolded list of the card stays through the next answer', () => {
+  const card = new Card(readSandbox(sandboxAnswer()), noActions);
+  const details = card.node.querySelector('details');
+  card.update(readSandbox(sandboxAnswer({ memory: { used: 1, limit: 2 } })), 2000);
+  assert.equal(card.node.querySelector('details'), details);
+  assert.match(card.node.textContent, /1 B of 2 B/);
+});
+
+test('the buttons of the sidebar stay the same elements, and rows of ended kernels go', () => {
+  const stopped = [];
+  const actions = { ...noActions, stop: it => stopped.push(it.id), offersChanges: () => false };
+  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), actions);
+  const answer = (...sandboxes) => readSandboxes({ sandboxes, leftovers: [] });
+  sidebar.update(answer(sandboxAnswer()), 0);
+  const buttons = [...sidebar.node.querySelectorAll('.gk-row button')];
+  sidebar.update(answer(sandboxAnswer({ id: 'second' })), 2);
+  assert.deepEqual([...sidebar.node.querySelectorAll('.gk-row button')], buttons);
+  buttons.find(node => node.textContent === 'Stop').click();
+  assert.deepEqual(stopped, ['second']);
+  assert.equal(buttons.find(node => node.textContent === 'Changes').hidden, true);
+  sidebar.update(answer(), 4);
+  assert.equal(sidebar.node.querySelector('.gk-row'), null);
+});
+
+test('doctor shows first what needs a hand, and what to do', async () => {
+  const checks = [
+    { name: 'seccomp', state: 'ok', fact: 'available', fix: '' },
+    { name: 'runsc', state: 'warning', fact: MARKUP, fix: 'install a current one' }
+  ];
+  const sidebar = new Sidebar({ doctor: async () => checks }, new History(), noActions);
+  await sidebar.runDoctor();
+  const text = sidebar.node.textContent;
+  assert.ok(text.indexOf('runsc') < text.indexOf('seccomp'));
+  assert.match(text, /What to do: install a current one/);
+  assert.match(text, /1 checks are fine/);
+  assert.ok(text.includes(MARKUP));
+});
+
+/** The server's half of changes, in memory. */
+class Double {
+  calls = [];
+  answer = [
+    { path: 'a.txt', kind: 'changed', type: 'file', size: 5, old_size: 4, state: 's1' },
+    { path: MARKUP, kind: 'added', type: 'file', size: 5, old_size: null, state: 's2' },
+    {
+      path: 'c.txt',
+      kind: 'conflict',
+      type: 'file',
+      size: 1,
+      state: 's3',
+      conflict: 'both changed'
+    },
+    { path: 'pipe', kind: 'added', type: 'other', size: 0, state: 's4' }
+  ];
+  result = {
+    applied: ['a.txt'],
+    refused: [{ path: 'c.txt', reason: 'It changed on disk.' }],
+    undo: 'u1'
+  };
+
+  async changes() {
+    return readChanges({ changes: this.answer, more: false, total: this.answer.length });
+  }
+
+  async content(id, path, side) {
+    this.calls.push(`${side} ${path}`);
+    return bytes(side === 'old' ? 'old\n' : `new ${MARKUP}\n`);
+  }
+
+  async apply(id, changes, force) {
+    this.calls.push({ paths: changes.map(it => [it.path, it.state]), force });
+    return this.result;
+  }
+
+  async undo(id, undo) {
+    this.calls.push(`undo ${undo}`);
+  }
+}
+
+async function openChanges(double = new Double()) {
+  const view = new ChangesView(double, 'k1');
+  document.body.replaceChildren(view.node); // a checkbox outside of a page sends no event
+  await view.refresh();
+  const find = label =>
+    [...view.node.querySelectorAll('button')].find(it => it.textContent.startsWith(label));
+  const tick = label => view.node.querySelector(`input[aria-label="${label}"]`);
+  const click = async node => {
+    node.click();
+    await settle();
+  };
+  return { double, view, find, tick, click };
+}
+
+test('changes are listed as text, with conflicts, and special files cannot be chosen', async () => {
+  const { view, tick } = await openChanges();
+  assert.equal(view.node.querySelector('img'), null);
+  assert.ok(view.node.textContent.includes(MARKUP));
+  assert.match(view.node.textContent, /both changed/);
+  assert.equal(tick('Choose pipe').disabled, true);
+});
+
+test('only what is ticked is applied, with the state that was looked at', async () => {
+  const { double, view, find, tick, click } = await openChanges();
+  assert.equal(find('Apply').disabled, true);
+  await click(tick('Choose a.txt'));
+  await click(tick('Choose c.txt'));
+  await click(find('Apply 2'));
+  assert.deepEqual(double.calls, [
+    {
+      paths: [
+        ['a.txt', 's1'],
+        ['c.txt', 's3']
+      ],
+      force: false
+    }
+  ]);
+  const status = view.node.querySelector('[role=status]').textContent;
+  assert.match(status, /1 applied\.\n1 refused\.\nc\.txt: It changed on disk\./);
+  assert.equal(find('Apply').disabled, true);
+
+  await click(find('Undo'));
+  assert.equal(double.calls.at(-1), 'undo u1');
+  assert.equal(find('Undo').disabled, true);
+});
+
+test('conflicts are applied only when the person says so', async () => {
+  const { double, find, tick, click } = await openChanges();
+  await click(tick('All changes'));
+  await click(tick('Also apply conflicts'));
+  await click(find('Apply 3'));
+  assert.equal(double.calls[0].force, true);
+});
+
+test('a failure is told, and the same can be tried again', async () => {
+  const double = new Double();
+  double.apply = async () => {
+    throw new ServerError(503, 'The sandbox is busy.');
+  };
+  const { view, find, tick, click } = await openChanges(double);
+  await click(tick('Choose a.txt'));
+  await click(find('Apply 1'));
+  assert.match(view.node.querySelector('[role=status]').textContent, /The sandbox is busy/);
+  assert.equal(find('Apply 1').disabled, false);
+});
+
+test('a difference shows markup as text, and an added file has no old side', async () => {
+  const { double, view, find, click } = await openChanges();
+  await click(find('a.txt'));
+  const shown = view.node.querySelector('.gk-difference');
+  assert.match(shown.textContent, /- old/);
+  assert.ok(shown.textContent.includes(`+ new ${MARKUP}`));
+  assert.equal(shown.querySelector('img'), null);
+  double.calls = [];
+  await click(find('<img'));
+  assert.deepEqual(double.calls, [`new ${MARKUP}`]);
+});
+
+test('a file that is too large says so', async () => {
+  const double = new Double();
+  double.content = async () => {
+    throw new ServerError(413, 'x');
+  };
+  const { view, find, click } = await openChanges(double);
+  await click(find('a.txt'));
+  assert.match(view.node.querySelector('.gk-difference').textContent, /too large/);
+});
+
+function client(status, body) {
+  const requests = [];
+  const send = async request => {
+    requests.push(request);
+    return { status, json: async () => body, arrayBuffer: async () => new ArrayBuffer(0) };
+  };
+  return { requests, client: new SandboxClient(send) };
+}
+
+test('ids and paths are encoded in addresses', async () => {
+  const { requests, client: it } = client(200, {});
+  await it.content('a/../b', 'x&side=old#?.txt', 'new');
+  assert.equal(
+    requests[0].path,
+    'kernels/a%2F..%2Fb/changes/content?path=x%26side%3Dold%23%3F.txt&side=new'
+  );
+});
+
+test('a kernel of others has no sandbox; other failures carry the server’s text', async () => {
+  assert.equal(await client(404, { message: 'no' }).client.kernel('k'), null);
+  await assert.rejects(client(500, { message: 'Broken.' }).client.kernel('k'), /Broken\./);
+  await assert.rejects(client(502, null).client.sandboxes(), /The server answered 502\./);
+});
+
+test('changes are offered when the server describes them', async () => {
+  const offers = paths => client(200, { paths }).client.offersChanges();
+  assert.equal(await offers({ '/kernels/{kernel_id}/changes': {} }), true);
+  assert.equal(await offers({ '/sandboxes': {} }), false);
+});
