@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
