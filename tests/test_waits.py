@@ -113,11 +113,17 @@ ALLOWED: dict[tuple[str, str], str] = {
         "api/files.py",
         "asyncio.shield(call.send({'signal': int(signal.SIGKILL)}))",
     ): "a step of the bridge's loop",
-    ("api/shell.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
     (
         "api/shell.py",
-        "asyncio.shield(call.send({'signal': int(signal.SIGKILL)}))",
-    ): "a step of the bridge's loop",
+        "asyncio.shield(asyncio.ensure_future(_end(call, is_over)))",
+    ): "steps of the bridge's loop",
+    ("api/runner.py", "await run.emitting"): "the program's own listener, until its run ends",
+    ("kernel/session.py", "asyncio.shield(beginning)"): "a step of the bridge's loop",
+    ("kernel/session.py", "begun.result()"): "it is done",
+    (
+        "server/changes_handlers.py",
+        "asyncio.shield(changes.apply(wanted, force=force))",
+    ): "each question to the sandbox has a limit",
     ("api/shell.py", "running.result()"): "it is done",
     ("bridge/service.py", "state.changed.wait()"): "until an answer, or the end of the run; callers"
     " have limits",

@@ -283,6 +283,11 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
 
     # -- facts -----------------------------------------------------------------------------------
 
+    @property
+    def sandboxed_kernel(self) -> SandboxedKernel | None:
+        """The kernel in its sandbox; None before the first launch and after ``cleanup``."""
+        return self._kernel
+
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Return facts for managers that persist their kernels, and the sandbox's identity."""
         info: dict[str, Any] = await super().get_provisioner_info()

@@ -7,8 +7,8 @@ from typing import Any
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool
 
-from gvisor_kernel.server.handlers import make_routes
 from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.routes import make_routes
 from gvisor_kernel.server.watch import Watch
 
 

@@ -22,7 +22,6 @@ from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
 from gvisor_kernel.server.warming import NotOurs, OutsideRoot
 from gvisor_kernel.strict_json import JsonError, parse_json
 
-PREFIX = r"/gvisor-kernel/api"
 READY_SECONDS = 10.0
 """How long a restart that is under way is waited for before a kernel is shut down."""
 MAX_BODY = 64 * 1024
@@ -203,21 +202,3 @@ class OpenApiHandler(Handler):
     @authorized
     async def get(self) -> None:
         self.answer(OPENAPI.read_text())
-
-
-ROUTES: tuple[tuple[str, type[Handler]], ...] = (
-    ("/sandboxes", SandboxesHandler),
-    (f"/kernels/{KERNEL}", KernelHandler),
-    (f"/kernels/{KERNEL}/log", LogHandler),
-    (f"/kernels/{KERNEL}/transcript", TranscriptHandler),
-    (f"/kernels/{KERNEL}/stop", StopHandler),
-    (f"/kernels/{KERNEL}/kill", KillHandler),
-    ("/doctor", DoctorHandler),
-    ("/warm", WarmHandler),
-    (r"/openapi\.json", OpenApiHandler),
-)
-
-
-def make_routes(parts: Parts) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
-    return [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]

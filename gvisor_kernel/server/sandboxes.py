@@ -21,6 +21,7 @@ from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts
+from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.records import read_record
 from gvisor_kernel.server.documents import Described, HostFacts, make_leftover
@@ -75,6 +76,12 @@ class Sandboxes:
         """Return the facts of the kernels as they are now, by kernel id. Reads no file."""
         found = {id: one.describe() for id, one in self._find_provisioners().items()}
         return {kernel_id: facts for kernel_id, facts in found.items() if facts is not None}
+
+    def find_kernel(self, kernel_id: str) -> SandboxedKernel | None:
+        """Return a kernel of ours that has a sandbox; None if there is none."""
+        provisioner = self._find_provisioners().get(kernel_id)
+        kernel = None if provisioner is None else provisioner.sandboxed_kernel
+        return kernel if kernel is not None and kernel.sandbox is not None else None
 
     def _find_provisioners(self) -> dict[str, GVisorProvisioner]:
         found = {}

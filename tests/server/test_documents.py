@@ -23,10 +23,11 @@ from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
 from gvisor_kernel.server.events import SCHEMAS
-from gvisor_kernel.server.handlers import OPENAPI, PREFIX, ROUTES, shut_down
+from gvisor_kernel.server.handlers import OPENAPI, shut_down
 from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
 from gvisor_kernel.server.refusals import Refusals, is_refused
+from gvisor_kernel.server.routes import PREFIX, ROUTES
 from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
 
 from ..world import PROJECT

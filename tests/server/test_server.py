@@ -182,6 +182,48 @@ def test_log_and_transcript_are_clean(client: Client, kernel: str, server: Jupyt
         assert client.ask("GET", f"kernels/{kernel}/log?lines={wrong}").status_code == 400
 
 
+def test_changes_are_shown_applied_and_undone(
+    client: Client, kernel: str, server: JupyterServer
+) -> None:
+    folder = server.folder / FOLDER
+    (folder / "notes.txt").write_text("old\n")
+    with server.page(kernel) as page:
+        code = "open('notes.txt', 'w').write('<b>new'); open('<i>.html', 'w').write('<script>')"
+        page.wait_for_reply(page.execute(code))
+    changes = f"kernels/{kernel}/changes"
+    found = client.ask("GET", changes).json()
+    listed = {change["path"]: change for change in found["changes"]}
+    assert {path: change["kind"] for path, change in listed.items()} == {
+        "notes.txt": "changed",
+        "<i>.html": "added",
+    }
+    for side, text in (("old", "old\n"), ("new", "<b>new")):
+        content = client.ask("GET", f"{changes}/content?path=notes.txt&side={side}")
+        assert content.text == text
+        assert content.headers["Content-Type"] == "application/octet-stream"
+        assert "sandbox" in content.headers["Content-Security-Policy"]
+    assert client.ask("GET", f"{changes}/content?path=../x&side=old").status_code == 409
+    assert client.ask("GET", f"{changes}/content?path=none&side=new").status_code == 404
+    assert client.ask("GET", f"{changes}/content?path=x&side=both").status_code == 400
+    wanted = [{"path": path, "state": change["state"]} for path, change in listed.items()]
+    for body in ({}, {"changes": 5}, {"changes": [{"path": 1}]}, {"changes": [], "force": 2}):
+        assert client.ask("POST", f"{changes}/apply", json=body).status_code == 400
+    applied = client.ask("POST", f"{changes}/apply", json={"changes": wanted}).json()
+    assert applied["applied"] == ["<i>.html"]
+    # It was written on disk after the kernel's start.
+    assert [refused["path"] for refused in applied["refused"]] == ["notes.txt"]
+    client.ask("POST", f"{changes}/undo", json={"undo": applied["undo"]}).raise_for_status()
+    body = {"changes": wanted, "force": True}
+    applied = client.ask("POST", f"{changes}/apply", json=body).json()
+    assert sorted(applied["applied"]) == ["<i>.html", "notes.txt"]
+    assert (folder / "notes.txt").read_text() == "<b>new"
+    assert client.ask("POST", f"{changes}/undo", json={"undo": "../x"}).status_code == 409
+    undone = client.ask("POST", f"{changes}/undo", json={"undo": applied["undo"]}).json()
+    assert sorted(undone["undone"]) == ["<i>.html", "notes.txt"]
+    assert (folder / "notes.txt").read_text() == "old\n"
+    assert not (folder / "<i>.html").exists()
+
+
 def test_events_and_metrics_tell_of_a_life(client: Client, server: JupyterServer) -> None:
     """Start, a refused request, memory above 80 %, death over the limit."""
     address = f"{server.url.replace('http', 'ws', 1)}/api/events/subscribe?token={server.token}"

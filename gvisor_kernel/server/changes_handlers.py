@@ -1,0 +1,135 @@
+"""REST: what a kernel has changed in its folder, read, applied and undone.
+
+The work is that of ``changes/``; what comes from a sandbox is answered as JSON text, or as bytes
+that no browser shows as a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from tornado import web
+
+from gvisor_kernel.changes.kernel_changes import KernelChanges, undo_apply
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.server.handlers import Handler
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+MAX_BODY = 8 * 1024 * 1024
+"""Bytes of a request: ten thousand changes with their states."""
+
+
+class ChangeHandler(Handler):
+    """Base class."""
+
+    def find_changes(self, kernel_id: str) -> KernelChanges:
+        """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
+        self.check_kernel(kernel_id)
+        kernel = self.parts.sandboxes.find_kernel(kernel_id)
+        if kernel is None:
+            raise web.HTTPError(404, "This kernel has no sandbox yet.")
+        return KernelChanges(kernel)
+
+    def read_body(self) -> dict[str, Any]:
+        """:raises HTTPError: 400 for a body that is no JSON object"""
+        try:
+            body = parse_json(self.request.body, MAX_BODY)
+        except JsonError as error:
+            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
+        if not isinstance(body, dict):
+            raise web.HTTPError(400, "The body must be a JSON object.")
+        return body
+
+
+class ChangesHandler(ChangeHandler):
+    """``GET kernels/{kernel_id}/changes``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel_id: str) -> None:
+        try:
+            found = await self.find_changes(kernel_id).list()
+        except GvisorKernelError as error:
+            raise web.HTTPError(409, error.fact) from error
+        self.answer(asdict(found))
+
+
+class ContentHandler(ChangeHandler):
+    """``GET kernels/{kernel_id}/changes/content``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel_id: str) -> None:
+        side = self.get_query_argument("side")
+        if side not in ("old", "new"):
+            raise web.HTTPError(400, "side must be old or new.")
+        changes = self.find_changes(kernel_id)
+        try:
+            content = await changes.read(
+                self.get_query_argument("path", strip=False), "old" if side == "old" else "new"
+            )
+        except GvisorKernelError as error:
+            raise web.HTTPError(409, error.fact) from error
+        if content is None:
+            raise web.HTTPError(404, "There is no such file on this side.")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Disposition", "attachment")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(content, set_content_type="application/octet-stream")
+
+
+class ApplyHandler(ChangeHandler):
+    """``POST kernels/{kernel_id}/changes/apply``"""
+
+    @web.authenticated
+    @authorized
+    async def post(self, kernel_id: str) -> None:
+        changes = self.find_changes(kernel_id)
+        self.note_activity()
+        body = self.read_body()
+        wanted = read_wanted(body.get("changes"))
+        force = body.get("force", False)
+        if wanted is None or not isinstance(force, bool):
+            raise web.HTTPError(400, "The body must have changes, each with path and state.")
+        try:
+            # Half an apply would be a surprise: it goes on when the client has left.
+            applied = await asyncio.shield(changes.apply(wanted, force=force))
+        except GvisorKernelError as error:
+            raise web.HTTPError(409, error.fact) from error
+        self.answer(asdict(applied))
+
+
+class UndoHandler(ChangeHandler):
+    """``POST kernels/{kernel_id}/changes/undo``: also after the sandbox's end."""
+
+    @web.authenticated
+    @authorized
+    async def post(self, kernel_id: str) -> None:
+        self.note_activity()
+        name = self.read_body().get("undo")
+        if not isinstance(name, str):
+            raise web.HTTPError(400, "The body must have the text undo.")
+        try:
+            undone = await asyncio.to_thread(undo_apply, name)
+        except GvisorKernelError as error:
+            raise web.HTTPError(409, error.fact) from error
+        self.answer(asdict(undone))
+
+
+def read_wanted(value: object) -> list[tuple[str, str]] | None:
+    """Return the paths and states of a request; None if it has something else."""
+    if not isinstance(value, list):
+        return None
+    wanted = []
+    for entry in value:
+        path, state = (
+            (entry.get("path"), entry.get("state")) if isinstance(entry, dict) else (None, None)
+        )
+        if not isinstance(path, str) or not isinstance(state, str):
+            return None
+        wanted.append((path, state))
+    return wanted

@@ -1,0 +1,48 @@
+"""The routes of the REST API. ``openapi.json`` and docs/rest.md describe them; a test compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gvisor_kernel.server.changes_handlers import (
+    ApplyHandler,
+    ChangesHandler,
+    ContentHandler,
+    UndoHandler,
+)
+from gvisor_kernel.server.handlers import (
+    KERNEL,
+    DoctorHandler,
+    Handler,
+    KernelHandler,
+    KillHandler,
+    LogHandler,
+    OpenApiHandler,
+    SandboxesHandler,
+    StopHandler,
+    TranscriptHandler,
+    WarmHandler,
+)
+from gvisor_kernel.server.parts import Parts
+
+PREFIX = r"/gvisor-kernel/api"
+ROUTES: tuple[tuple[str, type[Handler]], ...] = (
+    ("/sandboxes", SandboxesHandler),
+    (f"/kernels/{KERNEL}", KernelHandler),
+    (f"/kernels/{KERNEL}/log", LogHandler),
+    (f"/kernels/{KERNEL}/transcript", TranscriptHandler),
+    (f"/kernels/{KERNEL}/stop", StopHandler),
+    (f"/kernels/{KERNEL}/kill", KillHandler),
+    (f"/kernels/{KERNEL}/changes", ChangesHandler),
+    (f"/kernels/{KERNEL}/changes/content", ContentHandler),
+    (f"/kernels/{KERNEL}/changes/apply", ApplyHandler),
+    (f"/kernels/{KERNEL}/changes/undo", UndoHandler),
+    ("/doctor", DoctorHandler),
+    ("/warm", WarmHandler),
+    (r"/openapi\.json", OpenApiHandler),
+)
+
+
+def make_routes(parts: Parts) -> list[tuple[str, type[Handler], dict[str, Any]]]:
+    """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
+    return [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
