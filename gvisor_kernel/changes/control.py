@@ -51,6 +51,7 @@ class ControlSocket:
     def __init__(self, kernel: SandboxedKernel) -> None:
         self._kernel = kernel
         self._changes = KernelChanges(kernel)
+        self._bridge = Bridge.instance()
         self._server: asyncio.Server | None = None
         self._directory: Path | None = None
         self._clients: set[asyncio.Task[Any]] = set()
@@ -64,12 +65,12 @@ class ControlSocket:
         if sandbox is None or sandbox.directory == self._directory:
             return
         await self.close()
-        await Bridge.instance().run(self._listen(sandbox.directory))
+        await self._bridge.run(self._listen(sandbox.directory))
 
     async def close(self) -> None:
         """Answer nothing any more. Idempotent."""
-        if self._server is not None and not Bridge.instance().ended:
-            await Bridge.instance().run(self._end())
+        if self._server is not None and not self._bridge.ended:
+            await self._bridge.run(self._end())
         self._server = self._directory = None
 
     async def _listen(self, directory: Path) -> None:

@@ -361,6 +361,7 @@ class SandboxedKernel:
         sandbox = self._sandbox
         assert sandbox is not None
         environment = await self._find_variables(plan, sandbox)
+        self._note_outputs(kernel, environment)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
         egress = self._egress_of(kernel, plan, sandbox)
         await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
@@ -369,9 +370,13 @@ class SandboxedKernel:
     async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
         describe = partial(describe_workspace, tells=self._logs_death)
         words: dict[str, str] = await self._in_worker(describe, plan.spec, sandbox)
-        if self._kernel is not None and SHOWN not in words[VARIABLE].split():
-            self._kernel.note(OWN_OUTPUTS)
         return {**kernel_variables(plan, sandbox.kernel_environment), **words}
+
+    @staticmethod
+    def _note_outputs(kernel: KernelBridge, environment: Mapping[str, str]) -> None:
+        """Note in the log, which must be open, that /workspace/outputs is not the outputs."""
+        if SHOWN not in environment[VARIABLE].split():
+            kernel.note(OWN_OUTPUTS)
 
     def _egress_of(
         self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox
@@ -431,16 +436,18 @@ class SandboxedKernel:
         sandbox = restored.sandbox
         try:
             await self._verify(sandbox)  # before it gets any message of a client
+            environment = await self._find_variables(plan, sandbox)
             await kernel.attach_restored(
                 sandbox,
                 sandbox.log_path,
                 sandbox.transcripts,
                 restored.run,
-                await self._find_variables(plan, sandbox),
+                environment,
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
                 egress=self._egress_of(kernel, plan, sandbox),
             )
+            self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")
         except BaseException as error:
             await asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))

@@ -32,6 +32,8 @@ FOR_PEOPLE = {
     ("egress/package_catalog.py", "_find_stored"): "the age of a page that another process fetched",
     ("host/log_files.py", "log_line"): "the time of a line in a log",
     ("kernel/session.py", "_note_death"): "when a kernel died",
+    ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
+    ("changes/backups.py", "begin"): "when changes were applied",
     ("server/handlers.py", "note_activity"): "when a person was active, as Jupyter has it",
     ("images/importer.py", "import_image"): "when an image was imported",
     ("runtimes/docker/files.py", "_parents"): "the time of a folder in an archive",

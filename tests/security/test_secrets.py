@@ -106,7 +106,7 @@ def test_environment_contains_only_allowed_variables(kernel: Kernel) -> None:
     allowed = {
         *("DEBIAN_FRONTEND", "HOME", "IS_SANDBOX", "LANG", "PATH", "PIP_ROOT_USER_ACTION"),
         *("PYTHONUNBUFFERED", "PYTHONUSERBASE", "JAVA_HOME", "NODE_PATH", "SSL_CERT_FILE"),
-        *("PLAYWRIGHT_BROWSERS_PATH", "LC_CTYPE"),
+        *("PLAYWRIGHT_BROWSERS_PATH", "LC_CTYPE", "GVISOR_KERNEL_WORKSPACE"),
     }
     own = {  # set by IPython
         *("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "GIT_PAGER", "PAGER", "TERM"),

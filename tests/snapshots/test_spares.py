@@ -37,6 +37,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def snapshot(world: World) -> None:
+    """The run's snapshot, made again if a test of another module has discarded it."""
+    build = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build"]
+    subprocess.run(build, capture_output=True, timeout=170, check=True)
+
+
 @pytest.fixture(autouse=True)
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpareKeeper]:
     """A keeper that makes spares without a delay; none is left at the end."""
@@ -209,7 +216,8 @@ for _ in range(2):
     manager = KernelManager(kernel_name="gvisor-python", config=config)
     manager.start_kernel()
     manager.shutdown_kernel(now=True)
-while not (found := [s for s in find_all() if s.state == "spare"]):
+end = time.monotonic() + 60
+while not (found := [s for s in find_all() if s.state == "spare"]) and time.monotonic() < end:
     time.sleep(0.02)
 print(found[0].id, flush=True)
 sys.stdin.read()
