@@ -27,6 +27,7 @@ from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.restore import find_key
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.snapshots.store import Store as SnapshotStore
 
 from ..egress.indexes import FakeIndex, Served, make_wheel, sha256
 from ..jupyter.helpers import SECONDS, execute, running_kernel
@@ -201,8 +202,13 @@ def test_snapshot_depends_on_the_packages(
         shutil.rmtree(installed.directory.parent / other)
 
 
+def find_snapshots() -> set[str]:
+    return {snapshot.meta.key for snapshot in SnapshotStore.open().snapshots()}
+
+
 def test_preloaded_package_is_in_the_snapshot(installed: Environment, tmp_path: Path) -> None:
     settings = ["--set", 'preload=["demo"]', "--set", "spare=false"]
+    others = find_snapshots()
     assert install("--with", "hostile==1.0 demo", *settings, name="gk-preload") == 0  # again
     try:
         assert main(["snapshot", "build", "--kernel", "gk-preload"]) == 0
@@ -212,7 +218,8 @@ def test_preloaded_package_is_in_the_snapshot(installed: Environment, tmp_path: 
             assert "1.0 /opt/gvisor-kernel/python-packages/" in run(client, code)
             assert "hello 1.0" in run(client, "!demo-hello")
     finally:
-        main(["snapshot", "remove", "--all"])
+        # Not those that other tests of this run start from.
+        main(["snapshot", "remove", *(find_snapshots() - others)])
         main(["uninstall", "--user", "--name", "gk-preload"])
     assert Store.open().environments() == [installed]
 
