@@ -28,6 +28,7 @@ FOLDERS = (
     "api/test_sandbox.py::test_a_command_over_its_time_ends_with_its_children",
     "api/test_life.py::test_a_program_that_ends_leaves_nothing",
     "mcp/test_stdio.py::test_code_files_and_sessions",
+    "changes/test_kernels.py",
     *("cli/test_snapshots.py", "skills/test_store.py", "guest/test_kernel_process.py"),
     *("jupyter/test_launch.py", "jupyter/test_lifecycle.py", "jupyter/test_provisioner.py"),
     *("jupyter/test_root_images.py", "jupyter/test_server.py", "jupyter/test_settings.py"),

@@ -301,17 +301,22 @@ class Runner:
 
     # -- messages --------------------------------------------------------------------------------
 
+    def _find_run(self, message: dict[str, Any] | None) -> tuple[_Run, Collector] | None:
+        """Return the run that a message answers, if it is the present one."""
+        run = self._run
+        if message is None or run is None or run.collector is None:
+            return None
+        return (run, run.collector) if _parent_of(message) == run.collector.request else None
+
     async def _read_iopub(self) -> None:
         while True:
             message = await _read(self._client.get_iopub_msg)
             self._came += 1
             self._welcome.set()
-            run = self._run
-            collector = None if run is None else run.collector
-            if message is None or run is None or collector is None:
+            found = self._find_run(message)
+            if message is None or found is None:
                 continue
-            if _parent_of(message) != collector.request:
-                continue
+            run, collector = found
             if message.get("msg_type") != "status":
                 run.began.set()
             try:
@@ -332,12 +337,10 @@ class Runner:
         while True:
             message = await _read(self._client.get_shell_msg)
             self._answered.set()
-            run = self._run
-            collector = None if run is None else run.collector
-            if message is None or run is None or collector is None:
+            found = self._find_run(message)
+            if message is None or found is None:
                 continue
-            if _parent_of(message) != collector.request:
-                continue
+            run, collector = found
             collector.add_reply(message.get("content"))
             run.check(collector)
 

@@ -16,6 +16,8 @@ import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
 
+from gvisor_kernel.guest import process
+
 from ..jupyter.helpers import (
     SANDBOXED,
     SECONDS,
@@ -262,3 +264,16 @@ def read_resident_bytes() -> int:
     """Return the resident bytes of this process: client, server and bridge in one."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_step_of_a_start_that_does_not_come_is_given_up() -> None:
+    """A kernel can stop a process that starts beside it. PID 1 must not wait for ever."""
+    read, write = os.pipe()
+    try:
+        with pytest.raises(OSError, match=r"did not start within 0\.01 s"):
+            process._read_within(read, 1, 0.01)
+        os.write(write, b".")
+        assert process._read_within(read, 1, None) == b"."
+    finally:
+        os.close(read)
+        os.close(write)
