@@ -1,0 +1,1 @@
+"""Files of outputs that are shown as pages, and what such pages keep."""

@@ -1,0 +1,69 @@
+"""The frame in which a page from a sandbox is shown: its document and its headers.
+
+Pure functions over the scripts in ``frame/``. The page runs in the inner of two frames, both of
+an opaque origin. The outer one, ``shell.js``, is what JupyterLab embeds; its headers hold for the
+inner one, too, and say where that may go: nowhere. docs/artifacts.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPTS = Path(__file__).with_name("frame")
+STYLE = "html, body { margin: 0; height: 100% } iframe { border: 0; width: 100%; height: 100% }"
+POLICY = (
+    "sandbox allow-scripts allow-forms",
+    "default-src 'none'",
+    "script-src {hashes} 'unsafe-eval'",
+    "style-src 'unsafe-inline'",
+    "img-src data: blob:",
+    "font-src data: blob:",
+    "media-src data: blob:",
+    "connect-src 'none'",
+    "frame-src 'none'",
+    "worker-src 'none'",
+    "form-action 'none'",
+    "base-uri 'none'",
+    "require-trusted-types-for 'script'",
+    "trusted-types gvisor default",
+)
+
+
+@dataclass(frozen=True)
+class FramePage:
+    """The document of the outer frame."""
+
+    html: str
+    policy: str
+    """Its Content-Security-Policy, without ``frame-ancestors``."""
+
+
+@functools.cache
+def make_frame_page() -> FramePage:
+    """Return the page; the same for everybody, as nothing in it is a secret."""
+    parts = (_read(name) for name in ("realm.js", "calls.js", "page.js"))
+    prelude = "(() => {\n'use strict';\ndocument.currentScript.remove();\n" + "".join(parts) + "})();"
+    inner = f'<!doctype html><meta charset="utf-8"><body><script>{prelude}</script>'
+    # A text of JSON is one of JavaScript. "</script>" would end the script that it stands in.
+    literal = json.dumps(inner).replace("</", "<\\/")
+    shell = f"const INNER = {literal};\n{_read('shell.js')}"
+    hashes = " ".join(_hash(script) for script in (prelude, shell))
+    return FramePage(
+        html=f'<!doctype html><meta charset="utf-8"><title>Page</title><style>{STYLE}</style>'
+        f"<body><script>{shell}</script>",
+        policy="; ".join(POLICY).format(hashes=hashes),
+    )
+
+
+def _read(name: str) -> str:
+    return (SCRIPTS / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

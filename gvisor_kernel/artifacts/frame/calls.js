@@ -1,0 +1,113 @@
+// What a page can ask of JupyterLab: its storage, files beside it, and routes to the network.
+//
+// Questions and answers pass the outer frame (shell.js) on a port. The answers are data that
+// JupyterLab has made; whatever they say, only this page sees it.
+let port = null;
+let lastCall = 0;
+const calls = new Map();
+
+const tell = message => {
+  if (port !== null) port.postMessage(message);
+};
+
+function call(method, args, onMessage) {
+  const id = ++lastCall;
+  return new Promise((resolve, reject) => {
+    calls.set(id, { resolve, reject, onMessage });
+    tell({ kind: 'call', id, method, args });
+  });
+}
+
+function receiveAnswer(message) {
+  const waiting = calls.get(message.id);
+  if (waiting === undefined) return;
+  if (message.more === true) waiting.onMessage?.(message.value, message.id);
+  else {
+    calls.delete(message.id);
+    if (typeof message.error === 'string') waiting.reject(new Error(message.error));
+    else waiting.resolve(message.value);
+  }
+}
+
+function storageKey(key) {
+  if (typeof key !== 'string') throw new TypeError('A key of the storage is a text.');
+  return key;
+}
+
+define(window, 'storage', {
+  value: Object.freeze({
+    set: async (key, value, shared = false) =>
+      call('storage.set', { key: storageKey(key), value, shared: Boolean(shared) }),
+    get: async (key, shared = false) =>
+      call('storage.get', { key: storageKey(key), shared: Boolean(shared) }),
+    delete: async (key, shared = false) =>
+      call('storage.delete', { key: storageKey(key), shared: Boolean(shared) }),
+    list: async (prefix = '', shared = false) =>
+      call('storage.list', { prefix: storageKey(prefix), shared: Boolean(shared) })
+  }),
+  enumerable: true
+});
+
+// A file beside the page. JupyterLab reads it below the outputs folder, and nowhere else.
+const readFile = path => call('file', { path });
+
+const isRelative = url => !/^([a-z][a-z0-9+.-]*:|\/\/)/i.test(url);
+
+function decodeDataUrl(url) {
+  const comma = url.indexOf(',');
+  const head = url.slice('data:'.length, comma);
+  const text = decodeURIComponent(url.slice(comma + 1));
+  const base64 = /;base64$/i.test(head);
+  const bytes = base64
+    ? Uint8Array.from(atob(text), letter => letter.charCodeAt(0))
+    : new TextEncoder().encode(text);
+  const type = head.replace(/;base64$/i, '') || 'text/plain;charset=US-ASCII';
+  return new Response(bytes, { headers: { 'Content-Type': type } });
+}
+
+async function fetchFromPage(input, init) {
+  const url = input instanceof Request ? input.url : `${input}`;
+  if (url.startsWith('data:')) return decodeDataUrl(url);
+  if (isRelative(url)) {
+    const file = await readFile(url);
+    return new Response(file.bytes, { headers: { 'Content-Type': file.type } });
+  }
+  const request = new Request(input instanceof Request ? input : new URL(url), init);
+  const body = request.method === 'GET' || request.method === 'HEAD' ? null : await request.arrayBuffer();
+  request.signal.throwIfAborted();
+  let id = null;
+  const head = Promise.withResolvers();
+  let controller = null;
+  const args = { url: request.url, method: request.method, headers: [...request.headers], body };
+  const onMessage = (value, number) => {
+    id = number;
+    if (value.chunk === undefined) head.resolve(value);
+    else controller?.enqueue(new Uint8Array(value.chunk));
+  };
+  const end = call('fetch', args, onMessage);
+  end.catch(head.reject);
+  request.signal.addEventListener('abort', () => {
+    tell({ kind: 'cancel', id: id ?? lastCall });
+    head.reject(request.signal.reason);
+    controller?.error(request.signal.reason);
+  });
+  const { status, headers } = await head.promise;
+  const empty = [101, 204, 205, 304].includes(status) || request.method === 'HEAD';
+  const stream = new ReadableStream(
+    {
+      start: made => {
+        controller = made;
+        end.then(
+          () => controller.close(),
+          error => controller.error(error)
+        ).catch(() => {});
+      },
+      pull: () => tell({ kind: 'pull', id }),
+      cancel: () => tell({ kind: 'cancel', id })
+    },
+    { highWaterMark: 1 }
+  );
+  return new Response(empty ? null : stream, { status, headers });
+}
+
+window.fetch = fetchFromPage;

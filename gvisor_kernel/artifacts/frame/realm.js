@@ -1,0 +1,245 @@
+// Takes from a page's realm what would reach the network in spite of the headers of frame.py.
+//
+// A Content-Security-Policy stops requests. It does not stop the lookup of a name, which tells a
+// name server what the page wants to tell: `<link rel=dns-prefetch>`, `preconnect` and WebRTC do
+// one. So elements that do so, and those that would give a realm in which this script has not run,
+// cannot be made here. Text becomes elements in a document that is not shown, where nothing loads,
+// and passes only without them. Trusted Types make every other way from text to elements an error.
+//
+// The page's own code runs later in this realm and can replace any function of it. So whatever
+// this script calls later was taken before, and is called by `apply`.
+const apply = Reflect.apply;
+const define = Object.defineProperty;
+
+const getter = (type, name) => Object.getOwnPropertyDescriptor(type.prototype, name).get;
+const setter = (type, name) => Object.getOwnPropertyDescriptor(type.prototype, name).set;
+
+const FORBIDDEN = Object.freeze({
+  __proto__: null,
+  applet: true,
+  base: true,
+  embed: true,
+  fencedframe: true,
+  frame: true,
+  frameset: true,
+  iframe: true,
+  link: true,
+  meta: true,
+  object: true,
+  portal: true,
+  webview: true
+});
+const SUBSTITUTE = 'gvisor-removed';
+const ELEMENT = 1;
+const HTML = 'http://www.w3.org/1999/xhtml';
+
+const createElement = Document.prototype.createElement;
+const createElementNS = Document.prototype.createElementNS;
+const getLocalName = getter(Element, 'localName');
+const getNamespace = getter(Element, 'namespaceURI');
+const getNodeType = getter(Node, 'nodeType');
+const getFirst = getter(Node, 'firstChild');
+const getNext = getter(Node, 'nextSibling');
+const getParent = getter(Node, 'parentNode');
+const getContent = getter(HTMLTemplateElement, 'content');
+const removeChild = Node.prototype.removeChild;
+const appendChild = Node.prototype.appendChild;
+const insertBefore = Node.prototype.insertBefore;
+const createFragment = Document.prototype.createDocumentFragment;
+const getInner = getter(Element, 'innerHTML');
+const setInner = setter(Element, 'innerHTML');
+const getOuter = getter(Element, 'outerHTML');
+const getShadowInner = getter(ShadowRoot, 'innerHTML');
+const parseFromString = DOMParser.prototype.parseFromString;
+const createDocument = DOMImplementation.prototype.createDocument;
+const defineElement = CustomElementRegistry.prototype.define;
+
+// Policies have the names that the headers allow, each once: the page cannot make one.
+const policy = trustedTypes.createPolicy('gvisor', { createHTML: text => text });
+const createHTML = TrustedTypePolicy.prototype.createHTML;
+// What the page evaluates is as little trusted as the page. Its HTML has no default policy.
+trustedTypes.createPolicy('default', { createScript: text => text });
+
+const inert = document.implementation.createHTMLDocument('');
+
+const isForbidden = node => FORBIDDEN[apply(getLocalName, node, [])] === true;
+
+// Remove all forbidden elements below a node.
+function clean(node) {
+  let child = apply(getFirst, node, []);
+  while (child !== null) {
+    const next = apply(getNext, child, []);
+    if (apply(getNodeType, child, []) === ELEMENT) {
+      if (isForbidden(child)) apply(removeChild, node, [child]);
+      else {
+        if (apply(getLocalName, child, []) === 'template') cleanTemplate(child);
+        clean(child);
+      }
+    }
+    child = next;
+  }
+}
+
+function cleanTemplate(node) {
+  let content;
+  try {
+    content = apply(getContent, node, []);
+  } catch {
+    return; // an element of this name in SVG: it has no content of its own
+  }
+  clean(content);
+}
+
+// Return a fragment with what a text means as the content of an element of this name.
+function parse(text, namespace, name) {
+  const holder = apply(createElementNS, inert, [namespace, name]);
+  apply(setInner, holder, [apply(createHTML, policy, [`${text}`])]);
+  let from = holder;
+  try {
+    from = apply(getContent, holder, []);
+  } catch {
+    // no template
+  }
+  clean(from);
+  const fragment = apply(createFragment, inert, []);
+  move(from, fragment);
+  return fragment;
+}
+
+function move(from, to) {
+  let child = apply(getFirst, from, []);
+  while (child !== null) {
+    apply(appendChild, to, [child]);
+    child = apply(getFirst, from, []);
+  }
+}
+
+function empty(node) {
+  let child = apply(getFirst, node, []);
+  while (child !== null) {
+    apply(removeChild, node, [child]);
+    child = apply(getFirst, node, []);
+  }
+}
+
+const parseFor = (text, element) =>
+  parse(text, apply(getNamespace, element, []), apply(getLocalName, element, []));
+
+const lock = (object, name, value) =>
+  define(object, name, { value, writable: false, enumerable: true, configurable: false });
+const lockProperty = (object, name, get, set) =>
+  define(object, name, { get, set, enumerable: true, configurable: false });
+
+lock(Document.prototype, 'createElement', function (name, options) {
+  const element = apply(createElement, this, [name]);
+  return isForbidden(element) ? apply(createElement, this, [SUBSTITUTE]) : element;
+});
+lock(Document.prototype, 'createElementNS', function (namespace, name, options) {
+  const element = apply(createElementNS, this, [namespace, name]);
+  return isForbidden(element) ? apply(createElement, this, [SUBSTITUTE]) : element;
+});
+lock(DOMImplementation.prototype, 'createDocument', function (namespace, name, type) {
+  const made = apply(createDocument, this, [namespace, name, type ?? null]);
+  clean(made);
+  return made;
+});
+lock(DOMParser.prototype, 'parseFromString', function (text, type) {
+  const made = apply(parseFromString, this, [apply(createHTML, policy, [`${text}`]), type]);
+  clean(made);
+  return made;
+});
+lock(CustomElementRegistry.prototype, 'define', function (name, type, options) {
+  if (options !== undefined && options !== null && options.extends !== undefined) {
+    throw new TypeError('Elements that extend built-in elements cannot be defined here.');
+  }
+  apply(defineElement, this, [name, type]);
+});
+lockProperty(
+  Element.prototype,
+  'innerHTML',
+  function () {
+    return apply(getInner, this, []);
+  },
+  function (text) {
+    const fragment = parseFor(text === null ? '' : text, this);
+    let target = this;
+    try {
+      target = apply(getContent, this, []);
+    } catch {
+      // no template
+    }
+    empty(target);
+    apply(appendChild, target, [fragment]);
+  }
+);
+lockProperty(
+  ShadowRoot.prototype,
+  'innerHTML',
+  function () {
+    return apply(getShadowInner, this, []);
+  },
+  function (text) {
+    const fragment = parse(text === null ? '' : text, HTML, 'div');
+    empty(this);
+    apply(appendChild, this, [fragment]);
+  }
+);
+lockProperty(
+  Element.prototype,
+  'outerHTML',
+  function () {
+    return apply(getOuter, this, []);
+  },
+  function (text) {
+    const parent = apply(getParent, this, []);
+    if (parent === null) return;
+    const context = apply(getNodeType, parent, []) === ELEMENT ? parent : this;
+    apply(insertBefore, parent, [parseFor(text === null ? '' : text, context), this]);
+    apply(removeChild, parent, [this]);
+  }
+);
+lock(Element.prototype, 'insertAdjacentHTML', function (place, text) {
+  const where = `${place}`;
+  const parent = apply(getParent, this, []);
+  if (where === 'afterbegin') {
+    apply(insertBefore, this, [parseFor(text, this), apply(getFirst, this, [])]);
+  } else if (where === 'beforeend') {
+    apply(appendChild, this, [parseFor(text, this)]);
+  } else if (parent !== null && where === 'beforebegin') {
+    apply(insertBefore, parent, [parseFor(text, this), this]);
+  } else if (parent !== null && where === 'afterend') {
+    apply(insertBefore, parent, [parseFor(text, this), apply(getNext, this, [])]);
+  }
+});
+lock(Range.prototype, 'createContextualFragment', function (text) {
+  return parse(text, HTML, 'body');
+});
+// Scripts of a page run one after the other, long after it was parsed: what they write is added.
+lock(Document.prototype, 'write', function (...texts) {
+  const body = document.body;
+  apply(appendChild, body, [parse(`${texts}`, HTML, 'body')]);
+});
+lock(Document.prototype, 'writeln', Document.prototype.write);
+lock(Document.prototype, 'open', function () {
+  return this;
+});
+lock(Document.prototype, 'close', function () {});
+
+// What is not replaced is removed, and so are newer ways from text to elements.
+const KEPT = ['innerHTML', 'outerHTML', 'insertAdjacentHTML', 'getHTML'];
+for (const holder of [
+  Element.prototype,
+  ShadowRoot.prototype,
+  Document,
+  Document.prototype,
+  Range.prototype
+]) {
+  for (const name of Object.getOwnPropertyNames(holder)) {
+    if (/HTML/i.test(name) && !KEPT.includes(name)) delete holder[name];
+  }
+}
+const FORBIDDEN_NAMES =
+  /RTC|^XSLT|^XMLHttp|^HTML(Applet|Base|Embed|FencedFrame|Frame|IFrame|Link|Meta|Object|Portal)/;
+for (const name of Object.getOwnPropertyNames(window)) {
+  if (FORBIDDEN_NAMES.test(name)) delete window[name];
+}
