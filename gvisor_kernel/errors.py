@@ -16,7 +16,8 @@ GvisorKernelError
 ├── PackagesError         packages of a kernelspec could not be installed, found or used
 ├── RootImageError        an image could not be imported, found, used or removed
 ├── SkillError            a skill is invalid, or could not be installed, found or removed
-└── StateError            the directories of this user's sandboxes cannot be used
+├── StateError            the directories of this user's sandboxes cannot be used
+└── StorageError          what pages keep cannot be read or written
 
 Each error has a fact with its values and a hint about what to do. ``str(error)`` contains both, as
 Jupyter shows it to the user.
@@ -140,3 +141,8 @@ class SkillError(GvisorKernelError):
 
 class StateError(GvisorKernelError):
     """The directories of this user's sandboxes cannot be used."""
+
+
+class StorageError(GvisorKernelError):
+    """What pages keep cannot be read or written. The text goes into the page: it names no folder
+    but that of the user's own file."""

@@ -47,7 +47,9 @@ class FramePage:
 def make_frame_page() -> FramePage:
     """Return the page; the same for everybody, as nothing in it is a secret."""
     parts = (_read(name) for name in ("realm.js", "calls.js", "page.js"))
-    prelude = "(() => {\n'use strict';\ndocument.currentScript.remove();\n" + "".join(parts) + "})();"
+    prelude = (
+        "(() => {\n'use strict';\ndocument.currentScript.remove();\n" + "".join(parts) + "})();"
+    )
     inner = f'<!doctype html><meta charset="utf-8"><body><script>{prelude}</script>'
     # A text of JSON is one of JavaScript. "</script>" would end the script that it stands in.
     literal = json.dumps(inner).replace("</", "<\\/")

@@ -158,11 +158,13 @@ class LabServer:
 
 
 @contextlib.contextmanager
-def browser(chromium: str, chromedriver: str, profile: Path) -> Iterator[webdriver.Chrome]:
+def browser(
+    chromium: str, chromedriver: str, profile: Path, *flags: str
+) -> Iterator[webdriver.Chrome]:
     """Headless Chromium with a fresh profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in BROWSER_FLAGS:
+    for flag in (*BROWSER_FLAGS, *flags):
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
     profile.mkdir(mode=0o700)

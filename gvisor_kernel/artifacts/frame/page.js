@@ -31,13 +31,21 @@ addEventListener(
   event => {
     const link = event.composedPath().find(node => node instanceof Element && node.matches('a[href], area[href]'));
     const target = link?.getAttribute('href') ?? '#';
-    if (target.startsWith('#')) return;
+    if (link === undefined) return;
     event.preventDefault();
-    tell({ kind: 'link', url: cut(target) });
+    // A fragment would be one of the address of the outer frame.
+    if (target.startsWith('#')) scrollTo(decodeURIComponent(target.slice(1)));
+    else tell({ kind: 'link', url: cut(target) });
   },
   true
 );
 addEventListener('submit', event => event.preventDefault());
+HTMLFormElement.prototype.submit = () => {};
+
+function scrollTo(name) {
+  if (name === '') window.scrollTo(0, 0);
+  else (document.getElementById(name) ?? document.getElementsByName(name)[0])?.scrollIntoView();
+}
 
 // Handlers that are written as attributes.
 function bindHandlers(root) {

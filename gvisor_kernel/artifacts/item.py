@@ -1,0 +1,117 @@
+"""What a page may keep: keys, values, and the artifact that they belong to. Pure functions.
+
+Keys and values come from a page or a kernel. An error says which rule they break.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gvisor_kernel.errors import StorageError
+
+MAX_KEY = 199
+"""Characters of a key."""
+MAX_VALUE = 5 * 1024 * 1024 - 1
+"""Bytes of a value in UTF-8: of the text itself, or of its JSON."""
+MAX_DEPTH = 100
+"""Levels of lists and objects in a value."""
+
+_NOT_IN_KEYS = re.compile(r"""[\s/\\'"\x00-\x1f\x7f-\x9f\ud800-\udfff]""")
+
+Scope = Literal["personal", "shared"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A page that keeps data. Each page of an outputs folder is an artifact of its own."""
+
+    id: str
+    path: str
+    """Where the page lies, for people. Nothing is opened by it."""
+
+    @staticmethod
+    def of_page(outputs: Path, path: str) -> Artifact:
+        """Return the artifact of the page at ``path``, relative, below an outputs folder.
+
+        The folder's real path and the page's name identify it. So its data are found again by
+        another kernel and another server, and whoever moves the page begins anew.
+        """
+        whole = str(Path(os.path.realpath(outputs), path))
+        digest = hashlib.sha256(os.fsencode(whole)).hexdigest()
+        return Artifact(digest[:32], whole)
+
+
+def check_key(key: object) -> str:
+    """Return a key.
+
+    :raises StorageError: for one that is none
+    """
+    if not isinstance(key, str):
+        raise StorageError("A key of the storage is a text.")
+    if not key:
+        raise StorageError("A key of the storage is empty.", "give it a name.")
+    if len(key) > MAX_KEY:
+        raise StorageError(
+            f"A key of the storage has {len(key)} characters.", f"use {MAX_KEY} or fewer."
+        )
+    found = _NOT_IN_KEYS.search(key)
+    if found:
+        raise StorageError(
+            f"A key of the storage has the character {found[0]!r}.",
+            "use no whitespace, no / and no \\, no quotes and no control characters.",
+        )
+    return key
+
+
+def check_prefix(prefix: object) -> str:
+    """Return the beginning of keys, which may be empty.
+
+    :raises StorageError: when no key begins so
+    """
+    return "" if prefix == "" else check_key(prefix)
+
+
+def encode_value(value: Any) -> bytes:
+    """Return a value as JSON in UTF-8.
+
+    :raises StorageError: when it is too large, or no text or JSON
+    """
+    _check_depth(value)
+    try:
+        encoded = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        size = len(value.encode()) if isinstance(value, str) else len(encoded)
+    except UnicodeEncodeError as error:
+        raise StorageError(
+            "A value of the storage has half a character (a lone surrogate)."
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StorageError(
+            "A value of the storage is neither a text nor JSON.",
+            "use texts, numbers that are finite, true, false, null, lists and objects.",
+        ) from error
+    if size > MAX_VALUE:
+        raise StorageError(
+            f"A value of the storage has {size:,} bytes.",
+            f"keep it below {MAX_VALUE + 1:,}: split it, or write a file.",
+        )
+    return encoded
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, (dict, list, tuple))
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+        if not level:
+            return
+    raise StorageError(f"A value of the storage has more than {MAX_DEPTH} levels.")

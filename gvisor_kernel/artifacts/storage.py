@@ -1,0 +1,266 @@
+"""What pages keep: one SQLite file for a person, and one for what people of a server share.
+
+Only this module opens these files. A call does not wait for the network; it may wait for another
+writer, for at most BUSY_SECONDS. The last writer of a key wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.artifacts.item import (
+    Artifact,
+    check_key,
+    check_prefix,
+    encode_value,
+)
+from gvisor_kernel.errors import StorageError
+from gvisor_kernel.host.sizes import describe_size
+
+BUSY_SECONDS = 20.0
+MAX_KEYS = 10_000
+"""Keys of one artifact for one person, or of those that all share."""
+MAX_ARTIFACT_BYTES = 50 * 1024 * 1024
+"""Bytes of keys and values of one artifact for one person, or of those that all share."""
+MAX_OWNER_BYTES = 500 * 1024 * 1024
+"""Bytes of all artifacts of one person, or of all that is shared."""
+VERSION = 1
+
+_SCHEMA = """
+create table if not exists artifacts (
+    id text primary key, path text not null
+) without rowid;
+create table if not exists items (
+    owner text not null, artifact text not null, key text not null,
+    value blob not null, size integer not null, written real not null
+);
+create unique index if not exists item on items (owner, artifact, key);
+create index if not exists item_sizes on items (owner, artifact, key, size);
+"""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A value with its key."""
+
+    key: str
+    value: Any
+    written: float
+    """When, in seconds of Unix time."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an artifact keeps for an owner."""
+
+    owner: str
+    artifact: Artifact
+    keys: int
+    bytes: int
+    written: float
+
+
+class Storage:
+    """One file. ``owner`` is the name of a person, or SHARED; each has keys of their own."""
+
+    SHARED = ""
+
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
+        """Take the path of the file, which is made when something is first kept.
+
+        ``mode`` is that of a new file: 0o660 in a folder that an administrator has made for a
+        group. Its folder must exist.
+        """
+        self.path = path
+        self._mode = mode
+
+    def set(self, owner: str, artifact: Artifact, key: object, value: Any) -> None:
+        """Keep a value.
+
+        :raises StorageError: when key or value are not accepted, a quota is reached, or the file
+            cannot be written
+        """
+        name, content = check_key(key), encode_value(value)
+        size = len(content) + len(name.encode())
+        with self._transaction() as database:
+            self._check_quotas(database, owner, artifact, name, size)
+            database.execute(
+                "insert or replace into artifacts values (?, ?)", (artifact.id, artifact.path)
+            )
+            _delete(database, owner, artifact, name)
+            database.execute(
+                "insert into items values (?, ?, ?, ?, ?, ?)",
+                (owner, artifact.id, name, content, size, time.time()),
+            )
+
+    def get(self, owner: str, artifact: Artifact, key: object) -> Item | None:
+        """Return what is kept under a key, or None.
+
+        :raises StorageError: when the key is not accepted, or the file cannot be read
+        """
+        name = check_key(key)
+        with self._transaction(write=False) as database:
+            row = database.execute(
+                "select value, written from items where owner = ? and artifact = ? and key = ?",
+                (owner, artifact.id, name),
+            ).fetchone()
+        return None if row is None else Item(name, json.loads(row[0]), row[1])
+
+    def delete(self, owner: str, artifact: Artifact, key: object) -> bool:
+        """Remove a key; return whether there was one.
+
+        :raises StorageError: as for ``set``
+        """
+        name = check_key(key)
+        with self._transaction() as database:
+            return _delete(database, owner, artifact, name)
+
+    def list_keys(self, owner: str, artifact: Artifact, prefix: object = "") -> list[str]:
+        """Return the keys that begin with ``prefix``, in their order.
+
+        :raises StorageError: as for ``get``
+        """
+        start = check_prefix(prefix)
+        with self._transaction(write=False) as database:
+            rows = database.execute(
+                "select key from items where owner = ? and artifact = ?"
+                " and substr(key, 1, ?) = ? order by key",
+                (owner, artifact.id, len(start), start),
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def usages(self) -> list[Usage]:
+        """Return what each artifact keeps for each owner, the largest first.
+
+        :raises StorageError: when the file cannot be read
+        """
+        with self._transaction(write=False) as database:
+            rows = database.execute(
+                "select owner, artifact, coalesce(path, ''), count(*), sum(size), max(written)"
+                " from items left join artifacts on artifacts.id = artifact"
+                " group by owner, artifact order by sum(size) desc"
+            ).fetchall()
+        return [
+            Usage(owner, Artifact(identity, path), keys, count, written)
+            for owner, identity, path, keys, count, written in rows
+        ]
+
+    def items(self, owner: str, artifact: Artifact) -> Iterator[Item]:
+        """Yield all that an artifact keeps for an owner.
+
+        :raises StorageError: when the file cannot be read
+        """
+        for key in self.list_keys(owner, artifact):
+            item = self.get(owner, artifact, key)
+            if item is not None:
+                yield item
+
+    def remove(self, owner: str, artifact: Artifact) -> int:
+        """Remove all that an artifact keeps for an owner; return how many keys that were.
+
+        :raises StorageError: as for ``set``
+        """
+        with self._transaction() as database:
+            removed = database.execute(
+                "delete from items where owner = ? and artifact = ?", (owner, artifact.id)
+            ).rowcount
+            database.execute("delete from artifacts where id not in (select artifact from items)")
+        return removed
+
+    def _check_quotas(
+        self, database: sqlite3.Connection, owner: str, artifact: Artifact, key: str, size: int
+    ) -> None:
+        keys, count, replaced = database.execute(
+            "select count(*), coalesce(sum(size), 0),"
+            " coalesce(sum(size) filter (where key = ?), -1)"
+            " from items where owner = ? and artifact = ?",
+            (key, owner, artifact.id),
+        ).fetchone()
+        is_new = replaced < 0
+        if is_new and keys >= MAX_KEYS:
+            raise StorageError(
+                f"This page keeps {keys:,} keys already.",
+                "delete some, or keep more under one key.",
+            )
+        grown = size - max(replaced, 0)
+        if count + grown > MAX_ARTIFACT_BYTES:
+            raise StorageError(
+                f"This page keeps {describe_size(count)} of {describe_size(MAX_ARTIFACT_BYTES)}.",
+                "delete what it needs no more.",
+            )
+        (whole,) = database.execute(
+            "select coalesce(sum(size), 0) from items where owner = ?", (owner,)
+        ).fetchone()
+        if whole + grown > MAX_OWNER_BYTES:
+            raise StorageError(
+                f"All pages together keep {describe_size(whole)} of"
+                f" {describe_size(MAX_OWNER_BYTES)}.",
+                "see which: gvisor-kernel storage list; remove some: gvisor-kernel storage remove.",
+            )
+
+    @contextmanager
+    def _transaction(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
+        """Open the file, with its write lock if wanted; on an exception nothing is changed."""
+        try:
+            with closing(self._connect()) as database:
+                database.execute("begin immediate" if write else "begin")
+                try:
+                    yield database
+                except BaseException:
+                    database.execute("rollback")
+                    raise
+                database.execute("commit")
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise StorageError(
+                f"The file {self.path}, in which pages keep data, cannot be used: {error}.",
+                "check whether the disk is full; if the file is damaged, move it away: pages begin"
+                " with an empty storage then.",
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(self.path, flags, self._mode)
+        try:
+            status = os.fstat(fd)
+            shared = self._mode & 0o077 != 0
+            if not stat.S_ISREG(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
+                raise PermissionError("it is no file of this user")
+            if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != self._mode:
+                os.fchmod(fd, self._mode)
+        finally:
+            os.close(fd)
+        database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            self._prepare(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        # A file that another program has made must not be trusted to run functions.
+        database.execute("pragma trusted_schema = off")
+        (version,) = database.execute("pragma user_version").fetchone()
+        if version > VERSION:
+            raise ValueError(f"a newer gvisor-kernel has written it (format {version})")
+        if version < VERSION:
+            database.execute("pragma journal_mode = wal")
+            database.executescript(
+                f"begin immediate;{_SCHEMA}pragma user_version = {VERSION};commit;"
+            )
+
+
+def _delete(database: sqlite3.Connection, owner: str, artifact: Artifact, key: str) -> bool:
+    found = database.execute(
+        "delete from items where owner = ? and artifact = ? and key = ?", (owner, artifact.id, key)
+    )
+    return found.rowcount > 0

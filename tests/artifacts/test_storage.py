@@ -1,0 +1,195 @@
+"""The file in which pages keep data: scopes, quotas, writers, kills, full disks, odd files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.artifacts import storage as module
+from gvisor_kernel.artifacts.item import Artifact
+from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.errors import StorageError
+
+PAGE, OTHER = Artifact("a" * 32, "/o/a.html"), Artifact("b" * 32, "/o/b.html")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(tmp_path / "storage.sqlite3")
+
+
+def test_what_is_kept_comes_back_to_its_owner_and_page_alone(storage: Storage) -> None:
+    storage.set("ann", PAGE, "score", {"best": 3})
+    storage.set("bob", PAGE, "score", "text")
+    storage.set(Storage.SHARED, PAGE, "score", [1])
+    found = storage.get("ann", PAGE, "score")
+    assert found is not None
+    assert found.value == {"best": 3}
+    assert storage.get("ann", OTHER, "score") is None
+    assert storage.get("carl", PAGE, "score") is None
+    again = Storage(storage.path).get("bob", PAGE, "score")
+    assert again is not None
+    assert again.value == "text"
+    assert storage.delete("ann", PAGE, "score")
+    assert not storage.delete("ann", PAGE, "score")
+    assert storage.get(Storage.SHARED, PAGE, "score") is not None
+
+
+def test_keys_are_listed_by_their_beginning(storage: Storage) -> None:
+    for key in ("b2", "a1", "A1", "b1", "b%", "ä"):
+        storage.set("ann", PAGE, key, 1)
+    storage.set("ann", OTHER, "b3", 1)
+    assert storage.list_keys("ann", PAGE) == ["A1", "a1", "b%", "b1", "b2", "ä"]
+    assert storage.list_keys("ann", PAGE, "b") == ["b%", "b1", "b2"]
+    assert storage.list_keys("ann", PAGE, "b%") == ["b%"]
+
+
+def test_quotas_count_what_is_replaced_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ARTIFACT_BYTES", 100)
+    monkeypatch.setattr(module, "MAX_OWNER_BYTES", 150)
+    monkeypatch.setattr(module, "MAX_KEYS", 2)
+    storage.set("ann", PAGE, "k", "x" * 90)
+    storage.set("ann", PAGE, "k", "y" * 97)  # and two quotes, and the key: exactly 100
+    with pytest.raises(StorageError, match="100 B of 100 B"):
+        storage.set("ann", PAGE, "l", "")
+    storage.set("ann", PAGE, "k", "")
+    storage.set("ann", PAGE, "l", "")
+    with pytest.raises(StorageError, match="2 keys"):
+        storage.set("ann", PAGE, "m", "")
+    storage.set("ann", PAGE, "k", "z" * 80)
+    storage.set("ann", OTHER, "k", "z" * 50)
+    with pytest.raises(StorageError, match="All pages together"):
+        storage.set("ann", OTHER, "k", "z" * 80)
+    storage.set("bob", OTHER, "k", "z" * 80)
+    found = storage.get("ann", OTHER, "k")
+    assert found is not None
+    assert found.value == "z" * 50
+
+
+def test_hundred_writers_lose_nothing(storage: Storage) -> None:
+    errors: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            storage.set("ann", PAGE, f"k{number}", number)
+            storage.set("ann", PAGE, "last", number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(storage.list_keys("ann", PAGE)) == 101
+    last = storage.get("ann", PAGE, "last")
+    assert last is not None
+    assert last.value in range(100)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from gvisor_kernel.artifacts.item import Artifact
+from gvisor_kernel.artifacts.storage import Storage
+storage, page = Storage(Path(sys.argv[1])), Artifact("a" * 32, "/o/a.html")
+for number in range(1_000_000):
+    storage.set("ann", page, "number", [number] * 1000)
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_values(storage: Storage) -> None:
+    for lines in (1, 7, 20):
+        command = [sys.executable, "-c", WRITER, str(storage.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(lines):
+                said = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+        found = storage.get("ann", PAGE, "number")
+        assert found is not None
+        assert found.value == [found.value[0]] * 1000
+        assert found.value[0] >= said
+        storage.set("ann", PAGE, "after", lines)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def _fill(storage: Storage) -> None:
+    for number in range(100):
+        storage.set("ann", PAGE, f"k{number}", "x" * 50_000)
+
+
+def test_a_full_disk_is_said_and_costs_nothing_that_was_kept(small_disk: Path) -> None:
+    storage = Storage(small_disk / "storage.sqlite3")
+    storage.set("ann", PAGE, "kept", "value")
+    with pytest.raises(StorageError, match="full"):
+        _fill(storage)
+    found = storage.get("ann", PAGE, "kept")
+    assert found is not None
+    assert found.value == "value"
+
+
+def test_the_file_is_private_and_no_link(storage: Storage, tmp_path: Path) -> None:
+    storage.path.touch(mode=0o644)
+    storage.set("ann", PAGE, "k", 1)
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    link = tmp_path / "link.sqlite3"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError):
+        Storage(link).set("ann", PAGE, "k", 1)
+    assert not (tmp_path / "elsewhere").exists()
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(StorageError):
+        Storage(tmp_path / "fifo").get("ann", PAGE, "k")
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_none_is_said(storage: Storage, content: bytes) -> None:
+    storage.path.write_bytes(content)
+    with pytest.raises(StorageError, match="move it away"):
+        storage.get("ann", PAGE, "k")
+
+
+def test_a_newer_file_is_left_alone(storage: Storage) -> None:
+    storage.set("ann", PAGE, "k", 1)
+    with sqlite3.connect(storage.path) as database:
+        database.execute("pragma user_version = 2")
+    database.close()
+    with pytest.raises(StorageError, match="newer"):
+        storage.get("ann", PAGE, "k")
+
+
+def test_usage_is_counted_and_removed(storage: Storage) -> None:
+    storage.set("ann", PAGE, "k", "x" * 100)
+    storage.set("ann", PAGE, "l", 1)
+    storage.set("bob", OTHER, "k", 1)
+    first, second = storage.usages()
+    assert (first.owner, first.artifact, first.keys, first.bytes) == ("ann", PAGE, 2, 105)
+    assert (second.owner, second.artifact) == ("bob", OTHER)
+    assert [item.key for item in storage.items("ann", PAGE)] == ["k", "l"]
+    assert storage.remove("ann", PAGE) == 2
+    assert [usage.owner for usage in storage.usages()] == ["bob"]

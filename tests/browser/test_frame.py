@@ -1,0 +1,264 @@
+"""Pages in their frame: what they show, and that they reach nothing. See docs/artifacts.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from gvisor_kernel.artifacts.frame import make_frame_page
+
+from .lab import WAIT_SECONDS, browser
+
+pytestmark = pytest.mark.browser
+
+HOST = """<!doctype html><title>host</title><h1>Host</h1>
+<iframe id="frame" sandbox="allow-scripts allow-forms" src="/frame"></iframe>
+<script>
+window.heard = [];
+window.messages = [];
+addEventListener('message', event => heard.push([event.origin, event.data]));
+function show(type, source, answers) {
+  const channel = new MessageChannel();
+  const port = channel.port1;
+  port.onmessage = ({ data }) => {
+    messages.push(data);
+    if (data.kind === 'ready') {
+      const page = { type, source, name: 'page.html', dark: false, renderers: [] };
+      port.postMessage({ kind: 'show', ...page });
+    } else if (data.kind === 'call') {
+      const known = answers[data.method];
+      for (const answer of known ?? [{ error: 'not here' }]) {
+        port.postMessage({ kind: 'answer', id: data.id, ...answer });
+      }
+    }
+  };
+  document.getElementById('frame').contentWindow.postMessage(null, '*', [channel.port2]);
+}
+</script>
+"""
+
+
+@dataclass
+class Host:
+    """A server of the page that embeds the frame, which notes all that asks it for something."""
+
+    server: ThreadingHTTPServer
+    udp: socket.socket
+    paths: list[str]
+
+    @property
+    def port(self) -> int:
+        return self.server.server_port
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    page = make_frame_page()
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            headers = {"Content-Type": "text/html; charset=utf-8"}
+            body = {"/": HOST, "/frame": page.html}.get(self.path, "")
+            if self.path == "/frame":
+                headers["Content-Security-Policy"] = page.policy
+            self.send_response(200 if body else 404)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Host(server, udp, paths)
+        server.shutdown()
+        thread.join()
+
+
+@dataclass
+class Shown:
+    """A page in its frame."""
+
+    driver: webdriver.Chrome
+
+    def show(self, source: str, answers: dict[str, list[dict[str, Any]]] | None = None) -> None:
+        self.driver.execute_script(
+            "show('html', arguments[0], arguments[1])", source, answers or {}
+        )
+
+    def messages(self, kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.driver.execute_script("return messages")
+        return [message for message in found if message["kind"] == kind]
+
+    def heard(self) -> dict[str, str]:
+        """Return what the page told its host's window."""
+        return dict(data for _, data in self.driver.execute_script("return heard"))
+
+    def wait(self, condition: Callable[[], Any]) -> Any:
+        return WebDriverWait(self.driver, WAIT_SECONDS, 0.05).until(
+            lambda _: condition(), f"never: {self.driver.execute_script('return messages')}"
+        )
+
+
+@pytest.fixture
+def shown(host: Host, programs: tuple[str, str], tmp_path: Path) -> Iterator[Shown]:
+    net_log = f"--log-net-log={tmp_path / 'net.json'}"
+    with browser(*programs, tmp_path / "profile", net_log) as driver:
+        driver.get(f"http://127.0.0.1:{host.port}/")
+        yield Shown(driver)
+
+
+def test_a_page_reaches_nothing(shown: Shown, host: Host, tmp_path: Path) -> None:
+    attacks = Path(__file__).with_name("frame_attacks.html").read_text()
+    udp = host.udp.getsockname()[1]
+    shown.show(attacks.replace("PORT", str(host.port)).replace("UDP", str(udp)))
+    shown.wait(lambda: shown.messages("left"))
+    heard = shown.heard()
+    assert "done" in heard
+    assert "RAN" not in heard, heard
+    # Each attack has said what became of it: those of a line, and 16 of the loops.
+    assert len(heard) == attacks.count("attack('") + attacks.count("attack(`") + 16
+    assert set(host.paths) <= {"/", "/frame", "/favicon.ico"}
+    assert shown.driver.title == "host"
+    assert len(shown.driver.window_handles) == 1
+    host.udp.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        host.udp.recv(100)
+    shown.driver.quit()  # which writes the log
+    log = (tmp_path / "net.json").read_text()
+    assert "127.0.0.1" in log
+    assert set(re.findall(r"[a-z0-9-]+\.leak\.test", log)) == set()
+
+
+def test_a_page_works(shown: Shown, host: Host) -> None:
+    page = """<!doctype html>
+<html><head><title>Sales</title><style>h1 { color: rgb(1, 2, 3) }</style></head>
+<body class="wide"><h1 onclick="document.title = 'clicked'">Hello</h1><img src="plot.png">
+<script>var first = 1;</script>
+<script>
+addEventListener('load', async () => {
+  const answer = {
+    first, module: window.second, ready: document.readyState, body: document.body.className,
+    colour: getComputedStyle(document.querySelector('h1')).color,
+    file: await (await fetch('data/table.csv')).text(),
+    data: await (await fetch('data:text/plain;base64,aGk=')).text(),
+  };
+  await storage.set('k', { a: [1] }, true);
+  answer.stored = await storage.get('k');
+  const stream = await fetch('https://api.example.com/v1', { method: 'POST', body: 'x' });
+  answer.status = stream.status;
+  answer.type = stream.headers.get('content-type');
+  answer.text = await stream.text();
+  document.querySelector('h1').click();
+  answer.title = document.title;
+  const image = document.querySelector('img');
+  await image.decode();
+  answer.width = image.naturalWidth;
+  document.body.append(Object.assign(document.createElement('a'), { href: 'https://x.example/' }));
+  document.querySelector('a').click();
+  top.postMessage(['answer', JSON.stringify(answer)], '*');
+  notDefined();
+});
+</script>
+<script type="module">window.second = await 2;</script>
+<script src="https://cdn.example.com/library.js"></script>
+</body></html>"""
+    shown.driver.execute_script(
+        """
+        const canvas = document.createElement('canvas');
+        canvas.width = 7;
+        const png = Uint8Array.from(atob(canvas.toDataURL().split(',')[1]), c => c.charCodeAt(0));
+        const text = new TextEncoder();
+        const bytes = text.encode('a,b').buffer;
+        const file = { bytes: png.buffer, type: 'image/png' };
+        show('html', arguments[0], {
+          file: [{ value: file }],
+          'storage.set': [{ value: true }],
+          'storage.get': [{ value: { key: 'k', value: { a: [1] } } }],
+          library: [{ error: 'no such library' }],
+          fetch: [
+            { more: true, value: { status: 201, headers: [['content-type', 'text/x']] } },
+            { more: true, value: { chunk: text.encode('two ').buffer } },
+            { more: true, value: { chunk: text.encode('parts').buffer } },
+            { value: null },
+          ],
+        });
+        """,
+        page,
+    )
+    heard = shown.wait(lambda: shown.heard().get("answer"))
+    answer = json.loads(heard)
+    assert answer.pop("file").startswith("\ufffdPNG")
+    assert answer == {
+        "first": 1,
+        "module": 2,
+        "ready": "complete",
+        "body": "wide",
+        "colour": "rgb(1, 2, 3)",
+        "data": "hi",
+        "stored": {"key": "k", "value": {"a": [1]}},
+        "status": 201,
+        "type": "text/x",
+        "text": "two parts",
+        "title": "clicked",
+        "width": 7,
+    }
+    calls = {call["method"]: call["args"] for call in shown.messages("call")}
+    assert calls["storage.set"] == {"key": "k", "value": {"a": [1]}, "shared": True}
+    assert calls["fetch"]["url"] == "https://api.example.com/v1"
+    assert calls["fetch"]["method"] == "POST"
+    assert shown.messages("link")[0]["url"] == "https://x.example/"
+    errors = shown.wait(lambda: len(shown.messages("error")) >= 2 and shown.messages("error"))
+    assert errors[0]["message"] == "https://cdn.example.com/library.js: no such library"
+    assert errors[1]["message"] == "notDefined is not defined"
+    assert set(host.paths) <= {"/", "/frame", "/favicon.ico"}
+
+
+def test_an_error_names_its_line(shown: Shown) -> None:
+    shown.show("<p>one</p>\n<script>\nlet a = 1;\n  nope();\n</script>")
+    (error,) = shown.wait(lambda: shown.messages("error"))
+    assert (error["file"], error["line"]) == ("page.html", 4)
+    assert error["message"] == "nope is not defined"
+
+
+FLOOD = """<script>
+for (let round = 0; round < 2000; round++) storage.get('k' + round).catch(error => {
+  (window.seen ??= new Set()).add(error.message);
+  top.postMessage(['errors', [...seen].sort().join(' ')], '*');
+});
+fetch('https://x.example/', {method: 'POST', body: 'x'.repeat(40e6)}).catch(() => {});
+storage.set('k', new Blob(['x']));
+storage.set('f', {toJSON: 1, __proto__: {a: 1}});
+const loop = [];
+loop.push(loop);
+storage.set('l', loop);
+</script>"""
+
+
+def test_a_flood_ends_in_the_outer_frame(shown: Shown) -> None:
+    shown.show(FLOOD)
+    shown.wait(lambda: "asks too much" in shown.heard().get("errors", ""))
+    shown.wait(lambda: shown.messages("flood"))
+    assert len(shown.messages("call")) <= 500
