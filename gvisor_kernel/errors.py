@@ -13,6 +13,7 @@ GvisorKernelError
 │   ├── EgressRefused     a rule or a limit of the route refuses this request
 │   └── SecretError       the secret of a route cannot be read
 ├── KernelspecError       a kernelspec could not be installed, found or removed
+├── OutputsError          a file of outputs cannot be shown
 ├── PackagesError         packages of a kernelspec could not be installed, found or used
 ├── RootImageError        an image could not be imported, found, used or removed
 ├── SkillError            a skill is invalid, or could not be installed, found or removed
@@ -124,6 +125,10 @@ class SecretError(EgressError):
 
 class KernelspecError(GvisorKernelError):
     """A kernelspec could not be installed, found or removed."""
+
+
+class OutputsError(GvisorKernelError):
+    """A file of outputs cannot be shown, or is not there."""
 
 
 class PackagesError(GvisorKernelError):

@@ -1,0 +1,142 @@
+"""The files of an outputs folder: listed, and read by descriptor.
+
+A sandbox writes the folder meanwhile. No link is followed, nothing but regular files is read, and
+the time and the number of files of a look are bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mimetypes
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from gvisor_kernel.errors import OutputsError
+from gvisor_kernel.host.folders import Opened, open_below
+
+MAX_LISTED = 1000
+"""Files of a list: the newest."""
+MAX_LOOKED_AT = 50_000
+MAX_SECONDS = 2.0
+MAX_DEPTH = 50
+MAX_PATH = 1000
+"""Characters of a path. Longer ones are not listed."""
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A regular file. ``path``: relative, with ``/``; ``modified``: seconds of Unix time."""
+
+    path: str
+    size: int
+    modified: float
+    type: str
+    """As its name tells, which the kernel chose."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """``more``: there are files that are not listed."""
+
+    files: tuple[OutputFile, ...]
+    more: bool
+
+
+def list_outputs(root: Opened) -> Listing:
+    """Return the files below a folder, the newest first. Blocks for at most MAX_SECONDS.
+
+    Hidden files and folders, and names that are not UTF-8, are left out.
+
+    :raises OSError: when the folder cannot be read
+    """
+    found: list[OutputFile] = []
+    more = False
+    for file in _walk(root, time.monotonic() + MAX_SECONDS):
+        if file is None:
+            more = True
+        else:
+            found.append(file)
+    found.sort(key=lambda file: (-file.modified, file.path))
+    return Listing(tuple(found[:MAX_LISTED]), more or len(found) > MAX_LISTED)
+
+
+def _walk(root: Opened, deadline: float) -> Iterator[OutputFile | None]:
+    """Yield files, and None if something was left out."""
+    looked_at = 0
+    left = [("", 0)]
+    while left:
+        folder, depth = left.pop()
+        try:
+            with open_below(root, folder or ".") as opened:
+                fd = opened.read()
+        except OSError:
+            if not folder:
+                raise
+            continue  # it was removed, is private, or is a link now
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    looked_at += 1
+                    if looked_at > MAX_LOOKED_AT or time.monotonic() > deadline:
+                        yield None
+                        return
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.name.startswith(".") or not _is_shown(path):
+                        continue
+                    with contextlib.suppress(OSError):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            if depth == MAX_DEPTH:
+                                yield None
+                            else:
+                                left.append((path, depth + 1))
+                        elif stat.S_ISREG(status.st_mode):
+                            yield OutputFile(path, status.st_size, status.st_mtime, find_type(path))
+        finally:
+            os.close(fd)
+
+
+def _is_shown(path: str) -> bool:
+    return len(path) <= MAX_PATH and not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def find_type(path: str) -> str:
+    """Return the MIME type that a file's name tells."""
+    return mimetypes.guess_type(path, strict=False)[0] or "application/octet-stream"
+
+
+def check_path(path: str) -> str:
+    """Return a path below a folder in its usual form.
+
+    :raises OutputsError: when it is none
+    """
+    parts = path.split("/")
+    if "\0" in path or not _is_shown(path) or any(part in ("", "..") for part in parts):
+        raise OutputsError("This is no path of a file below the outputs.")
+    return "/".join(part for part in parts if part != ".")
+
+
+@contextlib.contextmanager
+def open_output(root: Opened, path: str) -> Iterator[tuple[IO[bytes], os.stat_result]]:
+    """Open the regular file at ``path`` below ``root``, and yield it with its status.
+
+    :raises OutputsError: when there is none, or a part of the path is a link
+    """
+    checked = check_path(path)
+    above, _, name = checked.rpartition("/")
+    try:
+        with open_below(root, above or ".") as folder:
+            fd = os.open(name, _READ, dir_fd=folder.fd)
+    except OSError as error:
+        raise OutputsError(f"{checked}: {error.strerror}.") from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise OutputsError(f"{checked} is no regular file.")
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        yield file, status

@@ -1,0 +1,244 @@
+"""REST: the outputs of a kernel, pages from them, and what these keep.
+
+A page is named by a ticket, which the server gives with the page's content (``artifacts.page``).
+Files are answered as bytes that no browser shows as a document of the server's origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import JupyterHandler
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from gvisor_kernel.artifacts.frame import make_frame_page
+from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
+from gvisor_kernel.artifacts.page import Page
+from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
+from gvisor_kernel.host.folders import Opened, open_real, reopen
+from gvisor_kernel.server.handlers import Handler
+from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.spec.layout import OUTPUTS
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+MAX_SHOWN = 32 * 1024 * 1024
+"""Bytes of a file that is shown. A larger one can be downloaded."""
+MAX_BODY = 24 * 1024 * 1024
+"""Bytes of a request: a value of 5 MiB, each of its bytes escaped in a JSON text."""
+PART = 1024 * 1024
+Found = TypeVar("Found")
+
+
+class ArtifactHandler(Handler):
+    """Base class: errors of the package are answers that a person can read."""
+
+    async def work(self, function: Callable[[], Found]) -> Found:
+        """Call what blocks in a thread.
+
+        :raises HTTPError: 404 or 409, with the text of an error of this package
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self.parts.executor, function)
+        except OutputsError as error:
+            raise web.HTTPError(404, error.fact) from error
+        except StorageError as error:
+            raise web.HTTPError(409, str(error)) from error
+        except OSError as error:
+            raise web.HTTPError(409, f"It cannot be read: {error.strerror}.") from error
+
+    def find_root(self) -> tuple[Callable[[], Opened], str]:
+        """Return how to open the folder that the request is about, and the file's path below it.
+
+        :raises HTTPError: when the request names no folder, or one that is not there
+        """
+        path = self.get_query_argument("path", "", strip=False)
+        kernel_id = self.get_query_argument("kernel_id", "")
+        if kernel_id:
+            return self._find_outputs(kernel_id), path
+        ticket = self.get_query_argument("ticket", "")
+        if ticket:
+            page = self.open_ticket(ticket)
+            return page.open_root, f"{page.folder}/{path}" if page.folder else path
+        return self._find_folder(path), Path(path).name
+
+    def _find_outputs(self, kernel_id: str) -> Callable[[], Opened]:
+        self.check_kernel(kernel_id)
+        facts = self.parts.sandboxes.facts().get(kernel_id)
+        views = [view for view in (facts.mounts if facts else ()) if view.target == OUTPUTS]
+        if not views:
+            raise web.HTTPError(404, "This kernel's outputs are not kept on this computer.")
+        source, identity = views[0].source, views[0].identity
+        return lambda: open_real(source) if identity is None else reopen(source, identity)
+
+    def _find_folder(self, path: str) -> Callable[[], Opened]:
+        """A page that is opened without a kernel: its folder, below the server's root."""
+        root = Path(os.path.realpath(self.parts.root))
+        folder = Path(os.path.realpath(root / Path(path.lstrip("/")).parent))
+        if "\0" in path or not folder.is_relative_to(root):
+            raise web.HTTPError(404, "There is no such file below the server's root.")
+        return lambda: open_real(str(folder))
+
+    def open_ticket(self, ticket: object) -> Page:
+        """:raises HTTPError: 403 for a ticket that this server has not given"""
+        try:
+            return self.parts.tickets.open(ticket)
+        except OutputsError as error:
+            raise web.HTTPError(403, error.fact) from error
+
+
+class OutputsHandler(ArtifactHandler):
+    """``GET outputs``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        opens, _ = self.find_root()
+
+        def look() -> Any:
+            with opens() as root:
+                return list_outputs(root)
+
+        self.answer(asdict(await self.work(look)))
+
+
+class OutputHandler(ArtifactHandler):
+    """``GET outputs/content``: a file to be shown, with a ticket; or ``download=1``, of any size."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        opens, path = self.find_root()
+        if self.get_query_argument("download", ""):
+            await self._download(opens, path)
+            return
+
+        def read() -> tuple[bytes, str, str]:
+            checked = check_path(path)
+            with opens() as root, open_output(root, checked) as (file, status):
+                if status.st_size > MAX_SHOWN:
+                    raise web.HTTPError(413, f"This file has {status.st_size:,} bytes.")
+                content = file.read(MAX_SHOWN)
+                ticket = self.parts.tickets.seal(Page.read_from(root, checked))
+                return content or b"", find_type(checked), ticket
+
+        content, kind, ticket = await self.work(read)
+        self._set_headers()
+        self.set_header("Gvisor-Kernel-Ticket", ticket)
+        self.set_header("Gvisor-Kernel-Type", kind)
+        self.finish(content, set_content_type="application/octet-stream")
+
+    def _set_headers(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    async def _download(self, opens: Callable[[], Opened], path: str) -> None:
+        def begin() -> Any:
+            stack = ExitStack()
+            try:
+                root = stack.enter_context(opens())
+                file, status = stack.enter_context(open_output(root, path))
+            except BaseException:
+                stack.close()
+                raise
+            return stack, file, status.st_size
+
+        stack, file, size = await self.work(begin)
+        with stack:
+            name = quote(path.rpartition("/")[2], safe="")
+            self._set_headers()
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{name}")
+            left = size
+            while left > 0:
+                data = await self.work(lambda: file.read(min(PART, left)))
+                if not data:
+                    break
+                left -= len(data)
+                self.write(data)
+                try:
+                    await self.flush()
+                except StreamClosedError:
+                    return
+            self.finish()
+
+
+class StorageHandler(ArtifactHandler):
+    """``POST storage``: one call of a page."""
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        try:
+            body = parse_json(self.request.body, MAX_BODY)
+        except JsonError as error:
+            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
+        if not isinstance(body, dict):
+            raise web.HTTPError(400, "The body must be a JSON object.")
+        page = self.open_ticket(body.get("ticket"))
+        method, shared = body.get("do"), body.get("shared", False)
+        if not isinstance(shared, bool) or method not in ("set", "get", "delete", "list"):
+            raise web.HTTPError(400, "do must be set, get, delete or list; shared true or false.")
+        self.note_activity()
+        owner = "" if shared else self._find_owner()
+        self.answer(await self.work(lambda: self._do(page, owner, method, body, shared)))
+
+    def _find_owner(self) -> str:
+        # Jupyter's own providers know no names: each browser is somebody else to them, and all
+        # are the person whose server this is.
+        if type(self.identity_provider).__module__.startswith("jupyter_server."):
+            return "me"
+        return str(self.current_user.username)
+
+    def _do(
+        self, page: Page, owner: str, method: str, body: dict[str, Any], shared: bool
+    ) -> dict[str, Any]:
+        storage = self.parts.storages.shared() if shared else self.parts.storages.personal()
+        key = body.get("key")
+        if method == "set":
+            storage.set(owner, page.artifact, key, body.get("value"))
+            return {"key": key, "value": body.get("value"), "shared": shared}
+        if method == "delete":
+            deleted = storage.delete(owner, page.artifact, key)
+            return {"key": key, "deleted": deleted, "shared": shared}
+        if method == "list":
+            prefix = body.get("prefix", "")
+            keys = storage.list_keys(owner, page.artifact, prefix)
+            return {"keys": keys, "prefix": prefix, "shared": shared}
+        item = storage.get(owner, page.artifact, key)
+        if item is None:
+            raise StorageError(f"There is no key {key!r} in this storage.")
+        return {"key": item.key, "value": item.value, "shared": shared}
+
+
+class FrameHandler(JupyterHandler):
+    """``GET frame``: the document of the outer frame, the same for everybody."""
+
+    def initialize(self, parts: Parts) -> None:
+        pass
+
+    @web.authenticated
+    def get(self) -> None:
+        page = make_frame_page()
+        # Who may embed it is what an administrator allows for the server's pages.
+        ancestors = [
+            part.strip()
+            for part in self.content_security_policy.split(";")
+            if part.strip().startswith("frame-ancestors")
+        ]
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", "; ".join([page.policy, *ancestors[:1]]))
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("X-DNS-Prefetch-Control", "off")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(page.html)

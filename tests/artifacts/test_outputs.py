@@ -1,0 +1,134 @@
+"""Outputs: what is listed and read while a kernel does what it likes with the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.artifacts import outputs as module
+from gvisor_kernel.artifacts.outputs import check_path, list_outputs, open_output
+from gvisor_kernel.artifacts.page import Page, Tickets
+from gvisor_kernel.errors import OutputsError
+from gvisor_kernel.host.folders import Opened, open_real
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def root(folder: Path) -> Iterator[Opened]:
+    with open_real(str(folder)) as opened:
+        yield opened
+
+
+def read(root: Opened, path: str) -> bytes:
+    with open_output(root, path) as (file, status):
+        content = file.read()
+        assert len(content) == status.st_size
+        return content
+
+
+def test_newest_files_come_first(folder: Path, root: Opened) -> None:
+    (folder / "sub").mkdir()
+    for number, name in enumerate(("old.csv", "sub/new.html", "middle.png")):
+        (folder / name).write_text(name)
+        os.utime(folder / name, (0, (0, 20, 10)[number]))
+    listing = list_outputs(root)
+    assert [(file.path, file.size, file.modified, file.type) for file in listing.files] == [
+        ("sub/new.html", 12, 20, "text/html"),
+        ("middle.png", 10, 10, "image/png"),
+        ("old.csv", 7, 0, "text/csv"),
+    ]
+    assert not listing.more
+    assert read(root, "sub/new.html") == b"sub/new.html"
+    assert read(root, "./sub/./new.html") == b"sub/new.html"
+
+
+def test_odd_files_are_neither_listed_nor_read(folder: Path, root: Opened, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (folder / "link").symlink_to(secret)
+    (folder / "out").symlink_to(tmp_path)
+    os.mkfifo(folder / "fifo")
+    (folder / ".hidden").write_text("x")
+    (folder / "folder").mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).write_text("x")
+    (folder / "<b>\n&.html").write_text("x")
+    assert [file.path for file in list_outputs(root).files] == ["<b>\n&.html"]
+    for path in ("link", "out/secret", "fifo", "folder", "missing", "../secret", "/etc/passwd"):
+        with pytest.raises(OutputsError):
+            read(root, path)
+    assert read(root, "<b>\n&.html") == b"x"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/a", "a/", "a//b", "..", "a/../b", "a\0b", "\udcff", "x" * 1001]
+)
+def test_path_that_is_none_is_refused(path: str) -> None:
+    with pytest.raises(OutputsError):
+        check_path(path)
+
+
+def test_a_look_is_bounded(folder: Path, root: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        (folder / f"{number}.txt").touch()
+    monkeypatch.setattr(module, "MAX_LISTED", 15)
+    listing = list_outputs(root)
+    assert (len(listing.files), listing.more) == (15, True)
+    monkeypatch.setattr(module, "MAX_LOOKED_AT", 10)
+    listing = list_outputs(root)
+    assert (len(listing.files), listing.more) == (10, True)
+    monkeypatch.setattr(module, "MAX_SECONDS", -1.0)
+    assert list_outputs(root) == module.Listing((), more=True)
+    monkeypatch.undo()
+    deep = folder
+    for _ in range(60):
+        deep /= "d"
+        deep.mkdir()
+    (deep / "x").touch()
+    listing = list_outputs(root)
+    assert (len(listing.files), listing.more) == (20, True)
+
+
+def test_a_ticket_names_what_was_opened(folder: Path, root: Opened, tmp_path: Path) -> None:
+    tickets = Tickets()
+    (folder / "sub").mkdir()
+    page = Page.read_from(root, "sub/a.html")
+    ticket = tickets.seal(page)
+    assert tickets.open(ticket) == page
+    assert page.artifact.path == f"{folder}/sub/a.html"
+    with page.open_root() as opened:
+        assert opened.identity == root.identity
+    # A kernel, or another program, puts another folder in its place.
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    with pytest.raises(OutputsError, match="not there any more"):
+        page.open_root()
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "moved")
+    with pytest.raises(OutputsError, match="not there any more"):
+        page.open_root()
+
+
+def test_a_forged_ticket_is_refused(root: Opened) -> None:
+    tickets = Tickets()
+    ticket = tickets.seal(Page.read_from(root, "a.html"))
+    other = tickets.seal(Page.read_from(root, "b.html"))
+    content, signature = ticket.split(".")
+    forged = (
+        *("", ".", "x", content, f"{content}.", f".{signature}", f"{content}.é", f"é.{signature}"),
+        f"{other.split('.')[0]}.{signature}",
+        Tickets().seal(Page.read_from(root, "a.html")),
+        None,
+        "x" * 100_000,
+    )
+    for text in forged:
+        with pytest.raises(OutputsError, match="open it again"):
+            tickets.open(text)
