@@ -44,6 +44,8 @@ class GVisorServer(ExtensionApp):
         self._watch.start()
         self._parts.ended.start()
         self._parts.warmer.start()
+        if self.warm:
+            self._parts.listings.start()
 
     async def stop_extension(self) -> None:
         """End the parts. Called as the server stops."""
