@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvisor_kernel.server.doctor import Doctor
+from gvisor_kernel.server.ended import EndedKernels
 from gvisor_kernel.server.events import Events
+from gvisor_kernel.server.listings import Listings
 from gvisor_kernel.server.recorded import Recorded
 from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.server.trust import Notary
+from gvisor_kernel.server.unkept import UnkeptLooks
 from gvisor_kernel.server.warming import Warmer
 
 THREADS = 2
@@ -27,24 +31,37 @@ class Parts:
     doctor: Doctor
     warmer: Warmer
     events: Events
+    ended: EndedKernels
+    unkept: UnkeptLooks
+    notary: Notary
+    listings: Listings
 
     @classmethod
     def make(cls, application: Any, *, warm: bool) -> Parts:
         """Make the parts for ``application``, the server's. Starts nothing."""
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-server")
         manager = application.kernel_manager
+        events = Events(application.event_logger)
+        warmer = Warmer(application, executor, warm)
         return cls(
             manager,
             executor,
             Sandboxes(manager, executor),
             Recorded(executor),
             Doctor(),
-            Warmer(application, executor, warm),
-            Events(application.event_logger),
+            warmer,
+            events,
+            EndedKernels(application.kernel_spec_manager, events.tell_lost),
+            UnkeptLooks(),
+            Notary(application.contents_manager, executor),
+            Listings(application.event_logger, manager.root_dir, executor, warmer.visit),
         )
 
     async def end(self) -> None:
         """End all of them."""
+        self.listings.end()
         await self.warmer.end()
         await self.doctor.end()
+        self.ended.end()
+        self.unkept.end()
         self.executor.shutdown(wait=False, cancel_futures=True)

@@ -62,10 +62,14 @@ class Warmer:
 
     async def _start(self) -> None:
         await asyncio.sleep(FIRST_SECONDS)
+        await self.visit("")
+
+    async def visit(self, path: str) -> None:
+        """Wish for the kernel that is started most likely, in the folder of ``path``."""
         manager = self._application.kernel_manager
         for name in dict.fromkeys((manager.default_kernel_name, USUAL)):
             with suppress(NotOurs, OutsideRoot):
-                await self.request(name, "")
+                await self.request(name, path)
                 return
 
     async def request(self, kernel_name: str, path: str) -> bool:

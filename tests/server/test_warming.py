@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import ahead
 from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.server.listings import Listings
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
@@ -75,6 +78,37 @@ def test_first_kernel_takes_what_was_made_ready(server: JupyterServer) -> None:
     # The first start may come in the moment in which the stopped sandbox is looked at. It takes two
     # starts until a spare is made because of starts, so the second can only take this one.
     assert "spare" in (start(), start())
+
+
+def test_listed_folder_is_made_ready(server: JupyterServer) -> None:
+    """As any front end lists it. A folder without notebooks is nobody's place of work."""
+    (server.folder / "other").mkdir()
+    (server.folder / "below/n.ipynb").write_text("{}")
+    wait_until(lambda: spares() == [str(server.folder)], "a spare for the root folder")
+    server.ask("GET", "contents/below")
+    server.ask("GET", "contents/other")
+    wait_until(lambda: spares() == [str(server.folder / "below")], "a spare for the listed folder")
+
+
+def test_only_a_folder_that_is_gone_to_is_a_visit(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/n.ipynb").write_text("{}")
+    (tmp_path / "n.ipynb").write_text("{}")
+    visited: list[str] = []
+
+    async def visit(folder: str) -> None:
+        visited.append(folder)
+
+    async def list_all() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            listings = Listings(None, str(tmp_path), executor, visit)
+            for path in ("/a", "a/n.ipynb", "../a", "none", "a\0", "", "a"):
+                listings.note(path)
+                if listings._working is not None:
+                    await listings._working
+
+    asyncio.run(list_all())
+    assert visited == ["a", ""]
 
 
 class Keeper:
