@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -23,8 +24,9 @@ from tornado.iostream import StreamClosedError
 from gvisor_kernel.artifacts.frame import make_frame_page
 from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
 from gvisor_kernel.artifacts.page import Page
-from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
+from gvisor_kernel.errors import OutputsError, StorageError
 from gvisor_kernel.host.folders import Opened, open_real, reopen
+from gvisor_kernel.server.artifacts import find_owner
 from gvisor_kernel.server.handlers import Handler
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.spec.layout import OUTPUTS
@@ -32,7 +34,7 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_SHOWN = 32 * 1024 * 1024
 """Bytes of a file that is shown. A larger one can be downloaded."""
-MAX_BODY = 24 * 1024 * 1024
+MAX_BODY = 32 * 1024 * 1024
 """Bytes of a request: a value of 5 MiB, each of its bytes escaped in a JSON text."""
 PART = 1024 * 1024
 Found = TypeVar("Found")
@@ -48,11 +50,13 @@ class ArtifactHandler(Handler):
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.parts.executor, function)
+            return await loop.run_in_executor(self.parts.artifacts.executor, function)
         except OutputsError as error:
             raise web.HTTPError(404, error.fact) from error
         except StorageError as error:
             raise web.HTTPError(409, str(error)) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise web.HTTPError(404, "There is no such file.") from error
         except OSError as error:
             raise web.HTTPError(409, f"It cannot be read: {error.strerror}.") from error
 
@@ -82,7 +86,7 @@ class ArtifactHandler(Handler):
 
     def _find_folder(self, path: str) -> Callable[[], Opened]:
         """A page that is opened without a kernel: its folder, below the server's root."""
-        root = Path(os.path.realpath(self.parts.root))
+        root = Path(os.path.realpath(self.parts.artifacts.root))
         folder = Path(os.path.realpath(root / Path(path.lstrip("/")).parent))
         if "\0" in path or not folder.is_relative_to(root):
             raise web.HTTPError(404, "There is no such file below the server's root.")
@@ -91,7 +95,7 @@ class ArtifactHandler(Handler):
     def open_ticket(self, ticket: object) -> Page:
         """:raises HTTPError: 403 for a ticket that this server has not given"""
         try:
-            return self.parts.tickets.open(ticket)
+            return self.parts.artifacts.tickets.open(ticket)
         except OutputsError as error:
             raise web.HTTPError(403, error.fact) from error
 
@@ -112,7 +116,7 @@ class OutputsHandler(ArtifactHandler):
 
 
 class OutputHandler(ArtifactHandler):
-    """``GET outputs/content``: a file to be shown, with a ticket; or ``download=1``, of any size."""
+    """``GET outputs/content``: a file to be shown, with a ticket; or to be downloaded."""
 
     @web.authenticated
     @authorized
@@ -128,7 +132,7 @@ class OutputHandler(ArtifactHandler):
                 if status.st_size > MAX_SHOWN:
                     raise web.HTTPError(413, f"This file has {status.st_size:,} bytes.")
                 content = file.read(MAX_SHOWN)
-                ticket = self.parts.tickets.seal(Page.read_from(root, checked))
+                ticket = self.parts.artifacts.tickets.seal(Page.read_from(root, checked))
                 return content or b"", find_type(checked), ticket
 
         content, kind, ticket = await self.work(read)
@@ -159,9 +163,9 @@ class OutputHandler(ArtifactHandler):
             self._set_headers()
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{name}")
-            left = size
+            left = size  # what is appended meanwhile is another download's
             while left > 0:
-                data = await self.work(lambda: file.read(min(PART, left)))
+                data = await self.work(partial(file.read, min(PART, left)))
                 if not data:
                     break
                 left -= len(data)
@@ -179,31 +183,28 @@ class StorageHandler(ArtifactHandler):
     @web.authenticated
     @authorized
     async def post(self) -> None:
+        self.note_activity()
+        body = await self.work(self._read)
+        page = self.open_ticket(body.get("ticket"))
+        method, shared = body.get("do"), body.get("shared", False)
+        if not isinstance(shared, bool) or method not in ("set", "get", "delete", "list"):
+            raise web.HTTPError(400, "do must be set, get, delete or list; shared true or false.")
+        owner = "" if shared else find_owner(self.identity_provider, self.current_user)
+        self.answer(await self.work(lambda: self._do(page, owner, method, body, shared)))
+
+    def _read(self) -> dict[str, Any]:
         try:
             body = parse_json(self.request.body, MAX_BODY)
         except JsonError as error:
             raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
         if not isinstance(body, dict):
             raise web.HTTPError(400, "The body must be a JSON object.")
-        page = self.open_ticket(body.get("ticket"))
-        method, shared = body.get("do"), body.get("shared", False)
-        if not isinstance(shared, bool) or method not in ("set", "get", "delete", "list"):
-            raise web.HTTPError(400, "do must be set, get, delete or list; shared true or false.")
-        self.note_activity()
-        owner = "" if shared else self._find_owner()
-        self.answer(await self.work(lambda: self._do(page, owner, method, body, shared)))
-
-    def _find_owner(self) -> str:
-        # Jupyter's own providers know no names: each browser is somebody else to them, and all
-        # are the person whose server this is.
-        if type(self.identity_provider).__module__.startswith("jupyter_server."):
-            return "me"
-        return str(self.current_user.username)
+        return body
 
     def _do(
         self, page: Page, owner: str, method: str, body: dict[str, Any], shared: bool
     ) -> dict[str, Any]:
-        storage = self.parts.storages.shared() if shared else self.parts.storages.personal()
+        storage = self.parts.artifacts.open_storage(shared=shared)
         key = body.get("key")
         if method == "set":
             storage.set(owner, page.artifact, key, body.get("value"))

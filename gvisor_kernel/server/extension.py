@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Bool
+from traitlets import Bool, Unicode
 
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.routes import make_routes
@@ -25,12 +25,19 @@ class GVisorServer(ExtensionApp):
         at. Its memory is that of an idle kernel, for five minutes.""",
     ).tag(config=True)
 
+    shared_storage = Unicode(
+        "",
+        help="""A folder for what pages from sandboxes keep for all who open them, for the servers
+        of several users: all of them must be able to write it, and nobody else. Without one each
+        user's server has its own.""",
+    ).tag(config=True)
+
     _parts: Parts | None = None
     _watch: Watch | None = None
 
     def initialize_settings(self) -> None:
         """Make the parts. Called by the server as it loads the extension."""
-        self._parts = Parts.make(self.serverapp, warm=self.warm)
+        self._parts = Parts.make(self.serverapp, warm=self.warm, shared_storage=self.shared_storage)
 
     def initialize_handlers(self) -> None:
         """Add the routes. Called by the server after ``initialize_settings``."""

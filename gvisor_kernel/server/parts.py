@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gvisor_kernel.server.artifacts import Artifacts
 from gvisor_kernel.server.doctor import Doctor
 from gvisor_kernel.server.ended import EndedKernels
 from gvisor_kernel.server.events import Events
@@ -35,9 +36,10 @@ class Parts:
     unkept: UnkeptLooks
     notary: Notary
     listings: Listings
+    artifacts: Artifacts
 
     @classmethod
-    def make(cls, application: Any, *, warm: bool) -> Parts:
+    def make(cls, application: Any, *, warm: bool, shared_storage: str = "") -> Parts:
         """Make the parts for ``application``, the server's. Starts nothing."""
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-server")
         manager = application.kernel_manager
@@ -55,6 +57,7 @@ class Parts:
             UnkeptLooks(),
             Notary(application.contents_manager, executor),
             Listings(application.event_logger, manager.root_dir, executor, warmer.visit),
+            Artifacts(manager.root_dir, shared_storage),
         )
 
     async def end(self) -> None:
@@ -64,4 +67,5 @@ class Parts:
         await self.doctor.end()
         self.ended.end()
         self.unkept.end()
+        self.artifacts.end()
         self.executor.shutdown(wait=False, cancel_futures=True)

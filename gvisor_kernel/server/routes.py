@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from tornado.web import RequestHandler
+
+from gvisor_kernel.server.artifact_handlers import (
+    FrameHandler,
+    OutputHandler,
+    OutputsHandler,
+    StorageHandler,
+)
 from gvisor_kernel.server.changes_handlers import (
     ApplyHandler,
     ChangesHandler,
@@ -40,6 +48,9 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),
     (f"/kernels/{KERNEL}/changes/apply", ApplyHandler),
     (f"/kernels/{KERNEL}/changes/undo", UndoHandler),
+    ("/outputs", OutputsHandler),
+    ("/outputs/content", OutputHandler),
+    ("/storage", StorageHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),
     ("/warm", WarmHandler),
@@ -47,6 +58,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 )
 
 
-def make_routes(parts: Parts) -> list[tuple[str, type[Handler], dict[str, Any]]]:
+def make_routes(parts: Parts) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
     """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
-    return [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
+    api = [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
+    return [*api, (r"/gvisor-kernel/frame", FrameHandler, {"parts": parts})]
