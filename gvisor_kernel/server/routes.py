@@ -23,6 +23,7 @@ from gvisor_kernel.server.handlers import (
     TranscriptHandler,
     WarmHandler,
 )
+from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
 from gvisor_kernel.server.parts import Parts
 
 PREFIX = r"/gvisor-kernel/api"
@@ -37,6 +38,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),
     (f"/kernels/{KERNEL}/changes/apply", ApplyHandler),
     (f"/kernels/{KERNEL}/changes/undo", UndoHandler),
+    ("/kernelspecs", KernelspecsHandler),
     ("/doctor", DoctorHandler),
     ("/warm", WarmHandler),
     (r"/openapi\.json", OpenApiHandler),

@@ -323,3 +323,12 @@ def wait_for_event(connection: Any, name: str) -> dict[str, Any]:
         event: dict[str, Any] = json.loads(connection.recv())
         if event["schema_id"] == f"urn:gvisor-kernel:event:{name}:v1":
             return event
+
+
+def test_limits_of_kernelspecs_are_told(client: Client) -> None:
+    answer = client.ask("GET", "kernelspecs")
+    answer.raise_for_status()
+    found = {one["name"]: one for one in answer.json()["kernelspecs"]}
+    assert found["gvisor-python"]["limits"]["memory"] == 4 * 1024**3
+    assert "python3" not in found
+    assert client.ask("GET", "kernelspecs", headers={}).status_code == 403
