@@ -134,6 +134,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/pool.py", "self._changed.wait()"): "until a sandbox has started or failed, or the end",
     ("server/doctor.py", "asyncio.shield(self._running)"): "bounded by MAX_SECONDS",
     ("server/sandboxes.py", "asyncio.shield(self._reading)"): "reads of /proc and of records",
+    ("server/unkept.py", "asyncio.shield(self._looking[key])"): "SHORT_ANSWER_SECONDS of the look",
     ("server/warming.py", "while self._wish is not None"): "until no client has wished again; the"
     " server's end cancels it",
     ("api/runner.py", "asyncio.shield(task)"): CODE,

@@ -7,7 +7,7 @@ reads no message (``exchange``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +57,8 @@ class AttachedSandbox:
         self._sharing = sharing
         self._on_event = on_event
         self._on_end = on_end
+        self.before_removal: Callable[[LinkedSandbox], Awaitable[None]] | None = None
+        """Awaited when a sandbox has ended, before its files are removed. Bounded, never raises."""
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[Hello] | None = None
         self._resumed: asyncio.Future[Resumed] | None = None
@@ -109,7 +111,11 @@ class AttachedSandbox:
             self.memory.stop()
         sandbox = self.release()
         if sandbox is not None:
-            await close_sandbox(sandbox)
+            try:
+                if self.before_removal is not None:
+                    await self.before_removal(sandbox)
+            finally:
+                await close_sandbox(sandbox)
         self._records.close()
 
     def _connect(self, resume: Resume | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -143,6 +144,13 @@ class KernelBridge:
     def carried(self) -> tuple[int, int]:
         """Bytes that were received from sandboxes and sent to them so far. Any thread."""
         return self._attached.carried
+
+    def call_before_removal(self, callback: Callable[[LinkedSandbox], Awaitable[None]]) -> None:
+        """Await ``callback`` when a sandbox has ended, before its files are removed.
+
+        It takes a second at most, and raises nothing.
+        """
+        self._attached.before_removal = callback
 
     @property
     def _link(self) -> SandboxLink | None:

@@ -32,8 +32,10 @@ from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.compare import compare, list_claims
 from gvisor_kernel.changes.diff import diff_texts
 from gvisor_kernel.changes.folder import look, open_file
+from gvisor_kernel.changes.unkept import HASHED, MAX_LISTED, find_unkept
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.kernel.facts import Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.kernel.workspace import find_view
 from gvisor_kernel.link.service_messages import MAX_DATA
@@ -45,11 +47,14 @@ LOOK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 """How long it is waited for."""
 READ_SECONDS = 30.0
+SHORT_LOOK_SECONDS, SHORT_ANSWER_SECONDS = 0.2, 5.0
+"""The same for ``find_unkept``, which looks at the disk for 0.3 s then."""
 MAX_SHOWN = 8 * 1024 * 1024
 """Bytes of a file that ``read`` returns."""
 MAX_SIZE = 2**63
 MEMORY = 1024 * 1024
 """Bytes of a file that wait in memory, and not on disk, before it is written."""
+NO_SANDBOX = "The sandbox has ended, and its changes with it."
 NO_FOLDER = "the kernel was shown no folder of this computer"
 OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
@@ -72,6 +77,27 @@ class KernelChanges:
         """
         changes, _ = await self._look([name_path(path) for path in under])
         return changes
+
+    async def find_unkept(self) -> Left:
+        """Return the files that would end with the sandbox now. A cheap look, of half a second.
+
+        :raises ChangesError: when the sandbox does not answer as it should
+        :raises SandboxError: when no kernel runs
+        """
+        sandbox = self._kernel.sandbox
+        if sandbox is None:
+            raise ChangesError(NO_SANDBOX)
+        question = {
+            "do": "changes",
+            "limit": MAX_LISTED,
+            "seconds": SHORT_LOOK_SECONDS,
+            "digests": True,
+            "hashed": HASHED,
+            "only_written": True,
+            "under": [],
+        }
+        content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
+        return await asyncio.to_thread(find_unkept, sandbox, content)
 
     async def read(self, path: str, side: Side) -> bytes | None:
         """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
@@ -249,7 +275,7 @@ class KernelChanges:
     def _find_view(self) -> MountView | None:
         sandbox = self._kernel.sandbox
         if sandbox is None:
-            raise ChangesError("The sandbox has ended, and its changes with it.")
+            raise ChangesError(NO_SANDBOX)
         return find_view(sandbox, UPLOADS)
 
     def _find_id(self) -> str:

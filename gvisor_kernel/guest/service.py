@@ -9,6 +9,7 @@ Between PID 1 and the process each message is preceded by its length, u32, big e
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -31,8 +32,11 @@ from gvisor_kernel.link.service_messages import (
 
 LENGTH = struct.Struct(">I")
 READ_SIZE = 256 * 1024
-MAX_LEFT, LEFT_SECONDS = 10, 0.2
-"""Files that are named at the end of a run, and how long they are looked for."""
+MAX_LEFT, LEFT_SECONDS = 200, 0.2
+"""Files that are named at the end of a run, and how long they are looked for. The host leaves out
+those that were applied."""
+MAX_LEFT_TEXT, LEFT_HASHED = 24 * 1024, 4 * 1024 * 1024
+"""Bytes of their names, and of their contents that are read to tell them from what was applied."""
 MAX_QUEUED = 1024 * 1024
 """Bytes of answers that may wait for the host. Above it nothing is read from the process."""
 
@@ -66,8 +70,14 @@ class Service:
 
         with suppress(OSError):
             with identity.as_kernel():
-                found = find_changes(MAX_LEFT, LEFT_SECONDS, digests=False, only_written=True)
-            left = [entry[0] for entry in found["entries"]]
+                found = find_changes(MAX_LEFT, LEFT_SECONDS, True, True, hashed=LEFT_HASHED)
+            size, left = 0, []
+            for entry in found["entries"]:
+                size += len(json.dumps(entry[0]))
+                if size > MAX_LEFT_TEXT:
+                    found["more"] = True
+                    break
+                left.append(entry)
             self._send(encode_service(PROCESS, {**found, "entries": left, "ended": True}))
 
     def stop(self) -> None:

@@ -38,7 +38,7 @@ class _Look:
     """One look through the upper layer."""
 
     def __init__(
-        self, limit: int, seconds: float, digests: bool, only_written: bool, under: List[str]
+        self, limit: int, seconds: float, hashed: int, only_written: bool, under: List[str]
     ) -> None:
         self._only_written = only_written
         self._under = set(under)
@@ -51,7 +51,7 @@ class _Look:
         self._end = time.monotonic() + seconds
         self._visited = 0
         self._text = 0
-        self._hashed = 0 if digests else HASHED
+        self._hashed = HASHED - hashed
 
     def run(self) -> None:
         skipped = OWN_OUTPUTS if is_outputs() else ""
@@ -159,15 +159,21 @@ class _Look:
 
 
 def find_changes(
-    limit: int, seconds: float, digests: bool, only_written: bool = False, under: Sequence[str] = ()
+    limit: int,
+    seconds: float,
+    digests: bool,
+    only_written: bool = False,
+    under: Sequence[str] = (),
+    hashed: int = HASHED,
 ) -> Dict[str, Any]:
     """Return what was written or removed in /workspace: at most ``limit`` entries.
 
     ``total``: how many there are, as far as it was looked; ``more``: whether there may be others.
-    ``digests``: whether contents are read. ``only_written``: no folders, and nothing removed.
-    ``under``: only these paths, what is below them, and folders above them.
+    ``digests``: whether contents are read, at most ``hashed`` bytes. ``only_written``: no folders,
+    and nothing removed. ``under``: only these paths, what is below them, and folders above them.
     """
-    look = _Look(limit, min(seconds, MAX_SECONDS), digests, only_written, list(under))
+    allowed = max(0, min(hashed, HASHED)) if digests else 0
+    look = _Look(limit, min(seconds, MAX_SECONDS), allowed, only_written, list(under))
     look.run()
     return {"entries": look.entries, "total": look.total, "more": look.more}
 

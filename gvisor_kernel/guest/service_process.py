@@ -137,7 +137,8 @@ class _Server:
             return service_files.list_folder(content["path"], content["limit"]), b""
         if what == "changes":
             asked = content["limit"], content["seconds"], content["digests"]
-            return service_changes.find_changes(*asked, under=content["under"]), b""
+            more = {name: content[name] for name in ("only_written", "hashed") if name in content}
+            return service_changes.find_changes(*asked, under=content["under"], **more), b""
         if what == "rename":
             return service_move.rename(content["path"], content["target"]), b""
         return service_files.change(what, content["path"]), b""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.connection_info import CHANNELS
@@ -58,7 +59,7 @@ def run_launcher(connection_file: str, kernel_name: str) -> int:
 
 async def _serve(plan: KernelPlan) -> int:
     loop = asyncio.get_running_loop()
-    kernel = SandboxedKernel()
+    kernel = SandboxedKernel(judge_left=find_unkept)
     control = ControlSocket(kernel)
     parent = os.getppid()
     stopping = asyncio.Event()

@@ -21,6 +21,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
 from gvisor_kernel.egress.exposure import check_exposure
@@ -200,7 +201,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if plan is None:
             raise LaunchError("launch_kernel was called before pre_launch.")
         if self._kernel is None:
-            self._kernel = SandboxedKernel(logs_death=getattr(self.parent, "logs_death", True))
+            logs_death = getattr(self.parent, "logs_death", True)
+            self._kernel = SandboxedKernel(logs_death=logs_death, judge_left=find_unkept)
         try:
             address = await self._kernel.launch(plan)
         except GvisorKernelError as error:

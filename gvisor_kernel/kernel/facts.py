@@ -71,6 +71,19 @@ class KernelFacts:
 
 
 @dataclass(frozen=True)
+class Left:
+    """Files that a kernel has made or changed in /workspace, and that end with its sandbox.
+
+    ``paths``: some of them; code of the sandbox has chosen the names. ``more``: there may be more
+    than ``total``.
+    """
+
+    total: int
+    more: bool
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Started:
     """A kernel of this process was started."""
 
@@ -88,8 +101,23 @@ class Died:
     death: Death
 
 
+@dataclass(frozen=True)
+class Ended:
+    """The sandbox of a kernel of this process has ended; its directory is still there.
+
+    ``facts.last_death`` is None if the kernel's end was asked for. ``left``: None if the sandbox
+    could not say.
+    """
+
+    kernel_id: str
+    kernel_name: str
+    facts: KernelFacts
+    left: Left | None
+
+
 Happening: TypeAlias = Started | Died
 Watcher: TypeAlias = Callable[[Happening], None]
+EndWatcher: TypeAlias = Callable[[Ended], None]
 
 
 class Happenings(PerProcess):
@@ -101,6 +129,7 @@ class Happenings(PerProcess):
     def __init__(self) -> None:
         super().__init__()
         self._watchers: tuple[Watcher, ...] = ()
+        self._end_watchers: tuple[EndWatcher, ...] = ()
         self._changing = ThreadLock()
 
     def watch(self, watcher: Watcher) -> None:
@@ -113,11 +142,30 @@ class Happenings(PerProcess):
         with self._changing:
             self._watchers = tuple(other for other in self._watchers if other != watcher)
 
+    def watch_ends(self, watcher: EndWatcher) -> None:
+        """Call ``watcher`` for each sandbox that ends, before its directory is removed.
+
+        It is called in a worker thread, and waited for up to a second. It raises nothing.
+        """
+        with self._changing:
+            self._end_watchers = (*self._end_watchers, watcher)
+
+    def unwatch_ends(self, watcher: EndWatcher) -> None:
+        """Call ``watcher`` no more. Idempotent."""
+        with self._changing:
+            self._end_watchers = tuple(one for one in self._end_watchers if one != watcher)
+
     def tell(self, happening: Happening) -> None:
         """Call all watchers."""
         for watcher in self._watchers:
             watcher(happening)
 
+    def tell_end(self, ended: Ended) -> None:
+        """Call all watchers of ends."""
+        for watcher in self._end_watchers:
+            watcher(ended)
+
     def end(self) -> None:
         """Tell nobody any more. Called when the process exits."""
         self._watchers = ()
+        self._end_watchers = ()

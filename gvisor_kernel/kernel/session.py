@@ -17,21 +17,23 @@ from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.egress import OpenEgress
-from gvisor_kernel.bridge.linked_sandbox import close_sandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
 from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
-from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.facts import (
     Death,
     Died,
+    Ended,
     Happenings,
     KernelFacts,
+    Left,
     Start,
     Started,
     StartKind,
@@ -48,6 +50,8 @@ from gvisor_kernel.kernel.workspace import (
     VARIABLE,
     describe_left,
     describe_workspace,
+    list_left,
+    read_left,
 )
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
@@ -59,6 +63,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 UPLOADS = "/mnt/user-data/uploads"
+END_SECONDS = 1.0
+"""How long those who are told of a sandbox's end may read its files before they are removed."""
+
+JudgeLeft: TypeAlias = Callable[[Sandbox, Mapping[str, Any]], Left]
+"""Returns which files end with a sandbox, of what it has said."""
 RESUME_SECONDS = 15.0
 """How long a restored kernel has to answer. After that a cold one is started instead."""
 
@@ -67,11 +76,13 @@ class SandboxedKernel:
     """At most one kernel in at most one sandbox. ``launch`` may replace both.
 
     ``logs_death``: log why a kernel died. A command that reports ``find_end`` as its own error sets
-    it to False, so that it does not print the reason twice.
+    it to False, so that it does not print the reason twice. ``judge_left`` leaves out files that
+    are on disk already; without it, what the sandbox says is told.
     """
 
-    def __init__(self, *, logs_death: bool = True) -> None:
+    def __init__(self, *, logs_death: bool = True, judge_left: JudgeLeft | None = None) -> None:
         self._logs_death = logs_death
+        self._judge_left = judge_left
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
         self._sandbox: Sandbox | None = None
@@ -86,6 +97,8 @@ class SandboxedKernel:
         """How the launch that is under way starts its kernel."""
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
+        self._used: Sandbox | None = None
+        """A sandbox in which a kernel was started, and of whose end nobody was told yet."""
 
     # -- state, from any thread ------------------------------------------------------------------
 
@@ -117,9 +130,13 @@ class SandboxedKernel:
 
     def describe(self) -> KernelFacts | None:
         """Return what is known of the kernel and its sandbox; None before the first launch."""
-        kernel, sandbox, plan = self._kernel, self._sandbox, self._planned
-        if plan is None:
+        if self._planned is None:
             return None
+        return self._describe(self._kernel, self._sandbox, self._planned)
+
+    def _describe(
+        self, kernel: KernelBridge | None, sandbox: Sandbox | None, plan: KernelPlan
+    ) -> KernelFacts:
         state: State = "ended"
         if self._launching is not None:
             state = "starting"
@@ -243,7 +260,6 @@ class SandboxedKernel:
         """End the sandbox, but keep clients' sockets for the next launch. Idempotent."""
         self._sandbox = None
         if self._kernel is not None and not self._bridge.ended:
-            self._log_left(self._kernel)
             await self._bridge.run(self._kernel.end_sandbox())
 
     async def close(self) -> None:
@@ -272,15 +288,46 @@ class SandboxedKernel:
             await asyncio.wait(self._undoing)
         kernel, self._kernel, self._sandbox = self._kernel, None, None
         if kernel is not None:
-            self._log_left(kernel)
             await self._bridge.close_kernel(kernel)
 
-    def _log_left(self, kernel: KernelBridge) -> None:
-        """Log which files end with the sandbox."""
-        words = describe_left(kernel.service.take_left())
-        plan = self._plan
-        if words and self._logs_death and plan is not None and plan.spec.uploads is not None:
-            log.warning("%s: %s", plan.request.kernel_name, words)
+    async def _on_end(self, kernel: KernelBridge, sandbox: LinkedSandbox) -> None:
+        """Tell which files end with the sandbox, to those who want to know of its end, too."""
+        plan, used = self._plan, self._used
+        part = kernel.service.take_left()
+        if plan is None or used is None or sandbox is not used:
+            return
+        self._used = None
+        facts = replace(self._describe(kernel, used, plan), state="ended")
+        if kernel.death is None:
+            facts = replace(facts, last_death=None)
+        work = partial(self._tell_end, plan, facts, used, part)
+        try:
+            telling = asyncio.get_running_loop().run_in_executor(None, work)
+            await asyncio.wait({telling}, timeout=END_SECONDS)
+        except RuntimeError:  # this process is exiting
+            return
+
+    def _tell_end(
+        self, plan: KernelPlan, facts: KernelFacts, sandbox: Sandbox, part: bytes
+    ) -> None:
+        try:
+            content, left = read_left(part), None
+            if content is not None and plan.spec.uploads is not None:
+                if self._judge_left is None:
+                    left = list_left(content)
+                else:
+                    left = self._judge_left(sandbox, content)
+        except GvisorKernelError as error:  # it says what cannot be
+            log.info("%s: %s", plan.request.kernel_name, error)
+        try:
+            words = describe_left(left) if left is not None else ""
+            if words and self._logs_death:
+                log.warning("%s: %s", plan.request.kernel_name, words)
+            request = plan.request
+            ended = Ended(request.kernel_id, request.kernel_name, facts, left)
+            Happenings.instance().tell_end(ended)
+        except Exception:
+            log.exception("The end of a sandbox could not be told")
 
     async def _launch(self, plan: KernelPlan) -> Address:
         self._launching, self._planned = asyncio.current_task(), plan
@@ -291,6 +338,7 @@ class SandboxedKernel:
             start = Start(self._way, time.monotonic() - began)
             if start.kind != "restart":
                 self._start_facts = start
+            self._used = self._sandbox
             request = plan.request
             Happenings.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
@@ -307,6 +355,7 @@ class SandboxedKernel:
             self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
             self._kernel.run.logs_death = self._logs_death
             self._kernel.run.on_death = self._note_death
+            self._kernel.call_before_removal(partial(self._on_end, self._kernel))
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between
@@ -316,7 +365,6 @@ class SandboxedKernel:
             self._way = "restart"
             if self._may_reuse(kernel, plan) and await self._start_in_kept_sandbox(kernel, plan):
                 return kernel.address
-            self._log_left(kernel)
             await kernel.end_sandbox()
             self._plan, self._way = plan, "cold"
             self.started = time.time()

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.host.folders import open_real, reopen
+from gvisor_kernel.kernel.facts import Left
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
 from gvisor_kernel.runtimes.base import MountView, Sandbox
@@ -98,20 +101,34 @@ def find_view(sandbox: Sandbox, target: str) -> MountView | None:
     return found
 
 
-def describe_left(part: bytes) -> str:
-    """Return words about the files that PID 1 has named at the end of a run; "" if it named none.
+def read_left(part: bytes) -> dict[str, Any] | None:
+    """Return what PID 1 has said of files at the end of a run; None if it said nothing.
 
-    ``part``: its message. Code of the sandbox has chosen the names, and may have chosen all of it.
+    ``part``: its message. Code of the sandbox may have chosen all of it.
     """
     try:
         content = decode_service(part).content
     except RemoteProtocolError:
+        return None
+    return content if isinstance(content.get("entries"), list) else None
+
+
+def list_left(content: Mapping[str, Any]) -> Left | None:
+    """Return the files that PID 1 has named; None if that is no list of files."""
+    entries, total = content["entries"], content.get("total")
+    if type(total) is not int or total < 0:
+        return None
+    paths = [entry[0] for entry in entries if isinstance(entry, list) and entry]
+    names = tuple(path for path in paths if isinstance(path, str))[:MAX_LEFT]
+    return Left(max(total, len(names)), content.get("more") is not False, names)
+
+
+def describe_left(left: Left) -> str:
+    """Return words about the files that have ended with a sandbox; "" if there is none."""
+    if not left.paths:
         return ""
-    names, total = content.get("entries"), content.get("total")
-    if not isinstance(names, list) or type(total) is not int or not 0 < len(names) <= MAX_LEFT:
-        return ""
-    shown = [_make_printable(name) for name in names if isinstance(name, str)]
-    rest = max(0, min(total, MAX_COUNT) - len(shown))
+    shown = [_make_printable(name) for name in left.paths[:MAX_LEFT]]
+    rest = max(0, min(left.total, MAX_COUNT) - len(shown))
     more = f" and {rest} more" if rest else ""
     return (
         f"files in /workspace that were not kept have ended with the sandbox: {', '.join(shown)}"

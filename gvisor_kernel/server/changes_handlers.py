@@ -15,6 +15,8 @@ from tornado import web
 
 from gvisor_kernel.changes.kernel_changes import KernelChanges, undo_apply
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.server.documents import make_unkept
 from gvisor_kernel.server.handlers import Handler
 from gvisor_kernel.strict_json import JsonError, parse_json
 
@@ -27,11 +29,15 @@ class ChangeHandler(Handler):
 
     def find_changes(self, kernel_id: str) -> KernelChanges:
         """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
+        return KernelChanges(self.find_kernel(kernel_id))
+
+    def find_kernel(self, kernel_id: str) -> SandboxedKernel:
+        """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
         self.check_kernel(kernel_id)
         kernel = self.parts.sandboxes.find_kernel(kernel_id)
         if kernel is None:
             raise web.HTTPError(404, "This kernel has no sandbox yet.")
-        return KernelChanges(kernel)
+        return kernel
 
     def read_body(self) -> dict[str, Any]:
         """:raises HTTPError: 400 for a body that is no JSON object"""
@@ -55,6 +61,19 @@ class ChangesHandler(ChangeHandler):
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
         self.answer(asdict(found))
+
+
+class UnkeptHandler(ChangeHandler):
+    """``GET kernels/{kernel_id}/unkept``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel_id: str) -> None:
+        try:
+            left = await self.parts.unkept.read(self.find_kernel(kernel_id))
+        except GvisorKernelError as error:
+            raise web.HTTPError(409, error.fact) from error
+        self.answer(make_unkept(left))
 
 
 class ContentHandler(ChangeHandler):

@@ -15,9 +15,13 @@ from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of
 from gvisor_kernel.egress.patterns import split_authority
-from gvisor_kernel.kernel.facts import KernelFacts
+from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.spec import layout
 
+MAX_TEXT = 1000
+"""Characters of the name of a file that has ended with a sandbox."""
+MAX_PATHS, MAX_COUNT = 10, 1_000_000_000
+"""Files that are named, and the highest number of them: a sandbox says how many there are."""
 DESCRIPTIONS = {
     layout.UPLOADS: "the notebook's folder, which the kernel can only read; /workspace is a copy of"
     " it that ends with the sandbox",
@@ -55,8 +59,11 @@ class Described:
     host: HostFacts
 
 
-def make_sandbox(described: Described) -> dict[str, Any]:
-    """Return the document of one sandbox. Times are in seconds, sizes in bytes."""
+def make_sandbox(described: Described, left: Left | None = None) -> dict[str, Any]:
+    """Return the document of one sandbox. Times are in seconds, sizes in bytes.
+
+    ``left``: the files that have ended with it.
+    """
     facts, host = described.facts, described.host
     death = facts.last_death
     folders = {view.target: view.source for view in facts.mounts}
@@ -90,6 +97,16 @@ def make_sandbox(described: Described) -> dict[str, Any]:
             "outputs": _text(folders.get(layout.OUTPUTS)),
             "is_home": host.is_home,
         },
+        "unkept": None if left is None or not left.total else make_unkept(left),
+    }
+
+
+def make_unkept(left: Left) -> dict[str, Any]:
+    """Return the document of files that end, or have ended, with a sandbox."""
+    return {
+        "total": min(left.total, MAX_COUNT),
+        "more": left.more,
+        "paths": [printable(path)[:MAX_TEXT] for path in left.paths[:MAX_PATHS]],
     }
 
 

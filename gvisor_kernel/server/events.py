@@ -10,12 +10,14 @@ from typing import Any
 
 from gvisor_kernel.cli.output import printable
 from gvisor_kernel.egress.audit import Entry
-from gvisor_kernel.kernel.facts import Died, KernelFacts, Started
+from gvisor_kernel.kernel.facts import Died, Ended, KernelFacts, Started
+from gvisor_kernel.server.documents import make_unkept
 
 SCHEMAS = Path(__file__).parent / "event_schemas"
 STARTED = "urn:gvisor-kernel:event:started:v1"
 DIED = "urn:gvisor-kernel:event:died:v1"
 MEMORY = "urn:gvisor-kernel:event:memory:v1"
+LOST = "urn:gvisor-kernel:event:files-lost:v1"
 REFUSED = "urn:gvisor-kernel:event:egress-refused:v1"
 MAX_TEXT = 1000
 """Characters of a text in an event."""
@@ -55,6 +57,17 @@ class Events:
             used=facts.memory_used,
             limit=facts.spec.memory_limit,
         )
+
+    def tell_lost(self, event: Ended) -> None:
+        """A sandbox has ended; told if files have ended with it."""
+        left = event.left
+        if left is not None and left.total:
+            self._emit(
+                LOST,
+                event.kernel_id,
+                event.kernel_name,
+                **make_unkept(left),
+            )
 
     def tell_refused(self, kernel_id: str, kernel_name: str, entry: Entry, more: int) -> None:
         """A request to the network was refused; ``more``: how many others with it."""

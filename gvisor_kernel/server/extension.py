@@ -42,6 +42,7 @@ class GVisorServer(ExtensionApp):
         assert self._parts is not None
         self._watch = Watch(self._parts.events, self._parts.executor, self._parts.sandboxes.facts)
         self._watch.start()
+        self._parts.ended.start()
         self._parts.warmer.start()
 
     async def stop_extension(self) -> None:

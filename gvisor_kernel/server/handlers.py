@@ -6,6 +6,7 @@ Each route has one handler. ``openapi.json`` and docs/rest.md describe them; a t
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from gvisor_kernel.server.doctor import DoctorFailed
-from gvisor_kernel.server.documents import make_sandbox
+from gvisor_kernel.server.documents import Described, make_sandbox
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
 from gvisor_kernel.server.warming import NotOurs, OutsideRoot
@@ -53,6 +54,11 @@ class Handler(APIHandler):
         if not self.parts.sandboxes.has(kernel_id):
             raise web.HTTPError(404, "This server has no kernel of this id in a sandbox.")
 
+    def describe(self, known: Described) -> dict[str, Any]:
+        """Return the document of a kernel that Jupyter still has; it may have ended."""
+        ended = self.parts.ended.find(known.kernel_id) if known.facts.state == "ended" else None
+        return make_sandbox(known, None if ended is None else ended.left)
+
 
 class SandboxesHandler(Handler):
     """``GET sandboxes``"""
@@ -63,7 +69,7 @@ class SandboxesHandler(Handler):
         known = await self.parts.sandboxes.read()
         self.answer(
             {
-                "sandboxes": [make_sandbox(one) for one in known.sandboxes.values()],
+                "sandboxes": [self.describe(one) for one in known.sandboxes.values()],
                 "leftovers": list(known.leftovers),
             }
         )
@@ -75,11 +81,15 @@ class KernelHandler(Handler):
     @web.authenticated
     @authorized
     async def get(self, kernel_id: str) -> None:
+        ended = self.parts.ended.find(kernel_id)
+        if ended is not None and not self.parts.sandboxes.has(kernel_id):
+            self.answer(make_sandbox(ended.described, ended.left))
+            return
         self.check_kernel(kernel_id)
         known = (await self.parts.sandboxes.read()).sandboxes.get(kernel_id)
         if known is None:
             raise web.HTTPError(404, "This kernel has no sandbox yet.")
-        self.answer(make_sandbox(known))
+        self.answer(self.describe(known))
 
 
 class RecordedHandler(Handler):
@@ -90,12 +100,16 @@ class RecordedHandler(Handler):
     @web.authenticated
     @authorized
     async def get(self, kernel_id: str) -> None:
-        self.check_kernel(kernel_id)
+        ended = self.parts.ended.find(kernel_id)
+        if ended is None:
+            self.check_kernel(kernel_id)
         count = self._count_lines()
         facts = self.parts.sandboxes.facts().get(kernel_id)
         lines: list[str] = []
         if facts is not None and facts.directory is not None:
             lines = await self.parts.recorded.read(self.kind, facts.directory)
+        if ended is not None and not lines and (facts is None or facts.state == "ended"):
+            lines = ended.lines[self.kind]
         self.answer({"lines": lines[-count:]})
 
     def _count_lines(self) -> int:
@@ -193,6 +207,16 @@ class WarmHandler(Handler):
             raise web.HTTPError(400, "The path is not below the server's root.") from error
         self.set_status(202)
         self.answer({"accepted": accepted})
+
+
+class TrustHandler(Handler):
+    """``GET trust``"""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        path = self.get_query_argument("path", "", strip=False)
+        self.answer(asdict(await self.parts.notary.read(path)))
 
 
 class OpenApiHandler(Handler):

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvisor_kernel.server.doctor import Doctor
+from gvisor_kernel.server.ended import EndedKernels
 from gvisor_kernel.server.events import Events
 from gvisor_kernel.server.recorded import Recorded
 from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.server.trust import Notary
+from gvisor_kernel.server.unkept import UnkeptLooks
 from gvisor_kernel.server.warming import Warmer
 
 THREADS = 2
@@ -27,12 +30,16 @@ class Parts:
     doctor: Doctor
     warmer: Warmer
     events: Events
+    ended: EndedKernels
+    unkept: UnkeptLooks
+    notary: Notary
 
     @classmethod
     def make(cls, application: Any, *, warm: bool) -> Parts:
         """Make the parts for ``application``, the server's. Starts nothing."""
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-server")
         manager = application.kernel_manager
+        events = Events(application.event_logger)
         return cls(
             manager,
             executor,
@@ -40,11 +47,16 @@ class Parts:
             Recorded(executor),
             Doctor(),
             Warmer(application, executor, warm),
-            Events(application.event_logger),
+            events,
+            EndedKernels(application.kernel_spec_manager, events.tell_lost),
+            UnkeptLooks(),
+            Notary(application.contents_manager, executor),
         )
 
     async def end(self) -> None:
         """End all of them."""
         await self.warmer.end()
         await self.doctor.end()
+        self.ended.end()
+        self.unkept.end()
         self.executor.shutdown(wait=False, cancel_futures=True)

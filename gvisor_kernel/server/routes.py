@@ -9,6 +9,7 @@ from gvisor_kernel.server.changes_handlers import (
     ChangesHandler,
     ContentHandler,
     UndoHandler,
+    UnkeptHandler,
 )
 from gvisor_kernel.server.handlers import (
     KERNEL,
@@ -21,6 +22,7 @@ from gvisor_kernel.server.handlers import (
     SandboxesHandler,
     StopHandler,
     TranscriptHandler,
+    TrustHandler,
     WarmHandler,
 )
 from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
@@ -34,11 +36,13 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/transcript", TranscriptHandler),
     (f"/kernels/{KERNEL}/stop", StopHandler),
     (f"/kernels/{KERNEL}/kill", KillHandler),
+    (f"/kernels/{KERNEL}/unkept", UnkeptHandler),
     (f"/kernels/{KERNEL}/changes", ChangesHandler),
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),
     (f"/kernels/{KERNEL}/changes/apply", ApplyHandler),
     (f"/kernels/{KERNEL}/changes/undo", UndoHandler),
     ("/kernelspecs", KernelspecsHandler),
+    ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),
     ("/warm", WarmHandler),
     (r"/openapi\.json", OpenApiHandler),

@@ -13,27 +13,10 @@ from websocket import create_connection
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
+from .clients import Client, wait_for_event
 
 BASE = "/user/me/"
 FOLDER = "<b>&amp; 'x'"
-
-
-class Client:
-    """Asks the extension of one server."""
-
-    def __init__(self, server: JupyterServer) -> None:
-        self.server = server
-        self.api = f"{server.url}/gvisor-kernel/api"
-
-    def ask(self, method: str, path: str, **more: Any) -> requests.Response:
-        more.setdefault("headers", {"Authorization": f"token {self.server.token}"})
-        return requests.request(method, f"{self.api}/{path}", timeout=SECONDS, **more)
-
-    def sandbox(self, kernel: str) -> dict[str, Any]:
-        answer = self.ask("GET", f"kernels/{kernel}")
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +246,7 @@ def test_events_and_metrics_tell_of_a_life(client: Client, server: JupyterServer
         assert kernel not in text
         assert str(server.folder) not in text
         assert client.ask("POST", f"kernels/{kernel}/kill").status_code == 204
-        assert client.ask("GET", f"kernels/{kernel}").status_code == 404
+        assert client.sandbox(kernel)["state"] == "ended"
     finally:
         connection.close()
 
@@ -306,6 +289,15 @@ def small_kernelspec(world: Any) -> None:
     world.add_kernelspec("gk-small", spec)
 
 
+def test_limits_of_kernelspecs_are_told(client: Client) -> None:
+    answer = client.ask("GET", "kernelspecs")
+    answer.raise_for_status()
+    found = {one["name"]: one for one in answer.json()["kernelspecs"]}
+    assert found["gvisor-python"]["limits"]["memory"] == 4 * 1024**3
+    assert "python3" not in found
+    assert client.ask("GET", "kernelspecs", headers={}).status_code == 403
+
+
 def read_metrics(server: JupyterServer) -> dict[str, float]:
     answer = requests.get(
         f"{server.url}/metrics",
@@ -315,20 +307,3 @@ def read_metrics(server: JupyterServer) -> dict[str, float]:
     answer.raise_for_status()
     lines = [line for line in answer.text.splitlines() if line.startswith("gvisor_kernel_")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-
-
-def wait_for_event(connection: Any, name: str) -> dict[str, Any]:
-    """Wait for the next event of this schema; its websocket has a timeout."""
-    while True:
-        event: dict[str, Any] = json.loads(connection.recv())
-        if event["schema_id"] == f"urn:gvisor-kernel:event:{name}:v1":
-            return event
-
-
-def test_limits_of_kernelspecs_are_told(client: Client) -> None:
-    answer = client.ask("GET", "kernelspecs")
-    answer.raise_for_status()
-    found = {one["name"]: one for one in answer.json()["kernelspecs"]}
-    assert found["gvisor-python"]["limits"]["memory"] == 4 * 1024**3
-    assert "python3" not in found
-    assert client.ask("GET", "kernelspecs", headers={}).status_code == 403
