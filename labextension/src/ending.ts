@@ -34,7 +34,7 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
         ? element(
             'p',
             {},
-            `${countFiles(unkept)} in /workspace will be gone; Changes can keep them:`
+            `${countFiles(unkept)} in /workspace will be gone. To keep some, choose Changes.`
           )
         : null,
       has(unkept) ? listFiles(unkept) : null
@@ -44,6 +44,7 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
   const answer = await showDialog({
     title,
     body,
+    defaultButton: 1, // Enter does not throw files away
     buttons: [
       Dialog.cancelButton(),
       ...(has(unkept) ? [changes] : []),

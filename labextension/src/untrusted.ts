@@ -114,7 +114,10 @@ class Guard {
       if (select !== null) {
         Dialog.tracker.widgetAdded.disconnect(explain);
         const id = 'gvisor-kernel-why';
-        select.before(element('p', { class: 'gk-why', attributes: { id } }, why));
+        const place = select.closest('.jp-select-wrapper') ?? select;
+        place.before(element('p', { class: 'gk-why', attributes: { id } }, why));
+        const label = dialog.node.querySelector('.jp-Dialog-body label')?.textContent ?? '';
+        select.setAttribute('aria-label', label);
         select.setAttribute('aria-describedby', id);
       }
     };
