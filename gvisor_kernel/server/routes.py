@@ -33,6 +33,7 @@ from gvisor_kernel.server.handlers import (
     TrustHandler,
     WarmHandler,
 )
+from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
 from gvisor_kernel.server.parts import Parts
 
 PREFIX = r"/gvisor-kernel/api"
@@ -51,6 +52,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     ("/outputs", OutputsHandler),
     ("/outputs/content", OutputHandler),
     ("/storage", StorageHandler),
+    ("/kernelspecs", KernelspecsHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),
     ("/warm", WarmHandler),

@@ -11,9 +11,12 @@ import { type Actions, Card } from './card.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Sandbox } from './contract.js';
 import type { History } from './history.js';
+import type { LostFiles } from './lost.js';
 import { Popup } from './popup.js';
 import { isOurs } from './specs.js';
 import { StatusView } from './status.js';
+import { UnkeptLook, UnkeptView } from './unkept.js';
+import { pageTimer } from './warm.js';
 import { makePoll, pageClock } from './widgets.js';
 
 export interface Trackers {
@@ -48,14 +51,31 @@ export function kernelNameOf(session: ISessionContext): string | undefined {
 
 export class CurrentSandbox {
   readonly view: StatusView;
+  readonly unkept: UnkeptView;
+  private readonly unkeptLook: UnkeptLook;
   private session: ISessionContext | null = null;
   private sandbox: Sandbox | null = null;
   private popup: Popup | null = null;
   private card: Card | null = null;
   private readonly poll: Poll;
 
+  private busy = false;
+  private dead = false;
+
   private readonly changed = (): void => {
-    const id = this.session?.session?.kernel?.id;
+    const kernel = this.session?.session?.kernel;
+    const id = kernel?.id;
+    this.unkeptLook.follow(this.isOurs() ? (id ?? null) : null);
+    if (this.busy && kernel?.status === 'idle') {
+      this.unkeptLook.want(); // a cell has ended
+    }
+    this.busy = kernel?.status === 'busy';
+    const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
+    if (dead && !this.dead && this.unkeptLook.last !== null) {
+      this.died(kernel.id, kernel.name, this.unkeptLook.last);
+      this.unkeptLook.want();
+    }
+    this.dead = dead;
     if (this.sandbox !== null && this.sandbox.kernelId !== id) {
       this.forget();
     }
@@ -71,10 +91,27 @@ export class CurrentSandbox {
     private readonly trackers: Trackers,
     private readonly client: SandboxClient,
     private readonly history: History,
-    private readonly actions: Actions
+    private readonly actions: Actions,
+    private readonly died: LostFiles['died']
   ) {
     this.view = new StatusView(() => {
       this.toggleCard();
+    });
+    this.unkept = new UnkeptView(() => {
+      if (this.sandbox !== null) {
+        this.actions.changes(this.sandbox);
+      }
+    });
+    this.unkeptLook = new UnkeptLook(
+      id => client.unkept(id),
+      it => {
+        this.unkept.update(it);
+      },
+      pageTimer,
+      () => !document.hidden
+    );
+    document.addEventListener('visibilitychange', () => {
+      this.unkeptLook.seen();
     });
     this.poll = makePoll(
       'gvisor-kernel:current',
@@ -99,6 +136,11 @@ export class CurrentSandbox {
 
   get current(): Sandbox | null {
     return this.sandbox;
+  }
+
+  /** Changes were applied or undone: what is not kept is asked again. */
+  lookAtUnkept(): void {
+    this.unkeptLook.want();
   }
 
   /** Opens the card, or closes it: it belongs to the item in the status bar. */

@@ -86,14 +86,14 @@ export class SidebarWidget extends Widget {
 export class ChangesWidget extends Widget {
   private readonly view: ChangesView;
 
-  constructor(client: SandboxClient, kernelId: string, name: string) {
+  constructor(client: SandboxClient, kernelId: string, name: string, changed: () => void) {
     super();
     this.id = `gvisor-kernel-changes-${kernelId}`;
     this.addClass('gk-panel');
     this.title.label = `Changes: ${name}`;
     this.title.icon = shieldIcon;
     this.title.closable = true;
-    this.view = new ChangesView(client, kernelId);
+    this.view = new ChangesView(client, kernelId, changed);
     this.node.append(this.view.node);
     void this.view.refresh();
   }
