@@ -22,7 +22,7 @@ addEventListener('unhandledrejection', event => {
 });
 document.addEventListener('securitypolicyviolation', event => {
   const wanted = event.blockedURI;
-  if (wanted !== 'inline' && wanted !== 'eval') tell({ kind: 'blocked', url: cut(wanted) });
+  if (!/^(inline|eval|trusted-types-)/.test(wanted)) tell({ kind: 'blocked', url: cut(wanted) });
 });
 
 // A frame that is led elsewhere shows nothing any more. The person decides whether a link opens.

@@ -238,8 +238,10 @@ for (const holder of [
     if (/HTML/i.test(name) && !KEPT.includes(name)) delete holder[name];
   }
 }
-const FORBIDDEN_NAMES =
-  /RTC|^XSLT|^XMLHttp|^HTML(Applet|Base|Embed|FencedFrame|Frame|IFrame|Link|Meta|Object|Portal)/;
+const MISSING = /RTC|^XSLT|^XMLHttp/;
+const EMPTY = /^HTML(Applet|Base|Embed|FencedFrame|Frame|FrameSet|IFrame|Link|Meta|Object|Portal)Element$/;
 for (const name of Object.getOwnPropertyNames(window)) {
-  if (FORBIDDEN_NAMES.test(name)) delete window[name];
+  if (MISSING.test(name)) delete window[name];
+  // Libraries ask whether something is an instance of these.
+  else if (EMPTY.test(name)) define(window, name, { value: class {}, writable: false });
 }

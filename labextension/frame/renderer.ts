@@ -1,0 +1,64 @@
+/** What a renderer gets from the frame (``gvisor_kernel/artifacts/frame/page.js``). */
+
+export interface FrameFile {
+  readonly bytes: ArrayBuffer;
+  readonly type: string;
+}
+
+export interface Tools {
+  readonly name: string;
+  readonly dark: boolean;
+  readonly root: HTMLElement;
+  reportError(message: string, file?: string, line?: number, column?: number): void;
+  readFile(path: string): Promise<FrameFile>;
+  /** Evaluates a script in the global scope of the frame. */
+  evaluate(code: string): unknown;
+}
+
+export type Render<Source> = (source: Source, tools: Tools) => Promise<void> | void;
+
+declare global {
+  interface Window {
+    gvisorRender?: Render<never>;
+    gvisorLibraries?: Readonly<Record<string, unknown>>;
+  }
+}
+
+/** Called once by the script of each renderer. */
+export function register<Source extends string | ArrayBuffer>(render: Render<Source>): void {
+  window.gvisorRender = render as Render<never>;
+}
+
+export function addStyle(text: string): void {
+  const style = document.createElement('style');
+  style.textContent = text;
+  document.head.append(style);
+}
+
+/** What documents, tables and pictures look like; a page in HTML or JSX has its own. */
+export function addDocumentStyle(dark: boolean): void {
+  const [text, back, line, mark] = dark
+    ? ['#e3e3e3', '#111', '#555', '#2a2a2a']
+    : ['#1c1c1c', '#fff', '#bbb', '#f0f0f0'];
+  addStyle(`
+    body { margin: 0; padding: 16px; color: ${text}; background: ${back};
+      font: 14px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+    table { border-collapse: collapse } th, td { border: 1px solid ${line}; padding: 2px 8px;
+      text-align: left; vertical-align: top; white-space: pre-wrap; max-width: 40em }
+    th { background: ${mark}; position: sticky; top: 0 }
+    pre, code { background: ${mark}; font: 13px/1.4 ui-monospace, monospace }
+    pre { padding: 8px; overflow: auto } img, svg, canvas { max-width: 100% }
+    a { color: ${dark ? '#8ab4f8' : '#0b57d0'} } p.note { opacity: 0.8 }
+  `);
+}
+
+export function add<K extends keyof HTMLElementTagNameMap>(
+  parent: Node,
+  tag: K,
+  text = ''
+): HTMLElementTagNameMap[K] {
+  const node = document.createElement(tag);
+  node.textContent = text;
+  parent.appendChild(node);
+  return node;
+}

@@ -1,0 +1,99 @@
+/** Tables: csv, tsv, the first rows of parquet, the first sheets of xlsx. */
+
+import { parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
+import { compressors } from 'hyparquet-compressors';
+import Papa from 'papaparse';
+import readSheets from 'read-excel-file/browser';
+
+import { add, addDocumentStyle, register } from './renderer.js';
+
+const MAX_ROWS = 1000;
+const MAX_COLUMNS = 200;
+const MAX_CELL = 1000;
+
+interface Table {
+  readonly title: string;
+  readonly head: readonly string[];
+  readonly rows: readonly (readonly unknown[])[];
+  /** How many rows there are in all; null if more, and not counted. */
+  readonly count: number | null;
+}
+
+register<ArrayBuffer>(async (source, { name, dark, root }) => {
+  addDocumentStyle(dark);
+  for (const table of await readTables(name, source)) {
+    show(table, root);
+  }
+});
+
+async function readTables(name: string, source: ArrayBuffer): Promise<readonly Table[]> {
+  if (/\.parquet$/i.test(name)) {
+    const metadata = await parquetMetadataAsync(source);
+    const count = Number(metadata.num_rows);
+    const rows = await parquetReadObjects({
+      file: source,
+      metadata,
+      compressors,
+      rowStart: 0,
+      rowEnd: Math.min(count, MAX_ROWS)
+    });
+    const head = Object.keys(rows[0] ?? {});
+    return [{ title: '', head, rows: rows.map(row => head.map(key => row[key])), count }];
+  }
+  if (/\.xlsx$/i.test(name)) {
+    const sheets = await readSheets(new Blob([source]));
+    return sheets.map(({ sheet, data }) => ({
+      title: sheet,
+      head: (data[0] ?? []).map(format),
+      rows: data.slice(1, MAX_ROWS + 1),
+      count: Math.max(data.length - 1, 0)
+    }));
+  }
+  return [readText(new TextDecoder().decode(source))];
+}
+
+function readText(text: string): Table {
+  const { data, meta } = Papa.parse<string[]>(text, { preview: MAX_ROWS + 2, skipEmptyLines: true });
+  const rows = data.slice(1, MAX_ROWS + 1);
+  const more = meta.truncated || data.length > MAX_ROWS + 1;
+  return { title: '', head: data[0] ?? [], rows, count: more ? null : rows.length };
+}
+
+function show(table: Table, root: Element): void {
+  if (table.title) {
+    add(root, 'h2', table.title);
+  }
+  const shown = Math.min(table.rows.length, MAX_ROWS);
+  const columns = Math.min(table.head.length, MAX_COLUMNS);
+  const of = table.count === null ? 'more' : String(table.count);
+  const rest = table.head.length > columns ? `, ${columns} of ${table.head.length} columns` : '';
+  add(root, 'p', `${shown} of ${of} rows${rest}`).className = 'note';
+  const node = add(root, 'table');
+  const head = add(add(node, 'thead'), 'tr');
+  table.head.slice(0, columns).forEach(title => {
+    add(head, 'th', title).scope = 'col';
+  });
+  const body = add(node, 'tbody');
+  for (const row of table.rows.slice(0, shown)) {
+    const line = add(body, 'tr');
+    for (const cell of row.slice(0, columns)) {
+      add(line, 'td', format(cell));
+    }
+  }
+}
+
+function format(value: unknown): string {
+  if (value === null || value === undefined) {
+    return '';
+  }
+  if (value instanceof Date) {
+    return value.toISOString();
+  }
+  const text =
+    typeof value === 'object'
+      ? JSON.stringify(value, (_, inner: unknown) =>
+          typeof inner === 'bigint' ? inner.toString() : inner
+        )
+      : String(value as string | number | boolean | bigint);
+  return text.slice(0, MAX_CELL);
+}
