@@ -2,7 +2,16 @@
 // They run in the frame alone, which reaches no network, so each has all that it needs.
 import { build } from 'esbuild';
 
-const RENDERERS = ['jsx', 'libraries', 'markdown', 'mermaid', 'notebook', 'pdf', 'table', 'tailwind'];
+const RENDERERS = [
+  'jsx',
+  'libraries',
+  'markdown',
+  'mermaid',
+  'notebook',
+  'pdf',
+  'table',
+  'tailwind'
+];
 
 await build({
   entryPoints: RENDERERS.map(name => `frame/${name}.ts`),

@@ -9,7 +9,9 @@ import { type Tools, register } from './renderer.js';
 
 interface ReactLike {
   createElement(type: unknown, properties: unknown, child?: unknown): unknown;
-  readonly Component: new (properties: unknown) => { readonly props: { readonly children: unknown } };
+  readonly Component: new (properties: unknown) => {
+    readonly props: { readonly children: unknown };
+  };
 }
 
 type Module = Record<string, unknown> & { default?: unknown };

@@ -4,7 +4,10 @@ import DOMPurify from 'dompurify';
 import { marked } from 'marked';
 
 export function showHtml(html: string, root: Element): void {
-  const clean = DOMPurify.sanitize(html, { FORBID_TAGS: ['form', 'style'], RETURN_DOM_FRAGMENT: true });
+  const clean = DOMPurify.sanitize(html, {
+    FORBID_TAGS: ['form', 'style'],
+    RETURN_DOM_FRAGMENT: true
+  });
   root.append(clean);
 }
 

@@ -21,9 +21,11 @@ register<string>((source, { dark, root }) => {
       const count = cell['execution_count'];
       add(node, 'div', `[${typeof count === 'number' ? count : ' '}]`).className = 'prompt';
       add(node, 'pre', text(cell['source']));
-      list(cell['outputs']).map(fields).forEach(output => {
-        showOutput(output, node);
-      });
+      list(cell['outputs'])
+        .map(fields)
+        .forEach(output => {
+          showOutput(output, node);
+        });
     }
   }
   if (cells.length > MAX_CELLS) {
@@ -44,7 +46,11 @@ function showOutput(output: Readonly<Record<string, unknown>>, node: Element): v
     showMarkdown(text(data['text/markdown']), node);
   } else {
     const trace = list(output['traceback']).map(text).join('\n');
-    add(node, 'pre', (text(output['text']) || trace || text(data['text/plain'])).replace(ESCAPES, ''));
+    add(
+      node,
+      'pre',
+      (text(output['text']) || trace || text(data['text/plain'])).replace(ESCAPES, '')
+    );
   }
 }
 

@@ -53,7 +53,10 @@ async function readTables(name: string, source: ArrayBuffer): Promise<readonly T
 }
 
 function readText(text: string): Table {
-  const { data, meta } = Papa.parse<string[]>(text, { preview: MAX_ROWS + 2, skipEmptyLines: true });
+  const { data, meta } = Papa.parse<string[]>(text, {
+    preview: MAX_ROWS + 2,
+    skipEmptyLines: true
+  });
   const rows = data.slice(1, MAX_ROWS + 1);
   const more = meta.truncated || data.length > MAX_ROWS + 1;
   return { title: '', head: data[0] ?? [], rows, count: more ? null : rows.length };

@@ -162,7 +162,8 @@ async function orNull<T>(ask: () => Promise<T>): Promise<T | null> {
   }
 }
 
-async function refuse(answer: Answer): Promise<void> {
+/** Throws a ServerError for an answer that is no success. */
+export async function refuse(answer: Answer): Promise<void> {
   if (answer.status >= 200 && answer.status < 300) {
     return;
   }

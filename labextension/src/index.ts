@@ -34,6 +34,7 @@ import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
+import { outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { countFiles } from './unkept.js';
@@ -416,4 +417,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [sandboxes, care, warm];
+export default [sandboxes, care, warm, outputs];

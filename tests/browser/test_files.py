@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from ..sweeps import needs_all
 from .conftest import KERNEL
 from .lab import LabPage
-from .test_extension import SIDEBAR, STATUS, serious_violations, wait_for_text
+from .test_extension import STATUS, serious_violations, wait_for_text
 
 pytestmark = [
     pytest.mark.browser,

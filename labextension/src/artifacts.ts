@@ -1,0 +1,120 @@
+/** Outputs and what pages keep, docs/rest.md: what the server's answers mean, and how to ask it. */
+
+import { type Answer, type Request, refuse } from './client.js';
+import { fieldsOf } from './contract.js';
+
+export interface OutputFile {
+  readonly path: string;
+  readonly size: number;
+  /** Seconds of Unix time. */
+  readonly modified: number;
+  readonly type: string;
+}
+
+export interface Outputs {
+  readonly files: readonly OutputFile[];
+  /** There are files that are not listed. */
+  readonly more: boolean;
+}
+
+/** A file as it was read. The ticket names it in what its page asks afterwards. */
+export interface ReadFile {
+  readonly bytes: ArrayBuffer;
+  readonly type: string;
+  readonly ticket: string;
+}
+
+/** Where a file is: in a kernel's outputs, below the server's root, or beside a page. */
+export type Place =
+  | { readonly kernel_id: string; readonly path: string }
+  | { readonly path: string }
+  | { readonly ticket: string; readonly path: string };
+
+export interface BinaryAnswer extends Answer {
+  header(name: string): string | null;
+}
+
+export type SendBinary = (request: Request) => Promise<BinaryAnswer>;
+
+export class ArtifactClient {
+  constructor(
+    private readonly send: SendBinary,
+    /** Addresses of the extension's own files and of the frame. */
+    readonly frameUrl: string,
+    private readonly readOwn: (name: string) => Promise<string>,
+    private readonly downloadUrl: (path: string) => string
+  ) {}
+
+  async list(kernelId: string): Promise<Outputs> {
+    const query = new URLSearchParams({ kernel_id: kernelId }).toString();
+    const answer = await this.get(`outputs?${query}`);
+    return readOutputs(await answer.json());
+  }
+
+  async read(place: Place): Promise<ReadFile> {
+    const answer = await this.get(
+      `outputs/content?${new URLSearchParams({ ...place }).toString()}`
+    );
+    return {
+      bytes: await answer.arrayBuffer(),
+      type: answer.header('Gvisor-Kernel-Type') ?? 'application/octet-stream',
+      ticket: answer.header('Gvisor-Kernel-Ticket') ?? ''
+    };
+  }
+
+  /** The address at which the browser downloads a file. */
+  download(place: Place): string {
+    const query = new URLSearchParams({ ...place, download: '1' }).toString();
+    return this.downloadUrl(`outputs/content?${query}`);
+  }
+
+  /** One call of a page's storage; the answer is what the page gets. */
+  async storage(
+    ticket: string,
+    call: string,
+    args: Readonly<Record<string, unknown>>
+  ): Promise<unknown> {
+    const { key, prefix, shared, value } = args;
+    const body = { ticket, do: call, key, prefix, shared, value };
+    const answer = await this.send({ method: 'POST', path: 'storage', body });
+    await refuse(answer);
+    return await answer.json();
+  }
+
+  private readonly scripts = new Map<string, Promise<string>>();
+
+  /** The text of a bundle that runs in the frame. */
+  script(name: string): Promise<string> {
+    let text = this.scripts.get(name);
+    if (text === undefined) {
+      text = this.readOwn(`static/frame/${name}.js`);
+      text.catch(() => this.scripts.delete(name)); // the next page asks again
+      this.scripts.set(name, text);
+    }
+    return text;
+  }
+
+  private async get(path: string): Promise<BinaryAnswer> {
+    const answer = await this.send({ method: 'GET', path });
+    await refuse(answer);
+    return answer;
+  }
+}
+
+export function readOutputs(value: unknown): Outputs {
+  const { files, more } = fieldsOf(value);
+  return {
+    files: (Array.isArray(files) ? files : []).map(readOutputFile),
+    more: more === true
+  };
+}
+
+function readOutputFile(value: unknown): OutputFile {
+  const { path, size, modified, type } = fieldsOf(value);
+  return {
+    path: typeof path === 'string' ? path : '',
+    size: typeof size === 'number' ? size : 0,
+    modified: typeof modified === 'number' ? modified : 0,
+    type: typeof type === 'string' ? type : ''
+  };
+}

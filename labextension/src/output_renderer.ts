@@ -1,0 +1,61 @@
+/** ``show("report.html")`` in a cell: the file of the outputs, in its frame. */
+
+import { PathExt } from '@jupyterlab/coreutils';
+import type { IRenderMime } from '@jupyterlab/rendermime';
+import { Widget } from '@lumino/widgets';
+
+import type { ArtifactClient, Place } from './artifacts.js';
+import type { Trackers } from './current.js';
+import { fieldsOf } from './contract.js';
+import { Preview, type PreviewActions } from './preview.js';
+
+export const SHOW_TYPE = 'application/vnd.gvisor-kernel.output+json';
+
+export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
+  private readonly preview: Preview;
+
+  constructor(
+    client: ArtifactClient,
+    actions: PreviewActions,
+    private readonly trackers: Trackers
+  ) {
+    super();
+    this.addClass('gk-shown-output');
+    this.preview = new Preview(client, actions);
+    this.node.append(this.preview.node);
+  }
+
+  async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
+    const { path } = fieldsOf(model.data[SHOW_TYPE]);
+    const place = typeof path === 'string' ? this.find(path) : null;
+    if (place !== null) {
+      await this.preview.show(place);
+    }
+  }
+
+  override dispose(): void {
+    this.preview.clear();
+    super.dispose();
+  }
+
+  /** The kernel's outputs; without a kernel, the folder ``outputs`` beside the notebook. */
+  private find(path: string): Place | null {
+    let widget: Widget | null = this.parent;
+    for (; widget !== null; widget = widget.parent) {
+      const inside = widget;
+      const found =
+        this.trackers.notebooks?.has(inside) === true ||
+        this.trackers.consoles?.has(inside) === true;
+      if (found) {
+        const { sessionContext } = widget as Widget & {
+          sessionContext: { path: string; session: { kernel: { id: string } | null } | null };
+        };
+        const kernel = sessionContext.session?.kernel;
+        return kernel
+          ? { kernel_id: kernel.id, path }
+          : { path: PathExt.join(PathExt.dirname(sessionContext.path), 'outputs', path) };
+      }
+    }
+    return null;
+  }
+}

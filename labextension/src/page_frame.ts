@@ -1,0 +1,211 @@
+/**
+ * A page in its two frames (``gvisor_kernel/artifacts/frame``), and what it may ask for.
+ *
+ * Whatever comes from the frame is data of an unknown page: each field is checked here, and nothing
+ * of it names a kernel, a file outside the outputs, or an address of this server.
+ */
+
+import type { ArtifactClient, ReadFile } from './artifacts.js';
+import { messageOf } from './client.js';
+
+/** What the view around the frame is told. */
+export interface PageEvents {
+  error(message: string, place: string): void;
+  link(url: string): void;
+  blocked(url: string): void;
+  shown(title: string): void;
+  ended(reason: string): void;
+}
+
+/** A source, and the bundles that show it; HTML needs none. */
+export interface PageSource {
+  readonly type: string;
+  readonly name: string;
+  readonly file: ReadFile;
+  readonly isText: boolean;
+  readonly scripts: readonly string[];
+}
+
+type Message = Readonly<Record<string, unknown>>;
+
+/** Messages to this window, which a page may not send; after that many it is ended. */
+const MAX_STRAY = 50;
+/** Libraries under which names pages load them from elsewhere. */
+const LIBRARIES: readonly (readonly [RegExp, string])[] = [
+  [/\btailwind/i, 'tailwind'],
+  [/\b(react|react-dom|recharts|d3|lodash|underscore)\b/i, 'libraries']
+];
+
+export class PageFrame {
+  readonly node: HTMLIFrameElement;
+  private readonly port: MessagePort;
+  private stray = 0;
+  private over = false;
+
+  private readonly hearStray = (event: MessageEvent): void => {
+    if (this.isOurs(event.source)) {
+      event.stopImmediatePropagation(); // other listeners of this window expect other senders
+      this.stray += 1;
+      if (this.stray > MAX_STRAY) {
+        this.end('It was ended: it sends messages to JupyterLab itself.');
+      }
+    }
+  };
+
+  constructor(
+    private readonly client: ArtifactClient,
+    private readonly source: PageSource,
+    private readonly events: PageEvents,
+    dark: boolean
+  ) {
+    const channel = new MessageChannel();
+    this.port = channel.port1;
+    this.node = document.createElement('iframe');
+    this.node.className = 'gk-page';
+    this.node.title = source.name;
+    this.node.setAttribute('sandbox', 'allow-scripts allow-forms');
+    this.node.referrerPolicy = 'no-referrer';
+    this.node.src = client.frameUrl;
+    this.node.addEventListener(
+      'load',
+      () => {
+        this.node.contentWindow?.postMessage(null, '*', [channel.port2]);
+      },
+      { once: true }
+    );
+    this.port.onmessage = ({ data }: MessageEvent<unknown>) => {
+      if (typeof data === 'object' && data !== null && !this.over) {
+        this.receive(data as Message, dark);
+      }
+    };
+    window.addEventListener('message', this.hearStray, true);
+  }
+
+  dispose(): void {
+    this.over = true;
+    window.removeEventListener('message', this.hearStray, true);
+    this.port.close();
+    this.node.remove();
+  }
+
+  private end(reason: string): void {
+    if (!this.over) {
+      this.dispose();
+      this.events.ended(reason);
+    }
+  }
+
+  /** Whether a window is the outer frame, or lies in it. */
+  private isOurs(source: MessageEventSource | null): boolean {
+    const outer = this.node.contentWindow;
+    let window_ = source instanceof MessagePort ? null : (source as Window | null);
+    for (let depth = 0; window_ !== null && depth < 4; depth++) {
+      if (window_ === outer) {
+        return true;
+      }
+      window_ = window_.parent === window_ ? null : window_.parent;
+    }
+    return false;
+  }
+
+  private receive(message: Message, dark: boolean): void {
+    const text = (value: unknown): string =>
+      typeof value === 'string' ? value.slice(0, 2000) : '';
+    switch (message.kind) {
+      case 'ready': {
+        const { type, name, file, isText, scripts } = this.source;
+        this.port.postMessage({
+          kind: 'show',
+          type,
+          name,
+          dark,
+          renderers: scripts,
+          source: isText ? new TextDecoder().decode(file.bytes) : file.bytes
+        });
+        break;
+      }
+      case 'error': {
+        const line = Number(message.line) || 0;
+        const file = text(message.file);
+        const place = file === '' ? '' : line > 0 ? `${file}, line ${line}` : file;
+        this.events.error(text(message.message), place);
+        break;
+      }
+      case 'link':
+        this.events.link(text(message.url));
+        break;
+      case 'blocked':
+        this.events.blocked(text(message.url));
+        break;
+      case 'shown':
+        this.events.shown(text(message.title));
+        break;
+      case 'left':
+        this.end('The page tried to go elsewhere, which pages from sandboxes may not.');
+        break;
+      case 'unfit':
+        this.end(
+          'This browser cannot hold a page in its frame: it has no Trusted Types. Use a newer one.'
+        );
+        break;
+      case 'flood':
+        this.events.error('The page asks for more than is answered.', '');
+        break;
+      case 'call':
+        void this.answer(message);
+        break;
+    }
+  }
+
+  private async answer({ id, method, args }: Message): Promise<void> {
+    const send = (answer: Readonly<Record<string, unknown>>): void => {
+      if (!this.over) {
+        this.port.postMessage({ kind: 'answer', id, ...answer });
+      }
+    };
+    try {
+      send({ value: await this.call(method, typeof args === 'object' ? (args as Message) : {}) });
+    } catch (error) {
+      send({ error: messageOf(error) });
+    }
+  }
+
+  private async call(method: unknown, args: Message): Promise<unknown> {
+    const { ticket } = this.source.file;
+    switch (method) {
+      case 'storage.set':
+      case 'storage.get':
+      case 'storage.delete':
+      case 'storage.list':
+        return await this.client.storage(ticket, method.slice('storage.'.length), args);
+      case 'file': {
+        const { bytes, type } = await this.client.read({ ticket, path: pathOf(args.path) });
+        return { bytes, type };
+      }
+      case 'library':
+        return await this.library(String(args.url), args.kind);
+      default:
+        throw new Error(
+          'Pages from sandboxes have no network. An administrator can open a route for them.'
+        );
+    }
+  }
+
+  private async library(url: string, kind: unknown): Promise<string> {
+    const found = LIBRARIES.find(([pattern]) => pattern.test(url));
+    if (kind !== 'script' || found === undefined) {
+      throw new Error('it is not bundled, and pages have no network. Save it beside the page.');
+    }
+    return await this.client.script(found[1]);
+  }
+}
+
+/** ``./a%20b.png?x#y`` in a page is the file ``a b.png``. */
+export function pathOf(url: unknown): string {
+  const [path = ''] = String(url).split(/[?#]/, 1);
+  try {
+    return decodeURIComponent(path).replace(/^\.\//, '');
+  } catch {
+    return path;
+  }
+}

@@ -1,0 +1,149 @@
+"""Outputs of a kernel in JupyterLab: listed as they appear, shown in frames that reach nothing."""
+
+from __future__ import annotations
+
+import pytest
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from .conftest import KERNEL
+from .lab import LabPage
+from .test_extension import serious_violations, wait_for_text
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
+    ),
+]
+
+PANEL = ".gk-outputs"
+MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
+WRITE = """
+import json, os, matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+os.chdir("outputs")
+fig, ax = plt.subplots()
+ax.plot([1, 3, 2])
+for ending in ("png", "svg", "pdf"):
+    fig.savefig(f"plot.{ending}")
+pd.DataFrame({"name": ["<b>ann</b>", "bob"], "x": [1.5, 2]}).to_csv("table.csv", index=False)
+files = {
+    "report.md": "# Report\\n\\n<script>top.postMessage(1, '*')</script>\\n\\n![plot](plot.png)",
+    "graph.mermaid": "graph TD\\n A[Start] --> B[End]",
+    "data.json": '{"a": [1, 2]}',
+    NAME: "text of markup",
+    "notes.html": '''<!doctype html><title>Notes</title><h1>Notes</h1><p id="seen"></p>
+        <img src="plot.png"><button onclick="count()">count</button><script>
+        async function count() {
+          const last = await storage.get("count").then(found => found.value, () => 0);
+          await storage.set("count", last + 1);
+          document.getElementById("seen").textContent = "counted " + (last + 1);
+        }
+        count();</script>''',
+    "app.jsx": '''import React, { useState } from "react";
+        import { Camera } from "lucide-react";
+        export default function App() {
+          const [count, setCount] = useState(0);
+          return <button className="bg-red-600" onClick={() => setCount(count + 1)}>
+            <Camera /> pressed {count}</button>;
+        }''',
+    "wrong.jsx": '''export default function App() {
+          return <p>{1 +}</p>;
+        }''',
+}
+for name, text in files.items():
+    open(name, "w").write(text)
+os.chdir("..")
+"""
+
+
+def run_command(lab: LabPage, label: str) -> None:
+    """Run a command by the palette."""
+    ActionChains(lab.driver).key_down(Keys.CONTROL).key_down(Keys.SHIFT).send_keys("c").key_up(
+        Keys.SHIFT
+    ).key_up(Keys.CONTROL).perform()
+    lab.find(".lm-CommandPalette-input").send_keys(label)
+    lab.find(".lm-CommandPalette-item.lm-mod-active")
+    lab.driver.switch_to.active_element.send_keys(Keys.ENTER)
+
+
+def choose(lab: LabPage, path: str) -> None:
+    """Choose a file in the list."""
+    lab.wait_until(
+        lambda: lab.driver.execute_script(
+            """
+            const node = [...document.querySelectorAll(arguments[0] + ' [data-path]')]
+              .find(node => node.dataset.path === arguments[1]);
+            node?.click();
+            return node !== undefined;
+            """,
+            PANEL,
+            path,
+        ),
+        f"{path} was never listed",
+    )
+    wait_for_text(lab, f"{PANEL} h2", path)
+
+
+def page_has(lab: LabPage, css: str, text: str = "") -> None:
+    """Wait until the page in the frame has an element with a text."""
+
+    def look() -> bool:
+        lab.driver.switch_to.default_content()
+        try:
+            lab.driver.switch_to.frame(lab.driver.find_element(By.CSS_SELECTOR, ".gk-page"))
+            lab.driver.switch_to.frame(lab.driver.find_element(By.TAG_NAME, "iframe"))
+            return any(
+                text in (node.text or node.get_attribute("textContent") or "")
+                for node in lab.driver.find_elements(By.CSS_SELECTOR, css)
+            )
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+
+    try:
+        lab.wait_until(look, f"the page never had {css} with {text!r}")
+    finally:
+        lab.driver.switch_to.default_content()
+
+
+def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
+    lab.pick_kernel(display_name)
+    lab.wait_for_kernel(display_name)
+    run_command(lab, "Show the Outputs of This Kernel")
+    wait_for_text(lab, PANEL, "There are no files.")
+    lab.find(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
+    lab.run(WRITE.replace("NAME", repr(MARKUP)))
+    choose(lab, MARKUP)
+    wait_for_text(lab, f"{PANEL} pre", "text of markup")
+    choose(lab, "data.json")
+    wait_for_text(lab, f"{PANEL} pre", '"a": [')
+    for name in ("plot.png", "plot.svg"):
+        choose(lab, name)
+        image = lab.find(f'{PANEL} img[alt="{name}"]')
+        lab.wait_for_colours(image, 2)
+    lab.screenshot("outputs-picture")
+    assert serious_violations(lab, PANEL) == []
+
+    shown = {
+        "table.csv": ("td", "<b>ann</b>"),
+        "report.md": ("h1", "Report"),
+        "graph.mermaid": ("svg text, svg tspan", "Start"),
+        "plot.pdf": ("canvas[data-drawn]", ""),
+        "app.jsx": ("button.bg-red-600", "pressed 0"),
+        "notes.html": ("#seen", "counted 1"),
+    }
+    for name, (css, text) in shown.items():
+        choose(lab, name)
+        page_has(lab, css, text)
+        lab.screenshot(f"outputs-{name.partition('.')[2]}")
+    choose(lab, "notes.html")
+    page_has(lab, "#seen", "counted 2")
+    choose(lab, "wrong.jsx")
+    wait_for_text(lab, f"{PANEL} .gk-notes", "wrong.jsx, line 2: Unexpected token")
+    lab.screenshot("outputs-error")
+    assert "attacked" not in lab.driver.title
