@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPTS = Path(__file__).with_name("frame")
-STYLE = "html, body { margin: 0; height: 100% } iframe { border: 0; width: 100%; height: 100% }"
+STYLE = """
+html, body { margin: 0; height: 100%; overflow: hidden }
+iframe { display: block; border: 0; width: 100%; height: 100% }
+"""
 POLICY = (
     "sandbox allow-scripts allow-forms",
     "default-src 'none'",
