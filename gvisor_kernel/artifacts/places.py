@@ -61,3 +61,12 @@ def open_shared(folder: Path | None) -> Storage:
             "give it to a group: chmod 2770.",
         )
     return Storage(folder / SHARED_FILE, mode=0o660)
+
+
+def find_storages(folder: Path | None) -> list[Storage]:
+    """Return this user's storage and the shared one, as far as they have been used.
+
+    :raises StorageError: as for ``open_personal`` and ``open_shared``
+    """
+    both = (open_personal(), open_shared(folder))
+    return [storage for storage in both if storage.path.exists()]

@@ -310,6 +310,29 @@ def add_changes(add: Add) -> None:
     )
 
 
+def add_storage(storage: argparse.ArgumentParser) -> None:
+    """Add the subcommands of ``storage``."""
+    add = make_add(storage.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    listing = add("list", "storage:run_list", "list the pages that keep data")
+    add_json(listing)
+    show = add("show", "storage:run_show", "print the keys of a page, and their values' beginnings")
+    export = add("export", "storage:run_export", "write all that a page keeps as JSON")
+    export.add_argument(
+        "--file", metavar="FILE", help="a new file, private to you (default: standard output)"
+    )
+    remove = add("remove", "storage:run_remove", "remove all that a page keeps")
+    for command in (show, export, remove):
+        command.add_argument(
+            "page", metavar="PAGE", help="a page's path, or its id or the beginning of it"
+        )
+    for command in (listing, show, export, remove):
+        command.add_argument(
+            "--shared",
+            metavar="FOLDER",
+            help="the folder of c.GVisorServer.shared_storage, if an administrator has set it",
+        )
+
+
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add the option ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON for programs")

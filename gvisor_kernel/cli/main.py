@@ -28,6 +28,7 @@ from gvisor_kernel.cli.arguments import (
     add_place,
     add_skills,
     add_snapshot,
+    add_storage,
     make_add,
 )
 from gvisor_kernel.errors import GvisorKernelError
@@ -53,7 +54,7 @@ GROUPS = {
     "kernels": ("install", "uninstall", "start", "launch", "mcp", "skills"),
     "information": ("doctor", "list", "logs", "transcript", "egress", "version"),
     "images and snapshots": ("image", "snapshot"),
-    "files": ("changes", "apply", "undo"),
+    "files": ("changes", "apply", "undo", "storage"),
     "maintenance": ("kill", "sync", "prune"),
 }
 """All commands, in the groups in which ``--help`` lists them."""
@@ -304,6 +305,9 @@ def make_parser() -> argparse.ArgumentParser:
         "show the routes by which kernels may reach the network, and what they let through",
     )
     add_egress(egress)
+
+    storage = add("storage", "storage:run_list", "manage what pages from sandboxes keep")
+    add_storage(storage)
 
     skills = add("skills", "skills:run_list", "manage the skills that kernels see at /mnt/skills")
     add_skills(skills)

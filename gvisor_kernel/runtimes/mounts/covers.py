@@ -60,6 +60,7 @@ def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
         user_config_path("jupyter"),
         user_state_path("gvisor-kernel"),
         user_cache_path("gvisor-kernel"),
+        Path(user_data_path("gvisor-kernel"), "artifacts"),
     ]
     installed = [os.path.realpath(Path(prefix, "etc", "jupyter")) for prefix in prefixes]
     shared = [Path(prefix, "share", "jupyter") for prefix in prefixes]
@@ -114,7 +115,11 @@ def find_cover(covers: Iterable[Cover], path: str) -> str | None:
 
 def is_private(path: str) -> bool:
     """Return whether ``path`` is, contains or lies in a folder with keys of kernels or servers."""
-    own = (user_state_path("gvisor-kernel"), user_cache_path("gvisor-kernel"))
+    own = (
+        user_state_path("gvisor-kernel"),
+        user_cache_path("gvisor-kernel"),
+        Path(user_data_path("gvisor-kernel"), "artifacts"),
+    )
     places = (*map(os.path.realpath, own), _runtime_directory())
     return any(is_within(place, path) or is_within(path, place) for place in places)
 

@@ -1,0 +1,145 @@
+"""``storage``: what pages from sandboxes keep, listed, shown, exported and removed.
+
+Paths, keys and values come from pages: they are escaped before they are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.artifacts.places import find_storages
+from gvisor_kernel.artifacts.storage import Storage, Usage
+from gvisor_kernel.cli.output import print_json, print_table, printable
+from gvisor_kernel.errors import StorageError
+from gvisor_kernel.host.sizes import describe_size
+
+MAX_SHOWN = 100
+"""Characters of a value in a line."""
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """``storage list``: print what each page keeps. Return 0.
+
+    :raises StorageError: when a file cannot be read
+    """
+    found = _find_usages(arguments)
+    if arguments.json:
+        print_json([_describe(usage) for _, usage in found])
+        return 0
+    if not found:
+        print("No page keeps anything.")
+        return 0
+    rows = (
+        (
+            usage.artifact.id[:8],
+            _name(usage),
+            str(usage.keys),
+            describe_size(usage.bytes),
+            _path(usage),
+        )
+        for _, usage in found
+    )
+    print_table(("ID", "OF"), ("KEYS", "SIZE"), "PAGE", rows)
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """``storage show``: print the keys of a page, with the beginnings of their values. Return 0.
+
+    :raises StorageError: when there is no such page, or a file cannot be read
+    """
+    for storage, usage in _choose(arguments):
+        print(f"{_path(usage)} ({_name(usage)}):")
+        for item in storage.items(usage.owner, usage.artifact):
+            text = json.dumps(item.value, ensure_ascii=False)
+            shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+            print(f"  {printable(item.key)}  {printable(shown)}")
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """``storage export``: write all that a page keeps as JSON. Return 0.
+
+    :raises StorageError: when there is no such page, or the file exists or cannot be written
+    """
+    document = [
+        {
+            **_describe(usage),
+            "items": {
+                item.key: {"value": item.value, "written": item.written}
+                for item in storage.items(usage.owner, usage.artifact)
+            },
+        }
+        for storage, usage in _choose(arguments)
+    ]
+    text = json.dumps(document, indent=2) + "\n"
+    if arguments.file is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with os.fdopen(os.open(arguments.file, flags, 0o600), "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise StorageError(
+            f"{arguments.file} cannot be written: {error.strerror}.",
+            "name a file that is not there.",
+        ) from error
+    return 0
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    """``storage remove``: remove all that a page keeps. Return 0.
+
+    :raises StorageError: when there is no such page, or the file cannot be written
+    """
+    for storage, usage in _choose(arguments):
+        count = storage.remove(usage.owner, usage.artifact)
+        print(f"Removed {count} keys of {_path(usage)} ({_name(usage)})")
+    return 0
+
+
+def _find_usages(arguments: argparse.Namespace) -> list[tuple[Storage, Usage]]:
+    folder = None if arguments.shared is None else Path(arguments.shared)
+    return [(one, usage) for one in find_storages(folder) for usage in one.usages()]
+
+
+def _choose(arguments: argparse.Namespace) -> list[tuple[Storage, Usage]]:
+    """Return what is kept for a page, named by its id or its path."""
+    page = arguments.page
+    found = [
+        (storage, usage)
+        for storage, usage in _find_usages(arguments)
+        if usage.artifact.id.startswith(page) or usage.artifact.path == os.path.realpath(page)
+    ]
+    if not found or len({usage.artifact.id for _, usage in found}) > 1:
+        count = "more than one page" if found else "no page"
+        raise StorageError(
+            f"There is {count} {page!r} that keeps anything.",
+            "see which there are: gvisor-kernel storage list.",
+        )
+    return found
+
+
+def _describe(usage: Usage) -> dict[str, Any]:
+    return {
+        "id": usage.artifact.id,
+        "page": usage.artifact.path,
+        "of": _name(usage),
+        "keys": usage.keys,
+        "bytes": usage.bytes,
+        "written": usage.written,
+    }
+
+
+def _name(usage: Usage) -> str:
+    return "shared" if usage.owner == Storage.SHARED else usage.owner
+
+
+def _path(usage: Usage) -> str:
+    return printable(usage.artifact.path)
