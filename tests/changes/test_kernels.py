@@ -8,7 +8,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from gvisor_kernel import Sandbox
 from gvisor_kernel.changes import control_client
@@ -18,7 +20,7 @@ from gvisor_kernel.changes.control import SOCKET
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.runtimes.state.records import state_root
 
-from ..jupyter.helpers import WAYS, execute, kernel_log, running_kernel
+from ..jupyter.helpers import KERNEL, WAYS, execute, kernel_log, running_kernel
 
 CHANGE = """
 import os, shutil
@@ -181,3 +183,20 @@ def test_a_person_is_told_of_files_that_are_not_kept(
     assert "other.csv, result.csv" in record.getMessage() or (
         "result.csv, other.csv" in record.getMessage()
     )
+
+
+def test_a_notebook_that_was_run_in_a_batch_names_all_files(folder: Path) -> None:
+    code = ["open('a.csv', 'w').write('1')", "open('folder/b', 'w').write('1')", "1 + 1"]
+    cells = [nbformat.v4.new_code_cell(text) for text in code]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, kernel_name=KERNEL, resources=resources).execute()
+    texts = [
+        output["data"]["text/plain"]
+        for cell in cells
+        for output in cell.outputs
+        if output["output_type"] == "display_data"
+    ]
+    (text,) = texts
+    assert "ends with the sandbox: a.csv, folder/b. Write to outputs/" in text
+    assert all(output["output_type"] != "stream" for cell in cells for output in cell.outputs)

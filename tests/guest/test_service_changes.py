@@ -130,6 +130,60 @@ def test_a_person_is_told_once_of_a_file_that_is_not_kept(
     assert capsys.readouterr().err == ""
 
 
+class Display:
+    """The parts of ipykernel's kernel that a batch run's display needs."""
+
+    def __init__(self, allow_stdin: bool) -> None:
+        self.shell = self.display_pub = self
+        self.allow_stdin = allow_stdin
+        self.sent: list[dict[str, Any]] = []
+
+    def get_parent(self, channel: str) -> dict[str, Any]:
+        assert channel == "shell"
+        return {"content": {"allow_stdin": self.allow_stdin}}
+
+    def publish(self, **content: Any) -> None:
+        self.sent.append(content)
+
+
+def test_a_batch_run_has_one_display_that_names_all_files(
+    layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(unkept_files.VARIABLE, "outputs kept told")
+    kernel = Display(allow_stdin=False)
+    told = unkept_files.UnkeptFiles(kernel)
+    told.after_cell(Result())
+    (layers / "upper" / "a\x1b").touch()
+    told.after_cell(Result())
+    told.after_cell(Result())  # nothing new
+    for number in range(20):
+        (layers / "upper" / f"b{number:02}").touch()
+    told.after_cell(Result())
+    for path in (layers / "upper").iterdir():
+        path.unlink()
+    told.after_cell(Result())
+    texts = [content["data"]["text/plain"] for content in kernel.sent]
+    assert [content["update"] for content in kernel.sent] == [False, True, True]
+    assert len({content["transient"]["display_id"] for content in kernel.sent}) == 1
+    assert ": a?. Write to outputs/" in texts[0]
+    assert "a?, b00, b01, b02, b03, b04, b05, b06, b07, b08 and 11 others." in texts[1]
+    assert "no file" in texts[2]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_batch_runs_look_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(unkept_files.VARIABLE, "kept told")
+    monkeypatch.setattr(unkept_files, "MAX_VISITED", 20)
+    for number in range(30):
+        (layers / "upper" / ("x" * 200 + str(number))).touch()
+    kernel = Display(allow_stdin=False)
+    unkept_files.UnkeptFiles(kernel).after_cell(Result())
+    (content,) = kernel.sent
+    text = content["data"]["text/plain"]
+    assert "10 or more others" in text
+    assert len(text) < 2000
+
+
 def test_an_empty_folder_is_explained_when_a_file_is_missing(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
