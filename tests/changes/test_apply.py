@@ -93,7 +93,7 @@ def test_what_has_changed_since_an_apply_is_not_undone(
 
 def change(kind: str, root: Opened, path: str, disk: OnDisk) -> None:
     if kind == "written":
-        folder.replace_file(root, path, io.BytesIO(b"new"), disk)
+        folder.put(root, path, io.BytesIO(b"new"), expected=disk)
     else:
         folder.remove(root, path, disk)
 
@@ -188,7 +188,7 @@ def test_a_file_that_appears_is_not_replaced(shown: Path, root: Opened, backup: 
     (shown / "new").write_text("mine")
     (added,) = found.changes
     with pytest.raises(FileExistsError):
-        folder.write_new(root, added.path, io.BytesIO(b"new"))
+        folder.put(root, added.path, io.BytesIO(b"new"))
     assert (shown / "new").read_text() == "mine"
     assert names(shown) == ["new"]
 
@@ -243,9 +243,10 @@ def test_a_journal_that_somebody_has_spoiled_undoes_nothing_elsewhere(
 ) -> None:
     (tmp_path / "file").write_text("secret")
     lines = [
-        '["removed", "../file", null, 0, null, null]',
+        '["done", 1, null, "removed", "../file", null, 0, null, null]',
         "[",
-        '["wrote", "/etc/x", "../../x", 0, null, null]',
+        '["done", 2, null, "put", "/etc/x", "../../x", 0, null, null]',
+        '["planned", 3, "../file", "put", "x", null, 0, null, null]',
     ]
     (backup.directory / backups.JOURNAL).write_text("\n".join(lines))
     assert backup.read_journal() == []

@@ -120,6 +120,22 @@ def test_a_conflict_needs_force(sandbox: Sandbox, folder: Path) -> None:
         sandbox.apply("nothing")
 
 
+def test_a_folder_in_place_of_a_file_and_the_other_way_round_need_force(
+    sandbox: Sandbox, folder: Path
+) -> None:
+    code = "import os, shutil; os.remove('old.txt'); os.mkdir('old.txt'); shutil.rmtree('folder')"
+    assert sandbox.run(f"{code}; open('old.txt/in', 'w').close(); open('folder', 'w').close()")
+    refused = sandbox.apply("old.txt").refused
+    assert [one.path for one in refused] == ["old.txt", "old.txt/in"]
+    result = sandbox.apply(["old.txt", "folder"], force=True)
+    assert not result.refused
+    assert (folder / "old.txt" / "in").exists()
+    assert (folder / "folder").is_file()
+    assert not Sandbox.undo().refused
+    assert (folder / "old.txt").read_text() == "old\n"
+    assert names(folder / "folder") == ["hidden"]
+
+
 def test_the_control_socket_is_private_and_bounded(sandbox: Sandbox) -> None:
     directory = state_root() / "sandboxes" / container(sandbox)
     assert stat.S_IMODE((directory / SOCKET).stat().st_mode) == 0o600
