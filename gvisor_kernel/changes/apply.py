@@ -175,10 +175,20 @@ def undo(root: Opened, backup: Backup, store: Backups) -> tuple[list[str], list[
         except OSError as error:
             reason = SINCE if error.errno == errno.ESTALE else explain(error)
             refused.append(Refused(done.path, reason))
+            if error.errno != errno.ESTALE:
+                _note_return(root, backup, done)
         else:
             if was_done:
                 undone.append(done.path)
     return undone, refused
+
+
+def _note_return(root: Opened, backup: Backup, done: Done) -> None:
+    """Note that a file has its name again after a failure, and so another time of change."""
+    with suppress(OSError):
+        now = folder.look(root, done.path)
+        if now is not None and folder.matches(now, done.after):
+            backup.note(Done("same", done.path, None, 0, None, now))
 
 
 def _undo_step(

@@ -108,9 +108,14 @@ class Backup:
         name = f"{self._files}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(self.directory / name, flags, 0o600), "wb") as file:
-            shutil.copyfileobj(content, file, PART)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                shutil.copyfileobj(content, file, PART)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), 0)
+                self.drop_old(name)
+                raise
         return name
 
     def drop_old(self, name: str) -> None:
@@ -151,15 +156,22 @@ class Backup:
             os.close(fd)
 
     def read_journal(self) -> list[Done]:
-        """Return what the journal says of steps, the first one first."""
-        with suppress(OSError):
+        """Return what the journal says of steps, the first one first.
+
+        :raises OSError: when it cannot be read; it may have steps then
+        """
+        try:
             lines = read_file(self.directory / JOURNAL, MAX_JOURNAL).splitlines()
-            return [done for line in lines if line and (done := _read_step(line)) is not None]
-        return []
+        except FileNotFoundError:
+            return []
+        return [done for line in lines if line and (done := _read_step(line)) is not None]
 
     def left(self) -> list[Done]:
         """Return the steps that were not undone, the first one first: what is known last of each.
-        One that is ``planned`` was interrupted: it may have been done."""
+        One that is ``planned`` was interrupted: it may have been done.
+
+        :raises OSError: when the journal cannot be read
+        """
         known: dict[int, Done] = {}
         for done in self.read_journal():
             if done.step == "same" or (done.step == "undone" and done.phase != "done"):
@@ -171,7 +183,10 @@ class Backup:
         return list(known.values())
 
     def interrupted(self) -> list[Done]:
-        """Return the steps, also those of undoing, of which the journal has no end."""
+        """Return the steps, also those of undoing, of which the journal has no end.
+
+        :raises OSError: when the journal cannot be read
+        """
         found: dict[tuple[int, bool], Done] = {}
         for done in self.read_journal():
             if done.step == "same":
@@ -195,7 +210,8 @@ class Backup:
             try:
                 yield
             finally:
-                os.ftruncate(fd, 0)
+                with suppress(OSError):  # then it counts as interrupted, without an open step
+                    os.ftruncate(fd, 0)
 
     @property
     def was_interrupted(self) -> bool:
@@ -276,7 +292,7 @@ class Backups:
         """
         if _ID.fullmatch(undo):
             for backup in self.newest_first():
-                if backup.id == undo and backup.left():
+                if backup.id == undo and self._has_steps(backup):
                     return backup
         raise ChangesError(f"There is nothing to undo of the name {undo!r}.")
 
@@ -286,20 +302,31 @@ class Backups:
         :raises ChangesError: when there is none
         """
         for backup in self.newest_first():
-            if backup.left():
+            if self._has_steps(backup):
                 return backup
         raise ChangesError("There is nothing to undo.")
+
+    @staticmethod
+    def _has_steps(backup: Backup) -> bool:
+        try:
+            return bool(backup.left())
+        except OSError as error:
+            raise ChangesError(
+                f"The record of the apply {backup.id} cannot be read: {error.strerror}.",
+                f"its old files are in {backup.directory}.",
+            ) from error
 
     def note_same(self, head: Head, path: str, before: OnDisk, now: OnDisk) -> None:
         """Note that what an earlier apply wrote is there again, with other facts."""
         for backup in self.newest_first():
             if backup.head.identity != head.identity:
                 continue
-            for done in backup.read_journal():
-                if done.path == path and done.after is not None and done.after.text == before.text:
-                    with suppress(OSError):  # it only saves a question
+            with suppress(OSError):  # it only saves a question
+                for done in backup.read_journal():
+                    after = None if done.after is None else done.after.text
+                    if done.path == path and after == before.text:
                         backup.note(Done("same", path, None, 0, None, now))
-                    break
+                        break
 
     def newest_first(self) -> Iterator[Backup]:
         """Yield the backups, the last one first."""
@@ -310,13 +337,15 @@ class Backups:
 
     def find_ours(self, sandbox: str) -> set[str]:
         """Return the facts of files on disk that were applied from this sandbox."""
-        return {
-            done.after.text
-            for backup in self.newest_first()
-            if backup.head.sandbox == sandbox
-            for done in backup.read_journal()
-            if done.after is not None and done.phase == "done"
-        }
+        found: set[str] = set()
+        for backup in self.newest_first():
+            if backup.head.sandbox != sandbox:
+                continue
+            with suppress(OSError):  # they count as changed by somebody else then
+                for done in backup.read_journal():
+                    if done.after is not None and done.phase == "done":
+                        found.add(done.after.text)
+        return found
 
     def _directories(self) -> list[Path]:
         with suppress(OSError):

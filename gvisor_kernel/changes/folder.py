@@ -326,7 +326,11 @@ def _make_file(parent: Opened, name: str, old: os.stat_result | None) -> int:
 def _make_directory(parent: Opened, name: str) -> int:
     os.mkdir(name, dir_fd=parent.fd)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(name, flags, dir_fd=parent.fd)
+    try:
+        return os.open(name, flags, dir_fd=parent.fd)
+    except OSError:
+        os.rmdir(name, dir_fd=parent.fd)
+        raise
 
 
 def _drop(parent: Opened, name: str, found: OnDisk | None) -> None:

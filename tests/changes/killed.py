@@ -1,25 +1,40 @@
 """Applies and undoes changes in children that kill themselves before their N-th call that changes a
-file, for each N, and checks what is on disk afterwards. A program: it forks, and must have one
-thread. ``killed.py WHAT PLACE STEP``; only each STEP-th call is
-tried. The state directory is that of the environment.
+file, for each N, and checks what is on disk afterwards. Or that call fails, with an error of disks;
+with ENOSPC all later ones that need room.
+
+A program: it forks, and must have one thread. ``killed.py WHAT FAULT PLACE STEP``; FAULT is KILL or
+the name of an error; only each STEP-th call is tried. The state directory is that of the
+environment.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.changes import folder
+from gvisor_kernel.changes import folder, kernel_changes
 from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.change import Refused
 from gvisor_kernel.changes.kernel_changes import clear_all, undo_apply
+from gvisor_kernel.errors import GvisorKernelError
 
 from .helpers import apply, begin, entry, find, open_root
 
+MAX_CALLS = 160
+"""More than there are."""
+WORDS = (
+    *("disk", "quota", "only be read", "takes long", "not empty", "is not there", "cannot be kept"),
+    *("has changed on disk", "cannot be used", "state directory", "cannot be read"),
+    "nothing to undo",
+)
 CALLS = ("open", "write", "rename", "unlink", "mkdir", "rmdir", "fsync", "fchmod", "ftruncate")
 OLD: dict[str, bytes | None] = {
     **dict.fromkeys(("changed", "gone", "type", "was/file"), b"old"),
@@ -37,42 +52,67 @@ CLAIMS = [
 ]
 
 
-def kill_before(number: int) -> None:
-    """Let this process end by SIGKILL before a call that changes a file."""
+def break_before(number: int, fault: str) -> None:
+    """Let this process end by SIGKILL before a call that changes a file, or that call fail."""
     count = 0
 
-    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
             nonlocal count
             count += 1
-            if count == number:
+            if count == number and fault == "KILL":
                 os.kill(os.getpid(), signal.SIGKILL)
+            needs_room = name in ("write", "mkdir", "fsync") or (
+                name == "open" and is_writing(arguments)
+            )
+            is_last = count == number and fault != "ENOSPC"
+            if is_last or (count >= number and fault == "ENOSPC" and needs_room):
+                return fail(name, fault)
             return call(*arguments, **options)
 
         return counted
 
     for name in CALLS:
-        setattr(os, name, wrap(getattr(os, name)))
-    rename = wrap(folder._libc.renameat2)
+        setattr(os, name, wrap(name, getattr(os, name)))
+    rename = wrap("renameat2", folder._libc.renameat2)
     folder._libc = type("Library", (), {"renameat2": staticmethod(rename)})  # type: ignore[assignment]
 
 
-def run(number: int, work: Callable[[], object]) -> bool:
-    """Run ``work`` in a child; return whether it was killed."""
+def is_writing(arguments: tuple[Any, ...]) -> bool:
+    return bool(arguments[1] & os.O_CREAT)
+
+
+def fail(name: str, fault: str) -> int:
+    code = getattr(errno, fault)
+    if name == "renameat2":
+        ctypes.set_errno(code)
+        return -1
+    raise OSError(code, os.strerror(code))
+
+
+def run(number: int, fault: str, work: Callable[[], object]) -> int:
+    """Run ``work`` in a child; return its exit code: whether something was refused. -1: killed."""
     child = os.fork()
     if not child:
-        kill_before(number)
         try:
-            work()
+            break_before(number, fault)
+            result = work()
+        except GvisorKernelError as error:
+            check_words(error.fact)
+            os._exit(1)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
+            os._exit(2)
+        os._exit(bool(result))
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.waitstatus_to_exitcode(status) == 0, f"call {number}"
-    return False
+    code = -1 if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    assert code < 2, f"call {number}"
+    return code
+
+
+def check_words(text: str) -> None:
+    """A person can read why something was refused."""
+    assert any(word in text for word in WORDS), text
 
 
 def read(place: Path) -> dict[str, bytes | None]:
@@ -92,12 +132,22 @@ def fill(place: Path) -> None:
             (place / name).write_bytes(content)
 
 
-def apply_all(place: Path) -> None:
+def apply_all(place: Path) -> list[Refused]:
     with open_root(place) as root:
         backup = begin(root)
-        with backup.working():
+        with ExitStack() as stack:
+            kernel_changes._enter(stack, backup)
             result = apply(root, backup, find(root, *CLAIMS))
-        assert not result.refused, result.refused
+        for one in result.refused:
+            check_words(one.reason)
+        return list(result.refused)
+
+
+def undo_again(name: str) -> list[Refused]:
+    result = undo_apply(name)
+    for one in result.refused:
+        check_words(one.reason)
+    return list(result.refused)
 
 
 def check_each(place: Path, number: int) -> None:
@@ -111,10 +161,15 @@ def check_each(place: Path, number: int) -> None:
             assert name in read(place), (number, name, content)
 
 
-def undo_last(place: Path, number: int) -> None:
+def undo_last(place: Path, number: int, fault: str) -> None:
     """Whatever was applied before the end is undone without a question left."""
     clear_all()
-    assert not [name for name in read(place) if folder.PREFIX in name], number
+    left = [path for path in place.rglob("*") if folder.is_aside(path.name)]
+    if fault == "EIO":  # its removal itself may have failed
+        for path in left[:1]:
+            path.rmdir() if path.is_dir() else path.unlink()
+    else:
+        assert not left, (number, left)
     check_each(place, number)
     backups = list(Backups.open().newest_first())
     if backups and backups[0].left():
@@ -128,32 +183,35 @@ def forget() -> None:
         backup.remove()
 
 
-def try_apply(place: Path, number: int) -> bool:
+def try_apply(place: Path, number: int, fault: str) -> int:
     fill(place)
-    was_killed = run(number, lambda: apply_all(place))
+    code = run(number, fault, lambda: apply_all(place))
     check_each(place, number)
-    undo_last(place, number)
+    undo_last(place, number, fault)
     forget()
-    return was_killed
+    return code
 
 
-def try_undo(place: Path, number: int) -> bool:
+def try_undo(place: Path, number: int, fault: str) -> int:
     fill(place)
-    apply_all(place)
+    assert not apply_all(place)
     assert read(place) == dict(sorted(NEW.items()))
     (backup,) = Backups.open().newest_first()
-    was_killed = run(number, lambda: undo_apply(backup.id))
+    code = run(number, fault, lambda: undo_again(backup.id))
     check_each(place, number)
-    undo_last(place, number)
+    undo_last(place, number, fault)
     forget()
-    return was_killed
+    return code
 
 
 def main() -> None:
-    what, place = sys.argv[1], Path(sys.argv[2])
+    what, fault, place, step = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     attempt = {"apply": try_apply, "undo": try_undo}[what]
-    number, step = 1, int(sys.argv[3])
-    while attempt(place, number):
+    number = 1
+    while number < MAX_CALLS:
+        code = attempt(place, number, fault)
+        if fault == "KILL" and code == 0:
+            break
         number += step
     print(number)
 
