@@ -199,13 +199,14 @@ class Backup:
         return list(found.values())
 
     @contextmanager
-    def working(self, seconds: float = STEP_SECONDS) -> Iterator[None]:
+    def working(self, seconds: float | None = None) -> Iterator[None]:
         """Say that an apply, or its undo, is at work, and that no other is.
 
         :raises OSError: when another one is
         """
         path = self.directory / BUSY
-        with lock(path, fcntl.LOCK_EX, create=True, seconds=seconds) as fd:
+        wait = STEP_SECONDS if seconds is None else seconds
+        with lock(path, fcntl.LOCK_EX, create=True, seconds=wait) as fd:
             os.pwrite(fd, b"1", 0)
             try:
                 yield

@@ -27,6 +27,10 @@ OWN_OUTPUTS = (
     "the notebook's folder has another file or folder called outputs: /workspace/outputs is a copy"
     " of that, and what is kept is written to /mnt/user-data/outputs"
 )
+UNSEEN = (
+    "/workspace has so many entries that no file was found in the time for it: what was written"
+    " there has ended with the sandbox"
+)
 MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
 """Of files that are named at the end: how many, characters of each, and how many are counted."""
 
@@ -108,11 +112,14 @@ def describe_left(part: bytes) -> str:
     except RemoteProtocolError:
         return ""
     names, total = content.get("entries"), content.get("total")
-    if not isinstance(names, list) or type(total) is not int or not 0 < len(names) <= MAX_LEFT:
+    if not isinstance(names, list) or type(total) is not int or len(names) > MAX_LEFT:
         return ""
+    if not names:
+        return UNSEEN if content.get("more") is True else ""
     shown = [_make_printable(name) for name in names if isinstance(name, str)]
     rest = max(0, min(total, MAX_COUNT) - len(shown))
-    more = f" and {rest} more" if rest else ""
+    least = "at least " if content.get("more") is True else ""
+    more = f" and {least}{rest} more" if rest else ""
     return (
         f"files in /workspace that were not kept have ended with the sandbox: {', '.join(shown)}"
         f"{more}. What is in /mnt/user-data/outputs is kept; `gvisor-kernel apply` copies"

@@ -18,6 +18,7 @@ from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.control import SOCKET
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.kernel import workspace
 from gvisor_kernel.runtimes.state.records import state_root
 
 from ..jupyter.helpers import KERNEL, WAYS, execute, kernel_log, running_kernel
@@ -179,6 +180,19 @@ def test_a_link_in_place_of_outputs_is_not_mounted_on(folder: Path, tmp_path: Pa
     with running_kernel(settings=settings, start={"cwd": str(folder)}) as (_, client):
         code = "import os; os.readlink('outputs'), os.listdir('/opt')"
         assert execute(client, code).result == "('/opt', ['gvisor-kernel'])"
+
+
+def test_where_outputs_cannot_be_shown_a_person_is_told_where_to_write(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a gVisor that cannot bind them; here a file is in the way."""
+    (folder / "outputs").touch()
+    monkeypatch.setattr(workspace, "shows_outputs", lambda uploads, outputs: True)
+    settings = {**WAYS["direct"], "outputs": str(tmp_path / "elsewhere")}
+    with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
+        (told,) = execute(client, "open('plot.png', 'w').write('1')").of_type("stream")
+        assert "Write to /mnt/user-data/outputs/ what" in told["content"]["text"]
+        assert "what is kept is written to /mnt/user-data/outputs" in kernel_log(manager)
 
 
 def test_a_person_is_told_of_files_that_are_not_kept(

@@ -88,6 +88,62 @@ def test_a_look_has_bounds(layers: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find()["more"]
 
 
+def test_a_file_that_grows_while_it_is_read_has_no_digest(
+    layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layers / "upper" / "file"
+    file.write_text("x")
+    parts: list[bytes] = []
+
+    class Growing:
+        """Grows by as much as is read."""
+
+        def __enter__(self) -> Growing:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+        def read(self, size: int) -> bytes:
+            parts.append(bytes(size))
+            assert len(parts) < 100
+            return parts[-1]
+
+    monkeypatch.setattr(service_changes, "open_regular", lambda path, flags: Growing())
+    ((*_, digest),) = find()["entries"]
+    assert digest == ""
+    assert sum(map(len, parts)) <= service_changes.HASHED_FILE + service_changes.PART
+
+
+def test_a_look_ends_at_its_time_in_a_large_folder_of_the_uploads(
+    layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (layers / "upper" / "folder").mkdir()
+    (layers / "lower" / "folder").mkdir()
+    for number in range(50):
+        (layers / "lower" / "folder" / str(number)).touch()
+    clock = iter(range(1000))
+    monkeypatch.setattr(service_changes.time, "monotonic", lambda: next(clock))
+    assert service_changes.find_changes(100, 5, True, under=["folder/x"])["more"]
+    assert next(clock) < 20
+
+
+def test_hostile_names_and_files_are_found_without_being_read(layers: Path) -> None:
+    (layers / "upper" / ("n" * 255)).touch()
+    with (layers / "upper" / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(layers / "upper" / "fifo")
+    deep = layers / "upper"
+    for _ in range(150):
+        deep /= "d"
+        deep.mkdir()
+    found = find(limit=1000)
+    assert found["more"]  # not all levels
+    by_path = {entry[0]: entry for entry in found["entries"]}
+    assert by_path["sparse"][5] == ""
+    assert by_path["n" * 255][2] == "file"
+
+
 def test_names_that_are_no_text_are_not_sent(layers: Path) -> None:
     name = os.fsencode(layers / "upper") + b"/\xff"
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
