@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -259,3 +260,29 @@ def test_who_cancels_an_apply_waits_for_its_step(
     asyncio.run(work())
     assert (tmp_path / "shown" / "a").read_bytes() == b"new"
     assert kernel_changes.undo_apply().undone == ("a",)
+
+
+def test_two_kernels_of_one_folder_apply_and_look_at_once(kernel: Kernel, tmp_path: Path) -> None:
+    """Each path is applied from one kernel; the other is refused. A look never fails by that."""
+    (tmp_path / "other").mkdir()
+    other = Kernel(tmp_path / "shown", tmp_path / "other")
+    paths = [f"f{number}" for number in range(30)]
+    for one, content in ((kernel, b"one"), (other, b"two")):
+        one.content = content
+        one.entries = [entry(path, digest=digest(content)) for path in paths]
+
+    async def look() -> None:
+        for _ in range(10):
+            await KernelChanges(cast("SandboxedKernel", kernel)).list()
+
+    with ThreadPoolExecutor() as threads:
+        applying = [threads.submit(apply_after, one) for one in (kernel, other)]
+        threads.submit(asyncio.run, look()).result(SECONDS)
+        results = [work.result(SECONDS) for work in applying]
+    assert sorted(results[0].applied + results[1].applied) == sorted(paths)
+    for result, content in zip(results, (b"one", b"two"), strict=True):
+        assert all((tmp_path / "shown" / path).read_bytes() == content for path in result.applied)
+        assert {one.path for one in result.refused} == set(paths) - set(result.applied)
+        if result.undo is not None:
+            assert not kernel_changes.undo_apply(result.undo).refused
+    assert list((tmp_path / "shown").iterdir()) == []
