@@ -144,6 +144,21 @@ def test_hostile_names_and_files_are_found_without_being_read(layers: Path) -> N
     assert by_path["n" * 255][2] == "file"
 
 
+def test_a_folder_that_is_renamed_during_the_look_may_have_had_others(
+    layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (layers / "upper" / "folder").mkdir()
+    real = os.scandir
+
+    def rename_first(path: str) -> Any:
+        if path.endswith("/folder"):
+            (layers / "upper" / "folder").rename(layers / "elsewhere")
+        return real(path)
+
+    monkeypatch.setattr(service_changes.os, "scandir", rename_first)
+    assert find()["more"]
+
+
 def test_names_that_are_no_text_are_not_sent(layers: Path) -> None:
     name = os.fsencode(layers / "upper") + b"/\xff"
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
