@@ -16,9 +16,10 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
@@ -51,12 +52,16 @@ WAIT_SECONDS = scale_seconds(60)
 class LabServer:
     """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
-    def __init__(self, base: Path, log_path: Path, base_url: str = "/") -> None:
+    def __init__(
+        self, base: Path, log_path: Path, base_url: str = "/", options: Sequence[str] = ()
+    ) -> None:
         self.base = base
         self.folder = base / "notebooks"
         self.log_path = log_path
         self.base_url = base_url
+        self.options = options
         self.url = ""
+        self._port = 0
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
         self._running = threading.Event()
@@ -65,16 +70,19 @@ class LabServer:
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         page_config = self.base / "config" / "labconfig" / "page_config.json"
-        page_config.parent.mkdir(parents=True)
+        page_config.parent.mkdir(parents=True, exist_ok=True)
         # The question about news would cover the launcher.
         page_config.write_text(
             json.dumps(
                 {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
             )
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        if not self._port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self._port = probe.getsockname()[1]
+        self.url = ""
+        self._running.clear()
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -82,7 +90,7 @@ class LabServer:
                 "jupyterlab",
                 "--no-browser",
                 "--ServerApp.ip=127.0.0.1",
-                f"--ServerApp.port={port}",
+                f"--ServerApp.port={self._port}",
                 "--ServerApp.port_retries=50",
                 f"--ServerApp.base_url={self.base_url}",
                 f"--ServerApp.root_dir={self.folder}",
@@ -90,6 +98,7 @@ class LabServer:
                 "--LabApp.extension_manager=readonly",
                 f"--ServerApp.cookie_secret_file={self.base / 'cookie'}",
                 *(["--allow-root"] if os.geteuid() == 0 else []),
+                *self.options,
             ],
             env=os.environ
             | {
@@ -114,7 +123,7 @@ class LabServer:
     def _read_log(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        with self.log_path.open("w") as log, self._process.stdout as lines:
+        with self.log_path.open("a") as log, self._process.stdout as lines:
             for line in lines:
                 log.write(line)
                 log.flush()
@@ -144,17 +153,22 @@ class LabServer:
         if self._process is None:
             return
         try:
-            if self.url:
+            if self.url and self._process.poll() is None:
                 for session in self.request("GET", "api/sessions"):
                     self.request("DELETE", f"api/sessions/{session['id']}")
         finally:
-            self._process.kill()
-            self._process.wait()
-            if self._reader is not None:
-                self._reader.join(10)
-            for file in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*"):
-                if str(self._process.pid) in file.name:
-                    file.unlink()
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill the server alone, as a crash does: its sandboxes are left."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        if self._reader is not None:
+            self._reader.join(10)
+        for file in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*"):
+            if str(self._process.pid) in file.name:
+                file.unlink()
 
 
 @contextlib.contextmanager
@@ -165,6 +179,8 @@ def browser(chromium: str, chromedriver: str, profile: Path) -> Iterator[webdriv
     for flag in BROWSER_FLAGS:
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
+    # What the page asks for, and what it complains about.
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     profile.mkdir(mode=0o700)
     service = webdriver.ChromeService(
         executable_path=chromedriver,
@@ -233,6 +249,18 @@ class LabPage:
             f"{self.server.url}lab/workspaces/auto-test?reset&token={self.server.token}"
         )
         self.find(".jp-Launcher")
+
+    def open_path(self, path: str) -> None:
+        """Open a file of the server's folder in a fresh workspace."""
+        self.driver.get(
+            f"{self.server.url}lab/workspaces/auto-test/tree/{quote(path)}"
+            f"?reset&token={self.server.token}"
+        )
+
+    def to_notebook(self) -> None:
+        """Bring the notebook's tab to the front."""
+        self.find(".lm-DockPanel-tabBar .lm-TabBar-tab[title*='.ipynb']").click()
+        self.find(".jp-Notebook")
 
     def pick_kernel(self, display_name: str) -> None:
         """Click the kernel's card under "Notebook" in the launcher."""
