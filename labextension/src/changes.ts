@@ -178,7 +178,7 @@ export class ChangesView {
     this.applyButton.disabled = this.busy || this.chosen.size === 0;
     this.undoButton.disabled = this.busy || this.undoId === null;
     // A button that is switched off loses the focus, and keys would begin at the page's start.
-    if (focused instanceof HTMLButtonElement && focused.disabled && this.node.contains(focused)) {
+    if ([this.applyButton, this.undoButton].some(it => it === focused && it.disabled)) {
       this.summary.focus();
     }
   }
