@@ -11,10 +11,12 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.ui import WebDriverWait
+
+from gvisor_kernel.host.processes import read_descendants
 
 from ..patience import scale_seconds
 
@@ -119,6 +123,14 @@ class LabServer:
             raise RuntimeError(
                 f"JupyterLab did not start within {START_SECONDS} s:\n{self.log_tail()}"
             )
+        deadline = time.monotonic() + START_SECONDS
+        while True:  # it prints its address before it listens
+            with contextlib.suppress(ConnectionError):
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"JupyterLab does not listen:\n{self.log_tail()}")
+            time.sleep(0.05)
 
     def _read_log(self) -> None:
         assert self._process is not None
@@ -159,16 +171,21 @@ class LabServer:
         finally:
             self.kill()
 
-    def kill(self) -> None:
-        """Kill the server alone, as a crash does: its sandboxes are left."""
+    def kill(self, *, with_children: bool = False) -> None:
+        """Kill the server as a crash does. Its sandboxes end by themselves; ``with_children``: what
+        would clean up after them is killed, too, as when memory runs out."""
         assert self._process is not None
+        children = read_descendants(self._process.pid) if with_children else ()
         self._process.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
         if self._reader is not None:
             self._reader.join(10)
-        for file in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*"):
-            if str(self._process.pid) in file.name:
-                file.unlink()
+        folder = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+        for file in (*folder.glob(f"jpserver-{self._process.pid}*"), *folder.glob("kernel-*")):
+            file.unlink(missing_ok=True)  # a module has one server
 
 
 @contextlib.contextmanager
@@ -211,7 +228,7 @@ class LabPage:
                 ec.visibility_of_element_located((By.CSS_SELECTOR, css)), f"{css} never appeared"
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
     def find_menu(self, label: str) -> WebElement:
@@ -225,18 +242,24 @@ class LabPage:
                 ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
-    def wait_until(self, condition: Callable[[], Any], message: str) -> None:
+    def wait_until(
+        self, condition: Callable[[], Any], message: str, seconds: float = WAIT_SECONDS
+    ) -> None:
         """Wait until ``condition`` holds; save a screenshot on timeout."""
         try:
-            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
                 lambda _: condition(), message
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
+
+    def screenshot_of_failure(self) -> None:
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split()[0]
+        self.screenshot(f"timeout-{test}")
 
     def screenshot(self, name: str) -> Path:
         path = self.artifacts / f"{name}.png"
@@ -256,6 +279,7 @@ class LabPage:
             f"{self.server.url}lab/workspaces/auto-test/tree/{quote(path)}"
             f"?reset&token={self.server.token}"
         )
+        self.find(".jp-Notebook .jp-Cell .cm-content").click()
 
     def to_notebook(self) -> None:
         """Bring the notebook's tab to the front."""
@@ -282,7 +306,7 @@ class LabPage:
                 f"the status bar never said {wanted!r}",
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
     def run(self, source: str) -> None:
@@ -308,7 +332,7 @@ class LabPage:
                 f"the cell [{number}] never showed an output",
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
     def wait_for_colours(self, image: WebElement, count: int) -> None:

@@ -31,7 +31,9 @@ def text_of(lab: LabPage, css: str) -> str:
     """Return the texts of the elements ``css`` as a person sees them; hidden ones have none."""
     return str(
         lab.driver.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join('\\n')",
+            # innerText of an element that is not drawn would be all of its text.
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter(e => e.checkVisibility()).map(e => e.innerText).join('\\n')",
             css,
         )
     )
@@ -61,7 +63,9 @@ def button(lab: LabPage, within: str, label: str) -> WebElement:
         with contextlib.suppress(StaleElementReferenceException):  # drawn again meanwhile
             found[:] = [
                 it
-                for it in lab.driver.find_elements(By.CSS_SELECTOR, f"{within} button:not(.gk-path)")
+                for it in lab.driver.find_elements(
+                    By.CSS_SELECTOR, f"{within} button:not(.gk-path)"
+                )
                 if it.text.startswith(label) and it.is_displayed()
             ]
         return bool(found)
@@ -152,7 +156,10 @@ def set_theme(lab: LabPage, theme: str) -> None:
     lab.find(f'body[data-jp-theme-light="{light}"][data-jp-theme-name="{theme}"]')
 
 
-EXPOSED = "--LabApp.expose_app_in_browser=True"
+EXPOSED = (
+    "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
+)
 
 
 def sent_requests(lab: LabPage) -> list[dict[str, Any]]:
@@ -168,9 +175,9 @@ def sent_requests(lab: LabPage) -> list[dict[str, Any]]:
 
 
 def hosts_of(requests: Sequence[dict[str, Any]]) -> set[str]:
-    """Return the hosts asked; what lies in the page itself (data, blob) is no request."""
+    """Return the hosts asked; what lies in the page or the browser itself is no request."""
     parts = [urlsplit(request["url"]) for request in requests]
-    return {part.netloc for part in parts if part.scheme not in ("data", "blob", "about")}
+    return {part.netloc for part in parts if part.scheme in ("http", "https", "ws", "wss")}
 
 
 def complaints(lab: LabPage) -> list[str]:

@@ -30,7 +30,7 @@ from .looking import (
 )
 
 BASE_URL = "/user/an-n/"
-OPTIONS = (EXPOSED,)
+OPTIONS = EXPOSED
 
 pytestmark = [
     pytest.mark.browser,
@@ -149,13 +149,11 @@ def compare(lab: LabPage, path: str) -> str:
         path,
     )
     lab.wait_until(
-        lambda: (
-            lab.driver.execute_script(
-                "const it = document.querySelector('.gk-difference');"
-                "return it.querySelector('h2')?.textContent === arguments[0]"
-                " && !it.innerText.includes('Reading.')",
-                path,
-            )
+        lambda: lab.driver.execute_script(
+            "const it = document.querySelector('.gk-difference');"
+            "return it.querySelector('h2')?.textContent === arguments[0]"
+            " && !it.innerText.includes('Reading.')",
+            path,
         ),
         f"the difference of {path} never came",
     )
