@@ -66,15 +66,17 @@ export class CurrentSandbox {
     const kernel = this.session?.session?.kernel;
     const id = kernel?.id;
     this.unkeptLook.follow(this.isOurs() ? (id ?? null) : null);
-    if (this.busy && kernel?.status === 'idle') {
-      this.unkeptLook.want(); // a cell has ended
-    }
-    this.busy = kernel?.status === 'busy';
     const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
-    if (dead && !this.dead && this.unkeptLook.last !== null) {
-      this.died(kernel.id, kernel.name, this.unkeptLook.last);
-      this.unkeptLook.want();
+    if (dead && !this.dead) {
+      if (this.unkeptLook.last !== null) {
+        this.died(kernel.id, kernel.name, this.unkeptLook.last);
+      }
+      this.unkeptLook.restart();
     }
+    if (this.busy && kernel?.status === 'idle') {
+      this.unkeptLook.want(); // a cell has ended, or the kernel has started again
+    }
+    this.busy = kernel?.status !== 'idle';
     this.dead = dead;
     if (this.sandbox !== null && this.sandbox.kernelId !== id) {
       this.forget();

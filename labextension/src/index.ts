@@ -36,7 +36,6 @@ import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
-import { countFiles } from './unkept.js';
 import { guardNotebooks } from './untrusted.js';
 import { Warmer, pageTimer } from './warm.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, shieldIcon } from './widgets.js';
@@ -188,8 +187,7 @@ function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void
     const specs = app.serviceManager.kernelspecs.specs?.kernelspecs;
     const name = specs?.[lost.kernelName]?.display_name ?? lost.kernelName;
     const show = (): void => {
-      const title = `${countFiles(lost.unkept)} of ${name} gone`;
-      void showLost(title, lost.unkept);
+      void showLost(name, lost.unkept);
     };
     if (notifies) {
       Notification.emit(describeLost(lost, name), 'error', {

@@ -91,6 +91,13 @@ export class UnkeptLook {
     }
   }
 
+  /** The sandbox has gone, and what it had; the same kernel gets another one. */
+  restart(): void {
+    const { kernelId } = this;
+    this.follow(null);
+    this.follow(kernelId);
+  }
+
   /** What was seen last of the kernel that is followed; null if nothing was. */
   get last(): Unkept | null {
     return this.latest;
