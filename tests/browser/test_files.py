@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -38,7 +39,7 @@ WITHOUT = "python3"
 def write_notebook(path: Path, kernel: str, source: str = "") -> None:
     """Write a notebook as somebody else would: nobody here has signed it."""
     path.parent.mkdir(exist_ok=True)
-    cell = {
+    cell: dict[str, Any] = {
         "cell_type": "code",
         "execution_count": None,
         "id": uuid.uuid4().hex[:8],
