@@ -68,8 +68,8 @@ export class CurrentSandbox {
     this.unkeptLook.follow(this.isOurs() ? (id ?? null) : null);
     const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
     if (dead && !this.dead) {
-      if (this.unkeptLook.last !== null) {
-        this.died(kernel.id, kernel.name, this.unkeptLook.last);
+      if (this.sandbox !== null && this.unkeptLook.last !== null) {
+        this.died(this.sandbox, this.unkeptLook.last);
       }
       this.unkeptLook.restart();
     }

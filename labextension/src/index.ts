@@ -260,16 +260,9 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     const sidebar = new SidebarWidget(new Sidebar(client, history, actions), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });
 
-    const current = new CurrentSandbox(
-      app,
-      trackers,
-      client,
-      history,
-      actions,
-      (id, name, unkept) => {
-        lost.died(id, name, unkept);
-      }
-    );
+    const current = new CurrentSandbox(app, trackers, client, history, actions, (it, unkept) => {
+      lost.died(it, unkept);
+    });
     const item = new Widget();
     item.id = 'gvisor-kernel-status';
     item.addClass('gk-status-item');

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -17,8 +18,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
+from gvisor_kernel.cli.sandboxes import find_all
+
 from ..sweeps import needs_all
-from ..world import World
 from .conftest import KERNEL
 from .lab import LabPage
 from .test_extension import STATUS, serious_violations, wait_for_text
@@ -256,27 +258,32 @@ def test_dark_page_asks_before_a_stop_and_leads_to_changes(lab: LabPage, display
 
 
 @needs_all
-def test_dead_kernel_and_a_stopped_one(lab: LabPage, world: World) -> None:
-    """A death asks nobody; who agreed to a stop is not told the same again."""
+def test_dead_sandbox_and_a_stopped_one(lab: LabPage) -> None:
+    """A death asks nobody; a kernel that dies alone leaves the files where they are."""
     end_kernels(lab)
-    spec = json.loads((world.kernelspecs / KERNEL / "kernel.json").read_text())
-    spec["metadata"]["kernel_provisioner"]["config"] |= {"memory_limit": "400M"}
-    world.add_kernelspec("gvisor-small", spec)
-    write_notebook(lab.server.folder / "death" / "made.ipynb", "gvisor-small")
+    write_notebook(lab.server.folder / "death" / "made.ipynb", KERNEL)
     open_notebook(lab, "death/made.ipynb")
-    wait_for_text(lab, STATUS, " of 400 MB")
+    wait_for_text(lab, STATUS, " of 4 GB")
     make_files(lab, 2)
     wait_for_text(lab, UNKEPT, "2 files not kept")
-    lab.run("x = b'x' * 2**30")
+    lab.run("import os; os._exit(1)")
+    press(lab, ".jp-Dialog", "Ok")
+    wait_for_text(lab, UNKEPT, "2 files not kept")
+
+    [sandbox] = lab.server.request("GET", "gvisor-kernel/api/sandboxes")["sandboxes"]
+    [record] = [one.record for one in find_all() if one.id == sandbox["id"]]
+    os.kill(record.processes["sentry"].pid, signal.SIGKILL)
     press(lab, ".jp-Dialog", "Ok")
     wait_for_text(lab, ".jp-toastContainer", "2 files in /workspace are gone")
-    lab.screenshot("unkept-death")
     press(lab, ".jp-toastContainer", "Show files")
+    wait_for_text(lab, ".jp-Dialog", "2 files are gone")
+    lab.screenshot("unkept-death")
     press(lab, ".jp-Dialog", "Ok")
     lab.wait_until(
         lambda: not lab.driver.find_element(By.CSS_SELECTOR, UNKEPT).is_displayed(),
         "files of the sandbox that died were still counted",
     )
+
     make_files(lab, 3)
     wait_for_text(lab, UNKEPT, "3 files not kept")
     lab.find(STATUS).click()
