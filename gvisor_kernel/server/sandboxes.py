@@ -61,7 +61,7 @@ class Sandboxes:
         if (
             known is not None
             and now - self._known_at < KEEP_SECONDS
-            and known.kernel_ids == set(self._find_provisioners())
+            and known.kernel_ids == set(self._find_all())
         ):
             return known
         if self._reading is None:
@@ -92,10 +92,19 @@ class Sandboxes:
                     found[str(kernel_id)] = provisioner
         return found
 
+    def _find_all(self) -> dict[str, GVisorProvisioner]:
+        """Also those that the manager does not list yet, because they are being launched."""
+        found = {
+            str(one.kernel_id): one
+            for one in GVisorProvisioner.starting
+            if getattr(one.parent, "parent", None) is self._manager
+        }
+        return found | self._find_provisioners()
+
     async def _read(self) -> Snapshot:
         loop = asyncio.get_running_loop()
         try:
-            kernels, provisioners = [], self._find_provisioners()
+            kernels, provisioners = [], self._find_all()
             for kernel_id, provisioner in provisioners.items():
                 facts, spec = provisioner.describe(), provisioner.kernel_spec
                 if facts is not None:

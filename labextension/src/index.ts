@@ -63,11 +63,16 @@ function connect(app: JupyterFrontEnd): SandboxClient {
 
 /** Shows a widget in the main area; one that is open already comes to the front. */
 function open(app: JupyterFrontEnd, id: string, make: () => Widget): void {
-  const present = [...app.shell.widgets('main')].find(widget => widget.id === id);
-  if (present === undefined) {
-    app.shell.add(make(), 'main');
+  const { shell } = app;
+  const has = (area: string): boolean => [...shell.widgets(area)].some(it => it.id === id);
+  if (!has('main') && !has('right')) {
+    const widget = make();
+    shell.add(widget, 'main');
+    if (!has('main')) {
+      shell.add(widget, 'right'); // in Notebook 7 the notebook is alone in the main area
+    }
   }
-  app.shell.activateById(id);
+  shell.activateById(id);
 }
 
 async function confirm(title: string, body: string, label: string): Promise<boolean> {

@@ -273,7 +273,6 @@ def test_dead_sandbox_and_a_stopped_one(lab: LabPage) -> None:
     [sandbox] = lab.server.request("GET", "gvisor-kernel/api/sandboxes")["sandboxes"]
     [record] = [one.record for one in find_all() if one.id == sandbox["id"]]
     os.kill(record.processes["sentry"].pid, signal.SIGKILL)
-    press(lab, ".jp-Dialog", "Ok")
     wait_for_text(lab, ".jp-toastContainer", "2 files in /workspace are gone")
     press(lab, ".jp-toastContainer", "Show files")
     wait_for_text(lab, ".jp-Dialog", "2 files are gone")
