@@ -271,6 +271,9 @@ export class CurrentSandbox {
     this.view.update(sandbox);
     if (known) {
       this.sandbox = sandbox;
+      if (sandbox.state === 'ended') {
+        this.unkeptLook.forget();
+      }
       this.history.add(sandbox, pageClock());
       this.card?.update(sandbox, Date.now() / 1000);
     }
