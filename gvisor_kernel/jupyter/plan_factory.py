@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.bridge import KernelIdentity
 from gvisor_kernel.config.egress import GVisorEgress
-from gvisor_kernel.config.settings import CONSTRUCTOR, SETTINGS
+from gvisor_kernel.config.settings import CONSTRUCTOR, SETTINGS, SandboxSpec
 from gvisor_kernel.egress.kinds import PACKAGES
 from gvisor_kernel.egress.routes import Route, parse_routes
 from gvisor_kernel.errors import KernelspecError, UnknownSetting
@@ -171,6 +171,24 @@ def make_plan_ahead(
         **stanza.get("config", {}),
     )
     return provisioner.plan_ahead(kernel_name, folder)
+
+
+def find_spec(metadata: Mapping[str, Any], application: Any) -> SandboxSpec | None:
+    """Return what the sandboxes of kernels would be whose kernelspec has ``metadata``.
+
+    ``application``: the server's, whose configuration holds. Returns None if the server starts such
+    kernels without our provisioner.
+
+    :raises GvisorKernelError: when a setting is wrong
+    """
+    stanza = metadata.get("kernel_provisioner", {})
+    default = KernelProvisionerFactory(parent=application).default_provisioner_name
+    if stanza.get("provisioner_name", default) != PROVISIONER:
+        return None
+    settings = stanza.get("config", {})
+    for name in CONSTRUCTOR.intersection(settings):
+        raise UnknownSetting(name, settings[name], SETTINGS)
+    return GVisorProvisioner(kernel_id="", config=application.config, **settings).sandbox_spec()
 
 
 def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:

@@ -25,6 +25,7 @@ from gvisor_kernel.server.handlers import (
     TrustHandler,
     WarmHandler,
 )
+from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
 from gvisor_kernel.server.parts import Parts
 
 PREFIX = r"/gvisor-kernel/api"
@@ -40,6 +41,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),
     (f"/kernels/{KERNEL}/changes/apply", ApplyHandler),
     (f"/kernels/{KERNEL}/changes/undo", UndoHandler),
+    ("/kernelspecs", KernelspecsHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),
     ("/warm", WarmHandler),

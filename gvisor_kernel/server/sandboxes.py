@@ -7,6 +7,7 @@ one thread that no kernel's message waits for.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -24,8 +25,7 @@ from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.records import read_record
-from gvisor_kernel.server.documents import Described, HostFacts, make_leftover
-from gvisor_kernel.spec import layout
+from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
 
 KEEP_SECONDS = 0.5
 """How long facts are used again."""
@@ -147,14 +147,13 @@ def name_kernels(
 
 def find_host_facts(facts: KernelFacts) -> HostFacts:
     """Return what the host knows of a sandbox. Blocks for milliseconds."""
-    has_uploads = any(view.target == layout.UPLOADS for view in facts.mounts)
     runsc = ""
     with suppress(GvisorKernelError, OSError):
         runsc = find_runsc().version if facts.spec.runtime == "runsc" else ""
     if facts.directory is None:
         return HostFacts(runsc=runsc)
-    hidden = facts.spec.uploads is not None and not has_uploads
-    is_home = hidden and find_home(str(facts.folder)) is not None
+    hidden = facts.spec.uploads is not None and find_uploads(facts) is None
+    is_home = hidden and find_home(os.path.realpath(facts.folder)) is not None
     has_log = any(part.exists() for name in NAMES for part in log_parts(facts.directory / name))
     record = read_record(facts.directory)
     if record is None:

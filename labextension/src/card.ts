@@ -2,7 +2,7 @@
 
 import type { Mount, Sandbox } from './contract.js';
 import { type Child, button, element, replace, setText } from './dom.js';
-import { describeMemory, describeStart, describeState, formatSeconds } from './format.js';
+import { NO_FILES, describeMemory, describeStart, describeState, formatSeconds } from './format.js';
 
 export interface Actions {
   restart(sandbox: Sandbox): void;
@@ -117,6 +117,9 @@ function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
   }
   add('Image', sandbox.image === 'host' ? 'host: the programs of this computer' : sandbox.image);
   add('Folder', sandbox.folder);
+  if (sandbox.workspaceIsHome) {
+    add('Files', NO_FILES, () => element('p', { class: 'gk-warning' }, NO_FILES));
+  }
   add('Mounts', JSON.stringify(sandbox.mounts), () => mountsOf(sandbox));
   if (sandbox.egress.length > 0) {
     add('Network', JSON.stringify(sandbox.egress), () => routesOf(sandbox));

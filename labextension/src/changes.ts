@@ -36,7 +36,8 @@ export class ChangesView {
 
   constructor(
     private readonly client: ChangesClient,
-    private readonly kernelId: string
+    private readonly kernelId: string,
+    private readonly changed: () => void = () => undefined
   ) {
     this.all = checkbox('All changes', checked => {
       this.chooseAll(checked);
@@ -188,6 +189,7 @@ export class ChangesView {
     await this.work('Applying.', async () => {
       const answer = await this.client.apply(this.kernelId, chosen, this.force.checked);
       this.undoId = answer.undo;
+      this.changed();
       this.show(await this.client.changes(this.kernelId));
       this.report(answer);
     });
@@ -212,6 +214,7 @@ export class ChangesView {
     await this.work('Undoing.', async () => {
       await this.client.undo(this.kernelId, undoId);
       this.undoId = null;
+      this.changed();
       this.show(await this.client.changes(this.kernelId));
       setText(this.summary, 'Undone: the folder on disk is as it was before.');
     });

@@ -5,15 +5,21 @@ import {
   type Change,
   type Changes,
   type Finding,
+  type KernelspecFacts,
+  type NotebookTrust,
   type Sandbox,
   type Sandboxes,
+  type Unkept,
   fieldsOf,
   readApplied,
   readChanges,
   readFindings,
+  readKernelspecs,
   readLines,
   readSandbox,
-  readSandboxes
+  readSandboxes,
+  readTrust,
+  readUnkept
 } from './contract.js';
 
 export interface Request {
@@ -54,14 +60,23 @@ export class SandboxClient {
 
   /** The sandbox of a kernel; null if the kernel is none of ours or the server lacks our half. */
   async kernel(id: string): Promise<Sandbox | null> {
-    try {
-      return readSandbox(await this.get(this.path(id)));
-    } catch (error) {
-      if (error instanceof ServerError && error.status === 404) {
-        return null;
-      }
-      throw error;
-    }
+    return orNull(async () => readSandbox(await this.get(this.path(id))));
+  }
+
+  /** Files that would be gone with the sandbox; null where it is not known. */
+  async unkept(id: string): Promise<Unkept | null> {
+    return orNull(async () => readUnkept(await this.get(`${this.path(id)}/unkept`)));
+  }
+
+  /** The notebooks of a folder and whether this person trusts them; none where it is not known. */
+  async trust(path: string): Promise<readonly NotebookTrust[]> {
+    const query = new URLSearchParams({ path }).toString();
+    return (await orNull(async () => readTrust(await this.get(`trust?${query}`)))) ?? [];
+  }
+
+  /** Our kernelspecs with the limits that hold; none where the server does not say. */
+  async kernelspecs(): Promise<readonly KernelspecFacts[]> {
+    return (await orNull(async () => readKernelspecs(await this.get('kernelspecs')))) ?? [];
   }
 
   async sandboxes(): Promise<Sandboxes> {
@@ -132,6 +147,18 @@ export class SandboxClient {
     const answer = await this.send({ method: 'POST', path, body });
     await refuse(answer);
     return answer.json().catch(() => null);
+  }
+}
+
+/** What the server does not know, or has no route for, is null. */
+async function orNull<T>(ask: () => Promise<T>): Promise<T | null> {
+  try {
+    return await ask();
+  } catch (error) {
+    if (error instanceof ServerError && error.status === 404) {
+      return null;
+    }
+    throw error;
   }
 }
 

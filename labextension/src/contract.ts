@@ -19,6 +19,36 @@ export interface Route {
   readonly hosts: readonly string[];
 }
 
+/** Files that are gone with a sandbox. ``more``: there are more than were counted. */
+export interface Unkept {
+  readonly total: number;
+  readonly more: boolean;
+  /** The first ten. */
+  readonly paths: readonly string[];
+}
+
+/** What a sandbox that has ended took with it. */
+export interface Lost {
+  readonly kernelId: string;
+  readonly kernelName: string;
+  readonly unkept: Unkept;
+}
+
+export interface NotebookTrust {
+  readonly path: string;
+  readonly trusted: boolean;
+}
+
+/** A kernelspec of ours with the limits that hold now. Those with a wrong setting are left out. */
+export interface KernelspecFacts {
+  readonly name: string;
+  readonly image: string;
+  readonly memoryLimit: number;
+  readonly diskLimit: number;
+  readonly processes: number;
+  readonly cpuShares: number;
+}
+
 export interface Sandbox {
   readonly kernelId: string;
   readonly id: string;
@@ -43,6 +73,8 @@ export interface Sandbox {
   readonly hasTranscript: boolean;
   readonly workspaceIsHome: boolean;
   readonly outputs: string | null;
+  /** Only of a sandbox that has ended. */
+  readonly unkept: Unkept | null;
 }
 
 export interface Leftover {
@@ -164,8 +196,53 @@ export function readSandbox(value: unknown): Sandbox {
     hasLog: fields.log === true,
     hasTranscript: fields.transcript === true,
     workspaceIsHome: workspace.is_home === true,
-    outputs: textOrNull(workspace.outputs)
+    outputs: textOrNull(workspace.outputs),
+    unkept: optional(fields.unkept, readUnkept)
   };
+}
+
+/** At most this many names are shown, whatever the server sends. */
+const MOST_PATHS = 10;
+
+export function readUnkept(value: unknown): Unkept {
+  const fields = fieldsOf(value);
+  const paths = list(fields.paths).map(text).filter(Boolean).slice(0, MOST_PATHS);
+  return { total: count(fields.total) ?? paths.length, more: fields.more === true, paths };
+}
+
+export function readLost(value: unknown): Lost {
+  const fields = fieldsOf(value);
+  return {
+    kernelId: required(fields.kernel_id, 'kernel_id'),
+    kernelName: text(fields.kernel_name),
+    unkept: readUnkept(fields)
+  };
+}
+
+export function readTrust(value: unknown): readonly NotebookTrust[] {
+  return list(fieldsOf(value).notebooks).map(it => {
+    const one = fieldsOf(it);
+    return { path: text(one.path), trusted: one.trusted === true };
+  });
+}
+
+export function readKernelspecs(value: unknown): readonly KernelspecFacts[] {
+  return list(fieldsOf(value).kernelspecs).flatMap(it => {
+    const one = fieldsOf(it);
+    const limits = one.limits === null ? null : fieldsOf(one.limits);
+    return limits === null
+      ? []
+      : [
+          {
+            name: required(one.name, 'name'),
+            image: text(one.image),
+            memoryLimit: count(limits.memory) ?? 0,
+            diskLimit: count(limits.disk) ?? 0,
+            processes: count(limits.processes) ?? 0,
+            cpuShares: count(limits.cpu_shares) ?? 0
+          }
+        ];
+  });
 }
 
 function readMount(value: unknown): Mount {

@@ -11,9 +11,12 @@ import { type Actions, Card } from './card.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Sandbox } from './contract.js';
 import type { History } from './history.js';
+import type { LostFiles } from './lost.js';
 import { Popup } from './popup.js';
 import { isOurs } from './specs.js';
 import { StatusView } from './status.js';
+import { UnkeptLook, UnkeptView } from './unkept.js';
+import { pageTimer } from './warm.js';
 import { makePoll, pageClock } from './widgets.js';
 
 export interface Trackers {
@@ -54,6 +57,8 @@ const MOST_QUICK_LOOKS = 120;
 
 export class CurrentSandbox {
   readonly view: StatusView;
+  readonly unkept: UnkeptView;
+  private readonly unkeptLook: UnkeptLook;
   private session: ISessionContext | null = null;
   private sandbox: Sandbox | null = null;
   private popup: Popup | null = null;
@@ -61,8 +66,25 @@ export class CurrentSandbox {
   private quickLooks = 0;
   private readonly poll: Poll;
 
+  private busy = false;
+  private dead = false;
+
   private readonly changed = (): void => {
-    const id = this.session?.session?.kernel?.id;
+    const kernel = this.session?.session?.kernel;
+    const id = kernel?.id;
+    this.unkeptLook.follow(this.isOurs() ? (id ?? null) : null);
+    const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
+    if (dead && !this.dead) {
+      if (this.sandbox !== null && this.unkeptLook.last !== null) {
+        this.died(this.sandbox, this.unkeptLook.last);
+      }
+      this.unkeptLook.forget();
+    }
+    if (this.busy && kernel?.status === 'idle') {
+      this.unkeptLook.want(); // a cell has ended, or the kernel has started again
+    }
+    this.busy = kernel?.status !== 'idle';
+    this.dead = dead;
     if (this.sandbox !== null && this.sandbox.kernelId !== id) {
       this.forget();
     }
@@ -78,10 +100,27 @@ export class CurrentSandbox {
     private readonly trackers: Trackers,
     private readonly client: SandboxClient,
     private readonly history: History,
-    private readonly actions: Actions
+    private readonly actions: Actions,
+    private readonly died: LostFiles['died']
   ) {
     this.view = new StatusView(() => {
       this.toggleCard();
+    });
+    this.unkept = new UnkeptView(() => {
+      if (this.sandbox !== null) {
+        this.actions.changes(this.sandbox);
+      }
+    });
+    this.unkeptLook = new UnkeptLook(
+      id => client.unkept(id),
+      it => {
+        this.unkept.update(it);
+      },
+      pageTimer,
+      () => !document.hidden
+    );
+    document.addEventListener('visibilitychange', () => {
+      this.unkeptLook.seen();
     });
     this.poll = makePoll(
       'gvisor-kernel:current',
@@ -106,6 +145,11 @@ export class CurrentSandbox {
 
   get current(): Sandbox | null {
     return this.sandbox;
+  }
+
+  /** Changes were applied or undone: what is not kept is asked again. */
+  lookAtUnkept(): void {
+    this.unkeptLook.want();
   }
 
   /** Opens the card, or closes it: it belongs to the item in the status bar. */
@@ -227,6 +271,9 @@ export class CurrentSandbox {
     this.view.update(sandbox);
     if (known) {
       this.sandbox = sandbox;
+      if (sandbox.state === 'ended') {
+        this.unkeptLook.forget();
+      }
       this.history.add(sandbox, pageClock());
       this.card?.update(sandbox, Date.now() / 1000);
     }

@@ -42,6 +42,11 @@ export function memoryShare(sandbox: Sandbox): number | null {
 /** From this share on, the bar has the colour of a warning. */
 export const NEARLY_FULL = 0.8;
 
+/** Why a sandbox's folder is empty, and what to do. */
+export const NO_FILES =
+  'This notebook lies directly in a home folder, so its sandbox sees none of the files there. ' +
+  'Move the notebook and its files to a folder of their own, and open it there.';
+
 export function describeMemory(sandbox: Sandbox): string {
   const limit = formatBytes(sandbox.memoryLimit);
   return sandbox.memoryUsed === null

@@ -5,10 +5,19 @@ import {
   type JupyterFrontEnd,
   type JupyterFrontEndPlugin
 } from '@jupyterlab/application';
-import { Dialog, ICommandPalette, showDialog, showErrorMessage } from '@jupyterlab/apputils';
+import {
+  Dialog,
+  ICommandPalette,
+  ISessionContextDialogs,
+  Notification,
+  SessionContextDialogs,
+  showDialog,
+  showErrorMessage
+} from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
 import { URLExt } from '@jupyterlab/coreutils';
 import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
+import { IMainMenu } from '@jupyterlab/mainmenu';
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { KernelAPI, ServerConnection } from '@jupyterlab/services';
 import { IStatusBar } from '@jupyterlab/statusbar';
@@ -16,13 +25,18 @@ import { ITranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 
 import type { Actions } from './card.js';
+import { Choices } from './care.js';
 import { SandboxClient, messageOf } from './client.js';
-import type { Sandbox } from './contract.js';
+import type { KernelspecFacts, Lost, Sandbox } from './contract.js';
 import { CurrentSandbox, type Trackers, kernelNameOf, sessionOf, sessionWith } from './current.js';
+import { askBeforeEnd, askInMenus, showLost } from './ending.js';
+import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
-import { describeCards, offerDoctor } from './launcher.js';
+import { describeCards } from './launcher.js';
+import { LostFiles, describeLost } from './lost.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
+import { guardNotebooks } from './untrusted.js';
 import { Warmer, pageTimer } from './warm.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, shieldIcon } from './widgets.js';
 
@@ -74,7 +88,9 @@ function makeActions(
   app: JupyterFrontEnd,
   client: SandboxClient,
   trackers: Trackers,
-  done: () => void
+  lost: LostFiles,
+  done: () => void,
+  changed: () => void
 ): Actions {
   const ask = async (
     title: string,
@@ -99,7 +115,31 @@ function makeActions(
     () => undefined // a server without our half; it answers nothing else either
   );
   const nameOf = (it: Sandbox): string => it.displayName || it.kernelName;
-  return {
+  const end = async (
+    it: Sandbox,
+    title: string,
+    text: string,
+    label: string,
+    call: () => Promise<unknown>
+  ): Promise<void> => {
+    const unkept = await client.unkept(it.kernelId).catch(() => null);
+    const answer = await askBeforeEnd({ title, text, label, unkept });
+    if (answer === 'changes') {
+      actions.changes(it);
+    } else if (answer === 'end') {
+      if (unkept !== null) {
+        lost.agree(it.kernelId);
+      }
+      try {
+        await call();
+      } catch (error) {
+        lost.disagree(it.kernelId);
+        await showErrorMessage(title, messageOf(error));
+      }
+      done();
+    }
+  };
+  const actions: Actions = {
     restart: it =>
       void ask(
         'Restart the kernel?',
@@ -111,16 +151,14 @@ function makeActions(
           KernelAPI.restartKernel(it.kernelId, app.serviceManager.serverSettings)
       ),
     stop: it =>
-      void ask(
-        'Stop the sandbox?',
-        `The variables of ${nameOf(it)} are lost, and the changes in /workspace that were not applied.`,
-        'Stop',
-        () => client.stop(it.kernelId)
+      void end(it, 'Stop the sandbox?', `The variables of ${nameOf(it)} are lost.`, 'Stop', () =>
+        client.stop(it.kernelId)
       ),
     kill: it =>
-      void ask(
+      void end(
+        it,
         'Kill the sandbox?',
-        `It ends at once. The variables of ${nameOf(it)} are lost, and the changes in /workspace that were not applied.`,
+        `It ends at once. The variables of ${nameOf(it)} are lost.`,
         'Kill',
         () => client.kill(it.kernelId)
       ),
@@ -141,10 +179,41 @@ function makeActions(
       open(
         app,
         `gvisor-kernel-changes-${it.kernelId}`,
-        () => new ChangesWidget(client, it.kernelId, nameOf(it))
+        () => new ChangesWidget(client, it.kernelId, nameOf(it), changed)
       );
     }
   };
+  return actions;
+}
+
+/** Tells which files are gone: where there is no status bar, there are no notifications either. */
+function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void {
+  return lost => {
+    const specs = app.serviceManager.kernelspecs.specs?.kernelspecs;
+    const name = specs?.[lost.kernelName]?.display_name ?? lost.kernelName;
+    const show = (): void => {
+      void showLost(name, lost.unkept);
+    };
+    if (notifies) {
+      Notification.emit(describeLost(lost, name), 'error', {
+        autoClose: false,
+        actions: [{ label: 'Show files', callback: show }]
+      });
+    } else {
+      show();
+    }
+  };
+}
+
+/** Follows the server's events and its kernels, as long as the page is open. */
+function follow(app: JupyterFrontEnd, lost: LostFiles): void {
+  const { events, kernels, kernelspecs } = app.serviceManager;
+  events.stream.connect((_, emission) => {
+    lost.event(emission);
+  });
+  const look = (): void => void lost.follow(kernels.running());
+  kernels.runningChanged.connect(look);
+  void Promise.all([kernels.ready, kernelspecs.ready]).then(look);
 }
 
 const sandboxes: JupyterFrontEndPlugin<void> = {
@@ -157,7 +226,8 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     IConsoleTracker,
     ICommandPalette,
     ILabShell,
-    ITranslator
+    ITranslator,
+    IMainMenu
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -166,22 +236,42 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     consoles: IConsoleTracker | null,
     palette: ICommandPalette | null,
     labShell: ILabShell | null,
-    translator: ITranslator | null
+    translator: ITranslator | null,
+    menu: IMainMenu | null
   ) => {
     const client = connect(app);
     const history = new History();
     const trackers = { notebooks, consoles };
-    const actions = makeActions(app, client, trackers, () => {
-      sidebar.refresh();
-    });
+    const { kernelspecs } = app.serviceManager;
+    const lost = new LostFiles(
+      client,
+      name => isOurs(kernelspecs.specs, name),
+      makeTell(app, bar !== null),
+      pageTimer
+    );
+    follow(app, lost);
+    const actions = makeActions(
+      app,
+      client,
+      trackers,
+      lost,
+      () => {
+        sidebar.refresh();
+      },
+      () => {
+        current.lookAtUnkept();
+      }
+    );
     const sidebar = new SidebarWidget(new Sidebar(client, history, actions), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });
 
-    const current = new CurrentSandbox(app, trackers, client, history, actions);
+    const current = new CurrentSandbox(app, trackers, client, history, actions, (it, unkept) => {
+      lost.died(it, unkept);
+    });
     const item = new Widget();
     item.id = 'gvisor-kernel-status';
     item.addClass('gk-status-item');
-    item.node.append(current.view.node);
+    item.node.append(current.view.node, current.unkept.node);
     if (bar !== null) {
       bar.registerStatusItem('gvisor-kernel:status', { item, align: 'left', rank: 2 });
     } else {
@@ -223,20 +313,75 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       palette?.addItem({ command, category: CATEGORY });
     }
 
-    const { kernelspecs } = app.serviceManager;
+    const isOurNotebook = (widget: Widget | null): boolean => {
+      const session = sessionOf(trackers, widget);
+      return session !== null && isOurs(kernelspecs.specs, kernelNameOf(session));
+    };
     offerDoctor(
       translator,
-      () => {
-        const session = sessionOf(trackers, app.shell.currentWidget);
-        return session !== null && isOurs(kernelspecs.specs, kernelNameOf(session));
-      },
+      () => isOurNotebook(app.shell.currentWidget),
       () => void commands.execute(Commands.doctor)
     );
-    if (labShell !== null) {
-      const look = describeCards(labShell, () => kernelspecs.specs);
-      kernelspecs.specsChanged.connect(look);
-      void app.restored.then(look);
+    if (menu !== null) {
+      askInMenus(app, menu, isOurNotebook, async label => {
+        const kernel = sessionOf(trackers, app.shell.currentWidget)?.session?.kernel;
+        const unkept = kernel ? await client.unkept(kernel.id).catch(() => null) : null;
+        if (!kernel || unkept === null || unkept.total === 0) {
+          return true; // nothing to lose, or nothing known: as without this extension
+        }
+        const answer = await askBeforeEnd({
+          title: `${label}?`,
+          text: 'The sandbox of this notebook ends.',
+          label: 'Shut Down',
+          unkept
+        });
+        if (answer === 'changes') {
+          await commands.execute(Commands.changes);
+        } else if (answer === 'end') {
+          lost.agree(kernel.id);
+        }
+        return answer === 'end';
+      });
     }
+    if (labShell !== null) {
+      let facts: ReadonlyMap<string, KernelspecFacts> = new Map();
+      const look = describeCards(labShell, {
+        specs: () => kernelspecs.specs,
+        kernelspecs: () => facts,
+        hasUntrusted: async folder =>
+          app.serviceManager.contents.driveName(folder) === '' &&
+          (await client.trust(folder)).some(it => !it.trusted)
+      });
+      const ask = async (): Promise<void> => {
+        try {
+          facts = new Map((await client.kernelspecs()).map(it => [it.name, it]));
+        } catch {
+          // The cards say nothing of limits, then.
+        }
+        look();
+      };
+      kernelspecs.specsChanged.connect(() => void ask());
+      void app.restored.then(ask);
+    }
+  }
+};
+
+const care: JupyterFrontEndPlugin<void> = {
+  id: 'gvisor-kernel:care',
+  description: 'Offers our kernel first for notebooks that the person has not trusted.',
+  autoStart: true,
+  optional: [ISessionContextDialogs, ITranslator],
+  activate: (
+    app: JupyterFrontEnd,
+    dialogs: ISessionContextDialogs | null,
+    translator: ITranslator | null
+  ) => {
+    const { baseUrl } = app.serviceManager.serverSettings;
+    guardNotebooks(
+      app,
+      dialogs ?? new SessionContextDialogs(translator === null ? {} : { translator }),
+      new Choices(window.localStorage, `gvisor-kernel:chosen:${baseUrl}`)
+    );
   }
 };
 
@@ -267,4 +412,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [sandboxes, warm];
+export default [sandboxes, care, warm];

@@ -1,45 +1,82 @@
-/** What is added to pages that JupyterLab makes: launcher cards, and dialogs of failed starts. */
+/** What is added to the cards of JupyterLab's launcher. */
 
 import type { ILabShell } from '@jupyterlab/application';
-import { Dialog } from '@jupyterlab/apputils';
-import type { ITranslator } from '@jupyterlab/translation';
 import type { Widget } from '@lumino/widgets';
 
-import { type SpecModels, describeSpec } from './specs.js';
+import type { KernelspecFacts } from './contract.js';
+import { type SpecModels, describeSpec, isOurs } from './specs.js';
 
-/** Says image and limits in the titles of our cards, in each launcher that is opened. */
-export function describeCards(shell: ILabShell, specs: () => SpecModels | null): () => void {
-  const seen = new WeakSet<Widget>();
-  const describeAll = (node: HTMLElement): void => {
-    const texts = new Map<string, string>();
-    for (const spec of Object.values(specs()?.kernelspecs ?? {})) {
-      const text = describeSpec(spec);
-      if (spec !== undefined && text !== null) {
-        texts.set(spec.display_name, text);
+/** What the cards are about; both may be asked again at any time. */
+export interface Facts {
+  readonly specs: () => SpecModels | null;
+  /** Our kernelspecs by name. */
+  readonly kernelspecs: () => ReadonlyMap<string, KernelspecFacts>;
+  /** Whether the folder has notebooks that this person has neither saved nor trusted. */
+  readonly hasUntrusted: (folder: string) => Promise<boolean>;
+}
+
+/**
+ * Says image and limits in the titles of our cards, in each launcher that is opened, and shows ours
+ * first in a folder that has notebooks from elsewhere. The returned function looks again.
+ */
+export function describeCards(shell: ILabShell, facts: Facts): () => void {
+  const seen = new Map<Widget, { folder: string | null; first: boolean }>();
+  const describe = (widget: Widget): void => {
+    const texts = new Map<string, string | null>();
+    for (const [name, spec] of Object.entries(facts.specs()?.kernelspecs ?? {})) {
+      if (spec !== undefined && isOurs(facts.specs(), name)) {
+        texts.set(spec.display_name, describeSpec(facts.kernelspecs().get(name)));
       }
     }
-    for (const card of node.querySelectorAll<HTMLElement>('.jp-LauncherCard')) {
-      const text = texts.get(card.title);
+    const first = seen.get(widget)?.first === true;
+    for (const card of widget.node.querySelectorAll<HTMLElement>('.jp-LauncherCard')) {
+      const [title = ''] = card.title.split('\n');
+      const text = texts.get(title);
       if (text !== undefined) {
-        card.title = `${card.title}\n${text}`;
+        const wanted = [title, text, first ? ELSEWHERE : null].filter(Boolean).join('\n');
+        if (card.title !== wanted) {
+          card.title = wanted;
+        }
+        // The elements are JupyterLab's, which draws them again: they keep their places there.
+        card.style.order = first ? '-1' : '';
       }
+    }
+  };
+  const askAbout = async (widget: Widget): Promise<void> => {
+    const known = seen.get(widget);
+    const folder = folderOf(widget);
+    if (known === undefined || folder === null || folder === known.folder) {
+      return;
+    }
+    known.folder = folder;
+    try {
+      const first = await facts.hasUntrusted(folder);
+      if (known.folder === folder) {
+        known.first = first;
+        describe(widget);
+      }
+    } catch {
+      known.folder = null; // asked again when the launcher is drawn next
     }
   };
   const look = (): void => {
     for (const widget of shell.widgets('main')) {
       const node = widget.node;
       if (!seen.has(widget) && node.querySelector('.jp-Launcher') !== null) {
-        seen.add(widget);
+        seen.set(widget, { folder: null, first: false });
         const observer = new MutationObserver(() => {
-          describeAll(node);
+          describe(widget);
+          void askAbout(widget);
         });
         observer.observe(node, { childList: true, subtree: true });
         widget.disposed.connect(() => {
           observer.disconnect();
+          seen.delete(widget);
         });
       }
       if (seen.has(widget)) {
-        describeAll(node);
+        describe(widget);
+        void askAbout(widget);
       }
     }
   };
@@ -47,41 +84,10 @@ export function describeCards(shell: ILabShell, specs: () => SpecModels | null):
   return look;
 }
 
-/** Adds a button to the dialog that says why a kernel of ours did not start. */
-export function offerDoctor(
-  translator: ITranslator | null,
-  isOurs: () => boolean,
-  run: () => void
-): void {
-  const title = translator?.load('jupyterlab').__('Error Starting Kernel');
-  Dialog.tracker.widgetAdded.connect((_, dialog) => {
-    if (!isOurs()) {
-      return;
-    }
-    // The dialog draws its header after it was attached.
-    const observer = new MutationObserver(() => {
-      const header = dialog.node.querySelector('.jp-Dialog-header');
-      const footer = dialog.node.querySelector('.jp-Dialog-footer');
-      if (header === null || footer === null || !header.textContent) {
-        return;
-      }
-      observer.disconnect();
-      if (header.textContent.trim() !== (title ?? 'Error Starting Kernel')) {
-        return;
-      }
-      const node = document.createElement('button');
-      node.type = 'button';
-      node.className = 'jp-Dialog-button jp-mod-styled gk-doctor';
-      node.textContent = 'Doctor';
-      node.addEventListener('click', () => {
-        dialog.reject();
-        run();
-      });
-      footer.prepend(node);
-    });
-    observer.observe(dialog.node, { childList: true, subtree: true, characterData: true });
-    dialog.disposed.connect(() => {
-      observer.disconnect();
-    });
-  });
+const ELSEWHERE = 'First, since this folder has notebooks that you have neither saved nor trusted.';
+
+/** The folder that a launcher starts kernels in; null if this is known no more. */
+function folderOf(widget: Widget): string | null {
+  const { content } = widget as Widget & { content?: { cwd?: unknown } };
+  return typeof content?.cwd === 'string' ? content.cwd : null;
 }

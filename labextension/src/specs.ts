@@ -1,12 +1,14 @@
 /** Which kernelspecs are ours, and what they say about the sandboxes to come. */
 
-import { fieldsOf } from './contract.js';
+import { type KernelspecFacts, fieldsOf } from './contract.js';
+import { formatBytes } from './format.js';
 
 const PROVISIONER = 'gvisor-provisioner';
 
 export interface SpecModel {
   readonly name: string;
   readonly display_name: string;
+  readonly language: string;
   readonly metadata?: Readonly<Record<string, unknown>> | undefined;
 }
 
@@ -37,31 +39,17 @@ export function kernelToWarm(specs: SpecModels | null): string | null {
   return names.find(name => isOurs(specs, name)) ?? null;
 }
 
-const LIMITS: readonly (readonly [string, string])[] = [
-  ['memory_limit', 'memory'],
-  ['disk_limit', 'disk'],
-  ['pids_limit', 'processes'],
-  ['cpu_shares', 'CPU shares']
-];
-
-/** For the launcher's card; null if the kernel is none of ours. */
-export function describeSpec(spec: SpecModel | undefined): string | null {
-  const provisioner = provisionerOf(spec);
-  if (provisioner === null) {
+/** For the launcher's card; null if the kernel is none of ours, or the server does not say. */
+export function describeSpec(facts: KernelspecFacts | undefined): string | null {
+  if (facts === undefined) {
     return null;
   }
-  let config: Readonly<Record<string, unknown>> = {};
-  try {
-    config = fieldsOf(provisioner.config);
-  } catch {
-    // no settings: the defaults
-  }
-  const known = LIMITS.flatMap(([key, word]) => {
-    const value = config[key];
-    return typeof value === 'string' || typeof value === 'number' ? [`${word} ${value}`] : [];
-  });
-  // Jupyter's configuration may have other defaults than ours, so no figures are invented here.
-  const image = typeof config.image === 'string' ? config.image : 'as configured';
-  const limits = [...known, known.length < LIMITS.length ? 'as configured' : ''];
-  return `Runs in a sandbox. Image: ${image}. Limits: ${limits.filter(Boolean).join(', ')}.`;
+  const image = facts.image === 'host' ? "this computer's programs" : facts.image;
+  const limits = [
+    `memory ${formatBytes(facts.memoryLimit)}`,
+    `files ${formatBytes(facts.diskLimit)}`,
+    `${facts.processes} processes`,
+    `CPU shares ${facts.cpuShares}`
+  ];
+  return `Runs in a sandbox. Image: ${image}. Limits: ${limits.join(', ')}.`;
 }

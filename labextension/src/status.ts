@@ -2,7 +2,7 @@
 
 import type { Sandbox } from './contract.js';
 import { element, setText, shield } from './dom.js';
-import { NEARLY_FULL, describeState, memoryShare } from './format.js';
+import { NEARLY_FULL, NO_FILES, describeState, memoryShare } from './format.js';
 
 export class StatusView {
   readonly node: HTMLButtonElement;
@@ -10,6 +10,7 @@ export class StatusView {
   private readonly fill = element('span', { class: 'gk-bar-fill' });
   private readonly bar = element('span', { class: 'gk-bar' }, this.fill);
   private readonly routes = element('span', { class: 'gk-routes' });
+  private readonly home = element('span', { class: 'gk-home' }, 'sees no files');
 
   constructor(click: () => void) {
     this.node = element(
@@ -18,6 +19,7 @@ export class StatusView {
       shield(),
       this.bar,
       this.label,
+      this.home,
       this.routes
     );
     this.hide();
@@ -39,22 +41,23 @@ export class StatusView {
       sandbox.state === 'running' || sandbox.state === 'stopped' ? memoryShare(sandbox) : null,
       names
     );
+    this.home.hidden = !sandbox.workspaceIsHome;
     if (sandbox.workspaceIsHome) {
-      this.node.title +=
-        '\nThis notebook lies directly in a home folder, so its sandbox sees an empty folder. ' +
-        'Move the notebook into a folder of its own.';
+      this.describe(`${this.node.title}\n${NO_FILES}`);
     }
   }
 
   /** The last answer is old: the server did not answer. */
   showUnreachable(message: string): void {
     setText(this.label, 'no answer');
+    this.home.hidden = true;
     this.bar.hidden = true;
     this.describe(`Sandbox: the server did not answer. ${message}`);
   }
 
   private show(text: string, share: number | null, routes: readonly string[]): void {
     this.node.hidden = false;
+    this.home.hidden = true;
     setText(this.label, text);
     this.bar.hidden = share === null;
     const full = share !== null && share >= NEARLY_FULL;

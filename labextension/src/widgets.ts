@@ -101,11 +101,11 @@ export class SidebarWidget extends Panel {
 export class ChangesWidget extends Panel {
   private readonly view: ChangesView;
 
-  constructor(client: SandboxClient, kernelId: string, name: string) {
+  constructor(client: SandboxClient, kernelId: string, name: string, changed: () => void) {
     super(`gvisor-kernel-changes-${kernelId}`);
     this.title.label = `Changes: ${name}`;
     this.title.closable = true;
-    this.view = new ChangesView(client, kernelId);
+    this.view = new ChangesView(client, kernelId, changed);
     this.node.append(this.view.node);
     void this.view.refresh();
   }

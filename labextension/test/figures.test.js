@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { readSandbox } from '../lib/contract.js';
+import { readKernelspecs, readSandbox } from '../lib/contract.js';
 import { describeState, formatBytes, formatSeconds, memoryShare } from '../lib/format.js';
 import { History, SPAN_SECONDS, plotPoints } from '../lib/history.js';
 import { describeSpec, isOurs, kernelToWarm } from '../lib/specs.js';
 import { PAUSE_SECONDS, QUIET_SECONDS, Warmer } from '../lib/warm.js';
-import { sandboxAnswer } from './page.js';
+import { Clock, sandboxAnswer } from './page.js';
 
 test('sizes and times are as people read them', () => {
   assert.equal(formatBytes(0), '0 B');
@@ -96,38 +96,21 @@ test('only kernelspecs with our provisioner are ours', () => {
   assert.equal(kernelToWarm({ ...SPECS, kernelspecs: { python3: undefined } }), null);
 });
 
-test('a card says what its kernelspec says, and invents nothing', () => {
+test('a card says image and limits that hold, and nothing where they are not known', () => {
+  const limits = { memory: 8 * 1024 ** 3, disk: 2 * 1024 ** 3, processes: 512, cpu_shares: 1024 };
+  const [facts] = readKernelspecs({
+    kernelspecs: [
+      { name: 'ours', image: 'data', limits, problem: null },
+      { name: 'wrong', image: null, limits: null, problem: 'memory_limit' }
+    ]
+  });
   assert.equal(
-    describeSpec(SPECS.kernelspecs.ours),
-    'Runs in a sandbox. Image: data. Limits: memory 8G, as configured.'
+    describeSpec(facts),
+    'Runs in a sandbox. Image: data. Limits: memory 8 GB, files 2 GB, 512 processes, CPU shares 1024.'
   );
-  assert.equal(describeSpec(SPECS.kernelspecs.other), null);
+  assert.match(describeSpec({ ...facts, image: 'host' }), /Image: this computer's programs\./);
+  assert.equal(describeSpec(undefined), null);
 });
-
-/** A clock that moves when it is told. */
-class Clock {
-  time = 0;
-  waiting = [];
-
-  now() {
-    return this.time;
-  }
-
-  after(seconds, call) {
-    const entry = { at: this.time + seconds, call };
-    this.waiting.push(entry);
-    return () => {
-      this.waiting = this.waiting.filter(other => other !== entry);
-    };
-  }
-
-  move(seconds) {
-    this.time += seconds;
-    const due = this.waiting.filter(entry => entry.at <= this.time);
-    this.waiting = this.waiting.filter(entry => entry.at > this.time);
-    due.forEach(entry => entry.call());
-  }
-}
 
 test('of many folders only the last is made ready, and not too often', () => {
   const clock = new Clock();

@@ -60,3 +60,28 @@ export async function settle() {
     await Promise.resolve();
   }
 }
+
+/** A clock that moves when it is told. */
+export class Clock {
+  time = 0;
+  waiting = [];
+
+  now() {
+    return this.time;
+  }
+
+  after(seconds, call) {
+    const entry = { at: this.time + seconds, call };
+    this.waiting.push(entry);
+    return () => {
+      this.waiting = this.waiting.filter(other => other !== entry);
+    };
+  }
+
+  move(seconds) {
+    this.time += seconds;
+    const due = this.waiting.filter(entry => entry.at <= this.time);
+    this.waiting = this.waiting.filter(entry => entry.at > this.time);
+    due.forEach(entry => entry.call());
+  }
+}

@@ -99,6 +99,26 @@ def test_mounts_show_folders_of_a_person_and_nothing_of_this_package() -> None:
     assert document["id"] == "01abc"
 
 
+def test_home_is_told_and_not_the_empty_folder_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the person came to the home by a link."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to("home")
+    state = tmp_path / "01abc"
+    empty = MountView(str(state / "empty"), "/mnt/user-data/uploads", True)
+    facts = described(directory=state, mounts=(empty,)).facts
+    for folder, is_home in (("home", True), ("link", True), (".", True), ("01abc", False)):
+        found = sandboxes.find_host_facts(replace(facts, folder=tmp_path / folder))
+        assert found.is_home is is_home
+    document = make_sandbox(Described("1", "K", "python", facts, HostFacts(is_home=True)))
+    assert document["workspace"]["uploads"] is None
+    assert "not shown" in document["mounts"][0]["description"]
+    shown = replace(empty, source=str(tmp_path / "home"))
+    assert not sandboxes.find_host_facts(replace(facts, mounts=(shown,))).is_home
+
+
 def test_routes_show_hosts_and_no_credential() -> None:
     routes = (
         UrlRoute("api", "https://api.example/v1", secret="env:KEY", header="X: {secret}"),  # noqa: S106

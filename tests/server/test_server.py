@@ -292,6 +292,15 @@ def small_kernelspec(world: Any) -> None:
     world.add_kernelspec("gk-small", spec)
 
 
+def test_limits_of_kernelspecs_are_told(client: Client) -> None:
+    answer = client.ask("GET", "kernelspecs")
+    answer.raise_for_status()
+    found = {one["name"]: one for one in answer.json()["kernelspecs"]}
+    assert found["gvisor-python"]["limits"]["memory"] == 4 * 1024**3
+    assert "python3" not in found
+    assert client.ask("GET", "kernelspecs", headers={}).status_code == 403
+
+
 def read_metrics(server: JupyterServer) -> dict[str, float]:
     answer = requests.get(
         f"{server.url}/metrics",
