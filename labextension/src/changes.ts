@@ -5,6 +5,7 @@ import type { Applied, Change, Changes } from './contract.js';
 import { type Difference, type Section, compare } from './differences.js';
 import { button, element, replace, setText, showName } from './dom.js';
 import { formatBytes } from './format.js';
+import { pictureUrl } from './pictures.js';
 
 export type ChangesClient = Pick<SandboxClient, 'changes' | 'content' | 'apply' | 'undo'>;
 
@@ -32,7 +33,6 @@ export class ChangesView {
   private undoId: string | null = null;
   private busy = false;
   private shown = 0;
-  private pictures: string[] = [];
 
   constructor(
     private readonly client: ChangesClient,
@@ -86,11 +86,6 @@ export class ChangesView {
       this.difference
     );
     this.showButtons();
-  }
-
-  /** Frees the pictures that the browser holds. */
-  dispose(): void {
-    this.forgetPictures();
   }
 
   async refresh(): Promise<void> {
@@ -254,7 +249,6 @@ export class ChangesView {
       if (turn !== this.shown) {
         return; // another file was chosen meanwhile
       }
-      this.forgetPictures();
       content = this.showDifference(compare(change.path, old, current), old, current);
     } catch (error) {
       if (turn !== this.shown) {
@@ -293,21 +287,12 @@ export class ChangesView {
     if (bytes.byteLength === 0) {
       return element('figure', {}, element('figcaption', {}, `${title}: none`));
     }
-    const url = URL.createObjectURL(new Blob([bytes], { type }));
-    this.pictures.push(url);
     return element(
       'figure',
       {},
-      element('img', { attributes: { src: url, alt: title } }),
+      element('img', { attributes: { src: pictureUrl(type, bytes), alt: title } }),
       element('figcaption', {}, title)
     );
-  }
-
-  private forgetPictures(): void {
-    this.pictures.forEach(url => {
-      URL.revokeObjectURL(url);
-    });
-    this.pictures = [];
   }
 }
 

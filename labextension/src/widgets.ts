@@ -109,11 +109,6 @@ export class ChangesWidget extends Panel {
     this.node.append(this.view.node);
     void this.view.refresh();
   }
-
-  override dispose(): void {
-    this.view.dispose();
-    super.dispose();
-  }
 }
 
 /** A log or a transcript: lines to read, with a button that reads them again. */
