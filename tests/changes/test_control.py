@@ -20,7 +20,7 @@ from gvisor_kernel.changes import control, control_client
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.control import MAX_CLIENTS, SOCKET, ControlSocket
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.kernel.workspace import UNSEEN, describe_left
+from gvisor_kernel.kernel.workspace import UNSEEN, describe_left, list_left, read_left
 from gvisor_kernel.link.service_messages import PROCESS, encode_service
 
 from ..jupyter.helpers import wait_until
@@ -156,9 +156,14 @@ def test_a_question_without_an_end_is_not_kept(
         asyncio.run(listening.close())
 
 
-def left(entries: list[str], *, total: int, more: bool) -> str:
-    content = {"entries": entries, "total": total, "more": more, "ended": True}
-    return describe_left(encode_service(PROCESS, content))
+def left(entries: list[str], *, total: object, more: bool) -> str:
+    """Return what is said after a message of PID 1 that names these files."""
+    named = [[name, "file", 1, None] for name in entries]
+    content = {"entries": named, "total": total, "more": more, "ended": True}
+    found = read_left(encode_service(PROCESS, content))
+    assert found is not None
+    listed = list_left(found)
+    return "" if listed is None else describe_left(listed)
 
 
 def test_what_was_left_is_said_as_far_as_it_was_seen() -> None:
@@ -167,5 +172,6 @@ def test_what_was_left_is_said_as_far_as_it_was_seen() -> None:
     assert "sandbox: a\ufffd?, b. " in left(["a\ufffd\x1b", "b"], total=2, more=False)
     assert " and 5 more. " in left(["a"], total=6, more=False)
     assert " and at least 5 more. " in left(["a"], total=6, more=True)
-    assert left(["a"] * 11, total=11, more=True) == ""
-    assert describe_left(b"garbage") == ""
+    assert " and 990 more. " in left(["a"] * 200, total=1000, more=False)
+    assert left(["a"], total="1", more=False) == ""
+    assert read_left(b"garbage") is None
