@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -39,6 +40,21 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     text = "".join(path.read_text() for path in DIST.glob("static/*.js"))
     # A namespace of XML is a name, not an address.
     assert set(re.findall(r"https?://[^\s\"'`)]+", text)) <= {"http://www.w3.org/2000/svg"}
+
+
+def test_it_was_built_of_these_sources() -> None:
+    """Found without Node; ``scripts/test`` builds it where there is Node, and compares."""
+    root = DIST.parent
+    names = ("package.json", "package-lock.json", "tsconfig.json", "webpack.config.cjs")
+    paths = [root / name for name in (*names, "install.json")]
+    paths += [path for name in ("src", "frame", "style") for path in (root / name).rglob("*")]
+    found = sorted(str(path.relative_to(root)) for path in paths if path.is_file())
+    lines = (
+        f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n" for name in found
+    )
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    built = (DIST / "sources.sha256").read_text().strip()
+    assert built == digest, "labextension/dist is of other sources: run scripts/build and commit it"
 
 
 @needs_all

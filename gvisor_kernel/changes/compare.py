@@ -19,7 +19,8 @@ HASHED = 256 * 1024 * 1024
 """Bytes of files on disk that are read, to leave out those that are the same in both."""
 LINK = "a part of this path is a link, or cannot be opened, on disk"
 SPECIAL = "the sandbox has a link, device, pipe or socket there, which is never written to disk"
-OTHER_TYPE = "on disk it is {}: remove that yourself"
+OTHER_TYPE = "on disk it is {}: with force that is replaced"
+NOT_OURS = "on disk it is {}: remove that yourself"
 LATER = "it was changed on disk since the kernel was started"
 TYPES = {"file": "a file", "folder": "a folder", "other": "a link, device, pipe or socket"}
 
@@ -48,13 +49,20 @@ class _Comparison:
             return
         elif claim.type == "other":
             self._put(claim, disk, SPECIAL, refused=True)
+        elif disk.type == "other":
+            self._put(claim, disk, NOT_OURS.format(TYPES[disk.type]), refused=True)
         elif disk.type != claim.type:
-            self._put(claim, disk, OTHER_TYPE.format(TYPES[disk.type]), refused=True)
+            self._put(claim, disk, OTHER_TYPE.format(TYPES[disk.type]))
+            self._add_below(claim, disk)
         else:
             self._put(claim, disk, self._find_conflict(disk))
 
     def _add_removed(self, claim: Claim, disk: OnDisk) -> None:
         self._put(claim, disk, self._find_conflict(disk))
+        self._add_below(claim, disk)
+
+    def _add_below(self, claim: Claim, disk: OnDisk) -> None:
+        """Add what goes with a folder on disk."""
         if disk.type != "folder":
             return
         try:

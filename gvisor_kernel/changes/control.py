@@ -178,6 +178,7 @@ async def _run_beside(work: Coroutine[Any, Any, bytes]) -> bytes:
             result = asyncio.run(work)
         except Exception:
             log.warning("A question about changes has failed", exc_info=True)
+            work.close()  # there may have been no descriptor for a loop
         with suppress(RuntimeError):  # the loop was closed: this process is exiting
             loop.call_soon_threadsafe(tell, result)
 

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -35,6 +36,28 @@ class Changed(OSError):
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.ESTALE, "it has changed on disk meanwhile", path)
+
+
+class Kept(OSError):
+    """Nothing was done, but somebody has saved the file twice meanwhile: both are there."""
+
+    def __init__(self, path: str, saved: str) -> None:
+        text = f"another program has saved it just now; one of its contents is in {saved}"
+        super().__init__(errno.EBUSY, text, path)
+
+
+class Notes:
+    """Is told what a step is about to do, before it does it. Here: nobody is told."""
+
+    def begin(self, aside: str) -> None:
+        """A file is about to be written with the name ``aside``."""
+
+    def plan(self, aside: str | None, after: OnDisk | None) -> None:
+        """The exchange or removal is next. ``aside``: where the old file will be; ``after``: what
+        will be there, but for its time of change."""
+
+
+QUIET = Notes()
 
 
 def look(root: Opened, path: str) -> OnDisk | None:
@@ -65,7 +88,7 @@ def list_files(root: Opened, path: str, limit: int) -> Iterator[tuple[str, OnDis
                 os.close(fd)
             for name in names:
                 found = _look_at(opened, name)
-                if found is None:
+                if found is None or is_aside(name):  # another apply is at work
                     continue
                 limit -= 1
                 if limit < 0:
@@ -97,56 +120,43 @@ def find_digest(root: Opened, path: str, limit: int) -> str | None:
     return None
 
 
-def make_folder(root: Opened, path: str) -> OnDisk:
-    """Make a folder.
+def put(
+    root: Opened,
+    path: str,
+    content: IO[bytes] | None,
+    *,
+    mode: int | None = None,
+    expected: OnDisk | None = None,
+    notes: Notes = QUIET,
+) -> OnDisk:
+    """Put a file, or an empty folder if ``content`` is None, in place of ``expected``, or where
+    there is nothing. What is replaced gives its owner, and to the same type its rights; a folder
+    that is replaced must be empty. ``mode``: its rights else.
 
-    :raises OSError: when there is something, or it cannot be made
-    """
-    name = name_of(path)
-    with open_parent(root, path) as parent:
-        os.mkdir(name, dir_fd=parent.fd)
-        return _require(_look_at(parent, name), path)
-
-
-def write_new(root: Opened, path: str, content: IO[bytes], mode: int | None = None) -> OnDisk:
-    """Write a file where there is none.
-
-    :raises OSError: when there is something, or it cannot be written
-    """
-    name = name_of(path)
-    with open_parent(root, path) as parent, _temporary(parent, content, None, mode) as written:
-        _rename(parent, written, name, _NOREPLACE)
-        return _require(_look_at(parent, name), path)
-
-
-def replace_file(root: Opened, path: str, content: IO[bytes], expected: OnDisk) -> OnDisk:
-    """Write a file in place of ``expected``, with its owner and rights.
-
-    :raises Changed: when that is not there any more
+    :raises Changed: when something else is there
     :raises OSError: when it cannot be written
     """
     name = name_of(path)
     with open_parent(root, path) as parent:
-        status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-        if _make_facts(status) != expected:
-            raise Changed(path)
-        if status.st_uid != os.geteuid() and os.geteuid() != 0:
-            raise OSError(errno.EPERM, f"it belongs to another user (uid {status.st_uid})", path)
-        with _temporary(parent, content, status, None) as written:
-            try:
-                _rename(parent, written, name, _EXCHANGE)
-            except OSError as error:
-                if error.errno not in _NOT_SUPPORTED:
-                    raise
-                _rename_over(parent, written, name, expected, path)
-                return _require(_look_at(parent, name), path)
-            if not _is_same(_look_at(parent, written), expected):
-                _rename(parent, written, name, _EXCHANGE)
+        old = None
+        if expected is not None:
+            old = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            if not _is_still(_make_facts(old), expected):
                 raise Changed(path)
-            return _require(_look_at(parent, name), path)
+            if old.st_uid != os.geteuid() and os.geteuid() != 0:
+                text = f"it belongs to another user (uid {old.st_uid})"
+                raise OSError(errno.EPERM, text, path)
+        with _temporary(parent, content, old, mode, notes) as (written, fd):
+            planned = _make_facts(os.fstat(fd))
+            notes.plan(written, planned)
+            if expected is None:
+                _rename(parent, written, name, _NOREPLACE)
+            else:
+                _exchange(parent, written, name, expected, planned)
+            return _make_facts(os.fstat(fd))
 
 
-def remove(root: Opened, path: str, expected: OnDisk) -> None:
+def remove(root: Opened, path: str, expected: OnDisk, notes: Notes = QUIET) -> None:
     """Remove the file ``expected``, or an empty folder.
 
     :raises Changed: when another one is there
@@ -158,14 +168,69 @@ def remove(root: Opened, path: str, expected: OnDisk) -> None:
         if found is None or found.text != expected.text:
             raise Changed(path)
         if expected.type == "folder":
+            notes.plan(None, None)
             os.rmdir(name, dir_fd=parent.fd)
             return
-        taken = f"{PREFIX}{secrets.token_hex(8)}"
+        taken = new_name()
+        notes.plan(taken, None)
         os.rename(name, taken, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
-        if not _is_same(_look_at(parent, taken), expected):
-            _rename(parent, taken, name, _NOREPLACE)
+        if not matches(_look_at(parent, taken), expected):
+            _give_back(parent, taken, name)
             raise Changed(path)
-        os.unlink(taken, dir_fd=parent.fd)
+        try:
+            os.unlink(taken, dir_fd=parent.fd)
+        except OSError:
+            _give_back(parent, taken, name)
+            raise
+
+
+def clear_aside(
+    root: Opened, path: str, aside: str, before: OnDisk | None, after: OnDisk | None, *, new: bool
+) -> None:
+    """Remove what a step that was interrupted has left beside ``path``: what it was writing
+    (``new``: it had written no more than a part), or what it had replaced or removed already. What
+    anybody else has saved in that moment comes back.
+
+    :raises OSError: when that fails
+    """
+    if not is_aside(aside):
+        return
+    with open_parent(root, path) as parent:
+        found = _look_at(parent, aside)
+        if found is None:
+            return
+        if new or matches(found, after) or matches(found, before):
+            _drop(parent, aside, found)
+            return
+        name = name_of(path)
+        if after is not None and matches(_look_at(parent, name), after):
+            _rename(parent, aside, name, _EXCHANGE)
+            found = _look_at(parent, aside)
+            if not matches(found, after):
+                _save(parent, aside, name)
+            _drop(parent, aside, found)
+        else:
+            _give_back(parent, aside, name)
+
+
+def matches(found: OnDisk | None, expected: OnDisk | None) -> bool:
+    """Whether a file is the one that was looked at; a new name has changed its time of change."""
+    if found is None or expected is None:
+        return False
+    if expected.type == "folder":
+        return found.text == expected.text
+    names = ("type", "device", "inode", "size", "modified")
+    return all(getattr(found, name) == getattr(expected, name) for name in names)
+
+
+def new_name() -> str:
+    """Return a name for a file that is being written, or taken away."""
+    return f"{PREFIX}{secrets.token_hex(8)}"
+
+
+def is_aside(name: str) -> bool:
+    """Return whether ``new_name`` may have made a name."""
+    return re.fullmatch(rf"{re.escape(PREFIX)}[0-9a-f]{{16}}", name) is not None
 
 
 def name_of(path: str) -> str:
@@ -204,18 +269,8 @@ def _make_facts(status: os.stat_result) -> OnDisk:
     )
 
 
-def _is_same(found: OnDisk | None, expected: OnDisk) -> bool:
-    """Whether a file is the one that was looked at; a new name has changed its time of change."""
-    if found is None:
-        return False
-    names = ("type", "device", "inode", "size", "modified")
-    return all(getattr(found, name) == getattr(expected, name) for name in names)
-
-
-def _require(found: OnDisk | None, path: str) -> OnDisk:
-    if found is None:
-        raise Changed(path)
-    return found
+def _is_still(found: OnDisk, expected: OnDisk) -> bool:
+    return found.text == expected.text
 
 
 def _open_regular(parent: Opened, name: str) -> IO[bytes]:
@@ -228,28 +283,115 @@ def _open_regular(parent: Opened, name: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def _temporary(
-    parent: Opened, content: IO[bytes], old: os.stat_result | None, mode: int | None
-) -> Iterator[str]:
-    """Write a file with a name that nothing has; at the end what has that name is removed."""
-    name = f"{PREFIX}{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o666 if old is None else 0o600, dir_fd=parent.fd)
+    parent: Opened,
+    content: IO[bytes] | None,
+    old: os.stat_result | None,
+    mode: int | None,
+    notes: Notes,
+) -> Iterator[tuple[str, int]]:
+    """Write a file, or make a folder, with a name that nothing has; yield that and a descriptor.
+    At the end it is removed, if it still has that name."""
+    name = new_name()
+    notes.begin(name)
+    fd = _make_file(parent, name, old) if content is not None else _make_directory(parent, name)
     try:
-        with os.fdopen(fd, "wb") as file:
-            while data := content.read(PART):
-                file.write(data)
-            file.flush()
-            if os.geteuid() == 0:  # whose folder it is, not root's
-                owner = parent.status() if old is None else old
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-            if old is not None:
-                os.fchmod(fd, stat.S_IMODE(old.st_mode) & 0o777)
-            elif mode is not None:
-                os.fchmod(fd, mode & 0o777)
-        yield name
+        while content is not None and (data := content.read(PART)):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        if os.geteuid() == 0:  # whose folder it is, not root's
+            owner = parent.status() if old is None else old
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        if old is not None and stat.S_ISDIR(old.st_mode) == (content is None):
+            mode = stat.S_IMODE(old.st_mode)
+        if mode is not None:
+            os.fchmod(fd, mode & 0o777)
+        os.fsync(fd)  # some file systems tell only now that they are full
+        yield name, fd
     finally:
+        with suppress(OSError):
+            own, found = os.fstat(fd), _look_at(parent, name)
+            if found is not None and (found.device, found.inode) == (own.st_dev, own.st_ino):
+                _drop(parent, name, found)
+        with suppress(OSError):  # what it could tell, fsync has told
+            os.close(fd)
+
+
+def _make_file(parent: Opened, name: str, old: os.stat_result | None) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    is_new = old is None or stat.S_ISDIR(old.st_mode)
+    return os.open(name, flags, 0o666 if is_new else 0o600, dir_fd=parent.fd)
+
+
+def _make_directory(parent: Opened, name: str) -> int:
+    os.mkdir(name, dir_fd=parent.fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=parent.fd)
+    except OSError:
+        os.rmdir(name, dir_fd=parent.fd)
+        raise
+
+
+def _drop(parent: Opened, name: str, found: OnDisk | None) -> None:
+    """Remove a file or an empty folder; nothing if there is none."""
+    if found is not None and found.type == "folder":
+        os.rmdir(name, dir_fd=parent.fd)
+    elif found is not None:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=parent.fd)
+
+
+def _exchange(parent: Opened, written: str, name: str, expected: OnDisk, planned: OnDisk) -> None:
+    """Exchange ``written`` and ``name``, and remove what had the name, if that was ``expected``.
+
+    Else all is as before. What somebody saves between the two exchanges is kept beside it.
+    """
+    try:
+        _rename(parent, written, name, _EXCHANGE)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED or expected.type == "folder":
+            raise
+        if planned.type == "folder":
+            raise
+        _rename_over(parent, written, name, expected)
+        return
+    reason: OSError = Changed(name)
+    if matches(_look_at(parent, written), expected):
+        try:
+            _drop(parent, written, expected)
+            return
+        except OSError as error:  # a folder that is not empty any more
+            reason = error
+    try:
+        _rename(parent, written, name, _EXCHANGE)
+    except FileNotFoundError:  # somebody has removed what was just put there
+        _give_back(parent, written, name)
+        raise reason from None
+    if not matches(_look_at(parent, written), planned):
+        _save(parent, written, name)
+    raise reason
+
+
+def _give_back(parent: Opened, aside: str, name: str) -> None:
+    """Give a file its name again; another one, if somebody has saved a new one meanwhile."""
+    try:
+        _rename(parent, aside, name, _NOREPLACE)
+    except FileExistsError:
+        _save(parent, aside, name)
+
+
+def _save(parent: Opened, aside: str, name: str) -> None:
+    """Keep a file that nothing here has made, beside the file ``name``.
+
+    :raises Kept: always
+    """
+    if _look_at(parent, aside) is None:
+        return
+    end = f".saved-{secrets.token_hex(4)}"
+    saved = os.fsdecode(os.fsencode(name)[: 255 - len(end)]) + end
+    _rename(parent, aside, saved, _NOREPLACE)
+    raise Kept(name, saved)
 
 
 def _rename(parent: Opened, name: str, target: str, flags: int) -> None:
@@ -270,8 +412,9 @@ def _rename(parent: Opened, name: str, target: str, flags: int) -> None:
     raise OSError(code, os.strerror(code), target)
 
 
-def _rename_over(parent: Opened, written: str, name: str, expected: OnDisk, path: str) -> None:
+def _rename_over(parent: Opened, written: str, name: str, expected: OnDisk) -> None:
     """Replace a file where two names cannot be exchanged: a change just now is lost."""
-    if _look_at(parent, name) != expected:
-        raise Changed(path)
+    found = _look_at(parent, name)
+    if found is None or not _is_still(found, expected):
+        raise Changed(name)
     os.rename(written, name, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)

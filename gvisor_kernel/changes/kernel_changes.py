@@ -9,13 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from gvisor_kernel.changes.apply import AGAIN, Applying, explain, order, undo
-from gvisor_kernel.changes.backups import Backups, Head
+from gvisor_kernel.changes.apply import (
+    AGAIN,
+    Applying,
+    clear_interrupted,
+    explain,
+    order,
+    undo,
+)
+from gvisor_kernel.changes.backups import Backup, Backups, Head
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
     MAX_FILE,
@@ -33,7 +40,7 @@ from gvisor_kernel.changes.compare import compare, list_claims
 from gvisor_kernel.changes.diff import diff_texts
 from gvisor_kernel.changes.folder import look, open_file
 from gvisor_kernel.changes.unkept import HASHED, MAX_LISTED, find_unkept
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.kernel.facts import Left
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -59,6 +66,7 @@ NO_FOLDER = "the kernel was shown no folder of this computer"
 OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
+T = TypeVar("T")
 Side = Literal["old", "new"]
 
 
@@ -110,7 +118,7 @@ class KernelChanges:
         with tempfile.SpooledTemporaryFile(MEMORY) as file:
             try:
                 await self._fetch(path, MAX_SHOWN, file)
-            except FileNotFoundError:
+            except _NotThere:
                 return None
             file.seek(0)
             return file.read()
@@ -145,19 +153,21 @@ class KernelChanges:
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
         with root:
-            backup = await asyncio.to_thread(self._begin, root)
-            work = Applying(root, backup)
-            known = [found[path] for path in states if path in found]
-            for path in states.keys() - found.keys():
-                work.refuse(path, "it is no change, or not any more")
-            for change in sorted(known, key=order):
-                reason = _find_obstacle(change, states[change.path], force=force)
-                if reason is not None:
-                    work.refuse(change.path, reason)
-                    continue
-                await self._apply_one(work, root, change, claims.get(change.path), force)
+            backup = await _finish(self._begin, root)
+            with ExitStack() as stack:
+                await _finish(_enter, stack, backup)
+                work = Applying(root, backup)
+                known = [found[path] for path in states if path in found]
+                for path in states.keys() - found.keys():
+                    work.refuse(path, "it is no change, or not any more")
+                for change in sorted(known, key=order):
+                    reason = _find_obstacle(change, states[change.path], force=force)
+                    if reason is not None:
+                        work.refuse(change.path, reason)
+                        continue
+                    await self._apply_one(work, root, change, claims.get(change.path), force)
             if not work.applied:
-                await asyncio.to_thread(backup.remove)
+                await _finish(backup.remove)
             return work.result
 
     # -- inner -----------------------------------------------------------------------------------
@@ -172,11 +182,17 @@ class KernelChanges:
                 elif change.type == "file":
                     assert claim is not None
                     await self._fetch_claimed(claim, file, force)
-            except (ChangesError, FileNotFoundError) as error:
-                reason = error.fact if isinstance(error, ChangesError) else OTHER_CONTENT
-                work.refuse(change.path, reason)
+                file.seek(0)
+            except _NotThere:
+                work.refuse(change.path, OTHER_CONTENT)
                 return
-            file.seek(0)
+            except GvisorKernelError as error:  # also: the sandbox has ended
+                work.refuse(change.path, error.fact)
+                return
+            except OSError as error:
+                place = tempfile.gettempdir()
+                work.refuse(change.path, f"it cannot be copied to {place}: {explain(error)}")
+                return
 
             def write() -> None:
                 try:
@@ -190,7 +206,7 @@ class KernelChanges:
                     return
                 work.apply(change, disk, file)
 
-            await asyncio.to_thread(write)
+            await _finish(write)
 
     async def _look(self, under: Sequence[str]) -> tuple[Changes, Mapping[str, Claim]]:
         question = {
@@ -233,7 +249,7 @@ class KernelChanges:
     async def _fetch(self, path: str, limit: int, file: IO[bytes]) -> tuple[int, str]:
         """Write a file's content in the sandbox to ``file``; return its size and SHA-256.
 
-        :raises FileNotFoundError: when there is none
+        :raises _NotThere: when there is none
         """
         size, digest = 0, hashlib.sha256()
         while True:
@@ -241,7 +257,7 @@ class KernelChanges:
             content, data = await self._ask({**question, "size": MAX_DATA}, READ_SECONDS)
             error, total = content.get("error"), content.get("total")
             if error == "No such file or directory":
-                raise FileNotFoundError(path)
+                raise _NotThere(path)
             if isinstance(error, str):
                 raise ChangesError(f"it cannot be read in the sandbox ({error[:200]})")
             if type(total) is not int or not 0 <= total < MAX_SIZE:
@@ -250,7 +266,7 @@ class KernelChanges:
                 raise ChangesError(f"it has more than {limit} bytes")
             size += len(data)
             digest.update(data)
-            await asyncio.to_thread(file.write, data)
+            await _finish(file.write, data)
             if len(data) < MAX_DATA:
                 return size, digest.hexdigest()
 
@@ -295,7 +311,8 @@ class KernelChanges:
                 "put it back where it was.",
             ) from error
 
-    def _begin(self, root: Opened) -> Any:
+    def _begin(self, root: Opened) -> Backup:
+        clear_all()
         return Backups.open().begin(Head(self._find_id(), root.path, Identity(*root.identity)))
 
     def _read_old(self, path: str) -> bytes | None:
@@ -331,10 +348,36 @@ def undo_apply(name: str | None = None) -> Undone:
             f" files are in {backup.directory}."
         ) from error
     with root:
-        undone, refused = undo(root, backup, store)
-    if not refused:
-        backup.drop_files()
+        try:
+            with backup.working():
+                undone, refused = undo(root, backup, store)
+                if not refused:
+                    backup.drop_files()
+        except OSError as error:
+            raise ChangesError(
+                f"The apply {backup.id} cannot be undone now: {explain(error)}.",
+                "it is at work itself, or another undo is: wait for its end.",
+            ) from error
     return Undone(backup.head.folder, tuple(undone), tuple(refused))
+
+
+def clear_all() -> int:
+    """Remove what killed applies and undos have left beside the files that they were at. Blocks.
+
+    Their steps can still be undone. Return how many were cleared.
+    """
+    count = 0
+    for backup in Backups.open().newest_first():
+        if not backup.was_interrupted:
+            continue
+        with suppress(OSError):
+            with (
+                reopen(backup.head.folder, backup.head.identity, same_boot=False) as root,
+                backup.working(0.0),
+            ):
+                clear_interrupted(root, backup)
+            count += 1
+    return count
 
 
 def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
@@ -372,6 +415,29 @@ def note_more(result: Applied, listed: Changes) -> Applied:
         return result
     left = Refused("…", "there may be more changes than are listed: apply the rest once more")
     return replace(result, refused=(*result.refused, left))
+
+
+class _NotThere(Exception):
+    """The sandbox has no such file."""
+
+
+def _enter(stack: ExitStack, backup: Backup) -> None:
+    try:
+        stack.enter_context(backup.working())
+    except OSError as error:
+        backup.remove()
+        raise ChangesError(f"Old files cannot be kept: {explain(error)}.") from error
+
+
+async def _finish(work: Callable[..., T], *arguments: Any) -> T:
+    """Do ``work`` in a thread. Somebody who cancels this waits for its end: it uses descriptors
+    that are closed then."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _parents(path: str) -> list[str]:

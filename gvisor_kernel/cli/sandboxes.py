@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
+from gvisor_kernel.changes.kernel_changes import clear_all
 from gvisor_kernel.cli.output import (
     describe_age,
     make_console,
@@ -217,7 +218,7 @@ def run_kill(arguments: argparse.Namespace) -> int:
 
 def run_prune(arguments: argparse.Namespace) -> int:
     """``prune``: remove the sandboxes whose owner is gone, and print their ids; remove the
-    directories for the sockets of such owners. Return 0.
+    directories for the sockets of such owners, and files that a killed apply was writing. Return 0.
 
     :raises GvisorKernelError: when one cannot be removed completely
     """
@@ -236,7 +237,12 @@ def run_prune(arguments: argparse.Namespace) -> int:
             "run this again as the user who owns their processes and cgroups (perhaps root); if"
             " they are in a Docker engine, when it answers again.",
         )
-    if not removed and not sockets:
+    applies = clear_all()
+    if applies:
+        print(
+            f"Cleared what {applies} interrupted appl{'ies have' if applies > 1 else 'y has'} left"
+        )
+    if not removed and not sockets and not applies:
         print("Nothing to remove.")
     return 0
 

@@ -132,7 +132,7 @@ class Adapter:
             kernel._execute_sleep = 0
         shortcuts.reply_at_once(kernel, self._redirect_sends)
         if hasattr(getattr(kernel, "shell", None), "events"):
-            kernel.shell.events.register("post_run_cell", UnkeptFiles().after_cell)
+            kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
         interrupts.install_wake_handler()
         self.link.on_signal = partial(interrupts.wake_after_interrupt, later=self.link.run_later)

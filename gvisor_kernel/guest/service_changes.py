@@ -69,10 +69,13 @@ class _Look:
                         if path == skipped or not self._is_wanted(path):
                             continue
                         names.add(entry.name)
-                        with suppress(OSError):
+                        try:
                             self._take(path, entry.stat(follow_symlinks=False), depth, below)
+                        except OSError:
+                            self.more = True
                 self._find_hidden(folder, names)
-            except OSError:  # it was removed meanwhile, or must not be read
+            except OSError:  # it was removed or renamed meanwhile, or must not be read
+                self.more = True
                 continue
             left += below
 
@@ -117,6 +120,9 @@ class _Look:
         with suppress(OSError), os.scandir(os.path.join(UPLOADS, folder)) as found:
             for entry in found:
                 path = os.path.join(folder, entry.name)
+                if time.monotonic() > self._end:
+                    self.more = True
+                    return
                 if entry.name in names or not self._is_wanted(path):
                     continue
                 if hidden is None:
@@ -145,15 +151,17 @@ class _Look:
     def _hash(self, path: str, size: int) -> str:
         if size > HASHED_FILE or self._hashed + size > HASHED or len(self.entries) >= self._limit:
             return ""
-        digest = hashlib.sha256()
+        digest, left = hashlib.sha256(), HASHED_FILE
         with suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW
             with open_regular(os.path.join(UPPER, path), flags) as file:
-                while self._hashed <= HASHED:
+                # It may grow meanwhile, and faster than it is read.
+                while self._hashed <= HASHED and left >= 0 and time.monotonic() <= self._end:
                     data = file.read(PART)
                     if not data:
                         return digest.hexdigest()
                     self._hashed += len(data)
+                    left -= len(data)
                     digest.update(data)
         return ""
 

@@ -12,7 +12,8 @@ import signal
 import socket
 import time
 from collections import deque
-from typing import Deque, Dict, List, Mapping, Optional, Tuple
+from dataclasses import replace
+from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
 from gvisor_kernel.guest.connection_file import prepare_connection, unix_addresses
@@ -28,7 +29,12 @@ from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.relay import Relay
 from gvisor_kernel.guest.service import Service
-from gvisor_kernel.guest.workspace import refresh_workspace, show_outputs
+from gvisor_kernel.guest.workspace import (
+    OUTPUTS,
+    refresh_workspace,
+    show_outputs,
+    without_outputs,
+)
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -240,8 +246,9 @@ class Supervisor:
     def _start_kernel(self, start: Start) -> None:
         self._drop_held()
         self._egress.start(start.egress)
-        self._service.begin(dict(start.environment), start.cwd)
-        self._show_outputs(dict(start.environment))
+        self._service.stop()
+        environment = self._show_outputs(dict(start.environment))
+        self._service.begin(environment, start.cwd)
         self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
         own_end = kernel_end = None
@@ -253,10 +260,10 @@ class Supervisor:
             argv, addresses = prepare_connection(argv, start.run, start.key, start.signature_scheme)
             self.kernel = process.start_kernel(
                 argv,
-                dict(start.environment),
+                environment,
                 start.cwd,
                 kernel_end.fileno() if kernel_end is not None else None,
-                find_forked_argv(argv, dict(start.environment)) if self.imported else None,
+                find_forked_argv(argv, environment) if self.imported else None,
             )
             self._pace = Pace(self.kernel)
             if own_end is not None:
@@ -283,20 +290,25 @@ class Supervisor:
         """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
         self._drop_held()
         self._egress.start(resume.egress)
-        self._service.resume(dict(resume.environment), resume.cwd)
+        self._service.stop()
         with as_kernel():
             refresh_workspace()
-        self._show_outputs(dict(resume.environment))
+        environment = self._show_outputs(dict(resume.environment))
+        self._service.resume(environment, resume.cwd)
+        resume = replace(resume, environment=tuple(environment.items()))
         if self.passage is not None:
             self.passage.resume(resume)
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _show_outputs(self, environment: Mapping[str, str]) -> None:
+    def _show_outputs(self, environment: Dict[str, str]) -> Dict[str, str]:
+        """Return the environment of the kernel; it knows where the outputs are."""
         with as_kernel():
             failure = show_outputs(environment)
-        if failure:
-            self._log.write(f"{failure}\n")
+        if not failure:
+            return environment
+        self._log.write(f"{failure}; what is kept is written to {OUTPUTS}\n")
+        return without_outputs(environment)
 
     def _send_signal(self, event: Signal) -> None:
         if self.kernel is None:

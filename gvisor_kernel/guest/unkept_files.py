@@ -1,4 +1,8 @@
-"""Tells a person once, below a cell, that files in /workspace end with the sandbox.
+"""Tells a person, below a cell, that files in /workspace end with the sandbox.
+
+Once, on stderr. In a batch run (papermill, nbconvert, nbclient) nobody can act on that, and what
+counts is what is gone at the end; but no client says which cell is the last. So there the notice is
+a display that names the files, and a later cell that changes these sends its text anew.
 
 Runs in the kernel's process, after each cell: one ``stat`` while nothing was written. What the
 kernel's code does to it concerns only that kernel.
@@ -11,26 +15,41 @@ import stat
 import sys
 import time
 from contextlib import suppress
-from typing import Any, List, Optional
+from typing import Any, List, NamedTuple
+from uuid import uuid4
 
 from gvisor_kernel.guest.workspace import EMPTY, KEPT, OWN_OUTPUTS, SHOWN, TOLD, UPPER, VARIABLE
 
 MAX_VISITED = 500
 """Entries of folders that are looked at after one cell."""
 MAX_SECONDS = 0.05
+MAX_NAMED = 10
 IGNORED = ("__pycache__", ".ipynb_checkpoints")
 MAX_NAME = 100
 
 
-class UnkeptFiles:
-    """What was told. One for each kernel."""
+class Written(NamedTuple):
+    """Files that were written in /workspace: the first ones, all that were counted, and whether
+    there may be more."""
 
-    def __init__(self) -> None:
+    names: List[str]
+    total: int
+    more: bool
+
+
+class UnkeptFiles:
+    """What was told. One for each kernel. ``kernel``: ipykernel's."""
+
+    def __init__(self, kernel: Any = None) -> None:
+        self._kernel = kernel
         self._modified = -1
         self._has_folders = False
         """Whether files may appear in folders that were made before, which a stat does not see."""
-        self._is_told = find_written() is not None  # by the last kernel of this sandbox
+        self._is_told = bool(find_written(most=1).names)  # by the last kernel of this sandbox
         self._is_empty_told = False
+        self._display = ""
+        """The id of the display of a batch run."""
+        self._shown = ""
 
     def after_cell(self, result: Any) -> None:
         """Tell what there is to tell. ``result``: IPython's of the cell."""
@@ -40,18 +59,28 @@ class UnkeptFiles:
                 return
             if EMPTY in words and not self._is_empty_told:
                 self._tell_of_empty_folder(getattr(result, "error_in_exec", None))
-            if not self._is_told:
-                self._look(words)
+            is_batch = self._is_batch()
+            if is_batch or not self._is_told:
+                self._look(words, is_batch)
 
-    def _look(self, words: List[str]) -> None:
+    def _is_batch(self) -> bool:
+        """Whether nobody sits at the client: it can answer no question of the cell."""
+        with suppress(Exception):
+            return self._kernel.get_parent("shell")["content"]["allow_stdin"] is False
+        return False
+
+    def _look(self, words: List[str], is_batch: bool) -> None:
         modified = os.stat(UPPER).st_mtime_ns
         if modified == self._modified and not self._has_folders:
             return
         self._modified = modified
-        name = find_written(OWN_OUTPUTS if SHOWN in words else "")
-        if name is not None:
+        skipped = OWN_OUTPUTS if SHOWN in words else ""
+        written = find_written(skipped, MAX_NAMED if is_batch else 1)
+        if is_batch:
+            self._show(written, words)
+        elif written.names:
             self._is_told = True
-            print(describe(name, words), file=sys.stderr)
+            print(describe(written.names[0], words), file=sys.stderr)
             return
         with os.scandir(UPPER) as found:
             self._has_folders = any(
@@ -59,7 +88,23 @@ class UnkeptFiles:
                 for entry in found
             )
 
-    def _tell_of_empty_folder(self, error: Optional[BaseException]) -> None:
+    def _show(self, written: Written, words: List[str]) -> None:
+        """Show the files of a batch run, if they are not those that were shown."""
+        if not written.names and not self._display:
+            return
+        text = describe_all(written, words)
+        if text == self._shown:
+            return
+        is_new, self._shown = not self._display, text
+        self._display = self._display or f"gvisor-kernel-files-{uuid4().hex}"
+        self._kernel.shell.display_pub.publish(
+            data={"text/plain": text},
+            metadata={},
+            transient={"display_id": self._display},
+            update=not is_new,
+        )
+
+    def _tell_of_empty_folder(self, error: object) -> None:
         if isinstance(error, FileNotFoundError):
             self._is_empty_told = True
             print(
@@ -70,13 +115,14 @@ class UnkeptFiles:
             )
 
 
-def find_written(skipped: str = OWN_OUTPUTS) -> Optional[str]:
-    """Return the path of a file that was written in /workspace; None if none was found.
+def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
+    """Return files that were written in /workspace, the first ``most`` of those found by name.
 
-    ``skipped``: the folder that shows the outputs.
+    ``skipped``: the folder that shows the outputs. With ``most`` 1 the first file ends the look.
     """
     end = time.monotonic() + MAX_SECONDS
     visited = 0
+    names: List[str] = []
     left = [""]
     while left:
         folder = left.pop()
@@ -85,31 +131,50 @@ def find_written(skipped: str = OWN_OUTPUTS) -> Optional[str]:
                 for entry in found:
                     visited += 1
                     if visited > MAX_VISITED or time.monotonic() > end:
-                        return None
+                        return Written(sorted(names)[:most], len(names), True)
                     path = os.path.join(folder, entry.name)
                     if entry.name in IGNORED or path == skipped:
                         continue
                     mode = entry.stat(follow_symlinks=False).st_mode
                     if stat.S_ISREG(mode):
-                        return path
+                        names.append(path)
+                        if most == 1:
+                            return Written(names, 1, True)
                     if stat.S_ISDIR(mode):
                         left.append(path)
         except OSError:  # it was removed meanwhile, or the folder must not be read
             continue
-    return None
+    return Written(sorted(names)[:most], len(names), False)
 
 
 def describe(name: str, words: List[str]) -> str:
     """Return what is told of a file."""
+    return (
+        f"gvisor-kernel: {_shorten(name)} is in /workspace, a copy of your folder that ends with"
+        f" the sandbox. {_advise(words)}, or copy it to your folder with: gvisor-kernel apply."
+    )
+
+
+def describe_all(written: Written, words: List[str]) -> str:
+    """Return what is shown of all files in a batch run."""
+    if not written.names:
+        return "gvisor-kernel: no file that was written in /workspace is left."
+    rest = written.total - len(written.names)
+    count = f"{rest} or more" if written.more else str(rest)
+    others = f" and {count} others" if rest or written.more else ""
+    return (
+        f"gvisor-kernel: not kept, as /workspace is a copy of your folder that ends with the"
+        f" sandbox: {', '.join(map(_shorten, written.names))}{others}. {_advise(words)}."
+    )
+
+
+def _shorten(name: str) -> str:
     shown = "".join(char if char.isprintable() else "?" for char in name)
-    if len(shown) > MAX_NAME:
-        shown = f"{shown[:MAX_NAME]}…"
+    return shown if len(shown) <= MAX_NAME else f"{shown[:MAX_NAME]}…"
+
+
+def _advise(words: List[str]) -> str:
     if KEPT in words:
         where = "outputs/" if SHOWN in words else "/mnt/user-data/outputs/"
-        instead = f"Write to {where} what is to be kept"
-    else:
-        instead = "No folder is kept (the setting outputs names none that can be written)"
-    return (
-        f"gvisor-kernel: {shown} is in /workspace, a copy of your folder that ends with the"
-        f" sandbox. {instead}, or copy it to your folder with: gvisor-kernel apply."
-    )
+        return f"Write to {where} what is to be kept"
+    return "No folder is kept (the setting outputs names none that can be written)"

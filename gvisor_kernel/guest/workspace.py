@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from typing import Mapping
+from typing import Dict, Mapping
 
 from gvisor_kernel.guest import identity, linux
 
@@ -76,6 +76,13 @@ def show_outputs(environment: Mapping[str, str]) -> str:
     except OSError as error:
         return f"/workspace/{OWN_OUTPUTS} does not show the outputs: {error}"
     return ""
+
+
+def without_outputs(environment: Mapping[str, str]) -> Dict[str, str]:
+    """Return the environment of a kernel that is told to write to the outputs' own path: they are
+    not at /workspace/outputs, although the host wants that."""
+    words = [word for word in environment.get(VARIABLE, "").split() if word != SHOWN]
+    return {**environment, VARIABLE: " ".join(words)}
 
 
 def is_outputs() -> bool:

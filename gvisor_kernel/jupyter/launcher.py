@@ -1,8 +1,8 @@
 """Runs a sandboxed kernel from a plain argv, for front ends that do not know provisioners.
 
 Reads the connection file of the front end, serves the ports in it, and exits when the kernel ends.
-SIGINT interrupts the kernel and SIGTERM ends it. If this process is killed, the sandbox ends
-because its link is closed.
+SIGINT interrupts the kernel and SIGTERM ends it. At the end stderr names the files of /workspace
+that were not kept. If this process is killed, the sandbox ends because its link is closed.
 """
 
 from __future__ import annotations
@@ -88,6 +88,9 @@ async def _serve(plan: KernelPlan) -> int:
             if os.environ.get("JPY_PARENT_PID") and os.getppid() != parent:
                 break  # a kernel ends with its front end, as with ipykernel
         if status is None:
+            # PID 1 names the files that are not kept at the end of a kernel, not of a sandbox.
+            await kernel.expect_end(restart=False)
+            await kernel.kill()
             return 128 + signal.SIGTERM
         return status if status >= 0 else 128 - status
     finally:

@@ -13,7 +13,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, ClassVar
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
@@ -39,6 +39,10 @@ LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore[metaclass]
     """Starts each kernel in a gVisor sandbox. Entry point ``gvisor-provisioner``."""
+
+    starting: ClassVar[set[GVisorProvisioner]] = set()
+    """Those of this process whose kernel is being launched. Managers list a kernel only after
+    that."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -203,11 +207,14 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if self._kernel is None:
             logs_death = getattr(self.parent, "logs_death", True)
             self._kernel = SandboxedKernel(logs_death=logs_death, judge_left=find_unkept)
+        self.starting.add(self)
         try:
             address = await self._kernel.launch(plan)
         except GvisorKernelError as error:
             self.log.error("%s", error)
             raise
+        finally:
+            self.starting.discard(self)
         self._launched = True
         await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)

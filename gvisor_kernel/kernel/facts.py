@@ -28,7 +28,8 @@ own."""
 
 @dataclass(frozen=True)
 class Start:
-    """How a sandbox got its first kernel, and how many seconds that took."""
+    """How a sandbox got its first kernel, and how many seconds that took; while a kernel starts,
+    how that is tried, and for how many seconds by now."""
 
     kind: StartKind
     seconds: float

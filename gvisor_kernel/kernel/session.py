@@ -94,6 +94,7 @@ class SandboxedKernel:
         self._planned: KernelPlan | None = None
         """The plan of the last launch, also of one that is under way or has failed."""
         self._way: StartKind = "cold"
+        self._launch_began = 0.0
         """How the launch that is under way starts its kernel."""
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
@@ -138,8 +139,10 @@ class SandboxedKernel:
         self, kernel: KernelBridge | None, sandbox: Sandbox | None, plan: KernelPlan
     ) -> KernelFacts:
         state: State = "ended"
+        start = self._start_facts
         if self._launching is not None:
             state = "starting"
+            start = Start(self._way, time.monotonic() - self._launch_began)
         elif kernel is not None and kernel.alive:
             state = "stopped" if kernel.paused else "running"
         received, sent = kernel.carried if kernel is not None else (0, 0)
@@ -150,7 +153,7 @@ class SandboxedKernel:
             folder=plan.request.folder,
             spec=plan.spec,
             routes=plan.routes,
-            start=self._start_facts,
+            start=start,
             last_death=self._last_death,
             received=received,
             sent=sent,
@@ -331,7 +334,7 @@ class SandboxedKernel:
 
     async def _launch(self, plan: KernelPlan) -> Address:
         self._launching, self._planned = asyncio.current_task(), plan
-        began = time.monotonic()
+        began = self._launch_began = time.monotonic()
         try:
             with tracing():
                 address = await self._launch_or_undo(plan)

@@ -30,6 +30,10 @@ OWN_OUTPUTS = (
     "the notebook's folder has another file or folder called outputs: /workspace/outputs is a copy"
     " of that, and what is kept is written to /mnt/user-data/outputs"
 )
+UNSEEN = (
+    "/workspace has so many entries that no file was found in the time for it: what was written"
+    " there has ended with the sandbox"
+)
 MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
 """Of files that are named at the end: how many, characters of each, and how many are counted."""
 
@@ -126,10 +130,11 @@ def list_left(content: Mapping[str, Any]) -> Left | None:
 def describe_left(left: Left) -> str:
     """Return words about the files that have ended with a sandbox; "" if there is none."""
     if not left.paths:
-        return ""
+        return UNSEEN if left.more else ""
     shown = [_make_printable(name) for name in left.paths[:MAX_LEFT]]
     rest = max(0, min(left.total, MAX_COUNT) - len(shown))
-    more = f" and {rest} more" if rest else ""
+    least = "at least " if left.more else ""
+    more = f" and {least}{rest} more" if rest else ""
     return (
         f"files in /workspace that were not kept have ended with the sandbox: {', '.join(shown)}"
         f"{more}. What is in /mnt/user-data/outputs is kept; `gvisor-kernel apply` copies"

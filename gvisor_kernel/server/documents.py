@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gvisor_kernel import __version__
@@ -16,6 +17,7 @@ from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of
 from gvisor_kernel.egress.patterns import split_authority
 from gvisor_kernel.kernel.facts import KernelFacts, Left
+from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.spec import layout
 
 MAX_TEXT = 1000
@@ -93,7 +95,7 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
         "log": host.has_log,
         "transcript": facts.transcripts,
         "workspace": {
-            "uploads": _text(folders.get(layout.UPLOADS)),
+            "uploads": _text(find_uploads(facts)),
             "outputs": _text(folders.get(layout.OUTPUTS)),
             "is_home": host.is_home,
         },
@@ -110,6 +112,20 @@ def make_unkept(left: Left) -> dict[str, Any]:
     }
 
 
+def find_uploads(facts: KernelFacts) -> str | None:
+    """Return the folder that a kernel sees as uploads; None if that is the sandbox's empty one."""
+    for view in facts.mounts:
+        if view.target == layout.UPLOADS and not _is_own(view, facts):
+            return view.source
+    return None
+
+
+def _is_own(view: MountView, facts: KernelFacts) -> bool:
+    """Return whether a mount shows a folder that was made for this sandbox."""
+    # By its random name: mounts have paths without links, and the state directory may have some.
+    return facts.directory is not None and facts.directory.name in Path(view.source).parts
+
+
 def make_mounts(facts: KernelFacts) -> Iterator[dict[str, Any]]:
     """Yield the documents of the folders of the host that a sandbox shows.
 
@@ -118,11 +134,12 @@ def make_mounts(facts: KernelFacts) -> Iterator[dict[str, Any]]:
     chosen = {mount.target for mount in facts.spec.mounts}
     for view in facts.mounts:
         description = DESCRIPTIONS.get(view.target)
+        if view.target == layout.UPLOADS and _is_own(view, facts):
+            description = "an empty folder: the notebook's is not shown"
         if description is None and view.target in chosen:
             description = "a folder of the setting mounts"
         if description is None:
-            own = facts.directory is not None and is_within(view.source, str(facts.directory))
-            if own or is_within(view.target, layout.GUEST):
+            if _is_own(view, facts) or is_within(view.target, layout.GUEST):
                 continue
             description = "programs of this computer, for the kernel's Python"
         yield {

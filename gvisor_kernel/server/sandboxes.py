@@ -7,6 +7,7 @@ one thread that no kernel's message waits for.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -24,8 +25,7 @@ from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.records import read_record
-from gvisor_kernel.server.documents import Described, HostFacts, make_leftover
-from gvisor_kernel.spec import layout
+from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
 
 KEEP_SECONDS = 0.5
 """How long facts are used again."""
@@ -35,9 +35,10 @@ LEFTOVER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was known at one moment, when the server had the kernels ``kernel_ids`` of ours."""
+    """What was known at one moment, when the server had the kernels ``kernels`` of ours: their ids,
+    and of those that start, from what."""
 
-    kernel_ids: frozenset[str]
+    kernels: frozenset[tuple[str, str | None]]
     sandboxes: Mapping[str, Described]
     """By kernel id."""
     leftovers: tuple[dict[str, Any], ...]
@@ -61,7 +62,7 @@ class Sandboxes:
         if (
             known is not None
             and now - self._known_at < KEEP_SECONDS
-            and known.kernel_ids == set(self._find_provisioners())
+            and known.kernels == name_kernels(self._find_all())
         ):
             return known
         if self._reading is None:
@@ -92,10 +93,20 @@ class Sandboxes:
                     found[str(kernel_id)] = provisioner
         return found
 
+    def _find_all(self) -> dict[str, GVisorProvisioner]:
+        """Also those that the manager does not list yet, because they are being launched."""
+        found = {
+            str(one.kernel_id): one
+            for one in GVisorProvisioner.starting
+            if getattr(one.parent, "parent", None) is self._manager
+        }
+        return found | self._find_provisioners()
+
     async def _read(self) -> Snapshot:
         loop = asyncio.get_running_loop()
         try:
-            kernels, provisioners = [], self._find_provisioners()
+            kernels, provisioners = [], self._find_all()
+            names = name_kernels(provisioners)
             for kernel_id, provisioner in provisioners.items():
                 facts, spec = provisioner.describe(), provisioner.kernel_spec
                 if facts is not None:
@@ -110,7 +121,7 @@ class Sandboxes:
                 Described(*kernel, host) for kernel, host in zip(kernels, hosts, strict=True)
             )
             self._known = Snapshot(
-                frozenset(provisioners),
+                names,
                 {one.kernel_id: one for one in described},
                 self._leftovers,
             )
@@ -120,16 +131,29 @@ class Sandboxes:
             self._reading = None
 
 
+def name_kernels(
+    provisioners: Mapping[str, GVisorProvisioner],
+) -> frozenset[tuple[str, str | None]]:
+    """Return what tells the kernels from those of a moment ago. Facts of a start are never old:
+    most starts take less time than facts are kept."""
+    names: set[tuple[str, str | None]] = set()
+    for kernel_id, provisioner in provisioners.items():
+        facts, kind = provisioner.describe(), None
+        if facts is not None and facts.state == "starting" and facts.start is not None:
+            kind = facts.start.kind
+        names.add((kernel_id, kind))
+    return frozenset(names)
+
+
 def find_host_facts(facts: KernelFacts) -> HostFacts:
     """Return what the host knows of a sandbox. Blocks for milliseconds."""
-    has_uploads = any(view.target == layout.UPLOADS for view in facts.mounts)
     runsc = ""
     with suppress(GvisorKernelError, OSError):
         runsc = find_runsc().version if facts.spec.runtime == "runsc" else ""
     if facts.directory is None:
         return HostFacts(runsc=runsc)
-    hidden = facts.spec.uploads is not None and not has_uploads
-    is_home = hidden and find_home(str(facts.folder)) is not None
+    hidden = facts.spec.uploads is not None and find_uploads(facts) is None
+    is_home = hidden and find_home(os.path.realpath(facts.folder)) is not None
     has_log = any(part.exists() for name in NAMES for part in log_parts(facts.directory / name))
     record = read_record(facts.directory)
     if record is None:

@@ -7,6 +7,7 @@ Nothing is signed here, and no cell runs.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import OrderedDict
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -114,6 +115,10 @@ class Notary:
         size = model.get("size")
         if not isinstance(size, int) or size > MAX_BYTES:
             return False
+        # Made here if nobody has used it: the server's own saves need its database in the thread
+        # of the loop, and the key must not be made in two.
+        notary = self._contents.notary
+        store, secret = notary.store, notary.secret
         key = (path, str(model.get("last_modified")), size)
         signature = self._signatures.get(key)
         try:
@@ -126,11 +131,10 @@ class Notary:
                 self._signatures[key] = signature
                 if len(self._signatures) > MAX_KEPT:
                     self._signatures.popitem(last=False)
-            notary = self._contents.notary
-            return bool(signature) and bool(
-                notary.store.check_signature(signature, notary.algorithm)
+            return bool(signature and secret) and bool(
+                store.check_signature(signature, notary.algorithm)
             )
-        except web.HTTPError:  # it was removed meanwhile, or is no text
+        except (web.HTTPError, sqlite3.Error):  # it was removed meanwhile, or is no text
             return False
 
     def _sign(self, text: str) -> str:

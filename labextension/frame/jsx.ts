@@ -70,12 +70,12 @@ function mount(
   libraries: Readonly<Record<string, unknown>>,
   { root, name, reportError }: Tools
 ): void {
-  const react = libraries['react'] as ReactLike;
+  const react = libraries.react as ReactLike;
   const { createRoot } = libraries['react-dom/client'] as {
-    createRoot(
+    createRoot: (
       node: Element,
-      options: { onUncaughtError(error: unknown): void }
-    ): { render(node: unknown): void };
+      options: { onUncaughtError: (error: unknown) => void }
+    ) => { render(node: unknown): void };
   };
   const holder = document.createElement('div');
   root.append(holder);

@@ -9,7 +9,6 @@ register<string>(async (source, { dark, root }) => {
     securityLevel: 'strict',
     theme: dark ? 'dark' : 'default',
     htmlLabels: false,
-    flowchart: { htmlLabels: false },
     suppressErrorRendering: true
   });
   const { svg } = await mermaid.render('diagram', source);

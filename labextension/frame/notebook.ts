@@ -11,17 +11,17 @@ const ESCAPES = /\u001b\[[0-9;]*m/g;
 register<string>((source, { dark, root }) => {
   addDocumentStyle(dark);
   addStyle('.prompt { opacity: 0.7; font: 12px monospace } .cell { margin-bottom: 12px }');
-  const cells = list(fields(JSON.parse(source))['cells']);
+  const cells = list(fields(JSON.parse(source)).cells);
   for (const cell of cells.slice(0, MAX_CELLS).map(fields)) {
     const node = add(root, 'div');
     node.className = 'cell';
-    if (cell['cell_type'] === 'markdown') {
-      showMarkdown(text(cell['source']), node);
+    if (cell.cell_type === 'markdown') {
+      showMarkdown(text(cell.source), node);
     } else {
-      const count = cell['execution_count'];
+      const count = cell.execution_count;
       add(node, 'div', `[${typeof count === 'number' ? count : ' '}]`).className = 'prompt';
-      add(node, 'pre', text(cell['source']));
-      list(cell['outputs'])
+      add(node, 'pre', text(cell.source));
+      list(cell.outputs)
         .map(fields)
         .forEach(output => {
           showOutput(output, node);
@@ -34,7 +34,7 @@ register<string>((source, { dark, root }) => {
 });
 
 function showOutput(output: Readonly<Record<string, unknown>>, node: Element): void {
-  const data = fields(output['data']);
+  const data = fields(output.data);
   const picture = PICTURES.find(type => type in data);
   if (picture !== undefined) {
     const image = add(node, 'img');
@@ -45,12 +45,8 @@ function showOutput(output: Readonly<Record<string, unknown>>, node: Element): v
   } else if ('text/markdown' in data) {
     showMarkdown(text(data['text/markdown']), node);
   } else {
-    const trace = list(output['traceback']).map(text).join('\n');
-    add(
-      node,
-      'pre',
-      (text(output['text']) || trace || text(data['text/plain'])).replace(ESCAPES, '')
-    );
+    const trace = list(output.traceback).map(text).join('\n');
+    add(node, 'pre', (text(output.text) || trace || text(data['text/plain'])).replace(ESCAPES, ''));
   }
 }
 

@@ -27,7 +27,7 @@ register<ArrayBuffer>(async (source, { dark, root, reportError }) => {
       for (const { isIntersecting, target } of entries) {
         if (isIntersecting) {
           shown.unobserve(target);
-          draw(Number((target as HTMLElement).dataset['page'])).catch((error: unknown) => {
+          draw(Number((target as HTMLElement).dataset.page)).catch((error: unknown) => {
             reportError(error instanceof Error ? error.message : String(error));
           });
         }
@@ -39,7 +39,7 @@ register<ArrayBuffer>(async (source, { dark, root, reportError }) => {
   const first = (await document.getPage(1)).getViewport({ scale: 1 });
   for (let number = 1; number <= count; number++) {
     const canvas = add(root, 'canvas');
-    canvas.dataset['page'] = String(number);
+    canvas.dataset.page = String(number);
     canvas.setAttribute('role', 'img');
     canvas.setAttribute('aria-label', `Page ${number}`);
     canvas.style.cssText = `display: block; margin: 0 auto 12px; background: white;
@@ -62,6 +62,6 @@ register<ArrayBuffer>(async (source, { dark, root, reportError }) => {
     canvas.style.width = `${size.width}px`;
     canvas.style.height = 'auto';
     await page.render({ canvas, viewport }).promise;
-    canvas.dataset['drawn'] = 'true';
+    canvas.dataset.drawn = 'true';
   }
 });

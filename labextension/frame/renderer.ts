@@ -9,10 +9,10 @@ export interface Tools {
   readonly name: string;
   readonly dark: boolean;
   readonly root: HTMLElement;
-  reportError(message: string, file?: string, line?: number, column?: number): void;
-  readFile(path: string): Promise<FrameFile>;
+  readonly reportError: (message: string, file?: string, line?: number, column?: number) => void;
+  readonly readFile: (path: string) => Promise<FrameFile>;
   /** Evaluates a script in the global scope of the frame. */
-  evaluate(code: string): unknown;
+  readonly evaluate: (code: string) => unknown;
 }
 
 export type Render<Source> = (source: Source, tools: Tools) => Promise<void> | void;
@@ -26,7 +26,7 @@ declare global {
 
 /** Called once by the script of each renderer. */
 export function register<Source extends string | ArrayBuffer>(render: Render<Source>): void {
-  window.gvisorRender = render as Render<never>;
+  window.gvisorRender = render;
 }
 
 export function addStyle(text: string): void {

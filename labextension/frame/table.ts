@@ -30,7 +30,7 @@ async function readTables(name: string, source: ArrayBuffer): Promise<readonly T
   if (/\.parquet$/i.test(name)) {
     const metadata = await parquetMetadataAsync(source);
     const count = Number(metadata.num_rows);
-    const rows = await parquetReadObjects({
+    const rows: Record<string, unknown>[] = await parquetReadObjects({
       file: source,
       metadata,
       compressors,
@@ -97,6 +97,6 @@ function format(value: unknown): string {
       ? JSON.stringify(value, (_, inner: unknown) =>
           typeof inner === 'bigint' ? inner.toString() : inner
         )
-      : String(value as string | number | boolean | bigint);
+      : String(value);
   return text.slice(0, MAX_CELL);
 }

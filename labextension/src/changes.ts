@@ -3,8 +3,9 @@
 import { type SandboxClient, type Side, ServerError, messageOf } from './client.js';
 import type { Applied, Change, Changes } from './contract.js';
 import { type Difference, type Section, compare } from './differences.js';
-import { button, element, replace, setText } from './dom.js';
+import { button, element, replace, setText, showName } from './dom.js';
 import { formatBytes } from './format.js';
+import { pictureUrl } from './pictures.js';
 
 export type ChangesClient = Pick<SandboxClient, 'changes' | 'content' | 'apply' | 'undo'>;
 
@@ -17,7 +18,7 @@ const KINDS: Readonly<Record<string, string>> = {
 
 export class ChangesView {
   readonly node = element('div', { class: 'gk-changes' });
-  private readonly summary = element('p', { attributes: { role: 'status' } });
+  private readonly summary = element('p', { attributes: { role: 'status', tabindex: '-1' } });
   private readonly all: HTMLInputElement;
   private readonly body = element('tbody');
   private readonly difference = element('section', {
@@ -32,7 +33,6 @@ export class ChangesView {
   private undoId: string | null = null;
   private busy = false;
   private shown = 0;
-  private pictures: string[] = [];
 
   constructor(
     private readonly client: ChangesClient,
@@ -88,11 +88,6 @@ export class ChangesView {
     this.showButtons();
   }
 
-  /** Frees the pictures that the browser holds. */
-  dispose(): void {
-    this.forgetPictures();
-  }
-
   async refresh(): Promise<void> {
     await this.work('', async () => {
       this.show(await this.client.changes(this.kernelId));
@@ -118,7 +113,7 @@ export class ChangesView {
   }
 
   private row(change: Change): HTMLTableRowElement {
-    const tick = checkbox(`Choose ${change.path}`, checked => {
+    const tick = checkbox(`Choose ${showName(change.path)}`, checked => {
       if (checked) {
         this.chosen.add(change.path);
       } else {
@@ -128,9 +123,11 @@ export class ChangesView {
     });
     tick.disabled = change.type === 'other';
     const sizes =
-      change.oldSize !== null && change.oldSize !== change.size && change.kind !== 'removed'
-        ? `${formatBytes(change.oldSize)} → ${formatBytes(change.size)}`
-        : formatBytes(change.size);
+      change.kind === 'removed'
+        ? formatBytes(change.oldSize ?? 0)
+        : change.oldSize !== null && change.oldSize !== change.size
+          ? `${formatBytes(change.oldSize)} → ${formatBytes(change.size)}`
+          : formatBytes(change.size);
     return element(
       'tr',
       { class: change.conflict === null ? '' : 'gk-conflict' },
@@ -139,8 +136,8 @@ export class ChangesView {
         'td',
         {},
         change.type === 'file'
-          ? button(change.path, () => void this.compare(change), { class: 'gk-path' })
-          : element('span', { class: 'gk-path' }, change.path),
+          ? button(showName(change.path), () => void this.compare(change), { class: 'gk-path' })
+          : element('span', { class: 'gk-path' }, showName(change.path)),
         change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict)
       ),
       element(
@@ -173,8 +170,13 @@ export class ChangesView {
       this.applyButton,
       this.chosen.size > 0 ? `Apply ${this.chosen.size} to the folder on disk` : 'Apply'
     );
+    const focused = document.activeElement;
     this.applyButton.disabled = this.busy || this.chosen.size === 0;
     this.undoButton.disabled = this.busy || this.undoId === null;
+    // A button that is switched off loses the focus, and keys would begin at the page's start.
+    if ([this.applyButton, this.undoButton].some(it => it === focused && it.disabled)) {
+      this.summary.focus();
+    }
   }
 
   private async apply(): Promise<void> {
@@ -189,7 +191,7 @@ export class ChangesView {
   }
 
   private report(answer: Applied): void {
-    const refused = answer.refused.map(({ path, reason }) => `${path}: ${reason}`);
+    const refused = answer.refused.map(({ path, reason }) => `${showName(path)}: ${reason}`);
     setText(
       this.summary,
       [
@@ -235,7 +237,7 @@ export class ChangesView {
 
   private async compare(change: Change): Promise<void> {
     const turn = ++this.shown;
-    const heading = element('h2', {}, change.path);
+    const heading = element('h2', {}, showName(change.path));
     replace(this.difference, heading, element('p', {}, 'Reading.'));
     let content: readonly Node[];
     try {
@@ -247,7 +249,6 @@ export class ChangesView {
       if (turn !== this.shown) {
         return; // another file was chosen meanwhile
       }
-      this.forgetPictures();
       content = this.showDifference(compare(change.path, old, current), old, current);
     } catch (error) {
       if (turn !== this.shown) {
@@ -286,21 +287,12 @@ export class ChangesView {
     if (bytes.byteLength === 0) {
       return element('figure', {}, element('figcaption', {}, `${title}: none`));
     }
-    const url = URL.createObjectURL(new Blob([bytes], { type }));
-    this.pictures.push(url);
     return element(
       'figure',
       {},
-      element('img', { attributes: { src: url, alt: title } }),
+      element('img', { attributes: { src: pictureUrl(type, bytes), alt: title } }),
       element('figcaption', {}, title)
     );
-  }
-
-  private forgetPictures(): void {
-    this.pictures.forEach(url => {
-      URL.revokeObjectURL(url);
-    });
-    this.pictures = [];
   }
 }
 

@@ -49,6 +49,12 @@ export function kernelNameOf(session: ISessionContext): string | undefined {
   return session.session?.kernel?.name ?? session.kernelPreference.name;
 }
 
+/** What Jupyter says of a session whose kernel is being started. */
+const STARTING: readonly string[] = ['initializing', 'starting'];
+const QUICK_MILLISECONDS = 250;
+/** A start that takes longer than half a minute is looked at in the usual rhythm. */
+const MOST_QUICK_LOOKS = 120;
+
 export class CurrentSandbox {
   readonly view: StatusView;
   readonly unkept: UnkeptView;
@@ -57,6 +63,7 @@ export class CurrentSandbox {
   private sandbox: Sandbox | null = null;
   private popup: Popup | null = null;
   private card: Card | null = null;
+  private quickLooks = 0;
   private readonly poll: Poll;
 
   private busy = false;
@@ -66,15 +73,17 @@ export class CurrentSandbox {
     const kernel = this.session?.session?.kernel;
     const id = kernel?.id;
     this.unkeptLook.follow(this.isOurs() ? (id ?? null) : null);
-    if (this.busy && kernel?.status === 'idle') {
-      this.unkeptLook.want(); // a cell has ended
-    }
-    this.busy = kernel?.status === 'busy';
     const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
-    if (dead && !this.dead && this.unkeptLook.last !== null) {
-      this.died(kernel.id, kernel.name, this.unkeptLook.last);
-      this.unkeptLook.want();
+    if (dead && !this.dead) {
+      if (this.sandbox !== null && this.unkeptLook.last !== null) {
+        this.died(this.sandbox, this.unkeptLook.last);
+      }
+      this.unkeptLook.forget();
     }
+    if (this.busy && kernel?.status === 'idle') {
+      this.unkeptLook.want(); // a cell has ended, or the kernel has started again
+    }
+    this.busy = kernel?.status !== 'idle';
     this.dead = dead;
     if (this.sandbox !== null && this.sandbox.kernelId !== id) {
       this.forget();
@@ -187,6 +196,7 @@ export class CurrentSandbox {
       this.session?.kernelChanged.disconnect(this.changed);
       this.session?.statusChanged.disconnect(this.changed);
       this.session = session;
+      this.quickLooks = 0;
       session?.kernelChanged.connect(this.changed);
       session?.statusChanged.connect(this.changed);
       this.changed();
@@ -224,14 +234,29 @@ export class CurrentSandbox {
     if (session !== this.session || session.session?.kernel?.id !== id) {
       return; // the answer is about a notebook that the person has left
     }
+    if (id === undefined && STARTING.includes(session.kernelDisplayStatus)) {
+      this.lookSoon();
+    }
     if (sandbox !== null) {
       this.show(sandbox, id !== undefined);
-    } else if (id === undefined && session.kernelDisplayStatus === 'starting') {
+    } else if (id === undefined && STARTING.includes(session.kernelDisplayStatus)) {
       this.view.showStarting(false);
     } else {
       this.forget();
       // Perhaps the server has not our half: then nothing will come, and its log stays quiet.
       throw new Error('The server knows no sandbox of this kernel.');
+    }
+  }
+
+  /** A start takes a second or so: two seconds later there would be nothing left to say of it. */
+  private lookSoon(): void {
+    if (this.quickLooks < MOST_QUICK_LOOKS) {
+      this.quickLooks += 1;
+      window.setTimeout(() => {
+        if (this.isOurs() && this.session?.session?.kernel?.id === undefined) {
+          void this.poll.refresh();
+        }
+      }, QUICK_MILLISECONDS);
     }
   }
 
@@ -246,6 +271,9 @@ export class CurrentSandbox {
     this.view.update(sandbox);
     if (known) {
       this.sandbox = sandbox;
+      if (sandbox.state === 'ended') {
+        this.unkeptLook.forget();
+      }
       this.history.add(sandbox, pageClock());
       this.card?.update(sandbox, Date.now() / 1000);
     }

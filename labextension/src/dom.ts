@@ -11,6 +11,21 @@ export interface Options {
   readonly click?: (event: MouseEvent) => void;
 }
 
+/** Characters that nobody sees, and that turn others round: ``invoice\u202efdp.exe``. */
+const HIDDEN = /[\p{Cc}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu;
+
+/** Texts are shown in the order of their characters; line ends and tabs stay what they are. */
+export function escapeHidden(text: string): string {
+  return text.replace(HIDDEN, it =>
+    it === '\n' || it === '\t' ? it : `\\u${it.charCodeAt(0).toString(16).padStart(4, '0')}`
+  );
+}
+
+/** The name of a file, on one line. */
+export function showName(name: string): string {
+  return name.replaceAll('\n', '\\n').replaceAll('\t', '\\t');
+}
+
 export function element<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   options: Options = {},
@@ -21,7 +36,7 @@ export function element<K extends keyof HTMLElementTagNameMap>(
     node.className = options.class;
   }
   for (const [name, value] of Object.entries(options.attributes ?? {})) {
-    node.setAttribute(name, value);
+    node.setAttribute(name, escapeHidden(value));
   }
   if (options.click !== undefined) {
     node.addEventListener('click', options.click as EventListener);
@@ -33,7 +48,7 @@ export function element<K extends keyof HTMLElementTagNameMap>(
 export function append(node: Element, children: readonly Child[]): void {
   for (const child of children) {
     if (child !== null && child !== false) {
-      node.append(child);
+      node.append(typeof child === 'string' ? escapeHidden(child) : child);
     }
   }
 }
@@ -45,8 +60,9 @@ export function replace(node: Element, ...children: readonly Child[]): void {
 
 /** Sets a text only if it differs, so that a screen reader is not told the same thing again. */
 export function setText(node: Element, text: string): void {
-  if (node.textContent !== text) {
-    node.textContent = text;
+  const shown = escapeHidden(text);
+  if (node.textContent !== shown) {
+    node.textContent = shown;
   }
 }
 

@@ -58,10 +58,24 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
 }
 
 /** Says which files are gone; for pages that have no notifications, and behind those that have. */
-export async function showLost(title: string, unkept: Unkept): Promise<void> {
+export async function showLost(kernelName: string, unkept: Unkept): Promise<void> {
+  const one = unkept.total === 1 && !unkept.more;
+  const count = countFiles(unkept);
   await showDialog({
-    title,
-    body: new Widget({ node: element('div', { class: 'gk-question' }, listFiles(unkept)) }),
+    title: `${count.charAt(0).toUpperCase()}${count.slice(1)} ${one ? 'is' : 'are'} gone`,
+    body: new Widget({
+      node: element(
+        'div',
+        { class: 'gk-question' },
+        element(
+          'p',
+          {},
+          `The sandbox of ${kernelName} has ended with what was not kept in /workspace:`
+        ),
+        listFiles(unkept),
+        element('p', {}, 'Next time, write to outputs, or apply the changes before it ends.')
+      )
+    }),
     buttons: [Dialog.okButton()]
   });
 }

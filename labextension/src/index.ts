@@ -37,7 +37,6 @@ import { LostFiles, describeLost } from './lost.js';
 import { outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
-import { countFiles } from './unkept.js';
 import { guardNotebooks } from './untrusted.js';
 import { Warmer, pageTimer } from './warm.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, shieldIcon } from './widgets.js';
@@ -65,11 +64,16 @@ function connect(app: JupyterFrontEnd): SandboxClient {
 
 /** Shows a widget in the main area; one that is open already comes to the front. */
 function open(app: JupyterFrontEnd, id: string, make: () => Widget): void {
-  const present = [...app.shell.widgets('main')].find(widget => widget.id === id);
-  if (present === undefined) {
-    app.shell.add(make(), 'main');
+  const { shell } = app;
+  const has = (area: string): boolean => [...shell.widgets(area)].some(it => it.id === id);
+  if (!has('main') && !has('right')) {
+    const widget = make();
+    shell.add(widget, 'main');
+    if (!has('main')) {
+      shell.add(widget, 'right'); // in Notebook 7 the notebook is alone in the main area
+    }
   }
-  app.shell.activateById(id);
+  shell.activateById(id);
 }
 
 async function confirm(title: string, body: string, label: string): Promise<boolean> {
@@ -189,8 +193,7 @@ function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void
     const specs = app.serviceManager.kernelspecs.specs?.kernelspecs;
     const name = specs?.[lost.kernelName]?.display_name ?? lost.kernelName;
     const show = (): void => {
-      const title = `${countFiles(lost.unkept)} of ${name} gone`;
-      void showLost(title, lost.unkept);
+      void showLost(name, lost.unkept);
     };
     if (notifies) {
       Notification.emit(describeLost(lost, name), 'error', {
@@ -263,16 +266,9 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     const sidebar = new SidebarWidget(new Sidebar(client, history, actions), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });
 
-    const current = new CurrentSandbox(
-      app,
-      trackers,
-      client,
-      history,
-      actions,
-      (id, name, unkept) => {
-        lost.died(id, name, unkept);
-      }
-    );
+    const current = new CurrentSandbox(app, trackers, client, history, actions, (it, unkept) => {
+      lost.died(it, unkept);
+    });
     const item = new Widget();
     item.id = 'gvisor-kernel-status';
     item.addClass('gk-status-item');

@@ -5,7 +5,7 @@
  */
 
 import type { SandboxClient } from './client.js';
-import { type Lost, type Unkept, readLost } from './contract.js';
+import { type Lost, type Sandbox, type Unkept, readLost } from './contract.js';
 import { countFiles } from './unkept.js';
 import type { Timer } from './warm.js';
 
@@ -60,16 +60,28 @@ export class LostFiles {
   }
 
   /**
-   * A kernel has died that had these files when it was asked last. A sandbox that ends as a whole
-   * leaves the server nothing to tell.
+   * A kernel has died whose sandbox had these files when it was asked last. The sandbox may live on,
+   * with the files; one that ends as a whole leaves the server nothing to tell.
    */
-  died(kernelId: string, kernelName: string, unkept: Unkept): void {
+  died(sandbox: Sandbox, unkept: Unkept): void {
+    const { kernelId, kernelName } = sandbox;
     const when = this.timer.now();
     this.timer.after(NEWS_SECONDS, () => {
       if ((this.heard.get(kernelId) ?? -Infinity) < when - NEWS_SECONDS) {
-        this.news({ kernelId, kernelName, unkept });
+        void this.lookAgain(sandbox, { kernelId, kernelName, unkept });
       }
     });
+  }
+
+  private async lookAgain(sandbox: Sandbox, lost: Lost): Promise<void> {
+    try {
+      const now = await this.client.kernel(sandbox.kernelId);
+      if (now === null || now.state === 'ended' || now.id !== sandbox.id) {
+        this.news(lost);
+      }
+    } catch {
+      // The server does not answer: whether the sandbox lives cannot be known.
+    }
   }
 
   /** The kernels that run now: those of ours that are missing have ended. */

@@ -4,6 +4,7 @@ import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { element, replace, setText } from './dom.js';
 import { PageFrame } from './page_frame.js';
+import { pictureUrl } from './pictures.js';
 
 export type Kind = 'page' | 'picture' | 'sound' | 'text' | 'none';
 
@@ -80,18 +81,6 @@ export function decodeText(bytes: ArrayBuffer): string | null {
   } catch {
     return null;
   }
-}
-
-/**
- * The address of a picture. A browser opens it as a document if the person asks for that; so it is
- * one of no origin, since SVG may have scripts.
- */
-export function pictureUrl(type: string, bytes: ArrayBuffer): string {
-  let binary = '';
-  for (const byte of new Uint8Array(bytes)) {
-    binary += String.fromCharCode(byte);
-  }
-  return `data:${type};base64,${btoa(binary)}`;
 }
 
 export interface PreviewActions {

@@ -89,6 +89,7 @@ export class Sidebar {
   private readonly findings = element('div', { attributes: { 'aria-live': 'polite' } });
   private readonly doctorButton: HTMLButtonElement;
   private leftoverNames = '';
+  private looking = false;
 
   constructor(
     private readonly client: Pick<SandboxClient, 'doctor'>,
@@ -145,14 +146,20 @@ export class Sidebar {
   }
 
   async runDoctor(): Promise<void> {
-    this.doctorButton.disabled = true;
+    if (this.looking) {
+      return;
+    }
+    this.looking = true;
+    // Not ``disabled``: that would take the focus from whoever pressed it by a key.
+    this.doctorButton.setAttribute('aria-disabled', 'true');
     replace(this.findings, element('p', {}, 'Looking; this takes some seconds.'));
     try {
       replace(this.findings, ...showFindings(await this.client.doctor()));
     } catch (error) {
       replace(this.findings, element('p', { class: 'gk-warning' }, messageOf(error)));
     } finally {
-      this.doctorButton.disabled = false;
+      this.looking = false;
+      this.doctorButton.removeAttribute('aria-disabled');
     }
   }
 

@@ -52,6 +52,7 @@ export class UnkeptView {
   update(unkept: Unkept | null): void {
     this.node.hidden = unkept === null || unkept.total === 0;
     if (unkept === null) {
+      setText(this.node, '');
       return;
     }
     const label = `${countFiles(unkept)} not kept`;
@@ -83,12 +84,20 @@ export class UnkeptLook {
   follow(kernelId: string | null): void {
     if (kernelId !== this.kernelId) {
       this.kernelId = kernelId;
-      this.turn += 1;
-      this.asked = -Infinity;
-      this.latest = null;
-      this.show(null);
+      this.forget();
       this.want();
     }
+  }
+
+  /** The kernel has died: nothing is known until it has started again, which is wished for then. */
+  forget(): void {
+    this.cancel?.();
+    this.cancel = null;
+    this.pending = false;
+    this.turn += 1;
+    this.asked = -Infinity;
+    this.latest = null;
+    this.show(null);
   }
 
   /** What was seen last of the kernel that is followed; null if nothing was. */

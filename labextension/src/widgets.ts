@@ -31,7 +31,25 @@ export function pageClock(): number {
   return performance.now() / 1000;
 }
 
-export class SidebarWidget extends Widget {
+/** A widget that has the focus when it comes to the front, so that keys work in it at once. */
+class Panel extends Widget {
+  constructor(id: string) {
+    super();
+    this.id = id;
+    this.addClass('gk-panel');
+    this.node.tabIndex = -1;
+    this.title.icon = shieldIcon;
+  }
+
+  protected override onActivateRequest(message: Message): void {
+    super.onActivateRequest(message);
+    if (!this.node.contains(document.activeElement)) {
+      this.node.focus();
+    }
+  }
+}
+
+export class SidebarWidget extends Panel {
   private readonly poll: Poll;
 
   constructor(
@@ -39,10 +57,7 @@ export class SidebarWidget extends Widget {
     client: SandboxClient,
     history: History
   ) {
-    super();
-    this.id = 'gvisor-kernel-sandboxes';
-    this.addClass('gk-panel');
-    this.title.icon = shieldIcon;
+    super('gvisor-kernel-sandboxes');
     this.title.caption = 'Sandboxes';
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', 'Sandboxes');
@@ -83,29 +98,21 @@ export class SidebarWidget extends Widget {
   }
 }
 
-export class ChangesWidget extends Widget {
+export class ChangesWidget extends Panel {
   private readonly view: ChangesView;
 
   constructor(client: SandboxClient, kernelId: string, name: string, changed: () => void) {
-    super();
-    this.id = `gvisor-kernel-changes-${kernelId}`;
-    this.addClass('gk-panel');
+    super(`gvisor-kernel-changes-${kernelId}`);
     this.title.label = `Changes: ${name}`;
-    this.title.icon = shieldIcon;
     this.title.closable = true;
     this.view = new ChangesView(client, kernelId, changed);
     this.node.append(this.view.node);
     void this.view.refresh();
   }
-
-  override dispose(): void {
-    this.view.dispose();
-    super.dispose();
-  }
 }
 
 /** A log or a transcript: lines to read, with a button that reads them again. */
-export class LinesWidget extends Widget {
+export class LinesWidget extends Panel {
   private readonly text = element('pre', {
     class: 'gk-lines',
     attributes: { tabindex: '0', role: 'region', 'aria-label': 'Lines' }
@@ -116,11 +123,8 @@ export class LinesWidget extends Widget {
     title: string,
     private readonly read: () => Promise<readonly string[]>
   ) {
-    super();
-    this.id = id;
-    this.addClass('gk-panel');
+    super(id);
     this.title.label = title;
-    this.title.icon = shieldIcon;
     this.title.closable = true;
     this.node.append(
       element(

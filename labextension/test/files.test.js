@@ -150,19 +150,34 @@ test('each death is told, whoever else sends the same again', () => {
   assert.equal(told.length, 2);
 });
 
-test('a death of which the server knows nothing is told from what was seen last', () => {
-  const { told, clock, lost } = openLost();
-  lost.died('k1', 'gvisor-python', THREE);
-  clock.move(4);
+test('a death of which the server knows nothing is told from what was seen last', async () => {
+  const ended = { k1: { id: 'second' } };
+  const { told, clock, lost } = openLost(ended);
+  const sandbox = readSandbox(sandboxAnswer({ id: 'first' }));
+  const wait = async seconds => {
+    clock.move(seconds);
+    await settle();
+  };
+  lost.died(sandbox, THREE);
+  await wait(4);
   assert.equal(told.length, 1);
-  clock.move(100);
-  lost.died('k1', 'gvisor-python', { ...THREE, total: 2 });
+  await wait(100);
+  lost.died(sandbox, { ...THREE, total: 2 });
   lost.event(event('k1')); // the server knows better
-  clock.move(4);
+  await wait(4);
   assert.deepEqual(
     told.map(it => it.unkept.total),
     [3, 3]
   );
+  await wait(100);
+  ended.k1.id = 'first'; // the sandbox lives on, with the files
+  lost.died(sandbox, THREE);
+  await wait(4);
+  assert.equal(told.length, 2);
+  ended.k1.state = 'ended';
+  lost.died(sandbox, THREE);
+  await wait(4);
+  assert.equal(told.length, 3);
 });
 
 test('whoever has seen the list before is not told again, unless the kernel lives on', async () => {

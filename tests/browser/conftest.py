@@ -80,7 +80,9 @@ def server(
         tmp_path_factory.mktemp("lab"),
         artifacts / "jupyterlab.log",
         getattr(request.module, "BASE_URL", "/"),
+        getattr(request.module, "OPTIONS", ()),
     )
+    server.log_path.write_text("")
     try:
         server.start()
         yield server
@@ -97,3 +99,15 @@ def lab(
         page = LabPage(driver, server, artifacts)
         page.open()
         yield page
+
+
+@pytest.fixture(scope="module")
+def desk(
+    programs: tuple[str, str],
+    server: LabServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    artifacts: Path,
+) -> Iterator[LabPage]:
+    """A page that the tests of a module share, as each browser takes seconds to begin."""
+    with browser(*programs, profile=tmp_path_factory.mktemp("desk") / "profile") as driver:
+        yield LabPage(driver, server, artifacts)

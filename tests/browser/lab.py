@@ -11,14 +11,17 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
@@ -28,6 +31,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.ui import WebDriverWait
+
+from gvisor_kernel.host.processes import read_descendants
 
 from ..patience import scale_seconds
 
@@ -51,12 +56,16 @@ WAIT_SECONDS = scale_seconds(60)
 class LabServer:
     """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
-    def __init__(self, base: Path, log_path: Path, base_url: str = "/") -> None:
+    def __init__(
+        self, base: Path, log_path: Path, base_url: str = "/", options: Sequence[str] = ()
+    ) -> None:
         self.base = base
         self.folder = base / "notebooks"
         self.log_path = log_path
         self.base_url = base_url
+        self.options = options
         self.url = ""
+        self._port = 0
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
         self._running = threading.Event()
@@ -65,16 +74,19 @@ class LabServer:
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         page_config = self.base / "config" / "labconfig" / "page_config.json"
-        page_config.parent.mkdir(parents=True)
+        page_config.parent.mkdir(parents=True, exist_ok=True)
         # The question about news would cover the launcher.
         page_config.write_text(
             json.dumps(
                 {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
             )
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        if not self._port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self._port = probe.getsockname()[1]
+        self.url = ""
+        self._running.clear()
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -82,7 +94,7 @@ class LabServer:
                 "jupyterlab",
                 "--no-browser",
                 "--ServerApp.ip=127.0.0.1",
-                f"--ServerApp.port={port}",
+                f"--ServerApp.port={self._port}",
                 "--ServerApp.port_retries=50",
                 f"--ServerApp.base_url={self.base_url}",
                 f"--ServerApp.root_dir={self.folder}",
@@ -90,6 +102,7 @@ class LabServer:
                 "--LabApp.extension_manager=readonly",
                 f"--ServerApp.cookie_secret_file={self.base / 'cookie'}",
                 *(["--allow-root"] if os.geteuid() == 0 else []),
+                *self.options,
             ],
             env=os.environ
             | {
@@ -110,11 +123,19 @@ class LabServer:
             raise RuntimeError(
                 f"JupyterLab did not start within {START_SECONDS} s:\n{self.log_tail()}"
             )
+        deadline = time.monotonic() + START_SECONDS
+        while True:  # it prints its address before it listens
+            with contextlib.suppress(ConnectionError):
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"JupyterLab does not listen:\n{self.log_tail()}")
+            time.sleep(0.05)
 
     def _read_log(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        with self.log_path.open("w") as log, self._process.stdout as lines:
+        with self.log_path.open("a") as log, self._process.stdout as lines:
             for line in lines:
                 log.write(line)
                 log.flush()
@@ -144,17 +165,27 @@ class LabServer:
         if self._process is None:
             return
         try:
-            if self.url:
+            if self.url and self._process.poll() is None:
                 for session in self.request("GET", "api/sessions"):
                     self.request("DELETE", f"api/sessions/{session['id']}")
         finally:
-            self._process.kill()
-            self._process.wait()
-            if self._reader is not None:
-                self._reader.join(10)
-            for file in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*"):
-                if str(self._process.pid) in file.name:
-                    file.unlink()
+            self.kill()
+
+    def kill(self, *, with_children: bool = False) -> None:
+        """Kill the server as a crash does. Its sandboxes end by themselves; ``with_children``: what
+        would clean up after them is killed, too, as when memory runs out."""
+        assert self._process is not None
+        children = read_descendants(self._process.pid) if with_children else ()
+        self._process.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        if self._reader is not None:
+            self._reader.join(10)
+        folder = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+        for file in (*folder.glob(f"jpserver-{self._process.pid}*"), *folder.glob("kernel-*")):
+            file.unlink(missing_ok=True)  # a module has one server
 
 
 @contextlib.contextmanager
@@ -167,6 +198,8 @@ def browser(
     for flag in (*BROWSER_FLAGS, *flags):
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
+    # What the page asks for, and what it complains about.
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     profile.mkdir(mode=0o700)
     service = webdriver.ChromeService(
         executable_path=chromedriver,
@@ -197,7 +230,7 @@ class LabPage:
                 ec.visibility_of_element_located((By.CSS_SELECTOR, css)), f"{css} never appeared"
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
     def find_menu(self, label: str) -> WebElement:
@@ -211,18 +244,24 @@ class LabPage:
                 ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
-    def wait_until(self, condition: Callable[[], Any], message: str) -> None:
+    def wait_until(
+        self, condition: Callable[[], Any], message: str, seconds: float = WAIT_SECONDS
+    ) -> None:
         """Wait until ``condition`` holds; save a screenshot on timeout."""
         try:
-            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
                 lambda _: condition(), message
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
+
+    def screenshot_of_failure(self) -> None:
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split()[0]
+        self.screenshot(f"timeout-{test}")
 
     def screenshot(self, name: str) -> Path:
         path = self.artifacts / f"{name}.png"
@@ -235,6 +274,19 @@ class LabPage:
             f"{self.server.url}lab/workspaces/auto-test?reset&token={self.server.token}"
         )
         self.find(".jp-Launcher")
+
+    def open_path(self, path: str) -> None:
+        """Open a file of the server's folder in a fresh workspace."""
+        self.driver.get(
+            f"{self.server.url}lab/workspaces/auto-test/tree/{quote(path)}"
+            f"?reset&token={self.server.token}"
+        )
+        self.find(".jp-Notebook .jp-Cell .cm-content").click()
+
+    def to_notebook(self) -> None:
+        """Bring the notebook's tab to the front."""
+        self.find(".lm-DockPanel-tabBar .lm-TabBar-tab[title*='.ipynb']").click()
+        self.find(".jp-Notebook")
 
     def pick_kernel(self, display_name: str) -> None:
         """Click the kernel's card under "Notebook" in the launcher."""
@@ -256,7 +308,7 @@ class LabPage:
                 f"the status bar never said {wanted!r}",
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
     def run(self, source: str) -> None:
@@ -282,7 +334,7 @@ class LabPage:
                 f"the cell [{number}] never showed an output",
             )
         except TimeoutException:
-            self.screenshot("timeout")
+            self.screenshot_of_failure()
             raise
 
     def wait_for_colours(self, image: WebElement, count: int) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ..sweeps import needs_all
 from .conftest import KERNEL, WRONG_SETTING
 from .lab import LabPage
+from .looking import (
+    CHANGES,
+    SIDEBAR,
+    STATUS,
+    has_focus,
+    press,
+    serious_violations,
+    tab_to,
+    wait_for_text,
+)
 
 BASE_URL = "/user/an-n/"
 
@@ -23,82 +30,6 @@ pytestmark = [
         not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
     ),
 ]
-
-STATUS = ".gk-status"
-SIDEBAR = "#gvisor-kernel-sandboxes"
-
-MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
-DOUBLE = """
-const real = window.fetch;
-const svg = "<svg xmlns='http://www.w3.org/2000/svg' width='60' height='40'>" +
-  "<script>top.document.title = 'attacked'</script>" +
-  "<circle cx='30' cy='20' r='15' fill='COLOUR'/></svg>";
-const file = {kind: "changed", type: "file", size: 40, old_size: 30, conflict: null};
-const changes = [
-  {...file, path: MARKUP, state: "1"},
-  {...file, path: "plot.svg", state: "2"},
-  {...file, path: "data/table.csv", state: "3",
-   conflict: "The file on disk has changed since the sandbox began."},
-];
-window.fetch = async (input, init) => {
-  const url = new URL(input instanceof Request ? input.url : input, location.href);
-  const path = url.pathname.split("/gvisor-kernel/api/")[1] ?? "";
-  const answer = it => new Response(typeof it === "string" ? it : JSON.stringify(it));
-  if (path === "openapi.json") return answer({paths: {"/kernels/{kernel_id}/changes": {}}});
-  if (path.endsWith("/changes")) return answer({changes, more: false, total: changes.length});
-  if (path.endsWith("/apply")) return answer({
-    applied: [MARKUP], undo: "u", refused: [{path: "data/table.csv", reason: "It has changed."}]});
-  if (path.endsWith("/content")) {
-    const old = url.searchParams.get("side") === "old";
-    return answer(url.searchParams.get("path") === "plot.svg"
-      ? svg.replace("COLOUR", old ? "gray" : "orange")
-      : old ? "one\\n<b>two</b>\\n" : "one\\n<b onclick=x>TWO</b>\\n");
-  }
-  return real(input, init);
-};
-""".replace("MARKUP", json.dumps(MARKUP))
-"""The server's half of changes, in the page."""
-
-
-def wait_for_text(lab: LabPage, css: str, text: str) -> str:
-    """Wait until the visible element ``css`` contains ``text``; return all of its text."""
-    seen = ""
-
-    def look() -> bool:
-        nonlocal seen
-        seen = lab.driver.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join('\\n')",
-            css,
-        )
-        return text in seen
-
-    try:
-        lab.wait_until(look, "")
-    except TimeoutException:
-        pytest.fail(f"{css} never had {text!r}, but {seen!r}")
-    return seen
-
-
-def serious_violations(lab: LabPage, *selectors: str) -> list[str]:
-    """Return what axe finds serious or critical in the elements."""
-    spec = importlib.util.find_spec("axe_core_python")
-    assert spec is not None
-    assert spec.origin is not None
-    lab.driver.execute_script(Path(spec.origin).with_name("axe.min.js").read_text())
-    result = lab.driver.execute_async_script(
-        """
-        const done = arguments[arguments.length - 1];
-        axe.run({include: arguments[0].map(css => [css])}).then(done, e => done(String(e)));
-        """,
-        selectors,
-    )
-    assert isinstance(result, dict), result
-    return [
-        f"{found['id']}: {node['html']}: {node['failureSummary']}"
-        for found in result["violations"]
-        if found["impact"] in ("serious", "critical")
-        for node in found["nodes"]
-    ]
 
 
 def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
@@ -136,6 +67,33 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
     lab.screenshot("sandbox-sidebar")
     assert serious_violations(lab, SIDEBAR) == []
 
+    # Keys alone: what the kernel wrote is looked at, applied and taken back.
+    name = "<img src=x onerror=document.title='attacked'>.txt"
+    lab.run(f"open({name!r}, 'w').write('<b>new</b>'); print('written')")
+    assert "written" in lab.output(1).text
+    lab.find(STATUS).send_keys(Keys.ENTER)
+    tab_to(lab, ".gk-popup button", "Changes")
+    press(lab, Keys.ENTER)
+    wait_for_text(lab, CHANGES, name)
+    lab.wait_until(lambda: has_focus(lab, ".gk-panel"), "the panel never had the focus")
+    tab_to(lab, "button.gk-path", name)
+    press(lab, Keys.ENTER)
+    wait_for_text(lab, ".gk-difference", "+ <b>new</b>")
+    tab_to(lab, "input", f"Choose {name}", shift=True)
+    press(lab, Keys.SPACE)
+    tab_to(lab, f"{CHANGES} button", "Apply 1", shift=True)
+    press(lab, Keys.ENTER)
+    wait_for_text(lab, f"{CHANGES} [role=status]", "1 applied.")
+    lab.screenshot("sandbox-changes")
+    assert serious_violations(lab, CHANGES) == []
+    file = lab.server.folder / name
+    assert file.read_text() == "<b>new</b>"
+    tab_to(lab, f"{CHANGES} button", "Undo", shift=True)
+    press(lab, Keys.ENTER)
+    wait_for_text(lab, f"{CHANGES} [role=status]", "Undone")
+    assert not file.exists()
+    assert "attacked" not in lab.driver.execute_script("return document.title")
+
 
 def test_notebook_7_shows_the_sandbox_in_its_menu(lab: LabPage) -> None:
     notebook = {
@@ -167,48 +125,6 @@ def test_a_failed_start_offers_doctor(lab: LabPage) -> None:
     lab.screenshot("sandbox-doctor")
     assert "Doctor" in text
     assert serious_violations(lab, SIDEBAR) == []
-
-
-@needs_all
-def test_changes_are_looked_at_and_applied(lab: LabPage, display_name: str) -> None:
-    lab.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": DOUBLE})
-    lab.open()
-    lab.pick_kernel(display_name)
-    wait_for_text(lab, STATUS, " of 4 GB")
-    lab.find(STATUS).click()
-    popup = lab.find(".gk-popup")
-    [changes] = [
-        it for it in popup.find_elements(By.CSS_SELECTOR, "button") if it.text == "Changes"
-    ]
-    changes.click()
-    text = wait_for_text(lab, ".gk-changes", "table.csv")
-    assert MARKUP in text
-    assert "has changed since the sandbox began" in text
-
-    lab.find("button.gk-path").click()
-    assert "+ <b onclick=x>TWO</b>" in wait_for_text(lab, ".gk-difference", "TWO")
-    lab.screenshot("changes-text")
-    lab.driver.find_elements(By.CSS_SELECTOR, "button.gk-path")[1].click()
-    lab.wait_until(
-        lambda: lab.driver.execute_script(
-            "const all = [...document.querySelectorAll('.gk-pictures img')];"
-            "return all.length === 2 && all.every(it => it.complete && it.naturalWidth > 0)"
-        ),
-        "the pictures were never drawn",
-    )
-    lab.screenshot("changes-picture")
-
-    lab.find('input[aria-label="All changes"]').click()
-    lab.find('input[aria-label="Also apply conflicts"]').send_keys(Keys.SPACE)
-    [apply] = [
-        it
-        for it in lab.driver.find_elements(By.CSS_SELECTOR, ".gk-changes button")
-        if it.text.startswith("Apply 3")
-    ]
-    apply.send_keys(Keys.ENTER)
-    wait_for_text(lab, ".gk-changes [role=status]", "1 refused.")
-    assert serious_violations(lab, ".gk-changes") == []
-    assert "attacked" not in lab.driver.title
 
 
 @needs_all

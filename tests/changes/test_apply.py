@@ -93,7 +93,7 @@ def test_what_has_changed_since_an_apply_is_not_undone(
 
 def change(kind: str, root: Opened, path: str, disk: OnDisk) -> None:
     if kind == "written":
-        folder.replace_file(root, path, io.BytesIO(b"new"), disk)
+        folder.put(root, path, io.BytesIO(b"new"), expected=disk)
     else:
         folder.remove(root, path, disk)
 
@@ -183,12 +183,47 @@ def test_a_file_that_is_swapped_in_the_last_moment_comes_back(
     assert (shown / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("kind", ["written", "removed"])
+def test_what_is_saved_while_a_file_comes_back_is_kept_beside_it(
+    kind: str, shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shown / "file").write_text("before")
+    disk = folder.look(root, "file")
+    assert disk is not None
+
+    def save(content: str) -> None:
+        (shown / "other").write_text(content)
+        (shown / "other").rename(shown / "file")
+
+    looks, renames = iter(range(100)), iter(range(100))
+    real_facts, real_rename = folder._make_facts, folder._rename
+
+    def look_and_save(status: os.stat_result) -> OnDisk:
+        facts = real_facts(status)
+        if next(looks) == 0:
+            save("first")
+        return facts
+
+    def rename_and_save(parent: Opened, name: str, target: str, flags: int) -> None:
+        if next(renames) == (1 if kind == "written" else 0):  # the one that gives it back
+            save("second")
+        real_rename(parent, name, target, flags)
+
+    monkeypatch.setattr(folder, "_make_facts", look_and_save)
+    monkeypatch.setattr(folder, "_rename", rename_and_save)
+    with pytest.raises(folder.Kept, match="another program has saved it"):
+        change(kind, root, "file", disk)
+    file, saved = names(shown)
+    assert (file, saved[:11]) == ("file", "file.saved-")
+    assert {(shown / name).read_text() for name in (file, saved)} == {"first", "second"}
+
+
 def test_a_file_that_appears_is_not_replaced(shown: Path, root: Opened, backup: Backup) -> None:
     found = find(root, entry("new"))
     (shown / "new").write_text("mine")
     (added,) = found.changes
     with pytest.raises(FileExistsError):
-        folder.write_new(root, added.path, io.BytesIO(b"new"))
+        folder.put(root, added.path, io.BytesIO(b"new"))
     assert (shown / "new").read_text() == "mine"
     assert names(shown) == ["new"]
 
@@ -243,9 +278,10 @@ def test_a_journal_that_somebody_has_spoiled_undoes_nothing_elsewhere(
 ) -> None:
     (tmp_path / "file").write_text("secret")
     lines = [
-        '["removed", "../file", null, 0, null, null]',
+        '["done", 1, null, "removed", "../file", null, 0, null, null]',
         "[",
-        '["wrote", "/etc/x", "../../x", 0, null, null]',
+        '["done", 2, null, "put", "/etc/x", "../../x", 0, null, null]',
+        '["planned", 3, "../file", "put", "x", null, 0, null, null]',
     ]
     (backup.directory / backups.JOURNAL).write_text("\n".join(lines))
     assert backup.read_journal() == []

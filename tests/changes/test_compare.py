@@ -128,9 +128,20 @@ def test_links_and_special_files_are_refused_on_both_sides(tmp_path: Path) -> No
             entry("fifo"),
             entry("folder"),
         )
-    assert {c.path for c in found.changes if c.is_refused} == {
-        *("a", "link/file", "link", "fifo", "folder")
-    }
+    assert {c.path for c in found.changes if c.is_refused} == {*("a", "link/file", "link", "fifo")}
+
+
+def test_another_type_is_a_conflict_with_all_that_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    (tmp_path / "file").touch()
+    with open_root(tmp_path) as root:
+        found = find(root, entry("folder"), entry("file", what="folder"))
+    assert [(c.path, c.kind, c.type, bool(c.conflict), c.is_refused) for c in found.changes] == [
+        ("file", "changed", "folder", True, False),
+        ("folder", "changed", "file", True, False),
+        ("folder/file", "removed", "file", False, False),
+    ]
 
 
 def test_only_so_many_changes_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

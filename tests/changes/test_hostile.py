@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,15 +15,20 @@ from typing import Any, cast
 import pytest
 
 from gvisor_kernel.changes import kernel_changes
+from gvisor_kernel.changes.apply import Applying
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Applied, ChangesError
 from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
+from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.link.service_messages import MAX_DATA, ServiceMessage
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.spec.layout import UPLOADS
 
+from ..patience import scale_seconds
 from .helpers import entry, open_root
+
+SECONDS = scale_seconds(30)
 
 
 class Call:
@@ -192,3 +199,90 @@ def test_the_disks_side_is_read_without_links(kernel: Kernel, tmp_path: Path) ->
         asyncio.run(changes.read("link", "old"))
     with pytest.raises(ChangesError):
         asyncio.run(changes.read("../secret", "old"))
+
+
+def test_without_room_for_what_is_fetched_a_change_is_refused(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_changes, "MEMORY", 1)
+    monkeypatch.setattr(kernel_changes.tempfile, "tempdir", str(tmp_path / "missing"))
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+    assert "cannot be copied to" in reasons(apply_after(kernel))[0]
+
+
+def test_a_sandbox_that_ends_at_an_apply_leaves_what_was_applied(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    kernel.entries = [entry(name, digest=digest(b"new")) for name in ("a", "b")]
+    real, calls = kernel.open_call, 0
+
+    async def open_call(question: Mapping[str, Any], data: bytes = b"") -> Call:
+        nonlocal calls
+        calls += question["do"] == "read"
+        if calls > 1:
+            raise SandboxError("The sandbox has ended.")
+        return await real(question, data)
+
+    kernel.open_call = open_call  # type: ignore[method-assign]
+    result = apply_after(kernel)
+    assert result.applied == ("a",)
+    assert [one.reason for one in result.refused] == ["The sandbox has ended."]
+    assert kernel_changes.undo_apply(result.undo).undone == ("a",)
+    assert not (tmp_path / "shown" / "a").exists()
+
+
+def test_who_cancels_an_apply_waits_for_its_step(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+    begun, goes_on = threading.Event(), threading.Event()
+    real = Applying.apply
+
+    def slow(self: Applying, *arguments: Any) -> None:
+        begun.set()
+        assert goes_on.wait(SECONDS)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Applying, "apply", slow)
+
+    async def work() -> None:
+        changes = KernelChanges(cast("SandboxedKernel", kernel))
+        found = await changes.list()
+        task = asyncio.ensure_future(changes.apply([(c.path, c.state) for c in found.changes]))
+        assert await asyncio.to_thread(begun.wait, SECONDS)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+    assert (tmp_path / "shown" / "a").read_bytes() == b"new"
+    assert kernel_changes.undo_apply().undone == ("a",)
+
+
+def test_two_kernels_of_one_folder_apply_and_look_at_once(kernel: Kernel, tmp_path: Path) -> None:
+    """Each path is applied from one kernel; the other is refused. A look never fails by that."""
+    (tmp_path / "other").mkdir()
+    other = Kernel(tmp_path / "shown", tmp_path / "other")
+    paths = [f"f{number}" for number in range(30)]
+    for one, content in ((kernel, b"one"), (other, b"two")):
+        one.content = content
+        one.entries = [entry(path, digest=digest(content)) for path in paths]
+
+    async def look() -> None:
+        for _ in range(10):
+            await KernelChanges(cast("SandboxedKernel", kernel)).list()
+
+    with ThreadPoolExecutor() as threads:
+        applying = [threads.submit(apply_after, one) for one in (kernel, other)]
+        threads.submit(asyncio.run, look()).result(SECONDS)
+        results = [work.result(SECONDS) for work in applying]
+    assert sorted(results[0].applied + results[1].applied) == sorted(paths)
+    for result, content in zip(results, (b"one", b"two"), strict=True):
+        assert all((tmp_path / "shown" / path).read_bytes() == content for path in result.applied)
+        assert {one.path for one in result.refused} == set(paths) - set(result.applied)
+        if result.undo is not None:
+            assert not kernel_changes.undo_apply(result.undo).refused
+    assert list((tmp_path / "shown").iterdir()) == []

@@ -8,7 +8,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from gvisor_kernel import Sandbox
 from gvisor_kernel.changes import control_client
@@ -16,9 +18,10 @@ from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.control import SOCKET
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.kernel import workspace
 from gvisor_kernel.runtimes.state.records import state_root
 
-from ..jupyter.helpers import WAYS, execute, kernel_log, running_kernel
+from ..jupyter.helpers import KERNEL, WAYS, execute, kernel_log, running_kernel
 
 CHANGE = """
 import os, shutil
@@ -118,6 +121,22 @@ def test_a_conflict_needs_force(sandbox: Sandbox, folder: Path) -> None:
         sandbox.apply("nothing")
 
 
+def test_a_folder_in_place_of_a_file_and_the_other_way_round_need_force(
+    sandbox: Sandbox, folder: Path
+) -> None:
+    code = "import os, shutil; os.remove('old.txt'); os.mkdir('old.txt'); shutil.rmtree('folder')"
+    assert sandbox.run(f"{code}; open('old.txt/in', 'w').close(); open('folder', 'w').close()")
+    refused = sandbox.apply("old.txt").refused
+    assert [one.path for one in refused] == ["old.txt", "old.txt/in"]
+    result = sandbox.apply(["old.txt", "folder"], force=True)
+    assert not result.refused
+    assert (folder / "old.txt" / "in").exists()
+    assert (folder / "folder").is_file()
+    assert not Sandbox.undo().refused
+    assert (folder / "old.txt").read_text() == "old\n"
+    assert names(folder / "folder") == ["hidden"]
+
+
 def test_the_control_socket_is_private_and_bounded(sandbox: Sandbox) -> None:
     directory = state_root() / "sandboxes" / container(sandbox)
     assert stat.S_IMODE((directory / SOCKET).stat().st_mode) == 0o600
@@ -163,6 +182,19 @@ def test_a_link_in_place_of_outputs_is_not_mounted_on(folder: Path, tmp_path: Pa
         assert execute(client, code).result == "('/opt', ['gvisor-kernel'])"
 
 
+def test_where_outputs_cannot_be_shown_a_person_is_told_where_to_write(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a gVisor that cannot bind them; here a file is in the way."""
+    (folder / "outputs").touch()
+    monkeypatch.setattr(workspace, "shows_outputs", lambda uploads, outputs: True)
+    settings = {**WAYS["direct"], "outputs": str(tmp_path / "elsewhere")}
+    with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
+        (told,) = execute(client, "open('plot.png', 'w').write('1')").of_type("stream")
+        assert "Write to /mnt/user-data/outputs/ what" in told["content"]["text"]
+        assert "what is kept is written to /mnt/user-data/outputs" in kernel_log(manager)
+
+
 def test_a_person_is_told_of_files_that_are_not_kept(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,3 +213,20 @@ def test_a_person_is_told_of_files_that_are_not_kept(
     assert "other.csv, result.csv" in record.getMessage() or (
         "result.csv, other.csv" in record.getMessage()
     )
+
+
+def test_a_notebook_that_was_run_in_a_batch_names_all_files(folder: Path) -> None:
+    code = ["open('a.csv', 'w').write('1')", "open('folder/b', 'w').write('1')", "1 + 1"]
+    cells = [nbformat.v4.new_code_cell(text) for text in code]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, kernel_name=KERNEL, resources=resources).execute()
+    texts = [
+        output["data"]["text/plain"]
+        for cell in cells
+        for output in cell.outputs
+        if output["output_type"] == "display_data"
+    ]
+    (text,) = texts
+    assert "ends with the sandbox: a.csv, folder/b. Write to outputs/" in text
+    assert all(output["output_type"] != "stream" for cell in cells for output in cell.outputs)

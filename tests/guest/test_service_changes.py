@@ -88,6 +88,77 @@ def test_a_look_has_bounds(layers: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find()["more"]
 
 
+def test_a_file_that_grows_while_it_is_read_has_no_digest(
+    layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layers / "upper" / "file"
+    file.write_text("x")
+    parts: list[bytes] = []
+
+    class Growing:
+        """Grows by as much as is read."""
+
+        def __enter__(self) -> Growing:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+        def read(self, size: int) -> bytes:
+            parts.append(bytes(size))
+            assert len(parts) < 100
+            return parts[-1]
+
+    monkeypatch.setattr(service_changes, "open_regular", lambda path, flags: Growing())
+    ((*_, digest),) = find()["entries"]
+    assert digest == ""
+    assert sum(map(len, parts)) <= service_changes.HASHED_FILE + service_changes.PART
+
+
+def test_a_look_ends_at_its_time_in_a_large_folder_of_the_uploads(
+    layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (layers / "upper" / "folder").mkdir()
+    (layers / "lower" / "folder").mkdir()
+    for number in range(50):
+        (layers / "lower" / "folder" / str(number)).touch()
+    clock = iter(range(1000))
+    monkeypatch.setattr(service_changes.time, "monotonic", lambda: next(clock))
+    assert service_changes.find_changes(100, 5, True, under=["folder/x"])["more"]
+    assert next(clock) < 20
+
+
+def test_hostile_names_and_files_are_found_without_being_read(layers: Path) -> None:
+    (layers / "upper" / ("n" * 255)).touch()
+    with (layers / "upper" / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(layers / "upper" / "fifo")
+    deep = layers / "upper"
+    for _ in range(150):
+        deep /= "d"
+        deep.mkdir()
+    found = find(limit=1000)
+    assert found["more"]  # not all levels
+    by_path = {entry[0]: entry for entry in found["entries"]}
+    assert by_path["sparse"][5] == ""
+    assert by_path["n" * 255][2] == "file"
+
+
+def test_a_folder_that_is_renamed_during_the_look_may_have_had_others(
+    layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (layers / "upper" / "folder").mkdir()
+    real = os.scandir
+
+    def rename_first(path: str) -> Any:
+        if path.endswith("/folder"):
+            (layers / "upper" / "folder").rename(layers / "elsewhere")
+        return real(path)
+
+    monkeypatch.setattr(service_changes.os, "scandir", rename_first)
+    assert find()["more"]
+
+
 def test_names_that_are_no_text_are_not_sent(layers: Path) -> None:
     name = os.fsencode(layers / "upper") + b"/\xff"
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
@@ -128,6 +199,60 @@ def test_a_person_is_told_once_of_a_file_that_is_not_kept(
     told.after_cell(Result())
     unkept_files.UnkeptFiles().after_cell(Result())  # the next kernel of the same sandbox
     assert capsys.readouterr().err == ""
+
+
+class Display:
+    """The parts of ipykernel's kernel that a batch run's display needs."""
+
+    def __init__(self, allow_stdin: bool) -> None:
+        self.shell = self.display_pub = self
+        self.allow_stdin = allow_stdin
+        self.sent: list[dict[str, Any]] = []
+
+    def get_parent(self, channel: str) -> dict[str, Any]:
+        assert channel == "shell"
+        return {"content": {"allow_stdin": self.allow_stdin}}
+
+    def publish(self, **content: Any) -> None:
+        self.sent.append(content)
+
+
+def test_a_batch_run_has_one_display_that_names_all_files(
+    layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(unkept_files.VARIABLE, "outputs kept told")
+    kernel = Display(allow_stdin=False)
+    told = unkept_files.UnkeptFiles(kernel)
+    told.after_cell(Result())
+    (layers / "upper" / "a\x1b").touch()
+    told.after_cell(Result())
+    told.after_cell(Result())  # nothing new
+    for number in range(20):
+        (layers / "upper" / f"b{number:02}").touch()
+    told.after_cell(Result())
+    for path in (layers / "upper").iterdir():
+        path.unlink()
+    told.after_cell(Result())
+    texts = [content["data"]["text/plain"] for content in kernel.sent]
+    assert [content["update"] for content in kernel.sent] == [False, True, True]
+    assert len({content["transient"]["display_id"] for content in kernel.sent}) == 1
+    assert ": a?. Write to outputs/" in texts[0]
+    assert "a?, b00, b01, b02, b03, b04, b05, b06, b07, b08 and 11 others." in texts[1]
+    assert "no file" in texts[2]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_batch_runs_look_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(unkept_files.VARIABLE, "kept told")
+    monkeypatch.setattr(unkept_files, "MAX_VISITED", 20)
+    for number in range(30):
+        (layers / "upper" / ("x" * 200 + str(number))).touch()
+    kernel = Display(allow_stdin=False)
+    unkept_files.UnkeptFiles(kernel).after_cell(Result())
+    (content,) = kernel.sent
+    text = content["data"]["text/plain"]
+    assert "10 or more others" in text
+    assert len(text) < 2000
 
 
 def test_an_empty_folder_is_explained_when_a_file_is_missing(

@@ -72,9 +72,11 @@ def argv(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> list[str]:
 
 
 @contextmanager
-def launched(connection_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+def launched(
+    connection_file: Path, **options: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     """Start a launcher and a client, and wait for the kernel. The launcher is killed at the end."""
-    process = subprocess.Popen(argv(connection_file, SOONEST), start_new_session=True)
+    process = subprocess.Popen(argv(connection_file, SOONEST), start_new_session=True, **options)
     try:
         with connected(connection_file) as client:
             yield process, client
@@ -127,6 +129,16 @@ def test_launcher_ends_at_shutdown_request(connection_file: Path) -> None:
     with launched(connection_file) as (process, client):
         client.shutdown()
         assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("way", ["shutdown request", "SIGTERM"])
+def test_launcher_names_files_that_are_not_kept(way: str, connection_file: Path) -> None:
+    with launched(connection_file, stderr=subprocess.PIPE) as (process, client):
+        assert execute(client, "open('lost.csv', 'w').close()").status == "ok"
+        client.shutdown() if way == "shutdown request" else process.terminate()
+        _, said = process.communicate(timeout=SECONDS)
+    assert b"have ended with the sandbox: lost.csv." in said
+    assert b"Traceback" not in said
 
 
 def test_killed_launcher_leaves_nothing(connection_file: Path) -> None:

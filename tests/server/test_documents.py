@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from jupyter_server.base.handlers import APIHandler
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gvisor_kernel.bridge.deaths import classify, explain_death, explain_loss
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.audit import FILE, Audit, make_entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
-from gvisor_kernel.kernel.facts import Death, KernelFacts, Start
+from gvisor_kernel.host.log_files import NAMES
+from gvisor_kernel.kernel.facts import (
+    Death,
+    Ended,
+    Happenings,
+    KernelFacts,
+    Left,
+    Start,
+    StartKind,
+    State,
+)
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
-from gvisor_kernel.server.events import SCHEMAS
+from gvisor_kernel.server.ended import MAX_CHARACTERS, MAX_KERNELS, EndedKernels
+from gvisor_kernel.server.events import SCHEMAS, Events
 from gvisor_kernel.server.handlers import OPENAPI, shut_down
 from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
@@ -84,6 +99,26 @@ def test_mounts_show_folders_of_a_person_and_nothing_of_this_package() -> None:
     assert document["id"] == "01abc"
 
 
+def test_home_is_told_and_not_the_empty_folder_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the person came to the home by a link."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to("home")
+    state = tmp_path / "01abc"
+    empty = MountView(str(state / "empty"), "/mnt/user-data/uploads", True)
+    facts = described(directory=state, mounts=(empty,)).facts
+    for folder, is_home in (("home", True), ("link", True), (".", True), ("01abc", False)):
+        found = sandboxes.find_host_facts(replace(facts, folder=tmp_path / folder))
+        assert found.is_home is is_home
+    document = make_sandbox(Described("1", "K", "python", facts, HostFacts(is_home=True)))
+    assert document["workspace"]["uploads"] is None
+    assert "not shown" in document["mounts"][0]["description"]
+    shown = replace(empty, source=str(tmp_path / "home"))
+    assert not sandboxes.find_host_facts(replace(facts, mounts=(shown,))).is_home
+
+
 def test_routes_show_hosts_and_no_credential() -> None:
     routes = (
         UrlRoute("api", "https://api.example/v1", secret="env:KEY", header="X: {secret}"),  # noqa: S106
@@ -128,9 +163,9 @@ def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
     assert not is_refused(make_entry(**entry, reason="it broke", up=1, id="1"))  # type: ignore[arg-type]
 
 
-def test_page_for_people_names_each_event_and_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in SCHEMAS.glob("*.yaml"):
-        assert yaml.safe_load(path.read_text())["$id"] in REST
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    """One of its own for the metrics of a test."""
     registry = CollectorRegistry()
     for name in ("Gauge", "Counter", "Histogram"):
         kind = getattr(__import__("prometheus_client"), name)
@@ -138,6 +173,58 @@ def test_page_for_people_names_each_event_and_metric(monkeypatch: pytest.MonkeyP
             f"gvisor_kernel.server.metrics.{name}",
             lambda *words, kind=kind, **more: kind(*words, **more, registry=registry),
         )
+    return registry
+
+
+def read_samples(registry: CollectorRegistry) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Return the names and labels of what Prometheus would read, by its client's own parser."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {
+        (sample.name, frozenset(sample.labels.items()))
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
+    """Whatever it is called, uses and dies of; a server that runs for a year has as many."""
+    metrics = Metrics()
+    metrics.show([])
+    before = read_samples(registry)
+    for number in range(50):
+        name = f'"}}\n{number}'
+        facts = KernelFacts("running", name, Path(name), SandboxSpec(), identity=name)
+        metrics.show([replace(facts, state=state) for state in get_args(State)])
+        for reason in (name, "", "memory_limit", f"signal {number}", explain_loss(name, None)):
+            metrics.count_death(classify(reason))
+        for kind in get_args(StartKind):
+            metrics.count_start(kind, float(number))
+        metrics.count_bytes(number, number)
+        metrics.count_refused(number)
+    assert read_samples(registry) == before
+    assert len(before) < 100
+
+
+def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) -> None:
+    Metrics().show([])
+    samples = read_samples(registry)
+    names = {name for name, _ in samples}
+    labels = {label for _, pairs in samples for label, _ in pairs}
+    dashboard = json.loads((PROJECT / "docs/grafana.json").read_text())
+    expressions = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
+    ]
+    assert len(expressions) == 8
+    for expression in expressions:
+        (name,) = re.findall(r"gvisor_kernel_\w+", expression)
+        assert name in names
+        by = re.findall(r"by \(([^)]*)\)", expression)
+        assert {label.strip() for part in by for label in part.split(",")} <= labels
+
+
+def test_page_for_people_names_each_event_and_metric(registry: CollectorRegistry) -> None:
+    for path in SCHEMAS.glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["$id"] in REST
     Metrics().show([])
     text = generate_latest(registry).decode()
     names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
@@ -238,3 +325,63 @@ def test_kernel_is_shut_down_after_its_restart() -> None:
         return manager.ended_after_restart
 
     assert asyncio.run(shut())
+
+
+class Logger:
+    """Stands for a server's event logger: validates as it does, and keeps what is emitted."""
+
+    def __init__(self) -> None:
+        self.schemas: dict[str, Any] = {}
+        self.emitted: list[dict[str, Any]] = []
+
+    def register_event_schema(self, path: Path) -> None:
+        schema = yaml.safe_load(path.read_text())
+        self.schemas[schema["$id"]] = schema
+
+    def emit(self, *, schema_id: str, data: dict[str, Any]) -> None:
+        Draft202012Validator(self.schemas[schema_id]).validate(data)
+        self.emitted.append(data)
+
+
+class NoKernelspecs:
+    """Stands for a manager whose kernelspecs were removed."""
+
+    def get_kernel_spec(self, name: str) -> None:
+        raise KeyError(name)
+
+
+def test_ended_kernels_are_bounded_whatever_they_wrote(tmp_path: Path) -> None:
+    """Names that a kernel has chosen, and megabytes of log."""
+    (tmp_path / NAMES[0]).write_text("2026-01-01T00:00:00.000000Z \x1b[31mx\n" * 2**16)
+    (tmp_path / NAMES[1]).write_text(f"2026-01-02T00:00:00.000000Z {'y' * 1000}\n" * 2000)
+    os.mkfifo(tmp_path / NAMES[2])
+    facts = KernelFacts("ended", "k", tmp_path, SandboxSpec(), directory=tmp_path)
+    logger = Logger()
+
+    async def end_many() -> list[Any]:
+        kernels = EndedKernels(NoKernelspecs(), Events(logger).tell_lost)
+        kernels.start()
+        try:
+            for number in range(MAX_KERNELS + 5):
+                left = Left(10**30, True, ("\x00<b>" + "z" * 5000,) * 200)
+                Happenings.instance().tell_end(Ended(str(number), "k\n", facts, left))
+            await asyncio.sleep(0)
+        finally:
+            kernels.end()
+        Happenings.instance().tell_end(Ended("later", "k", facts, None))
+        await asyncio.sleep(0)
+        return [kernels.find(name) for name in ("0", "4", "5", str(MAX_KERNELS + 4), "later")]
+
+    first, second, third, last, later = asyncio.run(end_many())
+    assert (first, second, later) == (None, None, None)
+    assert third is not None
+    lines = last.lines["log"]
+    assert 0 < sum(map(len, lines)) <= MAX_CHARACTERS
+    assert lines[-1].endswith("y")
+    assert len(logger.emitted) == MAX_KERNELS + 5
+    event = logger.emitted[-1]
+    assert (len(event["paths"]), event["total"]) == (10, 10**9)
+    assert event["paths"][0].startswith("\\x00<b>z")
+    assert len(event["paths"][0]) <= 1000
+    document = make_sandbox(last.described, last.left)
+    assert document["unkept"]["paths"] == event["paths"]

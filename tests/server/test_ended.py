@@ -137,6 +137,11 @@ def test_trust_is_that_of_the_notary(client: Client, server: JupyterServer, tmp_
     nbformat.write(elsewhere, tmp_path / "outside.ipynb")
     (folder / "link.ipynb").symlink_to(tmp_path / "outside.ipynb")
     (folder / "out").symlink_to(tmp_path)
+    # The notary's database is made by this, and must serve the server's own save below.
+    assert client.ask("GET", "trust", params={"path": "trust/elsewhere.ipynb"}).json() == {
+        "notebooks": [{"path": "trust/elsewhere.ipynb", "trusted": False}],
+        "more": False,
+    }
     saved = {"type": "notebook", "format": "json", "content": notebook("2")}
     server.ask("PUT", "contents/trust/saved.ipynb", **saved)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from websocket import create_connection
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
+from ..world import World
 from .clients import Client, wait_for_event
 
 BASE = "/user/me/"
@@ -307,3 +310,34 @@ def read_metrics(server: JupyterServer) -> dict[str, float]:
     answer.raise_for_status()
     lines = [line for line in answer.text.splitlines() if line.startswith("gvisor_kernel_")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_other_user_reads_no_state(kernel: str, client: Client, world: World) -> None:
+    """Not even with an open descriptor of its folder, which lies in a private one here."""
+    directory = client.sandbox(kernel)["id"]
+    folder = os.open(world.state, os.O_RDONLY | os.O_DIRECTORY)
+    code = (
+        "import os, sys\n"
+        "for path in (sys.argv[2], '.'):\n"
+        "    try:\n"
+        "        os.open(path, os.O_RDONLY, dir_fd=int(sys.argv[1]))\n"
+        "    except PermissionError:\n"
+        "        continue\n"
+        "    sys.exit(path)\n"
+    )
+    try:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-I", "-c", code, str(folder), directory],
+            pass_fds=[folder],
+            cwd="/",
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    finally:
+        os.close(folder)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,121 @@
+"""The OpenAPI document holds: it is valid, and each answer of a live server is as it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from gvisor_kernel.server.handlers import OPENAPI
+
+from ..jupyter.server import JupyterServer
+from .clients import Client
+
+DOCUMENT: dict[str, Any] = json.loads(OPENAPI.read_text())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+    folder = tmp_path_factory.mktemp("contract")
+    (folder / "n").mkdir()
+    (folder / "n/n.ipynb").write_text("{}")
+    (folder / "n/old.txt").write_text("old")
+    server = JupyterServer(
+        folder, "--GVisorServer.warm=False", extensions=("gvisor_kernel.server",)
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def make_strict(schema: Any) -> Any:
+    """Return a schema that allows no key which it does not name."""
+    if isinstance(schema, list):
+        return [make_strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    strict = {key: make_strict(part) for key, part in schema.items()}
+    if isinstance(schema.get("properties"), dict):
+        strict.setdefault("additionalProperties", False)
+    return strict
+
+
+class Checked:
+    """Asks, and checks each answer against the document. ``asked``: the routes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.asked: set[tuple[str, str]] = set()
+
+    def ask(self, method: str, route: str, status: int = 200, query: str = "", **more: Any) -> Any:
+        kernel = more.pop("kernel", "")
+        self.asked.add((method.lower(), route))
+        path = route.replace("{kernel_id}", kernel).lstrip("/") + query
+        answer = self._client.ask(method, path, **more)
+        assert answer.status_code == status, answer.text
+        said = DOCUMENT["paths"][route][method.lower()]["responses"][str(status)]
+        content = said.get("content", {})
+        if not content:
+            if status == 204:
+                assert not answer.content
+            return None
+        ((kind, body),) = content.items()
+        assert answer.headers["Content-Type"].startswith(kind)
+        if kind != "application/json":
+            return answer.content
+        schema = make_strict({**body.get("schema", {}), "components": DOCUMENT["components"]})
+        document = answer.json()
+        Draft202012Validator(schema).validate(document)
+        return document
+
+
+@pytest.mark.once
+def test_the_document_is_valid() -> None:
+    validate(DOCUMENT)
+
+
+def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
+    checked = Checked(Client(server))
+    kernel = server.ask("POST", "kernels", name="gvisor-python", path="n/n.ipynb")["id"]
+    of_kernel = "/kernels/{kernel_id}"
+    with server.page(kernel) as page:
+        code = "open('new.txt', 'w').write('new'); open('old.txt', 'w').write('changed'); 1"
+        page.wait_for_reply(page.execute(code))
+    checked.ask("GET", "/sandboxes")
+    assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"] is None
+    for name in ("log", "transcript"):
+        assert checked.ask("GET", f"{of_kernel}/{name}", kernel=kernel)["lines"]
+        checked.ask("GET", f"{of_kernel}/{name}", 400, "?lines=x", kernel=kernel)
+    assert checked.ask("GET", f"{of_kernel}/unkept", kernel=kernel)["total"] == 2
+    changes = f"{of_kernel}/changes"
+    listed = checked.ask("GET", changes, kernel=kernel)["changes"]
+    query = "?path=new.txt&side=new"
+    assert checked.ask("GET", f"{changes}/content", query=query, kernel=kernel) == b"new"
+    checked.ask("GET", f"{changes}/content", 404, "?path=none&side=new", kernel=kernel)
+    checked.ask("GET", f"{changes}/content", 400, kernel=kernel)
+    wanted = [{key: change[key] for key in ("path", "state")} for change in listed]
+    body = {"changes": [*wanted, {"path": "none", "state": ""}], "force": True}
+    applied = checked.ask("POST", f"{changes}/apply", kernel=kernel, json=body)
+    assert (len(applied["applied"]), len(applied["refused"])) == (2, 1)
+    undo = {"undo": applied["undo"]}
+    checked.ask("POST", f"{changes}/undo", kernel=kernel, json=undo)
+    checked.ask("POST", f"{changes}/undo", 409, kernel=kernel, json=undo)
+    assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
+    checked.ask("GET", "/doctor")
+    wish = {"kernel_name": "gvisor-python", "path": "n"}
+    checked.ask("POST", "/warm", 202, json=wish)
+    checked.ask("GET", "/openapi.json")
+    checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)
+    assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"]["total"] == 2
+    for name in ("log", "transcript"):
+        assert checked.ask("GET", f"{of_kernel}/{name}", kernel=kernel)["lines"]
+    checked.ask("POST", f"{of_kernel}/kill", 404, kernel=kernel)
+    assert checked.asked == {
+        (method, route) for route, methods in DOCUMENT["paths"].items() for method in methods
+    }
