@@ -86,17 +86,25 @@ function show(table: Table, root: Element): void {
 }
 
 function format(value: unknown): string {
-  if (value === null || value === undefined) {
-    return '';
+  switch (typeof value) {
+    case 'string':
+      return value.slice(0, MAX_CELL);
+    case 'number':
+    case 'boolean':
+    case 'bigint':
+      return value.toString();
+    case 'object': {
+      if (value === null) {
+        return '';
+      }
+      const text = value instanceof Date ? value.toISOString() : JSON.stringify(value, writeLarge);
+      return text.slice(0, MAX_CELL);
+    }
+    default:
+      return '';
   }
-  if (value instanceof Date) {
-    return value.toISOString();
-  }
-  const text =
-    typeof value === 'object'
-      ? JSON.stringify(value, (_, inner: unknown) =>
-          typeof inner === 'bigint' ? inner.toString() : inner
-        )
-      : String(value);
-  return text.slice(0, MAX_CELL);
+}
+
+function writeLarge(_: string, value: unknown): unknown {
+  return typeof value === 'bigint' ? value.toString() : value;
 }

@@ -3598,4 +3598,4 @@ Expecting `+Ee.join(", ")+", got '"+(this.terminals_[X]||X)+"'":Ge="Parse error 
     pre, code { background: ${i}; font: 13px/1.4 ui-monospace, monospace }
     pre { padding: 8px; overflow: auto } img, svg, canvas { max-width: 100% }
     a { color: ${e?"#8ab4f8":"#0b57d0"} } p.note { opacity: 0.8 }
-  `)}VIe(async(e,{dark:t,root:r})=>{WIe(t),TH.initialize({startOnLoad:!1,securityLevel:"strict",theme:t?"dark":"default",htmlLabels:!1,flowchart:{htmlLabels:!1},suppressErrorRendering:!0});let{svg:n}=await TH.render("diagram",e);r.innerHTML=n});})();
+  `)}VIe(async(e,{dark:t,root:r})=>{WIe(t),TH.initialize({startOnLoad:!1,securityLevel:"strict",theme:t?"dark":"default",htmlLabels:!1,suppressErrorRendering:!0});let{svg:n}=await TH.render("diagram",e);r.innerHTML=n});})();
