@@ -47,6 +47,8 @@ ALLOWED = {
     "api/files.py:download": PROGRAM + "; it must not exist",
     "api/sandbox.py:rename": "a file inside the sandbox",
     "bridge/": STATE,
+    "artifacts/storage.py:_connect": OWN_STORE + "; or a folder that an administrator has named",
+    "cli/storage.py:run_export": NAMED,
     "changes/backups.py": OWN_STORE,
     "changes/control.py:_listen": STATE,
     "changes/control_client.py:ask": STATE,

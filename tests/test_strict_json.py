@@ -20,6 +20,8 @@ LARGE = 10 * 1024 * 1024
 
 OWN = {
     "api/manager.py": "kernelspecs of this package",
+    "artifacts/page.py": "a ticket whose signature was compared",
+    "artifacts/storage.py": "values whose levels were counted when they were written",
     "cli/checks/jupyter.py": "output of this machine's interpreter",
     "cli/snapshots.py": "a plan from a process of this package",
     "egress/worker.py": "routes from the process that started this one",

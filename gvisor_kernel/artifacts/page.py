@@ -62,7 +62,7 @@ class Tickets:
         content = base64.urlsafe_b64encode(json.dumps(fields).encode())
         return f"{content.decode()}.{self._sign(content)}"
 
-    def open(self, ticket: object) -> Page:
+    def read(self, ticket: object) -> Page:
         """Return the page of a ticket.
 
         :raises OutputsError: when this server has not given it

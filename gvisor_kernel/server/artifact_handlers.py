@@ -95,7 +95,7 @@ class ArtifactHandler(Handler):
     def open_ticket(self, ticket: object) -> Page:
         """:raises HTTPError: 403 for a ticket that this server has not given"""
         try:
-            return self.parts.artifacts.tickets.open(ticket)
+            return self.parts.artifacts.tickets.read(ticket)
         except OutputsError as error:
             raise web.HTTPError(403, error.fact) from error
 

@@ -102,7 +102,7 @@ def test_a_ticket_names_what_was_opened(folder: Path, root: Opened, tmp_path: Pa
     (folder / "sub").mkdir()
     page = Page.read_from(root, "sub/a.html")
     ticket = tickets.seal(page)
-    assert tickets.open(ticket) == page
+    assert tickets.read(ticket) == page
     assert page.artifact.path == f"{folder}/sub/a.html"
     with page.open_root() as opened:
         assert opened.identity == root.identity
@@ -131,4 +131,4 @@ def test_a_forged_ticket_is_refused(root: Opened) -> None:
     )
     for text in forged:
         with pytest.raises(OutputsError, match="open it again"):
-            tickets.open(text)
+            tickets.read(text)
