@@ -110,6 +110,7 @@ def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
     checked.ask("GET", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}
     checked.ask("POST", "/warm", 202, json=wish)
+    assert checked.ask("GET", "/kernelspecs")["kernelspecs"]
     checked.ask("GET", "/openapi.json")
     checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)
     assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"]["total"] == 2
