@@ -50,14 +50,14 @@ class Checked:
     """Asks, and checks each answer against the document. ``asked``: the routes."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self.client = client
         self.asked: set[tuple[str, str]] = set()
 
     def ask(self, method: str, route: str, status: int = 200, query: str = "", **more: Any) -> Any:
         kernel = more.pop("kernel", "")
         self.asked.add((method.lower(), route))
         path = route.replace("{kernel_id}", kernel).lstrip("/") + query
-        answer = self._client.ask(method, path, **more)
+        answer = self.client.ask(method, path, **more)
         assert answer.status_code == status, answer.text
         said = DOCUMENT["paths"][route][method.lower()]["responses"][str(status)]
         content = said.get("content", {})
@@ -87,6 +87,7 @@ def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
     with server.page(kernel) as page:
         code = "open('new.txt', 'w').write('new'); open('old.txt', 'w').write('changed'); 1"
         page.wait_for_reply(page.execute(code))
+        page.wait_for_reply(page.execute("open('outputs/a.html', 'w').write('page')"))
     checked.ask("GET", "/sandboxes")
     assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"] is None
     for name in ("log", "transcript"):
@@ -106,6 +107,17 @@ def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
     undo = {"undo": applied["undo"]}
     checked.ask("POST", f"{changes}/undo", kernel=kernel, json=undo)
     checked.ask("POST", f"{changes}/undo", 409, kernel=kernel, json=undo)
+    assert checked.ask("GET", "/outputs", query=f"?kernel_id={kernel}")["files"]
+    query = f"?kernel_id={kernel}&path="
+    assert checked.ask("GET", "/outputs/content", query=f"{query}a.html") == b"page"
+    checked.ask("GET", "/outputs/content", 404, f"{query}none")
+    checked.ask("GET", "/outputs/content", 403, "?ticket=x&path=a.html")
+    answer = checked.client.ask("GET", f"outputs/content{query}a.html")
+    call = {"ticket": answer.headers["Gvisor-Kernel-Ticket"], "key": "k", "value": [1]}
+    for do in ("set", "get", "list", "delete"):
+        checked.ask("POST", "/storage", json={**call, "do": do})
+    checked.ask("POST", "/storage", 409, json={**call, "do": "get"})
+    checked.ask("POST", "/storage", 400, json={**call, "do": "none"})
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
     checked.ask("GET", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}
