@@ -11,6 +11,7 @@ export interface Actions {
   log(sandbox: Sandbox): void;
   transcript(sandbox: Sandbox): void;
   changes(sandbox: Sandbox): void;
+  outputs(sandbox: Sandbox): void;
   /** Whether the server can show changes; it is asked when the page begins. */
   offersChanges(): boolean;
 }
@@ -26,6 +27,7 @@ export class Card {
   private names = '';
   private values: { readonly node: HTMLElement; key: string | null }[] = [];
   private readonly changesButton: HTMLButtonElement;
+  private readonly outputsButton: HTMLButtonElement;
   private readonly logButton: HTMLButtonElement;
   private readonly transcriptButton: HTMLButtonElement;
 
@@ -39,6 +41,7 @@ export class Card {
         actions[action](this.sandbox);
       });
     this.changesButton = act('Changes', 'changes');
+    this.outputsButton = act('Outputs', 'outputs');
     this.logButton = act('Log', 'log');
     this.transcriptButton = act('Transcript', 'transcript');
     this.node.append(
@@ -48,6 +51,7 @@ export class Card {
         'div',
         { class: 'gk-buttons' },
         this.changesButton,
+        this.outputsButton,
         this.logButton,
         this.transcriptButton,
         act('Restart', 'restart'),
@@ -61,6 +65,7 @@ export class Card {
   update(sandbox: Sandbox, now: number): void {
     this.sandbox = sandbox;
     this.changesButton.hidden = !this.actions.offersChanges();
+    this.outputsButton.hidden = sandbox.outputs === null;
     this.logButton.hidden = !sandbox.hasLog;
     this.transcriptButton.hidden = !sandbox.hasTranscript;
     setText(this.heading, sandbox.displayName || sandbox.kernelName);

@@ -167,6 +167,10 @@ export class CurrentSandbox {
         this.popup?.close();
         this.actions.changes(it);
       },
+      outputs: it => {
+        this.popup?.close();
+        this.actions.outputs(it);
+      },
       log: it => {
         this.popup?.close();
         this.actions.log(it);

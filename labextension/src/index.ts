@@ -34,12 +34,12 @@ import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
-import { outputs } from './outputs_plugin.js';
+import { SHOW_OUTPUTS, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { guardNotebooks } from './untrusted.js';
 import { Warmer, pageTimer } from './warm.js';
-import { ChangesWidget, LinesWidget, SidebarWidget, shieldIcon } from './widgets.js';
+import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
 
 const CATEGORY = 'Sandboxes';
 
@@ -60,20 +60,6 @@ function connect(app: JupyterFrontEnd): SandboxClient {
       settings
     )
   );
-}
-
-/** Shows a widget in the main area; one that is open already comes to the front. */
-function open(app: JupyterFrontEnd, id: string, make: () => Widget): void {
-  const { shell } = app;
-  const has = (area: string): boolean => [...shell.widgets(area)].some(it => it.id === id);
-  if (!has('main') && !has('right')) {
-    const widget = make();
-    shell.add(widget, 'main');
-    if (!has('main')) {
-      shell.add(widget, 'right'); // in Notebook 7 the notebook is alone in the main area
-    }
-  }
-  shell.activateById(id);
 }
 
 async function confirm(title: string, body: string, label: string): Promise<boolean> {
@@ -176,6 +162,12 @@ function makeActions(
       );
     },
     offersChanges: () => changesOffered,
+    outputs: it =>
+      void app.commands.execute(SHOW_OUTPUTS, {
+        kernelId: it.kernelId,
+        name: nameOf(it),
+        path: sessionWith(trackers, it.kernelId)?.path ?? null
+      }),
     changes: it => {
       open(
         app,

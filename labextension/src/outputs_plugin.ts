@@ -8,6 +8,7 @@ import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { ServerConnection } from '@jupyterlab/services';
+import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import type { Poll } from '@lumino/polling';
 import { Widget } from '@lumino/widgets';
 
@@ -17,12 +18,10 @@ import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
-import { makePoll, shieldIcon } from './widgets.js';
+import { makePoll, open, shieldIcon } from './widgets.js';
 
-const Commands = {
-  outputs: 'gvisor-kernel:show-outputs',
-  page: 'gvisor-kernel:open-page'
-} as const;
+export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
+const OPEN_PAGE = 'gvisor-kernel:open-page';
 
 function connect(app: JupyterFrontEnd): ArtifactClient {
   const settings = app.serviceManager.serverSettings;
@@ -118,6 +117,21 @@ async function confirmLink(url: string): Promise<void> {
   }
 }
 
+/** A kernel, and the path of its notebook if that is known. */
+interface Target {
+  readonly kernelId: string;
+  readonly name: string;
+  readonly path: string | null;
+}
+
+function readTarget({ kernelId, name, path }: ReadonlyPartialJSONObject): Target {
+  return {
+    kernelId: typeof kernelId === 'string' ? kernelId : '',
+    name: typeof name === 'string' ? name : '',
+    path: typeof path === 'string' ? path : null
+  };
+}
+
 export const outputs: JupyterFrontEndPlugin<void> = {
   id: 'gvisor-kernel:outputs',
   description: 'Shows the outputs of kernels, and pages from them, in frames that reach nothing.',
@@ -149,55 +163,49 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         return typeof theme === 'string' && themes?.isLight(theme) === false;
       }
     };
-    const current = () => {
+    const current = (): Target | null => {
       const session = sessionOf(trackers, app.shell.currentWidget);
       const kernel = session?.session?.kernel;
       return session && kernel && isOurs(app.serviceManager.kernelspecs.specs, kernel.name)
-        ? { session, kernel }
+        ? { kernelId: kernel.id, name: session.name || kernel.name, path: session.path }
         : null;
     };
-    const show = (widget: Widget): void => {
-      if (!widget.isAttached) {
-        app.shell.add(widget, 'main', { mode: 'split-right' });
-      }
-      app.shell.activateById(widget.id);
-    };
-    const find = (id: string): Widget | undefined =>
-      [...app.shell.widgets('main')].find(widget => widget.id === id);
 
-    commands.addCommand(Commands.outputs, {
+    commands.addCommand(SHOW_OUTPUTS, {
       label: 'Show the Outputs of This Kernel',
       icon: shieldIcon,
-      isEnabled: () => current() !== null,
-      execute: () => {
-        const found = current();
+      isEnabled: args => typeof args.kernelId === 'string' || current() !== null,
+      execute: args => {
+        const found = typeof args.kernelId === 'string' ? readTarget(args) : current();
         if (found === null) {
           return;
         }
-        const { session, kernel } = found;
-        const folder = PathExt.dirname(session.path);
-        const reveal: OutputsActions['reveal'] = commands.hasCommand('filebrowser:go-to-path')
-          ? path =>
-              void commands.execute('filebrowser:go-to-path', {
-                path: PathExt.join(folder, 'outputs', path)
-              })
-          : null;
-        const id = `gvisor-kernel-outputs-${kernel.id}`;
-        const name = session.name || kernel.name;
-        show(
-          find(id) ??
-            new OutputsWidget(new OutputsView(client, kernel.id, { ...actions, reveal }), id, name)
+        const { kernelId, name, path } = found;
+        const reveal: OutputsActions['reveal'] =
+          path !== null && commands.hasCommand('filebrowser:go-to-path')
+            ? file =>
+                void commands.execute('filebrowser:go-to-path', {
+                  path: PathExt.join(PathExt.dirname(path), 'outputs', file)
+                })
+            : null;
+        const id = `gvisor-kernel-outputs-${kernelId}`;
+        open(
+          app,
+          id,
+          () =>
+            new OutputsWidget(new OutputsView(client, kernelId, { ...actions, reveal }), id, name),
+          { mode: 'split-right' }
         );
       }
     });
-    palette?.addItem({ command: Commands.outputs, category: 'Sandboxes' });
+    palette?.addItem({ command: SHOW_OUTPUTS, category: 'Sandboxes' });
 
     const selected = (): string | null => {
       const item = browser?.selectedItems().next();
       const path = item === undefined || item.done === true ? null : item.value.path;
       return path !== null && app.serviceManager.contents.driveName(path) === '' ? path : null;
     };
-    commands.addCommand(Commands.page, {
+    commands.addCommand(OPEN_PAGE, {
       label: 'Open as a Page Without Network',
       icon: shieldIcon,
       isVisible: () => howToShow(selected() ?? '').kind === 'page',
@@ -205,12 +213,14 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         const path = selected();
         if (path !== null) {
           const id = `gvisor-kernel-page-${path}`;
-          show(find(id) ?? new PageWidget(new Preview(client, actions), id, { path }));
+          open(app, id, () => new PageWidget(new Preview(client, actions), id, { path }), {
+            mode: 'split-right'
+          });
         }
       }
     });
     app.contextMenu.addItem({
-      command: Commands.page,
+      command: OPEN_PAGE,
       selector: '.jp-DirListing-item[data-isdir="false"]',
       rank: 4
     });

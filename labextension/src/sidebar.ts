@@ -19,6 +19,7 @@ class Row {
   private readonly cpuText = element('span', { class: 'gk-state' });
   private readonly death = element('p', { class: 'gk-warning' });
   private readonly changesButton: HTMLButtonElement;
+  private readonly outputsButton: HTMLButtonElement;
   private readonly logButton: HTMLButtonElement;
   private readonly buttons: readonly (readonly [HTMLButtonElement, string])[];
 
@@ -31,9 +32,11 @@ class Row {
         actions[action](this.sandbox);
       });
     this.changesButton = act('Changes', 'changes');
+    this.outputsButton = act('Outputs', 'outputs');
     this.logButton = act('Log', 'log');
     const named: readonly (readonly [HTMLButtonElement, string])[] = [
       [this.changesButton, 'Changes of'],
+      [this.outputsButton, 'Outputs of'],
       [this.logButton, 'Log of'],
       [act('Restart', 'restart'), 'Restart'],
       [act('Stop', 'stop'), 'Stop'],
@@ -67,6 +70,7 @@ class Row {
     this.death.hidden = death === null;
     setText(this.death, death === null ? '' : `Died last: ${death.reason}`);
     this.changesButton.hidden = !this.actions.offersChanges();
+    this.outputsButton.hidden = sandbox.outputs === null;
     this.logButton.hidden = !sandbox.hasLog;
     for (const [node, verb] of this.buttons) {
       node.setAttribute('aria-label', `${verb} ${name}, ${sandbox.folder}`);

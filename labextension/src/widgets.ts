@@ -1,5 +1,7 @@
 /** The extension's views as widgets of JupyterLab's shell. */
 
+import type { JupyterFrontEnd } from '@jupyterlab/application';
+import type { DocumentRegistry } from '@jupyterlab/docregistry';
 import { LabIcon } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import { Poll } from '@lumino/polling';
@@ -47,6 +49,25 @@ class Panel extends Widget {
       this.node.focus();
     }
   }
+}
+
+/** Shows a widget in the main area; one that is open already comes to the front. */
+export function open(
+  app: JupyterFrontEnd,
+  id: string,
+  make: () => Widget,
+  options: DocumentRegistry.IOpenOptions = {}
+): void {
+  const { shell } = app;
+  const has = (area: string): boolean => [...shell.widgets(area)].some(it => it.id === id);
+  if (!has('main') && !has('right')) {
+    const widget = make();
+    shell.add(widget, 'main', options);
+    if (!has('main')) {
+      shell.add(widget, 'right'); // in Notebook 7 the notebook is alone in the main area
+    }
+  }
+  shell.activateById(id);
 }
 
 export class SidebarWidget extends Panel {

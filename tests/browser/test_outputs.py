@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from ..sweeps import needs_all
 from .conftest import KERNEL
 from .lab import LabPage
-from .test_extension import serious_violations, wait_for_text
+from .looking import EXPOSED, STATUS, press, serious_violations, set_theme, tab_to, wait_for_text
 
 pytestmark = [
     pytest.mark.browser,
@@ -19,6 +22,7 @@ pytestmark = [
     ),
 ]
 
+OPTIONS = EXPOSED
 PANEL = ".gk-outputs"
 MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
 WRITE = """
@@ -147,3 +151,50 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
     wait_for_text(lab, f"{PANEL} .gk-notes", "wrong.jsx, line 2: Unexpected token")
     lab.screenshot("outputs-error")
     assert "attacked" not in lab.driver.title
+
+
+@needs_all
+def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage) -> None:
+    notebook = {
+        "cells": [],
+        "metadata": {"kernelspec": {"name": KERNEL, "display_name": KERNEL}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    folder = lab.server.folder / "seven"
+    (folder / "outputs").mkdir(parents=True)
+    (folder / "outputs" / "page.html").write_text("<h1>A page</h1><script>nope()</script>")
+    (folder / "seven.ipynb").write_text(json.dumps(notebook))
+    lab.driver.get(f"{lab.server.url}notebooks/seven/seven.ipynb?token={lab.server.token}")
+    wait_for_text(lab, STATUS, " of 4 GB")
+    lab.find(STATUS).send_keys(Keys.ENTER)
+    tab_to(lab, ".gk-popup button", "Outputs")
+    press(lab, Keys.ENTER)
+    wait_for_text(lab, PANEL, "page.html")
+    tab_to(lab, f"{PANEL} button", "page.html")
+    press(lab, Keys.ENTER)
+    page_has(lab, "h1", "A page")
+    wait_for_text(lab, f"{PANEL} .gk-notes", "page.html, line 1: nope is not defined")
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        set_theme(lab, theme)
+        lab.screenshot(f"outputs-seven-{theme.split()[-1].lower()}")
+        assert serious_violations(lab, PANEL) == [], theme
+    # The file changes, and another one appears.
+    (folder / "outputs" / "later.txt").write_text("later")
+    wait_for_text(lab, PANEL, "later.txt")
+
+
+@needs_all
+def test_a_page_is_opened_without_a_kernel(lab: LabPage) -> None:
+    folder = lab.server.folder / "old"
+    folder.mkdir()
+    (folder / "old.html").write_text("<h1>Old</h1>")
+    kernels = len(lab.server.request("GET", "api/kernels"))
+    lab.driver.get(
+        f"{lab.server.url}lab/workspaces/auto-test/tree/old?reset&token={lab.server.token}"
+    )
+    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
+    ActionChains(lab.driver).context_click(item).perform()
+    lab.find_menu("Open as a Page Without Network").click()
+    page_has(lab, "h1", "Old")
+    assert len(lab.server.request("GET", "api/kernels")) == kernels
