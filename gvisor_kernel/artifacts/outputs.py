@@ -115,10 +115,12 @@ def check_path(path: str) -> str:
 
     :raises OutputsError: when it is none
     """
-    parts = path.split("/")
-    if "\0" in path or not _is_shown(path) or any(part in ("", "..") for part in parts):
+    parts = [part for part in path.split("/") if part != "."]
+    if "\0" in path or not _is_shown(path) or any(part.startswith(".") for part in parts):
+        raise OutputsError("This is no path of a file below the outputs, or one of a hidden file.")
+    if not all(parts) or not parts:
         raise OutputsError("This is no path of a file below the outputs.")
-    return "/".join(part for part in parts if part != ".")
+    return "/".join(parts)
 
 
 @contextlib.contextmanager

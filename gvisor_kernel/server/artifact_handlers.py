@@ -88,7 +88,9 @@ class ArtifactHandler(Handler):
         """A page that is opened without a kernel: its folder, below the server's root."""
         root = Path(os.path.realpath(self.parts.artifacts.root))
         folder = Path(os.path.realpath(root / Path(path.lstrip("/")).parent))
-        if "\0" in path or not folder.is_relative_to(root):
+        # As the server's contents: nothing hidden, whatever name leads there.
+        below = folder.relative_to(root).parts if folder.is_relative_to(root) else None
+        if "\0" in path or below is None or any(part.startswith(".") for part in below):
             raise web.HTTPError(404, "There is no such file below the server's root.")
         return lambda: open_real(str(folder))
 

@@ -69,7 +69,8 @@ def test_odd_files_are_neither_listed_nor_read(folder: Path, root: Opened, tmp_p
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/a", "a/", "a//b", "..", "a/../b", "a\0b", "\udcff", "x" * 1001]
+    "path",
+    ["", "/a", "a/", "a//b", "..", "a/../b", "a\0b", "\udcff", "x" * 1001, ".", ".a", "a/.b/c"],
 )
 def test_path_that_is_none_is_refused(path: str) -> None:
     with pytest.raises(OutputsError):

@@ -174,8 +174,14 @@ def test_files_outside_the_root_are_none(
 ) -> None:
     (tmp_path / "outside.html").write_text("outside")
     (server.folder / "way-out").symlink_to(tmp_path)
+    (server.folder / ".hidden").mkdir()
+    (server.folder / ".hidden" / "a.html").write_text("hidden")
+    (server.folder / ".a.html").write_text("hidden")
+    (server.folder / "to-hidden").symlink_to(server.folder / ".hidden")
     relative = os.path.relpath(tmp_path / "outside.html", server.folder)
     for path in (relative, "way-out/outside.html", str(tmp_path / "outside.html"), "", "\0"):
+        assert read(client, path=path).status_code == 404, path
+    for path in (".hidden/a.html", ".a.html", "to-hidden/a.html"):
         assert read(client, path=path).status_code == 404, path
 
 
