@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from gvisor_kernel.server.doctor import Doctor
@@ -35,6 +36,8 @@ class Parts:
     unkept: UnkeptLooks
     notary: Notary
     listings: Listings
+    stopping: Event
+    """Set when the server stops: whoever works in a thread ends after its step."""
 
     @classmethod
     def make(cls, application: Any, *, warm: bool) -> Parts:
@@ -55,10 +58,12 @@ class Parts:
             UnkeptLooks(),
             Notary(application.contents_manager, executor),
             Listings(application.event_logger, manager.root_dir, executor, warmer.visit),
+            Event(),
         )
 
     async def end(self) -> None:
         """End all of them."""
+        self.stopping.set()
         self.listings.end()
         await self.warmer.end()
         await self.doctor.end()
