@@ -326,7 +326,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       askInMenus(app, menu, isOurNotebook, async label => {
         const kernel = sessionOf(trackers, app.shell.currentWidget)?.session?.kernel;
         const unkept = kernel ? await client.unkept(kernel.id).catch(() => null) : null;
-        if (!kernel || unkept === null || unkept.total === 0) {
+        if (!kernel || unkept === null || (unkept.total === 0 && !unkept.more)) {
           return true; // nothing to lose, or nothing known: as without this extension
         }
         const answer = await askBeforeEnd({
