@@ -274,7 +274,8 @@ class KernelChanges:
             if type(total) is not int or not 0 <= total < MAX_SIZE:
                 raise ChangesError(OTHER_CONTENT)
             if total > limit or size + len(data) > limit:
-                raise ChangesError(f"it has more than {limit} bytes")
+                grown = limit not in (MAX_SHOWN, MAX_FILE)  # the size that was listed
+                raise ChangesError(CHANGED_INSIDE if grown else f"it has more than {limit} bytes")
             size += len(data)
             digest.update(data)
             await _finish(file.write, data)

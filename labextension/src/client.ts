@@ -94,7 +94,7 @@ export class SandboxClient {
   }
 
   async doctor(): Promise<readonly Finding[]> {
-    return readFindings(await this.get('doctor'));
+    return readFindings(await this.post('doctor', {}));
   }
 
   async stop(id: string): Promise<void> {

@@ -107,7 +107,7 @@ def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
     checked.ask("POST", f"{changes}/undo", kernel=kernel, json=undo)
     checked.ask("POST", f"{changes}/undo", 409, kernel=kernel, json=undo)
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
-    checked.ask("GET", "/doctor")
+    checked.ask("POST", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}
     checked.ask("POST", "/warm", 202, json=wish)
     assert checked.ask("GET", "/kernelspecs")["kernelspecs"]
