@@ -179,7 +179,13 @@ function makeActions(
       open(
         app,
         `gvisor-kernel-changes-${it.kernelId}`,
-        () => new ChangesWidget(client, it.kernelId, nameOf(it), changed)
+        () =>
+          new ChangesWidget(
+            client,
+            it.kernelId,
+            sessionWith(trackers, it.kernelId)?.name ?? nameOf(it),
+            changed
+          )
       );
     }
   };
