@@ -72,7 +72,7 @@ need_packages() {
 # has_node: whether Node 20 or newer is there, with npm.
 has_node() {
     command -v npm >/dev/null 2>&1 \
-        && node -e 'process.exit(parseInt(process.versions.node) < 20)' >/dev/null 2>&1
+        && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' >/dev/null 2>&1
 }
 
 # want_node: has_node; as root, installs the distribution's if that is new enough.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO
@@ -20,6 +21,7 @@ from gvisor_kernel.host.folders import Opened, open_below
 
 AGAIN = "it has changed on disk since it was looked at"
 SINCE = "it has changed on disk since then"
+STOPPED = "this process ends: undo it again"
 UNKNOWN = "the apply was interrupted at it, and it is neither what it was nor what was applied"
 _FULL = "the disk is full"
 _WORDS = {
@@ -151,12 +153,19 @@ def _no_record(error: OSError) -> NoRecord:
     return NoRecord(error.errno, f"the old file, or a record of it, cannot be kept: {reason}")
 
 
-def undo(root: Opened, backup: Backup, store: Backups) -> tuple[list[str], list[Refused]]:
+def undo(
+    root: Opened,
+    backup: Backup,
+    store: Backups,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> tuple[list[str], list[Refused]]:
     """Undo an apply, the last step first. What has changed since then is refused, and left.
 
-    The caller has made sure that no other process is at it (``Backup.working``).
+    The caller has made sure that no other process is at it (``Backup.working``). ``is_stopping`` is
+    asked before each step: whether the rest is to be left.
     """
     clear_interrupted(root, backup)
+    written = store.index(backup.head)
     same = {
         (done.path, done.after.text)
         for done in backup.read_journal()
@@ -166,12 +175,15 @@ def undo(root: Opened, backup: Backup, store: Backups) -> tuple[list[str], list[
     undone: list[str] = []
     refused: list[Refused] = []
     for done in reversed(backup.left()):
+        if is_stopping():
+            refused.append(Refused(done.path, STOPPED))
+            continue
         try:
             with backup.step_lock():
                 was_done = _undo_step(root, backup, done, half.get(done.number), same)
                 now = folder.look(root, done.path)
             if done.before is not None and now is not None:
-                store.note_same(backup.head, done.path, done.before, now)
+                written.note_same(done.path, done.before, now)
         except OSError as error:
             reason = SINCE if error.errno == errno.ESTALE else explain(error)
             refused.append(Refused(done.path, reason))

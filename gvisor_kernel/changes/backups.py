@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +244,19 @@ class Backup:
             sweep(root)
 
 
+class Written:
+    """What applies to one folder have written: which of them, by path and facts on disk."""
+
+    def __init__(self, writers: Mapping[tuple[str, str], Sequence[Backup]]) -> None:
+        self._writers = writers
+
+    def note_same(self, path: str, before: OnDisk, now: OnDisk) -> None:
+        """Note that what an earlier apply wrote is there again, with other facts."""
+        for backup in self._writers.get((path, before.text), ()):
+            with suppress(OSError):  # it only saves a question
+                backup.note(Done("same", path, None, 0, None, now))
+
+
 class Backups:
     """All backups of this user."""
 
@@ -317,17 +330,19 @@ class Backups:
                 f"its old files are in {backup.directory}.",
             ) from error
 
-    def note_same(self, head: Head, path: str, before: OnDisk, now: OnDisk) -> None:
-        """Note that what an earlier apply wrote is there again, with other facts."""
+    def index(self, head: Head) -> Written:
+        """Return what the applies to a folder have written there. Reads all of their journals."""
+        found: dict[tuple[str, str], list[Backup]] = {}
         for backup in self.newest_first():
             if backup.head.identity != head.identity:
                 continue
             with suppress(OSError):  # it only saves a question
                 for done in backup.read_journal():
-                    after = None if done.after is None else done.after.text
-                    if done.path == path and after == before.text:
-                        backup.note(Done("same", path, None, 0, None, now))
-                        break
+                    if done.after is not None:
+                        writers = found.setdefault((done.path, done.after.text), [])
+                        if not writers or writers[-1].id != backup.id:
+                            writers.append(backup)
+        return Written(found)
 
     def newest_first(self) -> Iterator[Backup]:
         """Yield the backups, the last one first."""
@@ -336,16 +351,24 @@ class Backups:
             if head is not None:
                 yield Backup(directory, head)
 
-    def find_ours(self, sandbox: str) -> set[str]:
-        """Return the facts of files on disk that were applied from this sandbox."""
-        found: set[str] = set()
+    def find_ours(self, sandbox: str) -> dict[str, OnDisk | None]:
+        """Return the facts of files on disk that were written by applies from this sandbox.
+
+        None: its content was applied. Otherwise an undo has brought back what was there before,
+        whose facts these are.
+        """
+        found: dict[str, OnDisk | None] = {}
         for backup in self.newest_first():
             if backup.head.sandbox != sandbox:
                 continue
             with suppress(OSError):  # they count as changed by somebody else then
+                before: dict[int, OnDisk | None] = {}
                 for done in backup.read_journal():
+                    if done.step not in ("undone", "same"):
+                        before[done.number] = done.before
                     if done.after is not None and done.phase == "done":
-                        found.add(done.after.text)
+                        origin = before.get(done.number) if done.step == "undone" else None
+                        found.setdefault(done.after.text, origin)
         return found
 
     def _directories(self) -> list[Path]:

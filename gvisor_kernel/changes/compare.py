@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
@@ -26,7 +27,7 @@ TYPES = {"file": "a file", "folder": "a folder", "other": "a link, device, pipe 
 
 
 class _Comparison:
-    def __init__(self, root: Opened, started: float, ours: Collection[str]) -> None:
+    def __init__(self, root: Opened, started: float, ours: Mapping[str, OnDisk | None]) -> None:
         self._root = root
         self._started = int(started * 1e9)
         self._ours = ours
@@ -82,8 +83,15 @@ class _Comparison:
         )
 
     def _find_conflict(self, disk: OnDisk) -> str | None:
-        if disk.type == "folder" or disk.text in self._ours:
+        if disk.type == "folder":
             return None
+        for _ in range(len(self._ours) + 1):  # each undo brings back what the one before left
+            if disk.text not in self._ours:
+                break
+            origin = self._ours[disk.text]
+            if origin is None:
+                return None
+            disk = origin
         return LATER if max(disk.modified, disk.changed) > self._started else None
 
     def _put(
@@ -115,13 +123,14 @@ def compare(
     *,
     more: bool,
     total: int,
-    ours: Collection[str] = (),
+    ours: Mapping[str, OnDisk | None] = MappingProxyType({}),
 ) -> Changes:
     """Return the differences between a sandbox's claims and the folder ``root``, by path.
 
     ``started``: Unix time of the kernel's start; a file that was changed on disk after it is a
-    conflict, unless its facts are in ``ours``: those of files that were applied from this sandbox.
-    Files with the same content in both are left out, as far as contents were read.
+    conflict. ``ours`` has the facts of files that applies from this sandbox have written: they are
+    none (None), unless an undo has brought back what was one. Files with the same content in both
+    are left out, as far as contents were read.
     """
     comparison = _Comparison(root, started, ours)
     for path in sorted(claims):

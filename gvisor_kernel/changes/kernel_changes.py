@@ -64,6 +64,8 @@ MEMORY = 1024 * 1024
 NO_SANDBOX = "The sandbox has ended, and its changes with it."
 NO_FOLDER = "the kernel was shown no folder of this computer"
 OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
+CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
+CHANGED_OUTSIDE = "it has changed on disk since it was listed: look again"
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
 T = TypeVar("T")
@@ -107,19 +109,28 @@ class KernelChanges:
         content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
         return await asyncio.to_thread(find_unkept, sandbox, content)
 
-    async def read(self, path: str, side: Side) -> bytes | None:
+    async def read(self, path: str, side: Side, state: str | None = None) -> bytes | None:
         """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
 
-        :raises ChangesError: when it cannot be read, or has more than MAX_SHOWN bytes
+        With the ``state`` of a change it is the content that was listed, and that an apply of this
+        state writes.
+
+        :raises ChangesError: when it cannot be read, has more than MAX_SHOWN bytes, or is not what
+            was listed
         """
         _check_path(path)
         if side == "old":
-            return await asyncio.to_thread(self._read_old, path)
+            seen = None if state is None else state.partition(" ")[0]
+            return await asyncio.to_thread(self._read_old, path, seen)
+        claim = "" if state is None else state.partition(" ")[2]
+        digest = claim.rpartition(".")[2] if claim.startswith("file.") else ""
         with tempfile.SpooledTemporaryFile(MEMORY) as file:
             try:
-                await self._fetch(path, MAX_SHOWN, file)
+                _, found = await self._fetch(path, MAX_SHOWN, file)
             except _NotThere:
                 return None
+            if digest not in ("", found):
+                raise ChangesError(f"{path}: {CHANGED_INSIDE}")
             file.seek(0)
             return file.read()
 
@@ -138,7 +149,7 @@ class KernelChanges:
         """Apply changes to the folder on disk: each a path and the ``state`` that was looked at.
 
         What has changed on one of both sides since then, and what is a conflict, is refused;
-        ``force`` takes it as it is now. Links and special files are never written.
+        ``force`` replaces what is on disk now. Links and special files are never written.
 
         :raises ChangesError: when nothing can be applied
         """
@@ -263,7 +274,8 @@ class KernelChanges:
             if type(total) is not int or not 0 <= total < MAX_SIZE:
                 raise ChangesError(OTHER_CONTENT)
             if total > limit or size + len(data) > limit:
-                raise ChangesError(f"it has more than {limit} bytes")
+                grown = limit not in (MAX_SHOWN, MAX_FILE)  # the size that was listed
+                raise ChangesError(CHANGED_INSIDE if grown else f"it has more than {limit} bytes")
             size += len(data)
             digest.update(data)
             await _finish(file.write, data)
@@ -315,13 +327,16 @@ class KernelChanges:
         clear_all()
         return Backups.open().begin(Head(self._find_id(), root.path, Identity(*root.identity)))
 
-    def _read_old(self, path: str) -> bytes | None:
+    def _read_old(self, path: str, seen: str | None) -> bytes | None:
         root = self._open()
         if root is None:
             return None
         try:
             with root, open_file(root, path) as file:
                 content = file.read(MAX_SHOWN + 1)
+                disk = look(root, path)
+                if seen is not None and (disk is None or disk.text != seen):
+                    raise ChangesError(f"{path}: {CHANGED_OUTSIDE}")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -331,10 +346,11 @@ class KernelChanges:
         return content
 
 
-def undo_apply(name: str | None = None) -> Undone:
+def undo_apply(name: str | None = None, is_stopping: Callable[[], bool] = lambda: False) -> Undone:
     """Undo an apply, by default the last one. Needs no sandbox. Blocks.
 
-    What cannot be undone stays, and can be tried again.
+    What cannot be undone stays, and can be tried again. ``is_stopping`` is asked before each file:
+    whether to leave the rest.
 
     :raises ChangesError: when there is none, or its folder is not there any more
     """
@@ -350,7 +366,7 @@ def undo_apply(name: str | None = None) -> Undone:
     with root:
         try:
             with backup.working():
-                undone, refused = undo(root, backup, store)
+                undone, refused = undo(root, backup, store, is_stopping)
                 if not refused:
                     backup.drop_files()
         except OSError as error:
@@ -448,12 +464,12 @@ def _parents(path: str) -> list[str]:
 def _find_obstacle(change: Change, state: str, *, force: bool) -> str | None:
     if change.is_refused:
         return change.conflict
+    (disk, _, claim), (seen, _, claimed) = change.state.partition(" "), state.partition(" ")
+    if claim != claimed:  # nobody has seen what is there now
+        return OTHER_CONTENT
     if force:
         return None
-    if change.state != state:
-        disk = state.partition(" ")[0]
-        return AGAIN if change.state.split(" ")[0] != disk else OTHER_CONTENT
-    return change.conflict
+    return AGAIN if disk != seen else change.conflict
 
 
 def _check_path(path: str) -> None:

@@ -45,7 +45,8 @@ def find_unkept(sandbox: Sandbox, content: Mapping[str, Any]) -> Left:
     if view is not None and view.identity is not None and written:
         ours: Collection[str] = ()
         with suppress(GvisorKernelError):
-            ours = Backups.open().find_ours(sandbox.directory.name)
+            found = Backups.open().find_ours(sandbox.directory.name)
+            ours = [text for text, origin in found.items() if origin is None]
         with suppress(OSError), reopen(view.source, view.identity) as root:
             left = _leave_out_kept(root, written, ours)
     dropped = len(claims) - len(left)

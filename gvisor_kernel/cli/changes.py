@@ -20,6 +20,11 @@ from gvisor_kernel.host.sizes import describe_size
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
 
+OVERWRITE = (
+    "see what differs: gvisor-kernel changes --diff. --force overwrites what others have changed on"
+    " disk; the old files are kept for gvisor-kernel undo."
+)
+
 
 def run_changes(arguments: argparse.Namespace) -> int:
     """``changes``: print what a kernel has changed. Return 0.
@@ -33,7 +38,12 @@ def run_changes(arguments: argparse.Namespace) -> int:
         print_json({**content, "diffs": diffs} if arguments.diff else content)
         return 0
     if not found.changes:
-        print("Nothing is changed in /workspace.")
+        print(
+            "Nothing that can be listed is changed in /workspace; there may be more, such as names"
+            " that are not UTF-8, or very deep folders."
+            if found.more
+            else "Nothing is changed in /workspace."
+        )
         return 0
     if arguments.diff:
         for change in found.changes:
@@ -70,7 +80,7 @@ def run_apply(arguments: argparse.Namespace) -> int:
     result = note_more(apply_changes(sandbox.directory, chosen, force=arguments.force), found)
     for path in result.applied:
         print(f"Applied {printable(path)}")
-    _print_refused(result.refused)
+    _print_refused(result.refused, "" if arguments.force else OVERWRITE)
     if result.undo is not None:
         print(f"To undo this: gvisor-kernel undo {printable(result.undo)}")
     return 1 if result.refused else 0
@@ -89,9 +99,11 @@ def run_undo(arguments: argparse.Namespace) -> int:
     return 1 if result.refused else 0
 
 
-def _print_refused(refused: tuple[Refused, ...]) -> None:
+def _print_refused(refused: tuple[Refused, ...], hint: str = "") -> None:
     for one in refused:
         print(f"Refused {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
+    if refused and hint:
+        print(f"What to do: {hint}", file=sys.stderr)
 
 
 def _find_running(text: str) -> Listed:

@@ -150,8 +150,9 @@ def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
 def describe(name: str, words: List[str]) -> str:
     """Return what is told of a file."""
     return (
-        f"gvisor-kernel: {_shorten(name)} is in /workspace, a copy of your folder that ends with"
-        f" the sandbox. {_advise(words)}, or copy it to your folder with: gvisor-kernel apply."
+        f"gvisor-kernel: {_shorten(name)} is not in your folder: /workspace is a copy, which is"
+        f" lost when the sandbox ends. {_advise(words)}, or choose Changes in JupyterLab"
+        " (gvisor-kernel apply ID PATH)."
     )
 
 
@@ -163,8 +164,8 @@ def describe_all(written: Written, words: List[str]) -> str:
     count = f"{rest} or more" if written.more else str(rest)
     others = f" and {count} others" if rest or written.more else ""
     return (
-        f"gvisor-kernel: not kept, as /workspace is a copy of your folder that ends with the"
-        f" sandbox: {', '.join(map(_shorten, written.names))}{others}. {_advise(words)}."
+        "gvisor-kernel: not kept, as /workspace is a copy of your folder, which is lost when the"
+        f" sandbox ends: {', '.join(map(_shorten, written.names))}{others}. {_advise(words)}."
     )
 
 

@@ -325,7 +325,7 @@ class SandboxedKernel:
         try:
             words = describe_left(left) if left is not None else ""
             if words and self._logs_death:
-                log.warning("%s: %s", plan.request.kernel_name, words)
+                log.warning("%s in %s: %s", plan.request.kernel_name, facts.folder, words)
             request = plan.request
             ended = Ended(request.kernel_id, request.kernel_name, facts, left)
             Happenings.instance().tell_end(ended)

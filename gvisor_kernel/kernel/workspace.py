@@ -136,9 +136,8 @@ def describe_left(left: Left) -> str:
     least = "at least " if left.more else ""
     more = f" and {least}{rest} more" if rest else ""
     return (
-        f"files in /workspace that were not kept have ended with the sandbox: {', '.join(shown)}"
-        f"{more}. What is in /mnt/user-data/outputs is kept; `gvisor-kernel apply` copies"
-        " other files to your folder before the end."
+        f"files in /workspace are lost with the sandbox: {', '.join(shown)}{more}. To keep such"
+        " files, write them to outputs/, or apply them before the end (JupyterLab: Changes)."
     )
 
 

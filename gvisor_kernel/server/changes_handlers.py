@@ -88,7 +88,9 @@ class ContentHandler(ChangeHandler):
         changes = self.find_changes(kernel_id)
         try:
             content = await changes.read(
-                self.get_query_argument("path", strip=False), "old" if side == "old" else "new"
+                self.get_query_argument("path", strip=False),
+                "old" if side == "old" else "new",
+                self.get_query_argument("state", None),
             )
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
@@ -133,7 +135,7 @@ class UndoHandler(ChangeHandler):
         if not isinstance(name, str):
             raise web.HTTPError(400, "The body must have the text undo.")
         try:
-            undone = await asyncio.to_thread(undo_apply, name)
+            undone = await asyncio.to_thread(undo_apply, name, self.parts.stopping.is_set)
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
         self.answer(asdict(undone))

@@ -99,7 +99,7 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
             "outputs": _text(folders.get(layout.OUTPUTS)),
             "is_home": host.is_home,
         },
-        "unkept": None if left is None or not left.total else make_unkept(left),
+        "unkept": make_unkept(left) if left is not None and (left.total or left.more) else None,
     }
 
 

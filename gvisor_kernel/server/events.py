@@ -59,9 +59,9 @@ class Events:
         )
 
     def tell_lost(self, event: Ended) -> None:
-        """A sandbox has ended; told if files have ended with it."""
+        """A sandbox has ended; told if files have ended with it, or may have."""
         left = event.left
-        if left is not None and left.total:
+        if left is not None and (left.total or left.more):
             self._emit(
                 LOST,
                 event.kernel_id,

@@ -171,11 +171,11 @@ class KillHandler(StopHandler):
 
 
 class DoctorHandler(Handler):
-    """``GET doctor``"""
+    """``POST doctor``: it starts a kernel, which no page of another site may ask for."""
 
     @web.authenticated
     @authorized
-    async def get(self) -> None:
+    async def post(self) -> None:
         try:
             findings = await self.parts.doctor.read()
         except DoctorFailed as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from gvisor_kernel.server.artifacts import Artifacts
@@ -37,6 +38,8 @@ class Parts:
     notary: Notary
     listings: Listings
     artifacts: Artifacts
+    stopping: Event
+    """Set when the server stops: whoever works in a thread ends after its step."""
 
     @classmethod
     def make(cls, application: Any, *, warm: bool, shared_storage: str = "") -> Parts:
@@ -58,10 +61,12 @@ class Parts:
             Notary(application.contents_manager, executor),
             Listings(application.event_logger, manager.root_dir, executor, warmer.visit),
             Artifacts(manager.root_dir, shared_storage),
+            Event(),
         )
 
     async def end(self) -> None:
         """End all of them."""
+        self.stopping.set()
         self.listings.end()
         await self.warmer.end()
         await self.doctor.end()

@@ -18,9 +18,13 @@ import nbformat
 from jupyter_core.utils import ensure_async
 from tornado import web
 
+from gvisor_kernel.strict_json import parse_json
+
 MAX_NOTEBOOKS = 200
 MAX_BYTES = 16 * 1024 * 1024
 """Bytes of a notebook that is read. A larger one counts as not trusted."""
+MAX_VALUES = 100_000
+"""Values of JSON in such a notebook, likewise. Those of many outputs have some thousands."""
 SECONDS = 3.0
 """How long a folder's notebooks are read. Those that were not read count as not trusted."""
 MAX_KEPT = 2000
@@ -140,8 +144,10 @@ class Notary:
     def _sign(self, text: str) -> str:
         """Return the signature that this notebook has if it is trusted; "" for no notebook."""
         try:
+            # Bounded before anything is made of it: each value takes some hundred bytes of memory.
+            parse_json(text, MAX_BYTES, MAX_VALUES)
             notebook = nbformat.reads(text, as_version=4)  # type: ignore[no-untyped-call]
-            if text is None or len(text) > MAX_BYTES or notebook.nbformat < 3:
+            if notebook.nbformat < 3:
                 return ""
             return str(self._contents.notary.compute_signature(notebook))
         except Exception:  # nbformat raises many things for what is no notebook

@@ -6,7 +6,7 @@
  */
 
 import type { SpecModels } from './specs.js';
-import { isOurs } from './specs.js';
+import { inOrder, isOurs } from './specs.js';
 
 export interface Preference {
   readonly name?: string;
@@ -51,7 +51,7 @@ export function kernelToOffer(
   const known = specs.kernelspecs[wanted]?.language ?? preference.language ?? '';
   const language = known === '' ? specs.kernelspecs[specs.default]?.language : known;
   return (
-    [specs.default, ...Object.keys(specs.kernelspecs).sort()].find(
+    inOrder(specs, language).find(
       name => isOurs(specs, name) && specs.kernelspecs[name]?.language === language
     ) ?? null
   );

@@ -1,9 +1,9 @@
 /** The panel "Changes": what a kernel changed against the folder on disk, to look at and apply. */
 
 import { type SandboxClient, type Side, ServerError, messageOf } from './client.js';
-import type { Applied, Change, Changes } from './contract.js';
+import type { Change, Changes, Refused } from './contract.js';
 import { type Difference, type Section, compare } from './differences.js';
-import { button, element, replace, setText, showName } from './dom.js';
+import { button, element, likeness, replace, setText, showName } from './dom.js';
 import { formatBytes } from './format.js';
 import { pictureUrl } from './pictures.js';
 
@@ -25,6 +25,7 @@ export class ChangesView {
     class: 'gk-difference',
     attributes: { 'aria-label': 'Difference', tabindex: '0' }
   });
+  private alike: ReadonlySet<string> = new Set();
   private readonly force: HTMLInputElement;
   private readonly applyButton: HTMLButtonElement;
   private readonly undoButton: HTMLButtonElement;
@@ -59,7 +60,7 @@ export class ChangesView {
         this.applyButton,
         this.undoButton,
         button('Look again', () => void this.refresh()),
-        element('label', {}, this.force, ' also where the file on disk has changed meanwhile')
+        element('label', {}, this.force, ' overwrite what others have changed on disk')
       ),
       this.summary,
       element(
@@ -98,6 +99,13 @@ export class ChangesView {
     this.changes = answer.changes;
     this.chosen.clear();
     this.all.checked = false;
+    this.force.checked = false;
+    const seen = new Set<string>();
+    this.alike = new Set(
+      answer.changes
+        .map(change => likeness(change.path))
+        .filter(name => seen.size === seen.add(name).size)
+    );
     replace(this.body, ...answer.changes.map(change => this.row(change)));
     const shown = answer.changes.length;
     setText(
@@ -138,6 +146,9 @@ export class ChangesView {
         change.type === 'file'
           ? button(showName(change.path), () => void this.compare(change), { class: 'gk-path' })
           : element('span', { class: 'gk-path' }, showName(change.path)),
+        this.alike.has(likeness(change.path))
+          ? element('p', { class: 'gk-warning' }, 'Another name here looks the same.')
+          : null,
         change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict)
       ),
       element(
@@ -186,18 +197,15 @@ export class ChangesView {
       this.undoId = answer.undo;
       this.changed();
       this.show(await this.client.changes(this.kernelId));
-      this.report(answer);
+      this.report(`${answer.applied.length} applied.`, answer.refused);
     });
   }
 
-  private report(answer: Applied): void {
-    const refused = answer.refused.map(({ path, reason }) => `${showName(path)}: ${reason}`);
+  private report(done: string, refusals: readonly Refused[]): void {
+    const refused = refusals.map(({ path, reason }) => `${showName(path)}: ${reason}`);
     setText(
       this.summary,
-      [
-        `${answer.applied.length} applied.`,
-        ...(refused.length > 0 ? [`${refused.length} refused.`, ...refused] : [])
-      ].join('\n')
+      [done, ...(refused.length > 0 ? [`${refused.length} refused.`, ...refused] : [])].join('\n')
     );
   }
 
@@ -207,11 +215,18 @@ export class ChangesView {
       return;
     }
     await this.work('Undoing.', async () => {
-      await this.client.undo(this.kernelId, undoId);
-      this.undoId = null;
+      const { undone, refused } = await this.client.undo(this.kernelId, undoId);
+      if (refused.length === 0) {
+        this.undoId = null; // else the rest can be tried again
+      }
       this.changed();
       this.show(await this.client.changes(this.kernelId));
-      setText(this.summary, 'Undone: the folder on disk is as it was before.');
+      this.report(
+        refused.length === 0
+          ? 'Undone: the folder on disk is as it was before the last apply.'
+          : `${undone.length} undone.`,
+        refused
+      );
     });
   }
 
@@ -244,7 +259,7 @@ export class ChangesView {
       const side = (which: Side, absent: string): Promise<ArrayBuffer> =>
         change.kind === absent
           ? Promise.resolve(new ArrayBuffer(0))
-          : this.client.content(this.kernelId, change.path, which);
+          : this.client.content(this.kernelId, change, which);
       const [old, current] = await Promise.all([side('old', 'added'), side('new', 'removed')]);
       if (turn !== this.shown) {
         return; // another file was chosen meanwhile

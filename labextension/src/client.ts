@@ -9,6 +9,7 @@ import {
   type NotebookTrust,
   type Sandbox,
   type Sandboxes,
+  type Undone,
   type Unkept,
   fieldsOf,
   readApplied,
@@ -19,6 +20,7 @@ import {
   readSandbox,
   readSandboxes,
   readTrust,
+  readUndone,
   readUnkept
 } from './contract.js';
 
@@ -92,7 +94,7 @@ export class SandboxClient {
   }
 
   async doctor(): Promise<readonly Finding[]> {
-    return readFindings(await this.get('doctor'));
+    return readFindings(await this.post('doctor', {}));
   }
 
   async stop(id: string): Promise<void> {
@@ -111,8 +113,9 @@ export class SandboxClient {
     return readChanges(await this.get(`${this.path(id)}/changes`));
   }
 
-  async content(id: string, path: string, side: Side): Promise<ArrayBuffer> {
-    const query = new URLSearchParams({ path, side }).toString();
+  /** One side of a change as it was listed: that is what an apply of it writes. */
+  async content(id: string, { path, state }: Change, side: Side): Promise<ArrayBuffer> {
+    const query = new URLSearchParams({ path, side, state }).toString();
     const answer = await this.send({
       method: 'GET',
       path: `${this.path(id)}/changes/content?${query}`
@@ -128,8 +131,8 @@ export class SandboxClient {
     );
   }
 
-  async undo(id: string, undo: string): Promise<void> {
-    await this.post(`${this.path(id)}/changes/undo`, { undo });
+  async undo(id: string, undo: string): Promise<Undone> {
+    return readUndone(await this.post(`${this.path(id)}/changes/undo`, { undo }));
   }
 
   private path(id: string): string {

@@ -106,10 +106,21 @@ export interface Changes {
   readonly total: number;
 }
 
+export interface Refused {
+  readonly path: string;
+  readonly reason: string;
+}
+
 export interface Applied {
   readonly applied: readonly string[];
-  readonly refused: readonly { readonly path: string; readonly reason: string }[];
+  readonly refused: readonly Refused[];
+  /** What to give to undo; null if nothing was changed. */
   readonly undo: string | null;
+}
+
+export interface Undone {
+  readonly undone: readonly string[];
+  readonly refused: readonly Refused[];
 }
 
 /** One line of ``gvisor-kernel doctor``: what was looked at, what was seen, what to do. */
@@ -297,14 +308,23 @@ export function readChanges(value: unknown): Changes {
   return { changes, more: fields.more === true, total: count(fields.total) ?? changes.length };
 }
 
+export function readUndone(value: unknown): Undone {
+  const fields = fieldsOf(value);
+  return { undone: list(fields.undone).map(text), refused: readRefused(fields.refused) };
+}
+
+function readRefused(value: unknown): readonly Refused[] {
+  return list(value).map(it => {
+    const one = fieldsOf(it);
+    return { path: text(one.path), reason: text(one.reason) };
+  });
+}
+
 export function readApplied(value: unknown): Applied {
   const fields = fieldsOf(value);
   return {
     applied: list(fields.applied).map(text),
-    refused: list(fields.refused).map(it => {
-      const one = fieldsOf(it);
-      return { path: text(one.path), reason: text(one.reason) };
-    }),
+    refused: readRefused(fields.refused),
     undo: textOrNull(fields.undo)
   };
 }

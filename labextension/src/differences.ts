@@ -2,7 +2,8 @@
 
 import { structuredPatch } from 'diff';
 
-import { fieldsOf } from './contract.js';
+import { compareNotebooks } from './notebooks.js';
+import { isCostly } from './pictures.js';
 
 export type Mark = ' ' | '+' | '-' | '@';
 
@@ -21,10 +22,16 @@ export type Difference =
   | { readonly kind: 'picture'; readonly type: string }
   | { readonly kind: 'binary' };
 
-/** A page with more lines than this is slow, and nobody reads it. */
-export const MOST_LINES = 4000;
+/** A page with more than this is slow, and nobody reads it. */
+export const MAX_LINES = 4000;
+const MAX_CHARACTERS = 400_000;
+const MAX_LINE = 1000;
+const MAX_SECTIONS = 500;
+/** Texts above it are not compared: only the beginning of the new one is shown. */
+const MAX_COMPARED = 4_000_000;
+const MAX_MILLISECONDS = 1500;
 /** Two texts without a common line cost time that grows with the product of their sizes. */
-const MOST_EDITS = 3000;
+const MAX_EDITS = 3000;
 
 /** Pictures that a browser draws. An SVG in an <img> runs no script and loads nothing. */
 const PICTURES: Readonly<Record<string, string>> = {
@@ -56,36 +63,75 @@ export function decode(bytes: ArrayBuffer): string | null {
 
 export function compare(path: string, old: ArrayBuffer, current: ArrayBuffer): Difference {
   const type = pictureType(path);
-  if (type !== null) {
+  if (type !== null && ![old, current].some(bytes => isCostly(type, bytes))) {
     return { kind: 'picture', type };
   }
   const [before, after] = [decode(old), decode(current)];
   if (before === null || after === null) {
     return { kind: 'binary' };
   }
-  const cells = extension(path) === 'ipynb' ? compareNotebooks(before, after) : null;
-  const sections = cells ?? [{ title: '', lines: compareLines(before, after) }];
-  return bounded(sections);
+  const comparer = new Comparer();
+  const cells = extension(path) === 'ipynb' ? compareNotebooks(before, after, comparer) : null;
+  const sections = cells ?? [{ title: '', lines: comparer.compare(before, after) }];
+  const kept = sections.slice(0, MAX_SECTIONS);
+  return {
+    kind: 'text',
+    sections: kept,
+    cut: comparer.isSpent || kept.length < sections.length
+  };
 }
 
-function bounded(sections: readonly Section[]): Difference {
-  let left = MOST_LINES;
-  const kept: Section[] = [];
-  for (const section of sections) {
-    if (left <= 0) {
-      return { kind: 'text', sections: kept, cut: true };
-    }
-    kept.push({ title: section.title, lines: section.lines.slice(0, left) });
-    left -= section.lines.length;
+/** Compares texts until there is enough for a page, or enough time was spent. */
+export class Comparer {
+  private lines = MAX_LINES;
+  private characters = MAX_CHARACTERS;
+  private sections = MAX_SECTIONS;
+  private readonly end = performance.now() + MAX_MILLISECONDS;
+  private cut = false;
+
+  /** Whether something was left out, or will be. */
+  get isSpent(): boolean {
+    return (
+      this.cut ||
+      this.lines <= 0 ||
+      this.characters <= 0 ||
+      this.sections <= 0 ||
+      performance.now() > this.end
+    );
   }
-  return { kind: 'text', sections: kept, cut: left < 0 };
+
+  compare(before: string, after: string): readonly Line[] {
+    this.sections -= 1;
+    const kept: Line[] = [];
+    for (const line of compareLines(before, after, Math.max(this.end - performance.now(), 1))) {
+      if (this.lines <= 0 || this.characters <= 0) {
+        this.cut = true;
+        break;
+      }
+      const { length } = line.text;
+      const text =
+        length > MAX_LINE ? `${line.text.slice(0, MAX_LINE)}… (${length} characters)` : line.text;
+      this.lines -= 1;
+      this.characters -= text.length;
+      kept.push({ mark: line.mark, text });
+    }
+    return kept;
+  }
 }
 
-export function compareLines(before: string, after: string): readonly Line[] {
-  const patch = structuredPatch('', '', before, after, '', '', {
-    context: 3,
-    maxEditLength: MOST_EDITS
-  });
+export function compareLines(
+  before: string,
+  after: string,
+  timeout = MAX_MILLISECONDS
+): readonly Line[] {
+  const patch =
+    before.length + after.length > MAX_COMPARED
+      ? undefined
+      : structuredPatch('', '', before, after, '', '', {
+          context: 3,
+          maxEditLength: MAX_EDITS,
+          timeout
+        });
   if (patch === undefined) {
     return [
       { mark: '@', text: 'The two versions have little in common. The new one is:' },
@@ -98,63 +144,4 @@ export function compareLines(before: string, after: string): readonly Line[] {
       .filter(line => !line.startsWith('\\'))
       .map(line => ({ mark: line.charAt(0) as Mark, text: line.slice(1) }))
   ]);
-}
-
-interface Cell {
-  readonly id: string;
-  readonly type: string;
-  readonly source: string;
-}
-
-function cellsOf(text: string): readonly Cell[] | null {
-  if (text === '') {
-    return [];
-  }
-  try {
-    const { cells } = fieldsOf(JSON.parse(text));
-    if (!Array.isArray(cells)) {
-      return null;
-    }
-    return (cells as readonly unknown[]).map((value, index) => {
-      const cell = fieldsOf(value);
-      const source = Array.isArray(cell.source) ? cell.source.join('') : cell.source;
-      return {
-        id: typeof cell.id === 'string' ? cell.id : `#${index}`,
-        type: typeof cell.cell_type === 'string' ? cell.cell_type : 'cell',
-        source: typeof source === 'string' ? source : ''
-      };
-    });
-  } catch {
-    return null;
-  }
-}
-
-/** The sources of cells that differ, by cell; null if one version is no notebook. */
-export function compareNotebooks(before: string, after: string): readonly Section[] | null {
-  const [old, current] = [cellsOf(before), cellsOf(after)];
-  if (old === null || current === null) {
-    return null;
-  }
-  const earlier = new Map(old.map(cell => [cell.id, cell]));
-  const sections: Section[] = [];
-  current.forEach((cell, index) => {
-    const was = earlier.get(cell.id);
-    earlier.delete(cell.id);
-    if (was?.source !== cell.source) {
-      const verb = was === undefined ? 'new' : 'changed';
-      sections.push({
-        title: `Cell ${index + 1} (${cell.type}), ${verb}`,
-        lines: compareLines(was?.source ?? '', cell.source)
-      });
-    }
-  });
-  for (const cell of earlier.values()) {
-    sections.push({
-      title: `A cell (${cell.type}), removed`,
-      lines: compareLines(cell.source, '')
-    });
-  }
-  return sections.length > 0
-    ? sections
-    : [{ title: 'The sources of all cells are the same; outputs or metadata differ.', lines: [] }];
 }

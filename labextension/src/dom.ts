@@ -11,19 +11,35 @@ export interface Options {
   readonly click?: (event: MouseEvent) => void;
 }
 
-/** Characters that nobody sees, and that turn others round: ``invoice\u202efdp.exe``. */
-const HIDDEN = /[\p{Cc}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu;
+/**
+ * Characters that nobody sees, that turn others round, or that look like a space:
+ * ``invoice\u202efdp.exe``.
+ */
+const HIDDEN =
+  /[\p{Cc}\p{Cf}\p{Co}\u00a0\u034f\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000\u3164\ufe00-\ufe0f\uffa0\u{e0100}-\u{e01ef}]/gu;
+
+function escapeOne(it: string): string {
+  const code = (it.codePointAt(0) ?? 0).toString(16);
+  return code.length > 4 ? `\\u{${code}}` : `\\u${code.padStart(4, '0')}`;
+}
 
 /** Texts are shown in the order of their characters; line ends and tabs stay what they are. */
 export function escapeHidden(text: string): string {
-  return text.replace(HIDDEN, it =>
-    it === '\n' || it === '\t' ? it : `\\u${it.charCodeAt(0).toString(16).padStart(4, '0')}`
-  );
+  return text.replace(HIDDEN, it => (it === '\n' || it === '\t' ? it : escapeOne(it)));
 }
 
-/** The name of a file, on one line. */
+/** The name of a file, on one line, and unlike that of any other file. */
 export function showName(name: string): string {
-  return name.replaceAll('\n', '\\n').replaceAll('\t', '\\t');
+  return name
+    .replaceAll('\\', '\\\\')
+    .replaceAll('\n', '\\n')
+    .replaceAll('\t', '\\t')
+    .replace(/^ +| +$| {2,}/g, spaces => '␣'.repeat(spaces.length));
+}
+
+/** What names have in common that a person, or another file system, takes for the same. */
+export function likeness(name: string): string {
+  return name.normalize('NFKC').toLowerCase();
 }
 
 export function element<K extends keyof HTMLElementTagNameMap>(

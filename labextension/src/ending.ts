@@ -19,7 +19,7 @@ export interface Question {
 }
 
 function has(unkept: Unkept | null): unkept is Unkept {
-  return unkept !== null && unkept.total > 0;
+  return unkept !== null && (unkept.total > 0 || unkept.more);
 }
 
 /** Names the files that would be gone, and offers to look at them first. */
@@ -34,7 +34,7 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
         ? element(
             'p',
             {},
-            `${countFiles(unkept)} in /workspace will be gone. To keep some, choose Changes.`
+            `${countFiles(unkept)} in /workspace will be gone. To keep what you need, choose Changes.`
           )
         : null,
       has(unkept) ? listFiles(unkept) : null

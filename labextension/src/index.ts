@@ -172,7 +172,13 @@ function makeActions(
       open(
         app,
         `gvisor-kernel-changes-${it.kernelId}`,
-        () => new ChangesWidget(client, it.kernelId, nameOf(it), changed)
+        () =>
+          new ChangesWidget(
+            client,
+            it.kernelId,
+            sessionWith(trackers, it.kernelId)?.name ?? nameOf(it),
+            changed
+          )
       );
     }
   };
@@ -319,7 +325,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       askInMenus(app, menu, isOurNotebook, async label => {
         const kernel = sessionOf(trackers, app.shell.currentWidget)?.session?.kernel;
         const unkept = kernel ? await client.unkept(kernel.id).catch(() => null) : null;
-        if (!kernel || unkept === null || unkept.total === 0) {
+        if (!kernel || unkept === null || (unkept.total === 0 && !unkept.more)) {
           return true; // nothing to lose, or nothing known: as without this extension
         }
         const answer = await askBeforeEnd({

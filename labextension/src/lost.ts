@@ -107,7 +107,7 @@ export class LostFiles {
   }
 
   private news(lost: Lost): void {
-    if (lost.unkept.total === 0 || this.agreed.has(lost.kernelId)) {
+    if ((lost.unkept.total === 0 && !lost.unkept.more) || this.agreed.has(lost.kernelId)) {
       return;
     }
     const now = this.timer.now();

@@ -4,7 +4,7 @@ import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { element, replace, setText } from './dom.js';
 import { PageFrame } from './page_frame.js';
-import { pictureUrl } from './pictures.js';
+import { isCostly, pictureUrl } from './pictures.js';
 
 export type Kind = 'page' | 'picture' | 'sound' | 'text' | 'none';
 
@@ -147,6 +147,9 @@ export class Preview {
       case 'page':
         return this.makePage(how, name, file, scripts);
       case 'picture':
+        if (isCostly(how.type, file.bytes)) {
+          return element('p', {}, 'This drawing would keep the browser busy; download it.');
+        }
         return element('img', { attributes: { src: pictureUrl(how.type, file.bytes), alt: name } });
       case 'sound': {
         const tag = how.type.startsWith('video/') ? 'video' : 'audio';

@@ -30,13 +30,17 @@ export function isOurs(specs: SpecModels | null, name: string | undefined | null
   return name !== undefined && name !== null && provisionerOf(specs?.kernelspecs[name]) !== null;
 }
 
+/** Names of kernelspecs: the default, the one that ``gvisor-kernel install`` makes, the others. */
+export function inOrder(specs: SpecModels, language = 'python'): readonly string[] {
+  return [specs.default, `gvisor-${language}`, ...Object.keys(specs.kernelspecs).sort()];
+}
+
 /** The kernel that is made ready: the default if it is ours, or else the first of ours. */
 export function kernelToWarm(specs: SpecModels | null): string | null {
   if (specs === null) {
     return null;
   }
-  const names = [specs.default, ...Object.keys(specs.kernelspecs).sort()];
-  return names.find(name => isOurs(specs, name)) ?? null;
+  return inOrder(specs).find(name => isOurs(specs, name)) ?? null;
 }
 
 /** For the launcher's card; null if the kernel is none of ours, or the server does not say. */

@@ -12,6 +12,9 @@ export const PAUSE_SECONDS = 2.2;
 
 /** ``3 files``; ``at least 3 files`` where the server stopped counting. */
 export function countFiles({ total, more }: Unkept): string {
+  if (total === 0 && more) {
+    return 'perhaps some files';
+  }
   return `${more ? 'at least ' : ''}${total} ${total === 1 && !more ? 'file' : 'files'}`;
 }
 

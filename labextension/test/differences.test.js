@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { MOST_LINES, compare, compareLines, decode } from '../lib/differences.js';
-import { bytes } from './page.js';
+import { MAX_LINES, compare, compareLines, decode } from '../lib/differences.js';
+import { bytes, openPage } from './page.js';
+
+openPage();
 
 test('lines that differ have their marks, with lines around them', () => {
   assert.deepEqual(compareLines('a\nb\nc\n', 'a\nB\nc\n'), [
@@ -23,7 +25,7 @@ test('texts without a common line are shown without comparing each with each', (
   assert.equal(lines.length, 5001);
   const difference = compare('a.txt', bytes(before), bytes(after));
   assert.equal(difference.cut, true);
-  assert.equal(difference.sections[0].lines.length, MOST_LINES);
+  assert.equal(difference.sections[0].lines.length, MAX_LINES);
 });
 
 function notebook(...cells) {
@@ -47,7 +49,7 @@ test('a notebook whose outputs alone differ says so', () => {
   const one = JSON.stringify({ cells: [{ id: '1', source: 'x', outputs: [] }] });
   const two = JSON.stringify({ cells: [{ id: '1', source: 'x', outputs: [1] }] });
   const { sections } = compare('n.ipynb', bytes(one), bytes(two));
-  assert.match(sections[0].title, /outputs or metadata differ/);
+  assert.match(sections[0].title, /The outputs of 1/);
 });
 
 test('a file that only has the name of a notebook is text', () => {
@@ -67,4 +69,67 @@ test('pictures and bytes that are no text are told apart', () => {
   assert.equal(decode(new Uint8Array([0xff, 0xfe]).buffer), null);
   assert.equal(decode(bytes('a\0b')), null);
   assert.equal(compare('a', new Uint8Array([0xff]).buffer, bytes('')).kind, 'binary');
+});
+
+function titles(before, after) {
+  const { sections } = compare('n.ipynb', bytes(before), bytes(after));
+  return sections.map(section => section.title);
+}
+
+test('what acts in a notebook is shown, whatever else is the same', () => {
+  const cell = { id: '1', cell_type: 'markdown', source: 'import os', metadata: {} };
+  const write = (cells, more = {}) => JSON.stringify({ cells, nbformat: 4, ...more });
+  const kernel = name => ({ metadata: { kernelspec: { name } } });
+  assert.deepEqual(
+    titles(write([cell], kernel('gvisor-python')), write([cell], kernel('python3'))),
+    ['The notebook itself: metadata, kernel']
+  );
+  assert.deepEqual(titles(write([cell]), write([{ ...cell, cell_type: 'code' }])), [
+    'Cell 1 (code), changed, was markdown'
+  ]);
+  const other = { ...cell, id: '2' };
+  assert.deepEqual(titles(write([cell, other]), write([other, cell])), [
+    'Cells are in another order.'
+  ]);
+  assert.deepEqual(titles(write([cell]), write([{ ...cell, metadata: { a: 1 } }])), [
+    'Cell 1, metadata'
+  ]);
+  const old = write([cell], { nbformat: 3 });
+  const hidden = write([cell], { nbformat: 3, worksheets: [{ cells: ['EVIL'] }] });
+  const { sections } = compare('n.ipynb', bytes(old), bytes(hidden));
+  assert.equal(sections[0].title, '');
+  assert.ok(sections[0].lines.some(({ mark, text }) => mark === '+' && text.includes('EVIL')));
+});
+
+test('a difference without end is cut before the page feels it', () => {
+  const began = performance.now();
+  const bodies = letter => Array.from({ length: 1500 }, (_, n) => `${letter}${n}`).join('\n');
+  const cells = letter =>
+    notebook(...Array.from({ length: 100 }, (_, index) => [`${index}`, bodies(letter)]));
+  const many = count => notebook(...Array.from({ length: count }, (_, index) => [`${index}`, '']));
+  const cases = [
+    [cells('a'), cells('b'), 'n.ipynb'],
+    [many(0), many(80_000), 'n.ipynb'],
+    ['x', 'y'.repeat(8_000_000), 'line.txt'],
+    ['x', `${'z'.repeat(2000)}\n`.repeat(3990), 'lines.txt']
+  ];
+  for (const [before, after, path] of cases) {
+    const it = compare(path, bytes(before), bytes(after));
+    const shown = it.sections.flatMap(({ lines }) => lines);
+    assert.ok(it.sections.length <= 500);
+    assert.ok(shown.length <= MAX_LINES);
+    assert.ok(shown.reduce((sum, { text }) => sum + text.length, 0) < 500_000);
+  }
+  assert.ok(performance.now() - began < 30_000); // without the bounds it took minutes
+});
+
+test('a picture that draws itself without end is shown as text', () => {
+  const use = (id, before) => `<g id="${id}">${`<use href="#${before}"/>`.repeat(10)}</g>`;
+  const bomb = `<svg xmlns="http://www.w3.org/2000/svg"><rect id="l0"/>${Array.from(
+    { length: 8 },
+    (_, n) => use(`l${n + 1}`, `l${n}`)
+  ).join('')}</svg>`;
+  const loop = '<svg xmlns="http://www.w3.org/2000/svg"><g id="a"><use href="#a"/></g></svg>';
+  assert.equal(compare('a.svg', bytes(''), bytes(bomb)).kind, 'text');
+  assert.equal(compare('a.svg', bytes(loop), bytes(loop)).kind, 'picture');
 });

@@ -6,6 +6,7 @@ export function openPage() {
   const { window } = new JSDOM('<!doctype html><body></body>', { pretendToBeVisual: true });
   globalThis.window = window;
   globalThis.document = window.document;
+  globalThis.DOMParser = window.DOMParser;
 }
 
 export const MARKUP = '<img src=x onerror="alert(1)">';

@@ -125,7 +125,7 @@ class Double {
     return readChanges({ changes: this.answer, more: false, total: this.answer.length });
   }
 
-  async content(id, path, side) {
+  async content(id, { path }, side) {
     this.calls.push(`${side} ${path}`);
     return bytes(side === 'old' ? 'old\n' : `new ${MARKUP}\n`);
   }
@@ -135,8 +135,11 @@ class Double {
     return this.result;
   }
 
+  undone = { undone: ['a.txt'], refused: [] };
+
   async undo(id, undo) {
     this.calls.push(`undo ${undo}`);
+    return this.undone;
   }
 }
 
@@ -186,12 +189,41 @@ test('only what is ticked is applied, with the state that was looked at', async 
   assert.equal(find('Undo').disabled, true);
 });
 
+test('an undo that was refused is told, and can be tried again', async () => {
+  const double = new Double();
+  double.undone = { undone: [], refused: [{ path: 'a.txt', reason: 'It changed since.' }] };
+  const { view, find, tick, click } = await openChanges(double);
+  await click(tick('Choose a.txt'));
+  await click(find('Apply 1'));
+  await click(find('Undo'));
+  const status = view.node.querySelector('[role=status]').textContent;
+  assert.match(status, /0 undone\.\n1 refused\.\na\.txt: It changed since\./);
+  assert.equal(find('Undo').disabled, false);
+});
+
+test('names that look alike are told apart', async () => {
+  const double = new Double();
+  const name = path => ({ path, kind: 'added', type: 'file', size: 1, state: path });
+  double.answer = ['a b', 'a  b', ' a', 'x\u200by', 'x\\u200by', 'é.py', 'e\u0301.py', 'A'].map(
+    name
+  );
+  const { view } = await openChanges(double);
+  const rows = [...view.node.querySelectorAll('tbody tr')].map(row => row.cells[1].textContent);
+  assert.equal(new Set(rows).size, rows.length);
+  assert.equal(rows[1], 'a␣␣b');
+  assert.equal(rows[2], '␣a');
+  assert.equal(rows[3], 'x\\u200by');
+  assert.equal(rows[4], 'x\\\\u200by');
+  assert.equal(rows.filter(row => row.includes('looks the same')).length, 2);
+});
+
 test('conflicts are applied only when the person says so', async () => {
   const { double, find, tick, click } = await openChanges();
   await click(tick('All changes'));
   await click(tick('Also apply conflicts'));
   await click(find('Apply 3'));
   assert.equal(double.calls[0].force, true);
+  assert.equal(tick('Also apply conflicts').checked, false); // the next apply asks again
 });
 
 test('a failure is told, and the same can be tried again', async () => {
@@ -239,10 +271,10 @@ function client(status, body) {
 
 test('ids and paths are encoded in addresses', async () => {
   const { requests, client: it } = client(200, {});
-  await it.content('a/../b', 'x&side=old#?.txt', 'new');
+  await it.content('a/../b', { path: 'x&side=old#?.txt', state: 'a b' }, 'new');
   assert.equal(
     requests[0].path,
-    'kernels/a%2F..%2Fb/changes/content?path=x%26side%3Dold%23%3F.txt&side=new'
+    'kernels/a%2F..%2Fb/changes/content?path=x%26side%3Dold%23%3F.txt&side=new&state=a+b'
   );
 });
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from gvisor_kernel.changes.apply import Applying, order
 from gvisor_kernel.changes.backups import Backup, Backups, Head
-from gvisor_kernel.changes.change import Applied, Change, Changes
+from gvisor_kernel.changes.change import Applied, Change, Changes, OnDisk
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.compare import compare
 from gvisor_kernel.changes.folder import look
@@ -29,13 +30,13 @@ def find(
     root: Opened,
     *entries: list[object],
     started: float | None = None,
-    ours: set[str] | None = None,
+    ours: Mapping[str, OnDisk | None] | None = None,
 ) -> Changes:
     claims, more, total = read_claims(
         {"entries": list(entries), "total": len(entries), "more": False}
     )
     begin = time.time() + LATER if started is None else started
-    return compare(root, claims, begin, more=more, total=total, ours=ours or set())
+    return compare(root, claims, begin, more=more, total=total, ours=ours or {})
 
 
 def open_root(path: Path) -> Opened:

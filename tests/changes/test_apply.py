@@ -15,6 +15,7 @@ from gvisor_kernel.changes import backups, folder
 from gvisor_kernel.changes.apply import undo
 from gvisor_kernel.changes.backups import Backup, Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
+from gvisor_kernel.changes.compare import LATER
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.state.records import state_root
 
@@ -303,6 +304,7 @@ def test_applies_are_undone_one_after_the_other_and_applied_again(
     shown: Path, root: Opened
 ) -> None:
     (shown / "file").write_text("before")
+    before = time.time() + 0.01
     made = [begin(root) for _ in range(2)]
     for number, one in enumerate(made):
         apply(root, one, find(root, entry("file")), b"new %d" % number)
@@ -311,9 +313,11 @@ def test_applies_are_undone_one_after_the_other_and_applied_again(
         assert undo(root, one, store) == (["file"], [])
         assert (shown / "file").read_text() == content
         assert one.left() == []
+    # It is what it was before the first apply: a conflict, if it was one then.
     ours = store.find_ours("sandbox")
-    (again,) = find(root, entry("file"), started=1.0, ours=ours).changes
-    assert again.conflict is None
+    for started, conflict in ((before, None), (1.0, LATER)):
+        (again,) = find(root, entry("file"), started=started, ours=ours).changes
+        assert again.conflict == conflict
     for one in made:
         with pytest.raises(ChangesError):
             store.find(one.id)
@@ -331,3 +335,31 @@ def test_an_undo_that_was_refused_in_part_can_be_tried_again(
     again = undo(root, backup, Backups.open())
     assert again[0] == []
     assert [one.path for one in again[1]] == ["new"]  # its name has changed since then
+
+
+def test_an_undo_reads_each_journal_once(
+    shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = begin(root)
+    for number in range(20):
+        (shown / f"file{number}").write_text("before")
+        apply(root, made, find(root, entry(f"file{number}")), b"new")
+    reads = []
+    read = Backup.read_journal
+    monkeypatch.setattr(Backup, "read_journal", lambda one: reads.append(one.id) or read(one))
+    undone, refused = undo(root, made, Backups.open())
+    assert (len(undone), refused) == (20, [])
+    assert len(reads) < 10
+    made.remove()
+
+
+def test_an_undo_that_is_stopped_goes_on_later(shown: Path, root: Opened, backup: Backup) -> None:
+    for name in ("a", "b", "c"):
+        (shown / name).write_text("before")
+        apply(root, backup, find(root, entry(name)), b"new")
+    asked = iter((False, True, True))
+    undone, refused = undo(root, backup, Backups.open(), lambda: next(asked))
+    assert undone == ["c"]
+    assert [one.path for one in refused] == ["b", "a"]
+    assert undo(root, backup, Backups.open()) == (["b", "a"], [])
+    assert {path.read_text() for path in shown.iterdir()} == {"before"}

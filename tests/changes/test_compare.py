@@ -105,7 +105,7 @@ def test_a_file_that_was_changed_on_disk_since_the_start_is_a_conflict(tmp_path:
         assert not change.is_refused
         (removed,) = find(root, entry("a", "removed"), started=1.0).changes
         assert removed.conflict == module.LATER
-        ours = {change.state.split(" ")[0]}
+        ours = {change.state.split(" ")[0]: None}
         (known,) = find(root, entry("a"), started=1.0, ours=ours).changes
         assert known.conflict is None
 

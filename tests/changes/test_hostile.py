@@ -126,6 +126,29 @@ def test_a_claim_that_changes_after_the_look_is_refused(kernel: Kernel) -> None:
         kernel.entries = [entry("a", digest=digest(b"new"))]
 
     assert reasons(apply_after(kernel, change_it)) == [OTHER_CONTENT]
+    kernel.entries = [entry("a", digest=digest(b"old"))]
+    assert reasons(apply_after(kernel, change_it, force=True)) == [OTHER_CONTENT]
+
+
+def test_what_is_shown_is_what_was_listed(kernel: Kernel, tmp_path: Path) -> None:
+    """A kernel that has other content for the eye than for the apply shows nothing."""
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+    (tmp_path / "shown" / "a").write_text("disk")
+
+    async def work() -> None:
+        changes = KernelChanges(cast("SandboxedKernel", kernel))
+        (change,) = (await changes.list()).changes
+        assert await changes.read("a", "new", change.state) == b"new"
+        assert await changes.read("a", "old", change.state) == b"disk"
+        kernel.content = b"for the eye"
+        assert await changes.read("a", "new") == b"for the eye"
+        with pytest.raises(ChangesError, match="since it was listed"):
+            await changes.read("a", "new", change.state)
+        (tmp_path / "shown" / "a").write_text("other")
+        with pytest.raises(ChangesError, match="on disk since it was listed"):
+            await changes.read("a", "old", change.state)
+
+    asyncio.run(work())
 
 
 def test_a_file_without_a_digest_needs_force(kernel: Kernel) -> None:
@@ -137,7 +160,7 @@ def test_a_file_without_a_digest_needs_force(kernel: Kernel) -> None:
 def test_a_file_that_never_ends_is_refused(kernel: Kernel) -> None:
     kernel.entries = [entry("a", digest=digest(b"new"))]
     kernel.content = bytes(3 * MAX_DATA)
-    assert "more than 3 bytes" in reasons(apply_after(kernel))[0]
+    assert "since it was listed" in reasons(apply_after(kernel))[0]
     kernel.content, kernel.total = b"", 3
     assert reasons(apply_after(kernel)) == [OTHER_CONTENT]
     kernel.total = "3"

@@ -202,14 +202,14 @@ def test_a_person_is_told_of_files_that_are_not_kept(
         first = execute(client, "open('result.csv', 'w').write('1')")
         (told,) = first.of_type("stream")
         assert told["content"]["name"] == "stderr"
-        assert "result.csv is in /workspace" in told["content"]["text"]
+        assert "result.csv is not in your folder" in told["content"]["text"]
         assert not execute(client, "open('other.csv', 'w').write('1')").of_type("stream")
         manager.restart_kernel(now=True)
         client.wait_for_ready(timeout=60)
         assert not caplog.records  # the files are still there
         with caplog.at_level(logging.WARNING):
             manager.shutdown_kernel()
-    (record,) = [r for r in caplog.records if "not kept" in r.getMessage()]
+    (record,) = [r for r in caplog.records if "are lost with the sandbox" in r.getMessage()]
     assert "other.csv, result.csv" in record.getMessage() or (
         "result.csv, other.csv" in record.getMessage()
     )
@@ -228,5 +228,5 @@ def test_a_notebook_that_was_run_in_a_batch_names_all_files(folder: Path) -> Non
         if output["output_type"] == "display_data"
     ]
     (text,) = texts
-    assert "ends with the sandbox: a.csv, folder/b. Write to outputs/" in text
+    assert "when the sandbox ends: a.csv, folder/b. Write to outputs/" in text
     assert all(output["output_type"] != "stream" for cell in cells for output in cell.outputs)

@@ -193,7 +193,7 @@ def test_a_person_is_told_once_of_a_file_that_is_not_kept(
     (layers / "upper" / "deep" / "a\x1b.txt").touch()  # the top folder does not change by this
     told.after_cell(Result())
     first = capsys.readouterr().err
-    assert "deep/a?.txt is in /workspace" in first
+    assert "deep/a?.txt is not in your folder" in first
     assert "outputs/" in first
     (layers / "upper" / "b.txt").touch()
     told.after_cell(Result())

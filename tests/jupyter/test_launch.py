@@ -137,7 +137,7 @@ def test_launcher_names_files_that_are_not_kept(way: str, connection_file: Path)
         assert execute(client, "open('lost.csv', 'w').close()").status == "ok"
         client.shutdown() if way == "shutdown request" else process.terminate()
         _, said = process.communicate(timeout=SECONDS)
-    assert b"have ended with the sandbox: lost.csv." in said
+    assert b"are lost with the sandbox: lost.csv." in said
     assert b"Traceback" not in said
 
 

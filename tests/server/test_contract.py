@@ -119,7 +119,7 @@ def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
     checked.ask("POST", "/storage", 409, json={**call, "do": "get"})
     checked.ask("POST", "/storage", 400, json={**call, "do": "none"})
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
-    checked.ask("GET", "/doctor")
+    checked.ask("POST", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}
     checked.ask("POST", "/warm", 202, json=wish)
     assert checked.ask("GET", "/kernelspecs")["kernelspecs"]

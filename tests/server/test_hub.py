@@ -16,7 +16,7 @@ from .hub import Hub, find_missing
 
 MISSING = find_missing()
 pytestmark = [needs_all, pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")]
-GET = ("sandboxes", "openapi.json", "doctor", "trust")
+GET = ("sandboxes", "openapi.json", "trust")
 POST = ("warm",)
 
 
