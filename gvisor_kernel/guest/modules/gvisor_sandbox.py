@@ -1,0 +1,185 @@
+"""For code in a sandbox: show a file of the outputs, and keep data as its pages do.
+
+::
+
+    from gvisor_sandbox import show, storage
+
+    show("report.html")                              # in the cell
+    storage.page("report.html").set("best", 3)       # the page finds it: storage.get("best")
+    storage.set("last run", "2 May")                 # for this notebook
+
+Standard library, Python 3.9; nothing of gvisor_kernel is imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import sys
+from typing import Any, Dict, List, Union
+from urllib.parse import quote
+
+__all__ = ["show"]
+
+SHOW_TYPE = "application/vnd.gvisor-kernel.output+json"
+OUTPUTS = "/mnt/user-data/outputs"
+OWN_OUTPUTS = "/workspace/outputs"
+"""Where the outputs are seen, too, if the host says so: see ``_words``."""
+MAX_PATH = 1000
+"""Characters of a path that the server takes."""
+MAX_PICTURE = 2 * 1024 * 1024
+"""Bytes of a picture that is put into the notebook, for programs that cannot show the file."""
+PICTURES = {
+    ".png": ("image/png", b"\x89PNG\r\n\x1a\n"),
+    ".jpg": ("image/jpeg", b"\xff\xd8\xff"),
+    ".jpeg": ("image/jpeg", b"\xff\xd8\xff"),
+    ".gif": ("image/gif", b"GIF8"),
+}
+"""Types by the ending of a name, and how such files begin. No SVG: other programs would show it as
+a part of their document, with its scripts."""
+
+PathText = Union[str, "os.PathLike[str]"]
+
+
+class OutputsError(Exception):
+    """A path is none of a file in the outputs; the text says why."""
+
+
+def show(path: PathText) -> None:
+    """Show a file of the outputs in the cell: a page, picture, table, text or another file.
+
+    ``path`` is relative to the outputs folder, or the file's path in the sandbox. What is shown is
+    the file as it is when it is looked at. Programs other than JupyterLab and Notebook 7 show a
+    link, and a picture as it is now.
+
+    :raises OutputsError: when there is no such file in the outputs
+    """
+    name = _find_name(path)
+    bundle = _describe(name)
+    display = _find_display()
+    if display is None:
+        print(bundle["text/plain"])
+    else:
+        display(bundle, raw=True)
+
+
+def _find_display() -> Any:
+    """Return IPython's ``display``, if this process shows anything by it."""
+    shell = sys.modules.get("IPython.core.interactiveshell")
+    if shell is None or not shell.InteractiveShell.initialized():
+        return None
+    from IPython.display import display
+
+    return display
+
+
+def _words() -> List[str]:
+    """Return what the host says of the outputs: "outputs" if OWN_OUTPUTS shows them, "kept"."""
+    return os.environ.get("GVISOR_KERNEL_WORKSPACE", "").split()
+
+
+def _find_name(path: PathText, must_exist: bool = True) -> str:
+    """Return the path of a file, relative to the outputs.
+
+    :raises OutputsError: when it is none
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise OutputsError("The path of a file must be a text.")
+    places = [OUTPUTS, OWN_OUTPUTS] if "outputs" in _words() else [OUTPUTS]
+    normal = os.path.normpath(text)
+    if os.path.isabs(normal):
+        names = [os.path.relpath(normal, place) for place in places]
+    elif normal.startswith("outputs" + os.sep):  # as code in /workspace writes it
+        names = [normal[len("outputs/") :], normal]
+    else:
+        names = [normal]
+    names = [name for name in names if name != ".." and not name.startswith("../")]
+    if not names or names[0] == ".":
+        where = OWN_OUTPUTS if len(places) > 1 else OUTPUTS
+        raise OutputsError(f"{text!r} is no file in the outputs: write it to {where}/ first.")
+    found = next((name for name in names if os.path.lexists(os.path.join(OUTPUTS, name))), names[0])
+    _check_name(text, found)
+    if must_exist:
+        _check_file(text, found)
+    return found
+
+
+def _check_name(text: str, name: str) -> None:
+    if len(name) > MAX_PATH:
+        raise OutputsError(f"The path has {len(name)} characters: use {MAX_PATH} or fewer.")
+    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise OutputsError(f"{text!r} has a character that no page may have in its name.")
+
+
+def _check_file(text: str, name: str) -> None:
+    """Check that there is a regular file, and no link on the way: the server follows none."""
+    above = OUTPUTS
+    status = None
+    for part in name.split("/"):
+        above = os.path.join(above, part)
+        try:
+            status = os.lstat(above)
+        except OSError as error:
+            raise OutputsError(
+                f"{text!r} cannot be shown: {error.strerror}. It must be a file in {OUTPUTS}."
+            ) from None
+        if stat.S_ISLNK(status.st_mode):
+            raise OutputsError(f"{text!r} cannot be shown: {part!r} is a link. Copy the file.")
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise OutputsError(f"{text!r} cannot be shown: it is no regular file.")
+
+
+def _describe(name: str) -> Dict[str, Any]:
+    """Return the forms in which a file is displayed, the one of this extension first."""
+    size = os.stat(os.path.join(OUTPUTS, name)).st_size
+    words = _words()
+    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    place = f"outputs/{shown}" if "outputs" in words else f"{OUTPUTS}/{shown}"
+    kept = "" if "kept" in words else "; it ends with the sandbox"
+    bundle: Dict[str, Any] = {
+        SHOW_TYPE: {"path": name},
+        "text/plain": f"{place} ({_describe_size(size)}{kept})",
+    }
+    picture = _read_picture(name)
+    if picture:
+        bundle.update(picture)  # no markdown: programs would prefer it to the picture
+    elif "outputs" in words:  # relative to the notebook
+        bundle["text/markdown"] = (
+            f"[{_escape_markdown(shown)}](outputs/{quote(name)}) ({_describe_size(size)})"
+        )
+    else:
+        bundle["text/markdown"] = f"{_escape_markdown(place)} ({_describe_size(size)})"
+    return bundle
+
+
+def _read_picture(name: str) -> Dict[str, str]:
+    kind, beginning = PICTURES.get(os.path.splitext(name)[1].lower(), ("", b""))
+    if not kind:
+        return {}
+    try:
+        with open(os.path.join(OUTPUTS, name), "rb") as file:
+            content = file.read(MAX_PICTURE + 1)
+    except OSError:
+        return {}
+    if len(content) > MAX_PICTURE or not content.startswith(beginning):
+        return {}
+    return {kind: base64.b64encode(content).decode("ascii")}
+
+
+def _escape_markdown(text: str) -> str:
+    return "".join(
+        f"\\{letter}" if letter.isascii() and not letter.isalnum() and letter != " " else letter
+        for letter in text
+    )
+
+
+def _describe_size(size: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            break
+        size //= 1024
+    else:
+        unit = "GiB"
+    return f"{size} {unit}"
