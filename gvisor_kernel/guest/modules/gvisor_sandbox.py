@@ -14,13 +14,19 @@ Standard library, Python 3.9; nothing of gvisor_kernel is imported.
 from __future__ import annotations
 
 import base64
+import errno
+import json
 import os
+import socket
 import stat
+import struct
 import sys
-from typing import Any, Dict, List, Union
+import threading
+import time
+from typing import Any, Dict, List, Optional, Tuple, Union
 from urllib.parse import quote
 
-__all__ = ["show"]
+__all__ = ["OutputsError", "Storage", "StorageError", "show", "storage"]
 
 SHOW_TYPE = "application/vnd.gvisor-kernel.output+json"
 OUTPUTS = "/mnt/user-data/outputs"
@@ -38,12 +44,162 @@ PICTURES = {
 }
 """Types by the ending of a name, and how such files begin. No SVG: other programs would show it as
 a part of their document, with its scripts."""
+ADDRESS = "\0gvisor-kernel-questions"
+"""Where PID 1 takes questions to the host, one at a time."""
+MAX_VALUE = 5 * 1024 * 1024 - 1
+"""Bytes of a value. The host judges it again."""
+MAX_HEAD = 16 * 1024
+CONNECT_SECONDS = 60.0
+ANSWER_SECONDS = 120.0
+"""How long other questions of this sandbox, and writers on the host, may take before this one."""
+LENGTH = struct.Struct(">I")
+UNSET = object()
 
 PathText = Union[str, "os.PathLike[str]"]
 
 
 class OutputsError(Exception):
     """A path is none of a file in the outputs; the text says why."""
+
+
+class StorageError(Exception):
+    """A value cannot be kept or read; the text says why."""
+
+
+class Storage:
+    """What a page keeps, or what notebooks keep. ``shared``: what all people share, instead of what
+    this person keeps."""
+
+    def __init__(self, page: Optional[str] = None) -> None:
+        self._page = page
+
+    def page(self, path: PathText) -> Storage:
+        """Return the storage of a page in the outputs. The page need not be there yet.
+
+        :raises OutputsError: when ``path`` is outside the outputs
+        """
+        return Storage(_find_name(path, must_exist=False))
+
+    def set(self, key: str, value: Any, shared: bool = False) -> None:
+        """Keep a text or JSON value. The last writer of a key wins.
+
+        :raises StorageError: when key or value are not accepted, or a quota is reached
+        """
+        is_text = isinstance(value, str)
+        try:
+            content = value if is_text else json.dumps(value, ensure_ascii=False, allow_nan=False)
+            encoded = content.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StorageError(f"A value must be a text or JSON: {error}.") from None
+        if len(encoded) > MAX_VALUE:
+            raise StorageError(f"A value has {len(encoded):,} bytes: keep it below 5 MiB.")
+        self._ask({"do": "set", "key": key, "text": is_text, "shared": shared}, encoded)
+
+    def get(self, key: str, shared: bool = False, default: Any = UNSET) -> Any:
+        """Return what is kept under a key; ``default`` if there is nothing.
+
+        :raises KeyError: when there is nothing, and no ``default``
+        :raises StorageError: when the key is not accepted
+        """
+        head, value = self._ask({"do": "get", "key": key, "shared": shared})
+        if head.get("found"):
+            return json.loads(value.decode())
+        if default is UNSET:
+            raise KeyError(key)
+        return default
+
+    def list(self, prefix: str = "", shared: bool = False) -> List[str]:
+        """Return the keys that begin with ``prefix``, in their order.
+
+        :raises StorageError: when no key can begin so
+        """
+        _, value = self._ask({"do": "list", "prefix": prefix, "shared": shared})
+        keys: List[str] = json.loads(value.decode())
+        return keys
+
+    def delete(self, key: str, shared: bool = False) -> bool:
+        """Remove a key; return whether there was one.
+
+        :raises StorageError: when the key is not accepted
+        """
+        head, _ = self._ask({"do": "delete", "key": key, "shared": shared})
+        return bool(head.get("deleted"))
+
+    def _ask(self, question: Dict[str, Any], value: bytes = b"") -> Tuple[Dict[str, Any], bytes]:
+        try:
+            head = json.dumps({**question, "page": self._page}).encode()
+        except (TypeError, ValueError) as error:
+            raise StorageError(f"A key must be a text: {error}.") from None
+        if len(head) > MAX_HEAD:
+            raise StorageError("A key must be shorter than 200 characters.")
+        try:
+            with _turn:
+                answer = _ask_host(LENGTH.pack(len(head)) + head + value)
+        except OSError as error:
+            raise StorageError(f"The host did not answer: {error}. Try again.") from None
+        if not answer:
+            raise StorageError("This sandbox keeps no data: it is nobody's kernel.")
+        (size,) = LENGTH.unpack_from(answer)
+        reply = json.loads(answer[LENGTH.size : LENGTH.size + size].decode())
+        if "error" in reply:
+            raise StorageError(" ".join(filter(None, (reply["error"], reply.get("hint")))))
+        return reply, answer[LENGTH.size + size :]
+
+    def __repr__(self) -> str:
+        return "storage" if self._page is None else f"storage.page({self._page!r})"
+
+
+storage = Storage()
+"""What the notebooks of this outputs folder keep."""
+
+_turn = threading.Lock()
+"""Held by the thread that asks."""
+
+
+def _renew_turn() -> None:
+    global _turn
+    _turn = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_turn)
+
+
+def _ask_host(question: bytes) -> bytes:
+    """Send a question; return the answer.
+
+    :raises OSError: when there is none
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        _connect(connection)
+        connection.sendall(LENGTH.pack(len(question)) + question)
+        (size,) = LENGTH.unpack(_receive(connection, LENGTH.size))
+        return _receive(connection, size)
+
+
+def _connect(connection: socket.socket) -> None:
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            connection.connect(ADDRESS)
+            return
+        except OSError as error:  # the queue is full, or the socket is made anew
+            if error.errno not in (errno.EAGAIN, errno.ECONNREFUSED):
+                raise
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        data = connection.recv(min(size, 256 * 1024))
+        if not data:
+            raise ConnectionError("the connection was closed")
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
 
 
 def show(path: PathText) -> None:
@@ -176,10 +332,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def _describe_size(size: int) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            break
-        size //= 1024
-    else:
-        unit = "GiB"
-    return f"{size} {unit}"
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.1f} {unit}"
+    return f"{size} bytes"
