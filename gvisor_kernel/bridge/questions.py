@@ -44,6 +44,9 @@ class Questions:
         self._parts: list[bytes] = []
         self._size = 0
         self._answering: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        """``_answering``, and those of ended runs that have not ended yet."""
+        self._run = 0
         self._budget, self._counted = BURST, 0.0
 
     def take(self, part: Part) -> None:
@@ -70,30 +73,34 @@ class Questions:
             question = b"".join(self._parts)
             self._forget()
             loop = asyncio.get_running_loop()
-            self._answering = loop.create_task(self._answer(number, question))
+            self._answering = loop.create_task(self._answer(number, question, self._run))
+            self._tasks.add(self._answering)
             self._answering.add_done_callback(self._note_answered)
 
     def fail(self) -> None:
         """Drop what is under way: the kernel or the sandbox has ended. Idempotent."""
         self._forget()
+        self._run += 1
         if self._answering is not None:
             self._answering.cancel()
+            self._answering = None
 
     def _forget(self) -> None:
         self._number, self._parts, self._size = 0, [], 0
 
     def _note_answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if self._answering is task:
             self._answering = None
         if not task.cancelled() and task.exception() is not None:
             log.error("A question of a sandbox could not be answered", exc_info=task.exception())
 
-    async def _answer(self, number: int, question: bytes) -> None:
+    async def _answer(self, number: int, question: bytes, run: int) -> None:
         await self._wait_for_turn()
         answer = b"" if self.answer is None else await self.answer(question)
         pieces = [answer[at : at + PIECE] for at in range(0, len(answer), PIECE)] or [b""]
         for at, piece in enumerate(pieces):
-            if not await self._wait_for_room():
+            if not await self._wait_for_room() or run != self._run:
                 return
             content: dict[str, object] = {"size": len(answer)} if at == 0 else {}
             if at == len(pieces) - 1:
