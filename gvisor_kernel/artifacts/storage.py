@@ -100,7 +100,7 @@ class Storage:
         with self._transaction() as database:
             self._check_quotas(database, owner, artifact, name, size)
             if folder:
-                _check_folder(database, owner, folder, size)
+                _check_folder(database, owner, folder, (artifact.id, name), size)
             database.execute(
                 "insert or replace into artifacts values (?, ?)", (artifact.id, artifact.path)
             )
@@ -267,13 +267,17 @@ class Storage:
             )
 
 
-def _check_folder(database: sqlite3.Connection, owner: str, folder: str, size: int) -> None:
-    """Check that the pages below a folder, and its notebooks, keep little enough."""
+def _check_folder(
+    database: sqlite3.Connection, owner: str, folder: str, item: tuple[str, str], size: int
+) -> None:
+    """Check that the pages below a folder, and its notebooks, keep little enough beside ``item``,
+    an artifact's key that is to be written."""
     below = f"{folder.rstrip('/')}/"
     keys, count = database.execute(
         "select count(*), coalesce(sum(size), 0) from items where owner = ? and artifact in"
-        " (select id from artifacts where path = ? or substr(path, 1, ?) = ?)",
-        (owner, folder, len(below), below),
+        " (select id from artifacts where path = ? or substr(path, 1, ?) = ?)"
+        " and not (artifact = ? and key = ?)",
+        (owner, folder, len(below), below, *item),
     ).fetchone()
     if keys >= MAX_FOLDER_KEYS or count + size > MAX_FOLDER_BYTES:
         raise StorageError(

@@ -6,7 +6,7 @@
 
     show("report.html")                              # in the cell
     storage.page("report.html").set("best", 3)       # the page finds it: storage.get("best")
-    storage.set("last run", "2 May")                 # for this notebook
+    storage.set("last-run", "2 May")                 # for the notebooks of these outputs
 
 Standard library, Python 3.9; nothing of gvisor_kernel is imported.
 """
