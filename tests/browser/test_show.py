@@ -20,11 +20,11 @@ pytestmark = [
 ]
 SHOW = """
 from gvisor_sandbox import show, storage
-open("outputs/score.html", "w").write('''<!doctype html><p id="seen"></p><script>
+open("outputs/score.html", "w").write('''<!doctype html><p id="seen">none</p><script>
   storage.get("best").then(found => {
     document.getElementById("seen").textContent = "best " + found.value;
     return storage.set("seen", true);
-  });</script>''')
+  }, error => document.getElementById("seen").textContent = error);</script>''')
 storage.page("score.html").set("best", 42)
 show("score.html")
 """
