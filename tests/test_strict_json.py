@@ -24,6 +24,7 @@ OWN = {
     "artifacts/storage.py": "values whose levels were counted when they were written",
     "cli/checks/jupyter.py": "output of this machine's interpreter",
     "cli/snapshots.py": "a plan from a process of this package",
+    "guest/modules/gvisor_sandbox.py": "in the sandbox: answers of the host",
     "egress/worker.py": "routes from the process that started this one",
     "guest/resume.py": "the connection file, in the kernel's own process",
     "host/enter.py": "input from a process of this package",

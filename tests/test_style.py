@@ -41,7 +41,7 @@ def read_table() -> dict[str, set[str]]:
 MAY_IMPORT = read_table()
 
 STANDARD_LIBRARY_ONLY = {"link", "errors", "guest", "strict_json", "tracing", "archive"}
-IN_THE_SANDBOX = {"zmq", "ipykernel"}
+IN_THE_SANDBOX = {"zmq", "ipykernel", "IPython"}
 """Packages of the image's Python, which the guest imports in the mode that needs them."""
 
 JUPYTER_CLIENT = {"api", "jupyter", "kernel", "bridge"}

@@ -46,6 +46,16 @@ class Artifact:
         digest = hashlib.sha256(os.fsencode(whole)).hexdigest()
         return Artifact(digest[:32], whole)
 
+    @staticmethod
+    def of_notebooks(outputs: Path) -> Artifact:
+        """Return the artifact of the notebooks that write to an outputs folder.
+
+        No page can be it: it is told from a page at the same path.
+        """
+        whole = os.path.realpath(outputs)
+        digest = hashlib.sha256(b"notebook:" + os.fsencode(whole)).hexdigest()
+        return Artifact(digest[:32], whole)
+
 
 def check_key(key: object) -> str:
     """Return a key.

@@ -33,6 +33,10 @@ MAX_ARTIFACT_BYTES = 50 * 1024 * 1024
 """Bytes of keys and values of one artifact for one person, or of those that all share."""
 MAX_OWNER_BYTES = 500 * 1024 * 1024
 """Bytes of all artifacts of one person, or of all that is shared."""
+MAX_FOLDER_KEYS = 20_000
+MAX_FOLDER_BYTES = 100 * 1024 * 1024
+"""Keys, and their bytes with the values, of all pages of one outputs folder. Above it its kernels
+write none: a kernel can name any number of pages, and must not use up what all have together."""
 VERSION = 1
 
 _SCHEMA = """
@@ -83,8 +87,10 @@ class Storage:
         self.path = path
         self._mode = mode
 
-    def set(self, owner: str, artifact: Artifact, key: object, value: Any) -> None:
-        """Keep a value.
+    def set(
+        self, owner: str, artifact: Artifact, key: object, value: Any, *, folder: str = ""
+    ) -> None:
+        """Keep a value. ``folder``: the outputs folder of the kernel that asks, if one does.
 
         :raises StorageError: when key or value are not accepted, a quota is reached, or the file
             cannot be written
@@ -93,6 +99,8 @@ class Storage:
         size = len(content) + len(name.encode())
         with self._transaction() as database:
             self._check_quotas(database, owner, artifact, name, size)
+            if folder:
+                _check_folder(database, owner, folder, (artifact.id, name), size)
             database.execute(
                 "insert or replace into artifacts values (?, ?)", (artifact.id, artifact.path)
             )
@@ -257,6 +265,27 @@ class Storage:
             database.executescript(
                 f"begin immediate;{_SCHEMA}pragma user_version = {VERSION};commit;"
             )
+
+
+def _check_folder(
+    database: sqlite3.Connection, owner: str, folder: str, item: tuple[str, str], size: int
+) -> None:
+    """Check that the pages below a folder, and its notebooks, keep little enough beside ``item``,
+    an artifact's key that is to be written."""
+    below = f"{folder.rstrip('/')}/"
+    keys, count = database.execute(
+        "select count(*), coalesce(sum(size), 0) from items where owner = ? and artifact in"
+        " (select id from artifacts where path = ? or substr(path, 1, ?) = ?)"
+        " and not (artifact = ? and key = ?)",
+        (owner, folder, len(below), below, *item),
+    ).fetchone()
+    if keys >= MAX_FOLDER_KEYS or count + size > MAX_FOLDER_BYTES:
+        raise StorageError(
+            f"The pages and notebooks of {folder} keep {keys:,} keys and {describe_size(count)}: a"
+            f" kernel may add no more to {MAX_FOLDER_KEYS:,} keys or"
+            f" {describe_size(MAX_FOLDER_BYTES)}.",
+            "delete what is needed no more.",
+        )
 
 
 def _delete(database: sqlite3.Connection, owner: str, artifact: Artifact, key: str) -> bool:

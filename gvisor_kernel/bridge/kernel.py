@@ -92,7 +92,7 @@ class KernelBridge:
         )
         self.run = KernelRun(identity.name, self._exchange, self._attached, self._records)
         """The kernel that starts, runs or has ended."""
-        self.service = ServiceCalls(self._send_service)
+        self.service = ServiceCalls(self._send_service, self._find_queued)
         """Files and commands in the sandbox, while a kernel runs."""
         self._finishing: asyncio.Task[None] | None = None
         """The report of the kernel's end."""
@@ -382,7 +382,7 @@ class KernelBridge:
         self.note(f"the link ended: {reason}")
         if self._attached.fail_answers(reason):
             self.run.exit_status = ENDED_STATUS
-            self.service.fail("The sandbox has ended.")
+            self.service.end_run("The sandbox has ended.")
             return
         self.run.note_loss(reason)
         if self.exit_status is None and self._finishing is None:
@@ -393,6 +393,10 @@ class KernelBridge:
             raise LocalProtocolError("no kernel runs in it.")
         assert self._link is not None
         self._link.send_message(Channel.SERVICE, [part])
+
+    def _find_queued(self) -> int:
+        """Return the bytes on the channel SERVICE that the guest has not taken."""
+        return self._link.connection.queued(Channel.SERVICE) if self._link is not None else 0
 
     def _kernel_ended(self, status: int) -> None:
         if self._exchange.restoring and self._attached.linked:
@@ -405,7 +409,7 @@ class KernelBridge:
             await self.run.finish(status)
         finally:
             self._finishing = None
-            self.service.fail("The kernel of the sandbox has ended.")
+            self.service.end_run("The kernel of the sandbox has ended.")
             if self._attached.sandbox is not None:
                 wait = RESTART_SECONDS if self.run.keep_sandbox else 0.0
                 self._removal_timer = self._loop.call_later(wait, self._end_unless_restarted)

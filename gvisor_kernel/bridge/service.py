@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from gvisor_kernel.bridge.questions import Questions
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.service_messages import (
+    FIRST_QUESTION,
     MAX_SERVICE_MESSAGE,
     PROCESS,
     decode_call,
@@ -43,11 +45,15 @@ class _Call:
 class ServiceCalls:
     """The calls of one kernel, over all its sandboxes.
 
-    ``send`` sends one part to the guest; it raises LocalProtocolError if no kernel runs.
+    ``send`` sends one part to the guest; it raises LocalProtocolError if no kernel runs. ``queued``
+    returns the bytes that wait for the guest. ``questions``: those of the sandbox.
     """
 
-    def __init__(self, send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, send: Callable[[bytes], None], queued: Callable[[], int] = lambda: 0
+    ) -> None:
         self._send = send
+        self.questions = Questions(send, queued)
         self._calls: dict[int, _Call] = {}
         self._last = PROCESS
         self._left = b""
@@ -133,6 +139,9 @@ class ServiceCalls:
             call = decode_call(part)
         except RemoteProtocolError:
             return
+        if call >= FIRST_QUESTION:
+            self.questions.take(part)
+            return
         if call == PROCESS:
             if _has_entries(part):  # the kernel has ended; its end fails the calls, and says why
                 self._left = bytes(part)
@@ -148,6 +157,11 @@ class ServiceCalls:
         state.held += len(part)
         state.answers.append(bytes(part))
         state.changed.set()
+
+    def end_run(self, reason: str) -> None:
+        """Fail all calls, and drop questions: the kernel or the sandbox has ended."""
+        self.questions.fail()
+        self.fail(reason)
 
     def fail(self, reason: str) -> None:
         """Fail all calls: the process, the kernel or the sandbox has ended.

@@ -14,6 +14,9 @@ import sys
 
 LINK_OPTION = "--link"
 GUEST = "/opt/gvisor-kernel"
+MODULES = f"{GUEST}/gvisor_kernel/guest/modules"
+"""Modules for code in the sandbox. They are searched last: a module of the same name that the user
+or the image has is found instead."""
 
 
 def run_kernel() -> None:
@@ -60,6 +63,7 @@ def main() -> None:
             speak_frames(socket.socket(fileno=link))
     finally:
         sys.path.remove(GUEST)
+    sys.path.append(MODULES)
     with_stack_room(run_kernel)()
 
 

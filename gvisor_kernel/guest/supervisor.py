@@ -27,6 +27,7 @@ from gvisor_kernel.guest.notice import explain_drop, make_replacement
 from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.guest.questions import Questions
 from gvisor_kernel.guest.relay import Relay
 from gvisor_kernel.guest.service import Service
 from gvisor_kernel.guest.workspace import (
@@ -55,6 +56,7 @@ from gvisor_kernel.link import (
     StreamFrames,
     StreamsEnded,
 )
+from gvisor_kernel.link.service_messages import FIRST_QUESTION, decode_call
 
 READ_SIZE = 256 * 1024
 WAIT_MS = 10_000
@@ -103,6 +105,7 @@ class Supervisor:
         self._log = GuestLog(connection)
         self._egress = Egress(connection, self._log)
         self._service = Service(connection, self._log)
+        self._questions = Questions(connection, self._log)
         os.set_blocking(link_out, False)
         with as_init():  # what a kernel's uid makes in PID 1, a kernel may open
             self._wake, wake_write = os.pipe()
@@ -147,6 +150,7 @@ class Supervisor:
                 self._pass_frames(ready)
             self._egress.turn(ready)
             self._service.turn(ready)
+            self._questions.turn(ready)
             self._crowd.update()
             self._finish_exit()
 
@@ -166,7 +170,8 @@ class Supervisor:
             wanted.extend(self.relay.poll_events())
         wanted.extend((fd, select.POLLIN) for fd in self._egress.descriptors)
         wanted.extend(self._service.polled)
-        for part in (self.passage, self.relay, self._crowd, self._egress):
+        wanted.extend(self._questions.polled)
+        for part in (self.passage, self.relay, self._crowd, self._egress, self._questions):
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
@@ -217,10 +222,12 @@ class Supervisor:
             if event is None:
                 return
             if isinstance(event, Message):
-                if event.channel is Channel.SERVICE:
-                    self._service.receive(event)
-                else:
+                if event.channel is not Channel.SERVICE:
                     self._held.append(event)
+                elif decode_call(event.parts[0]) >= FIRST_QUESTION:
+                    self._questions.receive(event)
+                else:
+                    self._service.receive(event)
             elif isinstance(event, Diverted):
                 if self.passage is not None:
                     self.passage.put(event.frame)
@@ -246,6 +253,7 @@ class Supervisor:
     def _start_kernel(self, start: Start) -> None:
         self._drop_held()
         self._egress.start(start.egress)
+        self._questions.begin()
         self._service.stop()
         environment = self._show_outputs(dict(start.environment))
         self._service.begin(environment, start.cwd)
@@ -278,6 +286,7 @@ class Supervisor:
                 self.kernel.signal_group(signal.SIGKILL)
                 return
             self._egress.stop()
+            self._questions.stop()
             self._service.stop()
             self.connection.send(Exited(start.run, CANNOT_START))
             return
@@ -290,6 +299,7 @@ class Supervisor:
         """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
         self._drop_held()
         self._egress.start(resume.egress)
+        self._questions.begin()
         self._service.stop()
         with as_kernel():
             refresh_workspace()
@@ -347,6 +357,7 @@ class Supervisor:
         assert self.connection.run is not None
         assert self.kernel.status is not None
         self._egress.stop()
+        self._questions.stop()
         self._service.stop()
         self.connection.send(Exited(self.connection.run, self.kernel.status))
         for fd in tuple(self.kernel.output):

@@ -177,7 +177,7 @@ def _find_base(plan: KernelPlan) -> Base:
 
 
 def _install(plan: KernelPlan, requirements: Sequence[str], draft: Draft, report: Report) -> Facts:
-    kernel = SandboxedKernel(logs_death=False)
+    kernel = SandboxedKernel(logs_death=False, keeps_data=False)
     try:
         address = asyncio.run(kernel.launch(plan))
         client = connect(address, plan, kernel.find_end)

@@ -39,6 +39,7 @@ from gvisor_kernel.kernel.facts import (
     StartKind,
     State,
 )
+from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
@@ -77,11 +78,19 @@ class SandboxedKernel:
 
     ``logs_death``: log why a kernel died. A command that reports ``find_end`` as its own error sets
     it to False, so that it does not print the reason twice. ``judge_left`` leaves out files that
-    are on disk already; without it, what the sandbox says is told.
+    are on disk already; without it, what the sandbox says is told. ``keeps_data``: whether code in
+    the sandbox may keep data as pages do; not where it is nobody's kernel.
     """
 
-    def __init__(self, *, logs_death: bool = True, judge_left: JudgeLeft | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        logs_death: bool = True,
+        judge_left: JudgeLeft | None = None,
+        keeps_data: bool = True,
+    ) -> None:
         self._logs_death = logs_death
+        self._keeps_data = keeps_data
         self._judge_left = judge_left
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
@@ -359,6 +368,8 @@ class SandboxedKernel:
             self._kernel.run.logs_death = self._logs_death
             self._kernel.run.on_death = self._note_death
             self._kernel.call_before_removal(partial(self._on_end, self._kernel))
+            if self._keeps_data:
+                self._kernel.service.questions.answer = partial(self._answer, self._kernel)
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between
@@ -401,6 +412,10 @@ class SandboxedKernel:
                 raise type(error)(error.fact, hint, error.detail) from error
             raise
         return kernel.address
+
+    @staticmethod
+    async def _answer(kernel: KernelBridge, question: bytes) -> bytes:
+        return await KeptData.instance().answer(kernel.sandbox, question)
 
     def _note_death(self, reason: str) -> None:
         self._last_death = death = Death(time.time(), classify(reason), reason)

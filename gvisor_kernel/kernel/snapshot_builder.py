@@ -138,7 +138,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
         bare = replace(bare, spec=spec, request=request)
         since = time.time()
         report("Starting a kernel", 0.05)
-        kernel = SandboxedKernel(logs_death=False)
+        kernel = SandboxedKernel(logs_death=False, keeps_data=False)
         try:
             address = asyncio.run(kernel.launch(bare))
             client = connect(address, bare, kernel.find_end)

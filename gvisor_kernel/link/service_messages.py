@@ -8,6 +8,9 @@ The host numbers its calls 1, 2, 3 and so on, and may send more than one message
 answers name the call. What a content says is decided by ``guest.service_process`` and by its
 caller on the host. Call 0 is about the service process itself: the host sends it to end the
 process, PID 1 to tell that it has ended.
+
+PID 1 numbers the questions of programs in the sandbox upwards from FIRST_QUESTION, one at a time
+(``guest.questions``). Their parts are data of messages with the question's number.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROCESS = 0
 """The number of no call."""
+FIRST_QUESTION = 1 << 63
+"""The least number of a question of the guest."""
+MAX_QUESTION = 5 * 1024 * 1024 + 64 * 1024
+"""Bytes of a question: the largest value that a page may keep, and what is said of it."""
 MAX_CONTENT = 8 * 1024 * 1024
 """Bytes of a content: ten thousand entries of a folder with the longest names, escaped."""
 MAX_DATA = 1024 * 1024

@@ -12,6 +12,7 @@ from typing import Any
 from gvisor_kernel.artifacts.page import Tickets
 from gvisor_kernel.artifacts.places import open_personal, open_shared
 from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.kernel.kept_data import KeptData
 
 THREADS = 4
 
@@ -24,7 +25,7 @@ class Artifacts:
         self.root = Path(root)
         self.tickets = Tickets()
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-artifacts")
-        self._shared = Path(shared) if shared else None
+        self._shared = KeptData.instance().shared = Path(shared) if shared else None
 
     def open_storage(self, *, shared: bool) -> Storage:
         """Return the storage of this user, or the one that people share. Blocks.

@@ -12,7 +12,7 @@ from gvisor_kernel.runtimes.runsc.description import describe_host
 from gvisor_kernel.snapshots.key import HostFacts, digest
 
 PACKAGE = Path(gvisor_kernel.__file__).parent
-GUEST_FOLDERS = ("link", "guest")
+GUEST_FOLDERS = ("link", "guest", "guest/modules")
 """Folders with the guest's code. Only files directly in them are listed: if one gets a subpackage,
 a change there would not change the key, and kernels would be restored with the old code."""
 FEATURES = ("flags", "Features", "features", "isa")

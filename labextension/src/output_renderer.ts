@@ -2,6 +2,7 @@
 
 import { PathExt } from '@jupyterlab/coreutils';
 import type { IRenderMime } from '@jupyterlab/rendermime';
+import type { Message } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 
 import type { ArtifactClient, Place } from './artifacts.js';
@@ -13,6 +14,7 @@ export const SHOW_TYPE = 'application/vnd.gvisor-kernel.output+json';
 
 export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
   private readonly preview: Preview;
+  private path: string | null = null;
 
   constructor(
     client: ArtifactClient,
@@ -27,7 +29,26 @@ export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
     const { path } = fieldsOf(model.data[SHOW_TYPE]);
-    const place = typeof path === 'string' ? this.find(path) : null;
+    this.path = typeof path === 'string' ? path : null;
+    if (this.isAttached) {
+      await this.showFile();
+    }
+  }
+
+  /** Browsers load a frame anew when its node is moved, and only here is it known of which notebook
+   *  this is: so the page begins each time that it is put into the document. */
+  protected override onAfterAttach(message: Message): void {
+    super.onAfterAttach(message);
+    void this.showFile();
+  }
+
+  protected override onBeforeDetach(message: Message): void {
+    this.preview.clear();
+    super.onBeforeDetach(message);
+  }
+
+  private async showFile(): Promise<void> {
+    const place = this.path === null ? null : this.find(this.path);
     if (place !== null) {
       await this.preview.show(place);
     }

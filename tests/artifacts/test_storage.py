@@ -193,3 +193,24 @@ def test_usage_is_counted_and_removed(storage: Storage) -> None:
     assert [item.key for item in storage.items("ann", PAGE)] == ["k", "l"]
     assert storage.remove("ann", PAGE) == 2
     assert [usage.owner for usage in storage.usages()] == ["bob"]
+
+
+def test_kernels_of_a_folder_cannot_use_up_what_all_have(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_FOLDER_BYTES", 100)
+    storage.set("ann", PAGE, "k", "x" * 40, folder="/o")
+    storage.set("ann", PAGE, "k", "y" * 50, folder="/o")  # in its place
+    with pytest.raises(StorageError, match="a kernel may add no more"):
+        storage.set("ann", OTHER, "k", "x" * 50, folder="/o")
+    storage.set("ann", Artifact("c" * 32, "/other/c.html"), "k", "x" * 50, folder="/other")
+    storage.set("ann", OTHER, "k", "x" * 50)  # a page itself
+    monkeypatch.setattr(module, "MAX_FOLDER_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_FOLDER_KEYS", 2)
+    with pytest.raises(StorageError, match="2 keys"):
+        storage.set("ann", PAGE, "l", 1, folder="/o")
+
+
+def test_what_notebooks_keep_is_no_pages(tmp_path: Path) -> None:
+    assert Artifact.of_notebooks(tmp_path).id != Artifact.of_page(tmp_path, "").id
+    assert Artifact.of_notebooks(tmp_path).path == str(tmp_path)

@@ -77,7 +77,7 @@ def test_payload_layouts_are_fixed() -> None:
     assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
     assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
         "protocol": "gvisor-kernel-link",
-        "version": 4,
+        "version": 5,
         "facts": {"a": "b"},
     }
     assert json.loads(START.encode()) == {
@@ -190,12 +190,12 @@ def test_resume_with_an_invalid_field_is_refused(key: str, wrong: object) -> Non
         Resume.decode(change_payload(RESUME.encode(), **{key: wrong}))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 2**32 - 1])
 @pytest.mark.parametrize("role", Role)
 def test_other_version_is_refused_with_both_versions(role: Role, version: int) -> None:
     end = Connection(role, Hello())
     with pytest.raises(
-        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 4"
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 5"
     ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 

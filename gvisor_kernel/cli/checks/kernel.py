@@ -39,7 +39,7 @@ def check_kernel() -> list[Check]:
     own: it closes the event loop that the client makes in this thread.
     """
     started = time.monotonic()
-    kernel = SandboxedKernel(logs_death=False)
+    kernel = SandboxedKernel(logs_death=False, keeps_data=False)
     try:
         plan = _make_plan()
         address = asyncio.run(kernel.launch(plan))
