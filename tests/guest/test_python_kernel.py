@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gvisor_kernel.guest.python_kernel import MODULES
+
 from ..jupyter.helpers import execute, running_kernel
 
 PROBE = """
@@ -50,7 +52,7 @@ def test_calls_with_stack_room_map_no_chunks() -> None:
 
 
 def test_forked_kernel_looks_like_its_own_interpreter() -> None:
-    """The code of a cell can see neither the guest's modules nor how it was started."""
+    """The code of a cell can see neither the guest's own modules nor how it was started."""
     with running_kernel() as (_, client):
         answer = execute(
             client, "open('/proc/1/cmdline').read() == open('/proc/self/cmdline').read()"
@@ -60,7 +62,8 @@ def test_forked_kernel_looks_like_its_own_interpreter() -> None:
         answer = execute(
             client, "import sys; [p for p in sys.path if 'guest' in p or p.endswith('kernel')]"
         )
-        assert answer.result == "[]"
+        assert answer.result == f"['{MODULES}']"  # what code in a sandbox may import
+        assert execute(client, "sys.path[-1]").result == f"'{MODULES}'"  # others' modules win
         assert execute(client, "sys.flags.isolated, sys.argv[0].split('/')[-1]").result == (
             "(0, 'ipykernel_launcher.py')"
         )
