@@ -300,7 +300,8 @@ def test_home_is_named(lab: LabPage) -> None:
     try:
         open_notebook(lab, "home/lost.ipynb")
         lab.find(f"{STATUS} .gk-home")
-        assert "sees no files" in lab.find(STATUS).text
+        # Before its kernel is known there is no card.
+        assert "sees no files" in wait_for_text(lab, STATUS, " of 4 GB")
         lab.find(STATUS).click()
         text = wait_for_text(lab, ".gk-popup", "Move the notebook and its files")
         lab.screenshot("home")

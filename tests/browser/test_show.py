@@ -30,6 +30,7 @@ show("score.html")
 """
 
 
+@needs_all
 def test_a_page_is_shown_in_its_cell(lab: LabPage, display_name: str) -> None:
     lab.pick_kernel(display_name)
     lab.wait_for_kernel(display_name)

@@ -33,6 +33,7 @@ FOR_PEOPLE = {
     ("host/log_files.py", "log_line"): "the time of a line in a log",
     ("kernel/session.py", "_note_death"): "when a kernel died",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
+    ("artifacts/storage.py", "set"): "when a page has kept something",
     ("changes/backups.py", "begin"): "when changes were applied",
     ("server/handlers.py", "note_activity"): "when a person was active, as Jupyter has it",
     ("images/importer.py", "import_image"): "when an image was imported",

@@ -14,6 +14,7 @@ from gvisor_kernel.artifacts.item import Artifact
 from gvisor_kernel.artifacts.places import open_personal, open_shared
 from gvisor_kernel.kernel.kept_data import OWNER
 
+from ..sweeps import ALL
 from ..world import WAYS
 from .helpers import SANDBOXED, every_runtime, execute, running_kernel
 
@@ -53,6 +54,8 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")
 def kernel(way: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if way == "docker" and not ALL:
+        pytest.skip("takes long: run scripts/test --all")
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "outputs").mkdir()
     with running_kernel(settings=WAYS[way], start={"cwd": str(folder)}) as (manager, client):
