@@ -27,6 +27,8 @@ from gvisor_kernel.errors import StorageError
 from gvisor_kernel.host.sizes import describe_size
 
 BUSY_SECONDS = 20.0
+WORK_SECONDS = 30.0
+"""How long one call may take: the file may be one that others can write."""
 MAX_KEYS = 10_000
 """Keys of one artifact for one person, or of those that all share."""
 MAX_ARTIFACT_BYTES = 50 * 1024 * 1024
@@ -121,7 +123,12 @@ class Storage:
                 "select value, written from items where owner = ? and artifact = ? and key = ?",
                 (owner, artifact.id, name),
             ).fetchone()
-        return None if row is None else Item(name, json.loads(row[0]), row[1])
+            # Read before the end of the transaction, whose errors say what to do.
+            return (
+                None
+                if row is None
+                else Item(name, json.loads(row[0], parse_constant=_refuse), row[1])
+            )
 
     def delete(self, owner: str, artifact: Artifact, key: object) -> bool:
         """Remove a key; return whether there was one.
@@ -227,7 +234,7 @@ class Storage:
                     database.execute("rollback")
                     raise
                 database.execute("commit")
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except (sqlite3.Error, OSError, ValueError, RecursionError) as error:
             raise StorageError(
                 f"The file {self.path}, in which pages keep data, cannot be used: {error}.",
                 "check whether the disk is full; if the file is damaged, move it away: pages begin"
@@ -257,6 +264,8 @@ class Storage:
     def _prepare(self, database: sqlite3.Connection) -> None:
         # A file that another program has made must not be trusted to run functions.
         database.execute("pragma trusted_schema = off")
+        end = time.monotonic() + WORK_SECONDS
+        database.set_progress_handler(lambda: time.monotonic() > end, 100_000)
         (version,) = database.execute("pragma user_version").fetchone()
         if version > VERSION:
             raise ValueError(f"a newer gvisor-kernel has written it (format {version})")
@@ -286,6 +295,10 @@ def _check_folder(
             f" {describe_size(MAX_FOLDER_BYTES)}.",
             "delete what is needed no more.",
         )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _delete(database: sqlite3.Connection, owner: str, artifact: Artifact, key: str) -> bool:

@@ -29,7 +29,8 @@ export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
     const { path } = fieldsOf(model.data[SHOW_TYPE]);
-    this.path = typeof path === 'string' ? path : null;
+    // A saved notebook may say anything: a path that leaves the outputs is none.
+    this.path = typeof path === 'string' && !path.split('/').includes('..') ? path : null;
     if (this.isAttached) {
       await this.showFile();
     }

@@ -14,6 +14,7 @@ import { Widget } from '@lumino/widgets';
 
 import { ArtifactClient, type Place } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
+import { escapeHidden } from './dom.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
 import { Preview, howToShow } from './preview.js';
@@ -103,17 +104,29 @@ class PageWidget extends Widget {
   }
 }
 
+/** What a link may open: an address of the web without a name of a user, which could look like it. */
+function readLink(url: string): URL | null {
+  const found = URL.canParse(url) ? new URL(url) : null;
+  const known = found !== null && /^https?:$/.test(found.protocol) && !found.username;
+  return known && found.password === '' ? found : null;
+}
+
 async function confirmLink(url: string): Promise<void> {
-  const known = /^https?:\/\//i.test(url);
+  const found = readLink(url);
   const answer = await showDialog({
-    title: known ? 'Open this address?' : 'This address cannot be opened',
-    body: known ? `The page wants to open ${url} in a new tab. It may tell what it knows.` : url,
-    buttons: known
-      ? [Dialog.cancelButton(), Dialog.okButton({ label: 'Open' })]
-      : [Dialog.okButton()]
+    title: found === null ? 'This address cannot be opened' : `Open ${found.host}?`,
+    body: escapeHidden(
+      found === null
+        ? url.slice(0, 300)
+        : `The page wants to open ${found.href.slice(0, 300)} in a new tab. The address may tell what the page knows.`
+    ),
+    buttons:
+      found === null
+        ? [Dialog.okButton()]
+        : [Dialog.cancelButton(), Dialog.okButton({ label: 'Open' })]
   });
-  if (known && answer.button.accept) {
-    window.open(url, '_blank', 'noopener,noreferrer');
+  if (found !== null && answer.button.accept) {
+    window.open(found.href, '_blank', 'noopener,noreferrer');
   }
 }
 

@@ -7,6 +7,7 @@
 
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
+import { button, element } from './dom.js';
 
 /** What the view around the frame is told. */
 export interface PageEvents {
@@ -36,21 +37,34 @@ const LIBRARIES: readonly (readonly [RegExp, string])[] = [
   [/\b(react|react-dom|recharts|d3|lodash|underscore)\b/i, 'libraries']
 ];
 
+/** Pages that are shown. */
+const shown = new Set<PageFrame>();
+
+/** Other listeners of this window expect other senders. Also those of a page that was ended. */
+function stopStray(event: MessageEvent): void {
+  if (event.origin !== 'null') {
+    return;
+  }
+  const page = [...shown].find(it => it.holds(event.source));
+  if (page !== undefined) {
+    event.stopImmediatePropagation();
+    page.countStray();
+  } else if (event.source === null) {
+    event.stopImmediatePropagation();
+  }
+}
+if (typeof window !== 'undefined') {
+  window.addEventListener('message', stopStray, true);
+}
+
 export class PageFrame {
-  readonly node: HTMLIFrameElement;
+  /** The frame, and the button that lets the person use it. */
+  readonly node: HTMLElement;
+  private readonly frame: HTMLIFrameElement;
+  private readonly useButton: HTMLButtonElement;
   private readonly port: MessagePort;
   private stray = 0;
   private over = false;
-
-  private readonly hearStray = (event: MessageEvent): void => {
-    if (this.isOurs(event.source)) {
-      event.stopImmediatePropagation(); // other listeners of this window expect other senders
-      this.stray += 1;
-      if (this.stray > MAX_STRAY) {
-        this.end('It was ended: it sends messages to JupyterLab itself.');
-      }
-    }
-  };
 
   constructor(
     private readonly client: ArtifactClient,
@@ -60,16 +74,24 @@ export class PageFrame {
   ) {
     const channel = new MessageChannel();
     this.port = channel.port1;
-    this.node = document.createElement('iframe');
-    this.node.className = 'gk-page';
-    this.node.title = source.name;
-    this.node.setAttribute('sandbox', 'allow-scripts allow-forms');
-    this.node.referrerPolicy = 'no-referrer';
-    this.node.src = client.frameUrl;
-    this.node.addEventListener(
+    this.frame = document.createElement('iframe');
+    this.frame.className = 'gk-page';
+    this.frame.title = source.name;
+    this.frame.setAttribute('sandbox', 'allow-scripts allow-forms');
+    this.frame.referrerPolicy = 'no-referrer';
+    this.frame.src = client.frameUrl;
+    this.useButton = button('Use this page', () => {
+      this.allowUse(true);
+      this.frame.focus();
+    });
+    this.node = element('div', { class: 'gk-page-holder' }, this.frame, this.useButton);
+    this.allowUse(false);
+    document.addEventListener('focusin', this.leave, true);
+    shown.add(this);
+    this.frame.addEventListener(
       'load',
       () => {
-        this.node.contentWindow?.postMessage(null, '*', [channel.port2]);
+        this.frame.contentWindow?.postMessage(null, '*', [channel.port2]);
       },
       { once: true }
     );
@@ -78,12 +100,12 @@ export class PageFrame {
         this.receive(data as Message, dark);
       }
     };
-    window.addEventListener('message', this.hearStray, true);
   }
 
   dispose(): void {
     this.over = true;
-    window.removeEventListener('message', this.hearStray, true);
+    shown.delete(this);
+    document.removeEventListener('focusin', this.leave, true);
     this.port.close();
     this.node.remove();
   }
@@ -95,9 +117,31 @@ export class PageFrame {
     }
   }
 
+  /**
+   * A page can take the focus, and would get what the person types elsewhere. So it is without
+   * focus until the person wants to use it, and again when they go on elsewhere.
+   */
+  private allowUse(allowed: boolean): void {
+    this.frame.inert = !allowed;
+    this.useButton.hidden = allowed;
+  }
+
+  private readonly leave = (event: FocusEvent): void => {
+    if (event.target !== this.frame && event.target !== this.useButton) {
+      this.allowUse(false);
+    }
+  };
+
+  countStray(): void {
+    this.stray += 1;
+    if (this.stray > MAX_STRAY) {
+      this.end('It was ended: it sends messages to JupyterLab itself.');
+    }
+  }
+
   /** Whether a window is the outer frame, or lies in it. */
-  private isOurs(source: MessageEventSource | null): boolean {
-    const outer = this.node.contentWindow;
+  holds(source: MessageEventSource | null): boolean {
+    const outer = this.frame.contentWindow;
     let window_ = source instanceof MessagePort ? null : (source as Window | null);
     for (let depth = 0; window_ !== null && depth < 4; depth++) {
       if (window_ === outer) {

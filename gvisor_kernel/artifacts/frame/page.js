@@ -26,22 +26,56 @@ document.addEventListener('securitypolicyviolation', event => {
   if (!/^(inline|eval|trusted-types-)/.test(wanted)) tell({ kind: 'blocked', url: cut(wanted) });
 });
 
-// A frame that is led elsewhere shows nothing any more. The person decides whether a link opens.
+// A frame that is led elsewhere shows nothing any more, and a link that is clicked with another
+// button opens a window. So links have no address; the person decides whether one opens.
+const targets = new WeakMap();
+const LINKS = 'a, area';
+
+function takeAddress(link) {
+  const target = link.getAttribute('href') ?? link.getAttribute('xlink:href');
+  if (target === null || target.startsWith('#')) return;
+  targets.set(link, target);
+  link.removeAttribute('href');
+  link.removeAttribute('xlink:href');
+  link.setAttribute('role', 'link');
+  link.setAttribute('tabindex', '0');
+  if (link.style !== undefined) link.style.cssText += '; cursor: pointer; text-decoration: underline';
+}
+
+function follow(event) {
+  const link = event.composedPath().find(node => node instanceof Element && node.matches(LINKS));
+  if (link === undefined) return;
+  takeAddress(link);
+  event.preventDefault();
+  const target = targets.get(link);
+  if (target !== undefined) tell({ kind: 'link', url: cut(target) });
+  // A fragment would be one of the address of the outer frame.
+  else scrollTo(decodeURIComponent((link.getAttribute('href') ?? '#').slice(1)));
+}
+
+for (const kind of ['click', 'auxclick']) addEventListener(kind, follow, true);
 addEventListener(
-  'click',
+  'keydown',
   event => {
-    const link = event.composedPath().find(node => node instanceof Element && node.matches('a[href], area[href]'));
-    const target = link?.getAttribute('href') ?? '#';
-    if (link === undefined) return;
-    event.preventDefault();
-    // A fragment would be one of the address of the outer frame.
-    if (target.startsWith('#')) scrollTo(decodeURIComponent(target.slice(1)));
-    else tell({ kind: 'link', url: cut(target) });
+    if (event.key === 'Enter' && event.target instanceof Element && event.target.matches(LINKS)) {
+      follow(event);
+    }
   },
   true
 );
 addEventListener('submit', event => event.preventDefault());
 HTMLFormElement.prototype.submit = () => {};
+// Markup that is pasted or dropped would bring elements that a page cannot make.
+for (const kind of ['paste', 'drop']) {
+  addEventListener(
+    kind,
+    event => {
+      const from = event.clipboardData ?? event.dataTransfer;
+      if (from?.types.includes('text/html')) event.preventDefault();
+    },
+    true
+  );
+}
 
 function scrollTo(name) {
   if (name === '') window.scrollTo(0, 0);
@@ -67,12 +101,15 @@ new MutationObserver(records => {
   for (const record of records) {
     if (record.type === 'attributes') {
       if (record.attributeName.startsWith('on')) bindHandlers(record.target);
+      if (record.attributeName === 'href' && record.target.matches(LINKS)) takeAddress(record.target);
     } else for (const node of record.addedNodes) if (node instanceof Element) adopt(node);
   }
 }).observe(document, { subtree: true, childList: true, attributes: true });
 
 function adopt(root) {
   bindHandlers(root);
+  if (root.matches(LINKS)) takeAddress(root);
+  root.querySelectorAll(LINKS).forEach(takeAddress);
   loadFiles(root);
 }
 
