@@ -65,6 +65,7 @@ NO_SANDBOX = "The sandbox has ended, and its changes with it."
 NO_FOLDER = "the kernel was shown no folder of this computer"
 OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
 CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
+NOT_SHOWN = "its content was not looked at for the list, so it is not shown: it may be large"
 CHANGED_OUTSIDE = "it has changed on disk since it was listed: look again"
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
@@ -124,6 +125,8 @@ class KernelChanges:
             return await asyncio.to_thread(self._read_old, path, seen)
         claim = "" if state is None else state.partition(" ")[2]
         digest = claim.rpartition(".")[2] if claim.startswith("file.") else ""
+        if state is not None and not digest:  # nothing would bind an apply to what is shown
+            raise ChangesError(f"{path}: {NOT_SHOWN}")
         with tempfile.SpooledTemporaryFile(MEMORY) as file:
             try:
                 _, found = await self._fetch(path, MAX_SHOWN, file)

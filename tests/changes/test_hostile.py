@@ -144,6 +144,10 @@ def test_what_is_shown_is_what_was_listed(kernel: Kernel, tmp_path: Path) -> Non
         assert await changes.read("a", "new") == b"for the eye"
         with pytest.raises(ChangesError, match="since it was listed"):
             await changes.read("a", "new", change.state)
+        kernel.entries = [entry("a")]  # the sandbox says no digest
+        (unseen,) = (await changes.list()).changes
+        with pytest.raises(ChangesError, match="so it is not shown"):
+            await changes.read("a", "new", unseen.state)
         (tmp_path / "shown" / "a").write_text("other")
         with pytest.raises(ChangesError, match="on disk since it was listed"):
             await changes.read("a", "old", change.state)
