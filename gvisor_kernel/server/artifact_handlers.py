@@ -30,7 +30,6 @@ from gvisor_kernel.server.artifacts import find_owner
 from gvisor_kernel.server.handlers import Handler
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.spec.layout import OUTPUTS
-from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_SHOWN = 32 * 1024 * 1024
 """Bytes of a file that is shown. A larger one can be downloaded."""
@@ -186,22 +185,13 @@ class StorageHandler(ArtifactHandler):
     @authorized
     async def post(self) -> None:
         self.note_activity()
-        body = await self.work(self._read)
+        body = await self.work(partial(self.read_body, MAX_BODY))
         page = self.open_ticket(body.get("ticket"))
         method, shared = body.get("do"), body.get("shared", False)
         if not isinstance(shared, bool) or method not in ("set", "get", "delete", "list"):
             raise web.HTTPError(400, "do must be set, get, delete or list; shared true or false.")
         owner = "" if shared else find_owner(self.identity_provider, self.current_user)
         self.answer(await self.work(lambda: self._do(page, owner, method, body, shared)))
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            body = parse_json(self.request.body, MAX_BODY)
-        except JsonError as error:
-            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
-        if not isinstance(body, dict):
-            raise web.HTTPError(400, "The body must be a JSON object.")
-        return body
 
     def _do(
         self, page: Page, owner: str, method: str, body: dict[str, Any], shared: bool

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
 
 from jupyter_server.auth.decorator import authorized
 from tornado import web
@@ -18,7 +17,6 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.server.documents import make_unkept
 from gvisor_kernel.server.handlers import Handler
-from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_BODY = 8 * 1024 * 1024
 """Bytes of a request: ten thousand changes with their states."""
@@ -38,16 +36,6 @@ class ChangeHandler(Handler):
         if kernel is None:
             raise web.HTTPError(404, "This kernel has no sandbox yet.")
         return kernel
-
-    def read_body(self) -> dict[str, Any]:
-        """:raises HTTPError: 400 for a body that is no JSON object"""
-        try:
-            body = parse_json(self.request.body, MAX_BODY)
-        except JsonError as error:
-            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
-        if not isinstance(body, dict):
-            raise web.HTTPError(400, "The body must be a JSON object.")
-        return body
 
 
 class ChangesHandler(ChangeHandler):
@@ -111,7 +99,7 @@ class ApplyHandler(ChangeHandler):
     async def post(self, kernel_id: str) -> None:
         changes = self.find_changes(kernel_id)
         self.note_activity()
-        body = self.read_body()
+        body = self.read_body(MAX_BODY)
         wanted = read_wanted(body.get("changes"))
         force = body.get("force", False)
         if wanted is None or not isinstance(force, bool):
@@ -131,7 +119,7 @@ class UndoHandler(ChangeHandler):
     @authorized
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
-        name = self.read_body().get("undo")
+        name = self.read_body(MAX_BODY).get("undo")
         if not isinstance(name, str):
             raise web.HTTPError(400, "The body must have the text undo.")
         try:

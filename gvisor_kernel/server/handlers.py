@@ -45,6 +45,19 @@ class Handler(APIHandler):
         self.set_header("Cache-Control", "no-store")
         self.finish(document)
 
+    def read_body(self, limit: int) -> dict[str, Any]:
+        """Return the body, a JSON object of at most ``limit`` bytes.
+
+        :raises HTTPError: 400 when it is something else
+        """
+        try:
+            body = parse_json(self.request.body, limit)
+        except JsonError as error:
+            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
+        if not isinstance(body, dict):
+            raise web.HTTPError(400, "The body must be a JSON object.")
+        return body
+
     def note_activity(self) -> None:
         """Count this request as a person's activity."""
         self.settings["api_last_activity"] = datetime.now(UTC)
@@ -189,13 +202,8 @@ class WarmHandler(Handler):
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        try:
-            body = parse_json(self.request.body, MAX_BODY)
-        except JsonError as error:
-            raise web.HTTPError(400, f"The body is no JSON: {error}.") from error
-        name, path = (
-            (body.get("kernel_name"), body.get("path", "")) if isinstance(body, dict) else (0, 0)
-        )
+        body = self.read_body(MAX_BODY)
+        name, path = body.get("kernel_name"), body.get("path", "")
         if not isinstance(name, str) or not isinstance(path, str):
             raise web.HTTPError(400, "The body must have the texts kernel_name and path.")
         try:

@@ -23,6 +23,15 @@ export interface CodeCell {
 }
 
 /**
+ * Whether a notebook has cells and no code: then none of its cells says whether it is trusted, and
+ * the server has to be asked. A new notebook has no cells, or one of code that is trusted.
+ */
+export function isUnknown(cells: Iterable<CodeCell>): boolean {
+  const all = [...cells];
+  return all.length > 0 && !all.some(cell => cell.type === 'code');
+}
+
+/**
  * Whether the server found this person's signature. It marks all code cells alike each time it
  * reads a notebook, whatever the file says of itself. A new notebook has no cell or a trusted one.
  */

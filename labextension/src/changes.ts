@@ -16,6 +16,13 @@ const KINDS: Readonly<Record<string, string>> = {
   conflict: 'conflict'
 };
 
+const FORCE =
+  'Also apply conflicts: overwrite what others have changed on disk, and apply what is not checked';
+const NOT_CHECKED =
+  'Not checked: the file is so large that nobody knows whether the kernel has changed it since it was listed.';
+const OUTDATED =
+  'Outdated: the file has changed since this difference was made. Choose it again to see what would be applied.';
+
 export class ChangesView {
   readonly node = element('div', { class: 'gk-changes' });
   private readonly summary = element('p', { attributes: { role: 'status', tabindex: '-1' } });
@@ -33,6 +40,8 @@ export class ChangesView {
   private readonly chosen = new Set<string>();
   private undoId: string | null = null;
   private busy = false;
+  /** The change whose difference is shown, as it was listed then. */
+  private looked: Change | null = null;
   private shown = 0;
 
   constructor(
@@ -43,7 +52,7 @@ export class ChangesView {
     this.all = checkbox('All changes', checked => {
       this.chooseAll(checked);
     });
-    this.force = checkbox('Also apply conflicts', () => {
+    this.force = checkbox(FORCE, () => {
       this.showButtons();
     });
     this.applyButton = button('Apply', () => void this.apply());
@@ -60,7 +69,7 @@ export class ChangesView {
         this.applyButton,
         this.undoButton,
         button('Look again', () => void this.refresh()),
-        element('label', {}, this.force, ' overwrite what others have changed on disk')
+        element('label', {}, this.force, ` ${FORCE}`)
       ),
       this.summary,
       element(
@@ -116,8 +125,24 @@ export class ChangesView {
           ? 'Nothing was changed that would not be kept.'
           : `${shown} ${shown === 1 ? 'change' : 'changes'}.`
     );
-    replace(this.difference);
+    this.markOutdated();
     this.showButtons();
+  }
+
+  /** What is shown must not pass for what the list has now, and what an apply would write. */
+  private markOutdated(): void {
+    const { looked } = this;
+    if (looked === null || this.difference.querySelector('.gk-outdated') !== null) {
+      return;
+    }
+    const now = this.changes.find(change => change.path === looked.path);
+    if (now === undefined) {
+      this.looked = null;
+      this.shown += 1; // what is being read is not shown, either
+      replace(this.difference);
+    } else if (now.state !== looked.state) {
+      this.difference.prepend(element('p', { class: 'gk-warning gk-outdated' }, OUTDATED));
+    }
   }
 
   private row(change: Change): HTMLTableRowElement {
@@ -149,7 +174,8 @@ export class ChangesView {
         this.alike.has(likeness(change.path))
           ? element('p', { class: 'gk-warning' }, 'Another name here looks the same.')
           : null,
-        change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict)
+        change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict),
+        change.isChecked ? null : element('p', { class: 'gk-warning' }, 'Not checked: too large.')
       ),
       element(
         'td',
@@ -192,20 +218,30 @@ export class ChangesView {
 
   private async apply(): Promise<void> {
     const chosen = this.changes.filter(change => this.chosen.has(change.path));
+    const force = this.force.checked;
+    this.force.checked = false; // one tick is for one apply
     await this.work('Applying.', async () => {
-      const answer = await this.client.apply(this.kernelId, chosen, this.force.checked);
-      this.undoId = answer.undo;
+      const answer = await this.client.apply(this.kernelId, chosen, force);
+      this.undoId = answer.undo ?? this.undoId; // nothing applied: the last apply can be undone
       this.changed();
-      this.show(await this.client.changes(this.kernelId));
-      this.report(`${answer.applied.length} applied.`, answer.refused);
+      await this.report(`${answer.applied.length} applied.`, answer.refused);
     });
   }
 
-  private report(done: string, refusals: readonly Refused[]): void {
+  /** Tells what was done, whether or not a new list comes. */
+  private async report(done: string, refusals: readonly Refused[]): Promise<void> {
+    let failure = '';
+    try {
+      this.show(await this.client.changes(this.kernelId));
+    } catch (error) {
+      failure = `The list is an old one: ${messageOf(error)}`;
+    }
     const refused = refusals.map(({ path, reason }) => `${showName(path)}: ${reason}`);
     setText(
       this.summary,
-      [done, ...(refused.length > 0 ? [`${refused.length} refused.`, ...refused] : [])].join('\n')
+      [done, ...(refused.length > 0 ? [`${refused.length} refused.`, ...refused] : []), failure]
+        .filter(Boolean)
+        .join('\n')
     );
   }
 
@@ -220,11 +256,12 @@ export class ChangesView {
         this.undoId = null; // else the rest can be tried again
       }
       this.changed();
-      this.show(await this.client.changes(this.kernelId));
-      this.report(
-        refused.length === 0
-          ? 'Undone: the folder on disk is as it was before the last apply.'
-          : `${undone.length} undone.`,
+      await this.report(
+        refused.length > 0
+          ? `${undone.length} undone.`
+          : undone.length > 0
+            ? 'Undone: what the last apply changed on disk is as it was before.'
+            : 'Nothing was left to undo.',
         refused
       );
     });
@@ -252,6 +289,7 @@ export class ChangesView {
 
   private async compare(change: Change): Promise<void> {
     const turn = ++this.shown;
+    this.looked = change;
     const heading = element('h2', {}, showName(change.path));
     replace(this.difference, heading, element('p', {}, 'Reading.'));
     let content: readonly Node[];
@@ -274,28 +312,54 @@ export class ChangesView {
         element('p', {}, large ? 'The file is too large to be shown here.' : messageOf(error))
       ];
     }
-    replace(this.difference, heading, ...content);
+    replace(
+      this.difference,
+      heading,
+      change.isChecked ? null : element('p', { class: 'gk-warning' }, NOT_CHECKED),
+      ...content
+    );
+    this.markOutdated();
   }
 
   private showDifference(it: Difference, old: ArrayBuffer, current: ArrayBuffer): readonly Node[] {
     switch (it.kind) {
       case 'picture':
-        return [
-          element(
-            'div',
-            { class: 'gk-pictures' },
-            this.picture('Before', it.type, old),
-            this.picture('After', it.type, current)
-          )
-        ];
+        return [this.pictures(it.type, old, current)];
       case 'binary':
         return [element('p', {}, 'The file is no text, so its content is not shown.')];
       case 'text':
         return [
-          ...it.sections.map(showSection),
-          ...(it.cut ? [element('p', {}, 'There are more differences than are shown.')] : [])
+          ...(it.late
+            ? [element('p', { class: 'gk-warning' }, 'Comparing took too long and was stopped.')]
+            : []),
+          ...(it.cut
+            ? [element('p', { class: 'gk-warning' }, 'There are more differences than are shown.')]
+            : []),
+          ...(it.picture === null ? [] : [this.offerPicture(it.picture, old, current)]),
+          ...it.sections.map(showSection)
         ];
     }
+  }
+
+  /** An SVG is drawn only if the person wants it: drawing may take long. */
+  private offerPicture(type: string, old: ArrayBuffer, current: ArrayBuffer): HTMLElement {
+    const place = element('div');
+    place.append(
+      button('Show as picture', () => {
+        replace(place, this.pictures(type, old, current));
+        this.difference.focus(); // the button is gone
+      })
+    );
+    return place;
+  }
+
+  private pictures(type: string, old: ArrayBuffer, current: ArrayBuffer): HTMLElement {
+    return element(
+      'div',
+      { class: 'gk-pictures' },
+      this.picture('Before', type, old),
+      this.picture('After', type, current)
+    );
   }
 
   private picture(title: string, type: string, bytes: ArrayBuffer): HTMLElement {

@@ -76,6 +76,12 @@ export class SandboxClient {
     return (await orNull(async () => readTrust(await this.get(`trust?${query}`)))) ?? [];
   }
 
+  /** Whether this person trusts a notebook; null where it is not known. */
+  async trusts(path: string): Promise<boolean | null> {
+    const found = (await this.trust(path)).find(it => it.path === path);
+    return found?.trusted ?? null;
+  }
+
   /** Our kernelspecs with the limits that hold; none where the server does not say. */
   async kernelspecs(): Promise<readonly KernelspecFacts[]> {
     return (await orNull(async () => readKernelspecs(await this.get('kernelspecs')))) ?? [];
@@ -113,7 +119,10 @@ export class SandboxClient {
     return readChanges(await this.get(`${this.path(id)}/changes`));
   }
 
-  /** One side of a change as it was listed: that is what an apply of it writes. */
+  /**
+   * One side of a change as it was listed: that is what an apply of it writes. The server refuses
+   * another content (409), as far as the change ``isChecked``.
+   */
   async content(id: string, { path, state }: Change, side: Side): Promise<ArrayBuffer> {
     const query = new URLSearchParams({ path, side, state }).toString();
     const answer = await this.send({

@@ -97,6 +97,8 @@ export interface Change {
   readonly oldSize: number | null;
   /** What the person looked at: sent back with "apply", never read here. */
   readonly state: string;
+  /** Whether ``state`` says which content was listed: another one is neither shown nor applied. */
+  readonly isChecked: boolean;
   readonly conflict: string | null;
 }
 
@@ -291,6 +293,11 @@ export function readLines(value: unknown): readonly string[] {
   return list(fieldsOf(value).lines).map(text);
 }
 
+/** A state ends with the SHA-256 of the file in the sandbox, if the sandbox has said it. */
+function hasDigest(state: string): boolean {
+  return /\.[0-9a-f]{64}$/.test(state);
+}
+
 export function readChanges(value: unknown): Changes {
   const fields = fieldsOf(value);
   const changes = list(fields.changes).map(it => {
@@ -302,6 +309,7 @@ export function readChanges(value: unknown): Changes {
       size: count(one.size) ?? 0,
       oldSize: count(one.old_size),
       state: text(one.state),
+      isChecked: hasDigest(text(one.state)) || one.type !== 'file' || one.kind === 'removed',
       conflict: textOrNull(one.conflict)
     };
   });

@@ -18,7 +18,16 @@ export interface Section {
 }
 
 export type Difference =
-  | { readonly kind: 'text'; readonly sections: readonly Section[]; readonly cut: boolean }
+  | {
+      readonly kind: 'text';
+      readonly sections: readonly Section[];
+      /** Something is not shown. */
+      readonly cut: boolean;
+      /** Comparing was stopped, since it took too long. */
+      readonly late: boolean;
+      /** The text is a picture, too: shown as one if the person asks for it. */
+      readonly picture: string | null;
+    }
   | { readonly kind: 'picture'; readonly type: string }
   | { readonly kind: 'binary' };
 
@@ -29,18 +38,21 @@ const MAX_LINE = 1000;
 const MAX_SECTIONS = 500;
 /** Texts above it are not compared: only the beginning of the new one is shown. */
 const MAX_COMPARED = 4_000_000;
-const MAX_MILLISECONDS = 1500;
+const MAX_MILLISECONDS = 1000;
 /** Two texts without a common line cost time that grows with the product of their sizes. */
 const MAX_EDITS = 3000;
 
-/** Pictures that a browser draws. An SVG in an <img> runs no script and loads nothing. */
+/** In an <img> it runs no script and loads nothing, but it may keep the browser busy. */
+const SVG = 'image/svg+xml';
+
+/** Pictures that a browser draws. */
 const PICTURES: Readonly<Record<string, string>> = {
   png: 'image/png',
   jpg: 'image/jpeg',
   jpeg: 'image/jpeg',
   gif: 'image/gif',
   webp: 'image/webp',
-  svg: 'image/svg+xml'
+  svg: SVG
 };
 
 function extension(path: string): string {
@@ -63,7 +75,7 @@ export function decode(bytes: ArrayBuffer): string | null {
 
 export function compare(path: string, old: ArrayBuffer, current: ArrayBuffer): Difference {
   const type = pictureType(path);
-  if (type !== null && ![old, current].some(bytes => isCostly(type, bytes))) {
+  if (type !== null && type !== SVG) {
     return { kind: 'picture', type };
   }
   const [before, after] = [decode(old), decode(current)];
@@ -77,7 +89,9 @@ export function compare(path: string, old: ArrayBuffer, current: ArrayBuffer): D
   return {
     kind: 'text',
     sections: kept,
-    cut: comparer.isSpent || kept.length < sections.length
+    cut: comparer.isSpent || comparer.isShortened || kept.length < sections.length,
+    late: comparer.isLate,
+    picture: type === null || isCostly(before) || isCostly(after) ? null : type
   };
 }
 
@@ -88,16 +102,23 @@ export class Comparer {
   private sections = MAX_SECTIONS;
   private readonly end = performance.now() + MAX_MILLISECONDS;
   private cut = false;
+  private shortened = false;
+  private late = false;
+
+  /** Whether the end of a line was left out. */
+  get isShortened(): boolean {
+    return this.shortened;
+  }
+
+  /** Whether there was no time for the rest. */
+  get isLate(): boolean {
+    return this.late;
+  }
 
   /** Whether something was left out, or will be. */
   get isSpent(): boolean {
-    return (
-      this.cut ||
-      this.lines <= 0 ||
-      this.characters <= 0 ||
-      this.sections <= 0 ||
-      performance.now() > this.end
-    );
+    this.late ||= performance.now() > this.end;
+    return this.late || this.cut || this.lines <= 0 || this.characters <= 0 || this.sections <= 0;
   }
 
   compare(before: string, after: string): readonly Line[] {
@@ -111,6 +132,7 @@ export class Comparer {
       const { length } = line.text;
       const text =
         length > MAX_LINE ? `${line.text.slice(0, MAX_LINE)}… (${length} characters)` : line.text;
+      this.shortened ||= text !== line.text;
       this.lines -= 1;
       this.characters -= text.length;
       kept.push({ mark: line.mark, text });
@@ -134,8 +156,11 @@ export function compareLines(
         });
   if (patch === undefined) {
     return [
-      { mark: '@', text: 'The two versions have little in common. The new one is:' },
-      ...after.split('\n').map(text => ({ mark: '+' as const, text }))
+      {
+        mark: '@',
+        text: 'The two versions have little in common, or are too long. The new one is:'
+      },
+      ...after.split('\n', MAX_LINES).map(text => ({ mark: '+' as const, text }))
     ];
   }
   return patch.hunks.flatMap(hunk => [

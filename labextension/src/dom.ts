@@ -16,7 +16,7 @@ export interface Options {
  * ``invoice\u202efdp.exe``.
  */
 const HIDDEN =
-  /[\p{Cc}\p{Cf}\p{Co}\u00a0\u034f\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000\u3164\ufe00-\ufe0f\uffa0\u{e0100}-\u{e01ef}]/gu;
+  /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Default_Ignorable_Code_Point}\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000\u{e0000}-\u{e007f}]/gu;
 
 function escapeOne(it: string): string {
   const code = (it.codePointAt(0) ?? 0).toString(16);
@@ -32,6 +32,7 @@ export function escapeHidden(text: string): string {
 export function showName(name: string): string {
   return name
     .replaceAll('\\', '\\\\')
+    .replaceAll('␣', '\\u2423') // only this function writes it
     .replaceAll('\n', '\\n')
     .replaceAll('\t', '\\t')
     .replace(/^ +| +$| {2,}/g, spaces => '␣'.repeat(spaces.length));
@@ -39,7 +40,7 @@ export function showName(name: string): string {
 
 /** What names have in common that a person, or another file system, takes for the same. */
 export function likeness(name: string): string {
-  return name.normalize('NFKC').toLowerCase();
+  return name.normalize('NFKC').toLowerCase().toUpperCase().normalize('NFKC'); // ß is ss, ς is σ
 }
 
 export function element<K extends keyof HTMLElementTagNameMap>(

@@ -376,10 +376,12 @@ const care: JupyterFrontEndPlugin<void> = {
     translator: ITranslator | null
   ) => {
     const { baseUrl } = app.serviceManager.serverSettings;
+    const client = connect(app);
     guardNotebooks(
       app,
       dialogs ?? new SessionContextDialogs(translator === null ? {} : { translator }),
-      new Choices(window.localStorage, `gvisor-kernel:chosen:${baseUrl}`)
+      new Choices(window.localStorage, `gvisor-kernel:chosen:${baseUrl}`),
+      path => client.trusts(path)
     );
   }
 };

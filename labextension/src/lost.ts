@@ -6,6 +6,7 @@
 
 import type { SandboxClient } from './client.js';
 import { type Lost, type Sandbox, type Unkept, readLost } from './contract.js';
+import { escapeHidden, showName } from './dom.js';
 import { countFiles } from './unkept.js';
 import type { Timer } from './warm.js';
 
@@ -131,13 +132,14 @@ export class LostFiles {
 export function describeLost({ unkept }: Lost, name: string): string {
   const start = `${countFiles(unkept)} in /workspace ${unkept.total === 1 && !unkept.more ? 'is' : 'are'} gone with the sandbox of ${cut(name, 40)}`;
   const text = start.charAt(0).toUpperCase() + start.slice(1);
-  const [first] = unkept.paths;
+  const paths = unkept.paths.map(path => escapeHidden(showName(path)));
+  const [first] = paths;
   const room = LONGEST_MESSAGE - text.length - ': …'.length;
   if (first === undefined || room < 8) {
     return cut(`${text}.`, LONGEST_MESSAGE);
   }
-  const all = unkept.paths.join(', ');
-  const complete = unkept.paths.length === unkept.total && all.length <= room;
+  const all = paths.join(', ');
+  const complete = paths.length === unkept.total && !unkept.more && all.length <= room;
   return `${text}: ${complete ? all : cut(`${all}, `, room)}`;
 }
 

@@ -31,6 +31,9 @@ type Message = Readonly<Record<string, unknown>>;
 
 /** Messages to this window, which a page may not send; after that many it is ended. */
 const MAX_STRAY = 50;
+/** Times that a page may take the focus before it is ended; it may get a key each time. */
+const MAX_THEFTS = 2;
+const LOOK_MILLISECONDS = 50;
 /** Libraries under which names pages load them from elsewhere. */
 const LIBRARIES: readonly (readonly [RegExp, string])[] = [
   [/\btailwind/i, 'tailwind'],
@@ -64,6 +67,11 @@ export class PageFrame {
   private readonly useButton: HTMLButtonElement;
   private readonly port: MessagePort;
   private stray = 0;
+  private thefts = 0;
+  private allowed = false;
+  private readonly looking: ReturnType<typeof setInterval>;
+  /** What had the focus last, beside the frame. */
+  private elsewhere: HTMLElement | null = null;
   private over = false;
 
   constructor(
@@ -87,6 +95,9 @@ export class PageFrame {
     this.node = element('div', { class: 'gk-page-holder' }, this.frame, this.useButton);
     this.allowUse(false);
     document.addEventListener('focusin', this.leave, true);
+    window.addEventListener('blur', this.giveBack);
+    // A frame of another process takes the focus a moment before this window knows.
+    this.looking = setInterval(this.giveBack, LOOK_MILLISECONDS);
     shown.add(this);
     this.frame.addEventListener(
       'load',
@@ -106,6 +117,8 @@ export class PageFrame {
     this.over = true;
     shown.delete(this);
     document.removeEventListener('focusin', this.leave, true);
+    window.removeEventListener('blur', this.giveBack);
+    clearInterval(this.looking);
     this.port.close();
     this.node.remove();
   }
@@ -118,17 +131,36 @@ export class PageFrame {
   }
 
   /**
-   * A page can take the focus, and would get what the person types elsewhere. So it is without
-   * focus until the person wants to use it, and again when they go on elsewhere.
+   * A page that takes the focus would get what the person types elsewhere. So it may not until the
+   * person wants to use it, and not any more when they go on elsewhere. ``realm.js`` obeys; a page
+   * that takes it in another way gives it back, and is ended when it does so again and again.
    */
   private allowUse(allowed: boolean): void {
+    this.allowed = allowed;
     this.frame.inert = !allowed;
     this.useButton.hidden = allowed;
+    this.port.postMessage({ kind: 'use', allowed });
   }
 
   private readonly leave = (event: FocusEvent): void => {
-    if (event.target !== this.frame && event.target !== this.useButton) {
+    if (event.target === this.frame) {
+      return;
+    }
+    this.elsewhere = event.target instanceof HTMLElement ? event.target : null;
+    if (this.allowed && event.target !== this.useButton) {
       this.allowUse(false);
+    }
+  };
+
+  private readonly giveBack = (): void => {
+    if (this.over || this.allowed || document.activeElement !== this.frame) {
+      return;
+    }
+    this.frame.blur();
+    this.elsewhere?.focus();
+    this.thefts += 1;
+    if (this.thefts > MAX_THEFTS) {
+      this.end('It was ended: it takes the keyboard.');
     }
   };
 

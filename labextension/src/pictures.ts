@@ -14,50 +14,81 @@ export function pictureUrl(type: string, bytes: ArrayBuffer): string {
 
 /** Elements that an SVG may draw, those that it draws again included. */
 const MAX_DRAWN = 50_000;
-const MAX_SVG = 2_000_000;
+const MAX_SVG = 1_000_000;
+const MAX_DEPTH = 200;
+
+/** What takes long whatever the number of elements, or cannot be counted here. */
+const SLOW_ELEMENT = /^(fe[A-Z].*|filter|animate.*|set|foreignObject|pattern)$/;
+/** A drawing in a drawing, and a name that is written so that nobody finds it. */
+const SLOW_VALUE = /\\|filter|blur\(|data:(?!image\/(png|jpeg|gif|webp)[;,])/i;
+const SLOW_STYLE = /\\|filter|blur\(|url\(|@import|animation/i;
 
 /**
- * Whether a picture would keep the browser busy: in a few lines of SVG each element can draw the one
- * before it ten times.
+ * Whether an SVG would keep the browser busy: in a few lines each element can draw the one before
+ * it ten times. What is no well-formed XML counts, too: a browser may read it in another way.
  */
-export function isCostly(type: string, bytes: ArrayBuffer): boolean {
-  if (type !== 'image/svg+xml') {
+export function isCostly(text: string): boolean {
+  if (text === '') {
     return false;
   }
-  if (bytes.byteLength > MAX_SVG) {
-    return true;
-  }
-  const text = new TextDecoder().decode(bytes);
-  if (/<!ENTITY/i.test(text)) {
+  const encoding = /^<\?xml[^>]*encoding=["']([^"']*)/i.exec(text)?.[1] ?? 'utf-8';
+  if (
+    text.length > MAX_SVG ||
+    encoding.toLowerCase() !== 'utf-8' ||
+    /<!ENTITY|<\?xml-stylesheet/i.test(text)
+  ) {
     return true;
   }
   const document_ = new DOMParser().parseFromString(text, 'image/svg+xml');
+  const all = document_.getElementsByTagName('*');
+  if (
+    all.length > MAX_DRAWN ||
+    document_.getElementsByTagName('parsererror').length > 0 ||
+    [...all].some(isSlow)
+  ) {
+    return true;
+  }
   const known = new Map<Element, number>();
   const cost = (node: Element, depth: number): number => {
     const found = known.get(node);
     if (found !== undefined) {
       return found;
     }
-    if (depth > 200) {
-      return MAX_DRAWN;
+    if (depth > MAX_DEPTH) {
+      return MAX_DRAWN + 1;
     }
     known.set(node, 0); // what draws itself is drawn once
     let sum = 1;
-    for (const child of node.children) {
+    for (let child = node.firstElementChild; child; child = child.nextElementSibling) {
       sum += cost(child, depth + 1);
     }
-    for (const { value } of node.attributes) {
-      const name = /#([^)"'\s]+)/.exec(value)?.[1];
-      const target = name === undefined ? null : document_.getElementById(name);
-      if (target !== null) {
-        sum += cost(target, depth + 1);
-      }
-      if (sum > MAX_DRAWN) {
-        break;
-      }
+    for (const name of namesIn(node)) {
+      const target = document_.getElementById(name);
+      sum += target === null ? 0 : cost(target, depth + 1);
     }
     known.set(node, sum);
     return sum;
   };
   return cost(document_.documentElement, 0) > MAX_DRAWN;
+}
+
+function isSlow(node: Element): boolean {
+  return (
+    SLOW_ELEMENT.test(node.localName) ||
+    [...node.attributes].some(({ value }) => SLOW_VALUE.test(value)) ||
+    (node.localName === 'style' && SLOW_STYLE.test(node.textContent))
+  );
+}
+
+/** The ids of other elements in the attributes of an element. */
+function namesIn(node: Element): readonly string[] {
+  return [...node.attributes].flatMap(({ value }) =>
+    [...value.matchAll(/#([^)"'\s;]+)/g)].map(([, name = '']) => {
+      try {
+        return decodeURIComponent(name);
+      } catch {
+        return name;
+      }
+    })
+  );
 }

@@ -83,6 +83,11 @@ export function decodeText(bytes: ArrayBuffer): string | null {
   }
 }
 
+function isDrawable(bytes: ArrayBuffer): boolean {
+  const text = decodeText(bytes);
+  return text !== null && !isCostly(text);
+}
+
 export interface PreviewActions {
   confirmLink(url: string): void;
   isDark(): boolean;
@@ -147,7 +152,7 @@ export class Preview {
       case 'page':
         return this.makePage(how, name, file, scripts);
       case 'picture':
-        if (isCostly(how.type, file.bytes)) {
+        if (how.type === 'image/svg+xml' && !isDrawable(file.bytes)) {
           return element('p', {}, 'This drawing would keep the browser busy; download it.');
         }
         return element('img', { attributes: { src: pictureUrl(how.type, file.bytes), alt: name } });

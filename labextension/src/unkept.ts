@@ -1,7 +1,7 @@
 /** Files that a kernel has made or changed in /workspace and that end with its sandbox. */
 
 import type { Unkept } from './contract.js';
-import { element, setText } from './dom.js';
+import { element, setText, showName } from './dom.js';
 import type { Timer } from './warm.js';
 
 /** A cell may end while the next one begins: only the last end counts. */
@@ -27,13 +27,17 @@ export function listFiles(unkept: Unkept): HTMLElement {
     element(
       'ul',
       { class: 'gk-files' },
-      ...unkept.paths.map(path => element('li', {}, element('bdi', {}, path)))
+      ...unkept.paths.map(path => element('li', {}, element('bdi', {}, showName(path))))
     ),
     others > 0 || unkept.more
       ? element(
           'p',
           {},
-          others > 0 ? `and ${unkept.more ? 'at least ' : ''}${others} more` : 'and more'
+          others > 0
+            ? `and ${unkept.more ? 'at least ' : ''}${others} more`
+            : unkept.total === 0
+              ? 'Their names are not known.'
+              : 'and more'
         )
       : null
   );
@@ -53,12 +57,15 @@ export class UnkeptView {
   }
 
   update(unkept: Unkept | null): void {
-    this.node.hidden = unkept === null || unkept.total === 0;
+    this.node.hidden = unkept === null || (unkept.total === 0 && !unkept.more);
     if (unkept === null) {
       setText(this.node, '');
       return;
     }
-    const label = `${countFiles(unkept)} not kept`;
+    const label =
+      unkept.total === 0 && unkept.more
+        ? 'there may be files that are not kept'
+        : `${countFiles(unkept)} not kept`;
     setText(this.node, label);
     this.node.setAttribute('aria-label', `${label}. Show changes`);
     this.node.title =

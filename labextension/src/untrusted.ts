@@ -11,20 +11,24 @@ import type { INotebookModel, NotebookPanel } from '@jupyterlab/notebook';
 import { DisposableDelegate } from '@lumino/disposable';
 import type { Widget } from '@lumino/widgets';
 
-import { type Choices, isTrusted, kernelToOffer, whyOffered } from './care.js';
+import { type Choices, isTrusted, isUnknown, kernelToOffer, whyOffered } from './care.js';
 import { element } from './dom.js';
 
 type Context = NotebookPanel['context'];
+
+/** Asks the server whether a notebook is trusted; null where it is not known. */
+export type Trusts = (path: string) => Promise<boolean | null>;
 
 /** Every notebook that is opened from now on, in JupyterLab and Notebook 7. */
 export function guardNotebooks(
   app: JupyterFrontEnd,
   dialogs: ISessionContextDialogs,
-  choices: Choices
+  choices: Choices,
+  trusts: Trusts
 ): void {
   app.docRegistry.addWidgetExtension('Notebook', {
     createNew: (widget, context) => {
-      const guard = new Guard(app, dialogs, choices, widget, context as unknown as Context);
+      const guard = new Guard(app, dialogs, choices, trusts, widget, context as unknown as Context);
       return new DisposableDelegate(() => {
         guard.end();
       });
@@ -42,6 +46,7 @@ class Guard {
     private readonly app: JupyterFrontEnd,
     private readonly dialogs: ISessionContextDialogs,
     private readonly choices: Choices,
+    private readonly trusts: Trusts,
     private readonly panel: Widget,
     private readonly context: Context
   ) {
@@ -65,7 +70,8 @@ class Guard {
       return; // a second view of a notebook that is open
     }
     const model: INotebookModel = this.context.model;
-    if (isTrusted(model.cells) || this.choices.has(this.context.path, this.version())) {
+    const asks = isUnknown(model.cells);
+    if ((isTrusted(model.cells) && !asks) || this.choices.has(this.context.path, this.version())) {
       return;
     }
     const { kernelPreference } = this.session;
@@ -84,9 +90,34 @@ class Guard {
       this.session.kernelPreferenceChanged.connect(this.hold);
       this.session.kernelChanged.connect(this.decided);
       this.hold();
-      void this.offer(whyOffered(specs, next, offered));
+      void this.offer(whyOffered(specs, next, offered), asks, next);
     }
   };
+
+  /** The server says that the notebook is trusted: what Jupyter would have started is started. */
+  private async release(next: string | null): Promise<void> {
+    const shouldStart = this.shouldStart ?? true;
+    this.forget();
+    this.session.kernelPreference = {
+      ...this.session.kernelPreference,
+      ...(next === null ? {} : { name: next }),
+      shouldStart
+    };
+    if (next === null) {
+      await this.dialogs.selectKernel(this.session);
+    } else {
+      await this.session.changeKernel({ name: next });
+    }
+  }
+
+  private async isSigned(): Promise<boolean> {
+    const { contents } = this.app.serviceManager;
+    try {
+      return (await this.trusts(contents.localPath(this.context.path))) === true;
+    } catch {
+      return false; // the server did not say so
+    }
+  }
 
   /** JupyterLab sets the name again that the notebook has, and settings set others. */
   private readonly hold = (): void => {
@@ -103,8 +134,12 @@ class Guard {
     }
   };
 
-  private async offer(why: string): Promise<void> {
+  private async offer(why: string, asks: boolean, next: string | null): Promise<void> {
     await this.session.ready;
+    if (asks && (await this.isSigned()) && this.offered !== null && !this.session.isDisposed) {
+      await this.release(next);
+      return;
+    }
     await this.shown();
     if (this.offered === null || this.session.isDisposed) {
       return; // a kernel of this notebook runs already

@@ -22,7 +22,7 @@ test('texts without a common line are shown without comparing each with each', (
   const after = Array.from({ length: 5000 }, (_, index) => `new ${index}`).join('\n');
   const lines = compareLines(before, after);
   assert.match(lines[0].text, /little in common/);
-  assert.equal(lines.length, 5001);
+  assert.equal(lines.length, MAX_LINES + 1); // the rest would not be shown
   const difference = compare('a.txt', bytes(before), bytes(after));
   assert.equal(difference.cut, true);
   assert.equal(difference.sections[0].lines.length, MAX_LINES);
@@ -130,6 +130,63 @@ test('a picture that draws itself without end is shown as text', () => {
     (_, n) => use(`l${n + 1}`, `l${n}`)
   ).join('')}</svg>`;
   const loop = '<svg xmlns="http://www.w3.org/2000/svg"><g id="a"><use href="#a"/></g></svg>';
-  assert.equal(compare('a.svg', bytes(''), bytes(bomb)).kind, 'text');
-  assert.equal(compare('a.svg', bytes(loop), bytes(loop)).kind, 'picture');
+  const offered = text => compare('a.svg', bytes(''), bytes(text)).picture;
+  assert.equal(compare('a.svg', bytes(loop), bytes(loop)).kind, 'text'); // first, always
+  assert.equal(offered(loop), 'image/svg+xml');
+  const svg = inner => `<svg xmlns="http://www.w3.org/2000/svg">${inner}</svg>`;
+  assert.equal(offered(svg('<style>g { fill: red }</style><g/>')), 'image/svg+xml');
+  const layers = bomb.slice(bomb.indexOf('<rect'), bomb.lastIndexOf('</svg>'));
+  for (const text of [
+    bomb,
+    svg(layers.replaceAll('href="#l', 'href="#%6c')),
+    svg('<image href="data:image/svg+xml,x"/>'),
+    svg('<image href="&#100;ata:image/svg+xml,x"/>'),
+    svg('<style>g { fill: u\\72l(#p) }</style>'),
+    svg('<filter id="f"/>'),
+    svg('<rect><set attributeName="fill" to="url(#a)"/></rect>'),
+    `<?xml version="1.0" encoding="iso-2022-jp"?>${svg('')}`,
+    '<svg xmlns="http://www.w3.org/2000/svg"><use',
+    `<!DOCTYPE svg [<!ENTITY a "b">]>${svg('&a;')}`
+  ]) {
+    assert.equal(offered(text), null, text.slice(0, 100));
+  }
+});
+
+test('no cell hides behind another one of its id, and no line behind its beginning', () => {
+  const cell = (id, source) => ({ id, cell_type: 'code', source });
+  const write = (...cells) => JSON.stringify({ nbformat: 4, cells });
+  assert.deepEqual(titles(write(cell('1', 'a'), cell('1', 'b')), write(cell('1', 'b'))), [
+    'Cell 1 (code), changed',
+    'A cell (code), removed'
+  ]);
+  assert.deepEqual(
+    titles(
+      write({ cell_type: 'code', source: [{ a: 1 }] }),
+      write({ cell_type: 'code', source: [{ a: 2 }] })
+    ),
+    ['Cell 1 (code), changed']
+  );
+  assert.deepEqual(titles(write(), write({ ...cell('1', 'a'), outputs: [{ data: {} }] })), [
+    'Cell 1 (code), new, with outputs'
+  ]);
+  const long = end => bytes(`${'x'.repeat(2000)}${end}`);
+  assert.equal(compare('a.txt', long('1'), long('2')).cut, true);
+  assert.equal(compare('a.txt', bytes('a'), bytes('b')).cut, false);
+});
+
+test('a notebook with more values than there is time for says so', () => {
+  const write = letter =>
+    JSON.stringify({
+      cells: Array.from({ length: 40_000 }, (_, n) => ({ id: `${n}`, source: letter.repeat(90) }))
+    });
+  const clock = performance.now;
+  let time = 0;
+  performance.now = () => (time += 10); // each look at the clock is 10 ms later
+  try {
+    const it = compare('n.ipynb', bytes(write('a')), bytes(write('b')));
+    assert.ok(it.late && it.cut);
+    assert.ok(it.sections.length < 200);
+  } finally {
+    performance.now = clock;
+  }
 });

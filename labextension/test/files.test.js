@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { Choices, MOST_CHOICES, isTrusted, kernelToOffer, whyOffered } from '../lib/care.js';
+import {
+  Choices,
+  MOST_CHOICES,
+  isTrusted,
+  isUnknown,
+  kernelToOffer,
+  whyOffered
+} from '../lib/care.js';
 import { Card } from '../lib/card.js';
 import { readSandbox, readUnkept } from '../lib/contract.js';
 import { describeCards } from '../lib/launcher.js';
@@ -26,6 +33,9 @@ test('the count of files that are not kept is beside the shield, while there are
   assert.equal(view.node.textContent, 'at least 3 files not kept');
   view.update({ total: 0, more: false, paths: [] });
   assert.equal(view.node.hidden, true);
+  view.update({ total: 0, more: true, paths: [] });
+  assert.equal(view.node.hidden, false);
+  assert.equal(view.node.textContent, 'there may be files that are not kept');
 });
 
 test('a list names the first files as text, and says how many there are beside', () => {
@@ -34,6 +44,11 @@ test('a list names the first files as text, and says how many there are beside',
   assert.equal(node.querySelectorAll('li').length, 10);
   assert.equal(node.querySelector('img'), null);
   assert.match(node.textContent, /and 2 more$/);
+  const odd = listFiles({ total: 2, more: false, paths: ['a\\u200b', 'a\u200b'] });
+  assert.deepEqual(
+    [...odd.querySelectorAll('li')].map(it => it.textContent),
+    ['a\\\\u200b', 'a\\u200b']
+  );
 });
 
 function openLook(visible = { now: true }) {
@@ -258,6 +273,10 @@ test('a notebook is trusted if the server says so of all its code', () => {
   assert.equal(isTrusted([code(true), { type: 'markdown', trusted: false }]), true);
   assert.equal(isTrusted([code(true), code(false)]), false);
   assert.equal(isTrusted([]), true);
+  const markdown = { type: 'markdown', trusted: true };
+  assert.equal(isUnknown([markdown]), true); // whatever the file says of itself
+  assert.equal(isUnknown([markdown, code(true)]), false);
+  assert.equal(isUnknown([]), false);
 });
 
 test('the sentence says what each kernel means', () => {

@@ -5,6 +5,7 @@ import { Card } from '../lib/card.js';
 import { ChangesView } from '../lib/changes.js';
 import { SandboxClient, ServerError } from '../lib/client.js';
 import { readChanges, readSandbox, readSandboxes } from '../lib/contract.js';
+import { escapeHidden, likeness, showName } from '../lib/dom.js';
 import { History } from '../lib/history.js';
 import { Sidebar } from '../lib/sidebar.js';
 import { StatusView } from '../lib/status.js';
@@ -201,9 +202,123 @@ test('an undo that was refused is told, and can be tried again', async () => {
   assert.equal(find('Undo').disabled, false);
 });
 
+test('an undo of nothing is no undo, and an apply of nothing leaves the last undo', async () => {
+  const double = new Double();
+  double.undone = { undone: [], refused: [] };
+  const { view, find, tick, click } = await openChanges(double);
+  await click(tick('Choose a.txt'));
+  await click(find('Apply 1'));
+  double.result = { applied: [], refused: [{ path: 'a.txt', reason: 'no' }], undo: null };
+  await click(tick('Choose a.txt'));
+  await click(find('Apply 1'));
+  assert.equal(find('Undo').disabled, false);
+  await click(find('Undo'));
+  assert.match(view.node.querySelector('[role=status]').textContent, /Nothing was left to undo/);
+});
+
+test('what was applied is told although no new list comes, and the tick of force is gone', async () => {
+  const double = new Double();
+  const { view, find, tick, click } = await openChanges(double);
+  const force = view.node.querySelector('input[aria-label^="Also apply conflicts"]');
+  await click(force);
+  await click(tick('Choose a.txt'));
+  double.changes = async () => {
+    throw new ServerError(409, 'The sandbox has ended.');
+  };
+  await click(find('Apply 1'));
+  const status = view.node.querySelector('[role=status]').textContent;
+  assert.match(status, /1 applied\.[^]*The sandbox has ended/);
+  assert.equal(force.checked, false);
+});
+
+test('a difference of an older state is marked, and one of what is gone is taken away', async () => {
+  const { double, view, find, click } = await openChanges();
+  const shown = view.node.querySelector('.gk-difference');
+  await click(find('a.txt'));
+  await click(find('Look again'));
+  assert.equal(shown.querySelector('.gk-outdated'), null);
+  double.answer[0] = { ...double.answer[0], state: 's9' };
+  await click(find('Look again'));
+  assert.match(shown.textContent, /^Outdated/);
+  await click(find('a.txt'));
+  assert.equal(shown.querySelector('.gk-outdated'), null);
+  double.answer = double.answer.slice(1);
+  await click(find('Look again'));
+  assert.equal(shown.textContent, '');
+});
+
+test('a list that comes while a difference is read marks it, too', async () => {
+  const { double, view, find, click } = await openChanges();
+  const content = double.content.bind(double);
+  let go;
+  const gate = new Promise(resolve => (go = resolve));
+  double.content = async (...all) => {
+    await gate;
+    return content(...all);
+  };
+  await click(find('a.txt'));
+  double.answer[0] = { ...double.answer[0], state: 's9' };
+  await click(find('Look again'));
+  go();
+  await settle();
+  assert.match(view.node.querySelector('.gk-difference').textContent, /Outdated/);
+});
+
+test('a file whose state has no digest is told to be not checked', async () => {
+  const double = new Double();
+  const digest = 'a'.repeat(64);
+  double.answer[0] = { ...double.answer[0], state: `1.2 file.5.7.${digest}` };
+  double.answer[1] = { ...double.answer[1], state: 'absent file.5.7.' };
+  const { view, find, click } = await openChanges(double);
+  assert.doesNotMatch(view.node.querySelector('tbody tr').textContent, /Not checked/);
+  assert.match(view.node.querySelectorAll('tbody tr')[1].textContent, /Not checked/);
+  await click(find('<img'));
+  assert.match(view.node.querySelector('.gk-difference').textContent, /Not checked/);
+});
+
+test('a refusal of other content is shown instead of a difference', async () => {
+  const double = new Double();
+  double.content = async () => {
+    throw new ServerError(409, 'a.txt: the kernel has changed it since it was listed: look again');
+  };
+  const { view, find, click } = await openChanges(double);
+  await click(find('a.txt'));
+  const shown = view.node.querySelector('.gk-difference');
+  assert.match(shown.textContent, /has changed it since it was listed/);
+  assert.equal(shown.querySelector('pre'), null);
+});
+
+test('a drawing is text until the person wants to see it', async () => {
+  const double = new Double();
+  double.answer = [{ path: 'a.svg', kind: 'added', type: 'file', size: 1, state: 's' }];
+  double.content = async () => bytes('<svg xmlns="http://www.w3.org/2000/svg"><g/></svg>');
+  const { view, find, click } = await openChanges(double);
+  await click(find('a.svg'));
+  const shown = view.node.querySelector('.gk-difference');
+  assert.equal(shown.querySelector('img'), null);
+  assert.match(shown.textContent, /\+ <svg/);
+  await click(find('Show as picture'));
+  assert.match(shown.querySelector('img').src, /^data:image\/svg/);
+});
+
+test('no character that nobody sees is left in a name, and no escape can be written', () => {
+  const shown = name => escapeHidden(showName(name));
+  for (const code of [
+    0x200b, 0x200c, 0x200d, 0x2060, 0xfeff, 0xad, 0x180e, 0x3164, 0x2800, 0x34f, 0xfe00, 0xfe0f,
+    0xa0, 0x2000, 0x200a, 0x202f, 0x205f, 0x3000, 0x2065, 0xe0000, 0xe0041, 0xe007f
+  ]) {
+    assert.match(shown(`a${String.fromCodePoint(code)}b`), /^a\\u[0-9a-f{}]+b$/, code.toString(16));
+  }
+  const names = ['a ', 'a␣', 'a\\u2423', 'a\n', 'a\\n', ' a', 'a'];
+  assert.equal(new Set(names.map(shown)).size, names.length);
+  assert.equal(likeness('Stra\u00dfe'), likeness('STRASSE'));
+  assert.equal(likeness('\u00e9'), likeness('e\u0301'));
+});
+
 test('names that look alike are told apart', async () => {
   const double = new Double();
-  const name = path => ({ path, kind: 'added', type: 'file', size: 1, state: path });
+  const state = `absent file.1.1.${'a'.repeat(64)}`;
+  const name = path => ({ path, kind: 'added', type: 'file', size: 1, state });
   double.answer = ['a b', 'a  b', ' a', 'x\u200by', 'x\\u200by', 'é.py', 'e\u0301.py', 'A'].map(
     name
   );
@@ -218,12 +333,17 @@ test('names that look alike are told apart', async () => {
 });
 
 test('conflicts are applied only when the person says so', async () => {
-  const { double, find, tick, click } = await openChanges();
+  const { double, view, find, tick, click } = await openChanges();
   await click(tick('All changes'));
-  await click(tick('Also apply conflicts'));
+  const force = view.node.querySelector('input[aria-label^="Also apply conflicts"]');
+  assert.match(
+    force.closest('label').textContent,
+    /overwrite .* on disk, and apply what is not checked/
+  );
+  await click(force);
   await click(find('Apply 3'));
   assert.equal(double.calls[0].force, true);
-  assert.equal(tick('Also apply conflicts').checked, false); // the next apply asks again
+  assert.equal(force.checked, false); // the next apply asks again
 });
 
 test('a failure is told, and the same can be tried again', async () => {

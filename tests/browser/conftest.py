@@ -16,6 +16,13 @@ from .lab import LabPage, LabServer, browser
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
+IN_SANDBOXES = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
+    ),
+]
+"""Marks of modules whose kernels must be ours."""
 WRONG_SETTING = "Python 3 (gVisor, wrong setting)"
 
 

@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ..sweeps import needs_all
-from .conftest import KERNEL
+from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage, LabServer
 from .looking import (
     CHANGES,
@@ -32,13 +32,7 @@ from .looking import (
 BASE_URL = "/user/an-n/"
 OPTIONS = EXPOSED
 
-pytestmark = [
-    pytest.mark.browser,
-    needs_all,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = [*IN_SANDBOXES, needs_all]
 
 IMAGE = "<img src=x onerror=document.title='attacked'>.txt"
 BACKWARDS = "invoice\u202efdp.txt"
@@ -202,7 +196,8 @@ def test_a_picture_is_shown_before_and_after(panel: LabPage) -> None:
         "the pictures were never drawn",
     )
     panel.screenshot("changes-picture")
-    compare(panel, "<svg onload=x>.svg")
+    assert "+ <svg" in compare(panel, "<svg onload=x>.svg")
+    button(panel, DIFFERENCE, "Show as picture").click()
     panel.wait_until(
         lambda: panel.driver.execute_script(
             "return document.querySelector('.gk-pictures img')?.naturalWidth > 0"
@@ -259,7 +254,7 @@ def test_keys_alone_tick_look_apply_and_undo(panel: LabPage, folder: Path) -> No
 
     tab_to(panel, "input", "Choose disk.txt")
     press(panel, Keys.SPACE)
-    tab_to(panel, "input", "Also apply conflicts", shift=True)
+    tab_to(panel, 'input[aria-label^="Also apply conflicts"]', shift=True)
     press(panel, Keys.SPACE)
     tab_to(panel, f"{CHANGES} button", "Apply 1", shift=True)
     press(panel, Keys.ENTER)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ..sweeps import needs_all
-from .conftest import KERNEL, WRONG_SETTING
+from .conftest import IN_SANDBOXES, KERNEL, WRONG_SETTING
 from .lab import LabPage
 from .looking import (
     CHANGES,
@@ -24,12 +23,7 @@ from .looking import (
 
 BASE_URL = "/user/an-n/"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = IN_SANDBOXES
 
 
 def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:

@@ -13,7 +13,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
@@ -21,16 +20,11 @@ from selenium.webdriver.support.ui import Select
 from gvisor_kernel.cli.sandboxes import find_all
 
 from ..sweeps import needs_all
-from .conftest import KERNEL
+from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
 from .test_extension import STATUS, serious_violations, wait_for_text
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = IN_SANDBOXES
 
 MARKUP = "<img src=x onerror=document.title='attacked'>"
 UNKEPT = ".gk-unkept"
@@ -38,16 +32,15 @@ WITHOUT = "python3"
 """A kernelspec whose kernels have no sandbox."""
 
 
-def write_notebook(path: Path, kernel: str, source: str = "") -> None:
+def write_notebook(path: Path, kernel: str, source: str = "", kind: str = "code") -> None:
     """Write a notebook as somebody else would: nobody here has signed it."""
     path.parent.mkdir(exist_ok=True)
     cell: dict[str, Any] = {
-        "cell_type": "code",
-        "execution_count": None,
+        "cell_type": kind,
         "id": uuid.uuid4().hex[:8],
         "metadata": {"trusted": True},  # what a file says of itself counts for nothing
-        "outputs": [],
         "source": source,
+        **({"execution_count": None, "outputs": []} if kind == "code" else {}),
     }
     spec = {"name": kernel, "display_name": kernel, "language": "python"}
     document = {
@@ -191,6 +184,23 @@ def test_trusted_and_new_notebooks_are_left_alone(lab: LabPage) -> None:
     lab.open()
     lab.find('.jp-LauncherCard[data-category="Notebook"][title^="Python 3 (ipykernel)"]').click()
     lab.wait_until(lambda: kernels(lab) == [WITHOUT], "the new notebook's kernel never started")
+    assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
+    end_kernels(lab)
+
+
+@needs_all
+def test_notebook_without_code_is_asked_about_until_it_is_signed(lab: LabPage) -> None:
+    end_kernels(lab)
+    path = lab.server.folder / "text" / "words.ipynb"
+    write_notebook(path, WITHOUT, "words", "markdown")
+    open_notebook(lab, "text/words.ipynb")
+    wait_for_text(lab, ".jp-Dialog", "neither saved nor trusted")
+    assert kernels(lab) == []
+    press(lab, ".jp-Dialog", "No Kernel")
+    write_notebook(path, WITHOUT, "other words", "markdown")
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", str(path)], check=True)
+    open_notebook(lab, "text/words.ipynb")
+    lab.wait_until(lambda: kernels(lab) == [WITHOUT], "the notebook's own kernel never started")
     assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
     end_kernels(lab)
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.mouse_button import MouseButton
+from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from gvisor_kernel.artifacts.frame import make_frame_page
@@ -241,6 +244,25 @@ def test_an_error_names_its_line(shown: Shown) -> None:
     (error,) = shown.wait(lambda: shown.messages("error"))
     assert (error["file"], error["line"]) == ("page.html", 4)
     assert error["message"] == "nope is not defined"
+
+
+@pytest.mark.parametrize("button", [MouseButton.LEFT, MouseButton.MIDDLE])
+def test_a_link_opens_nothing_by_itself(shown: Shown, host: Host, button: int) -> None:
+    url = f"http://127.0.0.1:{host.port}/opened"
+    shown.show(f'<a id="a" href="{url}" style="display: block; font-size: 80px">Link</a>')
+    shown.wait(lambda: shown.messages("shown"))
+    driver = shown.driver
+    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
+    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    action = ActionBuilder(driver)
+    action.pointer_action.move_to(driver.find_element(By.ID, "a"))
+    action.pointer_action.pointer_down(button=button)
+    action.pointer_action.pointer_up(button=button)
+    action.perform()
+    driver.switch_to.default_content()
+    assert shown.wait(lambda: shown.messages("link"))[0]["url"] == url
+    assert len(driver.window_handles) == 1
+    assert "/opened" not in host.paths
 
 
 FLOOD = """<script>

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ..sweeps import needs_all
-from .conftest import KERNEL
+from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
-from .looking import EXPOSED, STATUS, press, serious_violations, set_theme, tab_to, wait_for_text
+from .looking import (
+    EXPOSED,
+    STATUS,
+    button,
+    press,
+    serious_violations,
+    set_theme,
+    tab_to,
+    wait_for_text,
+)
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = IN_SANDBOXES
 
 OPTIONS = EXPOSED
 PANEL = ".gk-outputs"
@@ -198,3 +201,64 @@ def test_a_page_is_opened_without_a_kernel(lab: LabPage) -> None:
     lab.find_menu("Open as a Page Without Network").click()
     page_has(lab, "h1", "Old")
     assert len(lab.server.request("GET", "api/kernels")) == kernels
+
+
+THIEF = """<input id="box"><p id="keys"></p><script>
+var box = document.getElementById("box");
+addEventListener("keydown", event => document.getElementById("keys").textContent += event.key);
+addEventListener("message", () => 0);
+setInterval(TAKE, 20);
+</script>"""
+"""A page that takes the focus by ``TAKE``, again and again, and notes the keys that it gets."""
+
+
+def type_in_cell(lab: LabPage, text: str) -> None:
+    lab.find(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
+    for letter in text:
+        ActionChains(lab.driver).send_keys(letter).pause(0.05).perform()
+
+
+def in_page(lab: LabPage, script: str) -> str:
+    """Return the value of a script in the page."""
+    lab.driver.switch_to.frame(lab.driver.find_element(By.CSS_SELECTOR, ".gk-page"))
+    lab.driver.switch_to.frame(lab.driver.find_element(By.TAG_NAME, "iframe"))
+    try:
+        return str(lab.driver.execute_script(script))
+    finally:
+        lab.driver.switch_to.default_content()
+
+
+def stolen(lab: LabPage) -> str:
+    """Return the keys that the page got."""
+    return in_page(lab, "return document.getElementById('keys').textContent")
+
+
+@needs_all
+def test_a_page_gets_the_keyboard_from_the_person_alone(lab: LabPage, display_name: str) -> None:
+    lab.pick_kernel(display_name)
+    lab.wait_for_kernel(display_name)
+    run_command(lab, "Show the Outputs of This Kernel")
+    lab.find(PANEL)
+    page = THIEF.replace("TAKE", "() => box.focus()")
+    (lab.server.folder / "outputs" / "thief.html").write_text(page)
+    choose(lab, "thief.html")
+    page_has(lab, "#box")
+    type_in_cell(lab, "secret")
+    cell = ".jp-Notebook .jp-Cell.jp-mod-active .cm-content"
+    assert lab.find(cell).text == "secret"
+    assert stolen(lab) == ""
+    button(lab, PANEL, "Use this page").click()
+    has_it = "return document.hasFocus() && document.activeElement === box"
+    lab.wait_until(lambda: in_page(lab, has_it) == "True", "the page never had the focus")
+    ActionChains(lab.driver).send_keys("x").perform()
+    lab.wait_until(lambda: stolen(lab) == "x", "the person could not use the page")
+    type_in_cell(lab, "more")
+    assert stolen(lab) == "x"
+    assert sorted(lab.find(cell).text) == sorted("secretmore")
+    # By other ways than focus(): the page is ended.
+    page = THIEF.replace("TAKE", "() => box.select()")
+    (lab.server.folder / "outputs" / "other.html").write_text(page)
+    choose(lab, "other.html")
+    wait_for_text(lab, f"{PANEL} .gk-notes", "it takes the keyboard")
+    type_in_cell(lab, "end")
+    assert sorted(lab.find(cell).text) == sorted("secretmoreend")

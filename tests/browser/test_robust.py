@@ -9,7 +9,7 @@ from selenium.webdriver.common.by import By
 
 from ..patience import scale_seconds
 from ..sweeps import needs_all
-from .conftest import KERNEL
+from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage, LabServer
 from .looking import (
     CHANGES,
@@ -41,13 +41,7 @@ OPTIONS = (
 )
 API = "gvisor-kernel/api/"
 
-pytestmark = [
-    pytest.mark.browser,
-    needs_all,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = [*IN_SANDBOXES, needs_all]
 
 
 def look_at_all(lab: LabPage) -> None:

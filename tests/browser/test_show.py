@@ -8,16 +8,11 @@ import nbformat
 import pytest
 
 from ..sweeps import needs_all
-from .conftest import KERNEL
+from .conftest import IN_SANDBOXES
 from .lab import LabPage
 from .test_outputs import page_has
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = IN_SANDBOXES
 SHOW = """
 from gvisor_sandbox import show, storage
 open("outputs/score.html", "w").write('''<!doctype html><p id="seen">none</p><script>

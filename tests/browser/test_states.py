@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 
 from ..sweeps import needs_all
 from ..world import World
-from .conftest import KERNEL
+from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage, LabServer
 from .looking import (
     EXPOSED,
@@ -42,13 +42,7 @@ OPTIONS = (
     "--KernelRestarter.random_ports_until_alive=False",
 )
 
-pytestmark = [
-    pytest.mark.browser,
-    needs_all,
-    pytest.mark.skipif(
-        not KERNEL.startswith("gvisor"), reason="GK_TEST_KERNEL names a kernel without a sandbox"
-    ),
-]
+pytestmark = [*IN_SANDBOXES, needs_all]
 
 SMALL = "gvisor-browser-small"
 SMALL_NAME = "Python 3 (gVisor, 512 MB)"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -27,6 +30,20 @@ class Client:
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
         return found
+
+
+@contextmanager
+def running_server(folder: Path, *options: str, prefix: str = "") -> Iterator[JupyterServer]:
+    """Start a server with the extension, which makes nothing ready, and stop it at the end."""
+    server = JupyterServer(
+        folder, "--GVisorServer.warm=False", *options, extensions=("gvisor_kernel.server",)
+    )
+    server.prefix = prefix
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def wait_for_event(connection: Any, name: str) -> dict[str, Any]:

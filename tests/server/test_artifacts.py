@@ -14,28 +14,17 @@ import requests
 from gvisor_kernel.artifacts.item import MAX_VALUE
 
 from ..jupyter.server import JupyterServer
-from .clients import Client
+from .clients import Client, running_server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
     folder = tmp_path_factory.mktemp("artifacts")
-    server = JupyterServer(
+    with running_server(
         folder,
         "--ServerApp.allow_unauthenticated_access=False",
-        "--GVisorServer.warm=False",
-        extensions=("gvisor_kernel.server",),
-    )
-    try:
-        server.start()
+    ) as server:
         yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def client(server: JupyterServer) -> Client:
-    return Client(server)
 
 
 WRITE = """

@@ -13,7 +13,7 @@ from openapi_spec_validator import validate
 from gvisor_kernel.server.handlers import OPENAPI
 
 from ..jupyter.server import JupyterServer
-from .clients import Client
+from .clients import Client, running_server
 
 DOCUMENT: dict[str, Any] = json.loads(OPENAPI.read_text())
 
@@ -24,14 +24,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
     (folder / "n").mkdir()
     (folder / "n/n.ipynb").write_text("{}")
     (folder / "n/old.txt").write_text("old")
-    server = JupyterServer(
-        folder, "--GVisorServer.warm=False", extensions=("gvisor_kernel.server",)
-    )
-    try:
-        server.start()
+    with running_server(
+        folder,
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def make_strict(schema: Any) -> Any:

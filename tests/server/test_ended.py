@@ -14,7 +14,7 @@ from websocket import create_connection
 
 from ..jupyter.helpers import wait_until
 from ..jupyter.server import JupyterServer
-from .clients import Client, wait_for_event
+from .clients import Client, running_server, wait_for_event
 
 NAME = "<b>.txt"
 
@@ -23,22 +23,11 @@ NAME = "<b>.txt"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
     folder = tmp_path_factory.mktemp("ended")
     (folder / "n").mkdir()
-    server = JupyterServer(
+    with running_server(
         folder,
-        "--GVisorServer.warm=False",
         "--KernelRestarter.time_to_dead=0.3",
-        extensions=("gvisor_kernel.server",),
-    )
-    try:
-        server.start()
+    ) as server:
         yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def client(server: JupyterServer) -> Client:
-    return Client(server)
 
 
 def start(server: JupyterServer) -> str:

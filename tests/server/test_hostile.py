@@ -17,7 +17,7 @@ from gvisor_kernel.server.routes import ROUTES
 from ..jupyter.helpers import SECONDS
 from ..jupyter.server import JupyterServer
 from ..sweeps import needs_all
-from .clients import Client
+from .clients import Client, running_server
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 LARGE = 100 * 1024 * 1024
@@ -25,21 +25,10 @@ LARGE = 100 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
-    server = JupyterServer(
+    with running_server(
         tmp_path_factory.mktemp("hostile"),
-        "--GVisorServer.warm=False",
-        extensions=("gvisor_kernel.server",),
-    )
-    try:
-        server.start()
+    ) as server:
         yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def client(server: JupyterServer) -> Client:
-    return Client(server)
 
 
 @pytest.fixture(scope="module")

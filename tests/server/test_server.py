@@ -16,7 +16,7 @@ from websocket import create_connection
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
 from ..world import World
-from .clients import Client, wait_for_event
+from .clients import Client, running_server, wait_for_event
 
 BASE = "/user/me/"
 FOLDER = "<b>&amp; 'x'"
@@ -27,27 +27,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
     """Below a base URL, as JupyterHub's servers are."""
     folder = tmp_path_factory.mktemp("server")
     (folder / FOLDER).mkdir()
-    server = JupyterServer(
+    with running_server(
         folder,
         f"--ServerApp.base_url={BASE}",
         "--ServerApp.allow_unauthenticated_access=False",
-        "--GVisorServer.warm=False",
         "--GVisorEgress.routes={'web': {'hosts': ['allowed.example:443']}}",
         "--KernelRestarter.time_to_dead=0.3",
         "--KernelRestarter.random_ports_until_alive=False",
-        extensions=("gvisor_kernel.server",),
-    )
-    server.prefix = BASE.rstrip("/")
-    try:
-        server.start()
+        prefix=BASE.rstrip("/"),
+    ) as server:
         yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def client(server: JupyterServer) -> Client:
-    return Client(server)
 
 
 @pytest.fixture(scope="module")

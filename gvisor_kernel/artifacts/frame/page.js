@@ -241,6 +241,7 @@ addEventListener('message', function begin(event) {
       shown = true;
       void show(data);
     } else if (data.kind === 'answer') receiveAnswer(data);
+    else if (data.kind === 'use') mayFocus = data.allowed === true;
   };
   tell({ kind: 'ready' });
 });

@@ -235,6 +235,17 @@ lock(Document.prototype, 'open', function () {
 });
 lock(Document.prototype, 'close', function () {});
 
+// A page that takes the focus gets what the person types elsewhere. JupyterLab says when it may; it
+// also ends a page that finds another way to take it.
+let mayFocus = false;
+for (const type of [HTMLElement, SVGElement, MathMLElement]) {
+  const focus = type.prototype.focus;
+  lock(type.prototype, 'focus', function (options) {
+    if (mayFocus) apply(focus, this, [options]);
+  });
+}
+lock(window, 'focus', function () {});
+
 // With a registry of its own a document would run constructors while a text is parsed.
 delete CustomElementRegistry.prototype.initialize;
 
