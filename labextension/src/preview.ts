@@ -2,6 +2,7 @@
 
 import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
+import { decode } from './differences.js';
 import { element, replace, setText } from './dom.js';
 import { PageFrame } from './page_frame.js';
 import { isCostly, pictureUrl } from './pictures.js';
@@ -73,18 +74,8 @@ export function howToShow(path: string): How {
   return { kind, type, scripts: [], isText: false };
 }
 
-/** Bytes as text; null if they are none. */
-export function decodeText(bytes: ArrayBuffer): string | null {
-  try {
-    const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
-    return text.includes('\0') ? null : text;
-  } catch {
-    return null;
-  }
-}
-
 function isDrawable(bytes: ArrayBuffer): boolean {
-  const text = decodeText(bytes);
+  const text = decode(bytes);
   return text !== null && !isCostly(text);
 }
 
@@ -163,7 +154,7 @@ export class Preview {
         });
       }
       default: {
-        const text = decodeText(file.bytes);
+        const text = decode(file.bytes);
         return text === null
           ? element('p', {}, 'This file is no text, and no type that is shown here.')
           : element(
