@@ -27,10 +27,8 @@ nitpicky = True
 
 # The anchors that GitHub gives to headings, so that links work there and here.
 myst_heading_anchors = 6
-# The README begins its tables of commands with rows without a name; code blocks of plain text
-# have no language.
+# A block of code that names no language has none.
 highlight_language = "none"
-suppress_warnings = ["misc.highlighting_failure"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -47,5 +45,9 @@ pygments_dark_style = "github-dark"
 linkcheck_timeout = 20
 linkcheck_retries = 1
 linkcheck_workers = 4
-# Addresses of examples, and of this machine.
-linkcheck_ignore = [r"https?://(127\.0\.0\.1|localhost|[\w.]*example)\b"]
+linkcheck_ignore = [
+    # Addresses of examples, and of this machine.
+    r"https?://(127\.0\.0\.1|localhost|[\w.]*example)\b",
+    # A mirror of PyPI has packages and no pages of projects; PyPI itself shows them to browsers.
+    r"https://pypi\.org/project/",
+]

@@ -30,6 +30,7 @@ DOCS = PROJECT / "docs"
 CONF = runpy.run_path(str(DOCS / "conf.py"))
 pages: Any = importlib.import_module("ext.pages")
 links: Any = importlib.import_module("ext.links")
+tables: Any = importlib.import_module("ext.tables")
 GENERATORS: Any = importlib.import_module("ext.reference").GENERATORS
 
 INDEX = (DOCS / "index.md").read_text()
@@ -227,3 +228,9 @@ def test_only_a_link_that_a_server_denies_is_dead() -> None:
     assert len(gone) == 2
     assert gone[0].startswith("a.md, line 3: https://example.org/page: 404")
     assert dict(unchecked) == {"example.org": 3}
+
+
+def test_a_table_shows_texts_of_the_code_as_they_are() -> None:
+    told = tables.table(("a", "b", ""), [(tables.code("x|y"), "", tables.escape("<b> *c*\n_d_"))])
+    assert told == "| a |  |\n| --- | --- |\n| `x\\|y` | \\<b\\> \\*c\\* \\_d\\_ |\n"
+    assert tables.table(("a",), []) == ""

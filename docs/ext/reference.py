@@ -176,8 +176,8 @@ def fields(schema: Mapping[str, Any], title: str = "field") -> str:
 
 
 def rows_of(schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield the rows of an object's fields."""
-    required = schema.get("required", ())
+    """Yield the rows of an object's fields. A schema may leave open which of them it requires."""
+    required = schema.get("required", schema.get("properties", {}))
     for name, one in schema.get("properties", {}).items():
         full = f"{above}{name}"
         optional = "" if name in required else ", optional"

@@ -22,8 +22,11 @@ def code(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, or "" if it has no rows. The cells are Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    if not lines:
+    """Return a table without its empty columns, or "" if it has no rows. Cells are Markdown."""
+    filled = [*rows]
+    if not filled:
         return ""
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
+    kept = [number for number in range(len(head)) if any(row[number] for row in filled)]
+    lines = [" | ".join(row[number] for number in kept) for row in (head, *filled)]
+    lines.insert(1, " | ".join("---" for _ in kept))
+    return "".join(f"| {line} |\n" for line in lines)
