@@ -263,6 +263,7 @@ class FrameHandler(JupyterHandler):
         ]
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", "; ".join([page.policy, *ancestors[:1]]))
+        self.set_header("Permissions-Policy", page.permissions)
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-DNS-Prefetch-Control", "off")
         self.set_header("X-Content-Type-Options", "nosniff")
