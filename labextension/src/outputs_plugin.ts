@@ -104,15 +104,32 @@ class PageWidget extends Widget {
   }
 }
 
-/** What a link may open: an address of the web without a name of a user, which could look like it. */
+/**
+ * What a link may open: an address of the web without a name of a user, which could look like it.
+ * One of this server would act in the person's name, or show a file of the sandbox with a network.
+ */
 function readLink(url: string): URL | null {
   const found = URL.canParse(url) ? new URL(url) : null;
   const known = found !== null && /^https?:$/.test(found.protocol) && !found.username;
-  return known && found.password === '' ? found : null;
+  return known && found.password === '' && found.host !== location.host ? found : null;
 }
 
+let isAsking = false;
+
+/** Asks one question at a time: what a page wants meanwhile is not answered. */
 async function confirmLink(url: string): Promise<void> {
-  const found = readLink(url);
+  if (isAsking) {
+    return;
+  }
+  isAsking = true;
+  try {
+    await askAndOpen(readLink(url), url);
+  } finally {
+    isAsking = false;
+  }
+}
+
+async function askAndOpen(found: URL | null, url: string): Promise<void> {
   const answer = await showDialog({
     title: found === null ? 'This address cannot be opened' : `Open ${found.host}?`,
     body: escapeHidden(
@@ -123,7 +140,8 @@ async function confirmLink(url: string): Promise<void> {
     buttons:
       found === null
         ? [Dialog.okButton()]
-        : [Dialog.cancelButton(), Dialog.okButton({ label: 'Open' })]
+        : [Dialog.cancelButton(), Dialog.okButton({ label: 'Open' })],
+    defaultButton: 0
   });
   if (found !== null && answer.button.accept) {
     window.open(found.href, '_blank', 'noopener,noreferrer');

@@ -4,6 +4,7 @@ import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { decode } from './differences.js';
 import { element, replace, setText } from './dom.js';
+import { indentJson } from './json_text.js';
 import { PageFrame } from './page_frame.js';
 import { isCostly, pictureUrl } from './pictures.js';
 
@@ -157,11 +158,7 @@ export class Preview {
         const text = decode(file.bytes);
         return text === null
           ? element('p', {}, 'This file is no text, and no type that is shown here.')
-          : element(
-              'pre',
-              { attributes: { tabindex: '0', role: 'region', 'aria-label': name } },
-              prettify(path, text).slice(0, MAX_TEXT)
-            );
+          : makeText(name, prettify(path, text));
       }
     }
   }
@@ -204,13 +201,25 @@ export class Preview {
   }
 }
 
+function makeText(name: string, text: string): Node {
+  const pre = element(
+    'pre',
+    { attributes: { tabindex: '0', role: 'region', 'aria-label': name } },
+    text.slice(0, MAX_TEXT)
+  );
+  return text.length <= MAX_TEXT
+    ? pre
+    : element('div', {}, element('p', {}, 'Only the beginning is shown; download the file.'), pre);
+}
+
 function prettify(path: string, text: string): string {
-  if (!/\.json$/i.test(path)) {
+  if (!/\.json$/i.test(path) || text.length > MAX_TEXT) {
     return text;
   }
   try {
-    return JSON.stringify(JSON.parse(text), null, 2);
+    JSON.parse(text);
   } catch {
     return text;
   }
+  return indentJson(text, MAX_TEXT);
 }

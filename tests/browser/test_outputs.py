@@ -68,6 +68,18 @@ for name, text in files.items():
 os.chdir("..")
 """
 
+LINKS = """<a id="link" href="https://links.example/?told">Link</a><p id="count"></p><script>
+let count = 0;
+setInterval(() => {
+  if (count === 10) return;
+  const link = document.createElement("a");
+  link.href = "https://links.example/";
+  document.body.append(link);
+  link.click();
+  document.getElementById("count").textContent = ++count;
+}, 50);
+</script>"""
+
 
 def run_command(lab: LabPage, label: str) -> None:
     """Run a command by the palette."""
@@ -154,6 +166,27 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
     wait_for_text(lab, f"{PANEL} .gk-notes", "wrong.jsx, line 2: Unexpected token")
     lab.screenshot("outputs-error")
     assert "attacked" not in lab.driver.title
+    check_links(lab)
+
+
+def check_links(lab: LabPage) -> None:
+    """A page that clicks its own links; then one that the person clicks."""
+    (lab.server.folder / "outputs" / "links.html").write_text(LINKS)
+    choose(lab, "links.html")
+    page_has(lab, "#count", "10")
+    assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
+    button(lab, PANEL, "Use this page").click()
+    for _ in range(2):
+        lab.driver.switch_to.frame(lab.driver.find_elements(By.TAG_NAME, "iframe")[0])
+    lab.driver.find_element(By.ID, "link").click()
+    lab.driver.switch_to.default_content()
+    assert lab.dialog().startswith("Open links.example?")
+    wait_for_text(lab, ".jp-Dialog :focus", "Cancel")
+    # Keys that the person types elsewhere, or hits by chance, open nothing.
+    ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
+    gone = "return document.querySelector('.jp-Dialog') === null"
+    lab.wait_until(lambda: lab.driver.execute_script(gone), "the question never ended")
+    assert len(lab.driver.window_handles) == 1
 
 
 @needs_all
