@@ -53,9 +53,6 @@ class Upstream(Handler):
         """End the connection without an answer."""
         self.close_connection = True
 
-    def at_status(self, query: dict[str, str]) -> None:
-        self._answer(b"", int(query["code"]))
-
 
 @dataclass
 class Parts:
@@ -296,10 +293,8 @@ def test_without_a_route_a_text_says_so(fetcher: Fetcher) -> None:
     assert fetcher.read("/closed/x").whom["route"] == "claude"
 
 
-@pytest.mark.parametrize("path", ["/v1/reset", "/v1/dribble", "/v1/unframed", "/v1/switch"])
+@pytest.mark.parametrize("path", ["/v1/reset", "/v1/unframed", "/v1/switch"])
 def test_a_server_that_gives_no_answer_is_told(fetcher: Fetcher, path: str) -> None:
-    if path.endswith("dribble"):
-        fetcher.upstream.go.set()
     parts = fetcher.read(path)
     assert parts.head["status"] == 502
     assert "gvisor-kernel: " in parts.body.decode()
