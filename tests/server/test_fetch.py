@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import requests
 
 from gvisor_kernel.host.processes import wait_until_gone
 
-from ..egress.upstream import Fake, Handler, make_certificate, serving
+from ..egress.upstream import Handler, make_certificate, serving
 from ..jupyter.helpers import SECONDS, wait_until
-from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
 from ..sweeps import needs_all
-from .clients import Client, running_server
+from .clients import running_server
+from .fetching import Fetcher, Reader, worker_of
 
 KEY = "sk-test-8f2c51d09b7e4c"
 PREFIX = "/user/ann"
@@ -52,77 +51,6 @@ class Upstream(Handler):
     def at_reset(self, query: dict[str, str]) -> None:
         """End the connection without an answer."""
         self.close_connection = True
-
-
-@dataclass
-class Parts:
-    """An answer: what came before the body, the body, and why it is not whole."""
-
-    whom: dict[str, Any] = field(default_factory=dict)
-    head: dict[str, Any] = field(default_factory=dict)
-    body: bytes = b""
-    why: str | None = None
-
-
-class Reader:
-    """Reads the parts of an answer as they come."""
-
-    def __init__(self, answer: requests.Response) -> None:
-        assert answer.status_code == 200, answer.text
-        self.answer = answer
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size and (more := self.answer.raw.read(size - len(data))):
-            data += more
-        assert len(data) == size, "the answer broke off"
-        return data
-
-    def next(self) -> bytes:
-        """Return the next part; b"" at the end of the body."""
-        return self._read(int.from_bytes(self._read(4), "big"))
-
-    def rest(self) -> Parts:
-        parts = Parts(whom=json.loads(self.next()))
-        while part := self.next():
-            if parts.head:
-                parts.body += part
-            else:
-                parts.head = json.loads(part)
-        parts.why = self.answer.raw.read().decode()
-        return parts
-
-
-class Fetcher:
-    """Asks as the extension in a browser does, for a page in the server's folder."""
-
-    def __init__(self, server: JupyterServer, upstream: Fake) -> None:
-        self.client = Client(server)
-        self.upstream = upstream
-        self.api = f"https://127.0.0.1:{upstream.port}"
-
-    def ticket(self, name: str = "page.html") -> str:
-        path = self.client.server.folder / name
-        path.write_text("page")
-        answer = self.client.ask("GET", "outputs/content", params={"path": name})
-        return answer.headers["Gvisor-Kernel-Ticket"]
-
-    def ask(self, path: str, body: bytes = b"", **more: Any) -> requests.Response:
-        url = path if "://" in path else f"{self.api}{path}"
-        head = {"ticket": more.pop("ticket", None) or self.ticket(), "url": url, **more}
-        return self.send(json.dumps(head).encode(), body)
-
-    def send(self, head: bytes, body: bytes = b"") -> requests.Response:
-        content = len(head).to_bytes(4, "big") + head + body
-        return self.client.ask("POST", "fetch", data=content, stream=True)
-
-    def read(self, path: str, body: bytes = b"", **more: Any) -> Parts:
-        with self.ask(path, body, **more) as answer:
-            return Reader(answer).rest()
-
-    def refusal(self, path: str, **more: Any) -> tuple[int, str]:
-        with self.ask(path, **more) as answer:
-            return answer.status_code, answer.json()["message"]
 
 
 ROUTES: dict[str, dict[str, Any]] = {
@@ -320,19 +248,6 @@ def test_a_request_ends_with_its_reader(fetcher: Fetcher) -> None:
     wait_until(lambda: fetcher.ask("/v1/x").status_code == 200, "a place to be free")
 
 
-def worker_of(server: JupyterServer) -> int | None:
-    """Return the pid of the process for routes that a server has."""
-    assert server._process is not None
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"gvisor_kernel.egress.worker" in words and str(server._process.pid).encode() in words:
-            return int(path.parts[2])
-    return None
-
-
 def test_a_process_that_is_killed_ends_its_requests_alone(fetcher: Fetcher) -> None:
     with fetcher.ask("/v1/events") as answer:
         reader = Reader(answer)
@@ -425,18 +340,7 @@ def test_a_request_may_have_32_mib(fetcher: Fetcher) -> None:
     assert fetcher.read("/v1/x", bytes(20 * 1024**2), method="POST").head["status"] == 413
 
 
-def test_a_server_without_a_route_has_no_process(tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text("page")
-    with running_server(tmp_path) as server:
-        fetcher = Fetcher(server, Fake(1))
-        status, text = fetcher.refusal("https://api.example.org/v1")
-        assert (status, text.partition("\n")[0]) == (
-            404,
-            "Pages have no route to https://api.example.org.",
-        )
-        assert worker_of(server) is None
-
-
+@needs_all
 def test_the_process_ends_with_the_server(fetcher: Fetcher, tmp_path: Path) -> None:
     routes = {"a": {"url": fetcher.api, "allow_private": True, "artifacts": True}}
     with running_server(tmp_path, f"--GVisorEgress.routes={routes!r}") as server:
