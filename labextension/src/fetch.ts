@@ -7,6 +7,8 @@ import { fieldsOf } from './contract.js';
 export const MOST_BODY = 32 * 1024 * 1024;
 /** Bytes of a part of an answer. */
 const MOST_PART = 1024 * 1024;
+/** Bytes above which a piece of an answer gets no more. */
+const MOST_PIECE = 1024 * 1024;
 
 export interface StreamAnswer extends Answer {
   readonly body: ReadableStream<Uint8Array> | null;
@@ -68,17 +70,29 @@ export class NetworkAnswer {
     return { status, headers: readHeaders(headers) };
   }
 
-  /** The next piece of the body; null at its end. */
+  /** The next piece of the body, with all that has come of it meanwhile; null at its end. */
   async next(): Promise<ArrayBuffer | null> {
-    const part = await this.part();
-    if (part.byteLength > 0) {
-      return part.buffer;
+    const parts = [await this.part()];
+    if (parts[0]?.byteLength === 0) {
+      const why = new TextDecoder().decode(await this.rest());
+      if (why !== '') {
+        throw new Error(why);
+      }
+      return null;
     }
-    const why = new TextDecoder().decode(await this.rest());
-    if (why !== '') {
-      throw new Error(why);
+    for (let size = 0; size < MOST_PIECE && this.hasPiece();) {
+      const part = await this.part();
+      size += part.byteLength;
+      parts.push(part);
     }
-    return null;
+    return await new Blob(parts).arrayBuffer();
+  }
+
+  /** Whether the next part is a piece of the body that has come as a whole. */
+  private hasPiece(): boolean {
+    const { buffer, byteOffset, byteLength } = this.held;
+    const size = byteLength < 4 ? 0 : new DataView(buffer, byteOffset).getUint32(0);
+    return size > 0 && byteLength >= 4 + size;
   }
 
   private async document(): Promise<Readonly<Record<string, unknown>>> {

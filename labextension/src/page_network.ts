@@ -9,6 +9,9 @@ import { type FetchClient, type NetworkAnswer, MOST_BODY, readCall } from './fet
 const MOST_AT_ONCE = 4;
 const MOST_OF_A_PAGE = 3;
 
+/** Between two pieces of an answer: the page asks for each, and may ask 500 times a second. */
+const PIECE_MILLISECONDS = 10;
+
 export interface Talk {
   readonly hosts: readonly string[];
   readonly requests: number;
@@ -154,6 +157,7 @@ export class PageNetwork {
       this.received += chunk.byteLength;
       tell({ chunk });
       this.tellChange();
+      await new Promise(resolve => setTimeout(resolve, PIECE_MILLISECONDS));
     }
   }
 
