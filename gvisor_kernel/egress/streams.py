@@ -118,10 +118,11 @@ class ByteStream:
         """Wake a writer: there may be credit."""
         self._writable.set()
 
-    def end(self) -> None:
-        """Wake all that wait: the stream is over."""
+    def end(self, *, keeps: bool = False) -> None:
+        """Wake all that wait: the stream is over. ``keeps``: what has come can still be read."""
         self.is_reset = True
-        self._received.clear()
+        if not keeps:
+            self._received.clear()
         self._readable.set()
         self._writable.set()
 
@@ -246,7 +247,7 @@ class StreamLink:
         elif isinstance(event, Finished):
             known.receive_end()
         else:
-            known.end()
+            known.end(keeps=self._serve is None)
             if number in self._tasks:
                 self._tasks[number].cancel()
 
@@ -310,7 +311,7 @@ class StreamLink:
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
         for stream in self._open.values():
-            stream.end()
+            stream.end(keeps=self._serve is None)
         for task in tuple(self._tasks.values()):
             task.cancel()
         self._on_end(reason)
