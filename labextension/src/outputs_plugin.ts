@@ -15,6 +15,7 @@ import { Widget } from '@lumino/widgets';
 import { ArtifactClient, type Place } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
+import { FetchClient } from './fetch.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
 import { Preview, howToShow } from './preview.js';
@@ -47,7 +48,18 @@ function connect(app: JupyterFrontEnd): ArtifactClient {
       }
       return await response.text();
     },
-    path => api + path
+    path => api + path,
+    new FetchClient(async (path, body, signal) => {
+      const headers = { 'Content-Type': 'application/octet-stream' };
+      const init = { method: 'POST', body, headers, signal };
+      const response = await ServerConnection.makeRequest(api + path, init, settings);
+      return {
+        status: response.status,
+        json: () => response.json(),
+        arrayBuffer: () => response.arrayBuffer(),
+        body: response.body
+      };
+    })
   );
 }
 

@@ -8,6 +8,7 @@
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { button, element } from './dom.js';
+import { PageNetwork, type Talk } from './page_network.js';
 
 /** What the view around the frame is told. */
 export interface PageEvents {
@@ -16,6 +17,8 @@ export interface PageEvents {
   blocked(url: string): void;
   shown(title: string): void;
   ended(reason: string): void;
+  /** The page talks to a host, or has done so. */
+  talk(talk: Talk): void;
 }
 
 /** A source, and the bundles that show it; HTML needs none. */
@@ -95,6 +98,7 @@ if (typeof window !== 'undefined') {
 export class PageFrame {
   /** The frame, and the button that lets the person use it. */
   readonly node: HTMLElement;
+  readonly network: PageNetwork;
   private readonly frame: HTMLIFrameElement;
   private readonly useButton: HTMLButtonElement;
   private readonly port: MessagePort;
@@ -114,6 +118,11 @@ export class PageFrame {
     dark: boolean
   ) {
     const channel = new MessageChannel();
+    this.network = new PageNetwork(client.network, source.file.ticket, talk => {
+      if (!this.over) {
+        events.talk(talk);
+      }
+    });
     this.port = channel.port1;
     this.frame = document.createElement('iframe');
     this.frame.className = 'gk-page';
@@ -148,6 +157,7 @@ export class PageFrame {
 
   dispose(): void {
     this.over = true;
+    this.network.end();
     shown.delete(this);
     document.removeEventListener('focusin', this.leave, true);
     window.removeEventListener('blur', this.giveBack);
@@ -273,6 +283,12 @@ export class PageFrame {
       case 'call':
         void this.answer(message);
         break;
+      case 'pull':
+        this.network.pull(message.id);
+        break;
+      case 'cancel':
+        this.network.cancel(message.id);
+        break;
     }
   }
 
@@ -283,6 +299,13 @@ export class PageFrame {
       }
     };
     try {
+      if (method === 'fetch') {
+        await this.network.fetch(id, args, value => {
+          send({ more: true, value });
+        });
+        send({ value: null });
+        return;
+      }
       const value = await this.gate.pass(() =>
         gateOfAll.pass(async () =>
           // Whoever waited for a page that is over asks nothing any more.
@@ -312,9 +335,7 @@ export class PageFrame {
       case 'library':
         return await this.library(String(args.url), args.kind);
       default:
-        throw new Error(
-          'Pages from sandboxes have no network. An administrator can open a route for them.'
-        );
+        throw new Error('A page cannot ask for this.');
     }
   }
 

@@ -7,6 +7,7 @@ import { element, replace, setText } from './dom.js';
 import { indentJson } from './json_text.js';
 import { PageFrame } from './page_frame.js';
 import { isCostly, pictureUrl } from './pictures.js';
+import { TalkView } from './talk.js';
 
 export type Kind = 'page' | 'picture' | 'sound' | 'text' | 'none';
 
@@ -92,6 +93,10 @@ export class Preview {
     attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the page' }
   });
   private readonly content = element('div', { class: 'gk-preview-content' });
+  private readonly talk = new TalkView(
+    () => this.frame?.network.stop(),
+    () => this.frame?.network.allow()
+  );
   private frame: PageFrame | null = null;
   private turn = 0;
 
@@ -100,13 +105,14 @@ export class Preview {
     private readonly actions: PreviewActions
   ) {
     this.notes.hidden = true;
-    this.node.append(this.notes, this.content);
+    this.node.append(this.talk.node, this.notes, this.content);
   }
 
   clear(): void {
     this.turn += 1;
     this.frame?.dispose();
     this.frame = null;
+    this.talk.clear();
     replace(this.notes);
     this.notes.hidden = true;
     replace(this.content);
@@ -179,7 +185,11 @@ export class Preview {
         },
         shown: () => undefined,
         ended: reason => {
+          this.talk.clear();
           this.note(reason);
+        },
+        talk: talk => {
+          this.talk.update(talk);
         }
       },
       this.actions.isDark()

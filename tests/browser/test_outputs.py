@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from ..egress.upstream import Fake, serving
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
@@ -27,6 +31,7 @@ pytestmark = IN_SANDBOXES
 
 OPTIONS = EXPOSED
 PANEL = ".gk-outputs"
+TALKS = ".gk-talk"
 MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
 WRITE = """
 import json, os, matplotlib
@@ -79,6 +84,16 @@ setInterval(() => {
   document.getElementById("count").textContent = ++count;
 }, 50);
 </script>"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(request: pytest.FixtureRequest) -> Iterator[Fake]:
+    """A server for which the module's Jupyter server has a route for pages."""
+    with serving() as fake, pytest.MonkeyPatch.context() as patch:
+        url = f"http://127.0.0.1:{fake.port}"
+        routes = {"api": {"url": url, "allow_private": True, "artifacts": True}}
+        patch.setattr(request.module, "OPTIONS", (*EXPOSED, f"--GVisorEgress.routes={routes!r}"))
+        yield fake
 
 
 def run_command(lab: LabPage, label: str) -> None:
@@ -189,8 +204,65 @@ def check_links(lab: LabPage) -> None:
     assert len(lab.driver.window_handles) == 1
 
 
+TALK = """<h1>Talk</h1><p id="seen"></p><p id="none"></p><p id="last"></p><script>
+const say = (id, text) => { document.getElementById(id).textContent = text; };
+const ask = path => fetch("API" + path, { method: "POST", body: "hello" });
+fetch("https://api.other.example/").catch(error => say("none", error.message));
+(async () => {
+  try {
+    const reader = (await ask("/v1/events")).body.getReader();
+    for (let text = ""; ; ) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      say("seen", (text += new TextDecoder().decode(value)));
+    }
+  } catch (error) {
+    say("seen", error.message);
+  }
+  const tell = it => say("last", it.status ?? it.message);
+  setInterval(() => ask("/v1/x").then(tell, tell), 100);
+})();
+</script>"""
+
+
+def write_talk(folder: Path, api: Fake) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "talk.html").write_text(TALK.replace("API", f"http://127.0.0.1:{api.port}"))
+
+
+def open_as_page(lab: LabPage, folder: str) -> None:
+    """Open the only file of a folder by the file browser's menu."""
+    lab.driver.get(
+        f"{lab.server.url}lab/workspaces/auto-test/tree/{folder}?reset&token={lab.server.token}"
+    )
+    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
+    ActionChains(lab.driver).context_click(item).perform()
+    lab.find_menu("Open as a Page Without Network").click()
+
+
+def test_a_page_talks_by_a_route_until_it_is_stopped(desk: LabPage, api: Fake) -> None:
+    api.go.clear()
+    write_talk(desk.server.folder / "talk", api)
+    open_as_page(desk, "talk")
+    # The server of the API waits in the middle of its answer.
+    page_has(desk, "#seen", "data: 0")
+    page_has(desk, "#none", "Pages have no route to https://api.other.example.")
+    host = f"127.0.0.1:{api.port}"
+    wait_for_text(desk, TALKS, f"This page talks to {host}: 1 request, 5 B sent, 9 B received")
+    desk.screenshot("outputs-talk")
+    assert serious_violations(desk, TALKS) == []
+    button(desk, TALKS, "Stop").click()
+    page_has(desk, "#seen", "The person has stopped the requests of this page.")
+    page_has(desk, "#last", "The person has stopped the requests of this page.")
+    wait_for_text(desk, TALKS, f"You stopped this page; it talked to {host}: 1 request")
+    assert [seen.path for seen in api.seen] == ["/v1/events"]
+    button(desk, TALKS, "Allow again").click()
+    page_has(desk, "#last", "200")
+    assert api.seen[-1].body == b"hello"
+
+
 @needs_all
-def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage) -> None:
+def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage, api: Fake) -> None:
     notebook = {
         "cells": [],
         "metadata": {"kernelspec": {"name": KERNEL, "display_name": KERNEL}},
@@ -218,6 +290,11 @@ def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage) -> None:
     # The file changes, and another one appears.
     (folder / "outputs" / "later.txt").write_text("later")
     wait_for_text(lab, PANEL, "later.txt")
+    api.go.clear()
+    write_talk(folder / "outputs", api)
+    choose(lab, "talk.html")
+    page_has(lab, "#seen", "data: 0")
+    wait_for_text(lab, TALKS, f"This page talks to 127.0.0.1:{api.port}: 1 request")
 
 
 @needs_all
@@ -226,12 +303,7 @@ def test_a_page_is_opened_without_a_kernel(lab: LabPage) -> None:
     folder.mkdir()
     (folder / "old.html").write_text("<h1>Old</h1>")
     kernels = len(lab.server.request("GET", "api/kernels"))
-    lab.driver.get(
-        f"{lab.server.url}lab/workspaces/auto-test/tree/old?reset&token={lab.server.token}"
-    )
-    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
-    ActionChains(lab.driver).context_click(item).perform()
-    lab.find_menu("Open as a Page Without Network").click()
+    open_as_page(lab, "old")
     page_has(lab, "h1", "Old")
     assert len(lab.server.request("GET", "api/kernels")) == kernels
 
