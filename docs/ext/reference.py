@@ -139,9 +139,13 @@ def described(route: Mapping[str, Any]) -> Iterator[str]:
             for one in route.get("parameters", ())
         ),
     )
-    for content in route.get("requestBody", {}).get("content", {}).values():
-        yield "The body is JSON:\n"
-        yield fields(content["schema"], "field")
+    body = route.get("requestBody", {})
+    for mime, content in body.get("content", {}).items():
+        if "schema" in content:
+            yield "The body is JSON:\n"
+            yield fields(content["schema"], "field")
+        else:
+            yield f"The body is {code(mime)}. {escape(body.get('description', ''))}\n"
     yield table(
         ("status", "content", ""),
         (
