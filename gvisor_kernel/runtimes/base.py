@@ -120,6 +120,11 @@ class Sandbox(ABC):
         characters; empty where it did not. Does not block, never raises."""
         return ""
 
+    def find_cause(self) -> str:
+        """What the engine says of the end of this sandbox, as a clause without a full stop; empty
+        where it says nothing. Does not block, never raises."""
+        return ""
+
     @abstractmethod
     def kill(self) -> None:
         """Kill every process of the sandbox, without waiting for their end.
