@@ -42,8 +42,10 @@ from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
 ORDER_SECONDS = 60.0
 """How long the order may take to come."""
-END_SECONDS = 10.0
+END_SECONDS = 3.0
 """How long a sandbox may take to end after its host has closed the link."""
+WRITE_SECONDS = 10.0
+"""How long the host may take to read what is written last."""
 STEP = 1024 * 1024
 """The host is told of memory that has changed by as many bytes."""
 REPORT_SECONDS = 0.25
@@ -59,7 +61,7 @@ class Told:
     def tell(self, kind: str, **values: Any) -> None:
         """Write a fact, for at most a few seconds. Never raises."""
         data = memoryview(write_fact(kind, **values))
-        deadline = time.monotonic() + END_SECONDS
+        deadline = time.monotonic() + WRITE_SECONDS
         with suppress(OSError):
             while data and time.monotonic() < deadline:
                 if select.select([], [self._fd], [], 1)[1]:
@@ -84,7 +86,7 @@ def serve() -> int:
         signal.signal(signum, lambda *_: None)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     told = Told(sys.stderr.fileno())
-    host = socket.gethostname()
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     told.tell("here", release=__version__, node=host, job=os.environ.get("SLURM_JOB_ID", ""))
     try:
         order = receive_order(sys.stdin.fileno(), wake)
@@ -234,7 +236,7 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> bool:
 
 def _drain(out: Lane) -> None:
     """Pass on what the sandbox has written last: a pipe's content, while somebody reads."""
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + WRITE_SECONDS
     while out.open and time.monotonic() < deadline:
         fd, event = out.waits_for
         poller = select.poll()

@@ -92,8 +92,13 @@ class NodeSandbox(RecordedSandbox):
         return self._engine.explain(self._reports.words, status, self._host).fact
 
     def kill(self) -> None:
-        if not self._closed and self._reports.find("ended") is None:
-            self._client.signal()
+        """Let the link end: PID 1 ends at once, and the helper kills what does not within seconds.
+
+        A signal to the client would be quicker where PID 1 hangs. But srun then leaves at once, and
+        what the helper says of the removal is lost.
+        """
+        if not self._closed:
+            self._end_link()
 
     def pause(self) -> None:
         """Do nothing: ``can_pause`` is False, so nobody calls this."""
@@ -121,7 +126,7 @@ class NodeSandbox(RecordedSandbox):
         with self._closing:
             if self._closed:
                 return
-            self.end_link()
+            self._end_link()
             self._client.end(self._engine.end_argv(self._job), self._variables)
             self._reports.join(LAST_SECONDS)
             gone = self._reports.find("removed") or {}
@@ -142,7 +147,7 @@ class NodeSandbox(RecordedSandbox):
     def _job(self) -> str:
         return self._reports.text("here", "job")
 
-    def end_link(self) -> None:
+    def _end_link(self) -> None:
         """Let the client's stdin end. The descriptor itself is closed with the others."""
         with suppress(OSError):
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
