@@ -69,6 +69,8 @@ class KernelFacts:
     last_death: Death | None = None
     received: int = 0
     sent: int = 0
+    waits_for: str = ""
+    """While it starts: what it waits for, such as resources of a cluster."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ from gvisor_kernel.kernel.workspace import (
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.runtimes.waits import hearing
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step, tracing
 
@@ -103,6 +104,8 @@ class SandboxedKernel:
         self._planned: KernelPlan | None = None
         """The plan of the last launch, also of one that is under way or has failed."""
         self._way: StartKind = "cold"
+        self._waits_for = ""
+        """What the launch that is under way waits for, if an engine has told."""
         self._launch_began = 0.0
         """How the launch that is under way starts its kernel."""
         self._start_facts: Start | None = None
@@ -166,6 +169,7 @@ class SandboxedKernel:
             last_death=self._last_death,
             received=received,
             sent=sent,
+            waits_for=self._waits_for if state == "starting" else "",
         )
         if sandbox is None:
             return facts
@@ -535,7 +539,15 @@ class SandboxedKernel:
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
-        sandbox = await self._in_worker(runtime.start, plan.spec, make_launch_request(plan))
+        loop = asyncio.get_running_loop()
+
+        def note_wait(text: str) -> None:
+            self._waits_for = text
+            with suppress(RuntimeError):  # this process is exiting
+                loop.call_soon_threadsafe(kernel.show_wait, text)
+
+        with hearing(note_wait):
+            sandbox = await self._in_worker(runtime.start, plan.spec, make_launch_request(plan))
         hello = await kernel.attach(
             sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
         )

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ..jupyter.helpers import wait_until
 from ..patience import scale_seconds
+from .waiting import wait_until
 
 SECONDS = scale_seconds(60)
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "scancel", "sinfo", "scontrol", "squeue")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ..patience import scale_seconds
+from .waiting import wait_until
 
 SECONDS = scale_seconds(30)
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -75,12 +76,12 @@ class Sshd:
         self.wait_until_it_listens()
 
     def wait_until_it_listens(self) -> None:
-        from ..jupyter.helpers import wait_until
 
         def listens() -> bool:
-            with contextlib.suppress(OSError), socket.create_connection(
-                ("127.0.0.1", self.port), 5
-            ) as connection:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 5) as connection,
+            ):
                 return connection.recv(4) == b"SSH-"
             return False
 

@@ -63,9 +63,14 @@ class Engine(ABC):
         :param status: as of ``subprocess``
         """
 
-    def describe_wait(self, words: Sequence[str]) -> str:
-        """Return what a start waits for, by the client's words; empty if it does not."""
+    def find_waiting_job(self, words: Sequence[str]) -> str:
+        """Return the job that waits for resources, by the client's words; empty if none does."""
         return ""
+
+    def queue_argv(self, job: str) -> list[str]:
+        """Return the command line that prints the jobs which wait, one on a line, the next one
+        first; empty where there is none."""
+        return []
 
     def environment(self, server: dict[str, str]) -> dict[str, str]:
         """Return the variables of the client, from the server's. The node gets none of them."""

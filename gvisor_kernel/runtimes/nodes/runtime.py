@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -26,10 +27,10 @@ from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
-from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.client import Client, run
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
-from gvisor_kernel.runtimes.nodes.removal import end_client
+from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
@@ -40,6 +41,7 @@ from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record, state_root
 from gvisor_kernel.runtimes.state.sweep import finish_removals, remove_sandbox, sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.waits import tell_wait
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.tracing import step
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 
 ORDER_SECONDS = 30.0
 """How long a client may take to take the order, which its pipe usually holds at once."""
+ASK_SECONDS = 3.0
+"""Between two looks at the queue while a job waits."""
 MAX_ENVIRONMENT = 1024
 """Variables of a kernel that a helper may report."""
 
@@ -223,7 +227,6 @@ class _Attempt:
         def on_words(line: str) -> None:
             with suppress(OSError):
                 os.write(words_in, line.encode() + b"\n")
-            self._note_wait(reports)
 
         def on_end() -> None:
             os.close(words_in)
@@ -272,7 +275,7 @@ class _Attempt:
         """:raises LaunchError, GvisorKernelError: when the node's helper does not start a sandbox"""
         engine = self._start.engine
         sent = client.send(ends.link_in, order, ORDER_SECONDS)
-        if not sent or not reports.wait_for(("here",), engine.wait):
+        if not sent or not self._await_helper(reports):
             raise self._explain(client, reports, f"within {engine.wait:g} s")
         step("node's helper answered")
         self._note_node(reports)
@@ -282,12 +285,39 @@ class _Attempt:
         if reports.find("failed") is not None:
             raise self._read_failure(reports)
 
+    def _await_helper(self, reports: Reports) -> bool:
+        """Wait for the helper, and tell what the start waits for; return whether it has come."""
+        engine = self._start.engine
+        deadline = time.monotonic() + engine.wait
+        told = ""
+        try:
+            while not reports.wait_for(("here",), min(ASK_SECONDS, deadline - time.monotonic())):
+                if reports.is_over or time.monotonic() > deadline:
+                    return False
+                job = engine.find_waiting_job(reports.words)
+                text = self._describe_wait(job) if job else ""
+                if text != told:
+                    told = text
+                    tell_wait(text)
+        finally:
+            if told:
+                tell_wait("")
+        return True
+
+    def _describe_wait(self, job: str) -> str:
+        """Return what a person is told of a job that waits."""
+        done = run(self._start.engine.queue_argv(job), self._variables)
+        jobs = done.stdout.decode(errors="replace").split()
+        before = jobs.index(job) if job in jobs else None
+        rest = "" if before is None else f", {before} before it"
+        return f"waiting for resources: job {job}{rest}"
+
     def _explain(self, client: Client, reports: Reports, within: str) -> LaunchError:
         """Return the error for a client that has ended, or that nothing has come of."""
         engine, host = self._start.engine, self._host
         detail = "\n".join(reports.words[-20:])
         if not client.has_ended():
-            job = engine.describe_wait(reports.words)
+            job = engine.find_waiting_job(reports.words)
             if job:
                 return LaunchError(
                     f"The job {job} of the kernel got no resources {within}.",
@@ -333,12 +363,7 @@ class _Attempt:
         if gone.get("whole") is True or (
             reports.find("failed") is not None and reports.find("ready") is None
         ):
-            from gvisor_kernel.runtimes.nodes.removal import forget_node
-
             forget_node(self._start.places.directory, self._start.record)
-
-    def _note_wait(self, reports: Reports) -> None:
-        """For ``logs``: the words themselves are in the log of stderr."""
 
     def _make_sandbox(
         self, client: Client, reports: Reports, ends: Ends, stderr: StderrLog, exit_fd: int

@@ -1,4 +1,4 @@
-"""A sandbox on a node, as the host sees it: the client's stdio as a link, and the helper's facts."""
+"""A sandbox on a node as the host sees it: the client's stdio is its link."""
 
 from __future__ import annotations
 

@@ -126,19 +126,18 @@ class Slurm(Engine):
             return Trouble(f"its srun ended by signal {-status}")
         return Trouble(f"its srun ended with status {status}")
 
-    def describe_wait(self, words: Sequence[str]) -> str:
+    def find_waiting_job(self, words: Sequence[str]) -> str:
         for line in reversed(words):
-            if "queued and waiting for resources" in line:
-                return find_job(words)
             if "has been allocated resources" in line:
                 return ""
+            found = re.search(r"\bjob (\d{1,20}) queued and waiting for resources", line)
+            if found:
+                return found[1]
         return ""
 
-
-def find_job(words: Sequence[str]) -> str:
-    """Return the number of the job that srun has reported; empty if it has not."""
-    for line in reversed(words):
-        found = re.search(r"\bjob (\d{1,20})\b", line)
-        if found:
-            return found[1]
-    return ""
+    def queue_argv(self, job: str) -> list[str]:
+        partition = [f"--partition={self._asked.partition}"] if self._asked.partition else []
+        return [
+            *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),
+            *partition,
+        ]
