@@ -66,6 +66,8 @@ class Ssh:
     state: str = ""
 
 
+DEFAULT_SLURM = Slurm()
+DEFAULT_SSH = Ssh()
 Found = TypeVar("Found", Slurm, Ssh)
 
 

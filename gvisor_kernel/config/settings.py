@@ -21,7 +21,15 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
-from gvisor_kernel.config.nodes import Slurm, Ssh, accept_slurm, accept_ssh, check_nodes
+from gvisor_kernel.config.nodes import (
+    DEFAULT_SLURM,
+    DEFAULT_SSH,
+    Slurm,
+    Ssh,
+    accept_slurm,
+    accept_ssh,
+    check_nodes,
+)
 from gvisor_kernel.config.packages import Packages, accept_packages, check_packages
 from gvisor_kernel.config.validators import (
     GIB,
@@ -122,8 +130,8 @@ class SandboxSpec:
     spare: bool = True
     egress: tuple[str, ...] = ()
     packages: Packages | None = None
-    slurm: Slurm = Slurm()
-    ssh: Ssh = Ssh()
+    slurm: Slurm = DEFAULT_SLURM
+    ssh: Ssh = DEFAULT_SSH
 
 
 DEFAULTS = SandboxSpec()

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     from gvisor_kernel.node.report import check, sweep
 
     answer = sweep() if arguments.command == "sweep" else check()
-    print(json.dumps({"release": __version__, **answer}))
+    sys.stdout.write(json.dumps({"release": __version__, **answer}) + "\n")
     return 0
 
 

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from gvisor_kernel import __version__
 from gvisor_kernel.bridge.memory import (
@@ -50,6 +50,10 @@ STEP = 1024 * 1024
 """The host is told of memory that has changed by as many bytes."""
 REPORT_SECONDS = 0.25
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+End: TypeAlias = Literal["itself", "signal", "memory"]
+"""What has ended a sandbox: itself or its host, a signal to this process, its memory limit."""
 
 
 class Told:
@@ -99,8 +103,8 @@ def serve() -> int:
     try:
         sandbox.verify(None)
         told.tell("ready", **describe_sandbox(sandbox))
-        excess = watch(sandbox, order.spec.memory_limit, wake, told)
-        told.tell("ended", **describe_end(sandbox, excess))
+        end = watch(sandbox, order.spec.memory_limit, wake, told)
+        told.tell("ended", **describe_end(sandbox, end))
     except GvisorKernelError as error:
         told.tell("failed", **describe_error(error))
         return 1
@@ -167,9 +171,10 @@ def describe_sandbox(sandbox: Sandbox) -> dict[str, Any]:
     }
 
 
-def describe_end(sandbox: Sandbox, excess: bool) -> dict[str, Any]:
+def describe_end(sandbox: Sandbox, end: End) -> dict[str, Any]:
     return {
-        "kills": sandbox.memory_kills() + excess,
+        "by": end,
+        "kills": sandbox.memory_kills() + (end == "memory"),
         "panic": sandbox.find_panic(),
         "stderr": sandbox.stderr_tail(),
     }
@@ -182,10 +187,10 @@ def describe_error(error: Exception) -> dict[str, str]:
     return {"error": "LaunchError", "fact": str(error), "hint": "", "detail": ""}
 
 
-def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> bool:
+def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> End:
     """Relay the link until the sandbox has ended; end it when the host is gone.
 
-    Returns whether it was ended here because of its memory.
+    Returns what has ended it.
 
     The host reads the memory that is reported and asks PID 1 to end a kernel above its limit. This
     side does not wait for that where the excess is large.
@@ -196,7 +201,7 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> bool:
     measured, reported, reported_at = 0.0, 0, 0.0
     wait = 0.0
     kills = 0
-    excess = False
+    end: End = "itself"
     while True:
         poller = select.poll()
         for fd in (sandbox.exit_fd, wake, sandbox.gofer_fd):
@@ -214,6 +219,7 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> bool:
             into.end_target()
             deadline = now + END_SECONDS
         if wake in ready or sandbox.gofer_fd in ready or (deadline or now) < now:
+            end = "signal" if wake in ready else "itself"
             sandbox.kill()
             break
         if sandbox.exit_fd in ready or not out.open:
@@ -221,7 +227,7 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> bool:
         used = sandbox.memory_used() or 0
         if used > limit + MAX_OVERRUN:
             told.tell("memory", used=used, kills=kills)
-            excess = True
+            end = "memory"
             sandbox.kill()
             break
         if now - measured >= REPORT_SECONDS:
@@ -231,7 +237,7 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> bool:
             reported, reported_at = used, now
         wait = min(seconds_to_next_measurement(used, limit), MAX_INTERVAL_SECONDS)
     _drain(out)
-    return excess
+    return end
 
 
 def _drain(out: Lane) -> None:

@@ -128,6 +128,12 @@ class Cluster:
         """Return the numbers of the jobs that wait or run."""
         return self.ask("squeue", "-h", "-o", "%A").split()
 
+    def submit(self, *arguments: str) -> str:
+        """Submit a job of somebody else: options, then a command; return its number."""
+        *options, command = arguments
+        argv = ["sbatch", "--parsable", "--output=/dev/null", *options, f"--wrap={command}"]
+        return self.ask(*argv).strip()
+
     def kill(self, name: str) -> None:
         """Kill a part with SIGKILL, and wait for its end."""
         process = self.processes.pop(name)

@@ -58,8 +58,9 @@ class Client:
                 view = view[os.write(fd, view) :]
         return not view
 
-    def has_ended(self) -> bool:
-        return _wait(self.exit_fd, select.POLLIN, 0)
+    def has_ended(self, seconds: float = 0) -> bool:
+        """Return whether it ends within ``seconds``."""
+        return _wait(self.exit_fd, select.POLLIN, seconds)
 
     def signal(self) -> None:
         """Ask it to end, without waiting. Never raises."""

@@ -272,7 +272,7 @@ class _Attempt:
             raise LaunchError(str(error), "pass on fewer or shorter variables.") from error
 
     def _await_ready(self, client: Client, reports: Reports, ends: Ends, order: bytes) -> None:
-        """:raises LaunchError, GvisorKernelError: when the node's helper does not start a sandbox"""
+        """:raises GvisorKernelError: when the node's helper does not start a sandbox"""
         engine = self._start.engine
         sent = client.send(ends.link_in, order, ORDER_SECONDS)
         if not sent or not self._await_helper(reports):
@@ -316,7 +316,7 @@ class _Attempt:
         """Return the error for a client that has ended, or that nothing has come of."""
         engine, host = self._start.engine, self._host
         detail = "\n".join(reports.words[-20:])
-        if not client.has_ended():
+        if not client.has_ended(5 if reports.is_over else 0):
             job = engine.find_waiting_job(reports.words)
             if job:
                 return LaunchError(

@@ -86,7 +86,7 @@ class NodeSandbox(RecordedSandbox):
         return "".join(c for c in words if c.isprintable())[:200]
 
     def find_cause(self) -> str:
-        if self._reports.find("ended") is not None or not self._reports.is_over:
+        if not self._reports.is_over or self._reports.text("ended", "by") in ("itself", "memory"):
             return ""
         status = self._client.process.poll() or 0
         return self._engine.explain(self._reports.words, status, self._host).fact

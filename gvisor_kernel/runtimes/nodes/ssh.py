@@ -6,6 +6,7 @@ accepted that is not known, and nothing of this machine is forwarded.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ ALIVE_SECONDS = 10
 """Between questions whether the other side lives; the sixth without an answer ends the connection,
 as the link's own patience does."""
 MASTER_SECONDS = 60
+MAX_PATH = 90
+"""Bytes of a master's socket: ssh appends 17 to it for a moment, and 107 are allowed."""
 
 _TROUBLES: Sequence[tuple[str, str, str, bool]] = (
     (
@@ -80,7 +83,7 @@ class Ssh(Engine):
         return sorted(self._asked.hosts, key=lambda host: self._load.get(host, 0))
 
     def start_argv(self, host: str, command: Sequence[str]) -> list[str]:
-        return [*self._client(), host, "--", shlex.join(command)]
+        return [*self._client(host), host, "--", shlex.join(command)]
 
     def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
         return self.start_argv(host, command)
@@ -90,17 +93,22 @@ class Ssh(Engine):
 
     def end_master_argv(self, host: str) -> list[str]:
         """Return the command line that ends the master of ``host`` now."""
-        return [*self._client(), "-O", "exit", host]
+        return [*self._client(host), "-O", "exit", host]
 
-    def _client(self) -> list[str]:
+    def _client(self, host: str) -> list[str]:
+        # A connection is shared by what has the same name in the same configuration: another name
+        # of the same machine may have other keys.
+        name = hashlib.sha256(f"{self._asked.config}\0{host}".encode()).hexdigest()[:16]
+        path = f"{self._control}/{name}"
+        shared = len(path) <= MAX_PATH
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
             "ConnectTimeout": CONNECT_SECONDS,
             "ServerAliveInterval": ALIVE_SECONDS,
             "ServerAliveCountMax": 6,
-            "ControlMaster": "auto",
-            "ControlPath": f"{self._control}/%C",
+            "ControlMaster": "auto" if shared else "no",
+            "ControlPath": path.replace("%", "%%") if shared else "none",
             "ControlPersist": MASTER_SECONDS,
             "ClearAllForwardings": "yes",
             "ForwardAgent": "no",
