@@ -244,3 +244,16 @@ class TestSlurm:
                 return finish(client, client.execute("6 * 7")).result
 
             assert list(pool.map(run_one, range(40))) == ["42"] * 40
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def test_doctor_tells_of_each_host(
+    sshd: Sshd, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--runtime", "ssh", "--json"]) == 0
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert re.fullmatch(
+        r"the node \S+ has runsc \S+, and the same gvisor-kernel", check["fact"]
+    )

@@ -98,6 +98,11 @@ def run(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Compl
         return failed
 
 
+def last_line(done: subprocess.CompletedProcess[bytes]) -> bytes:
+    """Return the last line of a command's output. A login script may have printed others."""
+    return bytes(done.stdout.strip().rpartition(b"\n")[2])
+
+
 def _wait(fd: int, event: int, seconds: float) -> bool:
     poller = select.poll()
     poller.register(fd, event)

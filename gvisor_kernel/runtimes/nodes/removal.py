@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
-from gvisor_kernel.runtimes.nodes.client import run
+from gvisor_kernel.runtimes.nodes.client import last_line, run
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -56,7 +56,7 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
     run(record.end_argv, environment)
     done = run(record.sweep_argv, environment)
     try:
-        answer = parse_json(done.stdout.rpartition(b"\n{")[2] or done.stdout, MAX_ANSWER)
+        answer = parse_json(last_line(done), MAX_ANSWER)
         error = answer["error"]
     except (JsonError, KeyError, TypeError):
         words = done.stderr.decode(errors="replace").strip().splitlines()
