@@ -1,5 +1,5 @@
-# Shared by scripts/demo and scripts/test, which source it: functions to install programs of the
-# distribution and to make an environment.
+# Shared by scripts/demo, scripts/docs and scripts/test, which source it: functions to install
+# programs of the distribution and to make an environment.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -133,4 +133,10 @@ need_environment() {
         || die "pip could not install the requirements" \
             "Its message is above. To start from scratch:  rm -rf $VENV"
     printf '%s\n' "$wanted" >"$stamp"
+}
+
+# want_docs: whether the packages that build the site of docs/ are there; installs them. A registry
+# that is silent must not make the caller wait, and what is missing ends nothing.
+want_docs() {
+    (PIP_RETRIES=1 PIP_TIMEOUT=30 need_environment docs -e "$ROOT[docs]") && find_venv
 }

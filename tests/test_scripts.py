@@ -1,4 +1,4 @@
-"""Tests of scripts/demo and scripts/test: help, messages about missing programs, and the tour."""
+"""Tests of scripts/demo, docs and test: help, messages about missing programs, and the tour."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bare(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("script", ["demo", "test"])
+@pytest.mark.parametrize("script", ["demo", "docs", "test"])
 def test_help_is_printed(script: str) -> None:
     done = run(PROJECT / "scripts" / script, "--help")
     assert done.returncode == 0
@@ -70,3 +70,9 @@ def test_tour_runs_and_leaves_plot(tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "tour.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "data.csv").read_text() == "1,2\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.csv", "outputs"]
+
+
+def test_docs_names_what_it_understands() -> None:
+    done = run(PROJECT / "scripts" / "docs", "--biuld")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: scripts/docs")

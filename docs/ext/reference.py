@@ -1,0 +1,252 @@
+"""The parts of the reference that are made from the code, as Markdown. Pure functions.
+
+``GENERATORS`` has them by the names that pages use in ``<!-- generated: NAME -->``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+import gvisor_kernel
+from gvisor_kernel.config.egress import GVisorEgress
+from gvisor_kernel.config.settings import CHOICES, GIB, LIMITS, SandboxSettings
+from gvisor_kernel.server.extension import GVisorServer
+from gvisor_kernel.server.handlers import OPENAPI
+
+from .commands import commands
+from .tables import code, escape, table
+
+
+def settings() -> str:
+    """Return a table of the settings of a sandbox, each with a link to its explanation."""
+    rows = [
+        (
+            f"[`{name}`](../settings.md#{name})",
+            default(trait.default(None)),
+            precedence(name),
+            escape(first_sentence(trait.help)),
+        )
+        for name, trait in own_traits(SandboxSettings)
+    ]
+    return table(("setting", "default", "if both places set it", ""), rows)
+
+
+def default(value: object) -> str:
+    """Return a default as Python writes it, and a large number of bytes also in GiB."""
+    if isinstance(value, int) and value >= GIB:
+        return f"{code(repr(value))} ({value / GIB:g} GiB)"
+    return code(repr(value))
+
+
+def precedence(setting: str) -> str:
+    """Return which value holds if Jupyter's configuration and a kernelspec set a setting."""
+    if setting in LIMITS:
+        return "the lower value"
+    return "the kernelspec's part of the list" if setting in CHOICES else "the configuration"
+
+
+def first_sentence(text: str) -> str:
+    """Return the beginning of a help text. A dot inside a name or a number ends no sentence."""
+    text = " ".join(text.split())
+    return text.partition(". ")[0].rstrip(".") + "."
+
+
+def own_traits(owner: Any) -> list[tuple[str, Any]]:
+    """Return what can be configured of a class, in the order in which it is written."""
+    order = list(vars(owner))
+    traits = {
+        name: trait for name, trait in owner.class_traits(config=True).items() if name in order
+    }
+    return sorted(traits.items(), key=lambda pair: order.index(pair[0]))
+
+
+def server_settings() -> str:
+    """Return a table of what else can be configured: the server's extension, and the routes."""
+    rows = [
+        (code(f"c.{owner.__name__}.{name}"), code(repr(trait.default())), escape(trait.help))
+        for owner in (GVisorServer, GVisorEgress)
+        for name, trait in own_traits(owner)
+    ]
+    return table(("name", "default", ""), rows)
+
+
+PYTHON = {
+    "Sandboxes": ("Sandbox", "AsyncSandbox"),
+    "What code gives": (
+        *("Execution", "ExecutionError", "Result", "Logs", "Printed", "ShellResult"),
+    ),
+    "Files": ("Entry",),
+    "Changes": ("Changes", "Change", "Applied", "Undone"),
+    "Many sandboxes": ("SandboxPool", "AsyncSandboxPool", "MapResult"),
+    "Errors": (
+        *("GvisorKernelError", "SettingError", "SandboxError", "CodeFailed", "FileFailed"),
+        "ChangesError",
+    ),
+}
+"""The names of the Python API, in the order of its page."""
+
+
+def python() -> str:
+    """Return the Python API: each name with its signature and docstrings, by Sphinx's autodoc."""
+    parts = []
+    for title, names in PYTHON.items():
+        parts.append(f"## {title}\n")
+        for name in names:
+            kind = getattr(gvisor_kernel, name)
+            is_error = issubclass(kind, Exception)
+            directive = "autoexception" if is_error else "autoclass"
+            lines = [f".. {directive}:: gvisor_kernel.{name}"]
+            lines += ["   :show-inheritance:"] if is_error else ["   :members:"]
+            parts.append("```{eval-rst}\n" + "\n".join(lines) + "\n```\n")
+        if title == "Files":
+            parts.append(
+                "```{eval-rst}\n.. autoclass:: gvisor_kernel.api.sandbox.Files\n   :members:\n```\n"
+            )
+    return "\n".join(parts)
+
+
+def rest() -> str:
+    """Return the routes of the OpenAPI document, each with parameters, body and answers."""
+    document = json.loads(OPENAPI.read_text())
+    parts = ["## Routes\n"]
+    for path, methods in document["paths"].items():
+        for method, route in methods.items():
+            parts.append(f"### `{method.upper()} {path}`\n")
+            parts.append(f"{escape(route['summary'])}\n")
+            parts += [part for part in described(route) if part]
+    parts.append("## Objects\n")
+    for name, schema in document["components"]["schemas"].items():
+        parts += [f"### {name}\n", fields(schema)]
+    return "\n".join(parts)
+
+
+def described(route: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables of a route: parameters, fields of the body, answers."""
+    yield table(
+        ("parameter", "in", "type", ""),
+        (
+            (
+                code(one["name"]),
+                one["in"] + ("" if one.get("required") else ", optional"),
+                kind(one.get("schema", {})),
+                escape(one.get("description", "")),
+            )
+            for one in route.get("parameters", ())
+        ),
+    )
+    for content in route.get("requestBody", {}).get("content", {}).values():
+        yield "The body is JSON:\n"
+        yield fields(content["schema"], "field")
+    yield table(
+        ("status", "content", ""),
+        (
+            (code(status), answer(said), escape(said["description"]))
+            for status, said in answers(route)
+        ),
+    )
+    for status, said in answers(route):
+        for content in said.get("content", {}).values():
+            unnamed = fields(content.get("schema", {}))
+            if unnamed:
+                yield f"The fields of the answer {status}:\n"
+                yield unnamed
+
+
+def answers(route: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the answers of a route by their status."""
+    return sorted(route["responses"].items())
+
+
+def answer(said: Mapping[str, Any]) -> str:
+    """Return what an answer contains, in a few words."""
+    return ", ".join(
+        kind(content["schema"]) if "schema" in content else code(mime)
+        for mime, content in said.get("content", {}).items()
+    )
+
+
+def fields(schema: Mapping[str, Any], title: str = "field") -> str:
+    """Return a table of an object's fields; those of objects in it are named with dots."""
+    return table((title, "type", ""), rows_of(schema))
+
+
+def rows_of(schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of an object's fields. A schema may leave open which of them it requires."""
+    required = schema.get("required", schema.get("properties", {}))
+    for name, one in schema.get("properties", {}).items():
+        full = f"{above}{name}"
+        optional = "" if name in required else ", optional"
+        yield code(full), kind(one) + optional, escape(one.get("description", ""))
+        yield from rows_of(one, f"{full}.")
+        yield from rows_of(one.get("items", {}), f"{full}[].")
+
+
+def kind(schema: Mapping[str, Any] | bool) -> str:
+    """Return a schema's type in a few words; an object that has a name, as a link."""
+    if isinstance(schema, bool):
+        return "anything"
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return " or ".join(kind(one) for one in schema[union])
+    if "enum" in schema:
+        return " or ".join(code(json.dumps(value)) for value in schema["enum"])
+    if "const" in schema:
+        return code(json.dumps(schema["const"]))
+    if schema.get("type") == "array":
+        return f"list of {kind(schema.get('items', {}))}"
+    types = schema.get("type", "anything")
+    return types if isinstance(types, str) else " or ".join(types)
+
+
+def metrics() -> str:
+    """Return a table of the metrics, with the values of their labels."""
+    from prometheus_client import REGISTRY
+
+    from gvisor_kernel.server.metrics import metrics as register
+
+    register()
+    rows = []
+    for family in REGISTRY.collect():
+        if family.name.startswith("gvisor_kernel_"):
+            labels: dict[str, set[str]] = {}
+            for sample in family.samples:
+                for label, value in sample.labels.items():
+                    labels.setdefault(label, set()).add(value)
+            name = family.name + ("_total" if family.type == "counter" else "")
+            rows.append((code(name), family.type, values_of(labels), escape(family.documentation)))
+    return table(("metric", "type", "labels", ""), sorted(rows))
+
+
+def values_of(labels: Mapping[str, set[str]]) -> str:
+    """Return labels with their values. The bounds of a histogram are numbers, in their order."""
+    parts = []
+    for label, values in labels.items():
+        order = sorted(values, key=float) if label == "le" else sorted(values)
+        parts.append(f"{code(label)}: {', '.join(map(escape, order))}")
+    return "; ".join(parts)
+
+
+def events() -> str:
+    """Return the events: each with when it is emitted, and its fields."""
+    parts = []
+    for path in sorted(OPENAPI.with_name("event_schemas").glob("*.yaml")):
+        schema = yaml.safe_load(path.read_text(encoding="utf-8"))
+        parts.append(f"### `{schema['$id']}`\n")
+        parts.append(f"{escape(schema['description'])}\n")
+        parts.append(fields(schema))
+    return "\n".join(parts)
+
+
+GENERATORS: Mapping[str, Callable[[], str]] = {
+    function.__name__: function
+    for function in (commands, events, metrics, python, rest, server_settings, settings)
+}
+assert all(inspect.getdoc(function) for function in GENERATORS.values())
