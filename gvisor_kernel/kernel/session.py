@@ -21,11 +21,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
-from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
 from gvisor_kernel.bridge.service import ServiceCalls
-from gvisor_kernel.egress import audit
-from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.facts import (
     Death,
@@ -42,6 +39,7 @@ from gvisor_kernel.kernel.facts import (
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
+from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
@@ -433,7 +431,7 @@ class SandboxedKernel:
         environment = await self._find_variables(plan, sandbox)
         self._note_outputs(kernel, environment)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
-        egress = self._egress_of(kernel, plan, sandbox)
+        egress = make_egress(kernel, plan, sandbox, self._in_worker)
         await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
         step("kernel's process started")
 
@@ -447,27 +445,6 @@ class SandboxedKernel:
         """Note in the log, which must be open, that /workspace/outputs is not the outputs."""
         if SHOWN not in environment[VARIABLE].split():
             kernel.note(OWN_OUTPUTS)
-
-    def _egress_of(
-        self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox
-    ) -> OpenEgress | None:
-        """Return what opens a socket for the streams of a run by ``plan``; None without routes."""
-        if not plan.routes:
-            return None
-        loop = asyncio.get_running_loop()
-        path = sandbox.log_path.with_name(audit.FILE)
-        grant = Grant(plan.identity.name, plan.routes, path)
-
-        def write_log(line: str) -> None:
-            loop.call_soon_threadsafe(kernel.note_egress, line)
-
-        async def open_egress() -> socket.socket:
-            opened: socket.socket = await self._in_worker(
-                EgressWorker.instance().open, grant, write_log
-            )
-            return opened
-
-        return open_egress
 
     async def _start_in_kept_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
         """Start a kernel in the last one's sandbox; False if that fails, as it may be broken."""
@@ -515,7 +492,7 @@ class SandboxedKernel:
                 environment,
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
-                egress=self._egress_of(kernel, plan, sandbox),
+                egress=make_egress(kernel, plan, sandbox, self._in_worker),
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")

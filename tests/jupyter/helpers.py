@@ -125,7 +125,11 @@ def running_kernel(
     config = Config({"GVisorProvisioner": settings}) if config is None else config
     manager = KernelManager(kernel_name=kernel_name, config=config)
     prepare(manager)
-    manager.start_kernel(**(start or {}))
+    try:
+        manager.start_kernel(**(start or {}))
+    except BaseException:
+        manager.cleanup_connection_file()
+        raise
     try:
         with connected(manager) as client:
             yield manager, client

@@ -249,11 +249,7 @@ class TestSlurm:
 # -- the commands ----------------------------------------------------------------------------------
 
 
-def test_doctor_tells_of_each_host(
-    sshd: Sshd, world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_tells_of_each_host(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--runtime", "ssh", "--json"]) == 0
     (check,) = json.loads(capsys.readouterr().out)["checks"]
-    assert re.fullmatch(
-        r"the node \S+ has runsc \S+, and the same gvisor-kernel", check["fact"]
-    )
+    assert re.fullmatch(r"the node \S+ has runsc \S+, and the same gvisor-kernel", check["fact"])
