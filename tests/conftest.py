@@ -67,7 +67,7 @@ IN_SANDBOXES += ("mcp/test_stdio.py", "mcp/test_http.py", "mcp/test_hostile.py")
 IN_SANDBOXES += ("server/test_collaboration.py", "server/test_contract.py")
 IN_SANDBOXES += ("server/test_ended.py", "server/test_hub.py")
 IN_SANDBOXES += ("server/test_hostile.py", "server/test_server.py", "server/test_warming.py")
-IN_SANDBOXES += ("server/test_artifacts.py",)
+IN_SANDBOXES += ("server/test_artifacts.py", "server/test_fetch.py")
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
 IN_SANDBOXES += ("changes/test_kernels.py",)
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""

@@ -49,6 +49,11 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("changes/control.py", "await done"): "bounded by WORK_SECONDS, where it is called",
     ("bridge/kernel.py", "asyncio.shield(self._begin_end())"): UNDONE,
     ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "bounded by FLUSH_SECONDS",
+    ("egress/stream_client.py", "stream.read()"): "the route's limit of time ends the stream",
+    ("server/fetch_handlers.py", "asyncio.wait({self._work})"): (
+        "the route's limit of time ends it, and so does a browser that goes or does not read"
+    ),
+    ("server/fetch_handlers.py", "self._work.result()"): "it is done",
     ("egress/http.py", "while True"): "bounded by HEAD_SECONDS and BODY_SECONDS a read",
     ("egress/fair_turns.py", "await turn"): "turns have time limits, and so has who waits",
     ("egress/page_writer.py", "sock.recv(MAX_MESSAGE)"): "from the worker, with whose end it ends",

@@ -35,6 +35,22 @@ POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types gvisor default",
 )
+FEATURES = (
+    *("ambient-light-sensor", "aria-notify", "attribution-reporting", "autoplay", "bluetooth"),
+    *("browsing-topics", "camera", "clipboard-read", "clipboard-write", "compute-pressure"),
+    *("cross-origin-isolated", "deferred-fetch", "deferred-fetch-minimal", "display-capture"),
+    *("encrypted-media", "fullscreen", "gamepad", "geolocation", "gyroscope", "hid"),
+    *("identity-credentials-get", "idle-detection", "interest-cohort", "join-ad-interest-group"),
+    *("keyboard-map", "language-model", "local-fonts", "local-network-access", "magnetometer"),
+    *("media-playback-while-not-visible", "microphone", "midi", "otp-credentials", "payment"),
+    *("picture-in-picture", "private-state-token-issuance", "private-state-token-redemption"),
+    *("publickey-credentials-get", "run-ad-auction", "screen-wake-lock", "serial"),
+    *("shared-storage", "speaker-selection", "storage-access", "sync-xhr", "unload", "usb"),
+    *("web-share", "window-management", "xr-spatial-tracking"),
+    *("ch-save-data", "ch-ua", "ch-ua-high-entropy-values", "ch-ua-mobile", "ch-ua-platform"),
+)
+"""What a page may not use of the browser, though some of it is allowed to frames of other origins:
+a window above all others, gamepads, stores."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,8 @@ class FramePage:
     html: str
     policy: str
     """Its Content-Security-Policy, without ``frame-ancestors``."""
+    permissions: str
+    """Its Permissions-Policy."""
 
 
 @functools.cache
@@ -62,6 +80,7 @@ def make_frame_page() -> FramePage:
         html=f'<!doctype html><meta charset="utf-8"><title>Page</title><style>{STYLE}</style>'
         f"<body><script>{shell}</script>",
         policy="; ".join(POLICY).format(hashes=hashes),
+        permissions=", ".join(f"{feature}=()" for feature in FEATURES),
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,21 @@ MAX_VALUE = 5 * 1024 * 1024 - 1
 MAX_DEPTH = 100
 """Levels of lists and objects in a value."""
 
-_NOT_IN_KEYS = re.compile(r"""[\s/\\'"\x00-\x1f\x7f-\x9f\ud800-\udfff]""")
+_NOT_IN_KEYS = re.compile(r"""[\s/\\'"]""")
+_UNSEEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co")
+"""Control and format characters, halves of characters, characters for private use."""
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\uffa0"
+    "\ufff0-\uffff\U000e0000-\U000e0fff]"
+)
+"""Other characters that nobody sees, and those that will never be any. Not all that are unassigned:
+a later Unicode has letters there."""
+_JOINED = re.compile(
+    "(?<=[^\0-\x7f\u200c\u200d\ufe0e\ufe0f])"
+    "(?:[\ufe0e\ufe0f]?[\u200c\u200d](?=[^\0-\x7f\u200c\u200d\ufe0e\ufe0f])|[\ufe0e\ufe0f])"
+)
+"""What Persian words and families of emoji need: a joiner between two characters beyond ASCII, and
+a mark of how an emoji looks."""
 
 Scope = Literal["personal", "shared"]
 
@@ -40,9 +55,11 @@ class Artifact:
         """Return the artifact of the page at ``path``, relative, below an outputs folder.
 
         The folder's real path and the page's name identify it. So its data are found again by
-        another kernel and another server, and whoever moves the page begins anew.
+        another kernel and another server, and whoever moves the page begins anew. ``outputs`` is
+        the path without links at which the folder was opened. It is not looked at again: a kernel
+        that has put a link in its place since would make its page another one.
         """
-        whole = str(Path(os.path.realpath(outputs), path))
+        whole = str(Path(outputs, path))
         digest = hashlib.sha256(os.fsencode(whole)).hexdigest()
         return Artifact(digest[:32], whole)
 
@@ -50,9 +67,9 @@ class Artifact:
     def of_notebooks(outputs: Path) -> Artifact:
         """Return the artifact of the notebooks that write to an outputs folder.
 
-        No page can be it: it is told from a page at the same path.
+        No page can be it: it is told from a page at the same path. ``outputs`` as for pages.
         """
-        whole = os.path.realpath(outputs)
+        whole = str(outputs)
         digest = hashlib.sha256(b"notebook:" + os.fsencode(whole)).hexdigest()
         return Artifact(digest[:32], whole)
 
@@ -74,9 +91,30 @@ def check_key(key: object) -> str:
     if found:
         raise StorageError(
             f"A key of the storage has the character {found[0]!r}.",
-            "use no whitespace, no / and no \\, no quotes and no control characters.",
+            "use no whitespace, no / and no \\, and no quotes.",
+        )
+    unseen = _find_unseen(key)
+    if unseen:
+        raise StorageError(
+            f"A key of the storage has the character U+{ord(unseen):04X}, which nobody sees.",
+            "use no control characters and none that are invisible or turn others round.",
         )
     return key
+
+
+def _find_unseen(key: str) -> str:
+    """Return a character by which a key would look like another one; "" if there is none."""
+    rest = _JOINED.sub("", key)
+    return next(
+        (
+            letter
+            for letter in rest
+            if unicodedata.category(letter) in _UNSEEN_CATEGORIES
+            or _UNSEEN.match(letter)
+            or ord(letter) & 0xFFFE == 0xFFFE
+        ),
+        "",
+    )
 
 
 def check_prefix(prefix: object) -> str:

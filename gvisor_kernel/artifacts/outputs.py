@@ -107,7 +107,8 @@ def _is_shown(path: str) -> bool:
 
 def find_type(path: str) -> str:
     """Return the MIME type that a file's name tells."""
-    return mimetypes.guess_type(path, strict=False)[0] or "application/octet-stream"
+    # By itself "data:text/x,y" would be an address, which says its type.
+    return mimetypes.guess_type(f"./{path}", strict=False)[0] or "application/octet-stream"
 
 
 def check_path(path: str) -> str:

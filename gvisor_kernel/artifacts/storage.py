@@ -117,7 +117,9 @@ class Storage:
 
         :raises StorageError: when the key is not accepted, or the file cannot be read
         """
-        name = check_key(key)
+        return self._read(owner, artifact, check_key(key))
+
+    def _read(self, owner: str, artifact: Artifact, name: str) -> Item | None:
         with self._transaction(write=False) as database:
             row = database.execute(
                 "select value, written from items where owner = ? and artifact = ? and key = ?",
@@ -175,7 +177,8 @@ class Storage:
         :raises StorageError: when the file cannot be read
         """
         for key in self.list_keys(owner, artifact):
-            item = self.get(owner, artifact, key)
+            # Whatever key is there: an older version kept some that are refused now.
+            item = self._read(owner, artifact, key)
             if item is not None:
                 yield item
 

@@ -194,9 +194,15 @@ def add_egress(egress: argparse.ArgumentParser) -> None:
         "Routes are set in Jupyter's configuration: c.GVisorEgress.routes. See docs/egress.md.",
     )
     add_json(listing)
-    log = add("log", "egress:run_log", "print the requests that a sandbox has made by its routes")
+    log = add(
+        "log",
+        "egress:run_log",
+        "print the requests that a sandbox or a page has made by its routes",
+    )
     add_id(log)
     add_json(log)
+    pages = add("pages", "egress:run_pages", "list the pages that have made requests by a route")
+    add_json(pages)
 
 
 def add_mcp(mcp: argparse.ArgumentParser) -> None:

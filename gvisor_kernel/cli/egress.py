@@ -1,17 +1,22 @@
 """``egress``: which routes exist, who uses them, and what they let through.
 
 Routes are read from the configuration that a Jupyter server of this user would read. Nothing here
-prints the value of a secret. Hosts and paths in a record come from a sandbox and are escaped.
+prints the value of a secret. Hosts and paths in a record come from a sandbox or a page, and are
+escaped.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from traitlets.config import Config
 
+from gvisor_kernel.artifacts.places import artifacts_folder
+from gvisor_kernel.artifacts.records import Record, find_records
 from gvisor_kernel.cli.output import print_json, print_table, printable
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
@@ -72,6 +77,8 @@ def describe_rules(route: Route) -> str:
             words.append(f"{route.header_name} from {route.secret}")
     if isinstance(route, UrlRoute | HostsRoute) and route.allow_private:
         words.append("private addresses")
+    if isinstance(route, UrlRoute) and route.artifacts:
+        words.append("also for pages")
     limits = route.limits
     if limits.daily_requests is not None:
         words.append(f"{limits.daily_requests} requests a day")
@@ -110,23 +117,68 @@ def _describe(route: Route, users: Users) -> dict[str, Any]:
     return {**write_route(route), "kernelspecs": users.by_route.get(route.name, [])}
 
 
-def run_log(arguments: argparse.Namespace) -> int:
-    """``egress log``: print the requests of a sandbox, the oldest first. Return 0.
+def run_pages(arguments: argparse.Namespace) -> int:
+    """``egress pages``: print the pages that have asked a route. Return 0.
 
-    :raises GvisorKernelError: when there is no such sandbox, or its record cannot be read
+    :raises GvisorKernelError: when their records cannot be read
     """
-    sandbox = find_one(arguments.id)
-    path = sandbox.directory / FILE
     try:
+        found = [(record, record.read()) for record in find_records()]
+    except OSError as error:
+        raise _unreadable(artifacts_folder(), error) from error
+    if arguments.json:
+        print_json(
+            [
+                {"id": record.id, "page": record.path, "requests": len(entries)}
+                for record, entries in found
+            ]
+        )
+        return 0
+    if not found:
+        print("No page has asked for anything.")
+        return 0
+    rows = (
+        (record.id[:8], entries[-1].time if entries else "-", str(len(entries)), record.path)
+        for record, entries in found
+    )
+    print_table(("ID", "LAST"), ("REQUESTS",), "PAGE", rows)
+    return 0
+
+
+def run_log(arguments: argparse.Namespace) -> int:
+    """``egress log``: print the requests of a sandbox or a page, the oldest first. Return 0.
+
+    :raises GvisorKernelError: when there is none of that name, or its record cannot be read
+    """
+    path = artifacts_folder()
+    try:
+        page = _find_page(arguments.id)
+        if page is None:
+            path = find_one(arguments.id).directory / FILE
+        entries = page.read() if page is not None else read_entries(path)
         if arguments.json:
-            print_json([asdict(entry) for entry in read_entries(path)])
+            print_json([asdict(entry) for entry in entries])
             return 0
-        for entry in read_entries(path):
+        for entry in entries:
             line = printable(describe_entry(entry)).replace("\n", "\\n").replace("\t", "\\t")
             print(f"{printable(entry.time)} {line}")
     except OSError as error:
-        raise GvisorKernelError(
-            f"The record {path} cannot be read: {error.strerror}.",
-            "remove it if it is not a file of gvisor-kernel.",
-        ) from error
+        raise _unreadable(path, error) from error
     return 0
+
+
+def _find_page(name: str) -> Record | None:
+    """Return the record of a page that is named by its path, or by the beginning of its id."""
+    found = [
+        record
+        for record in find_records()
+        if (len(name) >= 8 and record.id.startswith(name)) or record.path == os.path.realpath(name)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _unreadable(path: Path, error: OSError) -> GvisorKernelError:
+    return GvisorKernelError(
+        f"The record {path} cannot be read: {error.strerror}.",
+        "remove it if it is not a file of gvisor-kernel.",
+    )

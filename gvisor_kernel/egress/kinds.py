@@ -48,6 +48,7 @@ class UrlRoute:
 
     ``secret`` and ``header`` are both None, or ``header`` has ``{secret}`` in its value. ``paths``:
     patterns for what follows ``url``. ``variable``: one that gets the route's address inside.
+    ``artifacts``: whether pages from sandboxes may use it, by the upstream's own address.
     """
 
     name: str
@@ -59,6 +60,7 @@ class UrlRoute:
     variable: str | None = None
     allow_private: bool = False
     limits: Limits = field(default_factory=Limits)
+    artifacts: bool = False
 
     @property
     def header_name(self) -> str | None:

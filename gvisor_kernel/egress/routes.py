@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from gvisor_kernel.config.egress import MAX_ROUTES, ROUTE_NAME, ROUTE_NAME_RULE
 from gvisor_kernel.config.validators import RESERVED_VARIABLES
 from gvisor_kernel.egress.addresses import judge
+from gvisor_kernel.egress.destinations import Destination, upstream_of
 from gvisor_kernel.egress.kinds import (
     DEFAULT_HEADER,
     METHODS,
@@ -143,7 +144,26 @@ def parse_routes(value: object) -> dict[str, Route]:
         if not isinstance(name, str) or not ROUTE_NAME.fullmatch(name):
             raise SettingError(f"{_TRAIT}: the name of a route", name, ROUTE_NAME_RULE)
         routes[name] = _parse_route(name, item)
+    _check_addresses(routes.values())
     return routes
+
+
+def _check_addresses(routes: Iterable[Route]) -> None:
+    """Check that an address that a page asks for belongs to one route.
+
+    :raises SettingError: when two routes for pages have the same one
+    """
+    by_address: dict[Destination, str] = {}
+    for route in routes:
+        if isinstance(route, UrlRoute) and route.artifacts:
+            other = by_address.setdefault(upstream_of(route.url), route.name)
+            if other != route.name:
+                raise SettingError(
+                    f'{_TRAIT}["{route.name}"]["artifacts"]',
+                    True,
+                    f"True for one of the routes {other} and {route.name}: both have the url that"
+                    " a page would ask for",
+                )
 
 
 def _parse_route(name: str, item: object) -> Route:
@@ -160,8 +180,8 @@ def _parse_route(name: str, item: object) -> Route:
             allow_private=allow_private,
             limits=_parse_limits(place, item),
         )
-    keys = ("url", "secret", "header", "methods", "paths", "variable", "allow_private", "limits")
-    item = _check_keys(place, item, keys)
+    keys = ("url", "secret", "header", "methods", "paths", "variable", "allow_private")
+    item = _check_keys(place, item, (*keys, "artifacts", "limits"))
     if "url" not in item:
         raise SettingError(
             place, sorted(item), 'a mapping with "url" (one upstream) or "hosts" (names and ports)'
@@ -182,6 +202,7 @@ def _parse_route(name: str, item: object) -> Route:
         paths=_parse_paths(f'{place}["paths"]', item.get("paths", ("/**",))),
         variable=variable,
         allow_private=allow_private,
+        artifacts=_parse_flag(place, item, "artifacts"),
         limits=_parse_limits(place, item),
     )
 
@@ -358,11 +379,11 @@ def _parse_variable(place: str, value: object) -> str | None:
     )
 
 
-def _parse_flag(place: str, item: Mapping[str, Any]) -> bool:
-    value = item.get("allow_private", False)
+def _parse_flag(place: str, item: Mapping[str, Any], name: str = "allow_private") -> bool:
+    value = item.get(name, False)
     if isinstance(value, bool):
         return value
-    raise SettingError(f'{place}["allow_private"]', value, "True or False")
+    raise SettingError(f'{place}["{name}"]', value, "True or False")
 
 
 def _parse_limits(place: str, item: Mapping[str, Any]) -> Limits:

@@ -118,10 +118,11 @@ class ByteStream:
         """Wake a writer: there may be credit."""
         self._writable.set()
 
-    def end(self) -> None:
-        """Wake all that wait: the stream is over."""
+    def end(self, *, keeps: bool = False) -> None:
+        """Wake all that wait: the stream is over. ``keeps``: what has come can still be read."""
         self.is_reset = True
-        self._received.clear()
+        if not keeps:
+            self._received.clear()
         self._readable.set()
         self._writable.set()
 
@@ -130,20 +131,21 @@ class StreamLink:
     """The streams of one kernel's run, on the socket ``sock``, until the socket ends.
 
     ``serve`` is run as a task for each stream; the stream is reset when it returns without having
-    finished. ``on_end`` is called once, with a reason, after all tasks were cancelled.
+    finished. ``on_end`` is called once, with a reason, after all tasks were cancelled. Without
+    ``serve`` this is the end that opens streams, as a sandbox's PID 1 does.
     """
 
     def __init__(
         self,
         sock: socket.socket,
-        serve: Callable[[ByteStream], Coroutine[Any, Any, None]],
+        serve: Callable[[ByteStream], Coroutine[Any, Any, None]] | None,
         on_end: Callable[[str], None],
     ) -> None:
         self._sock = sock
         self._serve = serve
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._streams = Streams(Role.HOST)
+        self._streams = Streams(Role.GUEST if serve is None else Role.HOST)
         self._open: dict[int, ByteStream] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._crowded: dict[ByteStream, None] = {}
@@ -154,6 +156,26 @@ class StreamLink:
         self.ended = False
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._read)
+
+    def open(self) -> ByteStream:
+        """Open a stream. Its owner calls ``close`` at the end.
+
+        :raises StreamReset: the socket has ended
+        :raises LocalProtocolError: too many streams are open
+        """
+        if self.ended:
+            raise StreamReset
+        stream = ByteStream(self, self._streams.open())
+        self._open[stream.number] = stream
+        self._plan_flush()
+        return stream
+
+    def close(self, stream: ByteStream) -> None:
+        """Forget a stream, and reset it if it is not over. Idempotent."""
+        if not self.ended and not stream.is_over:
+            stream.reset()
+        self._crowded.pop(stream, None)
+        self._open.pop(stream.number, None)
 
     # -- for a ByteStream ------------------------------------------------------------------------
 
@@ -225,19 +247,18 @@ class StreamLink:
         elif isinstance(event, Finished):
             known.receive_end()
         else:
-            known.end()
-            self._tasks[number].cancel()
+            known.end(keeps=self._serve is None)
+            if number in self._tasks:
+                self._tasks[number].cancel()
 
     async def _run(self, stream: ByteStream) -> None:
+        assert self._serve is not None  # else nobody opens a stream at the other end
         try:
             with suppress(StreamReset):
                 await self._serve(stream)
         finally:
-            if not self.ended and not stream.is_over:
-                stream.reset()
-            self._crowded.pop(stream, None)
+            self.close(stream)
             self._plan_flush()
-            self._open.pop(stream.number, None)
             self._tasks.pop(stream.number, None)
 
     def _plan_flush(self) -> None:
@@ -290,7 +311,7 @@ class StreamLink:
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
         for stream in self._open.values():
-            stream.end()
+            stream.end(keeps=self._serve is None)
         for task in tuple(self._tasks.values()):
             task.cancel()
         self._on_end(reason)

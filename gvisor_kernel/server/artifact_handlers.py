@@ -10,12 +10,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
@@ -39,6 +40,16 @@ PART = 1024 * 1024
 Found = TypeVar("Found")
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where a file is: how to open the folder, and its path below that. ``of_contents``: it is one
+    of the server's contents, not of a kernel's outputs."""
+
+    opens: Callable[[], Opened]
+    path: str
+    of_contents: bool = False
+
+
 class ArtifactHandler(Handler):
     """Base class: errors of the package are answers that a person can read."""
 
@@ -59,20 +70,36 @@ class ArtifactHandler(Handler):
         except OSError as error:
             raise web.HTTPError(409, f"It cannot be read: {error.strerror}.") from error
 
-    def find_root(self) -> tuple[Callable[[], Opened], str]:
-        """Return how to open the folder that the request is about, and the file's path below it.
+    async def find_file(self) -> Where:
+        """Return where the file or folder is that the request is about.
 
-        :raises HTTPError: when the request names no folder, or one that is not there
+        :raises HTTPError: when the request names no folder, or one that is not there; 403 when the
+            person may not read the server's contents, and it is one of them
         """
         path = self.get_query_argument("path", "", strip=False)
         kernel_id = self.get_query_argument("kernel_id", "")
         if kernel_id:
-            return self._find_outputs(kernel_id), path
+            return Where(self._find_outputs(kernel_id), path)
         ticket = self.get_query_argument("ticket", "")
         if ticket:
             page = self.open_ticket(ticket)
-            return page.open_root, f"{page.folder}/{path}" if page.folder else path
-        return self._find_folder(path), Path(path).name
+            if page.of_contents:
+                await self._check_contents()
+            below = f"{page.folder}/{path}" if page.folder else path
+            return Where(page.open_root, below, page.of_contents)
+        await self._check_contents()
+        return Where(partial(self._open_folder, path), Path(path).name, of_contents=True)
+
+    @property
+    def owner(self) -> str:
+        """Whose keys the request is about, and whose tickets."""
+        return find_owner(self.identity_provider, self.current_user)
+
+    async def _check_contents(self) -> None:
+        """Ask the authorizer as Jupyter's own handlers of files do: these are the same files."""
+        allowed = self.authorizer.is_authorized(self, self.current_user, "read", "contents")
+        if not await ensure_async(allowed):
+            raise web.HTTPError(403, "You may not read the files of this server.")
 
     def _find_outputs(self, kernel_id: str) -> Callable[[], Opened]:
         self.check_kernel(kernel_id)
@@ -83,20 +110,23 @@ class ArtifactHandler(Handler):
         source, identity = views[0].source, views[0].identity
         return lambda: open_real(source) if identity is None else reopen(source, identity)
 
-    def _find_folder(self, path: str) -> Callable[[], Opened]:
-        """A page that is opened without a kernel: its folder, below the server's root."""
+    def _open_folder(self, path: str) -> Opened:
+        """Open the folder of a page that is opened without a kernel, below the server's root."""
+        missing = OutputsError("There is no such file below the server's root.")
+        if "\0" in path:
+            raise missing
         root = Path(os.path.realpath(self.parts.artifacts.root))
         folder = Path(os.path.realpath(root / Path(path.lstrip("/")).parent))
         # As the server's contents: nothing hidden, whatever name leads there.
         below = folder.relative_to(root).parts if folder.is_relative_to(root) else None
-        if "\0" in path or below is None or any(part.startswith(".") for part in below):
-            raise web.HTTPError(404, "There is no such file below the server's root.")
-        return lambda: open_real(str(folder))
+        if below is None or any(part.startswith(".") for part in below):
+            raise missing
+        return open_real(str(folder))
 
     def open_ticket(self, ticket: object) -> Page:
         """:raises HTTPError: 403 for a ticket that this server has not given"""
         try:
-            return self.parts.artifacts.tickets.read(ticket)
+            return self.parts.artifacts.tickets.read(ticket, self.owner)
         except OutputsError as error:
             raise web.HTTPError(403, error.fact) from error
 
@@ -107,10 +137,10 @@ class OutputsHandler(ArtifactHandler):
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        opens, _ = self.find_root()
+        where = await self.find_file()
 
         def look() -> Any:
-            with opens() as root:
+            with where.opens() as root:
                 return list_outputs(root)
 
         self.answer(asdict(await self.work(look)))
@@ -122,19 +152,21 @@ class OutputHandler(ArtifactHandler):
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        opens, path = self.find_root()
+        where = await self.find_file()
         if self.get_query_argument("download", ""):
-            await self._download(opens, path)
+            await self._download(where)
             return
 
+        tickets, owner = self.parts.artifacts.tickets, self.owner
+
         def read() -> tuple[bytes, str, str]:
-            checked = check_path(path)
-            with opens() as root, open_output(root, checked) as (file, status):
+            checked = check_path(where.path)
+            with where.opens() as root, open_output(root, checked) as (file, status):
                 if status.st_size > MAX_SHOWN:
                     raise web.HTTPError(413, f"This file has {status.st_size:,} bytes.")
                 content = file.read(MAX_SHOWN)
-                ticket = self.parts.artifacts.tickets.seal(Page.read_from(root, checked))
-                return content or b"", find_type(checked), ticket
+                page = Page.read_from(root, checked, of_contents=where.of_contents)
+                return content or b"", find_type(checked), tickets.seal(page, owner)
 
         content, kind, ticket = await self.work(read)
         self._set_headers()
@@ -147,12 +179,12 @@ class OutputHandler(ArtifactHandler):
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
         self.set_header("X-Content-Type-Options", "nosniff")
 
-    async def _download(self, opens: Callable[[], Opened], path: str) -> None:
+    async def _download(self, where: Where) -> None:
         def begin() -> Any:
             stack = ExitStack()
             try:
-                root = stack.enter_context(opens())
-                file, status = stack.enter_context(open_output(root, path))
+                root = stack.enter_context(where.opens())
+                file, status = stack.enter_context(open_output(root, where.path))
             except BaseException:
                 stack.close()
                 raise
@@ -160,7 +192,7 @@ class OutputHandler(ArtifactHandler):
 
         stack, file, size = await self.work(begin)
         with stack:
-            name = quote(path.rpartition("/")[2], safe="")
+            name = quote(where.path.rpartition("/")[2], safe="")
             self._set_headers()
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{name}")
@@ -190,7 +222,7 @@ class StorageHandler(ArtifactHandler):
         method, shared = body.get("do"), body.get("shared", False)
         if not isinstance(shared, bool) or method not in ("set", "get", "delete", "list"):
             raise web.HTTPError(400, "do must be set, get, delete or list; shared true or false.")
-        owner = "" if shared else find_owner(self.identity_provider, self.current_user)
+        owner = "" if shared else self.owner
         self.answer(await self.work(lambda: self._do(page, owner, method, body, shared)))
 
     def _do(
@@ -231,6 +263,7 @@ class FrameHandler(JupyterHandler):
         ]
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", "; ".join([page.policy, *ancestors[:1]]))
+        self.set_header("Permissions-Policy", page.permissions)
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-DNS-Prefetch-Control", "off")
         self.set_header("X-Content-Type-Options", "nosniff")

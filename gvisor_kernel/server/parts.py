@@ -60,7 +60,7 @@ class Parts:
             UnkeptLooks(),
             Notary(application.contents_manager, executor),
             Listings(application.event_logger, manager.root_dir, executor, warmer.visit),
-            Artifacts(manager.root_dir, shared_storage),
+            Artifacts(manager.root_dir, shared_storage, application.config, application.log),
             Event(),
         )
 

@@ -19,6 +19,7 @@ from gvisor_kernel.server.changes_handlers import (
     UndoHandler,
     UnkeptHandler,
 )
+from gvisor_kernel.server.fetch_handlers import FetchHandler
 from gvisor_kernel.server.handlers import (
     KERNEL,
     DoctorHandler,
@@ -52,6 +53,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     ("/outputs", OutputsHandler),
     ("/outputs/content", OutputHandler),
     ("/storage", StorageHandler),
+    ("/fetch", FetchHandler),
     ("/kernelspecs", KernelspecsHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),

@@ -4,6 +4,8 @@ import { showHtml, showMarkdown } from './markup.js';
 import { add, addDocumentStyle, addStyle, register } from './renderer.js';
 
 const MAX_CELLS = 2000;
+/** Outputs that are shown of a cell: JupyterLab shows fewer. */
+const MAX_OUTPUTS = 200;
 const PICTURES = ['image/png', 'image/jpeg', 'image/gif', 'image/webp'];
 // Colours of a terminal.
 const ESCAPES = /\u001b\[[0-9;]*m/g;
@@ -21,11 +23,13 @@ register<string>((source, { dark, root }) => {
       const count = cell.execution_count;
       add(node, 'div', `[${typeof count === 'number' ? count : ' '}]`).className = 'prompt';
       add(node, 'pre', text(cell.source));
-      list(cell.outputs)
-        .map(fields)
-        .forEach(output => {
-          showOutput(output, node);
-        });
+      const outputs = list(cell.outputs);
+      for (const output of outputs.slice(0, MAX_OUTPUTS).map(fields)) {
+        showOutput(output, node);
+      }
+      if (outputs.length > MAX_OUTPUTS) {
+        add(node, 'p', `${MAX_OUTPUTS} of ${outputs.length} outputs`).className = 'note';
+      }
     }
   }
   if (cells.length > MAX_CELLS) {

@@ -106,5 +106,8 @@ function format(value: unknown): string {
 }
 
 function writeLarge(_: string, value: unknown): unknown {
-  return typeof value === 'bigint' ? value.toString() : value;
+  if (typeof value !== 'bigint') {
+    return value;
+  }
+  return Number.isSafeInteger(Number(value)) ? Number(value) : value.toString();
 }

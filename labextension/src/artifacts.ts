@@ -2,6 +2,7 @@
 
 import { type Answer, type Request, refuse } from './client.js';
 import { fieldsOf } from './contract.js';
+import type { FetchClient } from './fetch.js';
 
 export interface OutputFile {
   readonly path: string;
@@ -42,7 +43,9 @@ export class ArtifactClient {
     /** Addresses of the extension's own files and of the frame. */
     readonly frameUrl: string,
     private readonly readOwn: (name: string) => Promise<string>,
-    private readonly downloadUrl: (path: string) => string
+    private readonly downloadUrl: (path: string) => string,
+    /** Requests of pages to the network. */
+    readonly network: FetchClient
   ) {}
 
   async list(kernelId: string): Promise<Outputs> {

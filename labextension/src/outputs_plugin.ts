@@ -15,6 +15,7 @@ import { Widget } from '@lumino/widgets';
 import { ArtifactClient, type Place } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
+import { FetchClient } from './fetch.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
 import { Preview, howToShow } from './preview.js';
@@ -47,7 +48,18 @@ function connect(app: JupyterFrontEnd): ArtifactClient {
       }
       return await response.text();
     },
-    path => api + path
+    path => api + path,
+    new FetchClient(async (path, body, signal) => {
+      const headers = { 'Content-Type': 'application/octet-stream' };
+      const init = { method: 'POST', body, headers, signal };
+      const response = await ServerConnection.makeRequest(api + path, init, settings);
+      return {
+        status: response.status,
+        json: () => response.json(),
+        arrayBuffer: () => response.arrayBuffer(),
+        body: response.body
+      };
+    })
   );
 }
 
@@ -104,15 +116,32 @@ class PageWidget extends Widget {
   }
 }
 
-/** What a link may open: an address of the web without a name of a user, which could look like it. */
+/**
+ * What a link may open: an address of the web without a name of a user, which could look like it.
+ * One of this server would act in the person's name, or show a file of the sandbox with a network.
+ */
 function readLink(url: string): URL | null {
   const found = URL.canParse(url) ? new URL(url) : null;
   const known = found !== null && /^https?:$/.test(found.protocol) && !found.username;
-  return known && found.password === '' ? found : null;
+  return known && found.password === '' && found.host !== location.host ? found : null;
 }
 
+let isAsking = false;
+
+/** Asks one question at a time: what a page wants meanwhile is not answered. */
 async function confirmLink(url: string): Promise<void> {
-  const found = readLink(url);
+  if (isAsking) {
+    return;
+  }
+  isAsking = true;
+  try {
+    await askAndOpen(readLink(url), url);
+  } finally {
+    isAsking = false;
+  }
+}
+
+async function askAndOpen(found: URL | null, url: string): Promise<void> {
   const answer = await showDialog({
     title: found === null ? 'This address cannot be opened' : `Open ${found.host}?`,
     body: escapeHidden(
@@ -123,7 +152,8 @@ async function confirmLink(url: string): Promise<void> {
     buttons:
       found === null
         ? [Dialog.okButton()]
-        : [Dialog.cancelButton(), Dialog.okButton({ label: 'Open' })]
+        : [Dialog.cancelButton(), Dialog.okButton({ label: 'Open' })],
+    defaultButton: 0
   });
   if (found !== null && answer.button.accept) {
     window.open(found.href, '_blank', 'noopener,noreferrer');

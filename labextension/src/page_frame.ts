@@ -8,6 +8,7 @@
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { button, element } from './dom.js';
+import { PageNetwork, type Talk } from './page_network.js';
 
 /** What the view around the frame is told. */
 export interface PageEvents {
@@ -16,6 +17,8 @@ export interface PageEvents {
   blocked(url: string): void;
   shown(title: string): void;
   ended(reason: string): void;
+  /** The page talks to a host, or has done so. */
+  talk(talk: Talk): void;
 }
 
 /** A source, and the bundles that show it; HTML needs none. */
@@ -34,11 +37,43 @@ const MAX_STRAY = 50;
 /** Times that a page may take the focus before it is ended; it may get a key each time. */
 const MAX_THEFTS = 2;
 const LOOK_MILLISECONDS = 50;
+/** Requests under way of a page, and of all pages: a browser has six connections to a server, and
+ *  JupyterLab saves notebooks by them. */
+const MAX_REQUESTS = 2;
+const MAX_REQUESTS_OF_ALL = 4;
 /** Libraries under which names pages load them from elsewhere. */
 const LIBRARIES: readonly (readonly [RegExp, string])[] = [
   [/\btailwind/i, 'tailwind'],
   [/\b(react|react-dom|recharts|d3|lodash|underscore)\b/i, 'libraries']
 ];
+
+/** Lets so many tasks run at a time; the others wait for their turn. */
+class Gate {
+  private running = 0;
+  private readonly waiting: (() => void)[] = [];
+
+  constructor(private readonly limit: number) {}
+
+  async pass<T>(task: () => Promise<T>): Promise<T> {
+    if (this.running >= this.limit) {
+      await new Promise<void>(resolve => this.waiting.push(resolve)); // takes over a place
+    } else {
+      this.running += 1;
+    }
+    try {
+      return await task();
+    } finally {
+      const next = this.waiting.shift();
+      if (next === undefined) {
+        this.running -= 1;
+      } else {
+        next();
+      }
+    }
+  }
+}
+
+const gateOfAll = new Gate(MAX_REQUESTS_OF_ALL);
 
 /** Pages that are shown. */
 const shown = new Set<PageFrame>();
@@ -63,9 +98,11 @@ if (typeof window !== 'undefined') {
 export class PageFrame {
   /** The frame, and the button that lets the person use it. */
   readonly node: HTMLElement;
+  readonly network: PageNetwork;
   private readonly frame: HTMLIFrameElement;
   private readonly useButton: HTMLButtonElement;
   private readonly port: MessagePort;
+  private readonly gate = new Gate(MAX_REQUESTS);
   private stray = 0;
   private thefts = 0;
   private allowed = false;
@@ -81,6 +118,11 @@ export class PageFrame {
     dark: boolean
   ) {
     const channel = new MessageChannel();
+    this.network = new PageNetwork(client.network, source.file.ticket, talk => {
+      if (!this.over) {
+        events.talk(talk);
+      }
+    });
     this.port = channel.port1;
     this.frame = document.createElement('iframe');
     this.frame.className = 'gk-page';
@@ -115,6 +157,7 @@ export class PageFrame {
 
   dispose(): void {
     this.over = true;
+    this.network.end();
     shown.delete(this);
     document.removeEventListener('focusin', this.leave, true);
     window.removeEventListener('blur', this.giveBack);
@@ -164,6 +207,13 @@ export class PageFrame {
     }
   };
 
+  /** Whether the person works in the page: it has the focus by their will, and got a click or a
+   *  key a moment ago. A page can make clicks of its own, which do not count here. */
+  private isInUse(): boolean {
+    const active = (navigator as { userActivation?: { isActive: boolean } }).userActivation;
+    return this.allowed && document.activeElement === this.frame && active?.isActive === true;
+  }
+
   countStray(): void {
     this.stray += 1;
     if (this.stray > MAX_STRAY) {
@@ -208,7 +258,10 @@ export class PageFrame {
         break;
       }
       case 'link':
-        this.events.link(text(message.url));
+        // The question takes the focus, and the next key answers it: a page does not choose when.
+        if (this.isInUse()) {
+          this.events.link(text(message.url));
+        }
         break;
       case 'blocked':
         this.events.blocked(text(message.url));
@@ -230,6 +283,12 @@ export class PageFrame {
       case 'call':
         void this.answer(message);
         break;
+      case 'pull':
+        this.network.pull(message.id);
+        break;
+      case 'cancel':
+        this.network.cancel(message.id);
+        break;
     }
   }
 
@@ -240,7 +299,22 @@ export class PageFrame {
       }
     };
     try {
-      send({ value: await this.call(method, typeof args === 'object' ? (args as Message) : {}) });
+      if (method === 'fetch') {
+        await this.network.fetch(id, args, value => {
+          send({ more: true, value });
+        });
+        send({ value: null });
+        return;
+      }
+      const value = await this.gate.pass(() =>
+        gateOfAll.pass(async () =>
+          // Whoever waited for a page that is over asks nothing any more.
+          this.over
+            ? null
+            : await this.call(method, typeof args === 'object' ? (args as Message) : {})
+        )
+      );
+      send({ value });
     } catch (error) {
       send({ error: messageOf(error) });
     }
@@ -261,9 +335,7 @@ export class PageFrame {
       case 'library':
         return await this.library(String(args.url), args.kind);
       default:
-        throw new Error(
-          'Pages from sandboxes have no network. An administrator can open a route for them.'
-        );
+        throw new Error('A page cannot ask for this.');
     }
   }
 

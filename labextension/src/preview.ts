@@ -4,8 +4,10 @@ import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { decode } from './differences.js';
 import { element, replace, setText } from './dom.js';
+import { indentJson } from './json_text.js';
 import { PageFrame } from './page_frame.js';
 import { isCostly, pictureUrl } from './pictures.js';
+import { TalkView } from './talk.js';
 
 export type Kind = 'page' | 'picture' | 'sound' | 'text' | 'none';
 
@@ -91,6 +93,10 @@ export class Preview {
     attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the page' }
   });
   private readonly content = element('div', { class: 'gk-preview-content' });
+  private readonly talk = new TalkView(
+    () => this.frame?.network.stop(),
+    () => this.frame?.network.allow()
+  );
   private frame: PageFrame | null = null;
   private turn = 0;
 
@@ -99,13 +105,14 @@ export class Preview {
     private readonly actions: PreviewActions
   ) {
     this.notes.hidden = true;
-    this.node.append(this.notes, this.content);
+    this.node.append(this.talk.node, this.notes, this.content);
   }
 
   clear(): void {
     this.turn += 1;
     this.frame?.dispose();
     this.frame = null;
+    this.talk.clear();
     replace(this.notes);
     this.notes.hidden = true;
     replace(this.content);
@@ -157,11 +164,7 @@ export class Preview {
         const text = decode(file.bytes);
         return text === null
           ? element('p', {}, 'This file is no text, and no type that is shown here.')
-          : element(
-              'pre',
-              { attributes: { tabindex: '0', role: 'region', 'aria-label': name } },
-              prettify(path, text).slice(0, MAX_TEXT)
-            );
+          : makeText(name, prettify(path, text));
       }
     }
   }
@@ -182,7 +185,11 @@ export class Preview {
         },
         shown: () => undefined,
         ended: reason => {
+          this.talk.clear();
           this.note(reason);
+        },
+        talk: talk => {
+          this.talk.update(talk);
         }
       },
       this.actions.isDark()
@@ -204,13 +211,25 @@ export class Preview {
   }
 }
 
+function makeText(name: string, text: string): Node {
+  const pre = element(
+    'pre',
+    { attributes: { tabindex: '0', role: 'region', 'aria-label': name } },
+    text.slice(0, MAX_TEXT)
+  );
+  return text.length <= MAX_TEXT
+    ? pre
+    : element('div', {}, element('p', {}, 'Only the beginning is shown; download the file.'), pre);
+}
+
 function prettify(path: string, text: string): string {
-  if (!/\.json$/i.test(path)) {
+  if (!/\.json$/i.test(path) || text.length > MAX_TEXT) {
     return text;
   }
   try {
-    return JSON.stringify(JSON.parse(text), null, 2);
+    JSON.parse(text);
   } catch {
     return text;
   }
+  return indentJson(text, MAX_TEXT);
 }

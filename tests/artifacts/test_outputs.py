@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.artifacts import outputs as module
-from gvisor_kernel.artifacts.outputs import check_path, list_outputs, open_output
+from gvisor_kernel.artifacts.item import Artifact
+from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
 from gvisor_kernel.artifacts.page import Page, Tickets
 from gvisor_kernel.errors import OutputsError
 from gvisor_kernel.host.folders import Opened, open_real
@@ -102,8 +103,8 @@ def test_a_ticket_names_what_was_opened(folder: Path, root: Opened, tmp_path: Pa
     tickets = Tickets()
     (folder / "sub").mkdir()
     page = Page.read_from(root, "sub/a.html")
-    ticket = tickets.seal(page)
-    assert tickets.read(ticket) == page
+    ticket = tickets.seal(page, "ann")
+    assert tickets.read(ticket, "ann") == page
     assert page.artifact.path == f"{folder}/sub/a.html"
     with page.open_root() as opened:
         assert opened.identity == root.identity
@@ -118,18 +119,62 @@ def test_a_ticket_names_what_was_opened(folder: Path, root: Opened, tmp_path: Pa
         page.open_root()
 
 
+def test_a_folder_that_is_swapped_does_not_make_a_page_another(
+    folder: Path, root: Opened, tmp_path: Path
+) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    (folder / "a.html").write_text("evil")
+    assert read(root, "a.html") == b"evil"
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(private)
+    page = Page.read_from(root, "a.html")
+    assert page.artifact.path == f"{folder}/a.html"
+    assert page.artifact.id != Artifact.of_page(private, "a.html").id
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.html", "text/html"),
+        ("sub/A.HTML", "text/html"),
+        ("data:text/html,x", "application/octet-stream"),
+        ("data:x/\r\nX: y,z", "application/octet-stream"),
+        ("http://x/y.png", "image/png"),
+        ("none", "application/octet-stream"),
+    ],
+)
+def test_a_type_is_that_of_the_ending(name: str, expected: str) -> None:
+    assert find_type(name) == expected
+
+
+def test_a_ticket_of_the_longest_path_is_read(root: Opened) -> None:
+    tickets = Tickets()
+    path = "/".join(["😀" * 63] * 15 + ["a.html"])
+    page = Page.read_from(root, path, of_contents=True)
+    assert tickets.read(tickets.seal(page, "ann"), "ann") == page
+
+
+def test_a_ticket_is_one_persons(root: Opened) -> None:
+    tickets = Tickets()
+    ticket = tickets.seal(Page.read_from(root, "a.html"), "ann")
+    for owner in ("bob", "", "ann ", "\ud800"):
+        with pytest.raises(OutputsError):
+            tickets.read(ticket, owner)
+
+
 def test_a_forged_ticket_is_refused(root: Opened) -> None:
     tickets = Tickets()
-    ticket = tickets.seal(Page.read_from(root, "a.html"))
-    other = tickets.seal(Page.read_from(root, "b.html"))
+    ticket = tickets.seal(Page.read_from(root, "a.html"), "ann")
+    other = tickets.seal(Page.read_from(root, "b.html"), "ann")
     content, signature = ticket.split(".")
     forged = (
         *("", ".", "x", content, f"{content}.", f".{signature}", f"{content}.é", f"é.{signature}"),
         f"{other.split('.')[0]}.{signature}",
-        Tickets().seal(Page.read_from(root, "a.html")),
+        Tickets().seal(Page.read_from(root, "a.html"), "ann"),
         None,
         "x" * 100_000,
     )
     for text in forged:
         with pytest.raises(OutputsError, match="open it again"):
-            tickets.read(text)
+            tickets.read(text, "ann")

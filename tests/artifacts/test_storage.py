@@ -195,6 +195,15 @@ def test_usage_is_counted_and_removed(storage: Storage) -> None:
     assert [usage.owner for usage in storage.usages()] == ["bob"]
 
 
+def test_a_key_that_is_refused_now_is_still_exported(storage: Storage) -> None:
+    storage.set("ann", PAGE, "k", 1)
+    with sqlite3.connect(storage.path) as database:
+        database.execute("update items set key = 'k' || char(8203)")
+    database.close()
+    assert [item.key for item in storage.items("ann", PAGE)] == ["k\u200b"]
+    assert storage.remove("ann", PAGE) == 1
+
+
 def test_kernels_of_a_folder_cannot_use_up_what_all_have(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.mouse_button import MouseButton
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from gvisor_kernel.artifacts.frame import make_frame_page
@@ -25,19 +28,20 @@ from .lab import WAIT_SECONDS, browser
 
 pytestmark = pytest.mark.browser
 
+ROOT = Path(__file__).parents[2]
 HOST = """<!doctype html><title>host</title><h1>Host</h1>
 <iframe id="frame" sandbox="allow-scripts allow-forms" src="/frame"></iframe>
 <script>
 window.heard = [];
 window.messages = [];
 addEventListener('message', event => heard.push([event.origin, event.data]));
-function show(type, source, answers) {
+function show(type, source, answers, name = 'page.html', renderers = []) {
   const channel = new MessageChannel();
   const port = channel.port1;
   port.onmessage = ({ data }) => {
     messages.push(data);
     if (data.kind === 'ready') {
-      const page = { type, source, name: 'page.html', dark: false, renderers: [] };
+      const page = { type, source, name, dark: false, renderers };
       port.postMessage({ kind: 'show', ...page });
     } else if (data.kind === 'call') {
       const known = answers[data.method];
@@ -77,6 +81,7 @@ def host() -> Iterator[Host]:
             body = {"/": HOST, "/frame": page.html}.get(self.path, "")
             if self.path == "/frame":
                 headers["Content-Security-Policy"] = page.policy
+                headers["Permissions-Policy"] = page.permissions
             self.send_response(200 if body else 404)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -284,3 +289,128 @@ def test_a_flood_ends_in_the_outer_frame(shown: Shown) -> None:
     shown.wait(lambda: "asks too much" in shown.heard().get("errors", ""))
     shown.wait(lambda: shown.messages("flood"))
     assert len(shown.messages("call")) <= 500
+
+
+SHOW_TABLE = """
+const [bytes, renderer] = arguments;
+const source = Uint8Array.from(atob(bytes), c => c.charCodeAt(0)).buffer;
+show('table', source, {}, 'a.parquet', [renderer]);
+"""
+
+
+def test_a_parquet_file_is_shown(shown: Shown) -> None:
+    # 1200 rows that pyarrow 26 has written, by a codec of its own for nearly each column.
+    table = (ROOT / "tests" / "data" / "table.parquet").read_bytes()
+    renderer = (ROOT / "labextension" / "dist" / "static" / "frame" / "table.js").read_text()
+    driver = shown.driver
+    driver.execute_script(SHOW_TABLE, base64.b64encode(table).decode(), renderer)
+    shown.wait(lambda: shown.messages("shown"))
+    assert shown.messages("error") == []
+    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
+    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    lines = driver.execute_script(
+        "const texts = row => [...row.cells].map(cell => cell.innerText);"
+        "return [...document.querySelectorAll('tr')].map(texts)"
+    )
+    assert "1000 of 1200 rows" in driver.find_element(By.TAG_NAME, "body").text
+    assert len(lines) == 1001
+    head, row = lines[:2]
+    assert dict(zip(head, row, strict=True)) == {
+        "name": "<b>ann</b>",
+        "count": "1152921504606846977",
+        "share": "0.5",
+        "day": "2026-05-02T00:00:00.000Z",
+        "moment": "2026-05-02T12:30:00.000Z",
+        "price": "12.5",
+        "parts": "[1,2]",
+        "place": '{"city":"Ulm"}',
+        "yes": "true",
+    }
+    assert [line[0] for line in lines[2:4]] == ["bob", ""]
+
+
+HEARS = """<script>
+const heard = [];
+addEventListener('message', event => {
+  heard.push(event.data);
+  top.postMessage(['heard', JSON.stringify(heard)], '*');
+});
+setInterval(() => postMessage('own', '*'), 20);
+</script>"""
+
+
+def test_a_page_hears_no_other_window(shown: Shown) -> None:
+    shown.show(HEARS)
+    shown.wait(lambda: shown.heard().get("heard"))
+    send = "frames[0][0].postMessage('other', '*'); return heard.length"
+    count = shown.driver.execute_script(send)
+    # Its own messages come after that one.
+    shown.wait(lambda: shown.driver.execute_script("return heard.length") > count + 5)
+    assert set(json.loads(shown.heard()["heard"])) == {"own"}
+
+
+POWERS = """<div style="height: 3000px"></div><p id="low">low</p><button id="b">Press</button>
+<script>
+const say = (name, what) => top.postMessage([name, `${what}`], '*');
+const attempt = async (name, action) => {
+  try {
+    say(name, await action());
+  } catch (error) {
+    say(name, error.name);
+  }
+};
+const low = document.getElementById('low');
+let rounds = 0;
+setInterval(() => {
+  low.scrollIntoView();
+  low.scrollIntoViewIfNeeded();
+  say('rounds', ++rounds);
+}, 20);
+addEventListener('copy', event => say('copy event', event.clipboardData));
+document.getElementById('b').onclick = async () => {
+  const canvas = document.createElement('canvas');
+  canvas.getContext('2d').fillRect(0, 0, 9, 9);
+  const video = document.createElement('video');
+  Object.assign(video, { muted: true, srcObject: canvas.captureStream() });
+  await video.play();
+  await attempt('window above all', () => video.requestPictureInPicture());
+  await attempt('gamepads', () => navigator.getGamepads());
+  await attempt('clipboard', () => navigator.clipboard.writeText('x'));
+  getSelection().selectAllChildren(low);
+  await attempt('copy', () => ['copy', 'CUT'].map(name => document.execCommand(name)));
+  const names = ['speechSynthesis', 'SpeechSynthesis', 'EyeDropper', 'MediaMetadata', 'find'];
+  await attempt('left', () => names.filter(name => name in window));
+  await attempt('media session', () => navigator.mediaSession);
+  await attempt('kept', () => typeof AbortController);
+  await attempt('features', () => document.featurePolicy.allowedFeatures());
+  say('done', '');
+};
+</script>"""
+
+
+def test_a_page_has_no_powers_beyond_its_frame(shown: Shown) -> None:
+    driver = shown.driver
+    driver.execute_script("document.body.style.padding = '2000px 0'")
+    shown.show(POWERS)
+    shown.wait(lambda: int(shown.heard().get("rounds", 0)) > 5)
+    assert driver.execute_script("return scrollY") == 0
+    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
+    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    driver.find_element(By.ID, "b").click()
+    # The person copies.
+    ActionChains(driver).key_down(Keys.CONTROL).send_keys("c").key_up(Keys.CONTROL).perform()
+    driver.switch_to.default_content()
+    shown.wait(lambda: {"done", "copy event"} <= set(shown.heard()))
+    heard = shown.heard()
+    del heard["rounds"], heard["done"]
+    assert heard == {
+        "window above all": "SecurityError",
+        "gamepads": "SecurityError",
+        "clipboard": "NotAllowedError",
+        "copy": "false,false",
+        "copy event": "null",
+        "left": "",
+        "media session": "undefined",
+        "kept": "function",
+        "features": "",
+    }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from ..egress.upstream import Fake, serving
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
@@ -27,6 +31,7 @@ pytestmark = IN_SANDBOXES
 
 OPTIONS = EXPOSED
 PANEL = ".gk-outputs"
+TALKS = ".gk-talk"
 MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
 WRITE = """
 import json, os, matplotlib
@@ -67,6 +72,28 @@ for name, text in files.items():
     open(name, "w").write(text)
 os.chdir("..")
 """
+
+LINKS = """<a id="link" href="https://links.example/?told">Link</a><p id="count"></p><script>
+let count = 0;
+setInterval(() => {
+  if (count === 10) return;
+  const link = document.createElement("a");
+  link.href = "https://links.example/";
+  document.body.append(link);
+  link.click();
+  document.getElementById("count").textContent = ++count;
+}, 50);
+</script>"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(request: pytest.FixtureRequest) -> Iterator[Fake]:
+    """A server for which the module's Jupyter server has a route for pages."""
+    with serving() as fake, pytest.MonkeyPatch.context() as patch:
+        url = f"http://127.0.0.1:{fake.port}"
+        routes = {"api": {"url": url, "allow_private": True, "artifacts": True}}
+        patch.setattr(request.module, "OPTIONS", (*EXPOSED, f"--GVisorEgress.routes={routes!r}"))
+        yield fake
 
 
 def run_command(lab: LabPage, label: str) -> None:
@@ -154,10 +181,88 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
     wait_for_text(lab, f"{PANEL} .gk-notes", "wrong.jsx, line 2: Unexpected token")
     lab.screenshot("outputs-error")
     assert "attacked" not in lab.driver.title
+    check_links(lab)
+
+
+def check_links(lab: LabPage) -> None:
+    """A page that clicks its own links; then one that the person clicks."""
+    (lab.server.folder / "outputs" / "links.html").write_text(LINKS)
+    choose(lab, "links.html")
+    page_has(lab, "#count", "10")
+    assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
+    button(lab, PANEL, "Use this page").click()
+    for _ in range(2):
+        lab.driver.switch_to.frame(lab.driver.find_elements(By.TAG_NAME, "iframe")[0])
+    lab.driver.find_element(By.ID, "link").click()
+    lab.driver.switch_to.default_content()
+    assert lab.dialog().startswith("Open links.example?")
+    wait_for_text(lab, ".jp-Dialog :focus", "Cancel")
+    # Keys that the person types elsewhere, or hits by chance, open nothing.
+    ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
+    gone = "return document.querySelector('.jp-Dialog') === null"
+    lab.wait_until(lambda: lab.driver.execute_script(gone), "the question never ended")
+    assert len(lab.driver.window_handles) == 1
+
+
+TALK = """<h1>Talk</h1><p id="seen"></p><p id="none"></p><p id="last"></p><script>
+const say = (id, text) => { document.getElementById(id).textContent = text; };
+const ask = path => fetch("API" + path, { method: "POST", body: "hello" });
+fetch("https://api.other.example/").catch(error => say("none", error.message));
+(async () => {
+  try {
+    const reader = (await ask("/v1/events")).body.getReader();
+    for (let text = ""; ; ) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      say("seen", (text += new TextDecoder().decode(value)));
+    }
+  } catch (error) {
+    say("seen", error.message);
+  }
+  const tell = it => say("last", it.status ?? it.message);
+  setInterval(() => ask("/v1/x").then(tell, tell), 100);
+})();
+</script>"""
+
+
+def write_talk(folder: Path, api: Fake) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "talk.html").write_text(TALK.replace("API", f"http://127.0.0.1:{api.port}"))
+
+
+def open_as_page(lab: LabPage, folder: str) -> None:
+    """Open the only file of a folder by the file browser's menu."""
+    lab.driver.get(
+        f"{lab.server.url}lab/workspaces/auto-test/tree/{folder}?reset&token={lab.server.token}"
+    )
+    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
+    ActionChains(lab.driver).context_click(item).perform()
+    lab.find_menu("Open as a Page Without Network").click()
+
+
+def test_a_page_talks_by_a_route_until_it_is_stopped(desk: LabPage, api: Fake) -> None:
+    api.go.clear()
+    write_talk(desk.server.folder / "talk", api)
+    open_as_page(desk, "talk")
+    # The server of the API waits in the middle of its answer.
+    page_has(desk, "#seen", "data: 0")
+    page_has(desk, "#none", "Pages have no route to https://api.other.example.")
+    host = f"127.0.0.1:{api.port}"
+    wait_for_text(desk, TALKS, f"This page talks to {host}: 1 request, 5 B sent, 9 B received")
+    desk.screenshot("outputs-talk")
+    assert serious_violations(desk, TALKS) == []
+    button(desk, TALKS, "Stop").click()
+    page_has(desk, "#seen", "The person has stopped the requests of this page.")
+    page_has(desk, "#last", "The person has stopped the requests of this page.")
+    wait_for_text(desk, TALKS, f"You stopped this page; it talked to {host}: 1 request")
+    assert [seen.path for seen in api.seen] == ["/v1/events"]
+    button(desk, TALKS, "Allow again").click()
+    page_has(desk, "#last", "200")
+    assert api.seen[-1].body == b"hello"
 
 
 @needs_all
-def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage) -> None:
+def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage, api: Fake) -> None:
     notebook = {
         "cells": [],
         "metadata": {"kernelspec": {"name": KERNEL, "display_name": KERNEL}},
@@ -185,6 +290,11 @@ def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage) -> None:
     # The file changes, and another one appears.
     (folder / "outputs" / "later.txt").write_text("later")
     wait_for_text(lab, PANEL, "later.txt")
+    api.go.clear()
+    write_talk(folder / "outputs", api)
+    choose(lab, "talk.html")
+    page_has(lab, "#seen", "data: 0")
+    wait_for_text(lab, TALKS, f"This page talks to 127.0.0.1:{api.port}: 1 request")
 
 
 @needs_all
@@ -193,12 +303,7 @@ def test_a_page_is_opened_without_a_kernel(lab: LabPage) -> None:
     folder.mkdir()
     (folder / "old.html").write_text("<h1>Old</h1>")
     kernels = len(lab.server.request("GET", "api/kernels"))
-    lab.driver.get(
-        f"{lab.server.url}lab/workspaces/auto-test/tree/old?reset&token={lab.server.token}"
-    )
-    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
-    ActionChains(lab.driver).context_click(item).perform()
-    lab.find_menu("Open as a Page Without Network").click()
+    open_as_page(lab, "old")
     page_has(lab, "h1", "Old")
     assert len(lab.server.request("GET", "api/kernels")) == kernels
 

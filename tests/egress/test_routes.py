@@ -156,6 +156,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ),
     *(("variable", {"url": URL, "variable": v}) for v in ("PYTHONPATH", "GVISOR_EGRESS_Y", "1A")),
     *(("allow_private", {"url": URL, "allow_private": v}) for v in (1, "yes", None)),
+    *(("artifacts", {"url": URL, "artifacts": v}) for v in (1, "yes", None)),
+    ("artifacts", {"hosts": ["a.b:1"], "artifacts": True}),
     *(
         ("hosts", {"hosts": v})
         for v in ("data.gov:443", [], [3], ["data.gov"], ["*:443"], ["*.org:1"])
@@ -251,6 +253,21 @@ def test_http_needs_allow_private() -> None:
     route = parse(url="http://127.0.0.1:8000/v1", allow_private=True)
     assert isinstance(route, UrlRoute)
     assert route.url == "http://127.0.0.1:8000/v1"
+
+
+def test_pages_use_no_route_that_does_not_say_so() -> None:
+    plain, open_ = parse(url=URL), parse(url=URL, artifacts=True)
+    assert isinstance(plain, UrlRoute)
+    assert isinstance(open_, UrlRoute)
+    assert (plain.artifacts, open_.artifacts) == (False, True)
+
+
+@pytest.mark.parametrize("url", [URL, f"{URL}/", "https://api.example.org:443/v1"])
+def test_an_address_of_pages_belongs_to_one_route(url: str) -> None:
+    first = {"url": URL, "artifacts": True}
+    assert len(parse_routes({"a": first, "b": {"url": url}})) == 3
+    with pytest.raises(SettingError, match=r"(?s)artifacts.*one of the routes a and b"):
+        parse_routes({"a": first, "b": {"url": url, "artifacts": True}})
 
 
 def test_chosen_routes_keep_their_order() -> None:

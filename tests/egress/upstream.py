@@ -234,9 +234,11 @@ class Server(http.server.ThreadingHTTPServer):
                 request = self.tls.wrap_socket(request, server_side=True)
             except OSError:
                 return
-        super().finish_request(request, client_address)
-        if self.tls is not None:
-            request.close()
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            if self.tls is not None:
+                request.close()
 
     def handle_error(self, *_: object) -> None:
         pass

@@ -13,8 +13,10 @@ import requests
 
 from gvisor_kernel.artifacts.item import MAX_VALUE
 
+from ..egress.upstream import Fake
 from ..jupyter.server import JupyterServer
 from .clients import Client, running_server
+from .fetching import Fetcher, worker_of
 
 
 @pytest.fixture(scope="module")
@@ -174,11 +176,22 @@ def test_files_outside_the_root_are_none(
         assert read(client, path=path).status_code == 404, path
 
 
+def test_without_a_route_a_page_costs_no_process(client: Client, server: JupyterServer) -> None:
+    fetcher = Fetcher(server, Fake(1))
+    status, text = fetcher.refusal("https://api.example.org/v1")
+    assert (status, text.partition("\n")[0]) == (
+        404,
+        "Pages have no route to https://api.example.org.",
+    )
+    assert worker_of(server) is None
+
+
 def test_strangers_see_nothing(client: Client, kernel: str) -> None:
     for method, path in (
         ("GET", f"outputs?kernel_id={kernel}"),
         ("GET", f"outputs/content?kernel_id={kernel}&path=other.html"),
         ("POST", "storage"),
+        ("POST", "fetch"),
     ):
         assert client.ask(method, path, headers={}, json={}).status_code == 403
     frame = client.api.replace("/api", "/frame")
@@ -194,5 +207,6 @@ def test_the_frame_has_its_headers(client: Client, server: JupyterServer) -> Non
     policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("sandbox allow-scripts allow-forms; default-src 'none'; ")
     assert policy.endswith("frame-ancestors 'self'")
+    assert "picture-in-picture=()" in answer.headers["Permissions-Policy"].split(", ")
     assert "unsafe-inline" not in policy.replace("style-src 'unsafe-inline'", "")
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"

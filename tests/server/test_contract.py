@@ -12,6 +12,7 @@ from openapi_spec_validator import validate
 
 from gvisor_kernel.server.handlers import OPENAPI
 
+from ..egress.upstream import Fake, serving
 from ..jupyter.server import JupyterServer
 from .clients import Client, running_server
 
@@ -19,14 +20,20 @@ DOCUMENT: dict[str, Any] = json.loads(OPENAPI.read_text())
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+def upstream() -> Iterator[Fake]:
+    with serving() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, upstream: Fake) -> Iterator[JupyterServer]:
     folder = tmp_path_factory.mktemp("contract")
+    url = f"http://127.0.0.1:{upstream.port}"
+    routes = {"a": {"url": url, "allow_private": True, "artifacts": True}}
     (folder / "n").mkdir()
     (folder / "n/n.ipynb").write_text("{}")
     (folder / "n/old.txt").write_text("old")
-    with running_server(
-        folder,
-    ) as server:
+    with running_server(folder, f"--GVisorEgress.routes={routes!r}") as server:
         yield server
 
 
@@ -76,7 +83,12 @@ def test_the_document_is_valid() -> None:
     validate(DOCUMENT)
 
 
-def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
+def make_parts(head: dict[str, Any]) -> bytes:
+    content = json.dumps(head).encode()
+    return len(content).to_bytes(4, "big") + content
+
+
+def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake) -> None:
     checked = Checked(Client(server))
     kernel = server.ask("POST", "kernels", name="gvisor-python", path="n/n.ipynb")["id"]
     of_kernel = "/kernels/{kernel_id}"
@@ -114,6 +126,13 @@ def test_answers_are_as_the_document_says(server: JupyterServer) -> None:
         checked.ask("POST", "/storage", json={**call, "do": do})
     checked.ask("POST", "/storage", 409, json={**call, "do": "get"})
     checked.ask("POST", "/storage", 400, json={**call, "do": "none"})
+    url = f"http://127.0.0.1:{upstream.port}/x"
+    head: dict[str, Any] = {"ticket": call["ticket"], "url": url}
+    parts = checked.ask("POST", "/fetch", data=make_parts(head))
+    assert b'"route": "a"' in parts
+    checked.ask("POST", "/fetch", 404, data=make_parts({**head, "url": "https://b.example/"}))
+    checked.ask("POST", "/fetch", 403, data=make_parts({**head, "ticket": "x"}))
+    checked.ask("POST", "/fetch", 400, data=b"")
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
     checked.ask("POST", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}

@@ -10,8 +10,7 @@ const tell = message => {
   if (port !== null) port.postMessage(message);
 };
 
-function call(method, args, onMessage) {
-  const id = ++lastCall;
+function call(method, args, onMessage, id = ++lastCall) {
   return new Promise((resolve, reject) => {
     calls.set(id, { resolve, reject, onMessage });
     tell({ kind: 'call', id, method, args });
@@ -21,7 +20,7 @@ function call(method, args, onMessage) {
 function receiveAnswer(message) {
   const waiting = calls.get(message.id);
   if (waiting === undefined) return;
-  if (message.more === true) waiting.onMessage?.(message.value, message.id);
+  if (message.more === true) waiting.onMessage?.(message.value);
   else {
     calls.delete(message.id);
     if (typeof message.error === 'string') waiting.reject(new Error(message.error));
@@ -75,24 +74,32 @@ async function fetchFromPage(input, init) {
   const request = new Request(input instanceof Request ? input : new URL(url), init);
   const body = request.method === 'GET' || request.method === 'HEAD' ? null : await request.arrayBuffer();
   request.signal.throwIfAborted();
-  let id = null;
+  const id = ++lastCall;
   const head = Promise.withResolvers();
   let controller = null;
   const args = { url: request.url, method: request.method, headers: [...request.headers], body };
-  const onMessage = (value, number) => {
-    id = number;
+  let givenUp = false;
+  const onMessage = value => {
     if (value.chunk === undefined) head.resolve(value);
-    else controller?.enqueue(new Uint8Array(value.chunk));
+    else if (!givenUp) controller?.enqueue(new Uint8Array(value.chunk));
   };
-  const end = call('fetch', args, onMessage);
+  const end = call('fetch', args, onMessage, id);
   end.catch(head.reject);
+  const giveUp = () => {
+    givenUp = true;
+    tell({ kind: 'cancel', id });
+  };
   request.signal.addEventListener('abort', () => {
-    tell({ kind: 'cancel', id: id ?? lastCall });
+    giveUp();
     head.reject(request.signal.reason);
     controller?.error(request.signal.reason);
   });
   const { status, headers } = await head.promise;
   const empty = [101, 204, 205, 304].includes(status) || request.method === 'HEAD';
+  if (empty) {
+    giveUp(); // nothing follows
+    return new Response(null, { status, headers });
+  }
   const stream = new ReadableStream(
     {
       start: made => {
@@ -103,11 +110,11 @@ async function fetchFromPage(input, init) {
         ).catch(() => {});
       },
       pull: () => tell({ kind: 'pull', id }),
-      cancel: () => tell({ kind: 'cancel', id })
+      cancel: giveUp
     },
     { highWaterMark: 1 }
   );
-  return new Response(empty ? null : stream, { status, headers });
+  return new Response(stream, { status, headers });
 }
 
 window.fetch = fetchFromPage;

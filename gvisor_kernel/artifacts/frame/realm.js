@@ -246,6 +246,46 @@ for (const type of [HTMLElement, SVGElement, MathMLElement]) {
 }
 lock(window, 'focus', function () {});
 
+// A page that scrolls to an element would scroll the notebook around it, too.
+const within = (type, name) => {
+  const scroll = type.prototype[name];
+  if (scroll === undefined) return;
+  lock(type.prototype, name, function (options) {
+    if (mayFocus) apply(scroll, this, [options]);
+  });
+};
+within(Element, 'scrollIntoView');
+within(Element, 'scrollIntoViewIfNeeded');
+delete window.find;
+
+// What a person pastes elsewhere, as into a terminal, is what they saw and copied.
+const execCommand = Document.prototype.execCommand;
+lock(Document.prototype, 'execCommand', function (command, shown, value) {
+  return /^(copy|cut)$/i.test(`${command}`) ? false : apply(execCommand, this, [`${command}`, shown, value]);
+});
+const getType = getter(Event, 'type');
+const getClipboard = getter(ClipboardEvent, 'clipboardData');
+lockProperty(ClipboardEvent.prototype, 'clipboardData', function () {
+  return apply(getType, this, []) === 'paste' ? apply(getClipboard, this, []) : null;
+});
+
+// Other pages lie in windows of the same tab, and a window cannot be kept from sending. What another
+// one sends is not heard here: this listener is before any of the page.
+const outer = parent;
+const getSource = getter(MessageEvent, 'source');
+const stopAll = Event.prototype.stopImmediatePropagation;
+for (const type of ['message', 'messageerror']) {
+  addEventListener(
+    type,
+    event => {
+      if (!event.isTrusted) return; // the page has made it
+      const source = apply(getSource, event, []);
+      if (source !== window && source !== outer) apply(stopAll, event, []);
+    },
+    true
+  );
+}
+
 // With a registry of its own a document would run constructors while a text is parsed.
 delete CustomElementRegistry.prototype.initialize;
 
@@ -262,7 +302,9 @@ for (const holder of [
     if (/HTML/i.test(name) && !KEPT.includes(name)) delete holder[name];
   }
 }
-const MISSING = /RTC|^XSLT|^XMLHttp/;
+// Voices may be those of a service, and the picture of what is played is loaded by the browser itself.
+delete Navigator.prototype.mediaSession;
+const MISSING = /RTC|^XSLT|^XMLHttp|^EyeDropper|^MediaMetadata|^MediaSession|[sS]peech/;
 const EMPTY = /^HTML(Applet|Base|Embed|FencedFrame|Frame|FrameSet|IFrame|Link|Meta|Object|Portal)Element$/;
 for (const name of Object.getOwnPropertyNames(window)) {
   if (MISSING.test(name)) delete window[name];

@@ -1,0 +1,225 @@
+"""REST: a page's request to the network, by a route for pages. The answer is streamed.
+
+Request and answer are parts: four bytes with a length, then so many bytes. The first part of a
+request is JSON, what follows is its body. The first part of an answer says whom the page talks to,
+the second one has the head, others are pieces of the body. A part of no bytes ends the body; what
+follows it is a text that says why the answer is not whole, or nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jupyter_server.auth.decorator import authorized
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from gvisor_kernel.artifacts.page import MAX_TICKET
+from gvisor_kernel.egress.destinations import Destination, outside_address
+from gvisor_kernel.egress.kinds import METHODS, UrlRoute
+from gvisor_kernel.egress.patterns import MAX_TARGET
+from gvisor_kernel.errors import EgressError, EgressRefused
+from gvisor_kernel.link.streams import EGRESS_PORT
+from gvisor_kernel.server.artifact_handlers import ArtifactHandler
+from gvisor_kernel.server.page_network import TooMany
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+if TYPE_CHECKING:
+    from gvisor_kernel.egress.stream_client import Answer, Ask, Pairs
+    from gvisor_kernel.egress.streams import StreamLink
+
+MAX_BODY = 32 * 1024 * 1024
+"""Bytes of a request's body. The limit of its route is lower by default."""
+MAX_HEAD = MAX_TICKET + MAX_TARGET + 64 * 1024
+MAX_HEADERS = 100
+MAX_VALUE = 4096
+"""Characters of a header's value, in each direction."""
+UNREAD_SECONDS = 60.0
+"""How long a browser may take nothing of an answer."""
+PART = 64 * 1024
+
+SENT = frozenset(
+    {
+        *("accept", "content-type", "if-match", "if-none-match", "if-modified-since", "prefer"),
+        *("anthropic-beta", "anthropic-version", "idempotency-key", "openai-beta"),
+        "x-github-api-version",
+    }
+)
+"""Headers of a page's request that are passed on: none says who somebody is, or where from."""
+SHOWN = frozenset(
+    {
+        *("cache-control", "content-disposition", "content-encoding", "content-language"),
+        *("content-length", "content-type", "date", "etag", "expires", "last-modified", "link"),
+        *("location", "request-id", "retry-after", "x-request-id"),
+    }
+)
+"""Headers of an answer that a page gets, with those in SHOWN_BEGINNINGS."""
+SHOWN_BEGINNINGS = ("anthropic-ratelimit-", "ratelimit-", "x-ratelimit-")
+_VALUE = re.compile(r"[\t -~]*")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a page asks for, as far as that can be told without the routes."""
+
+    ticket: object
+    url: str
+    method: str
+    headers: Pairs
+    body: bytes
+
+
+def read_wish(content: bytes) -> Wish:
+    """Read the parts of a request.
+
+    :raises HTTPError: 400 for what is none, 413 for a body that is too large
+    """
+    size = int.from_bytes(content[:4], "big")
+    if len(content) < 4 + size or size > MAX_HEAD:
+        raise web.HTTPError(400, "The request's first part is missing or too long.")
+    if len(content) - 4 - size > MAX_BODY:
+        raise web.HTTPError(413, f"A request of a page may have {MAX_BODY} bytes.")
+    try:
+        head = parse_json(content[4 : 4 + size], MAX_HEAD)
+    except JsonError as error:
+        raise web.HTTPError(400, f"The request's first part is no JSON: {error}.") from error
+    if not isinstance(head, dict):
+        raise web.HTTPError(400, "The request's first part must be a JSON object.")
+    url, method = head.get("url"), head.get("method", "GET")
+    if not isinstance(url, str) or method not in METHODS:
+        allowed = ", ".join(METHODS)
+        raise web.HTTPError(400, f"url must be a text, and method one of {allowed}.")
+    headers = _choose_sent(head.get("headers", []))
+    return Wish(head.get("ticket"), url, method, headers, content[4 + size :])
+
+
+def _choose_sent(headers: Any) -> Pairs:
+    """Return those of a page's headers that are passed on, each name once.
+
+    :raises HTTPError: 400 for what are no headers
+    """
+    if not isinstance(headers, list) or len(headers) > MAX_HEADERS:
+        raise web.HTTPError(400, f"headers must be a list of at most {MAX_HEADERS}.")
+    chosen: dict[str, str] = {}
+    for pair in headers:
+        if not (isinstance(pair, list) and [type(it) for it in pair] == [str, str]):
+            raise web.HTTPError(400, "A header must be a list of two texts.")
+        name, value = pair[0].lower(), pair[1]
+        if name not in SENT:
+            continue
+        if len(value) > MAX_VALUE or not _VALUE.fullmatch(value):
+            raise web.HTTPError(400, f"The header {name} is too long, or not in ASCII.")
+        chosen[name] = value.strip()
+    return tuple(chosen.items())
+
+
+def choose_shown(headers: Pairs, route: UrlRoute) -> list[tuple[str, str]]:
+    """Return the headers of an answer that a page gets, with addresses as the server has them."""
+    inside = f"http://127.0.0.1:{EGRESS_PORT}/{route.name}"
+    return [
+        (name, outside_address(value, route, inside) if name == "location" else value)
+        for name, value in headers
+        if (name in SHOWN or name.startswith(SHOWN_BEGINNINGS))
+        and len(value) <= MAX_VALUE
+        and _VALUE.fullmatch(value)
+    ][:MAX_HEADERS]
+
+
+def make_ask(wish: Wish, route: UrlRoute, target: str) -> Ask:
+    """Return the request for the route."""
+    from gvisor_kernel.egress.stream_client import Ask
+
+    # Some APIs refuse who has no name. What is compressed would reach the page as it is.
+    own = (("user-agent", "gvisor-kernel"), ("accept-encoding", "identity"))
+    has_body = bool(wish.body) or wish.method in ("PATCH", "POST", "PUT")
+    return Ask(
+        route.name, wish.method, target, (*wish.headers, *own), wish.body if has_body else None
+    )
+
+
+class FetchHandler(ArtifactHandler):
+    """``POST fetch``: one request of a page."""
+
+    _work: asyncio.Task[None] | None = None
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        wish = read_wish(self.request.body)
+        page = self.open_ticket(wish.ticket)
+        network = self.parts.artifacts.network
+        try:
+            destination, route, target = network.find(wish.url)
+            async with network.opened(page.artifact) as link:
+                self._work = asyncio.create_task(
+                    self._pass_on(link, destination, route, make_ask(wish, route, target))
+                )
+                await asyncio.wait({self._work})
+                if not self._work.cancelled():
+                    self._work.result()
+        except EgressRefused as error:
+            raise web.HTTPError(404, str(error)) from error
+        except TooMany as error:
+            raise web.HTTPError(429, str(error)) from error
+        except EgressError as error:
+            raise web.HTTPError(503, str(error)) from error
+
+    def on_connection_close(self) -> None:
+        """The browser has gone, or the person has stopped the page."""
+        super().on_connection_close()
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _pass_on(
+        self, link: StreamLink, destination: Destination, route: UrlRoute, ask: Ask
+    ) -> None:
+        from gvisor_kernel.egress.stream_client import AnswerBroken, asking
+
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("X-Accel-Buffering", "no")  # a proxy before the server holds nothing back
+        why = ""
+        try:
+            await self._send({"host": destination.shown, "route": route.name})
+            try:
+                async with asking(link, ask) as answer:
+                    await self._pass_answer(answer, route)
+            except AnswerBroken as error:
+                why = f"{destination.shown}: {error}."
+            self.write(_part(b"") + why.encode())
+            self.finish()
+        except TimeoutError:  # nobody reads: a text would not be read either
+            assert self.request.connection is not None
+            self.request.connection.close()  # type: ignore[attr-defined]
+        except StreamClosedError:
+            return
+
+    async def _pass_answer(self, answer: Answer, route: UrlRoute) -> None:
+        """:raises AnswerBroken: the answer is not whole"""
+        from gvisor_kernel.egress.stream_client import AnswerBroken
+
+        if not 200 <= answer.status <= 599:
+            raise AnswerBroken(f"it answers with the status {answer.status}")
+        await self._send({"status": answer.status, "headers": choose_shown(answer.headers, route)})
+        async for data in answer.body:
+            for at in range(0, len(data), PART):
+                await self._send_bytes(data[at : at + PART])
+
+    async def _send(self, document: Any) -> None:
+        await self._send_bytes(json.dumps(document).encode())
+
+    async def _send_bytes(self, data: bytes) -> None:
+        """:raises TimeoutError: the browser takes nothing for UNREAD_SECONDS"""
+        self.write(_part(data))
+        async with asyncio.timeout(UNREAD_SECONDS):
+            await self.flush()
+
+
+def _part(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data

@@ -1,0 +1,146 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+
+import { indentJson } from '../lib/json_text.js';
+import { openPage, settle } from './page.js';
+
+openPage();
+globalThis.HTMLElement = window.HTMLElement;
+const { PageFrame } = await import('../lib/page_frame.js');
+
+const events = () => {
+  const told = [];
+  const note = kind => what => told.push([kind, what]);
+  const kinds = ['error', 'link', 'blocked', 'shown', 'ended'];
+  return { told, events: Object.fromEntries(kinds.map(kind => [kind, note(kind)])) };
+};
+
+/** A page in a frame, and the port at which its messages come. */
+function makePage(client = {}) {
+  const ports = [];
+  class Channel extends MessageChannel {
+    constructor() {
+      super();
+      ports.push(this.port2);
+    }
+  }
+  const own = globalThis.MessageChannel;
+  globalThis.MessageChannel = Channel;
+  const { told, events: hears } = events();
+  const file = { bytes: new ArrayBuffer(0), type: '', ticket: 't' };
+  const source = { type: 'html', name: 'a.html', file, isText: true, scripts: [] };
+  const page = new PageFrame({ frameUrl: 'about:blank', ...client }, source, hears, false);
+  globalThis.MessageChannel = own;
+  document.body.append(page.node);
+  const [port] = ports;
+  const end = () => {
+    page.dispose();
+    port.close();
+  };
+  return { page, port, told, end };
+}
+
+const turn = () => new Promise(resolve => setImmediate(resolve));
+
+async function pass() {
+  for (let count = 0; count < 20; count += 1) {
+    await turn();
+  }
+  await settle();
+}
+
+test('a page asks for a link only where the person works in it', async () => {
+  const activation = { isActive: true };
+  const value = { userActivation: activation };
+  Object.defineProperty(globalThis, 'navigator', { value, configurable: true });
+  const { page, port, told, end } = makePage();
+  const click = async url => {
+    port.postMessage({ kind: 'link', url });
+    await pass();
+    return told.filter(([kind]) => kind === 'link').map(([, what]) => what);
+  };
+  assert.deepEqual(await click('https://before.example/'), []);
+  page.node.querySelector('button').click();
+  const frame = page.node.querySelector('iframe');
+  frame.focus();
+  assert.equal(document.activeElement, frame);
+  activation.isActive = false;
+  assert.deepEqual(await click('https://alone.example/'), []);
+  activation.isActive = true;
+  assert.deepEqual(await click('https://a.example/'), ['https://a.example/']);
+  const elsewhere = document.createElement('input');
+  document.body.append(elsewhere);
+  elsewhere.focus();
+  assert.deepEqual(await click('https://after.example/'), ['https://a.example/']);
+  end();
+});
+
+test('requests of pages wait for their turn, and those of a page that is over are none', async () => {
+  const asked = [];
+  const storage = (_, call, { key }) =>
+    new Promise(resolve => asked.push({ key, resolve: () => resolve({ key }) }));
+  const pages = [makePage({ storage }), makePage({ storage }), makePage({ storage })];
+  const [first] = pages;
+  const answers = [];
+  first.port.on('message', ({ kind, id }) => kind === 'answer' && answers.push(id));
+  for (const [place, { port }] of pages.entries()) {
+    for (let id = 1; id <= 5; id += 1) {
+      port.postMessage({
+        kind: 'call',
+        id,
+        method: 'storage.get',
+        args: { key: `${place}-${id}` }
+      });
+    }
+    await pass();
+  }
+  const keys = () => asked.map(({ key }) => key);
+  assert.deepEqual(keys(), ['0-1', '0-2', '1-1', '1-2']);
+  asked[0].resolve();
+  await pass();
+  assert.equal(asked.length, 5);
+  assert.deepEqual(answers, [1]);
+  pages[1].end();
+  pages[2].end();
+  for (let place = 1; place < asked.length; place += 1) {
+    asked[place].resolve();
+    await pass();
+  }
+  assert.deepEqual([...answers].sort(), [1, 2, 3, 4, 5]);
+  assert.ok(
+    keys().every(key => !/^1-[345]|^2-[345]/.test(key)),
+    keys().join()
+  );
+  first.end();
+});
+
+test('indented JSON keeps its tokens', () => {
+  const text =
+    '{"a":1e400,"a":12345678901234567890,"s":"x, [y] \\"{\\\\","e":[],"o":{},"l":[1,[2.50]]}';
+  const shown = indentJson(text, 10_000);
+  assert.equal(
+    shown,
+    [
+      '{',
+      '  "a": 1e400,',
+      '  "a": 12345678901234567890,',
+      '  "s": "x, [y] \\"{\\\\",',
+      '  "e": [],',
+      '  "o": {},',
+      '  "l": [',
+      '    1,',
+      '    [',
+      '      2.50',
+      '    ]',
+      '  ]',
+      '}'
+    ].join('\n')
+  );
+  assert.equal(indentJson('"text"', 10), '"text"');
+});
+
+test('indented JSON is bounded, however deep and long the file is', () => {
+  const deep = '['.repeat(100_000) + ']'.repeat(100_000);
+  assert.ok(indentJson(deep, 500_000).length < 500_100);
+  assert.ok(indentJson(`[${'1,'.repeat(200_000)}1]`, 1000).length < 1100);
+});
