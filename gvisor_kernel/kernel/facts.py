@@ -71,6 +71,8 @@ class KernelFacts:
     sent: int = 0
     waits_for: str = ""
     """While it starts: what it waits for, such as resources of a cluster."""
+    node: str | None = None
+    """The machine on which its sandbox runs, if that is another one."""
 
 
 @dataclass(frozen=True)

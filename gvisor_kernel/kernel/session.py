@@ -174,6 +174,7 @@ class SandboxedKernel:
         return replace(
             facts,
             identity=sandbox.identity,
+            node=sandbox.node,
             directory=sandbox.directory,
             mounts=tuple(sandbox.mounts),
             transcripts=sandbox.transcripts is not None,

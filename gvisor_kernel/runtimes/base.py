@@ -83,6 +83,8 @@ class Sandbox(ABC):
     """The interpreter's path inside the sandbox."""
     workdir: str
     """The kernel's working directory inside the sandbox."""
+    node: str | None = None
+    """The machine on which it runs, if that is another one."""
     can_pause: bool = True
     """Whether ``pause`` stops this sandbox."""
 

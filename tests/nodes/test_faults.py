@@ -88,13 +88,14 @@ def test_server_is_killed(nodes: Nodes, way: str, folder: Path) -> None:
     code = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
         "from jupyter_client import KernelManager; from traitlets.config import Config\n"
-        "manager = KernelManager(kernel_name='gvisor-python',"
+        "manager = KernelManager(kernel_name='gvisor-python', connection_file=sys.argv[3],"
         " config=Config({'GVisorProvisioner': json.loads(sys.argv[2])}))\n"
         "manager.start_kernel(); client = manager.client(); client.start_channels()\n"
         "client.wait_for_ready(timeout=120); print('ready', flush=True); sys.stdin.read()\n"
     )
 
     argv = [sys.executable, "-c", code, str(PROJECT), json.dumps(WAYS[way])]
+    argv.append(str(folder / "connection.json"))
     with subprocess.Popen(
         argv, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:

@@ -33,6 +33,15 @@ both = pytest.mark.parametrize(
     [pytest.param("ssh", marks=needs_sshd), pytest.param("slurm", marks=needs_slurm)],
     indirect=True,
 )
+mostly_slurm = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("ssh", marks=[*needs_sshd, needs_all]),
+        pytest.param("slurm", marks=needs_slurm),
+    ],
+    indirect=True,
+)
+"""For what the helper does: with ``--all`` over SSH, too."""
 
 
 @pytest.fixture
@@ -92,7 +101,7 @@ def test_kernel_on_a_node(
         assert nodes.helpers() == [helper]
 
 
-@both
+@mostly_slurm
 def test_memory_is_bounded_on_the_node(start: Start, way: str) -> None:
     with start(way, memory_limit="300M") as (_, client):
         answer = client.execute("x = bytearray(400 << 20)\nx[::4096] = b'1' * len(x[::4096])")
@@ -102,7 +111,7 @@ def test_memory_is_bounded_on_the_node(start: Start, way: str) -> None:
         assert answer
 
 
-@both
+@mostly_slurm
 def test_folder_that_is_not_shared_is_refused(
     start: Start, folder: Path, wrapper: Any, way: str, tmp_path: Path
 ) -> None:
@@ -134,6 +143,7 @@ def test_helper_that_cannot_run_is_reported(start: Start, wrapper: Any, way: str
     assert "No module named gvisor_kernel" in str(raised.value)
 
 
+@needs_all
 @both
 def test_node_of_another_clock(start: Start, wrapper: Any, way: str, tmp_path: Path) -> None:
     """Nothing compares times of two machines. The node's clock is ten minutes ahead here."""
@@ -146,7 +156,7 @@ def test_node_of_another_clock(start: Start, wrapper: Any, way: str, tmp_path: P
         assert execute(client, "6 * 7").result == "42"
 
 
-@both
+@mostly_slurm
 def test_killed_by_the_command(start: Start, way: str, capsys: pytest.CaptureFixture[str]) -> None:
     with start(way) as (manager, client):
         assert main(["list", "--json"]) == 0
@@ -197,32 +207,30 @@ class TestSlurm:
             asked = cluster.ask("squeue", "-h", "-o", "%m %C %j")
             assert asked.split() == ["832M", "2", "gvisor-kernel"]
 
-    def test_kernel_waits_for_resources_and_says_so(
-        self, start: Start, cluster: Cluster, folder: Path
-    ) -> None:
-        """Two large kernels fill the nodes. One gives up; one waits behind somebody else's job."""
+    def test_kernel_waits_for_resources_and_says_so(self, start: Start, cluster: Cluster) -> None:
+        """Other jobs fill both nodes. One kernel gives up; one waits behind somebody else's job."""
         told: list[str] = []
 
         def make_room() -> None:
             wait_until(find_wait, "a kernel that waits")
             told.append(find_wait())
-            for job in (other, *running):
+            for job in (*others, *running):
                 cluster.ask("scancel", job)
 
-        with start("slurm", memory_limit="9G"), start("slurm", memory_limit="9G"):
-            running = cluster.jobs()
-            with (
-                pytest.raises(LaunchError, match=r"job \d+ .* got no resources within 2 s"),
-                start("slurm", memory_limit="9G", slurm={"wait": 2}),
-            ):
-                pass
-            assert cluster.jobs() == running
-            other = cluster.submit("--mem=9500M", "sleep 600")
-            with ThreadPoolExecutor(1) as pool:
-                done = pool.submit(make_room)
-                with start("slurm", memory_limit="9G") as (_, client):
-                    assert execute(client, "6 * 7").result == "42"
-                done.result()
+        running = [cluster.submit("--mem=9500M", "sleep 600") for _ in range(2)]
+        wait_until(lambda: cluster.states() == ["mixed", "mixed"], "two full nodes")
+        with (
+            pytest.raises(LaunchError, match=r"job \d+ .* got no resources within 2 s"),
+            start("slurm", slurm={"wait": 2}),
+        ):
+            pass
+        assert cluster.jobs() == running
+        others = [cluster.submit("--mem=9500M", "sleep 600")]
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(make_room)
+            with start("slurm") as (_, client):
+                assert execute(client, "6 * 7").result == "42"
+            done.result()
         assert re.fullmatch(r"waiting for resources: job \d+, 1 before it", told[0])
 
     def test_job_that_no_node_can_have_is_refused(self, start: Start, cluster: Cluster) -> None:

@@ -52,6 +52,7 @@ class NodeSandbox(RecordedSandbox):
         """``environment``: the client's."""
         super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = exit_fd
+        self.node = record.node
         self._engine = engine
         self._host = host
         self._client = client
