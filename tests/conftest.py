@@ -28,6 +28,8 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from . import leaks, skips
 from .docker.dockerd import Dockerd, running_dockerd
+from .nodes.cluster import Cluster, running_cluster
+from .nodes.sshd import Sshd, running_sshd
 from .patience import FACTOR, scale_seconds
 from .world import PROJECT, World
 
@@ -47,6 +49,7 @@ IN_SANDBOXES = (
     "faults",
     "guest",
     "jupyter",
+    "nodes",
     "runtimes",
 )
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
@@ -79,7 +82,8 @@ QUICK = (
     ),
     *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_snapshots.py"),
     *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
-    "runtimes/test_world.py",
+    *("runtimes/test_world.py", "nodes/test_orders.py", "nodes/test_engines.py"),
+    "nodes/test_relay.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",
 )
@@ -90,6 +94,9 @@ ONE_GROUP = ("tests/jupyter/test_root_images.py",)
 """Files whose fixtures take longer than the tests would take in one process."""
 FIRST = "tests/test_style.py"
 """mypy takes longer than any other test of the fast subset."""
+ENGINES = {"Docker": "docker", "Ssh": "ssh", "Slurm": "slurm"}
+"""Words in the names of tests that use an engine of the run, which each process starts for itself;
+and the names of the ways in which kernels start there."""
 MANY = 100
 """Number of slow tests from which making a snapshot takes less time than it saves."""
 
@@ -174,14 +181,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def group_of(nodeid: str) -> str:
     """Return the scheduling group of a test: its file and the way its kernels start.
 
-    These tests share fixtures. All tests that use the run's Docker engine are one group, because
-    each process starts its own engine.
+    These tests share fixtures. All tests that use an engine of the run are one group, because each
+    process starts its own.
     """
     path, _, name = nodeid.partition("::")
     if path in ONE_GROUP:
         return path
-    way = re.search(r"(?<=[-[])(direct|relay|restored|docker)(?=[]-])", name)
-    if path.startswith("tests/docker/") or "Docker" in name or (way and way[0] == "docker"):
+    way = re.search(r"(?<=[-[])(direct|relay|restored|docker|ssh|slurm)(?=[]-])", name)
+    for engine, servers in ENGINES.items():
+        if engine in name or (way and way[0] == servers):
+            return servers
+    if path.startswith("tests/docker/"):
         return "docker"
     return f"{path} {way[0]}" if way else path
 
@@ -231,6 +241,27 @@ def dockerd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         dockerd.load(tmp_path_factory.mktemp("engine-image"))
         yield dockerd
         assert not dockerd.ours()
+
+
+@pytest.fixture(scope="session")
+def sshd(world: World) -> Iterator[Sshd]:
+    """OpenSSH's server on loopback; kernels of the kernelspec ``…-ssh`` run behind it."""
+    with running_sshd(world.make_folder("sshd"), world.base / "node") as server:
+        world.add_way("ssh", server.settings)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(world: World) -> Iterator[Cluster]:
+    """A Slurm cluster of this run; kernels of the kernelspec ``…-slurm`` run on it."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running_cluster(world.make_folder("slurm"), world.base / "node") as cluster,
+    ):
+        patch.setenv("SLURM_CONF", str(cluster.config))
+        world.add_way("slurm", cluster.settings)
+        yield cluster
+        assert cluster.jobs() == []
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,6 +42,10 @@ CODE = "code that the program runs: its own timeout, Ctrl-C or a cancellation en
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._ending)"): UNDONE,
+    ("node/serve.py", "os.read(fd, size - len(data))"): READY,
+    ("runtimes/nodes/client.py", "self.process.wait()"): "it has ended, or got SIGKILL",
+    ("runtimes/nodes/reports.py", "stream.read(65536)"): OWN,
+    ("runtimes/waits.py", "_listener.get()"): "a variable of a context, not a queue",
     ("changes/control.py", "await done"): "bounded by WORK_SECONDS, where it is called",
     ("bridge/kernel.py", "asyncio.shield(self._begin_end())"): UNDONE,
     ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "bounded by FLUSH_SECONDS",
@@ -248,6 +252,8 @@ ALLOWED_MODULES = {
     "images/importer.py": DATA,
     "archive/tar.py": DATA,
     "runtimes/docker/runtime.py threading.Lock()": SWEEP,
+    "runtimes/nodes/runtime.py threading.Lock()": SWEEP,
+    "runtimes/nodes/reports.py threading.Condition()": LOCK,
     "runtimes/state/recorded_sandbox.py threading.Lock()": "held during removal: END_SECONDS, and"
     " COPY_SECONDS if outputs are copied out of an engine",
     "runtimes/docker/stream.py threading.Lock()": LOCK,

@@ -26,7 +26,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "docker": {"runtime": "docker", "image": "gvisor-kernel-tests"},
 }
 """Settings for each way to start a kernel and to exchange messages. ``restored``: from the run's
-snapshot, if one fits. ``docker``: in the run's engine (``tests/conftest.py``)."""
+snapshot, if one fits. ``docker``: in the run's engine (``tests/conftest.py``). ``ssh`` and
+``slurm`` are added by the fixtures of their servers."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,19 @@ class World:
             self.add_kernelspec(kernelspec_of(way), spec)
             if way == "direct":
                 self.add_kernelspec(DEFAULT_KERNEL, spec)
+
+    def make_folder(self, name: str) -> Path:
+        """Make a folder of this world for servers of the run."""
+        path = self.base / name
+        path.mkdir(mode=0o700)
+        return path
+
+    def add_way(self, way: str, settings: dict[str, Any]) -> None:
+        """Add a way whose settings are known when its server runs, and its kernelspec."""
+        WAYS[way] = settings
+        spec = json.loads((self.kernelspecs / DEFAULT_KERNEL / "kernel.json").read_text())
+        spec["metadata"]["kernel_provisioner"]["config"] |= settings
+        self.add_kernelspec(kernelspec_of(way), spec)
 
 
 def kernelspec_of(way: str) -> str:

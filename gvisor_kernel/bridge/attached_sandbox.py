@@ -306,6 +306,10 @@ class AttachedSandbox:
         """Return what the runtime said as it failed, if it did."""
         return self.sandbox.find_panic() if self.sandbox is not None else ""
 
+    def find_cause(self) -> str:
+        """Return what the engine says of the end of the sandbox, if there is one that does."""
+        return self.sandbox.find_cause() if self.sandbox is not None else ""
+
     def launch_error(self, fact: str, hint: str = "") -> LaunchError:
         """Return an error with the last lines from inside as its detail."""
         tail = self._read_stderr()

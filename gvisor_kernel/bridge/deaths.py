@@ -1,4 +1,4 @@
-"""Explains to the user, in the cell that was running, why a kernel died."""
+"""Explains to the user, in the cell that runs, why a kernel died, or what its start waits for."""
 
 from __future__ import annotations
 
@@ -90,3 +90,9 @@ def make_death_messages(reason: str, parent: Part) -> list[WireMessage]:
         new_message("error", content, parent, b"error"),
         new_message("status", idle, parent, b"status"),
     ]
+
+
+def make_wait_message(text: str, parent: Part) -> WireMessage:
+    """Return the message that shows in a cell what its kernel's start waits for."""
+    content = {"name": "stderr", "text": f"{text[:1].upper()}{text[1:]}.\n"}
+    return new_message("stream", content, parent, b"stream.stderr")

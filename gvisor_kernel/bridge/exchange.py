@@ -20,7 +20,7 @@ import zmq
 
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
-from gvisor_kernel.bridge.deaths import make_death_messages
+from gvisor_kernel.bridge.deaths import make_death_messages, make_wait_message
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
@@ -141,6 +141,11 @@ class Exchange:
         if self._pending:
             for message in make_death_messages(reason, next(iter(self._pending.values()))):
                 self._publish(message)
+
+    def show_wait(self, text: str) -> None:
+        """Show what the start waits for in the cell that waits for it, if one does."""
+        if self._pending and text:
+            self._publish(make_wait_message(text, next(iter(self._pending.values()))))
 
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""

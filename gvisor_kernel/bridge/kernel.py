@@ -426,6 +426,10 @@ class KernelBridge:
         """Write ``text`` into the sandbox's log."""
         self._records.note(text)
 
+    def show_wait(self, text: str) -> None:
+        """Show what the start waits for in the cell that waits for the kernel, if there is one."""
+        self._exchange.show_wait(text)
+
     def note_egress(self, text: str) -> None:
         """Write what requests to the network caused into the sandbox's log."""
         self._records.note_egress(text)

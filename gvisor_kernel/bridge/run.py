@@ -70,7 +70,9 @@ class KernelRun:
     def note_loss(self, reason: str) -> None:
         """Note that the sandbox has ended; ``reason`` is the link's."""
         if self.cause is None and not self.end_expected:
-            self.cause = explain_loss(reason, self._attached.memory, self._attached.find_panic())
+            attached = self._attached
+            reason = attached.find_cause() or reason
+            self.cause = explain_loss(reason, attached.memory, attached.find_panic())
 
     async def finish(self, status: int) -> None:
         """Explain the death of a kernel, send its last messages, then report its exit."""

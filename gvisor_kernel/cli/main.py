@@ -212,6 +212,11 @@ def make_parser() -> argparse.ArgumentParser:
         "The exit status is 1 if a check failed; warnings do not count. No check takes longer\n"
         "than 40 s.",
     )
+    doctor.add_argument(
+        "--runtime",
+        choices=("slurm", "ssh"),
+        help="check only the other machines on which this runtime starts kernels",
+    )
     add_json(doctor)
 
     listing = add("list", "sandboxes:run_list", "list the sandboxes of this user", LIST_EPILOG)

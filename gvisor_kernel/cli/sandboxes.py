@@ -147,11 +147,16 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
     return (
         sandbox.id,
         record.kernel_name,
-        "idle, paused" if sandbox.paused else sandbox.state,
+        _describe_state(sandbox),
         f"{shown} / {describe_size(record.memory_limit)}",
         describe_age(time.time() - record.created),
         record.folder,
     )
+
+
+def _describe_state(sandbox: Listed) -> str:
+    state = "idle, paused" if sandbox.paused else sandbox.state
+    return state if sandbox.record.node is None else f"{state} on {printable(sandbox.record.node)}"
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -179,6 +184,8 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "name": record.kernel_name,
         "kernel_id": record.kernel_id,
         "state": sandbox.state,
+        "runtime": record.runtime,
+        "node": record.node,
         "paused": sandbox.paused,
         "memory_used": sandbox.memory_used,
         "memory_limit": record.memory_limit,

@@ -21,6 +21,15 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
+from gvisor_kernel.config.nodes import (
+    DEFAULT_SLURM,
+    DEFAULT_SSH,
+    Slurm,
+    Ssh,
+    accept_slurm,
+    accept_ssh,
+    check_nodes,
+)
 from gvisor_kernel.config.packages import Packages, accept_packages, check_packages
 from gvisor_kernel.config.validators import (
     GIB,
@@ -62,7 +71,7 @@ __all__ = [
     "SandboxSpec",
 ]
 
-RUNTIMES = ("runsc", "docker")
+RUNTIMES = ("runsc", "docker", "slurm", "ssh")
 RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
 KERNEL_MODES = ("auto", "relay", "tcp")
@@ -121,6 +130,8 @@ class SandboxSpec:
     spare: bool = True
     egress: tuple[str, ...] = ()
     packages: Packages | None = None
+    slurm: Slurm = DEFAULT_SLURM
+    ssh: Ssh = DEFAULT_SSH
 
 
 DEFAULTS = SandboxSpec()
@@ -129,6 +140,11 @@ LIMITS = frozenset({"memory_limit", "cpu_shares", "pids_limit", "disk_limit"})
 """If Jupyter's configuration sets one of these, a kernelspec can lower it but not raise it."""
 CHOICES = frozenset({"egress"})
 """If Jupyter's configuration sets one of these, a kernelspec can choose a part of it."""
+MERGED: Mapping[str, Callable[[str, object, object], AnyValue]] = {
+    "slurm": accept_slurm,
+    "ssh": accept_ssh,
+}
+"""Mappings of which Jupyter's configuration sets some keys, and a kernelspec others."""
 
 
 class Setting(Any):
@@ -167,7 +183,9 @@ class SandboxSettings(Configurable):
         DEFAULTS.runtime,
         help="""How sandboxes are started. "runsc": with the program runsc on this machine.
         "docker": by a Docker engine that has the runtime runsc, on this machine or another; the
-        setting "image" is then the name of an image in that engine.""",
+        setting "image" is then the name of an image in that engine. "slurm": with runsc on a node
+        of a Slurm cluster (setting "slurm"). "ssh": with runsc on another machine (setting
+        "ssh").""",
     )
     image = Setting(
         DEFAULTS.image,
@@ -283,12 +301,28 @@ class SandboxSettings(Configurable):
         "gvisor-kernel install --with" installs them in a sandbox and writes this setting:
         {"requirements": ["polars"], "environment": "<digest>"}.""",
     )
+    slurm = Setting(
+        {},
+        help="""For the runtime "slurm", a mapping: "partition", "account", "qos", "time", "gres",
+        "arguments" (more arguments of srun), "wait" (seconds that a kernel may wait for resources,
+        by default 300), "python" (the Python on the nodes that has this package; by default the
+        server's), "state" (a folder of each node for what runs there). Jupyter's configuration may
+        also set "allowed_arguments": patterns of the arguments that kernelspecs may name.""",
+    )
+    ssh = Setting(
+        {},
+        help="""For the runtime "ssh", a mapping: "hosts" (a list, as OpenSSH knows them), "config"
+        (a configuration file of OpenSSH in place of the user's), "python" and "state" as in the
+        setting "slurm".""",
+    )
 
     _unknown: dict[str, object]
     _lower: dict[str, object]
     """Limits of the kernelspec that Jupyter's configuration sets as well."""
     _subset: dict[str, object]
     """The kernelspec's choice of what Jupyter's configuration allows."""
+    _merged: dict[str, object]
+    """What the kernelspec sets of the mappings that it shares with Jupyter's configuration."""
 
     def __init__(self, **kwargs: AnyValue) -> None:
         stanza = {name: kwargs.pop(name) for name in set(kwargs) - CONSTRUCTOR}
@@ -304,7 +338,8 @@ class SandboxSettings(Configurable):
         }
         self._lower = {name: stanza[name] for name in LIMITS & set(stanza) & set(configured)}
         self._subset = {name: stanza[name] for name in CHOICES & set(stanza) & set(configured)}
-        for name in set(stanza) & set(known) - set(configured):
+        self._merged = {name: stanza[name] for name in set(MERGED) & set(stanza)}
+        for name in set(stanza) & set(known) - set(configured) - set(MERGED):
             setattr(self, name, stanza[name])
 
     def sandbox_spec(self) -> SandboxSpec:
@@ -315,7 +350,9 @@ class SandboxSettings(Configurable):
         """
         for name, value in self._unknown.items():
             raise UnknownSetting(name, value, SETTINGS)
-        values = {name: VALIDATORS[name](name, getattr(self, name)) for name in SETTINGS}
+        values = {name: accept(name, getattr(self, name)) for name, accept in VALIDATORS.items()}
+        for name, accept_both in MERGED.items():
+            values[name] = accept_both(name, getattr(self, name), self._merged.get(name))
         for name, value in self._lower.items():
             values[name] = min(values[name], VALIDATORS[name](name, value))
         for name, value in self._subset.items():
@@ -324,6 +361,7 @@ class SandboxSettings(Configurable):
             values[name] = chosen
         check_image(values["runtime"], values["image"])
         check_packages(values["packages"], values["command"])
+        check_nodes(values["runtime"], values["ssh"])
         return SandboxSpec(**values)
 
 

@@ -69,6 +69,10 @@ class KernelFacts:
     last_death: Death | None = None
     received: int = 0
     sent: int = 0
+    waits_for: str = ""
+    """While it starts: what it waits for, such as resources of a cluster."""
+    node: str | None = None
+    """The machine on which its sandbox runs, if that is another one."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config.packages import Packages
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.serialized import read_spec, write_spec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.environment import PACKAGES_HOME, egress_environment
 from gvisor_kernel.egress.routes import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
@@ -139,7 +139,7 @@ def write_plan(plan: KernelPlan) -> dict[str, Any]:
     plan = without_routes(plan)
     request = {**vars(plan.request), "folder": str(plan.request.folder)}
     return {
-        "spec": dataclasses.asdict(plan.spec),
+        "spec": write_spec(plan.spec),
         "request": {**request, "kernel_id": "", "ahead": []},
         "argv": list(plan.argv),
         "environment": dict(plan.environment),
@@ -149,16 +149,7 @@ def write_plan(plan: KernelPlan) -> dict[str, Any]:
 
 def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
     """Return the plan that ``write_plan`` wrote, with ``key`` for clients and an ipc address."""
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in content["spec"].items()
-    }
-    settings["mounts"] = tuple(ExtraMount(**mount) for mount in settings["mounts"])
-    packages = settings["packages"]
-    if packages is not None:
-        requirements = tuple(packages["requirements"])
-        settings["packages"] = Packages(requirements, packages["environment"])
-    spec = SandboxSpec(**settings)
+    spec = read_spec(content["spec"])
     request = content["request"]
     request = LaunchRequest(**{**request, "folder": Path(request["folder"]), "ahead": ()})
     identity = KernelIdentity(request.kernel_name, key, "hmac-sha256", spec.memory_limit)

@@ -21,11 +21,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
-from gvisor_kernel.bridge.egress import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
 from gvisor_kernel.bridge.service import ServiceCalls
-from gvisor_kernel.egress import audit
-from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.facts import (
     Death,
@@ -42,6 +39,7 @@ from gvisor_kernel.kernel.facts import (
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
+from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
@@ -57,6 +55,7 @@ from gvisor_kernel.kernel.workspace import (
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.runtimes.waits import hearing
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step, tracing
 
@@ -103,6 +102,8 @@ class SandboxedKernel:
         self._planned: KernelPlan | None = None
         """The plan of the last launch, also of one that is under way or has failed."""
         self._way: StartKind = "cold"
+        self._waits_for = ""
+        """What the launch that is under way waits for, if an engine has told."""
         self._launch_began = 0.0
         """How the launch that is under way starts its kernel."""
         self._start_facts: Start | None = None
@@ -166,12 +167,14 @@ class SandboxedKernel:
             last_death=self._last_death,
             received=received,
             sent=sent,
+            waits_for=self._waits_for if state == "starting" else "",
         )
         if sandbox is None:
             return facts
         return replace(
             facts,
             identity=sandbox.identity,
+            node=sandbox.node,
             directory=sandbox.directory,
             mounts=tuple(sandbox.mounts),
             transcripts=sandbox.transcripts is not None,
@@ -429,7 +432,7 @@ class SandboxedKernel:
         environment = await self._find_variables(plan, sandbox)
         self._note_outputs(kernel, environment)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
-        egress = self._egress_of(kernel, plan, sandbox)
+        egress = make_egress(kernel, plan, sandbox, self._in_worker)
         await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
         step("kernel's process started")
 
@@ -443,27 +446,6 @@ class SandboxedKernel:
         """Note in the log, which must be open, that /workspace/outputs is not the outputs."""
         if SHOWN not in environment[VARIABLE].split():
             kernel.note(OWN_OUTPUTS)
-
-    def _egress_of(
-        self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox
-    ) -> OpenEgress | None:
-        """Return what opens a socket for the streams of a run by ``plan``; None without routes."""
-        if not plan.routes:
-            return None
-        loop = asyncio.get_running_loop()
-        path = sandbox.log_path.with_name(audit.FILE)
-        grant = Grant(plan.identity.name, plan.routes, path)
-
-        def write_log(line: str) -> None:
-            loop.call_soon_threadsafe(kernel.note_egress, line)
-
-        async def open_egress() -> socket.socket:
-            opened: socket.socket = await self._in_worker(
-                EgressWorker.instance().open, grant, write_log
-            )
-            return opened
-
-        return open_egress
 
     async def _start_in_kept_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
         """Start a kernel in the last one's sandbox; False if that fails, as it may be broken."""
@@ -511,7 +493,7 @@ class SandboxedKernel:
                 environment,
                 sandbox.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
-                egress=self._egress_of(kernel, plan, sandbox),
+                egress=make_egress(kernel, plan, sandbox, self._in_worker),
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")
@@ -535,7 +517,15 @@ class SandboxedKernel:
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
-        sandbox = await self._in_worker(runtime.start, plan.spec, make_launch_request(plan))
+        loop = asyncio.get_running_loop()
+
+        def note_wait(text: str) -> None:
+            self._waits_for = text
+            with suppress(RuntimeError):  # this process is exiting
+                loop.call_soon_threadsafe(kernel.show_wait, text)
+
+        with hearing(note_wait):
+            sandbox = await self._in_worker(runtime.start, plan.spec, make_launch_request(plan))
         hello = await kernel.attach(
             sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
         )

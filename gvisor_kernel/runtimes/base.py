@@ -83,6 +83,8 @@ class Sandbox(ABC):
     """The interpreter's path inside the sandbox."""
     workdir: str
     """The kernel's working directory inside the sandbox."""
+    node: str | None = None
+    """The machine on which it runs, if that is another one."""
     can_pause: bool = True
     """Whether ``pause`` stops this sandbox."""
 
@@ -118,6 +120,11 @@ class Sandbox(ABC):
     def find_panic(self) -> str:
         """What the runtime said as it ended by an error of its own: printable, at most 200
         characters; empty where it did not. Does not block, never raises."""
+        return ""
+
+    def find_cause(self) -> str:
+        """What the engine says of the end of this sandbox, as a clause without a full stop; empty
+        where it says nothing. Does not block, never raises."""
         return ""
 
     @abstractmethod

@@ -88,6 +88,8 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
         "start": None
         if facts.start is None
         else {"kind": facts.start.kind, "seconds": round(facts.start.seconds, 3)},
+        "waits_for": printable(facts.waits_for),
+        "node": _text(facts.node),
         "last_death": None
         if death is None
         else {"when": death.when, "reason": printable(death.reason)},

@@ -120,6 +120,9 @@ function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
   if (sandbox.processes !== null) {
     add('Processes', `${sandbox.processes}`);
   }
+  if (sandbox.node !== null) {
+    add('Machine', sandbox.node);
+  }
   add('Image', sandbox.image === 'host' ? 'host: the programs of this computer' : sandbox.image);
   add('Folder', sandbox.folder);
   if (sandbox.workspaceIsHome) {

@@ -67,6 +67,10 @@ export interface Sandbox {
   readonly mounts: readonly Mount[];
   readonly egress: readonly Route[];
   readonly start: { readonly kind: string; readonly seconds: number } | null;
+  /** What a start waits for; empty if it does not. */
+  readonly waitsFor: string;
+  /** The machine on which it runs, if that is another one. */
+  readonly node: string | null;
   readonly lastDeath: { readonly when: number; readonly reason: string } | null;
   readonly release: { readonly gvisorKernel: string; readonly runsc: string };
   readonly hasLog: boolean;
@@ -201,6 +205,8 @@ export function readSandbox(value: unknown): Sandbox {
       kind: text(it.kind),
       seconds: count(it.seconds) ?? 0
     })),
+    waitsFor: text(fields.waits_for),
+    node: textOrNull(fields.node),
     lastDeath: optional(fields.last_death, it => ({
       when: count(it.when) ?? 0,
       reason: text(it.reason)

@@ -67,6 +67,9 @@ export function describeStart(kind: string): string {
 export function describeState(sandbox: Sandbox): string {
   switch (sandbox.state) {
     case 'starting':
+      if (sandbox.waitsFor !== '') {
+        return sandbox.waitsFor;
+      }
       return sandbox.start?.kind === 'snapshot' || sandbox.start?.kind === 'spare'
         ? 'starting from snapshot'
         : 'starting';

@@ -21,6 +21,8 @@ test('sizes and times are as people read them', () => {
 
 test('a sandbox says its state in words', () => {
   const say = fields => describeState(readSandbox(sandboxAnswer(fields)));
+  const waits = { state: 'starting', waits_for: 'waiting for resources: job 17, 3 before it' };
+  assert.equal(say(waits), 'waiting for resources: job 17, 3 before it');
   assert.equal(say({}), '212 MB of 4 GB');
   assert.equal(say({ state: 'stopped' }), 'stopped, 212 MB of 4 GB');
   assert.equal(say({ state: 'starting' }), 'starting from snapshot');

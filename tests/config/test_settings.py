@@ -137,6 +137,15 @@ WRONG: list[tuple[str, object]] = [
         ("packages", {"requirements": ["polars"], "environment": digest})
         for digest in ("A" * 64, "../" + "a" * 61, "a" * 63, None, "a" * 64 + "\n")
     ),
+    *(("slurm", value) for value in (3, ["x"], {"nodes": 2}, {"partition": "a b"}, {"wait": 0})),
+    *(("slurm", {key: "--x"}) for key in ("partition", "account", "qos", "time", "gres")),
+    *(("slurm", {"arguments": value}) for value in ("x", ["x"], ["--mem=1T"], ["--x=$(y)"])),
+    ("slurm", {"arguments": ["--constraint=a"]}),  # nobody has allowed it
+    *(("slurm", {"allowed_arguments": value}) for value in (["--constraint=*"], "x")),
+    *(("slurm", {key: value}) for key in ("python", "state") for value in ("x", "/a/../b", 3)),
+    *(("ssh", value) for value in (3, {"host": "x"}, {"hosts": "x"}, {"hosts": ["-oX=y"]})),
+    *(("ssh", {"hosts": value}) for value in ([""], ["a b"], ["a;b"], [3], ["x"] * 2000)),
+    *(("ssh", {"config": value}) for value in ("x", "/a/../b", 3)),
     *(("egress", value) for value in ({"packages": 1}, [f"r{i}" for i in range(65)], ["a\n"])),
 ]
 
@@ -150,6 +159,34 @@ def test_wrong_value_error_names_setting_and_accepted_values(name: str, value: o
     assert "What to do: set it to" in text
     assert caught.value.setting.startswith(name)
     assert len(text) < 1200
+
+
+def test_kernelspec_and_configuration_set_different_keys() -> None:
+    """The configuration holds; what it allows may be chosen by a kernelspec."""
+    config = Config()
+    config.GVisorProvisioner.slurm = {
+        "partition": "k",
+        "allowed_arguments": ["--constraint=*", "--exclusive"],
+    }
+    asked = {"partition": "other", "qos": "low", "arguments": ["--constraint=avx512"]}
+    found = spec(config, slurm=asked).slurm
+    assert (found.partition, found.qos) == ("k", "low")
+    assert found.arguments == ("--constraint=avx512",)
+    with pytest.raises(SettingError, match=r"administrator allows \(--constraint=\*, --exclusive"):
+        spec(config, slurm={"arguments": ["--reservation=x"]})
+    with pytest.raises(SettingError, match="limits and streams alone"):
+        spec(config, slurm={"arguments": ["--mem=100G"]})
+
+
+def test_configuration_may_name_arguments_itself() -> None:
+    config = Config()
+    config.GVisorProvisioner.slurm = {"arguments": ["--constraint=a"]}
+    assert spec(config).slurm.arguments == ("--constraint=a",)
+
+
+def test_ssh_without_a_host_is_refused() -> None:
+    with pytest.raises(SettingError, match="ssh"):
+        spec(runtime="ssh")
 
 
 def test_every_setting_has_a_wrong_value() -> None:

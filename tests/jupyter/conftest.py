@@ -27,8 +27,9 @@ def way(request: pytest.FixtureRequest) -> str:
     name = str(getattr(request, "param", ""))
     if name == "restored":
         request.getfixturevalue("shared_snapshot")
-    if name == "docker":
-        request.getfixturevalue("dockerd")
+    server = {"docker": "dockerd", "ssh": "sshd", "slurm": "cluster"}.get(name)
+    if server:
+        request.getfixturevalue(server)
     return name
 
 

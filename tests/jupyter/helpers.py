@@ -22,6 +22,8 @@ from traitlets.config import Config
 from gvisor_kernel.host.log_files import INSIDE
 
 from ..docker.dockerd import needs_dockerd
+from ..nodes.cluster import needs_slurm
+from ..nodes.sshd import needs_sshd
 from ..patience import scale_seconds
 from ..sweeps import needs_all
 from ..world import DEFAULT_KERNEL, WAYS, kernelspec_of
@@ -50,11 +52,19 @@ every_way_if_all = pytest.mark.parametrize(
 )
 every_runtime = pytest.mark.parametrize(
     "way",
-    [*MOSTLY_RESTORED, pytest.param("docker", marks=needs_dockerd)] if SANDBOXED else [""],
+    [
+        *MOSTLY_RESTORED,
+        pytest.param("docker", marks=needs_dockerd),
+        pytest.param("ssh", marks=[*needs_sshd, needs_all]),
+        pytest.param("slurm", marks=[*needs_slurm, needs_all]),
+    ]
+    if SANDBOXED
+    else [""],
     indirect=True,
     scope="module",
 )
-"""The same, also in a Docker engine: for modules that need only ipykernel in an image."""
+"""The same, also in a Docker engine, and with ``--all`` on nodes: for modules that need only
+ipykernel in an image."""
 
 
 @dataclass
@@ -115,7 +125,11 @@ def running_kernel(
     config = Config({"GVisorProvisioner": settings}) if config is None else config
     manager = KernelManager(kernel_name=kernel_name, config=config)
     prepare(manager)
-    manager.start_kernel(**(start or {}))
+    try:
+        manager.start_kernel(**(start or {}))
+    except BaseException:
+        manager.cleanup_connection_file()
+        raise
     try:
         with connected(manager) as client:
             yield manager, client
@@ -156,6 +170,7 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
     assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
     runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
     assert (runtime == "DockerSandbox") == (way == "docker")
+    assert (runtime == "NodeSandbox") == (way in ("ssh", "slurm"))
     log = kernel_log(manager)
     assert ("the kernel was restored from a snapshot" in log) == (way == "restored"), log
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ..docker.dockerd import needs_dockerd
+from ..nodes.cluster import needs_slurm
+from ..nodes.sshd import needs_sshd
 from ..sweeps import needs_all
 from ..world import kernelspec_of
 from .conformance import Conformance, WelcomeConformance
@@ -73,6 +75,20 @@ class TestDocker(Checks):
     __test__ = True
     pytestmark = needs_dockerd
     kernel_name = kernelspec_of("docker")
+
+
+@pytest.mark.usefixtures("sshd")
+class TestSsh(Checks):
+    __test__ = True
+    pytestmark = needs_sshd
+    kernel_name = kernelspec_of("ssh")
+
+
+@pytest.mark.usefixtures("cluster")
+class TestSlurm(Checks):
+    __test__ = True
+    pytestmark = needs_slurm
+    kernel_name = kernelspec_of("slurm")
 
 
 class TestWelcome(WelcomeConformance):

@@ -19,6 +19,7 @@ from gvisor_kernel.cli.checks.jupyter import (
     check_pythons,
 )
 from gvisor_kernel.cli.checks.kernel import check_kernel
+from gvisor_kernel.cli.checks.nodes import SECONDS, check_nodes
 from gvisor_kernel.cli.checks.runsc import check_runsc
 from gvisor_kernel.cli.checks.servers import check_servers
 from gvisor_kernel.cli.checks.shown import check_shown
@@ -41,6 +42,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),
     ("docker", 10, check_engines),
+    ("other machines", SECONDS, check_nodes),
     ("kernel", 40, check_kernel),
 )
 """The name, the time limit in seconds, and the function."""

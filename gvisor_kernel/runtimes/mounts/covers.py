@@ -44,6 +44,17 @@ class Cover:
     """Only installed packages have written there. In uploads it is shown like everything else."""
 
 
+_also_hidden: list[str] = []
+
+
+def hide_also(paths: Iterable[str]) -> None:
+    """Hide ``paths`` as well, for the life of this process.
+
+    Called by the helper on a node: what the server keeps may lie on a file system that both share.
+    """
+    _also_hidden.extend(paths)
+
+
 def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
     """Return covers for Jupyter's runtime, data and configuration, and for this package's own
     state.
@@ -61,6 +72,7 @@ def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
         user_state_path("gvisor-kernel"),
         user_cache_path("gvisor-kernel"),
         Path(user_data_path("gvisor-kernel"), "artifacts"),
+        *_also_hidden,
     ]
     installed = [os.path.realpath(Path(prefix, "etc", "jupyter")) for prefix in prefixes]
     shared = [Path(prefix, "share", "jupyter") for prefix in prefixes]

@@ -20,7 +20,7 @@ from gvisor_kernel.host.processes import ProcessId
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
 _KEPT = (
     *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
-    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
+    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SLURM_CONF", "SSH_AUTH_SOCK", "USER", "LOGNAME"),
 )
 
 _lock = threading.Lock()

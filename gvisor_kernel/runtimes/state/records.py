@@ -80,6 +80,12 @@ class Record:
     """The engine has started it, and it was verified."""
     ended: bool = False
     """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
+    node: str | None = None
+    """The machine on which it runs, if that is another one."""
+    end_argv: tuple[str, ...] = ()
+    """The command that ends it there, if its client does not."""
+    sweep_argv: tuple[str, ...] = ()
+    """The command that removes there what has no owner any more."""
 
 
 def first_record(
@@ -234,7 +240,8 @@ def read_record(directory: Path) -> Record | None:
         content: dict[str, Any] = json.loads((directory / RECORD).read_text())
         content["owner"] = ProcessId(**content["owner"])
         content["machine"] = Machine(**content["machine"])
-        content["cgroups"] = tuple(content["cgroups"])
+        for name in ("cgroups", "end_argv", "sweep_argv"):
+            content[name] = tuple(content[name])
         for name in ("lent_by", "outputs_file", "outputs_parent"):
             if content.get(name) is not None:
                 first, second = content[name]

@@ -96,7 +96,11 @@ def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None =
 Remover = Callable[[Path, Record, float | None], bool]
 """Removes what a sandbox has beside its directory, its processes and its cgroup; returns whether
 nothing is left. Its last argument: how many seconds outputs may take to be copied. Never raises."""
-REMOVERS = {"docker": ("gvisor_kernel.runtimes.docker.removal", "remove_from_engine")}
+REMOVERS = {
+    "docker": ("gvisor_kernel.runtimes.docker.removal", "remove_from_engine"),
+    "slurm": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
+    "ssh": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
+}
 """By runtime, the module and name of its remover. A module is imported when it is needed first:
 the process that cleans up after a killed owner has to be small."""
 

@@ -1,0 +1,99 @@
+"""The check of other machines that run kernels: each host, or one node of the cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from traitlets.config import Config
+
+from gvisor_kernel import __version__
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.jupyter.plan_factory import read_configuration
+from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
+from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.runtime import make_engine
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+RUNTIMES = ("slurm", "ssh")
+MAX_ANSWER = 64 * 1024
+SECONDS = 40.0
+"""How long the check of a runtime may take: a job of Slurm may have to wait."""
+
+
+def check_nodes() -> list[Check]:
+    """Check the machines of each kernelspec that has such a runtime; no results without one."""
+    found: list[Check] = []
+    for name in RUNTIMES:
+        specs = find_specs(name, read_configuration())
+        found += [check for spec in specs for check in check_spec(spec)]
+    return found
+
+
+def make_check(runtime: str) -> Callable[[], list[Check]]:
+    """Return the check of one runtime, as the configuration or a kernelspec sets it."""
+
+    def check() -> list[Check]:
+        config = read_configuration()
+        specs = find_specs(runtime, config)
+        if not specs:
+            settings = GVisorProvisioner(kernel_id="", config=config, runtime=runtime)
+            specs = [settings.sandbox_spec()]
+        return [check for spec in specs for check in check_spec(spec)]
+
+    return check
+
+
+def find_specs(runtime: str, config: Config) -> list[SandboxSpec]:
+    """Return what kernelspecs with that runtime ask for, each once."""
+    specs: list[SandboxSpec] = []
+    for kernelspec in find_kernelspecs():
+        try:
+            settings: SandboxSettings = GVisorProvisioner(
+                kernel_id="", config=config, **kernelspec.settings
+            )
+            spec = settings.sandbox_spec()
+        except GvisorKernelError:
+            continue  # check_kernelspecs reports it
+        if spec.runtime == runtime:
+            specs.append(spec)
+    known: dict[tuple[object, object], SandboxSpec] = {(s.slurm, s.ssh): s for s in specs}
+    return list(known.values())
+
+
+def check_spec(spec: SandboxSpec) -> list[Check]:
+    """Ask each host of ``spec`` for its release and its runsc; of a cluster, any node."""
+    try:
+        engine = make_engine(spec)
+        engine.check()
+    except GvisorKernelError as error:
+        return [Check(spec.runtime, "failed", error.fact.rstrip("."), error.hint)]
+    return [check_host(engine, host) for host in engine.hosts()]
+
+
+def check_host(engine: Engine, host: str) -> Check:
+    name = f"{engine.name} {host}".strip()
+    environment = engine.environment(dict(os.environ))
+    done = run(engine.ask_argv(host, engine.helper("check")), environment)
+    words = done.stderr.decode(errors="replace").splitlines()
+    try:
+        answer = parse_json(last_line(done), MAX_ANSWER)
+        node, release, runsc = (str(answer[key]) for key in ("node", "release", "runsc"))
+    except (JsonError, KeyError, TypeError):
+        trouble = engine.explain(words, done.returncode, host)
+        last = f' ("{words[-1][:200]}")' if words else ""
+        return Check(name, "failed", f"{trouble.fact}{last}", trouble.hint)
+    if release != __version__:
+        return Check(
+            name,
+            "failed",
+            f"the node {node} has gvisor-kernel {release}, and this machine {__version__}",
+            "install the same release on both",
+        )
+    if not runsc:
+        return Check(name, "failed", f"the node {node}: {answer.get('error', '')}", "")
+    return Check(name, "ok", f"the node {node} has runsc {runsc}, and the same gvisor-kernel")

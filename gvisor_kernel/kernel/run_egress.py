@@ -1,0 +1,41 @@
+"""The socket for the streams of a kernel's run, which its plan's routes serve.
+
+Opens nothing itself: the bridge does, when a program in the sandbox connects first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from gvisor_kernel.bridge import KernelBridge
+from gvisor_kernel.bridge.egress import OpenEgress
+from gvisor_kernel.egress import audit
+from gvisor_kernel.egress.process import EgressWorker, Grant
+from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.runtimes.base import Sandbox
+
+
+def make_egress(
+    kernel: KernelBridge,
+    plan: KernelPlan,
+    sandbox: Sandbox,
+    in_worker: Callable[..., Awaitable[socket.socket]],
+) -> OpenEgress | None:
+    """Return what opens a socket for the streams of a run by ``plan``; None without routes.
+
+    ``in_worker``: calls a function that blocks in a worker. Called on the bridge's loop.
+    """
+    if not plan.routes:
+        return None
+    loop = asyncio.get_running_loop()
+    grant = Grant(plan.identity.name, plan.routes, sandbox.log_path.with_name(audit.FILE))
+
+    def write_log(line: str) -> None:
+        loop.call_soon_threadsafe(kernel.note_egress, line)
+
+    async def open_egress() -> socket.socket:
+        return await in_worker(EgressWorker.instance().open, grant, write_log)
+
+    return open_egress

@@ -1,0 +1,92 @@
+"""The interface of what runs a command on a node: its command line, and the meaning of its words.
+
+Pure but for the look at PATH. Implemented in ``slurm`` and ``ssh``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gvisor_kernel.errors import RuntimeMissing
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a client of an engine has ended: a fact for a person, and what to do.
+
+    ``elsewhere``: the same start may succeed on another host.
+    """
+
+    fact: str
+    hint: str = ""
+    elsewhere: bool = False
+
+
+class Engine(ABC):
+    """Runs commands on nodes by a program of this machine, which passes on stdio."""
+
+    name: str
+    program: str
+    package: str
+    """What has the program, for a person."""
+    python: str
+    """The Python on the nodes that has this package; empty for this one."""
+    state: str
+    wait: float
+    """Seconds until the helper must run: a queue may be before it."""
+
+    @abstractmethod
+    def hosts(self) -> Sequence[str]:
+        """Return the hosts to choose from. One empty text: the engine chooses."""
+
+    @abstractmethod
+    def start_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a kernel's helper on ``host``."""
+
+    @abstractmethod
+    def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a short command on the node ``host``."""
+
+    @abstractmethod
+    def end_argv(self, job: str) -> list[str]:
+        """Return the command line that ends ``job``; empty where the client's end does."""
+
+    @abstractmethod
+    def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
+        """Return what the end of a client means.
+
+        :param words: its last lines on stderr
+        :param status: as of ``subprocess``
+        """
+
+    def find_waiting_job(self, words: Sequence[str]) -> str:
+        """Return the job that waits for resources, by the client's words; empty if none does."""
+        return ""
+
+    def queue_argv(self, job: str) -> list[str]:
+        """Return the command line that prints the jobs which wait, one on a line, the next one
+        first; empty where there is none."""
+        return []
+
+    def environment(self, server: dict[str, str]) -> dict[str, str]:
+        """Return the variables of the client, from the server's. The node gets none of them."""
+        return {
+            name: server[name] for name in ("HOME", "PATH", "USER", "LOGNAME") if name in server
+        }
+
+    def helper(self, command: str) -> list[str]:
+        """Return the command line of the helper, on a node."""
+        state = ["--state", self.state] if self.state else []
+        return [self.python or sys.executable, "-P", "-m", "gvisor_kernel.node", *state, command]
+
+    def check(self) -> None:
+        """:raises RuntimeMissing: when this machine has no client of the engine"""
+        if shutil.which(self.program) is None:
+            raise RuntimeMissing(
+                f"The program {self.program} is not on PATH.",
+                f"install {self.package}, or choose another runtime.",
+            )

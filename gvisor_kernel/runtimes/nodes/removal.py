@@ -1,0 +1,80 @@
+"""Ends a sandbox on a node, and removes what it has left there: for ``kill`` and the sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
+from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+log = logging.getLogger(__name__)
+
+CLIENT_SECONDS = 20.0
+"""How long a client may take to end."""
+MAX_ANSWER = 64 * 1024
+VARIABLES = ("HOME", "PATH", "USER", "LOGNAME", "SSH_AUTH_SOCK", "SLURM_CONF")
+
+
+def end_client(record: Record) -> bool:
+    """End the client of a sandbox, and with it the helper; return whether it has ended."""
+    client = record.processes.get("client")
+    if client is None or not is_alive(client):
+        return True
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        with open_process(client.pid) as fd:
+            if fd is None or not is_alive(client):
+                return True
+            with suppress(OSError):
+                signal.pidfd_send_signal(fd, signum)
+        if wait_until_gone([client.pid], time.monotonic() + CLIENT_SECONDS):
+            return True
+    return not is_alive(client)
+
+
+def remove_from_node(directory: Path, record: Record, seconds: float | None) -> bool:
+    """End a sandbox and let its node remove what is left; return whether nothing is. Never raises.
+
+    ``seconds`` is for runtimes that copy outputs. A record without commands is of a sandbox that
+    its helper has removed, or that no helper has had.
+    """
+    if not end_client(record):
+        return False
+    if not record.sweep_argv:
+        return True
+    environment = client_variables(os.environ)
+    run(record.end_argv, environment)
+    done = run(record.sweep_argv, environment)
+    try:
+        answer = parse_json(last_line(done), MAX_ANSWER)
+        error = answer["error"]
+    except (JsonError, KeyError, TypeError):
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        error = words[-1][:200] if words else f"status {done.returncode}"
+    if error:
+        log.warning("Could not look after %s on %s: %s", record.identity, record.node, ascii(error))
+        return False
+    return True
+
+
+def client_variables(server: Mapping[str, str]) -> dict[str, str]:
+    return {name: server[name] for name in VARIABLES if name in server}
+
+
+def forget_node(directory: Path, record: Record) -> Record:
+    """Note that the helper has removed the sandbox; return the changed record. Never raises."""
+    with suppress(OSError, StateError), records.locked():
+        found = records.read_record(directory) or record
+        record = replace(found, end_argv=(), sweep_argv=())
+        records.write_record(directory, record)
+    return record

@@ -1,0 +1,119 @@
+"""What comes from a node beside the link: the helper's facts, and words of srun or ssh.
+
+Read in a thread of its own, bounded and checked. The helper belongs to this user; what a sandbox
+says is only ever a text in one of its facts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Any
+
+from gvisor_kernel.runtimes.nodes.orders import MARK, MAX_FACT, read_fact
+
+MAX_LINE = 4096
+"""Bytes of a line that is no fact; the rest of it is dropped."""
+MAX_WORDS = 100
+"""Lines that are kept for an explanation."""
+MAX_TEXT = 4096
+"""Characters of a text that a helper reports."""
+
+
+class Reports:
+    """Reads ``fd`` to its end, and takes it over. Any thread may ask.
+
+    ``on_words(line)``: called in the thread for each line that is no fact. ``on_end()``: called
+    once, when the last writer has closed the pipe and everything was read.
+    """
+
+    def __init__(
+        self, fd: int, on_words: Callable[[str], None], on_end: Callable[[], None]
+    ) -> None:
+        self._fd = fd
+        self._on_words = on_words
+        self._on_end = on_end
+        self._changed = threading.Condition()
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._words: list[str] = []
+        self._over = False
+        self._thread = threading.Thread(target=self._read, name="gvisor-kernel-node", daemon=True)
+        self._thread.start()
+
+    def find(self, kind: str) -> dict[str, Any] | None:
+        """Return the last fact of that kind; None if there was none."""
+        return self._facts.get(kind)
+
+    def number(self, kind: str, name: str) -> int:
+        """Return a whole number of a fact, 0 if there is none."""
+        value = (self._facts.get(kind) or {}).get(name)
+        return value if isinstance(value, int) and 0 <= value < 2**63 else 0
+
+    def text(self, kind: str, name: str) -> str:
+        """Return a text of a fact, empty if there is none."""
+        value = (self._facts.get(kind) or {}).get(name)
+        return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+    @property
+    def words(self) -> list[str]:
+        """The last lines that were no facts."""
+        with self._changed:
+            return list(self._words)
+
+    def wait_for(self, kinds: Collection[str], seconds: float) -> bool:
+        """Wait until there is a fact of one of ``kinds``; return False when none comes any more."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not any(kind in self._facts for kind in kinds):
+                rest = deadline - time.monotonic()
+                if self._over or rest <= 0:
+                    return False
+                self._changed.wait(rest)
+            return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last writer has closed the pipe. Any thread."""
+        return self._over
+
+    def join(self, seconds: float) -> None:
+        """Wait until everything was read, for at most ``seconds``."""
+        self._thread.join(seconds)
+
+    def _read(self) -> None:
+        line = b""
+        with os.fdopen(self._fd, "rb", buffering=0) as stream:
+            while True:
+                data = b""
+                with suppress(OSError):
+                    data = stream.read(65536)
+                *lines, line = (line + data).split(b"\n")
+                for complete in lines:
+                    self._take(complete)
+                limit = MAX_FACT if line.startswith(MARK[: len(line)]) else MAX_LINE
+                line = line[:limit]
+                if not data:
+                    break
+        if line:
+            self._take(line)
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        self._on_end()
+
+    def _take(self, line: bytes) -> None:
+        fact = read_fact(line)
+        if fact is not None:
+            with self._changed:
+                self._facts[fact["kind"]] = fact
+                self._changed.notify_all()
+            return
+        text = "".join(c for c in line[:MAX_LINE].decode(errors="replace") if c.isprintable())
+        if text:
+            with self._changed:
+                self._words = [*self._words[1 - MAX_WORDS :], text]
+                self._changed.notify_all()
+            self._on_words(text)

@@ -1,0 +1,407 @@
+"""The runtimes ``slurm`` and ``ssh``: sandboxes on other machines, each owned by a helper there.
+
+The host starts a client (srun or ssh) whose stdio is the sandbox's link. The helper on the node
+makes the sandbox with that machine's runsc, watches it and removes it (``gvisor_kernel/node``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gvisor_kernel
+from gvisor_kernel import errors
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.environments.environment import Base
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
+from gvisor_kernel.runtimes.mounts.outputs import open_outputs
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.nodes.client import Client, run
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
+from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
+from gvisor_kernel.runtimes.nodes.reports import Reports
+from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
+from gvisor_kernel.runtimes.nodes.slurm import Slurm
+from gvisor_kernel.runtimes.nodes.ssh import Ssh
+from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state.records import Record, state_root
+from gvisor_kernel.runtimes.state.sweep import finish_removals, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.waits import tell_wait
+from gvisor_kernel.spec.identity import new_identity
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
+from gvisor_kernel.tracing import step
+
+log = logging.getLogger(__name__)
+
+ORDER_SECONDS = 30.0
+"""How long a client may take to take the order, which its pipe usually holds at once."""
+ASK_SECONDS = 3.0
+"""Between two looks at the queue while a job waits."""
+MAX_ENVIRONMENT = 1024
+"""Variables of a kernel that a helper may report."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One start: what was asked, and what was made for it on this machine."""
+
+    spec: SandboxSpec
+    request: LaunchRequest
+    engine: Engine
+    inputs: Inputs
+    outputs: Outputs
+    places: Places
+    record: Record
+
+
+class NodeRuntime(Runtime):
+    """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
+
+    supports_snapshots = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._swept = False
+        self._sweeping = threading.Lock()
+
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
+    ) -> Sandbox:
+        if snapshot is not None:
+            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+        engine = make_engine(spec)
+        engine.check()
+        self._sweep_once()
+        identity = new_identity(request.kernel_name, spec, engine.name)
+        owner = records.this_process()
+        with ExitStack() as held:
+            inputs = open_inputs(spec, request, held)
+            with records.locked():
+                places = Places(records.make_directory(identity.container_id))
+                try:
+                    outputs = open_outputs(spec, inputs, held)
+                    if outputs.folder is not None:
+                        note_written([outputs.folder])
+                    record = records.first_record(
+                        *(spec, request, identity, outputs, owner), runtime=self.name
+                    )
+                    records.write_record(places.directory, record)
+                except BaseException:
+                    records.remove_directory(places.directory)
+                    raise
+            lifeline.hold(owner)
+            start = _Start(spec, request, engine, inputs, outputs, places, record)
+            try:
+                places.transcripts.mkdir(mode=0o755)
+                return _start_somewhere(start)
+            except OSError as error:
+                self._undo(start)
+                raise LaunchError(
+                    f"The sandbox could not be prepared: {error}.", find_hint(str(error))
+                ) from error
+            except BaseException:
+                self._undo(start)
+                raise
+
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
+        raise LaunchError(
+            f"Packages are not installed by the runtime {self.name}.",
+            "install the kernelspec with runtime=runsc on this machine, or put the packages into"
+            " an image.",
+        )
+
+    def find_advice(self, words: str) -> str:
+        return find_hint(words)
+
+    def end(self, directory: Path, record: Record) -> bool:
+        return end_client(record)
+
+    def sweep(self) -> list[str]:
+        return sweep_orphans(self.name)
+
+    def _sweep_once(self) -> None:
+        finish_removals()
+        with self._sweeping:
+            first, self._swept = not self._swept, True
+        if first:
+            try:
+                for identity in self.sweep():
+                    log.info("Removed %s, whose owner has died", identity)
+            except GvisorKernelError as error:
+                log.warning("%s", error)
+
+    @staticmethod
+    def _undo(start: _Start) -> None:
+        record = records.read_record(start.places.directory) or start.record
+        remove_sandbox(start.places.directory, record)
+        lifeline.release()
+
+
+def make_engine(spec: SandboxSpec) -> Engine:
+    """Return the engine of ``spec.runtime``.
+
+    :raises StateError: when the folder for connections cannot be made
+    """
+    if spec.runtime == "slurm":
+        return Slurm(spec)
+    control = state_root() / "ssh"
+    control.mkdir(mode=0o700, exist_ok=True)
+    return Ssh(spec, str(control), count_kernels())
+
+
+def count_kernels() -> dict[str, int]:
+    """Return how many sandboxes of this user run on each node."""
+    return Counter(record.node for _, record in records.find_sandboxes() if record.node)
+
+
+def _start_somewhere(start: _Start) -> NodeSandbox:
+    """Start on the first host that can.
+
+    :raises LaunchError: when none can; the reasons of all are in its detail
+    """
+    failures: list[str] = []
+    for host in start.engine.hosts():
+        attempt = _Attempt(start, host)
+        try:
+            return attempt.run()
+        except _Elsewhere as error:
+            failures.append(str(error))
+    raise LaunchError(
+        f"No host of the setting {start.engine.name} could start the kernel.",
+        "see the reasons below.",
+        "\n".join(failures),
+    )
+
+
+class _Elsewhere(LaunchError):
+    """This host cannot start the kernel; another one may."""
+
+
+class _Attempt:
+    """A start on one host. Owns the client and the pipes until a NodeSandbox does."""
+
+    def __init__(self, start: _Start, host: str) -> None:
+        self._start = start
+        self._host = host
+        self._variables = start.engine.environment(dict(os.environ))
+
+    def run(self) -> NodeSandbox:
+        start, engine = self._start, self._start.engine
+        order = self._write_order()
+        ends = make_pipes()
+        os.set_blocking(ends.link_out, False)
+        exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        words, words_in = os.pipe2(os.O_CLOEXEC)
+        try:
+            client = Client(
+                engine.start_argv(self._host, engine.helper("serve")), ends, self._variables
+            )
+        except BaseException:
+            ends.close_guest()
+            ends.close_host()
+            for fd in (exit_fd, words, words_in):
+                os.close(fd)
+            raise
+        # Held open until everything is read that the client has said: only then does the link end.
+        last = os.dup(ends.guest[1])
+        ends.close_guest()
+
+        def on_words(line: str) -> None:
+            with suppress(OSError):
+                os.write(words_in, line.encode() + b"\n")
+
+        def on_end() -> None:
+            os.close(words_in)
+            client.process.poll()
+            os.eventfd_write(exit_fd, 1)
+            os.close(last)
+
+        stderr = StderrLog(words, start.places.stderr_log)
+        reports = Reports(ends.stderr, on_words, on_end)
+        try:
+            self._await_ready(client, reports, ends, order)
+            step("node's sandbox made")
+            return self._make_sandbox(client, reports, ends, stderr, exit_fd)
+        except BaseException:
+            client.signal()
+            os.close(ends.link_in)
+            client.end(engine.end_argv(reports.text("here", "job")), self._variables)
+            reports.join(5)
+            os.close(ends.link_out)
+            os.close(exit_fd)
+            os.close(client.exit_fd)
+            self._forget_if_removed(reports)
+            raise
+
+    def _write_order(self) -> bytes:
+        start = self._start
+        shown = [start.inputs.uploads, start.outputs.folder, *start.inputs.mounts]
+        shared = [
+            (opened.path, opened.identity.inode)
+            for opened in shown
+            if opened is not None and opened.is_folder
+        ]
+        order = Order(
+            start.spec,
+            start.request,
+            tuple(dict.fromkeys(shared)),
+            {name: os.environ[name] for name in PLACES if name in os.environ},
+            (str(state_root()),),
+        )
+        try:
+            return write_order(order)
+        except OrderError as error:
+            raise LaunchError(str(error), "pass on fewer or shorter variables.") from error
+
+    def _await_ready(self, client: Client, reports: Reports, ends: Ends, order: bytes) -> None:
+        """:raises GvisorKernelError: when the node's helper does not start a sandbox"""
+        engine = self._start.engine
+        sent = client.send(ends.link_in, order, ORDER_SECONDS)
+        if not sent or not self._await_helper(reports):
+            raise self._explain(client, reports, f"within {engine.wait:g} s")
+        step("node's helper answered")
+        self._note_node(reports)
+        seconds = self._start.spec.start_timeout
+        if not reports.wait_for(("ready", "failed"), seconds):
+            raise self._explain(client, reports, f"within {seconds:g} s")
+        if reports.find("failed") is not None:
+            raise self._read_failure(reports)
+
+    def _await_helper(self, reports: Reports) -> bool:
+        """Wait for the helper, and tell what the start waits for; return whether it has come."""
+        engine = self._start.engine
+        deadline = time.monotonic() + engine.wait
+        told = ""
+        try:
+            while not reports.wait_for(("here",), min(ASK_SECONDS, deadline - time.monotonic())):
+                if reports.is_over or time.monotonic() > deadline:
+                    return False
+                job = engine.find_waiting_job(reports.words)
+                text = self._describe_wait(job) if job else ""
+                if text != told:
+                    told = text
+                    tell_wait(text)
+        finally:
+            if told:
+                tell_wait("")
+        return True
+
+    def _describe_wait(self, job: str) -> str:
+        """Return what a person is told of a job that waits."""
+        done = run(self._start.engine.queue_argv(job), self._variables)
+        jobs = done.stdout.decode(errors="replace").split()
+        before = jobs.index(job) if job in jobs else None
+        rest = "" if before is None else f", {before} before it"
+        return f"waiting for resources: job {job}{rest}"
+
+    def _explain(self, client: Client, reports: Reports, within: str) -> LaunchError:
+        """Return the error for a client that has ended, or that nothing has come of."""
+        engine, host = self._start.engine, self._host
+        detail = "\n".join(reports.words[-20:])
+        if not client.has_ended(5 if reports.is_over else 0):
+            job = engine.find_waiting_job(reports.words)
+            if job:
+                return LaunchError(
+                    f"The job {job} of the kernel got no resources {within}.",
+                    'wait for other jobs to end, or raise "wait" in the setting slurm.',
+                    detail,
+                )
+            return _Elsewhere(f"{host or engine.name}: no answer {within}.", "", detail)
+        reports.join(5)
+        trouble = engine.explain(reports.words, client.process.poll() or 0, host)
+        kind = _Elsewhere if trouble.elsewhere else LaunchError
+        fact = trouble.fact if trouble.elsewhere else f"The kernel was not started: {trouble.fact}"
+        return kind(f"{fact}.", trouble.hint, detail)
+
+    def _read_failure(self, reports: Reports) -> GvisorKernelError:
+        """Return the error that the helper reports, as this machine's own."""
+        name = reports.text("failed", "error")
+        kind = getattr(errors, name, LaunchError)
+        if not (isinstance(kind, type) and issubclass(kind, errors.SandboxError)):
+            kind = LaunchError
+        fact, hint, detail = (reports.text("failed", key) for key in ("fact", "hint", "detail"))
+        node = reports.text("here", "node")
+        raised: GvisorKernelError = kind(f"On the node {node}: {fact}", hint, detail)
+        return raised
+
+    def _note_node(self, reports: Reports) -> None:
+        """Write into the record where the sandbox is, before it is there."""
+        start, engine = self._start, self._start.engine
+        node = reports.text("here", "node")
+        where = self._host or node
+        found = records.read_record(start.places.directory) or start.record
+        record = replace(
+            found,
+            node=where,
+            end_argv=tuple(engine.end_argv(reports.text("here", "job"))),
+            sweep_argv=tuple(engine.ask_argv(where, engine.helper("sweep"))),
+        )
+        with records.locked():
+            records.write_record(start.places.directory, record)
+
+    def _forget_if_removed(self, reports: Reports) -> None:
+        """The helper has nothing left: so nobody has to ask the node again."""
+        gone = reports.find("removed") or {}
+        if gone.get("whole") is True or (
+            reports.find("failed") is not None and reports.find("ready") is None
+        ):
+            forget_node(self._start.places.directory, self._start.record)
+
+    def _make_sandbox(
+        self, client: Client, reports: Reports, ends: Ends, stderr: StderrLog, exit_fd: int
+    ) -> NodeSandbox:
+        start = self._start
+        ready = reports.find("ready") or {}
+        environment = ready.get("environment")
+        if (
+            not isinstance(environment, dict)
+            or len(environment) > MAX_ENVIRONMENT
+            or not all(isinstance(v, str) for v in environment.values())
+        ):
+            raise LaunchError(
+                f"The helper on {self._host or self._start.engine.name} has sent no environment.",
+                f"install gvisor-kernel {gvisor_kernel.__version__} there.",
+            )
+        uploads, outputs = start.inputs.uploads, start.outputs.folder
+        views = []
+        if uploads is not None:
+            views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
+        if outputs is not None:
+            views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
+        return NodeSandbox(
+            engine=start.engine,
+            host=self._host or reports.text("here", "node"),
+            client=client,
+            reports=reports,
+            stderr=stderr,
+            ends=ends,
+            exit_fd=exit_fd,
+            record=records.read_record(start.places.directory) or start.record,
+            places=start.places,
+            view=KernelView(
+                mounts=tuple(views),
+                environment=environment,
+                python=reports.text("ready", "python"),
+                workdir=reports.text("ready", "workdir"),
+                transcripts=start.places.transcripts if start.spec.transcripts else None,
+            ),
+            environment=self._variables,
+        )

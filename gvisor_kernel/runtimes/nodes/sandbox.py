@@ -1,0 +1,156 @@
+"""A sandbox on a node as the host sees it: the client's stdio is its link."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from gvisor_kernel.errors import IsolationError, SnapshotError
+from gvisor_kernel.host.processes import identify
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.removal import forget_node
+from gvisor_kernel.runtimes.nodes.reports import Reports
+from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+log = logging.getLogger(__name__)
+
+NO_SNAPSHOTS = "A kernel on another machine is not saved as a snapshot."
+LAST_SECONDS = 1.0
+"""How long to wait for the last facts of a client that has ended."""
+
+
+class NodeSandbox(RecordedSandbox):
+    """Returned by ``NodeRuntime.start``. It ends when its client does."""
+
+    can_pause = False
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        host: str,
+        client: Client,
+        reports: Reports,
+        stderr: StderrLog,
+        ends: Ends,
+        exit_fd: int,
+        record: Record,
+        places: Places,
+        view: KernelView,
+        environment: Mapping[str, str],
+    ) -> None:
+        """``environment``: the client's."""
+        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
+        self.exit_fd = exit_fd
+        self.node = record.node
+        self._engine = engine
+        self._host = host
+        self._client = client
+        self._reports = reports
+        self._stderr = stderr
+        self._variables = environment
+        process = identify(client.process.pid)
+        if process is not None:
+            self._update_record(processes={"client": process})
+
+    def poll(self) -> int | None:
+        if not self._closed:
+            self._ended = self._ended or self._reports.is_over
+        return 0 if self._ended else None
+
+    def memory_used(self) -> int | None:
+        if self._closed or self.poll() is not None:
+            return None
+        return self._reports.number("memory", "used")
+
+    def memory_kills(self) -> int:
+        kinds = ("memory", "ended")
+        return max(self._reports.number(kind, "kills") for kind in kinds)
+
+    def stderr_tail(self) -> str:
+        words = self._reports.text("ended", "stderr")
+        text = "".join(c for c in words if c.isprintable() or c in "\n\t")
+        return "\n".join(part for part in (text, *self._reports.words) if part)[-4096:]
+
+    def find_panic(self) -> str:
+        words = self._reports.text("ended", "panic")
+        return "".join(c for c in words if c.isprintable())[:200]
+
+    def find_cause(self) -> str:
+        if not self._reports.is_over or self._reports.text("ended", "by") in ("itself", "memory"):
+            return ""
+        status = self._client.process.poll() or 0
+        return self._engine.explain(self._reports.words, status, self._host).fact
+
+    def kill(self) -> None:
+        """Let the link end: PID 1 ends at once, and the helper kills what does not within seconds.
+
+        A signal to the client would be quicker where PID 1 hangs. But srun then leaves at once, and
+        what the helper says of the removal is lost.
+        """
+        if not self._closed:
+            self._end_link()
+
+    def pause(self) -> None:
+        """Do nothing: ``can_pause`` is False, so nobody calls this."""
+
+    def resume(self) -> None:
+        pass
+
+    def verify(self, said: Mapping[str, str] | None = None) -> None:
+        """Check what the guest says of its kernel's log. Its processes were checked by the helper,
+        which says "ready" only afterwards."""
+        if "gVisor" not in (said or {}).get("dmesg", ""):
+            self.kill()
+            raise IsolationError(
+                f"The sandbox on {self._record.node} is not gVisor's: its kernel's log does not"
+                " name it.",
+                f"check runsc there: gvisor-kernel doctor --runtime {self._engine.name}",
+                self.stderr_tail(),
+            )
+        self._update_record(ready=True)
+
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._end_link()
+            self._client.end(self._engine.end_argv(self._job), self._variables)
+            self._reports.join(LAST_SECONDS)
+            gone = self._reports.find("removed") or {}
+            self._closed = self._ended = True
+        if gone.get("whole") is True:
+            self._record = forget_node(self.directory, self._record)
+        if not remove_sandbox(self.directory, self._record):
+            log.warning(
+                "Not everything of %s was removed; the next sweep tries again", self.identity
+            )
+        for fd in (self.link_in, self.link_out, self.exit_fd, self._client.exit_fd):
+            with suppress(OSError):
+                os.close(fd)
+        self._stderr.wait(LAST_SECONDS)
+        lifeline.release()
+
+    @property
+    def _job(self) -> str:
+        return self._reports.text("here", "job")
+
+    def _end_link(self) -> None:
+        """Let the client's stdin end. The descriptor itself is closed with the others."""
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, self.link_in, inheritable=False)
+            os.close(null)

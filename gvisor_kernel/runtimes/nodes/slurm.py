@@ -1,0 +1,143 @@
+"""Slurm: one job of one task for each kernel, started by ``srun``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from gvisor_kernel.config.settings import MIB, SandboxSpec
+from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+
+OVERHEAD = 320 * MIB
+"""Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
+may exceed its limit by before it is killed."""
+ASK_SECONDS = 30
+"""How long a short command may wait for its node."""
+
+_TROUBLES: Sequence[tuple[str, str, str]] = (
+    (
+        r"exceeded memory limit|oom[_-]kill",
+        "Slurm has ended the job: it used more memory than was asked for",
+        "raise the setting memory_limit.",
+    ),
+    (
+        r"due to time ?limit|TIME LIMIT",
+        "Slurm has ended the job: its time is over",
+        'raise "time" in the setting slurm, if the partition allows it.',
+    ),
+    (
+        r"DUE TO NODE FAILURE|Node failure|NODE_FAIL",
+        "the node has failed",
+        "start the kernel again: Slurm chooses another node.",
+    ),
+    (
+        r"CANCELLED|Job has been cancelled|Force Terminated|forcing job termination|REVOKED",
+        "the job was cancelled",
+        "start the kernel again; `sacct` may tell who has cancelled it.",
+    ),
+    (
+        r"[Ii]nvalid partition|invalid account|Invalid qos|Invalid generic resource|"
+        r"Requested node configuration is not available|more processors requested than permitted|"
+        r"Memory specification can not be satisfied|Invalid feature|violates accounting/QOS",
+        "Slurm cannot run such a job",
+        "compare the setting slurm, memory_limit and cpu_shares with `sinfo` and the cluster's"
+        " limits.",
+    ),
+    (
+        r"Unable to contact slurm controller|Connection refused|Communication connection failure|"
+        r"Zero Bytes were transmitted|Protocol authentication error|Munge",
+        "Slurm's controller does not answer",
+        "check it with `scontrol ping`, and munge with `munge -n | unmunge`.",
+    ),
+    (
+        r"Unable to allocate resources|allocation failure",
+        "Slurm has given no resources",
+        "look at `sinfo` and `squeue`.",
+    ),
+    (
+        r"Unable to confirm allocation|Unable to create step|Task launch .* failed|"
+        r"Application launch failed",
+        "Slurm could not start the job on its node",
+        "start the kernel again; if it stays, look at the node with `scontrol show node`.",
+    ),
+)
+
+
+class Slurm(Engine):
+    """The cluster that ``srun`` of this machine belongs to."""
+
+    name = "slurm"
+    program = "srun"
+    package = "Slurm's client (the package slurm-client of Debian)"
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        self._spec = spec
+        self._asked = spec.slurm
+        self.python, self.state, self.wait = (
+            self._asked.python,
+            self._asked.state,
+            self._asked.wait,
+        )
+
+    def hosts(self) -> Sequence[str]:
+        return [""]
+
+    def start_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        spec, asked = self._spec, self._asked
+        named = ("partition", "account", "qos", "time", "gres")
+        return [
+            *self._common(math.ceil((spec.memory_limit + OVERHEAD) / MIB)),
+            f"--cpus-per-task={max(1, math.ceil(spec.cpu_shares / 1024))}",
+            *(f"--{name}={getattr(asked, name)}" for name in named if getattr(asked, name)),
+            *asked.arguments,
+            *command,
+        ]
+
+    def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        partition = [f"--partition={self._asked.partition}"] if self._asked.partition else []
+        account = [f"--account={self._asked.account}"] if self._asked.account else []
+        where = [f"--nodelist={host}"] if host else []
+        options = [*partition, *account, *where, f"--immediate={ASK_SECONDS}", "--time=5"]
+        return [*self._common(256), "--cpus-per-task=1", *options, *command]
+
+    @staticmethod
+    def _common(mebibytes: int) -> list[str]:
+        return [
+            *("srun", "--nodes=1", "--ntasks=1", "--unbuffered", "--job-name=gvisor-kernel"),
+            *("--export=NONE", "--chdir=/", "--input=all", "--mpi=none", "--kill-on-bad-exit=0"),
+            f"--mem={mebibytes}M",
+        ]
+
+    def end_argv(self, job: str) -> list[str]:
+        return ["scancel", "--quiet", job] if re.fullmatch(r"[0-9_.]{1,40}", job) else []
+
+    def environment(self, server: dict[str, str]) -> dict[str, str]:
+        names = ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH")
+        found = {name: server[name] for name in names if name in server}
+        return {**super().environment(server), **found}
+
+    def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
+        text = "\n".join(words)
+        for pattern, fact, hint in _TROUBLES:
+            if re.search(pattern, text):
+                return Trouble(fact, hint)
+        if status < 0:
+            return Trouble(f"its srun ended by signal {-status}")
+        return Trouble(f"its srun ended with status {status}")
+
+    def find_waiting_job(self, words: Sequence[str]) -> str:
+        for line in reversed(words):
+            if "has been allocated resources" in line:
+                return ""
+            found = re.search(r"\bjob (\d{1,20}) queued and waiting for resources", line)
+            if found:
+                return found[1]
+        return ""
+
+    def queue_argv(self, job: str) -> list[str]:
+        partition = [f"--partition={self._asked.partition}"] if self._asked.partition else []
+        return [
+            *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),
+            *partition,
+        ]

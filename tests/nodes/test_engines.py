@@ -1,0 +1,106 @@
+"""Command lines of the engines, and what their words mean to a person."""
+
+from __future__ import annotations
+
+import pytest
+
+from gvisor_kernel.config.nodes import Slurm as SlurmSettings
+from gvisor_kernel.config.nodes import Ssh as SshSettings
+from gvisor_kernel.config.settings import MIB, SandboxSpec
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.slurm import Slurm
+from gvisor_kernel.runtimes.nodes.ssh import Ssh
+
+SLURM = Slurm(
+    SandboxSpec(
+        memory_limit=512 * MIB,
+        cpu_shares=1500,
+        slurm=SlurmSettings(
+            partition="k", gres="gpu:1", arguments=("--constraint=a",), python="/p"
+        ),
+    )
+)
+SSH = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a", "b"), config="/c")), "/state/ssh", {"a": 2})
+
+
+def test_job_has_limits_and_no_variables() -> None:
+    argv = SLURM.start_argv("", ["helper"])
+    for word in ("--mem=832M", "--cpus-per-task=2", "--export=NONE", "--unbuffered", "--ntasks=1"):
+        assert word in argv
+    assert argv[-1] == "helper"
+    assert {"--partition=k", "--gres=gpu:1", "--constraint=a"} <= set(argv)
+    assert SLURM.helper("serve")[0] == "/p"
+
+
+def test_command_for_a_node_names_it() -> None:
+    argv = SLURM.ask_argv("n7", ["sweep"])
+    assert "--nodelist=n7" in argv
+    assert "--constraint=a" not in argv
+
+
+@pytest.mark.parametrize("job", ["", "5; rm -rf /", "--all", "5\n6"])
+def test_odd_job_is_not_ended(job: str) -> None:
+    assert SLURM.end_argv(job) == []
+
+
+def test_client_asks_nothing_and_forwards_nothing() -> None:
+    argv = SSH.start_argv("a", ["python", "-c", "print('x y')"])
+    for word in ("-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oForwardAgent=no", "-T"):
+        assert word in argv
+    assert argv[-3:] == ["a", "--", "python -c 'print('\"'\"'x y'\"'\"')'"]
+
+
+def test_hosts_with_fewest_kernels_come_first() -> None:
+    assert SSH.hosts() == ["b", "a"]
+
+
+def test_connection_is_shared_by_one_name_only() -> None:
+    def socket_of(engine: Ssh, host: str) -> str:
+        return next(w for w in engine.start_argv(host, ["x"]) if w.startswith("-oControlPath="))
+
+    other = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",), config="/d")), "/state/ssh", {})
+    assert len({socket_of(SSH, "a"), socket_of(SSH, "b"), socket_of(other, "a")}) == 3
+    far = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",))), "/x" * 60, {})
+    assert socket_of(far, "a") == "-oControlPath=none"
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "status", "meaning"),
+    [
+        (SLURM, "slurmstepd: error: *** STEP 1.0 ON n1 CANCELLED AT 2026 ***", 143, "cancelled"),
+        (SLURM, "slurmstepd: error: Step 1.0 exceeded memory limit (9 > 8), killed", 137, "memory"),
+        (
+            SLURM,
+            "slurmstepd: error: *** JOB 5 CANCELLED DUE TO TIME LIMIT ***",
+            143,
+            "time is over",
+        ),
+        (SLURM, "srun: error: Node failure on n1", 1, "node has failed"),
+        (
+            SLURM,
+            "srun: error: Unable to contact slurm controller (connect failure)",
+            1,
+            "controller",
+        ),
+        (SLURM, "", 1, "srun ended with status 1"),
+        (SLURM, "", -9, "ended by signal 9"),
+        (SSH, "me@a: Permission denied (publickey).", 255, "does not let this user in"),
+        (SSH, "Host key verification failed.", 255, "key is not the one"),
+        (SSH, "ssh: connect to host a port 22: Connection refused", 255, "does not answer"),
+        (SSH, "client_loop: send disconnect: Broken pipe", 255, "connection was lost"),
+        (SSH, "", 255, "connection was lost"),
+        (SSH, "sh: 1: /p: not found", 127, "no gvisor-kernel at that path"),
+        (SSH, "", -9, "ended by signal 9"),
+    ],
+)
+def test_words_of_a_client_are_explained(
+    engine: Engine, words: str, status: int, meaning: str
+) -> None:
+    assert meaning in engine.explain(words.splitlines(), status, "a").fact
+
+
+def test_waiting_job_is_found_until_it_has_resources() -> None:
+    words = ["srun: job 17 queued and waiting for resources"]
+    assert SLURM.find_waiting_job(words) == "17"
+    words.append("srun: job 17 has been allocated resources")
+    assert SLURM.find_waiting_job(words) == ""

@@ -1,0 +1,144 @@
+"""Orders and facts: what is written is read again, and anything else is refused or is no fact."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gvisor_kernel.config.nodes import Slurm, Ssh
+from gvisor_kernel.config.packages import Packages
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.nodes.orders import (
+    HEAD,
+    MARK,
+    MAX_ORDER,
+    Order,
+    OrderError,
+    read_fact,
+    read_head,
+    read_order,
+    write_fact,
+    write_head,
+    write_order,
+)
+from gvisor_kernel.runtimes.nodes.reports import MAX_WORDS, Reports
+
+SPEC = SandboxSpec(
+    runtime="slurm",
+    mounts=(ExtraMount("/data", "/data"),),
+    environment=("SHOWN",),
+    preload=("numpy",),
+    packages=Packages(("polars",), "a" * 64),
+    slurm=Slurm(arguments=("--x",)),
+    ssh=Ssh(hosts=("n1",)),
+)
+REQUEST = LaunchRequest(
+    *("gvisor-python", "an id", Path("/notebooks"), "/usr/bin/python3"),
+    {"SHOWN": "yes", "SECRET": "hunter2"},
+    ahead=("ipykernel",),
+)
+ORDER = Order(SPEC, REQUEST, (("/notebooks", 7),), {"HOME": "/home/me"}, ("/state",))
+
+
+def test_order_is_read_as_it_was_written() -> None:
+    data = write_order(ORDER)
+    size = read_head(data[:HEAD])
+    assert size == len(data) - HEAD
+    shown = dataclasses.replace(REQUEST, environment={"SHOWN": "yes"})
+    assert read_order(data[HEAD:]) == dataclasses.replace(ORDER, request=shown)
+
+
+def test_order_has_no_variable_that_nobody_has_named() -> None:
+    assert b"hunter2" not in write_order(ORDER)
+
+
+def test_order_that_is_too_long_is_refused() -> None:
+    request = dataclasses.replace(REQUEST, environment={"SHOWN": "x" * MAX_ORDER})
+    with pytest.raises(OrderError, match="the limit is"):
+        write_order(dataclasses.replace(ORDER, request=request))
+
+
+def test_head_of_another_release_names_both() -> None:
+    head = write_head(5).replace(write_head(5).split()[1], b"9.9.9")[:HEAD]
+    with pytest.raises(OrderError, match=r"has gvisor-kernel 9\.9\.9, this node has"):
+        read_head(head)
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"GET / HTTP/1.1\r\n", b"gvisor-kernel 0.1.0 x", b"\xff" * 48]
+)
+def test_other_bytes_are_no_head(head: bytes) -> None:
+    with pytest.raises(OrderError):
+        read_head(head)
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_raise_nothing_else(data: bytes) -> None:
+    for read in (read_head, read_order):
+        with contextlib.suppress(OrderError):
+            read(data)
+    assert read_fact(data) is None or data.startswith(MARK)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x), max_leaves=9))
+def test_order_of_other_values_is_refused(value: object) -> None:
+    with pytest.raises(OrderError):
+        read_order(json.dumps(value).encode())
+
+
+def test_fact_is_read_as_it_was_written() -> None:
+    line = write_fact("memory", used=5)
+    assert read_fact(line.rstrip(b"\n")) == {"kind": "memory", "used": 5}
+    assert line.count(b"\n") == 1
+    assert write_fact("x", text="a\nb").count(b"\n") == 1
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", MARK, MARK + b"[]", MARK + b'{"kind": 3}', MARK[1:]])
+def test_other_lines_are_no_facts(line: bytes) -> None:
+    assert read_fact(line) is None
+
+
+def reports_of(data: bytes) -> tuple[Reports, list[str]]:
+    """Return what is read from a client that has said ``data`` and has ended."""
+    words: list[str] = []
+    read, write = os.pipe()
+    reports = Reports(read, words.append, lambda: None)
+    with os.fdopen(write, "wb") as stream:
+        stream.write(data)
+    reports.join(60)
+    assert reports.is_over
+    return reports, words
+
+
+def test_words_and_facts_are_told_apart() -> None:
+    data = b"srun: job 5 queued\n" + write_fact("here", node="n1") + b"\x1b[2Jodd\xff\nlast"
+    reports, words = reports_of(data)
+    assert reports.text("here", "node") == "n1"
+    assert words == reports.words == ["srun: job 5 queued", "[2Jodd�", "last"]
+
+
+def test_what_a_client_says_is_bounded() -> None:
+    data = b"x" * 3_000_000 + b"\n" + b"word\n" * 1000 + MARK + b"y" * 3_000_000 + b"\n"
+    reports, _ = reports_of(data)
+    assert len(reports.words) == MAX_WORDS
+    assert max(map(len, reports.words)) <= 4096
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, "5", None, 1.5, [1]])
+def test_odd_values_of_facts_are_left_out(value: object) -> None:
+    reports, _ = reports_of(write_fact("memory", used=value))
+    assert reports.number("memory", "used") == 0
+    assert reports.text("memory", "nothing") == ""
+
+
+def test_waiting_for_a_fact_ends_with_the_client() -> None:
+    reports, _ = reports_of(b"")
+    assert not reports.wait_for(("here",), 600)
