@@ -24,6 +24,7 @@ class CarriedLink:
         self._carrier = Carrier(secret, is_host=False)
         self._in, self._out = link_in, link_out
         self._raw = memoryview(b"")
+        self._told_loss = False
 
     @property
     def wants_to_write(self) -> bool:
@@ -41,7 +42,11 @@ class CarriedLink:
             return b""
         payload = self._carrier.receive(data)
         if self._carrier.take_restart():
+            self._told_loss = False
             self._raw = memoryview(b"")  # half a packet for the connection before
+        if self._carrier.is_lost and self._carrier.connected and not self._told_loss:
+            self._told_loss = True
+            self._carrier.note(json.dumps({"lost": True}).encode())
         while self._carrier.notes:
             self._carrier.notes.popleft()
             self._carrier.note(json.dumps(measure_memory()).encode())

@@ -86,14 +86,18 @@ class Chunks:
         return b"".join(pieces)
 
 
-def unpack(chunks: Chunks, place: str) -> None:
-    """Unpack the host's archive into ``place``, which no other process knows."""
-    with tarfile.open(fileobj=chunks, mode="r|", bufsize=64 * 512) as archive:  # type: ignore[call-overload]
+def unpack(chunks: Chunks, place: str, outputs: str) -> None:
+    """Unpack the host's archive into ``place``, and its part "outputs" into the folder of that."""
+    with tarfile.open(fileobj=chunks, mode="r|", bufsize=64 * 512) as archive:
         for member in archive:
             path = os.path.join(place, member.name)
+            top, _, rest = member.name.partition("/")
+            if top == "outputs":
+                path = os.path.join(outputs, rest).rstrip("/")
             if member.isdir():
                 os.makedirs(path, exist_ok=True)
-                os.chmod(path, member.mode)
+                if path != outputs:  # it is the node's
+                    os.chmod(path, member.mode)
             elif member.issym():
                 os.symlink(member.linkname, path)
             elif member.isreg():
@@ -112,7 +116,7 @@ def make_mounts(config: Mapping[str, Any], read: Read) -> None:
     """Make what the sandbox shows: scratch directories, and the host's files, read-only."""
     guest = str(config["guest"])
     _mount("tmpfs", guest, "tmpfs", MS_NOSUID | MS_NODEV, f"size={int(config['size'])},mode=0755")
-    unpack(Chunks(read), guest)
+    unpack(Chunks(read), guest, str(config["outputs"]))
     scratch: List[Tuple[str, int, int]] = [tuple(entry) for entry in config["scratch"]]  # type: ignore[misc]
     for target, size, mode in scratch:
         os.makedirs(target, exist_ok=True)
@@ -123,7 +127,8 @@ def make_mounts(config: Mapping[str, Any], read: Read) -> None:
         source = f"{guest}/{part}"
         if target.startswith("/etc/") and not os.path.exists(target):
             continue  # the root of the pod is read-only, and its image has no such file
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.isdir(source):
+            os.makedirs(target, exist_ok=True)
         show_read_only(source, target)
     show_read_only(f"{guest}/guest", guest)  # the rest is not seen any more
 

@@ -241,5 +241,6 @@ class Carrier:
 
 
 def _sum(kind: int, offset: int, received: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(struct.pack(">BIQQ", kind, len(payload), offset, received)))
-
+    return zlib.crc32(
+        payload, zlib.crc32(struct.pack(">BIQQ", kind, len(payload), offset, received))
+    )

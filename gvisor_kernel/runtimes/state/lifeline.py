@@ -20,7 +20,8 @@ from gvisor_kernel.host.processes import ProcessId
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
 _KEPT = (
     *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
-    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
+    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "KUBECONFIG"),
+    *("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
 )
 
 _lock = threading.Lock()
