@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,9 @@ class Kubernetes:
     tolerations: tuple[str, ...] = ()
 
 
+NO_CHOICE = Kubernetes()
+
+
 def accept_kubernetes(name: str, configured: object, asked: object = None) -> Kubernetes:
     """Return the settings in two mappings, of Jupyter's configuration and of a kernelspec.
 
@@ -97,7 +101,7 @@ def accept_kubernetes(name: str, configured: object, asked: object = None) -> Ku
 
 
 def _merge(name: str, configured: object, asked: object) -> dict[str, Any]:
-    values: dict[str, Any] = dict(vars(Kubernetes()))
+    values: dict[str, Any] = dict(vars(NO_CHOICE))
     for mapping in (asked, configured):
         if mapping is None:
             continue
@@ -119,7 +123,8 @@ def _check(name: str, value: object, pattern: re.Pattern[str], rule: str) -> Non
 def _accept_labels(name: str, value: object, *, ours: bool) -> tuple[tuple[str, str], ...]:
     rule = 'a mapping of labels, such as {"team": "data"}'
     if isinstance(value, tuple | list):
-        value = dict(value)
+        with suppress(TypeError, ValueError):
+            value = dict(value)
     if not isinstance(value, Mapping) or len(value) > MAX_ENTRIES:
         raise SettingError(name, value, rule)
     for key, text in value.items():

@@ -21,7 +21,7 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
-from gvisor_kernel.config.kubernetes import Kubernetes, accept_kubernetes
+from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes, accept_kubernetes
 from gvisor_kernel.config.nodes import Slurm, Ssh, accept_slurm, accept_ssh, check_nodes
 from gvisor_kernel.config.packages import Packages, accept_packages, check_packages
 from gvisor_kernel.config.validators import (
@@ -125,7 +125,7 @@ class SandboxSpec:
     packages: Packages | None = None
     slurm: Slurm = Slurm()
     ssh: Ssh = Ssh()
-    kubernetes: Kubernetes = Kubernetes()
+    kubernetes: Kubernetes = NO_CHOICE
 
 
 DEFAULTS = SandboxSpec()

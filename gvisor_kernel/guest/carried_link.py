@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Dict, Optional
 
 from gvisor_kernel.link.carrier import Carrier
-from gvisor_kernel.link.errors import RemoteProtocolError
 
 READ_SIZE = 256 * 1024
 

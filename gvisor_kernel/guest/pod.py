@@ -86,7 +86,7 @@ class Chunks:
         return b"".join(pieces)
 
 
-def unpack(chunks: Chunks, place: str, outputs: str) -> None:
+def unpack(chunks: Any, place: str, outputs: str) -> None:
     """Unpack the host's archive into ``place``, and its part "outputs" into the folder of that."""
     with tarfile.open(fileobj=chunks, mode="r|", bufsize=64 * 512) as archive:
         for member in archive:
@@ -117,7 +117,7 @@ def make_mounts(config: Mapping[str, Any], read: Read) -> None:
     guest = str(config["guest"])
     _mount("tmpfs", guest, "tmpfs", MS_NOSUID | MS_NODEV, f"size={int(config['size'])},mode=0755")
     unpack(Chunks(read), guest, str(config["outputs"]))
-    scratch: List[Tuple[str, int, int]] = [tuple(entry) for entry in config["scratch"]]  # type: ignore[misc]
+    scratch: List[Tuple[str, int, int]] = [tuple(entry) for entry in config["scratch"]]
     for target, size, mode in scratch:
         os.makedirs(target, exist_ok=True)
         flags = MS_NOSUID | MS_NODEV

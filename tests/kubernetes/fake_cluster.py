@@ -364,7 +364,7 @@ class FakeCluster:
             pod.set_state("Pending", {"waiting": self.waiting})
             return
         pod.folder.mkdir()
-        (pod.folder / "config.json").write_text(json.dumps(make_bundle(pod)))
+        (pod.folder / "config.json").write_text(json.dumps(make_bundle(pod, self.network)))
         theirs, pod.stdin = os.pipe2(os.O_CLOEXEC)  # asyncio would make a socket
         pod.process = process = await asyncio.create_subprocess_exec(
             *self._runsc("run", "-bundle", str(pod.folder), pod.container),
@@ -434,7 +434,7 @@ def write_all(pod: FakePod, data: bytes) -> None:
             view = view[os.write(pod.stdin, view) :]
 
 
-def make_bundle(pod: FakePod) -> dict[str, Any]:
+def make_bundle(pod: FakePod, network: str) -> dict[str, Any]:
     """Return what kubelet, containerd and gVisor's shim make of a pod: an OCI specification.
 
     The root is this machine's, read-only; its Python is the one of this process.
@@ -479,6 +479,7 @@ def make_bundle(pod: FakePod) -> dict[str, Any]:
         **{entry["name"]: entry["value"] for entry in container.get("env", ())},
     }
     user = spec["securityContext"]["runAsUser"]
+    namespaces = ["pid", "ipc", "uts", "mount"] + (["network"] if network == "none" else [])
     return {
         "ociVersion": "1.0.0",
         "hostname": spec.get("hostname", pod.name),
@@ -493,7 +494,7 @@ def make_bundle(pod: FakePod) -> dict[str, Any]:
         "root": {"path": "/", "readonly": True},
         "mounts": mounts,
         "linux": {
-            "namespaces": [{"type": name} for name in ("pid", "network", "ipc", "uts", "mount")],
+            "namespaces": [{"type": name} for name in namespaces],
             "resources": {"memory": {"limit": int(container["resources"]["limits"]["memory"])}},
         },
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.cluster import check_clusters
 from gvisor_kernel.cli.checks.egress import check_egress
 from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
@@ -41,6 +42,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),
     ("docker", 10, check_engines),
+    ("kubernetes", 30, check_clusters),
     ("kernel", 40, check_kernel),
 )
 """The name, the time limit in seconds, and the function."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.kubernetes.attach import StreamCut, wait_readable
@@ -24,12 +25,7 @@ MAX_WORDS = 2000
 
 PROGRAM = """\
 import os, sys, tarfile
-root, last = sys.argv[1:]
-if last == "last":
-    try:
-        os.kill(-1, 9)
-    except ProcessLookupError:
-        pass
+root = sys.argv[1]
 class Content:
     def __init__(self, file): self.file = file
     def read(self, size): return self.file.read(size) or bytes(size)
@@ -51,15 +47,28 @@ for folder, names, files in os.walk(root):
         add(path, os.path.relpath(path, root))
 out.close()
 """
-"""``last``: the kernel has to end first. A file that shrinks meanwhile is filled up with zeros."""
+"""A file that shrinks meanwhile is filled up with zeros."""
+END_PROGRAM = "import os; os.kill(-1, 9)"
+"""Ends all processes but PID 1. When that sees the kernel's end, it ends all others, too: so this is
+a program of its own."""
 
 
-def fetch_outputs(cluster: Cluster, pod: str, *, last: bool) -> Iterator[bytes]:
-    """Yield the archive of what is in the outputs now. ``last``: end all processes but PID 1 first.
+def end_processes(cluster: Cluster, pod: str) -> None:
+    """End all processes of a pod but PID 1, as far as that can be done. Blocks for seconds."""
+    with suppress(SandboxError):
+        for _ in _run(cluster, pod, [PYTHON, "-I", "-c", END_PROGRAM]):
+            pass
+
+
+def fetch_outputs(cluster: Cluster, pod: str) -> Iterator[bytes]:
+    """Yield the archive of what is in the outputs now.
 
     :raises SandboxError: when the program cannot be run, or does not come to its end
     """
-    argv = [PYTHON, "-I", "-c", PROGRAM, OUTPUTS, "last" if last else "now"]
+    return _run(cluster, pod, [PYTHON, "-I", "-c", PROGRAM, OUTPUTS])
+
+
+def _run(cluster: Cluster, pod: str, argv: list[str]) -> Iterator[bytes]:
     words = b""
     try:
         stream = cluster.execute(pod, CONTAINER, argv)

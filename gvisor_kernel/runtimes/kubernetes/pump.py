@@ -29,7 +29,7 @@ READ_SIZE = 64 * 1024
 SILENT_SECONDS = 20.0
 """A connection on which nothing comes for so long is cut: the bridge pings every 5 s."""
 PATIENCE_SECONDS = 50.0
-"""How long a lost connection is made again. Both sides of the link give up after 60 s of silence."""
+"""How long a lost connection is made again. Both sides of the link give up after 60 s."""
 RETRY_SECONDS = 0.25
 ANSWER_SECONDS = 1.5
 """How long the answer to a RESUME may take before it is sent again."""
@@ -71,7 +71,7 @@ class Pump:
         self._attach, self._find_end = attach, find_end
         self._ended, self._on_memory = ended, on_memory
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stopping = False
+        self._stopped = False
         self._waiting: deque[tuple[int, memoryview]] = deque()
         self._measured = 0.0
         self._interval = MEASURE_SECONDS
@@ -91,7 +91,7 @@ class Pump:
         """Let the pod end its processes, and close the connection. Does not wait. Any thread."""
         with self._lock:
             if not self._closed:
-                self._stopping = True
+                self._stopped = True
                 os.eventfd_write(self._stop, 1)
 
     def close(self, seconds: float) -> None:
@@ -104,24 +104,27 @@ class Pump:
                 self._closed = True
                 os.close(self._stop)
 
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
     # -- in the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
         ending: Ending | None = None
         try:
-            while not self._stopping:
+            while not self._is_stopped():
                 try:
                     if not self._carrier.connected and not self._begin():
                         raise StreamCut("the pod does not answer")
                     self._turn()
                 except (StreamCut, RemoteProtocolError) as error:
-                    if self._stopping:
+                    if self._is_stopped():
                         break
                     log.debug("A pod's connection was lost: %s", error)
                     ending = self._connect_again(str(error))
                     if ending is not None:
                         break
-            if self._stopping:
+            if self._is_stopped():
                 self._say_goodbye()
         except OSError as error:  # a pipe was closed
             log.debug("A pod's link was closed: %s", error)
@@ -133,14 +136,14 @@ class Pump:
             self._flush_waiting(END_SECONDS)
             os.close(self._stderr)
             try:
-                self._ended(None if self._stopping else ending)
+                self._ended(None if self._is_stopped() else ending)
             finally:
                 os.close(self._out)
 
     def _begin(self) -> bool:
         """Begin the streams on the first connection; return whether the pod has answered."""
         assert self._stream is not None
-        return self._resume(self._stream) or self._stopping
+        return self._resume(self._stream) or self._is_stopped()
 
     def _turn(self) -> None:
         """Wait for one thing, and move what there is.
@@ -253,7 +256,7 @@ class Pump:
             self._stream.close()
             self._stream = None
         self._carrier.disconnect()
-        while not self._stopping:
+        while not self._is_stopped():
             ending = self._find_end()
             if ending is not None:
                 return ending
@@ -287,7 +290,7 @@ class Pump:
         for _ in range(ANSWERS):
             stream.write(self._carrier.resume(make_nonce()))
             deadline = time.monotonic() + ANSWER_SECONDS
-            while (left := deadline - time.monotonic()) > 0 and not self._stopping:
+            while (left := deadline - time.monotonic()) > 0 and not self._is_stopped():
                 if wait_readable(stream, min(left, RETRY_SECONDS)):
                     self._take(stream)
                 if self._carrier.connected:

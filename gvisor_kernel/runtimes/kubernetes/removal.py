@@ -22,7 +22,7 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     ClusterNotAnswering,
     NotThere,
 )
-from gvisor_kernel.runtimes.kubernetes.collection import fetch_outputs
+from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
@@ -34,6 +34,8 @@ COPY_SECONDS = 60.0
 """How long the copy of outputs may take at the end of a sandbox: PID 1 waits twice as long."""
 SILENT_SECONDS = 10.0
 """How long an API server that has not answered is not asked again."""
+QUICKLY = 0.5
+"""Seconds. One that fails faster (nothing listens) costs nothing, and is asked again."""
 
 _silent: dict[str, float] = {}
 
@@ -73,6 +75,7 @@ def remove_from_cluster(directory: Path, record: Record, seconds: float | None) 
     except SandboxError as error:
         log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
         return False
+    asked = time.monotonic()
     try:
         pod = find_pod(cluster, name)
         if pod is None:
@@ -83,7 +86,8 @@ def remove_from_cluster(directory: Path, record: Record, seconds: float | None) 
         cluster.delete_pod(name)
         return True
     except ClusterNotAnswering as error:
-        _silent[record.engine or ""] = time.monotonic()
+        if time.monotonic() - asked > QUICKLY:
+            _silent[record.engine or ""] = time.monotonic()
         log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
         return False
     except SandboxError as error:
@@ -131,11 +135,14 @@ def copy_outputs(
     :raises SandboxError: when the pod does not send them
     :raises Refused, OSError: see ``take_outputs``
     """
-    archive = fetch_outputs(cluster, pod_name(record.container_id), last=last)
-    try:
-        return take_outputs(archive, directory, record, seconds)
-    finally:
-        archive.close()  # type: ignore[attr-defined]
+    pod = pod_name(record.container_id)
+    if last:
+        end_processes(cluster, pod)
+        try:
+            return take_outputs(fetch_outputs(cluster, pod), directory, record, seconds)
+        except SandboxError as error:  # PID 1 has ended that program with the kernel's others
+            log.debug("The outputs are fetched again: %s", error)
+    return take_outputs(fetch_outputs(cluster, pod), directory, record, seconds)
 
 
 def _save_outputs(

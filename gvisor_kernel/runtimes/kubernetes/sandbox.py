@@ -1,4 +1,4 @@
-"""A running sandbox in a pod: its attach as a link, what the cluster says of its end, its removal."""
+"""A running sandbox in a pod: an attach as its link, why it ended, and its removal."""
 
 from __future__ import annotations
 
