@@ -213,6 +213,11 @@ def make_parser() -> argparse.ArgumentParser:
         "than 40 s.",
     )
     add_json(doctor)
+    doctor.add_argument(
+        "--runtime",
+        choices=("kubernetes",),
+        help="check only what this runtime needs, also if no kernelspec has it",
+    )
 
     listing = add("list", "sandboxes:run_list", "list the sandboxes of this user", LIST_EPILOG)
     add_json(listing)

@@ -137,6 +137,7 @@ WRONG: list[tuple[str, object]] = [
         ("packages", {"requirements": ["polars"], "environment": digest})
         for digest in ("A" * 64, "../" + "a" * 61, "a" * 63, None, "a" * 64 + "\n")
     ),
+    *(("kubernetes", value) for value in ("kernels", {"names": "x"}, {"cpu": "lots"}, [1], 3)),
     *(("egress", value) for value in ({"packages": 1}, [f"r{i}" for i in range(65)], ["a\n"])),
 ]
 

@@ -1,7 +1,6 @@
 """A cluster for the tests of this folder, and kernels in it.
 
-``KUBECONFIG`` of the run's own environment may name a real cluster with gVisor: then
-``test_real_cluster.py`` runs there.
+``test_real_cluster.py`` runs in a real cluster instead, if the environment names one.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class FakeCluster:
 
     ``mutate``: what an admission webhook does to each pod. ``denied``: pairs of a verb and a
     resource that the user may not. ``late``: how many attaches fail after their handshake.
-    ``lag``: seconds until the API knows of the end of a container. ``handler``: of the RuntimeClass.
+    ``lag``: seconds until the API knows of the end of a container. ``handler``: the RuntimeClass's.
     ``network``: how runsc is told to connect pods.
     """
 

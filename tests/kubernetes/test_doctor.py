@@ -6,6 +6,7 @@ import pytest
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.cluster import check_clusters, check_one
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.kubernetes import Kubernetes
 
 from .fake_cluster import FakeCluster
@@ -65,3 +66,18 @@ def test_a_cluster_that_does_not_answer_is_noticed(cluster: FakeCluster) -> None
 def test_no_cluster_is_asked_for_if_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     assert check_clusters() == []
+
+
+def test_the_command_checks_the_usual_cluster(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--runtime", "kubernetes"]) == 0
+    printed = capsys.readouterr().out
+    assert "kubernetes RuntimeClass: gvisor has the handler runsc" in printed
+    assert "runsc:" not in printed.replace("RuntimeClass", "")
+    cluster.denied = {("create", "pods")}
+    try:
+        assert main(["doctor", "--runtime", "kubernetes"]) == 1
+    finally:
+        cluster.denied = set()
+    assert "may not: create pods" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.cli.checks.cluster import check_clusters
+from gvisor_kernel.cli.checks.cluster import check_chosen_clusters, check_clusters
 from gvisor_kernel.cli.checks.egress import check_egress
 from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
@@ -46,6 +46,11 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("kernel", 40, check_kernel),
 )
 """The name, the time limit in seconds, and the function."""
+
+OF_RUNTIMES: dict[str, tuple[str, float, Callable[[], Check | list[Check]]]] = {
+    "kubernetes": ("kubernetes", 30, check_chosen_clusters),
+}
+"""What ``--runtime`` checks in their place, also if no kernelspec has that runtime."""
 
 
 def run_check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from gvisor_kernel.cli.checks.base import Check, State
-from gvisor_kernel.config.kubernetes import Kubernetes
+from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
 from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
@@ -43,7 +43,13 @@ def check_clusters() -> list[Check]:
     wanted: State = "failed" if found else "warning"
     if not found and not os.environ.get("KUBECONFIG"):
         return []
-    return [check for settings in found or [Kubernetes()] for check in check_one(settings, wanted)]
+    return [check for settings in found or [NO_CHOICE] for check in check_one(settings, wanted)]
+
+
+def check_chosen_clusters() -> list[Check]:
+    """Check each cluster that a kernelspec uses, or the usual one."""
+    found = find_settings() or [NO_CHOICE]
+    return [check for settings in found for check in check_one(settings, "failed")]
 
 
 def check_one(settings: Kubernetes, wanted: State) -> list[Check]:
