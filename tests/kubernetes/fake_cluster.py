@@ -46,7 +46,8 @@ class FakePod:
         self.printed = 0
         """Bytes that the container has printed, whoever was attached."""
         self.lost = 0
-        """Of them, those that nobody was attached for."""
+        """Of them, those that nobody was attached for; and in how many pieces they came."""
+        self.pieces = 0
         self.over = asyncio.Event()
         self.tasks: set[asyncio.Task[Any]] = set()
 
@@ -69,7 +70,8 @@ class FakeCluster:
     ``mutate``: what an admission webhook does to each pod. ``denied``: pairs of a verb and a
     resource that the user may not. ``late``: how many attaches fail after their handshake.
     ``lag``: seconds until the API knows of the end of a container. ``handler``: the RuntimeClass's.
-    ``network``: how runsc is told to connect pods.
+    ``mute``: streams stay open, and nothing more comes on them. ``network``: how runsc is told to
+    connect pods.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,6 +85,7 @@ class FakeCluster:
         self.lag = 0.3
         self.handler = "runsc"
         self.network = "none"
+        self.mute = False
         self.labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         self.waiting: dict[str, str] | None = None
         """Why containers do not start, if they do not."""
@@ -307,9 +310,10 @@ class FakeCluster:
     async def _pass_output(self, pod: FakePod, source: asyncio.StreamReader, channel: int) -> None:
         while data := await source.read(PIECE):
             pod.printed += len(data)
-            streams = list(pod.attached)
+            streams = [] if self.mute else list(pod.attached)
             if not streams:
                 pod.lost += len(data)
+                pod.pieces += 1
             for stream in streams:
                 with suppress(ConnectionError, RuntimeError):
                     await stream.send_bytes(bytes((channel,)) + data)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.runtimes.kubernetes import pump
 from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
 
 from ..docker.helpers import sandbox_of
@@ -57,9 +58,19 @@ def test_the_cell_says_why_its_pod_has_ended(
         assert words in read_death(kernel, lambda: ends[way](cluster.only_pod()))
 
 
-def test_a_killed_server_leaves_outputs_and_nothing_else(
-    folder: Path, cluster: FakeCluster
+def test_the_cell_says_when_the_cluster_cannot_be_reached(
+    start: Start, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pump, "PATIENCE_SECONDS", 0.5)
+    with start() as kernel:
+        try:
+            words = read_death(kernel, cluster.stop)
+        finally:
+            cluster.start()
+        assert "connection to the pod was lost, and could not be made again" in words
+
+
+def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
     owner = subprocess.Popen(
         [sys.executable, "-m", "tests.kubernetes.owner", str(folder)],
         stdout=subprocess.PIPE,
@@ -70,9 +81,38 @@ def test_a_killed_server_leaves_outputs_and_nothing_else(
     assert owner.stdout is not None
     directory = Path(owner.stdout.readline().strip())
     assert directory.is_dir()
-    assert cluster.pods
+    return owner, directory
+
+
+def kill_owner(owner: subprocess.Popen[str]) -> None:
     owner.send_signal(signal.SIGKILL)
     owner.communicate(timeout=60)
+
+
+@needs_all
+@pytest.mark.timeout(400)
+def test_a_pod_that_nobody_speaks_to_ends_by_itself(folder: Path, cluster: FakeCluster) -> None:
+    """The server is killed, and what it leaves behind reaches no cluster."""
+    owner, directory = run_owner(folder)
+    pod = cluster.only_pod()
+    cluster.stop()
+    try:
+        kill_owner(owner)
+        wait_until(pod.over.is_set, "the pod to end", seconds=300)
+        assert directory.exists()
+    finally:
+        cluster.start()
+    KubernetesRuntime().sweep()
+    assert not directory.exists()
+    assert not cluster.pods
+
+
+def test_a_killed_server_leaves_outputs_and_nothing_else(
+    folder: Path, cluster: FakeCluster
+) -> None:
+    owner, directory = run_owner(folder)
+    assert cluster.pods
+    kill_owner(owner)
     wait_until(lambda: not directory.exists(), "the sandbox to be removed")
     assert not cluster.pods
     assert (folder / "outputs" / "kept").read_text() == "x"

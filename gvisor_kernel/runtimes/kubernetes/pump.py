@@ -35,6 +35,8 @@ ANSWER_SECONDS = 1.5
 """How long the answer to a RESUME may take before it is sent again."""
 ANSWERS = 3
 """How often it is sent on one connection."""
+FIRST_ANSWERS = 20
+"""The same on the first one: PID 1 makes its mounts and imports its code before it answers."""
 MEASURE_SECONDS = 1.0
 """How often the pod is asked for its memory; more often the nearer it is to its limit."""
 MIN_MEASURE_SECONDS = 0.1
@@ -143,7 +145,7 @@ class Pump:
     def _begin(self) -> bool:
         """Begin the streams on the first connection; return whether the pod has answered."""
         assert self._stream is not None
-        return self._resume(self._stream) or self._is_stopped()
+        return self._resume(self._stream, FIRST_ANSWERS) or self._is_stopped()
 
     def _turn(self) -> None:
         """Wait for one thing, and move what there is.
@@ -286,8 +288,8 @@ class Pump:
             self._pause(RETRY_SECONDS)
         return None
 
-    def _resume(self, stream: Stream) -> bool:
-        for _ in range(ANSWERS):
+    def _resume(self, stream: Stream, answers: int = ANSWERS) -> bool:
+        for _ in range(answers):
             stream.write(self._carrier.resume(make_nonce()))
             deadline = time.monotonic() + ANSWER_SECONDS
             while (left := deadline - time.monotonic()) > 0 and not self._is_stopped():
