@@ -49,8 +49,8 @@ out.close()
 """
 """A file that shrinks meanwhile is filled up with zeros."""
 END_PROGRAM = "import os; os.kill(-1, 9)"
-"""Ends all processes but PID 1. When that sees the kernel's end, it ends all others, too: so this is
-a program of its own."""
+"""Ends all processes but PID 1. That ends all others when the kernel has ended, so also a program
+that would go on from here."""
 
 
 def end_processes(cluster: Cluster, pod: str) -> None:
