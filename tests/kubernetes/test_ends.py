@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.kubernetes import pump
 from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
 
-from ..docker.helpers import sandbox_of
-from ..jupyter.helpers import wait_for_text, wait_until
+from ..docker.helpers import OUTPUTS, sandbox_of
+from ..jupyter.helpers import execute, wait_for_text, wait_until
 from ..sweeps import needs_all
 from ..world import PROJECT
 from .conftest import Kernel, Start
@@ -26,7 +27,7 @@ from .fake_cluster import FakeCluster, FakePod
 # -- ends ------------------------------------------------------------------------------------------
 
 
-def read_death(kernel: Kernel, act: Callable[[], None]) -> str:
+def read_death(kernel: Kernel, act: Callable[[], object]) -> str:
     """Return what a cell that runs says when ``act`` ends its kernel."""
     _, client = kernel
     client.execute("import time; print('runs', flush=True); time.sleep(1000)")
@@ -68,6 +69,18 @@ def test_the_cell_says_when_the_cluster_cannot_be_reached(
         finally:
             cluster.start()
         assert "connection to the pod was lost, and could not be made again" in words
+
+
+def test_the_command_kill_ends_a_pod_after_its_outputs_are_fetched(
+    start: Start, folder: Path, cluster: FakeCluster
+) -> None:
+    with start() as kernel:
+        manager, client = kernel
+        execute(client, f"open('{OUTPUTS}/kept', 'w').write('x')")
+        name = sandbox_of(manager).directory.name
+        words = read_death(kernel, lambda: main(["kill", name]))
+        assert "the pod was deleted" in words
+        assert (folder / "outputs" / "kept").read_text() == "x"
 
 
 def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:

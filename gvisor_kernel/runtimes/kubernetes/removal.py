@@ -51,13 +51,18 @@ def reach(address: str | None) -> Cluster:
     return Cluster(Address.read(address))
 
 
-def end_pod(record: Record) -> None:
-    """End the sandbox; its owner removes the rest.
+def end_pod(directory: Path, record: Record) -> None:
+    """Fetch the outputs of a sandbox and end it; its owner removes the rest.
 
     :raises SandboxError: when the cluster does not end it
     """
     cluster = Cluster(Address.read(record.engine))
     try:
+        if record.outputs is not None and record.ready:
+            try:
+                copy_outputs(cluster, directory, record, last=False, seconds=COPY_SECONDS)
+            except (Refused, OSError, SandboxError) as error:
+                log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         cluster.delete_pod(pod_name(record.container_id))
     finally:
         cluster.close()

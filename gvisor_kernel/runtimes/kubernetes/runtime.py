@@ -154,7 +154,7 @@ class KubernetesRuntime(Runtime):
         return find_hint(words)
 
     def end(self, directory: Path, record: Record) -> bool:
-        end_pod(record)
+        end_pod(directory, record)
         return True
 
     def sync_outputs(
