@@ -98,6 +98,7 @@ def test_a_frame_for_stdin_is_masked() -> None:
         b"\x82\x7f" + (1 << 40).to_bytes(8),
         frame(PING, bytes(126)),
         frame(PING, b"", final=False),
+        frame(2, b"\x01x", final=False) + frame(2, b"\x01y"),
     ],
 )
 def test_what_is_no_frame_is_refused(data: bytes) -> None:

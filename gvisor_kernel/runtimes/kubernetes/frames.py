@@ -107,7 +107,9 @@ class FrameReader:
                 raise FrameError(f"the server sent a control frame of {size} bytes")
             self._control = b""
         elif opcode in (TEXT, BINARY):
-            self._channel, self._final = -1, final
+            if self._channel >= 0:
+                raise FrameError("the server has begun a message within another one")
+            self._final = final
         elif opcode == CONTINUATION:
             self._final = final
         else:
