@@ -26,6 +26,7 @@ from aiohttp import WSMsgType, web
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 NAMESPACE = "kernels"
+NODE = "the-node-of-the-tests"
 TOKEN = "the-token-of-the-tests"  # noqa: S105 - of a server that only the tests know
 PROTOCOL = "v5.channel.k8s.io"
 STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
@@ -254,6 +255,7 @@ class FakeCluster:
                 403, f'pods is forbidden: pod rejected: RuntimeClass "{name}" not found'
             )
         self.mutate(content)
+        content["spec"]["nodeName"] = NODE
         content["metadata"].update(uid=uuid.uuid4().hex, namespace=NAMESPACE)
         pod = FakePod(content, self.folder / content["metadata"]["uid"])
         pod.set_state("Pending", {"waiting": {"reason": "ContainerCreating"}})

@@ -12,12 +12,13 @@ import pytest
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.runtimes.kubernetes import pump
+from gvisor_kernel.runtimes.state.records import read_record
 
 from ..docker.helpers import OUTPUTS, ask, sandbox_of
 from ..jupyter.helpers import execute, finish, running_kernel, wait_for_text, wait_until
 from ..sweeps import needs_all
 from .conftest import SETTINGS, Kernel
-from .fake_cluster import FakeCluster
+from .fake_cluster import NODE, FakeCluster
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,10 @@ def survivor(
 
 def test_a_kernel_in_a_pod_finds_what_a_kernel_finds(survivor: tuple[Kernel, Path]) -> None:
     """Also: the first attach of this pod failed after its handshake."""
-    (_, client), _ = survivor
+    (manager, client), _ = survivor
+    record = read_record(sandbox_of(manager).directory)
+    assert record is not None
+    assert (record.node, record.ready) == (NODE, True)
     code = """
 import json, os
 found = {

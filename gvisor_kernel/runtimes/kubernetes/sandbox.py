@@ -141,7 +141,14 @@ class PodSandbox(RecordedSandbox):
                 " says of pods without a network: gvisor-kernel doctor --runtime kubernetes",
                 self.stderr_tail(),
             )
-        self._update_record(ready=True)
+        self._update_record(ready=True, node=self._find_node())
+
+    def _find_node(self) -> str | None:
+        with suppress(SandboxError):
+            found = find_pod(self.cluster, self.pod)
+            name = ((found or {}).get("spec") or {}).get("nodeName")
+            return name[:253] if isinstance(name, str) and name.isprintable() else None
+        return None
 
     def checkpoint(self, directory: Any, seconds: float) -> None:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
