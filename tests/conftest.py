@@ -50,6 +50,7 @@ IN_SANDBOXES = (
     "guest",
     "jupyter",
     "nodes",
+    "kubernetes",
     "runtimes",
 )
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")
@@ -73,6 +74,12 @@ IN_SANDBOXES += ("changes/test_kernels.py",)
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
+    *(
+        "kubernetes/test_deploy.py",
+        "kubernetes/test_frames.py",
+        "kubernetes/test_pod_state.py",
+        "kubernetes/test_doctor.py",
+    ),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_egress.py"),
     *(
         "guest/test_service_changes.py",

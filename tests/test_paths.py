@@ -95,6 +95,7 @@ ALLOWED = {
     "runtimes/mounts/covers.py:make_mount_points": STATE,
     "runtimes/docker/runtime.py:_start_with": STATE,
     "runtimes/docker/files.py:write_list": STATE,
+    "runtimes/kubernetes/runtime.py:_start": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",
     "runtimes/mounts/editable_installs.py:_open_at_once": "only read, likewise",
     "runtimes/runsc/features.py": STATE,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from gvisor_kernel.cli.checks import CHECKS, run_check
+from gvisor_kernel.cli.checks import CHECKS, OF_RUNTIMES, run_check
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.cli.checks.nodes import SECONDS, make_check
 from gvisor_kernel.cli.output import make_console, print_json, printable
 
 WORDS = {"ok": "OK", "warning": "WARN", "failed": "FAIL"}
@@ -15,13 +14,9 @@ STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """``doctor``: run CHECKS and print each result as it comes. Return 1 if one failed, else 0.
-
-    With ``--runtime`` only the machines of that runtime are checked.
-    """
-    checks = CHECKS
-    if arguments.runtime is not None:
-        checks = ((arguments.runtime, SECONDS, make_check(arguments.runtime)),)
+    """``doctor``: run CHECKS, or those of one runtime, and print each result as it comes. Return 1
+    if one failed, else 0."""
+    checks = [OF_RUNTIMES[arguments.runtime]] if arguments.runtime else CHECKS
     results: list[Check] = []
     console = make_console()
     with make_console(stderr=True).status("") as progress:

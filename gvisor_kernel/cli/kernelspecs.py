@@ -17,7 +17,7 @@ from gvisor_kernel.cli.packages import install_packages, remove_unused
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
-from gvisor_kernel.config.validators import is_within, parse_value
+from gvisor_kernel.config.validators import ENGINE_RUNTIMES, is_within, parse_value
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.default_provisioner import (
@@ -131,7 +131,7 @@ def check_kernel(settings: dict[str, object]) -> None:
     :raises GvisorKernelError: when a setting is wrong, or the kernel's program is missing
     """
     spec = SandboxSettings(**settings).sandbox_spec()
-    if spec.runtime == "docker":
+    if spec.runtime in ENGINE_RUNTIMES:
         return  # the engine may be on another machine, and the image may be pulled later
     python, argv = choose_program(spec, [], [])
     if spec.image != HOST_IMAGE or not argv:

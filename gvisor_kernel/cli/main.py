@@ -212,12 +212,12 @@ def make_parser() -> argparse.ArgumentParser:
         "The exit status is 1 if a check failed; warnings do not count. No check takes longer\n"
         "than 40 s.",
     )
+    add_json(doctor)
     doctor.add_argument(
         "--runtime",
-        choices=("slurm", "ssh"),
-        help="check only the other machines on which this runtime starts kernels",
+        choices=("kubernetes", "slurm", "ssh"),
+        help="check only what this runtime needs, also if no kernelspec has it",
     )
-    add_json(doctor)
 
     listing = add("list", "sandboxes:run_list", "list the sandboxes of this user", LIST_EPILOG)
     add_json(listing)

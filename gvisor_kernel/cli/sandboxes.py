@@ -255,11 +255,13 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 
 def find_runtimes() -> list[str]:
-    """Return the runtimes that may have left sandboxes: docker only if an engine was used."""
+    """Return the runtimes that may have left sandboxes: docker and kubernetes only if used."""
     used = {sandbox.record.runtime for sandbox in find_all()}
     if os.environ.get("DOCKER_HOST"):
         used.add("docker")
-    return [name for name in RUNTIMES if name in used or name != "docker"]
+    if os.environ.get("KUBECONFIG"):
+        used.add("kubernetes")
+    return [name for name in RUNTIMES if name in used or name not in ("docker", "kubernetes")]
 
 
 def run_sync(arguments: argparse.Namespace) -> int:

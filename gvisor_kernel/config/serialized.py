@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.config.nodes import Slurm, Ssh
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
@@ -26,6 +27,10 @@ def read_spec(content: dict[str, Any]) -> SandboxSpec:
         values["packages"] = Packages(**_tuples(values["packages"]))
     values["slurm"] = Slurm(**_tuples(values["slurm"]))
     values["ssh"] = Ssh(**_tuples(values["ssh"]))
+    cluster = _tuples(values["kubernetes"])
+    for name in ("labels", "node_selector"):
+        cluster[name] = tuple((str(key), str(value)) for key, value in cluster[name])
+    values["kubernetes"] = Kubernetes(**cluster)
     return SandboxSpec(**values)
 
 

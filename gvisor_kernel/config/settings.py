@@ -21,6 +21,7 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
+from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes, accept_kubernetes
 from gvisor_kernel.config.nodes import (
     DEFAULT_SLURM,
     DEFAULT_SSH,
@@ -71,7 +72,7 @@ __all__ = [
     "SandboxSpec",
 ]
 
-RUNTIMES = ("runsc", "docker", "slurm", "ssh")
+RUNTIMES = ("runsc", "docker", "slurm", "ssh", "kubernetes")
 RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
 KERNEL_MODES = ("auto", "relay", "tcp")
@@ -132,6 +133,7 @@ class SandboxSpec:
     packages: Packages | None = None
     slurm: Slurm = DEFAULT_SLURM
     ssh: Ssh = DEFAULT_SSH
+    kubernetes: Kubernetes = NO_CHOICE
 
 
 DEFAULTS = SandboxSpec()
@@ -143,6 +145,7 @@ CHOICES = frozenset({"egress"})
 MERGED: Mapping[str, Callable[[str, object, object], AnyValue]] = {
     "slurm": accept_slurm,
     "ssh": accept_ssh,
+    "kubernetes": accept_kubernetes,
 }
 """Mappings of which Jupyter's configuration sets some keys, and a kernelspec others."""
 
@@ -185,7 +188,8 @@ class SandboxSettings(Configurable):
         "docker": by a Docker engine that has the runtime runsc, on this machine or another; the
         setting "image" is then the name of an image in that engine. "slurm": with runsc on a node
         of a Slurm cluster (setting "slurm"). "ssh": with runsc on another machine (setting
-        "ssh").""",
+        "ssh"). "kubernetes": as a pod of a cluster whose nodes have gVisor (setting "kubernetes");
+        the setting "image" is then the name of an image that the nodes can pull.""",
     )
     image = Setting(
         DEFAULTS.image,
@@ -314,6 +318,16 @@ class SandboxSettings(Configurable):
         help="""For the runtime "ssh", a mapping: "hosts" (a list, as OpenSSH knows them), "config"
         (a configuration file of OpenSSH in place of the user's), "python" and "state" as in the
         setting "slurm".""",
+    )
+    kubernetes = Setting(
+        {},
+        help="""For the runtime "kubernetes", a mapping: "config" and "context" (a kubeconfig, and a
+        context in it; by default the usual ones, or the cluster that the server runs in),
+        "namespace", "runtime_class" (gVisor's RuntimeClass, by default "gvisor"), "handlers" (what
+        its handler may be called), "cpu" (by default "1"), "log_limit" (for what kernels print, by
+        default "4Gi"), "pull" (the imagePullPolicy), "pull_secrets", "priority_class",
+        "uploads_claim" and "outputs_claim" (a PersistentVolumeClaim, and a folder in it, in place
+        of copies), "labels", "node_selector", "tolerations".""",
     )
 
     _unknown: dict[str, object]

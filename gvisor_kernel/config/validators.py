@@ -222,19 +222,24 @@ def accept_image(name: str, value: object) -> str:
     raise SettingError(name, value, _IMAGE_RULE)
 
 
+ENGINE_RUNTIMES = ("docker", "kubernetes")
+"""Runtimes whose images are those of another program, not of the store."""
+
+
 def check_image(runtime: str, image: str) -> None:
     """Check that ``runtime`` can have an image of such a name.
 
     :raises SettingError: when it cannot
     """
-    if runtime == "docker" and image == HOST_IMAGE:
+    if runtime in ENGINE_RUNTIMES and image == HOST_IMAGE:
+        where = "the Docker engine" if runtime == "docker" else "a registry of the cluster"
         raise SettingError(
             "image",
             image,
-            "the name of an image in the Docker engine that has python3 and ipykernel: the Python"
-            " environment of this machine is not available in the engine",
+            f"the name of an image in {where} that has python3 and ipykernel: the Python"
+            " environment of this machine is not available there",
         )
-    if runtime != "docker" and not IMAGE_NAME.fullmatch(image):
+    if runtime not in ENGINE_RUNTIMES and not IMAGE_NAME.fullmatch(image):
         raise SettingError("image", image, _IMAGE_RULE)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import process
+from gvisor_kernel.guest.carried_link import CarriedLink
 from gvisor_kernel.guest.connection_file import prepare_connection, unix_addresses
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.crowd import Crowd
@@ -82,12 +83,22 @@ class HostGone(Exception):
 
 
 class Supervisor:
-    """Serves one link until the host is gone. ``link_in`` and ``link_out`` are descriptors."""
+    """Serves one link until the host is gone. ``link_in`` and ``link_out`` are descriptors.
 
-    def __init__(self, connection: Connection, link_in: int, link_out: int) -> None:
+    ``carried``: what is between the link and these descriptors, where they may lose bytes.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        link_in: int,
+        link_out: int,
+        carried: Optional[CarriedLink] = None,
+    ) -> None:
         self.connection = connection
         self.link_in = link_in
         self.link_out = link_out
+        self._carried = carried
         self.kernel: Optional[KernelProcess] = None
         self.relay: Optional[Relay] = None
         self.passage: Optional[Passage] = None
@@ -159,7 +170,7 @@ class Supervisor:
     def _wait(self) -> Dict[int, int]:
         """Return the descriptors that are ready; empty after WAIT_MS without any."""
         wanted: List[Tuple[int, int]] = [(self.link_in, select.POLLIN), (self._wake, select.POLLIN)]
-        if self._pending:
+        if self._pending if self._carried is None else self._carried.wants_to_write:
             wanted.append((self.link_out, select.POLLOUT))
         if self.kernel is not None:
             wanted.extend((fd, select.POLLIN) for fd in self.kernel.output)
@@ -186,14 +197,19 @@ class Supervisor:
 
     def _flush(self) -> None:
         """Write what the descriptor accepts without blocking."""
+        carried = self._carried
         while True:
             if not self._pending:
                 self._egress.pump()
                 self._pending = memoryview(self.connection.data_to_send(READ_SIZE))
                 if not self._pending:
+                    self._flush_carried()
                     return
             try:
-                written = os.write(self.link_out, self._pending)
+                if carried is None:
+                    written = os.write(self.link_out, self._pending)
+                else:
+                    written = carried.write(self._pending)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -202,12 +218,22 @@ class Supervisor:
             if self._drain_until is not None:
                 self._drain_until = min(time.monotonic() + DRAIN_SECONDS, self._drain_end)
 
+    def _flush_carried(self) -> None:
+        """Write what the carrier has: confirmations, and what is sent again after a cut."""
+        if self._carried is not None:
+            try:
+                self._carried.flush()
+            except OSError as error:
+                raise HostGone(f"cannot write to the link: {error}") from error
+
     def _has_unsent(self) -> bool:
         """Return whether frames wait for the host that the connection does not count."""
         return bool(self._pending) or self._egress.busy
 
     def _read_link(self) -> None:
-        data = os.read(self.link_in, READ_SIZE)
+        data = self._receive()
+        if data is None:
+            return
         if not data:
             raise HostGone("the host closed the link")
         try:
@@ -215,6 +241,15 @@ class Supervisor:
             self._handle_events()
         except RemoteProtocolError as error:
             raise HostGone(f"the host violated the link protocol: {error}") from error
+
+    def _receive(self) -> Optional[bytes]:
+        """Read bytes of the link; None if there are none yet."""
+        if self._carried is None:
+            return os.read(self.link_in, READ_SIZE)
+        try:
+            return self._carried.read()
+        except (RemoteProtocolError, OSError) as error:
+            raise HostGone(f"the link's connection cannot be used: {error}") from error
 
     def _handle_events(self) -> None:
         while True:

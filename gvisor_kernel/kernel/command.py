@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSpec
+from gvisor_kernel.config.validators import ENGINE_RUNTIMES
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.images import Store
 from gvisor_kernel.spec.environment import SYSTEM_PATH
@@ -44,7 +45,7 @@ def choose_program(
         an image of the store; an image of a Docker engine is not checked
     """
     argv = list(argv)
-    if spec.runtime == "docker":
+    if spec.runtime in ENGINE_RUNTIMES:
         return choose_in_engine(spec, argv, extra)
     if spec.image != HOST_IMAGE:
         return choose_in_image(spec, argv, extra)

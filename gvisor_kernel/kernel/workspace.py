@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.config.kubernetes import NO_CHOICE
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.kernel.facts import Left
@@ -45,12 +46,13 @@ def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> d
     """
     uploads = find_view(sandbox, UPLOADS)
     outputs = find_view(sandbox, OUTPUTS)
+    cluster = spec.kubernetes if spec.runtime == "kubernetes" else NO_CHOICE
     words = []
     if shows_outputs(uploads, outputs):
         words.append(SHOWN)
-    if outputs is not None:
+    if outputs is not None or (spec.outputs is not None and cluster.outputs_claim):
         words.append(KEPT)
-    if uploads is None and spec.uploads == DEFAULTS.uploads:
+    if uploads is None and spec.uploads == DEFAULTS.uploads and not cluster.uploads_claim:
         words.append(EMPTY)
     if tells and spec.uploads is not None:
         words.append(TOLD)

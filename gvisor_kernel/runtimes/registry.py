@@ -39,6 +39,10 @@ def _make_runtime(name: str) -> Runtime:
         from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
         return DockerRuntime()
+    if name == "kubernetes":
+        from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
+
+        return KubernetesRuntime()
     if name in ("slurm", "ssh"):
         from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
 

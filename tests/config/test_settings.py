@@ -146,6 +146,7 @@ WRONG: list[tuple[str, object]] = [
     *(("ssh", value) for value in (3, {"host": "x"}, {"hosts": "x"}, {"hosts": ["-oX=y"]})),
     *(("ssh", {"hosts": value}) for value in ([""], ["a b"], ["a;b"], [3], ["x"] * 2000)),
     *(("ssh", {"config": value}) for value in ("x", "/a/../b", 3)),
+    *(("kubernetes", value) for value in ("kernels", {"names": "x"}, {"cpu": "lots"}, [1], 3)),
     *(("egress", value) for value in ({"packages": 1}, [f"r{i}" for i in range(65)], ["a\n"])),
 ]
 

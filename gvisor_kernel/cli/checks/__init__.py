@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.cluster import check_chosen_clusters, check_clusters
 from gvisor_kernel.cli.checks.egress import check_egress
 from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
@@ -19,7 +20,7 @@ from gvisor_kernel.cli.checks.jupyter import (
     check_pythons,
 )
 from gvisor_kernel.cli.checks.kernel import check_kernel
-from gvisor_kernel.cli.checks.nodes import SECONDS, check_nodes
+from gvisor_kernel.cli.checks.nodes import SECONDS, check_nodes, make_check
 from gvisor_kernel.cli.checks.runsc import check_runsc
 from gvisor_kernel.cli.checks.servers import check_servers
 from gvisor_kernel.cli.checks.shown import check_shown
@@ -43,9 +44,17 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("leftovers", 5, check_leftovers),
     ("docker", 10, check_engines),
     ("other machines", SECONDS, check_nodes),
+    ("kubernetes", 30, check_clusters),
     ("kernel", 40, check_kernel),
 )
 """The name, the time limit in seconds, and the function."""
+
+OF_RUNTIMES: dict[str, tuple[str, float, Callable[[], Check | list[Check]]]] = {
+    "kubernetes": ("kubernetes", 30, check_chosen_clusters),
+    "slurm": ("slurm", SECONDS, make_check("slurm")),
+    "ssh": ("ssh", SECONDS, make_check("ssh")),
+}
+"""What ``--runtime`` checks in their place, also if no kernelspec has that runtime."""
 
 
 def run_check(

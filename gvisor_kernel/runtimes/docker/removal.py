@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +136,7 @@ def remove_from_engine(directory: Path, record: Record, seconds: float | None) -
     ``seconds``: how long the copy of its outputs may take; None: COPY_SECONDS. Never raises.
     """
     seconds = COPY_SECONDS if seconds is None else seconds
-    _record_end(directory)
+    record_end(directory)
     try:
         engine = reach(record.engine)
     except SandboxError as error:
@@ -157,7 +158,7 @@ def remove_from_engine(directory: Path, record: Record, seconds: float | None) -
         engine.close()
 
 
-def _record_end(directory: Path) -> None:
+def record_end(directory: Path) -> None:
     """Write into the record that the sandbox has ended, and only its outputs must be copied."""
     with suppress(OSError, StateError), records.locked():
         record = records.read_record(directory)
@@ -206,6 +207,17 @@ def copy_outputs(
     """Copy what has changed to the folder of outputs.
 
     :raises SandboxError: when the engine fails
+    :raises Refused, OSError: see ``take_outputs``
+    """
+    archive = engine.get(Names(record.container_id).container, f"{OUTPUTS}/.")
+    return take_outputs(archive, directory, record, seconds)
+
+
+def take_outputs(
+    archive: Iterator[bytes], directory: Path, record: Record, seconds: float | None = None
+) -> OutputsCopy:
+    """Copy what has changed in an archive of the outputs to their folder.
+
     :raises Refused: when the archive is malformed, or has too many entries
     :raises OSError: when a file or the folder cannot be written; TimeoutError after ``seconds``
     """
@@ -214,7 +226,7 @@ def copy_outputs(
         copy = OutputsCopy(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS
         try:
-            copy.take(engine.get(Names(record.container_id).container, f"{OUTPUTS}/."))
+            copy.take(archive)
         finally:  # if it took too long, the next try continues from here
             seen = {name: fact for name, fact in copy.seen.items() if fact[1] < latest}
             with suppress(OSError):

@@ -179,7 +179,7 @@ class DockerRuntime(Runtime):
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
         known = [record for _, record in records.find_sandboxes()]
-        used = {record.engine for record in known if record.engine is not None}
+        used = {record.engine for record in known if record.runtime == self.name and record.engine}
         for address in {*used, *self._swept, find_address()}:
             try:
                 engine = connect(address)

@@ -21,6 +21,7 @@ _SCRIPT = 'read -r word && exit 0; exec "$@"'
 _KEPT = (
     *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
     *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SLURM_CONF", "SSH_AUTH_SOCK", "USER", "LOGNAME"),
+    *("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
 )
 
 _lock = threading.Lock()

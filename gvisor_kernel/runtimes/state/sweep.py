@@ -98,6 +98,7 @@ Remover = Callable[[Path, Record, float | None], bool]
 nothing is left. Its last argument: how many seconds outputs may take to be copied. Never raises."""
 REMOVERS = {
     "docker": ("gvisor_kernel.runtimes.docker.removal", "remove_from_engine"),
+    "kubernetes": ("gvisor_kernel.runtimes.kubernetes.removal", "remove_from_cluster"),
     "slurm": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
     "ssh": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
 }

@@ -1,0 +1,141 @@
+"""The checks of a Kubernetes cluster, if a kernelspec uses one or KUBECONFIG names one."""
+
+from __future__ import annotations
+
+import os
+
+from gvisor_kernel.cli.checks.base import Check, State
+from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
+from gvisor_kernel.config.settings import SandboxSettings
+from gvisor_kernel.errors import GvisorKernelError, SandboxError
+from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, NotThere, Refused, find_address
+
+NAME = "kubernetes"
+RIGHTS = (
+    *(("create", "pods"), ("get", "pods"), ("list", "pods"), ("delete", "pods")),
+    *(("get", "pods/attach"), ("create", "pods/attach")),
+    *(("get", "pods/exec"), ("create", "pods/exec")),
+)
+"""What the runtime does in its namespace. A stream over a WebSocket needs both verbs."""
+ENFORCE = "pod-security.kubernetes.io/enforce"
+
+
+def find_settings() -> list[Kubernetes]:
+    """Return the settings of kernelspecs with ``runtime = "kubernetes"``."""
+    found: list[Kubernetes] = []
+    for kernelspec in find_kernelspecs():
+        try:
+            spec = SandboxSettings(**kernelspec.settings).sandbox_spec()
+        except GvisorKernelError:
+            continue  # check_kernelspecs reports it
+        if spec.runtime == NAME:
+            found.append(spec.kubernetes)
+    return list(dict.fromkeys(found))
+
+
+def check_clusters() -> list[Check]:
+    """Check each cluster that a kernelspec uses, or the one that KUBECONFIG names.
+
+    Returns no results if no kernelspec uses one and KUBECONFIG is not set.
+    """
+    found = find_settings()
+    wanted: State = "failed" if found else "warning"
+    if not found and not os.environ.get("KUBECONFIG"):
+        return []
+    return [check for settings in found or [NO_CHOICE] for check in check_one(settings, wanted)]
+
+
+def check_chosen_clusters() -> list[Check]:
+    """Check each cluster that a kernelspec uses, or the usual one."""
+    found = find_settings() or [NO_CHOICE]
+    return [check for settings in found for check in check_one(settings, "failed")]
+
+
+def check_one(settings: Kubernetes, wanted: State) -> list[Check]:
+    """Check the cluster of ``settings``: access, namespace, rights, RuntimeClass, Pod Security.
+
+    ``wanted``: the state of a check that fails.
+    """
+    try:
+        cluster = Cluster(find_address(settings))
+    except SandboxError as error:
+        return [Check(NAME, wanted, error.fact.rstrip("."), error.hint)]
+    try:
+        version = cluster.read_version()
+        checks = [Check(NAME, "ok", f"{cluster.host} answers, release {version}")]
+        checks.append(_check_rights(cluster, wanted))
+        checks.append(_check_runtime_class(cluster, settings, wanted))
+        checks.append(_check_namespace(cluster, wanted))
+    except SandboxError as error:
+        return [Check(NAME, wanted, error.fact.rstrip("."), error.hint)]
+    else:
+        return checks
+    finally:
+        cluster.close()
+
+
+def _check_rights(cluster: Cluster, wanted: State) -> Check:
+    missing = [f"{verb} {resource}" for verb, resource in RIGHTS if not cluster.may(verb, resource)]
+    name = f"{NAME} rights"
+    if missing:
+        return Check(
+            name,
+            wanted,
+            f"in the namespace {cluster.namespace} this user may not: {', '.join(missing)}",
+            "apply deploy/rbac.yaml, and bind its Role to this user or service account",
+        )
+    return Check(name, "ok", f"this user may run pods in the namespace {cluster.namespace}")
+
+
+def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) -> Check:
+    name = f"{NAME} RuntimeClass"
+    try:
+        found = cluster.read_runtime_class(settings.runtime_class)
+    except NotThere:
+        return Check(
+            name,
+            wanted,
+            f"there is no RuntimeClass {settings.runtime_class}",
+            "apply deploy/runtimeclass.yaml, or name another one: runtime_class in the setting"
+            " kubernetes",
+        )
+    except Refused as error:
+        return Check(
+            name,
+            wanted,
+            error.fact.rstrip("."),
+            "apply deploy/rbac.yaml: a pod whose RuntimeClass cannot be read is refused",
+        )
+    handler = str(found.get("handler", ""))
+    if handler not in settings.handlers:
+        return Check(
+            name,
+            wanted,
+            f"the handler of {settings.runtime_class} is {ascii(handler)[:100]}, not"
+            f" {' or '.join(settings.handlers)}",
+            'set runtime_class to that of gVisor; or, if it is gVisor, add its name to "handlers"',
+        )
+    return Check(name, "ok", f"{settings.runtime_class} has the handler {handler}")
+
+
+def _check_namespace(cluster: Cluster, wanted: State) -> Check:
+    name = f"{NAME} namespace"
+    try:
+        found = cluster.read_namespace()
+    except NotThere:
+        fact = f"there is no namespace {cluster.namespace}"
+        return Check(name, wanted, fact, f"kubectl create namespace {cluster.namespace}")
+    except Refused as error:
+        return Check(name, "warning", error.fact.rstrip("."), "apply deploy/rbac.yaml")
+    labels = (found.get("metadata") or {}).get("labels") or {}
+    level = str(labels.get(ENFORCE, ""))
+    if level != "restricted":
+        return Check(
+            name,
+            "warning",
+            f"{cluster.namespace} does not enforce the restricted Pod Security Standard: other"
+            " pods there may have more rights than kernels",
+            f"kubectl label namespace {cluster.namespace} {ENFORCE}=restricted",
+        )
+    return Check(name, "ok", f"{cluster.namespace} enforces the restricted Pod Security Standard")

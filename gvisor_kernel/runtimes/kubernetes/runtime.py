@@ -1,0 +1,457 @@
+"""The runtime ``kubernetes``: a pod of a cluster for each kernel.
+
+Nothing of this machine is mounted into a pod: what it reads is sent over its stdin as it starts,
+and its outputs are fetched at its end, and by ``gvisor-kernel sync``; unless both are volumes of
+the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gvisor_kernel
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import real_path
+from gvisor_kernel.environments.environment import Base
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, SnapshotError
+from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
+from gvisor_kernel.runtimes.docker.image import EngineImage
+from gvisor_kernel.runtimes.docker.removal import COPIED, redirect_outputs
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.kubernetes.cluster import (
+    OWN_NAMESPACE,
+    Address,
+    Cluster,
+    find_address,
+)
+from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
+from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
+from gvisor_kernel.runtimes.kubernetes.sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
+from gvisor_kernel.runtimes.kubernetes.starting import Facts, find_container, send_files
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
+from gvisor_kernel.runtimes.mounts.outputs import open_outputs
+from gvisor_kernel.runtimes.mounts.packages import open_packages
+from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.runsc.starting import make_pipes
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import (
+    find_orphans,
+    finish_removals,
+    remove_in_background,
+    remove_sandbox,
+    sweep_orphans,
+)
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.info import format_info
+from gvisor_kernel.spec.layout import (
+    ENVIRONMENT,
+    GUEST,
+    LAYOUT,
+    OUTPUTS,
+    UPLOADS,
+    WORKSPACE,
+    Bind,
+    Tmpfs,
+    scratch_mounts,
+)
+from gvisor_kernel.spec.pod import CONTAINER, PYTHON, PodNames, etc_files, guest_config, make_pod
+from gvisor_kernel.tracing import step
+
+log = logging.getLogger(__name__)
+
+TAKE_SECONDS = 60.0
+"""How long a pod may take no byte of what is sent to it."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was decided before a pod is made. ``held`` closes the folders."""
+
+    cluster: Cluster
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: Identity
+    inputs: Inputs
+    outputs: Outputs
+    places: Places
+    record: Record
+    held: ExitStack
+
+    @property
+    def names(self) -> PodNames:
+        owner = self.record.owner
+        return PodNames(
+            records.state_id(),
+            self.identity.container_id,
+            str(self.identity),
+            f"{owner.pid}-{owner.started}",
+        )
+
+    @property
+    def extra(self) -> list[tuple[str, str]]:
+        """The paths of extra mounts in the archive, and their targets."""
+        return [(f"mounts/{i}", m.target) for i, m in enumerate(self.spec.mounts)]
+
+
+class KubernetesRuntime(Runtime):
+    """Makes sandboxes as pods of the cluster that the settings name."""
+
+    name = "kubernetes"
+    supports_snapshots = False
+
+    def __init__(self) -> None:
+        self._swept: set[Address] = set()
+        self._sweeping = threading.Lock()
+
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
+    ) -> Sandbox:
+        if snapshot is not None:
+            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+        for mount in spec.mounts:
+            if not mount.read_only:
+                raise SettingError(
+                    "mounts",
+                    mount.source,
+                    "read-only mounts: the runtime kubernetes copies them, and cannot write back",
+                )
+        cluster = Cluster(find_address(spec.kubernetes))
+        try:
+            self._sweep_once(cluster, _predict_outputs(spec, request))
+            step("cluster looked at")
+            with ExitStack() as held:
+                return self._start(cluster, spec, request, held)
+        except BaseException:
+            cluster.close()
+            raise
+
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
+        return Base(spec.image, "")  # its Python is known only inside; see ``guest/installed.py``
+
+    def find_advice(self, words: str) -> str:
+        return find_hint(words)
+
+    def end(self, directory: Path, record: Record) -> bool:
+        end_pod(directory, record)
+        return True
+
+    def sync_outputs(
+        self, directory: Path, record: Record, folder: str | None
+    ) -> tuple[int, int] | None:
+        if folder is not None:
+            record = redirect_outputs(directory, record, folder)
+        return sync_outputs(directory, record)
+
+    def sweep(self) -> list[str]:
+        removed = sweep_orphans(self.name)
+        used = {
+            Address.read(record.engine)
+            for _, record in records.find_sandboxes()
+            if record.runtime == self.name
+        }
+        for address in {*used, *self._swept, find_address(SandboxSpec().kubernetes)}:
+            try:
+                cluster = Cluster(address)
+            except GvisorKernelError as error:
+                log.info("%s", error.fact)
+                continue
+            try:
+                removed += sweep_cluster(cluster)
+            except GvisorKernelError as error:
+                log.info("%s", error.fact)
+            finally:
+                cluster.close()
+        return removed
+
+    def _sweep_once(self, cluster: Cluster, outputs: str | None) -> None:
+        """Remove what dead owners left (once per process) and what this process left (always)."""
+        with self._sweeping:
+            first = cluster.address not in self._swept
+            self._swept.add(cluster.address)
+        try:
+            if first:
+                for directory, record in find_orphans(self.name):
+                    if record is None:
+                        remove_sandbox(directory, None)
+                    else:
+                        remove_in_background(directory, record)
+                for identity in sweep_cluster(cluster):
+                    log.info("Removed %s, whose owner has died", identity)
+        except GvisorKernelError as error:
+            log.warning("%s", error)
+        finish_removals(outputs)
+
+    def _start(
+        self, cluster: Cluster, spec: SandboxSpec, request: LaunchRequest, held: ExitStack
+    ) -> PodSandbox:
+        shown = _without_claims(spec)
+        identity = new_identity(request.kernel_name, spec)
+        inputs = open_inputs(shown, request, held)
+        owner = records.this_process()
+        with records.locked():
+            places = Places(records.make_directory(identity.container_id))
+            try:
+                outputs = open_outputs(shown, inputs, held)
+                if outputs.folder is not None:
+                    note_written([outputs.folder])
+                record = records.first_record(
+                    *(spec, request, identity, outputs, owner),
+                    runtime=self.name,
+                    engine=cluster.address.write(),
+                )
+                records.write_record(places.directory, record)
+            except BaseException:
+                records.remove_directory(places.directory)
+                raise
+        lifeline.hold(owner)
+        plan = _Plan(
+            *(cluster, spec, request, identity, inputs, outputs, places, record, held),
+        )
+        try:
+            places.transcripts.mkdir(mode=0o755)
+            return _make_sandbox(plan)
+        except OSError as error:
+            self._undo(plan)
+            raise LaunchError(
+                f"The sandbox could not be prepared: {error}.", find_hint(str(error))
+            ) from error
+        except BaseException:
+            self._undo(plan)
+            raise
+
+    @staticmethod
+    def _undo(plan: _Plan) -> None:
+        remove_sandbox(plan.places.directory, plan.record)
+        lifeline.release()
+
+
+def _without_claims(spec: SandboxSpec) -> SandboxSpec:
+    """Return ``spec`` without the folders of this machine in whose place volumes are shown."""
+    from dataclasses import replace
+
+    cluster = spec.kubernetes
+    return replace(
+        spec,
+        uploads=None if cluster.uploads_claim else spec.uploads,
+        outputs=None if cluster.outputs_claim else spec.outputs,
+    )
+
+
+def _predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:
+    """Return the path of outputs that the record of this start will have. Not to be opened."""
+    if spec.outputs is None or spec.kubernetes.outputs_claim:
+        return None
+    return real_path(str(request.folder / spec.outputs))
+
+
+def _make_sandbox(plan: _Plan) -> PodSandbox:
+    spec, cluster = plan.spec, plan.cluster
+    contents = _find_contents(plan)
+    contents.measure(spec.disk_limit)
+    asked = make_pod(spec, plan.names, info=_describe_info(plan), owner=_find_owner(cluster))
+    cluster.create_pod(asked)
+    step("pod made")
+    ends = make_pipes()
+    try:
+        stderr = StderrLog(ends.stderr, plan.places.stderr_log)
+    except BaseException:
+        ends.close_guest()
+        ends.close_host()
+        raise
+    try:
+        return _connect(plan, asked, contents, ends, stderr)
+    except LaunchError as error:
+        ends.close_guest()
+        ends.close_link()
+        stderr.wait(1)
+        if error.detail:
+            raise
+        raise LaunchError(error.fact, error.hint, stderr.tail()) from error
+    except BaseException:
+        ends.close_guest()
+        ends.close_link()
+        raise
+
+
+def _connect(
+    plan: _Plan, asked: dict[str, Any], contents: Contents, ends: Any, stderr: StderrLog
+) -> PodSandbox:
+    """Attach to the pod, send it its files, and hand it over to a PodSandbox."""
+    spec, cluster, pod = plan.spec, plan.cluster, plan.names.pod
+
+    def note(words: bytes) -> None:
+        with suppress(OSError):
+            os.write(ends.guest[2], words[:4096])
+
+    found = find_container(
+        lambda: cluster.attach(pod, CONTAINER, ATTACH_SECONDS),
+        _look_at(cluster, pod),
+        note,
+        time.monotonic() + spec.start_timeout,
+    )
+    step("container answered")
+    try:
+        secret = secrets.token_bytes(SECRET_SIZE)
+        config = guest_config(
+            spec,
+            secret=secret,
+            ahead=plan.request.ahead,
+            environment=_environment(spec, found.facts, {}) if plan.request.ahead else {},
+            extra=plan.extra,
+            lingers=plan.outputs.folder is not None,
+        )
+        source = (Path(gvisor_kernel.__file__).parent / "guest" / "pod.py").read_bytes()
+        archive = contents.archive(2 * spec.disk_limit)
+        send_files(found, source, json.dumps(config).encode(), archive, note, TAKE_SECONDS)
+        step("files sent")
+    except BaseException:
+        found.stream.close()
+        raise
+    carrier = Carrier(secret, is_host=True)
+    sandbox = PodSandbox(
+        cluster=cluster,
+        pod=pod,
+        asked=asked,
+        settings=spec.kubernetes,
+        stream=found.stream,
+        carrier=carrier,
+        ends=ends,
+        stderr=stderr,
+        record=plan.record,
+        places=plan.places,
+        view=_make_view(plan, found.facts),
+    )
+    sandbox.pump.start()
+    return sandbox
+
+
+def _look_at(cluster: Cluster, pod: str) -> Callable[[], str]:
+    """Return a function that says why a pod will never run."""
+    told = ""
+
+    def look() -> str:
+        nonlocal told
+        found = find_pod(cluster, pod)
+        if found is None:
+            return "it was deleted"
+        wait = describe_wait(found)
+        if wait and wait != told:
+            told = wait
+            log.info("The pod %s waits: %s", pod, wait)
+        return find_obstacle(found)
+
+    return look
+
+
+def _environment(spec: SandboxSpec, facts: Facts, server: dict[str, str]) -> dict[str, str]:
+    """Return the whole environment of a kernel."""
+    variables = dict(facts.environment)
+    path = variables.pop("PATH", "")
+    image = EngineImage(
+        digest="",
+        environment=tuple(sorted(variables.items())),
+        path=tuple(part for part in path.split(":") if part.startswith("/")),
+        volumes=(),
+    )
+    return image.environment_of(spec, server)
+
+
+def _make_view(plan: _Plan, facts: Facts) -> KernelView:
+    uploads, outputs = plan.inputs.uploads, plan.outputs.folder
+    views = []
+    if uploads is not None:
+        views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
+    if outputs is not None:
+        views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
+    return KernelView(
+        mounts=tuple(views),
+        environment=_environment(plan.spec, facts, plan.request.environment),
+        python=PYTHON,
+        workdir=WORKSPACE,
+        transcripts=plan.places.transcripts if plan.spec.transcripts else None,
+    )
+
+
+def _describe_info(plan: _Plan) -> str:
+    """Return the content of /container_info.json."""
+    spec = plan.spec
+    outputs = Tmpfs(OUTPUTS, spec.disk_limit)
+    keeps = plan.outputs.folder is not None or spec.kubernetes.outputs_claim
+    layout = [
+        outputs if target == OUTPUTS and not keeps else Bind("", target, target != OUTPUTS)
+        for target in LAYOUT
+    ]
+    return format_info(
+        plan.identity,
+        spec,
+        kernel_name=plan.request.kernel_name,
+        created=plan.record.created,
+        versions={"gvisor-kernel": gvisor_kernel.__version__},
+        mounts=[*layout, *scratch_mounts(spec)],
+    )
+
+
+def _find_owner(cluster: Cluster) -> dict[str, Any] | None:
+    """Return an ownerReference to this process's own pod, if it runs in the same namespace: the
+    cluster then removes the kernels' pods with it."""
+    if not OWN_NAMESPACE.exists() or OWN_NAMESPACE.read_text().strip() != cluster.namespace:
+        return None
+    pod = find_pod(cluster, socket.gethostname())
+    uid = ((pod or {}).get("metadata") or {}).get("uid")
+    if not uid:
+        return None
+    return {"apiVersion": "v1", "kind": "Pod", "name": socket.gethostname(), "uid": str(uid)}
+
+
+def _find_contents(plan: _Plan) -> Contents:
+    """Return everything that is sent to the pod."""
+    spec = plan.spec
+    jupyters = find_jupyter_covers(())
+    contents = Contents(
+        empty=["uploads", "skills/public", "skills/examples", "transcripts", "guest"],
+        covered=identify(jupyters),
+    )
+    for name, text in etc_files(plan.identity.container_id).items():
+        contents.texts[f"etc/{name}"] = text
+    package = Path(gvisor_kernel.__file__).parent
+    for part in GUEST_PARTS:
+        opened = plan.held.enter_context(open_path(str(package / part)))
+        contents.folders.append((f"guest/gvisor_kernel/{part}", opened, ""))
+    for target, folder in plan.inputs.skills.items():
+        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
+    if plan.inputs.uploads is not None:
+        contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
+    packages = open_packages(spec, Base(spec.image, ""))
+    if packages is not None:
+        opened = plan.held.enter_context(open_path(str(packages.tree)))
+        place = f"guest{ENVIRONMENT.removeprefix(GUEST)}"
+        contents.folders.append((place, opened, "packages"))
+    for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
+        check_source(folder.path, jupyters)
+        contents.folders.append((place, folder, "mounts"))
+    if plan.outputs.folder is not None:
+        write_list(plan.places.directory / COPIED, list_files(plan.outputs.folder))
+        contents.folders.append(("outputs", plan.outputs.folder, "outputs"))
+    return contents

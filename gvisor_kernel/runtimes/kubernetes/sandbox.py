@@ -1,0 +1,171 @@
+"""A running sandbox in a pod: an attach as its link, why it ended, and its removal."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from gvisor_kernel.config.kubernetes import Kubernetes
+from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
+from gvisor_kernel.link.carrier import Carrier
+from gvisor_kernel.runtimes.kubernetes.attach import Stream
+from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
+from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, find_phase
+from gvisor_kernel.runtimes.kubernetes.pump import Pump
+from gvisor_kernel.runtimes.kubernetes.removal import find_pod
+from gvisor_kernel.runtimes.kubernetes.verification import find_inside_faults, find_outside_faults
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.spec.pod import CONTAINER
+
+log = logging.getLogger(__name__)
+
+NO_SNAPSHOTS = "A kernel in a cluster cannot be saved as a snapshot."
+THREAD_SECONDS = 10.0
+"""How long to wait for the thread that moves the link, and for that of stderr."""
+ATTACH_SECONDS = 5.0
+
+
+class PodSandbox(RecordedSandbox):
+    """Returned by ``KubernetesRuntime.start``. It ends when its pod does, or cannot be reached."""
+
+    can_pause = False
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        pod: str,
+        asked: Mapping[str, Any],
+        settings: Kubernetes,
+        stream: Stream,
+        carrier: Carrier,
+        ends: Ends,
+        stderr: StderrLog,
+        record: Record,
+        places: Places,
+        view: KernelView,
+    ) -> None:
+        """Take over the cluster, the connection and the pipes."""
+        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
+        self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.pod = pod
+        self.asked = asked
+        self.cluster = cluster
+        self._settings = settings
+        self._stderr = stderr
+        self._used = 0
+        self._ending: Ending | None = None
+        self.pump = Pump(
+            stream=stream,
+            carrier=carrier,
+            pipes=ends.guest,
+            limit=record.memory_limit,
+            attach=self._attach,
+            find_end=self._find_end,
+            ended=self._on_end,
+            on_memory=self._note_memory,
+        )
+
+    # -- in the pump's thread ----------------------------------------------------------------------
+
+    def _attach(self) -> Stream:
+        return self.cluster.attach(self.pod, CONTAINER, ATTACH_SECONDS)
+
+    def _find_end(self) -> Ending | None:
+        """Ask the cluster why the pod has ended; None while it may live, or nobody answers."""
+        try:
+            found = find_pod(self.cluster, self.pod)
+        except SandboxError as error:
+            log.debug("%s", error)
+            return None
+        if found is not None and find_phase(found) != "ended":
+            return None
+        return explain_end(found)
+
+    def _note_memory(self, used: int) -> None:
+        self._used = used
+
+    def _on_end(self, ending: Ending | None) -> None:
+        self._ending = ending
+        self._ended = True
+        os.eventfd_write(self.exit_fd, 1)
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    def poll(self) -> int | None:
+        return 0 if self._ended else None
+
+    def memory_used(self) -> int | None:
+        return None if self._ended or self._closed else self._used
+
+    def memory_kills(self) -> int:
+        return 1 if self._ending is not None and self._ending.memory else 0
+
+    def stderr_tail(self) -> str:
+        if self._ended:
+            self._stderr.wait(0.1)
+        return self._stderr.tail()
+
+    def find_cause(self) -> str:
+        return self._ending.cause if self._ending is not None else ""
+
+    # -- actions ---------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """Let PID 1 end all other processes. The pod goes with ``close``; its outputs are first."""
+        self.pump.stop()
+
+    def pause(self) -> None:
+        """Do nothing: ``can_pause`` is False, so nobody calls this."""
+
+    def resume(self) -> None:
+        pass
+
+    def verify(self, said: Mapping[str, str] | None = None) -> None:
+        faults = find_inside_faults(said)
+        faults += find_outside_faults(self.cluster, self.pod, self.asked, self._settings)
+        if faults:
+            self.kill()
+            raise IsolationError(
+                f"The pod is not the sandbox that was asked for: {'; '.join(faults)}.",
+                "check the cluster's RuntimeClass and admission webhooks, and what docs/kubernetes"
+                " says of pods without a network: gvisor-kernel doctor --runtime kubernetes",
+                self.stderr_tail(),
+            )
+        self._update_record(ready=True, node=self._find_node())
+
+    def _find_node(self) -> str | None:
+        with suppress(SandboxError):
+            found = find_pod(self.cluster, self.pod)
+            name = ((found or {}).get("spec") or {}).get("nodeName")
+            return name[:253] if isinstance(name, str) and name.isprintable() else None
+        return None
+
+    def checkpoint(self, directory: Any, seconds: float) -> None:
+        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self.pump.close(THREAD_SECONDS)
+            if not remove_sandbox(self.directory, self._record):
+                log.warning(
+                    "Not everything of %s was removed; the next sweep tries again", self.identity
+                )
+            self._stderr.wait(THREAD_SECONDS)
+            self._closed = self._ended = True
+            for fd in (self.link_in, self.link_out, self.exit_fd):
+                with suppress(OSError):
+                    os.close(fd)
+            self.cluster.close()
+            lifeline.release()

@@ -1,0 +1,388 @@
+"""The specification of a sandbox as a pod of a Kubernetes cluster, and what a made pod may differ.
+
+The pod follows the restricted Pod Security Standard: an ordinary user, no capability, a read-only
+root. No Service, no port, no token, no name server. All files come over the pod's stdin into the
+sandbox's memory (``guest/pod.py``); the node may be any machine, so no path of this one is used.
+
+The pod's volumes are in memory, too. ``points`` is empty: it makes the directories on which PID 1
+mounts, since the root of the pod is read-only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import MIB
+from gvisor_kernel.spec import etc
+from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
+from gvisor_kernel.spec.layout import (
+    CONTAINER_INFO,
+    GUEST,
+    HOME,
+    OUTPUTS,
+    SKILLS_EXAMPLES,
+    SKILLS_PUBLIC,
+    TRANSCRIPTS,
+    UPLOADS,
+    WORKSPACE,
+    scratch_mounts,
+)
+from gvisor_kernel.spec.limits import MEMORY_BACKSTOP, OPEN_FILES
+
+PREFIX = "gvisor-kernel.org/"
+STATE, SANDBOX, OWNER = f"{PREFIX}state", f"{PREFIX}sandbox", f"{PREFIX}owner"
+IDENTITY, INFO = f"{PREFIX}identity", f"{PREFIX}info"
+MANAGED = "app.kubernetes.io/managed-by"
+CONTAINER = "kernel"
+PYTHON = "python3"
+"""Found by the image's own PATH."""
+USER = etc.UID
+"""The uid and gid of all processes of a pod, as the node sees them."""
+LINGER_SECONDS = 120.0
+"""How long PID 1 waits after its host has gone, so that outputs can still be fetched."""
+GUEST_SPARE = 64 * MIB
+"""Bytes for the guest's own code beside the files that are copied."""
+POINT_SIZE = 65536
+
+BOOT = """\
+import json, os, select, sys
+del sys.path[:1]
+def read(size):
+    data = b""
+    while len(data) < size:
+        if not select.select([0], [], [], 60)[0]:
+            sys.exit("The pod ends: nobody has spoken to it for 60 s.")
+        more = os.read(0, min(size - len(data), 65536))
+        if not more:
+            sys.exit("The pod ends: its stdin was closed.")
+        data += more
+    return data
+while True:
+    line = b""
+    while not line.endswith(b"\\n"):
+        line = line[-200:] + read(1)
+    words = line.split()
+    if words[:1] == [b"hello"] and len(words) == 2:
+        facts = json.dumps({"environ": dict(os.environ), "python": sys.version})
+        os.write(1, b"here " + words[1] + b" " + facts.encode() + b"\\n")
+    elif words[:1] == [b"code"] and len(words) == 2:
+        code = {"__name__": "gvisor_kernel_pod"}
+        exec(compile(read(int(words[1])), "pod", "exec"), code)
+        code["run"](read)
+"""
+"""The program of PID 1. It says nothing before it is spoken to: what is printed before somebody is
+attached is lost. Half a line of an attach that failed is no word, and the next one begins anew."""
+
+_LAYOUT = (
+    ("skills/public", SKILLS_PUBLIC),
+    ("skills/examples", SKILLS_EXAMPLES),
+    ("transcripts", TRANSCRIPTS),
+)
+_ETC = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
+_BASES = ("/mnt/skills", "/mnt/user-data")
+"""Directories that hold mount points. PID 1 mounts an empty file system of its own on the first."""
+
+
+def pod_name(container_id: str) -> str:
+    """Return the name of a sandbox's pod. It is never reused."""
+    return f"gvisor-kernel-{container_id}"
+
+
+@dataclass(frozen=True)
+class PodNames:
+    """Who a pod belongs to: a state directory, a sandbox in it, a process."""
+
+    state: str
+    container_id: str
+    identity: str
+    owner: str
+
+    @property
+    def pod(self) -> str:
+        return pod_name(self.container_id)
+
+
+def find_points(spec: SandboxSpec) -> list[str]:
+    """Return the directories that must exist in the pod before PID 1 mounts anything."""
+    tops = [mount.target for mount in scratch_mounts(spec)]
+    points = [GUEST, WORKSPACE, TRANSCRIPTS, _BASES[0], HOME, *(m.target for m in spec.mounts)]
+    if not spec.kubernetes.uploads_claim:
+        points.append(UPLOADS)
+    wanted = dict.fromkeys([*tops, *points])
+    return [path for path in wanted if not any(path.startswith(f"{other}/") for other in tops)]
+
+
+def make_pod(
+    spec: SandboxSpec,
+    names: PodNames,
+    *,
+    info: str,
+    owner: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the pod. ``info``: the content of /container_info.json. ``owner``: an ownerReference
+    to the server's own pod, with which this one ends."""
+    cluster = spec.kubernetes
+    volumes: list[dict[str, Any]] = [
+        _memory("points", POINT_SIZE),
+        {
+            "name": "info",
+            "downwardAPI": {
+                "items": [
+                    {
+                        "path": "container_info.json",
+                        "fieldRef": {"fieldPath": f"metadata.annotations['{INFO}']"},
+                    }
+                ]
+            },
+        },
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "points", "mountPath": path} for path in find_points(spec)
+    ]
+    mounts.append(
+        {
+            "name": "info",
+            "mountPath": CONTAINER_INFO,
+            "subPath": "container_info.json",
+            "readOnly": True,
+        }
+    )
+    outputs_claim = cluster.outputs_claim if spec.outputs is not None else ""
+    uploads_claim = cluster.uploads_claim if spec.uploads is not None else ""
+    for name, target, claim, read_only in (
+        ("outputs", OUTPUTS, outputs_claim, False),
+        ("uploads", UPLOADS, uploads_claim, True),
+    ):
+        if claim:
+            volume, mount = _claim(name, target, claim, read_only)
+            volumes.append(volume)
+            mounts.append(mount)
+    if not outputs_claim:
+        volumes.append(_memory("outputs", spec.disk_limit))
+        mounts.append({"name": "outputs", "mountPath": OUTPUTS})
+    resources = {
+        "memory": str(spec.memory_limit + MEMORY_BACKSTOP),
+        "cpu": cluster.cpu,
+        "ephemeral-storage": cluster.log_limit,
+    }
+    metadata: dict[str, Any] = {
+        "name": names.pod,
+        "labels": {
+            **dict(cluster.labels),
+            MANAGED: "gvisor-kernel",
+            STATE: names.state,
+            SANDBOX: names.container_id,
+            OWNER: names.owner,
+        },
+        "annotations": {IDENTITY: names.identity, INFO: info},
+    }
+    if owner is not None:
+        metadata["ownerReferences"] = [dict(owner)]
+    pod: dict[str, Any] = {
+        "runtimeClassName": cluster.runtime_class,
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "hostname": etc.HOSTNAME,
+        "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["127.0.0.1"]},
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": CONTAINER,
+                "image": spec.image,
+                "command": [PYTHON, "-Xfrozen_modules=off", "-c", BOOT],
+                "workingDir": "/",
+                "env": [{"name": "LANG", "value": "C.UTF-8"}],
+                "stdin": True,
+                "stdinOnce": False,
+                "tty": False,
+                "resources": {"requests": dict(resources), "limits": dict(resources)},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "privileged": False,
+                    "readOnlyRootFilesystem": True,
+                    "runAsNonRoot": True,
+                },
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
+    if cluster.pull:
+        pod["containers"][0]["imagePullPolicy"] = cluster.pull
+    if cluster.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in cluster.pull_secrets]
+    if cluster.priority_class:
+        pod["priorityClassName"] = cluster.priority_class
+    if cluster.node_selector:
+        pod["nodeSelector"] = dict(cluster.node_selector)
+    if cluster.tolerations:
+        pod["tolerations"] = [json.loads(entry) for entry in cluster.tolerations]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}
+
+
+def _memory(name: str, size: int) -> dict[str, Any]:
+    return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": str(size)}}
+
+
+def _claim(
+    name: str, target: str, claim: str, read_only: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    claim_name, _, folder = claim.partition("/")
+    source = {"claimName": claim_name, "readOnly": read_only}
+    mount: dict[str, Any] = {"name": name, "mountPath": target, "readOnly": read_only}
+    if folder:
+        mount["subPath"] = folder
+    return {"name": name, "persistentVolumeClaim": source}, mount
+
+
+def etc_files(container_id: str) -> dict[str, str]:
+    """Return the content of the files that replace files of ``/etc``, by name."""
+    own = {"resolv.conf": "", "machine-id": etc.machine_id(container_id) + "\n"}
+    return {name: own.get(name, etc.FILES.get(name, "")) for name in _ETC}
+
+
+def guest_config(
+    spec: SandboxSpec,
+    *,
+    secret: bytes,
+    ahead: Iterable[str],
+    environment: Mapping[str, str],
+    extra: Iterable[tuple[str, str]],
+    lingers: bool,
+) -> dict[str, Any]:
+    """Return what ``guest/pod.py`` is told. ``environment``: PID 1's; the usual one if empty.
+
+    ``extra``: pairs of a path in the archive and its target, for the setting ``mounts``.
+    """
+    scratch = [(mount.target, mount.size, mount.mode) for mount in scratch_mounts(spec)]
+    scratch.append((_BASES[0], POINT_SIZE, 0o755))
+    parts = [*_LAYOUT, *((f"etc/{name}", f"/etc/{name}") for name in _ETC), *extra]
+    if not spec.kubernetes.uploads_claim or spec.uploads is None:
+        parts.append(("uploads", UPLOADS))
+    return {
+        "guest": GUEST,
+        "outputs": OUTPUTS,
+        "secret": secret.hex(),
+        "size": spec.disk_limit + GUEST_SPARE,
+        "scratch": scratch,
+        "parts": dict(parts),
+        "pids": spec.pids_limit,
+        "files": OPEN_FILES,
+        "environment": dict(environment) or dict(entry.split("=", 1) for entry in INIT_ENVIRONMENT),
+        "ahead": list(ahead),
+        "linger": LINGER_SECONDS if lingers else 0,
+    }
+
+
+_COMPARED = (
+    *("runtimeClassName", "restartPolicy", "automountServiceAccountToken", "hostname"),
+    *("dnsPolicy", "dnsConfig", "securityContext"),
+)
+_EMPTY = (
+    *("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "initContainers"),
+    *("ephemeralContainers", "hostAliases"),
+)
+_CONTAINER_EMPTY = (
+    *("args", "envFrom", "lifecycle", "livenessProbe", "readinessProbe", "ports"),
+    *("startupProbe", "volumeDevices", "tty"),
+)
+_CONTAINER_COMPARED = ("name", "image", "command", "env", "stdin", "securityContext")
+
+
+def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Compare the pod that was ``asked`` for with the one that was ``made``; return differences.
+
+    An admission webhook may change a pod, and its author does not know this package.
+    """
+    wanted, got = asked["spec"], _mapping(made.get("spec"))
+    faults = [_differs(name, wanted.get(name), got.get(name)) for name in _COMPARED]
+    faults += [f"{name} is {_short(got[name])}" for name in _EMPTY if got.get(name)]
+    containers = got.get("containers")
+    if not isinstance(containers, list) or len(containers) != 1:
+        names = [_mapping(c).get("name") for c in containers or ()]
+        faults.append(f"its containers are {_short(names)}: a webhook may have added one")
+    else:
+        container, own = wanted["containers"][0], _mapping(containers[0])
+        faults += [
+            _differs(name, container.get(name), own.get(name)) for name in _CONTAINER_COMPARED
+        ]
+        faults += [f"{name} is {_short(own[name])}" for name in _CONTAINER_EMPTY if own.get(name)]
+        faults += _compare_mounts(container, own)
+        faults += _compare_resources(container, own)
+    found = {_mapping(volume).get("name") for volume in got.get("volumes") or ()}
+    added = found - {volume["name"] for volume in wanted["volumes"]}
+    if added:
+        faults.append(f"it has the volumes {_short(sorted(map(str, added)))}")
+    notes = _mapping(_mapping(made.get("metadata")).get("annotations"))
+    flags = sorted(name for name in map(str, notes) if name.startswith("dev.gvisor."))
+    if flags:
+        faults.append(f"it has annotations for gVisor: {_short(flags)}")
+    return [fault for fault in faults if fault]
+
+
+def _compare_mounts(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    def key(mount: Any) -> tuple[str, str, str]:
+        found = _mapping(mount)
+        return tuple(str(found.get(name, "")) for name in ("mountPath", "name", "subPath"))  # type: ignore[return-value]
+
+    expected = {key(mount) for mount in wanted["volumeMounts"]}
+    found = {key(mount) for mount in got.get("volumeMounts") or ()}
+    return [f"it has a mount at {_short(mount[0])}" for mount in sorted(found - expected)] + [
+        f"it has no mount at {mount[0]}" for mount in sorted(expected - found)
+    ]
+
+
+def _compare_resources(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    limits = _mapping(_mapping(got.get("resources")).get("limits"))
+    faults = []
+    for name, value in wanted["resources"]["limits"].items():
+        found = limits.get(name)
+        if found is None or read_quantity(str(found)) > read_quantity(value):
+            faults.append(f"its limit of {name} is {_short(found)}, not {value}")
+    return faults
+
+
+def _differs(name: str, wanted: Any, got: Any) -> str:
+    """Return how a field differs; empty if it does not. What a cluster adds to a mapping as a
+    default is empty or false."""
+    if isinstance(wanted, Mapping) and isinstance(got, Mapping):
+        more = {key: value for key, value in got.items() if value not in (None, False, [], {})}
+        less = {key: value for key, value in wanted.items() if value not in (None, False, [], {})}
+        return "" if more == less else f"{name} is {_short(got)}"
+    return "" if wanted == got else f"{name} is {_short(got)}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:200]
+
+
+_SUFFIXES = {"": 1.0, "m": 1e-3, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_SUFFIXES |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+
+
+def read_quantity(text: str) -> float:
+    """Return a quantity of Kubernetes as a number; infinity if it is none."""
+    number = text.rstrip("mkKMGTi")
+    try:
+        return float(number) * _SUFFIXES[text[len(number) :]]
+    except (ValueError, KeyError):
+        return math.inf

@@ -1,0 +1,77 @@
+"""The setting ``kubernetes``: what is accepted, and who decides."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from traitlets.config import Config
+
+from gvisor_kernel.config.kubernetes import Kubernetes, accept_kubernetes
+from gvisor_kernel.config.serialized import read_spec, write_spec
+from gvisor_kernel.config.settings import SandboxSettings
+from gvisor_kernel.errors import SettingError
+
+CHOSEN = {
+    "namespace": "kernels",
+    "cpu": 2,
+    "labels": {"team": "data", "example.org/cost": "42"},
+    "tolerations": [{"key": "kernels", "operator": "Exists", "tolerationSeconds": 60}],
+    "outputs_claim": "data/me",
+}
+
+
+def test_a_mapping_becomes_the_setting() -> None:
+    found = accept_kubernetes("kubernetes", CHOSEN)
+    assert (found.namespace, found.cpu) == ("kernels", "2")
+    assert found.labels == (("example.org/cost", "42"), ("team", "data"))
+    assert json.loads(found.tolerations[0])["tolerationSeconds"] == 60
+    assert accept_kubernetes("kubernetes", {}) == Kubernetes()
+    assert accept_kubernetes("kubernetes", found) == found
+
+
+def test_what_the_configuration_names_holds() -> None:
+    found = accept_kubernetes("kubernetes", {"namespace": "fixed"}, {**CHOSEN, "cpu": "4"})
+    assert (found.namespace, found.cpu) == ("fixed", "4")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "kernels",
+        {"names": "x"},
+        {"namespace": "Kernels"},
+        {"namespace": "a/b"},
+        {"context": "a\nb"},
+        {"config": "relative"},
+        {"runtime_class": ""},
+        {"cpu": "lots"},
+        {"log_limit": "-1"},
+        {"pull": "Sometimes"},
+        {"labels": {"gvisor-kernel.org/owner": "me"}},
+        {"labels": {"team": "a b"}},
+        {"labels": [1]},
+        {"node_selector": {"a": 1}},
+        {"tolerations": [{"key": 1}]},
+        {"tolerations": [{"other": "x"}]},
+        {"tolerations": "x"},
+        {"outputs_claim": "data/../x"},
+        {"outputs_claim": "/data"},
+        {"pull_secrets": "x y"},
+    ],
+)
+def test_wrong_values_are_refused(value: Any) -> None:
+    with pytest.raises(SettingError):
+        accept_kubernetes("kubernetes", value)
+
+
+def test_the_image_is_one_of_a_registry() -> None:
+    with pytest.raises(SettingError, match="registry of the cluster"):
+        SandboxSettings(runtime="kubernetes").sandbox_spec()
+    config = Config({"GVisorProvisioner": {}})
+    spec = SandboxSettings(
+        config=config, runtime="kubernetes", image="registry.example/kernels:1", kubernetes=CHOSEN
+    ).sandbox_spec()
+    assert spec.kubernetes.namespace == "kernels"
+    assert read_spec(json.loads(json.dumps(write_spec(spec)))) == spec

@@ -1,0 +1,83 @@
+"""What ``doctor`` says of a cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks.cluster import check_clusters, check_one
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.config.kubernetes import Kubernetes
+
+from .fake_cluster import FakeCluster
+
+
+def find(checks: list[Check], name: str) -> Check:
+    return next(check for check in checks if check.name == name)
+
+
+def test_a_cluster_that_has_everything_is_fine(cluster: FakeCluster) -> None:
+    checks = check_clusters()
+    assert [check.state for check in checks] == ["ok"] * 4, checks
+    assert "v1.35.0-fake" in checks[0].fact
+
+
+def test_missing_rights_are_named(cluster: FakeCluster) -> None:
+    cluster.denied = {("get", "pods/attach"), ("delete", "pods")}
+    try:
+        check = find(check_one(Kubernetes(), "failed"), "kubernetes rights")
+    finally:
+        cluster.denied = set()
+    assert check.state == "failed"
+    assert "delete pods, get pods/attach" in check.fact
+    assert "deploy/rbac.yaml" in check.fix
+
+
+def test_another_runtime_class_is_noticed(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = find(check_one(Kubernetes(runtime_class="runc"), "failed"), "kubernetes RuntimeClass")
+    assert "there is no RuntimeClass runc" in missing.fact
+    monkeypatch.setattr(cluster, "handler", "runc")
+    other = find(check_one(Kubernetes(), "failed"), "kubernetes RuntimeClass")
+    assert "the handler of gvisor is 'runc'" in other.fact
+    assert find(check_one(Kubernetes(handlers=("runc",)), "failed"), other.name).state == "ok"
+
+
+def test_a_namespace_without_pod_security_is_noticed(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "labels", {})
+    check = find(check_one(Kubernetes(), "failed"), "kubernetes namespace")
+    assert check.state == "warning"
+    assert "kubectl label namespace kernels" in check.fix
+
+
+def test_a_cluster_that_does_not_answer_is_noticed(cluster: FakeCluster) -> None:
+    cluster.stop()
+    try:
+        (check,) = check_one(Kubernetes(), "failed")
+    finally:
+        cluster.start()
+    assert check.state == "failed"
+    assert "does not answer" in check.fact
+
+
+def test_no_cluster_is_asked_for_if_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    assert check_clusters() == []
+
+
+def test_the_command_checks_the_usual_cluster(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--runtime", "kubernetes"]) == 0
+    printed = capsys.readouterr().out
+    assert "kubernetes RuntimeClass: gvisor has the handler runsc" in printed
+    assert "runsc:" not in printed.replace("RuntimeClass", "")
+    cluster.denied = {("create", "pods")}
+    try:
+        assert main(["doctor", "--runtime", "kubernetes"]) == 1
+    finally:
+        cluster.denied = set()
+    assert "may not: create pods" in capsys.readouterr().out

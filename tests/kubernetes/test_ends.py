@@ -1,0 +1,192 @@
+"""All ways in which a kernel in a pod ends, and starts that are refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
+from gvisor_kernel.runtimes.kubernetes import pump
+from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
+
+from ..docker.helpers import OUTPUTS, sandbox_of
+from ..jupyter.helpers import execute, wait_for_text, wait_until
+from ..sweeps import needs_all
+from ..world import PROJECT
+from .conftest import Kernel, Start
+from .fake_cluster import FakeCluster, FakePod
+
+# -- ends ------------------------------------------------------------------------------------------
+
+
+def read_death(kernel: Kernel, act: Callable[[], object]) -> str:
+    """Return what a cell that runs says when ``act`` ends its kernel."""
+    _, client = kernel
+    client.execute("import time; print('runs', flush=True); time.sleep(1000)")
+    wait_for_text(client, "runs")
+    act()
+    message = client.get_iopub_msg(timeout=60)
+    while message["msg_type"] != "error":
+        message = client.get_iopub_msg(timeout=60)
+    return str(message["content"]["evalue"])
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        pytest.param("evict", "evicted the pod: The node was low on resource", marks=needs_all),
+        pytest.param("kill_for_memory", "its limit is 1 GiB", marks=needs_all),
+        ("delete", "the pod was deleted"),
+    ],
+)
+def test_the_cell_says_why_its_pod_has_ended(
+    start: Start, cluster: FakeCluster, way: str, words: str
+) -> None:
+    with start() as kernel:
+        ends: dict[str, Callable[[FakePod], None]] = {
+            "evict": cluster.evict,
+            "kill_for_memory": cluster.kill_for_memory,
+            "delete": cluster.delete,
+        }
+        assert words in read_death(kernel, lambda: ends[way](cluster.only_pod()))
+
+
+def test_the_cell_says_when_the_cluster_cannot_be_reached(
+    start: Start, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "PATIENCE_SECONDS", 0.5)
+    with start() as kernel:
+        try:
+            words = read_death(kernel, cluster.stop)
+        finally:
+            cluster.start()
+        assert "connection to the pod was lost, and could not be made again" in words
+
+
+def test_the_command_kill_ends_a_pod_after_its_outputs_are_fetched(
+    start: Start, folder: Path, cluster: FakeCluster
+) -> None:
+    with start() as kernel:
+        manager, client = kernel
+        execute(client, f"open('{OUTPUTS}/kept', 'w').write('x')")
+        name = sandbox_of(manager).directory.name
+        words = read_death(kernel, lambda: main(["kill", name]))
+        assert "the pod was deleted" in words
+        assert (folder / "outputs" / "kept").read_text() == "x"
+
+
+def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    owner = subprocess.Popen(
+        [sys.executable, "-m", "tests.kubernetes.owner", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(folder.parent)},
+    )
+    assert owner.stdout is not None
+    directory = Path(owner.stdout.readline().strip())
+    assert directory.is_dir()
+    return owner, directory
+
+
+def kill_owner(owner: subprocess.Popen[str]) -> None:
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate(timeout=60)
+
+
+@needs_all
+@pytest.mark.timeout(400)
+def test_a_pod_that_nobody_speaks_to_ends_by_itself(folder: Path, cluster: FakeCluster) -> None:
+    """The server is killed, and what it leaves behind reaches no cluster."""
+    owner, directory = run_owner(folder)
+    pod = cluster.only_pod()
+    cluster.stop()
+    try:
+        kill_owner(owner)
+        wait_until(pod.over.is_set, "the pod to end", seconds=300)
+        assert directory.exists()
+    finally:
+        cluster.start()
+    KubernetesRuntime().sweep()
+    assert not directory.exists()
+    assert not cluster.pods
+
+
+def test_a_killed_server_leaves_outputs_and_nothing_else(
+    folder: Path, cluster: FakeCluster
+) -> None:
+    owner, directory = run_owner(folder)
+    assert cluster.pods
+    kill_owner(owner)
+    wait_until(lambda: not directory.exists(), "the sandbox to be removed")
+    assert not cluster.pods
+    assert (folder / "outputs" / "kept").read_text() == "x"
+
+
+# -- refused starts --------------------------------------------------------------------------------
+
+
+def add_sidecar(pod: dict[str, object]) -> None:
+    spec = pod["spec"]
+    assert isinstance(spec, dict)
+    spec["containers"].append({"name": "proxy", "image": "proxy"})
+
+
+def test_a_pod_with_a_sidecar_is_refused(start: Start, cluster: FakeCluster) -> None:
+    cluster.mutate = add_sidecar
+    try:
+        with pytest.raises(IsolationError, match="its containers are"), start():
+            pass
+    finally:
+        cluster.mutate = lambda pod: None
+
+
+def test_a_pod_with_a_network_is_refused(start: Start, cluster: FakeCluster) -> None:
+    cluster.network = "host"
+    try:
+        with pytest.raises(IsolationError, match="it has a network"), start():
+            pass
+    finally:
+        cluster.network = "none"
+
+
+def test_a_start_that_cannot_succeed_says_why(start: Start, cluster: FakeCluster) -> None:
+    cluster.waiting = {"reason": "ErrImagePull", "message": "no such image"}
+    try:
+        with pytest.raises(LaunchError, match="ErrImagePull: no such image"), start():
+            pass
+    finally:
+        cluster.waiting = None
+    cluster.denied = {("create", "pods/attach")}
+    try:
+        with pytest.raises(LaunchError, match="403"), start(start_timeout=3):
+            pass
+    finally:
+        cluster.denied = set()
+    cluster.stop()
+    try:
+        with pytest.raises(GvisorKernelError, match="does not answer"), start():
+            pass
+    finally:
+        cluster.start()
+
+
+def test_a_pod_without_a_state_directory_is_swept(start: Start, cluster: FakeCluster) -> None:
+    """Only its labels show to whom it belongs."""
+    with start() as (manager, _):
+        directory = sandbox_of(manager).directory
+        kept = directory.with_name("moved-away")
+        shutil.move(directory, kept)
+        try:
+            assert KubernetesRuntime().sweep()
+        finally:
+            shutil.move(kept, directory)
+        assert not cluster.pods

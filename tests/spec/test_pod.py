@@ -1,0 +1,201 @@
+"""The pod of a sandbox, and how a cluster may not change it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.config.kubernetes import Kubernetes
+from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
+from gvisor_kernel.spec.pod import (
+    INFO,
+    OWNER,
+    STATE,
+    PodNames,
+    find_faults,
+    find_points,
+    guest_config,
+    make_pod,
+    read_quantity,
+)
+
+NAMES = PodNames("a" * 32, "01abc", "container_01ABC--python--123", "12-34")
+SPEC = SandboxSpec(runtime="kubernetes", image="registry/kernels:1")
+
+
+def make(cluster: Kubernetes = Kubernetes(), **settings: Any) -> dict[str, Any]:  # noqa: B008
+    spec = SandboxSpec(
+        runtime="kubernetes", image="registry/kernels:1", kubernetes=cluster, **settings
+    )
+    return make_pod(spec, NAMES, info="{}")
+
+
+def test_the_pod_follows_the_restricted_standard() -> None:
+    """All that Pod Security checks at that level, and what it does not look at."""
+    spec = make()["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    security = container["securityContext"]
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert security["readOnlyRootFilesystem"] is True
+    kinds = {next(key for key in volume if key != "name") for volume in spec["volumes"]}
+    assert kinds <= {"emptyDir", "downwardAPI", "persistentVolumeClaim"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert (spec["dnsPolicy"], spec["restartPolicy"]) == ("None", "Never")
+    assert "ports" not in container
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert all(v["emptyDir"]["medium"] == "Memory" for v in spec["volumes"] if "emptyDir" in v)
+
+
+def test_settings_reach_the_pod() -> None:
+    cluster = Kubernetes(
+        cpu="500m",
+        labels=(("team", "data"),),
+        node_selector=(("disk", "fast"),),
+        tolerations=('{"key": "kernels", "operator": "Exists"}',),
+        pull="Never",
+        pull_secrets=("registry",),
+        priority_class="low",
+    )
+    pod = make(cluster, memory_limit=1 << 30)
+    spec = pod["spec"]
+    assert pod["metadata"]["labels"]["team"] == "data"
+    assert pod["metadata"]["labels"][STATE] == NAMES.state
+    assert pod["metadata"]["labels"][OWNER] == NAMES.owner
+    assert pod["metadata"]["annotations"][INFO] == "{}"
+    assert spec["nodeSelector"] == {"disk": "fast"}
+    assert spec["tolerations"] == [{"key": "kernels", "operator": "Exists"}]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["priorityClassName"] == "low"
+    limits = spec["containers"][0]["resources"]["limits"]
+    assert limits["cpu"] == "500m"
+    assert int(limits["memory"]) > 1 << 30
+
+
+def test_volumes_take_the_place_of_copies() -> None:
+    cluster = Kubernetes(outputs_claim="data/me/out", uploads_claim="data/me")
+    pod = make(cluster)
+    mounts = {m["mountPath"]: m for m in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts[OUTPUTS]["subPath"] == "me/out"
+    assert mounts[UPLOADS]["readOnly"] is True
+    claims = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if v["name"] == "outputs"]
+    assert claims == [{"claimName": "data", "readOnly": False}]
+    spec = SandboxSpec(runtime="kubernetes", image="x/y:1", kubernetes=cluster)
+    config = guest_config(spec, secret=bytes(16), ahead=(), environment={}, extra=(), lingers=False)
+    assert UPLOADS not in config["parts"].values()
+    assert config["linger"] == 0
+
+
+def test_each_mount_has_a_place_in_the_pod() -> None:
+    """PID 1 can make no directory in the root, only in what it has mounted."""
+    spec = SandboxSpec(
+        runtime="kubernetes", image="x/y:1", mounts=(ExtraMount("/data", "/data/set"),)
+    )
+    config = guest_config(
+        spec,
+        secret=bytes(16),
+        ahead=(),
+        environment={},
+        extra=[("mounts/0", "/data/set")],
+        lingers=True,
+    )
+    points = find_points(spec)
+    scratch = [target for target, _, _ in config["scratch"]]
+    for target in (*scratch, *config["parts"].values(), config["guest"]):
+        if target.startswith("/etc/"):
+            continue  # a file of the image
+        assert any(target == p or target.startswith(f"{p}/") for p in points), target
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Return a function that sets a field of a pod, as a webhook does."""
+
+    def apply(pod: dict[str, Any]) -> None:
+        found: Any = pod
+        *parts, last = path.split(".")
+        for part in parts:
+            found = found[int(part)] if part.isdecimal() else found.setdefault(part, {})
+        if last == "+":
+            found.append(value)
+        else:
+            found[last] = value
+
+    return apply
+
+
+BASE = "spec.containers.0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("spec.containers.+", {"name": "proxy"}, "a webhook may have added one"),
+        ("spec.initContainers", [{"name": "init"}], "initContainers is"),
+        ("spec.ephemeralContainers", [{"name": "debug"}], "ephemeralContainers is"),
+        ("spec.runtimeClassName", "runc", "runtimeClassName is 'runc'"),
+        ("spec.automountServiceAccountToken", True, "automountServiceAccountToken is True"),
+        ("spec.hostNetwork", True, "hostNetwork is True"),
+        ("spec.hostPID", True, "hostPID is True"),
+        ("spec.shareProcessNamespace", True, "shareProcessNamespace is True"),
+        ("spec.dnsPolicy", "ClusterFirst", "dnsPolicy is 'ClusterFirst'"),
+        ("spec.securityContext.runAsUser", 0, "securityContext is"),
+        (f"{BASE}.image", "other:1", "image is 'other:1'"),
+        (f"{BASE}.command", ["sh"], "command is"),
+        (f"{BASE}.args", ["x"], "args is"),
+        (f"{BASE}.env.+", {"name": "KEY", "value": "v"}, "env is"),
+        (f"{BASE}.envFrom", [{"secretRef": {"name": "s"}}], "envFrom is"),
+        (f"{BASE}.securityContext.privileged", True, "securityContext is"),
+        (f"{BASE}.securityContext.capabilities.add", ["SYS_ADMIN"], "securityContext is"),
+        (f"{BASE}.volumeMounts.+", {"name": "t", "mountPath": "/token"}, "a mount at '/token'"),
+        ("spec.volumes.+", {"name": "token"}, "the volumes ['token']"),
+        (f"{BASE}.resources.limits.memory", "64Gi", "its limit of memory is"),
+        (f"{BASE}.resources.limits", {}, "its limit of memory is"),
+        ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for gVisor"),
+    ],
+)
+def test_a_changed_pod_is_noticed(path: str, value: Any, words: str) -> None:
+    asked = make()
+    made = copy.deepcopy(asked)
+    change(path, value)(made)
+    assert any(words in fault for fault in find_faults(asked, made)), find_faults(asked, made)
+
+
+def test_what_a_cluster_adds_to_every_pod_is_no_fault() -> None:
+    asked = make()
+    made = copy.deepcopy(asked)
+    made["spec"].update(
+        nodeName="n1",
+        schedulerName="default-scheduler",
+        serviceAccountName="default",
+        tolerations=[{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}],
+        priority=0,
+        preemptionPolicy="PreemptLowerPriority",
+        overhead={"memory": "64Mi"},
+    )
+    made["spec"]["containers"][0].update(
+        terminationMessagePath="/dev/termination-log",
+        terminationMessagePolicy="File",
+        imagePullPolicy="IfNotPresent",
+    )
+    made["spec"]["containers"][0]["resources"]["limits"]["memory"] = "4288Mi"
+    assert find_faults(asked, made) == []
+
+
+@pytest.mark.parametrize("made", [{}, {"spec": None}, {"spec": {"containers": [None]}}])
+def test_a_pod_without_sense_is_a_fault(made: dict[str, Any]) -> None:
+    assert find_faults(make(), made)
+
+
+def test_quantities() -> None:
+    assert read_quantity("1Gi") == 1 << 30
+    assert read_quantity("500m") == 0.5
+    assert read_quantity("2") == 2
+    assert read_quantity("much") == float("inf")
