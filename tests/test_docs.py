@@ -95,8 +95,12 @@ def test_the_page_has_every_route_field_and_event() -> None:
     document = json.loads(OPENAPI.read_text())
     text = generated("rest")
     for path, methods in document["paths"].items():
-        for method in methods:
-            assert f"### `{method.upper()} {path}`\n" in text
+        for method, route in methods.items():
+            section = text.partition(f"### `{method.upper()} {path}`\n")[2].partition("\n### ")[0]
+            for said in (route["summary"], route.get("description", "")):
+                assert tables.escape(said) in section
+            for mime in route.get("requestBody", {}).get("content", {}):
+                assert "The body is JSON" in section or f"The body is `{mime}`" in section
     for name, schema in document["components"]["schemas"].items():
         section = text.partition(f"### {name}\n")[2].partition("\n### ")[0]
         assert set(schema["properties"]) <= rows(section)

@@ -118,6 +118,8 @@ def rest() -> str:
         for method, route in methods.items():
             parts.append(f"### `{method.upper()} {path}`\n")
             parts.append(f"{escape(route['summary'])}\n")
+            if "description" in route:
+                parts.append(f"{escape(route['description'])}\n")
             parts += [part for part in described(route) if part]
     parts.append("## Objects\n")
     for name, schema in document["components"]["schemas"].items():
@@ -139,13 +141,12 @@ def described(route: Mapping[str, Any]) -> Iterator[str]:
             for one in route.get("parameters", ())
         ),
     )
-    body = route.get("requestBody", {})
-    for mime, content in body.get("content", {}).items():
+    for mime, content in route.get("requestBody", {}).get("content", {}).items():
         if "schema" in content:
             yield "The body is JSON:\n"
-            yield fields(content["schema"], "field")
+            yield fields(content["schema"])
         else:
-            yield f"The body is {code(mime)}. {escape(body.get('description', ''))}\n"
+            yield f"The body is {code(mime)}.\n"
     yield table(
         ("status", "content", ""),
         (

@@ -100,10 +100,11 @@ class Gate:
             outcome.status = reply.status or refusal.status
             raise
         except StreamReset:
-            outcome.reason = "the client has gone"
+            outcome.reason = "" if reply.is_whole else "the client has gone"
             raise
-        except asyncio.CancelledError:
-            outcome.reason = "the client has gone, or the kernel has ended"
+        except asyncio.CancelledError:  # also by a client that has the whole answer, and goes
+            if not reply.is_whole:
+                outcome.reason = "the client has gone, or the kernel has ended"
             raise
         finally:
             outcome.status = outcome.status or reply.status

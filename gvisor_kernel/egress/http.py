@@ -64,6 +64,8 @@ class Reply:
         self.status = 0
         """0 until ``start``."""
         self.is_tunnel = False
+        self.is_whole = False
+        """Whether the answer was sent to its end."""
         self.on_body: Callable[[int], Awaitable[None]] | None = None
         """Called with the size of each part of a body before it is sent; it may raise a Refusal."""
 
@@ -101,6 +103,7 @@ class Reply:
         :raises h11.LocalProtocolError: it is not as long as its Content-Length says
         """
         await self._send(h11.EndOfMessage())
+        self.is_whole = True
 
     async def switch(self) -> None:
         """Answer a CONNECT with 200. From now on the stream carries the tunnel's bytes."""

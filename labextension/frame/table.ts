@@ -49,7 +49,20 @@ async function readTables(name: string, source: ArrayBuffer): Promise<readonly T
       count: Math.max(data.length - 1, 0)
     }));
   }
-  return [readText(new TextDecoder().decode(source))];
+  return [readText(decode(source))];
+}
+
+/** The text in UTF-8 or UTF-16; in the encoding of older spreadsheets if it is neither. */
+function decode(source: ArrayBuffer): string {
+  const [first, second] = new Uint8Array(source, 0, Math.min(source.byteLength, 2));
+  if (first === 0xff && second === 0xfe) {
+    return new TextDecoder('utf-16le').decode(source);
+  }
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(source);
+  } catch {
+    return new TextDecoder('windows-1252').decode(source);
+  }
 }
 
 function readText(text: string): Table {
@@ -68,9 +81,9 @@ function show(table: Table, root: Element): void {
   }
   const shown = Math.min(table.rows.length, MAX_ROWS);
   const columns = Math.min(table.head.length, MAX_COLUMNS);
-  const of = table.count === null ? 'more' : String(table.count);
+  const first = table.count === null ? `The first ${shown}` : `${shown} of ${table.count}`;
   const rest = table.head.length > columns ? `, ${columns} of ${table.head.length} columns` : '';
-  add(root, 'p', `${shown} of ${of} rows${rest}`).className = 'note';
+  add(root, 'p', `${first} rows${rest}`).className = 'note';
   const node = add(root, 'table');
   const head = add(add(node, 'thead'), 'tr');
   table.head.slice(0, columns).forEach(title => {
@@ -97,12 +110,19 @@ function format(value: unknown): string {
       if (value === null) {
         return '';
       }
-      const text = value instanceof Date ? value.toISOString() : JSON.stringify(value, writeLarge);
+      const text = value instanceof Date ? formatDate(value) : JSON.stringify(value, writeLarge);
       return text.slice(0, MAX_CELL);
     }
     default:
       return '';
   }
+}
+
+/** A day without a time is kept as its midnight. */
+function formatDate(date: Date): string {
+  return Number.isNaN(date.getTime())
+    ? 'no date'
+    : date.toISOString().replace('T00:00:00.000Z', '').replace('.000Z', 'Z');
 }
 
 function writeLarge(_: string, value: unknown): unknown {

@@ -342,7 +342,10 @@ export class PageFrame {
   private async library(url: string, kind: unknown): Promise<string> {
     const found = LIBRARIES.find(([pattern]) => pattern.test(url));
     if (kind !== 'script' || found === undefined) {
-      throw new Error('it is not bundled, and pages have no network. Save it beside the page.');
+      throw new Error(
+        'it is not bundled, and pages have no network. ' +
+          'Have it written into the page, or save it beside the page and change the address.'
+      );
     }
     return await this.client.script(found[1]);
   }

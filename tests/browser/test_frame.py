@@ -292,35 +292,50 @@ def test_a_flood_ends_in_the_outer_frame(shown: Shown) -> None:
 
 
 SHOW_TABLE = """
-const [bytes, renderer] = arguments;
+const [bytes, renderer, name] = arguments;
 const source = Uint8Array.from(atob(bytes), c => c.charCodeAt(0)).buffer;
-show('table', source, {}, 'a.parquet', [renderer]);
+show('table', source, {}, name, [renderer]);
 """
+
+
+def show_table(shown: Shown, name: str, table: bytes) -> list[list[str]]:
+    """Show a table; return the texts of its cells, with the page's frame chosen."""
+    renderer = (ROOT / "labextension" / "dist" / "static" / "frame" / "table.js").read_text()
+    driver = shown.driver
+    driver.execute_script(SHOW_TABLE, base64.b64encode(table).decode(), renderer, name)
+    shown.wait(lambda: shown.messages("shown"))
+    assert shown.messages("error") == []
+    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
+    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    lines: list[list[str]] = driver.execute_script(
+        "const texts = row => [...row.cells].map(cell => cell.innerText);"
+        "return [...document.querySelectorAll('tr')].map(texts)"
+    )
+    return lines
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_a_csv_is_shown_in_the_encodings_of_spreadsheets(shown: Shown, encoding: str) -> None:
+    table = ("city;price €\n" + "Köln;1,5\n" * 1001).encode(encoding)
+    lines = show_table(shown, "a.csv", table)
+    assert lines[:2] == [["city", "price €"], ["Köln", "1,5"]]
+    assert len(lines) == 1001
+    assert "The first 1000 rows" in shown.driver.find_element(By.TAG_NAME, "body").text
 
 
 def test_a_parquet_file_is_shown(shown: Shown) -> None:
     # 1200 rows that pyarrow 26 has written, by a codec of its own for nearly each column.
     table = (ROOT / "tests" / "data" / "table.parquet").read_bytes()
-    renderer = (ROOT / "labextension" / "dist" / "static" / "frame" / "table.js").read_text()
-    driver = shown.driver
-    driver.execute_script(SHOW_TABLE, base64.b64encode(table).decode(), renderer)
-    shown.wait(lambda: shown.messages("shown"))
-    assert shown.messages("error") == []
-    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
-    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
-    lines = driver.execute_script(
-        "const texts = row => [...row.cells].map(cell => cell.innerText);"
-        "return [...document.querySelectorAll('tr')].map(texts)"
-    )
-    assert "1000 of 1200 rows" in driver.find_element(By.TAG_NAME, "body").text
+    lines = show_table(shown, "a.parquet", table)
+    assert "1000 of 1200 rows" in shown.driver.find_element(By.TAG_NAME, "body").text
     assert len(lines) == 1001
     head, row = lines[:2]
     assert dict(zip(head, row, strict=True)) == {
         "name": "<b>ann</b>",
         "count": "1152921504606846977",
         "share": "0.5",
-        "day": "2026-05-02T00:00:00.000Z",
-        "moment": "2026-05-02T12:30:00.000Z",
+        "day": "2026-05-02",
+        "moment": "2026-05-02T12:30:00Z",
         "price": "12.5",
         "parts": "[1,2]",
         "place": '{"city":"Ulm"}',
