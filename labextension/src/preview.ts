@@ -185,7 +185,7 @@ export class Preview {
         },
         shown: () => undefined,
         ended: reason => {
-          this.talk.clear();
+          this.talk.end();
           this.note(reason);
         },
         talk: talk => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,6 +260,35 @@ def test_a_page_talks_by_a_route_until_it_is_stopped(desk: LabPage, api: Fake) -
     button(desk, TALKS, "Allow again").click()
     page_has(desk, "#last", "200")
     assert api.seen[-1].body == b"hello"
+
+
+UNSEEN = """<script>
+(async () => {
+  for (let round = 0; round < 20; round++) {
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(), round);
+    await fetch("API/v1/told" + round, { signal: stop.signal }).catch(() => 0);
+  }
+  fetch("API/v1/last");
+  setTimeout(() => { location = "about:blank"; }, 20);
+})();
+</script>"""
+"""A page that gives up each request at once, and then itself."""
+
+
+@needs_all
+def test_a_page_does_not_talk_unseen(desk: LabPage, api: Fake) -> None:
+    folder = desk.server.folder / "unseen"
+    folder.mkdir()
+    (folder / "page.html").write_text(UNSEEN.replace("API", f"http://127.0.0.1:{api.port}"))
+    before = len(api.seen)
+    open_as_page(desk, "unseen")
+    wait_for_text(desk, ".gk-notes", "The page tried to go elsewhere")
+    text = wait_for_text(desk, TALKS, f"This page talked to 127.0.0.1:{api.port}")
+    assert "Stop" not in text
+    said = re.search(r"(\d+) request", text)
+    assert said is not None
+    assert len(api.seen) - before <= int(said[1]) <= 21
 
 
 @needs_all
