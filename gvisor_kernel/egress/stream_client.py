@@ -34,7 +34,7 @@ class Ask:
     method: str
     target: str
     headers: Pairs
-    body: bytes | None
+    body: memoryview | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ async def _send(stream: ByteStream, connection: h11.Connection, ask: Ask) -> Non
     )
     with suppress(StreamReset, h11.LocalProtocolError):  # who reads the answer is told, too
         await stream.write(connection.send(request) or b"")
-        view = memoryview(ask.body or b"")
+        view = ask.body or memoryview(b"")
         while view:
             await stream.write(connection.send(h11.Data(data=bytes(view[:SEND_SIZE]))) or b"")
             view = view[SEND_SIZE:]

@@ -70,11 +70,12 @@ class Wish:
     url: str
     method: str
     headers: Pairs
-    body: bytes
+    body: memoryview
 
 
 def read_wish(content: bytes) -> Wish:
-    """Read the parts of a request.
+    """Read the parts of a request. The body is not copied: it may be large, and is held until the
+    answer has come.
 
     :raises HTTPError: 400 for what is none, 413 for a body that is too large
     """
@@ -94,7 +95,7 @@ def read_wish(content: bytes) -> Wish:
         allowed = ", ".join(METHODS)
         raise web.HTTPError(400, f"url must be a text, and method one of {allowed}.")
     headers = _choose_sent(head.get("headers", []))
-    return Wish(head.get("ticket"), url, method, headers, content[4 + size :])
+    return Wish(head.get("ticket"), url, method, headers, memoryview(content)[4 + size :])
 
 
 def _choose_sent(headers: Any) -> Pairs:

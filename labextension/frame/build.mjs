@@ -9,6 +9,7 @@ const RENDERERS = [
   'mermaid',
   'notebook',
   'pdf',
+  'picture',
   'table',
   'tailwind'
 ];

@@ -3,6 +3,7 @@
 import { structuredPatch } from 'diff';
 
 import { compareNotebooks } from './notebooks.js';
+import { isTooLarge } from './picture_sizes.js';
 import { isCostly } from './pictures.js';
 
 export type Mark = ' ' | '+' | '-' | '@';
@@ -76,7 +77,7 @@ export function decode(bytes: ArrayBuffer): string | null {
 export function compare(path: string, old: ArrayBuffer, current: ArrayBuffer): Difference {
   const type = pictureType(path);
   if (type !== null && type !== SVG) {
-    return { kind: 'picture', type };
+    return isTooLarge(old) || isTooLarge(current) ? { kind: 'binary' } : { kind: 'picture', type };
   }
   const [before, after] = [decode(old), decode(current)];
   if (before === null || after === null) {

@@ -110,6 +110,7 @@ export class PageFrame {
   /** What had the focus last, beside the frame. */
   private elsewhere: HTMLElement | null = null;
   private over = false;
+  private disposed = false;
 
   constructor(
     private readonly client: ArtifactClient,
@@ -119,7 +120,8 @@ export class PageFrame {
   ) {
     const channel = new MessageChannel();
     this.network = new PageNetwork(client.network, source.file.ticket, talk => {
-      if (!this.over) {
+      // Also of a page that has ended itself: it may have talked just before.
+      if (!this.disposed) {
         events.talk(talk);
       }
     });
@@ -156,8 +158,13 @@ export class PageFrame {
   }
 
   dispose(): void {
-    this.over = true;
+    this.disposed = true;
     this.network.end();
+    this.close();
+  }
+
+  private close(): void {
+    this.over = true;
     shown.delete(this);
     document.removeEventListener('focusin', this.leave, true);
     window.removeEventListener('blur', this.giveBack);
@@ -168,7 +175,8 @@ export class PageFrame {
 
   private end(reason: string): void {
     if (!this.over) {
-      this.dispose();
+      this.close();
+      this.network.leave();
       this.events.ended(reason);
     }
   }

@@ -74,6 +74,30 @@ class Running {
   readonly abort = new AbortController();
   private credit = 0;
   private wake: (() => void) | null = null;
+  private isSent = false;
+  private isUnwanted = false;
+
+  /** The request goes to the server, which has not said yet whether it passes it on. */
+  sent(): void {
+    this.isSent = true;
+  }
+
+  /** The server has said to whom the request goes. */
+  told(): void {
+    this.isSent = false;
+    if (this.isUnwanted) {
+      this.end();
+    }
+  }
+
+  /** The page wants no answer. What has left by then is counted first: the page shall not talk
+   *  unseen by giving up at once. */
+  giveUp(): void {
+    this.isUnwanted = true;
+    if (!this.isSent) {
+      this.end();
+    }
+  }
 
   /** The page can take another piece of the body. */
   pull(): void {
@@ -128,11 +152,13 @@ export class PageNetwork {
     try {
       await this.ownTurns.do(signal, () =>
         allPages.do(signal, async () => {
+          running.sent();
           const answer = await this.client.fetch(this.ticket, call, signal);
           this.hosts.add(answer.host);
           this.requests += 1;
           this.sent += call.body.byteLength;
           this.tellChange();
+          running.told();
           await this.passAnswer(answer, running, tell);
         })
       );
@@ -167,7 +193,7 @@ export class PageNetwork {
 
   /** The page does not want an answer any more. */
   cancel(id: unknown): void {
-    this.running.get(id)?.end();
+    this.running.get(id)?.giveUp();
   }
 
   /** Ends what is under way, and refuses what comes, until ``allow``. */
@@ -185,6 +211,13 @@ export class PageNetwork {
   end(): void {
     for (const running of this.running.values()) {
       running.end();
+    }
+  }
+
+  /** The page has ended itself: it wants no answer of what is under way. */
+  leave(): void {
+    for (const running of this.running.values()) {
+      running.giveUp();
     }
   }
 

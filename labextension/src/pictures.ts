@@ -19,9 +19,10 @@ const MAX_DEPTH = 200;
 
 /** What takes long whatever the number of elements, or cannot be counted here. */
 const SLOW_ELEMENT = /^(fe[A-Z].*|filter|animate.*|set|foreignObject|pattern)$/;
-/** A drawing in a drawing, and a name that is written so that nobody finds it. */
-const SLOW_VALUE = /\\|filter|blur\(|data:(?!image\/(png|jpeg|gif|webp)[;,])/i;
-const SLOW_STYLE = /\\|filter|blur\(|url\(|@import|animation/i;
+/** A picture in a drawing, dashes, of which a line may have a million, and a name that is written so
+ *  that nobody finds it. */
+const SLOW_VALUE = /\\|filter|blur\(|data:|dash/i;
+const SLOW_STYLE = /\\|filter|blur\(|url\(|@import|animation|dash/i;
 
 /**
  * Whether an SVG would keep the browser busy: in a few lines each element can draw the one before
@@ -75,7 +76,7 @@ export function isCostly(text: string): boolean {
 function isSlow(node: Element): boolean {
   return (
     SLOW_ELEMENT.test(node.localName) ||
-    [...node.attributes].some(({ value }) => SLOW_VALUE.test(value)) ||
+    [...node.attributes].some(({ name, value }) => /dash/i.test(name) || SLOW_VALUE.test(value)) ||
     (node.localName === 'style' && SLOW_STYLE.test(node.textContent))
   );
 }

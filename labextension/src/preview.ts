@@ -6,7 +6,8 @@ import { decode } from './differences.js';
 import { element, replace, setText } from './dom.js';
 import { indentJson } from './json_text.js';
 import { PageFrame } from './page_frame.js';
-import { isCostly, pictureUrl } from './pictures.js';
+import { MOST_PIXELS, isTooLarge } from './picture_sizes.js';
+import { pictureUrl } from './pictures.js';
 import { TalkView } from './talk.js';
 
 export type Kind = 'page' | 'picture' | 'sound' | 'text' | 'none';
@@ -31,6 +32,7 @@ const PAGES: Readonly<Record<string, readonly [string, readonly string[], boolea
   mmd: ['mermaid', ['mermaid'], true],
   parquet: ['table', ['table'], false],
   pdf: ['pdf', ['pdf'], false],
+  svg: ['picture', ['picture'], false],
   tsv: ['table', ['table'], false],
   tsx: ['jsx', ['libraries', 'tailwind', 'jsx'], true],
   xlsx: ['table', ['table'], false]
@@ -44,7 +46,6 @@ const PICTURES: Readonly<Record<string, string>> = {
   jpeg: 'image/jpeg',
   jpg: 'image/jpeg',
   png: 'image/png',
-  svg: 'image/svg+xml',
   webp: 'image/webp'
 };
 
@@ -74,11 +75,6 @@ export function howToShow(path: string): How {
         ? (['sound', SOUNDS[ending]] as const)
         : (['text', 'text/plain'] as const);
   return { kind, type, scripts: [], isText: false };
-}
-
-function isDrawable(bytes: ArrayBuffer): boolean {
-  const text = decode(bytes);
-  return text !== null && !isCostly(text);
 }
 
 export interface PreviewActions {
@@ -150,8 +146,12 @@ export class Preview {
       case 'page':
         return this.makePage(how, name, file, scripts);
       case 'picture':
-        if (how.type === 'image/svg+xml' && !isDrawable(file.bytes)) {
-          return element('p', {}, 'This drawing would keep the browser busy; download it.');
+        if (isTooLarge(file.bytes)) {
+          return element(
+            'p',
+            {},
+            `This is no picture that is shown here, or has more than ${MOST_PIXELS / 1e6} million pixels; download it.`
+          );
         }
         return element('img', { attributes: { src: pictureUrl(how.type, file.bytes), alt: name } });
       case 'sound': {
@@ -185,7 +185,7 @@ export class Preview {
         },
         shown: () => undefined,
         ended: reason => {
-          this.talk.clear();
+          this.talk.end();
           this.note(reason);
         },
         talk: talk => {

@@ -15,6 +15,8 @@ export class TalkView {
     attributes: { role: 'status' }
   });
 
+  private ended = false;
+
   constructor(stop: () => void, allow: () => void) {
     this.stop = button('Stop', stop);
     this.allow = button('Allow again', allow);
@@ -27,13 +29,23 @@ export class TalkView {
     this.node.hidden = true;
     setText(this.text, '');
     setText(this.said, '');
+    this.ended = false;
+  }
+
+  /** The page is over. What it has done stays to be read, and there is nothing to stop. */
+  end(): void {
+    this.ended = true;
+    this.stop.hidden = true;
+    this.allow.hidden = true;
   }
 
   update(talk: Talk): void {
     this.node.hidden = false;
     setText(this.text, describeTalk(talk));
     setText(this.said, whomOf(talk));
-    this.move(talk.stopped);
+    if (!this.ended) {
+      this.move(talk.stopped);
+    }
   }
 
   /** The button that goes has the focus if it was pressed: the other one gets it. */

@@ -61,10 +61,11 @@ test('a file that only has the name of a notebook is text', () => {
 });
 
 test('pictures and bytes that are no text are told apart', () => {
-  assert.deepEqual(compare('a/b.PNG', bytes('x'), bytes('y')), {
-    kind: 'picture',
-    type: 'image/png'
-  });
+  const png = side =>
+    Uint8Array.of(0x89, 0x50, 0x4e, 0x47, ...Array(12).fill(0), ...[0, 0, side, 0, 0, 0, side, 0])
+      .buffer;
+  assert.deepEqual(compare('a/b.PNG', bytes(''), png(1)), { kind: 'picture', type: 'image/png' });
+  assert.equal(compare('a/b.PNG', png(1), png(90)).kind, 'binary');
   assert.equal(compare('a.html', bytes('<b>'), bytes('<i>')).kind, 'text');
   assert.equal(decode(new Uint8Array([0xff, 0xfe]).buffer), null);
   assert.equal(decode(bytes('a\0b')), null);
@@ -143,6 +144,10 @@ test('a picture that draws itself without end is shown as text', () => {
     svg('<image href="&#100;ata:image/svg+xml,x"/>'),
     svg('<style>g { fill: u\\72l(#p) }</style>'),
     svg('<filter id="f"/>'),
+    svg('<image href="data:image/png;base64,AAAA"/>'),
+    svg('<path d="M0 0L1000 1000" stroke-dasharray="0.002"/>'),
+    svg('<path d="M0 0L1000 1000" style="stroke-dasharray: 0.002"/>'),
+    svg('<style>path { stroke-dasharray: 0.002 }</style>'),
     svg('<rect><set attributeName="fill" to="url(#a)"/></rect>'),
     `<?xml version="1.0" encoding="iso-2022-jp"?>${svg('')}`,
     '<svg xmlns="http://www.w3.org/2000/svg"><use',

@@ -171,6 +171,31 @@ test('a request that the server refuses is no talk', async () => {
   assert.deepEqual(talks, []);
 });
 
+test('what a page gives up at once, or as it ends itself, is counted when it has left', async () => {
+  for (const giveUp of [network => network.cancel(1), network => network.leave()]) {
+    const { server, talks, network, begin } = open();
+    const body = new TextEncoder().encode('secret').buffer;
+    const { end } = begin(1, { ...CALL, body });
+    await turn();
+    giveUp(network);
+    const [asked] = server.asked;
+    assert.equal(asked.signal.aborted, false);
+    asked.answer();
+    asked.controller.enqueue(WHOM);
+    await assert.rejects(end);
+    assert.equal(asked.signal.aborted, true);
+    const { hosts, requests, sent, open: left } = talks.at(-1);
+    assert.deepEqual([hosts, requests, sent, left], [['api.example'], 1, 6, 0]);
+  }
+  const { server, talks, network, begin } = open();
+  const { end } = begin(1);
+  await turn();
+  network.end(); // the person has closed the page
+  await assert.rejects(end);
+  assert.equal(server.asked[0].signal.aborted, true);
+  assert.deepEqual(talks, []);
+});
+
 test('an answer that is not whole is an error with the text of the server', async () => {
   for (const [bytes, message] of [
     [[...WHOM, ...END, ...new TextEncoder().encode('api.example: it broke off.')], /it broke off/],
@@ -242,6 +267,12 @@ test('the line says to whom a page talks, and has one button at a time', () => {
   assert.match(view.node.textContent, /You stopped this page/);
   allow.click();
   assert.deepEqual(pressed, ['stop', 'allow']);
+  view.end(); // the page is over, and had talked just before
+  view.update({ ...talk, open: 0 });
+  assert.match(view.node.textContent, /This page talked to/);
+  assert.deepEqual([stop.hidden, allow.hidden], [true, true]);
   view.clear();
   assert.equal(view.node.hidden, true);
+  view.update(talk);
+  assert.deepEqual([stop.hidden, allow.hidden], [false, true]);
 });

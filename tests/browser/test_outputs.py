@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,10 @@ pytestmark = IN_SANDBOXES
 OPTIONS = EXPOSED
 PANEL = ".gk-outputs"
 TALKS = ".gk-talk"
+HUGE = b"\x89PNG\r\n\x1a\n" + struct.pack(
+    ">I4sIIBBBBBI", 13, b"IHDR", 23000, 23000, 1, 0, 0, 0, 0, 0
+)
+"""The beginning of a picture of half a billion pixels."""
 MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
 WRITE = """
 import json, os, matplotlib
@@ -156,11 +162,12 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
     wait_for_text(lab, f"{PANEL} pre", "text of markup")
     choose(lab, "data.json")
     wait_for_text(lab, f"{PANEL} pre", '"a": [')
-    for name in ("plot.png", "plot.svg"):
-        choose(lab, name)
-        image = lab.find(f'{PANEL} img[alt="{name}"]')
-        lab.wait_for_colours(image, 2)
+    choose(lab, "plot.png")
+    lab.wait_for_colours(lab.find(f'{PANEL} img[alt="plot.png"]'), 2)
     lab.screenshot("outputs-picture")
+    (lab.server.folder / "outputs" / "huge.png").write_bytes(HUGE)
+    choose(lab, "huge.png")
+    wait_for_text(lab, f"{PANEL} .gk-preview", "more than 64 million pixels")
     assert serious_violations(lab, PANEL) == []
 
     shown = {
@@ -168,6 +175,7 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
         "report.md": ("h1", "Report"),
         "graph.mermaid": ("svg text, svg tspan", "Start"),
         "plot.pdf": ("canvas[data-drawn]", ""),
+        "plot.svg": ('img[alt="plot.svg"]', ""),
         "app.jsx": ("button.bg-red-600", "pressed 0"),
         "notes.html": ("#seen", "counted 1"),
     }
@@ -259,6 +267,35 @@ def test_a_page_talks_by_a_route_until_it_is_stopped(desk: LabPage, api: Fake) -
     button(desk, TALKS, "Allow again").click()
     page_has(desk, "#last", "200")
     assert api.seen[-1].body == b"hello"
+
+
+UNSEEN = """<script>
+(async () => {
+  for (let round = 0; round < 20; round++) {
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(), round);
+    await fetch("API/v1/told" + round, { signal: stop.signal }).catch(() => 0);
+  }
+  fetch("API/v1/last");
+  setTimeout(() => { location = "about:blank"; }, 20);
+})();
+</script>"""
+"""A page that gives up each request at once, and then itself."""
+
+
+@needs_all
+def test_a_page_does_not_talk_unseen(desk: LabPage, api: Fake) -> None:
+    folder = desk.server.folder / "unseen"
+    folder.mkdir()
+    (folder / "page.html").write_text(UNSEEN.replace("API", f"http://127.0.0.1:{api.port}"))
+    before = len(api.seen)
+    open_as_page(desk, "unseen")
+    wait_for_text(desk, ".gk-notes", "The page tried to go elsewhere")
+    text = wait_for_text(desk, TALKS, f"This page talked to 127.0.0.1:{api.port}")
+    assert "Stop" not in text
+    said = re.search(r"(\d+) request", text)
+    assert said is not None
+    assert len(api.seen) - before <= int(said[1]) <= 21
 
 
 @needs_all

@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from gvisor_kernel.host.processes import wait_until_gone
+from gvisor_kernel.server.fetch_handlers import read_wish
 
 from ..egress.upstream import Handler, make_certificate, serving
 from ..jupyter.helpers import SECONDS, wait_until
@@ -338,6 +339,14 @@ def test_a_request_may_have_32_mib(fetcher: Fetcher) -> None:
     assert json.loads(parts.body)["size"] == 16 * 1024**2
     # Above the limit of the route, below that of the server.
     assert fetcher.read("/v1/x", bytes(20 * 1024**2), method="POST").head["status"] == 413
+
+
+def test_the_body_of_a_request_is_not_copied() -> None:
+    head = b'{"url": "https://a.example/"}'
+    content = len(head).to_bytes(4, "big") + head + b"body"
+    body = read_wish(content).body
+    assert bytes(body) == b"body"
+    assert body.obj is content
 
 
 @needs_all
