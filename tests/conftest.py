@@ -91,6 +91,7 @@ QUICK = (
     *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
     *("runtimes/test_world.py", "nodes/test_orders.py", "nodes/test_engines.py"),
     "nodes/test_relay.py",
+    "nodes/test_starts.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",
 )

@@ -46,6 +46,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("runtimes/nodes/client.py", "self.process.wait()"): "it has ended, or got SIGKILL",
     ("runtimes/nodes/reports.py", "stream.read(65536)"): OWN,
     ("runtimes/waits.py", "_listener.get()"): "a variable of a context, not a queue",
+    ("runtimes/waits.py", "_given_up.get()"): "a variable of a context, not a queue",
     ("changes/control.py", "await done"): "bounded by WORK_SECONDS, where it is called",
     ("bridge/kernel.py", "asyncio.shield(self._begin_end())"): UNDONE,
     ("bridge/kernel.py", "asyncio.shield(self._finishing)"): "bounded by FLUSH_SECONDS",

@@ -27,6 +27,8 @@ NEVER = frozenset(
         *("--jobid", "--overlap", "--no-kill", "--open-mode", "--quiet", "--verbose", "--help"),
         *("--mem-per-cpu", "--mem-per-gpu", "--immediate", "--job-name", "--container"),
         *("--propagate", "--x11", "--no-shell", "--disable-status", "--slurmd-debug"),
+        *("--container-id", "--clusters", "--kill-on-bad-exit", "--mpi", "--preserve-env"),
+        *("--ntasks-per-node", "--tasks-per-node", "--test-only", "--usage", "--version"),
     }
 )
 """Arguments that would change the limits of a kernel, or what is run, or its streams. The first
@@ -154,7 +156,8 @@ def _accept_arguments(
     for argument in arguments:
         if not ARGUMENT.fullmatch(argument):
             raise SettingError(name, argument, "arguments of the form --name or --name=value")
-        if argument.partition("=")[0] in NEVER:
+        word = argument.partition("=")[0]
+        if any(name.startswith(word) for name in NEVER):  # srun takes abbreviations
             raise SettingError(
                 name, argument, "arguments that leave the kernel's limits and streams alone"
             )

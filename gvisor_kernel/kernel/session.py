@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -55,7 +56,7 @@ from gvisor_kernel.kernel.workspace import (
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
-from gvisor_kernel.runtimes.waits import hearing
+from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step, tracing
 
@@ -541,13 +542,16 @@ class SandboxedKernel:
     async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run ``work`` in a worker. On cancellation, close the sandbox that it starts."""
         loop = asyncio.get_running_loop()
+        given_up = threading.Event()
         try:
-            starting = loop.run_in_executor(None, copy_context().run, work, *arguments)
+            with until(given_up):
+                starting = loop.run_in_executor(None, copy_context().run, work, *arguments)
         except RuntimeError as error:  # the executor has shut down: this process is exiting
             raise LaunchError(f"No kernel can be started: {error}.") from error
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
+            given_up.set()
             self._undo_by(self._undo(starting))
             raise
 

@@ -61,6 +61,8 @@ class Told:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        # A pipe is ready when a page of it is free, and a fact may be longer.
+        os.set_blocking(fd, False)
 
     def tell(self, kind: str, **values: Any) -> None:
         """Write a fact, for at most a few seconds. Never raises."""
@@ -68,8 +70,9 @@ class Told:
         deadline = time.monotonic() + WRITE_SECONDS
         with suppress(OSError):
             while data and time.monotonic() < deadline:
-                if select.select([], [self._fd], [], 1)[1]:
-                    data = data[os.write(self._fd, data) :]
+                if select.select([], [self._fd], [], min(1, WRITE_SECONDS))[1]:
+                    with suppress(BlockingIOError):
+                        data = data[os.write(self._fd, data) :]
 
     def tell_if_room(self, kind: str, **values: Any) -> None:
         """Write a fact if that does not block; another one follows soon."""

@@ -1,10 +1,12 @@
-"""Tells whoever listens what a start waits for, such as resources of a cluster.
+"""Between a start in a worker and whoever waits for it: what it waits for, such as resources of a
+cluster, and whether anybody still wants it.
 
 Like ``tracing``: a listener is set for a context, and called in the worker in which the start runs.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +14,7 @@ from contextvars import ContextVar
 Listener = Callable[[str], None]
 
 _listener: ContextVar[Listener | None] = ContextVar("gvisor_kernel_waits", default=None)
+_given_up: ContextVar[threading.Event | None] = ContextVar("gvisor_kernel_given_up", default=None)
 
 
 def tell_wait(text: str) -> None:
@@ -30,3 +33,20 @@ def hearing(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def is_given_up() -> bool:
+    """Return whether nobody wants the start of this context any more. A start that waits for long
+    asks this every few seconds."""
+    event = _given_up.get()
+    return event is not None and event.is_set()
+
+
+@contextmanager
+def until(given_up: threading.Event) -> Iterator[None]:
+    """Let starts of this context end early when ``given_up`` is set. Any thread sets it."""
+    token = _given_up.set(given_up)
+    try:
+        yield
+    finally:
+        _given_up.reset(token)

@@ -23,9 +23,11 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.log_files import EVENTS, INSIDE, STDERR
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
 from gvisor_kernel.runtimes.state.records import (
+    RECORD,
     Machine,
     Record,
     make_directory,
+    read_record,
     state_root,
     this_machine,
     this_process,
@@ -70,6 +72,18 @@ def make_record(container_id: str, **changes: object) -> Record:
     record = Record(**content)  # type: ignore[arg-type]
     write_record(make_directory(container_id), record)
     return record
+
+
+def test_record_of_an_older_release_is_read(state: Path) -> None:
+    """It has fewer fields. A directory without a record is removed with its sandbox, which may be
+    one of a server that was started before an update."""
+    record = make_record("older")
+    path = state / "older" / RECORD
+    content = json.loads(path.read_text())
+    for name in ("node", "end_argv", "sweep_argv"):
+        del content[name]
+    path.write_text(json.dumps(content))
+    assert read_record(path.parent) == record
 
 
 def listed(capsys: Captured) -> list[dict[str, object]]:

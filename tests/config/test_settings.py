@@ -185,6 +185,27 @@ def test_configuration_may_name_arguments_itself() -> None:
     assert spec(config).slurm.arguments == ("--constraint=a",)
 
 
+@pytest.mark.parametrize(
+    "argument", ["--outpu=/x", "--task-prolo=/x", "--expor=ALL", "--container-id=x", "--mpi=x"]
+)
+def test_argument_that_srun_would_complete_is_refused(argument: str) -> None:
+    """srun takes any abbreviation that only one of its options begins with."""
+    config = Config()
+    config.GVisorProvisioner.slurm = {"allowed_arguments": ["--*"]}
+    with pytest.raises(SettingError, match="leave the kernel's limits and streams alone"):
+        spec(config, slurm={"arguments": [argument]})
+    assert spec(config, slurm={"arguments": ["--exclusive"]}).slurm.arguments == ("--exclusive",)
+
+
+def test_configuration_forbids_programs_outside_a_sandbox() -> None:
+    """An empty text holds as any other: a kernelspec cannot name a Python or a ProxyCommand."""
+    config = Config()
+    config.GVisorProvisioner.ssh = {"hosts": ["n1"], "config": "", "python": ""}
+    config.GVisorProvisioner.slurm = {"python": ""}
+    found = spec(config, ssh={"config": "/x", "python": "/x"}, slurm={"python": "/x"})
+    assert (found.ssh.config, found.ssh.python, found.slurm.python) == ("", "", "")
+
+
 def test_ssh_without_a_host_is_refused() -> None:
     with pytest.raises(SettingError, match="ssh"):
         spec(runtime="ssh")

@@ -8,8 +8,10 @@ from gvisor_kernel.config.nodes import Slurm as SlurmSettings
 from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import MIB, SandboxSpec
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.removal import client_variables
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
+from gvisor_kernel.runtimes.state import lifeline
 
 SLURM = Slurm(
     SandboxSpec(
@@ -47,6 +49,7 @@ def test_client_asks_nothing_and_forwards_nothing() -> None:
     argv = SSH.start_argv("a", ["python", "-c", "print('x y')"])
     for word in ("-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oForwardAgent=no", "-T"):
         assert word in argv
+    assert "-oRemoteCommand=none" in argv  # with one in the configuration, ssh refuses a command
     assert argv[-3:] == ["a", "--", "python -c 'print('\"'\"'x y'\"'\"')'"]
 
 
@@ -62,6 +65,20 @@ def test_connection_is_shared_by_one_name_only() -> None:
     assert len({socket_of(SSH, "a"), socket_of(SSH, "b"), socket_of(other, "a")}) == 3
     far = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",))), "/x" * 60, {})
     assert socket_of(far, "a") == "-oControlPath=none"
+
+
+@pytest.mark.parametrize("control", ["/a b", "/${HOME}", '/a"b', "/a\\b", "/" + "ü" * 40])
+def test_connection_is_not_shared_where_ssh_would_read_another_path(control: str) -> None:
+    engine = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",))), control, {})
+    assert {"-oControlPath=none", "-oControlMaster=no"} <= set(engine.start_argv("a", ["x"]))
+
+
+def test_engines_of_a_killed_server_have_their_variables() -> None:
+    """What removes the rest starts the same clients, without the engine."""
+    server = dict.fromkeys(["KRB5CCNAME", "SSH_AUTH_SOCK", "SLURM_CONF", "SLURM_CONF_SERVER"], "x")
+    wanted = {**SSH.environment(server), **SLURM.environment(server)}
+    assert wanted == server == client_variables(server)
+    assert set(server) <= set(lifeline.KEPT)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +107,7 @@ def test_connection_is_shared_by_one_name_only() -> None:
         (SSH, "client_loop: send disconnect: Broken pipe", 255, "connection was lost"),
         (SSH, "", 255, "connection was lost"),
         (SSH, "sh: 1: /p: not found", 127, "no gvisor-kernel at that path"),
+        (SSH, "bash: module: command not found", 255, "connection was lost"),
         (SSH, "", -9, "ended by signal 9"),
     ],
 )

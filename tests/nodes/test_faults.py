@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client import BlockingKernelClient
+from jupyter_client import AsyncKernelManager, BlockingKernelClient
+from traitlets.config import Config
 
 from gvisor_kernel.bridge import sandbox_link
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host import processes
+from gvisor_kernel.runtimes.state import records
 
 from ..jupyter.helpers import execute, wait_for, wait_for_text, wait_until
 from ..sweeps import needs_all
@@ -26,6 +29,18 @@ from .conftest import Nodes, Start
 from .sshd import Sshd, needs_sshd
 
 RUNNING = "print('running', flush=True)\nimport time; time.sleep(600)"
+
+START = (
+    "import sys, json; sys.path.insert(0, sys.argv[1])\n"
+    "from jupyter_client import KernelManager; from traitlets.config import Config\n"
+    "manager = KernelManager(kernel_name='gvisor-python', connection_file=sys.argv[3],"
+    " config=Config({'GVisorProvisioner': json.loads(sys.argv[2])}))\n"
+    "manager.start_kernel()\n"
+)
+SERVE = (
+    f"{START}client = manager.client(); client.start_channels()\n"
+    "client.wait_for_ready(timeout=120); print('ready', flush=True); sys.stdin.read()\n"
+)
 
 
 def death_of(client: BlockingKernelClient, cause: Callable[[], object]) -> str:
@@ -85,16 +100,7 @@ def test_client_is_killed(start: Start, nodes: Nodes, way: str) -> None:
 
 def test_server_is_killed(nodes: Nodes, way: str, folder: Path) -> None:
     """A minute later nothing is left on the node, nor on the server's own machine."""
-    code = (
-        "import sys, json; sys.path.insert(0, sys.argv[1])\n"
-        "from jupyter_client import KernelManager; from traitlets.config import Config\n"
-        "manager = KernelManager(kernel_name='gvisor-python', connection_file=sys.argv[3],"
-        " config=Config({'GVisorProvisioner': json.loads(sys.argv[2])}))\n"
-        "manager.start_kernel(); client = manager.client(); client.start_channels()\n"
-        "client.wait_for_ready(timeout=120); print('ready', flush=True); sys.stdin.read()\n"
-    )
-
-    argv = [sys.executable, "-c", code, str(PROJECT), json.dumps(WAYS[way])]
+    argv = [sys.executable, "-c", SERVE, str(PROJECT), json.dumps(WAYS[way])]
     argv.append(str(folder / "connection.json"))
     with subprocess.Popen(
         argv, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -195,6 +201,43 @@ def _name(pid: int) -> str:
 
 class TestSlurm:
     pytestmark = needs_slurm
+
+    def test_waiting_job_ends_with_its_start(
+        self, cluster: Cluster, nodes: Nodes, folder: Path
+    ) -> None:
+        """Of a start that is cancelled, and of a server that is killed. srun then reads nothing."""
+        full = [cluster.submit("--mem=9500M", "sleep 600") for _ in range(2)]
+        wait_until(lambda: cluster.states() == ["mixed", "mixed"], "two full nodes")
+
+        async def cancel() -> None:
+            config = Config({"GVisorProvisioner": WAYS["slurm"]})
+            manager = AsyncKernelManager(kernel_name="gvisor-python", config=config)
+            starting: asyncio.Future[Any] = asyncio.ensure_future(
+                manager.start_kernel(cwd=str(folder))
+            )
+            await asyncio.to_thread(
+                wait_until, lambda: len(cluster.jobs()) == 3, "a job that waits"
+            )
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            await asyncio.to_thread(nodes.wait_until_clean)
+
+        asyncio.run(cancel())
+        assert sorted(cluster.jobs()) == sorted(full)
+        argv = [sys.executable, "-c", START, str(PROJECT), json.dumps(WAYS["slurm"])]
+        argv.append(str(folder / "connection.json"))
+        with subprocess.Popen(argv, cwd=folder) as server:
+            wait_until(
+                lambda: [r for _, r in records.find_sandboxes() if "client" in r.processes],
+                "a client of the job",
+            )
+            wait_until(lambda: len(cluster.jobs()) == 3, "a job that waits")
+            server.kill()
+        nodes.wait_until_clean()
+        assert sorted(cluster.jobs()) == sorted(full)
+        for job in full:
+            cluster.ask("scancel", job)
 
     def test_job_is_cancelled(self, start: Start, cluster: Cluster) -> None:
         with start("slurm") as (manager, client):

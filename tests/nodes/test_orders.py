@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from gvisor_kernel.config.nodes import Slurm, Ssh
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.node import serve
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.nodes.orders import (
     HEAD,
@@ -123,6 +125,31 @@ def test_words_and_facts_are_told_apart() -> None:
     reports, words = reports_of(data)
     assert reports.text("here", "node") == "n1"
     assert words == reports.words == ["srun: job 5 queued", "[2Jodd�", "last"]
+
+
+def test_fact_that_no_helper_tells_is_not_kept() -> None:
+    """A node could send kinds without end, each with a megabyte."""
+    reports, words = reports_of(write_fact("here", node="n1") + write_fact("other", x="y" * 9000))
+    assert reports.find("here")
+    assert reports.find("other") is None
+    assert len(words) == 1
+    assert len(words[0]) <= 4096
+
+
+def test_long_fact_waits_for_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe with room for a part of a fact does not hold up the helper, which has a sandbox."""
+    monkeypatch.setattr(serve, "WRITE_SECONDS", 0.1)
+    read, write = os.pipe()
+    helper = threading.Thread(
+        target=serve.Told(write).tell, args=("x",), kwargs={"y": "y" * 200_000}
+    )
+    helper.start()
+    helper.join(10)
+    stuck = helper.is_alive()
+    os.close(read)
+    helper.join()
+    os.close(write)
+    assert not stuck
 
 
 def test_what_a_client_says_is_bounded() -> None:

@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 CLIENT_SECONDS = 20.0
 """How long a client may take to end."""
 MAX_ANSWER = 64 * 1024
-VARIABLES = ("HOME", "PATH", "USER", "LOGNAME", "SSH_AUTH_SOCK", "SLURM_CONF")
+VARIABLES = (
+    *("HOME", "PATH", "USER", "LOGNAME", "SSH_AUTH_SOCK", "KRB5CCNAME"),
+    *("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
+)
+"""Those of all engines' clients."""
 
 
 def end_client(record: Record) -> bool:

@@ -19,6 +19,8 @@ MAX_LINE = 4096
 """Bytes of a line that is no fact; the rest of it is dropped."""
 MAX_WORDS = 100
 """Lines that are kept for an explanation."""
+KINDS = frozenset({"here", "ready", "failed", "memory", "ended", "removed"})
+"""Facts that a helper tells. The last one of each kind is kept; others are words."""
 MAX_TEXT = 4096
 """Characters of a text that a helper reports."""
 
@@ -106,7 +108,7 @@ class Reports:
 
     def _take(self, line: bytes) -> None:
         fact = read_fact(line)
-        if fact is not None:
+        if fact is not None and fact["kind"] in KINDS:
             with self._changed:
                 self._facts[fact["kind"]] = fact
                 self._changed.notify_all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,8 @@ import gvisor_kernel
 from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, StateError
+from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
@@ -41,7 +43,7 @@ from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record, state_root
 from gvisor_kernel.runtimes.state.sweep import finish_removals, remove_sandbox, sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.runtimes.waits import tell_wait
+from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.tracing import step
@@ -52,6 +54,10 @@ ORDER_SECONDS = 30.0
 """How long a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
 """Between two looks at the queue while a job waits."""
+LAST_SECONDS = 5.0
+"""How long to wait for the last words of a client that has ended."""
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
+"""A node's name, which becomes an argument of ``srun``."""
 MAX_ENVIRONMENT = 1024
 """Variables of a kernel that a helper may report."""
 
@@ -163,7 +169,13 @@ def make_engine(spec: SandboxSpec) -> Engine:
     if spec.runtime == "slurm":
         return Slurm(spec)
     control = state_root() / "ssh"
-    control.mkdir(mode=0o700, exist_ok=True)
+    try:
+        control.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"Could not make the directory {control}: {error.strerror}.",
+            "check whether the disk is full or read-only.",
+        ) from error
     return Ssh(spec, str(control), count_kernels())
 
 
@@ -222,6 +234,9 @@ class _Attempt:
             raise
         # Held open until everything is read that the client has said: only then does the link end.
         last = os.dup(ends.guest[1])
+        # Another process, such as the master of the connection, may hold the client's stderr for
+        # longer than this start or its sandbox lasts. By then ``exit_fd`` may be another file.
+        ended = os.dup(exit_fd)
         ends.close_guest()
 
         def on_words(line: str) -> None:
@@ -231,12 +246,14 @@ class _Attempt:
         def on_end() -> None:
             os.close(words_in)
             client.process.poll()
-            os.eventfd_write(exit_fd, 1)
+            os.eventfd_write(ended, 1)
+            os.close(ended)
             os.close(last)
 
         stderr = StderrLog(words, start.places.stderr_log)
         reports = Reports(ends.stderr, on_words, on_end)
         try:
+            self._note_client(client)
             self._await_ready(client, reports, ends, order)
             step("node's sandbox made")
             return self._make_sandbox(client, reports, ends, stderr, exit_fd)
@@ -244,7 +261,7 @@ class _Attempt:
             client.signal()
             os.close(ends.link_in)
             client.end(engine.end_argv(reports.text("here", "job")), self._variables)
-            reports.join(5)
+            reports.join(LAST_SECONDS)
             os.close(ends.link_out)
             os.close(exit_fd)
             os.close(client.exit_fd)
@@ -277,6 +294,11 @@ class _Attempt:
         sent = client.send(ends.link_in, order, ORDER_SECONDS)
         if not sent or not self._await_helper(reports):
             raise self._explain(client, reports, f"within {engine.wait:g} s")
+        if not NODE_NAME.fullmatch(reports.text("here", "node")):
+            raise LaunchError(
+                f"The helper on {self._host or engine.name} has sent no name of its node.",
+                f"install gvisor-kernel {gvisor_kernel.__version__} there.",
+            )
         step("node's helper answered")
         self._note_node(reports)
         seconds = self._start.spec.start_timeout
@@ -294,6 +316,8 @@ class _Attempt:
             while not reports.wait_for(("here",), min(ASK_SECONDS, deadline - time.monotonic())):
                 if reports.is_over or time.monotonic() > deadline:
                     return False
+                if is_given_up():
+                    raise LaunchError("The start was cancelled while it waited.")
                 job = engine.find_waiting_job(reports.words)
                 text = self._describe_wait(job) if job else ""
                 if text != told:
@@ -316,7 +340,7 @@ class _Attempt:
         """Return the error for a client that has ended, or that nothing has come of."""
         engine, host = self._start.engine, self._host
         detail = "\n".join(reports.words[-20:])
-        if not client.has_ended(5 if reports.is_over else 0):
+        if not client.has_ended(LAST_SECONDS if reports.is_over else 0):
             job = engine.find_waiting_job(reports.words)
             if job:
                 return LaunchError(
@@ -325,7 +349,7 @@ class _Attempt:
                     detail,
                 )
             return _Elsewhere(f"{host or engine.name}: no answer {within}.", "", detail)
-        reports.join(5)
+        reports.join(LAST_SECONDS)
         trouble = engine.explain(reports.words, client.process.poll() or 0, host)
         kind = _Elsewhere if trouble.elsewhere else LaunchError
         fact = trouble.fact if trouble.elsewhere else f"The kernel was not started: {trouble.fact}"
@@ -341,6 +365,17 @@ class _Attempt:
         node = reports.text("here", "node")
         raised: GvisorKernelError = kind(f"On the node {node}: {fact}", hint, detail)
         return raised
+
+    def _note_client(self, client: Client) -> None:
+        """Write the client into the record. While a job waits it does not read its stdin, so it
+        would outlive a server that is killed."""
+        process = identify(client.process.pid)
+        if process is not None:
+            directory = self._start.places.directory
+            with records.locked():
+                found = records.read_record(directory) or self._start.record
+                record = replace(found, processes={"client": process})
+                records.write_record(directory, record)
 
     def _note_node(self, reports: Reports) -> None:
         """Write into the record where the sandbox is, before it is there."""

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.errors import IsolationError, SnapshotError
-from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.engine import Engine
@@ -59,9 +58,6 @@ class NodeSandbox(RecordedSandbox):
         self._reports = reports
         self._stderr = stderr
         self._variables = environment
-        process = identify(client.process.pid)
-        if process is not None:
-            self._update_record(processes={"client": process})
 
     def poll(self) -> int | None:
         if not self._closed:

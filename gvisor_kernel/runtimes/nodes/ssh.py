@@ -7,6 +7,7 @@ accepted that is not known, and nothing of this machine is forwarded.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,14 @@ ALIVE_SECONDS = 10
 """Between questions whether the other side lives; the sixth without an answer ends the connection,
 as the link's own patience does."""
 MASTER_SECONDS = 60
+CONNECTION_LOST = 255
+"""The status of an ssh that has ended by itself; others are the command's."""
+_NO_HELPER = r"No module named '?gvisor_kernel|No such file or directory|not found"
 MAX_PATH = 90
 """Bytes of a master's socket: ssh appends 17 to it for a moment, and 107 are allowed."""
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.,:=@+~%-]+")
+"""What ssh takes literally in the path of a socket: it splits an option at spaces, and replaces
+``${NAME}``."""
 
 _TROUBLES: Sequence[tuple[str, str, str, bool]] = (
     (
@@ -56,7 +63,7 @@ _TROUBLES: Sequence[tuple[str, str, str, bool]] = (
         False,
     ),
     (
-        r"No module named '?gvisor_kernel|No such file or directory|not found",
+        _NO_HELPER,
         "it has no gvisor-kernel at that path",
         'install the same release there, and name its Python as "python" in the setting ssh.',
         True,
@@ -100,7 +107,7 @@ class Ssh(Engine):
         # of the same machine may have other keys.
         name = hashlib.sha256(f"{self._asked.config}\0{host}".encode()).hexdigest()[:16]
         path = f"{self._control}/{name}"
-        shared = len(path) <= MAX_PATH
+        shared = len(os.fsencode(path)) <= MAX_PATH and PLAIN_PATH.fullmatch(path) is not None
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
@@ -114,6 +121,7 @@ class Ssh(Engine):
             "ForwardAgent": "no",
             "ForwardX11": "no",
             "PermitLocalCommand": "no",
+            "RemoteCommand": "none",
             "EscapeChar": "none",
             "LogLevel": "ERROR",
         }
@@ -129,9 +137,11 @@ class Ssh(Engine):
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
         for pattern, fact, hint, elsewhere in _TROUBLES:
+            if pattern == _NO_HELPER and status == CONNECTION_LOST:
+                continue  # words of a login script: the command was not what ended
             if re.search(pattern, text):
                 return Trouble(f"{host}: {fact}", hint.format(host=host), elsewhere)
-        if status == 255:
+        if status == CONNECTION_LOST:
             return Trouble(f"{host}: the connection was lost", "check the network.", True)
         if status < 0:
             return Trouble(f"its ssh ended by signal {-status}")

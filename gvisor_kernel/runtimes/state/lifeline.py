@@ -18,9 +18,10 @@ import gvisor_kernel
 from gvisor_kernel.host.processes import ProcessId
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
-_KEPT = (
+KEPT = (
     *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
-    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SLURM_CONF", "SSH_AUTH_SOCK", "USER", "LOGNAME"),
+    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SSH_AUTH_SOCK", "KRB5CCNAME", "USER", "LOGNAME"),
+    *("SLURM_CONF", "SLURM_CONF_SERVER"),
     *("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
 )
 
@@ -65,7 +66,7 @@ def _end_shell() -> None:
 
 
 def _start_shell(owner: ProcessId) -> subprocess.Popen[bytes]:
-    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     # The shell's Python imports the same copy of this package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(gvisor_kernel.__file__).parent.parent), *(path for path in sys.path if path)]

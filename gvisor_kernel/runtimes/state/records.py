@@ -241,7 +241,7 @@ def read_record(directory: Path) -> Record | None:
         content["owner"] = ProcessId(**content["owner"])
         content["machine"] = Machine(**content["machine"])
         for name in ("cgroups", "end_argv", "sweep_argv"):
-            content[name] = tuple(content[name])
+            content[name] = tuple(content.get(name, ()))  # an older release wrote fewer
         for name in ("lent_by", "outputs_file", "outputs_parent"):
             if content.get(name) is not None:
                 first, second = content[name]

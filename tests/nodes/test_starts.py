@@ -1,0 +1,107 @@
+"""A start whose client or helper behaves badly: no file of the server is touched, nothing is left.
+
+The client is a shell script of the test.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.nodes import runtime
+from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.nodes.orders import write_fact
+from gvisor_kernel.runtimes.state import records
+
+
+class Shell(Engine):
+    """Runs ``script`` in place of a client."""
+
+    name = program = package = "sh"
+    python = state = ""
+    wait = 60.0
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+
+    def hosts(self) -> Sequence[str]:
+        return ["n1"]
+
+    def start_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        return ["sh", "-c", self._script]
+
+    def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        return ["true"]
+
+    def end_argv(self, job: str) -> list[str]:
+        return []
+
+    def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
+        return Trouble(f"status {status}")
+
+
+def start(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "make_engine", lambda _: Shell(script))
+    request = LaunchRequest("gvisor-python", "an id", folder, "/usr/bin/python3", {})
+    runtime.NodeRuntime("ssh").start(SandboxSpec(runtime="ssh"), request)
+
+
+@pytest.mark.parametrize("node", ["", "n1,n2", "n[1-9]", "/etc/passwd", "-x", "a\x1b[2J", "a\nb"])
+def test_node_with_an_odd_name_is_refused(
+    node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name becomes an argument of srun, and is shown."""
+    fact = tmp_path / "fact"
+    fact.write_bytes(write_fact("here", node=node))
+    with pytest.raises(LaunchError, match="has sent no name of its node"):
+        start(f"head -c 48 >/dev/null; cat {fact} >&2", tmp_path, monkeypatch)
+    assert not records.find_sandboxes()
+
+
+def test_late_end_of_a_clients_stderr_touches_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has it, as the master of a connection may. When that ends, the number of the
+    descriptor that tells of the end belongs to another file."""
+    monkeypatch.setattr(runtime, "LAST_SECONDS", 0.2)
+    read, write = os.pipe()
+    made: list[runtime.Reports] = []
+
+    class Noted(runtime.Reports):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            made.append(self)
+
+    numbers: list[int] = []
+
+    def note(*arguments: int) -> int:
+        numbers.append(os_eventfd(*arguments))
+        return numbers[-1]
+
+    os_eventfd = os.eventfd
+    monkeypatch.setattr(os, "eventfd", note)
+    monkeypatch.setattr(runtime, "Reports", Noted)
+    monkeypatch.setattr(Shell, "wait", 0.5)
+    pid = tmp_path / "pid"
+    script = f"sleep 600 </dev/null >/dev/null & echo $! >{pid}; exit 1"
+    try:
+        with pytest.raises(LaunchError):
+            start(script, tmp_path, monkeypatch)
+        assert not made[0].is_over
+        (number,) = numbers
+        os.dup2(write, number)
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+        made[0].join(60)
+        assert made[0].is_over
+        os.close(number)
+        os.close(write)
+        assert os.read(read, 100) == b""
+    finally:
+        os.close(read)
