@@ -29,6 +29,8 @@ from ..world import World
 
 PROXY = "configurable-http-proxy"
 KERNEL = "gvisor-python"
+GROUP = 52_600
+"""The number of a group that all users of a hub with common folders have."""
 FIRST_NUMBER = 52_700
 """The users' numbers begin here: no account has them."""
 CULLER = {
@@ -55,8 +57,12 @@ class Hub:
     Its servers outlive it: call ``start`` again after ``end``, and ``stop`` for good.
     """
 
-    def __init__(self, folder: Path, python: Path, proxy: list[str], *users: str) -> None:
+    def __init__(
+        self, folder: Path, python: Path, proxy: list[str], *users: str, common: bool = False
+    ) -> None:
+        """``common``: all users have one folder of files, and one for what pages share."""
         self.folder = folder
+        self.common = common
         self.users = users
         self.python = python
         self.password = secrets.token_hex(8)
@@ -75,7 +81,12 @@ class Hub:
 
     def work(self, user: str) -> Path:
         """Where a user's notebooks are: a home is not shown to a kernel."""
-        return self.home(user) / "work"
+        return self.folder / "common" if self.common else self.home(user) / "work"
+
+    @property
+    def shared(self) -> Path:
+        """The folder that the administrator has named for what pages share."""
+        return self.folder / "shared"
 
     def runtime(self, user: str) -> Path:
         return self.folder / "run" / user
@@ -87,8 +98,14 @@ class Hub:
         self.folder.chmod(0o711)
         (self.folder / "hub").mkdir(mode=0o700)
         (self.folder / "run").mkdir(mode=0o711)
+        if self.common:
+            for place in (self.folder / "common", self.shared):
+                place.mkdir()
+                os.chown(place, -1, GROUP)
+                place.chmod(0o2770)
         for user in self.users:
-            for place in (self.home(user), self.runtime(user), self.work(user)):
+            own = () if self.common else (self.work(user),)
+            for place in (self.home(user), self.runtime(user), *own):
                 place.mkdir(mode=0o700)
                 number = self.numbers.get(user, os.geteuid())
                 os.chown(place, number, number if self.numbers else os.getegid())
@@ -101,6 +118,7 @@ class Hub:
             "--GVisorProvisioner.snapshot=off",
             "--GVisorProvisioner.memory_limit=512M",
             "--ServerApp.jpserver_extensions={'gvisor_kernel.server': True}",
+            *([f"--GVisorServer.shared_storage={self.shared}"] if self.common else []),
         ]
         services = (TESTER, CULLER)
         return {
@@ -136,6 +154,7 @@ class Hub:
             "SimpleLocalProcessSpawner": {"home_dir_template": str(self.home("{username}"))},
             "NumberSpawner": {
                 "numbers": self.numbers,
+                "group": GROUP if self.common else None,
                 "run_template": str(self.runtime("{username}")),
             },
         }
@@ -328,7 +347,7 @@ class Hub:
 
 
 @contextmanager
-def running_hub(*users: str) -> Iterator[Hub]:
+def running_hub(*users: str, common: bool = False) -> Iterator[Hub]:
     """Run a hub with the proxy from npm; skip the test where npm or pip cannot get the programs."""
     folder = Path(tempfile.mkdtemp(prefix="gkh-", dir="/tmp"))
     try:
@@ -341,7 +360,7 @@ def running_hub(*users: str) -> Iterator[Hub]:
             *(folder / "environment", "jupyter_server", "jupyterhub", "jupyterhub-idle-culler"),
             python=PYTHON if os.geteuid() == 0 else sys.executable,
         )
-        hub = Hub(folder, python, proxy, *users)
+        hub = Hub(folder, python, proxy, *users, common=common)
         hub.start()
         try:
             for user in users:

@@ -305,3 +305,30 @@ def test_the_hubs_proxy_answers_nobody_without_a_login(hub: Hub) -> None:
         url = f"{hub.url}/user/alice/{path}"
         answer = requests.get(url, timeout=SECONDS, allow_redirects=False)
         assert answer.status_code in (302, 403), path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: users of the system are numbers")
+@pytest.mark.timeout(600)
+def test_users_share_what_pages_share_and_nothing_else() -> None:
+    """One page of a common folder, two servers of two users, the folder that an administrator has
+    named for what pages share."""
+    with running_hub("dora", "emil", common=True) as hub:
+        (hub.work("dora") / "page.html").write_text("<p>common</p>")
+        asked = {}
+        for user in hub.users:
+            hub.start_server(user)
+            token = hub.make_token(user)
+            path = f"{API}/outputs/content?path=page.html"
+            ticket = hub.ask_server(user, token, "GET", path).headers["Gvisor-Kernel-Ticket"]
+            asked[user] = (token, ticket)
+
+        def keep(user: str, do: str, **more: Any) -> requests.Response:
+            token, ticket = asked[user]
+            body = {"ticket": ticket, "do": do, **more}
+            return hub.ask_server(user, token, "POST", f"{API}/storage", **body)
+
+        assert keep("dora", "set", key="own", value="dora's").status_code == 200
+        assert keep("dora", "set", key="news", value="for all", shared=True).status_code == 200
+        assert keep("emil", "get", key="news", shared=True).json()["value"] == "for all"
+        assert keep("emil", "get", key="own").status_code == 409
+        assert keep("emil", "list").json()["keys"] == []
