@@ -193,7 +193,7 @@ def test_the_kernel_gateways_own_tests(python: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(2400)
-def test_the_enterprise_gateways_own_tests(tmp_path: Path, world: World) -> None:
+def test_the_enterprise_gateways_own_tests(tmp_path: Path) -> None:
     """It has an older jupyter_client, without provisioners: the kernelspec's command starts ours.
 
     Its kernelspec's Python is another one, where this project is.
@@ -210,8 +210,8 @@ def test_the_enterprise_gateways_own_tests(tmp_path: Path, world: World) -> None
         "display_name": "Python 3 (gVisor)",
         "language": "python",
     }
-    (file,) = tmp_path.glob("environment/share/jupyter/kernels/python3/kernel.json")
-    file.write_text(json.dumps(spec))
+    share = python.parent.parent / "share" / "jupyter"
+    (share / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
     files = ("test_handlers.py", "test_enterprise_gateway.py")
     passed, failed, said = run_suite(
         *(python, source, *(f"enterprise_gateway/tests/{name}" for name in files)),
