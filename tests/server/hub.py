@@ -22,7 +22,7 @@ from websocket import create_connection
 
 from .. import leaks
 from ..foreign import PYTHON, make_environment
-from ..jupyter.helpers import SECONDS, wait_until
+from ..jupyter.helpers import SECONDS, Message, wait_until
 from ..jupyter.server import Page
 from ..mcp.npm import Npm
 from ..world import World
@@ -344,6 +344,25 @@ class Hub:
                     os.kill(int(thing.split()[1]), signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+
+
+def run_cell(page: Page, code: str) -> str:
+    """Run a cell; return what it printed. Its reply may come before its output."""
+    asked = page.execute(code)
+    printed: list[str] = []
+    waits = {"execute_reply", "idle"}
+
+    def is_done(message: Message) -> bool:
+        if message["parent_header"].get("msg_id") == asked:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                printed.append(content["text"])
+            waits.discard(message["msg_type"])
+            waits.discard(content.get("execution_state", ""))
+        return not waits
+
+    page.wait_for(is_done, f"the end of {code!r}")
+    return "".join(printed)
 
 
 @contextmanager

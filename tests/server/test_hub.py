@@ -19,11 +19,10 @@ import requests
 from websocket import WebSocketBadStatusException, create_connection
 
 from ..foreign import PYTHON
-from ..jupyter.helpers import SECONDS, Message, wait_until
-from ..jupyter.server import Page
+from ..jupyter.helpers import SECONDS, wait_until
 from ..sweeps import needs_all
 from .clients import wait_for_event
-from .hub import Hub, running_hub
+from .hub import Hub, run_cell, running_hub
 
 pytestmark = needs_all
 GET = ("sandboxes", "openapi.json", "trust")
@@ -110,25 +109,6 @@ def run_as(hub: Hub, user: str, given: dict[str, Any]) -> Any:
         extra_groups=[],
     )
     return json.loads(done.stdout)
-
-
-def run_cell(page: Page, code: str) -> str:
-    """Run a cell; return what it printed. Its reply may come before its output."""
-    asked = page.execute(code)
-    printed: list[str] = []
-    waits = {"execute_reply", "idle"}
-
-    def is_done(message: Message) -> bool:
-        if message["parent_header"].get("msg_id") == asked:
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                printed.append(content["text"])
-            waits.discard(message["msg_type"])
-            waits.discard(content.get("execution_state", ""))
-        return not waits
-
-    page.wait_for(is_done, f"the end of {code!r}")
-    return "".join(printed)
 
 
 @pytest.mark.timeout(1200)
