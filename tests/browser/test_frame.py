@@ -429,3 +429,36 @@ def test_a_page_has_no_powers_beyond_its_frame(shown: Shown) -> None:
         "kept": "function",
         "features": "",
     }
+
+
+SCRIPTED_PDF = b"""%PDF-1.7
+1 0 obj << /Type /Catalog /Pages 2 0 R /OpenAction 5 0 R
+ /Names << /JavaScript << /Names [(a) 5 0 R] >> >> /AA << /WC 5 0 R >> >> endobj
+2 0 obj << /Type /Pages /Kids [3 0 R] /Count 1 >> endobj
+3 0 obj << /Type /Page /Parent 2 0 R /MediaBox [0 0 200 200] /AA << /O 5 0 R >>
+ /Annots [4 0 R 6 0 R] /Resources << >> >> endobj
+4 0 obj << /Type /Annot /Subtype /Link /Rect [0 0 200 200]
+ /A << /S /URI /URI (https://links.example/) >> >> endobj
+5 0 obj << /S /JavaScript
+ /JS (app.alert\\('attacked'\\); top.postMessage\\('attacked', '*'\\)) >> endobj
+6 0 obj << /Type /Annot /Subtype /Widget /FT /Tx /T (box) /Rect [0 0 50 50] /AA << /K 5 0 R >> >>
+endobj
+trailer << /Root 1 0 R >>
+"""
+
+
+def test_scripts_of_a_pdf_do_not_run(shown: Shown) -> None:
+    """Its page is drawn; neither its scripts nor its links nor its forms are there."""
+    renderer = (ROOT / "labextension" / "dist" / "static" / "frame" / "pdf.js").read_text()
+    show = SHOW_TABLE.replace("'table'", "'pdf'")
+    shown.driver.execute_script(show, base64.b64encode(SCRIPTED_PDF).decode(), renderer, "a.pdf")
+    shown.wait(lambda: shown.messages("shown"))
+    driver = shown.driver
+    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
+    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    drawn = (By.CSS_SELECTOR, "canvas[data-drawn]")
+    WebDriverWait(driver, WAIT_SECONDS, 0.05).until(lambda _: driver.find_elements(*drawn))
+    assert driver.find_elements(By.CSS_SELECTOR, "a, input, textarea, script") == []
+    driver.switch_to.default_content()
+    assert "attacked" not in str(shown.driver.execute_script("return [messages, heard]"))
+    assert shown.messages("error") == []
