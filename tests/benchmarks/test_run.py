@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import figures
+from tests.sweeps import needs_all
 from tests.world import PROJECT
 
 
+@needs_all
 @pytest.mark.timeout(120)
 def test_one_round_leaves_results_tables_and_plots(tmp_path: Path) -> None:
     argv = [

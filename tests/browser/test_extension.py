@@ -89,6 +89,7 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
     assert "attacked" not in lab.driver.execute_script("return document.title")
 
 
+@needs_all
 def test_notebook_7_shows_the_sandbox_in_its_menu(lab: LabPage) -> None:
     notebook = {
         "cells": [],

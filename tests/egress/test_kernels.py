@@ -238,7 +238,7 @@ def test_a_kernel_cannot_use_the_route_of_another(
     [
         pytest.param("relay", marks=needs_all),
         "restored",
-        pytest.param("docker", marks=needs_dockerd),
+        pytest.param("docker", marks=[*needs_dockerd, needs_all]),
     ],
 )
 def test_a_kernel_of_another_way_has_its_routes(

@@ -86,8 +86,10 @@ class TestSsh(Checks):
 
 @pytest.mark.usefixtures("cluster")
 class TestSlurm(Checks):
+    """Only with ``--all``: the same helper and the same stream as over SSH."""
+
     __test__ = True
-    pytestmark = needs_slurm
+    pytestmark = (*needs_slurm, needs_all)
     kernel_name = kernelspec_of("slurm")
 
 

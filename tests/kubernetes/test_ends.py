@@ -59,6 +59,7 @@ def test_the_cell_says_why_its_pod_has_ended(
         assert words in read_death(kernel, lambda: ends[way](cluster.only_pod()))
 
 
+@needs_all
 def test_the_cell_says_when_the_cluster_cannot_be_reached(
     start: Start, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_start_that_cannot_succeed_says_why(start: Start, cluster: FakeCluster
         cluster.start()
 
 
+@needs_all
 def test_a_pod_without_a_state_directory_is_swept(start: Start, cluster: FakeCluster) -> None:
     """Only its labels show to whom it belongs."""
     with start() as (manager, _):

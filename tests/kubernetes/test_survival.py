@@ -80,6 +80,7 @@ open("data.csv", "w").write("changed")
     assert found["/x"] in ("Read-only file system", "Permission denied")
 
 
+@needs_all
 def test_outputs_are_copied_by_sync(
     survivor: tuple[Kernel, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +128,7 @@ def execute_nothing(cluster: FakeCluster) -> None:
     cluster.call(asyncio.sleep(0))
 
 
+@needs_all
 def test_a_kernel_survives_a_restart_of_the_api_server(
     survivor: tuple[Kernel, Path], cluster: FakeCluster
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_kernel_survives_a_restart_of_the_api_server(
     assert answer.text.splitlines()[-51:] == [*map(str, range(50)), "kept"]
 
 
+@needs_all
 def test_a_stream_that_falls_silent_is_made_again(
     survivor: tuple[Kernel, Path], cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

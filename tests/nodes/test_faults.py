@@ -85,6 +85,7 @@ def test_helper_is_killed(start: Start, nodes: Nodes, way: str) -> None:
         assert reason.startswith("The kernel's sandbox is gone: ")
 
 
+@needs_all
 def test_sentry_is_killed(start: Start, nodes: Nodes, way: str) -> None:
     with start(way) as (_, client):
         reason = death_of(client, lambda: kill(*nodes.sentries()))
@@ -178,6 +179,7 @@ class TestSsh:
                     os.kill(pid, signal.SIGCONT)
             assert reason.startswith("The kernel's sandbox is gone: ")
 
+    @needs_all
     def test_sshd_is_stopped(self, start: Start, sshd: Sshd) -> None:
         """Sessions that run go on; a new kernel gets the reason; later all is well again."""
         with start("ssh") as (_, client):
@@ -248,6 +250,7 @@ class TestSlurm:
             client.wait_for_ready(timeout=120)
             assert execute(client, "6 * 7").result == "42"
 
+    @needs_all
     def test_node_is_drained(self, start: Start, cluster: Cluster) -> None:
         """A kernel there goes on; a new one gets the other node."""
         with start("slurm") as (manager, client):
@@ -262,6 +265,7 @@ class TestSlurm:
                 cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
         cluster.wait_until_idle()
 
+    @needs_all
     def test_controller_is_killed_and_comes_back(self, start: Start, cluster: Cluster) -> None:
         with start("slurm") as (_, client):
             cluster.kill("slurmctld")

@@ -174,6 +174,7 @@ def test_killed_by_the_command(start: Start, way: str, capsys: pytest.CaptureFix
 class TestSsh:
     pytestmark = needs_sshd
 
+    @needs_all
     def test_next_host_is_tried(self, start: Start, sshd: Sshd) -> None:
         """One host refuses connections, one has an unknown key."""
         with start("ssh", ssh={"hosts": ["dead", "stranger", "n1"]}) as (_, client):
@@ -201,6 +202,7 @@ def find_wait() -> str:
 class TestSlurm:
     pytestmark = needs_slurm
 
+    @needs_all
     def test_job_has_the_kernels_limits(self, start: Start, cluster: Cluster) -> None:
         with start("slurm", memory_limit="512M", cpu_shares=2048) as (_, client):
             assert execute(client, "6 * 7").result == "42"

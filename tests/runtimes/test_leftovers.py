@@ -174,7 +174,7 @@ def test_slow_copy_of_outputs_does_not_block_a_start(
     again = Removal(held=True)
 
     def remove_from_engine(directory: Path, record: Record, seconds: float | None) -> bool:
-        removal._record_end(directory)
+        removal.record_end(directory)
         given.append(seconds)
         return len(given) > 1 and again()
 
