@@ -324,15 +324,25 @@ def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
         faults += [f"{name} is {_short(own[name])}" for name in _CONTAINER_EMPTY if own.get(name)]
         faults += _compare_mounts(container, own)
         faults += _compare_resources(container, own)
-    found = {_mapping(volume).get("name") for volume in got.get("volumes") or ()}
-    added = found - {volume["name"] for volume in wanted["volumes"]}
-    if added:
-        faults.append(f"it has the volumes {_short(sorted(map(str, added)))}")
+    expected = {_describe_volume(volume) for volume in wanted["volumes"]}
+    found = {_describe_volume(_mapping(volume)) for volume in got.get("volumes") or ()}
+    if found != expected:
+        changed = sorted({name for name, *_ in found ^ expected})
+        faults.append(f"it has other volumes: {_short(changed)}")
     notes = _mapping(_mapping(made.get("metadata")).get("annotations"))
     flags = sorted(name for name in map(str, notes) if name.startswith("dev.gvisor."))
     if flags:
         faults.append(f"it has annotations for gVisor: {_short(flags)}")
     return [fault for fault in faults if fault]
+
+
+def _describe_volume(volume: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return a volume's name, and what its files are: the kinds of its source, the claim or the
+    medium."""
+    kinds = ",".join(sorted(str(key) for key in volume if key != "name"))
+    claim = _mapping(volume.get("persistentVolumeClaim")).get("claimName", "")
+    medium = _mapping(volume.get("emptyDir")).get("medium", "")
+    return str(volume.get("name", "")), kinds, str(claim), str(medium)
 
 
 def _compare_mounts(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:

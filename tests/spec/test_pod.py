@@ -126,7 +126,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         if last == "+":
             found.append(value)
         else:
-            found[last] = value
+            found[int(last) if last.isdecimal() else last] = value
 
     return apply
 
@@ -155,7 +155,9 @@ BASE = "spec.containers.0"
         (f"{BASE}.securityContext.privileged", True, "securityContext is"),
         (f"{BASE}.securityContext.capabilities.add", ["SYS_ADMIN"], "securityContext is"),
         (f"{BASE}.volumeMounts.+", {"name": "t", "mountPath": "/token"}, "a mount at '/token'"),
-        ("spec.volumes.+", {"name": "token"}, "the volumes ['token']"),
+        ("spec.volumes.+", {"name": "token"}, "other volumes: ['token']"),
+        ("spec.volumes.0", {"name": "points", "hostPath": {"path": "/"}}, "volumes: ['points']"),
+        ("spec.volumes.0", {"name": "points", "emptyDir": {}}, "other volumes: ['points']"),
         (f"{BASE}.resources.limits.memory", "64Gi", "its limit of memory is"),
         (f"{BASE}.resources.limits", {}, "its limit of memory is"),
         ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for gVisor"),
