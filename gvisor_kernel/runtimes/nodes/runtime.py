@@ -220,23 +220,27 @@ class _Attempt:
         order = self._write_order()
         ends = make_pipes()
         os.set_blocking(ends.link_out, False)
-        exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        words, words_in = os.pipe2(os.O_CLOEXEC)
+        opened: list[int] = []
         try:
+            opened.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            # Another process, such as the master of the connection, may hold the client's stderr
+            # for longer than this start or its sandbox lasts. By then ``exit_fd`` may be another
+            # file, and what is told is told to this copy.
+            opened.append(os.dup(opened[0]))
+            # Held open until everything is read that the client has said: only then does the link
+            # end.
+            opened.append(os.dup(ends.guest[1]))
+            opened += os.pipe2(os.O_CLOEXEC)
             client = Client(
                 engine.start_argv(self._host, engine.helper("serve")), ends, self._variables
             )
         except BaseException:
             ends.close_guest()
             ends.close_host()
-            for fd in (exit_fd, words, words_in):
+            for fd in opened:
                 os.close(fd)
             raise
-        # Held open until everything is read that the client has said: only then does the link end.
-        last = os.dup(ends.guest[1])
-        # Another process, such as the master of the connection, may hold the client's stderr for
-        # longer than this start or its sandbox lasts. By then ``exit_fd`` may be another file.
-        ended = os.dup(exit_fd)
+        exit_fd, ended, last, words, words_in = opened
         ends.close_guest()
 
         def on_words(line: str) -> None:
