@@ -89,7 +89,7 @@ class TestSlurm(Checks):
     """Only with ``--all``: the same helper and the same stream as over SSH."""
 
     __test__ = True
-    pytestmark = (*needs_slurm, needs_all)
+    pytestmark = [*needs_slurm, needs_all]
     kernel_name = kernelspec_of("slurm")
 
 

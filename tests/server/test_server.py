@@ -237,7 +237,10 @@ def test_events_and_metrics_tell_of_a_life(client: Client, server: JupyterServer
         text = json.dumps(list(after))
         assert kernel not in text
         assert str(server.folder) not in text
-        assert client.ask("POST", f"kernels/{kernel}/kill").status_code == 204
+        # 409 says that Jupyter's own restart of the dead kernel is under way.
+        wait_until(
+            lambda: client.ask("POST", f"kernels/{kernel}/kill").status_code == 204, "the kill"
+        )
         assert client.sandbox(kernel)["state"] == "ended"
     finally:
         connection.close()
