@@ -53,8 +53,10 @@ def main() -> None:
     sys.path.insert(0, GUEST)
     try:
         from gvisor_kernel.guest import installed
+        from gvisor_kernel.guest.cached_pid import cache_pid
         from gvisor_kernel.guest.stack_room import with_stack_room
 
+        cache_pid()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:
             link = int(sys.argv[2])

@@ -30,6 +30,10 @@ MIN_STARTS = 2
 """Starts of the same kind in this process before a spare is made."""
 WAIT_SECONDS = 1.0
 """The wait after such a start: its user needs the CPU now."""
+CLOCK_SECONDS = 1.2
+"""How long a spare runs before it is stopped. gVisor measures its clock a second after a restore.
+Until then a reading is a system call of 20 µs, which makes a cell a millisecond slower: Python
+reads the clock at each lock that it takes. What was measured stays valid over a stop."""
 KEEP_SECONDS = 300.0
 """How long a spare waits. It holds the memory of an idle kernel and open folders of the host."""
 END_SECONDS = 20.0
@@ -198,6 +202,8 @@ class SpareKeeper(PerProcess):
         except GvisorKernelError as error:
             log.info("Could not make a spare of %s: %s", plan.request.kernel_name, error)
             return
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, CLOCK_SECONDS)
         if not _stop(runtime, restored.sandbox):
             return
         spare = Spare(Kind.of(plan), restored)

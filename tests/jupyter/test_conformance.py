@@ -84,12 +84,15 @@ class TestSsh(Checks):
     kernel_name = kernelspec_of("ssh")
 
 
+SLURM_MARKS = [*needs_slurm, needs_all]
+
+
 @pytest.mark.usefixtures("cluster")
 class TestSlurm(Checks):
     """Only with ``--all``: the same helper and the same stream as over SSH."""
 
     __test__ = True
-    pytestmark = [*needs_slurm, needs_all]
+    pytestmark = SLURM_MARKS
     kernel_name = kernelspec_of("slurm")
 
 
