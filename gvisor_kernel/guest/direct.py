@@ -89,11 +89,12 @@ class DirectLink:
         self._end_queued = False
         self._drained = threading.Event()
         self._started = False
-        self._pid = os.getpid()
         self._delivery = threading.RLock()
         """Held while ``on_message`` runs."""
         self._delivering = True
         self._writer: Optional[threading.Thread] = None
+        self._has_writer = False
+        """Whether the writing thread runs. ``is_alive`` takes a lock, and so reads the clock."""
         os.register_at_fork(after_in_child=self._close_in_child)
 
     @staticmethod
@@ -109,7 +110,7 @@ class DirectLink:
         self._socket.send(encode_frame(FrameType.HELLO, hello.encode()))
         # Not created earlier: ipykernel 6 does not run threads created before the kernel started.
         self._writer = self._make_thread(self._run_writer, "Link writer")
-        self._started = True
+        self._started = self._has_writer = True
         self._writer.start()
         self._make_thread(self._run_reader, "Link reader").start()
         self._wake.put(None)
@@ -150,10 +151,7 @@ class DirectLink:
 
     def can_wait_for_writer(self, thread: threading.Thread) -> bool:
         """Return whether ``thread`` may wait for a callback that the writing thread runs."""
-        return thread is not self._writer and self._has_writer()
-
-    def _has_writer(self) -> bool:
-        return self._writer is not None and self._writer.is_alive()
+        return thread is not self._writer and self._has_writer
 
     def run_soon(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` in the writing thread, after everything that was queued before."""
@@ -167,7 +165,7 @@ class DirectLink:
 
     def wait_for_room(self) -> None:
         """Block while too much output is queued for the host. Called by threads that write."""
-        while self._is_full() and self._pid == os.getpid() and self._has_writer():
+        while self._is_full() and self._has_writer:
             with contextlib.suppress(queue.Empty):
                 self._room_made.get(timeout=POLL_SECONDS)
 
@@ -180,7 +178,10 @@ class DirectLink:
         self._run_until_closed(self._read)
 
     def _run_writer(self) -> None:
-        self._run_until_closed(self._write)
+        try:
+            self._run_until_closed(self._write)
+        finally:
+            self._has_writer = False
 
     def _run_until_closed(self, work: Callable[[], None]) -> None:
         """Run ``work``, then close the socket: without either thread the link is useless."""
@@ -328,6 +329,7 @@ class DirectLink:
 
     def _close_in_child(self) -> None:
         """Close the socket in a forked child, which has neither the threads nor the link."""
+        self._has_writer = False
         self._socket.close()
 
 
