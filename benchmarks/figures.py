@@ -23,6 +23,7 @@ SECONDS = 120.0
 """Seconds that any step may take at most."""
 IMPORTS = "import numpy, pandas, matplotlib.pyplot"
 PRINTS = "for i in range(100_000): print(i)"
+FIVE_THOUSAND = "for i in range(5_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
 ENDLESS = "print('running', flush=True)\nwhile True: pass"
@@ -51,6 +52,7 @@ OUTPUT_1 = "1 MB of output"
 OUTPUT_10 = "10 MB of output"
 OUTPUT_100 = "100 MB of output"
 SMALL_PRINTS = "100,000 small prints"
+FEWER_PRINTS = "5,000 small prints"
 STATS = "100,000 stat calls"
 CPU_BOUND = "CPU-bound cell"
 MEMORY = "memory per idle kernel, {} of them, MiB"
@@ -261,7 +263,11 @@ def measure_large(kernel: Kernel) -> Samples:
 
 
 def measure_prints(kernel: Kernel) -> Samples:
-    return {SMALL_PRINTS: [run(kernel[1], PRINTS)]}
+    client = kernel[1]
+    return {
+        FEWER_PRINTS: [run(client, FIVE_THOUSAND) for _ in range(3)],
+        SMALL_PRINTS: [run(client, PRINTS)],
+    }
 
 
 def measure_compute(kernel: Kernel) -> Samples:

@@ -70,6 +70,7 @@ GROUPS = (
             Column(figures.OUTPUT_1, "1 MB", unit="ms"),
             Column(figures.OUTPUT_10, "10 MB", unit="ms"),
             Column(figures.OUTPUT_100, "100 MB"),
+            Column(figures.FEWER_PRINTS, "5,000 small prints", unit="ms"),
             Column(figures.SMALL_PRINTS, "100,000 small prints"),
         ),
     ),
@@ -181,6 +182,8 @@ TARGETS = (
     Target("`1+1`, direct, p90", figures.TRIP, ANY, 1.5, 0.9, modes=("direct",)),
     Target("`1+1`, relay, p50", figures.TRIP, ANY, 3.0, modes=("relay",)),
     Target("100 MB of output", figures.OUTPUT_100, ANY, 2.0),
+    Target("5,000 small prints", figures.FEWER_PRINTS, ANY, 2.0),
+    Target("100,000 small prints", figures.SMALL_PRINTS, ANY, 1.5),
     Target(
         "`1+1` with 30 idle neighbours, over alone, p50",
         figures.TRIP_CROWDED,
