@@ -59,7 +59,8 @@ ROUTES: dict[str, dict[str, Any]] = {
     "narrow": {"base": "/narrow", "methods": ["GET"], "paths": ["/v1/**"]},
     "small": {"base": "/small", "limits": {"request_bytes": 10, "response_bytes": 20}},
     "few": {"base": "/few", "limits": {"requests_per_minute": 2}},
-    "daily": {"base": "/daily", "limits": {"daily_requests": 2}},
+    # Its name is its own: what a day has spent is kept by name for all tests of a process.
+    "daily-pages": {"base": "/daily", "limits": {"daily_requests": 2}},
     "short": {"base": "/short", "limits": {"seconds": 1}},
     "closed": {"base": "/closed", "artifacts": False},
 }
