@@ -40,7 +40,10 @@ FOR_PEOPLE = {
     ("runtimes/docker/files.py", "_parents"): "the time of a folder in an archive",
     ("runtimes/docker/files.py", "archive"): "the time of a file in an archive",
     ("runtimes/docker/files.py", "list_files"): "which files are younger than a copy of them",
-    ("runtimes/docker/removal.py", "take_outputs"): "which files are younger than a copy of them",
+    (
+        "runtimes/state/copied_outputs.py",
+        "take_outputs",
+    ): "which files are younger than a copy of them",
     ("runtimes/state/records.py", "first_record"): "when a sandbox was made",
 }
 """Functions that may read the wall clock, besides commands below cli/."""

@@ -8,9 +8,9 @@ from gvisor_kernel.config.nodes import Slurm as SlurmSettings
 from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import MIB, SandboxSpec
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.removal import client_variables
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import lifeline
 
 SLURM = Slurm(
@@ -76,8 +76,9 @@ def test_connection_is_not_shared_where_ssh_would_read_another_path(control: str
 def test_engines_of_a_killed_server_have_their_variables() -> None:
     """What removes the rest starts the same clients, without the engine."""
     server = dict.fromkeys(["KRB5CCNAME", "SSH_AUTH_SOCK", "SLURM_CONF", "SLURM_CONF_SERVER"], "x")
-    wanted = {**SSH.environment(server), **SLURM.environment(server)}
-    assert wanted == server == client_variables(server)
+    for engine in (SSH, SLURM):
+        assert engine.environment(server) == client_variables(engine.name, server)
+    assert {**SSH.environment(server), **SLURM.environment(server)} == server
     assert set(server) <= set(lifeline.KEPT)
 
 

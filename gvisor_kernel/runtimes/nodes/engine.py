@@ -8,10 +8,11 @@ from __future__ import annotations
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,9 @@ class Engine(ABC):
         first; empty where there is none."""
         return []
 
-    def environment(self, server: dict[str, str]) -> dict[str, str]:
+    def environment(self, server: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of the client, from the server's. The node gets none of them."""
-        return {
-            name: server[name] for name in ("HOME", "PATH", "USER", "LOGNAME") if name in server
-        }
+        return client_variables(self.name, server)
 
     def helper(self, command: str) -> list[str]:
         """Return the command line of the helper, on a node."""

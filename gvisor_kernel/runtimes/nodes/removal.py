@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
 from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -23,11 +23,6 @@ log = logging.getLogger(__name__)
 CLIENT_SECONDS = 20.0
 """How long a client may take to end."""
 MAX_ANSWER = 64 * 1024
-VARIABLES = (
-    *("HOME", "PATH", "USER", "LOGNAME", "SSH_AUTH_SOCK", "KRB5CCNAME"),
-    *("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
-)
-"""Those of all engines' clients."""
 
 
 def end_client(record: Record) -> bool:
@@ -56,7 +51,7 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
         return False
     if not record.sweep_argv:
         return True
-    environment = client_variables(os.environ)
+    environment = client_variables(record.runtime, os.environ)
     run(record.end_argv, environment)
     done = run(record.sweep_argv, environment)
     try:
@@ -69,10 +64,6 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
         log.warning("Could not look after %s on %s: %s", record.identity, record.node, ascii(error))
         return False
     return True
-
-
-def client_variables(server: Mapping[str, str]) -> dict[str, str]:
-    return {name: server[name] for name in VARIABLES if name in server}
 
 
 def forget_node(directory: Path, record: Record) -> Record:

@@ -23,12 +23,8 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, StateError
 from gvisor_kernel.host.processes import identify
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
-from gvisor_kernel.runtimes.mounts.outputs import open_outputs
-from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
-from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.nodes.client import Client, run
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
@@ -38,14 +34,13 @@ from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
-from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.beginning import Beginning, begin
 from gvisor_kernel.runtimes.state.records import Record, state_root
-from gvisor_kernel.runtimes.state.sweep import finish_removals, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.state.sweep import finish_removals, sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -63,16 +58,10 @@ MAX_ENVIRONMENT = 1024
 
 
 @dataclass(frozen=True)
-class _Start:
-    """One start: what was asked, and what was made for it on this machine."""
+class _Start(Beginning):
+    """One start, and the engine that it uses."""
 
-    spec: SandboxSpec
-    request: LaunchRequest
     engine: Engine
-    inputs: Inputs
-    outputs: Outputs
-    places: Places
-    record: Record
 
 
 class NodeRuntime(Runtime):
@@ -94,35 +83,11 @@ class NodeRuntime(Runtime):
         engine.check()
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, engine.name)
-        owner = records.this_process()
-        with ExitStack() as held:
-            inputs = open_inputs(spec, request, held)
-            with records.locked():
-                places = Places(records.make_directory(identity.container_id))
-                try:
-                    outputs = open_outputs(spec, inputs, held)
-                    if outputs.folder is not None:
-                        note_written([outputs.folder])
-                    record = records.first_record(
-                        *(spec, request, identity, outputs, owner), runtime=self.name
-                    )
-                    records.write_record(places.directory, record)
-                except BaseException:
-                    records.remove_directory(places.directory)
-                    raise
-            lifeline.hold(owner)
-            start = _Start(spec, request, engine, inputs, outputs, places, record)
-            try:
-                places.transcripts.mkdir(mode=0o755)
-                return _start_somewhere(start)
-            except OSError as error:
-                self._undo(start)
-                raise LaunchError(
-                    f"The sandbox could not be prepared: {error}.", find_hint(str(error))
-                ) from error
-            except BaseException:
-                self._undo(start)
-                raise
+        with (
+            ExitStack() as held,
+            begin(spec, request, identity, held, runtime=self.name) as begun,
+        ):
+            return _start_somewhere(_Start(**vars(begun), engine=engine))
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
@@ -153,12 +118,6 @@ class NodeRuntime(Runtime):
                     log.info("Removed %s, whose owner has died", identity)
             except GvisorKernelError as error:
                 log.warning("%s", error)
-
-    @staticmethod
-    def _undo(start: _Start) -> None:
-        record = records.read_record(start.places.directory) or start.record
-        remove_sandbox(start.places.directory, record)
-        lifeline.release()
 
 
 def make_engine(spec: SandboxSpec) -> Engine:
@@ -377,7 +336,7 @@ class _Attempt:
         if process is not None:
             directory = self._start.places.directory
             with records.locked():
-                found = records.read_record(directory) or self._start.record
+                found = self._start.find_record()
                 record = replace(found, processes={"client": process})
                 records.write_record(directory, record)
 
@@ -386,7 +345,7 @@ class _Attempt:
         start, engine = self._start, self._start.engine
         node = reports.text("here", "node")
         where = self._host or node
-        found = records.read_record(start.places.directory) or start.record
+        found = start.find_record()
         record = replace(
             found,
             node=where,
@@ -419,12 +378,6 @@ class _Attempt:
                 f"The helper on {self._host or self._start.engine.name} has sent no environment.",
                 f"install gvisor-kernel {gvisor_kernel.__version__} there.",
             )
-        uploads, outputs = start.inputs.uploads, start.outputs.folder
-        views = []
-        if uploads is not None:
-            views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
-        if outputs is not None:
-            views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
         return NodeSandbox(
             engine=start.engine,
             host=self._host or reports.text("here", "node"),
@@ -433,14 +386,10 @@ class _Attempt:
             stderr=stderr,
             ends=ends,
             exit_fd=exit_fd,
-            record=records.read_record(start.places.directory) or start.record,
+            record=start.find_record(),
             places=start.places,
-            view=KernelView(
-                mounts=tuple(views),
-                environment=environment,
-                python=reports.text("ready", "python"),
-                workdir=reports.text("ready", "workdir"),
-                transcripts=start.places.transcripts if start.spec.transcripts else None,
+            view=start.make_view(
+                environment, reports.text("ready", "python"), reports.text("ready", "workdir")
             ),
             environment=self._variables,
         )

@@ -15,10 +15,8 @@ from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state import lifeline
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
@@ -119,26 +117,18 @@ class NodeSandbox(RecordedSandbox):
     def checkpoint(self, directory: Path, seconds: float) -> None:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
-    def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._end_link()
-            self._client.end(self._engine.end_argv(self._job), self._variables)
-            self._reports.join(LAST_SECONDS)
-            gone = self._reports.find("removed") or {}
-            self._closed = self._ended = True
+    def _stop(self) -> None:
+        self._end_link()
+        self._client.end(self._engine.end_argv(self._job), self._variables)
+        self._reports.join(LAST_SECONDS)
+        gone = self._reports.find("removed") or {}
         if gone.get("whole") is True:
             self._record = forget_node(self.directory, self._record)
-        if not remove_sandbox(self.directory, self._record):
-            log.warning(
-                "Not everything of %s was removed; the next sweep tries again", self.identity
-            )
-        for fd in (self.link_in, self.link_out, self.exit_fd, self._client.exit_fd):
-            with suppress(OSError):
-                os.close(fd)
+
+    def _release(self) -> None:
+        with suppress(OSError):
+            os.close(self._client.exit_fd)
         self._stderr.wait(LAST_SECONDS)
-        lifeline.release()
 
     @property
     def _job(self) -> str:

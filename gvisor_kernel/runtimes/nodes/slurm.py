@@ -112,11 +112,6 @@ class Slurm(Engine):
     def end_argv(self, job: str) -> list[str]:
         return ["scancel", "--quiet", job] if re.fullmatch(r"[0-9_.]{1,40}", job) else []
 
-    def environment(self, server: dict[str, str]) -> dict[str, str]:
-        names = ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH")
-        found = {name: server[name] for name in names if name in server}
-        return {**super().environment(server), **found}
-
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
         for pattern, fact, hint in _TROUBLES:
