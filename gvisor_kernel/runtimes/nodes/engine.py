@@ -68,7 +68,7 @@ class Engine(ABC):
         """Return the job that waits for resources, by the client's words; empty if none does."""
         return ""
 
-    def queue_argv(self, job: str) -> list[str]:
+    def queue_argv(self) -> list[str]:
         """Return the command line that prints the jobs which wait, one on a line, the next one
         first; empty where there is none."""
         return []

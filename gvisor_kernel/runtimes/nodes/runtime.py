@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -25,9 +24,10 @@ from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, 
 from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.nodes.client import Client, run
+from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
+from gvisor_kernel.runtimes.nodes.queue import find_queue
 from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
@@ -35,9 +35,9 @@ from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.beginning import Beginning, begin
+from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin
 from gvisor_kernel.runtimes.state.records import Record, state_root
-from gvisor_kernel.runtimes.state.sweep import finish_removals, sweep_orphans
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
 from gvisor_kernel.spec.identity import new_identity
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 ORDER_SECONDS = 30.0
 """How long a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
-"""Between two looks at the queue while a job waits."""
+"""Between two looks at a start that waits: whether it is still wanted, and what it waits for."""
 LAST_SECONDS = 5.0
 """How long to wait for the last words of a client that has ended."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
@@ -71,8 +71,7 @@ class NodeRuntime(Runtime):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._swept = False
-        self._sweeping = threading.Lock()
+        self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
     def start(
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
@@ -81,7 +80,7 @@ class NodeRuntime(Runtime):
             raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
         engine = make_engine(spec)
         engine.check()
-        self._sweep_once()
+        self._first_sweep.run("")
         identity = new_identity(request.kernel_name, spec, engine.name)
         with (
             ExitStack() as held,
@@ -107,17 +106,6 @@ class NodeRuntime(Runtime):
 
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
-
-    def _sweep_once(self) -> None:
-        finish_removals()
-        with self._sweeping:
-            first, self._swept = not self._swept, True
-        if first:
-            try:
-                for identity in self.sweep():
-                    log.info("Removed %s, whose owner has died", identity)
-            except GvisorKernelError as error:
-                log.warning("%s", error)
 
 
 def make_engine(spec: SandboxSpec) -> Engine:
@@ -293,9 +281,8 @@ class _Attempt:
 
     def _describe_wait(self, job: str) -> str:
         """Return what a person is told of a job that waits."""
-        done = run(self._start.engine.queue_argv(job), self._variables)
-        jobs = done.stdout.decode(errors="replace").split()
-        before = jobs.index(job) if job in jobs else None
+        argv = self._start.engine.queue_argv()
+        before = find_queue(argv, self._variables).count_before(job) if argv else None
         rest = "" if before is None else f", {before} before it"
         return f"waiting for resources: job {job}{rest}"
 

@@ -130,7 +130,7 @@ class Slurm(Engine):
                 return found[1]
         return ""
 
-    def queue_argv(self, job: str) -> list[str]:
+    def queue_argv(self) -> list[str]:
         partition = [f"--partition={self._asked.partition}"] if self._asked.partition else []
         return [
             *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),

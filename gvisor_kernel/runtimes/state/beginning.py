@@ -138,11 +138,17 @@ class FirstSweep(Generic[Place]):
         self._lock = threading.Lock()
         self.places: set[Place] = set()
 
-    def run(self, place: Place, sweep_engine: Callable[[], list[str]], outputs: str | None) -> None:
+    def run(
+        self,
+        place: Place,
+        sweep_engine: Callable[[], list[str]] = list,
+        outputs: str | None = None,
+    ) -> None:
         """Sweep the engine ``place`` at its first start, and finish this process's own removals.
 
-        Sandboxes are removed in the background, as outputs may have to be copied out first. Those
-        whose outputs are copied to the folder ``outputs`` are waited for, up to OUTPUTS_SECONDS.
+        Sandboxes are removed in the background: outputs may have to be copied out first, or their
+        machine may not answer. Those whose outputs are copied to the folder ``outputs`` are waited
+        for, up to OUTPUTS_SECONDS.
         ``sweep_engine`` removes there what has no directory any more, and returns the identities.
         """
         with self._lock:
