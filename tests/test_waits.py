@@ -97,7 +97,6 @@ ALLOWED: dict[tuple[str, str], str] = {
         "cli/snapshots.py",
         "sys.stdin.readline()",
     ): "the process that started this one holds the other end",
-    ("cli/snapshots.py", "sys.stdin.read()"): "it ends with that process, whose end is awaited",
     (
         "jupyter/launcher.py",
         "stopping.wait()",
@@ -238,10 +237,12 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("kernel/session.py", "asyncio.shield(self._undo_by(undo))"): UNDONE,
     (
         "kernel/session.py",
-        "asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))",
+        "asyncio.shield(self._undo_by(give_up(kernel, restored, error)))",
     ): UNDONE,
     ("kernel/session.py", "asyncio.shield(starting)"): UNDONE,
-    ("kernel/session.py", "await starting"): UNDONE,
+    ("kernel/undoing.py", "await starting"): UNDONE,
+    ("kernel/snapshot_builder.py", "poller.poll()"): OWN,
+    ("kernel/snapshot_builder.py", "os.read(fd, 65536)"): READY,
     ("kernel/spare_keeper.py", "threading.Condition()"): LOCK,
 }
 """Reasons by module and text of the call."""
@@ -252,7 +253,7 @@ ALLOWED_MODULES = {
     "images/engines.py": SHELL,
     "images/importer.py": DATA,
     "archive/tar.py": DATA,
-    "runtimes/nodes/runtime.py threading.Lock()": SWEEP,
+    "runtimes/nodes/queue.py threading.Lock()": LOCK,
     "runtimes/nodes/reports.py threading.Condition()": LOCK,
     "runtimes/state/beginning.py threading.Lock()": SWEEP,
     "runtimes/kubernetes/pump.py threading.Lock()": LOCK,

@@ -15,19 +15,19 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.memory import (
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.host.folders import find_identity
+from gvisor_kernel.host.memory_pace import (
     MAX_INTERVAL_SECONDS,
     MAX_OVERRUN,
     seconds_to_next_measurement,
 )
-from gvisor_kernel.errors import GvisorKernelError, LaunchError
-from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.node.relay import Lane
+from gvisor_kernel.node.start import start_sandbox
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.mounts.covers import hide_also
 from gvisor_kernel.runtimes.nodes.orders import (
@@ -38,7 +38,6 @@ from gvisor_kernel.runtimes.nodes.orders import (
     read_order,
     write_fact,
 )
-from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
 ORDER_SECONDS = 60.0
 """How long the order may take to come."""
@@ -99,13 +98,12 @@ def serve() -> int:
         order = receive_order(sys.stdin.fileno(), wake)
         adopt_places(order)
         check_shared(order, host)
-        sandbox = RunscRuntime().start(replace(order.spec, runtime="runsc"), order.request)
+        sandbox, found = start_sandbox(order)
     except (GvisorKernelError, OrderError) as error:
         told.tell("failed", **describe_error(error))
         return 1
     try:
-        sandbox.verify(None)
-        told.tell("ready", **describe_sandbox(sandbox))
+        told.tell("ready", **describe_sandbox(sandbox), **found)
         end = watch(sandbox, order.spec.memory_limit, wake, told)
         told.tell("ended", **describe_end(sandbox, end))
     except GvisorKernelError as error:

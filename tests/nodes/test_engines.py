@@ -40,6 +40,17 @@ def test_command_for_a_node_names_it() -> None:
     assert "--constraint=a" not in argv
 
 
+def test_snapshot_is_made_by_a_job_of_its_own() -> None:
+    """With the memory and CPUs of a kernel's job, on its node, without its GPU; never urgent."""
+    argv = SLURM.build_argv("n7", ["build"])
+    limits = {"--mem=832M", "--cpus-per-task=2", "--nodelist=n7", "--partition=k", "--nice"}
+    assert limits <= set(argv)
+    assert any(word.startswith("--immediate=") for word in argv)
+    assert "--gres=gpu:1" not in argv
+    assert argv[-1] == "build"
+    assert SSH.build_argv("a", ["build"]) == SSH.start_argv("a", ["build"])
+
+
 @pytest.mark.parametrize("job", ["", "5; rm -rf /", "--all", "5\n6"])
 def test_odd_job_is_not_ended(job: str) -> None:
     assert SLURM.end_argv(job) == []

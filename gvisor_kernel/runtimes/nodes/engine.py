@@ -52,6 +52,11 @@ class Engine(ABC):
     def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
         """Return the command line that runs a short command on the node ``host``."""
 
+    def build_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        """Return the command line that makes a snapshot on the node ``host``, where kernels of the
+        same settings run. It is never urgent."""
+        return self.start_argv(host, command)
+
     @abstractmethod
     def end_argv(self, job: str) -> list[str]:
         """Return the command line that ends ``job``; empty where the client's end does."""

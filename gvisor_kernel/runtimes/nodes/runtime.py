@@ -68,6 +68,7 @@ class NodeRuntime(Runtime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
     supports_snapshots = False
+    finds_snapshots = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -150,6 +151,13 @@ def _start_somewhere(start: _Start) -> NodeSandbox:
     )
 
 
+def _write_order(order: Order) -> bytes:
+    try:
+        return write_order(order)
+    except OrderError as error:
+        raise LaunchError(str(error), "pass on fewer or shorter variables.") from error
+
+
 class _Elsewhere(LaunchError):
     """This host cannot start the kernel; another one may."""
 
@@ -164,7 +172,8 @@ class _Attempt:
 
     def run(self) -> NodeSandbox:
         start, engine = self._start, self._start.engine
-        order = self._write_order()
+        order = self._make_order()
+        message = _write_order(order)
         ends = make_pipes()
         os.set_blocking(ends.link_out, False)
         opened: list[int] = []
@@ -205,9 +214,9 @@ class _Attempt:
         reports = Reports(ends.stderr, on_words, on_end)
         try:
             self._note_client(client)
-            self._await_ready(client, reports, ends, order)
+            self._await_ready(client, reports, ends, message)
             step("node's sandbox made")
-            return self._make_sandbox(client, reports, ends, stderr, exit_fd)
+            return self._make_sandbox(client, reports, ends, stderr, exit_fd, order)
         except BaseException:
             client.signal()
             os.close(ends.link_in)
@@ -219,7 +228,7 @@ class _Attempt:
             self._forget_if_removed(reports)
             raise
 
-    def _write_order(self) -> bytes:
+    def _make_order(self) -> Order:
         start = self._start
         shown = [start.inputs.uploads, start.outputs.folder, *start.inputs.mounts]
         shared = [
@@ -227,17 +236,13 @@ class _Attempt:
             for opened in shown
             if opened is not None and opened.is_folder
         ]
-        order = Order(
+        return Order(
             start.spec,
             start.request,
             tuple(dict.fromkeys(shared)),
             {name: os.environ[name] for name in PLACES if name in os.environ},
             (str(state_root()),),
         )
-        try:
-            return write_order(order)
-        except OrderError as error:
-            raise LaunchError(str(error), "pass on fewer or shorter variables.") from error
 
     def _await_ready(self, client: Client, reports: Reports, ends: Ends, order: bytes) -> None:
         """:raises GvisorKernelError: when the node's helper does not start a sandbox"""
@@ -351,7 +356,13 @@ class _Attempt:
             forget_node(self._start.places.directory, self._start.record)
 
     def _make_sandbox(
-        self, client: Client, reports: Reports, ends: Ends, stderr: StderrLog, exit_fd: int
+        self,
+        client: Client,
+        reports: Reports,
+        ends: Ends,
+        stderr: StderrLog,
+        exit_fd: int,
+        order: Order,
     ) -> NodeSandbox:
         start = self._start
         ready = reports.find("ready") or {}
@@ -379,4 +390,5 @@ class _Attempt:
                 environment, reports.text("ready", "python"), reports.text("ready", "workdir")
             ),
             environment=self._variables,
+            order=order,
         )

@@ -6,12 +6,16 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from gvisor_kernel.errors import IsolationError, SnapshotError
+from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.orders import SNAPSHOT, Order, OrderError, write_order
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.runsc.starting import Ends
@@ -22,8 +26,28 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 log = logging.getLogger(__name__)
 
 NO_SNAPSHOTS = "A kernel on another machine is not saved as a snapshot."
+FOUND = ("key", "run", "sandbox_key", "language")
+MAX_WORD = 200
+"""Characters of each text that a helper reports of a snapshot."""
 LAST_SECONDS = 1.0
 """How long to wait for the last facts of a client that has ended."""
+
+
+def read_found(ready: Mapping[str, Any]) -> FoundSnapshot | None:
+    """Return the snapshot that a helper reports; None if there is none, or it is malformed."""
+    found = ready.get("found")
+    if not isinstance(found, dict):
+        return None
+    key, run, sandbox_key, language = (found.get(name) for name in FOUND)
+    if not (_is_word(key) and _is_word(sandbox_key) and _is_word(language)):
+        return None
+    if not SNAPSHOT.fullmatch(key) or not isinstance(run, int) or not 0 <= run < 2**31:
+        return None
+    return FoundSnapshot(key, run, sandbox_key, language)
+
+
+def _is_word(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= MAX_WORD
 
 
 class NodeSandbox(RecordedSandbox):
@@ -45,8 +69,9 @@ class NodeSandbox(RecordedSandbox):
         places: Places,
         view: KernelView,
         environment: Mapping[str, str],
+        order: Order,
     ) -> None:
-        """``environment``: the client's."""
+        """``environment``: the client's. ``order``: what the helper was asked for."""
         super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = exit_fd
         self.node = record.node
@@ -56,6 +81,9 @@ class NodeSandbox(RecordedSandbox):
         self._reports = reports
         self._stderr = stderr
         self._variables = environment
+        self._order = order
+        self.found = read_found(reports.find("ready") or {})
+        self.lacks = "".join(c for c in reports.text("ready", "lacks") if c.isprintable())[:300]
 
     def poll(self) -> int | None:
         if not self._closed:
@@ -102,9 +130,12 @@ class NodeSandbox(RecordedSandbox):
         pass
 
     def verify(self, said: Mapping[str, str] | None = None) -> None:
-        """Check what the guest says of its kernel's log. Its processes were checked by the helper,
-        which says "ready" only afterwards."""
-        if "gVisor" not in (said or {}).get("dmesg", ""):
+        """Check what the guest says of its kernel's log; a restored one has said it before its
+        snapshot was made. Its processes were checked by the helper, which says "ready" only
+        afterwards."""
+        if (said is not None or self.found is None) and "gVisor" not in (said or {}).get(
+            "dmesg", ""
+        ):
             self.kill()
             raise IsolationError(
                 f"The sandbox on {self._record.node} is not gVisor's: its kernel's log does not"
@@ -116,6 +147,19 @@ class NodeSandbox(RecordedSandbox):
 
     def checkpoint(self, directory: Path, seconds: float) -> None:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+
+    def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
+        engine, where = self._engine, self._record.node or self._host
+        request = {**plan["request"], "folder": Path(plan["request"]["folder"]), "ahead": ()}
+        kernel = {name: value for name, value in plan.items() if name not in ("spec", "request")}
+        order = replace(self._order, request=LaunchRequest(**request), kernel=kernel)
+        try:
+            message = write_order(order)
+        except OrderError as error:
+            log.info("No snapshot is made on %s: %s", where, error)
+            return None
+        argv = engine.build_argv(where, engine.helper("build"))
+        return Builder(tuple(argv), self._variables, message, where)
 
     def _stop(self) -> None:
         self._end_link()

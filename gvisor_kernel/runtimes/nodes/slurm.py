@@ -12,6 +12,8 @@ from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
 OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
 may exceed its limit by before it is killed."""
+BUILD_MINUTES = 16
+"""How long a job that makes a snapshot may take; ``snapshots/build.py`` gives up before."""
 ASK_SECONDS = 30
 """How long a short command may wait for its node."""
 
@@ -84,14 +86,21 @@ class Slurm(Engine):
         return [""]
 
     def start_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        return [*self._job("partition", "account", "qos", "time", "gres"), *command]
+
+    def build_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        """A job of its own, with the memory and the CPUs of a kernel's: the number of CPUs is part
+        of the snapshot's key. It is given up if it cannot start soon."""
+        options = (f"--nodelist={host}", f"--immediate={ASK_SECONDS}", f"--time={BUILD_MINUTES}")
+        return [*self._job("partition", "account", "qos"), *options, "--nice", *command]
+
+    def _job(self, *named: str) -> list[str]:
         spec, asked = self._spec, self._asked
-        named = ("partition", "account", "qos", "time", "gres")
         return [
             *self._common(math.ceil((spec.memory_limit + OVERHEAD) / MIB)),
             f"--cpus-per-task={max(1, math.ceil(spec.cpu_shares / 1024))}",
             *(f"--{name}={getattr(asked, name)}" for name in named if getattr(asked, name)),
             *asked.arguments,
-            *command,
         ]
 
     def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
