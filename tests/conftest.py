@@ -93,6 +93,7 @@ QUICK = (
     "nodes/test_relay.py",
     "nodes/test_starts.py",
     "nodes/test_queue.py",
+    "nodes/test_files.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",
 )

@@ -43,6 +43,10 @@ CODE = "code that the program runs: its own timeout, Ctrl-C or a cancellation en
 ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._ending)"): UNDONE,
     ("node/serve.py", "os.read(fd, size - len(data))"): READY,
+    ("node/fetch.py", "os.read(fd, 1)"): READY,
+    ("runtimes/nodes/fetch.py", "os.read(fd, 4096)"): READY,
+    ("runtimes/nodes/fetch.py", "os.read(out, size - len(data))"): READY,
+    ("runtimes/nodes/fetch.py", "self._process.wait()"): DEAD,
     ("runtimes/nodes/client.py", "self.process.wait()"): "it has ended, or got SIGKILL",
     ("runtimes/nodes/reports.py", "stream.read(65536)"): OWN,
     ("runtimes/waits.py", "_listener.get()"): "a variable of a context, not a queue",

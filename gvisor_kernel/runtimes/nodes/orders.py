@@ -1,9 +1,10 @@
 """What the host and the helper on a node say to each other before and beside the link.
 
-The host writes an order to the helper's stdin: a head of HEAD bytes, then JSON. Afterwards stdin
-and stdout are the link of the sandbox. The helper writes facts to stderr: one line each, MARK and
-JSON. Other lines there are words of the programs between the two, such as srun or ssh; what a
-sandbox writes never gets there but as a value of a fact.
+The host writes an order to the helper's stdin: a head of HEAD bytes, then JSON; then the files, if
+they are copied (``pieces.py``). Afterwards stdin and stdout are the link of the sandbox. The helper
+writes facts to stderr: one line each, MARK and JSON. Other lines there are words of the programs
+between the two, such as srun or ssh; what a sandbox writes never gets there but as a value of a
+fact.
 
 Pure functions; both sides import this module, and they must be of the same release.
 """
@@ -50,7 +51,8 @@ class Order:
     """What a helper is to start. ``shared``: for each folder that the sandbox shows, by which the
     helper recognizes it: its path and inode. ``places``: the server's values of PLACES. ``hidden``:
     folders of the server that no sandbox may see. ``kernel``: for a snapshot, what a plan has
-    beside its settings and its request."""
+    beside its settings and its request. ``copy``: the name of the copy of the files that follow the
+    order (``pieces.py``), in which the paths of the spec are; empty where they are shared."""
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -58,6 +60,7 @@ class Order:
     places: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     kernel: Mapping[str, Any] | None = None
+    copy: str = ""
 
 
 def write_order(order: Order) -> bytes:
@@ -77,6 +80,7 @@ def write_order(order: Order) -> bytes:
         "places": {name: value for name, value in order.places.items() if name in PLACES},
         "hidden": list(order.hidden),
         "kernel": order.kernel,
+        "copy": order.copy,
     }
     body = json.dumps(content).encode()
     if len(body) > MAX_ORDER:
@@ -126,6 +130,7 @@ def read_order(body: bytes) -> Order:
             {name: str(value) for name, value in content["places"].items() if name in PLACES},
             tuple(map(str, content["hidden"])),
             content["kernel"],
+            str(content["copy"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OrderError(f"The order is malformed: {type(error).__name__}.") from error
