@@ -257,14 +257,16 @@ class SandboxSettings(Configurable):
         help="""For the runtime "slurm", a mapping: "partition", "account", "qos", "time", "gres",
         "arguments" (more arguments of srun), "wait" (seconds that a kernel may wait for resources,
         by default 300), "python" (the Python on the nodes that has this package; by default the
-        server's), "state" (a folder of each node for what runs there). Jupyter's configuration may
-        also set "allowed_arguments": patterns of the arguments that kernelspecs may name.""",
+        server's), "state" (a folder of each node for what runs there), "files" ("shared": by a
+        file system that the nodes share with the server, the default; "copy": copied to the node
+        and back). Jupyter's configuration may also set "allowed_arguments": patterns of the
+        arguments that kernelspecs may name.""",
     )
     ssh = Setting(
         {},
         help="""For the runtime "ssh", a mapping: "hosts" (a list, as OpenSSH knows them), "config"
-        (a configuration file of OpenSSH in place of the user's), "python" and "state" as in the
-        setting "slurm".""",
+        (a configuration file of OpenSSH in place of the user's), "python", "state" and "files" as
+        in the setting "slurm".""",
     )
     kubernetes = Setting(
         {},

@@ -57,6 +57,11 @@ class Engine(ABC):
         same settings run. It is never urgent."""
         return self.start_argv(host, command)
 
+    def step_argv(self, job: str, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a short command in the running ``job``; empty where
+        ``ask_argv`` does it at once."""
+        return []
+
     @abstractmethod
     def end_argv(self, job: str) -> list[str]:
         """Return the command line that ends ``job``; empty where the client's end does."""

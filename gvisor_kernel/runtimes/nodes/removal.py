@@ -44,8 +44,8 @@ def end_client(record: Record) -> bool:
 def remove_from_node(directory: Path, record: Record, seconds: float | None) -> bool:
     """End a sandbox and let its node remove what is left; return whether nothing is. Never raises.
 
-    ``seconds`` is for runtimes that copy outputs. A record without commands is of a sandbox that
-    its helper has removed, or that no helper has had.
+    ``seconds``: how long the copy of its outputs may take, if they are copied. A record without
+    commands is of a sandbox that its helper has removed, or that no helper has had.
     """
     if not end_client(record):
         return False
@@ -53,6 +53,8 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
         return True
     environment = client_variables(record.runtime, os.environ)
     run(record.end_argv, environment)
+    if record.fetch_argv and not _save_outputs(directory, record, seconds):
+        return False
     done = run(record.sweep_argv, environment)
     try:
         answer = parse_json(last_line(done), MAX_ANSWER)
@@ -66,10 +68,16 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
     return True
 
 
+def _save_outputs(directory: Path, record: Record, seconds: float | None) -> bool:
+    from gvisor_kernel.runtimes.nodes.copies import save_outputs
+
+    return save_outputs(directory, record, seconds)
+
+
 def forget_node(directory: Path, record: Record) -> Record:
     """Note that the helper has removed the sandbox; return the changed record. Never raises."""
     with suppress(OSError, StateError), records.locked():
         found = records.read_record(directory) or record
-        record = replace(found, end_argv=(), sweep_argv=())
+        record = replace(found, end_argv=(), sweep_argv=(), fetch_argv=(), step_argv=())
         records.write_record(directory, record)
     return record

@@ -23,10 +23,13 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, StateError
 from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.docker.files import Contents
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
+from gvisor_kernel.runtimes.nodes.pieces import write_pieces
 from gvisor_kernel.runtimes.nodes.queue import find_queue
 from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
@@ -35,7 +38,7 @@ from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin
+from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record, state_root
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
@@ -49,6 +52,8 @@ ORDER_SECONDS = 30.0
 """How long a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
 """Between two looks at a start that waits: whether it is still wanted, and what it waits for."""
+TAKE_SECONDS = 60.0
+"""How long a node may take no byte of the files that are copied to it."""
 LAST_SECONDS = 5.0
 """How long to wait for the last words of a client that has ended."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
@@ -59,9 +64,14 @@ MAX_ENVIRONMENT = 1024
 
 @dataclass(frozen=True)
 class _Start(Beginning):
-    """One start, and the engine that it uses."""
+    """One start, and the engine that it uses.
+
+    ``asked``: the settings for the helper. ``files``: what is copied to the node, if files are.
+    """
 
     engine: Engine
+    asked: SandboxSpec
+    files: Contents | None
 
 
 class NodeRuntime(Runtime):
@@ -81,13 +91,15 @@ class NodeRuntime(Runtime):
             raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
         engine = make_engine(spec)
         engine.check()
-        self._first_sweep.run("")
+        awaited = predict_outputs(spec, request) if copies_files(spec) else None
+        self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
         with (
             ExitStack() as held,
             begin(spec, request, identity, held, runtime=self.name) as begun,
         ):
-            return _start_somewhere(_Start(**vars(begun), engine=engine))
+            asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
+            return _start_somewhere(_Start(**vars(begun), engine=engine, asked=asked, files=files))
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
@@ -104,6 +116,11 @@ class NodeRuntime(Runtime):
 
     def end(self, directory: Path, record: Record) -> bool:
         return end_client(record)
+
+    def sync_outputs(
+        self, directory: Path, record: Record, folder: str | None
+    ) -> tuple[int, int] | None:
+        return sync_outputs(directory, record, folder) if record.fetch_argv else None
 
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
@@ -203,15 +220,21 @@ class _Attempt:
             with suppress(OSError):
                 os.write(words_in, line.encode() + b"\n")
 
+        opened_last = [ended, last]
+
+        def on_kept() -> None:
+            if opened_last:
+                os.eventfd_write(ended, 1)
+            while opened_last:
+                os.close(opened_last.pop())
+
         def on_end() -> None:
             os.close(words_in)
             client.process.poll()
-            os.eventfd_write(ended, 1)
-            os.close(ended)
-            os.close(last)
+            on_kept()
 
         stderr = StderrLog(words, start.places.stderr_log)
-        reports = Reports(ends.stderr, on_words, on_end)
+        reports = Reports(ends.stderr, on_words, on_end, on_kept)
         try:
             self._note_client(client)
             self._await_ready(client, reports, ends, message)
@@ -230,18 +253,21 @@ class _Attempt:
 
     def _make_order(self) -> Order:
         start = self._start
+        copies = start.files is not None
         shown = [start.inputs.uploads, start.outputs.folder, *start.inputs.mounts]
         shared = [
             (opened.path, opened.identity.inode)
             for opened in shown
             if opened is not None and opened.is_folder
         ]
+        places = {name: os.environ[name] for name in PLACES if name in os.environ}
         return Order(
-            start.spec,
-            start.request,
-            tuple(dict.fromkeys(shared)),
-            {name: os.environ[name] for name in PLACES if name in os.environ},
+            start.asked,
+            replace(start.request, saved=None, unfit="") if copies else start.request,
+            () if copies else tuple(dict.fromkeys(shared)),
+            {} if copies else places,
             (str(state_root()),),
+            copy=start.record.container_id if copies else "",
         )
 
     def _await_ready(self, client: Client, reports: Reports, ends: Ends, order: bytes) -> None:
@@ -257,11 +283,24 @@ class _Attempt:
             )
         step("node's helper answered")
         self._note_node(reports)
+        if self._start.files is not None:
+            self._send_files(client, reports, ends, self._start.files)
         seconds = self._start.spec.start_timeout
         if not reports.wait_for(("ready", "failed"), seconds):
             raise self._explain(client, reports, f"within {seconds:g} s")
         if reports.find("failed") is not None:
             raise self._read_failure(reports)
+
+    def _send_files(self, client: Client, reports: Reports, ends: Ends, files: Contents) -> None:
+        """:raises GvisorKernelError: when the node does not take them"""
+        for piece in write_pieces(files.archive(2 * self._start.spec.disk_limit)):
+            if is_given_up():
+                raise LaunchError("The start was cancelled while files were copied.")
+            if not client.send(ends.link_in, piece, TAKE_SECONDS):
+                if reports.wait_for(("failed",), LAST_SECONDS):
+                    raise self._read_failure(reports)
+                raise self._explain(client, reports, f"to files for {TAKE_SECONDS:g} s")
+        step("files copied to the node")
 
     def _await_helper(self, reports: Reports) -> bool:
         """Wait for the helper, and tell what the start waits for; return whether it has come."""
@@ -335,15 +374,21 @@ class _Attempt:
     def _note_node(self, reports: Reports) -> None:
         """Write into the record where the sandbox is, before it is there."""
         start, engine = self._start, self._start.engine
-        node = reports.text("here", "node")
+        node, job = reports.text("here", "node"), reports.text("here", "job")
         where = self._host or node
-        found = start.find_record()
         record = replace(
-            found,
+            start.find_record(),
             node=where,
-            end_argv=tuple(engine.end_argv(reports.text("here", "job"))),
+            end_argv=tuple(engine.end_argv(job)),
             sweep_argv=tuple(engine.ask_argv(where, engine.helper("sweep"))),
         )
+        if start.files is not None and start.outputs.folder is not None:
+            fetch = engine.helper("fetch")
+            record = replace(
+                record,
+                fetch_argv=tuple(engine.ask_argv(where, fetch)),
+                step_argv=tuple(engine.step_argv(job, fetch)),
+            )
         with records.locked():
             records.write_record(start.places.directory, record)
 
@@ -376,6 +421,8 @@ class _Attempt:
                 f"The helper on {self._host or self._start.engine.name} has sent no environment.",
                 f"install gvisor-kernel {gvisor_kernel.__version__} there.",
             )
+        if start.files is not None:
+            note_copy(start.places.directory, start.find_record(), reports.find("ready") or {})
         return NodeSandbox(
             engine=start.engine,
             host=self._host or reports.text("here", "node"),

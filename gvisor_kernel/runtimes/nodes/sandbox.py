@@ -14,11 +14,13 @@ from gvisor_kernel.errors import IsolationError, SnapshotError
 from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.copies import save_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import SNAPSHOT, Order, OrderError, write_order
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
@@ -29,6 +31,8 @@ NO_SNAPSHOTS = "A kernel on another machine is not saved as a snapshot."
 FOUND = ("key", "run", "sandbox_key", "language")
 MAX_WORD = 200
 """Characters of each text that a helper reports of a snapshot."""
+HELPER_SECONDS = 15.0
+"""How long a helper may take to remove its sandbox."""
 LAST_SECONDS = 1.0
 """How long to wait for the last facts of a client that has ended."""
 
@@ -87,7 +91,7 @@ class NodeSandbox(RecordedSandbox):
 
     def poll(self) -> int | None:
         if not self._closed:
-            self._ended = self._ended or self._reports.is_over
+            self._ended = self._ended or self._reports.is_over or self._has_kept()
         return 0 if self._ended else None
 
     def memory_used(self) -> int | None:
@@ -149,6 +153,8 @@ class NodeSandbox(RecordedSandbox):
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
+        if self._order.copy:
+            return None
         engine, where = self._engine, self._record.node or self._host
         request = {**plan["request"], "folder": Path(plan["request"]["folder"]), "ahead": ()}
         kernel = {name: value for name, value in plan.items() if name not in ("spec", "request")}
@@ -163,16 +169,31 @@ class NodeSandbox(RecordedSandbox):
 
     def _stop(self) -> None:
         self._end_link()
+        if self._record.fetch_argv:
+            self._fetch_outputs()
         self._client.end(self._engine.end_argv(self._job), self._variables)
         self._reports.join(LAST_SECONDS)
         gone = self._reports.find("removed") or {}
-        if gone.get("whole") is True:
+        if gone.get("whole") is True and not (gone.get("kept") and self._record.fetch_argv):
             self._record = forget_node(self.directory, self._record)
 
     def _release(self) -> None:
         with suppress(OSError):
             os.close(self._client.exit_fd)
         self._stderr.wait(LAST_SECONDS)
+
+    def _fetch_outputs(self) -> None:
+        """Fetch the outputs while the helper waits for that, in its own job."""
+        if self._reports.wait_for(("removed",), HELPER_SECONDS) and self._has_kept():
+            record = records.read_record(self.directory) or self._record
+            if save_outputs(self.directory, record, None, in_job=True):
+                self._record = records.read_record(self.directory) or self._record
+            else:
+                self._client.signal()
+
+    def _has_kept(self) -> bool:
+        """Whether the sandbox has ended, and its helper waits for its outputs to be fetched."""
+        return (self._reports.find("removed") or {}).get("kept") is True
 
     @property
     def _job(self) -> str:

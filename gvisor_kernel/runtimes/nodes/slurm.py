@@ -14,6 +14,9 @@ OVERHEAD = 320 * MIB
 may exceed its limit by before it is killed."""
 BUILD_MINUTES = 16
 """How long a job that makes a snapshot may take; ``snapshots/build.py`` gives up before."""
+STEP = 128
+"""Mebibytes of a step in a kernel's job, which count towards the job's."""
+_JOB = re.compile(r"[0-9_.]{1,40}")
 ASK_SECONDS = 30
 """How long a short command may wait for its node."""
 
@@ -110,6 +113,12 @@ class Slurm(Engine):
         options = [*partition, *account, *where, f"--immediate={ASK_SECONDS}", "--time=5"]
         return [*self._common(256), "--cpus-per-task=1", *options, *command]
 
+    def step_argv(self, job: str, command: Sequence[str]) -> list[str]:
+        if not _JOB.fullmatch(job):
+            return []
+        shared = [f"--jobid={job}", "--overlap", "--cpus-per-task=1"]
+        return [*self._common(STEP), *shared, *command]
+
     @staticmethod
     def _common(mebibytes: int) -> list[str]:
         return [
@@ -119,7 +128,7 @@ class Slurm(Engine):
         ]
 
     def end_argv(self, job: str) -> list[str]:
-        return ["scancel", "--quiet", job] if re.fullmatch(r"[0-9_.]{1,40}", job) else []
+        return ["scancel", "--quiet", job] if _JOB.fullmatch(job) else []
 
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
