@@ -92,6 +92,8 @@ QUICK = (
     *("runtimes/test_world.py", "nodes/test_orders.py", "nodes/test_engines.py"),
     "nodes/test_relay.py",
     "nodes/test_starts.py",
+    "nodes/test_queue.py",
+    "nodes/test_files.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
     "snapshots/test_store.py",
 )

@@ -43,6 +43,10 @@ CODE = "code that the program runs: its own timeout, Ctrl-C or a cancellation en
 ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/kernel.py", "asyncio.shield(self._ending)"): UNDONE,
     ("node/serve.py", "os.read(fd, size - len(data))"): READY,
+    ("node/fetch.py", "os.read(fd, 1)"): READY,
+    ("runtimes/nodes/fetch.py", "os.read(fd, 4096)"): READY,
+    ("runtimes/nodes/fetch.py", "os.read(out, size - len(data))"): READY,
+    ("runtimes/nodes/fetch.py", "self._process.wait()"): DEAD,
     ("runtimes/nodes/client.py", "self.process.wait()"): "it has ended, or got SIGKILL",
     ("runtimes/nodes/reports.py", "stream.read(65536)"): OWN,
     ("runtimes/waits.py", "_listener.get()"): "a variable of a context, not a queue",
@@ -97,7 +101,6 @@ ALLOWED: dict[tuple[str, str], str] = {
         "cli/snapshots.py",
         "sys.stdin.readline()",
     ): "the process that started this one holds the other end",
-    ("cli/snapshots.py", "sys.stdin.read()"): "it ends with that process, whose end is awaited",
     (
         "jupyter/launcher.py",
         "stopping.wait()",
@@ -238,10 +241,12 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("kernel/session.py", "asyncio.shield(self._undo_by(undo))"): UNDONE,
     (
         "kernel/session.py",
-        "asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))",
+        "asyncio.shield(self._undo_by(give_up(kernel, restored, error)))",
     ): UNDONE,
     ("kernel/session.py", "asyncio.shield(starting)"): UNDONE,
-    ("kernel/session.py", "await starting"): UNDONE,
+    ("kernel/undoing.py", "await starting"): UNDONE,
+    ("kernel/snapshot_builder.py", "poller.poll()"): OWN,
+    ("kernel/snapshot_builder.py", "os.read(fd, 65536)"): READY,
     ("kernel/spare_keeper.py", "threading.Condition()"): LOCK,
 }
 """Reasons by module and text of the call."""
@@ -252,10 +257,9 @@ ALLOWED_MODULES = {
     "images/engines.py": SHELL,
     "images/importer.py": DATA,
     "archive/tar.py": DATA,
-    "runtimes/docker/runtime.py threading.Lock()": SWEEP,
-    "runtimes/nodes/runtime.py threading.Lock()": SWEEP,
+    "runtimes/nodes/queue.py threading.Lock()": LOCK,
     "runtimes/nodes/reports.py threading.Condition()": LOCK,
-    "runtimes/kubernetes/runtime.py threading.Lock()": SWEEP,
+    "runtimes/state/beginning.py threading.Lock()": SWEEP,
     "runtimes/kubernetes/pump.py threading.Lock()": LOCK,
     "runtimes/kubernetes/attach.py self._socket.recv": READY,
     "runtimes/kubernetes/collection.py stream.read()": READY,

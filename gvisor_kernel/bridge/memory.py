@@ -6,29 +6,18 @@ Ends nothing itself; the owner of the sandbox does.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+from gvisor_kernel.host.memory_pace import (
+    MAX_INTERVAL_SECONDS,
+    MAX_OVERRUN,
+    seconds_to_next_measurement,
+)
 
-MAX_INTERVAL_SECONDS = 0.1
-"""The longest time between two measurements."""
-MIN_INTERVAL_SECONDS = 0.005
-MAX_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
-"""Bytes per second that a sandbox can touch (measured: about 2 GiB/s on two cores). The nearer the
-limit, the sooner the next measurement, so that this rate exceeds the limit only a little."""
-MAX_OVERRUN = 128 * 1024**2
-"""Bytes over the limit above which the whole sandbox is killed, without asking PID 1."""
 KILL_GRACE_SECONDS = 1.0
 """How long PID 1 has to end the kernel. After that the whole sandbox is killed."""
-
-
-def seconds_to_next_measurement(used: int, limit: int) -> float:
-    """Return how long the next measurement may wait."""
-    return min(MAX_INTERVAL_SECONDS, max(MIN_INTERVAL_SECONDS, (limit - used) / MAX_GROWTH))
-
-
 NEARLY_FULL = 0.8
 """Share of the memory limit above which a death by signal is explained by the limit."""
 

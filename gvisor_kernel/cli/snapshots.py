@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import threading
 import time
 from typing import Any
 
@@ -184,27 +181,15 @@ def run_remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-GIVE_UP_SECONDS = 10.0
-"""How long a builder whose owner has ended may take to remove what it has begun."""
-
-
 def build_from_stdin() -> None:
     """Make the snapshot of the plan in the first line of stdin.
 
     This process ends, and removes what it has begun, when stdin closes: then its owner has ended.
     """
     plan = json.loads(sys.stdin.readline())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from gvisor_kernel.kernel.snapshot_builder import build_in_background, end_with
 
-    def watch() -> None:
-        sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(GIVE_UP_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    from gvisor_kernel.kernel.snapshot_builder import build_in_background
-
+    end_with(sys.stdin.fileno())
     build_in_background(plan)
 
 

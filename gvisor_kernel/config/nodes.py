@@ -33,6 +33,8 @@ NEVER = frozenset(
 )
 """Arguments that would change the limits of a kernel, or what is run, or its streams. The first
 ones are settings."""
+FILES = ("shared", "copy")
+"""How files come to a node: by a file system that it shares with the server, or as copies."""
 MAX_HOSTS = 1000
 MAX_WAIT = 7 * 24 * 3600.0
 
@@ -43,7 +45,7 @@ class Slurm:
 
     ``wait``: seconds that a kernel may wait for resources. ``python``: the Python on the nodes that
     has this package, if it is not this one. ``state``: the folder of each node for what is being
-    run there.
+    run there. ``files``: one of FILES.
     """
 
     partition: str = ""
@@ -55,17 +57,20 @@ class Slurm:
     wait: float = 300.0
     python: str = ""
     state: str = ""
+    files: str = "shared"
 
 
 @dataclass(frozen=True)
 class Ssh:
     """The hosts on which kernels may run, as OpenSSH names them; ``config`` is a file of its
-    configuration in place of the user's. ``python`` and ``state`` are as in ``Slurm``."""
+    configuration in place of the user's. ``python``, ``state`` and ``files`` are as in
+    ``Slurm``."""
 
     hosts: tuple[str, ...] = ()
     config: str = ""
     python: str = ""
     state: str = ""
+    files: str = "shared"
 
 
 DEFAULT_SLURM = Slurm()
@@ -103,6 +108,7 @@ def accept_slurm(name: str, configured: object, asked: object = None) -> Slurm:
     if not isinstance(wait, int | float) or isinstance(wait, bool) or not 1 <= wait <= MAX_WAIT:
         raise SettingError(f"{name}.wait", wait, "a number of seconds from 1 to 604800")
     _check_paths(name, values, ("python", "state"))
+    _check_files(name, values["files"])
     return Slurm(**{**values, "wait": float(wait)})
 
 
@@ -119,6 +125,7 @@ def accept_ssh(name: str, configured: object, asked: object = None) -> Ssh:
     if len(hosts) > MAX_HOSTS or "" in hosts:
         raise SettingError(f"{name}.hosts", values["hosts"], f"{rule}, at most {MAX_HOSTS}")
     _check_paths(name, values, ("config", "python", "state"))
+    _check_files(name, values["files"])
     return Ssh(**{**values, "hosts": tuple(dict.fromkeys(hosts))})
 
 
@@ -175,6 +182,12 @@ def _accept_arguments(
 def _check_text(name: str, value: object, pattern: re.Pattern[str], rule: str) -> None:
     if not isinstance(value, str) or (value and not pattern.fullmatch(value)):
         raise SettingError(name, value, rule)
+
+
+def _check_files(name: str, value: object) -> None:
+    if value not in FILES:
+        accepted = " or ".join(f'"{choice}"' for choice in FILES)
+        raise SettingError(f"{name}.files", value, accepted)
 
 
 def _check_paths(name: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:

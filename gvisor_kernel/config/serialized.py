@@ -8,7 +8,7 @@ from typing import Any
 from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.config.nodes import Slurm, Ssh
 from gvisor_kernel.config.packages import Packages
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.spec import ExtraMount, SandboxSpec
 
 
 def write_spec(spec: SandboxSpec) -> dict[str, Any]:

@@ -14,24 +14,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any as AnyValue
 
 from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
-from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes, accept_kubernetes
+from gvisor_kernel.config.kubernetes import accept_kubernetes
 from gvisor_kernel.config.nodes import (
-    DEFAULT_SLURM,
-    DEFAULT_SSH,
-    Slurm,
-    Ssh,
     accept_slurm,
     accept_ssh,
     check_nodes,
 )
-from gvisor_kernel.config.packages import Packages, accept_packages, check_packages
+from gvisor_kernel.config.packages import accept_packages, check_packages
+from gvisor_kernel.config.spec import (
+    DEFAULTS,
+    KERNEL_MODES,
+    RESTARTS,
+    RUNTIMES,
+    SETTINGS,
+    SNAPSHOTS,
+    TRANSPORTS,
+    ExtraMount,
+    SandboxSpec,
+)
 from gvisor_kernel.config.validators import (
     GIB,
     HOST_IMAGE,
@@ -72,12 +78,6 @@ __all__ = [
     "SandboxSpec",
 ]
 
-RUNTIMES = ("runsc", "docker", "slurm", "ssh", "kubernetes")
-RESTARTS = ("kernel", "sandbox")
-TRANSPORTS = ("auto", "ipc", "tcp")
-KERNEL_MODES = ("auto", "relay", "tcp")
-SNAPSHOTS = ("auto", "off")
-
 MIN_MEMORY = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
 MIN_DISK = 16 * MIB
@@ -85,59 +85,6 @@ MIN_PIDS = 64
 """An idle sandbox with a Python kernel has about 26 host tasks; a few more threads must fit."""
 
 
-@dataclass(frozen=True)
-class ExtraMount:
-    """A folder or file of the host that the kernel sees at ``target``."""
-
-    source: str
-    target: str
-    read_only: bool = True
-
-
-@dataclass(frozen=True)
-class SandboxSpec:
-    """The validated settings of a sandbox. It depends on nothing of the host.
-
-    Sizes are in bytes, ``start_timeout`` in seconds.
-    ``uploads``, ``outputs``: an absolute path, a path relative to the notebook's folder, or None
-    for no folder of the host. ``skills``: a directory with ``public`` and ``examples``, None, or
-    INSTALLED_SKILLS for the skills of this user.
-    ``command``: the kernel's argv with ``{connection_file}``; empty for ipykernel.
-    ``preload``: modules that are imported before a snapshot of the kernel is made.
-    ``egress``: names of routes to the network; whether they exist is checked when a plan is made.
-    ``packages``: what was installed for this kernelspec, or None.
-    """
-
-    runtime: str = "runsc"
-    image: str = HOST_IMAGE
-    memory_limit: int = 4 * GIB
-    cpu_shares: int = 1024
-    pids_limit: int = 512
-    disk_limit: int = 2 * GIB
-    uploads: str | None = "."
-    outputs: str | None = "outputs"
-    skills: str | None = INSTALLED_SKILLS
-    transcripts: bool = True
-    mounts: tuple[ExtraMount, ...] = ()
-    environment: tuple[str, ...] = ()
-    start_timeout: float = 60.0
-    restart: str = "kernel"
-    transport: str = "auto"
-    command: tuple[str, ...] = ()
-    kernel_mode: str = "auto"
-    snapshot: str = "auto"
-    preload: tuple[str, ...] = ()
-    idle_stop: bool = True
-    spare: bool = True
-    egress: tuple[str, ...] = ()
-    packages: Packages | None = None
-    slurm: Slurm = DEFAULT_SLURM
-    ssh: Ssh = DEFAULT_SSH
-    kubernetes: Kubernetes = NO_CHOICE
-
-
-DEFAULTS = SandboxSpec()
-SETTINGS = tuple(field.name for field in fields(SandboxSpec))
 LIMITS = frozenset({"memory_limit", "cpu_shares", "pids_limit", "disk_limit"})
 """If Jupyter's configuration sets one of these, a kernelspec can lower it but not raise it."""
 CHOICES = frozenset({"egress"})
@@ -310,14 +257,16 @@ class SandboxSettings(Configurable):
         help="""For the runtime "slurm", a mapping: "partition", "account", "qos", "time", "gres",
         "arguments" (more arguments of srun), "wait" (seconds that a kernel may wait for resources,
         by default 300), "python" (the Python on the nodes that has this package; by default the
-        server's), "state" (a folder of each node for what runs there). Jupyter's configuration may
-        also set "allowed_arguments": patterns of the arguments that kernelspecs may name.""",
+        server's), "state" (a folder of each node for what runs there), "files" ("shared": by a
+        file system that the nodes share with the server, the default; "copy": copied to the node
+        and back). Jupyter's configuration may also set "allowed_arguments": patterns of the
+        arguments that kernelspecs may name.""",
     )
     ssh = Setting(
         {},
         help="""For the runtime "ssh", a mapping: "hosts" (a list, as OpenSSH knows them), "config"
-        (a configuration file of OpenSSH in place of the user's), "python" and "state" as in the
-        setting "slurm".""",
+        (a configuration file of OpenSSH in place of the user's), "python", "state" and "files" as
+        in the setting "slurm".""",
     )
     kubernetes = Setting(
         {},

@@ -7,15 +7,17 @@ cold start: it is discarded, and ``NoSnapshot`` says why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.workspace import NAME, hides_uploads
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import Runtime, Sandbox
+from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import (
@@ -26,7 +28,7 @@ from gvisor_kernel.snapshots.key import (
     split_environment,
 )
 from gvisor_kernel.snapshots.reseed import find_renewal
-from gvisor_kernel.snapshots.snapshot import Meta
+from gvisor_kernel.snapshots.restore import restore_by_key
 from gvisor_kernel.snapshots.store import Store
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.tracing import step
@@ -39,12 +41,21 @@ class Restored:
     """A restored sandbox. Its kernel has no key, environment and seed of its own yet."""
 
     sandbox: Sandbox
-    key: SnapshotKey
+    key: str
     run: SnapshotRun
 
+    @classmethod
+    def find(cls, sandbox: Sandbox, found: FoundSnapshot, plan: KernelPlan) -> Restored:
+        """Return ``sandbox``, whose runtime has found its snapshot itself."""
+        facts = {"language": found.language}
+        run = describe_run(found.run, found.sandbox_key, facts, plan)
+        return cls(sandbox, found.key, run)
+
     def discard(self, reason: str) -> None:
-        """Let no other kernel start from this snapshot. Blocks."""
-        Store.open().discard(self.key.name, reason)
+        """Let no other kernel start from this snapshot. Blocks. Does nothing if it is on a node:
+        there the next start does it (``LaunchRequest.unfit``)."""
+        if self.sandbox.found is None:
+            Store.open().discard(self.key, reason)
 
 
 def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPlan]:
@@ -54,22 +65,32 @@ def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPla
 
     :raises GvisorKernelError: see ``Runtime.start``
     """
-    early, later = _split_variables(plan)
-    kernel = KernelFacts(
-        argv=kernel_argv(plan),
-        environment=early,
-        workdir=WORKSPACE,
-        kernel_mode=plan.spec.kernel_mode,
-        preload=plan.spec.preload,
-    )
+    _, later = _split_variables(plan)
     sandbox = runtime.describe(plan.spec, make_launch_request(plan))
-    key = make_key(sandbox, kernel, find_host_facts())
+    key = make_key(sandbox, find_kernel_facts(plan), find_host_facts())
     bare = replace(
         plan,
         request=replace(plan.request, environment=_without(plan.request.environment, later)),
         environment=_without(plan.environment, later),
     )
     return key, bare
+
+
+def find_kernel_facts(plan: KernelPlan) -> KernelFacts:
+    """Return what a snapshot depends on beside its sandbox."""
+    early, _ = _split_variables(plan)
+    return KernelFacts(
+        argv=kernel_argv(plan),
+        environment=early,
+        workdir=WORKSPACE,
+        kernel_mode=plan.spec.kernel_mode,
+        preload=plan.spec.preload,
+    )
+
+
+def make_asking_request(plan: KernelPlan) -> LaunchRequest:
+    """Return the request of a start whose runtime looks for a snapshot itself."""
+    return replace(make_launch_request(plan), saved=asdict(find_kernel_facts(plan)))
 
 
 def find_obstacle(plan: KernelPlan) -> str | None:
@@ -116,12 +137,14 @@ def _summarize_names(names: Collection[str]) -> str:
     return first if len(names) == 1 else f"{first} (and {len(names) - 1} more)"
 
 
-def _describe_run(meta: Meta, plan: KernelPlan) -> SnapshotRun:
-    renewal = find_renewal(meta.facts)
+def describe_run(
+    run: int, sandbox_key: str, facts: Mapping[str, Any], plan: KernelPlan
+) -> SnapshotRun:
+    """Return what a restored kernel of ``plan`` is asked for. ``facts`` are those of ``Meta``."""
+    renewal = find_renewal(facts)
     _, later = _split_variables(plan)
-    return SnapshotRun(
-        meta.run, meta.sandbox_key, renewal.code, renewal.always, bool(later or plan.routes)
-    )
+    told = bool(later or plan.routes)
+    return SnapshotRun(run, sandbox_key, renewal.code, renewal.always, told)
 
 
 def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, str]:
@@ -152,18 +175,11 @@ def restore(
         raise NoSnapshot(str(error)) from error
     key, _ = find_key(runtime, plan)
     step("snapshot's key computed")
-    with store.use(key.name) as snapshot:
-        if snapshot is None:
-            raise NoSnapshot("no snapshot fits")
-        reason = snapshot.meta.manifest.find_change()
+
+    def start(files: Path) -> Sandbox:
         step("snapshot's files compared")
-        if reason is None:
-            try:
-                sandbox = take_spare(key) if take_spare is not None else None
-                request = make_launch_request(plan)
-                sandbox = sandbox or runtime.start(plan.spec, request, snapshot.files)
-                return Restored(sandbox, key, _describe_run(snapshot.meta, plan))
-            except SnapshotError as error:
-                reason = str(error)
-    store.discard(key.name, reason)
-    raise NoSnapshot(reason)
+        spare = take_spare(key) if take_spare is not None else None
+        return spare or runtime.start(plan.spec, make_launch_request(plan), files)
+
+    sandbox, meta = restore_by_key(store, key, start)
+    return Restored(sandbox, key.name, describe_run(meta.run, meta.sandbox_key, meta.facts, plan))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -22,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
-from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NoSnapshot, SandboxError
 from gvisor_kernel.kernel.facts import (
@@ -39,22 +38,24 @@ from gvisor_kernel.kernel.facts import (
 )
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
-from gvisor_kernel.kernel.restore import Restored, find_obstacle, restore
+from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
+from gvisor_kernel.kernel.undoing import close_started, give_up
 from gvisor_kernel.kernel.workspace import (
     OWN_OUTPUTS,
     SHOWN,
     VARIABLE,
     describe_left,
     describe_workspace,
+    find_host_path,
     list_left,
     read_left,
 )
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
@@ -63,7 +64,6 @@ from gvisor_kernel.tracing import step, tracing
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-UPLOADS = "/mnt/user-data/uploads"
 END_SECONDS = 1.0
 """How long those who are told of a sandbox's end may read its files before they are removed."""
 
@@ -188,27 +188,7 @@ class SandboxedKernel:
 
         Returns None if it is not mounted, or if a symbolic link leads out of the mount.
         """
-        if self._sandbox is None or "\0" in path:
-            return None
-        inside = Path(self._sandbox.workdir, path)
-        if ".." in inside.parts:
-            return None
-        views = list(self._sandbox.mounts)
-        views += [
-            MountView(view.source, self._sandbox.workdir, True)
-            for view in views
-            if view.target == UPLOADS
-        ]
-        for view in views:
-            if inside.is_relative_to(view.target):
-                try:
-                    root = Path(view.source).resolve(strict=True)
-                    found = (root / inside.relative_to(view.target)).resolve(strict=True)
-                except (OSError, RuntimeError):
-                    continue
-                if found.is_relative_to(root):
-                    return found
-        return None
+        return find_host_path(self._sandbox, path) if self._sandbox is not None else None
 
     # -- actions, from any loop; no effect once this process's bridge has ended -------------------
 
@@ -386,21 +366,27 @@ class SandboxedKernel:
             await kernel.end_sandbox()
             self._plan, self._way = plan, "cold"
             self.started = time.time()
-            if plan.spec.snapshot == "off" or not get_runtime(plan.spec.runtime).supports_snapshots:
+            runtime = get_runtime(plan.spec.runtime)
+            restores = runtime.supports_snapshots or runtime.finds_snapshots
+            if plan.spec.snapshot == "off" or not restores:
                 self._sandbox = await self._new_sandbox(kernel, plan)
             elif (obstacle := find_obstacle(plan)) is not None:
                 self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {obstacle}")
             else:
+                begin = self._restore_there if runtime.finds_snapshots else self._restore
                 try:
-                    await self._restore(kernel, plan)
+                    await begin(kernel, plan)
                     return kernel.address
                 except NoSnapshot as error:
                     reason, self._way = error.fact, "cold"
-                self._sandbox = await self._new_sandbox(kernel, plan)
+                if not runtime.finds_snapshots:
+                    self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
-                SnapshotQueue.instance().request(plan, lambda: kernel.death is None)
+                SnapshotQueue.instance().request(
+                    plan, lambda: kernel.death is None, sandbox=self._sandbox
+                )
             await self._start(kernel, plan)
         except BaseException as error:
             self._sandbox = None
@@ -481,7 +467,35 @@ class SandboxedKernel:
                 self._way = "spare"
             return spare
 
-        restored = await self._in_worker(restore, runtime, plan, take_spare)
+        await self._resume(kernel, plan, await self._in_worker(restore, runtime, plan, take_spare))
+        SpareKeeper.instance().request(plan)
+
+    async def _restore_there(self, kernel: KernelBridge, plan: KernelPlan) -> None:
+        """Start a sandbox whose runtime looks for a snapshot itself, and let its kernel go on.
+
+        :raises NoSnapshot: when there is none, or when the restored kernel does not answer. Then
+            there is a sandbox without a kernel.
+        :raises GvisorKernelError: see ``Runtime.start``
+        """
+        sandbox = await self._start_sandbox(kernel, plan, make_asking_request(plan))
+        found = sandbox.found
+        if found is None:
+            self._sandbox = await self._greet(kernel, plan, sandbox)
+            raise NoSnapshot(sandbox.lacks or "no snapshot fits")
+        self._way = "snapshot"
+        try:
+            await self._resume(kernel, plan, Restored.find(sandbox, found, plan))
+        except NoSnapshot:
+            request = replace(make_launch_request(plan), unfit=found.key)
+            sandbox = await self._start_sandbox(kernel, plan, request)
+            self._sandbox = await self._greet(kernel, plan, sandbox)
+            raise
+
+    async def _resume(self, kernel: KernelBridge, plan: KernelPlan, restored: Restored) -> None:
+        """Let a restored kernel go on as that of ``plan``.
+
+        :raises NoSnapshot: when it does not answer; then its sandbox was closed
+        """
         sandbox = restored.sandbox
         try:
             await self._verify(sandbox)  # before it gets any message of a client
@@ -499,24 +513,19 @@ class SandboxedKernel:
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")
         except BaseException as error:
-            await asyncio.shield(self._undo_by(self._give_up(kernel, restored, error)))
+            await asyncio.shield(self._undo_by(give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise
             raise NoSnapshot(str(error)) from error
         self._sandbox = sandbox
-        SpareKeeper.instance().request(plan)
-
-    @staticmethod
-    async def _give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:
-        await kernel.end_sandbox()
-        await close_sandbox(restored.sandbox)  # in case the bridge has not taken it over
-        if not isinstance(error, SandboxError):
-            return  # not the snapshot's fault: for example, the start was cancelled
-        with suppress(RuntimeError):  # this process is exiting
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, restored.discard, str(error))
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
+        sandbox = await self._start_sandbox(kernel, plan, make_launch_request(plan))
+        return await self._greet(kernel, plan, sandbox)
+
+    async def _start_sandbox(
+        self, kernel: KernelBridge, plan: KernelPlan, request: LaunchRequest
+    ) -> Sandbox:
         runtime = get_runtime(plan.spec.runtime)
         loop = asyncio.get_running_loop()
 
@@ -526,7 +535,9 @@ class SandboxedKernel:
                 loop.call_soon_threadsafe(kernel.show_wait, text)
 
         with hearing(note_wait):
-            sandbox = await self._in_worker(runtime.start, plan.spec, make_launch_request(plan))
+            return await self._in_worker(runtime.start, plan.spec, request)
+
+    async def _greet(self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox) -> Sandbox:
         hello = await kernel.attach(
             sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
         )
@@ -552,7 +563,7 @@ class SandboxedKernel:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             given_up.set()
-            self._undo_by(self._undo(starting))
+            self._undo_by(close_started(starting))
             raise
 
     def _undo_by(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -581,13 +592,3 @@ class SandboxedKernel:
         kernel.expect_end(restart=True)
         await self._in_worker(sandbox.checkpoint, directory, seconds)
         return run
-
-    @staticmethod
-    async def _undo(starting: asyncio.Future[Any]) -> None:
-        with suppress(Exception):  # if it fails, it has started nothing
-            started = await starting
-            sandbox = started.sandbox if isinstance(started, Restored) else started
-            if isinstance(sandbox, Sandbox):
-                await close_sandbox(sandbox)
-            elif isinstance(sandbox, socket.socket):
-                sandbox.close()

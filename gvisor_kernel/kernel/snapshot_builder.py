@@ -7,6 +7,10 @@ For a process that does nothing else: the command ``snapshot build``, or the pro
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,6 +43,9 @@ from gvisor_kernel.strict_json import parse_json
 
 MAX_LIST = 16 * 1024 * 1024
 """Bytes of the list of files that a kernel has loaded. Usual lists have about 100 KB."""
+
+GIVE_UP_SECONDS = 10.0
+"""How long a builder whose owner has ended may take to remove what it has begun."""
 
 Report = Callable[[str, float], None]
 """Called at each step with a text for people and the share of the work that is done."""
@@ -87,6 +94,28 @@ def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Repo
     if preload is not None:
         plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
     return make_snapshot(plan, report)
+
+
+def end_with(fd: int) -> None:
+    """Let this process end, and remove what it has begun, when ``fd`` ends: then its owner has.
+
+    What comes from ``fd`` meanwhile is dropped.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def watch() -> None:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        with suppress(OSError):
+            while poller.poll():
+                with suppress(BlockingIOError):
+                    if not os.read(fd, 65536):
+                        break
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(GIVE_UP_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def build_in_background(plan: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
+from gvisor_kernel.runtimes.base import Builder, Sandbox
 from gvisor_kernel.snapshots.build import MAX_BUILD_SECONDS
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ WAIT_SECONDS = 5.0
 """The wait after a cold start: its user has just begun to work, and may start more kernels."""
 END_SECONDS = 15.0
 """How long a builder has to remove its unfinished snapshot when this process exits."""
+LAST_SECONDS = 5.0
 BUILD = ("-P", "-m", "gvisor_kernel", "snapshot", "build", "--plan")
 """``-P``: import nothing from the working directory, which may be a folder of notebooks."""
 MAX_TRIES = 2
@@ -34,9 +36,11 @@ MAX_TRIES = 2
 
 @dataclass(frozen=True)
 class Wanted:
-    """A plan as text, whether its snapshot is still wanted, and what to call once there is one."""
+    """A plan as text, what makes its snapshot, whether that is still wanted, and what to call once
+    there is one."""
 
     plan: str
+    builder: Builder
     is_wanted: Callable[[], bool]
     on_made: Callable[[], None]
 
@@ -59,20 +63,26 @@ class SnapshotQueue(PerProcess):
         plan: KernelPlan,
         is_wanted: Callable[[], bool] = lambda: True,
         on_made: Callable[[], None] = lambda: None,
+        sandbox: Sandbox | None = None,
     ) -> None:
         """Have a snapshot made for kernels like ``plan``'s, unless it exists by then.
 
         Returns at once. Failures are only logged. ``is_wanted`` is asked just before: a kernel
         that died as it started would die in the same way in the process that makes a snapshot.
         ``on_made`` is called by a thread once the snapshot exists; not if an equal plan waits.
+        ``sandbox``: one of such a kernel. The snapshot is made where that is.
         """
-        text = json.dumps(write_plan(plan), sort_keys=True)
+        content = write_plan(plan)
+        builder = sandbox.make_builder(content) if sandbox is not None else None
+        plan_text = json.dumps(content, sort_keys=True)
+        builder = builder or Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
+        text = f"{builder.place} {plan_text}"
         with self._changed:
             if self._ended or text in (self._current, *(one.plan for one in self._wanted)):
                 return
             if self._failed[text] >= MAX_TRIES:
                 return
-            self._wanted.append(Wanted(text, is_wanted, on_made))
+            self._wanted.append(Wanted(text, builder, is_wanted, on_made))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="gvisor-kernel-snapshots", daemon=True
@@ -92,7 +102,8 @@ class SnapshotQueue(PerProcess):
                 self._current = wanted.plan
                 try:
                     process = self._process = subprocess.Popen(
-                        [sys.executable, *BUILD],
+                        wanted.builder.argv,
+                        env=dict(wanted.builder.environment),
                         stdin=subprocess.PIPE,
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.PIPE,
@@ -102,14 +113,14 @@ class SnapshotQueue(PerProcess):
                 except OSError as error:
                     log.info("Could not start the process that makes snapshots: %s", error)
                     continue
-            made = self._wait(process, wanted.plan)
+            made = self._wait(process, wanted)
             with self._changed:
                 self._current = ""
             if made:
                 wanted.on_made()
 
-    def _wait(self, process: subprocess.Popen[bytes], text: str) -> bool:
-        """Send the plan to the builder, wait for its end, and return whether it succeeded.
+    def _wait(self, process: subprocess.Popen[bytes], wanted: Wanted) -> bool:
+        """Send the order to the builder, wait for its end, and return whether it succeeded.
 
         It also ends when its stdin closes.
         """
@@ -120,16 +131,17 @@ class SnapshotQueue(PerProcess):
         late.daemon = True
         late.start()
         with suppress(OSError, ValueError):
-            process.stdin.write(text.encode() + b"\n")
+            process.stdin.write(wanted.builder.order)
             message = process.stderr.read()[-2000:]
         with suppress(OSError):
             process.stdin.close()
         status = process.wait()
         late.cancel()
         if status and not self._ended:
-            self._failed[text] += 1
-            text = message.decode(errors="replace").strip()
-            log.warning("Could not make a snapshot: %s", text)
+            self._failed[wanted.plan] += 1
+            words = message.decode(errors="replace").strip()
+            where = f" on {wanted.builder.place}" if wanted.builder.place else ""
+            log.warning("Could not make a snapshot%s: %s", where, words)
         process.stderr.close()
         return status == 0
 
@@ -152,8 +164,16 @@ class SnapshotQueue(PerProcess):
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            process.terminate()  # a client of an engine then takes its job from the queue
+            try:
+                process.wait(LAST_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _line(text: str) -> bytes:
+    return text.encode() + b"\n"
 
 
 def _in_child() -> None:

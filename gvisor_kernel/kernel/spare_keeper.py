@@ -76,7 +76,7 @@ class Spare:
     def fits(self, kind: Kind, key: SnapshotKey) -> bool:
         """Return whether a start of ``kind`` from the snapshot ``key`` would make the same now."""
         sandbox = self.restored.sandbox
-        if self.kind != kind or self.restored.key != key or sandbox.poll() is not None:
+        if self.kind != kind or self.restored.key != key.name or sandbox.poll() is not None:
             return False
         runtime = get_runtime(kind.spec.runtime)
         try:

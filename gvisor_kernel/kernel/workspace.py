@@ -146,3 +146,29 @@ def describe_left(left: Left) -> str:
 def _make_printable(name: str) -> str:
     text = "".join(char if char.isprintable() else "?" for char in name)
     return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…"
+
+
+def find_host_path(sandbox: Sandbox, path: str) -> Path | None:
+    """Return the host's path of the mounted file that the kernel knows as ``path``.
+
+    None if it is not mounted, or if a symbolic link leads out of the mount.
+    """
+    if "\0" in path:
+        return None
+    inside = Path(sandbox.workdir, path)
+    if ".." in inside.parts:
+        return None
+    views = list(sandbox.mounts)
+    views += [
+        MountView(view.source, sandbox.workdir, True) for view in views if view.target == UPLOADS
+    ]
+    for view in views:
+        if inside.is_relative_to(view.target):
+            try:
+                root = Path(view.source).resolve(strict=True)
+                found = (root / inside.relative_to(view.target)).resolve(strict=True)
+            except (OSError, RuntimeError):
+                continue
+            if found.is_relative_to(root):
+                return found
+    return None

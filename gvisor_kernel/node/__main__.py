@@ -1,6 +1,6 @@
 """The commands of a node, which the host starts through srun or ssh. Nothing else lives here.
 
-python -m gvisor_kernel.node [--state FOLDER] serve|sweep|check
+python -m gvisor_kernel.node [--state FOLDER] serve|build|fetch|sweep|check
 """
 
 from __future__ import annotations
@@ -21,13 +21,21 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gvisor_kernel.node")
     parser.add_argument("--state", default="", help="the folder for what runs on this node")
-    parser.add_argument("command", choices=("serve", "sweep", "check"))
+    parser.add_argument("command", choices=("serve", "build", "fetch", "sweep", "check"))
     arguments = parser.parse_args(argv)
     prepare_environment(arguments.state)
     if arguments.command == "serve":
         from gvisor_kernel.node.serve import serve
 
         return serve()
+    if arguments.command == "build":
+        from gvisor_kernel.node.build import build
+
+        return build()
+    if arguments.command == "fetch":
+        from gvisor_kernel.node.fetch import fetch
+
+        return fetch()
     from gvisor_kernel.node.report import check, sweep
 
     answer = sweep() if arguments.command == "sweep" else check()

@@ -29,7 +29,10 @@ def check() -> dict[str, Any]:
 
 def sweep() -> dict[str, Any]:
     """Remove what dead helpers of this user have left on this node."""
+    from gvisor_kernel.node.files import sweep_copies
+
     try:
+        sweep_copies()
         return {"node": socket.gethostname(), "removed": sweep_orphans("runsc"), "error": ""}
-    except GvisorKernelError as error:
+    except (GvisorKernelError, OSError) as error:
         return {"node": socket.gethostname(), "removed": [], "error": str(error)}

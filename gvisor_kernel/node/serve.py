@@ -15,30 +15,33 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.memory import (
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.host.folders import find_identity
+from gvisor_kernel.host.memory_pace import (
     MAX_INTERVAL_SECONDS,
     MAX_OVERRUN,
     seconds_to_next_measurement,
 )
-from gvisor_kernel.errors import GvisorKernelError, LaunchError
-from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.node.relay import Lane
+from gvisor_kernel.node.start import start_sandbox
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.mounts.covers import hide_also
 from gvisor_kernel.runtimes.nodes.orders import (
     HEAD,
+    MAX_ORDER,
     Order,
     OrderError,
     read_head,
     read_order,
     write_fact,
 )
-from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+
+if TYPE_CHECKING:
+    from gvisor_kernel.node.files import Copy
 
 ORDER_SECONDS = 60.0
 """How long the order may take to come."""
@@ -95,17 +98,23 @@ def serve() -> int:
     told = Told(sys.stderr.fileno())
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     told.tell("here", release=__version__, node=host, job=os.environ.get("SLURM_JOB_ID", ""))
+    copy: Copy | None = None
     try:
         order = receive_order(sys.stdin.fileno(), wake)
         adopt_places(order)
         check_shared(order, host)
-        sandbox = RunscRuntime().start(replace(order.spec, runtime="runsc"), order.request)
+        if order.copy:
+            copy, order = receive_files(order, sys.stdin.fileno(), wake)
+        sandbox, found = start_sandbox(order)
     except (GvisorKernelError, OrderError) as error:
+        if copy is not None:
+            copy.remove()
         told.tell("failed", **describe_error(error))
         return 1
     try:
-        sandbox.verify(None)
-        told.tell("ready", **describe_sandbox(sandbox))
+        if copy is not None:
+            copy.mark_used()
+        told.tell("ready", **describe_sandbox(sandbox), **describe_copy(copy), **found)
         end = watch(sandbox, order.spec.memory_limit, wake, told)
         told.tell("ended", **describe_end(sandbox, end))
     except GvisorKernelError as error:
@@ -115,7 +124,10 @@ def serve() -> int:
         with suppress(OSError):
             os.close(sys.stdout.fileno())
         sandbox.close()
-        told.tell("removed", whole=not sandbox.directory.exists())
+        kept = copy is not None and copy.finish()
+        told.tell("removed", whole=not sandbox.directory.exists(), kept=kept)
+        if copy is not None and kept:
+            copy.linger(wake)
     return 0
 
 
@@ -125,6 +137,18 @@ def receive_order(fd: int, wake: int) -> Order:
     :raises OrderError: when none comes in time, or it is malformed
     """
     return read_order(_read(fd, read_head(_read(fd, HEAD, wake)), wake))
+
+
+def receive_files(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
+    """Read the files that follow the order, and not one byte more; see ``files.take_files``.
+
+    :raises GvisorKernelError, OrderError: when they do not come, or cannot be kept
+    """
+    from gvisor_kernel.node.files import take_files
+    from gvisor_kernel.runtimes.nodes.pieces import read_pieces
+
+    limit = 2 * order.spec.disk_limit + MAX_ORDER
+    return take_files(order, read_pieces(lambda size: _read(fd, size, wake), limit))
 
 
 def _read(fd: int, size: int, wake: int) -> bytes:
@@ -172,6 +196,10 @@ def describe_sandbox(sandbox: Sandbox) -> dict[str, Any]:
         "python": sandbox.python,
         "workdir": sandbox.workdir,
     }
+
+
+def describe_copy(copy: Copy | None) -> dict[str, Any]:
+    return {} if copy is None else {"copy": str(copy.path), "left_out": copy.left_out}
 
 
 def describe_end(sandbox: Sandbox, end: End) -> dict[str, Any]:

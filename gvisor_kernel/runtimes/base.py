@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.host.folders import Identity
 
@@ -37,6 +37,38 @@ class LaunchRequest:
     environment, without the variables that the spec names, and can fork into a kernel."""
     spare: bool = False
     """The sandbox belongs to no kernel yet; see ``Sandbox.assign``."""
+    saved: Mapping[str, Any] | None = None
+    """What a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime that
+    ``finds_snapshots``; None: the start must be cold."""
+    unfit: str = ""
+    """The key of a snapshot from which this kernel could not be restored: such a runtime removes
+    it."""
+
+
+@dataclass(frozen=True)
+class FoundSnapshot:
+    """The snapshot that a sandbox was restored from, where its runtime has found that itself.
+
+    ``run`` and ``sandbox_key`` are those of the kernel in it, ``language`` is what that reported.
+    """
+
+    key: str
+    run: int
+    sandbox_key: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A command that makes a snapshot: it reads ``order`` from stdin, and ends when that ends.
+
+    ``place``: where it makes the snapshot, as a word for a person.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    order: bytes
+    place: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,10 @@ class Sandbox(ABC):
     """The machine on which it runs, if that is another one."""
     can_pause: bool = True
     """Whether ``pause`` stops this sandbox."""
+    found: FoundSnapshot | None = None
+    """The snapshot that it was restored from, if its runtime ``finds_snapshots``."""
+    lacks: str = ""
+    """Why such a runtime has found none."""
 
     @abstractmethod
     def poll(self) -> int | None:
@@ -191,6 +227,13 @@ class Sandbox(ABC):
             all
         """
 
+    def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
+        """Return the command that makes a snapshot for kernels of ``plan`` where this sandbox is.
+
+        ``plan`` is JSON of ``kernel/plan.py``. None: this process makes it, on this machine.
+        """
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Kill the sandbox, wait for its end, and remove its processes, cgroup, mounts and files.
@@ -208,6 +251,9 @@ class Runtime(ABC):
     """The value of the setting ``runtime``."""
     supports_snapshots: bool = True
     """Whether this runtime saves its sandboxes as snapshots and starts from them."""
+    finds_snapshots: bool = False
+    """Whether ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
+    names none; the sandbox says what was found."""
 
     @abstractmethod
     def start(

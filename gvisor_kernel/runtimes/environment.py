@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.host_python import World

@@ -7,6 +7,7 @@ kernels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,6 @@ renew()
 }
 
 
-def find_renewal(facts: dict[str, Any]) -> Renewal:
+def find_renewal(facts: Mapping[str, Any]) -> Renewal:
     """Return the renewal for a snapshot, by the facts in its ``Meta``."""
     return RENEWALS.get(str(facts.get("language")), Renewal())

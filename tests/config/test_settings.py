@@ -146,6 +146,11 @@ WRONG: list[tuple[str, object]] = [
     *(("ssh", value) for value in (3, {"host": "x"}, {"hosts": "x"}, {"hosts": ["-oX=y"]})),
     *(("ssh", {"hosts": value}) for value in ([""], ["a b"], ["a;b"], [3], ["x"] * 2000)),
     *(("ssh", {"config": value}) for value in ("x", "/a/../b", 3)),
+    *(
+        (way, {"files": value})
+        for way in ("slurm", "ssh")
+        for value in ("", "nfs", 3, None, ["copy"])
+    ),
     *(("kubernetes", value) for value in ("kernels", {"names": "x"}, {"cpu": "lots"}, [1], 3)),
     *(("egress", value) for value in ({"packages": 1}, [f"r{i}" for i in range(65)], ["a\n"])),
 ]
@@ -204,6 +209,17 @@ def test_configuration_forbids_programs_outside_a_sandbox() -> None:
     config.GVisorProvisioner.slurm = {"python": ""}
     found = spec(config, ssh={"config": "/x", "python": "/x"}, slurm={"python": "/x"})
     assert (found.ssh.config, found.ssh.python, found.slurm.python) == ("", "", "")
+
+
+@pytest.mark.parametrize("way", ["slurm", "ssh"])
+def test_configuration_decides_how_files_come_to_nodes(way: str) -> None:
+    """If it says nothing, a kernelspec may choose."""
+    config = Config()
+    asked = {"hosts": ["n1"]} if way == "ssh" else {}
+    for value in ("shared", "copy"):
+        assert getattr(spec(config, **{way: {**asked, "files": value}}), way).files == value
+    config.GVisorProvisioner[way] = {"files": "shared"}
+    assert getattr(spec(config, **{way: {**asked, "files": "copy"}}), way).files == "shared"
 
 
 def test_ssh_without_a_host_is_refused() -> None:

@@ -31,6 +31,7 @@ FOR_PEOPLE = {
     ("egress/package_catalog.py", "_fetch_page"): "when a page was fetched, for later processes",
     ("egress/package_catalog.py", "_find_stored"): "the age of a page that another process fetched",
     ("host/log_files.py", "log_line"): "the time of a line in a log",
+    ("node/files.py", "sweep_copies"): "how many days outputs have waited on a node",
     ("kernel/session.py", "_note_death"): "when a kernel died",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
     ("artifacts/storage.py", "set"): "when a page has kept something",
@@ -40,7 +41,10 @@ FOR_PEOPLE = {
     ("runtimes/docker/files.py", "_parents"): "the time of a folder in an archive",
     ("runtimes/docker/files.py", "archive"): "the time of a file in an archive",
     ("runtimes/docker/files.py", "list_files"): "which files are younger than a copy of them",
-    ("runtimes/docker/removal.py", "take_outputs"): "which files are younger than a copy of them",
+    (
+        "runtimes/state/copied_outputs.py",
+        "take_outputs",
+    ): "which files are younger than a copy of them",
     ("runtimes/state/records.py", "first_record"): "when a sandbox was made",
 }
 """Functions that may read the wall clock, besides commands below cli/."""

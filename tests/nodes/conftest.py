@@ -53,8 +53,13 @@ class Nodes:
     def left(self) -> list[str]:
         """Return the directories and processes that sandboxes have on nodes and server."""
         found = [str(path) for path in self._world.base.glob("node/*/*/*/sandboxes/*")]
+        found += map(str, self.copies())
         found += [str(path) for path, _ in records.find_sandboxes()]
         return found + sorted(leaks.processes(self._world, SANDBOXES))
+
+    def copies(self) -> list[Path]:
+        """Return the copies of files that are on the nodes."""
+        return list(self._world.base.glob("node/gvisor-kernel-copies/*/*"))
 
     def helpers(self) -> list[int]:
         """Return the pids of the helpers that run, which are no clients."""

@@ -8,9 +8,9 @@ from gvisor_kernel.config.nodes import Slurm as SlurmSettings
 from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import MIB, SandboxSpec
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.removal import client_variables
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import lifeline
 
 SLURM = Slurm(
@@ -38,6 +38,17 @@ def test_command_for_a_node_names_it() -> None:
     argv = SLURM.ask_argv("n7", ["sweep"])
     assert "--nodelist=n7" in argv
     assert "--constraint=a" not in argv
+
+
+def test_snapshot_is_made_by_a_job_of_its_own() -> None:
+    """With the memory and CPUs of a kernel's job, on its node, without its GPU; never urgent."""
+    argv = SLURM.build_argv("n7", ["build"])
+    limits = {"--mem=832M", "--cpus-per-task=2", "--nodelist=n7", "--partition=k", "--nice"}
+    assert limits <= set(argv)
+    assert any(word.startswith("--immediate=") for word in argv)
+    assert "--gres=gpu:1" not in argv
+    assert argv[-1] == "build"
+    assert SSH.build_argv("a", ["build"]) == SSH.start_argv("a", ["build"])
 
 
 @pytest.mark.parametrize("job", ["", "5; rm -rf /", "--all", "5\n6"])
@@ -76,8 +87,9 @@ def test_connection_is_not_shared_where_ssh_would_read_another_path(control: str
 def test_engines_of_a_killed_server_have_their_variables() -> None:
     """What removes the rest starts the same clients, without the engine."""
     server = dict.fromkeys(["KRB5CCNAME", "SSH_AUTH_SOCK", "SLURM_CONF", "SLURM_CONF_SERVER"], "x")
-    wanted = {**SSH.environment(server), **SLURM.environment(server)}
-    assert wanted == server == client_variables(server)
+    for engine in (SSH, SLURM):
+        assert engine.environment(server) == client_variables(engine.name, server)
+    assert {**SSH.environment(server), **SLURM.environment(server)} == server
     assert set(server) <= set(lifeline.KEPT)
 
 

@@ -46,8 +46,13 @@ REQUEST = LaunchRequest(
     *("gvisor-python", "an id", Path("/notebooks"), "/usr/bin/python3"),
     {"SHOWN": "yes", "SECRET": "hunter2"},
     ahead=("ipykernel",),
+    saved={"argv": ["python"], "preload": ["numpy"]},
+    unfit="0123456789abcdef" * 2,
 )
-ORDER = Order(SPEC, REQUEST, (("/notebooks", 7),), {"HOME": "/home/me"}, ("/state",))
+ORDER = Order(
+    *(SPEC, REQUEST, (("/notebooks", 7),), {"HOME": "/home/me"}, ("/state",)),
+    kernel={"argv": [], "environment": {"A": "b"}, "substituted": []},
+)
 
 
 def test_order_is_read_as_it_was_written() -> None:
@@ -60,6 +65,14 @@ def test_order_is_read_as_it_was_written() -> None:
 
 def test_order_has_no_variable_that_nobody_has_named() -> None:
     assert b"hunter2" not in write_order(ORDER)
+
+
+@pytest.mark.parametrize("key", ["..", "x/../../y", "0" * 31, "A" * 32])
+def test_order_with_an_odd_snapshot_is_refused(key: str) -> None:
+    """It is the name of a folder that is removed."""
+    request = dataclasses.replace(REQUEST, unfit=key)
+    with pytest.raises(OrderError, match="malformed"):
+        read_order(write_order(dataclasses.replace(ORDER, request=request))[HEAD:])
 
 
 def test_order_that_is_too_long_is_refused() -> None:

@@ -14,11 +14,18 @@ import pytest
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.host.processes import ProcessId
+from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest
+from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.nodes import runtime
 from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
 from gvisor_kernel.runtimes.nodes.orders import write_fact
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.nodes.sandbox import read_found
+from gvisor_kernel.runtimes.state import leftovers, records, sweep
+from gvisor_kernel.runtimes.state.leftovers import Leftovers
+from gvisor_kernel.spec.identity import new_identity
+
+from .waiting import wait_until
 
 
 class Shell(Engine):
@@ -105,3 +112,56 @@ def test_late_end_of_a_clients_stderr_touches_no_other_file(
         assert os.read(read, 100) == b""
     finally:
         os.close(read)
+
+
+KEY = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "../" + "0" * 29},
+        {"key": KEY.upper()},
+        {"key": 7},
+        {"run": -1},
+        {"run": 2**31},
+        {"run": "1"},
+        {"sandbox_key": None},
+        {"sandbox_key": "x" * 201},
+        {"language": ["python"]},
+    ],
+)
+def test_snapshot_that_a_helper_reports_is_checked(change: dict[str, object]) -> None:
+    """Its key comes back to the node as the name of a folder."""
+    good = {"key": KEY, "run": 1, "sandbox_key": "secret", "language": "python"}
+    assert read_found({"found": good}) == FoundSnapshot(KEY, 1, "secret", "python")
+    assert read_found({"found": {**good, **change}}) is None
+    assert read_found({"found": list(good)}) is None
+    assert read_found({}) is None
+
+
+def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead server has left there is removed in the background. The node never answers."""
+    monkeypatch.setattr(leftovers, "LEFTOVERS", Leftovers())
+    monkeypatch.setattr(sweep, "LEFTOVERS", leftovers.LEFTOVERS)
+    asked = tmp_path / "asked"
+    answer = tmp_path / "answer"
+    os.mkfifo(asked)
+    os.mkfifo(answer)
+    identity = new_identity("gvisor-python", SandboxSpec())
+    directory = records.make_directory(identity.container_id)
+    request = LaunchRequest("gvisor-python", "an id", tmp_path, "/usr/bin/python3", {})
+    gone = ProcessId(2**22 - 1, 1)
+    record = records.first_record(
+        *(SandboxSpec(), request, identity, Outputs(None), gone),
+        runtime="ssh",
+        node="n2",
+        sweep_argv=("sh", "-c", f"echo >{asked}; cat {answer}"),
+    )
+    records.write_record(directory, record)
+    with pytest.raises(LaunchError):
+        start("exit 1", tmp_path, monkeypatch)
+    assert asked.read_text() == "\n"  # the node is being asked, and has not answered
+    assert directory.exists()
+    answer.write_text('{"error": ""}\n')
+    wait_until(lambda: not directory.exists(), "the removal", 60)

@@ -83,13 +83,14 @@ class Contents:
             for _, status, _ in _walk(folder, room):
                 room.take(status.st_size if stat.S_ISREG(status.st_mode) else 0)
 
-    def archive(self, size: int) -> Iterator[bytes]:
+    def archive(self, size: int, entries: int = MAX_ENTRIES) -> Iterator[bytes]:
         """Yield the tar archive.
 
-        :raises LaunchError: when a folder has become larger than ``size`` bytes meanwhile
+        :raises LaunchError: when a folder has become larger than ``size`` bytes or ``entries``
+            files meanwhile
         :raises OSError: when a folder cannot be read
         """
-        room = Room(size, self.covered)
+        room = Room(size, self.covered, entries=entries)
         parents: set[str] = set()
         for name in self.empty:
             yield from _parents(f"{name}/x", parents)

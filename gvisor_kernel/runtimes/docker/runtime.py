@@ -7,7 +7,6 @@ engine before it starts, and its outputs are copied out at its end, and by ``gvi
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import (
     GvisorKernelError,
-    LaunchError,
     SettingError,
     SnapshotError,
 )
 from gvisor_kernel.host.folders import Opened, open_path
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
     check_engine,
@@ -36,29 +33,21 @@ from gvisor_kernel.runtimes.docker.engine import (
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import (
-    COPIED,
     end_container,
-    redirect_outputs,
     sweep_engine,
     sync_outputs,
 )
 from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
-from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.packages import open_packages
-from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
-from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
-from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
+from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
-    find_orphans,
-    finish_removals,
-    remove_in_background,
-    remove_sandbox,
     sweep_orphans,
 )
 from gvisor_kernel.spec.container import (
@@ -70,14 +59,13 @@ from gvisor_kernel.spec.container import (
     make_store_request,
 )
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
-from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
     ENVIRONMENT,
     GUEST,
     LAYOUT,
     OUTPUTS,
-    UPLOADS,
     WORKSPACE,
     Bind,
     Mount,
@@ -94,24 +82,11 @@ PYTHON = "python3"
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What was found out before anything is made."""
+class _Plan(Beginning):
+    """What was decided before anything is made in the engine. ``held`` closes the folders."""
 
     engine: Engine
     image: EngineImage
-    spec: SandboxSpec
-    request: LaunchRequest
-    identity: Identity
-    inputs: Inputs
-
-
-@dataclass(frozen=True)
-class _Plan(_Start):
-    """The same, and what was decided. ``held`` closes the folders."""
-
-    places: Places
-    outputs: Outputs
-    record: Record
     held: ExitStack
 
     @property
@@ -131,8 +106,7 @@ class DockerRuntime(Runtime):
     supports_snapshots = False
 
     def __init__(self) -> None:
-        self._swept: set[str] = set()
-        self._sweeping = threading.Lock()
+        self._first_sweep: FirstSweep[str] = FirstSweep(self.name)
 
     def start(
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
@@ -144,7 +118,8 @@ class DockerRuntime(Runtime):
             check_engine(engine)
             found = read_image(find_image(engine, spec.image), spec.image)
             step("engine and image looked at")
-            self._sweep_once(engine, _predict_outputs(spec, request))
+            outputs = predict_outputs(spec, request)
+            self._first_sweep.run(engine.address, lambda: sweep_engine(engine), outputs)
             return self._start(engine, found, spec, request)
         except BaseException:
             engine.close()
@@ -172,15 +147,13 @@ class DockerRuntime(Runtime):
     def sync_outputs(
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
-        if folder is not None:
-            record = redirect_outputs(directory, record, folder)
-        return sync_outputs(directory, record)
+        return sync_outputs(directory, record, folder)
 
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
         known = [record for _, record in records.find_sandboxes()]
         used = {record.engine for record in known if record.runtime == self.name and record.engine}
-        for address in {*used, *self._swept, find_address()}:
+        for address in {*used, *self._first_sweep.places, find_address()}:
             try:
                 engine = connect(address)
             except GvisorKernelError as error:
@@ -191,28 +164,6 @@ class DockerRuntime(Runtime):
             finally:
                 engine.close()
         return removed
-
-    def _sweep_once(self, engine: Engine, outputs: str | None) -> None:
-        """Remove what dead owners left (once per process) and what this process left (always).
-
-        Sandboxes are removed in the background, as outputs may have to be copied out first. Those
-        whose outputs are copied to the folder ``outputs`` are waited for, up to OUTPUTS_SECONDS.
-        """
-        with self._sweeping:
-            first = engine.address not in self._swept
-            self._swept.add(engine.address)
-        try:
-            if first:
-                for directory, record in find_orphans(self.name):
-                    if record is None:
-                        remove_sandbox(directory, None)
-                    else:
-                        remove_in_background(directory, record)
-                for identity in sweep_engine(engine):
-                    log.info("Removed %s, whose owner has died", identity)
-        except GvisorKernelError as error:
-            log.warning("%s", error)
-        finish_removals(outputs)
 
     def _start(
         self, engine: Engine, image: EngineImage, spec: SandboxSpec, request: LaunchRequest
@@ -225,59 +176,17 @@ class DockerRuntime(Runtime):
                     "read-only mounts: the runtime docker copies them, and cannot write back",
                 )
         identity = new_identity(request.kernel_name, spec, image.digest)
-        with ExitStack() as held:
-            return self._start_with(
-                _Start(engine, image, spec, request, identity, open_inputs(spec, request, held)),
-                held,
-            )
-
-    def _start_with(self, start: _Start, held: ExitStack) -> DockerSandbox:
-        spec, request, identity = start.spec, start.request, start.identity
-        owner = records.this_process()
-        with records.locked():
-            places = Places(records.make_directory(identity.container_id))
-            try:
-                outputs = open_outputs(spec, start.inputs, held)
-                if outputs.folder is not None:
-                    note_written([outputs.folder])
-                record = records.first_record(
-                    *(spec, request, identity, outputs, owner),
-                    runtime=self.name,
-                    engine=start.engine.address,
-                )
-                records.write_record(places.directory, record)
-            except BaseException:
-                records.remove_directory(places.directory)
-                raise
-        lifeline.hold(owner)
-        plan = _Plan(**vars(start), places=places, outputs=outputs, record=record, held=held)
-        try:
-            places.transcripts.mkdir(mode=0o755)
-            return _make_sandbox(plan)
-        except OSError as error:
-            self._undo(plan)
-            raise LaunchError(
-                f"The sandbox could not be prepared: {error}.", find_hint(str(error))
-            ) from error
-        except BaseException:
-            self._undo(plan)
-            raise
-
-    @staticmethod
-    def _undo(plan: _Plan) -> None:
-        remove_sandbox(plan.places.directory, plan.record)
-        lifeline.release()
+        with (
+            ExitStack() as held,
+            begin(
+                *(spec, request, identity, held), runtime=self.name, engine=engine.address
+            ) as begun,
+        ):
+            return _make_sandbox(_Plan(**vars(begun), engine=engine, image=image, held=held))
 
 
 def _find_base(image: EngineImage) -> Base:
     return Base(image.digest, "")  # its Python is known only inside; see ``guest/installed.py``
-
-
-def _predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:
-    """Return the path of outputs that the record of this start will have. Not to be opened."""
-    if spec.outputs is None:
-        return None
-    return real_path(str(request.folder / spec.outputs))
 
 
 def _make_sandbox(plan: _Plan) -> DockerSandbox:
@@ -327,12 +236,6 @@ def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSan
     engine, spec = plan.engine, plan.spec
     sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
     ends: Ends = make_pipes()
-    uploads, outputs = plan.inputs.uploads, plan.outputs.folder
-    views = []
-    if uploads is not None:
-        views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
-    if outputs is not None:
-        views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
     return DockerSandbox(
         engine=engine,
         container=container,
@@ -341,12 +244,8 @@ def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSan
         ends=ends,
         record=plan.record,
         places=plan.places,
-        view=KernelView(
-            mounts=tuple(views),
-            environment=plan.image.environment_of(spec, plan.request.environment),
-            python=PYTHON,
-            workdir=WORKSPACE,
-            transcripts=plan.places.transcripts if spec.transcripts else None,
+        view=plan.make_view(
+            plan.image.environment_of(spec, plan.request.environment), PYTHON, WORKSPACE
         ),
     )
 

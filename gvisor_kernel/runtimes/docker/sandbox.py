@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.docker.verification import find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state import lifeline
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
@@ -122,22 +119,12 @@ class DockerSandbox(RecordedSandbox):
     def checkpoint(self, directory: Path, seconds: float) -> None:
         raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
 
-    def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._pumps.close(THREAD_SECONDS)
-            if not remove_sandbox(self.directory, self._record):
-                log.warning(
-                    "Not everything of %s was removed; the next sweep tries again", self.identity
-                )
-            self._stderr.wait(THREAD_SECONDS)
-            self._closed = self._ended = True
-            for fd in (self.link_in, self.link_out, self.exit_fd):
-                with suppress(OSError):
-                    os.close(fd)
-            self.engine.close()
-            lifeline.release()
+    def _stop(self) -> None:
+        self._pumps.close(THREAD_SECONDS)
+
+    def _release(self) -> None:
+        self._stderr.wait(THREAD_SECONDS)
+        self.engine.close()
 
     # -- for the runtime -------------------------------------------------------------------------
 
@@ -145,8 +132,7 @@ class DockerSandbox(RecordedSandbox):
         """Close what belongs to this object after a failed start; the runtime removes the rest."""
         self._pumps.close(THREAD_SECONDS)
         self._closed = self._ended = True
-        for fd in (self.link_in, self.link_out, self.exit_fd):
-            os.close(fd)
+        self._close_descriptors()
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Start to count memory: the container runs. ``state`` is what the engine reports of it."""

@@ -15,7 +15,6 @@ from typing import Any
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
-from gvisor_kernel.runtimes.docker.removal import record_end, take_outputs
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
@@ -24,7 +23,8 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
 )
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import copied_outputs, records
+from gvisor_kernel.runtimes.state.copied_outputs import record_end, take_outputs
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.spec.pod import IDENTITY, SANDBOX, STATE, pod_name
 
@@ -113,23 +113,21 @@ def find_pod(cluster: Cluster, name: str) -> dict[str, Any] | None:
         return None
 
 
-def sync_outputs(directory: Path, record: Record) -> tuple[int, int]:
-    """Copy the outputs of a sandbox as they are now; return how many were copied and left out.
+def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
+    """Copy the outputs of a sandbox as they are now; see ``copied_outputs.sync_outputs``.
 
     :raises SandboxError: when not everything could be copied
+    :raises StateError: when the record cannot be written
     """
-    cluster = Cluster(Address.read(record.engine))
-    try:
-        copy = copy_outputs(cluster, directory, record, last=False)
-    except (Refused, OSError) as error:
-        raise SandboxError(
-            f"Not all outputs of {record.container_id} could be copied: {error}.",
-            f"check {record.outputs}, and what the kernel has written. To copy to another folder:"
-            f" gvisor-kernel sync --to FOLDER {record.container_id}",
-        ) from error
-    finally:
-        cluster.close()
-    return copy.written, copy.left_out
+
+    def copy(directory: Path, record: Record) -> OutputsCopy:
+        cluster = Cluster(Address.read(record.engine))
+        try:
+            return copy_outputs(cluster, directory, record, last=False)
+        finally:
+            cluster.close()
+
+    return copied_outputs.sync_outputs(copy, directory, record, folder)
 
 
 def copy_outputs(

@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -22,15 +21,13 @@ from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, SnapshotError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage
-from gvisor_kernel.runtimes.docker.removal import COPIED, redirect_outputs
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
@@ -43,31 +40,24 @@ from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_c
 from gvisor_kernel.runtimes.kubernetes.sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.starting import Facts, find_container, send_files
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
-from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.packages import open_packages
-from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, Outputs, Places, check_source
-from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source
 from gvisor_kernel.runtimes.runsc.starting import make_pipes
-from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
+from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
-    find_orphans,
-    finish_removals,
-    remove_in_background,
-    remove_sandbox,
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
     ENVIRONMENT,
     GUEST,
     LAYOUT,
     OUTPUTS,
-    UPLOADS,
     WORKSPACE,
     Bind,
     Tmpfs,
@@ -83,17 +73,10 @@ TAKE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Plan(Beginning):
     """What was decided before a pod is made. ``held`` closes the folders."""
 
     cluster: Cluster
-    spec: SandboxSpec
-    request: LaunchRequest
-    identity: Identity
-    inputs: Inputs
-    outputs: Outputs
-    places: Places
-    record: Record
     held: ExitStack
 
     @property
@@ -119,8 +102,7 @@ class KubernetesRuntime(Runtime):
     supports_snapshots = False
 
     def __init__(self) -> None:
-        self._swept: set[Address] = set()
-        self._sweeping = threading.Lock()
+        self._first_sweep: FirstSweep[Address] = FirstSweep(self.name)
 
     def start(
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
@@ -136,10 +118,22 @@ class KubernetesRuntime(Runtime):
                 )
         cluster = Cluster(find_address(spec.kubernetes))
         try:
-            self._sweep_once(cluster, _predict_outputs(spec, request))
+            shown = _without_claims(spec)
+            outputs = predict_outputs(shown, request)
+            self._first_sweep.run(cluster.address, lambda: sweep_cluster(cluster), outputs)
             step("cluster looked at")
-            with ExitStack() as held:
-                return self._start(cluster, spec, request, held)
+            identity = new_identity(request.kernel_name, spec)
+            engine = cluster.address.write()
+            with (
+                ExitStack() as held,
+                begin(
+                    *(spec, request, identity, held),
+                    runtime=self.name,
+                    engine=engine,
+                    shown=shown,
+                ) as begun,
+            ):
+                return _make_sandbox(_Plan(**vars(begun), cluster=cluster, held=held))
         except BaseException:
             cluster.close()
             raise
@@ -160,9 +154,7 @@ class KubernetesRuntime(Runtime):
     def sync_outputs(
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
-        if folder is not None:
-            record = redirect_outputs(directory, record, folder)
-        return sync_outputs(directory, record)
+        return sync_outputs(directory, record, folder)
 
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
@@ -171,7 +163,7 @@ class KubernetesRuntime(Runtime):
             for _, record in records.find_sandboxes()
             if record.runtime == self.name
         }
-        for address in {*used, *self._swept, find_address(SandboxSpec().kubernetes)}:
+        for address in {*used, *self._first_sweep.places, find_address(SandboxSpec().kubernetes)}:
             try:
                 cluster = Cluster(address)
             except GvisorKernelError as error:
@@ -185,67 +177,6 @@ class KubernetesRuntime(Runtime):
                 cluster.close()
         return removed
 
-    def _sweep_once(self, cluster: Cluster, outputs: str | None) -> None:
-        """Remove what dead owners left (once per process) and what this process left (always)."""
-        with self._sweeping:
-            first = cluster.address not in self._swept
-            self._swept.add(cluster.address)
-        try:
-            if first:
-                for directory, record in find_orphans(self.name):
-                    if record is None:
-                        remove_sandbox(directory, None)
-                    else:
-                        remove_in_background(directory, record)
-                for identity in sweep_cluster(cluster):
-                    log.info("Removed %s, whose owner has died", identity)
-        except GvisorKernelError as error:
-            log.warning("%s", error)
-        finish_removals(outputs)
-
-    def _start(
-        self, cluster: Cluster, spec: SandboxSpec, request: LaunchRequest, held: ExitStack
-    ) -> PodSandbox:
-        shown = _without_claims(spec)
-        identity = new_identity(request.kernel_name, spec)
-        inputs = open_inputs(shown, request, held)
-        owner = records.this_process()
-        with records.locked():
-            places = Places(records.make_directory(identity.container_id))
-            try:
-                outputs = open_outputs(shown, inputs, held)
-                if outputs.folder is not None:
-                    note_written([outputs.folder])
-                record = records.first_record(
-                    *(spec, request, identity, outputs, owner),
-                    runtime=self.name,
-                    engine=cluster.address.write(),
-                )
-                records.write_record(places.directory, record)
-            except BaseException:
-                records.remove_directory(places.directory)
-                raise
-        lifeline.hold(owner)
-        plan = _Plan(
-            *(cluster, spec, request, identity, inputs, outputs, places, record, held),
-        )
-        try:
-            places.transcripts.mkdir(mode=0o755)
-            return _make_sandbox(plan)
-        except OSError as error:
-            self._undo(plan)
-            raise LaunchError(
-                f"The sandbox could not be prepared: {error}.", find_hint(str(error))
-            ) from error
-        except BaseException:
-            self._undo(plan)
-            raise
-
-    @staticmethod
-    def _undo(plan: _Plan) -> None:
-        remove_sandbox(plan.places.directory, plan.record)
-        lifeline.release()
-
 
 def _without_claims(spec: SandboxSpec) -> SandboxSpec:
     """Return ``spec`` without the folders of this machine in whose place volumes are shown."""
@@ -257,13 +188,6 @@ def _without_claims(spec: SandboxSpec) -> SandboxSpec:
         uploads=None if cluster.uploads_claim else spec.uploads,
         outputs=None if cluster.outputs_claim else spec.outputs,
     )
-
-
-def _predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:
-    """Return the path of outputs that the record of this start will have. Not to be opened."""
-    if spec.outputs is None or spec.kubernetes.outputs_claim:
-        return None
-    return real_path(str(request.folder / spec.outputs))
 
 
 def _make_sandbox(plan: _Plan) -> PodSandbox:
@@ -341,7 +265,9 @@ def _connect(
         stderr=stderr,
         record=plan.record,
         places=plan.places,
-        view=_make_view(plan, found.facts),
+        view=plan.make_view(
+            _environment(spec, found.facts, plan.request.environment), PYTHON, WORKSPACE
+        ),
     )
     sandbox.pump.start()
     return sandbox
@@ -376,22 +302,6 @@ def _environment(spec: SandboxSpec, facts: Facts, server: dict[str, str]) -> dic
         volumes=(),
     )
     return image.environment_of(spec, server)
-
-
-def _make_view(plan: _Plan, facts: Facts) -> KernelView:
-    uploads, outputs = plan.inputs.uploads, plan.outputs.folder
-    views = []
-    if uploads is not None:
-        views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
-    if outputs is not None:
-        views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
-    return KernelView(
-        mounts=tuple(views),
-        environment=_environment(plan.spec, facts, plan.request.environment),
-        python=PYTHON,
-        workdir=WORKSPACE,
-        transcripts=plan.places.transcripts if plan.spec.transcripts else None,
-    )
 
 
 def _describe_info(plan: _Plan) -> str:

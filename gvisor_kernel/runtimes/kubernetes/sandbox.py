@@ -19,10 +19,8 @@ from gvisor_kernel.runtimes.kubernetes.removal import find_pod
 from gvisor_kernel.runtimes.kubernetes.verification import find_inside_faults, find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state import lifeline
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.pod import CONTAINER
 
@@ -153,19 +151,9 @@ class PodSandbox(RecordedSandbox):
     def checkpoint(self, directory: Any, seconds: float) -> None:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
-    def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self.pump.close(THREAD_SECONDS)
-            if not remove_sandbox(self.directory, self._record):
-                log.warning(
-                    "Not everything of %s was removed; the next sweep tries again", self.identity
-                )
-            self._stderr.wait(THREAD_SECONDS)
-            self._closed = self._ended = True
-            for fd in (self.link_in, self.link_out, self.exit_fd):
-                with suppress(OSError):
-                    os.close(fd)
-            self.cluster.close()
-            lifeline.release()
+    def _stop(self) -> None:
+        self.pump.close(THREAD_SECONDS)
+
+    def _release(self) -> None:
+        self._stderr.wait(THREAD_SECONDS)
+        self.cluster.close()

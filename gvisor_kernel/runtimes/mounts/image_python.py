@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSpec
+from gvisor_kernel.config.spec import HOST_IMAGE, SandboxSpec
 from gvisor_kernel.errors import LaunchError, RootImageError
 from gvisor_kernel.host.folders import Writable
 from gvisor_kernel.images import RootImage, Store

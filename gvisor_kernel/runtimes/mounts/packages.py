@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.environments.environment import Base, Environment
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import LaunchError, PackagesError

@@ -8,10 +8,11 @@ from __future__ import annotations
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class Engine(ABC):
     def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
         """Return the command line that runs a short command on the node ``host``."""
 
+    def build_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        """Return the command line that makes a snapshot on the node ``host``, where kernels of the
+        same settings run. It is never urgent."""
+        return self.start_argv(host, command)
+
+    def step_argv(self, job: str, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a short command in the running ``job``; empty where
+        ``ask_argv`` does it at once."""
+        return []
+
     @abstractmethod
     def end_argv(self, job: str) -> list[str]:
         """Return the command line that ends ``job``; empty where the client's end does."""
@@ -67,16 +78,14 @@ class Engine(ABC):
         """Return the job that waits for resources, by the client's words; empty if none does."""
         return ""
 
-    def queue_argv(self, job: str) -> list[str]:
+    def queue_argv(self) -> list[str]:
         """Return the command line that prints the jobs which wait, one on a line, the next one
         first; empty where there is none."""
         return []
 
-    def environment(self, server: dict[str, str]) -> dict[str, str]:
+    def environment(self, server: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of the client, from the server's. The node gets none of them."""
-        return {
-            name: server[name] for name in ("HOME", "PATH", "USER", "LOGNAME") if name in server
-        }
+        return client_variables(self.name, server)
 
     def helper(self, command: str) -> list[str]:
         """Return the command line of the helper, on a node."""

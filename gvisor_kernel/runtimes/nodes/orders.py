@@ -1,9 +1,10 @@
 """What the host and the helper on a node say to each other before and beside the link.
 
-The host writes an order to the helper's stdin: a head of HEAD bytes, then JSON. Afterwards stdin
-and stdout are the link of the sandbox. The helper writes facts to stderr: one line each, MARK and
-JSON. Other lines there are words of the programs between the two, such as srun or ssh; what a
-sandbox writes never gets there but as a value of a fact.
+The host writes an order to the helper's stdin: a head of HEAD bytes, then JSON; then the files, if
+they are copied (``pieces.py``). Afterwards stdin and stdout are the link of the sandbox. The helper
+writes facts to stderr: one line each, MARK and JSON. Other lines there are words of the programs
+between the two, such as srun or ssh; what a sandbox writes never gets there but as a value of a
+fact.
 
 Pure functions; both sides import this module, and they must be of the same release.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 from gvisor_kernel import __version__
 from gvisor_kernel.config.serialized import read_spec, write_spec
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.strict_json import parse_json
 
@@ -27,6 +29,8 @@ HEAD = 48
 MAX_ORDER = 1024 * 1024
 """Bytes of an order: paths, and variables that the setting ``environment`` passes on."""
 MARK = b"\x1egvisor-kernel-node "
+SNAPSHOT = re.compile(r"[0-9a-f]{32}")
+"""The key of a snapshot, which is the name of a folder."""
 MAX_FACT = 1024 * 1024
 """Bytes of a line with a fact: the variables of a kernel are the longest."""
 
@@ -46,13 +50,17 @@ class OrderError(Exception):
 class Order:
     """What a helper is to start. ``shared``: for each folder that the sandbox shows, by which the
     helper recognizes it: its path and inode. ``places``: the server's values of PLACES. ``hidden``:
-    folders of the server that no sandbox may see."""
+    folders of the server that no sandbox may see. ``kernel``: for a snapshot, what a plan has
+    beside its settings and its request. ``copy``: the name of the copy of the files that follow the
+    order (``pieces.py``), in which the paths of the spec are; empty where they are shared."""
 
     spec: SandboxSpec
     request: LaunchRequest
     shared: tuple[tuple[str, int], ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
+    kernel: Mapping[str, Any] | None = None
+    copy: str = ""
 
 
 def write_order(order: Order) -> bytes:
@@ -71,6 +79,8 @@ def write_order(order: Order) -> bytes:
         "shared": [list(item) for item in order.shared],
         "places": {name: value for name, value in order.places.items() if name in PLACES},
         "hidden": list(order.hidden),
+        "kernel": order.kernel,
+        "copy": order.copy,
     }
     body = json.dumps(content).encode()
     if len(body) > MAX_ORDER:
@@ -111,12 +121,16 @@ def read_order(body: bytes) -> Order:
         request = content["request"]
         request["folder"] = Path(request["folder"])
         request["ahead"] = tuple(request["ahead"])
+        if request["unfit"] and not SNAPSHOT.fullmatch(request["unfit"]):
+            raise ValueError
         return Order(
             read_spec(content["spec"]),
             LaunchRequest(**request),
             tuple((str(path), int(inode)) for path, inode in content["shared"]),
             {name: str(value) for name, value in content["places"].items() if name in PLACES},
             tuple(map(str, content["hidden"])),
+            content["kernel"],
+            str(content["copy"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OrderError(f"The order is malformed: {type(error).__name__}.") from error

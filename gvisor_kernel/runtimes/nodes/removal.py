@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
 from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -23,11 +23,6 @@ log = logging.getLogger(__name__)
 CLIENT_SECONDS = 20.0
 """How long a client may take to end."""
 MAX_ANSWER = 64 * 1024
-VARIABLES = (
-    *("HOME", "PATH", "USER", "LOGNAME", "SSH_AUTH_SOCK", "KRB5CCNAME"),
-    *("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
-)
-"""Those of all engines' clients."""
 
 
 def end_client(record: Record) -> bool:
@@ -49,15 +44,17 @@ def end_client(record: Record) -> bool:
 def remove_from_node(directory: Path, record: Record, seconds: float | None) -> bool:
     """End a sandbox and let its node remove what is left; return whether nothing is. Never raises.
 
-    ``seconds`` is for runtimes that copy outputs. A record without commands is of a sandbox that
-    its helper has removed, or that no helper has had.
+    ``seconds``: how long the copy of its outputs may take, if they are copied. A record without
+    commands is of a sandbox that its helper has removed, or that no helper has had.
     """
     if not end_client(record):
         return False
     if not record.sweep_argv:
         return True
-    environment = client_variables(os.environ)
+    environment = client_variables(record.runtime, os.environ)
     run(record.end_argv, environment)
+    if record.fetch_argv and not _save_outputs(directory, record, seconds):
+        return False
     done = run(record.sweep_argv, environment)
     try:
         answer = parse_json(last_line(done), MAX_ANSWER)
@@ -71,14 +68,16 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
     return True
 
 
-def client_variables(server: Mapping[str, str]) -> dict[str, str]:
-    return {name: server[name] for name in VARIABLES if name in server}
+def _save_outputs(directory: Path, record: Record, seconds: float | None) -> bool:
+    from gvisor_kernel.runtimes.nodes.copies import save_outputs
+
+    return save_outputs(directory, record, seconds)
 
 
 def forget_node(directory: Path, record: Record) -> Record:
     """Note that the helper has removed the sandbox; return the changed record. Never raises."""
     with suppress(OSError, StateError), records.locked():
         found = records.read_record(directory) or record
-        record = replace(found, end_argv=(), sweep_argv=())
+        record = replace(found, end_argv=(), sweep_argv=(), fetch_argv=(), step_argv=())
         records.write_record(directory, record)
     return record

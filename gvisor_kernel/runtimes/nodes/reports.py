@@ -29,15 +29,21 @@ class Reports:
     """Reads ``fd`` to its end, and takes it over. Any thread may ask.
 
     ``on_words(line)``: called in the thread for each line that is no fact. ``on_end()``: called
-    once, when the last writer has closed the pipe and everything was read.
+    once, when the last writer has closed the pipe and everything was read. ``on_kept()``: called
+    when the sandbox has ended, and its helper waits for its outputs to be fetched.
     """
 
     def __init__(
-        self, fd: int, on_words: Callable[[str], None], on_end: Callable[[], None]
+        self,
+        fd: int,
+        on_words: Callable[[str], None],
+        on_end: Callable[[], None],
+        on_kept: Callable[[], None] = lambda: None,
     ) -> None:
         self._fd = fd
         self._on_words = on_words
         self._on_end = on_end
+        self._on_kept = on_kept
         self._changed = threading.Condition()
         self._facts: dict[str, dict[str, Any]] = {}
         self._words: list[str] = []
@@ -112,6 +118,8 @@ class Reports:
             with self._changed:
                 self._facts[fact["kind"]] = fact
                 self._changed.notify_all()
+            if fact["kind"] == "removed" and fact.get("kept") is True:
+                self._on_kept()
             return
         text = "".join(c for c in line[:MAX_LINE].decode(errors="replace") if c.isprintable())
         if text:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -23,29 +22,28 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, StateError
 from gvisor_kernel.host.processes import identify
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.docker.files import Contents
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
-from gvisor_kernel.runtimes.mounts.outputs import open_outputs
-from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
-from gvisor_kernel.runtimes.mounts.written_folders import note_written
-from gvisor_kernel.runtimes.nodes.client import Client, run
+from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
+from gvisor_kernel.runtimes.nodes.pieces import write_pieces
+from gvisor_kernel.runtimes.nodes.queue import find_queue
 from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
-from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record, state_root
-from gvisor_kernel.runtimes.state.sweep import finish_removals, remove_sandbox, sweep_orphans
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -53,7 +51,9 @@ log = logging.getLogger(__name__)
 ORDER_SECONDS = 30.0
 """How long a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
-"""Between two looks at the queue while a job waits."""
+"""Between two looks at a start that waits: whether it is still wanted, and what it waits for."""
+TAKE_SECONDS = 60.0
+"""How long a node may take no byte of the files that are copied to it."""
 LAST_SECONDS = 5.0
 """How long to wait for the last words of a client that has ended."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
@@ -63,27 +63,26 @@ MAX_ENVIRONMENT = 1024
 
 
 @dataclass(frozen=True)
-class _Start:
-    """One start: what was asked, and what was made for it on this machine."""
+class _Start(Beginning):
+    """One start, and the engine that it uses.
 
-    spec: SandboxSpec
-    request: LaunchRequest
+    ``asked``: the settings for the helper. ``files``: what is copied to the node, if files are.
+    """
+
     engine: Engine
-    inputs: Inputs
-    outputs: Outputs
-    places: Places
-    record: Record
+    asked: SandboxSpec
+    files: Contents | None
 
 
 class NodeRuntime(Runtime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
     supports_snapshots = False
+    finds_snapshots = True
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._swept = False
-        self._sweeping = threading.Lock()
+        self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
     def start(
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
@@ -92,37 +91,15 @@ class NodeRuntime(Runtime):
             raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
         engine = make_engine(spec)
         engine.check()
-        self._sweep_once()
+        awaited = predict_outputs(spec, request) if copies_files(spec) else None
+        self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
-        owner = records.this_process()
-        with ExitStack() as held:
-            inputs = open_inputs(spec, request, held)
-            with records.locked():
-                places = Places(records.make_directory(identity.container_id))
-                try:
-                    outputs = open_outputs(spec, inputs, held)
-                    if outputs.folder is not None:
-                        note_written([outputs.folder])
-                    record = records.first_record(
-                        *(spec, request, identity, outputs, owner), runtime=self.name
-                    )
-                    records.write_record(places.directory, record)
-                except BaseException:
-                    records.remove_directory(places.directory)
-                    raise
-            lifeline.hold(owner)
-            start = _Start(spec, request, engine, inputs, outputs, places, record)
-            try:
-                places.transcripts.mkdir(mode=0o755)
-                return _start_somewhere(start)
-            except OSError as error:
-                self._undo(start)
-                raise LaunchError(
-                    f"The sandbox could not be prepared: {error}.", find_hint(str(error))
-                ) from error
-            except BaseException:
-                self._undo(start)
-                raise
+        with (
+            ExitStack() as held,
+            begin(spec, request, identity, held, runtime=self.name) as begun,
+        ):
+            asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
+            return _start_somewhere(_Start(**vars(begun), engine=engine, asked=asked, files=files))
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
@@ -140,25 +117,13 @@ class NodeRuntime(Runtime):
     def end(self, directory: Path, record: Record) -> bool:
         return end_client(record)
 
+    def sync_outputs(
+        self, directory: Path, record: Record, folder: str | None
+    ) -> tuple[int, int] | None:
+        return sync_outputs(directory, record, folder) if record.fetch_argv else None
+
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
-
-    def _sweep_once(self) -> None:
-        finish_removals()
-        with self._sweeping:
-            first, self._swept = not self._swept, True
-        if first:
-            try:
-                for identity in self.sweep():
-                    log.info("Removed %s, whose owner has died", identity)
-            except GvisorKernelError as error:
-                log.warning("%s", error)
-
-    @staticmethod
-    def _undo(start: _Start) -> None:
-        record = records.read_record(start.places.directory) or start.record
-        remove_sandbox(start.places.directory, record)
-        lifeline.release()
 
 
 def make_engine(spec: SandboxSpec) -> Engine:
@@ -203,6 +168,13 @@ def _start_somewhere(start: _Start) -> NodeSandbox:
     )
 
 
+def _write_order(order: Order) -> bytes:
+    try:
+        return write_order(order)
+    except OrderError as error:
+        raise LaunchError(str(error), "pass on fewer or shorter variables.") from error
+
+
 class _Elsewhere(LaunchError):
     """This host cannot start the kernel; another one may."""
 
@@ -217,7 +189,8 @@ class _Attempt:
 
     def run(self) -> NodeSandbox:
         start, engine = self._start, self._start.engine
-        order = self._write_order()
+        order = self._make_order()
+        message = _write_order(order)
         ends = make_pipes()
         os.set_blocking(ends.link_out, False)
         opened: list[int] = []
@@ -247,20 +220,26 @@ class _Attempt:
             with suppress(OSError):
                 os.write(words_in, line.encode() + b"\n")
 
+        opened_last = [ended, last]
+
+        def on_kept() -> None:
+            if opened_last:
+                os.eventfd_write(ended, 1)
+            while opened_last:
+                os.close(opened_last.pop())
+
         def on_end() -> None:
             os.close(words_in)
             client.process.poll()
-            os.eventfd_write(ended, 1)
-            os.close(ended)
-            os.close(last)
+            on_kept()
 
         stderr = StderrLog(words, start.places.stderr_log)
-        reports = Reports(ends.stderr, on_words, on_end)
+        reports = Reports(ends.stderr, on_words, on_end, on_kept)
         try:
             self._note_client(client)
-            self._await_ready(client, reports, ends, order)
+            self._await_ready(client, reports, ends, message)
             step("node's sandbox made")
-            return self._make_sandbox(client, reports, ends, stderr, exit_fd)
+            return self._make_sandbox(client, reports, ends, stderr, exit_fd, order)
         except BaseException:
             client.signal()
             os.close(ends.link_in)
@@ -272,25 +251,24 @@ class _Attempt:
             self._forget_if_removed(reports)
             raise
 
-    def _write_order(self) -> bytes:
+    def _make_order(self) -> Order:
         start = self._start
+        copies = start.files is not None
         shown = [start.inputs.uploads, start.outputs.folder, *start.inputs.mounts]
         shared = [
             (opened.path, opened.identity.inode)
             for opened in shown
             if opened is not None and opened.is_folder
         ]
-        order = Order(
-            start.spec,
-            start.request,
-            tuple(dict.fromkeys(shared)),
-            {name: os.environ[name] for name in PLACES if name in os.environ},
+        places = {name: os.environ[name] for name in PLACES if name in os.environ}
+        return Order(
+            start.asked,
+            replace(start.request, saved=None, unfit="") if copies else start.request,
+            () if copies else tuple(dict.fromkeys(shared)),
+            {} if copies else places,
             (str(state_root()),),
+            copy=start.record.container_id if copies else "",
         )
-        try:
-            return write_order(order)
-        except OrderError as error:
-            raise LaunchError(str(error), "pass on fewer or shorter variables.") from error
 
     def _await_ready(self, client: Client, reports: Reports, ends: Ends, order: bytes) -> None:
         """:raises GvisorKernelError: when the node's helper does not start a sandbox"""
@@ -305,11 +283,24 @@ class _Attempt:
             )
         step("node's helper answered")
         self._note_node(reports)
+        if self._start.files is not None:
+            self._send_files(client, reports, ends, self._start.files)
         seconds = self._start.spec.start_timeout
         if not reports.wait_for(("ready", "failed"), seconds):
             raise self._explain(client, reports, f"within {seconds:g} s")
         if reports.find("failed") is not None:
             raise self._read_failure(reports)
+
+    def _send_files(self, client: Client, reports: Reports, ends: Ends, files: Contents) -> None:
+        """:raises GvisorKernelError: when the node does not take them"""
+        for piece in write_pieces(files.archive(2 * self._start.spec.disk_limit)):
+            if is_given_up():
+                raise LaunchError("The start was cancelled while files were copied.")
+            if not client.send(ends.link_in, piece, TAKE_SECONDS):
+                if reports.wait_for(("failed",), LAST_SECONDS):
+                    raise self._read_failure(reports)
+                raise self._explain(client, reports, f"to files for {TAKE_SECONDS:g} s")
+        step("files copied to the node")
 
     def _await_helper(self, reports: Reports) -> bool:
         """Wait for the helper, and tell what the start waits for; return whether it has come."""
@@ -334,9 +325,8 @@ class _Attempt:
 
     def _describe_wait(self, job: str) -> str:
         """Return what a person is told of a job that waits."""
-        done = run(self._start.engine.queue_argv(job), self._variables)
-        jobs = done.stdout.decode(errors="replace").split()
-        before = jobs.index(job) if job in jobs else None
+        argv = self._start.engine.queue_argv()
+        before = find_queue(argv, self._variables).count_before(job) if argv else None
         rest = "" if before is None else f", {before} before it"
         return f"waiting for resources: job {job}{rest}"
 
@@ -377,22 +367,28 @@ class _Attempt:
         if process is not None:
             directory = self._start.places.directory
             with records.locked():
-                found = records.read_record(directory) or self._start.record
+                found = self._start.find_record()
                 record = replace(found, processes={"client": process})
                 records.write_record(directory, record)
 
     def _note_node(self, reports: Reports) -> None:
         """Write into the record where the sandbox is, before it is there."""
         start, engine = self._start, self._start.engine
-        node = reports.text("here", "node")
+        node, job = reports.text("here", "node"), reports.text("here", "job")
         where = self._host or node
-        found = records.read_record(start.places.directory) or start.record
         record = replace(
-            found,
+            start.find_record(),
             node=where,
-            end_argv=tuple(engine.end_argv(reports.text("here", "job"))),
+            end_argv=tuple(engine.end_argv(job)),
             sweep_argv=tuple(engine.ask_argv(where, engine.helper("sweep"))),
         )
+        if start.files is not None and start.outputs.folder is not None:
+            fetch = engine.helper("fetch")
+            record = replace(
+                record,
+                fetch_argv=tuple(engine.ask_argv(where, fetch)),
+                step_argv=tuple(engine.step_argv(job, fetch)),
+            )
         with records.locked():
             records.write_record(start.places.directory, record)
 
@@ -405,7 +401,13 @@ class _Attempt:
             forget_node(self._start.places.directory, self._start.record)
 
     def _make_sandbox(
-        self, client: Client, reports: Reports, ends: Ends, stderr: StderrLog, exit_fd: int
+        self,
+        client: Client,
+        reports: Reports,
+        ends: Ends,
+        stderr: StderrLog,
+        exit_fd: int,
+        order: Order,
     ) -> NodeSandbox:
         start = self._start
         ready = reports.find("ready") or {}
@@ -419,12 +421,8 @@ class _Attempt:
                 f"The helper on {self._host or self._start.engine.name} has sent no environment.",
                 f"install gvisor-kernel {gvisor_kernel.__version__} there.",
             )
-        uploads, outputs = start.inputs.uploads, start.outputs.folder
-        views = []
-        if uploads is not None:
-            views.append(MountView(uploads.path, UPLOADS, True, uploads.identity))
-        if outputs is not None:
-            views.append(MountView(outputs.path, OUTPUTS, False, outputs.identity))
+        if start.files is not None:
+            note_copy(start.places.directory, start.find_record(), reports.find("ready") or {})
         return NodeSandbox(
             engine=start.engine,
             host=self._host or reports.text("here", "node"),
@@ -433,14 +431,11 @@ class _Attempt:
             stderr=stderr,
             ends=ends,
             exit_fd=exit_fd,
-            record=records.read_record(start.places.directory) or start.record,
+            record=start.find_record(),
             places=start.places,
-            view=KernelView(
-                mounts=tuple(views),
-                environment=environment,
-                python=reports.text("ready", "python"),
-                workdir=reports.text("ready", "workdir"),
-                transcripts=start.places.transcripts if start.spec.transcripts else None,
+            view=start.make_view(
+                environment, reports.text("ready", "python"), reports.text("ready", "workdir")
             ),
             environment=self._variables,
+            order=order,
         )

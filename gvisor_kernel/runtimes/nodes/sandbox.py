@@ -6,26 +6,52 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from gvisor_kernel.errors import IsolationError, SnapshotError
+from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.copies import save_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.orders import SNAPSHOT, Order, OrderError, write_order
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
 
 NO_SNAPSHOTS = "A kernel on another machine is not saved as a snapshot."
+FOUND = ("key", "run", "sandbox_key", "language")
+MAX_WORD = 200
+"""Characters of each text that a helper reports of a snapshot."""
+HELPER_SECONDS = 15.0
+"""How long a helper may take to remove its sandbox."""
 LAST_SECONDS = 1.0
 """How long to wait for the last facts of a client that has ended."""
+
+
+def read_found(ready: Mapping[str, Any]) -> FoundSnapshot | None:
+    """Return the snapshot that a helper reports; None if there is none, or it is malformed."""
+    found = ready.get("found")
+    if not isinstance(found, dict):
+        return None
+    key, run, sandbox_key, language = (found.get(name) for name in FOUND)
+    if not (_is_word(key) and _is_word(sandbox_key) and _is_word(language)):
+        return None
+    if not SNAPSHOT.fullmatch(key) or not isinstance(run, int) or not 0 <= run < 2**31:
+        return None
+    return FoundSnapshot(key, run, sandbox_key, language)
+
+
+def _is_word(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= MAX_WORD
 
 
 class NodeSandbox(RecordedSandbox):
@@ -47,8 +73,9 @@ class NodeSandbox(RecordedSandbox):
         places: Places,
         view: KernelView,
         environment: Mapping[str, str],
+        order: Order,
     ) -> None:
-        """``environment``: the client's."""
+        """``environment``: the client's. ``order``: what the helper was asked for."""
         super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = exit_fd
         self.node = record.node
@@ -58,10 +85,13 @@ class NodeSandbox(RecordedSandbox):
         self._reports = reports
         self._stderr = stderr
         self._variables = environment
+        self._order = order
+        self.found = read_found(reports.find("ready") or {})
+        self.lacks = "".join(c for c in reports.text("ready", "lacks") if c.isprintable())[:300]
 
     def poll(self) -> int | None:
         if not self._closed:
-            self._ended = self._ended or self._reports.is_over
+            self._ended = self._ended or self._reports.is_over or self._has_kept()
         return 0 if self._ended else None
 
     def memory_used(self) -> int | None:
@@ -104,9 +134,12 @@ class NodeSandbox(RecordedSandbox):
         pass
 
     def verify(self, said: Mapping[str, str] | None = None) -> None:
-        """Check what the guest says of its kernel's log. Its processes were checked by the helper,
-        which says "ready" only afterwards."""
-        if "gVisor" not in (said or {}).get("dmesg", ""):
+        """Check what the guest says of its kernel's log; a restored one has said it before its
+        snapshot was made. Its processes were checked by the helper, which says "ready" only
+        afterwards."""
+        if (said is not None or self.found is None) and "gVisor" not in (said or {}).get(
+            "dmesg", ""
+        ):
             self.kill()
             raise IsolationError(
                 f"The sandbox on {self._record.node} is not gVisor's: its kernel's log does not"
@@ -119,26 +152,48 @@ class NodeSandbox(RecordedSandbox):
     def checkpoint(self, directory: Path, seconds: float) -> None:
         raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
-    def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._end_link()
-            self._client.end(self._engine.end_argv(self._job), self._variables)
-            self._reports.join(LAST_SECONDS)
-            gone = self._reports.find("removed") or {}
-            self._closed = self._ended = True
-        if gone.get("whole") is True:
+    def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
+        if self._order.copy:
+            return None
+        engine, where = self._engine, self._record.node or self._host
+        request = {**plan["request"], "folder": Path(plan["request"]["folder"]), "ahead": ()}
+        kernel = {name: value for name, value in plan.items() if name not in ("spec", "request")}
+        order = replace(self._order, request=LaunchRequest(**request), kernel=kernel)
+        try:
+            message = write_order(order)
+        except OrderError as error:
+            log.info("No snapshot is made on %s: %s", where, error)
+            return None
+        argv = engine.build_argv(where, engine.helper("build"))
+        return Builder(tuple(argv), self._variables, message, where)
+
+    def _stop(self) -> None:
+        self._end_link()
+        if self._record.fetch_argv:
+            self._fetch_outputs()
+        self._client.end(self._engine.end_argv(self._job), self._variables)
+        self._reports.join(LAST_SECONDS)
+        gone = self._reports.find("removed") or {}
+        if gone.get("whole") is True and not (gone.get("kept") and self._record.fetch_argv):
             self._record = forget_node(self.directory, self._record)
-        if not remove_sandbox(self.directory, self._record):
-            log.warning(
-                "Not everything of %s was removed; the next sweep tries again", self.identity
-            )
-        for fd in (self.link_in, self.link_out, self.exit_fd, self._client.exit_fd):
-            with suppress(OSError):
-                os.close(fd)
+
+    def _release(self) -> None:
+        with suppress(OSError):
+            os.close(self._client.exit_fd)
         self._stderr.wait(LAST_SECONDS)
-        lifeline.release()
+
+    def _fetch_outputs(self) -> None:
+        """Fetch the outputs while the helper waits for that, in its own job."""
+        if self._reports.wait_for(("removed",), HELPER_SECONDS) and self._has_kept():
+            record = records.read_record(self.directory) or self._record
+            if save_outputs(self.directory, record, None, in_job=True):
+                self._record = records.read_record(self.directory) or self._record
+            else:
+                self._client.signal()
+
+    def _has_kept(self) -> bool:
+        """Whether the sandbox has ended, and its helper waits for its outputs to be fetched."""
+        return (self._reports.find("removed") or {}).get("kept") is True
 
     @property
     def _job(self) -> str:

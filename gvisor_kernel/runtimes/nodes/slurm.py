@@ -12,6 +12,11 @@ from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
 OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
 may exceed its limit by before it is killed."""
+BUILD_MINUTES = 16
+"""How long a job that makes a snapshot may take; ``snapshots/build.py`` gives up before."""
+STEP = 128
+"""Mebibytes of a step in a kernel's job, which count towards the job's."""
+_JOB = re.compile(r"[0-9_.]{1,40}")
 ASK_SECONDS = 30
 """How long a short command may wait for its node."""
 
@@ -84,14 +89,21 @@ class Slurm(Engine):
         return [""]
 
     def start_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        return [*self._job("partition", "account", "qos", "time", "gres"), *command]
+
+    def build_argv(self, host: str, command: Sequence[str]) -> list[str]:
+        """A job of its own, with the memory and the CPUs of a kernel's: the number of CPUs is part
+        of the snapshot's key. It is given up if it cannot start soon."""
+        options = (f"--nodelist={host}", f"--immediate={ASK_SECONDS}", f"--time={BUILD_MINUTES}")
+        return [*self._job("partition", "account", "qos"), *options, "--nice", *command]
+
+    def _job(self, *named: str) -> list[str]:
         spec, asked = self._spec, self._asked
-        named = ("partition", "account", "qos", "time", "gres")
         return [
             *self._common(math.ceil((spec.memory_limit + OVERHEAD) / MIB)),
             f"--cpus-per-task={max(1, math.ceil(spec.cpu_shares / 1024))}",
             *(f"--{name}={getattr(asked, name)}" for name in named if getattr(asked, name)),
             *asked.arguments,
-            *command,
         ]
 
     def ask_argv(self, host: str, command: Sequence[str]) -> list[str]:
@@ -100,6 +112,12 @@ class Slurm(Engine):
         where = [f"--nodelist={host}"] if host else []
         options = [*partition, *account, *where, f"--immediate={ASK_SECONDS}", "--time=5"]
         return [*self._common(256), "--cpus-per-task=1", *options, *command]
+
+    def step_argv(self, job: str, command: Sequence[str]) -> list[str]:
+        if not _JOB.fullmatch(job):
+            return []
+        shared = [f"--jobid={job}", "--overlap", "--cpus-per-task=1"]
+        return [*self._common(STEP), *shared, *command]
 
     @staticmethod
     def _common(mebibytes: int) -> list[str]:
@@ -110,12 +128,7 @@ class Slurm(Engine):
         ]
 
     def end_argv(self, job: str) -> list[str]:
-        return ["scancel", "--quiet", job] if re.fullmatch(r"[0-9_.]{1,40}", job) else []
-
-    def environment(self, server: dict[str, str]) -> dict[str, str]:
-        names = ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH")
-        found = {name: server[name] for name in names if name in server}
-        return {**super().environment(server), **found}
+        return ["scancel", "--quiet", job] if _JOB.fullmatch(job) else []
 
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
@@ -135,7 +148,7 @@ class Slurm(Engine):
                 return found[1]
         return ""
 
-    def queue_argv(self, job: str) -> list[str]:
+    def queue_argv(self) -> list[str]:
         partition = [f"--partition={self._asked.partition}"] if self._asked.partition else []
         return [
             *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),

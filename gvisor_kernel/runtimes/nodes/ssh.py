@@ -129,11 +129,6 @@ class Ssh(Engine):
         config = ["-F", self._asked.config] if self._asked.config else []
         return ["ssh", "-T", *config, *words]
 
-    def environment(self, server: dict[str, str]) -> dict[str, str]:
-        names = ("SSH_AUTH_SOCK", "KRB5CCNAME")
-        found = {name: server[name] for name in names if name in server}
-        return {**super().environment(server), **found}
-
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
         for pattern, fact, hint, elsewhere in _TROUBLES:

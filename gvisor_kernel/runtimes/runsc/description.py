@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.environment import find_init_environment

@@ -5,6 +5,8 @@ What runs the sandbox, and how it ends, is in the runtimes' own modules.
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,8 +16,11 @@ from typing import Any
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes.base import MountView, Sandbox
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class RecordedSandbox(Sandbox):
     def __init__(
         self, record: Record, directory: Path, log: Path, view: KernelView, link: tuple[int, int]
     ) -> None:
-        """``link``: the host's ends, ``link_in`` and ``link_out``. The subclass sets ``exit_fd``
-        and closes all three."""
+        """``link``: the host's ends, ``link_in`` and ``link_out``. The subclass sets ``exit_fd``;
+        all three are closed with the sandbox."""
         self.identity = record.identity
         self.directory = directory
         self.log_path = log
@@ -53,6 +58,31 @@ class RecordedSandbox(Sandbox):
 
     def assign(self, kernel_id: str) -> None:
         self._update_record(kernel_id=kernel_id, spare=False)
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._stop()
+            self._closed = self._ended = True
+            if not remove_sandbox(self.directory, self._record):
+                log.warning(
+                    "Not everything of %s was removed; the next sweep tries again", self.identity
+                )
+            self._close_descriptors()
+            self._release()
+            lifeline.release()
+
+    def _stop(self) -> None:
+        """End what moves the sandbox's bytes, so that the sandbox ends, too. Never raises."""
+
+    def _release(self) -> None:
+        """Give back what the subclass holds, once the sandbox is removed. Never raises."""
+
+    def _close_descriptors(self) -> None:
+        for fd in (self.link_in, self.link_out, self.exit_fd):
+            with suppress(OSError):
+                os.close(fd)
 
     def _update_record(self, **facts: Any) -> None:
         """Change ``facts`` of the record, unless the sandbox is closed. Never raises."""

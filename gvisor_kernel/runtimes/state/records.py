@@ -23,7 +23,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.host.private_directories import NotPrivate, check_parents
@@ -86,6 +86,12 @@ class Record:
     """The command that ends it there, if its client does not."""
     sweep_argv: tuple[str, ...] = ()
     """The command that removes there what has no owner any more."""
+    fetch_argv: tuple[str, ...] = ()
+    """The command that sends its outputs from there, if they are copied."""
+    step_argv: tuple[str, ...] = ()
+    """The same while its job runs, if that is another command."""
+    copy: str | None = None
+    """The folder on the node with the copy of its files."""
 
 
 def first_record(
@@ -240,7 +246,7 @@ def read_record(directory: Path) -> Record | None:
         content: dict[str, Any] = json.loads((directory / RECORD).read_text())
         content["owner"] = ProcessId(**content["owner"])
         content["machine"] = Machine(**content["machine"])
-        for name in ("cgroups", "end_argv", "sweep_argv"):
+        for name in ("cgroups", "end_argv", "sweep_argv", "fetch_argv", "step_argv"):
             content[name] = tuple(content.get(name, ()))  # an older release wrote fewer
         for name in ("lent_by", "outputs_file", "outputs_parent"):
             if content.get(name) is not None:

@@ -1,0 +1,275 @@
+"""The copy of a kernel's files on this node: made before its start, removed when it was fetched.
+
+Each copy is a folder of its own in ``copies_root``, private to the user and outside the helpers'
+state directories: it outlives a helper that is killed, until the host has its outputs. What is in
+it was copied from the host, or a kernel has made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
+from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.host.private_directories import NotPrivate, make_directories, read_file
+from gvisor_kernel.host.processes import ProcessId, is_alive
+from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.mounts.written_folders import forget_written
+from gvisor_kernel.runtimes.nodes.orders import Order
+from gvisor_kernel.runtimes.state import records
+
+KEPT_SECONDS = 7 * 24 * 3600
+"""How long a copy that nobody has fetched is kept."""
+LINGER_SECONDS = 120.0
+"""How long a helper waits at its end for the host to fetch the outputs: a job lives as long."""
+LINGER_STEP = 0.1
+NAME = re.compile(r"[a-z0-9]{1,40}")
+MAX_OWNER = 4096
+FILES, OUTPUTS = "files", "outputs"
+OWNER, USED, ENDED, MOVED = "owner", "used", "ended", "moved-"
+"""Files of a copy. ``OWNER``: the helper's process. ``USED``: a kernel may have written outputs.
+``ENDED``: the sandbox is gone; since then the copy waits to be fetched. ``MOVED``: the beginning of
+a name while folders are removed."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One copy, which may be gone by now. ``left_out``: how many files of the host it lacks, as
+    their names have control characters or are too long."""
+
+    path: Path
+    left_out: int = 0
+
+    @property
+    def files(self) -> Path:
+        return self.path / FILES
+
+    @property
+    def outputs(self) -> Path:
+        return self.files / OUTPUTS
+
+    def mark(self, name: str) -> None:
+        """Note USED or ENDED.
+
+        :raises OSError: when that cannot be written
+        """
+        (self.path / name).touch(0o600)
+
+    def mark_used(self) -> None:
+        """Note USED.
+
+        :raises LaunchError: when that cannot be written
+        """
+        try:
+            self.mark(USED)
+        except OSError as error:
+            raise LaunchError(f"{self.path} could not be written: {error.strerror}.") from error
+
+    def has(self, name: str) -> bool:
+        """Return whether USED or ENDED was noted."""
+        return (self.path / name).exists()
+
+    def owner(self) -> ProcessId | None:
+        """Return the helper's process if it lives, else None. A helper in another pid namespace
+        counts as dead: its copy is only removed when it is old, or never was used."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(read_file(self.path / OWNER, MAX_OWNER))
+            process = ProcessId(int(content["pid"]), int(content["started"]))
+            here = records.this_machine()
+            if [here.boot, here.pid_namespace] == content["machine"] and is_alive(process):
+                return process
+        return None
+
+    def holds_outputs(self) -> bool:
+        """Return whether there is something that a kernel may have written."""
+        with suppress(OSError), os.scandir(self.outputs) as entries:
+            return self.has(USED) and any(True for _ in entries)
+        return False
+
+    def finish(self) -> bool:
+        """Note that the sandbox has ended; return whether outputs wait to be fetched. If none does,
+        the copy is removed. Never raises."""
+        if self.holds_outputs():
+            with suppress(OSError):
+                self.mark(ENDED)
+                return True
+        self.remove()
+        return False
+
+    def linger(self, wake: int) -> None:
+        """Wait until the copy was fetched, for LINGER_SECONDS, or until a signal comes at
+        ``wake``."""
+        deadline = time.monotonic() + LINGER_SECONDS
+        while self.path.exists() and time.monotonic() < deadline:
+            if select.select([wake], [], [], LINGER_STEP)[0]:
+                return
+
+    def remove(self) -> None:
+        """Remove the copy, however deep a kernel has nested folders in it. Never raises."""
+        with suppress(OSError, GvisorKernelError):
+            with suppress(OSError), open_path(str(self.outputs)) as outputs, records.locked():
+                forget_written(outputs.identity)
+            with open_path(str(self.path)) as opened:
+                _empty(opened)
+            self.path.rmdir()
+
+
+def copies_root() -> Path:
+    """Return the folder of all of this user's copies on this node, which may be missing.
+
+    It lies beside what ``hide_also`` hides: a sandbox is shown its own copy.
+    """
+    base = Path(os.environ["XDG_STATE_HOME"]).parent.parent / "gvisor-kernel-copies"
+    return base / os.uname().nodename
+
+
+def find_copy(name: str) -> Copy | None:
+    """Return the copy called ``name``; None if there is none."""
+    copy = Copy(copies_root() / name)
+    return copy if NAME.fullmatch(name) and copy.path.is_dir() else None
+
+
+# -- before the start ------------------------------------------------------------------------------
+
+
+def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
+    """Make the copy that ``order`` names from ``archive``; return it, and the order for its paths.
+
+    Nothing is left of it after an error.
+
+    :raises GvisorKernelError: when it cannot be made
+    """
+    if not NAME.fullmatch(order.copy):
+        raise LaunchError("The host has sent no name of its files.")
+    copy = Copy(copies_root() / order.copy)
+    try:
+        _make_copy(copy)
+        try:
+            with open_path(str(copy.files)) as opened:
+                taken = OutputsCopy(opened, {})
+                taken.take(archive)
+        except BaseException:
+            copy.remove()
+            raise
+    except Refused as error:
+        raise LaunchError(f"The host's files were refused: {error}.") from error
+    except OSError as error:
+        raise LaunchError(
+            f"The host's files could not be copied to {copy.path}: {error}.",
+            'check the disk there, or choose another folder as "state" of the setting.',
+        ) from error
+    return replace(copy, left_out=taken.left_out), place_order(order, copy)
+
+
+def _make_copy(copy: Copy) -> None:
+    """:raises StateError, OSError: when it cannot be made; nothing is left of it then"""
+    root = copies_root()
+    try:
+        make_directories(root.parent, root)
+    except NotPrivate as error:
+        raise StateError(str(error), 'choose another folder as "state" of the setting.') from error
+    process, here = records.this_process(), records.this_machine()
+    content = {
+        "pid": process.pid,
+        "started": process.started,
+        "machine": [here.boot, here.pid_namespace],
+    }
+    with records.locked():
+        copy.path.mkdir(mode=0o700)
+        try:
+            (copy.path / OWNER).write_text(json.dumps(content))
+            copy.files.mkdir(mode=0o700)
+            copy.outputs.mkdir(mode=0o755)
+        except OSError:
+            with open_path(str(copy.path)) as opened:
+                _empty(opened)
+            copy.path.rmdir()
+            raise
+
+
+def place_order(order: Order, copy: Copy) -> Order:
+    """Return ``order`` with the paths of the copy for those that are relative to it."""
+
+    def place(path: str | None) -> str | None:
+        return None if path is None else str(copy.files / path)
+
+    spec = order.spec
+    placed = replace(
+        spec,
+        uploads=place(spec.uploads),
+        outputs=place(spec.outputs),
+        skills=place(spec.skills),
+        mounts=tuple(replace(mount, source=place(mount.source) or "") for mount in spec.mounts),
+    )
+    return replace(order, spec=placed, request=replace(order.request, folder=copy.files))
+
+
+# -- at the end ------------------------------------------------------------------------------------
+
+
+def sweep_copies() -> None:
+    """Remove the copies of dead helpers that no kernel has used, or that nobody has fetched for
+    KEPT_SECONDS.
+
+    :raises StateError, OSError: when they cannot be looked at
+    """
+    root = copies_root()
+    if not root.is_dir():
+        return
+    with records.locked():
+        found = [Copy(path) for path in sorted(root.iterdir()) if path.is_dir()]
+        left = [copy for copy in found if copy.owner() is None]
+    for copy in left:
+        with suppress(OSError):
+            if copy.holds_outputs() and not copy.has(ENDED):
+                copy.mark(ENDED)  # its helper was killed: from now on it waits
+            elif not copy.holds_outputs() or time.time() - _ended_at(copy) > KEPT_SECONDS:
+                copy.remove()
+
+
+def _ended_at(copy: Copy) -> float:
+    return (copy.path / ENDED).stat().st_mtime
+
+
+def _empty(folder: Opened) -> None:
+    """Remove everything in ``folder``, which nobody uses any more. Follows no link, needs no
+    recursion: what is in a folder is moved up before that is removed."""
+    fd = folder.read()
+    number = 0
+    try:
+        while names := os.listdir(fd):  # noqa: PTH208 - a descriptor
+            for name in names:
+                if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                    os.unlink(name, dir_fd=fd)
+                    continue
+                os.chmod(name, 0o700, dir_fd=fd)
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                try:
+                    number = _move_up(inner, fd, number)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _move_up(inner: int, above: int, number: int) -> int:
+    """Remove the files in ``inner``, and move its folders to ``above``; return the next number."""
+    for name in os.listdir(inner):
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=inner).st_mode):
+            os.unlink(name, dir_fd=inner)
+            continue
+        os.chmod(name, 0o700, dir_fd=inner)
+        os.rename(name, f"{MOVED}{number}", src_dir_fd=inner, dst_dir_fd=above)
+        number += 1
+    return number

@@ -1,0 +1,199 @@
+"""Files by copy, on the host: what is sent to a node before a start, and how outputs come back.
+
+They come back by a short command of their own, which any process of the user can run: for ``sync``,
+at the end, and after the server or the connection is gone. What a node sends is as hostile as the
+kernel that has written it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import SandboxError, SettingError, StateError
+from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
+from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
+from gvisor_kernel.runtimes.mounts.plan import Places, check_source
+from gvisor_kernel.runtimes.nodes.fetch import Fetch
+from gvisor_kernel.runtimes.nodes.variables import client_variables
+from gvisor_kernel.runtimes.state import copied_outputs, records
+from gvisor_kernel.runtimes.state.beginning import Beginning
+from gvisor_kernel.runtimes.state.copied_outputs import COPIED, record_end, take_outputs
+from gvisor_kernel.runtimes.state.records import Record
+
+log = logging.getLogger(__name__)
+
+MAX_PATH = 4096
+COPY_SECONDS = 120.0
+"""How long the copy of outputs may take at the end of a sandbox."""
+
+
+def copies_files(spec: SandboxSpec) -> bool:
+    """Return whether files are copied to the node and back."""
+    asked = spec.slurm if spec.runtime == "slurm" else spec.ssh
+    return asked.files == "copy"
+
+
+# -- before the start ------------------------------------------------------------------------------
+
+
+def pack_files(begun: Beginning) -> tuple[SandboxSpec, Contents]:
+    """Return what is sent to a node, and the settings with paths in it.
+
+    :raises LaunchError: when a folder is too large
+    :raises SettingError: when a mount cannot be copied
+    :raises OSError: when a folder cannot be read, or the list of outputs not be written
+    """
+    spec, inputs, outputs = begun.spec, begun.inputs, begun.outputs
+    jupyters = find_jupyter_covers(())
+    contents = Contents(covered=identify(jupyters))
+    if inputs.uploads is not None:
+        contents.folders.append(("uploads", inputs.uploads, "uploads"))
+    for target, folder in inputs.skills.items():
+        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
+    mounts = []
+    for number, (mount, opened) in enumerate(zip(spec.mounts, inputs.mounts, strict=True)):
+        if not mount.read_only:
+            raise SettingError(
+                "mounts",
+                mount.source,
+                "read-only mounts: files are copied to the node, and are not written back",
+            )
+        check_source(opened.path, jupyters)
+        contents.folders.append((f"mounts/{number}", opened, "mounts"))
+        mounts.append(replace(mount, source=f"mounts/{number}"))
+    contents.measure(spec.disk_limit)
+    if outputs.folder is not None:
+        _add_outputs(contents, outputs.folder, begun.places, spec.disk_limit)
+    asked = replace(
+        spec,
+        uploads=None if inputs.uploads is None else "uploads",
+        outputs=None if outputs.folder is None else "outputs",
+        skills="skills" if inputs.skills else None,
+        mounts=tuple(mounts),
+    )
+    return asked, contents
+
+
+def _add_outputs(contents: Contents, outputs: Opened, places: Places, limit: int) -> None:
+    part = ("outputs", outputs, "outputs")
+    Contents(folders=[part]).measure(limit)
+    write_list(places.directory / COPIED, list_files(outputs))
+    contents.folders.append(part)
+
+
+def note_copy(directory: Path, record: Record, ready: Mapping[str, Any]) -> None:
+    """Note in the record where a node says that its copy is. Never raises."""
+    path, left_out = ready.get("copy"), ready.get("left_out")
+    if isinstance(path, str) and path.isprintable():
+        change_record(directory, record, copy=path[:MAX_PATH])
+    if isinstance(left_out, int) and left_out > 0:
+        log.warning("%d files of %s could not be copied to the node", left_out, record.folder)
+
+
+# -- back to the host ------------------------------------------------------------------------------
+
+
+def copy_outputs(
+    directory: Path,
+    record: Record,
+    argv: Sequence[str],
+    *,
+    last: bool,
+    seconds: float | None = None,
+) -> OutputsCopy | None:
+    """Copy what has changed to the folder of outputs; return None if the node has no copy.
+
+    ``last``: the sandbox is ended if it still runs, and the node removes its copy then.
+
+    :raises SandboxError: when the node does not send them
+    :raises Refused, OSError: see ``take_outputs``
+    """
+    with Fetch(argv, client_variables(record.runtime, os.environ)) as fetch:
+        if not fetch.ask("last" if last else "now", record.container_id):
+            return None
+        try:
+            copy = take_outputs(fetch.pieces(), directory, record, seconds)
+        except Refused:
+            if last:  # it would be refused again
+                fetch.confirm()
+            raise
+        if last:
+            fetch.confirm()
+        return copy
+
+
+def save_outputs(
+    directory: Path, record: Record, seconds: float | None, *, in_job: bool = False
+) -> bool:
+    """Fetch the outputs for the last time; return False if that is to be tried again. Never raises.
+
+    ``in_job``: the job of the sandbox still runs.
+    """
+    record_end(directory)
+    argv = record.step_argv if in_job and record.step_argv else record.fetch_argv
+    seconds = COPY_SECONDS if seconds is None else seconds
+    try:
+        found = copy_outputs(directory, record, argv, last=True, seconds=seconds)
+        if found is None and record.copy:
+            log.warning(
+                "The outputs of %s since the last `gvisor-kernel sync` are lost: %s has no copy of"
+                " them any more",
+                *(record.identity, record.node),
+            )
+    except Refused as error:
+        log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
+    except (OSError, SandboxError) as error:
+        log.warning(
+            "The outputs of %s are still on %s (%s): %s. It keeps them for a week. To try again:"
+            " gvisor-kernel sync %s. To copy them to another folder: gvisor-kernel sync --to"
+            " FOLDER %s",
+            *(record.identity, record.node, record.copy or "in its state folder"),
+            *(_describe(error), record.container_id, record.container_id),
+        )
+        return False
+    change_record(directory, record, fetch_argv=(), step_argv=())
+    return True
+
+
+def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
+    """Copy the outputs as they are now; see ``copied_outputs.sync_outputs``.
+
+    :raises SandboxError: when not everything could be copied
+    :raises StateError: when the record cannot be written
+    """
+
+    def copy(directory: Path, record: Record) -> OutputsCopy:
+        argv = record.fetch_argv if record.ended or not record.step_argv else record.step_argv
+        found = copy_outputs(directory, record, argv, last=False)
+        if found is None:
+            raise SandboxError(
+                f"{record.node} has no copy of the outputs of {record.container_id}."
+            )
+        return found
+
+    return copied_outputs.sync_outputs(copy, directory, record, folder)
+
+
+def change_record(directory: Path, record: Record, **facts: Any) -> Record:
+    """Change ``facts`` of a record, and return it. Never raises."""
+    with suppress(OSError, StateError), records.locked():
+        record = replace(records.read_record(directory) or record, **facts)
+        records.write_record(directory, record)
+    return record
+
+
+def _describe(error: Exception) -> str:
+    if not isinstance(error, SandboxError):
+        return str(error)
+    last = error.detail.splitlines()[-1:]
+    return " ".join([error.fact.rstrip("."), *(f"({line[:200]})" for line in last)])

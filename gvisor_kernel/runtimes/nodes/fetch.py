@@ -1,0 +1,142 @@
+"""The command ``fetch`` of a node, as the host sees it: it is asked, and answers with an archive.
+
+It is run through srun or ssh, whose words on stderr explain a failure. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.runtimes.nodes.orders import MARK, read_fact
+from gvisor_kernel.runtimes.nodes.pieces import read_pieces
+
+SILENT_SECONDS = 60.0
+"""How long a node may send nothing."""
+END_SECONDS = 20.0
+"""How long the command may take to end, once it was told that everything is here."""
+MAX_HEAD = 64 * 1024
+"""Bytes before the archive: what a login script prints."""
+MAX_WORDS = 2000
+
+
+class Fetch:
+    """A running command ``fetch`` on a node; a context manager that ends it."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        """:raises SandboxError: when there is no such program"""
+        try:
+            self._process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(environment),
+                cwd="/",
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SandboxError(f"{argv[0]} could not be started: {error.strerror}.") from error
+        self._words = b""
+
+    def __enter__(self) -> Fetch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+    def ask(self, word: str, name: str) -> bool:
+        """Ask for the copy ``name``; return whether the node has it.
+
+        :raises SandboxError: when the node does not answer
+        """
+        self._say(f"{word} {name}")
+        head = b""
+        while len(head) < MAX_HEAD:
+            head += self._read(1)
+            if head.endswith(b"\n"):
+                at = head.rfind(MARK)
+                fact = read_fact(head[at:-1]) if at >= 0 else None
+                if fact is not None and fact["kind"] == "files":
+                    return fact.get("found") is True
+        raise self._fail("it has sent something else")
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the archive.
+
+        :raises SandboxError: when the node does not send all of it
+        :raises Refused: when it sends something else
+        """
+        return read_pieces(self._read)
+
+    def confirm(self) -> None:
+        """Let the node remove its copy, and wait until it has. Never raises: what is left there
+        is removed later."""
+        with suppress(SandboxError):
+            self._say("done")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+        except OSError as error:
+            raise self._fail("the command has ended") from error
+
+    def _read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        out, err = self._process.stdout.fileno(), self._process.stderr.fileno()
+        data = bytearray()
+        deadline = time.monotonic() + SILENT_SECONDS
+        while len(data) < size:
+            waits_for = [out] if self._process.stderr.closed else [out, err]
+            ready = select.select(waits_for, [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not ready:
+                raise self._fail(f"nothing came for {SILENT_SECONDS:g} s")
+            if out in ready:
+                more = os.read(out, size - len(data))
+                if not more:
+                    raise self._fail("the command has ended")
+                data += more
+                deadline = time.monotonic() + SILENT_SECONDS
+            elif not self._take_words(err):
+                self._process.stderr.close()
+        return bytes(data)
+
+    def _take_words(self, fd: int) -> bool:
+        more = os.read(fd, 4096)
+        self._words = (self._words + more)[-MAX_WORDS:]
+        return bool(more)
+
+    def _fail(self, why: str) -> SandboxError:
+        stderr = self._process.stderr
+        if stderr is not None and not stderr.closed:
+            while select.select([stderr], [], [], 0.5)[0] and self._take_words(stderr.fileno()):
+                pass
+        text = self._words.decode(errors="replace")
+        told = "".join(c for c in text if c.isprintable() or c == "\n").strip()
+        return SandboxError(f"The outputs were not sent: {why}.", "", told)

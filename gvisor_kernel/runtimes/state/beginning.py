@@ -1,0 +1,168 @@
+"""The beginning of a sandbox that an engine makes: its folders, its record, and how it is undone.
+
+It is the same for every engine, and comes before anything is made there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import real_path
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
+from gvisor_kernel.runtimes.mounts.outputs import open_outputs
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sweep import (
+    find_orphans,
+    finish_removals,
+    remove_in_background,
+    remove_sandbox,
+)
+from gvisor_kernel.spec.identity import Identity
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What was asked for, and what was made for it on this machine."""
+
+    spec: SandboxSpec
+    request: LaunchRequest
+    identity: Identity
+    inputs: Inputs
+    outputs: Outputs
+    places: Places
+    record: Record
+
+    def find_record(self) -> Record:
+        """Return the record as it is now."""
+        return records.read_record(self.places.directory) or self.record
+
+    def make_view(self, environment: Mapping[str, str], python: str, workdir: str) -> KernelView:
+        """Return what a kernel in this sandbox is given."""
+        shown = ((self.inputs.uploads, UPLOADS, True), (self.outputs.folder, OUTPUTS, False))
+        return KernelView(
+            mounts=tuple(
+                MountView(folder.path, target, read_only, folder.identity)
+                for folder, target, read_only in shown
+                if folder is not None
+            ),
+            environment=environment,
+            python=python,
+            workdir=workdir,
+            transcripts=self.places.transcripts if self.spec.transcripts else None,
+        )
+
+
+@contextmanager
+def begin(
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    identity: Identity,
+    held: ExitStack,
+    *,
+    runtime: str,
+    engine: str | None = None,
+    shown: SandboxSpec | None = None,
+) -> Iterator[Beginning]:
+    """Open the folders, write the record, and yield both. Undo everything after an error.
+
+    ``held`` closes the folders. ``shown``: the settings without folders that the engine has itself.
+
+    :raises LaunchError: also for an OSError of the caller's block
+    :raises SettingError: when a folder cannot be shown
+    :raises StateError: when the state directory cannot be used
+    """
+    inputs = open_inputs(shown or spec, request, held)
+    owner = records.this_process()
+    with records.locked():
+        places = Places(records.make_directory(identity.container_id))
+        try:
+            outputs = open_outputs(shown or spec, inputs, held)
+            if outputs.folder is not None:
+                note_written([outputs.folder])
+            record = records.first_record(
+                *(spec, request, identity, outputs, owner), runtime=runtime, engine=engine
+            )
+            records.write_record(places.directory, record)
+        except BaseException:
+            records.remove_directory(places.directory)
+            raise
+    lifeline.hold(owner)
+    begun = Beginning(spec, request, identity, inputs, outputs, places, record)
+    try:
+        places.transcripts.mkdir(mode=0o755)
+        yield begun
+    except BaseException as error:
+        remove_sandbox(places.directory, begun.find_record())
+        lifeline.release()
+        if isinstance(error, OSError):
+            raise LaunchError(
+                f"The sandbox could not be prepared: {error}.", find_hint(str(error))
+            ) from error
+        raise
+
+
+def predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:
+    """Return the path of outputs that the record of this start will have. Not to be opened."""
+    if spec.outputs is None:
+        return None
+    return real_path(str(request.folder / spec.outputs))
+
+
+Place = TypeVar("Place", bound=Hashable)
+
+
+class FirstSweep(Generic[Place]):
+    """Removes what dead owners left in an engine, before this process's first start there.
+
+    ``places``: the engines that it was done for.
+    """
+
+    def __init__(self, runtime: str) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self.places: set[Place] = set()
+
+    def run(
+        self,
+        place: Place,
+        sweep_engine: Callable[[], list[str]] = list,
+        outputs: str | None = None,
+    ) -> None:
+        """Sweep the engine ``place`` at its first start, and finish this process's own removals.
+
+        Sandboxes are removed in the background: outputs may have to be copied out first, or their
+        machine may not answer. Those whose outputs are copied to the folder ``outputs`` are waited
+        for, up to OUTPUTS_SECONDS.
+        ``sweep_engine`` removes there what has no directory any more, and returns the identities.
+        """
+        with self._lock:
+            first = place not in self.places
+            self.places.add(place)
+        try:
+            if first:
+                for directory, record in find_orphans(self._runtime):
+                    if record is None:
+                        remove_sandbox(directory, None)
+                    else:
+                        remove_in_background(directory, record)
+                for identity in sweep_engine():
+                    log.info("Removed %s, whose owner has died", identity)
+        except GvisorKernelError as error:
+            log.warning("%s", error)
+        finish_removals(outputs)

@@ -1,0 +1,112 @@
+"""Snapshots on nodes: made there after a cold start, and used by the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client import KernelManager
+
+from gvisor_kernel.kernel import session, snapshot_queue
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.snapshots.store import Store
+
+from ..jupyter.helpers import execute, kernel_log, wait_until
+from ..sweeps import needs_all
+from .cluster import needs_slurm
+from .conftest import Start
+from .sshd import needs_sshd
+
+SETTINGS = {"snapshot": "auto", "environment": ["FOR_KERNELS"]}
+RANDOM = "import os, random, uuid; print(os.environ['FOR_KERNELS'], random.random(), uuid.uuid4())"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An empty store of the node. This machine's builder makes no snapshot."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(snapshot_queue, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(snapshot_queue, "BUILD", ("-c", "raise SystemExit(7)"))
+    monkeypatch.setattr(SnapshotQueue, "_instance", None)
+    yield Store.open()
+    SnapshotQueue.instance().end()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("ssh", marks=needs_sshd),
+        pytest.param("slurm", marks=[*needs_slurm, needs_all]),
+    ]
+)
+def way(request: pytest.FixtureRequest) -> str:
+    request.getfixturevalue({"ssh": "sshd", "slurm": "cluster"}[request.param])
+    return str(request.param)
+
+
+def kind_of(manager: KernelManager) -> str:
+    facts = manager.provisioner.describe()
+    return str(facts.start.kind)
+
+
+def test_first_start_is_cold_and_next_is_restored(
+    store: Store, start: Start, way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each restored kernel has its own variables, random numbers and folders."""
+    (folder / "data.csv").write_text("1,2\n")
+    monkeypatch.setenv("FOR_KERNELS", "first")
+    with start(way, **SETTINGS) as (manager, client):
+        assert kind_of(manager) == "cold"
+        assert "the kernel starts without a snapshot: no snapshot fits" in kernel_log(manager)
+        assert execute(client, "6 * 7").result == "42"
+        wait_until(store.snapshots, "a snapshot", 120)
+    (snapshot,) = store.snapshots()
+    monkeypatch.setenv("FOR_KERNELS", "second")
+    drawn = []
+    for _ in range(2):
+        with start(way, **SETTINGS) as (manager, client):
+            assert kind_of(manager) == "snapshot"
+            assert "the kernel was restored from a snapshot" in kernel_log(manager)
+            drawn.append(execute(client, RANDOM).text.split())
+            assert execute(client, "print(open('data.csv').read(), end='')").text == "1,2\n"
+            assert execute(client, "open('/mnt/user-data/outputs/made', 'w').write('x')").result
+    assert (folder / "outputs" / "made").read_text() == "x"
+    (first, second) = drawn
+    assert first[0] == second[0] == "second"
+    assert not set(first[1:]) & set(second[1:])
+    assert [found.meta.key for found in store.snapshots()] == [snapshot.meta.key]
+
+
+@needs_all
+def test_snapshot_whose_kernel_does_not_answer_is_removed(
+    store: Store, start: Start, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel then starts cold in another sandbox."""
+    monkeypatch.setenv("FOR_KERNELS", "yes")
+    with start(way, **SETTINGS):
+        wait_until(store.snapshots, "a snapshot", 120)
+    monkeypatch.setattr(session, "RESUME_SECONDS", 0.0001)
+    monkeypatch.setattr(snapshot_queue, "WAIT_SECONDS", 600)
+    with start(way, **SETTINGS) as (manager, client):
+        assert kind_of(manager) == "cold"
+        assert "the kernel starts without a snapshot: The sandbox" in kernel_log(manager)
+        assert execute(client, "6 * 7").result == "42"
+        assert not store.snapshots()
+
+
+@needs_all
+def test_damaged_snapshot_is_removed(
+    store: Store, start: Start, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """runsc cannot restore it. The kernel starts cold in the same order."""
+    monkeypatch.setenv("FOR_KERNELS", "yes")
+    with start(way, **SETTINGS):
+        wait_until(store.snapshots, "a snapshot", 120)
+    (snapshot,) = store.snapshots()
+    for path in snapshot.files.iterdir():
+        path.write_bytes(b"not a snapshot")
+    monkeypatch.setattr(snapshot_queue, "WAIT_SECONDS", 600)
+    with start(way, **SETTINGS) as (manager, client):
+        assert kind_of(manager) == "cold"
+        assert execute(client, "6 * 7").result == "42"
+        assert not store.snapshots()
