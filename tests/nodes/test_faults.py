@@ -207,7 +207,7 @@ class TestSlurm:
     def test_waiting_job_ends_with_its_start(
         self, cluster: Cluster, nodes: Nodes, folder: Path
     ) -> None:
-        """Of a start that is cancelled, and of a server that is killed. srun then reads nothing."""
+        """Of a start that is cancelled, and of a server that is ended. srun then reads nothing."""
         full = [cluster.submit("--mem=9500M", "sleep 600") for _ in range(2)]
         wait_until(lambda: cluster.states() == ["mixed", "mixed"], "two full nodes")
 
@@ -229,15 +229,16 @@ class TestSlurm:
         assert sorted(cluster.jobs()) == sorted(full)
         argv = [sys.executable, "-c", START, str(PROJECT), json.dumps(WAYS["slurm"])]
         argv.append(str(folder / "connection.json"))
-        with subprocess.Popen(argv, cwd=folder) as server:
-            wait_until(
-                lambda: [r for _, r in records.find_sandboxes() if "client" in r.processes],
-                "a client of the job",
-            )
-            wait_until(lambda: len(cluster.jobs()) == 3, "a job that waits")
-            server.kill()
-        nodes.wait_until_clean()
-        assert sorted(cluster.jobs()) == sorted(full)
+        for signum in (signal.SIGKILL, signal.SIGTERM):
+            with subprocess.Popen(argv, cwd=folder) as server:
+                wait_until(
+                    lambda: [r for _, r in records.find_sandboxes() if "client" in r.processes],
+                    "a client of the job",
+                )
+                wait_until(lambda: len(cluster.jobs()) == 3, "a job that waits")
+                server.send_signal(signum)
+            nodes.wait_until_clean()
+            assert sorted(cluster.jobs()) == sorted(full)
         for job in full:
             cluster.ask("scancel", job)
 
