@@ -1,4 +1,4 @@
-"""What a start on a node notes in its record: by that any process can end and remove the sandbox."""
+"""What a start on a node notes in its record, by which any process can end and remove a sandbox."""
 
 from __future__ import annotations
 
