@@ -44,6 +44,7 @@ OWN = {
     "skills/store.py": "a flat record that the store wrote",
     "snapshots/snapshot.py": "a document whose checksum was compared",
     "strict_json.py": "the parser with bounds",
+    "node/files.py": "the file of a copy that a helper of this user has written",
 }
 """Modules that call Python's parser, and where the JSON comes from."""
 

@@ -254,8 +254,13 @@ def collect(argv: list[str], word: str, *, confirm: bool = True) -> bytes | None
         if not fetch.ask(word, NAME):
             return None
         archive = b"".join(fetch.pieces())
+        process = fetch._process
         if confirm:
             fetch.confirm()
+        else:  # the host is gone before it has written everything
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(60)
         return archive
 
 

@@ -21,17 +21,17 @@ from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, StateError
-from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.docker.files import Contents
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.notes import forget_if_removed, note_client, note_node
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
 from gvisor_kernel.runtimes.nodes.pieces import write_pieces
 from gvisor_kernel.runtimes.nodes.queue import find_queue
-from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
+from gvisor_kernel.runtimes.nodes.removal import end_client
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
@@ -64,10 +64,7 @@ MAX_ENVIRONMENT = 1024
 
 @dataclass(frozen=True)
 class _Start(Beginning):
-    """One start, and the engine that it uses.
-
-    ``asked``: the settings for the helper. ``files``: what is copied to the node, if files are.
-    """
+    """One start, its engine, the settings for the helper, and what is copied to the node."""
 
     engine: Engine
     asked: SandboxSpec
@@ -236,7 +233,7 @@ class _Attempt:
         stderr = StderrLog(words, start.places.stderr_log)
         reports = Reports(ends.stderr, on_words, on_end, on_kept)
         try:
-            self._note_client(client)
+            note_client(start, client)
             self._await_ready(client, reports, ends, message)
             step("node's sandbox made")
             return self._make_sandbox(client, reports, ends, stderr, exit_fd, order)
@@ -248,7 +245,7 @@ class _Attempt:
             os.close(ends.link_out)
             os.close(exit_fd)
             os.close(client.exit_fd)
-            self._forget_if_removed(reports)
+            forget_if_removed(start, reports)
             raise
 
     def _make_order(self) -> Order:
@@ -260,12 +257,12 @@ class _Attempt:
             for opened in shown
             if opened is not None and opened.is_folder
         ]
-        places = {name: os.environ[name] for name in PLACES if name in os.environ}
+        places = {name: os.environ[name] for name in PLACES if name in os.environ and not copies}
         return Order(
             start.asked,
             replace(start.request, saved=None, unfit="") if copies else start.request,
             () if copies else tuple(dict.fromkeys(shared)),
-            {} if copies else places,
+            places,
             (str(state_root()),),
             copy=start.record.container_id if copies else "",
         )
@@ -282,7 +279,7 @@ class _Attempt:
                 f"install gvisor-kernel {gvisor_kernel.__version__} there.",
             )
         step("node's helper answered")
-        self._note_node(reports)
+        note_node(self._start, engine, self._host, reports, copies=self._start.files is not None)
         if self._start.files is not None:
             self._send_files(client, reports, ends, self._start.files)
         seconds = self._start.spec.start_timeout
@@ -359,46 +356,6 @@ class _Attempt:
         node = reports.text("here", "node")
         raised: GvisorKernelError = kind(f"On the node {node}: {fact}", hint, detail)
         return raised
-
-    def _note_client(self, client: Client) -> None:
-        """Write the client into the record. While a job waits it does not read its stdin, so it
-        would outlive a server that is killed."""
-        process = identify(client.process.pid)
-        if process is not None:
-            directory = self._start.places.directory
-            with records.locked():
-                found = self._start.find_record()
-                record = replace(found, processes={"client": process})
-                records.write_record(directory, record)
-
-    def _note_node(self, reports: Reports) -> None:
-        """Write into the record where the sandbox is, before it is there."""
-        start, engine = self._start, self._start.engine
-        node, job = reports.text("here", "node"), reports.text("here", "job")
-        where = self._host or node
-        record = replace(
-            start.find_record(),
-            node=where,
-            end_argv=tuple(engine.end_argv(job)),
-            sweep_argv=tuple(engine.ask_argv(where, engine.helper("sweep"))),
-        )
-        if start.files is not None and start.outputs.folder is not None:
-            fetch = engine.helper("fetch")
-            record = replace(
-                record,
-                fetch_argv=tuple(engine.ask_argv(where, fetch)),
-                step_argv=tuple(engine.step_argv(job, fetch)),
-            )
-        with records.locked():
-            records.write_record(start.places.directory, record)
-
-    def _forget_if_removed(self, reports: Reports) -> None:
-        """The helper has nothing left: so nobody has to ask the node again."""
-        gone = reports.find("removed") or {}
-        if gone.get("whole") is True or (
-            reports.find("failed") is not None and reports.find("ready") is None
-        ):
-            forget_node(self._start.places.directory, self._start.record)
 
     def _make_sandbox(
         self,
