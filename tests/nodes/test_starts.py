@@ -146,6 +146,7 @@ def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sweep, "LEFTOVERS", leftovers.LEFTOVERS)
     asked = tmp_path / "asked"
     answer = tmp_path / "answer"
+    asks = tmp_path / "asks"
     os.mkfifo(asked)
     os.mkfifo(answer)
     identity = new_identity("gvisor-python", SandboxSpec())
@@ -156,12 +157,13 @@ def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         *(SandboxSpec(), request, identity, Outputs(None), gone),
         runtime="ssh",
         node="n2",
-        sweep_argv=("sh", "-c", f"echo >{asked}; cat {answer}"),
+        sweep_argv=("sh", "-c", f"echo >>{asks}; echo >{asked}; cat {answer}"),
     )
     records.write_record(directory, record)
     with pytest.raises(LaunchError):
         start("exit 1", tmp_path, monkeypatch)
-    assert asked.read_text() == "\n"  # the node is being asked, and has not answered
+    assert asked.read_text() == "\n"
+    assert asks.read_text() == "\n"  # the start has not waited until the first question ended
     assert directory.exists()
     answer.write_text('{"error": ""}\n')
     wait_until(lambda: not directory.exists(), "the removal", 60)
