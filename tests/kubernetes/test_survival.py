@@ -123,6 +123,32 @@ def test_a_cut_stream_is_made_again_and_nothing_is_lost(
     assert sandbox.pump.cuts >= before + 3
 
 
+SPOIL = """
+import threading, time
+enough = threading.Event()
+def spoil():
+    with open("/proc/1/fd/1", "wb", 0) as stdout:
+        while not enough.is_set():
+            stdout.write(b"no packet" * 10)
+            time.sleep(0.01)
+threading.Thread(target=spoil).start()
+"""
+
+
+def test_a_kernel_that_spoils_its_connections_waits_for_the_next(
+    survivor: tuple[Kernel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first process has the same uid, and so a stdout that a kernel can write to."""
+    (manager, client), _ = survivor
+    pauses: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox_of(manager).pump, "_pause", pauses.append)
+        client.execute(SPOIL)
+        wait_until(lambda: pump.MAX_PAUSE_SECONDS in pauses, "the longest pause")
+        execute(client, "enough.set()")
+    assert ask(client, "1") == 1
+
+
 def execute_nothing(cluster: FakeCluster) -> None:
     """Let the loop of the cluster turn once."""
     cluster.call(asyncio.sleep(0))
