@@ -199,10 +199,16 @@ def test_a_start_that_cannot_succeed_says_why(start: Start, cluster: FakeCluster
         cluster.waiting = None
     cluster.denied = {("create", "pods/attach")}
     try:
-        with pytest.raises(LaunchError, match="403"), start(start_timeout=3):
+        with pytest.raises(LaunchError, match=r"lets nobody attach to the pod.*403"), start():
             pass
     finally:
         cluster.denied = set()
+    cluster.waiting = {"reason": "ContainerCreating", "message": "its volume is not there"}
+    try:
+        with pytest.raises(LaunchError, match="its volume is not there"), start(start_timeout=1):
+            pass
+    finally:
+        cluster.waiting = None
     cluster.stop()
     try:
         with pytest.raises(GvisorKernelError, match="does not answer"), start():
