@@ -75,6 +75,7 @@ IN_SANDBOXES += ("changes/test_kernels.py",)
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *(
+        "kubernetes/test_collection.py",
         "kubernetes/test_deploy.py",
         "kubernetes/test_frames.py",
         "kubernetes/test_pod_state.py",

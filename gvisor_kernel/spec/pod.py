@@ -295,12 +295,15 @@ _COMPARED = (
 )
 _EMPTY = (
     *("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "initContainers"),
-    *("ephemeralContainers", "hostAliases"),
+    *("ephemeralContainers", "hostAliases", "resourceClaims"),
 )
 _CONTAINER_EMPTY = (
     *("args", "envFrom", "lifecycle", "livenessProbe", "readinessProbe", "ports"),
     *("startupProbe", "volumeDevices", "tty"),
 )
+_NODES_ANNOTATIONS = ("dev.gvisor.", "cdi.k8s.io/")
+"""Prefixes of annotations by which a node's gVisor or containerd changes a sandbox: its flags and
+mounts, and devices with files and programs of the host."""
 _CONTAINER_COMPARED = ("name", "image", "command", "env", "stdin", "securityContext")
 
 
@@ -330,9 +333,9 @@ def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
         changed = sorted({name for name, *_ in found ^ expected})
         faults.append(f"it has other volumes: {_short(changed)}")
     notes = _mapping(_mapping(made.get("metadata")).get("annotations"))
-    flags = sorted(name for name in map(str, notes) if name.startswith("dev.gvisor."))
+    flags = sorted(name for name in map(str, notes) if name.startswith(_NODES_ANNOTATIONS))
     if flags:
-        faults.append(f"it has annotations for gVisor: {_short(flags)}")
+        faults.append(f"it has annotations for its node: {_short(flags)}")
     return [fault for fault in faults if fault]
 
 
@@ -346,9 +349,10 @@ def _describe_volume(volume: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _compare_mounts(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    def key(mount: Any) -> tuple[str, str, str]:
+    def key(mount: Any) -> tuple[str, ...]:
         found = _mapping(mount)
-        return tuple(str(found.get(name, "")) for name in ("mountPath", "name", "subPath"))  # type: ignore[return-value]
+        names = ("mountPath", "name", "subPath", "subPathExpr", "readOnly", "mountPropagation")
+        return tuple(str(found.get(name) or "") for name in names)
 
     expected = {key(mount) for mount in wanted["volumeMounts"]}
     found = {key(mount) for mount in got.get("volumeMounts") or ()}
@@ -364,6 +368,9 @@ def _compare_resources(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> lis
         found = limits.get(name)
         if found is None or read_quantity(str(found)) > read_quantity(value):
             faults.append(f"its limit of {name} is {_short(found)}, not {value}")
+    others = sorted(map(str, limits.keys() - wanted["resources"]["limits"].keys()))
+    if others:  # a device's plugin adds its files and mounts to the container
+        faults.append(f"it has limits of other resources: {_short(others)}")
     return faults
 
 

@@ -70,6 +70,7 @@ class FakeCluster:
 
     ``mutate``: what an admission webhook does to each pod. ``denied``: pairs of a verb and a
     resource that the user may not. ``late``: how many attaches fail after their handshake.
+    ``busy``: how many reads of a pod are answered with 503.
     ``lag``: seconds until the API knows of the end of a container. ``handler``: the RuntimeClass's.
     ``mute``: streams stay open, and nothing more comes on them. ``network``: how runsc is told to
     connect pods.
@@ -83,6 +84,7 @@ class FakeCluster:
         self.mutate: Callable[[dict[str, Any]], None] = lambda pod: None
         self.denied: set[tuple[str, str]] = set()
         self.late = 0
+        self.busy = 0
         self.lag = 0.3
         self.handler = "runsc"
         self.network = "none"
@@ -264,6 +266,9 @@ class FakeCluster:
         return web.json_response(content, status=201)
 
     async def _read(self, request: web.Request) -> web.Response:
+        if self.busy:
+            self.busy -= 1
+            return _failure(503, "the server is currently unable to handle the request")
         pod = self.pods.get(request.match_info["name"])
         return _missing(request) if pod is None else web.json_response(pod.content)
 

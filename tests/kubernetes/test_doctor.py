@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.cluster import check_clusters, check_one
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.kubernetes import Kubernetes
+from gvisor_kernel.runtimes.kubernetes.cluster import Address, find_address
 
 from .fake_cluster import FakeCluster
 
@@ -61,6 +64,27 @@ def test_a_cluster_that_does_not_answer_is_noticed(cluster: FakeCluster) -> None
         cluster.start()
     assert check.state == "failed"
     assert "does not answer" in check.fact
+
+
+def test_a_kubeconfig_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("clusters: [")
+    (check,) = check_one(Kubernetes(config=str(config)), "failed")
+    assert check.state == "failed"
+    assert "No cluster is configured" in check.fact
+    assert str(config) in check.fact
+
+
+def test_an_address_holds_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "one:~/two:/three")
+    found = find_address(Kubernetes())
+    assert found.config == f"{Path.cwd()}/one:~/two:/three"
+    assert Address.read(found.write()) == found
+
+
+@pytest.mark.parametrize("text", [None, "", "7", "null", "[1]", "{}"])
+def test_an_address_that_is_none_is_the_usual_one(text: str | None) -> None:
+    assert Address.read(text) == Address("", "", "")
 
 
 def test_no_cluster_is_asked_for_if_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:

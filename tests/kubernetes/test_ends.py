@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.kubernetes import pump
+from gvisor_kernel.runtimes.kubernetes import sandbox as sandbox_module
 from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
 
 from ..docker.helpers import OUTPUTS, sandbox_of
@@ -132,6 +135,34 @@ def test_a_killed_server_leaves_outputs_and_nothing_else(
     assert (folder / "outputs" / "kept").read_text() == "x"
 
 
+def test_an_end_that_comes_late_is_told_to_nobody_else(
+    start: Start, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pump waits for an API server that does not answer, when its sandbox is closed."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def find_end() -> None:
+        asked.set()
+        assert answered.wait(60)
+
+    monkeypatch.setattr(sandbox_module, "THREAD_SECONDS", 0.1)
+    with start() as (manager, _):
+        sandbox = sandbox_of(manager)
+        sandbox.pump._find_end = find_end
+        cluster.cut()
+        assert asked.wait(60)
+        sandbox.close()
+        stranger = os.eventfd(0, os.EFD_NONBLOCK)
+        taken = fcntl.fcntl(stranger, fcntl.F_DUPFD_CLOEXEC, sandbox.exit_fd)
+        answered.set()
+        sandbox.pump._thread.join(60)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(stranger)
+        os.close(stranger)
+        os.close(taken)
+        assert taken == sandbox.exit_fd
+
+
 # -- refused starts --------------------------------------------------------------------------------
 
 
@@ -168,10 +199,16 @@ def test_a_start_that_cannot_succeed_says_why(start: Start, cluster: FakeCluster
         cluster.waiting = None
     cluster.denied = {("create", "pods/attach")}
     try:
-        with pytest.raises(LaunchError, match="403"), start(start_timeout=3):
+        with pytest.raises(LaunchError, match=r"lets nobody attach to the pod.*403"), start():
             pass
     finally:
         cluster.denied = set()
+    cluster.waiting = {"reason": "ContainerCreating", "message": "its volume is not there"}
+    try:
+        with pytest.raises(LaunchError, match="its volume is not there"), start(start_timeout=1):
+            pass
+    finally:
+        cluster.waiting = None
     cluster.stop()
     try:
         with pytest.raises(GvisorKernelError, match="does not answer"), start():

@@ -31,16 +31,16 @@ def survivor(
     (folder / "outputs").mkdir()
     (folder / "outputs" / "kept").write_text("as it was")
     os.utime(folder / "outputs" / "kept", (1_600_000_000, 1_600_000_000))
-    cluster.late = 1
+    cluster.late = cluster.busy = 1
     with running_kernel(settings=SETTINGS, start={"cwd": str(folder)}) as kernel:
-        assert cluster.late == 0
+        assert (cluster.late, cluster.busy) == (0, 0)
         yield kernel, folder
     wait_until(lambda: not cluster.pods, "the pod to be removed")
     assert (folder / "outputs" / "last").read_text() == "written last"
 
 
 def test_a_kernel_in_a_pod_finds_what_a_kernel_finds(survivor: tuple[Kernel, Path]) -> None:
-    """Also: the first attach of this pod failed after its handshake."""
+    """Also: the API server was busy, and the first attach failed after its handshake."""
     (manager, client), _ = survivor
     record = read_record(sandbox_of(manager).directory)
     assert record is not None
@@ -121,6 +121,32 @@ def test_a_cut_stream_is_made_again_and_nothing_is_lost(
     assert lines[-1] == "the end"
     assert lines[:-1] == [f"{i:09d} " * 10 for i in range(30_000)]
     assert sandbox.pump.cuts >= before + 3
+
+
+SPOIL = """
+import threading, time
+enough = threading.Event()
+def spoil():
+    with open("/proc/1/fd/1", "wb", 0) as stdout:
+        while not enough.is_set():
+            stdout.write(b"no packet" * 10)
+            time.sleep(0.01)
+threading.Thread(target=spoil).start()
+"""
+
+
+def test_a_kernel_that_spoils_its_connections_waits_for_the_next(
+    survivor: tuple[Kernel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first process has the same uid, and so a stdout that a kernel can write to."""
+    (manager, client), _ = survivor
+    pauses: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox_of(manager).pump, "_pause", pauses.append)
+        client.execute(SPOIL)
+        wait_until(lambda: pump.MAX_PAUSE_SECONDS in pauses, "the longest pause")
+        execute(client, "enough.set()")
+    assert ask(client, "1") == 1
 
 
 def execute_nothing(cluster: FakeCluster) -> None:

@@ -160,7 +160,11 @@ BASE = "spec.containers.0"
         ("spec.volumes.0", {"name": "points", "emptyDir": {}}, "other volumes: ['points']"),
         (f"{BASE}.resources.limits.memory", "64Gi", "its limit of memory is"),
         (f"{BASE}.resources.limits", {}, "its limit of memory is"),
-        ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for gVisor"),
+        (f"{BASE}.resources.limits.gpu", "1", "limits of other resources: ['gpu']"),
+        ("spec.resourceClaims", [{"name": "gpu"}], "resourceClaims is"),
+        (f"{BASE}.volumeMounts.0.mountPropagation", "Bidirectional", "a mount at"),
+        ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for its node"),
+        ("metadata.annotations", {"cdi.k8s.io/x": "vendor/gpu=0"}, "annotations for its node"),
     ],
 )
 def test_a_changed_pod_is_noticed(path: str, value: Any, words: str) -> None:
@@ -168,6 +172,14 @@ def test_a_changed_pod_is_noticed(path: str, value: Any, words: str) -> None:
     made = copy.deepcopy(asked)
     change(path, value)(made)
     assert any(words in fault for fault in find_faults(asked, made)), find_faults(asked, made)
+
+
+def test_a_mount_that_became_writable_is_noticed() -> None:
+    asked = make()
+    made = copy.deepcopy(asked)
+    for mount in made["spec"]["containers"][0]["volumeMounts"]:
+        mount.pop("readOnly", None)
+    assert "it has a mount at '/container_info.json'" in find_faults(asked, made)
 
 
 def test_what_a_cluster_adds_to_every_pod_is_no_fault() -> None:

@@ -57,15 +57,21 @@ class Address:
         """Return the address that ``write`` wrote; the usual one if there is none."""
         try:
             config, context, namespace = json.loads(text or "")
-        except ValueError:
+        except (TypeError, ValueError):
             return cls("", "", "")
         return cls(str(config), str(context), str(namespace))
 
 
 def find_address(settings: Kubernetes) -> Address:
-    """Return the address that the settings name. Several kubeconfigs count as one text."""
+    """Return the address that the settings name. Several kubeconfigs count as one text. A relative
+    one becomes absolute: the processes that remove what is left work in another folder."""
     config = settings.config or os.environ.get("KUBECONFIG", "")
-    return Address(config, settings.context, settings.namespace)
+    parts = [
+        part if part.startswith("~") else str(Path(part).absolute())  # the package knows "~"
+        for part in config.split(os.pathsep)
+        if part
+    ]
+    return Address(os.pathsep.join(parts), settings.context, settings.namespace)
 
 
 class Cluster:
@@ -100,18 +106,6 @@ class Cluster:
         query = urlencode({"labelSelector": selector, "limit": MAX_PODS})
         items = self._ask("GET", f"{self._pods()}?{query}").get("items")
         return [item for item in items or () if isinstance(item, dict)]
-
-    def read_log(self, name: str, size: int) -> str:
-        """Return the last bytes that a pod has printed."""
-        query = urlencode({"tailLines": 50, "limitBytes": size})
-        return self._send("GET", f"{self._pods(name)}/log?{query}").decode(errors="replace")
-
-    def find_events(self, name: str) -> list[str]:
-        """Return what was said last of a pod, such as why it is not scheduled."""
-        query = urlencode({"fieldSelector": f"involvedObject.name={name}", "limit": 50})
-        path = f"/api/v1/namespaces/{quote(self.namespace)}/events?{query}"
-        items = self._ask("GET", path).get("items")
-        return [str(item.get("message", "")) for item in items or () if isinstance(item, dict)]
 
     # -- what doctor and the verification look at ------------------------------------------------
 
@@ -272,6 +266,7 @@ def _load(address: Address) -> tuple[Any, str]:
         from kubernetes import client as package
         from kubernetes import config
         from kubernetes.config.config_exception import ConfigException
+        from yaml import YAMLError  # type: ignore[import-untyped]
     except ImportError as error:
         raise RuntimeMissing(
             "The Python package kubernetes is not installed.",
@@ -292,8 +287,9 @@ def _load(address: Address) -> tuple[Any, str]:
             context = address.context or None
             config.load_kube_config(file, context, client_configuration=configuration)  # type: ignore[no-untyped-call]
             namespace = _find_namespace(config, file, context)
-    except (ConfigException, OSError, ValueError, TypeError) as error:
-        raise RuntimeMissing(f"No cluster is configured: {str(error)[:300]}.", hint) from error
+    except (ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
+        words = " ".join(str(error)[:300].split()).rstrip(".")
+        raise RuntimeMissing(f"No cluster is configured: {words}.", hint) from error
     configuration.retries = False
     return package.ApiClient(configuration), namespace
 

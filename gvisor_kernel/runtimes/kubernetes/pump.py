@@ -31,6 +31,12 @@ SILENT_SECONDS = 20.0
 PATIENCE_SECONDS = 50.0
 """How long a lost connection is made again. Both sides of the link give up after 60 s."""
 RETRY_SECONDS = 0.25
+STEADY_SECONDS = 10.0
+"""A connection that ends sooner is made again later each time: a kernel can write to the stdout of
+its PID 1, and so end each one, and the API server is not to be asked as fast as it does."""
+QUICK_CUTS = 4
+"""How many of these in a row are made again at once."""
+MAX_PAUSE_SECONDS = 5.0
 ANSWER_SECONDS = 1.5
 """How long the answer to a RESUME may take before it is sent again."""
 ANSWERS = 3
@@ -80,6 +86,9 @@ class Pump:
         self._in_open = True
         self.cuts = 0
         """How often the connection was lost and made again."""
+        self._quick_cuts = 0
+        self._made = time.monotonic()
+        """When the connection was made."""
         self._closed = False
         self._lock = threading.Lock()
         for fd in pipes:
@@ -258,6 +267,11 @@ class Pump:
             self._stream.close()
             self._stream = None
         self._carrier.disconnect()
+        steady = time.monotonic() - self._made > STEADY_SECONDS
+        self._quick_cuts = 0 if steady else self._quick_cuts + 1
+        if self._quick_cuts > QUICK_CUTS:
+            doubled = RETRY_SECONDS * 2 ** min(self._quick_cuts - QUICK_CUTS, 10)
+            self._pause(min(MAX_PAUSE_SECONDS, doubled))
         while not self._is_stopped():
             ending = self._find_end()
             if ending is not None:
@@ -271,6 +285,7 @@ class Pump:
                 try:
                     if self._resume(stream):
                         self.cuts += 1
+                        self._made = time.monotonic()
                         log.info("A pod's connection was made again")
                         return None
                     why = "the pod does not answer"

@@ -33,12 +33,13 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
     Address,
     Cluster,
+    ClusterNotAnswering,
     find_address,
 )
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
 from gvisor_kernel.runtimes.kubernetes.sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
-from gvisor_kernel.runtimes.kubernetes.starting import Facts, find_container, send_files
+from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_container, send_files
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.packages import open_packages
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source
@@ -273,20 +274,24 @@ def _connect(
     return sandbox
 
 
-def _look_at(cluster: Cluster, pod: str) -> Callable[[], str]:
-    """Return a function that says why a pod will never run."""
+def _look_at(cluster: Cluster, pod: str) -> Callable[[], Look]:
+    """Return a function that says what keeps a pod from running. An API server that does not answer
+    for a moment is no reason to give up."""
     told = ""
 
-    def look() -> str:
+    def look() -> Look:
         nonlocal told
-        found = find_pod(cluster, pod)
+        try:
+            found = find_pod(cluster, pod)
+        except ClusterNotAnswering as error:
+            return Look(wait=error.fact)
         if found is None:
-            return "it was deleted"
+            return Look("it was deleted")
         wait = describe_wait(found)
         if wait and wait != told:
             told = wait
             log.info("The pod %s waits: %s", pod, wait)
-        return find_obstacle(found)
+        return Look(find_obstacle(found), wait)
 
     return look
 

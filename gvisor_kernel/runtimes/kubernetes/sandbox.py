@@ -55,6 +55,9 @@ class PodSandbox(RecordedSandbox):
         """Take over the cluster, the connection and the pipes."""
         super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # The pump may outlive ``close``, in a request that nobody answers. By then ``exit_fd`` may
+        # be another file, so its thread has a copy.
+        self._told_fd = os.dup(self.exit_fd)
         self.pod = pod
         self.asked = asked
         self.cluster = cluster
@@ -95,7 +98,8 @@ class PodSandbox(RecordedSandbox):
     def _on_end(self, ending: Ending | None) -> None:
         self._ending = ending
         self._ended = True
-        os.eventfd_write(self.exit_fd, 1)
+        os.eventfd_write(self._told_fd, 1)
+        os.close(self._told_fd)
 
     # -- facts -----------------------------------------------------------------------------------
 

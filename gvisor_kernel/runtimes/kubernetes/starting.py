@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut, wait_readable
+from gvisor_kernel.runtimes.kubernetes.cluster import is_cut_by
 from gvisor_kernel.runtimes.kubernetes.frames import STDOUT
 from gvisor_kernel.strict_json import JsonError, parse_json
 
@@ -44,6 +45,15 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What the cluster says of a pod that does not answer. ``obstacle``: why it will never run;
+    ``wait``: what it waits for. Both may be empty."""
+
+    obstacle: str = ""
+    wait: str = ""
+
+
+@dataclass(frozen=True)
 class Found:
     """A connection to a container that has answered on it."""
 
@@ -53,25 +63,30 @@ class Found:
 
 def find_container(
     attach: Callable[[], Stream],
-    find_obstacle: Callable[[], str],
+    look: Callable[[], Look],
     note: Callable[[bytes], None],
     deadline: float,
 ) -> Found:
     """Attach until the container answers.
 
-    :param find_obstacle: asks the cluster why the pod will never run; empty while it may
+    :param look: asks the cluster what keeps the pod from running
     :param note: gets what the container writes to stderr
     :raises LaunchError: when it cannot, or does not answer until ``deadline``
     """
     why = "it does not answer"
     while True:
-        obstacle = find_obstacle()
-        if obstacle:
-            raise LaunchError(f"The pod of the kernel does not run: {obstacle}.")
+        seen = look()
+        if seen.obstacle:
+            raise LaunchError(f"The pod of the kernel does not run: {seen.obstacle}.")
         try:
             stream = attach()
         except StreamCut as error:
             why = str(error)
+            if is_cut_by(error, 401, 403):
+                raise LaunchError(
+                    f"The API server lets nobody attach to the pod: {_shorten(why)}.",
+                    "see which rights are missing: gvisor-kernel doctor --runtime kubernetes",
+                ) from error
         else:
             try:
                 facts = _greet(stream, note, deadline)
@@ -84,12 +99,15 @@ def find_container(
                 raise
             stream.close()
         if time.monotonic() > deadline:
-            words = "".join(c for c in why if c.isprintable())[:500].rstrip(".")
             raise LaunchError(
-                f"The pod of the kernel did not start in time: {words}.",
+                f"The pod of the kernel did not start in time: {_shorten(seen.wait or why)}.",
                 "raise the setting start_timeout if the nodes must pull the image first.",
             )
         time.sleep(RETRY_SECONDS)
+
+
+def _shorten(words: str) -> str:
+    return "".join(c for c in words if c.isprintable())[:500].rstrip(".")
 
 
 def _greet(stream: Stream, note: Callable[[bytes], None], deadline: float) -> Facts | None:
