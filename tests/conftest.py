@@ -31,6 +31,7 @@ from .docker.dockerd import Dockerd, running_dockerd
 from .nodes.cluster import Cluster, running_cluster
 from .nodes.sshd import Sshd, running_sshd
 from .patience import FACTOR, scale_seconds
+from .slow_imports import leave_out_grammars
 from .world import PROJECT, World
 
 WORLD = pytest.StashKey[World]()
@@ -125,6 +126,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Kernels that start here share it. Each process of the run has a state directory of its own and
     # does not know the others' kernels, so it could make or remove it between two checks.
     (PROJECT / "outputs").mkdir(exist_ok=True)
+    leave_out_grammars()
     config.stash[WORLD] = World.create()
     config.stash[WORLD].install()
     # A process that a shell starts in the background ignores SIGINT, and so would its children.

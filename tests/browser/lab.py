@@ -14,7 +14,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -35,6 +34,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from gvisor_kernel.host.processes import read_descendants
 
 from ..patience import scale_seconds
+from ..slow_imports import command_of
 
 BROWSER_FLAGS = (
     "--headless=new",
@@ -89,9 +89,7 @@ class LabServer:
         self._running.clear()
         self._process = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "jupyterlab",
+                *command_of("jupyterlab"),
                 "--no-browser",
                 "--ServerApp.ip=127.0.0.1",
                 f"--ServerApp.port={self._port}",

@@ -69,7 +69,7 @@ class Host:
         return self.server.server_port
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
     page = make_frame_page()
     paths: list[str] = []
@@ -130,31 +130,47 @@ class Shown:
         )
 
 
+@pytest.fixture(scope="module")
+def driver(
+    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[webdriver.Chrome]:
+    """A browser that the tests share, as each takes seconds to begin."""
+    with browser(*programs, tmp_path_factory.mktemp("frame") / "profile") as driver:
+        yield driver
+
+
+def embed(host: Host, driver: webdriver.Chrome) -> Shown:
+    """Open the page that embeds the frame, with nothing of the page before."""
+    host.paths.clear()
+    driver.get(f"http://127.0.0.1:{host.port}/")
+    return Shown(driver)
+
+
 @pytest.fixture
-def shown(host: Host, programs: tuple[str, str], tmp_path: Path) -> Iterator[Shown]:
-    net_log = f"--log-net-log={tmp_path / 'net.json'}"
-    with browser(*programs, tmp_path / "profile", net_log) as driver:
-        driver.get(f"http://127.0.0.1:{host.port}/")
-        yield Shown(driver)
+def shown(host: Host, driver: webdriver.Chrome) -> Shown:
+    return embed(host, driver)
 
 
-def test_a_page_reaches_nothing(shown: Shown, host: Host, tmp_path: Path) -> None:
+def test_a_page_reaches_nothing(host: Host, programs: tuple[str, str], tmp_path: Path) -> None:
     attacks = Path(__file__).with_name("frame_attacks.html").read_text()
     udp = host.udp.getsockname()[1]
-    shown.show(attacks.replace("PORT", str(host.port)).replace("UDP", str(udp)))
-    shown.wait(lambda: shown.messages("left"))
-    heard = shown.heard()
-    assert "done" in heard
-    assert "RAN" not in heard, heard
-    # Each attack has said what became of it: those of a line, and 16 of the loops.
-    assert len(heard) == attacks.count("attack('") + attacks.count("attack(`") + 16
-    assert set(host.paths) <= {"/", "/frame", "/favicon.ico"}
-    assert shown.driver.title == "host"
-    assert len(shown.driver.window_handles) == 1
-    host.udp.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        host.udp.recv(100)
-    shown.driver.quit()  # which writes the log
+    net_log = f"--log-net-log={tmp_path / 'net.json'}"
+    with browser(*programs, tmp_path / "profile", net_log) as driver:
+        shown = embed(host, driver)
+        shown.show(attacks.replace("PORT", str(host.port)).replace("UDP", str(udp)))
+        shown.wait(lambda: shown.messages("left"))
+        heard = shown.heard()
+        assert "done" in heard
+        assert "RAN" not in heard, heard
+        # Each attack has said what became of it: those of a line, and 16 of the loops.
+        assert len(heard) == attacks.count("attack('") + attacks.count("attack(`") + 16
+        assert set(host.paths) <= {"/", "/frame", "/favicon.ico"}
+        assert driver.title == "host"
+        assert len(driver.window_handles) == 1
+        host.udp.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            host.udp.recv(100)
+        driver.quit()  # which writes the log
     log = (tmp_path / "net.json").read_text()
     assert "127.0.0.1" in log
     assert set(re.findall(r"[a-z0-9-]+\.leak\.test", log)) == set()

@@ -96,6 +96,7 @@ def test_outputs_are_copied_at_the_end(start: Start, folder: Path) -> None:
     assert (status.st_uid, status.st_gid) == (4711, 4712)
 
 
+@needs_all  # the next test copies by this command, too
 def test_outputs_are_copied_by_sync(
     start: Start, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +149,7 @@ def test_empty_outputs_folder_is_removed(start: Start, folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@needs_all
 def test_outputs_without_a_folder_are_not_kept(start: Start, folder: Path) -> None:
     with start(outputs=None, disk_limit="16M") as (_, client):
         answer = execute(client, f"open('{OUTPUTS}/a', 'wb').write(bytes(32 * 2**20))")

@@ -31,6 +31,7 @@ from gvisor_kernel.snapshots.store import Store as SnapshotStore
 
 from ..egress.indexes import FakeIndex, Served, make_wheel, sha256
 from ..jupyter.helpers import SECONDS, execute, running_kernel
+from ..sweeps import needs_all
 from ..world import World
 from .helpers import serving_pip
 
@@ -206,6 +207,7 @@ def find_snapshots() -> set[str]:
     return {snapshot.meta.key for snapshot in SnapshotStore.open().snapshots()}
 
 
+@needs_all  # tests/snapshots has preloads, and other tests here packages
 def test_preloaded_package_is_in_the_snapshot(installed: Environment, tmp_path: Path) -> None:
     settings = ["--set", 'preload=["demo"]', "--set", "spare=false"]
     others = find_snapshots()

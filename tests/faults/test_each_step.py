@@ -234,4 +234,4 @@ def test_killed_owner_leaves_nothing(lane: Lane, stage: str) -> None:
 @pytest.mark.parametrize("stage", [marked(stage, "part") for stage in WITH_PARTS])
 def test_killed_part_leaves_nothing(lane: Lane, stage: str) -> None:
     """A part is killed: the error is readable, nothing is left, and the next start works."""
-    kill_parts(lane, stage, points_of(2))
+    kill_parts(lane, stage, points_of(1))

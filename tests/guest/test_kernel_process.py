@@ -73,7 +73,9 @@ def restart_in_same_sandbox(manager: Any, client: Any) -> None:
     [
         pytest.param("import os; os.close(1); os.close(2)", id="closes its output"),
         pytest.param(
-            "import os\nfor _ in range(20):\n    if os.fork() == 0: os._exit(0)", id="makes zombies"
+            "import os\nfor _ in range(20):\n    if os.fork() == 0: os._exit(0)",
+            id="makes zombies",
+            marks=needs_all,
         ),
         pytest.param(
             "import subprocess\n"
@@ -84,6 +86,7 @@ def restart_in_same_sandbox(manager: Any, client: Any) -> None:
             "import os\nx = os.open('/dev/stderr', os.O_WRONLY)\n"
             "for _ in range(2000): os.write(x, b'x' * 4095 + b'\\n')",
             id="floods stderr",
+            marks=needs_all,
         ),
     ],
 )
@@ -206,7 +209,12 @@ open('/mnt/user-data/outputs/done', 'w').write(str(time.monotonic() - begin))
 @pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "how", ["interrupt", "shutdown", pytest.param("shutdown now", marks=needs_all)]
+    "how",
+    [
+        "interrupt",
+        pytest.param("shutdown", marks=needs_all),
+        pytest.param("shutdown now", marks=needs_all),
+    ],
 )
 def test_stopped_kernel_can_be_interrupted_and_shut_down(how: str) -> None:
     code = """

@@ -8,7 +8,6 @@ import re
 import secrets
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from typing import Any
 import requests
 from websocket import WebSocket, WebSocketTimeoutException, create_connection
 
+from ..slow_imports import command_of
 from .helpers import SECONDS, Message, wait_until
 
 
@@ -55,7 +55,7 @@ class JupyterServer:
             *self.options,
         ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_server", *options],
+            [*command_of("jupyter_server"), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

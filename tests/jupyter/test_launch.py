@@ -18,6 +18,7 @@ import pytest
 from jupyter_client import BlockingKernelClient
 
 from .. import leaks
+from ..sweeps import needs_all
 from ..world import DEFAULT_KERNEL, World
 from .helpers import (
     SANDBOXED,
@@ -125,18 +126,13 @@ def test_launcher_ends_with_its_kernel(connection_file: Path) -> None:
         assert process.wait(SECONDS) == 7
 
 
-def test_launcher_ends_at_shutdown_request(connection_file: Path) -> None:
-    with launched(connection_file) as (process, client):
-        client.shutdown()
-        assert process.wait(SECONDS) == 0
-
-
-@pytest.mark.parametrize("way", ["shutdown request", "SIGTERM"])
+@pytest.mark.parametrize("way", ["shutdown request", pytest.param("SIGTERM", marks=needs_all)])
 def test_launcher_names_files_that_are_not_kept(way: str, connection_file: Path) -> None:
     with launched(connection_file, stderr=subprocess.PIPE) as (process, client):
         assert execute(client, "open('lost.csv', 'w').close()").status == "ok"
         client.shutdown() if way == "shutdown request" else process.terminate()
         _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == (0 if way == "shutdown request" else 128 + signal.SIGTERM)
     assert b"are lost with the sandbox: lost.csv." in said
     assert b"Traceback" not in said
 
@@ -147,7 +143,7 @@ def test_killed_launcher_leaves_nothing(connection_file: Path) -> None:
         process.wait()
 
 
-@pytest.mark.parametrize("delay", [0.5, 1.0])
+@pytest.mark.parametrize("delay", [0.5, pytest.param(1.0, marks=needs_all)])
 def test_sigterm_during_start_ends_launcher(connection_file: Path, delay: float) -> None:
     process = subprocess.Popen(argv(connection_file), start_new_session=True)
     try:

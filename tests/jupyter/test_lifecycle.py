@@ -24,6 +24,7 @@ from traitlets.config import Config
 from gvisor_kernel.errors import LaunchError
 
 from .. import leaks
+from ..sweeps import ALL, needs_all
 from ..world import World
 from .helpers import (
     SANDBOXED,
@@ -138,7 +139,7 @@ def test_second_start_replaces_kernel() -> None:
 
 
 @pytest.mark.parametrize(
-    "now", [pytest.param(False, marks=pytest.mark.once, id="polite"), pytest.param(True, id="now")]
+    "now", [pytest.param(False, marks=needs_all, id="polite"), pytest.param(True, id="now")]
 )
 def test_restart_while_busy(now: bool) -> None:
     with running_kernel(prepare=be_quick) as (manager, client):
@@ -198,7 +199,9 @@ def test_many_restarts_leak_nothing(world: World) -> None:
         assert grown["processes"] <= 0, grown
 
 
-@pytest.mark.parametrize("how", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    "how", ["os._exit(1)", pytest.param("os.kill(os.getpid(), 9)", marks=needs_all)]
+)
 def test_crash_is_noticed(how: str) -> None:
     with running_kernel() as (manager, client):
         client.execute(f"import os; {how}")
@@ -206,7 +209,7 @@ def test_crash_is_noticed(how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param("os._exit(1)", marks=pytest.mark.once), "os.kill(os.getpid(), 9)"]
+    "how", [pytest.param("os._exit(1)", marks=needs_all), "os.kill(os.getpid(), 9)"]
 )
 def test_crashed_kernel_is_restarted(how: str) -> None:
     """jupyter_client's restarter starts a new kernel, which the same client can use."""
@@ -258,7 +261,10 @@ async def double(manager: AsyncKernelManager, number: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_ten_kernels_run_at_once() -> None:
+def test_many_kernels_run_at_once() -> None:
+    """Four; with ``--all`` ten."""
+    count = 10 if ALL else 4
+
     async def run() -> list[int]:
         kernels = AsyncMultiKernelManager(default_kernel_name=SOONEST)
 
@@ -267,11 +273,11 @@ def test_ten_kernels_run_at_once() -> None:
             return await double(kernels.get_kernel(kernel_id), number)
 
         try:
-            return await asyncio.gather(*(one(i) for i in range(10)))
+            return await asyncio.gather(*(one(i) for i in range(count)))
         finally:
             await kernels.shutdown_all(now=True)
 
-    assert asyncio.run(run()) == [2 * i for i in range(10)]
+    assert asyncio.run(run()) == [2 * i for i in range(count)]
 
 
 def test_sync_multi_kernel_manager_works() -> None:

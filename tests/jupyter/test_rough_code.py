@@ -44,7 +44,7 @@ def assert_works(client: BlockingKernelClient) -> None:
 
 def test_cell_after_error_runs(client: BlockingKernelClient) -> None:
     """Also if it comes as soon as the first cell has ended."""
-    for number in range(40):
+    for number in range(40 if ALL else 15):
         assert execute(client, "1 / 0").error == "ZeroDivisionError"
         assert execute(client, f"{number}").result == f"{number}"
 
@@ -194,7 +194,10 @@ print(found)
     "code",
     [
         "import os\nfor number in range(3): os.close(number)",
-        "import os\nfor number in range(3): os.dup2(os.open('/dev/zero', os.O_RDWR), number)",
+        pytest.param(
+            "import os\nfor number in range(3): os.dup2(os.open('/dev/zero', os.O_RDWR), number)",
+            marks=needs_all,
+        ),
         "import sys\nsys.__stdout__.close(); sys.__stderr__.close(); sys.__stdin__.close()",
     ],
     ids=["closed", "replaced", "closed by Python"],

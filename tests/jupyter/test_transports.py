@@ -13,6 +13,7 @@ import zmq
 from jupyter_client import BlockingKernelClient
 from traitlets.config import Config
 
+from ..sweeps import needs_all
 from ..world import WAYS
 from .helpers import SANDBOXED, execute, running_kernel
 
@@ -31,7 +32,8 @@ def test_default_is_private_ipc_sockets() -> None:
     assert not list(folder.glob("*-[0-9]")) or not folder.exists()
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+# ipc is what kernels have in all other tests.
+@pytest.mark.parametrize("transport", ["tcp", pytest.param("ipc", marks=needs_all)])
 def test_transport_of_manager_is_used(transport: str) -> None:
     """It counts if configured; a trait that is set to its default, tcp, cannot be told apart."""
     config = Config({**SOON, "KernelManager": {"transport": transport}})
@@ -55,7 +57,7 @@ def test_transport_in_settings_is_used() -> None:
         assert execute(client, "40 + 2").result == "42"
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+@pytest.mark.parametrize("transport", ["tcp", pytest.param("ipc", marks=needs_all)])
 def test_client_without_curve_is_ignored(transport: str) -> None:
     """With encryption required, a client with the message key but without CURVE is ignored."""
     encrypted = {"transport": transport, "transport_encryption": "required"}

@@ -32,6 +32,7 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.frames import DATA_CHANNELS
 from gvisor_kernel.link.state import Role, State
 
+from ..sweeps import ALL
 from .helpers import OTHER, connected_pair, small_limits
 
 WINDOW, MESSAGE = 4096, 65536
@@ -207,7 +208,7 @@ class Conversation(RuleBasedStateMachine):
 
 
 Conversation.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=150 if ALL else 50,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -215,7 +216,9 @@ Conversation.TestCase.settings = settings(
 TestConversation = Conversation.TestCase
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=80 if ALL else 30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(
     st.lists(st.tuples(roles, channels, messages), max_size=12),
     st.randoms(use_true_random=False),

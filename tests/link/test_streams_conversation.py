@@ -16,6 +16,8 @@ from gvisor_kernel.link.streams import (
     Streams,
 )
 
+from ..sweeps import ALL
+
 SIZES = st.sampled_from([1, 2, 100, 32_756, 32_757, 70_000, STREAM_WINDOW])
 ACTIONS = st.one_of(
     st.tuples(st.just("open")),
@@ -25,7 +27,11 @@ ACTIONS = st.one_of(
     st.tuples(st.just("consume"), st.booleans(), st.integers(1, 5), SIZES),
     st.tuples(st.just("move"), st.booleans(), st.integers(16, 100_000)),
 )
-ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
+ANY = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=300 if ALL else 100,
+)
 
 
 class Side:

@@ -197,7 +197,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing() -> None:
             pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=needs_all)])
 def test_a_signal_ends_the_server_and_its_sandboxes(number: int) -> None:
     with raw_server() as process, Answers(process) as answers:
         send(process, INITIALIZE, READY, call_tool(1, "run_code", code="while True: pass"))

@@ -23,7 +23,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[HttpServer]:
-    with http_server("--sessions", "1", "--all-sessions", "3") as server:
+    with http_server("--sessions", "1", "--all-sessions", "2") as server:
         yield server
 
 
@@ -41,7 +41,7 @@ def test_clients_do_not_see_each_others_sessions(server: HttpServer) -> None:
 
 def test_the_sandboxes_of_a_client_that_has_left_make_room(server: HttpServer) -> None:
     async def scenario() -> None:
-        for _ in range(4):  # one more than the server may have
+        for _ in range(3):  # one more than the server may have
             async with http_session(server) as session:
                 arguments = {"code": "1 + 1"}
                 while (await session.call_tool("sandbox_run_code", arguments)).is_error:

@@ -20,6 +20,7 @@ from gvisor_kernel.errors import LaunchError, SettingError, UnknownSetting
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner, choose_folder
 
 from ..jupyter.helpers import KERNEL, execute, running_kernel
+from ..sweeps import ALL
 from ..world import World
 
 PATHS = [
@@ -122,7 +123,11 @@ ANY_VALUE = st.recursive(
 )
 
 
-@hypothesis_settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(
+    max_examples=400 if ALL else 100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(st.sampled_from(SETTINGS), ANY_VALUE)
 @example("memory_limit", "5\u212a")
 @example("skills", "~nobody-at-all")
@@ -131,7 +136,7 @@ def test_any_value_is_accepted_or_refused_cleanly(name: str, value: object) -> N
     judge(name, value)
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200 if ALL else 50, deadline=None)
 @given(st.text(max_size=30).filter(lambda name: name not in SETTINGS), ANY_VALUE)
 def test_unknown_name_is_refused(name: str, value: object) -> None:
     """Any name that is not a setting gives UnknownSetting."""

@@ -58,11 +58,18 @@ def spares() -> list[str]:
 
 
 def test_first_kernel_takes_what_was_made_ready(server: JupyterServer) -> None:
-    """At the start for the root folder, and then for the folder that a client names."""
+    """At the start for the root folder; then for a folder that any front end lists, if it has
+    notebooks; then for the folder that a client names."""
     folder = server.folder / "below"
+    for name in ("listed", "other"):
+        (server.folder / name).mkdir()
+    (server.folder / "listed/n.ipynb").write_text("{}")
     api = f"{server.url}/gvisor-kernel/api"
     headers = {"Authorization": f"token {server.token}"}
     wait_until(lambda: spares() == [str(server.folder)], "a spare for the root folder")
+    server.ask("GET", "contents/listed")
+    server.ask("GET", "contents/other")
+    wait_until(lambda: spares() == [str(server.folder / "listed")], "a spare for the listed folder")
     wish = {"kernel_name": KERNEL, "path": "below"}
     answer = requests.post(f"{api}/warm", json=wish, headers=headers, timeout=SECONDS)
     assert (answer.status_code, answer.json()) == (202, {"accepted": True})
@@ -78,16 +85,6 @@ def test_first_kernel_takes_what_was_made_ready(server: JupyterServer) -> None:
     # The first start may come in the moment in which the stopped sandbox is looked at. It takes two
     # starts until a spare is made because of starts, so the second can only take this one.
     assert "spare" in (start(), start())
-
-
-def test_listed_folder_is_made_ready(server: JupyterServer) -> None:
-    """As any front end lists it. A folder without notebooks is nobody's place of work."""
-    (server.folder / "other").mkdir()
-    (server.folder / "below/n.ipynb").write_text("{}")
-    wait_until(lambda: spares() == [str(server.folder)], "a spare for the root folder")
-    server.ask("GET", "contents/below")
-    server.ask("GET", "contents/other")
-    wait_until(lambda: spares() == [str(server.folder / "below")], "a spare for the listed folder")
 
 
 def test_only_a_folder_that_is_gone_to_is_a_visit(tmp_path: Path) -> None:

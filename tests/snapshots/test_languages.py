@@ -192,6 +192,7 @@ def test_relayed_python_kernels_are_restored(tmp_path: Path) -> None:
     assert len(set(keys)) == 1
 
 
+@needs_all  # a start after a failed restore: tests/faults/test_fake_runsc.py
 @pytest.mark.usefixtures("relayed")
 def test_wrong_sandbox_key_makes_start_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discards: Callable[[], str]

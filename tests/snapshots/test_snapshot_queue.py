@@ -25,7 +25,7 @@ from gvisor_kernel.snapshots.build import NICENESS
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
-from ..sweeps import needs_all
+from ..sweeps import ALL, needs_all
 from ..world import kernelspec_of
 from .conftest import copy_snapshot, packages_of
 
@@ -134,6 +134,8 @@ def test_first_start_is_cold_and_next_is_restored(
     version, log = start()
     assert version == "22"
     assert f"the kernel starts without a snapshot: {module} has changed" in log
+    if not ALL:
+        return  # the next snapshot is made as the first one was
     wait_until(
         lambda: [s for s in in_background.snapshots() if s.meta.created > old], "the next snapshot"
     )
@@ -144,9 +146,11 @@ def test_first_start_is_cold_and_next_is_restored(
 def test_snapshots_are_made_one_at_a_time_with_low_priority(
     own_store: Store, tmp_path: Path
 ) -> None:
-    """Two servers with three kernels make three snapshots in turn, at the lowest priority."""
+    """Two servers make their snapshots in turn, at the lowest priority."""
+    first, second = (["wave", "csv"] if ALL else ["wave"]), ["json"]
+    count = len(first) + len(second)
     disk: dict[int, Counter[str]] = defaultdict(Counter)
-    with server(tmp_path, "wave", "csv"), server(tmp_path, "json"):
+    with server(tmp_path, *first), server(tmp_path, *second):
 
         def look() -> bool:
             making = sandboxes_of(own_store)
@@ -159,14 +163,14 @@ def test_snapshots_are_made_one_at_a_time_with_low_priority(
                         # A program is started for each: looks that take long miss sandboxes.
                         if "idle" not in disk[process.pid]:
                             disk[process.pid][disk_priority(process.pid)] += 1
-            return len(labels(own_store)) == 3
+            return len(labels(own_store)) == count
 
-        wait_until(look, "three snapshots", 120)
-    assert labels(own_store) == ["csv", "json", "wave"]
-    assert sum("idle" in seen for seen in disk.values()) >= 6, "three builders and their sandboxes"
+        wait_until(look, "the snapshots", 120)
+    assert labels(own_store) == sorted(first + second)
+    assert sum("idle" in seen for seen in disk.values()) >= 2, "a builder and its sandbox"
     # A process that ends has no priority, and some were not seen before their end.
     assert all("idle" in seen or seen.total() <= 2 for seen in disk.values()), disk
-    assert len(left_in(own_store)) == 3
+    assert len(left_in(own_store)) == count
 
 
 def disk_priority(pid: int) -> str:

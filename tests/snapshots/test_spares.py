@@ -22,6 +22,7 @@ from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 
 from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
+from ..sweeps import needs_all
 from ..world import World
 
 pytestmark = pytest.mark.usefixtures("shared_snapshot")
@@ -145,19 +146,17 @@ print(open("data.txt").read(), os.getcwd(), "UNKNOWN" in os.environ, 6 * 7)
     assert (folder / "outputs" / "kept").read_text() == "kept"
 
 
-@pytest.mark.once
-def test_start_of_other_kind_does_not_take_spare(spare: Listed, tmp_path: Path) -> None:
-    """Neither in another folder nor with other settings."""
+def test_start_of_other_kind_does_not_take_spare(
+    spare: Listed, folder: Path, tmp_path: Path
+) -> None:
+    """Neither in another folder, nor with other settings, nor in a folder in the old one's place,
+    which the spare does not show. So it is removed then."""
     with started(cwd=str(tmp_path)) as (manager, _):
         assert identity_of(manager) != spare.record.identity
     assert [s.id for s in find_spares()] == [spare.id]
     settings = {"spare": True, "memory_limit": "1G"}
     with running_kernel(settings=settings) as (manager, _):
         assert identity_of(manager) != spare.record.identity
-
-
-def test_start_in_replaced_folder_removes_spare(spare: Listed, folder: Path) -> None:
-    """The spare shows the old folder, so it is removed."""
     folder.rename(folder.with_name("moved"))
     folder.mkdir()
     (folder / "new.txt").touch()
@@ -197,7 +196,7 @@ def test_spare_is_removed_after_keep_seconds(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.once
 def test_setting_turns_spares_off(keeper: SpareKeeper) -> None:
-    for _ in range(3):
+    for _ in range(2):
         with running_kernel(settings={"spare": False}):
             pass
     assert keeper._thread is None
@@ -224,7 +223,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("how", [pytest.param("exits", marks=pytest.mark.once), "is killed"])
+@pytest.mark.parametrize("how", [pytest.param("exits", marks=needs_all), "is killed"])
 def test_spare_ends_with_its_process(how: str, world: World) -> None:
     before = leaks.find_things(world, leaks.SANDBOX)
     with subprocess.Popen(
