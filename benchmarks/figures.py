@@ -40,7 +40,8 @@ folder = tempfile.mkdtemp()
 random = numpy.random.default_rng(1)
 count = 900_000
 columns = {name: random.random(count) for name in "ab"}
-columns |= {"key": random.integers(0, 1000, count), "word": random.choice(["x", "yy", "zzz"], count)}
+columns["key"] = random.integers(0, 1000, count)
+columns["word"] = random.choice(["x", "yy", "zzz"], count)
 pandas.DataFrame(columns).to_csv(folder + "/table.csv", index=False)
 """
 """Writes a CSV of about 50 MB."""
