@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -27,6 +27,36 @@ FIVE_THOUSAND = "for i in range(5_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
 ENDLESS = "print('running', flush=True)\nwhile True: pass"
+FORKS = """
+import os
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0: os._exit(0)
+    os.waitpid(pid, 0)
+"""
+SUBPROCESSES = "import subprocess\nfor _ in range(20): subprocess.run(['true'])"
+TABLE = """
+import os, tempfile, numpy, pandas
+folder = tempfile.mkdtemp()
+random = numpy.random.default_rng(1)
+count = 900_000
+columns = {name: random.random(count) for name in "ab"}
+columns["key"] = random.integers(0, 1000, count)
+columns["word"] = random.choice(["x", "yy", "zzz"], count)
+pandas.DataFrame(columns).to_csv(folder + "/table.csv", index=False)
+"""
+"""Writes a CSV of about 50 MB."""
+READ_CSV = "table = pandas.read_csv(folder + '/table.csv')"
+GROUP_BY = "for _ in range(5): table.groupby(['key', 'word']).agg(['mean', 'max'])"
+PARQUET = "table.to_parquet(folder + '/t.parquet'); pandas.read_parquet(folder + '/t.parquet')"
+SMALL_FILES = """
+for number in range(10_000):
+    with open(f"{folder}/{number}", "w") as file: file.write("x" * 100)
+for number in range(10_000):
+    with open(f"{folder}/{number}") as file: file.read()
+for number in range(10_000): os.unlink(f"{folder}/{number}")
+"""
+REMOVE_TABLE = "import shutil; shutil.rmtree(folder)"
 FLOOD = """
 from IPython.display import display
 while True: display({"text/plain": "x" * 120_000_000}, raw=True)
@@ -55,6 +85,12 @@ SMALL_PRINTS = "100,000 small prints"
 FEWER_PRINTS = "5,000 small prints"
 STATS = "100,000 stat calls"
 CPU_BOUND = "CPU-bound cell"
+FORK = "fork and exit of an idle kernel"
+SUBPROCESS = "subprocess.run of true"
+CSV = "read_csv of 50 MB"
+GROUPED = "groupby of its rows, 5 times"
+PARQUET_TRIP = "its rows written as Parquet, and read"
+FILES = "10,000 small files written, read and removed"
 MEMORY = "memory per idle kernel, {} of them, MiB"
 BRIDGE_MEMORY = "memory of the manager's process per kernel, MiB"
 IDLE_CPU = "idle CPU of the kernel's processes, % of a core"
@@ -274,6 +310,27 @@ def measure_compute(kernel: Kernel) -> Samples:
     return {STATS: [run(kernel[1], SYSCALLS)], CPU_BOUND: [run(kernel[1], CPU)]}
 
 
+def measure_forks(kernel: Kernel) -> Samples:
+    client = kernel[1]
+    return {
+        FORK: [run(client, FORKS) / 20 for _ in range(3)],
+        SUBPROCESS: [run(client, SUBPROCESSES) / 20 for _ in range(3)],
+    }
+
+
+def measure_data(kernel: Kernel) -> Samples:
+    """Measure work with a table and with files; Parquet only where pandas has what it needs."""
+    client = kernel[1]
+    run(client, TABLE)
+    samples = {CSV: [run(client, READ_CSV) for _ in range(2)], GROUPED: [run(client, GROUP_BY)]}
+    with suppress(Failed):
+        run(client, "import pyarrow")
+        samples[PARQUET_TRIP] = [run(client, PARQUET) for _ in range(2)]
+    samples[FILES] = [run(client, SMALL_FILES)]
+    run(client, REMOVE_TABLE)
+    return samples
+
+
 def interrupt_once(manager: KernelManager, client: BlockingKernelClient) -> float:
     """Return the seconds from ``interrupt_kernel`` to the reply of an endless loop."""
     request = client.execute(ENDLESS)
@@ -405,6 +462,8 @@ OF_A_KERNEL: dict[str, Callable[..., Samples]] = {
     "large": measure_large,
     "prints": measure_prints,
     "compute": measure_compute,
+    "forks": measure_forks,
+    "data": measure_data,
 }
 OF_MANY = {
     "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",

@@ -44,6 +44,7 @@ class Plan:
     ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that are measured with many
     kernels at once; ``counts``: the numbers of kernels. ``stalled``: variants that print 1 GB to a
     stalled client, or have a neighbour that floods. Empty tuples mean all variants.
+    ``rest_seconds``: how long kernels are idle before ``idle_seconds`` are measured.
     """
 
     rounds: dict[str, int]
@@ -52,13 +53,15 @@ class Plan:
     counts: tuple[int, ...] = (1, 10, 30)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     idle_seconds: float = 20.0
+    rest_seconds: float = 10.0
     stall_seconds: float = 5.0
 
 
 FULL = Plan(
     rounds={
         **{"start": 5, "ready": 2, "trips": 3, "interrupt": 3, "output": 2, "compute": 2},
-        **{"large": 2, "prints": 2, "stalled": 1, "flooded": 2, "memory": 1, "idle": 1},
+        **{"large": 2, "prints": 2, "forks": 2, "data": 2},
+        **{"stalled": 1, "flooded": 2, "memory": 1, "idle": 1},
     },
     crowd=(
         BASELINE,
@@ -71,7 +74,8 @@ FULL = Plan(
 QUICK = Plan(
     rounds={
         **{"start": 2, "ready": 1, "trips": 1, "interrupt": 1, "output": 1, "compute": 1},
-        **{"large": 1, "prints": 1, "stalled": 1, "flooded": 1, "memory": 1, "idle": 1},
+        **{"large": 1, "prints": 1, "forks": 1, "data": 1},
+        **{"stalled": 1, "flooded": 1, "memory": 1, "idle": 1},
     },
     crowd=(BASELINE, "snapshot, direct, root"),
     counts=(1, 10),
@@ -173,6 +177,8 @@ class Schedule:
                 self._remember(variant, figures.MEMORY.format(1), processes.memory(group), 1)
         shared = [v for v in self._variants if v.name in groups and v.kind != "dockernel"]
         managers = {v.worker: {self.worker(v).process.pid} for v in shared}
+        # A sandbox whose kernel cannot be asked is looked at for some seconds before it is stopped.
+        time.sleep(self._plan.rest_seconds)
         self._tell(f"idle for {self._plan.idle_seconds:.0f} s")
         before = {
             name: {process: processes.cpu_seconds([process]) for process in group}

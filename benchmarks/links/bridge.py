@@ -55,6 +55,12 @@ class FakeSandbox:
     def is_busy(self) -> bool:
         return False
 
+    def find_code_processes(self) -> list[int]:
+        return []
+
+    def measure_code(self, pids: list[int]) -> int | None:
+        return None
+
     def kill(self) -> None:
         """The end of the link ends the guest."""
 

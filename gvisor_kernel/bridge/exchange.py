@@ -194,7 +194,7 @@ class Exchange:
     def _from_client(self, channel: Channel, parts: list[Part]) -> None:
         """Check a client's message, then pass it on or keep it for the kernel that is starting."""
         if channel is Channel.HB:
-            if self.link is not None and self.link.stopped:
+            if self.link is not None and self.link.answers_heartbeats:
                 self._clients.send(channel, parts)  # a stopped sandbox was alive when it stopped
             else:
                 self._to_kernel(channel, parts)

@@ -17,6 +17,7 @@ from gvisor_kernel import __version__
 from gvisor_kernel.bridge.egress import OpenEgress, RunEgress
 from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+from gvisor_kernel.bridge.naps import NapPolicy, NapWatch
 from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.link import (
     Channel,
@@ -35,6 +36,7 @@ from gvisor_kernel.link import (
     Resume,
     Resumed,
     Started,
+    Stats,
     StreamFrames,
 )
 from gvisor_kernel.link.frames import Part
@@ -115,6 +117,10 @@ class SandboxLink:
         """Until when streams are slow."""
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
+        self._naps = NapWatch(
+            sandbox,
+            NapPolicy(self._may_sleep, self._ping_between_naps, self._on_nap, self._on_naps_end),
+        )
         self._unwritten_since_query = False
         """Nothing was written since the last IDLE_QUERY to the guest."""
         self._timers: list[asyncio.TimerHandle] = []
@@ -154,7 +160,8 @@ class SandboxLink:
             return 0
         self._received = True
         self.received += len(data)
-        self._wake()  # the guest was not idle after all
+        if not self._naps.active:
+            self._wake()  # the guest was not idle after all
         began = self._loop.time()
         try:
             self.connection.receive_data(data)
@@ -170,7 +177,9 @@ class SandboxLink:
             event = self.connection.next_event()
             if event is None:
                 break
-            if isinstance(event, Pong) and self._quiesced is not None:
+            if self._naps.active and not isinstance(event, (Pong, Stats)):
+                self._wake()
+            if isinstance(event, Pong):
                 self._on_pong(event)
             elif isinstance(event, IdleReply):
                 self._on_idle_reply(event)
@@ -212,8 +221,11 @@ class SandboxLink:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Write the connection's data, now or as soon as the pipe accepts it."""
+    def flush(self, wake: bool = True) -> None:
+        """Write the connection's data, now or as soon as the pipe accepts it.
+
+        ``wake``: data wakes a sandbox that is stopped or naps.
+        """
         if self.ended:
             return
         while True:
@@ -227,7 +239,8 @@ class SandboxLink:
                         self._egress.update()
                     return
                 self._unwritten_since_query = False
-                self._wake()
+                if wake:
+                    self._wake()
             try:
                 written = os.write(self._sandbox.link_in, self._pending)
             except BlockingIOError:
@@ -318,12 +331,16 @@ class SandboxLink:
         ]
 
     def _ping(self) -> None:
-        if self.connection.state not in (State.OPENING, State.CLOSED) and self._quiesced is None:
+        if self._quiesced is None and not self._naps.active:
+            self._send_ping()
+        self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
+
+    def _send_ping(self, wake: bool = True) -> None:
+        if self.connection.state not in (State.OPENING, State.CLOSED):
             self._token += 1
             with suppress(LocalProtocolError):
                 self.connection.send(Ping(self._token))
-            self.flush()
-        self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
+            self.flush(wake)
 
     def quiesce(self) -> asyncio.Future[None]:
         """Stop pings and idle queries; the future is done when the guest has read all data.
@@ -342,8 +359,9 @@ class SandboxLink:
         return self._quiesced
 
     def _on_pong(self, pong: Pong) -> None:
-        assert self._quiesced is not None
-        if pong.token == self._token and not self._quiesced.done() and not self._pending:
+        if self._quiesced is None:
+            self._naps.note_pong()
+        elif pong.token == self._token and not self._quiesced.done() and not self._pending:
             self._quiesced.set_result(None)
 
     def _count_wait(self) -> None:
@@ -358,12 +376,20 @@ class SandboxLink:
 
     def note_activity(self) -> None:
         """Note activity, for which the sandbox has to stay awake."""
+        self._wake()
         if self._idle is not None:
             self._idle.note_activity()
+
+    @property
+    def answers_heartbeats(self) -> bool:
+        """Whether the owner answers heartbeats: the guest was alive when its sandbox stopped."""
+        return self.stopped or self._naps.active
 
     def _send_idle_query(self) -> None:
         run = self.connection.run
         if self.connection.state is not State.RUNNING or run is None or not self._may_sleep():
+            return
+        if self._naps.active:
             return
         with suppress(LocalProtocolError):
             self.connection.send(IdleQuery(run))
@@ -376,14 +402,16 @@ class SandboxLink:
         return not waits and self._sleep is not None and self._sleep.allowed()
 
     def _on_idle_reply(self, reply: IdleReply) -> None:
-        if not reply.idle or self._idle is None or self.stopped or not self._may_sleep():
+        if self._idle is None or self.stopped or not self._may_sleep():
+            return
+        if reply.unknown:
+            self._naps.begin()
+        if not reply.idle:
             return
         if not self._unwritten_since_query:
             self._idle.retry_soon()
             return
-        self._idle.pause()
-        for timer in self._timers:
-            timer.cancel()
+        self._stop_timers()
         self.stopped = True
         self._sandbox.pause()
         self._loop.call_later(POLL_SECONDS, self._check_stopped)
@@ -394,12 +422,36 @@ class SandboxLink:
         if self.stopped and not self.ended and self._sandbox.is_busy():
             self._wake()
 
+    def _stop_timers(self) -> None:
+        if self._idle is not None:
+            self._idle.pause()
+        for timer in self._timers:
+            timer.cancel()
+
+    def _on_nap(self, stopped: bool) -> None:
+        if self.ended:
+            return
+        if stopped and not self.stopped:
+            self._stop_timers()
+            self.stopped = True
+        if self._sleep is not None:
+            self._sleep.changed(stopped)
+
+    def _ping_between_naps(self) -> None:
+        self._send_ping(wake=False)
+
+    def _on_naps_end(self) -> None:
+        """Go on after code has run: ask again later, whether or not there was a first nap."""
+        if self.stopped:
+            self._wake()
+
     def _report_sleep(self) -> None:
         if self._sleep is not None:
             self._sleep.changed(self.stopped)
 
     def _wake(self) -> None:
         """Resume a stopped sandbox, and restart the heartbeat timers."""
+        self._naps.end()
         if self.stopped and not self.ended:
             self.stopped = False
             self._sandbox.resume()
@@ -413,6 +465,7 @@ class SandboxLink:
             return
         self.ended = True
         self.stopped = False
+        self._naps.end()
         self._share.close()
         self._close_egress()
         if self._idle is not None:

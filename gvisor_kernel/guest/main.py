@@ -63,6 +63,7 @@ def serve(ahead: Sequence[str], carried: Optional[CarriedLink], linger: float) -
         connection = Connection(Role.GUEST, hello(*more))
         supervisor = Supervisor(connection, link_in=0, link_out=1, carried=carried)
         supervisor.send_hello()
+        linux.limit_malloc_arenas()
         supervisor.imported = import_ahead(ahead)
         identity.become_init()
         supervisor.run()

@@ -18,7 +18,7 @@ from gvisor_kernel.guest.connection_file import socket_prefix
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.kernel_socket import RELAY, KernelSocket
 from gvisor_kernel.guest.process import KernelProcess
-from gvisor_kernel.guest.sandbox_activity import SandboxActivity
+from gvisor_kernel.guest.sandbox_activity import SandboxActivity, has_other_process
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -121,7 +121,7 @@ class Passage:
         self._socket.flush()
 
     def answer_idle_query(self, query: IdleQuery) -> None:
-        """Answer an IDLE_QUERY, or forward it if the sandbox looks idle from outside the kernel."""
+        """Answer an IDLE_QUERY, or forward it if the kernel looks idle from outside."""
         if not self._socket.direct:
             self._connection.send(IdleReply(query.run, False))
         elif self._activity.check_idle(self._kernel.pid) and not self._query_pending:
@@ -150,8 +150,9 @@ class Passage:
                 self._connection.divert(frames)
             if reply is not None and self._query_pending and reply.run == run:
                 self._query_pending = False
-                idle = not self._connection.queued() and not self._has_unsent()
-                self._connection.send(IdleReply(reply.run, reply.idle and idle))
+                idle = reply.idle and not self._connection.queued() and not self._has_unsent()
+                others = idle and has_other_process(self._kernel.pid)  # which cannot be asked
+                self._connection.send(IdleReply(reply.run, idle and not others, unknown=others))
 
     def find_mode(self) -> Optional[bool]:
         """Return whether the kernel speaks frames; None while this is not known.

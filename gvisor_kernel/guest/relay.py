@@ -214,6 +214,11 @@ class Relay:
         """Whether no connection is open: the kernel's last bytes have been read."""
         return not any(connection.open for connection in self._connections.values())
 
+    @property
+    def silent(self) -> bool:
+        """Whether all connections are open, and nothing waits to be sent on them."""
+        return all(c.open and not c.wants_to_write for c in self._connections.values())
+
     def poll_events(self) -> Iterator[Tuple[int, int]]:
         """Yield descriptors and the events to poll for."""
         for connection in self._connections.values():

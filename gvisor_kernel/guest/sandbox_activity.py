@@ -17,12 +17,12 @@ class SandboxActivity:
         self._last: Optional[Tuple[int, int]] = None
 
     def check_idle(self, kernel: int) -> bool:
-        """Return whether the sandbox is idle, and process ``kernel`` was since the last call."""
+        """Return whether process ``kernel`` sleeps, and has done nothing since the last call."""
         ticks = _read_ticks_if_asleep(kernel)
         last, self._last = self._last, None if ticks is None else (kernel, ticks)
         if ticks is None or last is None or last[0] != kernel:
             return False
-        return ticks - last[1] <= MAX_IDLE_TICKS and not _has_other_process(kernel)
+        return ticks - last[1] <= MAX_IDLE_TICKS
 
 
 def _read_ticks_if_asleep(pid: int) -> Optional[int]:
@@ -37,7 +37,7 @@ def _read_ticks_if_asleep(pid: int) -> Optional[int]:
         return None
 
 
-def _has_other_process(kernel: int) -> bool:
+def has_other_process(kernel: int) -> bool:
     """Return whether there is a living process except PID 1 and ``kernel``."""
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in (1, kernel):

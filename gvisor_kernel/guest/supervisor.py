@@ -441,8 +441,10 @@ class Supervisor:
         if self.passage is not None:
             self.passage.answer_idle_query(query)
         else:
-            # A relayed kernel may always have work.
-            self.connection.send(IdleReply(query.run, False))
+            # A relayed kernel may always have a timer.
+            waits = self.connection.queued() or self._has_unsent() or self._held
+            silent = self.relay is not None and self.relay.silent and not waits
+            self.connection.send(IdleReply(query.run, False, unknown=silent))
 
     def _answer_heartbeats(self) -> None:
         """Answer heartbeats for the kernel: they say that its process exists."""

@@ -23,6 +23,8 @@ _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")
 _RUN = struct.Struct(">I")
 _RUN_FLAG = struct.Struct(">IB")
+_UNKNOWN = 2
+"""The answer of an IDLE_REPLY for a kernel that cannot be asked."""
 _TOKEN = struct.Struct(">Q")
 _STATS = struct.Struct(">IIQ")
 CREDIT = struct.Struct(">I")
@@ -262,17 +264,24 @@ class IdleReply:
     """IDLE_REPLY, guest to host: the reply to an IDLE_QUERY.
 
     ``idle``: the kernel is idle. Nothing happens in the sandbox until a frame is sent to it.
+    ``unknown``: the kernel cannot be asked, and nothing waits to be sent to the host or to it.
     """
 
     run: int
     idle: bool
+    unknown: bool = False
 
     def encode(self) -> bytes:
-        return _RUN_FLAG.pack(self.run, self.idle)
+        return _RUN_FLAG.pack(self.run, _UNKNOWN if self.unknown else self.idle)
 
     @classmethod
     def decode(cls, payload: bytes) -> IdleReply:
-        return cls(*_unpack_run_flag(payload, "IDLE_REPLY"))
+        run, answer = _unpack(_RUN_FLAG, payload, "IDLE_REPLY")
+        if answer > _UNKNOWN:
+            raise RemoteProtocolError(
+                f"An IDLE_REPLY has the answer {answer}; 0, 1 or {_UNKNOWN} is expected."
+            )
+        return cls(run, answer == 1, answer == _UNKNOWN)
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,18 @@ class Sandbox(ABC):
         """
         return False
 
+    def find_code_processes(self) -> list[int]:
+        """Return the host's processes in which code of the sandbox runs. Takes milliseconds."""
+        return []
+
+    def measure_code(self, pids: list[int]) -> int | None:
+        """Return the CPU time in ns that ``pids`` of ``find_code_processes`` have used so far.
+
+        None if one of them has ended, or there are none. Takes microseconds, never raises. It is
+        the same after a while if no code has run: a new process begins with code of another.
+        """
+        return None
+
     @abstractmethod
     def resume(self) -> None:
         """Let a paused sandbox continue. Only its clocks show that time has passed.

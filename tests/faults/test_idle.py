@@ -14,8 +14,9 @@ import pytest
 import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.bridge import idle, service
+from gvisor_kernel.bridge import idle, naps, service
 from gvisor_kernel.bridge.idle import SleepPolicy
+from gvisor_kernel.bridge.naps import NapWatch
 from gvisor_kernel.host.processes import is_alive
 from gvisor_kernel.link import IdleReply
 
@@ -247,12 +248,16 @@ def test_code_that_still_runs_is_noticed(kernel: Watched) -> None:
     wait_until(lambda: not kernel.sandbox.is_busy(), "a stopped sandbox to be at rest")
 
 
-def test_memory_of_stopped_kernel_is_not_measured(kernel: Watched) -> None:
+def test_memory_of_stopped_kernel_is_not_measured(
+    kernel: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernel.wait_for_stop()
     watch = kernel.manager.provisioner._kernel._kernel._attached.memory  # type: ignore[union-attr]
     wait_until(lambda: watch._timer.cancelled(), "the end of looking")
+    looked, look = threading.Event(), watch.start
+    monkeypatch.setattr(watch, "start", lambda: (looked.set(), look()))
     execute(kernel.client, "1")
-    wait_until(lambda: not watch._timer.cancelled(), "the next look")
+    assert looked.wait(SECONDS)  # the kernel may be stopped again by now
 
 
 @pytest.mark.once
@@ -314,15 +319,6 @@ BUSY = {
         "import asyncio, os; r, w = os.pipe(); l = asyncio.get_running_loop()\n"
         "l.add_reader(r, print)",
         "l.remove_reader(r); os.close(r); os.close(w)",
-    ),
-    "a child process": (
-        "import subprocess; p = subprocess.Popen(['sleep', '1000'])",
-        "p.kill(); p.wait()",
-    ),
-    "a detached child": (
-        "import subprocess; s = 'sleep 1000 > /dev/null 2>&1 & echo $!'\n"
-        "p = subprocess.run(['setsid', 'sh', '-c', s], stdout=subprocess.PIPE)",
-        "import os; os.kill(int(p.stdout), 9)",
     ),
     "an alarm": ("import signal; signal.alarm(1000)", "signal.alarm(0)"),
 }
@@ -421,10 +417,113 @@ def test_idle_subshell_does_not_prevent_stop(kernel: Watched) -> None:
         ask("delete_subshell_request", header)
 
 
-def test_relayed_kernel_is_never_stopped() -> None:
-    with watched_kernel(kernel_mode="relay") as kernel:
-        kernel._link._loop.call_soon_threadsafe(kernel._link.note_activity)
-        kernel.assert_stays_awake()
+# -- naps of a kernel that cannot be asked -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def relayed() -> Iterator[Watched]:
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        with watched_kernel(kernel_mode="relay") as kernel:
+            yield kernel
+
+
+def wait_for_nap(kernel: Watched) -> None:
+    wait_until(lambda: kernel._link._naps.napping, "a first nap")
+
+
+def test_relayed_kernel_naps_and_wakes_for_a_message(
+    relayed: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    execute(relayed.client, "x = 40")
+    wait_for_nap(relayed)
+    relayed.wait_for_stop()
+    assert relayed.manager.is_alive()
+    assert execute(relayed.client, "x + 2").result == "42"
+    wait_for_nap(relayed)
+
+
+def test_heartbeat_does_not_end_naps(relayed: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    wait_for_nap(relayed)
+    ended: list[bool] = []
+    monkeypatch.setattr(relayed._link._naps, "end", lambda: ended.append(True))
+    with zmq.Context() as context, context.socket(zmq.REQ) as heart:
+        heart.linger = 0
+        heart.connect(relayed.client._make_url("hb"))
+        for number in range(20):
+            heart.send(b"beat %d" % number)
+            assert heart.poll(1000 * SECONDS)
+            assert heart.recv() == b"beat %d" % number
+    assert not ended
+
+
+def test_timer_goes_off_between_naps(relayed: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No message is sent meanwhile: only a break lets the timer go off."""
+    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    monkeypatch.setattr(naps, "NAP_SECONDS", QUICK)
+    code = "import threading; threading.Timer(3, lambda: print('due', flush=True)).start()"
+    assert execute(relayed.client, code).status == "ok"
+    wait_for_nap(relayed)
+    wait_for_text(relayed.client, "due")
+
+
+CHILDREN = {
+    "a child process": (
+        "import subprocess; p = subprocess.Popen(['sleep', '1000'])",
+        "p.kill(); p.wait()",
+    ),
+    "a detached child": (
+        "import subprocess; s = 'sleep 1000 > /dev/null 2>&1 & echo $!'\n"
+        "p = subprocess.run(['setsid', 'sh', '-c', s], stdout=subprocess.PIPE)",
+        "import os; os.kill(int(p.stdout), 9)",
+    ),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("what", CHILDREN)
+def test_kernel_with_a_child_that_sleeps_naps(
+    kernel: Watched, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be stopped for good, but for the child."""
+    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    begin, end = CHILDREN[what]
+    assert execute(kernel.client, begin).status == "ok"
+    with kernel._replied:
+        del kernel.replies[:]
+    wait_for_nap(kernel)
+    assert not any(kernel.replies)
+    assert execute(kernel.client, end).status == "ok"
+    kernel.wait_for_stop()
+
+
+def test_kernel_whose_thread_runs_often_does_not_nap(
+    relayed: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    looks = threading.Semaphore(0)
+    give_up = NapWatch._give_up
+
+    def note(watch: NapWatch) -> None:
+        assert not watch.napping
+        looks.release()
+        give_up(watch)
+
+    begin = (
+        "import threading; on = threading.Event()\n"
+        "def work():\n    while not on.wait(0.01): pass\n"
+        "t = threading.Thread(target=work); t.start()"
+    )
+    assert execute(relayed.client, begin).status == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr(NapWatch, "_give_up", note)
+        for _ in range(REPLIES):
+            assert looks.acquire(timeout=SECONDS)
+        assert not relayed._link._naps.napping
+    assert execute(relayed.client, "on.set(); t.join()").status == "ok"
+    wait_for_nap(relayed)
 
 
 @pytest.mark.once

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
 
@@ -49,6 +51,38 @@ def test_calls_without_stack_room_map_chunks_at_some_depth() -> None:
 
 def test_calls_with_stack_room_map_no_chunks() -> None:
     assert worst_faults("with_stack_room(probe)()") < 500
+
+
+ARENAS = """
+import ctypes, threading
+from gvisor_kernel.guest import linux
+{limit}
+libc = ctypes.CDLL(None)
+together = threading.Barrier(65)
+def work():
+    libc.malloc(100_000)
+    together.wait()
+for _ in range(64):
+    threading.Thread(target=work).start()
+together.wait()
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+def count_arenas(limit: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", ARENAS.format(limit=limit)], check=True, stdout=subprocess.PIPE
+    )
+    return done.stdout.count(b"<heap nr=")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+def test_threads_share_one_arena_of_malloc_for_each_cpu() -> None:
+    """A fork writes to every arena."""
+    most = max(2, os.cpu_count() or 1)
+    assert count_arenas("") > most
+    assert count_arenas("linux.limit_malloc_arenas()") <= most
 
 
 def test_forked_kernel_looks_like_its_own_interpreter() -> None:

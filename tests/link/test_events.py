@@ -51,6 +51,7 @@ EVENTS = [
     IdleQuery(2**32 - 1),
     IdleReply(1, True),
     IdleReply(2**32 - 1, False),
+    IdleReply(1, False, unknown=True),
     Signal(1, 1),
     Signal(1, 64),
     Exited(1, 0),

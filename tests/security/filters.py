@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 SEIZE, INTERRUPT, GET_FILTER, DETACH = 0x4206, 0x4207, 0x420C, 17
 STEP = struct.Struct("=HBBI")
@@ -49,25 +50,26 @@ def read_filters(pid: int) -> list[Program]:
     with _stopped(pid):
         while True:
             try:
-                count = _ptrace(GET_FILTER, pid, len(found), buffer)
+                size = _ptrace(GET_FILTER, pid, len(found), buffer)
             except OSError as error:
                 if error.errno == errno.ENOENT and found:
                     return found
                 raise
-            assert count <= MAX_STEPS
-            found.append(list(STEP.iter_unpack(buffer.raw[: count * STEP.size])))
+            assert size <= MAX_STEPS
+            found.append(list(STEP.iter_unpack(buffer.raw[: size * STEP.size])))
 
 
 def allows(filters: Sequence[Program], number: int, *arguments: int) -> bool:
     """Whether all ``filters`` allow a system call of x86-64."""
     args = [*arguments, *[0] * 6][:6]
     call = struct.pack("=iIQ6Q", number, X86_64, 0, *args)
-    return all(_run(program, call) & ACTION == ALLOW for program in filters)
+    return all(run(program, call)[0] & ACTION == ALLOW for program in filters)
 
 
-def _run(program: Program, call: bytes) -> int:
+def run(program: Program, call: bytes) -> tuple[int, int]:
+    """Return what the program returns for a call (struct seccomp_data), and how many steps ran."""
     at = value = 0
-    while True:
+    for steps in count(1):
         code, if_true, if_false, k = program[at]
         at += 1
         if code == 0x20:  # load
@@ -81,9 +83,10 @@ def _run(program: Program, call: bytes) -> int:
         elif code == 0x74:  # shift to the right
             value >>= k
         elif code == 0x06:  # return
-            return k
+            return k, steps
         else:
             raise AssertionError(f"unknown BPF instruction {code:#x}")
+    raise AssertionError("a program without an end")
 
 
 _CONDITIONS = {

@@ -112,6 +112,12 @@ class RunscSandbox(RecordedSandbox):
         # Code inside runs in children of the sentry, which a SIGSTOP to the sentry does not stop.
         return any(map(processes.has_running_thread, processes.read_descendants(self._sentry)))
 
+    def find_code_processes(self) -> list[int]:
+        return processes.read_descendants(self._sentry)
+
+    def measure_code(self, pids: list[int]) -> int | None:
+        return processes.read_cpu_time(pids) if pids else None
+
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 

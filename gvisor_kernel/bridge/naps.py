@@ -1,0 +1,163 @@
+"""Naps: a sandbox in which nothing happens is stopped for a second at a time.
+
+For a kernel that PID 1 cannot ask whether it is idle. It may have a timer, which nobody sees, so
+its sandbox cannot be stopped until the next message. Between two naps the sandbox runs for a
+moment, in which whatever is due happens: a timer of such a kernel is late by one nap at most.
+
+Whether code has run is seen from outside, in the CPU time of the sandbox's processes, to the
+nanosecond. Code that runs for long, or twice within LOOK_SECONDS, keeps its sandbox awake.
+Heartbeats of clients would make code run, so the host answers them from the look on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+
+LOOK_SECONDS = 5.0
+"""How long the host looks before the first nap. Code that runs once within that is no obstacle."""
+LOOKS = 5
+"""How often it looks in that time."""
+NAP_SECONDS = 1.0
+BREAK_SECONDS = 0.015
+"""How long the sandbox runs between two naps."""
+SETTLE_SECONDS = 0.2
+"""How long code may run in a break before it counts as going on."""
+NAPS_PER_PING = 8
+"""Naps between two signs of life: PID 1 wakes by itself after 10 s without a byte. It got the last
+one before the look."""
+PONG_SETTLE_SECONDS = 0.05
+PONG_SECONDS = 5.0
+"""How long PID 1 has to answer. After that the sandbox naps no more."""
+
+
+@dataclass(frozen=True)
+class NapPolicy:
+    """Callbacks to the owner of the sandbox.
+
+    ``allowed`` returns whether a nap may begin. ``ping`` asks PID 1 for a sign of life, after which
+    the owner calls ``note_pong``. ``changed(stopped)`` is called when the sandbox was stopped or
+    continued. ``ended`` is called when the naps have ended by themselves, with the sandbox running.
+    """
+
+    allowed: Callable[[], bool]
+    ping: Callable[[], None]
+    changed: Callable[[bool], None]
+    ended: Callable[[], None]
+
+
+class NapWatch:
+    """Looks at one sandbox and stops it, from ``begin`` until ``end`` or until code runs in it.
+
+    Uses the loop that runs at construction.
+    """
+
+    def __init__(self, sandbox: LinkedSandbox, policy: NapPolicy) -> None:
+        self._sandbox = sandbox
+        self._policy = policy
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._processes: list[int] = []
+        self._used: int | None = None
+        self._code_at = float("-inf")
+        """When code ran in a break for the last time."""
+        self._looks = self._naps_to_ping = 0
+        self._awaits_pong = False
+        self.napping = False
+        """Whether there was a first nap: the sandbox is stopped most of the time."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it looks or naps. The host sends nothing meanwhile but what wakes the sandbox."""
+        return self._timer is not None
+
+    def begin(self) -> None:
+        """Look whether code runs, and let the sandbox nap if none does."""
+        if self.active:
+            return
+        self._processes = self._sandbox.find_code_processes()
+        self._used = self._sandbox.measure_code(self._processes)
+        self._code_at = float("-inf")
+        self._looks = LOOKS
+        self._naps_to_ping = NAPS_PER_PING // 2
+        if self._used is not None:
+            self._wait(LOOK_SECONDS / LOOKS, self._look)
+
+    def end(self) -> None:
+        """Look and nap no more; the sandbox runs. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.napping:
+            self.napping = self._awaits_pong = False
+            self._continue()
+
+    def note_pong(self) -> None:
+        """Note PID 1's sign of life. What it ran for that is not counted."""
+        if self._awaits_pong:
+            self._awaits_pong = False
+            self._naps_to_ping = NAPS_PER_PING
+            self._wait(PONG_SETTLE_SECONDS, self._nap_after_pong)
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, then)
+
+    def _find_code(self) -> tuple[bool, bool]:
+        """Return whether code has run since the last call, and whether it does so often."""
+        used, now = self._sandbox.measure_code(self._processes), self._loop.time()
+        if used == self._used:
+            return False, False
+        often = used is None or now - self._code_at < LOOK_SECONDS
+        self._used, self._code_at = used, now
+        return True, often
+
+    def _look(self) -> None:
+        _, often = self._find_code()
+        self._looks -= 1
+        if often or not self._policy.allowed():
+            self._give_up()
+        elif self._looks:
+            self._wait(LOOK_SECONDS / LOOKS, self._look)
+        else:
+            self._nap()
+
+    def _nap(self) -> None:
+        self.napping = True
+        self._naps_to_ping -= 1
+        self._sandbox.pause()
+        self._policy.changed(True)
+        self._wait(NAP_SECONDS, self._take_break)
+
+    def _take_break(self) -> None:
+        self._continue()
+        self._wait(BREAK_SECONDS, self._end_break)
+
+    def _end_break(self) -> None:
+        runs, often = self._find_code()
+        if often or not self._policy.allowed():
+            self._give_up()
+        elif runs:
+            self._wait(SETTLE_SECONDS, self._end_break)
+        elif self._naps_to_ping > 0:
+            self._nap()
+        else:
+            self._awaits_pong = True
+            self._wait(PONG_SECONDS, self._give_up)
+            self._policy.ping()
+
+    def _nap_after_pong(self) -> None:
+        self._used = self._sandbox.measure_code(self._processes)
+        self._end_break()
+
+    def _continue(self) -> None:
+        self._sandbox.resume()
+        self._policy.changed(False)
+
+    def _give_up(self) -> None:
+        self.end()
+        self._policy.ended()
