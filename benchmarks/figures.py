@@ -25,6 +25,8 @@ IMPORTS = "import numpy, pandas, matplotlib.pyplot"
 PRINTS = "for i in range(100_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
+ARRAYS = "import numpy as np\na, b = np.ones(5 << 17), np.ones(5 << 17)"
+ARITHMETIC = "for _ in range(100): c = a * 2 + b; d = c - a; del c, d"
 ENDLESS = "print('running', flush=True)\nwhile True: pass"
 FLOOD = """
 from IPython.display import display
@@ -53,6 +55,7 @@ OUTPUT_100 = "100 MB of output"
 SMALL_PRINTS = "100,000 small prints"
 STATS = "100,000 stat calls"
 CPU_BOUND = "CPU-bound cell"
+ARRAYS_BOUND = "arithmetic with arrays of 5 MiB"
 MEMORY = "memory per idle kernel, {} of them, MiB"
 BRIDGE_MEMORY = "memory of the manager's process per kernel, MiB"
 IDLE_CPU = "idle CPU of the kernel's processes, % of a core"
@@ -265,7 +268,9 @@ def measure_prints(kernel: Kernel) -> Samples:
 
 
 def measure_compute(kernel: Kernel) -> Samples:
-    return {STATS: [run(kernel[1], SYSCALLS)], CPU_BOUND: [run(kernel[1], CPU)]}
+    samples = {STATS: [run(kernel[1], SYSCALLS)], CPU_BOUND: [run(kernel[1], CPU)]}
+    run(kernel[1], ARRAYS)
+    return {**samples, ARRAYS_BOUND: [run(kernel[1], ARITHMETIC)]}
 
 
 def interrupt_once(manager: KernelManager, client: BlockingKernelClient) -> float:
