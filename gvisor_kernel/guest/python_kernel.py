@@ -52,10 +52,11 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import allocator, installed
+        from gvisor_kernel.guest import allocator, installed, module_files
         from gvisor_kernel.guest.stack_room import with_stack_room
 
         allocator.prepare_own()
+        module_files.read_quickly()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:
             link = int(sys.argv[2])
