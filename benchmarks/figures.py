@@ -26,6 +26,8 @@ PRINTS = "for i in range(100_000): print(i)"
 FIVE_THOUSAND = "for i in range(5_000): print(i)"
 SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
+ARRAYS = "import numpy as np\na, b = np.ones(5 << 17), np.ones(5 << 17)"
+ARITHMETIC = "for _ in range(100): c = a * 2 + b; d = c - a; del c, d"
 ENDLESS = "print('running', flush=True)\nwhile True: pass"
 FORKS = """
 import os
@@ -91,6 +93,7 @@ CSV = "read_csv of 50 MB"
 GROUPED = "groupby of its rows, 5 times"
 PARQUET_TRIP = "its rows written as Parquet, and read"
 FILES = "10,000 small files written, read and removed"
+ARRAYS_BOUND = "arithmetic with arrays of 5 MiB"
 MEMORY = "memory per idle kernel, {} of them, MiB"
 BRIDGE_MEMORY = "memory of the manager's process per kernel, MiB"
 IDLE_CPU = "idle CPU of the kernel's processes, % of a core"
@@ -307,7 +310,9 @@ def measure_prints(kernel: Kernel) -> Samples:
 
 
 def measure_compute(kernel: Kernel) -> Samples:
-    return {STATS: [run(kernel[1], SYSCALLS)], CPU_BOUND: [run(kernel[1], CPU)]}
+    samples = {STATS: [run(kernel[1], SYSCALLS)], CPU_BOUND: [run(kernel[1], CPU)]}
+    run(kernel[1], ARRAYS)
+    return {**samples, ARRAYS_BOUND: [run(kernel[1], ARITHMETIC)]}
 
 
 def measure_forks(kernel: Kernel) -> Samples:

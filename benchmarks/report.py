@@ -80,6 +80,7 @@ GROUPS = (
         (
             Column(figures.CPU_BOUND, "CPU-bound cell"),
             Column(figures.STATS, "100,000 `os.stat`"),
+            Column(figures.ARRAYS_BOUND, "arrays of 5 MiB"),
             Column(figures.INTERRUPT, "time to interrupt", unit="ms"),
             Column(figures.FORK, "fork and exit", unit="ms"),
             Column(figures.SUBPROCESS, '`subprocess.run(["true"])`', unit="ms"),

@@ -21,7 +21,9 @@ from collections.abc import Mapping, Sequence
 from typing import List, NoReturn, Optional
 
 from gvisor_kernel.guest import python_kernel
+from gvisor_kernel.guest.lone_imports import lone_imports
 from gvisor_kernel.guest.resume import reseed
+from gvisor_kernel.guest.stack_room import with_stack_room
 
 EARLY_PREFIXES = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
 """Prefixes of variables that an interpreter reads when it starts."""
@@ -34,10 +36,14 @@ def import_ahead(names: Sequence[str]) -> bool:
     """
     if not names:
         return False
-    try:
-        for name in names:
+
+    def import_all() -> None:
+        for name in (*names, "gvisor_kernel.guest.ipykernel_adapter"):
             importlib.import_module(name)
-        importlib.import_module("gvisor_kernel.guest.ipykernel_adapter")
+
+    try:
+        with lone_imports():
+            with_stack_room(import_all)()
     except Exception as error:
         print(f"{names[0]} cannot be imported: {error}", file=sys.stderr)
         return False

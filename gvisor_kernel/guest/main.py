@@ -9,7 +9,7 @@ import sys
 from typing import Optional, Sequence, Tuple
 
 import gvisor_kernel
-from gvisor_kernel.guest import identity, linux, process
+from gvisor_kernel.guest import allocator, identity, linux, module_files, process
 from gvisor_kernel.guest.carried_link import CarriedLink, describe_network
 from gvisor_kernel.guest.forked_kernel import import_ahead
 from gvisor_kernel.guest.supervisor import HostGone, Supervisor
@@ -56,6 +56,8 @@ def serve(ahead: Sequence[str], carried: Optional[CarriedLink], linger: float) -
     """Serve the link until the host is gone, then end everything. Does not return."""
     status = 0
     try:
+        allocator.prepare_own()
+        module_files.read_quickly()
         identity.learn_kernel_id()
         give_scratch_to_kernel()
         mount_workspace()

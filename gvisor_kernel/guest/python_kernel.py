@@ -52,11 +52,13 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import installed, linux
+        from gvisor_kernel.guest import allocator, installed, linux, module_files
         from gvisor_kernel.guest.cached_pid import cache_pid
         from gvisor_kernel.guest.stack_room import with_stack_room
 
+        allocator.prepare_own()
         linux.limit_malloc_arenas()
+        module_files.read_quickly()
         cache_pid()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:

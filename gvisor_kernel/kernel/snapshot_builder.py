@@ -39,6 +39,7 @@ from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.snapshot import Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.spec.layout import GUEST
 from gvisor_kernel.strict_json import parse_json
 
 MAX_LIST = 16 * 1024 * 1024
@@ -67,6 +68,16 @@ WARM_UP_REQUESTS = {
 
 They load the compilers, for which the first cell would otherwise wait. Running code instead would
 count as a cell."""
+
+FONT_LIST = f"""
+import sys
+sys.path.insert(0, "{GUEST}")
+try:
+    from gvisor_kernel.guest import font_list
+finally:
+    sys.path.remove("{GUEST}")
+font_list.make()
+"""
 
 SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/local/lib", "/usr/lib")
 PACKAGE_LISTS = (
@@ -234,6 +245,8 @@ def _warm_up(
             # The files of an image never change, and its digest is part of the key.
             return make_manifest([], [], [], since)
         return list_installed(plan.request.python)
+    report("Making the list of fonts", 0.25)
+    _run_python(client, FONT_LIST)
     steps = len(plan.spec.preload)
     for number, name in enumerate(plan.spec.preload):
         report(f"Importing {name}", 0.3 + 0.4 * number / steps)

@@ -37,6 +37,25 @@ def probe():
 """Calls at 400 depths. A chunk that is mapped anew at each call causes a page fault each."""
 
 
+BLOCKS = """
+import ctypes, os, subprocess, sys
+CODE = '''
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+block = libc.malloc(1 << 20)
+with open("/proc/self/maps") as file:
+    heap = next(line for line in file if "[heap]" in line).split()[0]
+begin, end = (int(word, 16) for word in heap.split("-"))
+print(begin <= block < end)
+'''
+exec(CODE, {})
+print(subprocess.check_output([sys.executable, "-c", CODE], text=True).strip())
+print([name for name in os.environ if "MALLOC" in name])
+"""
+"""Prints whether a block of 1 MiB is in the heap: of the kernel, of a program that it starts."""
+
+
 def worst_faults(run: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", PROBE + run], check=True, stdout=subprocess.PIPE, text=True
@@ -104,6 +123,7 @@ def test_forked_kernel_looks_like_its_own_interpreter() -> None:
         assert execute(client, "import os; os.environ['HOME'], os.getppid()").result == (
             "('/home/user', 1)"
         )
+        assert execute(client, BLOCKS).text.split("\n")[:3] == ["True", "False", "[]"]
 
 
 def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
@@ -113,3 +133,4 @@ def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
         with running_kernel(settings=settings, start=start) as (_, client):
             answer = execute(client, "open('/proc/self/cmdline').read().split('\\0')[2]")
             assert answer.result == "'/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py'"
+            assert execute(client, BLOCKS).text.split("\n")[0] == "True"

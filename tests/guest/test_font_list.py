@@ -1,0 +1,88 @@
+"""The list of fonts of a snapshot: made by a process that ends, whatever matplotlib does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvisor_kernel.guest import font_list
+
+ENDLESS = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+with open(FILE + ".new", "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+os.rename(FILE + ".new", FILE)
+signal.pause()
+"""
+LIST = "open(FILE, 'x').close()"
+
+Pretend = Callable[[str], Path]
+
+
+@pytest.fixture
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    """Return a function that makes a package matplotlib of ``code``; it returns the path FILE."""
+
+    def make(code: str) -> Path:
+        package = tmp_path / "matplotlib"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        file = tmp_path / "written"
+        (package / "font_manager.py").write_text(f"FILE = {str(file)!r}\n{code}\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, font_list.MODULE, raising=False)
+        monkeypatch.delitem(sys.modules, font_list.PACKAGE, raising=False)
+        return file
+
+    return make
+
+
+def test_list_is_made_by_another_process(pretend: Pretend) -> None:
+    file = pretend(LIST)
+    assert font_list.make()
+    assert file.exists()
+    assert font_list.MODULE not in sys.modules
+
+
+@pytest.mark.parametrize("code", ["raise ImportError", "import os; os._exit(3)", "import os, no_"])
+def test_matplotlib_that_fails_costs_the_list_only(pretend: Pretend, code: str) -> None:
+    pretend(code)
+    assert not font_list.make()
+
+
+def test_environment_without_matplotlib_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(font_list, "PACKAGE", "gk_no_such_package")
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.delitem(sys.modules, font_list.MODULE, raising=False)
+    assert not font_list.make()
+
+
+def test_list_that_takes_too_long_is_given_up(
+    pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed with those that it has started."""
+    file = pretend(ENDLESS)
+    wait = subprocess.Popen.wait
+
+    def give_up(process: Any, timeout: float | None = None) -> int:
+        if timeout is None:
+            return wait(process)
+        while not file.exists():
+            assert process.poll() is None
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", give_up)
+    assert not font_list.make()
+    parent, child = map(int, file.read_text().split())
+    with pytest.raises(ProcessLookupError):
+        os.kill(parent, 0)
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
