@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,6 +339,29 @@ def test_silent_node_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.3)
     with pytest.raises(SandboxError, match="nothing came"):
         collect(["sleep", "600"], "now")
+
+
+def test_node_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    """It is never silent, and its archive has no end."""
+    (tmp_path / "here").write_bytes(HERE)
+    endless = r"while :; do printf '\0\0\0\1x'; done"
+    argv = ["sh", "-c", f"read -r question; cat {tmp_path}/here; {endless}"]
+    with Fetch(argv, dict(os.environ), seconds=1) as fetch:
+        assert fetch.ask("last", NAME)
+        with pytest.raises(SandboxError, match="too long"):
+            for _ in fetch.pieces():
+                pass
+
+
+def test_outputs_are_fetched_by_a_server_with_many_descriptors(tmp_path: Path) -> None:
+    """``select`` takes no descriptor above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            held.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        assert collect(say(tmp_path, HERE + b"".join(write_pieces([b"abc"]))), "now") == b"abc"
 
 
 def test_files_that_are_sent_are_read_while_they_change(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -177,6 +178,23 @@ def test_odd_values_of_facts_are_left_out(value: object) -> None:
     reports, _ = reports_of(write_fact("memory", used=value))
     assert reports.number("memory", "used") == 0
     assert reports.text("memory", "nothing") == ""
+
+
+def test_end_of_the_client_ends_what_another_process_holds_open() -> None:
+    """As the master of an SSH connection does, for as long as the helper waits to be fetched."""
+    read, write = os.pipe()
+    with subprocess.Popen(["true"]) as client:
+        reports = Reports(read, print, lambda: None, client=os.pidfd_open(client.pid))
+        os.write(write, write_fact("here", node="n1"))
+    reports.join(60)
+    assert reports.is_over
+    assert reports.text("here", "node") == "n1"
+    os.close(write)
+
+
+def test_text_that_is_shown_steers_no_terminal() -> None:
+    reports, _ = reports_of(write_fact("failed", fact="\x1b]0;title\x07a\n\tb\x9b2J"))
+    assert reports.shown("failed", "fact") == "]0;titlea\n\tb2J"
 
 
 def test_waiting_for_a_fact_ends_with_the_client() -> None:

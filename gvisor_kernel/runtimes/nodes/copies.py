@@ -23,7 +23,7 @@ from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places, check_source
-from gvisor_kernel.runtimes.nodes.fetch import Fetch
+from gvisor_kernel.runtimes.nodes.fetch import SILENT_SECONDS, Fetch
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import copied_outputs, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
@@ -118,7 +118,9 @@ def copy_outputs(
     :raises SandboxError: when the node does not send them
     :raises Refused, OSError: see ``take_outputs``
     """
-    with Fetch(argv, client_variables(record.runtime, os.environ)) as fetch:
+    # The copy's own limit is reached first: then the next try continues from there.
+    limit = None if seconds is None else seconds + SILENT_SECONDS
+    with Fetch(argv, client_variables(record.runtime, os.environ), limit) as fetch:
         if not fetch.ask("last" if last else "now", record.container_id):
             return None
         try:

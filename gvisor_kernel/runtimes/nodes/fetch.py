@@ -5,8 +5,8 @@ It is run through srun or ssh, whose words on stderr explain a failure. Every wa
 
 from __future__ import annotations
 
+import math
 import os
-import select
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from types import TracebackType
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.nodes.orders import MARK, read_fact
 from gvisor_kernel.runtimes.nodes.pieces import read_pieces
+from gvisor_kernel.runtimes.nodes.reports import readable
 
 SILENT_SECONDS = 60.0
 """How long a node may send nothing."""
@@ -27,10 +28,16 @@ MAX_WORDS = 2000
 
 
 class Fetch:
-    """A running command ``fetch`` on a node; a context manager that ends it."""
+    """A running command ``fetch`` on a node; a context manager that ends it.
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    ``seconds``: how long a node that goes on sending is listened to; None: without a limit.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], environment: Mapping[str, str], seconds: float | None = None
+    ) -> None:
         """:raises SandboxError: when there is no such program"""
+        self._until = math.inf if seconds is None else time.monotonic() + seconds
         try:
             self._process = subprocess.Popen(
                 list(argv),
@@ -114,8 +121,11 @@ class Fetch:
         deadline = time.monotonic() + SILENT_SECONDS
         while len(data) < size:
             waits_for = [out] if self._process.stderr.closed else [out, err]
-            ready = select.select(waits_for, [], [], max(0.0, deadline - time.monotonic()))[0]
-            if not ready:
+            now = time.monotonic()
+            if now > self._until:
+                raise self._fail("it takes too long")
+            ready = readable(waits_for, max(0.0, min(deadline, self._until) - now))
+            if not ready and time.monotonic() > deadline:
                 raise self._fail(f"nothing came for {SILENT_SECONDS:g} s")
             if out in ready:
                 more = os.read(out, size - len(data))
@@ -123,7 +133,7 @@ class Fetch:
                     raise self._fail("the command has ended")
                 data += more
                 deadline = time.monotonic() + SILENT_SECONDS
-            elif not self._take_words(err):
+            elif err in ready and not self._take_words(err):
                 self._process.stderr.close()
         return bytes(data)
 
@@ -135,8 +145,10 @@ class Fetch:
     def _fail(self, why: str) -> SandboxError:
         stderr = self._process.stderr
         if stderr is not None and not stderr.closed:
-            while select.select([stderr], [], [], 0.5)[0] and self._take_words(stderr.fileno()):
-                pass
+            # At most what is kept: a node may go on.
+            for _ in range(MAX_WORDS):
+                if not (readable([stderr.fileno()], 0.5) and self._take_words(stderr.fileno())):
+                    break
         text = self._words.decode(errors="replace")
         told = "".join(c for c in text if c.isprintable() or c == "\n").strip()
         return SandboxError(f"The outputs were not sent: {why}.", "", told)

@@ -7,6 +7,7 @@ says is only ever a text in one of its facts.
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -23,13 +24,17 @@ KINDS = frozenset({"here", "ready", "failed", "memory", "ended", "removed"})
 """Facts that a helper tells. The last one of each kind is kept; others are words."""
 MAX_TEXT = 4096
 """Characters of a text that a helper reports."""
+LATE_SECONDS = 2.0
+"""How long facts may come after the client's end, while another process holds its stderr."""
 
 
 class Reports:
     """Reads ``fd`` to its end, and takes it over. Any thread may ask.
 
-    ``on_words(line)``: called in the thread for each line that is no fact. ``on_end()``: called
-    once, when the last writer has closed the pipe and everything was read. ``on_kept()``: called
+    ``client``: a pidfd of the client, taken over, too. The master of an SSH connection holds the
+    stderr of a client that was killed until the helper has ended; so the end of the client is the
+    end of what is read, LATE_SECONDS later. ``on_words(line)``: called in the thread for each line
+    that is no fact. ``on_end()``: called once, when everything was read. ``on_kept()``: called
     when the sandbox has ended, and its helper waits for its outputs to be fetched.
     """
 
@@ -39,8 +44,10 @@ class Reports:
         on_words: Callable[[str], None],
         on_end: Callable[[], None],
         on_kept: Callable[[], None] = lambda: None,
+        client: int | None = None,
     ) -> None:
         self._fd = fd
+        self._client = client
         self._on_words = on_words
         self._on_end = on_end
         self._on_kept = on_kept
@@ -48,6 +55,7 @@ class Reports:
         self._facts: dict[str, dict[str, Any]] = {}
         self._words: list[str] = []
         self._over = False
+        self._until: float | None = None
         self._thread = threading.Thread(target=self._read, name="gvisor-kernel-node", daemon=True)
         self._thread.start()
 
@@ -64,6 +72,10 @@ class Reports:
         """Return a text of a fact, empty if there is none."""
         value = (self._facts.get(kind) or {}).get(name)
         return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+    def shown(self, kind: str, name: str) -> str:
+        """Return a text of a fact for a person: without what could steer a terminal."""
+        return "".join(c for c in self.text(kind, name) if c.isprintable() or c in "\n\t")
 
     @property
     def words(self) -> list[str]:
@@ -84,7 +96,7 @@ class Reports:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last writer has closed the pipe. Any thread."""
+        """Whether everything was read. Any thread."""
         return self._over
 
     def join(self, seconds: float) -> None:
@@ -97,7 +109,7 @@ class Reports:
             while True:
                 data = b""
                 with suppress(OSError):
-                    data = stream.read(65536)
+                    data = stream.read(65536) if self._wait_for_data() else b""
                 *lines, line = (line + data).split(b"\n")
                 for complete in lines:
                     self._take(complete)
@@ -105,12 +117,26 @@ class Reports:
                 line = line[:limit]
                 if not data:
                     break
+        if self._client is not None:
+            os.close(self._client)
         if line:
             self._take(line)
         with self._changed:
             self._over = True
             self._changed.notify_all()
         self._on_end()
+
+    def _wait_for_data(self) -> bool:
+        """Wait until something can be read, or the pipe is closed; return False when nothing is
+        awaited any more."""
+        while self._client is not None:
+            if self._fd in readable((self._fd, self._client), None):
+                return True
+            os.close(self._client)
+            self._client = None
+            self._until = time.monotonic() + LATE_SECONDS
+        rest = None if self._until is None else max(0.0, self._until - time.monotonic())
+        return bool(readable((self._fd,), rest))
 
     def _take(self, line: bytes) -> None:
         fact = read_fact(line)
@@ -127,3 +153,12 @@ class Reports:
                 self._words = [*self._words[1 - MAX_WORDS :], text]
                 self._changed.notify_all()
             self._on_words(text)
+
+
+def readable(fds: Collection[int], seconds: float | None) -> set[int]:
+    """Return those that can be read or have ended, within ``seconds``. A server may have more
+    descriptors than ``select`` knows."""
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return {fd for fd, _ in poller.poll(None if seconds is None else seconds * 1000)}

@@ -231,7 +231,7 @@ class _Attempt:
             on_kept()
 
         stderr = StderrLog(words, start.places.stderr_log)
-        reports = Reports(ends.stderr, on_words, on_end, on_kept)
+        reports = Reports(ends.stderr, on_words, on_end, on_kept, os.dup(client.exit_fd))
         try:
             note_client(start, client)
             self._await_ready(client, reports, ends, message)
@@ -352,7 +352,7 @@ class _Attempt:
         kind = getattr(errors, name, LaunchError)
         if not (isinstance(kind, type) and issubclass(kind, errors.SandboxError)):
             kind = LaunchError
-        fact, hint, detail = (reports.text("failed", key) for key in ("fact", "hint", "detail"))
+        fact, hint, detail = (reports.shown("failed", key) for key in ("fact", "hint", "detail"))
         node = reports.text("here", "node")
         raised: GvisorKernelError = kind(f"On the node {node}: {fact}", hint, detail)
         return raised

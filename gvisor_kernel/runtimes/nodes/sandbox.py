@@ -104,8 +104,7 @@ class NodeSandbox(RecordedSandbox):
         return max(self._reports.number(kind, "kills") for kind in kinds)
 
     def stderr_tail(self) -> str:
-        words = self._reports.text("ended", "stderr")
-        text = "".join(c for c in words if c.isprintable() or c in "\n\t")
+        text = self._reports.shown("ended", "stderr")
         return "\n".join(part for part in (text, *self._reports.words) if part)[-4096:]
 
     def find_panic(self) -> str:
