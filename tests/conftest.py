@@ -77,6 +77,7 @@ QUICK = (
     *(
         "kubernetes/test_deploy.py",
         "kubernetes/test_frames.py",
+        "kubernetes/test_lies.py",
         "kubernetes/test_pod_state.py",
         "kubernetes/test_doctor.py",
     ),

@@ -57,6 +57,9 @@ def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     )
     if flags:
         faults.append(f"it has annotations for gVisor or containerd: {_short(flags)}")
+    uid = asked["metadata"].get("uid")
+    if metadata.get("uid") != uid:
+        faults.append(f"it is another pod: {_short(metadata.get('uid'))}")
     labels = _mapping(metadata.get("labels"))
     lost = sorted(k for k, v in asked["metadata"]["labels"].items() if labels.get(k) != v)
     if lost:

@@ -183,6 +183,7 @@ LABELS = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
         ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for gVisor"),
         ("metadata.annotations", {"cdi.k8s.io/x": "vendor.com/disk=all"}, "or containerd"),
         ("metadata.labels", {}, "it has lost the labels"),
+        ("metadata.uid", "other", "it is another pod: 'other'"),
     ],
 )
 def test_a_changed_pod_is_noticed(path: str, value: Any, words: str) -> None:

@@ -7,6 +7,7 @@ The kernel may tamper with that program, so the archive is as hostile as the fil
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,8 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 SILENT_SECONDS = 30.0
 """How long the program in the pod may say nothing."""
+END_SECONDS = 10.0
+"""How long the program may take that ends all others. Its Python is the image's."""
 MAX_WORDS = 2000
 
 PROGRAM = """\
@@ -56,7 +59,7 @@ that would go on from here."""
 def end_processes(cluster: Cluster, pod: str) -> None:
     """End all processes of a pod but PID 1, as far as that can be done. Blocks for seconds."""
     with suppress(SandboxError):
-        for _ in _run(cluster, pod, [PYTHON, "-I", "-c", END_PROGRAM]):
+        for _ in _run(cluster, pod, [PYTHON, "-I", "-c", END_PROGRAM], END_SECONDS):
             pass
 
 
@@ -68,8 +71,9 @@ def fetch_outputs(cluster: Cluster, pod: str) -> Iterator[bytes]:
     return _run(cluster, pod, [PYTHON, "-I", "-c", PROGRAM, OUTPUTS])
 
 
-def _run(cluster: Cluster, pod: str, argv: list[str]) -> Iterator[bytes]:
+def _run(cluster: Cluster, pod: str, argv: list[str], seconds: float = math.inf) -> Iterator[bytes]:
     words = b""
+    deadline = time.monotonic() + seconds
     try:
         stream = cluster.execute(pod, CONTAINER, argv)
     except StreamCut as error:
@@ -77,8 +81,10 @@ def _run(cluster: Cluster, pod: str, argv: list[str]) -> Iterator[bytes]:
     try:
         silent = time.monotonic() + SILENT_SECONDS
         while True:
-            if not wait_readable(stream, silent - time.monotonic()):
-                raise StreamCut(f"nothing came for {SILENT_SECONDS:g} s")
+            if not wait_readable(stream, min(silent, deadline) - time.monotonic()):
+                raise StreamCut("the program in the pod is silent")
+            if time.monotonic() > deadline:
+                raise StreamCut(f"the program in the pod has not ended after {seconds:g} s")
             silent = time.monotonic() + SILENT_SECONDS
             for channel, piece in stream.read():
                 if channel == STDOUT:

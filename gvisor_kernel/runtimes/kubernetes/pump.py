@@ -31,6 +31,8 @@ SILENT_SECONDS = 20.0
 PATIENCE_SECONDS = 50.0
 """How long a lost connection is made again. Both sides of the link give up after 60 s."""
 RETRY_SECONDS = 0.25
+CUT_SECONDS = 2.0
+"""A connection that was lost sooner is not made again at once."""
 ANSWER_SECONDS = 1.5
 """How long the answer to a RESUME may take before it is sent again."""
 ANSWERS = 3
@@ -40,6 +42,8 @@ FIRST_ANSWERS = 20
 MEASURE_SECONDS = 1.0
 """How often the pod is asked for its memory; more often the nearer it is to its limit."""
 MIN_MEASURE_SECONDS = 0.1
+MAX_WAITING = 64
+"""Pieces for the pipes that are kept while no RESUME is answered; more of stderr is dropped."""
 END_SECONDS = 2.0
 """How long the last bytes to the pod may take."""
 NOTE = b"memory"
@@ -78,6 +82,8 @@ class Pump:
         self._measured = 0.0
         self._interval = MEASURE_SECONDS
         self._in_open = True
+        self._made = float("-inf")
+        """When the connection was made."""
         self.cuts = 0
         """How often the connection was lost and made again."""
         self._closed = False
@@ -193,7 +199,8 @@ class Pump:
     def _take(self, stream: Stream) -> None:
         for channel, piece in stream.read():
             if channel != STDOUT:
-                self._waiting.append((self._stderr, piece))
+                if self._carrier.connected or len(self._waiting) < MAX_WAITING:
+                    self._waiting.append((self._stderr, piece))
                 continue
             payload = self._carrier.receive(bytes(piece))
             if payload:
@@ -258,6 +265,8 @@ class Pump:
             self._stream.close()
             self._stream = None
         self._carrier.disconnect()
+        # A pod may cut each connection as soon as it is made. The API server is not to suffer.
+        self._pause(max(0.0, self._made + CUT_SECONDS - time.monotonic()))
         while not self._is_stopped():
             ending = self._find_end()
             if ending is not None:
@@ -271,6 +280,7 @@ class Pump:
                 try:
                     if self._resume(stream):
                         self.cuts += 1
+                        self._made = time.monotonic()
                         log.info("A pod's connection was made again")
                         return None
                     why = "the pod does not answer"
