@@ -79,6 +79,7 @@ QUICK = (
         "kubernetes/test_collection.py",
         "kubernetes/test_deploy.py",
         "kubernetes/test_frames.py",
+        "kubernetes/test_lies.py",
         "kubernetes/test_pod_state.py",
         "kubernetes/test_doctor.py",
     ),

@@ -1,8 +1,7 @@
 """The setting ``kubernetes``: in which cluster pods are made, and what is added to them.
 
 A kernelspec and Jupyter's configuration may both set it: what the configuration names holds. Which
-cluster and namespace, and which service the pods' names are known to, is the configuration's alone
-if it sets any of it.
+cluster, namespace and RuntimeClass (PLACE) is the configuration's alone if it sets any of it.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ OWN_PREFIXES = ("gvisor-kernel.org/", "app.kubernetes.io/managed-by", "kubernete
 """Labels that this package sets, or that belong to Kubernetes."""
 TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
 MAX_ENTRIES = 64
+PLACE = frozenset({"config", "context", "namespace", "runtime_class", "handlers"})
 PULL = ("", "Always", "IfNotPresent", "Never")
 
 
@@ -85,7 +85,10 @@ def accept_kubernetes(name: str, configured: object, asked: object = None) -> Ku
         if ".." in str(values[key]).split("/"):
             raise SettingError(f"{name}.{key}", values[key], rule)
     for key in ("cpu", "log_limit"):
-        _check(f"{name}.{key}", str(values[key]), QUANTITY, "a quantity, such as 500m, 2 or 4Gi")
+        rule = "a quantity, such as 500m, 2 or 4Gi; 0 would be no limit"
+        _check(f"{name}.{key}", str(values[key]), QUANTITY, rule)
+        if not set(str(values[key])) & set("123456789"):
+            raise SettingError(f"{name}.{key}", values[key], rule)
         values[key] = str(values[key])
     if values["pull"] not in PULL:
         raise SettingError(f"{name}.pull", values["pull"], '"Always", "IfNotPresent" or "Never"')
@@ -102,6 +105,7 @@ def accept_kubernetes(name: str, configured: object, asked: object = None) -> Ku
 
 def _merge(name: str, configured: object, asked: object) -> dict[str, Any]:
     values: dict[str, Any] = dict(vars(NO_CHOICE))
+    decided = isinstance(configured, Mapping) and PLACE & set(configured)
     for mapping in (asked, configured):
         if mapping is None:
             continue
@@ -111,7 +115,8 @@ def _merge(name: str, configured: object, asked: object) -> dict[str, Any]:
         if not isinstance(mapping, Mapping) or not set(mapping) <= set(values):
             rule = f"a mapping with any of: {', '.join(sorted(values))}"
             raise SettingError(name, mapping, rule)
-        values.update(mapping)
+        ignored = PLACE if decided and mapping is not configured else frozenset()
+        values.update({key: value for key, value in mapping.items() if key not in ignored})
     return values
 
 

@@ -1,4 +1,4 @@
-"""The specification of a sandbox as a pod of a Kubernetes cluster, and what a made pod may differ.
+"""The specification of a sandbox as a pod of a Kubernetes cluster.
 
 The pod follows the restricted Pod Security Standard: an ordinary user, no capability, a read-only
 root. No Service, no port, no token, no name server. All files come over the pod's stdin into the
@@ -11,7 +11,6 @@ mounts, since the root of the pod is read-only.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -287,119 +286,3 @@ def guest_config(
         "ahead": list(ahead),
         "linger": LINGER_SECONDS if lingers else 0,
     }
-
-
-_COMPARED = (
-    *("runtimeClassName", "restartPolicy", "automountServiceAccountToken", "hostname"),
-    *("dnsPolicy", "dnsConfig", "securityContext"),
-)
-_EMPTY = (
-    *("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "initContainers"),
-    *("ephemeralContainers", "hostAliases", "resourceClaims"),
-)
-_CONTAINER_EMPTY = (
-    *("args", "envFrom", "lifecycle", "livenessProbe", "readinessProbe", "ports"),
-    *("startupProbe", "volumeDevices", "tty"),
-)
-_NODES_ANNOTATIONS = ("dev.gvisor.", "cdi.k8s.io/")
-"""Prefixes of annotations by which a node's gVisor or containerd changes a sandbox: its flags and
-mounts, and devices with files and programs of the host."""
-_CONTAINER_COMPARED = ("name", "image", "command", "env", "stdin", "securityContext")
-
-
-def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """Compare the pod that was ``asked`` for with the one that was ``made``; return differences.
-
-    An admission webhook may change a pod, and its author does not know this package.
-    """
-    wanted, got = asked["spec"], _mapping(made.get("spec"))
-    faults = [_differs(name, wanted.get(name), got.get(name)) for name in _COMPARED]
-    faults += [f"{name} is {_short(got[name])}" for name in _EMPTY if got.get(name)]
-    containers = got.get("containers")
-    if not isinstance(containers, list) or len(containers) != 1:
-        names = [_mapping(c).get("name") for c in containers or ()]
-        faults.append(f"its containers are {_short(names)}: a webhook may have added one")
-    else:
-        container, own = wanted["containers"][0], _mapping(containers[0])
-        faults += [
-            _differs(name, container.get(name), own.get(name)) for name in _CONTAINER_COMPARED
-        ]
-        faults += [f"{name} is {_short(own[name])}" for name in _CONTAINER_EMPTY if own.get(name)]
-        faults += _compare_mounts(container, own)
-        faults += _compare_resources(container, own)
-    expected = {_describe_volume(volume) for volume in wanted["volumes"]}
-    found = {_describe_volume(_mapping(volume)) for volume in got.get("volumes") or ()}
-    if found != expected:
-        changed = sorted({name for name, *_ in found ^ expected})
-        faults.append(f"it has other volumes: {_short(changed)}")
-    notes = _mapping(_mapping(made.get("metadata")).get("annotations"))
-    flags = sorted(name for name in map(str, notes) if name.startswith(_NODES_ANNOTATIONS))
-    if flags:
-        faults.append(f"it has annotations for its node: {_short(flags)}")
-    return [fault for fault in faults if fault]
-
-
-def _describe_volume(volume: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Return a volume's name, and what its files are: the kinds of its source, the claim or the
-    medium."""
-    kinds = ",".join(sorted(str(key) for key in volume if key != "name"))
-    claim = _mapping(volume.get("persistentVolumeClaim")).get("claimName", "")
-    medium = _mapping(volume.get("emptyDir")).get("medium", "")
-    return str(volume.get("name", "")), kinds, str(claim), str(medium)
-
-
-def _compare_mounts(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    def key(mount: Any) -> tuple[str, ...]:
-        found = _mapping(mount)
-        names = ("mountPath", "name", "subPath", "subPathExpr", "readOnly", "mountPropagation")
-        return tuple(str(found.get(name) or "") for name in names)
-
-    expected = {key(mount) for mount in wanted["volumeMounts"]}
-    found = {key(mount) for mount in got.get("volumeMounts") or ()}
-    return [f"it has a mount at {_short(mount[0])}" for mount in sorted(found - expected)] + [
-        f"it has no mount at {mount[0]}" for mount in sorted(expected - found)
-    ]
-
-
-def _compare_resources(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    limits = _mapping(_mapping(got.get("resources")).get("limits"))
-    faults = []
-    for name, value in wanted["resources"]["limits"].items():
-        found = limits.get(name)
-        if found is None or read_quantity(str(found)) > read_quantity(value):
-            faults.append(f"its limit of {name} is {_short(found)}, not {value}")
-    others = sorted(map(str, limits.keys() - wanted["resources"]["limits"].keys()))
-    if others:  # a device's plugin adds its files and mounts to the container
-        faults.append(f"it has limits of other resources: {_short(others)}")
-    return faults
-
-
-def _differs(name: str, wanted: Any, got: Any) -> str:
-    """Return how a field differs; empty if it does not. What a cluster adds to a mapping as a
-    default is empty or false."""
-    if isinstance(wanted, Mapping) and isinstance(got, Mapping):
-        more = {key: value for key, value in got.items() if value not in (None, False, [], {})}
-        less = {key: value for key, value in wanted.items() if value not in (None, False, [], {})}
-        return "" if more == less else f"{name} is {_short(got)}"
-    return "" if wanted == got else f"{name} is {_short(got)}"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _short(value: Any) -> str:
-    return ascii(value)[:200]
-
-
-_SUFFIXES = {"": 1.0, "m": 1e-3, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_SUFFIXES |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-
-
-def read_quantity(text: str) -> float:
-    """Return a quantity of Kubernetes as a number; infinity if it is none."""
-    number = text.rstrip("mkKMGTi")
-    try:
-        return float(number) * _SUFFIXES[text[len(number) :]]
-    except (ValueError, KeyError):
-        return math.inf

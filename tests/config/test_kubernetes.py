@@ -36,6 +36,14 @@ def test_what_the_configuration_names_holds() -> None:
     assert (found.namespace, found.cpu) == ("fixed", "4")
 
 
+def test_the_place_is_the_configurations_alone() -> None:
+    """A kubeconfig may name programs that are run for credentials."""
+    own = {"config": "/tmp/config", "context": "x", "handlers": ["runc"], "runtime_class": "runc"}
+    found = accept_kubernetes("kubernetes", {"namespace": "fixed"}, {**own, "cpu": "4"})
+    assert found == Kubernetes(namespace="fixed", cpu="4")
+    assert accept_kubernetes("kubernetes", {"cpu": "4"}, own).runtime_class == "runc"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -47,7 +55,9 @@ def test_what_the_configuration_names_holds() -> None:
         {"config": "relative"},
         {"runtime_class": ""},
         {"cpu": "lots"},
+        {"cpu": "0"},
         {"log_limit": "-1"},
+        {"log_limit": "0.0Gi"},
         {"pull": "Sometimes"},
         {"labels": {"gvisor-kernel.org/owner": "me"}},
         {"labels": {"team": "a b"}},

@@ -40,6 +40,7 @@ class FakePod:
 
     def __init__(self, content: dict[str, Any], folder: Path) -> None:
         self.content = content
+        self.container = f"fake-{content['metadata']['uid']}"
         self.folder = folder
         self.process: asyncio.subprocess.Process | None = None
         self.stdin = -1
@@ -55,10 +56,6 @@ class FakePod:
     @property
     def name(self) -> str:
         return str(self.content["metadata"]["name"])
-
-    @property
-    def container(self) -> str:
-        return f"fake-{self.content['metadata']['uid']}"
 
     def set_state(self, phase: str, state: dict[str, Any], **more: Any) -> None:
         status = {"phase": phase, "containerStatuses": [{"name": "kernel", "state": state}], **more}
@@ -152,6 +149,11 @@ class FakeCluster:
     def delete(self, pod: FakePod) -> None:
         """Delete a pod as a person does, with a grace period."""
         self.call(self._delete(pod, 1))
+
+    def replace(self, pod: FakePod) -> None:
+        """Let another pod have the name of ``pod`` from now on, and cut the streams."""
+        pod.content["metadata"]["uid"] = uuid.uuid4().hex
+        self.cut()
 
     def only_pod(self) -> FakePod:
         (pod,) = self.pods.values()
@@ -521,7 +523,8 @@ def _status(message: str) -> dict[str, Any]:
 
 
 def _failure(code: int, message: str) -> web.Response:
-    return web.json_response({**_status(message), "code": code}, status=code)
+    reason = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound"}[code]
+    return web.json_response({**_status(message), "reason": reason, "code": code}, status=code)
 
 
 def _missing(request: web.Request) -> web.Response:

@@ -8,7 +8,6 @@ import yaml
 
 from gvisor_kernel.cli.checks.cluster import ENFORCE, RIGHTS
 from gvisor_kernel.config.kubernetes import NO_CHOICE, accept_kubernetes
-from gvisor_kernel.spec.pod import MANAGED
 
 from ..world import PROJECT
 
@@ -43,7 +42,7 @@ def test_the_runtime_class_is_the_default() -> None:
 
 def test_the_network_policy_closes_the_pods_of_kernels() -> None:
     (found,) = read("networkpolicy.yaml")
-    assert found["spec"]["podSelector"]["matchLabels"] == {MANAGED: "gvisor-kernel"}
+    assert found["spec"]["podSelector"] == {}
     assert found["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert not {"ingress", "egress"} & set(found["spec"])
 
@@ -59,7 +58,13 @@ def test_the_values_name_settings_that_exist() -> None:
 
     class Configuration:
         GVisorProvisioner = Section()
+        KernelProvisionerFactory = Section()
 
     exec(text, {"c": Configuration})  # noqa: S102 - a file of this project
     assert found["runtime"] == "kubernetes"
+    assert found["default_provisioner_name"] == "gvisor-provisioner"
+    assert "automountServiceAccountToken" not in values["singleuser"]  # not in the chart's schema
+    account = {"name": values["singleuser"]["serviceAccountName"], "namespace": "jupyter"}
+    made = [part for part in read("rbac.yaml") if part["kind"] == "ServiceAccount"]
+    assert [part["metadata"] for part in made] == [account]
     assert accept_kubernetes("kubernetes", found["kubernetes"]).namespace == "jupyter-kernels"

@@ -47,6 +47,7 @@ def read_death(kernel: Kernel, act: Callable[[], object]) -> str:
     [
         pytest.param("evict", "evicted the pod: The node was low on resource", marks=needs_all),
         pytest.param("kill_for_memory", "its limit is 1 GiB", marks=needs_all),
+        pytest.param("replace", "the pod was deleted", marks=needs_all),
         ("delete", "the pod was deleted"),
     ],
 )
@@ -58,6 +59,7 @@ def test_the_cell_says_why_its_pod_has_ended(
             "evict": cluster.evict,
             "kill_for_memory": cluster.kill_for_memory,
             "delete": cluster.delete,
+            "replace": cluster.replace,
         }
         assert words in read_death(kernel, lambda: ends[way](cluster.only_pod()))
 

@@ -16,12 +16,11 @@ from gvisor_kernel.spec.pod import (
     OWNER,
     STATE,
     PodNames,
-    find_faults,
     find_points,
     guest_config,
     make_pod,
-    read_quantity,
 )
+from gvisor_kernel.spec.pod_faults import find_faults, read_quantity
 
 NAMES = PodNames("a" * 32, "01abc", "container_01ABC--python--123", "12-34")
 SPEC = SandboxSpec(runtime="kubernetes", image="registry/kernels:1")
@@ -132,6 +131,15 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 BASE = "spec.containers.0"
+WEAKER = {
+    "capabilities": {"drop": ["ALL"]},
+    "privileged": False,
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+}
+"""Without a word on privilege escalation, which is then allowed."""
+OTHER_SIZE = {"name": "outputs", "emptyDir": {"medium": "Memory"}}
+LABELS = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
 
 
 @pytest.mark.parametrize(
@@ -160,11 +168,22 @@ BASE = "spec.containers.0"
         ("spec.volumes.0", {"name": "points", "emptyDir": {}}, "other volumes: ['points']"),
         (f"{BASE}.resources.limits.memory", "64Gi", "its limit of memory is"),
         (f"{BASE}.resources.limits", {}, "its limit of memory is"),
-        (f"{BASE}.resources.limits.gpu", "1", "limits of other resources: ['gpu']"),
+        (f"{BASE}.resources.limits.memory", "0", "its limit of memory is '0'"),
+        (f"{BASE}.resources.limits.gpu", "1", "other resources: ['gpu']"),
+        (f"{BASE}.resources.claims", [{"name": "gpu"}], "other resources: [{'name': 'gpu'}]"),
         ("spec.resourceClaims", [{"name": "gpu"}], "resourceClaims is"),
+        (f"{BASE}.securityContext", WEAKER, "securityContext is"),
+        (f"{BASE}.workingDir", "/proc", "workingDir is"),
+        (f"{BASE}.stdinOnce", True, "stdinOnce is"),
+        (f"{BASE}.restartPolicy", "Always", "restartPolicy is"),
         (f"{BASE}.volumeMounts.0.mountPropagation", "Bidirectional", "a mount at"),
-        ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for its node"),
-        ("metadata.annotations", {"cdi.k8s.io/x": "vendor/gpu=0"}, "annotations for its node"),
+        ("spec.enableServiceLinks", True, "enableServiceLinks is True"),
+        ("spec.volumes.2", OTHER_SIZE, "other volumes: ['outputs']"),
+        ("spec.volumes.1.downwardAPI.items.+", LABELS, "other volumes: ['info']"),
+        ("metadata.annotations", {"dev.gvisor.flag.network": "host"}, "annotations for gVisor"),
+        ("metadata.annotations", {"cdi.k8s.io/x": "vendor.com/disk=all"}, "or containerd"),
+        ("metadata.labels", {}, "it has lost the labels"),
+        ("metadata.uid", "other", "it is another pod: 'other'"),
     ],
 )
 def test_a_changed_pod_is_noticed(path: str, value: Any, words: str) -> None:
@@ -182,8 +201,22 @@ def test_a_mount_that_became_writable_is_noticed() -> None:
     assert "it has a mount at '/container_info.json'" in find_faults(asked, made)
 
 
+@pytest.mark.parametrize("place", ["volume", "mount"])
+def test_uploads_that_can_be_written_are_noticed(place: str) -> None:
+    asked = make(Kubernetes(uploads_claim="data/me"))
+    made = copy.deepcopy(asked)
+    (volume,) = (v for v in made["spec"]["volumes"] if v["name"] == "uploads")
+    mounts = made["spec"]["containers"][0]["volumeMounts"]
+    (mount,) = (m for m in mounts if m["name"] == "uploads")
+    if place == "volume":
+        del volume["persistentVolumeClaim"]["readOnly"]
+    else:
+        del mount["readOnly"]
+    assert find_faults(asked, made)
+
+
 def test_what_a_cluster_adds_to_every_pod_is_no_fault() -> None:
-    asked = make()
+    asked = make(Kubernetes(outputs_claim="data"))
     made = copy.deepcopy(asked)
     made["spec"].update(
         nodeName="n1",
@@ -200,6 +233,11 @@ def test_what_a_cluster_adds_to_every_pod_is_no_fault() -> None:
         imagePullPolicy="IfNotPresent",
     )
     made["spec"]["containers"][0]["resources"]["limits"]["memory"] = "4288Mi"
+    points, info, outputs = made["spec"]["volumes"]
+    points["emptyDir"]["sizeLimit"] = "64Ki"
+    info["downwardAPI"]["defaultMode"] = 420
+    info["downwardAPI"]["items"][0]["fieldRef"]["apiVersion"] = "v1"
+    del outputs["persistentVolumeClaim"]["readOnly"]  # what is false is left out
     assert find_faults(asked, made) == []
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from gvisor_kernel.archive.layers import DISK_SPARE, ENTRY_COST, MAX_ENTRIES
@@ -58,7 +58,7 @@ class OutputsCopy:
         :raises OSError: when a file cannot be written
         :raises SandboxError: when the engine fails while the archive is read
         """
-        reader = TarReader(_Pieces(archive), self._leave_out)
+        reader = TarReader(_Pieces(archive, self._check_time), self._leave_out)
         try:
             for entry in reader:
                 self._check_time()
@@ -151,14 +151,16 @@ class _Full(OSError):
 
 
 class _Pieces:
-    """Reads an archive that comes in pieces as one stream."""
+    """Reads an archive that comes in pieces as one stream. Calls ``check`` before each piece, also
+    of what is only skipped."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Iterator[bytes], check: Callable[[], None]) -> None:
+        self._pieces, self._check = pieces, check
         self._piece = memoryview(b"")
 
     def read(self, size: int, /) -> bytes:
         while not self._piece:
+            self._check()
             piece = next(self._pieces, None)
             if piece is None:
                 return b""

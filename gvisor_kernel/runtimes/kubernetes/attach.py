@@ -60,6 +60,11 @@ class Stream:
         return self._socket.fileno()
 
     @property
+    def queued(self) -> int:
+        """How many bytes wait to be sent."""
+        return self._queued
+
+    @property
     def room(self) -> int:
         """How many bytes ``write`` should be given now."""
         return max(0, MAX_QUEUED - self._queued)
@@ -178,6 +183,7 @@ def connect(url: str, headers: dict[str, str], tls: dict[str, Any], seconds: flo
             subprotocols=[PROTOCOL],
             sslopt=tls,
             suppress_origin=True,
+            redirect_limit=0,  # the headers have the credentials
             enable_multithread=False,
             sockopt=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 SECONDS = 10.0
 """How long one request may take."""
 MAX_ANSWER = 8 * 1024 * 1024
+CHUNK = 64 * 1024
 MAX_PODS = 2000
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -222,15 +224,17 @@ class Cluster:
                 preload_content=False,
             )
             try:
-                answer: bytes = response.read(MAX_ANSWER + 1)
-            finally:
-                response.release_conn()
+                answer = _read_answer(response)
+            except BaseException:
+                response.close()
+                raise
+            response.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterNotAnswering(
                 f"The API server {self.host} does not answer: {str(error)[:300]}.",
                 "check the network, and `kubectl version`.",
             ) from error
-        if response.status >= 400:
+        if response.status >= 300:  # it redirects nobody
             raise _read_failure(response.status, answer, f"{method} {path.partition('?')[0]}")
         return answer
 
@@ -239,20 +243,41 @@ class Cluster:
         self._client.rest_client.pool_manager.clear()
 
 
+def _read_answer(response: Any) -> bytes:
+    """Return the body of an answer, at most MAX_ANSWER bytes and one more.
+
+    :raises TimeoutError: when it is not whole after SECONDS
+    """
+    deadline = time.monotonic() + SECONDS
+    read = getattr(response, "read1", response.read)  # not before release 2.2 of urllib3
+    answer = b""
+    while more := read(min(CHUNK, MAX_ANSWER + 1 - len(answer))):
+        answer += more
+        if len(answer) > MAX_ANSWER:
+            raise OSError(f"its answer has more than {MAX_ANSWER} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"its answer was not whole after {SECONDS:g} s")
+    return answer
+
+
 def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
+    reason = ""
     try:
         parsed = parse_json(answer, MAX_ANSWER)
         words = str(parsed["message"])
+        reason = str(parsed.get("reason"))
     except (JsonError, KeyError, TypeError):
         words = answer.decode(errors="replace")
     words = "".join(c for c in words if c.isprintable())[:1000]
     fact = f"The API server answered {what} with {status}: {words.rstrip('.')}."
-    if status == 404:
+    if status == 404 and reason == "NotFound":
         return NotThere(fact)
-    if status in (429, 500, 502, 503, 504):
+    if status in (404, 429, 500, 502, 503, 504) or status < 400:  # what stands before the server
         return ClusterNotAnswering(fact, "try again later.")
     hint = ""
-    if status in (401, 403):
+    if status == 401:
+        hint = "renew the credentials; `kubectl auth whoami` shows whether they are accepted."
+    if status == 403:
         hint = "see which rights are missing: gvisor-kernel doctor --runtime kubernetes"
     return Refused(fact, hint)
 
@@ -266,7 +291,7 @@ def _load(address: Address) -> tuple[Any, str]:
         from kubernetes import client as package
         from kubernetes import config
         from kubernetes.config.config_exception import ConfigException
-        from yaml import YAMLError  # type: ignore[import-untyped]
+        from yaml import YAMLError
     except ImportError as error:
         raise RuntimeMissing(
             "The Python package kubernetes is not installed.",
@@ -287,7 +312,10 @@ def _load(address: Address) -> tuple[Any, str]:
             context = address.context or None
             config.load_kube_config(file, context, client_configuration=configuration)  # type: ignore[no-untyped-call]
             namespace = _find_namespace(config, file, context)
-    except (ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
+    except (
+        *(ConfigException, OSError, YAMLError),
+        *(ValueError, TypeError, AttributeError, KeyError),  # a file of another form
+    ) as error:
         words = " ".join(str(error)[:300].split()).rstrip(".")
         raise RuntimeMissing(f"No cluster is configured: {words}.", hint) from error
     configuration.retries = False

@@ -38,6 +38,11 @@ def find_phase(pod: Mapping[str, Any]) -> Literal["waiting", "running", "ended"]
     return "running" if "running" in state else "waiting"
 
 
+def is_pod(pod: Mapping[str, Any], uid: object) -> bool:
+    """Return whether this is the pod with a uid, and not another one that has its name now."""
+    return _mapping(pod.get("metadata")).get("uid") == uid
+
+
 def explain_end(pod: Mapping[str, Any] | None) -> Ending:
     """Return why a pod has ended. None: there is no such pod any more."""
     if pod is None:

@@ -46,6 +46,8 @@ FIRST_ANSWERS = 20
 MEASURE_SECONDS = 1.0
 """How often the pod is asked for its memory; more often the nearer it is to its limit."""
 MIN_MEASURE_SECONDS = 0.1
+MAX_WAITING = 64
+"""Pieces for the pipes that are kept while no RESUME is answered; more of stderr is dropped."""
 END_SECONDS = 2.0
 """How long the last bytes to the pod may take."""
 NOTE = b"memory"
@@ -202,7 +204,8 @@ class Pump:
     def _take(self, stream: Stream) -> None:
         for channel, piece in stream.read():
             if channel != STDOUT:
-                self._waiting.append((self._stderr, piece))
+                if self._carrier.connected or len(self._waiting) < MAX_WAITING:
+                    self._waiting.append((self._stderr, piece))
                 continue
             payload = self._carrier.receive(bytes(piece))
             if payload:

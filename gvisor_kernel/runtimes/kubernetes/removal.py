@@ -202,9 +202,10 @@ def sweep_cluster(cluster: Cluster) -> list[str]:
     for pod in pods:
         metadata = pod.get("metadata") or {}
         container_id = str((metadata.get("labels") or {}).get(SANDBOX, ""))
-        # The state directory is made before the pod, and removed after it.
-        if container_id and container_id not in known:
-            cluster.delete_pod(str(metadata.get("name", "")))
+        name = pod_name(container_id)
+        # The state directory is made before the pod, and removed after it. Labels may be copied.
+        if container_id and container_id not in known and metadata.get("name") == name:
+            cluster.delete_pod(name)
             notes = metadata.get("annotations") or {}
             removed[container_id] = str(notes.get(IDENTITY, container_id))
     return list(removed.values())

@@ -196,7 +196,8 @@ def _make_sandbox(plan: _Plan) -> PodSandbox:
     contents = _find_contents(plan)
     contents.measure(spec.disk_limit)
     asked = make_pod(spec, plan.names, info=_describe_info(plan), owner=_find_owner(cluster))
-    cluster.create_pod(asked)
+    made = cluster.create_pod(asked).get("metadata")
+    asked["metadata"]["uid"] = made.get("uid") if isinstance(made, dict) else None
     step("pod made")
     ends = make_pipes()
     try:

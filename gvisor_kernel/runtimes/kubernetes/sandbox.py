@@ -13,7 +13,7 @@ from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
 from gvisor_kernel.link.carrier import Carrier
 from gvisor_kernel.runtimes.kubernetes.attach import Stream
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
-from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, find_phase
+from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, find_phase, is_pod
 from gvisor_kernel.runtimes.kubernetes.pump import Pump
 from gvisor_kernel.runtimes.kubernetes.removal import find_pod
 from gvisor_kernel.runtimes.kubernetes.verification import find_inside_faults, find_outside_faults
@@ -88,6 +88,8 @@ class PodSandbox(RecordedSandbox):
         except SandboxError as error:
             log.debug("%s", error)
             return None
+        if found is not None and not is_pod(found, self.asked["metadata"].get("uid")):
+            found = None
         if found is not None and find_phase(found) != "ended":
             return None
         return explain_end(found)

@@ -195,6 +195,7 @@ class _Talk:
 
     def __init__(self, stream: Stream, note: Callable[[bytes], None], seconds: float) -> None:
         self._stream, self._note, self._seconds = stream, note, seconds
+        self._until = time.monotonic() + seconds
         self.output = bytearray()
 
     def send(self, data: bytes) -> None:
@@ -204,6 +205,7 @@ class _Talk:
             if room:
                 self._stream.write(bytes(view[:room]))
                 view = view[room:]
+                self._until = time.monotonic() + self._seconds
             else:
                 self._wait()
 
@@ -213,7 +215,9 @@ class _Talk:
             self._wait()
 
     def _wait(self) -> None:
-        if not wait_readable(self._stream, self._seconds):
+        """Wait until something was taken, or has come, which does not count."""
+        queued, left = self._stream.queued, self._until - time.monotonic()
+        if left <= 0 or not wait_readable(self._stream, left):
             raise StreamCut(f"it has taken nothing for {self._seconds:g} s")
         for channel, piece in self._stream.read():
             if channel != STDOUT:
@@ -221,3 +225,5 @@ class _Talk:
             elif len(self.output) < MAX_LINE:
                 self.output += piece
         self._stream.flush()
+        if self._stream.queued < queued:
+            self._until = time.monotonic() + self._seconds

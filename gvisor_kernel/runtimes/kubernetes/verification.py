@@ -13,7 +13,7 @@ from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
-from gvisor_kernel.spec.pod import find_faults
+from gvisor_kernel.spec.pod_faults import find_faults
 
 
 def find_inside_faults(said: Mapping[str, str] | None) -> list[str]:
