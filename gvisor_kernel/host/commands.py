@@ -30,11 +30,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class CommandResult:
     """``status``: as in ``subprocess``; None if the program was killed at the time limit.
 
-    ``output``: the end of its output to stdout and stderr.
+    ``output``: the end of its output to stdout and stderr. ``errors``: of that to stderr, if it was
+    wanted apart.
     """
 
     status: int | None
     output: str
+    errors: str = ""
 
 
 def run(
@@ -44,11 +46,12 @@ def run(
     cwd: Path | None,
     umask: int = -1,
     environment: Mapping[str, str] = MappingProxyType({"PATH": PATH}),
+    apart: bool = False,
 ) -> list[CommandResult]:
     """Run ``commands`` at the same time. Blocks for at most ``seconds``.
 
     ``max_bytes``: how many bytes of each program's output are kept, from its end. ``cwd``: None
-    for this process's own, which may be gone.
+    for this process's own, which may be gone. ``apart``: keep stderr by itself.
 
     :raises OSError: when one of them cannot be started
     :raises LaunchError: as ``check_children``
@@ -58,7 +61,7 @@ def run(
     started: list[_Command] = []
     try:
         for argv in commands:
-            started.append(_Command(argv, max_bytes, cwd, umask, environment))
+            started.append(_Command(argv, max_bytes, cwd, umask, environment, apart))
         return [command.wait(deadline) for command in started]
     finally:
         for command in started:
@@ -103,36 +106,39 @@ class _Command:
         cwd: Path | None,
         umask: int,
         environment: Mapping[str, str],
+        apart: bool,
     ) -> None:
         self._max_bytes = max_bytes
-        self._words = b""
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             env=dict(environment),
             cwd=cwd,
             umask=umask,
             start_new_session=True,
         )
         self._exit = os.pidfd_open(self._process.pid)
+        streams = (self._process.stdout, self._process.stderr)
+        self._streams = [stream for stream in streams if stream is not None]
+        self._words = {stream.fileno(): b"" for stream in self._streams}
+        for fd in self._words:
+            os.set_blocking(fd, False)
 
     def wait(self, deadline: float) -> CommandResult:
         """Wait until the program has ended, even if another process still has its stdout open."""
-        assert self._process.stdout is not None
-        output = self._process.stdout.fileno()
-        os.set_blocking(output, False)
         poller = select.poll()
-        poller.register(output, select.POLLIN)
-        poller.register(self._exit, select.POLLIN)
+        for fd in (*self._words, self._exit):
+            poller.register(fd, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
             ready = {fd for fd, _ in poller.poll(left * 1000)}
-            if output in ready and not self._read(output):
-                poller.unregister(output)
-            elif self._exit in ready:  # and all output was read
-                return CommandResult(read_exit_status(self._process.pid), self._text())
-        return CommandResult(None, self._text())
+            for output in self._words.keys() & ready:
+                if not self._read(output):
+                    poller.unregister(output)
+            if ready == {self._exit}:  # and all output was read
+                return self._result(read_exit_status(self._process.pid))
+        return self._result(None)
 
     def _read(self, output: int) -> bool:
         """Read available output. False at its end."""
@@ -140,11 +146,12 @@ class _Command:
             content = os.read(output, READ_SIZE)
         except BlockingIOError:
             return True
-        self._words = (self._words + content)[-self._max_bytes :]
+        self._words[output] = (self._words[output] + content)[-self._max_bytes :]
         return bool(content)
 
-    def _text(self) -> str:
-        return self._words.decode(errors="replace")
+    def _result(self, status: int | None) -> CommandResult:
+        texts = [words.decode(errors="replace") for words in self._words.values()]
+        return CommandResult(status, *texts)
 
     def close(self) -> None:
         kill_group(self._process)
@@ -152,5 +159,5 @@ class _Command:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=KILLED_SECONDS)
         os.close(self._exit)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        for stream in self._streams:
+            stream.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from gvisor_kernel.config.nodes import Slurm as SlurmSettings
 from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import MIB, SandboxSpec
+from gvisor_kernel.runtimes.nodes import client
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
@@ -134,3 +137,11 @@ def test_waiting_job_is_found_until_it_has_resources() -> None:
     assert SLURM.find_waiting_job(words) == "17"
     words.append("srun: job 17 has been allocated resources")
     assert SLURM.find_waiting_job(words) == ""
+
+
+def test_what_a_node_prints_without_end_is_not_kept() -> None:
+    program = "head -c 20000000 /dev/zero; echo; echo '{}'; echo error >&2; exit 3"
+    done = client.run(["sh", "-c", program], {"PATH": os.environ["PATH"]})
+    assert (client.last_line(done), done.errors, done.status) == ("{}", "error\n", 3)
+    assert len(done.output) <= client.MAX_WORDS
+    assert client.run(["/no/such/program"], {}).status == 1

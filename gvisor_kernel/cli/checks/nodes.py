@@ -79,12 +79,12 @@ def check_host(engine: Engine, host: str) -> Check:
     name = f"{engine.name} {host}".strip()
     environment = engine.environment(dict(os.environ))
     done = run(engine.ask_argv(host, engine.helper("check")), environment)
-    words = done.stderr.decode(errors="replace").splitlines()
+    words = done.errors.splitlines()
     try:
         answer = parse_json(last_line(done), MAX_ANSWER)
         node, release, runsc = (str(answer[key]) for key in ("node", "release", "runsc"))
     except (JsonError, KeyError, TypeError):
-        trouble = engine.explain(words, done.returncode, host)
+        trouble = engine.explain(words, done.status or 0, host)
         last = f' ("{words[-1][:200]}")' if words else ""
         return Check(name, "failed", f"{trouble.fact}{last}", trouble.hint)
     if release != __version__:

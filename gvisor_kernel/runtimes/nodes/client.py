@@ -13,14 +13,19 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host import commands
+from gvisor_kernel.host.commands import CommandResult
 from gvisor_kernel.runtimes.runsc.starting import Ends
 
 GENTLE_SECONDS = 15.0
 """How long a client may take after its stdin has ended: the helper removes its sandbox first."""
 SIGNAL_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
+MAX_WORDS = 1024 * 1024
+"""Bytes of a command's output. A queue of 100,000 jobs has fewer."""
 
 
 class Client:
@@ -79,28 +84,31 @@ class Client:
         self.process.wait()
 
 
-def run(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
-    """Run a short command of an engine; its status is 1 where it does not end in time."""
-    failed = subprocess.CompletedProcess(list(argv), 1, b"", b"")
+def run(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
+    """Run a short command of an engine; its status is 1 where it does not end in time.
+
+    A node may print without end: the last MAX_WORDS bytes of stdout and of stderr are kept.
+    """
+    failed = CommandResult(1, "")
     if not argv:
         return failed
     try:
-        return subprocess.run(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=dict(environment),
-            cwd="/",
-            timeout=COMMAND_SECONDS,
-            check=False,
+        (done,) = commands.run(
+            argv,
+            seconds=COMMAND_SECONDS,
+            max_bytes=MAX_WORDS,
+            cwd=Path("/"),
+            environment=environment,
+            apart=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, LaunchError):
         return failed
+    return failed if done.status is None else done
 
 
-def last_line(done: subprocess.CompletedProcess[bytes]) -> bytes:
+def last_line(done: CommandResult) -> str:
     """Return the last line of a command's output. A login script may have printed others."""
-    return bytes(done.stdout.strip().rpartition(b"\n")[2])
+    return done.output.strip().rpartition("\n")[2]
 
 
 def _wait(fd: int, event: int, seconds: float) -> bool:

@@ -81,7 +81,7 @@ def find_queue(argv: Sequence[str], environment: Mapping[str, str]) -> Queue:
     """Return the queue that the command ``argv`` prints: a job on a line, the next one first."""
 
     def look() -> Sequence[str]:
-        return run(argv, environment).stdout.decode(errors="replace").split()
+        return run(argv, environment).output.split()
 
     key = (*argv, *sorted(environment.items()))
     with _lock:

@@ -60,8 +60,8 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
         answer = parse_json(last_line(done), MAX_ANSWER)
         error = answer["error"]
     except (JsonError, KeyError, TypeError):
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        error = words[-1][:200] if words else f"status {done.returncode}"
+        words = done.errors.strip().splitlines()
+        error = words[-1][:200] if words else f"status {done.status}"
     if error:
         log.warning("Could not look after %s on %s: %s", record.identity, record.node, ascii(error))
         return False
