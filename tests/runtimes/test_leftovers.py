@@ -16,7 +16,7 @@ from gvisor_kernel.cli.sandboxes import find_state
 from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.runtimes.docker import removal
 from gvisor_kernel.runtimes.docker.files import read_list
-from gvisor_kernel.runtimes.state import leftovers, records, sweep
+from gvisor_kernel.runtimes.state import copied_outputs, leftovers, records, sweep
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
 from gvisor_kernel.runtimes.state.records import Record, this_machine, this_process
 
@@ -221,7 +221,7 @@ def test_copy_of_outputs_continues_where_it_stopped(directory: Path, tmp_path: P
     engine: Any = FakeEngine()
     with pytest.raises(TimeoutError):
         removal.copy_outputs(engine, directory, record)
-    assert set(read_list(directory / removal.COPIED)) == {"a"}
+    assert set(read_list(directory / copied_outputs.COPIED)) == {"a"}
     engine.slow = False
     assert removal.copy_outputs(engine, directory, record).written == 1
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["a", "b"]
