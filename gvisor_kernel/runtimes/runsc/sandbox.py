@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -178,10 +178,18 @@ class RunscSandbox(RecordedSandbox):
     def find_process(self, name: str) -> int | None:
         """Return the pid of the sandbox's process called ``name`` (sentry or gofer), or None."""
         argument = root_argument(self.directory)
-        pids = [self._sentry] if name == SANDBOX_NAME else processes.find_with_argument(argument)
+        pids: Iterable[int] = [self._sentry]
+        if name == GOFER_NAME:
+            known = self._gofer
+            if known is not None and processes.is_alive(known):
+                pids = [known.pid]
+            else:  # looks at every process of the host, so it is done once
+                pids = processes.find_with_argument(argument)
         for pid in pids:
             argv = processes.read_argv(pid)
             if argv[:1] == [name] and argument in argv:
+                if name == GOFER_NAME:
+                    self._gofer = processes.identify(pid)
                 return pid
         return None
 
@@ -198,7 +206,6 @@ class RunscSandbox(RecordedSandbox):
             fd = -1 if pid is None else os.pidfd_open(pid)
             if pid is not None and self.find_process(GOFER_NAME) == pid:
                 self.gofer_fd = fd
-                self._gofer = processes.identify(pid)
                 return True
             if fd >= 0:
                 os.close(fd)
