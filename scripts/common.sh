@@ -69,28 +69,6 @@ need_packages() {
     rm -f "$log"
 }
 
-# has_node: whether Node 20 or newer is there, with npm.
-has_node() {
-    command -v npm >/dev/null 2>&1 \
-        && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' >/dev/null 2>&1
-}
-
-# want_node: has_node; as root, installs the distribution's if that is new enough.
-want_node() {
-    local offered
-    has_node && return
-    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
-        apt-get update >/dev/null 2>&1 || true
-        offered="$(apt-cache policy nodejs 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9]*\).*/\1/p')"
-        if [ "${offered:-0}" -ge 20 ]; then
-            say "Installing nodejs npm with apt-get"
-            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nodejs npm \
-                >/dev/null 2>&1 </dev/null || true
-        fi
-    fi
-    has_node
-}
-
 # need_python: sets PYTHON; installs the distribution's if none is suitable.
 need_python() {
     find_python

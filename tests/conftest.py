@@ -26,7 +26,7 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
-from . import leaks, skips
+from . import leaks, skips, sweeps
 from .docker.dockerd import Dockerd, running_dockerd
 from .nodes.cluster import Cluster, running_cluster
 from .nodes.sshd import Sshd, running_sshd
@@ -103,8 +103,6 @@ QUICK = (
     "snapshots/test_store.py",
 )
 """Exceptions: files whose tests need no sandbox, or a few that show that the whole works."""
-ALONE = ("benchmarks/test_soak.py", "jupyter/test_forks.py", "jupyter/test_nbclient.py")
-"""Files whose tests use the whole machine: they run after the others, in one process."""
 ONE_GROUP = ("tests/jupyter/test_root_images.py",)
 """Files whose fixtures take longer than the tests would take in one process."""
 FIRST = "tests/test_style.py"
@@ -160,8 +158,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file = item.path.relative_to(Path(__file__).parent).as_posix()
         if file.startswith(IN_SANDBOXES) and file not in QUICK:
             item.add_marker(pytest.mark.slow)
-        if file.startswith(ALONE):
-            item.add_marker(pytest.mark.alone)
+        if not sweeps.ALL and sweeps.is_long(file, item.name):
+            item.add_marker(sweeps.needs_all)
         timeout = item.get_closest_marker("timeout")
         seconds = scale_seconds(timeout.args[0] if timeout is not None else usual)
         item.add_marker(pytest.mark.timeout(seconds), append=False)

@@ -10,9 +10,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+TESTS = Path(__file__).parent
+ALONE = "pytest.mark.alone"
+"""Text of the files that have tests for the second part: pytest need not read all others again."""
 PASSED, FAILED, NONE = 0, 1, 5
 """pytest's exit statuses: all tests passed, some failed, none was selected."""
+
+
+def find_alone(arguments: list[str]) -> list[str]:
+    """Return the tests among ``arguments``, or of all, whose files have some that run alone."""
+    root = TESTS.parent
+    chosen = [word for word in arguments if word.startswith("tests/")]
+    if not chosen:
+        chosen = [str(path.relative_to(root)) for path in sorted(TESTS.rglob("test_*.py"))]
+    return [word for word in chosen if ALONE in (root / word.partition("::")[0]).read_text()]
 
 
 def main(arguments: list[str]) -> int:
@@ -28,8 +41,12 @@ def main(arguments: list[str]) -> int:
         status = subprocess.run(again, check=False).returncode
         if status == PASSED:
             print("==> They passed. A test that needs a second try must be mended", flush=True)
+    tests = find_alone(arguments)
+    if not tests:
+        return status
     print("==> Running the tests that need the whole machine", flush=True)
-    alone = [*pytest, "--part", "alone", "--durations", "15"]
+    options = [word for word in pytest if not word.startswith("tests/")]
+    alone = [*options, *tests, "--part", "alone", "--durations", "15"]
     other = subprocess.run(alone, check=False).returncode
     return status if status not in (PASSED, NONE) or other == NONE else other
 

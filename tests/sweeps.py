@@ -1,4 +1,8 @@
-"""Marker for long tests, which run only with ``scripts/test --all``."""
+"""Tests that take long, and run only with ``scripts/test --all``.
+
+``needs_all`` marks a sweep where it stands. ``LONG`` lists tests of one behaviour each, which a
+cheaper test of the usual suite touches as well.
+"""
 
 from __future__ import annotations
 
@@ -8,3 +12,101 @@ import pytest
 
 ALL = os.environ.get("GK_TEST_ALL") == "1"
 needs_all = pytest.mark.skipif(not ALL, reason="takes long: run scripts/test --all")
+
+LONG: dict[str, tuple[str, ...]] = {
+    "api/test_cancelled.py": ("a_listener_that_waits_ends_with_its_run",),
+    "api/test_life.py": (
+        "a_program_that_ends_leaves_nothing[fork",
+        "a_program_that_ends_leaves_nothing[leave_pool",
+    ),
+    "api/test_sandbox.py": (
+        "without_threads_a_call_fails_alone",
+        "what_is_moved_is_copied_if_it_must_be",
+    ),
+    "browser/test_files.py": ("files_that_are_not_kept_are_told_before_and_after",),
+    "changes/test_killed.py": (
+        "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EIO",
+        "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EROFS",
+        "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EDQUOT",
+    ),
+    "docker/test_kernels.py": (
+        "outputs_survive_a_stopped_engine",
+        "outputs_are_not_copied_into_another_folder",
+        "exited_kernel_restarts_in_its_sandbox",
+        "sandbox_without_state_directory_is_removed",
+    ),
+    "egress/test_kernels.py": ("two_hundred_requests_at_once",),
+    "egress/test_packages_inside.py": (
+        "a_package_of_the_image_is_hidden_by_another_version_and_comes_back",
+        "the_shells_pip_is_the_kernels",
+    ),
+    "egress/test_packages_offline.py": (
+        "a_second_kernel_installs_with_pip_while_the_index_is_stopped",
+    ),
+    "faults/test_each_step.py": ("killed_part_leaves_nothing[restore",),
+    "faults/test_fake_runsc.py": (
+        "broken_run_command_is_refused[prints too much",
+        "hanging_run_command_is_refused[hangs with a child",
+    ),
+    "faults/test_full_disk.py": ("no_snapshot_is_made_without_room",),
+    "faults/test_idle.py": (
+        "sandbox_that_is_still_busy_is_stopped_again",
+        "stopped_kernel_can_be_restarted_and_shut_down[now",
+    ),
+    "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
+    "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
+    "jupyter/test_launch.py": (
+        "invalid_connection_file_is_reported[{}",
+        'invalid_connection_file_is_reported[{"transport"',
+    ),
+    "jupyter/test_lifecycle.py": (
+        "many_restarts_leak_nothing",
+        "sync_multi_kernel_manager_works",
+        "managers_work_on_several_loops_and_threads",
+    ),
+    "mcp/test_hostile.py": (
+        "garbage_floods_and_long_lines_do_no_harm",
+        "calls_beyond_the_limit_are_refused",
+    ),
+    "mcp/test_stdio.py": ("sessions_that_are_not_used_end",),
+    "runtimes/test_owner_death.py": ("killed_owner_leaves_nothing[15",),
+    "security/test_link.py": ("random_frames_do_not_disturb_neighbour",),
+    "security/test_races.py": ("swap_at_each_step_of_kernel_life_is_harmless",),
+    "security/test_resources.py": (
+        "last_output_of_throttled_kernel_arrives",
+        "memory_of_sandbox_itself_counts[one page, mapped every GiB",
+    ),
+    "security/test_settings.py": ("any_value_is_accepted_or_refused_cleanly",),
+    "skills/test_inside.py": (
+        "pdf_examples_work",
+        "xlsx_examples_work",
+        "mcp_builder_examples_work",
+        "docx_examples_work",
+        "pptx_examples_work",
+        "algorithmic_art_examples_work",
+    ),
+    "snapshots/test_damaged.py": (
+        "damaged_snapshot_makes_one_start_cold[truncated with forged stamps",
+        "undamaged_copy_is_restored",
+    ),
+    "snapshots/test_editable.py": ("snapshot_covers_editable_installs",),
+    "snapshots/test_languages.py": ("bash_kernels_are_restored",),
+    "snapshots/test_snapshot_queue.py": (
+        "snapshots_are_made_one_at_a_time_with_low_priority",
+        "builder_ends_with_its_server[killed with a child that stays",
+        "failing_snapshot_is_tried_twice",
+        "store_removes_least_recently_used_snapshot",
+    ),
+    "snapshots/test_spares.py": (
+        "busy_sandbox_becomes_no_spare",
+        "spare_is_removed_after_keep_seconds",
+        "setting_turns_spares_off",
+    ),
+    "snapshots/test_unfit.py": ("fewer_cpus_start_cold", "other_mounts_and_limits_start_cold"),
+}
+"""Files below tests/, and the beginnings of their tests' names without ``test_``."""
+
+
+def is_long(file: str, name: str) -> bool:
+    """Whether the test ``name`` of ``file``, a path below tests/, runs only with ``--all``."""
+    return name.removeprefix("test_").startswith(LONG.get(file, ()) or ("\0",))

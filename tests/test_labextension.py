@@ -43,7 +43,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 
 def test_it_was_built_of_these_sources() -> None:
-    """Found without Node; ``scripts/test`` builds it where there is Node, and compares."""
+    """Found without Node. ``--all`` builds it, and compares."""
     root = DIST.parent
     names = ("package.json", "package-lock.json", "tsconfig.json", "webpack.config.cjs")
     paths = [root / name for name in (*names, "install.json")]

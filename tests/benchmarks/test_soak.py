@@ -14,6 +14,8 @@ from benchmarks.soak import counts
 from tests.sweeps import needs_all
 from tests.world import PROJECT
 
+pytestmark = pytest.mark.alone
+
 
 @needs_all
 @pytest.mark.slow

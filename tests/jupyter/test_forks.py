@@ -11,6 +11,8 @@ from ..sweeps import needs_all
 from ..world import PROJECT
 from .helpers import SOONEST
 
+pytestmark = pytest.mark.alone
+
 
 def run_workers(notebooks: int, workers: int, seconds: float) -> None:
     argv = [*(sys.executable, "-m", "tests.jupyter.forked_workers"), SOONEST]

@@ -24,7 +24,7 @@ from ..sweeps import needs_all
 from ..world import PROJECT, World
 from .helpers import SANDBOXED
 
-pytestmark = [pytest.mark.slow, needs_all]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, needs_all]
 
 NEEDED = ("nbclient", "nbconvert", "testpath", "xmltodict", "ipywidgets")
 NEED_SETTINGS = (

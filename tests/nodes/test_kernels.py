@@ -226,7 +226,7 @@ class TestSlurm:
             start("slurm", slurm={"wait": 2}),
         ):
             pass
-        assert cluster.jobs() == running
+        assert sorted(cluster.jobs()) == sorted(running)
         others = [cluster.submit("--mem=9500M", "sleep 600")]
         with ThreadPoolExecutor(1) as pool:
             done = pool.submit(make_room)
