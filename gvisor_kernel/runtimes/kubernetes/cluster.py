@@ -305,12 +305,12 @@ def _load(address: Address) -> tuple[Any, str]:
             and OWN_NAMESPACE.exists()
             and "KUBERNETES_SERVICE_HOST" in os.environ
         ):
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            config.load_incluster_config(client_configuration=configuration)
             namespace = OWN_NAMESPACE.read_text().strip()
         else:
             file = address.config or None
             context = address.context or None
-            config.load_kube_config(file, context, client_configuration=configuration)  # type: ignore[no-untyped-call]
+            config.load_kube_config(file, context, client_configuration=configuration)
             namespace = _find_namespace(config, file, context)
     except (
         *(ConfigException, OSError, YAMLError),
