@@ -202,7 +202,7 @@ class SandboxSettings(Configurable):
     restart = Setting(
         DEFAULTS.restart,
         help="""What a restart of the kernel replaces. "kernel": the process; files and installed
-        packages in the sandbox stay. "sandbox": the whole sandbox.""",
+        packages in the sandbox stay. "sandbox": the whole sandbox, which takes less memory.""",
     )
     transport = Setting(
         DEFAULTS.transport,

@@ -129,7 +129,8 @@ def kernel_variables(plan: KernelPlan, sandbox: Mapping[str, str]) -> dict[str, 
 
 def make_launch_request(plan: KernelPlan) -> LaunchRequest:
     """Return ``plan.request`` with the modules that PID 1 imports for this kernel."""
-    ahead = IMPORTED_AHEAD if not plan.argv and plan.spec.kernel_mode == "auto" else ()
+    forked = not plan.argv and plan.spec.kernel_mode == "auto" and plan.spec.restart == "kernel"
+    ahead = IMPORTED_AHEAD if forked else ()
     return dataclasses.replace(plan.request, ahead=ahead)
 
 

@@ -15,7 +15,7 @@ import pytest
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
 from gvisor_kernel.host.cgroups import can_bound_memory
-from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
+from gvisor_kernel.kernel.plan import KernelPlan, make_launch_request, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_key, find_obstacle
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
@@ -204,6 +204,21 @@ def plan_of(*names: str, argv: tuple[str, ...] = (), **settings: Any) -> KernelP
 def test_kernel_that_cannot_receive_variables_has_no_snapshot(plan: KernelPlan, named: str) -> None:
     obstacle = find_obstacle(plan)
     assert obstacle is None if not named else obstacle is not None and f" {named} " in obstacle
+
+
+@pytest.mark.parametrize(
+    ("plan", "forked"),
+    [
+        (plan_of(), True),
+        (plan_of(restart="sandbox"), False),
+        (plan_of(kernel_mode="relay"), False),
+        (plan_of(argv=("bash", "{connection_file}")), False),
+    ],
+)
+def test_first_process_imports_only_for_kernels_that_are_forked(
+    plan: KernelPlan, forked: bool
+) -> None:
+    assert bool(make_launch_request(plan).ahead) is forked
 
 
 def test_kernelspec_variable_with_passed_value_is_not_in_snapshot() -> None:
