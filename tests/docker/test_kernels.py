@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.docker import memory, verification
+from gvisor_kernel.runtimes.docker import sandbox as sandbox_module
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
@@ -69,6 +72,36 @@ def start(folder: Path, dockerd: Dockerd) -> Iterator[Start]:
 
 
 # -- outputs ---------------------------------------------------------------------------------------
+
+
+@needs_all  # the same of a pod runs always
+def test_an_end_that_comes_late_is_told_to_nobody_else(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pump waits for an engine that does not answer, when its sandbox is closed."""
+    asked, answered = threading.Event(), threading.Event()
+    with start() as (manager, _):
+        sandbox = sandbox_of(manager)
+        kill = sandbox.engine.kill
+
+        def kill_late(container: str) -> None:
+            asked.set()
+            assert answered.wait(60)
+
+        monkeypatch.setattr(sandbox_module, "THREAD_SECONDS", 0.1)
+        monkeypatch.setattr(sandbox.engine, "kill", kill_late)
+        kill(sandbox.container)
+        assert asked.wait(60)
+        sandbox.close()
+        stranger = os.eventfd(0, os.EFD_NONBLOCK)
+        taken = fcntl.fcntl(stranger, fcntl.F_DUPFD_CLOEXEC, sandbox.exit_fd)
+        answered.set()
+        sandbox._pumps._threads[1].join(60)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(stranger)
+        os.close(stranger)
+        os.close(taken)
+        assert taken == sandbox.exit_fd
 
 
 def test_outputs_are_copied_at_the_end(start: Start, folder: Path) -> None:

@@ -46,6 +46,9 @@ class DockerSandbox(RecordedSandbox):
         """Take over the engine, the sockets (stdin's, and that of all output) and the pipes."""
         super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # A pump may outlive ``close``, in a request that the engine does not answer. By then
+        # ``exit_fd`` may be another file, so its thread has a copy.
+        self._told_fd = os.dup(self.exit_fd)
         self.container = container
         self.asked = asked
         self.engine = engine
@@ -72,7 +75,8 @@ class DockerSandbox(RecordedSandbox):
             log.debug("%s", error)
         finally:
             self._ended = True
-            os.eventfd_write(self.exit_fd, 1)
+            os.eventfd_write(self._told_fd, 1)
+            os.close(self._told_fd)
 
     def poll(self) -> int | None:
         return 0 if self._ended else None
