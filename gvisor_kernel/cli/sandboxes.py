@@ -32,6 +32,7 @@ from gvisor_kernel.runtimes.state.records import (
     Record,
     find_sandboxes,
     is_orphan,
+    note_kill,
     read_record,
     state_root,
     this_machine,
@@ -98,6 +99,8 @@ def find_state(record: Record) -> State:
         return "running" if record.ready else "starting"
     if not any(map(is_alive, record.processes.values())):
         return "ended"
+    if "client" in record.processes and not record.ready:  # it may wait for resources
+        return "starting"
     return "spare" if record.spare else "running"
 
 
@@ -209,6 +212,7 @@ def run_kill(arguments: argparse.Namespace) -> int:
             " container there.",
             "run this command there.",
         )
+    note_kill(sandbox.directory)
     # A living owner removes the rest itself, as after a crash of the sandbox.
     if sandbox.state == "orphaned":
         ended = remove_sandbox(sandbox.directory, sandbox.record)

@@ -341,6 +341,8 @@ class _Attempt:
                 )
             return _Elsewhere(f"{host or engine.name}: no answer {within}.", "", detail)
         reports.join(LAST_SECONDS)
+        if killer := records.find_killer(self._start.places.directory):
+            return LaunchError(f"The kernel was not started: {killer}.", "start it again.", detail)
         trouble = engine.explain(reports.words, client.process.poll() or 0, host)
         kind = _Elsewhere if trouble.elsewhere else LaunchError
         fact = trouble.fact if trouble.elsewhere else f"The kernel was not started: {trouble.fact}"
