@@ -356,6 +356,9 @@ class _Attempt:
             kind = LaunchError
         fact, hint, detail = (reports.shown("failed", key) for key in ("fact", "hint", "detail"))
         node = reports.text("here", "node")
+        if not fact.strip():
+            fact = "the helper could not start the sandbox, and has not said why."
+            hint = hint or f"check it: gvisor-kernel doctor --runtime {self._start.engine.name}"
         raised: GvisorKernelError = kind(f"On the node {node}: {fact}", hint, detail)
         return raised
 
@@ -381,7 +384,7 @@ class _Attempt:
                 f"install gvisor-kernel {gvisor_kernel.__version__} there.",
             )
         if start.files is not None:
-            note_copy(start.places.directory, start.find_record(), reports.find("ready") or {})
+            note_copy(start.places.directory, start.find_record(), ready, start.files)
         return NodeSandbox(
             engine=start.engine,
             host=self._host or reports.text("here", "node"),
