@@ -6,6 +6,7 @@ GvisorKernelError
 ├── SandboxError          a sandbox could not be started or used, or ended unexpectedly
 │   ├── RuntimeMissing    the program that makes sandboxes is missing or unusable
 │   ├── LaunchError       a sandbox or its kernel did not start
+│   │   └── StartStopped  its kernel was shut down or started again meanwhile
 │   ├── SnapshotError     a snapshot could not be made or used
 │   │   └── NoSnapshot    no snapshot fits the kernel
 │   └── IsolationError    a sandbox is not isolated as required; it was ended
@@ -88,6 +89,10 @@ class RuntimeMissing(SandboxError):
 
 class LaunchError(SandboxError):
     """A sandbox or its kernel did not start; ``detail`` has the last lines that it wrote."""
+
+
+class StartStopped(LaunchError):
+    """A start was ended by another call for the same kernel: a shutdown, or a start."""
 
 
 class SnapshotError(SandboxError):

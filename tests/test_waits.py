@@ -133,8 +133,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/runner.py", "await run.emitting"): "the program's own listener, until its run ends",
     ("changes/kernel_changes.py", "asyncio.shield(task)"): "a step on the user's disk",
     ("changes/kernel_changes.py", "asyncio.wait({task})"): "likewise: it uses open descriptors",
-    ("kernel/session.py", "asyncio.shield(beginning)"): "a step of the bridge's loop",
-    ("kernel/session.py", "begun.result()"): "it is done",
+    ("kernel/sandbox_call.py", "asyncio.shield(beginning)"): "a step of the bridge's loop",
+    ("kernel/sandbox_call.py", "begun.result()"): "it is done",
     (
         "server/changes_handlers.py",
         "asyncio.shield(changes.apply(wanted, force=force))",

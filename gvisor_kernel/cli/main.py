@@ -244,7 +244,8 @@ def make_parser() -> argparse.ArgumentParser:
     sync = add(
         "sync",
         "sandboxes:run_sync",
-        "copy the outputs of a sandbox out of its Docker engine now",
+        "copy the outputs of a sandbox from where it runs to this machine now",
+        "For kernels in a Docker engine or in Kubernetes, and on nodes that get files by copy.\n"
         "Without this command, outputs are copied when the sandbox ends. Only files that have\n"
         "changed since its start, or since the last copy, are copied.",
     )

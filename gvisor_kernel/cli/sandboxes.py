@@ -32,6 +32,7 @@ from gvisor_kernel.runtimes.state.records import (
     Record,
     find_sandboxes,
     is_orphan,
+    note_kill,
     read_record,
     state_root,
     this_machine,
@@ -40,9 +41,9 @@ from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
 State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
-alive and will remove it. ``copying``: likewise, but its outputs are still to be copied out of the
-Docker engine. ``orphaned``: the owner is gone. ``elsewhere``: it runs on another machine, or in a
-container, that shares this state directory."""
+alive and will remove it. ``copying``: likewise, but its outputs are still to be copied from where
+it ran: a Docker engine, a node or a cluster. ``orphaned``: the owner is gone. ``elsewhere``: it
+runs on another machine, or in a container, that shares this state directory."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def find_state(record: Record) -> State:
         return "running" if record.ready else "starting"
     if not any(map(is_alive, record.processes.values())):
         return "ended"
+    if "client" in record.processes and not record.ready:  # it may wait for resources
+        return "starting"
     return "spare" if record.spare else "running"
 
 
@@ -209,6 +212,7 @@ def run_kill(arguments: argparse.Namespace) -> int:
             " container there.",
             "run this command there.",
         )
+    note_kill(sandbox.directory)
     # A living owner removes the rest itself, as after a crash of the sandbox.
     if sandbox.state == "orphaned":
         ended = remove_sandbox(sandbox.directory, sandbox.record)
@@ -265,7 +269,7 @@ def find_runtimes() -> list[str]:
 
 
 def run_sync(arguments: argparse.Namespace) -> int:
-    """``sync``: copy a sandbox's outputs out of its Docker engine, and print how many. Return 0.
+    """``sync``: copy a sandbox's outputs from where it runs, and print how many. Return 0.
 
     :raises GvisorKernelError: when there is no such sandbox, it has no outputs, or they cannot be
         copied
@@ -284,6 +288,7 @@ def run_sync(arguments: argparse.Namespace) -> int:
         print(f"Nothing to copy: the kernel writes directly into {printable(str(record.outputs))}")
         return 0
     written, left_out = copied
-    more = f"; {left_out} could not be copied, see the sandbox's log" if left_out else ""
+    why = "special or unreadable files, or names that are not allowed"
+    more = f"; {left_out} were left out: {why}" if left_out else ""
     print(f"Copied {written} changed files into {printable(str(record.outputs))}{more}")
     return 0

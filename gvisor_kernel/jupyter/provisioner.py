@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
 from gvisor_kernel.egress.exposure import check_exposure
 from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.connection_info import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.facts import KernelFacts
@@ -34,6 +35,8 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 
+SETTLE_SECONDS = 5.0
+"""How long a call of the manager that does nothing here any more may take to end."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -51,6 +54,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._launched = False
         self._control: ControlSocket | None = None
         self._plan: KernelPlan | None = None
+        self._calls = self._ended_calls = 0
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -199,6 +203,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         Called after ``pre_launch``. A failure leaves nothing behind, as Jupyter does not call
         ``cleanup`` then.
 
+        :raises StartStopped: when another call has ended this start; after that call, so that it
+            gets its own result
         :raises GvisorKernelError: when the kernel cannot be started
         """
         plan = self._plan
@@ -207,18 +213,53 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if self._kernel is None:
             logs_death = getattr(self.parent, "logs_death", True)
             self._kernel = SandboxedKernel(logs_death=logs_death, judge_left=find_unkept)
-        self.starting.add(self)
+        ready = getattr(self.parent, "ready", None)
         try:
-            address = await self._kernel.launch(plan)
+            with self._calling():
+                self.starting.add(self)
+                address = await self._kernel.launch(plan)
         except GvisorKernelError as error:
             self.log.error("%s", error)
+            if isinstance(error, StartStopped):
+                await self._let_others_end(ready)
             raise
-        finally:
-            self.starting.discard(self)
         self._launched = True
         await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)
         return self.connection_info
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Count a call that starts or ends a kernel. Another one may come meanwhile."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._ended_calls += 1
+            if not self._calls:
+                self.starting.discard(self)
+
+    async def _let_others_end(self, own: object) -> None:
+        """Wait until the call is over that has ended this start, whose own future is ``own``.
+
+        jupyter_client has one future for all calls of a manager, which each call makes anew: an
+        error of this start would become the other call's, and an interrupt that waits for this
+        start would never end.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            ready = getattr(self.parent, "ready", None)
+            if not isinstance(ready, asyncio.Future) or ready.get_loop() is not loop:
+                return
+            if isinstance(own, asyncio.Future) and own is not ready and not own.done():
+                own.set_result(None)
+            if ready.done():
+                return
+            ended = self._ended_calls
+            done, _ = await asyncio.wait({ready}, timeout=SETTLE_SECONDS)
+            if not done and not self._calls and ended == self._ended_calls:
+                return  # whoever has made that call was cancelled
 
     async def _open_control(self, kernel: SandboxedKernel) -> None:
         """Let ``gvisor-kernel changes`` ask this kernel. A kernel works without it."""
@@ -285,10 +326,13 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if self._control is not None and not restart:
             await self._control.close()
             self._control = None
-        if not restart:
-            await self._kernel.close()
-        elif self._plan is not None and self._plan.spec.restart != "kernel":
-            await self._kernel.end_sandbox()
+        with self._calling():
+            if not restart:
+                await self._kernel.close()
+                return
+            await self._kernel.end_launch()
+            if self._plan is not None and self._plan.spec.restart != "kernel":
+                await self._kernel.end_sandbox()
 
     # -- facts -----------------------------------------------------------------------------------
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.bridge.service import ServiceCalls
@@ -18,6 +22,26 @@ class SandboxCall:
         self._bridge = bridge
         self._service = service
         self._number = number
+
+    @classmethod
+    async def begin(
+        cls, bridge: Bridge, service: ServiceCalls, content: Mapping[str, object], data: bytes
+    ) -> SandboxCall:
+        """Begin a call. One that nobody waits for any more is stopped and closed.
+
+        :raises SandboxError: when too many calls are under way
+        """
+
+        async def begin() -> int:
+            return service.begin(content, data)
+
+        beginning = asyncio.ensure_future(bridge.run(begin()))
+        try:
+            number = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(partial(_forget_call, bridge, service))
+            raise
+        return cls(bridge, service, number)
 
     async def receive(self) -> ServiceMessage:
         """Return the next answer. Code of the sandbox may have made it up.
@@ -49,3 +73,16 @@ class SandboxCall:
 
         if not self._bridge.ended:
             await self._bridge.run(close())
+
+
+def _forget_call(bridge: Bridge, service: ServiceCalls, begun: asyncio.Future[int]) -> None:
+    if begun.cancelled() or begun.exception() is not None or bridge.ended:
+        return
+    number = begun.result()
+
+    async def close() -> None:
+        with suppress(SandboxError):
+            service.send(number, {"signal": int(signal.SIGKILL)})
+        service.close(number)
+
+    bridge.call(close())

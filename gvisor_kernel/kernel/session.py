@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -22,8 +21,13 @@ from typing import Any, TypeAlias, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.bridge.service import ServiceCalls
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, NoSnapshot, SandboxError
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    NoSnapshot,
+    SandboxError,
+    StartStopped,
+)
 from gvisor_kernel.kernel.facts import (
     Death,
     Died,
@@ -97,6 +101,8 @@ class SandboxedKernel:
         self._sandbox: Sandbox | None = None
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
+        self._is_stopped = False
+        """Whether another call has ended the launch that is under way."""
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
         self._undoing: set[asyncio.Task[None]] = set()
@@ -196,8 +202,10 @@ class SandboxedKernel:
         """Start a kernel by ``plan``; return the address that clients connect to.
 
         Reuses the sandbox of the last kernel if it is alive, has an equal plan and may be kept. A
-        failed or cancelled start leaves nothing behind: ``close`` waits until all is undone.
+        failed or cancelled start leaves nothing behind: ``close`` waits until all is undone. A
+        launch that is under way is ended first: it may wait long, and there is one sandbox.
 
+        :raises StartStopped: when another call has ended this launch
         :raises GvisorKernelError: see ``Runtime.start``
         """
         if self._bridge.ended:
@@ -221,36 +229,17 @@ class SandboxedKernel:
         """
         if self._kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
-        service = self._kernel.service
-
-        async def begin() -> int:
-            return service.begin(content, data)
-
-        beginning = asyncio.ensure_future(self._bridge.run(begin()))
-        try:
-            number = await asyncio.shield(beginning)
-        except asyncio.CancelledError:
-            beginning.add_done_callback(partial(self._forget_call, service))
-            raise
-        return SandboxCall(self._bridge, service, number)
-
-    def _forget_call(self, service: ServiceCalls, begun: asyncio.Future[int]) -> None:
-        """Stop and close a call that has begun although nobody waits for it any more."""
-        if begun.cancelled() or begun.exception() is not None or self._bridge.ended:
-            return
-        number = begun.result()
-
-        async def close() -> None:
-            with suppress(SandboxError):
-                service.send(number, {"signal": int(signal.SIGKILL)})
-            service.close(number)
-
-        self._bridge.call(close())
+        return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)
 
     async def expect_end(self, restart: bool) -> None:
         """Note that a client's message requested a shutdown: the next exit is expected."""
         if self._kernel is not None and not self._bridge.ended:
             await self._bridge.run(self._expect_end(self._kernel, restart))
+
+    async def end_launch(self) -> None:
+        """End the launch that is under way, and wait until it is undone. Idempotent."""
+        if not self._bridge.ended:
+            await self._bridge.run(self._end_launch())
 
     async def end_sandbox(self) -> None:
         """End the sandbox, but keep clients' sockets for the next launch. Idempotent."""
@@ -275,13 +264,16 @@ class SandboxedKernel:
         kernel.shutdowns.announce()
         kernel.expect_end(restart)
 
-    async def _close(self) -> None:
-        launching = self._launching
-        if launching is not None:
+    async def _end_launch(self) -> None:
+        while (launching := self._launching) is not None:
+            self._is_stopped = True
             launching.cancel()
             await asyncio.wait({launching})
         if self._undoing:
             await asyncio.wait(self._undoing)
+
+    async def _close(self) -> None:
+        await self._end_launch()
         kernel, self._kernel, self._sandbox = self._kernel, None, None
         if kernel is not None:
             await self._bridge.close_kernel(kernel)
@@ -326,7 +318,9 @@ class SandboxedKernel:
             log.exception("The end of a sandbox could not be told")
 
     async def _launch(self, plan: KernelPlan) -> Address:
+        await self._end_launch()
         self._launching, self._planned = asyncio.current_task(), plan
+        self._is_stopped = False
         began = self._launch_began = time.monotonic()
         try:
             with tracing():
@@ -338,6 +332,13 @@ class SandboxedKernel:
             request = plan.request
             Happenings.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
+        except asyncio.CancelledError as error:
+            # Its caller has cancelled nothing: a server would never answer a request that ends so.
+            if self._is_stopped:
+                raise StartStopped(
+                    "The start was cancelled: the kernel was shut down or started again meanwhile."
+                ) from error
+            raise
         finally:
             self._launching = None
 

@@ -1,8 +1,9 @@
 """The command ``fetch`` of a node: sends the outputs of a sandbox to the host, as an archive.
 
 The host says on stdin which copy it means, and whether it is the last time. The answer is a fact on
-stdout, and then the archive. After the last time the copy is removed, once the host has said that
-it has everything. A kernel may change what is being read.
+stdout, then the archive, and a fact with the number of files that are not in it. After the last
+time the copy is removed, once the host has said that it has everything. A kernel may change what is
+being read.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def fetch() -> int:
             _write([write_fact("files", found=False)])
             return 0
         _write([write_fact("files", found=True)])
-        _write(write_pieces(read_outputs(copy)))
+        left_out = send_outputs(copy)
+        _write([write_fact("sent", left_out=left_out)])
         if word == LAST and read_word(DONE_SECONDS) == DONE:
             copy.remove()
     except (GvisorKernelError, OSError) as error:
@@ -74,15 +76,16 @@ def read_word(seconds: float) -> str:
     return line.decode(errors="replace").strip()
 
 
-def read_outputs(copy: Copy) -> Iterator[bytes]:
-    """Yield the archive of the outputs as they are now.
+def send_outputs(copy: Copy) -> int:
+    """Write the archive of the outputs as they are now; return how many are not in it.
 
     :raises GvisorKernelError, OSError: when they cannot be read to the end
     """
     with open_path(str(copy.outputs)) as outputs:
         contents = Contents(folders=[(".", outputs, "outputs")])
         # The host refuses one entry more than it takes.
-        yield from contents.archive(sys.maxsize, 2 * MAX_ENTRIES)
+        _write(write_pieces(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))
+        return contents.left_out
 
 
 def end_owner(copy: Copy) -> None:

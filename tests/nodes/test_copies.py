@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -99,6 +100,7 @@ def test_files_are_copied_there_and_back(
     way: str,
     nodes: Nodes,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Uploads and earlier outputs are read; outputs come at ``sync``, and the rest at the end. What
     a kernel leaves there is hostile."""
@@ -107,6 +109,7 @@ def test_files_are_copied_there_and_back(
     (folder / "outputs" / "earlier").write_text("kept")
     os.utime(folder / "outputs" / "earlier", (1, 1))
     (folder / "victim").write_text("of the host")
+    os.mkfifo(folder / "pipe")
     with start(way, **far) as (_, client):
         code = f"""
         import os
@@ -126,10 +129,12 @@ def test_files_are_copied_there_and_back(
         os.chdir('{OUTPUTS}')
         open('made', 'w').write('second, later')
         os.symlink('{folder}/victim', 'link'); os.symlink('/etc', 'etc'); os.mkfifo('pipe')
-        open('line\\nbreak', 'w').write('x')
+        open('line\\nbreak', 'w').write('x'); open(b'\\xff', 'w').write('x')
         os.symlink('../victim', 'above')
         """
         execute(client, textwrap.dedent(code))
+    assert f"1 files of {folder} were not copied to the node" in caplog.text
+    assert re.search("2 of the outputs of .* were not copied", caplog.text)
     outputs = folder / "outputs"
     assert (outputs / "made").read_text() == "second, later"
     assert (outputs / "earlier").read_text() == "changed on the host"

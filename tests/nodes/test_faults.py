@@ -17,9 +17,12 @@ from jupyter_client import AsyncKernelManager, BlockingKernelClient
 from traitlets.config import Config
 
 from gvisor_kernel.bridge import sandbox_link
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.cli.sandboxes import find_state
+from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.records import Record
 
 from ..jupyter.helpers import execute, wait_for, wait_for_text, wait_until
 from ..sweeps import needs_all
@@ -207,34 +210,67 @@ class TestSlurm:
     def test_waiting_job_ends_with_its_start(
         self, cluster: Cluster, nodes: Nodes, folder: Path
     ) -> None:
-        """Of a start that is cancelled, and of a server that is ended. srun then reads nothing."""
+        """Of a start that is cancelled, and of a server that is ended. srun then reads nothing.
+
+        A restart meanwhile takes the place of the first start. Whoever waits for a start that is
+        replaced, shut down or killed gets an answer."""
         full = [cluster.submit("--mem=9500M", "sleep 600") for _ in range(2)]
         wait_until(lambda: cluster.states() == ["mixed", "mixed"], "two full nodes")
 
-        async def cancel() -> None:
+        async def start() -> tuple[AsyncKernelManager, asyncio.Future[Any], str]:
             config = Config({"GVisorProvisioner": WAYS["slurm"]})
             manager = AsyncKernelManager(kernel_name="gvisor-python", config=config)
             starting: asyncio.Future[Any] = asyncio.ensure_future(
                 manager.start_kernel(cwd=str(folder))
             )
-            await asyncio.to_thread(
-                wait_until, lambda: len(cluster.jobs()) == 3, "a job that waits"
-            )
+            return manager, starting, await find_job()
+
+        async def find_job(but: str = "") -> str:
+            def find() -> list[str]:
+                return [] if not clients() else sorted({*cluster.jobs()} - {*full, but})
+
+            (job,) = await asyncio.to_thread(wait_until, find, "a job that waits")
+            return str(job)
+
+        async def cancel() -> None:
+            _, starting, _ = await start()
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await starting
-            await asyncio.to_thread(nodes.wait_until_clean)
 
-        asyncio.run(cancel())
-        assert sorted(cluster.jobs()) == sorted(full)
+        async def restart() -> None:
+            manager, starting, first = await start()
+            interrupting: asyncio.Future[Any] = asyncio.ensure_future(manager.interrupt_kernel())
+            restarting: asyncio.Future[Any] = asyncio.ensure_future(manager.restart_kernel())
+            job = await find_job(first)
+            assert not restarting.done()
+            with pytest.raises(RuntimeError, match="No kernel is running"):
+                await asyncio.wait_for(interrupting, 60)
+            await manager.shutdown_kernel(now=True)
+            for call in (starting, restarting):
+                with pytest.raises(Exception, match="invalid state") as raised:  # jupyter_client's
+                    await asyncio.wait_for(call, 60)
+                assert "shut down or started again" in str(raised.value.__context__)
+            assert job not in cluster.jobs()
+            assert manager.ready.exception() is None
+
+        async def kill_by_command() -> None:
+            _, starting, _ = await start()
+            (record,) = clients()
+            assert find_state(record) == "starting"
+            assert await asyncio.to_thread(main, ["kill", record.container_id]) == 0
+            with pytest.raises(LaunchError, match="it was ended by `gvisor-kernel kill`"):
+                await starting
+
+        for end in (cancel, restart, kill_by_command):
+            asyncio.run(end())
+            nodes.wait_until_clean()
+            assert sorted(cluster.jobs()) == sorted(full)
         argv = [sys.executable, "-c", START, str(PROJECT), json.dumps(WAYS["slurm"])]
         argv.append(str(folder / "connection.json"))
         for signum in (signal.SIGKILL, signal.SIGTERM):
             with subprocess.Popen(argv, cwd=folder) as server:
-                wait_until(
-                    lambda: [r for _, r in records.find_sandboxes() if "client" in r.processes],
-                    "a client of the job",
-                )
+                wait_until(clients, "a client of the job")
                 wait_until(lambda: len(cluster.jobs()) == 3, "a job that waits")
                 server.send_signal(signum)
             nodes.wait_until_clean()
@@ -302,6 +338,11 @@ class TestSlurm:
             reason = death_of(client, lambda: kill(child_named("slurmstepd", helper)))
             assert reason.startswith("The kernel's sandbox is gone: ")
         wait_until(lambda: cluster.jobs() == [], "an empty queue", 120)
+
+
+def clients() -> list[Record]:
+    """Return the records of sandboxes that have a client."""
+    return [record for _, record in records.find_sandboxes() if "client" in record.processes]
 
 
 def _node_of(manager: Any) -> str:

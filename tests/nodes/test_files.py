@@ -276,8 +276,11 @@ def test_outputs_are_sent_again_and_again_until_the_last_time(state: Path) -> No
     copy = use(take())
     (copy.outputs / "link").symlink_to("/etc/passwd")
     os.mkfifo(copy.outputs / "pipe")
-    for _ in range(2):
-        assert names(collect(command(state), "now")) == [".", "link", "made"]
+    assert names(collect(command(state), "now")) == [".", "link", "made"]
+    with Fetch(command(state), dict(os.environ)) as fetch:
+        assert fetch.ask("now", NAME)
+        assert names(b"".join(fetch.pieces())) == [".", "link", "made"]
+        assert fetch.left_out == 1
     copy.mark(ENDED)
     assert names(collect(command(state), "last", confirm=False)) == [".", "link", "made"]
     assert copy.path.exists()
@@ -309,10 +312,11 @@ def say(tmp_path: Path, data: bytes, words: str = "") -> list[str]:
 
 
 HERE = write_fact("files", found=True)
+SENT = write_fact("sent", left_out=0)
 
 
 def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
-    data = b"Welcome!\nno end " + HERE + b"".join(write_pieces([b"abc"]))
+    data = b"Welcome!\nno end " + HERE + b"".join(write_pieces([b"abc"])) + SENT
     assert collect(say(tmp_path, data), "now") == b"abc"
 
 
@@ -325,8 +329,9 @@ def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
         HERE,
         HERE + LENGTH.pack(100) + b"abc",
         HERE + LENGTH.pack(3) + b"abc",
+        HERE + LENGTH.pack(3) + b"abc" + LENGTH.pack(0),
     ],
-    ids=["nothing", "words", "another fact", "no piece", "half a piece", "no end"],
+    ids=["nothing", "words", "another fact", "no piece", "half a piece", "no end", "no count"],
 )
 def test_archive_that_does_not_end_is_an_error(tmp_path: Path, data: bytes) -> None:
     """It is fetched again, and never taken for the whole."""
@@ -343,14 +348,32 @@ def test_silent_node_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_node_that_never_ends_is_given_up(tmp_path: Path) -> None:
     """It is never silent, and its archive has no end."""
-    (tmp_path / "here").write_bytes(HERE)
-    endless = r"while :; do printf '\0\0\0\1x'; done"
-    argv = ["sh", "-c", f"read -r question; cat {tmp_path}/here; {endless}"]
+    endless = r"while :; do printf '\0\4\0\0'; head -c 262144 /dev/zero; done"
+    argv = ["sh", "-c", f"{read_and_say(tmp_path)}; {endless}"]
     with Fetch(argv, dict(os.environ), seconds=1) as fetch:
         assert fetch.ask("last", NAME)
         with pytest.raises(SandboxError, match="too long"):
             for _ in fetch.pieces():
                 pass
+
+
+def test_node_that_sends_byte_by_byte_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a copy may take as long as it takes: bytes in large pieces, or small pieces."""
+    monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.5)
+    slow = r"printf '\0\4\0\0'; while :; do printf x; sleep 0.1; done"
+    with pytest.raises(SandboxError, match=rf"only \d+ of {PIECE} bytes came in 0.5 s"):
+        collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now")
+    small = r"while :; do printf '\0\0\0\1x'; done"
+    with pytest.raises(Refused, match="has less than"):
+        collect(["sh", "-c", f"{read_and_say(tmp_path)}; {small}"], "now")
+
+
+def read_and_say(tmp_path: Path) -> str:
+    """Return a script that reads the question and says that there is a copy."""
+    (tmp_path / "here").write_bytes(HERE)
+    return f"read -r question; cat {tmp_path}/here"
 
 
 def test_outputs_are_fetched_by_a_server_with_many_descriptors(tmp_path: Path) -> None:
@@ -361,7 +384,8 @@ def test_outputs_are_fetched_by_a_server_with_many_descriptors(tmp_path: Path) -
         held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(1100):
             held.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        assert collect(say(tmp_path, HERE + b"".join(write_pieces([b"abc"]))), "now") == b"abc"
+        data = HERE + b"".join(write_pieces([b"abc"])) + SENT
+        assert collect(say(tmp_path, data), "now") == b"abc"
 
 
 def test_files_that_are_sent_are_read_while_they_change(tmp_path: Path) -> None:

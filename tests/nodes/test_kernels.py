@@ -165,6 +165,8 @@ def test_killed_by_the_command(start: Start, way: str, capsys: pytest.CaptureFix
         assert main(["kill", shown["id"]]) == 0
         error = wait_for(client, lambda m: m["msg_type"] == "error", "an error")["content"]
         assert error["ename"] == "KernelDied"
+        ended = "The kernel's sandbox is gone: it was ended by `gvisor-kernel kill`."
+        assert error["evalue"] == ended
         wait_until(lambda: not manager.is_alive(), "the kernel's end")
 
 

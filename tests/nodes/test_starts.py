@@ -72,6 +72,15 @@ def test_node_with_an_odd_name_is_refused(
     assert not records.find_sandboxes()
 
 
+def test_failure_without_a_text_is_told_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "facts"
+    facts.write_bytes(write_fact("here", node="n1") + write_fact("failed", fact=" ", hint=7))
+    with pytest.raises(LaunchError, match=r"On the node n1: .* has not said why"):
+        start(f"head -c 48 >/dev/null; cat {facts} >&2; cat >/dev/null", tmp_path, monkeypatch)
+
+
 def test_late_end_of_a_clients_stderr_touches_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from traitlets.config import Config
 
@@ -29,8 +29,7 @@ def check_nodes() -> list[Check]:
     """Check the machines of each kernelspec that has such a runtime; no results without one."""
     found: list[Check] = []
     for name in RUNTIMES:
-        specs = find_specs(name, read_configuration())
-        found += [check for spec in specs for check in check_spec(spec)]
+        found += check_specs(find_specs(name, read_configuration()))
     return found
 
 
@@ -43,7 +42,7 @@ def make_check(runtime: str) -> Callable[[], list[Check]]:
         if not specs:
             settings = GVisorProvisioner(kernel_id="", config=config, runtime=runtime)
             specs = [settings.sandbox_spec()]
-        return [check for spec in specs for check in check_spec(spec)]
+        return check_specs(specs)
 
     return check
 
@@ -65,20 +64,31 @@ def find_specs(runtime: str, config: Config) -> list[SandboxSpec]:
     return list(known.values())
 
 
-def check_spec(spec: SandboxSpec) -> list[Check]:
-    """Ask each host of ``spec`` for its release and its runsc; of a cluster, any node."""
-    try:
-        engine = make_engine(spec)
-        engine.check()
-    except GvisorKernelError as error:
-        return [Check(spec.runtime, "failed", error.fact.rstrip("."), error.hint)]
-    return [check_host(engine, host) for host in engine.hosts()]
+def check_specs(specs: Sequence[SandboxSpec]) -> list[Check]:
+    """Ask each host of ``specs`` for its release and its runsc, and each cluster any node; each
+    question is asked once."""
+    found: list[Check] = []
+    asked: set[tuple[str, ...]] = set()
+    for spec in specs:
+        try:
+            engine = make_engine(spec)
+            engine.check()
+        except GvisorKernelError as error:
+            check = Check(spec.runtime, "failed", error.fact.rstrip("."), error.hint)
+            found += [] if check in found else [check]
+            continue
+        for host in engine.hosts():
+            argv = tuple(engine.ask_argv(host, engine.helper("check")))
+            if argv not in asked:
+                asked.add(argv)
+                found.append(check_host(engine, host, argv))
+    return found
 
 
-def check_host(engine: Engine, host: str) -> Check:
+def check_host(engine: Engine, host: str, argv: Sequence[str]) -> Check:
     name = f"{engine.name} {host}".strip()
     environment = engine.environment(dict(os.environ))
-    done = run(engine.ask_argv(host, engine.helper("check")), environment)
+    done = run(argv, environment)
     words = done.errors.splitlines()
     try:
         answer = parse_json(last_line(done), MAX_ANSWER)

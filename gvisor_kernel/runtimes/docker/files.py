@@ -71,6 +71,8 @@ class Contents:
     """The path in the volume, the folder or file (held open meanwhile), the name of the setting."""
     empty: list[str] = field(default_factory=list)
     covered: frozenset[tuple[int, int]] = frozenset()
+    left_out: int = 0
+    """How many files were not copied, once the archive was read."""
 
     def measure(self, size: int) -> None:
         """Check that it is at most ``size`` bytes.
@@ -102,6 +104,7 @@ class Contents:
             room.folder, room.setting = folder.path, setting
             yield from _parents(name, parents)
             yield from _archive_folder(name, folder, room)
+        self.left_out = room.left_out
         yield bytes(2 * tarfile.BLOCKSIZE)
         if room.left_out:
             log.info(

@@ -91,13 +91,19 @@ def _add_outputs(contents: Contents, outputs: Opened, places: Places, limit: int
     contents.folders.append(part)
 
 
-def note_copy(directory: Path, record: Record, ready: Mapping[str, Any]) -> None:
-    """Note in the record where a node says that its copy is. Never raises."""
+def note_copy(directory: Path, record: Record, ready: Mapping[str, Any], sent: Contents) -> None:
+    """Note in the record where a node says that its copy is, and tell how many files it lacks.
+    Never raises."""
     path, left_out = ready.get("copy"), ready.get("left_out")
     if isinstance(path, str) and path.isprintable():
         change_record(directory, record, copy=path[:MAX_PATH])
-    if isinstance(left_out, int) and left_out > 0:
-        log.warning("%d files of %s could not be copied to the node", left_out, record.folder)
+    lacks = sent.left_out + (left_out if isinstance(left_out, int) and left_out > 0 else 0)
+    if lacks:
+        log.warning(
+            "%d files of %s were not copied to the node: special or unreadable files, or names that"
+            " are not allowed",
+            *(lacks, record.folder),
+        )
 
 
 # -- back to the host ------------------------------------------------------------------------------
@@ -124,7 +130,7 @@ def copy_outputs(
         if not fetch.ask("last" if last else "now", record.container_id):
             return None
         try:
-            copy = take_outputs(fetch.pieces(), directory, record, seconds)
+            copy = take_outputs(fetch.pieces(), directory, record, seconds, lambda: fetch.left_out)
         except Refused:
             if last:  # it would be refused again
                 fetch.confirm()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.nodes.orders import MARK, read_fact
@@ -19,7 +20,8 @@ from gvisor_kernel.runtimes.nodes.pieces import read_pieces
 from gvisor_kernel.runtimes.nodes.reports import readable
 
 SILENT_SECONDS = 60.0
-"""How long a node may send nothing."""
+"""How long a node may send nothing, and how long one piece of the archive may take: some 4 KiB a
+second. A copy that gets on takes as long as it takes."""
 END_SECONDS = 20.0
 """How long the command may take to end, once it was told that everything is here."""
 MAX_HEAD = 64 * 1024
@@ -30,8 +32,13 @@ MAX_WORDS = 2000
 class Fetch:
     """A running command ``fetch`` on a node; a context manager that ends it.
 
-    ``seconds``: how long a node that goes on sending is listened to; None: without a limit.
+    ``seconds``: how long a node that goes on sending is listened to; None: as long as it sends a
+    piece of the archive in SILENT_SECONDS.
     """
+
+    left_out = 0
+    """How many outputs the node has not sent, known after the archive: special files, unreadable
+    ones, those too deep, and names that are not UTF-8."""
 
     def __init__(
         self, argv: Sequence[str], environment: Mapping[str, str], seconds: float | None = None
@@ -80,23 +87,18 @@ class Fetch:
         :raises SandboxError: when the node does not answer
         """
         self._say(f"{word} {name}")
-        head = b""
-        while len(head) < MAX_HEAD:
-            head += self._read(1)
-            if head.endswith(b"\n"):
-                at = head.rfind(MARK)
-                fact = read_fact(head[at:-1]) if at >= 0 else None
-                if fact is not None and fact["kind"] == "files":
-                    return fact.get("found") is True
-        raise self._fail("it has sent something else")
+        return self._await_fact("files").get("found") is True
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the archive.
+        """Yield the archive; then ``left_out`` is known.
 
         :raises SandboxError: when the node does not send all of it
         :raises Refused: when it sends something else
         """
-        return read_pieces(self._read)
+        yield from read_pieces(self._read)
+        left_out = self._await_fact("sent").get("left_out")
+        if isinstance(left_out, int) and 0 < left_out < 2**63:
+            self.left_out = left_out
 
     def confirm(self) -> None:
         """Let the node remove its copy, and wait until it has. Never raises: what is left there
@@ -105,6 +107,19 @@ class Fetch:
             self._say("done")
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
+
+    def _await_fact(self, kind: str) -> Mapping[str, Any]:
+        """:raises SandboxError: when the node does not send a fact of that kind"""
+        head = b""
+        deadline = time.monotonic() + SILENT_SECONDS
+        while len(head) < MAX_HEAD and time.monotonic() < deadline:
+            head += self._read(1)
+            if head.endswith(b"\n"):
+                at = head.rfind(MARK)
+                fact = read_fact(head[at:-1]) if at >= 0 else None
+                if fact is not None and fact["kind"] == kind:
+                    return fact
+        raise self._fail("it has sent something else")
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -125,14 +140,14 @@ class Fetch:
             if now > self._until:
                 raise self._fail("it takes too long")
             ready = readable(waits_for, max(0.0, min(deadline, self._until) - now))
-            if not ready and time.monotonic() > deadline:
-                raise self._fail(f"nothing came for {SILENT_SECONDS:g} s")
+            if time.monotonic() > deadline:
+                what = f"only {len(data)} of {size} bytes" if data else "nothing"
+                raise self._fail(f"{what} came in {SILENT_SECONDS:g} s")
             if out in ready:
                 more = os.read(out, size - len(data))
                 if not more:
                     raise self._fail("the command has ended")
                 data += more
-                deadline = time.monotonic() + SILENT_SECONDS
             elif err in ready and not self._take_words(err):
                 self._process.stderr.close()
         return bytes(data)

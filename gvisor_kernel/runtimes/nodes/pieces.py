@@ -1,5 +1,8 @@
 """An archive on a stream that goes on afterwards: pieces with their lengths, the last one empty.
 
+All pieces but the last one with content are full. So a reader that gives each piece a time bounds
+the pace of the sender, too.
+
 Pure functions; the host and the helper on a node import this module.
 """
 
@@ -11,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from gvisor_kernel.archive.refusal import Refused
 
 PIECE = 256 * 1024
-"""Bytes of a piece at most."""
+"""Bytes of a full piece."""
 LENGTH = struct.Struct(">I")
 
 
@@ -32,10 +35,15 @@ def read_pieces(read: Callable[[int], bytes], limit: int | None = None) -> Itera
     """Yield the archive that ``write_pieces`` has sent, and read not one byte more.
 
     :param read: returns exactly as many bytes as it is asked for, or raises
-    :raises Refused: when a piece is too long, or all of them have more than ``limit`` bytes
+    :raises Refused: when a piece is too long or too short, or all of them have more than ``limit``
+        bytes
     """
     total = 0
+    is_last = False
     while size := LENGTH.unpack(read(LENGTH.size))[0]:
+        if is_last:
+            raise Refused(f"a piece that is not the last has less than {PIECE} bytes")
+        is_last = size < PIECE
         total += size
         if size > PIECE:
             raise Refused(f"a piece of the archive has {size} bytes, more than {PIECE}")

@@ -341,6 +341,8 @@ class _Attempt:
                 )
             return _Elsewhere(f"{host or engine.name}: no answer {within}.", "", detail)
         reports.join(LAST_SECONDS)
+        if killer := records.find_killer(self._start.places.directory):
+            return LaunchError(f"The kernel was not started: {killer}.", "start it again.", detail)
         trouble = engine.explain(reports.words, client.process.poll() or 0, host)
         kind = _Elsewhere if trouble.elsewhere else LaunchError
         fact = trouble.fact if trouble.elsewhere else f"The kernel was not started: {trouble.fact}"
@@ -354,6 +356,9 @@ class _Attempt:
             kind = LaunchError
         fact, hint, detail = (reports.shown("failed", key) for key in ("fact", "hint", "detail"))
         node = reports.text("here", "node")
+        if not fact.strip():
+            fact = "the helper could not start the sandbox, and has not said why."
+            hint = hint or f"check it: gvisor-kernel doctor --runtime {self._start.engine.name}"
         raised: GvisorKernelError = kind(f"On the node {node}: {fact}", hint, detail)
         return raised
 
@@ -379,7 +384,7 @@ class _Attempt:
                 f"install gvisor-kernel {gvisor_kernel.__version__} there.",
             )
         if start.files is not None:
-            note_copy(start.places.directory, start.find_record(), reports.find("ready") or {})
+            note_copy(start.places.directory, start.find_record(), ready, start.files)
         return NodeSandbox(
             engine=start.engine,
             host=self._host or reports.text("here", "node"),

@@ -112,6 +112,8 @@ class NodeSandbox(RecordedSandbox):
         return "".join(c for c in words if c.isprintable())[:200]
 
     def find_cause(self) -> str:
+        if killer := super().find_cause():
+            return killer
         if not self._reports.is_over or self._reports.text("ended", "by") in ("itself", "memory"):
             return ""
         status = self._client.process.poll() or 0

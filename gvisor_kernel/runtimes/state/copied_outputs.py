@@ -97,9 +97,15 @@ def record_end(directory: Path) -> None:
 
 
 def take_outputs(
-    archive: Iterator[bytes], directory: Path, record: Record, seconds: float | None = None
+    archive: Iterator[bytes],
+    directory: Path,
+    record: Record,
+    seconds: float | None = None,
+    count_unsent: Callable[[], int] = lambda: 0,
 ) -> OutputsCopy:
     """Copy what has changed in an archive of the outputs to their folder.
+
+    ``count_unsent``: asked after the archive how many files are not in it.
 
     :raises Refused: when the archive is malformed, or has too many entries
     :raises OSError: when a file or the folder cannot be written; TimeoutError after ``seconds``
@@ -114,9 +120,11 @@ def take_outputs(
             seen = {name: fact for name, fact in copy.seen.items() if fact[1] < latest}
             with suppress(OSError):
                 write_list(directory / COPIED, {**copied, **seen})
+    copy.left_out += count_unsent()
     if copy.left_out:
         log.warning(
-            "%d of the outputs of %s were not copied: special files, or names that are not allowed",
+            "%d of the outputs of %s were not copied: special or unreadable files, or names that"
+            " are not allowed",
             *(copy.left_out, record.identity),
         )
     return copy

@@ -59,6 +59,9 @@ class RecordedSandbox(Sandbox):
     def assign(self, kernel_id: str) -> None:
         self._update_record(kernel_id=kernel_id, spare=False)
 
+    def find_cause(self) -> str:
+        return records.find_killer(self.directory)
+
     def close(self) -> None:
         with self._closing:
             if self._closed:

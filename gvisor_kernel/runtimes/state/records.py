@@ -80,6 +80,8 @@ class Record:
     """The engine has started it, and it was verified."""
     ended: bool = False
     """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
+    killed: bool = False
+    """A person has ended it, by `gvisor-kernel kill`."""
     node: str | None = None
     """The machine on which it runs, if that is another one."""
     end_argv: tuple[str, ...] = ()
@@ -238,6 +240,21 @@ def write_record(directory: Path, record: Record) -> None:
             "check whether the disk is full or read-only; or set XDG_STATE_HOME to another"
             " directory.",
         ) from error
+
+
+def note_kill(directory: Path) -> None:
+    """Note that a person ends the sandbox: its owner, which sees only the end, says so. Never
+    raises: the sandbox is ended even where that cannot be written."""
+    with contextlib.suppress(OSError, StateError), locked():
+        record = read_record(directory)
+        if record is not None:
+            write_record(directory, dataclasses.replace(record, killed=True))
+
+
+def find_killer(directory: Path) -> str:
+    """Return that a person has ended the sandbox, as a clause; empty where nobody has."""
+    record = read_record(directory)
+    return "it was ended by `gvisor-kernel kill`" if record is not None and record.killed else ""
 
 
 def read_record(directory: Path) -> Record | None:
