@@ -18,7 +18,9 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.kubernetes import pump
 from gvisor_kernel.runtimes.kubernetes import sandbox as sandbox_module
+from gvisor_kernel.runtimes.kubernetes.cluster import Refused
 from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
+from gvisor_kernel.runtimes.state.records import find_sandboxes
 
 from ..docker.helpers import OUTPUTS, sandbox_of
 from ..jupyter.helpers import execute, wait_for_text, wait_until
@@ -217,6 +219,25 @@ def test_a_start_that_cannot_succeed_says_why(start: Start, cluster: FakeCluster
             pass
     finally:
         cluster.start()
+
+
+def test_a_start_that_is_forbidden_leaves_no_record(start: Start, cluster: FakeCluster) -> None:
+    """A cluster without rights also refuses to say that there is no pod. Not everything that is
+    forbidden is a matter of rights."""
+    cluster.denied = {("create", "pods"), ("get", "pods")}
+    try:
+        with pytest.raises(Refused, match="403") as caught, start():
+            pass
+        assert not find_sandboxes()
+    finally:
+        cluster.denied = set()
+    assert "which rights are missing" in caught.value.hint
+    with (
+        pytest.raises(Refused, match='RuntimeClass "kata" not found') as caught,
+        start(kubernetes={"runtime_class": "kata"}),
+    ):
+        pass
+    assert "rights" not in caught.value.hint
 
 
 @needs_all
