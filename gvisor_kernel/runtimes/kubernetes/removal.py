@@ -21,7 +21,6 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     ClusterNotAnswering,
     NotThere,
 )
-from gvisor_kernel.runtimes.kubernetes.cluster import Refused as ClusterRefused
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
 from gvisor_kernel.runtimes.state import copied_outputs, records
@@ -74,6 +73,8 @@ def remove_from_cluster(directory: Path, record: Record, seconds: float | None) 
 
     ``seconds``: how long the copy of its outputs may take; None: COPY_SECONDS.
     """
+    if record.unmade:
+        return True
     record_end(directory)
     name = pod_name(record.container_id)
     try:
@@ -96,11 +97,6 @@ def remove_from_cluster(directory: Path, record: Record, seconds: float | None) 
             _silent[record.engine or ""] = time.monotonic()
         log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
         return False
-    except ClusterRefused as error:
-        log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
-        # Asked again, it says the same. A kernel that never ran has nothing to fetch: its pod, if
-        # one was made, ends by itself, and the sweep finds it by its labels.
-        return not record.ready
     except SandboxError as error:
         log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
         return False
