@@ -5,9 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,25 +20,13 @@ from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 
 from ..docker.helpers import OUTPUTS, sandbox_of
-from ..jupyter.helpers import execute, wait_for_text, wait_until
+from ..jupyter.helpers import execute, wait_until
 from ..sweeps import needs_all
-from ..world import PROJECT
-from .conftest import Kernel, Start
+from .conftest import Start, read_death
 from .fake_cluster import FakeCluster, FakePod
+from .owner import kill_owner, run_owner
 
 # -- ends ------------------------------------------------------------------------------------------
-
-
-def read_death(kernel: Kernel, act: Callable[[], object]) -> str:
-    """Return what a cell that runs says when ``act`` ends its kernel."""
-    _, client = kernel
-    client.execute("import time; print('runs', flush=True); time.sleep(1000)")
-    wait_for_text(client, "runs")
-    act()
-    message = client.get_iopub_msg(timeout=60)
-    while message["msg_type"] != "error":
-        message = client.get_iopub_msg(timeout=60)
-    return str(message["content"]["evalue"])
 
 
 @pytest.mark.parametrize(
@@ -89,25 +74,6 @@ def test_the_command_kill_ends_a_pod_after_its_outputs_are_fetched(
         words = read_death(kernel, lambda: main(["kill", name]))
         assert "the pod was deleted" in words
         assert (folder / "outputs" / "kept").read_text() == "x"
-
-
-def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    owner = subprocess.Popen(
-        [sys.executable, "-m", "tests.kubernetes.owner", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-        env={**os.environ, "TMPDIR": str(folder.parent)},
-    )
-    assert owner.stdout is not None
-    directory = Path(owner.stdout.readline().strip())
-    assert directory.is_dir()
-    return owner, directory
-
-
-def kill_owner(owner: subprocess.Popen[str]) -> None:
-    owner.send_signal(signal.SIGKILL)
-    owner.communicate(timeout=60)
 
 
 @needs_all
