@@ -28,6 +28,17 @@ WAYS: dict[str, dict[str, Any]] = {
 """Settings for each way to start a kernel and to exchange messages. ``restored``: from the run's
 snapshot, if one fits. ``docker``: in the run's engine (``tests/conftest.py``). ``ssh`` and
 ``slurm`` are added by the fixtures of their servers."""
+CLUSTER = os.environ.get("GK_TEST_KUBECONFIG", "")
+CLUSTER_IMAGE = os.environ.get("GK_TEST_KUBERNETES_IMAGE", "")
+if CLUSTER and CLUSTER_IMAGE:
+    WAYS["kubernetes"] = {
+        "runtime": "kubernetes",
+        "image": CLUSTER_IMAGE,
+        "snapshot": "off",
+        "memory_limit": "512M",
+        "kubernetes": {"config": CLUSTER, "cpu": "500m"},
+    }
+    """In a real cluster, see ``tests/kubernetes/test_real_cluster.py``."""
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def make_mounts(config: Mapping[str, Any], read: Read) -> None:
     parts: Dict[str, str] = config["parts"]
     for part, target in parts.items():
         source = f"{guest}/{part}"
-        if target.startswith("/etc/") and not os.path.exists(target):
-            continue  # the root of the pod is read-only, and its image has no such file
+        if target.startswith(("/etc/", "/dev/")) and not os.path.exists(target):
+            continue  # the root of the pod is read-only, and it has no such file
         if os.path.isdir(source):
             os.makedirs(target, exist_ok=True)
         show_read_only(source, target)

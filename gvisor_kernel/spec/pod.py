@@ -83,6 +83,11 @@ _LAYOUT = (
     ("transcripts", TRANSCRIPTS),
 )
 _ETC = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
+TERMINATION_LOG = "/dev/termination-log"
+"""A file on the node's disk, which every container of a pod gets and every user may write. No limit
+counts it. PID 1 shows an empty one in its place."""
+_REPLACED = {**{name: f"/etc/{name}" for name in _ETC}, "termination-log": TERMINATION_LOG}
+"""Files of the pod in whose place others are shown, by their names in the archive."""
 _BASES = ("/mnt/skills", "/mnt/user-data")
 """Directories that hold mount points. PID 1 mounts an empty file system of its own on the first."""
 
@@ -208,6 +213,7 @@ def make_pod(
                 "stdin": True,
                 "stdinOnce": False,
                 "tty": False,
+                "terminationMessagePath": TERMINATION_LOG,
                 "resources": {"requests": dict(resources), "limits": dict(resources)},
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
@@ -250,9 +256,9 @@ def _claim(
 
 
 def etc_files(container_id: str) -> dict[str, str]:
-    """Return the content of the files that replace files of ``/etc``, by name."""
+    """Return the content of the files that replace the pod's, by name."""
     own = {"resolv.conf": "", "machine-id": etc.machine_id(container_id) + "\n"}
-    return {name: own.get(name, etc.FILES.get(name, "")) for name in _ETC}
+    return {name: own.get(name, etc.FILES.get(name, "")) for name in _REPLACED}
 
 
 def guest_config(
@@ -270,7 +276,7 @@ def guest_config(
     """
     scratch = [(mount.target, mount.size, mount.mode) for mount in scratch_mounts(spec)]
     scratch.append((_BASES[0], POINT_SIZE, 0o755))
-    parts = [*_LAYOUT, *((f"etc/{name}", f"/etc/{name}") for name in _ETC), *extra]
+    parts = [*_LAYOUT, *((f"etc/{name}", path) for name, path in _REPLACED.items()), *extra]
     if not spec.kubernetes.uploads_claim or spec.uploads is None:
         parts.append(("uploads", UPLOADS))
     return {

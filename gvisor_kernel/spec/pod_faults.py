@@ -24,6 +24,7 @@ _CONTAINER_EMPTY = (
 )
 _CONTAINER_COMPARED = (
     *("name", "image", "command", "env", "stdin", "securityContext", "workingDir"),
+    "terminationMessagePath",
 )
 _FLAGS = ("dev.gvisor.", "cdi.k8s.io/")
 """Prefixes of annotations that containerd passes to gVisor, or that name devices and mounts."""

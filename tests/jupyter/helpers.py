@@ -57,14 +57,15 @@ every_runtime = pytest.mark.parametrize(
         pytest.param("docker", marks=needs_dockerd),
         pytest.param("ssh", marks=[*needs_sshd, needs_all]),
         pytest.param("slurm", marks=[*needs_slurm, needs_all]),
+        *([pytest.param("kubernetes", marks=pytest.mark.once)] if "kubernetes" in WAYS else []),
     ]
     if SANDBOXED
     else [""],
     indirect=True,
     scope="module",
 )
-"""The same, also in a Docker engine, and with ``--all`` on nodes: for modules that need only
-ipykernel in an image."""
+"""The same, also in a Docker engine, in a real cluster if the environment names one, and with
+``--all`` on nodes: for modules that need only ipykernel in an image."""
 
 
 @dataclass
@@ -171,6 +172,7 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
     runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
     assert (runtime == "DockerSandbox") == (way == "docker")
     assert (runtime == "NodeSandbox") == (way in ("ssh", "slurm"))
+    assert (runtime == "PodSandbox") == (way == "kubernetes")
     log = kernel_log(manager)
     assert ("the kernel was restored from a snapshot" in log) == (way == "restored"), log
 

@@ -17,7 +17,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 
-from ..jupyter.helpers import running_kernel, wait_until
+from ..jupyter.helpers import running_kernel, wait_for_text, wait_until
 from .fake_cluster import IMAGE, FakeCluster, is_root
 
 Kernel = tuple[KernelManager, BlockingKernelClient]
@@ -67,3 +67,15 @@ def start(folder: Path, cluster: FakeCluster) -> Iterator[Start]:
     yield start_one
     wait_until(lambda: not cluster.pods, "all pods to be removed")
     wait_until(lambda: not find_sandboxes(), "all records to be removed")
+
+
+def read_death(kernel: Kernel, act: Callable[[], object]) -> str:
+    """Return what a cell that runs says when ``act`` ends its kernel."""
+    _, client = kernel
+    client.execute("import time; print('runs', flush=True); time.sleep(1000)")
+    wait_for_text(client, "runs")
+    act()
+    message = client.get_iopub_msg(timeout=60)
+    while message["msg_type"] != "error":
+        message = client.get_iopub_msg(timeout=60)
+    return str(message["content"]["evalue"])

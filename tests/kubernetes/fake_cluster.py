@@ -462,10 +462,19 @@ def make_bundle(pod: FakePod, network: str) -> dict[str, Any]:
         for item in volume.get("downwardAPI", {}).get("items", ()):
             key = item["fieldRef"]["fieldPath"].split("'")[1]
             (place / item["path"]).write_text(pod.content["metadata"]["annotations"][key])
+    last_words = pod.folder / "termination-log"
+    last_words.touch()
+    last_words.chmod(0o666)
     mounts: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+        {
+            "destination": container.get("terminationMessagePath", "/dev/termination-log"),
+            "type": "bind",
+            "source": str(last_words),
+            "options": ["bind", "rw"],
+        },
     ]
     if sys.base_prefix.startswith("/root/"):  # only root may enter that, and no pod runs as root
         mounts.append({"destination": "/root", "type": "tmpfs", "source": "tmpfs"})

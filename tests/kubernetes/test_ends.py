@@ -5,9 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,28 +15,18 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.kubernetes import pump
 from gvisor_kernel.runtimes.kubernetes import sandbox as sandbox_module
+from gvisor_kernel.runtimes.kubernetes.cluster import Refused
 from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
+from gvisor_kernel.runtimes.state.records import find_sandboxes
 
 from ..docker.helpers import OUTPUTS, sandbox_of
-from ..jupyter.helpers import execute, wait_for_text, wait_until
+from ..jupyter.helpers import execute, wait_until
 from ..sweeps import needs_all
-from ..world import PROJECT
-from .conftest import Kernel, Start
+from .conftest import Start, read_death
 from .fake_cluster import FakeCluster, FakePod
+from .owner import kill_owner, run_owner
 
 # -- ends ------------------------------------------------------------------------------------------
-
-
-def read_death(kernel: Kernel, act: Callable[[], object]) -> str:
-    """Return what a cell that runs says when ``act`` ends its kernel."""
-    _, client = kernel
-    client.execute("import time; print('runs', flush=True); time.sleep(1000)")
-    wait_for_text(client, "runs")
-    act()
-    message = client.get_iopub_msg(timeout=60)
-    while message["msg_type"] != "error":
-        message = client.get_iopub_msg(timeout=60)
-    return str(message["content"]["evalue"])
 
 
 @pytest.mark.parametrize(
@@ -87,25 +74,6 @@ def test_the_command_kill_ends_a_pod_after_its_outputs_are_fetched(
         words = read_death(kernel, lambda: main(["kill", name]))
         assert "the pod was deleted" in words
         assert (folder / "outputs" / "kept").read_text() == "x"
-
-
-def run_owner(folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    owner = subprocess.Popen(
-        [sys.executable, "-m", "tests.kubernetes.owner", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-        env={**os.environ, "TMPDIR": str(folder.parent)},
-    )
-    assert owner.stdout is not None
-    directory = Path(owner.stdout.readline().strip())
-    assert directory.is_dir()
-    return owner, directory
-
-
-def kill_owner(owner: subprocess.Popen[str]) -> None:
-    owner.send_signal(signal.SIGKILL)
-    owner.communicate(timeout=60)
 
 
 @needs_all
@@ -217,6 +185,25 @@ def test_a_start_that_cannot_succeed_says_why(start: Start, cluster: FakeCluster
             pass
     finally:
         cluster.start()
+
+
+def test_a_start_that_is_forbidden_leaves_no_record(start: Start, cluster: FakeCluster) -> None:
+    """A cluster without rights also refuses to say that there is no pod. Not everything that is
+    forbidden is a matter of rights."""
+    cluster.denied = {("create", "pods"), ("get", "pods")}
+    try:
+        with pytest.raises(Refused, match="403") as caught, start():
+            pass
+        assert not find_sandboxes()
+    finally:
+        cluster.denied = set()
+    assert "which rights are missing" in caught.value.hint
+    with (
+        pytest.raises(Refused, match='RuntimeClass "kata" not found') as caught,
+        start(kubernetes={"runtime_class": "kata"}),
+    ):
+        pass
+    assert "rights" not in caught.value.hint
 
 
 @needs_all

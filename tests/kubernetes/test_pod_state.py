@@ -10,6 +10,7 @@ from gvisor_kernel.runtimes.kubernetes.pod_state import (
     Ending,
     describe_wait,
     explain_end,
+    find_advice,
     find_obstacle,
     find_phase,
 )
@@ -48,7 +49,18 @@ UNSCHEDULABLE = {
         ),
         (
             pod("Failed", {"terminated": {"exitCode": 128, "reason": "StartError"}}),
-            Ending("the pod's first process has ended with status 128 (StartError)"),
+            Ending("the container could not be started"),
+        ),
+        (
+            pod(
+                "Pending",
+                {"terminated": {"exitCode": 128, "reason": "StartError", "message": "no python3"}},
+            ),
+            Ending("the container could not be started: no python3"),
+        ),
+        (
+            pod("Failed", {"terminated": {"exitCode": 3, "reason": "Error", "message": "a lie"}}),
+            Ending("the pod's first process has ended with status 3"),
         ),
         (
             pod("Failed", reason="NodeLost", message="Node n1 which was running the pod is gone"),
@@ -80,6 +92,11 @@ def test_what_a_pod_waits_for() -> None:
     assert find_phase(waiting) == "waiting"
     assert find_obstacle(waiting) == ""
     assert "3 Insufficient memory" in describe_wait(waiting)
+    assert "memory_limit" in find_advice(describe_wait(waiting))
     pull = pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}})
     assert find_obstacle(pull) == "ErrImagePull: not found"
+    assert "setting image" in find_advice(find_obstacle(pull))
+    no_python = pod("Pending", {"terminated": {"exitCode": 128, "reason": "StartError"}})
+    assert "python3" in find_advice(find_obstacle(no_python))
+    assert find_advice("ContainerCreating") == ""
     assert find_phase(pod("Running", {"running": {}})) == "running"

@@ -57,7 +57,8 @@ found = {
     "cluster": [name for name in os.environ if name.startswith("KUBERNETES")],
     "resolv": open("/etc/resolv.conf").read(),
 }
-for path in ("/opt/gvisor-kernel/x", "/mnt/user-data/uploads/x", "/etc/passwd", "/x"):
+paths = ("/opt/gvisor-kernel/x", "/mnt/user-data/uploads/x", "/etc/passwd", "/x")
+for path in (*paths, "/dev/termination-log"):
     try:
         open(path, "a")
         found[path] = "writable"
@@ -75,7 +76,10 @@ open("data.csv", "w").write("changed")
     assert found["image"] == "hello"
     assert found["cluster"] == []
     assert found["resolv"] == ""
-    for path in ("/opt/gvisor-kernel/x", "/mnt/user-data/uploads/x", "/etc/passwd"):
+    for path in (
+        *("/opt/gvisor-kernel/x", "/mnt/user-data/uploads/x", "/etc/passwd"),
+        "/dev/termination-log",  # a file on the node's disk, without a limit
+    ):
         assert found[path] == "Read-only file system", path
     assert found["/x"] in ("Read-only file system", "Permission denied")
 

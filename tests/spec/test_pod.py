@@ -15,6 +15,7 @@ from gvisor_kernel.spec.pod import (
     INFO,
     OWNER,
     STATE,
+    TERMINATION_LOG,
     PodNames,
     find_points,
     guest_config,
@@ -109,8 +110,8 @@ def test_each_mount_has_a_place_in_the_pod() -> None:
     points = find_points(spec)
     scratch = [target for target, _, _ in config["scratch"]]
     for target in (*scratch, *config["parts"].values(), config["guest"]):
-        if target.startswith("/etc/"):
-            continue  # a file of the image
+        if target.startswith("/etc/") or target == TERMINATION_LOG:
+            continue  # a file of the image, or of the node
         assert any(target == p or target.startswith(f"{p}/") for p in points), target
 
 
@@ -174,6 +175,7 @@ LABELS = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
         ("spec.resourceClaims", [{"name": "gpu"}], "resourceClaims is"),
         (f"{BASE}.securityContext", WEAKER, "securityContext is"),
         (f"{BASE}.workingDir", "/proc", "workingDir is"),
+        (f"{BASE}.terminationMessagePath", "/dev/log", "terminationMessagePath is"),
         (f"{BASE}.stdinOnce", True, "stdinOnce is"),
         (f"{BASE}.restartPolicy", "Always", "restartPolicy is"),
         (f"{BASE}.volumeMounts.0.mountPropagation", "Bidirectional", "a mount at"),
@@ -228,7 +230,6 @@ def test_what_a_cluster_adds_to_every_pod_is_no_fault() -> None:
         overhead={"memory": "64Mi"},
     )
     made["spec"]["containers"][0].update(
-        terminationMessagePath="/dev/termination-log",
         terminationMessagePolicy="File",
         imagePullPolicy="IfNotPresent",
     )

@@ -277,8 +277,10 @@ def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
     hint = ""
     if status == 401:
         hint = "renew the credentials; `kubectl auth whoami` shows whether they are accepted."
-    if status == 403:
+    if status == 403 and " cannot " in words:
         hint = "see which rights are missing: gvisor-kernel doctor --runtime kubernetes"
+    elif status in (403, 422):  # an admission: a quota, a class that is not there, a webhook
+        hint = "change the setting that this names, or ask who runs the cluster."
     return Refused(fact, hint)
 
 
@@ -317,7 +319,8 @@ def _load(address: Address) -> tuple[Any, str]:
         *(ValueError, TypeError, AttributeError, KeyError),  # a file of another form
     ) as error:
         words = " ".join(str(error)[:300].split()).rstrip(".")
-        raise RuntimeMissing(f"No cluster is configured: {words}.", hint) from error
+        chosen = f"by {address.config}" if address.config else "here"
+        raise RuntimeMissing(f"No cluster is configured {chosen}: {words}.", hint) from error
     configuration.retries = False
     return package.ApiClient(configuration), namespace
 

@@ -15,6 +15,21 @@ FATAL_WAITS = frozenset(
 )
 """Reasons of a container that waits for what will not come."""
 GONE = "the pod was deleted"
+NOT_STARTED = "the container could not be started"
+_ADVICE = (
+    (
+        ("ErrImage", "ImagePull", "InvalidImageName"),
+        "check the setting image, and in the setting kubernetes pull_secrets for a private registry"
+        ' and pull ("Never" for an image that only the nodes have).',
+    ),
+    ((NOT_STARTED,), "check the setting image: it needs python3 on its PATH."),
+    (
+        ("Unschedulable",),
+        "change what no node has: a kernel asks for memory_limit, and for the cpu, log_limit,"
+        " node_selector and claims of the setting kubernetes.",
+    ),
+)
+"""How the words of ``find_obstacle`` and ``describe_wait`` begin, and what to do then."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ def explain_end(pod: Mapping[str, Any] | None) -> Ending:
         return Ending(_join(f"the pod has failed ({reason})", message))
     if isinstance(code, int):
         words = _text(terminated, "reason")
+        if words in ("StartError", "ContainerCannotRun"):  # then the message is the node's
+            return Ending(_join(NOT_STARTED, _text(terminated, "message")))
         more = f" ({words})" if words not in ("", "Completed", "Error") else ""
         return Ending(f"the pod's first process has ended with status {code}{more}")
     return Ending("the pod has ended")
@@ -87,6 +104,12 @@ def describe_wait(pod: Mapping[str, Any]) -> str:
             return _join(_text(found, "reason"), _text(found, "message"))
     waiting = _mapping(_mapping(_container(status).get("state")).get("waiting"))
     return _join(_text(waiting, "reason"), _text(waiting, "message"))
+
+
+def find_advice(words: str) -> str:
+    """Return what to do about what ``find_obstacle`` or ``describe_wait`` says; empty if that is
+    not known."""
+    return next((advice for begins, advice in _ADVICE if words.startswith(begins)), "")
 
 
 def _find_terminated(status: Mapping[str, Any]) -> Mapping[str, Any] | None:

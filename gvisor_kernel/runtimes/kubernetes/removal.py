@@ -73,6 +73,8 @@ def remove_from_cluster(directory: Path, record: Record, seconds: float | None) 
 
     ``seconds``: how long the copy of its outputs may take; None: COPY_SECONDS.
     """
+    if record.unmade:
+        return True
     record_end(directory)
     name = pod_name(record.container_id)
     try:

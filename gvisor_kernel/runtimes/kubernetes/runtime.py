@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
     ClusterNotAnswering,
+    NotThere,
+    Refused,
     find_address,
 )
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
@@ -181,8 +183,6 @@ class KubernetesRuntime(Runtime):
 
 def _without_claims(spec: SandboxSpec) -> SandboxSpec:
     """Return ``spec`` without the folders of this machine in whose place volumes are shown."""
-    from dataclasses import replace
-
     cluster = spec.kubernetes
     return replace(
         spec,
@@ -196,7 +196,12 @@ def _make_sandbox(plan: _Plan) -> PodSandbox:
     contents = _find_contents(plan)
     contents.measure(spec.disk_limit)
     asked = make_pod(spec, plan.names, info=_describe_info(plan), owner=_find_owner(cluster))
-    made = cluster.create_pod(asked).get("metadata")
+    try:
+        made = cluster.create_pod(asked).get("metadata")
+    except (Refused, NotThere):
+        with records.locked():
+            records.write_record(plan.places.directory, replace(plan.find_record(), unmade=True))
+        raise
     asked["metadata"]["uid"] = made.get("uid") if isinstance(made, dict) else None
     step("pod made")
     ends = make_pipes()

@@ -19,6 +19,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut, wait_readable
 from gvisor_kernel.runtimes.kubernetes.cluster import is_cut_by
 from gvisor_kernel.runtimes.kubernetes.frames import STDOUT
+from gvisor_kernel.runtimes.kubernetes.pod_state import find_advice
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,9 @@ def find_container(
     while True:
         seen = look()
         if seen.obstacle:
-            raise LaunchError(f"The pod of the kernel does not run: {seen.obstacle}.")
+            raise LaunchError(
+                f"The pod of the kernel does not run: {seen.obstacle}.", find_advice(seen.obstacle)
+            )
         try:
             stream = attach()
         except StreamCut as error:
@@ -101,7 +104,8 @@ def find_container(
         if time.monotonic() > deadline:
             raise LaunchError(
                 f"The pod of the kernel did not start in time: {_shorten(seen.wait or why)}.",
-                "raise the setting start_timeout if the nodes must pull the image first.",
+                find_advice(seen.wait)
+                or "raise the setting start_timeout if the nodes must pull the image first.",
             )
         time.sleep(RETRY_SECONDS)
 

@@ -78,6 +78,8 @@ class Record:
     """The address of the Docker engine that runs it, if one does."""
     ready: bool = False
     """The engine has started it, and it was verified."""
+    unmade: bool = False
+    """The engine has refused to make it, so nothing is there; it may also refuse to say so."""
     ended: bool = False
     """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
     killed: bool = False
