@@ -1,8 +1,9 @@
 """Reports to the host which modules of the environment the cells of a kernel import.
 
-Runs in the kernel's process after each cell, for the first minutes. Only names leave the sandbox,
-and only of modules that are installed beside the interpreter. The host counts them and imports the
-most used ones ahead in the next snapshot. It believes nothing else of a report.
+Runs in the kernel's process after each cell, for the first minutes. Only names leave the sandbox:
+of modules that are installed beside the interpreter, and of variables that cells set. The host
+counts the modules and imports the most used ones ahead in the next snapshot, but none if cells set
+variables that these would have read before. It believes nothing else of a report.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import socket
 import time
 from contextlib import suppress
-from typing import Any, Iterator, List, Optional, Set
+from typing import Any, Iterator, List, Optional, Sequence, Set
 
 from gvisor_kernel.guest.environment_modules import is_loaded
 from gvisor_kernel.guest.questions import ADDRESS, LENGTH
@@ -29,12 +30,16 @@ MAX_CODE = 100_000
 MAX_NAMES = 64
 MAX_NAME = 100
 MAX_PARTS = 3
+MAX_VARIABLES = 16
 
 _STATEMENT = re.compile(
     r"^[^\S\n]*(?:import[^\S\n]+(?P<names>[\w., \t]+)"
     r"|from[^\S\n]+(?P<package>[\w.]+)[^\S\n]+import[^\S\n]+\(?(?P<members>[\w., \t]*))",
     re.MULTILINE | re.ASCII,
 )
+
+
+_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]{2,63}\b", re.ASCII)
 
 
 class CellImports:
@@ -50,7 +55,7 @@ class CellImports:
             if VARIABLE not in os.environ:
                 return
             code = result.info.raw_cell
-            if "import" not in code or len(code) > MAX_CODE:
+            if len(code) > MAX_CODE or not ("import" in code or "env" in code):
                 return
             now = time.monotonic()
             if self._end is None:
@@ -58,8 +63,9 @@ class CellImports:
             if now > self._end:
                 return
             names = self._find_new(code)
-            if names:
-                send_report(names)
+            variables = find_variables(code)
+            if names or variables:
+                send_report(names, variables)
                 self._reported.update(names)
 
     def _find_new(self, code: str) -> List[str]:
@@ -84,12 +90,19 @@ def find_imports(code: str) -> Iterator[str]:
                 yield name
 
 
-def send_report(names: List[str]) -> None:
+def find_variables(code: str) -> List[str]:
+    """Return the variables of the environment that ``code`` names, as it may have set them."""
+    if "env" not in code:
+        return []
+    return sorted(set(_VARIABLE.findall(code)).intersection(os.environ))[:MAX_VARIABLES]
+
+
+def send_report(names: List[str], variables: Sequence[str] = ()) -> None:
     """Send names to the host, and do not wait for its answer.
 
     :raises OSError: when PID 1 does not take them
     """
-    head = json.dumps({"do": "imports", "names": names}).encode()
+    head = json.dumps({"do": "imports", "names": names, "variables": list(variables)}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(SEND_SECONDS)
         connection.connect(ADDRESS)

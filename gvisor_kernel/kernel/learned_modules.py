@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -25,11 +25,12 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import preloads_learned
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.snapshots.key import KEY_DIGITS, digest
+from gvisor_kernel.snapshots.key import IMPORTED, KEY_DIGITS, digest
 from gvisor_kernel.snapshots.learned import (
     MAX_NAMES,
     Counts,
     Preloaded,
+    add_late,
     add_report,
     choose,
     is_module_name,
@@ -90,11 +91,17 @@ def find_outdated(plan: KernelPlan, made: Preloaded | None) -> KernelPlan | None
 # -- reports of sandboxes --------------------------------------------------------------------------
 
 
-def read_report(question: bytes) -> tuple[str, ...] | None:
-    """Return the names in the report of a sandbox; None if the question is another one.
+@dataclass(frozen=True)
+class Report:
+    """The modules that cells of a kernel have imported, and those variables of IMPORTED that they
+    have named. A malformed report has none."""
 
-    A malformed report has no names.
-    """
+    names: tuple[str, ...] = ()
+    variables: frozenset[str] = frozenset()
+
+
+def read_report(question: bytes) -> Report | None:
+    """Return the report of a sandbox; None if the question is another one."""
     if not _LENGTH.size < len(question) <= MAX_REPORT:
         return None
     try:
@@ -103,10 +110,11 @@ def read_report(question: bytes) -> tuple[str, ...] | None:
         return None
     if not isinstance(head, dict) or head.get("do") != "imports":
         return None
-    names = head.get("names")
-    if not isinstance(names, list) or len(names) > MAX_NAMES:
-        return ()
-    return tuple(name for name in dict.fromkeys(filter(is_module_name, names)))
+    names, variables = head.get("names"), head.get("variables", [])
+    if not isinstance(names, list) or len(names) > MAX_NAMES or not isinstance(variables, list):
+        return Report()
+    read = frozenset(name for name in variables if isinstance(name, str) and name in IMPORTED)
+    return Report(tuple(dict.fromkeys(filter(is_module_name, names))), read)
 
 
 class ImportReports:
@@ -120,15 +128,17 @@ class ImportReports:
         self._lock = threading.Lock()
         self._names: set[str] = set()
         self._is_counted = False
+        self._is_late = False
 
-    def add(self, names: Collection[str]) -> None:
-        """Count the modules that this kernel had not reported. Raises nothing."""
+    def add(self, report: Report) -> None:
+        """Count what this kernel had not reported. Raises nothing."""
         with self._lock:
-            new = [name for name in names if name not in self._names]
+            new = [name for name in report.names if name not in self._names]
             new = new[: MAX_NAMES - len(self._names)]
             self._names.update(new)
             try:
                 self._count(new)
+                self._note_late(report.variables)
             except (GvisorKernelError, OSError, private_directories.NotPrivate) as error:
                 log.debug("What a kernel imports is not counted: %s", error)
 
@@ -139,6 +149,22 @@ class ImportReports:
         if found:
             is_first, self._is_counted = not self._is_counted, True
             change(find_kind(self._plan), lambda c: add_report(c, found, is_first=is_first))
+
+    def _note_late(self, variables: Collection[str]) -> None:
+        """Note that a cell has set a variable, and not the kernelspec."""
+        late = sorted(set(variables) - set(self._plan.environment))
+        if not late or self._is_late or not learns(self._plan):
+            return
+        self._is_late = True
+        kind = find_kind(self._plan)
+        if not read(kind).late:
+            log.warning(
+                "A cell has set %s, which modules read when they are imported: so snapshots of this"
+                " kernel import none ahead from now on. Set it in the kernelspec's env to have them"
+                " again.",
+                late[0],
+            )
+        change(kind, add_late)
 
 
 def is_installed(plan: KernelPlan, name: str) -> bool:

@@ -380,10 +380,10 @@ class SandboxedKernel:
         return kernel.address
 
     async def _answer(self, kernel: KernelBridge, question: bytes) -> bytes:
-        names = read_report(question)
-        if names is not None:
+        report = read_report(question)
+        if report is not None:
             if self._imports is not None:
-                self._beside(self._imports.add, names)
+                self._beside(self._imports.add, report)
             return b""
         return await KeptData.instance().answer(kernel.sandbox, question)
 

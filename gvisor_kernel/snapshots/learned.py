@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from keyword import iskeyword
 from typing import Any
 
@@ -37,10 +37,14 @@ _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Counts:
-    """How many ``kernels`` had cells that imported a module at all, and how many each module."""
+    """How many ``kernels`` had cells that imported a module at all, and how many each module.
+
+    ``late``: how many had cells that set a variable which modules read at their import.
+    """
 
     kernels: int = 0
     names: Mapping[str, int] = field(default_factory=dict)
+    late: int = 0
 
     def share(self, name: str) -> float:
         """Return the share of the kernels that imported ``name``."""
@@ -73,20 +77,28 @@ def add_report(counts: Counts, names: Collection[str], *, is_first: bool) -> Cou
     added = {**counts.names}
     for name in names:
         added[name] = added.get(name, 0) + 1
-    kernels = counts.kernels + is_first
+    kernels, late = counts.kernels + is_first, counts.late
     if kernels >= MAX_KERNELS:
-        kernels //= 2
+        kernels, late = kernels // 2, late // 2
         added = {name: count // 2 for name, count in added.items() if count > 1}
     kept = sorted(added, key=lambda name: (name not in names, name))
     kept = sorted(kept, key=lambda name: -added[name])[:MAX_NAMES]
-    return Counts(kernels, {name: min(added[name], kernels) for name in kept})
+    return Counts(kernels, {name: min(added[name], kernels) for name in kept}, late)
+
+
+def add_late(counts: Counts) -> Counts:
+    """Return ``counts`` with a kernel whose cells set a variable that comes too late."""
+    return replace(counts, late=min(counts.late + 1, MAX_KERNELS))
 
 
 def choose(counts: Counts) -> tuple[str, ...]:
     """Return the modules to import ahead, those of the most kernels first.
 
-    Whether they fit into memory is known only when they are imported.
+    None if cells set variables that these would have read before. Whether they fit into memory is
+    known only when they are imported.
     """
+    if counts.late:
+        return ()
     if counts.kernels < MIN_KERNELS:
         return PRIOR
     used = [
@@ -105,6 +117,8 @@ def is_outdated(made: Preloaded, counts: Counts) -> bool:
     A module that was tried and left out is not tried again until the snapshot is made for another
     reason.
     """
+    if counts.late:
+        return bool(made.imported)
     if not set(choose(counts)) <= set(made.wanted):
         return True
     return counts.kernels >= DROP_KERNELS and any(
@@ -132,7 +146,7 @@ def find_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str 
 
 def write_counts(counts: Counts) -> dict[str, Any]:
     """Return what ``read_counts`` reads."""
-    return {"kernels": counts.kernels, "names": dict(counts.names)}
+    return {"kernels": counts.kernels, "names": dict(counts.names), "late": counts.late}
 
 
 def read_counts(content: Any) -> Counts:
@@ -140,13 +154,13 @@ def read_counts(content: Any) -> Counts:
 
     :raises ValueError, KeyError, TypeError: when they are malformed
     """
-    kernels, names = content["kernels"], content["names"]
-    numbers = [kernels, *names.values()]
+    kernels, names, late = content["kernels"], content["names"], content["late"]
+    numbers = [kernels, late, *names.values()]
     if len(names) > MAX_NAMES or not all(map(is_module_name, names)):
         raise ValueError("the names are not those of modules")
     if not all(type(number) is int and 0 <= number <= MAX_KERNELS for number in numbers):
         raise ValueError("the counts are no numbers")
-    return Counts(kernels, dict(names))
+    return Counts(kernels, dict(names), late)
 
 
 def write_preloaded(preloaded: Preloaded) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_imports_are_found_in_a_cell_with_magics() -> None:
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What was reported. ``gk_one``, ``gk_two`` and their members are of the environment."""
     found: list[list[str]] = []
-    monkeypatch.setattr(cell_imports, "send_report", found.append)
+    monkeypatch.setattr(cell_imports, "send_report", lambda names, _: found.append(names))
     monkeypatch.setattr(environment_modules, "find_directories", lambda: ["/packages/"])
     for name, origin in (
         *(("gk_one", "/packages/gk_one.py"), ("gk_two", "/packages/gk_two/__init__.py")),
@@ -63,6 +63,21 @@ def test_only_modules_of_the_environment_are_reported_each_once(reported: list[l
     run(imports, "from gk_two import deep, shallow")
     run(imports, "1 + 1")
     assert reported == [["gk_one"], ["gk_two", "gk_two.deep"]]
+
+
+def test_variables_that_a_cell_names_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their names only, and only if they are set."""
+    found: list[list[list[str]]] = []
+    monkeypatch.setattr(cell_imports, "send_report", lambda *words: found.append(list(words)))
+    monkeypatch.setenv(cell_imports.VARIABLE, "imports")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GK_OTHER"):
+        monkeypatch.setenv(name, "1")
+    imports = CellImports()
+    run(
+        imports, "%env OMP_NUM_THREADS=1\nos.environ['MKL_NUM_THREADS'] = '1'; x['NOT_SET'] = 'env'"
+    )
+    run(imports, "GK_OTHER = 'OMP_NUM_THREADS'")
+    assert found == [[[], ["MKL_NUM_THREADS", "OMP_NUM_THREADS"]]]
 
 
 def test_nothing_is_reported_unasked_late_or_of_an_odd_cell(
@@ -108,4 +123,4 @@ def test_report_has_a_length_and_needs_no_answer(
     size, head = int.from_bytes(data[:4], "big"), data[8:]
     assert size == len(data) - 4
     assert int.from_bytes(data[4:8], "big") == len(head)
-    assert json.loads(head) == {"do": "imports", "names": ["numpy"]}
+    assert json.loads(head) == {"do": "imports", "names": ["numpy"], "variables": []}

@@ -16,7 +16,13 @@ from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import learned_modules, snapshot_builder
 from gvisor_kernel.kernel.connection_info import private_connection_info
-from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, is_installed, read_report
+from gvisor_kernel.kernel.learned_modules import (
+    ImportReports,
+    Report,
+    find_kind,
+    is_installed,
+    read_report,
+)
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import Restored, find_kernel_facts
 from gvisor_kernel.kernel.snapshot_builder import Misbehaved
@@ -52,8 +58,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelPlan:
     return replace(made, spec=replace(made.spec, preload="auto"))
 
 
-def report(names: object) -> bytes:
-    head = json.dumps({"do": "imports", "names": names}).encode()
+def report(names: object, **more: object) -> bytes:
+    head = json.dumps({"do": "imports", "names": names, **more}).encode()
     return struct.pack(">I", len(head)) + head
 
 
@@ -136,14 +142,17 @@ def test_variable_that_modules_read_leaves_them_out(
 )
 def test_odd_names_are_none_of_modules(name: object) -> None:
     assert not is_module_name(name)
-    assert read_report(report([name, "numpy"])) == ("numpy",)
+    assert read_report(report([name, "numpy"])) == Report(("numpy",))
 
 
 def test_hostile_reports_are_bounded() -> None:
-    assert read_report(report(["numpy", "numpy", "a.b"])) == ("numpy", "a.b")
-    assert read_report(report([f"m{number}" for number in range(MAX_NAMES + 1)])) == ()
-    assert read_report(report({"numpy": 1})) == ()
-    assert read_report(report("numpy")) == ()
+    assert read_report(report(["numpy", "numpy", "a.b"])) == Report(("numpy", "a.b"))
+    assert read_report(report([f"m{number}" for number in range(MAX_NAMES + 1)])) == Report()
+    assert read_report(report({"numpy": 1})) == Report()
+    assert read_report(report("numpy")) == Report()
+    assert read_report(report(["numpy"], variables={})) == Report()
+    odd = ["HOME", 3, ["OMP_NUM_THREADS"], "MKL_NUM_THREADS"]
+    assert read_report(report([], variables=odd)) == Report((), frozenset({"MKL_NUM_THREADS"}))
     for other in (b"", b"1234", report(["a" * 9000]), b"\0\0\0\1[", b"\0\0\0\2{}", b"abcd[" * 1500):
         assert read_report(other) is None
 
@@ -160,13 +169,13 @@ def test_kernel_counts_only_what_is_installed_and_once(
     monkeypatch.setattr(learned_modules, "is_installed", look)
     kernel = ImportReports(plan)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(kernel.add, [["numpy", "evil", "json", "numpy.linalg"]] * 20))
-    kernel.add([f"evil{number}" for number in range(200)])
+        list(pool.map(kernel.add, [Report(("numpy", "evil", "json", "numpy.linalg"))] * 20))
+    kernel.add(Report(tuple(f"evil{number}" for number in range(200))))
     assert len(looked) == len(set(looked)) == MAX_NAMES
-    kernel.add(["pandas"])
+    kernel.add(Report(("pandas",)))
     counted = learned_modules.read(find_kind(plan))
     assert counted == Counts(1, {"numpy": 1, "numpy.linalg": 1})
-    ImportReports(plan).add(["numpy"])
+    ImportReports(plan).add(Report(("numpy",)))
     assert learned_modules.read(find_kind(plan)) == Counts(2, {"numpy": 2, "numpy.linalg": 1})
     assert learned_modules.with_learned(plan).learned == ("numpy",)
     assert learned_modules.find_outdated(plan, Preloaded(("numpy",), ("numpy",))) is None
@@ -175,9 +184,31 @@ def test_kernel_counts_only_what_is_installed_and_once(
     assert wanted.learned == ("numpy",)
 
 
+def test_variable_that_a_cell_sets_turns_it_off(
+    plan: KernelPlan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not one that the kernelspec has set. It fades like everything else."""
+    late = Report(("numpy",), frozenset({"OMP_NUM_THREADS"}))
+    ImportReports(replace(plan, environment={"OMP_NUM_THREADS": "1"})).add(late)
+    assert learned_modules.read(find_kind(plan)) == Counts(1, {"numpy": 1})
+    kernel = ImportReports(plan)
+    kernel.add(late)
+    kernel.add(late)
+    ImportReports(plan).add(Report((), late.variables))
+    counted = learned_modules.read(find_kind(plan))
+    assert counted == Counts(2, {"numpy": 2}, 2)
+    assert caplog.text.count("A cell has set OMP_NUM_THREADS") == 1
+    assert choose(counted) == ()
+    assert is_outdated(Preloaded(("numpy",), ("numpy",)), counted)
+    assert not is_outdated(Preloaded((), ()), counted)
+    for _ in range(2):
+        counted = add_report(replace(counted, kernels=MAX_KERNELS), [], is_first=False)
+    assert counted.late == 0
+
+
 def test_nothing_is_kept_if_it_is_turned_off(plan: KernelPlan, tmp_path: Path) -> None:
-    ImportReports(replace(plan, spec=replace(plan.spec, preload=()))).add(["numpy"])
-    ImportReports(replace(plan, spec=replace(plan.spec, snapshot="off"))).add(["numpy"])
+    ImportReports(replace(plan, spec=replace(plan.spec, preload=()))).add(Report(("numpy",)))
+    ImportReports(replace(plan, spec=replace(plan.spec, snapshot="off"))).add(Report(("numpy",)))
     assert not (tmp_path / "cache/gvisor-kernel/imports").exists()
 
 
@@ -193,7 +224,7 @@ def test_files_are_private_and_odd_ones_are_ignored(
     path = root / f"{find_kind(plan)}.json"
     assert path in files
     assert (path.stat().st_mode & 0o777, root.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert json.loads(path.read_text()) == {"kernels": 3, "names": {"numpy": 3}}
+    assert json.loads(path.read_text()) == {"kernels": 3, "names": {"numpy": 3}, "late": 0}
     for odd in ("", "[]", '{"kernels": 1}', '{"kernels": true, "names": {}}', "x" * 20_000):
         path.write_text(odd)
         assert learned_modules.read(find_kind(plan)) == Counts()
@@ -205,9 +236,13 @@ def test_files_are_private_and_odd_ones_are_ignored(
 @pytest.mark.parametrize(
     "content",
     [
-        *(None, [], {}, {"kernels": 1, "names": []}, {"kernels": -1, "names": {}}),
-        *({"kernels": 1, "names": {"a b": 1}}, {"kernels": 1, "names": {"a": 1.5}}),
-        {"kernels": 1, "names": {f"m{number}": 1 for number in range(MAX_NAMES + 1)}},
+        *(None, [], {}, {"kernels": 1, "names": []}, {"kernels": 1, "names": {}}),
+        *({"kernels": -1, "names": {}, "late": 0}, {"kernels": 1, "names": {}, "late": True}),
+        *(
+            {"kernels": 1, "names": {"a b": 1}, "late": 0},
+            {"kernels": 1, "names": {"a": 1.5}, "late": 0},
+        ),
+        {"kernels": 1, "names": {f"m{number}": 1 for number in range(MAX_NAMES + 1)}, "late": 0},
     ],
 )
 def test_malformed_counts_are_refused(content: Any) -> None:
@@ -216,7 +251,7 @@ def test_malformed_counts_are_refused(content: Any) -> None:
 
 
 def test_json_of_counts_and_of_what_was_imported() -> None:
-    counts = Counts(3, {"numpy": 2})
+    counts = Counts(3, {"numpy": 2}, 1)
     assert read_counts(write_counts(counts)) == counts
     made = Preloaded(("numpy", "bad"), ("numpy",), {"bad": "why"})
     assert read_preloaded(json.loads(json.dumps(write_preloaded(made)))) == made
