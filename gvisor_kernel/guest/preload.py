@@ -39,6 +39,9 @@ MAX_SECONDS = 60.0
 MAX_LINE = 64 * 1024
 MAX_LEFT_OUT = 8
 """Modules that are left out for what they do, after which no further one is tried."""
+HARMLESS = frozenset({"numpy.f2py.rules.generationtime"})
+"""Variables with the time of their import that do no harm: the date in a file that f2py writes.
+scipy.stats imports that, and so do many packages."""
 UNTRIED = "it was not tried"
 PROGRAM = """
 import sys
@@ -217,8 +220,9 @@ def _describe(error: BaseException) -> str:
 
 
 def _find_size() -> int:
-    """Return the bytes of memory that this process holds."""
-    return int(read_file("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of memory that this process has of its own: a snapshot holds no files."""
+    lines = read_file("/proc/self/smaps").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(b"Anonymous:")) * 1024
 
 
 def _find_children() -> Set[int]:
@@ -234,10 +238,17 @@ def _find_children() -> Set[int]:
 
 
 def _find_generators() -> Set[int]:
-    """Return the identities of the random generators that a restore does not reseed."""
+    """Return the identities of the random generators that a restore does not reseed.
+
+    Those for names of temporary files and semaphores are none of them: a name that is taken is
+    tried again, and the names are the sandbox's own.
+    """
     modules: Dict[str, Any] = sys.modules
     kinds: List[type] = [random.Random]
+    objects = gc.get_objects()
     reseeded = {id(getattr(random, "_inst", None))}
+    names = getattr(modules.get("tempfile"), "_RandomNameSequence", ())
+    reseeded |= {id(getattr(item, "_rng", None)) for item in objects if type(item) is names}
     numpy = modules.get("numpy.random")
     if numpy is not None:
         kinds += [numpy.RandomState, numpy.Generator, numpy.BitGenerator]
@@ -246,7 +257,7 @@ def _find_generators() -> Set[int]:
     # By type(): isinstance would ask lazy objects for their class, and so load them.
     return {
         id(item)
-        for item in gc.get_objects()
+        for item in objects
         if issubclass(type(item), tuple(kinds)) and not issubclass(type(item), random.SystemRandom)
     } - reseeded
 
@@ -259,7 +270,7 @@ def _find_time(names: Set[str], since: float, now: float) -> str:
         if not str(getattr(module, "__file__", "")).startswith(directories):
             continue
         for variable, value in list(vars(module).items()):
-            if _is_time(value, since, now):
+            if f"{name}.{variable}" not in HARMLESS and _is_time(value, since, now):
                 return f"{name}.{variable} is the time of its import"
     return ""
 

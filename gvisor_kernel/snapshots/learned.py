@@ -99,8 +99,6 @@ def choose(counts: Counts) -> tuple[str, ...]:
     """
     if counts.late:
         return ()
-    if counts.kernels < MIN_KERNELS:
-        return PRIOR
     used = [
         name
         for name, count in counts.names.items()

@@ -23,6 +23,8 @@ MODULES = {
     "gk_random": "import random\nown = random.Random(3)",
     "gk_numpy_random": "import numpy\nown = numpy.random.default_rng()",
     "gk_system_random": "import random\nown = random.SystemRandom()",
+    "gk_temporary": "import tempfile\nwith tempfile.TemporaryFile(): pass\n"
+    "own = tempfile._RandomNameSequence()\nnext(own)",
     "gk_seeds": "import random, numpy.random\nrandom.seed(1)\nnumpy.random.seed(1)",
     "gk_time": "import time\nstarted = time.time()",
     "gk_stamp": "import time\nstarted = time.time_ns()",
@@ -81,7 +83,7 @@ def test_module_that_must_be_imported_by_each_kernel_is_left_out(choose: Choose,
 def test_other_modules_are_chosen(choose: Choose) -> None:
     """Among them some that only look as if: they print, seed what a restore reseeds, and ask the
     system for random numbers."""
-    names = ("gk_good", "gk_system_random", "gk_prints", "gk_seeds")
+    names = ("gk_good", "gk_system_random", "gk_prints", "gk_seeds", "gk_temporary")
     assert choose(*names, "gk_not_there", "json") == preload.Chosen(list(names), {})
 
 
