@@ -67,9 +67,11 @@ class Variant:
 def ours() -> list[Variant]:
     starts: dict[str, dict[str, Any]] = {
         "cold": {"snapshot": "off"},
-        "snapshot": {"snapshot": "auto", "spare": False},
+        "snapshot": {"snapshot": "auto", "spare": False, "preload": "off"},
+        "learned": {"snapshot": "auto", "spare": False, "preload": "auto"},
         "snapshot+preload": {"snapshot": "auto", "spare": False, "preload": list(PRELOADED)},
-        "spare": {"snapshot": "auto", "spare": True},
+        "spare": {"snapshot": "auto", "spare": True, "preload": "off"},
+        "spare+learned": {"snapshot": "auto", "spare": True, "preload": "auto"},
         "spare+preload": {"snapshot": "auto", "spare": True, "preload": list(PRELOADED)},
     }
     modes = {"relay": "relay", "direct": "auto"}

@@ -85,6 +85,7 @@ QUICK = (
     ),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_egress.py"),
     *("guest/test_allocator.py", "guest/test_font_list.py"),
+    *("guest/test_cell_imports.py", "guest/test_preload.py"),
     *("guest/test_lone_imports.py", "guest/test_module_files.py"),
     *(
         "guest/test_service_changes.py",
@@ -100,7 +101,7 @@ QUICK = (
     "nodes/test_queue.py",
     "nodes/test_files.py",
     *("security/test_privilege.py", "snapshots/test_key.py", "snapshots/test_manifest.py"),
-    "snapshots/test_store.py",
+    *("snapshots/test_store.py", "snapshots/test_learned.py"),
 )
 """Exceptions: files whose tests need no sandbox, or a few that show that the whole works."""
 ONE_GROUP = ("tests/jupyter/test_root_images.py",)

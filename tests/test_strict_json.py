@@ -26,6 +26,7 @@ OWN = {
     "cli/snapshots.py": "a plan from a process of this package",
     "guest/modules/gvisor_sandbox.py": "in the sandbox: answers of the host",
     "egress/worker.py": "routes from the process that started this one",
+    "guest/preload.py": "in the sandbox: lines of a process that it has started",
     "guest/resume.py": "the connection file, in the kernel's own process",
     "host/enter.py": "input from a process of this package",
     "jupyter/kernelspecs.py": "kernelspecs of this machine",

@@ -133,7 +133,8 @@ class World:
         stanza = spec["metadata"]["kernel_provisioner"]
         own = stanza.get("config", {})
         for way, settings in WAYS.items():
-            stanza["config"] = {**own, **settings}
+            # What kernels import must not shape snapshots of tests that run beside them.
+            stanza["config"] = {**own, "preload": "off", **settings}
             self.add_kernelspec(kernelspec_of(way), spec)
             if way == "direct":
                 self.add_kernelspec(DEFAULT_KERNEL, spec)

@@ -18,7 +18,8 @@ from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
-from gvisor_kernel.snapshots.snapshot import Snapshot
+from gvisor_kernel.snapshots.learned import read_preloaded
+from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
 from gvisor_kernel.snapshots.store import Store
 
 SHOWN_DIGITS = 12
@@ -86,6 +87,7 @@ def describe_state(reason: str | None) -> str:
 def describe(snapshot: Snapshot, reason: str | None) -> dict[str, Any]:
     """Return a snapshot as in ``list --json``. Times are seconds since the epoch, sizes bytes."""
     meta = snapshot.meta
+    preloaded = read_preloaded(meta.facts.get(PRELOADED))
     return {
         "id": meta.key,
         **{name: meta.label.get(name, "") for name in ("kernel", "python", "mode", "preload")},
@@ -95,6 +97,7 @@ def describe(snapshot: Snapshot, reason: str | None) -> dict[str, Any]:
         "files": len(meta.manifest.files),
         "fits": reason is None,
         "reason": reason,
+        "left_out": dict(preloaded.left_out) if preloaded is not None else {},
     }
 
 

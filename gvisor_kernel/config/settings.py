@@ -48,8 +48,8 @@ from gvisor_kernel.config.validators import (
     accept_environment,
     accept_flag,
     accept_image,
-    accept_modules,
     accept_outputs,
+    accept_preload,
     accept_seconds,
     accept_size,
     accept_skills,
@@ -226,9 +226,11 @@ class SandboxSettings(Configurable):
         help="""Whether kernels start from a snapshot, a saved kernel. "auto": yes; a snapshot is
         made in the background after a start without one. "off": never.""",
     )
-    preload = ListSetting(
-        help="""Names of Python modules that are imported before the snapshot is made, so that a new
-        kernel has them at once. Their memory is used in each kernel.""",
+    preload = Setting(
+        DEFAULTS.preload,
+        help="""Python modules that are imported before the snapshot is made, so that a new kernel
+        has them at once. Their memory is used in each kernel. "auto": those that the cells of such
+        kernels import most often. "off": none. A list of names: these.""",
     )
     idle_stop = Setting(
         DEFAULTS.idle_stop,
@@ -394,7 +396,7 @@ VALIDATORS: Mapping[str, Callable[[str, object], AnyValue]] = {
     "command": accept_command,
     "kernel_mode": accept_choice(KERNEL_MODES),
     "snapshot": accept_choice(SNAPSHOTS),
-    "preload": accept_modules,
+    "preload": accept_preload,
     "idle_stop": accept_flag,
     "spare": accept_flag,
     "egress": accept_egress,

@@ -20,6 +20,7 @@ __all__ = [
     "INSTALLED_SKILLS",
     "KERNEL_MODES",
     "MIB",
+    "PRELOAD_LEARNED",
     "RESTARTS",
     "RUNTIMES",
     "SETTINGS",
@@ -34,6 +35,8 @@ RESTARTS = ("kernel", "sandbox")
 TRANSPORTS = ("auto", "ipc", "tcp")
 KERNEL_MODES = ("auto", "relay", "tcp")
 SNAPSHOTS = ("auto", "off")
+PRELOAD_LEARNED = "auto"
+"""The value of ``preload`` for modules that kernels were seen to import."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class SandboxSpec:
     for no folder of the host. ``skills``: a directory with ``public`` and ``examples``, None, or
     INSTALLED_SKILLS for the skills of this user.
     ``command``: the kernel's argv with ``{connection_file}``; empty for ipykernel.
-    ``preload``: modules that are imported before a snapshot of the kernel is made.
+    ``preload``: modules that are imported before a snapshot of the kernel is made, or
+    PRELOAD_LEARNED.
     ``egress``: names of routes to the network; whether they exist is checked when a plan is made.
     ``packages``: what was installed for this kernelspec, or None.
     """
@@ -77,7 +81,7 @@ class SandboxSpec:
     command: tuple[str, ...] = ()
     kernel_mode: str = "auto"
     snapshot: str = "auto"
-    preload: tuple[str, ...] = ()
+    preload: tuple[str, ...] | str = PRELOAD_LEARNED
     idle_stop: bool = True
     spare: bool = True
     egress: tuple[str, ...] = ()

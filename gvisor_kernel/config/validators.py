@@ -194,6 +194,18 @@ def accept_modules(name: str, value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def accept_preload(name: str, value: object) -> tuple[str, ...] | str:
+    """Return "auto", or the names of modules to preload; none for "off".
+
+    :raises SettingError: when it is something else
+    """
+    if isinstance(value, str):
+        if value in ("auto", "off"):
+            return value if value == "auto" else ()
+        raise SettingError(name, value, '"auto", "off" or a list of names of Python modules')
+    return accept_modules(name, value)
+
+
 def accept_environment(name: str, value: object) -> tuple[str, ...]:
     """Return the names of variables to pass on, each once.
 

@@ -26,6 +26,7 @@ import zmq
 
 from gvisor_kernel.guest import interrupts
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
+from gvisor_kernel.guest.cell_imports import CellImports
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.idle_check import IdleCheck
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
@@ -133,6 +134,7 @@ class Adapter:
         shortcuts.reply_at_once(kernel, self._redirect_sends)
         if hasattr(getattr(kernel, "shell", None), "events"):
             kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
+            kernel.shell.events.register("post_run_cell", CellImports().after_cell)
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
         interrupts.install_wake_handler()
         self.link.on_signal = partial(interrupts.wake_after_interrupt, later=self.link.run_later)

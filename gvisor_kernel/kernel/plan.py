@@ -50,7 +50,8 @@ class KernelPlan:
     An empty ``argv`` means ipykernel of the sandbox's interpreter. ``environment`` is added to the
     sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
     the setting ``environment`` passes on. ``routes`` are those that ``spec.egress`` names; the plan
-    of a snapshot or of a spare has none.
+    of a snapshot or of a spare has none. ``learned``: for a snapshot that is to be made, what
+    PRELOAD_LEARNED means now.
     """
 
     spec: SandboxSpec
@@ -61,6 +62,7 @@ class KernelPlan:
     environment: dict[str, str] = field(default_factory=dict)
     substituted: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
+    learned: tuple[str, ...] = ()
 
 
 def without_routes(plan: KernelPlan) -> KernelPlan:
@@ -145,6 +147,7 @@ def write_plan(plan: KernelPlan) -> dict[str, Any]:
         "argv": list(plan.argv),
         "environment": dict(plan.environment),
         "substituted": list(plan.substituted),
+        "learned": list(plan.learned),
     }
 
 
@@ -162,4 +165,5 @@ def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
         argv=tuple(content["argv"]),
         environment=content["environment"],
         substituted=tuple(content["substituted"]),
+        learned=tuple(content["learned"]),
     )

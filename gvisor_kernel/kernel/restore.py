@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.spec import PRELOAD_LEARNED
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.workspace import NAME, hides_uploads
@@ -27,8 +27,10 @@ from gvisor_kernel.snapshots.key import (
     make_key,
     split_environment,
 )
+from gvisor_kernel.snapshots.learned import Preloaded, read_preloaded
 from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.restore import restore_by_key
+from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.tracing import step
@@ -38,23 +40,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Restored:
-    """A restored sandbox. Its kernel has no key, environment and seed of its own yet."""
+    """A restored sandbox. Its kernel has no key, environment and seed of its own yet.
+
+    ``key`` is empty for a snapshot that is in no store yet. ``preloaded``: what it has imported.
+    """
 
     sandbox: Sandbox
     key: str
     run: SnapshotRun
+    preloaded: Preloaded | None = None
 
     @classmethod
     def find(cls, sandbox: Sandbox, found: FoundSnapshot, plan: KernelPlan) -> Restored:
         """Return ``sandbox``, whose runtime has found its snapshot itself."""
         facts = {"language": found.language}
         run = describe_run(found.run, found.sandbox_key, facts, plan)
-        return cls(sandbox, found.key, run)
+        return cls(sandbox, found.key, run, read_preloaded(found.preloaded))
 
     def discard(self, reason: str) -> None:
         """Let no other kernel start from this snapshot. Blocks. Does nothing if it is on a node:
         there the next start does it (``LaunchRequest.unfit``)."""
-        if self.sandbox.found is None:
+        if self.sandbox.found is None and self.key:
             Store.open().discard(self.key, reason)
 
 
@@ -84,7 +90,7 @@ def find_kernel_facts(plan: KernelPlan) -> KernelFacts:
         environment=early,
         workdir=WORKSPACE,
         kernel_mode=plan.spec.kernel_mode,
-        preload=plan.spec.preload,
+        preload=_find_preload(plan),
     )
 
 
@@ -111,19 +117,53 @@ def find_obstacle(plan: KernelPlan) -> str | None:
     if plan.routes and not _accepts_variables(plan):
         return "this kernel cannot receive the addresses of its routes after a restore"
     late = IMPORTED.intersection(later)
-    if late and plan.spec.preload:
+    if late and plan.spec.preload and plan.spec.preload != PRELOAD_LEARNED:
         return f"modules of preload may read {_summarize_names(late)} before a restore"
     return None
 
 
-def has_snapshot(plan: KernelPlan) -> bool:
-    """Return whether there is a snapshot that ``plan`` may start from. Reads no memory of it.
+def preloads_learned(plan: KernelPlan) -> bool:
+    """Return whether a snapshot for ``plan`` imports what other kernels were seen to import.
+
+    Not if the kernel cannot say what it imports, or is passed a variable that these modules would
+    have to read before a restore.
+    """
+    if plan.spec.preload != PRELOAD_LEARNED or not _accepts_variables(plan):
+        return False
+    _, later = _split_variables(plan)
+    return not IMPORTED.intersection(later)
+
+
+def _find_preload(plan: KernelPlan) -> tuple[str, ...] | str:
+    """Return what of the setting shapes a snapshot."""
+    if isinstance(plan.spec.preload, str):
+        return PRELOAD_LEARNED if preloads_learned(plan) else ()
+    return plan.spec.preload
+
+
+def find_snapshot(plan: KernelPlan) -> Meta | None:
+    """Return what is known of the snapshot that ``plan`` may start from. Reads no memory of it.
 
     :raises GvisorKernelError: see ``find_key``, or when the store cannot be used
     """
     key, _ = find_key(get_runtime(plan.spec.runtime), plan)
     with Store.open().use(key.name) as snapshot:
-        return snapshot is not None and snapshot.meta.manifest.find_change() is None
+        if snapshot is None or snapshot.meta.manifest.find_change() is not None:
+            return None
+        return snapshot.meta
+
+
+def has_snapshot(plan: KernelPlan) -> bool:
+    """Return whether there is a snapshot that ``plan`` may start from.
+
+    :raises GvisorKernelError: see ``find_snapshot``
+    """
+    return find_snapshot(plan) is not None
+
+
+def read_meta(meta: Meta) -> Preloaded | None:
+    """Return what the snapshot of ``meta`` has imported for PRELOAD_LEARNED, if it has."""
+    return read_preloaded(meta.facts.get(PRELOADED))
 
 
 def _split_variables(plan: KernelPlan) -> tuple[dict[str, str], dict[str, str]]:
@@ -159,11 +199,12 @@ def _accepts_variables(plan: KernelPlan) -> bool:
 def restore(
     runtime: Runtime,
     plan: KernelPlan,
-    take_spare: Callable[[SnapshotKey], Sandbox | None] | None = None,
+    take_spare: Callable[[SnapshotKey, SnapshotRun], Sandbox | None] | None = None,
 ) -> Restored:
     """Restore a sandbox from a snapshot that fits ``plan``. Blocks.
 
-    ``take_spare(key)`` may return a sandbox that was restored earlier from the same snapshot.
+    ``take_spare(key, run)`` may return a sandbox that was restored earlier from the same snapshot:
+    another one of the same key has another ``run``.
 
     :raises NoSnapshot: when no snapshot fits; its fact says why
     :raises GvisorKernelError: when a cold start would fail as well; see ``Runtime.start``
@@ -176,10 +217,13 @@ def restore(
     key, _ = find_key(runtime, plan)
     step("snapshot's key computed")
 
-    def start(files: Path) -> Sandbox:
+    def start(snapshot: Snapshot) -> Sandbox:
         step("snapshot's files compared")
-        spare = take_spare(key) if take_spare is not None else None
-        return spare or runtime.start(plan.spec, make_launch_request(plan), files)
+        spare = take_spare(key, describe(snapshot.meta)) if take_spare is not None else None
+        return spare or runtime.start(plan.spec, make_launch_request(plan), snapshot.files)
+
+    def describe(meta: Meta) -> SnapshotRun:
+        return describe_run(meta.run, meta.sandbox_key, meta.facts, plan)
 
     sandbox, meta = restore_by_key(store, key, start)
-    return Restored(sandbox, key.name, describe_run(meta.run, meta.sandbox_key, meta.facts, plan))
+    return Restored(sandbox, key.name, describe(meta), read_meta(meta))

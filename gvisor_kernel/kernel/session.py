@@ -16,47 +16,38 @@ from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.errors import (
-    GvisorKernelError,
-    LaunchError,
-    NoSnapshot,
-    SandboxError,
-    StartStopped,
-)
+from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartStopped
+from gvisor_kernel.kernel.ahead import renew_outdated, request_snapshot
+from gvisor_kernel.kernel.endings import JudgeLeft, tell_end
 from gvisor_kernel.kernel.facts import (
     Death,
     Died,
-    Ended,
     Happenings,
     KernelFacts,
-    Left,
     Start,
     Started,
     StartKind,
     State,
 )
 from gvisor_kernel.kernel.kept_data import KeptData
+from gvisor_kernel.kernel.learned_modules import ImportReports, learning_variables, read_report
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
-from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.kernel.undoing import close_started, give_up
 from gvisor_kernel.kernel.workspace import (
     OWN_OUTPUTS,
     SHOWN,
     VARIABLE,
-    describe_left,
     describe_workspace,
     find_host_path,
-    list_left,
-    read_left,
 )
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
@@ -71,8 +62,6 @@ log = logging.getLogger(__name__)
 END_SECONDS = 1.0
 """How long those who are told of a sandbox's end may read its files before they are removed."""
 
-JudgeLeft: TypeAlias = Callable[[Sandbox, Mapping[str, Any]], Left]
-"""Returns which files end with a sandbox, of what it has said."""
 RESUME_SECONDS = 15.0
 """How long a restored kernel has to answer. After that a cold one is started instead."""
 
@@ -117,6 +106,8 @@ class SandboxedKernel:
         self._last_death: Death | None = None
         self._used: Sandbox | None = None
         """A sandbox in which a kernel was started, and of whose end nobody was told yet."""
+        self._imports: ImportReports | None = None
+        """What the kernel of the last launch has reported to import."""
 
     # -- state, from any thread ------------------------------------------------------------------
 
@@ -288,39 +279,18 @@ class SandboxedKernel:
         facts = replace(self._describe(kernel, used, plan), state="ended")
         if kernel.death is None:
             facts = replace(facts, last_death=None)
-        work = partial(self._tell_end, plan, facts, used, part)
+        work = partial(tell_end, plan, facts, used, part, self._judge_left, self._logs_death)
         try:
             telling = asyncio.get_running_loop().run_in_executor(None, work)
             await asyncio.wait({telling}, timeout=END_SECONDS)
         except RuntimeError:  # this process is exiting
             return
 
-    def _tell_end(
-        self, plan: KernelPlan, facts: KernelFacts, sandbox: Sandbox, part: bytes
-    ) -> None:
-        try:
-            content, left = read_left(part), None
-            if content is not None and plan.spec.uploads is not None:
-                if self._judge_left is None:
-                    left = list_left(content)
-                else:
-                    left = self._judge_left(sandbox, content)
-        except GvisorKernelError as error:  # it says what cannot be
-            log.info("%s: %s", plan.request.kernel_name, error)
-        try:
-            words = describe_left(left) if left is not None else ""
-            if words and self._logs_death:
-                log.warning("%s in %s: %s", plan.request.kernel_name, facts.folder, words)
-            request = plan.request
-            ended = Ended(request.kernel_id, request.kernel_name, facts, left)
-            Happenings.instance().tell_end(ended)
-        except Exception:
-            log.exception("The end of a sandbox could not be told")
-
     async def _launch(self, plan: KernelPlan) -> Address:
         await self._end_launch()
         self._launching, self._planned = asyncio.current_task(), plan
         self._is_stopped = False
+        self._imports = ImportReports(plan)
         began = self._launch_began = time.monotonic()
         try:
             with tracing():
@@ -385,8 +355,8 @@ class SandboxedKernel:
                     self._sandbox = await self._new_sandbox(kernel, plan)
                 kernel.note(f"the kernel starts without a snapshot: {reason}")
                 # For the next kernel of this kind.
-                SnapshotQueue.instance().request(
-                    plan, lambda: kernel.death is None, sandbox=self._sandbox
+                await self._in_worker(
+                    request_snapshot, plan, self._sandbox, lambda: kernel.death is None
                 )
             await self._start(kernel, plan)
         except BaseException as error:
@@ -404,8 +374,12 @@ class SandboxedKernel:
             raise
         return kernel.address
 
-    @staticmethod
-    async def _answer(kernel: KernelBridge, question: bytes) -> bytes:
+    async def _answer(self, kernel: KernelBridge, question: bytes) -> bytes:
+        report = read_report(question)
+        if report is not None:
+            if self._imports is not None:
+                self._beside(self._imports.add, report)
+            return b""
         return await KeptData.instance().answer(kernel.sandbox, question)
 
     def _note_death(self, reason: str) -> None:
@@ -427,7 +401,8 @@ class SandboxedKernel:
     async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
         describe = partial(describe_workspace, tells=self._logs_death)
         words: dict[str, str] = await self._in_worker(describe, plan.spec, sandbox)
-        return {**kernel_variables(plan, sandbox.kernel_environment), **words}
+        learning = learning_variables(plan)
+        return {**kernel_variables(plan, sandbox.kernel_environment), **words, **learning}
 
     @staticmethod
     def _note_outputs(kernel: KernelBridge, environment: Mapping[str, str]) -> None:
@@ -462,8 +437,8 @@ class SandboxedKernel:
         runtime = get_runtime(plan.spec.runtime)
         self._way = "snapshot"
 
-        def take_spare(key: SnapshotKey) -> Sandbox | None:
-            spare = SpareKeeper.instance().take(plan, key)
+        def take_spare(key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:
+            spare = SpareKeeper.instance().take(plan, key, run)
             if spare is not None:
                 self._way = "spare"
             return spare
@@ -519,6 +494,13 @@ class SandboxedKernel:
                 raise
             raise NoSnapshot(str(error)) from error
         self._sandbox = sandbox
+        self._beside(renew_outdated, plan, restored, lambda: kernel.death is None)
+
+    @staticmethod
+    def _beside(work: Callable[..., None], *arguments: Any) -> None:
+        """Run ``work``, which raises nothing, in a worker for which nobody waits."""
+        with suppress(RuntimeError):  # this process is exiting
+            asyncio.get_running_loop().run_in_executor(None, work, *arguments)
 
     async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
         sandbox = await self._start_sandbox(kernel, plan, make_launch_request(plan))
@@ -572,6 +554,23 @@ class SandboxedKernel:
         self._undoing.add(undoing)
         undoing.add_done_callback(self._undoing.discard)
         return undoing
+
+    async def launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
+        """Restore a kernel from ``files``, a snapshot that is in no store; only after nothing else.
+
+        :raises NoSnapshot: when it does not answer
+        :raises GvisorKernelError: see ``Runtime.start``
+        """
+        return await self._bridge.run(self._launch_from(plan, files, run))
+
+    async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
+        self._plan = self._planned = plan
+        root = state_root() / "sockets"
+        kernel = self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
+        start = get_runtime(plan.spec.runtime).start
+        sandbox = await self._in_worker(start, plan.spec, make_launch_request(plan), files)
+        await self._resume(kernel, plan, Restored(sandbox, "", run))
+        return kernel.address
 
     async def checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         """Write a snapshot of the idle kernel into ``directory``, within ``seconds``.

@@ -7,19 +7,21 @@ For a process that does nothing else: the command ``snapshot build``, or the pro
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import HOST_IMAGE
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.client import (
     REPLY_SECONDS,
     OwnClient,
@@ -27,26 +29,43 @@ from gvisor_kernel.kernel.client import (
     wait_for_reply,
 )
 from gvisor_kernel.kernel.connection_info import new_key
+from gvisor_kernel.kernel.learned_modules import with_learned
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, without_routes
-from gvisor_kernel.kernel.restore import find_key, find_obstacle
+from gvisor_kernel.kernel.restore import (
+    describe_run,
+    find_key,
+    find_obstacle,
+    preloads_learned,
+    read_meta,
+)
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.snapshots.build import builder_lock, lower_priority, strip_session
+from gvisor_kernel.snapshots.learned import (
+    Preloaded,
+    find_difference,
+    read_preloaded,
+    write_preloaded,
+)
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
 from gvisor_kernel.snapshots.reseed import find_renewal
-from gvisor_kernel.snapshots.snapshot import Meta, Snapshot
+from gvisor_kernel.snapshots.snapshot import PRELOADED, Draft, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 from gvisor_kernel.spec.layout import GUEST
 from gvisor_kernel.strict_json import parse_json
 
+MAX_FACTS = 64 * 1024
+"""Bytes of what the kernel says of modules that it imported ahead, or of itself."""
 MAX_LIST = 16 * 1024 * 1024
 """Bytes of the list of files that a kernel has loaded. Usual lists have about 100 KB."""
 
 GIVE_UP_SECONDS = 10.0
 """How long a builder whose owner has ended may take to remove what it has begun."""
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
 """Called at each step with a text for people and the share of the work that is done."""
@@ -79,6 +98,16 @@ finally:
 font_list.make()
 """
 
+GUEST_PRELOAD = f"""
+import json, sys
+sys.path.insert(0, "{GUEST}")
+try:
+    from gvisor_kernel.guest import preload
+finally:
+    sys.path.remove("{GUEST}")
+"""
+DESCRIBE = f"{GUEST_PRELOAD}\nprint(json.dumps(preload.describe_process()))"
+
 SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/local/lib", "/usr/lib")
 PACKAGE_LISTS = (
     *("/var/lib/dpkg/status", "/lib/apk/db/installed", "/var/lib/pacman/local"),
@@ -98,13 +127,14 @@ print(json.dumps([sorted(f for f in files if f), sorted(sys.path_importer_cache)
 def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Report) -> Snapshot:
     """Make the snapshot that kernels of ``plan`` start from. Blocks.
 
-    ``preload`` replaces the modules of the setting.
+    ``preload`` replaces the modules of the setting. If the setting is PRELOAD_LEARNED, they are
+    those that kernels import now.
 
     :raises GvisorKernelError: when it cannot be made; nothing is left of it
     """
     if preload is not None:
         plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
-    return make_snapshot(plan, report)
+    return make_snapshot(with_learned(plan), report)
 
 
 def end_with(fd: int) -> None:
@@ -132,6 +162,8 @@ def end_with(fd: int) -> None:
 def build_in_background(plan: dict[str, Any]) -> None:
     """Make the snapshot of a plan (``write_plan``) with low priority, unless it exists. Blocks.
 
+    One that was not to import the modules that the plan names as learned is replaced.
+
     :raises GvisorKernelError: when it cannot be made
     """
     lower_priority()
@@ -141,7 +173,9 @@ def build_in_background(plan: dict[str, Any]) -> None:
         key, _ = find_key(get_runtime(found.spec.runtime), found)
         with store.use(key.name) as snapshot:
             if snapshot is not None and snapshot.meta.manifest.find_change() is None:
-                return
+                made = read_meta(snapshot.meta)
+                if made is None or made.wanted == found.learned:
+                    return
         _make(store, found, lambda text, done: None)
 
 
@@ -168,6 +202,24 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
             "take the variable out of the setting environment; a value that is not secret may be"
             " in the kernelspec's env.",
         )
+    try:
+        return _make_once(store, plan, report, {})
+    except Misbehaved as error:
+        log.info("Modules that were imported ahead are left out: %s", error)
+        return _make_once(store, plan, report, dict.fromkeys(plan.learned, str(error)))
+
+
+class Misbehaved(Exception):
+    """A restored kernel differs from the saved one; the text says in what."""
+
+
+def _make_once(
+    store: Store, plan: KernelPlan, report: Report, skipped: Mapping[str, str]
+) -> Snapshot:
+    """``skipped``: learned modules that are not imported, and why.
+
+    :raises Misbehaved: when a kernel with learned modules cannot be restored as it was saved
+    """
     runtime = get_runtime(plan.spec.runtime)
     key, bare = find_key(runtime, plan)
     with store.write() as draft:
@@ -184,6 +236,10 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
             client = connect(address, bare, kernel.find_end)
             try:
                 language = _find_language(client, report)
+                if language == "python":
+                    report("Making the list of fonts", 0.25)
+                    _run_python(client, FONT_LIST)
+                preloaded, before = _preload_learned(client, plan, language, skipped, report)
                 manifest = _warm_up(client, kernel, plan, language, since, report)
             finally:
                 client.stop_channels()
@@ -191,7 +247,13 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
             run = asyncio.run(kernel.checkpoint(draft.files, REPLY_SECONDS))
         finally:
             asyncio.run(kernel.close())
+        if preloaded is not None and preloaded.imported:
+            report("Restoring the snapshot to check it", 0.9)
+            _check(
+                draft, bare, describe_run(run.run, run.key, {"language": language}, bare), before
+            )
         report("Storing the snapshot", 0.95)
+        modules = plan.spec.preload if preloaded is None else preloaded.imported
         meta = Meta(
             key=key.name,
             parts=dict(key.parts),
@@ -202,9 +264,12 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
                 "kernel": plan.request.kernel_name,
                 "python": plan.request.python,
                 "mode": plan.spec.kernel_mode,
-                "preload": ", ".join(plan.spec.preload),
+                "preload": ", ".join(() if isinstance(modules, str) else modules),
             },
-            facts={"language": language},
+            facts={
+                "language": language,
+                **({} if preloaded is None else {PRELOADED: write_preloaded(preloaded)}),
+            },
             created=time.time(),
         )
         store.keep(draft, key, meta)
@@ -220,6 +285,58 @@ def _find_language(client: OwnClient, report: Report) -> str:
     report("Waiting for the kernel", 0.2)
     info = wait_for_reply(client, client.kernel_info())
     return str(info["language_info"].get("name"))
+
+
+def _preload_learned(
+    client: OwnClient, plan: KernelPlan, language: str, skipped: Mapping[str, str], report: Report
+) -> tuple[Preloaded | None, dict[str, Any]]:
+    """Import the learned modules that may be; return these, and facts of the kernel's process.
+
+    None: this kernel has none, whatever was learned.
+    """
+    if language != "python" or not preloads_learned(plan):
+        return None, {}
+    names = [name for name in plan.learned if name not in skipped]
+    if not names:
+        return Preloaded(plan.learned, (), skipped), {}
+    report(f"Trying {', '.join(names[:3])}{' and more' if names[3:] else ''}", 0.3)
+    code = f"print(json.dumps(preload.import_usable({names!r}, {GUEST!r})))"
+    found = _parse(_run_python(client, f"{GUEST_PRELOAD}\n{code}"))
+    made = read_preloaded({**found, "wanted": list(plan.learned)})
+    if made is None:
+        raise SnapshotError("What the kernel has imported ahead is malformed.")
+    return made, _parse(_run_python(client, DESCRIBE))
+
+
+def _check(draft: Draft, plan: KernelPlan, run: SnapshotRun, before: Mapping[str, Any]) -> None:
+    """Restore the snapshot that was written, and compare its kernel with the saved one.
+
+    :raises Misbehaved: when it differs in what it must not, or cannot be restored
+    """
+    kernel = SandboxedKernel(logs_death=False, keeps_data=False)
+    try:
+        address = asyncio.run(kernel.launch_from(plan, draft.files, run))
+        client = connect(address, plan, kernel.find_end)
+        try:
+            difference = find_difference(before, _parse(_run_python(client, DESCRIBE)))
+        finally:
+            client.stop_channels()
+    except (NoSnapshot, SnapshotError) as error:
+        raise Misbehaved(f"it cannot be restored: {error.fact}") from error
+    finally:
+        asyncio.run(kernel.close())
+    if difference is not None:
+        raise Misbehaved(difference)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        content = parse_json(text, MAX_FACTS)
+    except ValueError as error:
+        raise SnapshotError(f"The kernel's facts cannot be parsed: {error}.") from error
+    if not isinstance(content, dict):
+        raise SnapshotError("The kernel's facts are no object.")
+    return content
 
 
 def _warm_up(
@@ -245,10 +362,9 @@ def _warm_up(
             # The files of an image never change, and its digest is part of the key.
             return make_manifest([], [], [], since)
         return list_installed(plan.request.python)
-    report("Making the list of fonts", 0.25)
-    _run_python(client, FONT_LIST)
-    steps = len(plan.spec.preload)
-    for number, name in enumerate(plan.spec.preload):
+    named = () if isinstance(plan.spec.preload, str) else plan.spec.preload
+    steps = len(named)
+    for number, name in enumerate(named):
         report(f"Importing {name}", 0.3 + 0.4 * number / steps)
         _run_python(client, f"import importlib\nimportlib.import_module({name!r})", name)
     report("Warming up the kernel", 0.7)

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.per_process import PerProcess
@@ -73,10 +74,13 @@ class Spare:
     kind: Kind
     restored: Restored
 
-    def fits(self, kind: Kind, key: SnapshotKey) -> bool:
-        """Return whether a start of ``kind`` from the snapshot ``key`` would make the same now."""
-        sandbox = self.restored.sandbox
-        if self.kind != kind or self.restored.key != key.name or sandbox.poll() is not None:
+    def fits(self, kind: Kind, key: SnapshotKey, run: SnapshotRun) -> bool:
+        """Return whether a start of ``kind`` would make the same now, from the snapshot ``key`` as
+        it is: its ``run`` has a key for the sandbox that no other one has."""
+        restored, sandbox = self.restored, self.restored.sandbox
+        if self.kind != kind or sandbox.poll() is not None:
+            return False
+        if (restored.key, restored.run.key) != (key.name, run.key):
             return False
         runtime = get_runtime(kind.spec.runtime)
         try:
@@ -103,7 +107,7 @@ class SpareKeeper(PerProcess):
         """Whether there is a spare."""
         return self._spare is not None
 
-    def take(self, plan: KernelPlan, key: SnapshotKey) -> Sandbox | None:
+    def take(self, plan: KernelPlan, key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:
         """Return the spare, resumed and assigned to ``plan``'s kernel, if it fits; else None.
 
         A spare of another kind stays. One of this kind that no longer fits is removed. Blocks for
@@ -117,7 +121,7 @@ class SpareKeeper(PerProcess):
             self._spare = None
             self._changed.notify_all()
         sandbox = spare.restored.sandbox
-        if not spare.fits(kind, key):
+        if not spare.fits(kind, key, run):
             sandbox.close()
             return None
         sandbox.assign(plan.request.kernel_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import NoSnapshot, SandboxError, SnapshotError
@@ -34,6 +33,7 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, dict[str, An
     from gvisor_kernel.snapshots.host_facts import find_host_facts
     from gvisor_kernel.snapshots.key import KernelFacts, make_key
     from gvisor_kernel.snapshots.restore import restore_by_key
+    from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
     from gvisor_kernel.snapshots.store import Store
 
     request = order.request
@@ -51,8 +51,8 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, dict[str, An
         raise NoSnapshot(f"the order is malformed: {error}") from error
     key = make_key(runtime.describe(order.spec, request), facts, find_host_facts())
 
-    def start(files: Path) -> Sandbox:
-        sandbox = runtime.start(order.spec, request, files)
+    def start(snapshot: Snapshot) -> Sandbox:
+        sandbox = runtime.start(order.spec, request, snapshot.files)
         try:
             return _check(sandbox)
         except SandboxError as error:
@@ -61,6 +61,7 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, dict[str, An
     sandbox, meta = restore_by_key(store, key, start)
     language = str(meta.facts.get("language"))
     found = {"key": key.name, "run": meta.run, "sandbox_key": meta.sandbox_key}
+    found[PRELOADED] = meta.facts.get(PRELOADED)
     return sandbox, {"found": {**found, "language": language}}
 
 

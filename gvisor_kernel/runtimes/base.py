@@ -50,12 +50,14 @@ class FoundSnapshot:
     """The snapshot that a sandbox was restored from, where its runtime has found that itself.
 
     ``run`` and ``sandbox_key`` are those of the kernel in it, ``language`` is what that reported.
+    ``preloaded``: what it has imported ahead, unchecked, as the runtime was told.
     """
 
     key: str
     run: int
     sandbox_key: str
     language: str
+    preloaded: object = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Has made ready, one after the other, what a person is likely to start next in a server."""
+"""Has made ready, one after the other, what a person is likely to start next in a server.
+
+It also notices that packages were installed, upgraded or removed: then the snapshot is made anew
+before the next start would find that it does not fit.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.config.settings import HOST_IMAGE
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan_ahead
-from gvisor_kernel.kernel.ahead import prepare
+from gvisor_kernel.kernel.ahead import may_prepare, prepare, renew
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +29,9 @@ FIRST_SECONDS = 1.0
 PAUSE_SECONDS = 2.0
 """The wait after each wish: a client may ask for another folder all the time, and each one costs a
 restore. Of the wishes meanwhile the last one counts."""
+LOOK_SECONDS = 10.0
+"""How often the folders of packages are looked at: a stat for each. What has changed must then stay
+as it is for as long, since an installation takes its time."""
 USUAL = "gvisor-python"
 """The kernelspec that is made ready at the start if the server's default is not ours."""
 
@@ -43,6 +52,41 @@ class Wish:
     folder: Path
 
 
+class Packages:
+    """The folders of an interpreter's packages, as they were at the last look."""
+
+    def __init__(self) -> None:
+        self._python = ""
+        self._times: tuple[int, ...] = ()
+        self._is_changing = False
+
+    def have_changed(self, plan: KernelPlan) -> bool:
+        """Return whether they have changed, and were the same at the last two looks.
+
+        Only for packages of this machine: those of an image do not change.
+        """
+        if plan.spec.image != HOST_IMAGE or plan.spec.runtime != "runsc":
+            return False
+        interpreter = ask_interpreter(plan.request.python)
+        folders = (*interpreter.site_directories, interpreter.user_site or "")
+        times = tuple(map(_modified_at, folders))
+        if plan.request.python != self._python:
+            self._python, self._times, self._is_changing = plan.request.python, times, False
+        elif times != self._times:
+            self._times, self._is_changing = times, True
+        elif self._is_changing:
+            self._is_changing = False
+            return True
+        return False
+
+
+def _modified_at(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - often, so fast
+    except OSError:
+        return 0
+
+
 class Warmer:
     """Takes wishes and fulfils the last one. On the server's loop, until ``end``."""
 
@@ -54,6 +98,9 @@ class Warmer:
         self._wish: Wish | None = None
         self._working: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._last: tuple[Wish, KernelPlan] | None = None
+        """The last wish that was fulfilled, and how: its packages are watched."""
+        self._packages = Packages()
 
     def start(self) -> None:
         """Make ready what is started most likely in the server's root folder, soon."""
@@ -63,6 +110,11 @@ class Warmer:
     async def _start(self) -> None:
         await asyncio.sleep(FIRST_SECONDS)
         await self.visit("")
+        loop = asyncio.get_running_loop()
+        while self.enabled:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._last is not None and self._working is None:
+                await loop.run_in_executor(self._executor, self._look, *self._last)
 
     async def visit(self, path: str) -> None:
         """Wish for the kernel that is started most likely, in the folder of ``path``."""
@@ -128,11 +180,26 @@ class Warmer:
         try:
             plan = self._make_plan(wish)
             if plan is not None:
+                self._packages.have_changed(plan)  # from now on
                 prepare(plan)
+                self._last = wish, plan
         except (GvisorKernelError, NotOurs) as error:
             log.info("Nothing is made ready: %s", error)
         except Exception:
             log.exception("Nothing is made ready")
+
+    def _look(self, wish: Wish, planned: KernelPlan) -> None:
+        """Have the snapshot for ``wish`` made anew if its packages have changed."""
+        try:
+            if not self._packages.have_changed(planned):
+                return
+            plan = self._make_plan(wish)
+            if plan is not None and may_prepare(plan):
+                renew(plan)
+        except (GvisorKernelError, NotOurs) as error:
+            log.info("No snapshot is made: %s", error)
+        except Exception:
+            log.exception("No snapshot is made")
 
     async def end(self) -> None:
         """Take no more wishes. What is being made ends with the process."""

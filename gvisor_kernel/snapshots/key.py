@@ -81,14 +81,15 @@ class SnapshotKey:
 @dataclass(frozen=True)
 class KernelFacts:
     """The kernel in a snapshot. ``argv`` is as the guest gets it, ``environment`` is without the
-    variables that are set after a restore, ``kernel_mode`` and ``preload`` are the settings.
+    variables that are set after a restore, ``kernel_mode`` and ``preload`` are the settings. With
+    PRELOAD_LEARNED a snapshot of another list is used until the next one is made.
     """
 
     argv: Sequence[str]
     environment: Mapping[str, str]
     workdir: str
     kernel_mode: str
-    preload: Sequence[str]
+    preload: Sequence[str] | str
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -
     facts["guest"] = list(host.guest)
     facts["cpu"] = list(host.cpu)
     facts["kernel"] = [list(kernel.argv), kernel.workdir, kernel.kernel_mode]
-    facts["preload"] = list(kernel.preload)
+    facts["preload"] = kernel.preload if isinstance(kernel.preload, str) else list(kernel.preload)
     facts["environment"] = dict(kernel.environment)
     return SnapshotKey({name: digest(value) for name, value in facts.items()})
 

@@ -28,6 +28,8 @@ from gvisor_kernel.snapshots.manifest import Manifest
 FORMAT = 3
 """Format of meta.json. Snapshots of older formats may contain values that the setting
 ``environment`` passed on, so they are removed."""
+PRELOADED = "preloaded"
+"""The fact of ``Meta`` that says what was imported ahead; see ``learned.Preloaded``."""
 MAX_META = 16 * 1024 * 1024
 """Bytes of meta.json."""
 

@@ -23,7 +23,10 @@ WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "dat
 FOR_PEOPLE = {
     ("bridge/journal.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
-    ("kernel/snapshot_builder.py", "_make"): "when a snapshot was made; which files are younger",
+    ("guest/preload.py", "try_module"): "which variables of a module are the time of its import",
+    ("kernel/snapshot_builder.py", "_make_once"): (
+        "when a snapshot was made; which files are younger"
+    ),
     ("egress/audit.py", "make_entry"): "when a request was made",
     ("kernel/environment_builder.py", "_keep"): "when packages were installed",
     ("egress/package_cache.py", "_entries"): "which files were not used for longest",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 
-from gvisor_kernel.kernel import session, snapshot_queue
+from gvisor_kernel.kernel import ahead, session, snapshot_queue
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.snapshots import learned
 from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, wait_until
@@ -19,6 +20,7 @@ from .conftest import Start
 from .sshd import needs_sshd
 
 SETTINGS = {"snapshot": "auto", "environment": ["FOR_KERNELS"]}
+PRELOADED = "import sys; print('numpy' in sys.modules); import numpy"
 RANDOM = "import os, random, uuid; print(os.environ['FOR_KERNELS'], random.random(), uuid.uuid4())"
 
 
@@ -52,10 +54,15 @@ def kind_of(manager: KernelManager) -> str:
 def test_first_start_is_cold_and_next_is_restored(
     store: Store, start: Start, way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each restored kernel has its own variables, random numbers and folders."""
+    """Each restored kernel has its own variables, random numbers and folders. It has the modules
+    that this machine has sent along, and this machine counts what it imports."""
     (folder / "data.csv").write_text("1,2\n")
     monkeypatch.setenv("FOR_KERNELS", "first")
-    with start(way, **SETTINGS) as (manager, client):
+    monkeypatch.setattr(learned, "PRIOR", ("numpy",))
+    compared: list[object] = []
+    monkeypatch.setattr(ahead, "find_outdated", lambda plan, made: compared.append(made))
+    settings = {**SETTINGS, "preload": "auto"}
+    with start(way, **settings) as (manager, client):
         assert kind_of(manager) == "cold"
         assert "the kernel starts without a snapshot: no snapshot fits" in kernel_log(manager)
         assert execute(client, "6 * 7").result == "42"
@@ -64,8 +71,9 @@ def test_first_start_is_cold_and_next_is_restored(
     monkeypatch.setenv("FOR_KERNELS", "second")
     drawn = []
     for _ in range(2):
-        with start(way, **SETTINGS) as (manager, client):
+        with start(way, **settings) as (manager, client):
             assert kind_of(manager) == "snapshot"
+            assert execute(client, PRELOADED).text == "True\n"
             assert "the kernel was restored from a snapshot" in kernel_log(manager)
             drawn.append(execute(client, RANDOM).text.split())
             assert execute(client, "print(open('data.csv').read(), end='')").text == "1,2\n"
@@ -75,6 +83,9 @@ def test_first_start_is_cold_and_next_is_restored(
     assert first[0] == second[0] == "second"
     assert not set(first[1:]) & set(second[1:])
     assert [found.meta.key for found in store.snapshots()] == [snapshot.meta.key]
+    assert compared == [learned.Preloaded(("numpy",), ("numpy",))] * 2
+    counts = store.root.parent / "imports"
+    wait_until(lambda: '"numpy": 2' in next(counts.glob("*.json")).read_text(), "the reports")
 
 
 @needs_all

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +22,10 @@ from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import ahead
 from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.server import warming
 from gvisor_kernel.server.listings import Listings
+from gvisor_kernel.snapshots.manifest import Manifest
+from gvisor_kernel.snapshots.snapshot import Meta
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
@@ -134,6 +140,9 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
     return keeper
 
 
+MADE = Meta("0" * 32, {}, 1, "", Manifest({}, {}))
+
+
 def plan(name: str) -> KernelPlan:
     return make_plan(name, private_connection_info(), "")
 
@@ -141,7 +150,7 @@ def plan(name: str) -> KernelPlan:
 def test_missing_snapshot_is_made_before_the_spare(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "has_snapshot", lambda plan: False)
+    monkeypatch.setattr(ahead, "find_snapshot", lambda plan: None)
     assert ahead.prepare(plan(KERNEL)) == "snapshot"
     assert keeper.asked == ["snapshot"]
     keeper.on_made()
@@ -151,9 +160,41 @@ def test_missing_snapshot_is_made_before_the_spare(
 def test_settings_turn_it_off(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without snapshots nothing is made, without spares only a snapshot."""
     assert ahead.prepare(plan("gvisor-python-direct")) == "nothing"
-    monkeypatch.setattr(ahead, "has_snapshot", lambda plan: True)
+    monkeypatch.setattr(ahead, "find_snapshot", lambda plan: MADE)
     assert ahead.prepare(plan("gvisor-python-restored")) == "nothing"
     assert keeper.asked == []
+
+
+def test_change_of_packages_is_noticed_when_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is made anew before anybody starts a kernel."""
+    (tmp_path / "one").mkdir()
+    folders = SimpleNamespace(site_directories=(f"{tmp_path}/one", f"{tmp_path}/none"))
+    folders.user_site = None
+    monkeypatch.setattr(warming, "ask_interpreter", lambda python: folders)
+    made: list[KernelPlan] = []
+    monkeypatch.setattr(warming, "prepare", lambda plan: None)
+    monkeypatch.setattr(warming, "renew", made.append)
+    kernel, wish = plan(KERNEL), warming.Wish(KERNEL, tmp_path)
+    warmer = warming.Warmer(None, ThreadPoolExecutor(), True)
+    monkeypatch.setattr(warmer, "_make_plan", lambda wish: kernel)
+    warmer._prepare(wish)
+    assert warmer._last == (wish, kernel)
+
+    def look() -> int:
+        warmer._look(*warmer._last)  # type: ignore[misc]
+        return len(made)
+
+    assert look() == 0
+    for name in ("first", "second"):  # while packages are installed
+        (tmp_path / "one" / name).touch()
+        os.utime(tmp_path / "one", ns=(0, len(name)))
+        assert look() == 0
+    assert [look(), look()] == [1, 1]
+    kernel = replace(kernel, spec=replace(kernel.spec, image="other"))
+    os.utime(tmp_path / "one", ns=(0, 99))
+    assert [warmer._packages.have_changed(kernel) for _ in range(2)] == [False, False]
 
 
 def test_kernel_that_cannot_start_is_not_made_ready(keeper: Keeper, world: World) -> None:

@@ -138,7 +138,11 @@ def kernelspec(environment: Path, world: World, request: pytest.FixtureRequest) 
             "metadata": {
                 "kernel_provisioner": {
                     "provisioner_name": "gvisor-provisioner",
-                    "config": {"snapshot": "auto", **getattr(request.module, "SETTINGS", {})},
+                    "config": {
+                        "snapshot": "auto",
+                        "preload": "off",
+                        **getattr(request.module, "SETTINGS", {}),
+                    },
                 }
             },
         },

@@ -47,7 +47,7 @@ def read_found(ready: Mapping[str, Any]) -> FoundSnapshot | None:
         return None
     if not SNAPSHOT.fullmatch(key) or not isinstance(run, int) or not 0 <= run < 2**31:
         return None
-    return FoundSnapshot(key, run, sandbox_key, language)
+    return FoundSnapshot(key, run, sandbox_key, language, found.get("preloaded"))
 
 
 def _is_word(value: object) -> TypeGuard[str]:

@@ -1,0 +1,224 @@
+"""Keeps which modules kernels of each kind import, in the user's cache, for their snapshots.
+
+Only names of modules and counts are kept: no code, no folder, no time. A report comes from a
+sandbox, so its names are checked for their form here, and, where the sandbox shows this machine's
+packages, for a package of that name. All functions block for a file, but ``read_report``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import threading
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from gvisor_kernel.config.settings import HOST_IMAGE
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host import private_directories
+from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.restore import preloads_learned
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
+from gvisor_kernel.snapshots.key import IMPORTED, KEY_DIGITS, digest
+from gvisor_kernel.snapshots.learned import (
+    MAX_NAMES,
+    Counts,
+    Preloaded,
+    add_late,
+    add_report,
+    choose,
+    is_module_name,
+    is_outdated,
+    read_counts,
+    write_counts,
+)
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "GVISOR_KERNEL_LEARNS"
+"""Tells a kernel that it may report; see ``guest/cell_imports.py``."""
+MAX_REPORT = 8 * 1024
+MAX_FILE = 16 * 1024
+MAX_KINDS = 64
+"""Kinds of kernels whose counts are kept: those that were changed last."""
+PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+_LENGTH = struct.Struct(">I")
+
+
+def learns(plan: KernelPlan) -> bool:
+    """Return whether what kernels of ``plan`` import is counted, and is in their snapshots."""
+    runtime = get_runtime(plan.spec.runtime)
+    return (
+        plan.spec.snapshot != "off"
+        and (runtime.supports_snapshots or runtime.finds_snapshots)
+        and preloads_learned(plan)
+    )
+
+
+def learning_variables(plan: KernelPlan) -> dict[str, str]:
+    """Return the variables by which a kernel knows that it may report its imports."""
+    return {VARIABLE: "imports"} if learns(plan) else {}
+
+
+def find_kind(plan: KernelPlan) -> str:
+    """Return the name of the kernels that share counts: those of one environment."""
+    packages = plan.spec.packages.environment if plan.spec.packages is not None else ""
+    facts = [plan.spec.runtime, plan.spec.image, plan.request.python, packages]
+    return digest(facts)[:KEY_DIGITS]
+
+
+def with_learned(plan: KernelPlan) -> KernelPlan:
+    """Return ``plan`` with the modules that its next snapshot is to import, if it learns."""
+    if not learns(plan):
+        return plan
+    return replace(plan, learned=choose(read(find_kind(plan))))
+
+
+def find_outdated(plan: KernelPlan, made: Preloaded | None) -> KernelPlan | None:
+    """Return the plan of a snapshot that is to replace one with ``made``; None if that is good."""
+    if made is None or not learns(plan) or not is_outdated(made, read(find_kind(plan))):
+        return None
+    return with_learned(plan)
+
+
+# -- reports of sandboxes --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """The modules that cells of a kernel have imported, and those variables of IMPORTED that they
+    have named. A malformed report has none."""
+
+    names: tuple[str, ...] = ()
+    variables: frozenset[str] = frozenset()
+
+
+def read_report(question: bytes) -> Report | None:
+    """Return the report of a sandbox; None if the question is another one."""
+    if not _LENGTH.size < len(question) <= MAX_REPORT:
+        return None
+    try:
+        head = parse_json(question[_LENGTH.size :], MAX_REPORT)
+    except JsonError:
+        return None
+    if not isinstance(head, dict) or head.get("do") != "imports":
+        return None
+    names, variables = head.get("names"), head.get("variables", [])
+    if not isinstance(names, list) or len(names) > MAX_NAMES or not isinstance(variables, list):
+        return Report()
+    read = frozenset(name for name in variables if isinstance(name, str) and name in IMPORTED)
+    return Report(tuple(dict.fromkeys(filter(is_module_name, names))), read)
+
+
+class ImportReports:
+    """What one kernel has reported: each module counts once for it. Any thread.
+
+    Of a kernel MAX_NAMES names are looked at, whatever they are.
+    """
+
+    def __init__(self, plan: KernelPlan) -> None:
+        self._plan = plan
+        self._lock = threading.Lock()
+        self._names: set[str] = set()
+        self._is_counted = False
+        self._is_late = False
+
+    def add(self, report: Report) -> None:
+        """Count what this kernel had not reported. Raises nothing."""
+        with self._lock:
+            new = [name for name in report.names if name not in self._names]
+            new = new[: MAX_NAMES - len(self._names)]
+            self._names.update(new)
+            try:
+                self._count(new)
+                self._note_late(report.variables)
+            except (GvisorKernelError, OSError, private_directories.NotPrivate) as error:
+                log.debug("What a kernel imports is not counted: %s", error)
+
+    def _count(self, names: Collection[str]) -> None:
+        if not names or not learns(self._plan):
+            return
+        found = [name for name in names if is_installed(self._plan, name)]
+        if found:
+            is_first, self._is_counted = not self._is_counted, True
+            change(find_kind(self._plan), lambda c: add_report(c, found, is_first=is_first))
+
+    def _note_late(self, variables: Collection[str]) -> None:
+        """Note that a cell has set a variable, and not the kernelspec."""
+        late = sorted(set(variables) - set(self._plan.environment))
+        if not late or self._is_late or not learns(self._plan):
+            return
+        self._is_late = True
+        kind = find_kind(self._plan)
+        if not read(kind).late:
+            log.warning(
+                "A cell has set %s, which modules read when they are imported: so snapshots of this"
+                " kernel import none ahead from now on. Set it in the kernelspec's env to have them"
+                " again.",
+                late[0],
+            )
+        change(kind, add_late)
+
+
+def is_installed(plan: KernelPlan, name: str) -> bool:
+    """Return whether ``name`` is that of a package of the environment, as far as this machine
+    shows: by the names of files only."""
+    if plan.spec.image != HOST_IMAGE or plan.spec.runtime != "runsc" or plan.spec.packages:
+        return True  # the process that makes the snapshot finds out
+    interpreter = ask_interpreter(plan.request.python)
+    folders = [Path(d) for d in interpreter.site_directories if Path(d).name in PACKAGE_FOLDERS]
+    if interpreter.user_site is not None:
+        folders.append(Path(interpreter.user_site))
+    first = name.partition(".")[0]
+    return any(
+        (folder / first).is_dir()
+        or (folder / f"{first}.py").is_file()
+        or any(folder.glob(f"{first}.*.so"))
+        or (folder / f"{first}.so").is_file()
+        for folder in folders
+    )
+
+
+# -- the files of counts ---------------------------------------------------------------------------
+
+
+def read(kind: str) -> Counts:
+    """Return the counts of a kind of kernel; none if they cannot be read."""
+    try:
+        return _read(user_cache_path("gvisor-kernel") / "imports", kind)
+    except OSError as error:
+        log.debug("What kernels import is not known: %s", error)
+        return Counts()
+
+
+def change(kind: str, work: Callable[[Counts], Counts]) -> None:
+    """Replace the counts of a kind by what ``work`` returns for them.
+
+    :raises OSError, NotPrivate: when they cannot be written
+    """
+    cache = user_cache_path("gvisor-kernel")
+    root = cache / "imports"
+    private_directories.make_directories(cache, root)
+    with private_directories.locked_directory(root):
+        content = json.dumps(write_counts(work(_read(root, kind))))
+        new = root / f"{private_directories.NEW}{kind}"
+        new.unlink(missing_ok=True)  # of a process that was killed
+        private_directories.write_file(new, content)
+        new.rename(root / f"{kind}.json")
+        files = sorted(root.glob("*.json"), key=lambda path: path.lstat().st_mtime, reverse=True)
+        for path in files[MAX_KINDS:]:
+            path.unlink()
+
+
+def _read(root: Path, kind: str) -> Counts:
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        data = private_directories.read_file(root / f"{kind}.json", MAX_FILE)
+        return read_counts(parse_json(data, MAX_FILE))
+    return Counts()
