@@ -66,6 +66,22 @@ IMPORTED = frozenset(
 late. No snapshot contains them; a kernel with ``preload`` that is passed one starts without."""
 
 
+PARTS = {
+    "config": "settings or mounts of its sandbox",
+    "cpu": "CPU features or number of CPUs",
+    "environment": "variables",
+    "etc": "files of /etc",
+    "flags": "options of runsc",
+    "guest": "version or files of gvisor-kernel",
+    "kernel": "command or kernel_mode",
+    "preload": "modules of preload",
+    "runtime": "runsc",
+    "user": "user",
+    "world": "Python",
+}
+"""What the parts of a key stand for, in a sentence that begins with "the nearest has other"."""
+
+
 @dataclass(frozen=True)
 class SnapshotKey:
     """A digest for each kind of fact (``parts``), so that an error can name what has changed."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.runtimes.base import Sandbox
-from gvisor_kernel.snapshots.key import SnapshotKey
+from gvisor_kernel.snapshots.key import PARTS, SnapshotKey
 from gvisor_kernel.snapshots.snapshot import Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 
@@ -24,7 +24,7 @@ def restore_by_key(
     """
     with store.use(key.name) as snapshot:
         if snapshot is None:
-            raise NoSnapshot("no snapshot fits")
+            raise NoSnapshot(f"no snapshot fits: {describe_miss(store, key)}")
         reason = snapshot.meta.manifest.find_change()
         if reason is None:
             try:
@@ -33,3 +33,15 @@ def restore_by_key(
                 reason = str(error)
     store.discard(key.name, reason)
     raise NoSnapshot(reason)
+
+
+def describe_miss(store: Store, key: SnapshotKey) -> str:
+    """Return how the snapshot that is most like ``key`` differs, for a log. Blocks."""
+    differences = [
+        [part for part in key.parts if snapshot.meta.parts.get(part) != key.parts[part]]
+        for snapshot in store.snapshots()
+    ]
+    if not differences:
+        return "there is none yet"
+    nearest = min(differences, key=len)
+    return f"the nearest has other {', '.join(PARTS.get(part, part) for part in nearest)}"

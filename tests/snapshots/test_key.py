@@ -23,6 +23,7 @@ from gvisor_kernel.snapshots.host_facts import PACKAGE, find_host_facts, find_st
 from gvisor_kernel.snapshots.key import (
     EARLY,
     IMPORTED,
+    PARTS,
     HostFacts,
     KernelFacts,
     SnapshotKey,
@@ -156,6 +157,10 @@ def test_guest_code_changes_key(tmp_path: Path, sandbox: dict[str, Any]) -> None
     assert differences(key, make_key(sandbox, KERNEL, edited)) == ["guest"]
     (tmp_path / "link" / "more.py").touch()
     assert make_key(sandbox, KERNEL, edited) != make_key(sandbox, KERNEL, find_host_facts(tmp_path))
+
+
+def test_each_part_has_a_name_for_logs(sandbox: dict[str, Any]) -> None:
+    assert set(make_key(sandbox, KERNEL, find_host_facts()).parts) == set(PARTS)
 
 
 def test_cpu_count_changes_key(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

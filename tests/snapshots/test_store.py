@@ -19,6 +19,7 @@ from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
+from gvisor_kernel.snapshots.restore import describe_miss
 from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 
@@ -74,6 +75,17 @@ def test_snapshot_is_stored_and_found(store: Store) -> None:
         assert snapshot.size >= MIB
         assert "s3cret" not in repr(snapshot)
     assert not (store.root / name / "scratch").exists()
+
+
+def test_miss_names_what_differs(store: Store) -> None:
+    assert describe_miss(store, key_of(1)) == "there is none yet"
+    add(store, 1)
+    assert (
+        describe_miss(store, key_of(2)) == "the nearest has other settings or mounts of its sandbox"
+    )
+    parts = {**key_of(1).parts, "cpu": "x", "unheard of": "y"}
+    expected = "the nearest has other CPU features or number of CPUs, unheard of"
+    assert describe_miss(store, SnapshotKey(parts)) == expected
 
 
 def test_store_is_private(store: Store) -> None:
