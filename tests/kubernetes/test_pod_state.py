@@ -36,8 +36,8 @@ UNSCHEDULABLE = {
     [
         (None, Ending("the pod was deleted")),
         (
-            pod("Failed", reason="Evicted", message="The node was low on resource: memory."),
-            Ending("the node has evicted the pod: The node was low on resource: memory"),
+            pod("Failed", reason="Evicted", message="Usage exceeds the limit of 64Mi. "),
+            Ending("the node has evicted the pod: Usage exceeds the limit of 64Mi"),
         ),
         (
             pod("Failed", {"terminated": {"exitCode": 128, "reason": "OOMKilled"}}),

@@ -45,6 +45,7 @@ def test_a_kernel_in_a_pod_finds_what_a_kernel_finds(survivor: tuple[Kernel, Pat
     record = read_record(sandbox_of(manager).directory)
     assert record is not None
     assert (record.node, record.ready) == (NODE, True)
+    assert sandbox_of(manager).node == NODE
     code = """
 import json, os
 found = {

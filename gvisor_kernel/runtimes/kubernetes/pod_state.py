@@ -140,7 +140,7 @@ def _find_disruption(status: Mapping[str, Any]) -> str:
 def _text(mapping: Mapping[str, Any], name: str) -> str:
     value = mapping.get(name)
     text = value if isinstance(value, str) else ""
-    return "".join(c for c in text if c.isprintable())[:500].rstrip(".")
+    return "".join(c for c in text if c.isprintable())[:500].rstrip(". ")
 
 
 def _join(fact: str, more: str) -> str:

@@ -186,8 +186,8 @@ def _save_outputs(
 def _tell_loss(record: Record, pod: Mapping[str, Any] | None) -> None:
     if record.outputs is not None and record.ready:
         log.warning(
-            "The outputs of %s since the last `gvisor-kernel sync` are lost: %s. A volume keeps"
-            " them: outputs_claim in the setting kubernetes.",
+            "What %s has written to its outputs since they were last copied is lost: %s. A volume"
+            " keeps them: outputs_claim in the setting kubernetes.",
             *(record.identity, explain_end(pod).cause),
         )
 

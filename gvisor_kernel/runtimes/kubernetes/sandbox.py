@@ -145,7 +145,8 @@ class PodSandbox(RecordedSandbox):
                 " says of pods without a network: gvisor-kernel doctor --runtime kubernetes",
                 self.stderr_tail(),
             )
-        self._update_record(ready=True, node=self._find_node())
+        self.node = self._find_node()
+        self._update_record(ready=True, node=self.node)
 
     def _find_node(self) -> str | None:
         with suppress(SandboxError):
