@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import (
@@ -21,7 +20,7 @@ from gvisor_kernel.errors import (
     SettingError,
     SnapshotError,
 )
-from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
@@ -39,14 +38,12 @@ from gvisor_kernel.runtimes.docker.removal import (
 )
 from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.packages import open_packages
-from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )
@@ -60,17 +57,8 @@ from gvisor_kernel.spec.container import (
 )
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
-    ENVIRONMENT,
-    GUEST,
-    LAYOUT,
-    OUTPUTS,
     WORKSPACE,
-    Bind,
-    Mount,
-    Tmpfs,
-    scratch_mounts,
 )
 from gvisor_kernel.spec.oci import guest_argv
 from gvisor_kernel.tracing import step
@@ -92,11 +80,6 @@ class _Plan(Beginning):
     @property
     def names(self) -> Names:
         return Names(self.identity.container_id)
-
-    @property
-    def extra(self) -> list[tuple[str, str]]:
-        """The paths of extra mounts in the volume, and their targets."""
-        return [(f"mounts/{i}", m.target) for i, m in enumerate(self.spec.mounts)]
 
 
 class DockerRuntime(Runtime):
@@ -263,43 +246,10 @@ def _labels(plan: _Plan) -> dict[str, str]:
 
 def _find_contents(plan: _Plan) -> Contents:
     """Return everything that goes into the volume ``files``."""
-    spec = plan.spec
-    outputs: Mount = Tmpfs(OUTPUTS, spec.disk_limit)
-    if plan.outputs.folder is not None:
-        outputs = Bind("", OUTPUTS, read_only=False)
-    layout = [outputs if target == OUTPUTS else Bind("", target) for target in LAYOUT]
-    info = format_info(
-        plan.identity,
-        spec,
-        kernel_name=plan.request.kernel_name,
-        created=plan.record.created,
-        versions={"gvisor-kernel": gvisor_kernel.__version__},
-        mounts=[*layout, *scratch_mounts(spec)],
-    )
-    jupyters = find_jupyter_covers(())
-    contents = Contents(
-        texts={"container_info.json": info},
-        empty=["uploads", "skills/public", "skills/examples", "transcripts"],
-        covered=identify(jupyters),
-    )
-    for name, text in etc_files(plan.identity.container_id).items():
-        contents.texts[f"etc/{name}"] = text
-    package = Path(gvisor_kernel.__file__).parent
-    for part in GUEST_PARTS:
-        opened = plan.held.enter_context(open_path(str(package / part)))
-        contents.folders.append((f"guest/gvisor_kernel/{part}", opened, ""))
-    for target, folder in plan.inputs.skills.items():
-        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
-    if plan.inputs.uploads is not None:
-        contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
-    packages = open_packages(spec, _find_base(plan.image))
-    if packages is not None:
-        opened = plan.held.enter_context(open_path(str(packages.tree)))
-        place = f"guest{ENVIRONMENT.removeprefix(GUEST)}"  # the volume's part that is mounted there
-        contents.folders.append((place, opened, "packages"))
-    for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
-        check_source(folder.path, jupyters)
-        contents.folders.append((place, folder, "mounts"))
+    etc = etc_files(plan.identity.container_id)
+    contents = find_contents(plan, _find_base(plan.image), etc, plan.held)
+    keeps = plan.outputs.folder is not None
+    contents.texts["container_info.json"] = describe_sandbox(plan, keeps_outputs=keeps)
     return contents
 
 

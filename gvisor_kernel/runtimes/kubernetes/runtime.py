@@ -23,7 +23,6 @@ import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, SnapshotError
-from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
@@ -42,29 +41,19 @@ from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obst
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
 from gvisor_kernel.runtimes.kubernetes.sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_container, send_files
-from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.packages import open_packages
-from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source
 from gvisor_kernel.runtimes.runsc.starting import make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
-    ENVIRONMENT,
-    GUEST,
-    LAYOUT,
-    OUTPUTS,
     WORKSPACE,
-    Bind,
-    Tmpfs,
-    scratch_mounts,
 )
 from gvisor_kernel.spec.pod import CONTAINER, PYTHON, PodNames, etc_files, guest_config, make_pod
 from gvisor_kernel.tracing import step
@@ -91,11 +80,6 @@ class _Plan(Beginning):
             str(self.identity),
             f"{owner.pid}-{owner.started}",
         )
-
-    @property
-    def extra(self) -> list[tuple[str, str]]:
-        """The paths of extra mounts in the archive, and their targets."""
-        return [(f"mounts/{i}", m.target) for i, m in enumerate(self.spec.mounts)]
 
 
 class KubernetesRuntime(Runtime):
@@ -195,7 +179,9 @@ def _make_sandbox(plan: _Plan) -> PodSandbox:
     spec, cluster = plan.spec, plan.cluster
     contents = _find_contents(plan)
     contents.measure(spec.disk_limit)
-    asked = make_pod(spec, plan.names, info=_describe_info(plan), owner=_find_owner(cluster))
+    keeps = plan.outputs.folder is not None or bool(spec.kubernetes.outputs_claim)
+    info = describe_sandbox(plan, keeps_outputs=keeps)
+    asked = make_pod(spec, plan.names, info=info, owner=_find_owner(cluster))
     try:
         made = cluster.create_pod(asked).get("metadata")
     except (Refused, NotThere):
@@ -315,25 +301,6 @@ def _environment(spec: SandboxSpec, facts: Facts, server: dict[str, str]) -> dic
     return image.environment_of(spec, server)
 
 
-def _describe_info(plan: _Plan) -> str:
-    """Return the content of /container_info.json."""
-    spec = plan.spec
-    outputs = Tmpfs(OUTPUTS, spec.disk_limit)
-    keeps = plan.outputs.folder is not None or spec.kubernetes.outputs_claim
-    layout = [
-        outputs if target == OUTPUTS and not keeps else Bind("", target, target != OUTPUTS)
-        for target in LAYOUT
-    ]
-    return format_info(
-        plan.identity,
-        spec,
-        kernel_name=plan.request.kernel_name,
-        created=plan.record.created,
-        versions={"gvisor-kernel": gvisor_kernel.__version__},
-        mounts=[*layout, *scratch_mounts(spec)],
-    )
-
-
 def _find_owner(cluster: Cluster) -> dict[str, Any] | None:
     """Return an ownerReference to this process's own pod, if it runs in the same namespace: the
     cluster then removes the kernels' pods with it."""
@@ -348,30 +315,9 @@ def _find_owner(cluster: Cluster) -> dict[str, Any] | None:
 
 def _find_contents(plan: _Plan) -> Contents:
     """Return everything that is sent to the pod."""
-    spec = plan.spec
-    jupyters = find_jupyter_covers(())
-    contents = Contents(
-        empty=["uploads", "skills/public", "skills/examples", "transcripts", "guest"],
-        covered=identify(jupyters),
-    )
-    for name, text in etc_files(plan.identity.container_id).items():
-        contents.texts[f"etc/{name}"] = text
-    package = Path(gvisor_kernel.__file__).parent
-    for part in GUEST_PARTS:
-        opened = plan.held.enter_context(open_path(str(package / part)))
-        contents.folders.append((f"guest/gvisor_kernel/{part}", opened, ""))
-    for target, folder in plan.inputs.skills.items():
-        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
-    if plan.inputs.uploads is not None:
-        contents.folders.append(("uploads", plan.inputs.uploads, "uploads"))
-    packages = open_packages(spec, Base(spec.image, ""))
-    if packages is not None:
-        opened = plan.held.enter_context(open_path(str(packages.tree)))
-        place = f"guest{ENVIRONMENT.removeprefix(GUEST)}"
-        contents.folders.append((place, opened, "packages"))
-    for (place, _), folder in zip(plan.extra, plan.inputs.mounts, strict=True):
-        check_source(folder.path, jupyters)
-        contents.folders.append((place, folder, "mounts"))
+    base, etc = Base(plan.spec.image, ""), etc_files(plan.identity.container_id)
+    contents = find_contents(plan, base, etc, plan.held)
+    contents.empty.append("guest")
     if plan.outputs.folder is not None:
         write_list(plan.places.directory / COPIED, list_files(plan.outputs.folder))
         contents.folders.append(("outputs", plan.outputs.folder, "outputs"))
