@@ -42,6 +42,16 @@ def _mount(source: str, target: str, kind: str, flags: int, options: str) -> Non
     _check(result, f"mount {kind or source} on {target}")
 
 
+def check_outputs(path: str) -> None:
+    """Refuse a folder of outputs that no kernel could write to. kubelet makes the folder of a
+    claim for root, if it is missing and the kind of volume knows no fsGroup."""
+    if not os.access(path, os.W_OK):
+        raise PermissionError(
+            f"uid {os.getuid()} may not write to {path}: the folder that outputs_claim names must"
+            " belong to this uid or to the gid of the same number"
+        )
+
+
 def enter_namespaces() -> None:
     """Become root of a user namespace that has this process's uid and gid only, and of a mount
     namespace."""
@@ -159,6 +169,7 @@ def run(read: Read) -> None:
             raise ValueError(f"a configuration of {length} bytes")
         config = json.loads(read(length))
         os.umask(0o022)
+        check_outputs(str(config["outputs"]))
         enter_namespaces()
         make_mounts(config, read)
         set_limits(int(config["pids"]), int(config["files"]))

@@ -164,7 +164,11 @@ def make_pod(
     ):
         if claim:
             volume, mount = _claim(name, target, claim, read_only)
-            volumes.append(volume)
+            same = _find_claim(volumes, volume["persistentVolumeClaim"]["claimName"])
+            if same is None:
+                volumes.append(volume)
+            else:
+                mount["name"] = same
             mounts.append(mount)
     if not outputs_claim:
         volumes.append(_memory("outputs", spec.disk_limit))
@@ -242,6 +246,19 @@ def make_pod(
 
 def _memory(name: str, size: int) -> dict[str, Any]:
     return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": str(size)}}
+
+
+def _find_claim(volumes: Iterable[Mapping[str, Any]], claim: str) -> str | None:
+    """Return the name of the volume that a claim has already: kubelet waits without end for a pod
+    that has two volumes of one claim."""
+    return next(
+        (
+            str(volume["name"])
+            for volume in volumes
+            if volume.get("persistentVolumeClaim", {}).get("claimName") == claim
+        ),
+        None,
+    )
 
 
 def _claim(

@@ -376,6 +376,9 @@ class FakeCluster:
         if self.waiting is not None:
             pod.set_state("Pending", {"waiting": self.waiting})
             return
+        claims = [v["persistentVolumeClaim"]["claimName"] for v in find_claims(pod)]
+        if len(claims) > len(set(claims)):  # kubelet takes one of them for both, and waits
+            return
         pod.folder.mkdir()
         (pod.folder / "config.json").write_text(json.dumps(make_bundle(pod, self.network)))
         theirs, pod.stdin = os.pipe2(os.O_CLOEXEC)  # asyncio would make a socket
@@ -447,6 +450,11 @@ def write_all(pod: FakePod, data: bytes) -> None:
             view = view[os.write(pod.stdin, view) :]
 
 
+def find_claims(pod: FakePod) -> list[dict[str, Any]]:
+    """Return the volumes of a pod that are claims."""
+    return [v for v in pod.content["spec"]["volumes"] if "persistentVolumeClaim" in v]
+
+
 def make_bundle(pod: FakePod, network: str) -> dict[str, Any]:
     """Return what kubelet, containerd and gVisor's shim make of a pod: an OCI specification.
 
@@ -485,6 +493,9 @@ def make_bundle(pod: FakePod, network: str) -> dict[str, Any]:
     mounts.append({**python, "options": ["bind", "ro"]})
     for mount in container["volumeMounts"]:
         source = folders[mount["name"]] / mount.get("subPath", "")
+        source.parent.mkdir(parents=True, exist_ok=True)
+        if not source.exists():
+            source.mkdir(mode=0o755)  # a folder of a claim, for root
         access = "ro" if mount.get("readOnly") else "rw"
         mounts.append(
             {

@@ -206,6 +206,14 @@ def test_a_start_that_is_forbidden_leaves_no_record(start: Start, cluster: FakeC
     assert "rights" not in caught.value.hint
 
 
+def test_a_claim_that_no_kernel_can_write_to_is_refused(start: Start) -> None:
+    """Both folders are of one claim, of which a pod can have only one volume."""
+    claims = {"outputs_claim": "data/new/outputs", "uploads_claim": "data/new"}
+    with pytest.raises(LaunchError) as caught, start(kubernetes=claims):
+        pass
+    assert "uid 1000 may not write to" in str(caught.value)
+
+
 @needs_all
 def test_a_pod_without_a_state_directory_is_swept(start: Start, cluster: FakeCluster) -> None:
     """Only its labels show to whom it belongs."""

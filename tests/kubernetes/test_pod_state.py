@@ -59,6 +59,19 @@ UNSCHEDULABLE = {
             Ending("the container could not be started: no python3"),
         ),
         (
+            pod(
+                "Pending",
+                {
+                    "terminated": {
+                        "exitCode": 128,
+                        "reason": "StartError",
+                        "message": "the command\n" * 100 + "no python3" + "!" * 240,
+                    }
+                },
+            ),
+            Ending("the container could not be started: …no python3" + "!" * 240),
+        ),
+        (
             pod("Failed", {"terminated": {"exitCode": 3, "reason": "Error", "message": "a lie"}}),
             Ending("the pod's first process has ended with status 3"),
         ),

@@ -86,8 +86,14 @@ def test_volumes_take_the_place_of_copies() -> None:
     mounts = {m["mountPath"]: m for m in pod["spec"]["containers"][0]["volumeMounts"]}
     assert mounts[OUTPUTS]["subPath"] == "me/out"
     assert mounts[UPLOADS]["readOnly"] is True
-    claims = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if v["name"] == "outputs"]
-    assert claims == [{"claimName": "data", "readOnly": False}]
+    assert mounts[UPLOADS]["name"] == mounts[OUTPUTS]["name"] == "outputs"
+    claims = [v for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    source = {"claimName": "data", "readOnly": False}
+    assert claims == [{"name": "outputs", "persistentVolumeClaim": source}]
+    two = make(Kubernetes(outputs_claim="data/me/out", uploads_claim="course"))["spec"]["volumes"]
+    assert {"claimName": "course", "readOnly": True} in [
+        v.get("persistentVolumeClaim") for v in two
+    ]
     spec = SandboxSpec(runtime="kubernetes", image="x/y:1", kubernetes=cluster)
     config = guest_config(spec, secret=bytes(16), ahead=(), environment={}, extra=(), lingers=False)
     assert UPLOADS not in config["parts"].values()

@@ -15,6 +15,8 @@ FATAL_WAITS = frozenset(
 )
 """Reasons of a container that waits for what will not come."""
 GONE = "the pod was deleted"
+MAX_END = 250
+"""Characters."""
 NOT_STARTED = "the container could not be started"
 _ADVICE = (
     (
@@ -77,7 +79,7 @@ def explain_end(pod: Mapping[str, Any] | None) -> Ending:
     if isinstance(code, int):
         words = _text(terminated, "reason")
         if words in ("StartError", "ContainerCannotRun"):  # then the message is the node's
-            return Ending(_join(NOT_STARTED, _text(terminated, "message")))
+            return Ending(_join(NOT_STARTED, _end_of(terminated, "message")))
         more = f" ({words})" if words not in ("", "Completed", "Error") else ""
         return Ending(f"the pod's first process has ended with status {code}{more}")
     return Ending("the pod has ended")
@@ -141,6 +143,13 @@ def _text(mapping: Mapping[str, Any], name: str) -> str:
     value = mapping.get(name)
     text = value if isinstance(value, str) else ""
     return "".join(c for c in text if c.isprintable())[:500].rstrip(". ")
+
+
+def _end_of(mapping: Mapping[str, Any], name: str) -> str:
+    """Return the end of a text: a runtime names the cause after the whole command, our program."""
+    text = str(mapping.get(name) or "").strip()
+    kept = text if len(text) <= MAX_END else f"…{text[-MAX_END:]}"
+    return "".join(c for c in kept if c.isprintable()).rstrip(". ")
 
 
 def _join(fact: str, more: str) -> str:
