@@ -29,6 +29,8 @@ NEVER = frozenset(
         *("--propagate", "--x11", "--no-shell", "--disable-status", "--slurmd-debug"),
         *("--container-id", "--clusters", "--kill-on-bad-exit", "--mpi", "--preserve-env"),
         *("--ntasks-per-node", "--tasks-per-node", "--test-only", "--usage", "--version"),
+        *("--ntasks-per-core", "--ntasks-per-gpu", "--ntasks-per-socket", "--cpus-per-gpu"),
+        *("--tres-per-task", "--acctg-freq"),
     }
 )
 """Arguments that would change the limits of a kernel, or what is run, or its streams. The first

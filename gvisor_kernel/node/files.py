@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from gvisor_kernel.archive.refusal import Refused
@@ -108,14 +109,20 @@ class Copy:
 
     def linger(self, wake: int) -> None:
         """Wait until the copy was fetched, for LINGER_SECONDS, or until a signal comes at
-        ``wake``."""
+        ``wake``. Then nothing is left of it, also where the command that has fetched it was
+        killed."""
         deadline = time.monotonic() + LINGER_SECONDS
-        while self.path.exists() and time.monotonic() < deadline:
+        while self.holds_outputs() and time.monotonic() < deadline:
             if select.select([wake], [], [], LINGER_STEP)[0]:
                 return
+        if not self.holds_outputs():
+            self.remove()
 
     def remove(self) -> None:
-        """Remove the copy, however deep a kernel has nested folders in it. Never raises."""
+        """Remove the copy, however deep a kernel has nested folders in it. Never raises. Two
+        processes may do it at once. What one that is killed leaves, the next sweep removes."""
+        with suppress(OSError):
+            (self.path / USED).unlink()  # from now on nobody waits for it
         with suppress(OSError, GvisorKernelError):
             with suppress(OSError), open_path(str(self.outputs)) as outputs, records.locked():
                 forget_written(outputs.identity)
@@ -243,33 +250,41 @@ def _ended_at(copy: Copy) -> float:
 
 def _empty(folder: Opened) -> None:
     """Remove everything in ``folder``, which nobody uses any more. Follows no link, needs no
-    recursion: what is in a folder is moved up before that is removed."""
+    recursion: what is in a folder is moved up before that is removed. Another process may do the
+    same meanwhile."""
     fd = folder.read()
-    number = 0
+    numbers = count()
+    last: list[str] = []
     try:
-        while names := os.listdir(fd):  # noqa: PTH208 - a descriptor
+        while (names := os.listdir(fd)) and names != last:  # noqa: PTH208 - a descriptor
+            last = names
             for name in names:
-                if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-                    os.unlink(name, dir_fd=fd)
-                    continue
-                os.chmod(name, 0o700, dir_fd=fd)
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-                try:
-                    number = _move_up(inner, fd, number)
-                finally:
-                    os.close(inner)
-                os.rmdir(name, dir_fd=fd)
+                with suppress(FileNotFoundError):
+                    _remove_entry(fd, name, numbers)
     finally:
         os.close(fd)
 
 
-def _move_up(inner: int, above: int, number: int) -> int:
-    """Remove the files in ``inner``, and move its folders to ``above``; return the next number."""
+def _remove_entry(fd: int, name: str, numbers: Iterator[int]) -> None:
+    if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+        os.unlink(name, dir_fd=fd)
+        return
+    os.chmod(name, 0o700, dir_fd=fd)
+    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+    try:
+        _move_up(inner, fd, numbers)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=fd)
+
+
+def _move_up(inner: int, above: int, numbers: Iterator[int]) -> None:
+    """Remove the files in ``inner``, and move its folders to ``above``."""
     for name in os.listdir(inner):
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=inner).st_mode):
-            os.unlink(name, dir_fd=inner)
-            continue
-        os.chmod(name, 0o700, dir_fd=inner)
-        os.rename(name, f"{MOVED}{number}", src_dir_fd=inner, dst_dir_fd=above)
-        number += 1
-    return number
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(name, dir_fd=inner).st_mode):
+                os.unlink(name, dir_fd=inner)
+                continue
+            os.chmod(name, 0o700, dir_fd=inner)
+            new = f"{MOVED}{os.getpid()}-{next(numbers)}"
+            os.rename(name, new, src_dir_fd=inner, dst_dir_fd=above)

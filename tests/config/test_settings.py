@@ -191,7 +191,16 @@ def test_configuration_may_name_arguments_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["--outpu=/x", "--task-prolo=/x", "--expor=ALL", "--container-id=x", "--mpi=x"]
+    "argument",
+    [
+        "--outpu=/x",
+        "--task-prolo=/x",
+        "--expor=ALL",
+        "--container-id=x",
+        "--mpi=x",
+        "--tres-per-task=cpu=64",
+        "--acctg=0",
+    ],
 )
 def test_argument_that_srun_would_complete_is_refused(argument: str) -> None:
     """srun takes any abbreviation that only one of its options begins with."""

@@ -120,6 +120,8 @@ def test_engines_of_a_killed_server_have_their_variables() -> None:
             1,
             "controller",
         ),
+        (SLURM, "slurmstepd-n1: error: execve(): /p: No such file or directory", 2, "at that path"),
+        (SLURM, "srun: error: Invalid --time specification", 255, "cannot run such a job"),
         (SLURM, "", 1, "srun ended with status 1"),
         (SLURM, "", -9, "ended by signal 9"),
         (SSH, "me@a: Permission denied (publickey).", 255, "does not let this user in"),

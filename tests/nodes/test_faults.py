@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.state.records import Record
 from ..jupyter.helpers import execute, wait_for, wait_for_text, wait_until
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
-from .cluster import Cluster, needs_slurm
+from .cluster import NODES, Cluster, needs_slurm
 from .conftest import Nodes, Start
 from .sshd import Sshd, needs_sshd
 
@@ -315,6 +315,10 @@ class TestSlurm:
             cluster.start_controller()
             wait_until(lambda: len(cluster.states()) == 2, "the controller")
             assert execute(client, "6 * 7").result == "42"
+        # It knows what it had saved some seconds before its end: nodes and jobs as they were then.
+        cluster.ask("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
+        for job in cluster.jobs():
+            cluster.ask("scancel", job)
         cluster.wait_until_idle()
 
     @needs_all

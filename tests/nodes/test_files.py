@@ -224,6 +224,43 @@ def test_lingering_ends_when_the_copy_is_fetched_or_a_signal_comes() -> None:
     os.close(write)
 
 
+def test_removal_that_was_killed_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the helper that waits, and by a sweep. Another process may have removed a part."""
+
+    class Killed(BaseException):
+        pass
+
+    def stop(_: object) -> None:
+        raise Killed
+
+    read, write = os.pipe()
+    for finish in (lambda copy: copy.linger(read), lambda _: sweep_copies()):
+        copy = use(take(entry("uploads/sub/data.csv", b"1,2")))
+        assert copy.finish()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_empty", stop)
+            with pytest.raises(Killed):
+                copy.remove()
+        assert (copy.outputs / "made").exists()
+        orphan(copy)
+        finish(copy)
+        assert not copy.path.exists()
+    os.close(read)
+    os.close(write)
+
+
+def test_two_processes_may_remove_a_copy_at_once() -> None:
+    copy = use(take())
+    for number in range(300):
+        (copy.outputs / str(number) / "a" / "b").mkdir(parents=True)
+    others = [threading.Thread(target=copy.remove) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+    assert not copy.path.exists()
+
+
 def test_sweep_removes_what_nobody_needs() -> None:
     """Not what a helper that lives has, nor outputs that wait for less than a week."""
     copy = use(take())

@@ -245,6 +245,7 @@ class TestSlurm:
             pass
 
     @needs_all
+    @pytest.mark.timeout(900)
     def test_forty_kernels_at_once(self, cluster: Cluster, folder: Path) -> None:
         """All answer; the cluster's memory is enough for all of them on two nodes."""
         settings = {**WAYS["slurm"], "memory_limit": "160M", "start_timeout": 600}

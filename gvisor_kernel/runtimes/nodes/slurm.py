@@ -22,6 +22,12 @@ ASK_SECONDS = 30
 
 _TROUBLES: Sequence[tuple[str, str, str]] = (
     (
+        r"execve\(\): .*(No such file or directory|Permission denied)|"
+        r"No module named '?gvisor_kernel",
+        "the node has no gvisor-kernel at that path",
+        'install the same release there, and name its Python as "python" in the setting slurm.',
+    ),
+    (
         r"exceeded memory limit|oom[_-]kill",
         "Slurm has ended the job: it used more memory than was asked for",
         "raise the setting memory_limit.",
@@ -44,7 +50,8 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
     (
         r"[Ii]nvalid partition|invalid account|Invalid qos|Invalid generic resource|"
         r"Requested node configuration is not available|more processors requested than permitted|"
-        r"Memory specification can not be satisfied|Invalid feature|violates accounting/QOS",
+        r"Memory specification can not be satisfied|Invalid feature|violates accounting/QOS|"
+        r"Invalid --\w+ specification|unrecognized option|option requires an argument",
         "Slurm cannot run such a job",
         "compare the setting slurm, memory_limit and cpu_shares with `sinfo` and the cluster's"
         " limits.",

@@ -137,7 +137,9 @@ class Ssh(Engine):
             if re.search(pattern, text):
                 return Trouble(f"{host}: {fact}", hint.format(host=host), elsewhere)
         if status == CONNECTION_LOST:
-            return Trouble(f"{host}: the connection was lost", "check the network.", True)
+            # So does an ssh whose command was killed by a signal.
+            fact = f"{host}: the connection was lost, or its helper was killed"
+            return Trouble(fact, f"check the network, and the memory of {host}.", True)
         if status < 0:
             return Trouble(f"its ssh ended by signal {-status}")
         return Trouble(f"{host}: the helper ended with status {status}")
