@@ -237,7 +237,7 @@ class SandboxSettings(Configurable):
         help="""Whether the sandbox of an idle kernel is paused until the next message, so that it
         uses no CPU. A kernel with a busy thread or a pending timer is not paused. A kernel of
         another language, and a child process, may have timers: with one of them the sandbox is
-        paused for a second at a time.""",
+        paused for two seconds at a time.""",
     )
     spare = Setting(
         DEFAULTS.spare,

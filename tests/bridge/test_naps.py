@@ -121,6 +121,7 @@ def test_a_quiet_sandbox_naps_with_breaks(room: Room, watch: NapWatch) -> None:
     assert room.clock.now == pytest.approx(LOOK_SECONDS)
     for _ in range(3):
         assert watch.napping
+        watch._naps_to_ping = 2  # pings have a test of their own
         go_to_break(room)
         assert room.clock.step() == pytest.approx(BREAK_SECONDS)
     assert room.told == [True, *[False, True] * 3]

@@ -183,7 +183,7 @@ def test_kernel_opens_no_pipe_of_pid_1_but_its_own_output(kernel: Kernel) -> Non
     opened = kernel.run("""
         import glob
         found = {}
-        for name in os.listdir("/proc/1/fd"):
+        for name in range(256):  # a current gVisor does not list them
             for flags in (os.O_RDONLY, os.O_WRONLY):
                 try:
                     os.close(os.open(f"/proc/1/fd/{name}", flags | os.O_NONBLOCK))
