@@ -75,9 +75,9 @@ class Cluster:
             "SlurmdTimeout=15",
             "KillWait=5",
             "ReturnToService=2",
-            f"NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=4"
+            f"NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=20"
             " RealMemory=10000",
-            f"NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=4"
+            f"NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=20"
             " RealMemory=10000",
             "PartitionName=k Nodes=n1,n2 Default=YES State=UP",
         ]
