@@ -120,25 +120,47 @@ def read_report(question: bytes) -> Report | None:
 class ImportReports:
     """What one kernel has reported: each module counts once for it. Any thread.
 
-    Of a kernel MAX_NAMES names are looked at, whatever they are.
+    Of a kernel MAX_NAMES names are looked at, whatever they are. However many reports it sends, one
+    worker at a time counts them.
     """
 
     def __init__(self, plan: KernelPlan) -> None:
         self._plan = plan
         self._lock = threading.Lock()
         self._names: set[str] = set()
+        self._variables: set[str] = set()
+        self._new = Report()
+        """What is to be counted."""
+        self._has_worker = False
         self._is_counted = False
         self._is_late = False
 
-    def add(self, report: Report) -> None:
-        """Count what this kernel had not reported. Raises nothing."""
+    def take(self, report: Report) -> bool:
+        """Take what this kernel had not reported; return whether ``count`` must be called. Does not
+        wait for a file."""
         with self._lock:
-            new = [name for name in report.names if name not in self._names]
-            new = new[: MAX_NAMES - len(self._names)]
-            self._names.update(new)
+            names = [name for name in report.names if name not in self._names]
+            names = names[: MAX_NAMES - len(self._names)]
+            variables = report.variables - self._variables
+            self._names.update(names)
+            self._variables.update(variables)
+            self._new = Report((*self._new.names, *names), self._new.variables | variables)
+            if self._has_worker or self._new == Report():
+                return False
+            self._has_worker = True
+            return True
+
+    def count(self) -> None:
+        """Count what was taken. Raises nothing."""
+        while True:
+            with self._lock:
+                new, self._new = self._new, Report()
+                if new == Report():
+                    self._has_worker = False
+                    return
             try:
-                self._count(new)
-                self._note_late(report.variables)
+                self._count(new.names)
+                self._note_late(new.variables)
             except (GvisorKernelError, OSError, private_directories.NotPrivate) as error:
                 log.debug("What a kernel imports is not counted: %s", error)
 
