@@ -2,7 +2,7 @@
 
 Only names of modules and counts are kept: no code, no folder, no time. A report comes from a
 sandbox, so its names are checked for their form here, and, where the sandbox shows this machine's
-packages, for a package of that name. All functions block for a file, but ``read_report``.
+packages, for a module of that name. All functions block for a file, but ``read_report``.
 """
 
 from __future__ import annotations
@@ -190,21 +190,21 @@ class ImportReports:
 
 
 def is_installed(plan: KernelPlan, name: str) -> bool:
-    """Return whether ``name`` is that of a package of the environment, as far as this machine
-    shows: by the names of files only."""
+    """Return whether ``name`` is that of a module of the environment, as far as this machine shows:
+    by the names of files only."""
     if plan.spec.image != HOST_IMAGE or plan.spec.runtime != "runsc" or plan.spec.packages:
         return True  # the process that makes the snapshot finds out
     interpreter = ask_interpreter(plan.request.python)
     folders = [Path(d) for d in interpreter.site_directories if Path(d).name in PACKAGE_FOLDERS]
     if interpreter.user_site is not None:
         folders.append(Path(interpreter.user_site))
-    first = name.partition(".")[0]
+    *above, last = name.split(".")
     return any(
-        (folder / first).is_dir()
-        or (folder / f"{first}.py").is_file()
-        or any(folder.glob(f"{first}.*.so"))
-        or (folder / f"{first}.so").is_file()
-        for folder in folders
+        (folder / last).is_dir()
+        or (folder / f"{last}.py").is_file()
+        or any(folder.glob(f"{last}.*.so"))
+        or (folder / f"{last}.so").is_file()
+        for folder in (folder.joinpath(*above) for folder in folders)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -175,7 +176,7 @@ def test_kernel_counts_only_what_is_installed_and_once(
     monkeypatch.setattr(learned_modules, "is_installed", look)
     kernel = ImportReports(plan)
     with ThreadPoolExecutor(4) as pool:
-        reports = [Report(("numpy", "evil", "json", "numpy.linalg"))] * 20
+        reports = [Report(("numpy", "evil", "json", "numpy.linalg", "numpy.evil"))] * 20
         list(pool.map(lambda report: add(kernel, report), reports))
     add(kernel, Report(tuple(f"evil{number}" for number in range(200))))
     assert len(looked) == len(set(looked)) == MAX_NAMES
@@ -257,6 +258,9 @@ def test_files_are_private_and_odd_ones_are_ignored(
         assert learned_modules.read(find_kind(plan)) == Counts()
     path.unlink()
     path.symlink_to(files[0])
+    assert learned_modules.read(find_kind(plan)) == Counts()
+    path.unlink()
+    os.mkfifo(path)  # it must not be waited for
     assert learned_modules.read(find_kind(plan)) == Counts()
 
 
