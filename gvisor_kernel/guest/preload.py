@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from gvisor_kernel.guest.environment_modules import find_directories, is_installed, is_loaded
@@ -48,6 +49,8 @@ scipy.stats imports that, and so do many packages."""
 UNTRIED = "it was not tried"
 LOADED = ("asyncio", "inspect", "logging")
 """What a kernel has imported anyway, and a module may replace a part of."""
+UNIQUE = (1, 4, 6, 7)
+"""Versions of a UUID that is made of the time or of random numbers."""
 MAX_KILLS = 100
 """Processes that a trial ends after it, one after the other."""
 PROGRAM = """
@@ -241,7 +244,7 @@ def try_module(name: str) -> Trial:
         changed = find_change(settings)
         fault = f"its import changes {changed}" if changed else ""
     if not fault:
-        fault = _find_time(set(sys.modules) - known, since, time.time())
+        fault = _find_own(set(sys.modules) - known, since, time.time())
     return Trial(seconds, grown, fault)
 
 
@@ -292,8 +295,9 @@ def _find_generators() -> Set[int]:
     } - reseeded
 
 
-def _find_time(names: Set[str], since: float, now: float) -> str:
-    """Return whether a variable of the new modules ``names`` is the time of their import."""
+def _find_own(names: Set[str], since: float, now: float) -> str:
+    """Return whether a variable of the new modules ``names`` is the time of their import, or an id
+    that each process should have for itself."""
     directories = tuple(find_directories())
     for name in sorted(names):
         module = sys.modules.get(name)
@@ -302,6 +306,8 @@ def _find_time(names: Set[str], since: float, now: float) -> str:
         for variable, value in list(vars(module).items()):
             if f"{name}.{variable}" not in HARMLESS and _is_time(value, since, now):
                 return f"{name}.{variable} is the time of its import"
+            if type(value) is uuid.UUID and value.version in UNIQUE:
+                return f"{name}.{variable} is an id of its process"
     return ""
 
 
