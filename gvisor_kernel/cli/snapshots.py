@@ -220,6 +220,8 @@ def run_build(arguments: argparse.Namespace) -> int:
             make_plan(arguments.kernel, private_connection_info(), ""), preload, report
         )
     print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
+    for name, reason in describe(snapshot, None)["left_out"].items():
+        print(f"Not imported ahead: {name} ({printable(reason)})")
     return 0
 
 

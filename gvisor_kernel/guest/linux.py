@@ -11,6 +11,7 @@ MNT_DETACH = 2
 CLONE_NEWUSER = 0x10000000
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
 M_ARENA_MAX = -8
 CAPABILITY_VERSION_3 = 0x20080522
 PR_SET_NO_NEW_PRIVS = 38
@@ -48,6 +49,11 @@ def bind(source: str, target: str) -> None:
 def unmount(target: str) -> None:
     """Call umount2(2), whoever uses what is mounted there."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of this process's descendants whose parent ends (prctl(2))."""
+    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "adopt orphans")
 
 
 def unshare_user() -> None:

@@ -2,8 +2,9 @@
 
 Each module is tried in another process first, which then ends: a module cannot be imported back. It
 is left out if it takes too much, or if its import does something that must happen in each kernel:
-starts a thread of Python or a child, reads the time, makes a random generator of its own. Threads
-of C libraries, such as OpenBLAS's, are restored with the kernel.
+starts a thread of Python or a process, reads the time, makes a random generator of its own, changes
+settings of the process (``process_settings``). Threads of C libraries, such as OpenBLAS's, are
+restored with the kernel.
 
 A snapshot has nobody's data, so nothing here is hostile but by accident; all is bounded anyway.
 """
@@ -25,10 +26,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from gvisor_kernel.guest.environment_modules import find_directories, is_installed, is_loaded
+from gvisor_kernel.guest.linux import adopt_orphans
 from gvisor_kernel.guest.module_files import read_file
+from gvisor_kernel.guest.process_settings import find_change, read_settings
 
 MAX_BYTES = 150 * 1024 * 1024
 """Memory of all modules together."""
@@ -43,6 +47,12 @@ HARMLESS = frozenset({"numpy.f2py.rules.generationtime"})
 """Variables with the time of their import that do no harm: the date in a file that f2py writes.
 scipy.stats imports that, and so do many packages."""
 UNTRIED = "it was not tried"
+LOADED = ("asyncio", "inspect", "logging")
+"""What a kernel has imported anyway, and a module may replace a part of."""
+UNIQUE = (1, 4, 6, 7)
+"""Versions of a UUID that is made of the time or of random numbers."""
+MAX_KILLS = 100
+"""Processes that a trial ends after it, one after the other."""
 PROGRAM = """
 import sys
 sys.path.insert(0, {guest!r})
@@ -101,8 +111,10 @@ def choose(names: Sequence[str], guest: str, seconds: float = MAX_SECONDS) -> Ch
     while left and len(chosen.left_out) < MAX_LEFT_OUT:
         # A process in which a module was refused has its imports; the next one has not.
         program = PROGRAM.format(guest=guest, ahead=chosen.names, names=left)
-        for trial in _try_in_process(program, end):
-            name, fault = left.pop(0), trial.fault
+        trials = _try_in_process(program, end) or [Trial(0.0, 0, "its trial says nothing")]
+        for name, trial in zip(tuple(left), trials):
+            fault = trial.fault
+            left.remove(name)
             if not fault and used_size + trial.size > MAX_BYTES:
                 fault = f"it takes {trial.size >> 20} MiB, {used_size >> 20} are used"
             if not fault and used_seconds + trial.seconds > MAX_CPU_SECONDS:
@@ -148,7 +160,8 @@ def _try_in_process(program: str, end: float) -> List[Trial]:
     is_over = bool(lines) and lines[-1] == "over"
     for line in lines[:-1] if is_over else lines:
         with contextlib.suppress(ValueError, TypeError):
-            trials.append(Trial(*json.loads(line)))
+            seconds, size, text = json.loads(line)
+            trials.append(Trial(float(seconds), int(size), str(text)))
     return trials if is_over else [*trials, Trial(0.0, 0, fault)]
 
 
@@ -177,16 +190,32 @@ def run_trials(ahead: Sequence[str], names: Sequence[str]) -> None:
     out = os.dup(1)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
-    for name in ahead:
+    write = json.dumps  # a module may replace it
+    with contextlib.suppress(OSError):  # a process that a module starts by another one shows, too
+        adopt_orphans()
+    for name in (*LOADED, *ahead):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     for name in names:
         trial = try_module(name)
-        os.write(out, json.dumps(trial).encode() + b"\n")
+        os.write(out, write(trial).encode() + b"\n")
         if trial.fault:
             break
+    _end_children()
     os.write(out, b"over\n")
     os._exit(0)
+
+
+def _end_children() -> None:
+    """Kill the processes that imports have started, and those that these leave behind."""
+    for _ in range(MAX_KILLS):
+        children = _find_children()
+        if not children:
+            return
+        for child in children:
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
 
 
 def try_module(name: str) -> Trial:
@@ -195,6 +224,7 @@ def try_module(name: str) -> Trial:
     known = set(sys.modules)
     generators = _find_generators()
     threads, children = _thread._count(), _find_children()
+    settings = read_settings()
     size, cpu, since = _find_size(), time.process_time(), time.time()
     fault = ""
     try:
@@ -211,7 +241,10 @@ def try_module(name: str) -> Trial:
     if not fault and _find_generators() - generators:
         fault = "its import makes a random generator of its own"
     if not fault:
-        fault = _find_time(set(sys.modules) - known, since, time.time())
+        changed = find_change(settings)
+        fault = f"its import changes {changed}" if changed else ""
+    if not fault:
+        fault = _find_own(set(sys.modules) - known, since, time.time())
     return Trial(seconds, grown, fault)
 
 
@@ -262,8 +295,9 @@ def _find_generators() -> Set[int]:
     } - reseeded
 
 
-def _find_time(names: Set[str], since: float, now: float) -> str:
-    """Return whether a variable of the new modules ``names`` is the time of their import."""
+def _find_own(names: Set[str], since: float, now: float) -> str:
+    """Return whether a variable of the new modules ``names`` is the time of their import, or an id
+    that each process should have for itself."""
     directories = tuple(find_directories())
     for name in sorted(names):
         module = sys.modules.get(name)
@@ -272,6 +306,8 @@ def _find_time(names: Set[str], since: float, now: float) -> str:
         for variable, value in list(vars(module).items()):
             if f"{name}.{variable}" not in HARMLESS and _is_time(value, since, now):
                 return f"{name}.{variable} is the time of its import"
+            if type(value) is uuid.UUID and value.version in UNIQUE:
+                return f"{name}.{variable} is an id of its process"
     return ""
 
 

@@ -185,9 +185,12 @@ def read_file(path: Path, most: int) -> bytes:
 
     :raises OSError: when it cannot be read, or is not such a file
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # A named pipe would wait for a writer without O_NONBLOCK.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise PermissionError(f"{path} is no file")
         if status.st_uid != os.geteuid() or status.st_size > most:
             raise PermissionError(f"{path} belongs to another user, or has more than {most} bytes")
         return file.read()

@@ -2,7 +2,7 @@
 
 Only names of modules and counts are kept: no code, no folder, no time. A report comes from a
 sandbox, so its names are checked for their form here, and, where the sandbox shows this machine's
-packages, for a package of that name. All functions block for a file, but ``read_report``.
+packages, for a module of that name. All functions block for a file, but ``read_report``.
 """
 
 from __future__ import annotations
@@ -120,25 +120,47 @@ def read_report(question: bytes) -> Report | None:
 class ImportReports:
     """What one kernel has reported: each module counts once for it. Any thread.
 
-    Of a kernel MAX_NAMES names are looked at, whatever they are.
+    Of a kernel MAX_NAMES names are looked at, whatever they are. However many reports it sends, one
+    worker at a time counts them.
     """
 
     def __init__(self, plan: KernelPlan) -> None:
         self._plan = plan
         self._lock = threading.Lock()
         self._names: set[str] = set()
+        self._variables: set[str] = set()
+        self._new = Report()
+        """What is to be counted."""
+        self._has_worker = False
         self._is_counted = False
         self._is_late = False
 
-    def add(self, report: Report) -> None:
-        """Count what this kernel had not reported. Raises nothing."""
+    def take(self, report: Report) -> bool:
+        """Take what this kernel had not reported; return whether ``count`` must be called. Does not
+        wait for a file."""
         with self._lock:
-            new = [name for name in report.names if name not in self._names]
-            new = new[: MAX_NAMES - len(self._names)]
-            self._names.update(new)
+            names = [name for name in report.names if name not in self._names]
+            names = names[: MAX_NAMES - len(self._names)]
+            variables = report.variables - self._variables
+            self._names.update(names)
+            self._variables.update(variables)
+            self._new = Report((*self._new.names, *names), self._new.variables | variables)
+            if self._has_worker or self._new == Report():
+                return False
+            self._has_worker = True
+            return True
+
+    def count(self) -> None:
+        """Count what was taken. Raises nothing."""
+        while True:
+            with self._lock:
+                new, self._new = self._new, Report()
+                if new == Report():
+                    self._has_worker = False
+                    return
             try:
-                self._count(new)
-                self._note_late(report.variables)
+                self._count(new.names)
+                self._note_late(new.variables)
             except (GvisorKernelError, OSError, private_directories.NotPrivate) as error:
                 log.debug("What a kernel imports is not counted: %s", error)
 
@@ -168,21 +190,21 @@ class ImportReports:
 
 
 def is_installed(plan: KernelPlan, name: str) -> bool:
-    """Return whether ``name`` is that of a package of the environment, as far as this machine
-    shows: by the names of files only."""
+    """Return whether ``name`` is that of a module of the environment, as far as this machine shows:
+    by the names of files only."""
     if plan.spec.image != HOST_IMAGE or plan.spec.runtime != "runsc" or plan.spec.packages:
         return True  # the process that makes the snapshot finds out
     interpreter = ask_interpreter(plan.request.python)
     folders = [Path(d) for d in interpreter.site_directories if Path(d).name in PACKAGE_FOLDERS]
     if interpreter.user_site is not None:
         folders.append(Path(interpreter.user_site))
-    first = name.partition(".")[0]
+    *above, last = name.split(".")
     return any(
-        (folder / first).is_dir()
-        or (folder / f"{first}.py").is_file()
-        or any(folder.glob(f"{first}.*.so"))
-        or (folder / f"{first}.so").is_file()
-        for folder in folders
+        (folder / last).is_dir()
+        or (folder / f"{last}.py").is_file()
+        or any(folder.glob(f"{last}.*.so"))
+        or (folder / f"{last}.so").is_file()
+        for folder in (folder.joinpath(*above) for folder in folders)
     )
 
 

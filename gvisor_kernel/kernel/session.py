@@ -377,8 +377,8 @@ class SandboxedKernel:
     async def _answer(self, kernel: KernelBridge, question: bytes) -> bytes:
         report = read_report(question)
         if report is not None:
-            if self._imports is not None:
-                self._beside(self._imports.add, report)
+            if self._imports is not None and self._imports.take(report):
+                self._beside(self._imports.count)
             return b""
         return await KeptData.instance().answer(kernel.sandbox, question)
 

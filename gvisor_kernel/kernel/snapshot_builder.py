@@ -13,15 +13,15 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import HOST_IMAGE
-from gvisor_kernel.errors import NoSnapshot, SnapshotError
+from gvisor_kernel.errors import NoSnapshot, SandboxError, SnapshotError
 from gvisor_kernel.kernel.client import (
     REPLY_SECONDS,
     OwnClient,
@@ -210,7 +210,23 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
 
 
 class Misbehaved(Exception):
-    """A restored kernel differs from the saved one; the text says in what."""
+    """A kernel with learned modules fails or differs where one without them may not; the text says
+    in what."""
+
+
+@contextmanager
+def suspecting(names: Collection[str]) -> Iterator[None]:
+    """Let a failure be that of the learned modules ``names``, if there are some: what a module did
+    in its trial says nothing of what it does in a kernel.
+
+    :raises Misbehaved: instead of a SandboxError
+    """
+    try:
+        yield
+    except SandboxError as error:
+        if not names:
+            raise
+        raise Misbehaved(error.fact) from error
 
 
 def _make_once(
@@ -218,7 +234,7 @@ def _make_once(
 ) -> Snapshot:
     """``skipped``: learned modules that are not imported, and why.
 
-    :raises Misbehaved: when a kernel with learned modules cannot be restored as it was saved
+    :raises Misbehaved: when a kernel with learned modules cannot be saved, or restored as it was
     """
     runtime = get_runtime(plan.spec.runtime)
     key, bare = find_key(runtime, plan)
@@ -239,12 +255,14 @@ def _make_once(
                 if language == "python":
                     report("Making the list of fonts", 0.25)
                     _run_python(client, FONT_LIST)
-                preloaded, before = _preload_learned(client, plan, language, skipped, report)
-                manifest = _warm_up(client, kernel, plan, language, since, report)
+                with suspecting(set(plan.learned) - set(skipped)):
+                    preloaded, before = _preload_learned(client, plan, language, skipped, report)
+                    manifest = _warm_up(client, kernel, plan, language, since, report)
             finally:
                 client.stop_channels()
             report("Writing the snapshot", 0.8)
-            run = asyncio.run(kernel.checkpoint(draft.files, REPLY_SECONDS))
+            with suspecting(set(plan.learned) - set(skipped)):
+                run = asyncio.run(kernel.checkpoint(draft.files, REPLY_SECONDS))
         finally:
             asyncio.run(kernel.close())
         if preloaded is not None and preloaded.imported:

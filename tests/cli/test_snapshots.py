@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gvisor_kernel.runtimes.base import LaunchRequest, MountView
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import KernelFacts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
-from gvisor_kernel.snapshots.snapshot import Meta, Snapshot
+from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 
 Add = Callable[..., str]
@@ -201,7 +202,9 @@ def test_build_reports_result(
         report("starting \x1b[31m", 0.1)
         report("writing", 0.9)
         add()
-        return store.snapshots()[0]
+        made = store.snapshots()[0]
+        left_out = {"wanted": ["odd"], "imported": [], "left_out": {"odd": "it ends\x1b[31m"}}
+        return replace(made, meta=replace(made.meta, facts={PRELOADED: left_out}))
 
     checked: list[str] = []
     factory = "gvisor_kernel.jupyter.plan_factory"
@@ -214,6 +217,8 @@ def test_build_reports_result(
     assert checked == ["gvisor-python", "other"]
     captured = capsys.readouterr()
     assert captured.out.startswith("Made ")
+    assert captured.out.count("Not imported ahead: odd (it ends") == 2
+    assert "\x1b" not in captured.out + captured.err
     assert captured.err == ""
     assert run("build", "--preload", "os; print()") == 1
     assert "preload[0]" in capsys.readouterr().err

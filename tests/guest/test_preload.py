@@ -30,9 +30,24 @@ MODULES = {
     "gk_stamp": "import time\nstarted = time.time_ns()",
     "gk_now": "from datetime import datetime, timezone\nnow = datetime.now(timezone.utc)",
     "gk_day": "from datetime import date\nday = date.today()",
+    "gk_id": "import uuid\nown = uuid.uuid4()\nother = uuid.UUID(int=3)",
     "gk_fails": "raise RuntimeError('no')",
     "gk_leaves": "raise SystemExit(0)",
     "gk_dies": "import os\nos._exit(3)",
+    "gk_daemon": "import os, signal\nif os.fork():\n    os.wait()\nelse:\n    os.setsid()\n"
+    "    os.fork() or signal.pause()\n    os._exit(0)",
+    "gk_folder": "import os\nos.chdir('/')",
+    "gk_variable": "import os\nos.environ['GK_SET'] = '1'",
+    "gk_warnings": "import warnings\nwarnings.filterwarnings('ignore')",
+    "gk_signal": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "gk_collector": "import gc\ngc.disable()",
+    "gk_file": "kept = open('/dev/null')",
+    "gk_hook": "import sys\nsys.excepthook = lambda *words: None",
+    "gk_patch": "import json\njson.dumps = lambda *words: 'no'",
+    "gk_replace": "import sys, types\nsys.modules['json'] = types.ModuleType('json')",
+    "gk_own": "import atexit, os, warnings\nclass Odd(Warning): pass\n"
+    "warnings.simplefilter('always', Odd)\nwarnings.filterwarnings('ignore', 'gk')\n"
+    "atexit.register(print)\nos.environ['KMP_INIT_AT_FORK'] = 'FALSE'",
     "gk_prints": "print('over')\nimport os\nos.write(1, b'over\\n')",
 }
 FAULTS = {
@@ -44,9 +59,20 @@ FAULTS = {
     "gk_stamp": "gk_stamp.started is the time of its import",
     "gk_now": "gk_now.now is the time of its import",
     "gk_day": "gk_day.day is the time of its import",
+    "gk_id": "gk_id.own is an id of its process",
     "gk_fails": "raises RuntimeError",
     "gk_leaves": "raises SystemExit",
     "gk_dies": "ends the process",
+    "gk_daemon": "starts a process",
+    "gk_folder": "changes the working folder",
+    "gk_variable": "changes the variable GK_SET",
+    "gk_warnings": "changes the filters for all warnings",
+    "gk_signal": "changes the handlers of signals",
+    "gk_collector": "changes the garbage collector",
+    "gk_file": "changes the open files",
+    "gk_hook": "changes sys.excepthook",
+    "gk_patch": "changes json.dumps",
+    "gk_replace": "changes json",
 }
 
 Choose = Callable[..., preload.Chosen]
@@ -74,8 +100,9 @@ def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
 
 @pytest.mark.parametrize("names", [list(FAULTS)[::2], list(FAULTS)[1::2]])
 def test_module_that_must_be_imported_by_each_kernel_is_left_out(
-    choose: Choose, names: list[str]
+    choose: Choose, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(preload, "MAX_LEFT_OUT", len(FAULTS))
     chosen = choose(*names, "gk_good")
     assert chosen.names == ["gk_good"]
     assert list(chosen.left_out) == names
@@ -84,9 +111,9 @@ def test_module_that_must_be_imported_by_each_kernel_is_left_out(
 
 
 def test_other_modules_are_chosen(choose: Choose) -> None:
-    """Among them some that only look as if: they print, seed what a restore reseeds, and ask the
-    system for random numbers."""
-    names = ("gk_good", "gk_system_random", "gk_prints", "gk_seeds", "gk_temporary")
+    """Among them some that only look as if: they print, seed what a restore reseeds, ask the system
+    for random numbers, and set what is only for themselves."""
+    names = ("gk_good", "gk_system_random", "gk_prints", "gk_seeds", "gk_temporary", "gk_own")
     assert choose(*names, "gk_not_there", "json") == preload.Chosen(list(names), {})
 
 
@@ -110,6 +137,16 @@ def test_modules_that_take_too_much_are_left_out(
     assert len(programs) == 2
     monkeypatch.setattr(preload, "MAX_CPU_SECONDS", 1.5)
     assert "1.0 s of CPU" in choose("gk_good", "gk_prints").left_out["gk_prints"]
+
+
+def test_trial_that_says_nothing_is_not_tried_again(
+    choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one that says too much end the choice."""
+    said = [[], [preload.Trial(0.0, 0, "")] * 3]
+    monkeypatch.setattr(preload, "_try_in_process", lambda *words: said.pop(0))
+    chosen = choose("gk_good", "gk_seeds")
+    assert chosen == preload.Chosen(["gk_seeds"], {"gk_good": "its trial says nothing"})
 
 
 def test_import_that_does_not_end_is_given_up(choose: Choose) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import learned_modules, snapshot_builder
 from gvisor_kernel.kernel.connection_info import private_connection_info
@@ -61,6 +63,11 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelPlan:
 def report(names: object, **more: object) -> bytes:
     head = json.dumps({"do": "imports", "names": names, **more}).encode()
     return struct.pack(">I", len(head)) + head
+
+
+def add(kernel: ImportReports, found: Report) -> None:
+    if kernel.take(found):
+        kernel.count()
 
 
 # -- the choice ------------------------------------------------------------------------------------
@@ -169,13 +176,14 @@ def test_kernel_counts_only_what_is_installed_and_once(
     monkeypatch.setattr(learned_modules, "is_installed", look)
     kernel = ImportReports(plan)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(kernel.add, [Report(("numpy", "evil", "json", "numpy.linalg"))] * 20))
-    kernel.add(Report(tuple(f"evil{number}" for number in range(200))))
+        reports = [Report(("numpy", "evil", "json", "numpy.linalg", "numpy.evil"))] * 20
+        list(pool.map(lambda report: add(kernel, report), reports))
+    add(kernel, Report(tuple(f"evil{number}" for number in range(200))))
     assert len(looked) == len(set(looked)) == MAX_NAMES
-    kernel.add(Report(("pandas",)))
+    add(kernel, Report(("pandas",)))
     counted = learned_modules.read(find_kind(plan))
     assert counted == Counts(1, {"numpy": 1, "numpy.linalg": 1})
-    ImportReports(plan).add(Report(("numpy",)))
+    add(ImportReports(plan), Report(("numpy",)))
     assert learned_modules.read(find_kind(plan)) == Counts(2, {"numpy": 2, "numpy.linalg": 1})
     assert learned_modules.with_learned(plan).learned == ("numpy",)
     assert learned_modules.find_outdated(plan, Preloaded(("numpy",), ("numpy",))) is None
@@ -184,17 +192,37 @@ def test_kernel_counts_only_what_is_installed_and_once(
     assert wanted.learned == ("numpy",)
 
 
+def test_reports_without_end_have_one_worker(
+    plan: KernelPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if what they report comes while it counts, and again and again."""
+    kernel = ImportReports(plan)
+    counted: list[tuple[str, ...]] = []
+
+    def change(kind: str, work: Any) -> None:
+        counted.append(tuple(work(Counts()).names))
+        assert not kernel.take(Report(("numpy", "pandas")))
+
+    monkeypatch.setattr(learned_modules, "change", change)
+    monkeypatch.setattr(learned_modules, "is_installed", lambda plan, name: True)
+    assert kernel.take(Report(("numpy",)))
+    kernel.count()
+    assert counted == [("numpy",), ("pandas",)]
+    assert not kernel.take(Report(("pandas", "numpy")))
+    assert kernel.take(Report(("polars",)))
+
+
 def test_variable_that_a_cell_sets_turns_it_off(
     plan: KernelPlan, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not one that the kernelspec has set. It fades like everything else."""
     late = Report(("numpy",), frozenset({"OMP_NUM_THREADS"}))
-    ImportReports(replace(plan, environment={"OMP_NUM_THREADS": "1"})).add(late)
+    add(ImportReports(replace(plan, environment={"OMP_NUM_THREADS": "1"})), late)
     assert learned_modules.read(find_kind(plan)) == Counts(1, {"numpy": 1})
     kernel = ImportReports(plan)
-    kernel.add(late)
-    kernel.add(late)
-    ImportReports(plan).add(Report((), late.variables))
+    add(kernel, late)
+    add(kernel, late)
+    add(ImportReports(plan), Report((), late.variables))
     counted = learned_modules.read(find_kind(plan))
     assert counted == Counts(2, {"numpy": 2}, 2)
     assert caplog.text.count("A cell has set OMP_NUM_THREADS") == 1
@@ -207,8 +235,8 @@ def test_variable_that_a_cell_sets_turns_it_off(
 
 
 def test_nothing_is_kept_if_it_is_turned_off(plan: KernelPlan, tmp_path: Path) -> None:
-    ImportReports(replace(plan, spec=replace(plan.spec, preload=()))).add(Report(("numpy",)))
-    ImportReports(replace(plan, spec=replace(plan.spec, snapshot="off"))).add(Report(("numpy",)))
+    add(ImportReports(replace(plan, spec=replace(plan.spec, preload=()))), Report(("numpy",)))
+    add(ImportReports(replace(plan, spec=replace(plan.spec, snapshot="off"))), Report(("numpy",)))
     assert not (tmp_path / "cache/gvisor-kernel/imports").exists()
 
 
@@ -230,6 +258,9 @@ def test_files_are_private_and_odd_ones_are_ignored(
         assert learned_modules.read(find_kind(plan)) == Counts()
     path.unlink()
     path.symlink_to(files[0])
+    assert learned_modules.read(find_kind(plan)) == Counts()
+    path.unlink()
+    os.mkfifo(path)  # it must not be waited for
     assert learned_modules.read(find_kind(plan)) == Counts()
 
 
@@ -277,6 +308,13 @@ def test_modules_of_a_kernel_that_is_not_restored_as_saved_are_left_out(
     wanted = replace(plan, learned=("numpy", "pandas"))
     assert snapshot_builder.make_snapshot(wanted, lambda text, done: None) == "made"  # type: ignore[comparison-overlap]
     assert made == [{}, {"numpy": "2 threads", "pandas": "2 threads"}]
+
+
+def test_kernel_that_ends_by_a_learned_module_is_saved_without_it() -> None:
+    with pytest.raises(Misbehaved, match="it ended"), snapshot_builder.suspecting({"numpy"}):
+        raise LaunchError("it ended")
+    with pytest.raises(LaunchError), snapshot_builder.suspecting(()):
+        raise LaunchError("it ended")
 
 
 def test_spare_of_a_snapshot_that_was_replaced_does_not_fit(
