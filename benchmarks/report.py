@@ -52,7 +52,8 @@ GROUPS = (
         (
             Column(figures.INFO, "to kernel_info reply"),
             Column(figures.FIRST, "to first execute reply"),
-            Column(figures.IMPORTED, "to numpy, pandas, pyplot imported"),
+            Column(figures.IMPORT, "numpy, pandas, pyplot in the second cell", unit="ms"),
+            Column(figures.IMPORTED, "to these imported"),
             Column(figures.FIRST_READY, "with wait_for_ready, to first execute reply"),
             Column(figures.IMPORTED_READY, "with wait_for_ready, to imported"),
             Column(figures.SHUTDOWN, "shutdown"),
@@ -159,34 +160,22 @@ class Target:
 
 
 ANY = ("snapshot, {mode}, {who}", "cold, {mode}, {who}")
-SPARE = ("spare, {mode}, {who}",)
+LEARNED = ("learned, {mode}, {who}",)
+SPARE = ("spare+learned, {mode}, {who}",)
+DIRECT = ("direct",)
 TARGETS = (
-    Target("start to first execute, snapshot", figures.FIRST, ANY[:1], 0.60),
-    Target("the same, as nbclient waits (wait_for_ready)", figures.FIRST_READY, ANY[:1], 0.60),
-    Target("the same, with a spare", figures.FIRST, SPARE, 0.60, modes=("direct",)),
-    Target(
-        "start to imports done, preload",
-        figures.IMPORTED,
-        ("snapshot+preload, {mode}, {who}",),
-        0.3,
-    ),
-    Target(
-        "the same, as nbclient waits",
-        figures.IMPORTED_READY,
-        ("snapshot+preload, {mode}, {who}",),
-        0.3,
-    ),
-    Target(
-        "the same, with a spare",
-        figures.IMPORTED,
-        ("spare+preload, {mode}, {who}",),
-        0.3,
-        modes=("direct",),
-    ),
-    Target("cold start to first execute", figures.FIRST, ANY[1:], 2.5),
-    Target("the same, as nbclient waits", figures.FIRST_READY, ANY[1:], 2.5),
-    Target("`1+1`, direct, p50", figures.TRIP, ANY, 1.2, modes=("direct",)),
-    Target("`1+1`, direct, p90", figures.TRIP, ANY, 1.5, 0.9, modes=("direct",)),
+    Target("numpy, pandas, pyplot in the second cell, nothing preloaded", figures.IMPORT, ANY, 1.6),
+    Target("the same by default", figures.IMPORT, LEARNED, 0.2, modes=DIRECT),
+    Target("start to first execute, with a spare", figures.FIRST, SPARE, 1.0, modes=DIRECT),
+    Target("the same, restored, nothing preloaded", figures.FIRST, ANY[:1], 0.8),
+    Target("the same, restored, by default", figures.FIRST, LEARNED, 0.8, modes=DIRECT),
+    Target("the same, as nbclient waits (wait_for_ready)", figures.FIRST_READY, LEARNED, 0.8),
+    Target("start to imports done, by default", figures.IMPORTED, LEARNED, 0.8, modes=DIRECT),
+    Target("the same, with a spare", figures.IMPORTED, SPARE, 0.3, modes=DIRECT),
+    Target("cold start to first execute", figures.FIRST, ANY[1:], 2.0),
+    Target("the same, as nbclient waits", figures.FIRST_READY, ANY[1:], 2.0),
+    Target("`1+1`, direct, p50", figures.TRIP, ANY, 1.1, modes=DIRECT),
+    Target("`1+1`, direct, p90", figures.TRIP, ANY, 1.2, 0.9, modes=DIRECT),
     Target("`1+1`, relay, p50", figures.TRIP, ANY, 2.5, modes=("relay",)),
     Target("fork and exit of an idle kernel", figures.FORK, ANY, 4.0),
     Target('`subprocess.run(["true"])`', figures.SUBPROCESS, ANY, 3.0),
@@ -213,7 +202,8 @@ TARGETS = (
         base=None,
         unit="s",
     ),
-    Target("memory of an idle kernel", figures.MEMORY.format(1), ANY, 2.0),
+    Target("memory of an idle kernel, one", figures.MEMORY.format(1), ANY, 1.8),
+    Target("the same, each of thirty", figures.MEMORY.format(30), ANY, 1.5),
     Target("idle CPU", figures.IDLE_CPU, ANY, 0.2, base=None, unit="% of a core"),
     Target("bridge's growth, 1 GB stalled", figures.STALLED, ANY, 64, base=None, unit="MiB"),
     Target("the same in messages of 1 MB", figures.STALLED_FLUSHED, ANY, 64, base=None, unit="MiB"),
