@@ -81,7 +81,6 @@ LONG: dict[str, tuple[str, ...]] = {
         "pdf_examples_work",
         "xlsx_examples_work",
         "mcp_builder_examples_work",
-        "docx_examples_work",
         "pptx_examples_work",
         "algorithmic_art_examples_work",
     ),

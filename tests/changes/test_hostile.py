@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -302,9 +303,15 @@ def test_two_kernels_of_one_folder_apply_and_look_at_once(kernel: Kernel, tmp_pa
         for _ in range(10):
             await KernelChanges(cast("SandboxedKernel", kernel)).list()
 
-    with ThreadPoolExecutor() as threads:
-        applying = [threads.submit(apply_after, one) for one in (kernel, other)]
-        threads.submit(asyncio.run, look()).result(SECONDS)
+    both_looked = threading.Barrier(
+        2
+    )  # what one has applied before the other looks may be replaced
+    with ThreadPoolExecutor() as pool:
+        applying = [
+            pool.submit(apply_after, one, partial(both_looked.wait, SECONDS))
+            for one in (kernel, other)
+        ]
+        pool.submit(asyncio.run, look()).result(SECONDS)
         results = [work.result(SECONDS) for work in applying]
     assert sorted(results[0].applied + results[1].applied) == sorted(paths)
     for result, content in zip(results, (b"one", b"two"), strict=True):
