@@ -14,25 +14,33 @@ ALL = os.environ.get("GK_TEST_ALL") == "1"
 needs_all = pytest.mark.skipif(not ALL, reason="takes long: run scripts/test --all")
 
 LONG: dict[str, tuple[str, ...]] = {
-    "api/test_cancelled.py": ("a_listener_that_waits_ends_with_its_run",),
+    "api/test_cancelled.py": (
+        "a_listener_that_waits_ends_with_its_run",
+        "a_pool_goes_on_after_any_failed_start",
+    ),
     "api/test_life.py": (
         "a_program_that_ends_leaves_nothing[fork",
         "a_program_that_ends_leaves_nothing[leave_pool",
+        "map_calls_in_clean_sandboxes_and_in_order",
     ),
     "api/test_sandbox.py": (
-        "without_threads_a_call_fails_alone",
         "what_is_moved_is_copied_if_it_must_be",
+        "without_threads_a_call_fails_alone",
+    ),
+    "bridge/test_process_end.py": (
+        "concurrent_shutdowns_are_harmless",
+        "shutdown_after_bridge_ended_is_harmless",
     ),
     "browser/test_files.py": ("files_that_are_not_kept_are_told_before_and_after",),
     "changes/test_killed.py": (
+        "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EDQUOT",
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EIO",
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EROFS",
-        "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EDQUOT",
     ),
     "docker/test_kernels.py": (
-        "outputs_survive_a_stopped_engine",
-        "outputs_are_not_copied_into_another_folder",
         "exited_kernel_restarts_in_its_sandbox",
+        "outputs_are_not_copied_into_another_folder",
+        "outputs_survive_a_stopped_engine",
         "sandbox_without_state_directory_is_removed",
     ),
     "egress/test_kernels.py": ("two_hundred_requests_at_once",),
@@ -54,21 +62,38 @@ LONG: dict[str, tuple[str, ...]] = {
         "stopped_kernel_can_be_restarted_and_shut_down[now",
     ),
     "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
+    "guest/test_egress_listener.py": (
+        "kernel_started_in_another_way_has_streams[relay",
+        "thousands_of_connections_do_no_harm",
+    ),
+    "images/test_bounds.py": ("each_of_many_opaque_folders_is_walked_once",),
+    "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
     "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
     "jupyter/test_launch.py": (
-        "invalid_connection_file_is_reported[{}",
         'invalid_connection_file_is_reported[{"transport"',
+        "invalid_connection_file_is_reported[{}",
     ),
     "jupyter/test_lifecycle.py": (
-        "many_restarts_leak_nothing",
-        "sync_multi_kernel_manager_works",
         "managers_work_on_several_loops_and_threads",
+        "many_kernels_run_at_once",
+        "many_restarts_leak_nothing",
+        "second_start_replaces_kernel",
+        "sync_multi_kernel_manager_works",
     ),
+    "kubernetes/test_ends.py": ("an_end_that_comes_late_is_told_to_nobody_else",),
     "mcp/test_hostile.py": (
-        "garbage_floods_and_long_lines_do_no_harm",
         "calls_beyond_the_limit_are_refused",
+        "garbage_floods_and_long_lines_do_no_harm",
     ),
+    "mcp/test_http.py": ("the_sandboxes_of_a_client_that_has_left_make_room",),
     "mcp/test_stdio.py": ("sessions_that_are_not_used_end",),
+    "nodes/test_copies.py": ("files_are_copied_there_and_back[ssh",),
+    "nodes/test_faults.py": (
+        "client_is_killed[ssh",
+        "helper_is_killed[ssh",
+        "network_is_cut_for_good",
+        "server_is_killed[ssh",
+    ),
     "runtimes/test_owner_death.py": ("killed_owner_leaves_nothing[15",),
     "security/test_link.py": ("random_frames_do_not_disturb_neighbour",),
     "security/test_races.py": ("swap_at_each_step_of_kernel_life_is_harmless",),
@@ -78,11 +103,11 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "security/test_settings.py": ("any_value_is_accepted_or_refused_cleanly",),
     "skills/test_inside.py": (
-        "pdf_examples_work",
-        "xlsx_examples_work",
-        "mcp_builder_examples_work",
-        "pptx_examples_work",
         "algorithmic_art_examples_work",
+        "mcp_builder_examples_work",
+        "pdf_examples_work",
+        "pptx_examples_work",
+        "xlsx_examples_work",
     ),
     "snapshots/test_damaged.py": (
         "damaged_snapshot_makes_one_start_cold[truncated with forged stamps",
@@ -91,17 +116,20 @@ LONG: dict[str, tuple[str, ...]] = {
     "snapshots/test_editable.py": ("snapshot_covers_editable_installs",),
     "snapshots/test_languages.py": ("bash_kernels_are_restored",),
     "snapshots/test_snapshot_queue.py": (
-        "snapshots_are_made_one_at_a_time_with_low_priority",
         "builder_ends_with_its_server[killed with a child that stays",
         "failing_snapshot_is_tried_twice",
+        "snapshots_are_made_one_at_a_time_with_low_priority",
         "store_removes_least_recently_used_snapshot",
     ),
     "snapshots/test_spares.py": (
         "busy_sandbox_becomes_no_spare",
-        "spare_is_removed_after_keep_seconds",
         "setting_turns_spares_off",
+        "spare_is_removed_after_keep_seconds",
     ),
-    "snapshots/test_unfit.py": ("fewer_cpus_start_cold", "other_mounts_and_limits_start_cold"),
+    "snapshots/test_unfit.py": (
+        "fewer_cpus_start_cold",
+        "other_mounts_and_limits_start_cold",
+    ),
 }
 """Files below tests/, and the beginnings of their tests' names without ``test_``."""
 

@@ -74,7 +74,7 @@ def start(folder: Path, dockerd: Dockerd) -> Iterator[Start]:
 # -- outputs ---------------------------------------------------------------------------------------
 
 
-@needs_all  # the same of a pod runs always
+@needs_all
 def test_an_end_that_comes_late_is_told_to_nobody_else(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
