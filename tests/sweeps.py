@@ -85,7 +85,6 @@ LONG: dict[str, tuple[str, ...]] = {
         "calls_beyond_the_limit_are_refused",
         "garbage_floods_and_long_lines_do_no_harm",
     ),
-    "mcp/test_http.py": ("the_sandboxes_of_a_client_that_has_left_make_room",),
     "mcp/test_stdio.py": ("sessions_that_are_not_used_end",),
     "nodes/test_copies.py": ("files_are_copied_there_and_back[ssh",),
     "nodes/test_faults.py": (
