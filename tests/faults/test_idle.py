@@ -260,16 +260,21 @@ def test_memory_of_stopped_kernel_is_not_measured(
     assert looked.wait(SECONDS)  # the kernel may be stopped again by now
 
 
-@pytest.mark.once
-def test_heartbeat_does_not_wake_stopped_kernel(kernel: Watched) -> None:
-    kernel.wait_for_stop()
+def check_heartbeats(watched: Watched) -> None:
+    """Send heartbeats as a client does, and wait for the answer to each."""
     with zmq.Context() as context, context.socket(zmq.REQ) as heart:
         heart.linger = 0
-        heart.connect(kernel.client._make_url("hb"))
+        heart.connect(watched.client._make_url("hb"))
         for number in range(20):
             heart.send(b"beat %d" % number)
             assert heart.poll(1000 * SECONDS)
             assert heart.recv() == b"beat %d" % number
+
+
+@pytest.mark.once
+def test_heartbeat_does_not_wake_stopped_kernel(kernel: Watched) -> None:
+    kernel.wait_for_stop()
+    check_heartbeats(kernel)
     assert kernel.is_stopped
 
 
@@ -449,13 +454,7 @@ def test_heartbeat_does_not_end_naps(relayed: Watched, monkeypatch: pytest.Monke
     wait_for_nap(relayed)
     ended: list[bool] = []
     monkeypatch.setattr(relayed._link._naps, "end", lambda: ended.append(True))
-    with zmq.Context() as context, context.socket(zmq.REQ) as heart:
-        heart.linger = 0
-        heart.connect(relayed.client._make_url("hb"))
-        for number in range(20):
-            heart.send(b"beat %d" % number)
-            assert heart.poll(1000 * SECONDS)
-            assert heart.recv() == b"beat %d" % number
+    check_heartbeats(relayed)
     assert not ended
 
 
