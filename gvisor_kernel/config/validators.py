@@ -199,9 +199,11 @@ def accept_preload(name: str, value: object) -> tuple[str, ...] | str:
 
     :raises SettingError: when it is something else
     """
-    if isinstance(value, str):
-        if value in ("auto", "off"):
-            return value if value == "auto" else ()
+    if value == "auto":
+        return "auto"
+    if value == "off":
+        return ()
+    if not isinstance(value, (list, tuple)):
         raise SettingError(name, value, '"auto", "off" or a list of names of Python modules')
     return accept_modules(name, value)
 
