@@ -97,7 +97,7 @@ ALLOWED = {
     "mcp/stdio.py:claimed_streams": KERNEL,
     "runtimes/runsc/checkpoint.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_mount_points": STATE,
-    "runtimes/docker/files.py:write_list": STATE,
+    "runtimes/copies/contents.py:write_list": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",
     "runtimes/mounts/editable_installs.py:_open_at_once": "only read, likewise",
     "runtimes/runsc/features.py": STATE,

@@ -32,7 +32,7 @@ OWN = {
     "jupyter/kernelspecs.py": "kernelspecs of this machine",
     "jupyter/launcher.py": "the connection file of a front end",
     "images/store.py": "flat documents that the store wrote",
-    "runtimes/docker/files.py": "a flat list that the runtime wrote",
+    "runtimes/copies/contents.py": "a flat list that the runtime wrote",
     "runtimes/kubernetes/cluster.py": "three texts of a record",
     "config/kubernetes.py": "settings",
     "spec/pod.py": "settings, after their validation",

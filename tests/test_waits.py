@@ -193,7 +193,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("images/measure.py", "os.read(fd, CHUNK)"): DATA,
     ("host/commands.py", "os.read(output, READ_SIZE)"): READY,
     ("host/commands.py", "os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)"): DEAD,
-    ("runtimes/docker/files.py", "os.read(fd, min(CHUNK, left))"): DATA,
+    ("runtimes/copies/contents.py", "os.read(fd, min(CHUNK, left))"): DATA,
     ("runtimes/docker/stream.py", "os.read(self._link_in, READ_SIZE)"): READY,
     (
         "runtimes/docker/stream.py",

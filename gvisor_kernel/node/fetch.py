@@ -21,7 +21,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.processes import ProcessId, is_alive, open_process
 from gvisor_kernel.node.files import ENDED, Copy, find_copy
-from gvisor_kernel.runtimes.docker.files import Contents
+from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes.orders import write_fact
 from gvisor_kernel.runtimes.nodes.pieces import write_pieces
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans

@@ -24,7 +24,7 @@ from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.host.private_directories import NotPrivate, make_directories, read_file
 from gvisor_kernel.host.processes import ProcessId, is_alive
-from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.nodes.orders import Order
 from gvisor_kernel.runtimes.state import records

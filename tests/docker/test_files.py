@@ -15,8 +15,8 @@ import pytest
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes.docker import files
-from gvisor_kernel.runtimes.docker.files import Contents, read_list
+from gvisor_kernel.runtimes.copies import contents
+from gvisor_kernel.runtimes.copies.contents import Contents, read_list
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 
 LARGE = 2**30
@@ -114,14 +114,14 @@ def test_file_that_shrinks_while_it_is_read_is_padded(
     """Entries after it keep their place."""
     (folder / "a").write_bytes(b"x" * 1000)
     (folder / "b").write_text("after")
-    header = files._header
+    header = contents._header
 
     def shrink(name: str, *arguments: object, **more: object) -> bytes:
         if name == "uploads/a":
             os.truncate(folder / "a", 10)
         return header(name, *arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "_header", shrink)
+    monkeypatch.setattr(contents, "_header", shrink)
     found = read_folder(folder)
     assert found["uploads/a"].size == 1000
     assert found["uploads/b"].size == 5

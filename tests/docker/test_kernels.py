@@ -195,7 +195,7 @@ def test_outputs_wait_in_the_engine_while_the_disk_is_full(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, dockerd: Dockerd
 ) -> None:
     with monkeypatch.context() as full:
-        full.setattr("gvisor_kernel.runtimes.docker.outputs.DISK_SPARE", 2**60)
+        full.setattr("gvisor_kernel.runtimes.copies.outputs.DISK_SPARE", 2**60)
         with start() as (_, client):
             execute(client, f"open('{OUTPUTS}/a', 'w').write('result')")
         assert dockerd.ours()

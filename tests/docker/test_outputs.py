@@ -14,8 +14,8 @@ import pytest
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.host.folders import Opened, open_path
-from gvisor_kernel.runtimes.docker.files import list_files
-from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies.contents import list_files
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 
 OLD = 1_600_000_000
 
@@ -232,6 +232,6 @@ def test_copy_stops_at_the_deadline(outputs: Path) -> None:
 
 
 def test_too_many_entries_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gvisor_kernel.runtimes.docker.outputs.MAX_ENTRIES", 2)
+    monkeypatch.setattr("gvisor_kernel.runtimes.copies.outputs.MAX_ENTRIES", 2)
     with pytest.raises(Refused, match="more than 2"):
         copy_out(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

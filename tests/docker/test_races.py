@@ -16,13 +16,13 @@ import pytest
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.docker import runtime
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.removal import sync_outputs
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 
 from ..security.inside import Host
 from ..security.races import COMPONENTS, Scene, Stop, make_race_folders
@@ -35,13 +35,13 @@ OUT = (
     "host/folders.py",
     "host/owners.py",
     "archive/",
-    "runtimes/docker/outputs.py",
+    "runtimes/copies/outputs.py",
     "runtimes/docker/removal.py",
 )
 IN = (
     "host/folders.py",
     "host/owners.py",
-    "runtimes/docker/files.py",
+    "runtimes/copies/contents.py",
     "runtimes/mounts/folders.py",
     "runtimes/mounts/outputs.py",
 )

@@ -19,7 +19,7 @@ import pytest
 from gvisor_kernel.errors import LaunchError, RuntimeMissing
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
-from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.kubernetes import cluster as cluster_module
 from gvisor_kernel.runtimes.kubernetes import collection, pump, removal
 from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut

@@ -29,7 +29,7 @@ from gvisor_kernel.host.processes import ProcessId, identify
 from gvisor_kernel.node import files
 from gvisor_kernel.node.files import ENDED, USED, Copy, find_copy, sweep_copies, take_files
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.docker.files import Contents
+from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes import fetch as fetching
 from gvisor_kernel.runtimes.nodes.fetch import Fetch
 from gvisor_kernel.runtimes.nodes.orders import Order, write_fact

@@ -22,6 +22,9 @@ from gvisor_kernel.errors import (
 )
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
+from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
+from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
     check_engine,
@@ -29,7 +32,6 @@ from gvisor_kernel.runtimes.docker.engine import (
     find_address,
     find_image,
 )
-from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import (
     end_container,
@@ -41,9 +43,7 @@ from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
-from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )

@@ -14,7 +14,9 @@ from typing import Any
 
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies import copied_outputs
+from gvisor_kernel.runtimes.copies.copied_outputs import record_end, take_outputs
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
@@ -23,8 +25,7 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
 )
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
-from gvisor_kernel.runtimes.state import copied_outputs, records
-from gvisor_kernel.runtimes.state.copied_outputs import record_end, take_outputs
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.spec.pod import IDENTITY, SANDBOX, STATE, pod_name
 

@@ -25,7 +25,9 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, SnapshotError
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
+from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
+from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
+from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.docker.image import EngineImage
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.kubernetes.cluster import (
@@ -44,9 +46,7 @@ from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_contain
 from gvisor_kernel.runtimes.runsc.starting import make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
-from gvisor_kernel.runtimes.state.copied_outputs import COPIED
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )

@@ -19,15 +19,16 @@ from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SandboxError, SettingError, StateError
 from gvisor_kernel.host.folders import Opened
-from gvisor_kernel.runtimes.docker.files import Contents, list_files, write_list
-from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies import copied_outputs
+from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
+from gvisor_kernel.runtimes.copies.copied_outputs import COPIED, record_end, take_outputs
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places, check_source
 from gvisor_kernel.runtimes.nodes.fetch import SILENT_SECONDS, Fetch
 from gvisor_kernel.runtimes.nodes.variables import client_variables
-from gvisor_kernel.runtimes.state import copied_outputs, records
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
-from gvisor_kernel.runtimes.state.copied_outputs import COPIED, record_end, take_outputs
 from gvisor_kernel.runtimes.state.records import Record
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError, StateError
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.docker.files import Contents
+from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs

@@ -1,6 +1,6 @@
 """What is sent to an engine that mounts nothing of this machine: folders, and their places there.
 
-``docker/files.py`` makes the archive of it. What only one engine gets is added there.
+``contents.py`` makes the archive of it. What only one engine gets is added there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import gvisor_kernel
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes.docker.files import Contents
+from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.packages import open_packages
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source

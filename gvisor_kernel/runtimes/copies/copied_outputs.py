@@ -20,8 +20,8 @@ from gvisor_kernel.config.validators import may_be_writable
 from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import Identity, Opened, find_identity, open_path, reopen
 from gvisor_kernel.host.owners import make_folder
-from gvisor_kernel.runtimes.docker.files import RECENT_SECONDS, read_list, write_list
-from gvisor_kernel.runtimes.docker.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies.contents import RECENT_SECONDS, read_list, write_list
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record

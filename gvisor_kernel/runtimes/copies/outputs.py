@@ -22,7 +22,7 @@ from gvisor_kernel.archive.tar import Entry, Kind, TarReader, quote_name
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.log_files import Limiter
-from gvisor_kernel.runtimes.docker.files import Copied
+from gvisor_kernel.runtimes.copies.contents import Copied
 
 log = logging.getLogger(__name__)
 
