@@ -18,9 +18,9 @@ from typing import Any
 STEPS = (
     "gvisor_kernel.jupyter.provisioner:GVisorProvisioner.pre_launch",
     "gvisor_kernel.jupyter.provisioner:GVisorProvisioner.launch_kernel",
-    "gvisor_kernel.kernel.session:SandboxedKernel._new_sandbox",
+    "gvisor_kernel.kernel.launch:Launch._make_sandbox",
     "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime.start",
-    "gvisor_kernel.kernel.session:restore",
+    "gvisor_kernel.kernel.launch:restore",
     "gvisor_kernel.runtimes.runsc.sandbox:RunscSandbox.verify",
     "gvisor_kernel.runtimes.runsc.runtime:RunscRuntime._start",
     "gvisor_kernel.runtimes.runsc.runtime:find_python_tree",

@@ -1,18 +1,15 @@
 """One sandboxed kernel: connects a runtime's sandbox with the bridge's client sockets.
 
 The provisioner and the launcher use it. Each method may be awaited on any loop; the work runs on
-the bridge's loop.
+the bridge's loop. One start is in ``launch.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
-from contextvars import copy_context
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +18,7 @@ from typing import Any, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartStopped
-from gvisor_kernel.kernel.ahead import renew_outdated, request_snapshot
+from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.kernel.endings import JudgeLeft, tell_end
 from gvisor_kernel.kernel.facts import (
     Death,
@@ -31,39 +27,27 @@ from gvisor_kernel.kernel.facts import (
     KernelFacts,
     Start,
     Started,
-    StartKind,
     State,
 )
 from gvisor_kernel.kernel.kept_data import KeptData
-from gvisor_kernel.kernel.learned_modules import ImportReports, learning_variables, read_report
-from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
-from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
-from gvisor_kernel.kernel.run_egress import make_egress
+from gvisor_kernel.kernel.launch import Launch
+from gvisor_kernel.kernel.learned_modules import ImportReports, read_report
+from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
-from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.kernel.undoing import close_started, give_up
+from gvisor_kernel.kernel.workers import Workers, run_beside
 from gvisor_kernel.kernel.workspace import (
-    OWN_OUTPUTS,
-    SHOWN,
-    VARIABLE,
-    describe_workspace,
     find_host_path,
 )
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
+from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
-from gvisor_kernel.runtimes.waits import hearing, until
-from gvisor_kernel.snapshots.key import SnapshotKey
-from gvisor_kernel.tracing import step, tracing
+from gvisor_kernel.tracing import tracing
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 END_SECONDS = 1.0
 """How long those who are told of a sandbox's end may read its files before they are removed."""
-
-RESUME_SECONDS = 15.0
-"""How long a restored kernel has to answer. After that a cold one is started instead."""
 
 
 class SandboxedKernel:
@@ -87,21 +71,15 @@ class SandboxedKernel:
         self._judge_left = judge_left
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
-        self._sandbox: Sandbox | None = None
+        self._last_launch: Launch | None = None
+        """Also one that is under way or has failed."""
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
         self._is_stopped = False
         """Whether another call has ended the launch that is under way."""
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
-        self._undoing: set[asyncio.Task[None]] = set()
-        self._planned: KernelPlan | None = None
-        """The plan of the last launch, also of one that is under way or has failed."""
-        self._way: StartKind = "cold"
-        self._waits_for = ""
-        """What the launch that is under way waits for, if an engine has told."""
-        self._launch_began = 0.0
-        """How the launch that is under way starts its kernel."""
+        self._workers = Workers()
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
         self._used: Sandbox | None = None
@@ -135,22 +113,23 @@ class SandboxedKernel:
     @property
     def sandbox(self) -> Sandbox | None:
         """The sandbox of the last launch; None if there is none, or it was ended."""
-        return self._sandbox
+        return self._last_launch.sandbox if self._last_launch is not None else None
 
     def describe(self) -> KernelFacts | None:
         """Return what is known of the kernel and its sandbox; None before the first launch."""
-        if self._planned is None:
+        launch = self._last_launch
+        if launch is None:
             return None
-        return self._describe(self._kernel, self._sandbox, self._planned)
+        return self._describe(self._kernel, launch.sandbox, launch.plan)
 
     def _describe(
         self, kernel: KernelBridge | None, sandbox: Sandbox | None, plan: KernelPlan
     ) -> KernelFacts:
         state: State = "ended"
-        start = self._start_facts
-        if self._launching is not None:
+        start, waits_for = self._start_facts, ""
+        if self._launching is not None and self._last_launch is not None:
             state = "starting"
-            start = Start(self._way, time.monotonic() - self._launch_began)
+            start, waits_for = self._last_launch.start, self._last_launch.waits_for
         elif kernel is not None and kernel.alive:
             state = "stopped" if kernel.paused else "running"
         received, sent = kernel.carried if kernel is not None else (0, 0)
@@ -165,7 +144,7 @@ class SandboxedKernel:
             last_death=self._last_death,
             received=received,
             sent=sent,
-            waits_for=self._waits_for if state == "starting" else "",
+            waits_for=waits_for,
         )
         if sandbox is None:
             return facts
@@ -185,7 +164,8 @@ class SandboxedKernel:
 
         Returns None if it is not mounted, or if a symbolic link leads out of the mount.
         """
-        return find_host_path(self._sandbox, path) if self._sandbox is not None else None
+        sandbox = self.sandbox
+        return find_host_path(sandbox, path) if sandbox is not None else None
 
     # -- actions, from any loop; no effect once this process's bridge has ended -------------------
 
@@ -234,7 +214,7 @@ class SandboxedKernel:
 
     async def end_sandbox(self) -> None:
         """End the sandbox, but keep clients' sockets for the next launch. Idempotent."""
-        self._sandbox = None
+        self._forget_sandbox()
         if self._kernel is not None and not self._bridge.ended:
             await self._bridge.run(self._kernel.end_sandbox())
 
@@ -242,7 +222,12 @@ class SandboxedKernel:
         """End the kernel and its sandbox, and close clients' sockets. Idempotent."""
         if not self._bridge.ended:
             await self._bridge.run(self._close())
-        self._kernel = self._sandbox = None
+        self._kernel = None
+        self._forget_sandbox()
+
+    def _forget_sandbox(self) -> None:
+        if self._last_launch is not None:
+            self._last_launch.sandbox = None
 
     # -- on the bridge's loop --------------------------------------------------------------------
 
@@ -260,12 +245,12 @@ class SandboxedKernel:
             self._is_stopped = True
             launching.cancel()
             await asyncio.wait({launching})
-        if self._undoing:
-            await asyncio.wait(self._undoing)
+        await self._workers.finish()
 
     async def _close(self) -> None:
         await self._end_launch()
-        kernel, self._kernel, self._sandbox = self._kernel, None, None
+        kernel, self._kernel = self._kernel, None
+        self._forget_sandbox()
         if kernel is not None:
             await self._bridge.close_kernel(kernel)
 
@@ -288,17 +273,16 @@ class SandboxedKernel:
 
     async def _launch(self, plan: KernelPlan) -> Address:
         await self._end_launch()
-        self._launching, self._planned = asyncio.current_task(), plan
+        self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         self._is_stopped = False
         self._imports = ImportReports(plan)
-        began = self._launch_began = time.monotonic()
         try:
             with tracing():
-                address = await self._launch_or_undo(plan)
-            start = Start(self._way, time.monotonic() - began)
+                address = await self._launch_or_undo(launch)
+            start = launch.start
             if start.kind != "restart":
                 self._start_facts = start
-            self._used = self._sandbox
+            self._used = launch.sandbox
             request = plan.request
             Happenings.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
@@ -312,14 +296,18 @@ class SandboxedKernel:
         finally:
             self._launching = None
 
-    async def _launch_or_undo(self, plan: KernelPlan) -> Address:
+    def _note_launch(self, plan: KernelPlan) -> Launch:
+        self._last_launch = Launch(plan, self._workers, self.sandbox, tells=self._logs_death)
+        return self._last_launch
+
+    async def _launch_or_undo(self, launch: Launch) -> Address:
+        plan = launch.plan
         if self._kernel is not None and self._kernel.identity != plan.identity:
             await self._bridge.close_kernel(self._kernel)
             self._kernel = None
         is_new = self._kernel is None
         if self._kernel is None:
-            root = state_root() / "sockets"
-            self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
+            self._kernel = await self._open_kernel(plan)
             self._kernel.run.logs_death = self._logs_death
             self._kernel.run.on_death = self._note_death
             self._kernel.call_before_removal(partial(self._on_end, self._kernel))
@@ -331,43 +319,21 @@ class SandboxedKernel:
                 kernel.expect_end(restart=True)
                 await kernel.kill()
             await kernel.wait_for_end()
-            self._way = "restart"
-            if self._may_reuse(kernel, plan) and await self._start_in_kept_sandbox(kernel, plan):
+            if await launch.start_in_kept(kernel, self._plan):
                 return kernel.address
             await kernel.end_sandbox()
-            self._plan, self._way = plan, "cold"
+            self._plan = plan
             self.started = time.time()
-            runtime = get_runtime(plan.spec.runtime)
-            restores = runtime.supports_snapshots or runtime.finds_snapshots
-            if plan.spec.snapshot == "off" or not restores:
-                self._sandbox = await self._new_sandbox(kernel, plan)
-            elif (obstacle := find_obstacle(plan)) is not None:
-                self._sandbox = await self._new_sandbox(kernel, plan)
-                kernel.note(f"the kernel starts without a snapshot: {obstacle}")
-            else:
-                begin = self._restore_there if runtime.finds_snapshots else self._restore
-                try:
-                    await begin(kernel, plan)
-                    return kernel.address
-                except NoSnapshot as error:
-                    reason, self._way = error.fact, "cold"
-                if not runtime.finds_snapshots:
-                    self._sandbox = await self._new_sandbox(kernel, plan)
-                kernel.note(f"the kernel starts without a snapshot: {reason}")
-                # For the next kernel of this kind.
-                await self._in_worker(
-                    request_snapshot, plan, self._sandbox, lambda: kernel.death is None
-                )
-            await self._start(kernel, plan)
+            await launch.start_in_new(kernel)
         except BaseException as error:
-            self._sandbox = None
+            launch.sandbox = None
             if is_new:
                 self._kernel = None
                 undo = self._bridge.close_kernel(kernel)
             else:  # clients and the manager know its address, so keep the sockets for a retry
                 undo = kernel.end_sandbox()
             # A second cancellation does not wait here, but ``close`` waits for the undo.
-            await asyncio.shield(self._undo_by(undo))
+            await asyncio.shield(self._workers.undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
                 hint = get_runtime(plan.spec.runtime).find_advice(error.detail)
                 raise type(error)(error.fact, hint, error.detail) from error
@@ -378,7 +344,7 @@ class SandboxedKernel:
         report = read_report(question)
         if report is not None:
             if self._imports is not None and self._imports.take(report):
-                self._beside(self._imports.count)
+                run_beside(self._imports.count)
             return b""
         return await KeptData.instance().answer(kernel.sandbox, question)
 
@@ -387,173 +353,6 @@ class SandboxedKernel:
         if self._plan is not None:
             request = self._plan.request
             Happenings.instance().tell(Died(request.kernel_id, request.kernel_name, death))
-
-    async def _start(self, kernel: KernelBridge, plan: KernelPlan) -> None:
-        sandbox = self._sandbox
-        assert sandbox is not None
-        environment = await self._find_variables(plan, sandbox)
-        self._note_outputs(kernel, environment)
-        argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
-        egress = make_egress(kernel, plan, sandbox, self._in_worker)
-        await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
-        step("kernel's process started")
-
-    async def _find_variables(self, plan: KernelPlan, sandbox: Sandbox) -> dict[str, str]:
-        describe = partial(describe_workspace, tells=self._logs_death)
-        words: dict[str, str] = await self._in_worker(describe, plan.spec, sandbox)
-        learning = learning_variables(plan)
-        return {**kernel_variables(plan, sandbox.kernel_environment), **words, **learning}
-
-    @staticmethod
-    def _note_outputs(kernel: KernelBridge, environment: Mapping[str, str]) -> None:
-        """Note in the log, which must be open, that /workspace/outputs is not the outputs."""
-        if SHOWN not in environment[VARIABLE].split():
-            kernel.note(OWN_OUTPUTS)
-
-    async def _start_in_kept_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
-        """Start a kernel in the last one's sandbox; False if that fails, as it may be broken."""
-        try:
-            await self._start(kernel, plan)
-        except LaunchError as error:
-            log.warning("Could not reuse the sandbox: %s Starting a new one.", error.fact)
-            return False
-        return True
-
-    def _may_reuse(self, kernel: KernelBridge, plan: KernelPlan) -> bool:
-        return (
-            self._plan is not None
-            and plan.spec.restart == "kernel"
-            and kernel.sandbox is not None
-            and kernel.sandbox is self._sandbox
-            and (plan.spec, plan.request) == (self._plan.spec, self._plan.request)
-        )
-
-    async def _restore(self, kernel: KernelBridge, plan: KernelPlan) -> None:
-        """Restore the kernel from a snapshot.
-
-        :raises NoSnapshot: when there is none, or when the restored kernel does not answer
-        :raises GvisorKernelError: see ``restore``
-        """
-        runtime = get_runtime(plan.spec.runtime)
-        self._way = "snapshot"
-
-        def take_spare(key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:
-            spare = SpareKeeper.instance().take(plan, key, run)
-            if spare is not None:
-                self._way = "spare"
-            return spare
-
-        await self._resume(kernel, plan, await self._in_worker(restore, runtime, plan, take_spare))
-        SpareKeeper.instance().request(plan)
-
-    async def _restore_there(self, kernel: KernelBridge, plan: KernelPlan) -> None:
-        """Start a sandbox whose runtime looks for a snapshot itself, and let its kernel go on.
-
-        :raises NoSnapshot: when there is none, or when the restored kernel does not answer. Then
-            there is a sandbox without a kernel.
-        :raises GvisorKernelError: see ``Runtime.start``
-        """
-        sandbox = await self._start_sandbox(kernel, plan, make_asking_request(plan))
-        found = sandbox.found
-        if found is None:
-            self._sandbox = await self._greet(kernel, plan, sandbox)
-            raise NoSnapshot(sandbox.lacks or "no snapshot fits")
-        self._way = "snapshot"
-        try:
-            await self._resume(kernel, plan, Restored.find(sandbox, found, plan))
-        except NoSnapshot:
-            request = replace(make_launch_request(plan), unfit=found.key)
-            sandbox = await self._start_sandbox(kernel, plan, request)
-            self._sandbox = await self._greet(kernel, plan, sandbox)
-            raise
-
-    async def _resume(self, kernel: KernelBridge, plan: KernelPlan, restored: Restored) -> None:
-        """Let a restored kernel go on as that of ``plan``.
-
-        :raises NoSnapshot: when it does not answer; then its sandbox was closed
-        """
-        sandbox = restored.sandbox
-        try:
-            await self._verify(sandbox)  # before it gets any message of a client
-            environment = await self._find_variables(plan, sandbox)
-            await kernel.attach_restored(
-                sandbox,
-                sandbox.log_path,
-                sandbox.transcripts,
-                restored.run,
-                environment,
-                sandbox.workdir,
-                min(RESUME_SECONDS, plan.spec.start_timeout),
-                egress=make_egress(kernel, plan, sandbox, self._in_worker),
-            )
-            self._note_outputs(kernel, environment)
-            step("kernel adopted its key and environment")
-        except BaseException as error:
-            await asyncio.shield(self._undo_by(give_up(kernel, restored, error)))
-            if not isinstance(error, SandboxError):
-                raise
-            raise NoSnapshot(str(error)) from error
-        self._sandbox = sandbox
-        self._beside(renew_outdated, plan, restored, lambda: kernel.death is None)
-
-    @staticmethod
-    def _beside(work: Callable[..., None], *arguments: Any) -> None:
-        """Run ``work``, which raises nothing, in a worker for which nobody waits."""
-        with suppress(RuntimeError):  # this process is exiting
-            asyncio.get_running_loop().run_in_executor(None, work, *arguments)
-
-    async def _new_sandbox(self, kernel: KernelBridge, plan: KernelPlan) -> Sandbox:
-        sandbox = await self._start_sandbox(kernel, plan, make_launch_request(plan))
-        return await self._greet(kernel, plan, sandbox)
-
-    async def _start_sandbox(
-        self, kernel: KernelBridge, plan: KernelPlan, request: LaunchRequest
-    ) -> Sandbox:
-        runtime = get_runtime(plan.spec.runtime)
-        loop = asyncio.get_running_loop()
-
-        def note_wait(text: str) -> None:
-            self._waits_for = text
-            with suppress(RuntimeError):  # this process is exiting
-                loop.call_soon_threadsafe(kernel.show_wait, text)
-
-        with hearing(note_wait):
-            return await self._in_worker(runtime.start, plan.spec, request)
-
-    async def _greet(self, kernel: KernelBridge, plan: KernelPlan, sandbox: Sandbox) -> Sandbox:
-        hello = await kernel.attach(
-            sandbox, sandbox.log_path, sandbox.transcripts, plan.spec.start_timeout
-        )
-        step("guest answered")
-        await self._verify(sandbox, dict(hello.facts))
-        return sandbox
-
-    @staticmethod
-    async def _verify(sandbox: Sandbox, said: dict[str, str] | None = None) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, sandbox.verify, said)
-        step("sandbox checked from outside")
-
-    async def _in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run ``work`` in a worker. On cancellation, close the sandbox that it starts."""
-        loop = asyncio.get_running_loop()
-        given_up = threading.Event()
-        try:
-            with until(given_up):
-                starting = loop.run_in_executor(None, copy_context().run, work, *arguments)
-        except RuntimeError as error:  # the executor has shut down: this process is exiting
-            raise LaunchError(f"No kernel can be started: {error}.") from error
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            given_up.set()
-            self._undo_by(close_started(starting))
-            raise
-
-    def _undo_by(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        undoing = asyncio.get_running_loop().create_task(work)
-        self._undoing.add(undoing)
-        undoing.add_done_callback(self._undoing.discard)
-        return undoing
 
     async def launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         """Restore a kernel from ``files``, a snapshot that is in no store; only after nothing else.
@@ -564,13 +363,14 @@ class SandboxedKernel:
         return await self._bridge.run(self._launch_from(plan, files, run))
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
-        self._plan = self._planned = plan
+        self._plan, launch = plan, self._note_launch(plan)
+        self._kernel = await self._open_kernel(plan)
+        await launch.start_from(self._kernel, files, run)
+        return self._kernel.address
+
+    async def _open_kernel(self, plan: KernelPlan) -> KernelBridge:
         root = state_root() / "sockets"
-        kernel = self._kernel = await self._bridge.open_kernel(plan.identity, plan.address, root)
-        start = get_runtime(plan.spec.runtime).start
-        sandbox = await self._in_worker(start, plan.spec, make_launch_request(plan), files)
-        await self._resume(kernel, plan, Restored(sandbox, "", run))
-        return kernel.address
+        return await self._bridge.open_kernel(plan.identity, plan.address, root)
 
     async def checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         """Write a snapshot of the idle kernel into ``directory``, within ``seconds``.
@@ -583,12 +383,12 @@ class SandboxedKernel:
         return await self._bridge.run(self._checkpoint(directory, seconds))
 
     async def _checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
-        kernel, sandbox, plan = self._kernel, self._sandbox, self._plan
+        kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
         if kernel is None or sandbox is None or plan is None:
             raise LaunchError("There is no kernel to take a snapshot of.")
         run = await kernel.quiesce(seconds)
         # The sandbox ends when the snapshot is written. Keep its state as for a restart: its
         # removal would kill the checkpoint command, whose status is still needed.
         kernel.expect_end(restart=True)
-        await self._in_worker(sandbox.checkpoint, directory, seconds)
+        await self._workers.run(sandbox.checkpoint, directory, seconds)
         return run

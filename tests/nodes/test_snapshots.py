@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 
-from gvisor_kernel.kernel import ahead, session, snapshot_queue
+from gvisor_kernel.kernel import ahead, launch, snapshot_queue
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.snapshots import learned
 from gvisor_kernel.snapshots.store import Store
@@ -96,7 +96,7 @@ def test_snapshot_whose_kernel_does_not_answer_is_removed(
     monkeypatch.setenv("FOR_KERNELS", "yes")
     with start(way, **SETTINGS):
         wait_until(store.snapshots, "a snapshot", 120)
-    monkeypatch.setattr(session, "RESUME_SECONDS", 0.0001)
+    monkeypatch.setattr(launch, "RESUME_SECONDS", 0.0001)
     monkeypatch.setattr(snapshot_queue, "WAIT_SECONDS", 600)
     with start(way, **SETTINGS) as (manager, client):
         assert kind_of(manager) == "cold"

@@ -13,7 +13,7 @@ import pytest
 from jupyter_client import BlockingKernelClient
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.kernel import session
+from gvisor_kernel.kernel import launch
 from gvisor_kernel.kernel.command import host_path
 from gvisor_kernel.kernel.snapshot_builder import list_installed
 from gvisor_kernel.snapshots.store import Store
@@ -198,7 +198,7 @@ def test_wrong_sandbox_key_makes_start_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discards: Callable[[], str]
 ) -> None:
     """A relayed kernel ignores messages that are not signed with its key, so a cold one starts."""
-    monkeypatch.setattr(session, "RESUME_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "RESUME_SECONDS", 1.0)
     (snapshot,) = Store.open().snapshots()
     rewrite(snapshot, lambda content: content.update(sandbox_key="0" * 64))
     with running_kernel(RELAYED, settings=SETTINGS, start={"cwd": str(tmp_path)}) as (m, client):

@@ -1,0 +1,249 @@
+"""One launch of a kernel: in the sandbox of the last one, from a snapshot, or in a new sandbox.
+
+On the bridge's loop. When to launch, and what ends if a launch fails, is in ``session.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from gvisor_kernel.bridge import KernelBridge, SnapshotRun
+from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
+from gvisor_kernel.kernel.ahead import renew_outdated, request_snapshot
+from gvisor_kernel.kernel.facts import Start, StartKind
+from gvisor_kernel.kernel.learned_modules import learning_variables
+from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
+from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
+from gvisor_kernel.kernel.run_egress import make_egress
+from gvisor_kernel.kernel.spare_keeper import SpareKeeper
+from gvisor_kernel.kernel.undoing import give_up
+from gvisor_kernel.kernel.workers import Workers, run_beside
+from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
+from gvisor_kernel.runtimes.waits import hearing
+from gvisor_kernel.snapshots.key import SnapshotKey
+from gvisor_kernel.tracing import step
+
+log = logging.getLogger(__name__)
+
+RESUME_SECONDS = 15.0
+"""How long a restored kernel has to answer. After that a cold one is started instead."""
+
+
+class Launch:
+    """Starts a kernel by ``plan``, once.
+
+    ``sandbox``: that of the last kernel, if there is one. ``tells``: tell the user what the kernel
+    lacks. If a method fails or is cancelled, the caller ends the kernel's sandbox.
+    """
+
+    def __init__(
+        self, plan: KernelPlan, workers: Workers, sandbox: Sandbox | None, *, tells: bool
+    ) -> None:
+        self.plan = plan
+        self.sandbox = sandbox
+        """The kernel's sandbox, once there is one. The caller sets it to None when it ends it."""
+        self.waits_for = ""
+        """What is waited for, if an engine has told."""
+        self._way: StartKind = "cold"
+        self._began = time.monotonic()
+        self._workers = workers
+        self._tells = tells
+
+    @property
+    def start(self) -> Start:
+        """How the kernel is started, and the seconds since the beginning."""
+        return Start(self._way, time.monotonic() - self._began)
+
+    async def start_in_kept(self, kernel: KernelBridge, last: KernelPlan | None) -> bool:
+        """Start a kernel in the last one's sandbox. ``last``: the plan by which that was made.
+
+        False if it may not be kept, or if that fails, as it may be broken.
+        """
+        if not self._may_reuse(kernel, last):
+            return False
+        self._way = "restart"
+        try:
+            await self._start(kernel)
+        except LaunchError as error:
+            log.warning("Could not reuse the sandbox: %s Starting a new one.", error.fact)
+            return False
+        return True
+
+    def _may_reuse(self, kernel: KernelBridge, last: KernelPlan | None) -> bool:
+        return (
+            last is not None
+            and self.plan.spec.restart == "kernel"
+            and kernel.sandbox is not None
+            and kernel.sandbox is self.sandbox
+            and (self.plan.spec, self.plan.request) == (last.spec, last.request)
+        )
+
+    async def start_in_new(self, kernel: KernelBridge) -> None:
+        """Start a kernel in another sandbox, from a snapshot if there is one.
+
+        :raises GvisorKernelError: see ``Runtime.start``
+        """
+        plan, self._way = self.plan, "cold"
+        runtime = get_runtime(plan.spec.runtime)
+        restores = runtime.supports_snapshots or runtime.finds_snapshots
+        if plan.spec.snapshot == "off" or not restores:
+            await self._make_sandbox(kernel)
+        elif (obstacle := find_obstacle(plan)) is not None:
+            await self._make_sandbox(kernel)
+            kernel.note(f"the kernel starts without a snapshot: {obstacle}")
+        else:
+            begin = self._restore_there if runtime.finds_snapshots else self._restore
+            try:
+                await begin(kernel)
+                return
+            except NoSnapshot as error:
+                reason, self._way = error.fact, "cold"
+            if not runtime.finds_snapshots:
+                await self._make_sandbox(kernel)
+            kernel.note(f"the kernel starts without a snapshot: {reason}")
+            # For the next kernel of this kind.
+            await self._workers.run(
+                request_snapshot, plan, self.sandbox, lambda: kernel.death is None
+            )
+        await self._start(kernel)
+
+    async def start_from(self, kernel: KernelBridge, files: Path, run: SnapshotRun) -> None:
+        """Restore a kernel from ``files``, a snapshot that is in no store.
+
+        :raises NoSnapshot: when it does not answer
+        :raises GvisorKernelError: see ``Runtime.start``
+        """
+        start, request = get_runtime(self.plan.spec.runtime).start, make_launch_request(self.plan)
+        sandbox = await self._workers.run(start, self.plan.spec, request, files)
+        await self._resume(kernel, Restored(sandbox, "", run))
+
+    # -- a cold start ----------------------------------------------------------------------------
+
+    async def _make_sandbox(self, kernel: KernelBridge) -> None:
+        sandbox = await self._start_sandbox(kernel, make_launch_request(self.plan))
+        await self._greet(kernel, sandbox)
+
+    async def _start_sandbox(self, kernel: KernelBridge, request: LaunchRequest) -> Sandbox:
+        runtime = get_runtime(self.plan.spec.runtime)
+        loop = asyncio.get_running_loop()
+
+        def note_wait(text: str) -> None:
+            self.waits_for = text
+            with suppress(RuntimeError):  # this process is exiting
+                loop.call_soon_threadsafe(kernel.show_wait, text)
+
+        with hearing(note_wait):
+            return await self._workers.run(runtime.start, self.plan.spec, request)
+
+    async def _greet(self, kernel: KernelBridge, sandbox: Sandbox) -> None:
+        hello = await kernel.attach(
+            sandbox, sandbox.log_path, sandbox.transcripts, self.plan.spec.start_timeout
+        )
+        step("guest answered")
+        await self._verify(sandbox, dict(hello.facts))
+        self.sandbox = sandbox
+
+    @staticmethod
+    async def _verify(sandbox: Sandbox, said: dict[str, str] | None = None) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, sandbox.verify, said)
+        step("sandbox checked from outside")
+
+    async def _start(self, kernel: KernelBridge) -> None:
+        plan, sandbox = self.plan, self.sandbox
+        assert sandbox is not None
+        environment = await self._find_variables(sandbox)
+        self._note_outputs(kernel, environment)
+        argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
+        egress = make_egress(kernel, plan, sandbox, self._workers.run)
+        await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
+        step("kernel's process started")
+
+    async def _find_variables(self, sandbox: Sandbox) -> dict[str, str]:
+        plan, describe = self.plan, partial(describe_workspace, tells=self._tells)
+        words: dict[str, str] = await self._workers.run(describe, plan.spec, sandbox)
+        learning = learning_variables(plan)
+        return {**kernel_variables(plan, sandbox.kernel_environment), **words, **learning}
+
+    @staticmethod
+    def _note_outputs(kernel: KernelBridge, environment: Mapping[str, str]) -> None:
+        """Note in the log, which must be open, that /workspace/outputs is not the outputs."""
+        if SHOWN not in environment[VARIABLE].split():
+            kernel.note(OWN_OUTPUTS)
+
+    # -- a restore -------------------------------------------------------------------------------
+
+    async def _restore(self, kernel: KernelBridge) -> None:
+        """Restore the kernel from a snapshot.
+
+        :raises NoSnapshot: when there is none, or when the restored kernel does not answer
+        :raises GvisorKernelError: see ``restore``
+        """
+        plan, self._way = self.plan, "snapshot"
+        runtime = get_runtime(plan.spec.runtime)
+
+        def take_spare(key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:
+            spare = SpareKeeper.instance().take(plan, key, run)
+            if spare is not None:
+                self._way = "spare"
+            return spare
+
+        await self._resume(kernel, await self._workers.run(restore, runtime, plan, take_spare))
+        SpareKeeper.instance().request(plan)
+
+    async def _restore_there(self, kernel: KernelBridge) -> None:
+        """Start a sandbox whose runtime looks for a snapshot itself, and let its kernel go on.
+
+        :raises NoSnapshot: when there is none, or when the restored kernel does not answer. Then
+            there is a sandbox without a kernel.
+        :raises GvisorKernelError: see ``Runtime.start``
+        """
+        sandbox = await self._start_sandbox(kernel, make_asking_request(self.plan))
+        found = sandbox.found
+        if found is None:
+            await self._greet(kernel, sandbox)
+            raise NoSnapshot(sandbox.lacks or "no snapshot fits")
+        self._way = "snapshot"
+        try:
+            await self._resume(kernel, Restored.find(sandbox, found, self.plan))
+        except NoSnapshot:
+            request = replace(make_launch_request(self.plan), unfit=found.key)
+            await self._greet(kernel, await self._start_sandbox(kernel, request))
+            raise
+
+    async def _resume(self, kernel: KernelBridge, restored: Restored) -> None:
+        """Let a restored kernel go on as that of the plan.
+
+        :raises NoSnapshot: when it does not answer; then its sandbox was closed
+        """
+        plan, sandbox = self.plan, restored.sandbox
+        try:
+            await self._verify(sandbox)  # before it gets any message of a client
+            environment = await self._find_variables(sandbox)
+            await kernel.attach_restored(
+                sandbox,
+                sandbox.log_path,
+                sandbox.transcripts,
+                restored.run,
+                environment,
+                sandbox.workdir,
+                min(RESUME_SECONDS, plan.spec.start_timeout),
+                egress=make_egress(kernel, plan, sandbox, self._workers.run),
+            )
+            self._note_outputs(kernel, environment)
+            step("kernel adopted its key and environment")
+        except BaseException as error:
+            await asyncio.shield(self._workers.undo_by(give_up(kernel, restored, error)))
+            if not isinstance(error, SandboxError):
+                raise
+            raise NoSnapshot(str(error)) from error
+        self.sandbox = sandbox
+        run_beside(renew_outdated, plan, restored, lambda: kernel.death is None)
